@@ -1,0 +1,1 @@
+# One line per test executable: kv_test(<file without .cpp> DEPENDS <libraries>).
