@@ -1,0 +1,84 @@
+# Everything a newcomer or CI runs. `make demo` and `make test` need nothing but make itself:
+# they create .venv, and install the Debian packages they need when run as root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+APT_PACKAGES := python3 python3-venv python3-dev g++ libgtest-dev
+NATIVE_BUILD := build/native
+SANITIZER_BUILD := build/sanitizers
+PYTHON_SOURCES := kvstore tests bench
+CXX_SOURCES = $(shell find native -name '*.h' -o -name '*.cpp')
+# One build folder serves the extension and the native tests, so that nothing is compiled twice.
+PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation -Cbuild-dir=$(NATIVE_BUILD)
+
+.PHONY: help demo test lint types native-test python-test format bench test-sanitizers wheel proto \
+        system-packages clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+system-packages:
+	@missing=$$(for p in $(APT_PACKAGES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done | xargs); \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ]; then \
+	        apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	            apt-get install -y -q --no-install-recommends $$missing; \
+	    else echo "please run: sudo apt-get install $$missing" >&2; exit 1; fi; \
+	fi
+
+$(VENV)/.dev: pyproject.toml | system-packages
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -c 'import sys; \
+	    from pip._vendor import tomli as t; p = t.load(open("pyproject.toml", "rb"))["project"]; \
+	    e = p["optional-dependencies"]; \
+	    print(*[r for r in e["server"] + e["dev"] if not r.startswith("kvcache-store")], sep="\n")' \
+	    > $(VENV)/requirements.txt
+	$(PY) -m pip install --quiet -r $(VENV)/requirements.txt
+	touch $@
+
+# The package itself, editable: Python files are used in place, the extension is rebuilt when needed.
+$(VENV)/.installed: $(VENV)/.dev $(CXX_SOURCES) native/CMakeLists.txt
+	$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+demo: $(VENV)/.installed  ## build, install, and replay a workload on the embedded store
+	$(VENV)/bin/kvstore replay
+
+test: $(VENV)/.installed lint types native-test python-test  ## lint, types, native and Python tests
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check $(PYTHON_SOURCES)
+	$(VENV)/bin/ruff format --check $(PYTHON_SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+native-test: $(VENV)/.installed  ## GoogleTest, one executable per class
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
+	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet
+	$(VENV)/bin/ctest --test-dir $(NATIVE_BUILD) --output-on-failure
+
+python-test: $(VENV)/.installed  ## unit, property, cluster and fault tests
+	$(PY) -m pytest
+
+format: $(VENV)/.dev  ## rewrite the sources in the house format
+	$(VENV)/bin/ruff check --fix --quiet $(PYTHON_SOURCES) || true
+	$(VENV)/bin/ruff format $(PYTHON_SOURCES)
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
+
+bench: $(VENV)/.installed  ## measure this machine (bench/README in the table's header)
+	$(PY) -m bench
+
+test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for process-private state
+	tests/sanitizers.sh $(SANITIZER_BUILD)
+
+wheel: $(VENV)/.dev  ## a wheel in dist/
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+
+clean:  ## remove what was built
+	rm -rf build dist $(VENV)/.installed
