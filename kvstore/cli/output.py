@@ -1,0 +1,93 @@
+"""How every command speaks: tables for people, one JSON document for machines, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kvstore.errors import (
+    InvalidArgumentError,
+    KvstoreError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Exit(IntEnum):
+    """Exit codes of every kvstore command."""
+
+    OK = 0
+    MISS = 1
+    """The object, prefix or node asked for is not there."""
+    USAGE = 2
+    """The command line, a file or a value is wrong."""
+    UNAVAILABLE = 3
+    """The cluster cannot be reached or answered too late."""
+    REFUSED = 4
+    """Wrong or missing token, or not allowed."""
+    FAILED = 5
+    """Anything else: the store answered with an error, or a check failed."""
+
+
+def _exit_code(error: KvstoreError) -> Exit:
+    if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+        return Exit.REFUSED
+    if isinstance(error, UnavailableError):
+        return Exit.UNAVAILABLE
+    if isinstance(error, InvalidArgumentError):
+        return Exit.USAGE
+    return Exit.FAILED
+
+
+def fail(message: str, code: Exit) -> NoReturn:
+    """Print `message` on stderr and exit with `code`."""
+    click.echo(f"kvstore: {message}", err=True)
+    sys.exit(code)
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a KvstoreError into one line on stderr and the exit code that names its kind."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KvstoreError as error:
+            fail(f"{error.status.name}: {error}", _exit_code(error))
+
+    return run
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under their column names; numbers align to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
+    Console(soft_wrap=True).print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print name and value, one a line."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        click.echo(f"{name:<{width}}  {value}")

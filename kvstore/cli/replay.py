@@ -1,0 +1,174 @@
+"""`kvstore replay`: the main job on real input, with every byte checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import kvstore
+from kvstore.cli.output import Exit, fail, print_fields, print_json, reports_errors
+from kvstore.cli.session import json_option, target, target_options
+from kvstore.errors import InvalidArgumentError
+from kvstore.replay.runner import Replay, Tally, percentile_us
+from kvstore.replay.trace import Request, generate, read_trace
+from kvstore.sizes import format_size, parse_size
+
+# Beside the blocks themselves the embedded store gets this much, so that a partly filled chunk and
+# the batch that is being written do not count against the capacity that was asked for.
+_OVERHEAD_FRACTION = 64
+_OVERHEAD_BYTES = 1 << 20
+
+
+def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
+    try:
+        return parse_size(int(value) if value.isdigit() else value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _capacity_bytes(blocks: int, block_bytes: int) -> tuple[int, int]:
+    """Return (segment bytes, of them overhead) for an embedded store that holds `blocks`."""
+    exact = blocks * block_bytes
+    overhead = exact // _OVERHEAD_FRACTION + _OVERHEAD_BYTES
+    return exact + overhead, overhead
+
+
+def _report(tally: Tally, block_bytes: int, stats: Mapping[str, Any]) -> dict[str, Any]:
+    def gbps(blocks: int, times_ns: list[int]) -> float:
+        return round(blocks * block_bytes / sum(times_ns), 3) if times_ns else 0.0
+
+    report: dict[str, Any] = {
+        "requests": tally.requests,
+        "blocks": tally.blocks,
+        "block_bytes": block_bytes,
+        "hit_rate": round(tally.hit_rate, 4),
+        "wrong_bytes": tally.wrong_bytes,
+        "get_gbps": gbps(tally.hit_blocks, tally.get_ns),
+        "put_gbps": gbps(tally.put_blocks, tally.put_ns),
+    }
+    for name, samples in (("lookup", tally.lookup_ns), ("get", tally.get_ns), ("put", tally.put_ns)):
+        report[f"{name}_p50_us"] = round(percentile_us(samples, 0.5), 1)
+        report[f"{name}_p99_us"] = round(percentile_us(samples, 0.99), 1)
+    report["puts"] = tally.put_statuses
+    report["evicted_before_get"] = tally.failed_gets
+    report["evictions"] = stats.get("evictions")
+    report["misses"] = stats.get("misses", {})
+    return report
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    fields = dict(report)
+    fields["hit rate"] = f"{fields.pop('hit_rate'):.4f}"
+    fields["wrong bytes"] = fields.pop("wrong_bytes")
+    for name in ("get", "put"):
+        fields[f"{name} GB/s"] = fields.pop(f"{name}_gbps")
+    for name in ("lookup", "get", "put"):
+        p50, p99 = fields.pop(f"{name}_p50_us"), fields.pop(f"{name}_p99_us")
+        fields[f"{name} p50/p99"] = f"{p50} / {p99} us a request"
+    for name in ("puts", "misses"):
+        counts = ", ".join(f"{k} {v}" for k, v in fields.pop(name).items() if v)
+        fields[name] = counts or "none"
+    print_fields({f"{name.replace('_', ' ')}:": value for name, value in fields.items()})
+
+
+def _run(
+    store: kvstore.Store, requests: list[Request], block_bytes: int, quiet: bool
+) -> dict[str, Any]:
+    longest = max(len(request.hash_ids) for request in requests)
+    replay = Replay(store, block_bytes, longest)
+    columns = (
+        TextColumn("replay"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("hit rate {task.fields[hit_rate]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("replay", total=len(requests), hit_rate=0.0)
+        replay.run(
+            requests, lambda: bar.update(task, advance=1, hit_rate=replay.tally.hit_rate)
+        )
+    return _report(replay.tally, block_bytes, store.stats())
+
+
+@click.command(
+    epilog="Example: kvstore replay --trace conversation_trace.jsonl --block-bytes 4kb "
+    "--capacity-blocks 20000"
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="JSON lines in the Mooncake format; without it a multi-turn workload is generated.",
+)
+@click.option(
+    "--block-bytes", default="64kb", show_default=True, callback=_size, help="Bytes of one block."
+)
+@click.option("--capacity-blocks", type=click.IntRange(1), help="Size of the embedded store.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the generated workload.")
+@click.option("--limit", type=click.IntRange(1), help="Replay only the first N requests.")
+@click.option(
+    "--segment-dir",
+    type=click.Path(file_okay=False),
+    help="Folder for the embedded store's memory (default: anonymous memory).",
+)
+@click.option(
+    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="Force the network."
+)
+@json_option
+@target_options
+@click.pass_context
+@reports_errors
+def replay(
+    context: click.Context,
+    trace: Path | None,
+    block_bytes: int,
+    capacity_blocks: int | None,
+    seed: int,
+    limit: int | None,
+    segment_dir: str | None,
+    transport: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Replay a request trace: look up, get and verify, put the rest.
+
+    Runs on a store embedded in this process, or on a cluster with --master. Exits with 5 when a
+    single byte was wrong.
+    """
+    default = context.get_parameter_source("master") is click.core.ParameterSource.DEFAULT
+    requests = read_trace(trace) if trace else generate(seed)
+    requests = requests[:limit]
+    if not any(request.hash_ids for request in requests):
+        raise InvalidArgumentError("the trace has no block: nothing to replay")
+    if default:
+        blocks = capacity_blocks or len({b for r in requests for b in r.hash_ids})
+        size, overhead = _capacity_bytes(blocks, block_bytes)
+        with kvstore.open(segment_size=size, segment_dir=segment_dir) as store:
+            report = _run(store, requests, block_bytes, as_json)
+        report |= {"capacity_blocks": blocks, "segment_bytes": size, "overhead_bytes": overhead}
+        where = f"embedded store of {format_size(size)} ({blocks} blocks, {overhead} bytes overhead)"
+    else:
+        if capacity_blocks is not None or segment_dir is not None:
+            fail(
+                "--capacity-blocks and --segment-dir size the embedded store; with --master the "
+                "nodes' segment_size decides",
+                Exit.USAGE,
+            )
+        where = f"cluster at {options['master']}"
+        with target(options).connect(transport) as store:
+            report = _run(store, requests, block_bytes, as_json)
+    if as_json:
+        print_json(report)
+    else:
+        source = str(trace) if trace else f"a generated multi-turn workload (seed {seed})"
+        click.echo(f"replayed {source} on the {where}")
+        _print_report(report)
+    if report["wrong_bytes"]:
+        sys.exit(Exit.FAILED)
