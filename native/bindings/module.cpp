@@ -1,0 +1,41 @@
+// The extension kvstore._native: the status table, then client, master and node.
+#include "bindings.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include "kvstore/limits.h"
+
+namespace nb = nanobind;
+
+namespace kvstore {
+
+void raise_status(const Status& status) {
+    // Looked up when needed: errors.py is plain Python and imports nothing from here.
+    nb::object make = nb::module_::import_("kvstore.errors").attr("error_for");
+    nb::object error = make(static_cast<int32_t>(status.code()), status.message());
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+    throw nb::python_error();
+}
+
+}  // namespace kvstore
+
+NB_MODULE(_native, module) {
+    module.doc() = "Native core of kvstore; private, use the kvstore package.";
+    module.def(
+        "code_name",
+        [](int32_t code) { return kvstore::code_name(static_cast<kvstore::Code>(code)); },
+        nb::arg("code"), "Name of a status code, \"Unknown\" for a number outside the table.");
+    module.def(
+        "miss_reason_name",
+        [](uint8_t r) { return kvstore::miss_reason_name(static_cast<kvstore::MissReason>(r)); },
+        nb::arg("reason"), "Name of a miss reason.");
+    module.attr("MISS_REASON_COUNT") = kvstore::kMissReasonCount;
+    module.attr("MAX_KEY_BYTES") = kvstore::limits::kMaxKeyBytes;
+    module.attr("MAX_BATCH_KEYS") = kvstore::limits::kMaxBatchKeys;
+    module.attr("MAX_LEASE_MS") = kvstore::limits::kMaxLeaseMs;
+    module.attr("MAX_TIMEOUT_MS") = kvstore::limits::kMaxTimeoutMs;
+    kvstore::bind_client(module);
+    kvstore::bind_master(module);
+    kvstore::bind_node(module);
+}
