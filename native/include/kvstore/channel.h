@@ -1,0 +1,105 @@
+// The client's side of a session: one blocking request at a time on one socket. Not thread-safe but
+// for shutdown(); callers pool channels. Any error or time-out kills the channel: its stream would be
+// out of step.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvstore/handshake.h"
+#include "kvstore/messages.h"
+#include "kvstore/socket.h"
+
+namespace kvstore {
+
+class Channel {
+  public:
+    struct Reply {
+        FrameHeader header;
+        std::span<const uint8_t> body;  // valid until the next send or receive
+    };
+
+    // Connects and shakes hands. Refusals carry the server's code and sentence. With a token the
+    // server has to prove that it knows it too.
+    static Result<std::unique_ptr<Channel>> connect(const Endpoint& endpoint,
+                                                    const HelloParams& params, Deadline deadline);
+    // The same on a socket that is connected already.
+    static Result<std::unique_ptr<Channel>> handshake(Fd fd, const HelloParams& params,
+                                                      Deadline deadline);
+    ~Channel();
+
+    const WelcomeData& welcome() const { return welcome_; }
+    std::vector<Fd> take_fds() { return std::move(fds_); }  // segment, index, clients; or none
+    bool alive() const { return fd_.valid() && !dead_; }
+    // For a pooled channel before reuse: false when the peer has closed or sent something meanwhile.
+    bool usable();
+    // From any thread: a blocked call returns kClosed. The descriptor stays until destruction.
+    void shutdown();
+    // Ends the channel and gives its socket away (EventServer::adopt).
+    Fd release_fd();
+
+    // One request, its reply's header and body. An Error reply becomes its status (the channel lives
+    // on unless it was fatal). A reply's payload must be taken by recv_payload or discard_payload
+    // before the next request. Allocates nothing but to grow its buffers.
+    Result<Reply> call(MessageType type, std::span<const uint8_t> body,
+                       std::span<const iovec> payload, Deadline deadline);
+    // The two halves of call(), to ask several peers at once.
+    Status send(MessageType type, std::span<const uint8_t> body, std::span<const iovec> payload,
+                Deadline deadline);
+    Result<Reply> receive(Deadline deadline);
+
+    // The next bytes of the reply's payload, exactly as many as `into` holds.
+    Status recv_payload(std::span<const iovec> into, Deadline deadline);
+    Status discard_payload(Deadline deadline);
+    uint64_t payload_left() const { return payload_left_; }
+
+    // Encodes, calls, checks the reply's type and decodes it. The views in `reply` stay valid until
+    // the next call.
+    template <class Request, class ReplyMessage>
+    Status exchange(const Request& request, ReplyMessage* reply, Deadline deadline,
+                    std::span<const iovec> payload = {}) {
+        request_.clear();
+        encode_message(request, request_);
+        Result<Reply> answer = call(Request::kType, request_, payload, deadline);
+        if (!answer.ok()) {
+            return answer.status();
+        }
+        return decode_reply(*answer, reply);
+    }
+    template <class ReplyMessage>
+    Status decode_reply(const Reply& answer, ReplyMessage* reply) {
+        if (answer.header.message() != ReplyMessage::kType) {
+            return kill(Status(Code::kProtocolError, "unexpected reply"));
+        }
+        const Status decoded = decode_message(answer.body, reply);
+        return decoded.ok() ? decoded : kill(decoded);
+    }
+
+  private:
+    explicit Channel(Fd fd);
+    Status shake_hands(const HelloParams& params, Deadline deadline);
+    Status authenticate(const HelloParams& params, std::span<const uint8_t> hello_body,
+                        Digest* expected_proof, Deadline deadline);
+    Status read_handshake_frame(FrameHeader* header, Deadline deadline);
+    Status take_welcome(const HelloParams& params, const Digest* expected_proof);
+    Status kill(Status status);
+    Status fill(size_t wanted, Deadline deadline);
+
+    Fd fd_;
+    bool dead_ = false;
+    uint64_t next_request_id_ = 1;
+    uint64_t payload_left_ = 0;
+    WelcomeData welcome_;
+    std::vector<Fd> fds_;
+    std::vector<uint8_t> request_;  // exchange() encodes here
+    std::vector<uint8_t> input_;    // [begin_, end_) is received and not yet consumed
+    size_t begin_ = 0;
+    size_t end_ = 0;
+    std::vector<iovec> parts_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,266 @@
+// What a client (or another node) asks a node: reserve, commit, get, put, leases and holds.
+#pragma once
+
+#include "kvstore/fields.h"
+#include "kvstore/frame.h"
+
+namespace kvstore {
+
+inline constexpr uint8_t kPutUpsert = 1;  // flags of Reserve, Put and Claim rows: a new version
+
+// The client holds the lock of the slot that its Welcome named.
+struct SlotReady {
+    static constexpr MessageType kType = MessageType::kSlotReady;
+    uint32_t slot = 0;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.number(1, m.slot);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+struct Reserve {
+    static constexpr MessageType kType = MessageType::kReserve;
+    KeyList keys;
+    U64Column sizes;
+    U8Column pins;
+    U8Column replicas;
+    U32Column ttl_ms;  // 0: none
+    U8Column flags;
+    KeyList parents;   // absent, or empty where there is none
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.keys);
+        v.row(2, m.sizes);
+        v.row(3, m.pins, 2);
+        v.row(4, m.replicas, limits::kMaxReplicas);
+        v.row(5, m.ttl_ms);
+        v.row(6, m.flags);
+        v.row(7, m.parents);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+struct ReserveReply {
+    static constexpr MessageType kType = MessageType::kReserveReply;
+    I32Column status;
+    U64Column generations;
+    U64Column offsets;  // into the segment
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.status);
+        v.row(2, m.generations);
+        v.row(3, m.offsets);
+    }
+};
+
+struct Commit {
+    static constexpr MessageType kType = MessageType::kCommit;
+    U64Column generations;
+    U32Column crcs;  // of the data, not sealed
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.generations);
+        v.row(2, m.crcs);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+// The writer says that its copies into these blocks have stopped.
+struct Abort {
+    static constexpr MessageType kType = MessageType::kAbort;
+    U64Column generations;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.generations);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+struct Get {
+    static constexpr MessageType kType = MessageType::kGet;
+    KeyList keys;
+    U64Column versions;   // 0: the newest here
+    U64Column max_sizes;  // a larger object answers kBufferTooSmall with its size, without bytes
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.keys);
+        v.row(2, m.versions);
+        v.row(3, m.max_sizes);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+// The payload is the bytes of the rows that are kOk, one behind the other.
+struct GetReply {
+    static constexpr MessageType kType = MessageType::kGetReply;
+    I32Column status;
+    U64Column sizes;
+    U64Column versions;
+    U32Column crcs;    // sealed
+    U8Column reasons;  // MissReason
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.status);
+        v.row(2, m.sizes);
+        v.row(3, m.versions);
+        v.row(4, m.crcs);
+        v.row(5, m.reasons);
+    }
+};
+
+// The payload is the objects' bytes, one behind the other.
+struct Put {
+    static constexpr MessageType kType = MessageType::kPut;
+    KeyList keys;
+    U64Column sizes;
+    U8Column pins;
+    U8Column replicas;
+    U32Column ttl_ms;
+    U8Column flags;
+    KeyList parents;
+    U32Column crcs;  // of the data as the client sent it, not sealed
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.keys);
+        v.row(2, m.sizes);
+        v.row(3, m.pins, 2);
+        v.row(4, m.replicas, limits::kMaxReplicas);
+        v.row(5, m.ttl_ms);
+        v.row(6, m.flags);
+        v.row(7, m.parents);
+        v.row(8, m.crcs);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+struct Lease {
+    static constexpr MessageType kType = MessageType::kLease;
+    KeyList keys;
+    uint32_t stride = 0;  // objects that make one page; 0 means 1
+    uint32_t lease_ms = 0;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.keys);
+        v.number(2, m.stride, limits::kMaxBatchKeys);
+        v.number(3, m.lease_ms, limits::kMaxLeaseMs);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+struct LeaseReply {
+    static constexpr MessageType kType = MessageType::kLeaseReply;
+    int32_t code = 0;
+    uint64_t lease_id = 0;  // 0: nothing granted
+    uint32_t length = 0;    // keys of the granted prefix
+    uint32_t node_epoch = 0;
+    static void fields(auto& m, auto& v) {
+        v.number(1, m.code);
+        v.number(2, m.lease_id);
+        v.number(3, m.length, limits::kMaxBatchKeys);
+        v.number(4, m.node_epoch);
+    }
+};
+struct LeaseRenew {
+    static constexpr MessageType kType = MessageType::kLeaseRenew;
+    U64Column lease_ids;
+    uint32_t lease_ms = 0;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.lease_ids);
+        v.number(2, m.lease_ms, limits::kMaxLeaseMs);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+struct LeaseRelease {
+    static constexpr MessageType kType = MessageType::kLeaseRelease;
+    U64Column lease_ids;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.lease_ids);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+// Holds blocks by generation for a client whose slot is full.
+struct Hold {
+    static constexpr MessageType kType = MessageType::kHold;
+    U64Column generations;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.generations);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+struct Unhold {
+    static constexpr MessageType kType = MessageType::kUnhold;
+    U64Column generations;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.generations);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+// What the session's namespace is now.
+struct Resolve {
+    static constexpr MessageType kType = MessageType::kResolve;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) { v.timeout(40, m.timeout_ms); }
+};
+struct ResolveReply {
+    static constexpr MessageType kType = MessageType::kResolveReply;
+    int32_t code = 0;
+    uint64_t namespace_id = 0;
+    uint32_t ns_epoch = 0;
+    uint64_t flush_counter = 0;
+    static void fields(auto& m, auto& v) {
+        v.number(1, m.code);
+        v.number(2, m.namespace_id);
+        v.number(3, m.ns_epoch);
+        v.number(4, m.flush_counter);
+    }
+};
+
+// Node to node: replicas of versions that the master has ordered to be copied. With payload like Put.
+struct CopyPut {
+    static constexpr MessageType kType = MessageType::kCopyPut;
+    std::string_view tenant;
+    std::string_view ns;
+    uint32_t epoch = 0;
+    KeyList keys;
+    U64Column sizes;
+    U8Column pins;
+    U8Column replicas;  // wanted of the object
+    U32Column ttl_ms;   // remaining; 0: none
+    KeyList parents;
+    U64Column versions;
+    U32Column crcs;  // of the data, not sealed
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.text(10, m.tenant, limits::kMaxNameBytes);
+        v.text(11, m.ns, limits::kMaxNameBytes);
+        v.number(12, m.epoch);
+        v.rows(1, m.keys);
+        v.row(2, m.sizes);
+        v.row(3, m.pins, 2);
+        v.row(4, m.replicas, limits::kMaxReplicas);
+        v.row(5, m.ttl_ms);
+        v.row(7, m.parents);
+        v.row(8, m.crcs);
+        v.row(9, m.versions);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+struct Stats {
+    static constexpr MessageType kType = MessageType::kStats;
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) { v.timeout(40, m.timeout_ms); }
+};
+struct StatsReply {
+    static constexpr MessageType kType = MessageType::kStatsReply;
+    KeyList names;
+    U64Column values;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.names);
+        v.row(2, m.values);
+    }
+};
+
+}  // namespace kvstore
