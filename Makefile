@@ -71,6 +71,9 @@ format: $(VENV)/.dev  ## rewrite the sources in the house format
 	$(VENV)/bin/ruff format $(PYTHON_SOURCES)
 	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
+proto: $(VENV)/.dev  ## regenerate kvstore/_proto from proto/
+	$(PY) proto/generate.py
+
 bench: $(VENV)/.installed  ## measure this machine (bench/README in the table's header)
 	$(PY) -m bench
 
