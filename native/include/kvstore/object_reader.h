@@ -34,7 +34,7 @@ CopyResult read_object(const IndexReader& reader, const uint8_t* segment, const 
 enum class HoldResult : uint8_t {
     kHeld,
     kStale,  // replaced, evicted or retired meanwhile: probe again
-    kFull,   // no free hazard (or a forked child): hold by socket
+    kFull,   // no free hazard, slot not confirmed, or a forked child: hold by socket
 };
 
 // Holds the block: hazard, full fence, re-check. While held, the block's bytes do not change, also

@@ -35,12 +35,15 @@ class ClientSlot {
     ClientSlot& operator=(const ClientSlot&) = delete;
 
     uint32_t number() const;  // may differ from the number asked for; tell the node this one
-    bool usable() const;      // false in a forked child
-    bool owner_alive() const; // the node's own lock is still there; one system call
+    // The node has answered Ok to "slot ready". Until then the node does not look into this slot, so
+    // every hazard is refused.
+    void set_confirmed();
+    bool usable() const;       // confirmed, and not in a forked child
+    bool owner_alive() const;  // the node's own lock is still there; one system call
 
     // First half of a hold (hold_object() in object_reader.h does all of it): enters the generation
-    // into the slot. Nothing when all hazards are in use: hold by socket instead. The caller must
-    // then pass a full fence and re-check the generation and `retired` before it reads.
+    // into the slot. Nothing when all hazards are in use or the slot is not usable: hold by socket
+    // instead. The caller must then pass steps::confirm_hold() before it reads.
     std::optional<Handle> publish_hazard(uint64_t offset, Generation gen);
     void clear_hazard(Handle handle);
     uint32_t hazards_in_use() const;
