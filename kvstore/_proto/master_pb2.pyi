@@ -141,6 +141,12 @@ class WatchEvent(_message.Message):
         """`node_id` now holds the object"""
         KIND_WITHDRAW: WatchEvent._Kind.ValueType  # 2
         """`node_id` no longer holds it"""
+        KIND_REMOVE: WatchEvent._Kind.ValueType  # 3
+        """no node holds it any more, for good; without a node"""
+        KIND_FLUSH: WatchEvent._Kind.ValueType  # 4
+        """no key of the namespace is there any more; without key and node"""
+        KIND_NODE: WatchEvent._Kind.ValueType  # 5
+        """all replicas of `node_id` came or went; without key"""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: WatchEvent.Kind.ValueType  # 0
@@ -148,6 +154,12 @@ class WatchEvent(_message.Message):
     """`node_id` now holds the object"""
     KIND_WITHDRAW: WatchEvent.Kind.ValueType  # 2
     """`node_id` no longer holds it"""
+    KIND_REMOVE: WatchEvent.Kind.ValueType  # 3
+    """no node holds it any more, for good; without a node"""
+    KIND_FLUSH: WatchEvent.Kind.ValueType  # 4
+    """no key of the namespace is there any more; without key and node"""
+    KIND_NODE: WatchEvent.Kind.ValueType  # 5
+    """all replicas of `node_id` came or went; without key"""
 
     KIND_FIELD_NUMBER: _builtins.int
     NAMESPACE_FIELD_NUMBER: _builtins.int
@@ -159,7 +171,7 @@ class WatchEvent(_message.Message):
     key: _builtins.str
     version: _builtins.int
     size_bytes: _builtins.int
-    """0 in a withdraw"""
+    """of a publish"""
     node_id: _builtins.str
     @_builtins.property
     def namespace(self) -> _types_pb2.Namespace: ...
@@ -411,8 +423,8 @@ class ListKeysRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
-    cursor: _builtins.bytes
-    """from the previous reply; empty: from the start"""
+    cursor: _builtins.int
+    """from the previous reply; 0: from the start"""
     limit: _builtins.int
     """0: 1000; at most 4096"""
     @_builtins.property
@@ -422,7 +434,7 @@ class ListKeysRequest(_message.Message):
         *,
         namespace: _types_pb2.Namespace | None = ...,
         prefix: _builtins.str = ...,
-        cursor: _builtins.bytes = ...,
+        cursor: _builtins.int = ...,
         limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
@@ -439,15 +451,15 @@ class ListKeysReply(_message.Message):
 
     KEYS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
-    cursor: _builtins.bytes
-    """empty: that was the last page"""
+    cursor: _builtins.int
+    """0: that was the last page; a page may be short or empty before"""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         keys: _abc.Iterable[_builtins.str] | None = ...,
-        cursor: _builtins.bytes = ...,
+        cursor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -548,7 +560,8 @@ class StatusReply(_message.Message):
     GRPC_ENDPOINT_FIELD_NUMBER: _builtins.int
     HTTP_ENDPOINT_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
-    cluster_id: _builtins.bytes
+    cluster_id: _builtins.str
+    """32 hex digits"""
     master_epoch: _builtins.int
     rebuilding: _builtins.bool
     """waiting for known nodes to announce; puts are delayed"""
@@ -573,7 +586,7 @@ class StatusReply(_message.Message):
         self,
         *,
         software_version: _builtins.str = ...,
-        cluster_id: _builtins.bytes = ...,
+        cluster_id: _builtins.str = ...,
         master_epoch: _builtins.int = ...,
         rebuilding: _builtins.bool = ...,
         awaited_nodes: _abc.Iterable[_builtins.str] | None = ...,

@@ -62,8 +62,8 @@ class RegisterRequest(_message.Message):
     """drawn at random when the process starts; never 0"""
     node_epoch: _builtins.int
     """0 from a process that has none yet; else the one it runs with"""
-    cluster_id: _builtins.bytes
-    """empty: any cluster"""
+    cluster_id: _builtins.str
+    """32 hex digits; empty: any cluster"""
     @_builtins.property
     def endpoints(self) -> _types_pb2.Endpoints:
         """may be empty at the first call: the heartbeat brings them"""
@@ -83,7 +83,7 @@ class RegisterRequest(_message.Message):
         endpoints: _types_pb2.Endpoints | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         segments: _abc.Iterable[_types_pb2.Segment] | None = ...,
-        cluster_id: _builtins.bytes = ...,
+        cluster_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -107,7 +107,8 @@ class RegisterReply(_message.Message):
     session_id: _builtins.int
     node_epoch: _builtins.int
     """greater than that of any earlier process under this node id"""
-    cluster_id: _builtins.bytes
+    cluster_id: _builtins.str
+    """32 hex digits"""
     hash_secret: _builtins.bytes
     """16 bytes; keys the hashes of names and keys"""
     master_epoch: _builtins.int
@@ -119,7 +120,7 @@ class RegisterReply(_message.Message):
         *,
         session_id: _builtins.int = ...,
         node_epoch: _builtins.int = ...,
-        cluster_id: _builtins.bytes = ...,
+        cluster_id: _builtins.str = ...,
         hash_secret: _builtins.bytes = ...,
         master_epoch: _builtins.int = ...,
         heartbeat_interval_ms: _builtins.int = ...,

@@ -1,0 +1,15 @@
+"""The only module of the control plane that reads time; everything else is handed a number."""
+
+from __future__ import annotations
+
+import time
+
+
+def monotonic_ms() -> int:
+    """Milliseconds of a clock that never steps and counts suspension (CLOCK_BOOTTIME)."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def unix_ms() -> int:
+    """Milliseconds since 1970, for records that outlive a boot and for people."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,44 @@
+"""Bounds on what the control plane accepts; those that the native side shares are its numbers.
+
+Source: native/include/kvstore/limits.h (a test compares the two).
+"""
+
+from __future__ import annotations
+
+MAX_KEY_BYTES = 1024
+MAX_NAME_BYTES = 255
+MAX_BATCH_KEYS = 4096
+MAX_NODES = 4096
+MAX_ENDPOINT_BYTES = 512
+MAX_TIMEOUT_MS = 600_000
+
+# Of the control plane alone.
+MAX_LABELS = 16
+MAX_SEGMENTS = 64
+MAX_GRPC_MESSAGE_BYTES = 8 << 20
+MAX_WATCHERS = 256
+MAX_WATCH_EVENTS = 1024
+MAX_TOKEN_FILE_BYTES = 1 << 20
+MIN_SECRET_BYTES = 16
+DEFAULT_TIMEOUT_MS = 5_000
+
+
+def is_valid_name(name: str) -> bool:
+    """Say whether a tenant, namespace, node id or label value is acceptable.
+
+    Args:
+        name: at most MAX_NAME_BYTES of UTF-8 without control characters; empty is allowed.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    return size <= MAX_NAME_BYTES and not any(ord(c) < 0x20 or ord(c) == 0x7F for c in name)
+
+
+def is_valid_key(key: str) -> bool:
+    """Say whether a key has 1 to MAX_KEY_BYTES bytes of UTF-8."""
+    try:
+        return 1 <= len(key.encode()) <= MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        return False

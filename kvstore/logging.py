@@ -1,0 +1,85 @@
+"""One line per event: time, level, component, event name, then key=value; on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import Final
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+_ROOT = "kvstore"
+_FIELDS = "kvstore_fields"
+
+
+class EventLogger:
+    """Writes events with fields. Values that are secrets hide themselves (security.Secret)."""
+
+    def __init__(self, component: str) -> None:
+        """Log as ``kvstore.<component>``."""
+        self._logger = logging.getLogger(f"{_ROOT}.{component}")
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Log what only a developer wants to see."""
+        self._log(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        """Log a change of state."""
+        self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Log what an operator should look at and the store can live with."""
+        self._log(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Log what should not happen: a bug, or a machine that fails."""
+        self._log(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: object) -> None:
+        """Log an error with the traceback of the exception being handled."""
+        self._log(logging.ERROR, event, fields, exc_info=True)
+
+    def _log(
+        self, level: int, event: str, fields: dict[str, object], exc_info: bool = False
+    ) -> None:
+        self._logger.log(level, event, extra={_FIELDS: fields}, exc_info=exc_info)
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    plain = text and all(c.isprintable() and c not in ' "=' for c in text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+class EventFormatter(logging.Formatter):
+    """Formats a record as one line (and its traceback, if any, on the lines below)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format an event, or a message of another library as the event ``message``."""
+        time = datetime.fromtimestamp(record.created, timezone.utc)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
+        component = record.name.removeprefix(f"{_ROOT}.")
+        fields = getattr(record, _FIELDS, None)
+        if fields is None:
+            event, fields = "message", {"text": record.getMessage()}
+        else:
+            event = record.getMessage()
+        parts = [stamp, record.levelname, component, event]
+        parts += [f"{name}={_quote(value)}" for name, value in fields.items()]
+        line = " ".join(parts)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def setup(level: str) -> None:
+    """Send every event of this process to standard error.
+
+    Args:
+        level: one of LEVELS; other libraries are kept at warning or above.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(EventFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(_ROOT).setLevel(level.upper())

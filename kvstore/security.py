@@ -1,0 +1,250 @@
+"""Who may do what: principals of the token file, bearer tokens, and a type that hides secrets.
+
+A token file has one line per principal: name, role, tenants, secret, separated by blanks; ``#``
+starts a comment line. Tenants are separated by commas, ``*`` is every tenant::
+
+    engine-1   client    default,research  8f0e...
+    node       node      *                 51ab...
+    ops        operator  *                 e77c...
+
+The master's file lists everybody; a node's or client's file has only its own line. The secret
+proves itself by an HMAC challenge on the block protocol (native/include/kvstore/handshake.h) and
+travels as ``authorization: Bearer name:secret`` over gRPC and HTTP, which therefore need TLS or a
+trusted network.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from kvstore import limits
+from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+
+EVERY_TENANT = "*"
+_BEARER = "bearer "
+
+
+class Secret:
+    """A string that no log line, traceback or repr shows."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        """Wrap `value`."""
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the string itself, to hand it to what needs it."""
+        return self._value
+
+    def matches(self, other: str) -> bool:
+        """Compare in time that does not depend on where the difference is."""
+        return hmac.compare_digest(self._value.encode(), other.encode())
+
+    def __eq__(self, other: object) -> bool:
+        """Compare two secrets; never equal to anything else."""
+        return isinstance(other, Secret) and self.matches(other._value)
+
+    def __hash__(self) -> int:
+        """Hash the string."""
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        """Hide the string."""
+        return "***"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> str:
+        """Refuse to be pickled."""
+        raise TypeError("a secret is not pickled")
+
+
+class Role(IntEnum):
+    """What a principal is; the numbers are those of Role in native types.h."""
+
+    CLIENT = 0
+    NODE = 1
+    OPERATOR = 2
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Somebody who may open a session."""
+
+    name: str
+    role: Role
+    tenants: tuple[str, ...]
+    secret: Secret
+
+    def may_use(self, tenant: str) -> bool:
+        """Say whether the principal's tenants include this one."""
+        return EVERY_TENANT in self.tenants or tenant in self.tenants
+
+    def native(self) -> tuple[str, int, list[str], str]:
+        """Name, role number, tenants and bare secret, as the native side takes them."""
+        return self.name, int(self.role), list(self.tenants), self.secret.reveal()
+
+
+# Who everybody is while no token file is configured.
+ANYBODY = Principal("anybody", Role.OPERATOR, (EVERY_TENANT,), Secret(""))
+
+
+def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
+    """Read a token file.
+
+    Args:
+        path: a file that only its owner may read (mode 0600 or stricter).
+
+    Returns:
+        Its principals, at least one, with different names.
+
+    Raises:
+        InvalidArgumentError: The file cannot be read, others may read it, or a line is wrong; the
+            message names the file and the line, never a secret.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            raw = stream.read(limits.MAX_TOKEN_FILE_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgumentError(f"token file {file}: {error.strerror}") from error
+    if mode & 0o077:
+        raise InvalidArgumentError(
+            f"token file {file}: mode {mode:04o} lets others read it; run: chmod 600 {file}"
+        )
+    if len(raw) > limits.MAX_TOKEN_FILE_BYTES:
+        raise InvalidArgumentError(f"token file {file}: larger than 1 MiB")
+    try:
+        lines = raw.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"token file {file}: not UTF-8") from error
+    return _parse(file, lines)
+
+
+def _parse(file: Path, lines: Iterable[str]) -> tuple[Principal, ...]:
+    principals: dict[str, Principal] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            principal = _parse_line(line.split())
+            if principal.name in principals:
+                raise ValueError(f"second line for the name {principal.name!r}")
+        except ValueError as error:
+            raise InvalidArgumentError(f"token file {file}, line {number}: {error}") from None
+        principals[principal.name] = principal
+    if not principals:
+        raise InvalidArgumentError(f"token file {file}: no principal in it")
+    return tuple(principals.values())
+
+
+def _parse_line(fields: list[str]) -> Principal:
+    if len(fields) != 4:
+        raise ValueError(f"{len(fields)} fields; need name, role, tenants, secret")
+    name, role, tenants, secret = fields
+    if role.upper() not in Role.__members__:
+        raise ValueError(f"role {role!r}; one of client, node, operator")
+    if not limits.is_valid_name(name) or ":" in name:
+        raise ValueError("the name is too long or has a colon or control characters")
+    if len(secret.encode()) < limits.MIN_SECRET_BYTES:
+        raise ValueError(f"the secret is shorter than {limits.MIN_SECRET_BYTES} bytes")
+    names = tuple(tenant for tenant in tenants.split(",") if tenant)
+    if not names or not all(limits.is_valid_name(tenant) for tenant in names):
+        raise ValueError("no tenants, or one that is too long")
+    return Principal(name, Role[role.upper()], names, Secret(secret))
+
+
+def load_identity(path: str | os.PathLike[str]) -> Principal:
+    """Read the token file of one process: exactly one line, its own.
+
+    Args:
+        path: as in load_principals.
+
+    Raises:
+        InvalidArgumentError: As load_principals, or the file has several lines.
+    """
+    principals = load_principals(path)
+    if len(principals) != 1:
+        raise InvalidArgumentError(
+            f"token file {path}: {len(principals)} principals; a node's or client's file has one"
+        )
+    return principals[0]
+
+
+def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
+    """Make the gRPC metadata that proves a principal; nothing without one."""
+    if principal is None:
+        return ()
+    return (("authorization", f"Bearer {principal.name}:{principal.secret.reveal()}"),)
+
+
+class Guard:
+    """Answers who sends a request and whether it may; thread-safe, replaceable at run time."""
+
+    def __init__(self, principals: Iterable[Principal] | None) -> None:
+        """Take the principals of the token file; None turns authentication off."""
+        self._by_name: dict[str, Principal] | None = None
+        self.replace(principals)
+
+    def replace(self, principals: Iterable[Principal] | None) -> None:
+        """Take other principals from now on."""
+        self._by_name = None if principals is None else {p.name: p for p in principals}
+
+    @property
+    def required(self) -> bool:
+        """Whether a token is asked for."""
+        return self._by_name is not None
+
+    def identify(self, authorization: str | None) -> Principal:
+        """Find who sent an ``authorization`` header.
+
+        Args:
+            authorization: ``Bearer name:secret``, or None when the header is missing.
+
+        Raises:
+            UnauthenticatedError: No header, not a bearer token, or wrong. The message is the same
+                for an unknown name and a wrong secret.
+        """
+        known = self._by_name
+        if known is None:
+            return ANYBODY
+        if authorization is None:
+            raise UnauthenticatedError("no token: send authorization: Bearer <name>:<secret>")
+        if not authorization.lower().startswith(_BEARER):
+            raise UnauthenticatedError("not a bearer token")
+        name, _, secret = authorization[len(_BEARER) :].strip().partition(":")
+        principal = known.get(name)
+        # Compared even for an unknown name, so that time does not tell which names exist.
+        expected = principal.secret if principal else ANYBODY.secret
+        if not expected.matches(secret) or principal is None:
+            raise UnauthenticatedError("unknown principal or wrong token")
+        return principal
+
+
+def require(principal: Principal, roles: Iterable[Role], tenant: str | None = None) -> None:
+    """Check that a principal may make a call.
+
+    Args:
+        principal: who calls.
+        roles: who may; an operator may also do what a client may.
+        tenant: whose objects the call touches; None when it touches none.
+
+    Raises:
+        PermissionDeniedError: It may not.
+    """
+    allowed = set(roles)
+    if Role.CLIENT in allowed:
+        allowed.add(Role.OPERATOR)
+    if principal.role not in allowed:
+        wanted = " or ".join(sorted(role.name.lower() for role in allowed))
+        raise PermissionDeniedError(f"{principal.name} is no {wanted}")
+    if tenant is not None and not principal.may_use(tenant):
+        raise PermissionDeniedError(f"{principal.name} may not use the tenant {tenant!r}")
