@@ -1,0 +1,53 @@
+"""The gRPC control channel of an operator command, found through the master's block port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from kvstore import errors
+from kvstore._proto import master_pb2_grpc
+from kvstore.cli.session import Target
+from kvstore.security import bearer_metadata, read_token
+
+if TYPE_CHECKING:
+    from kvstore._proto.master_pb2_grpc import MasterStub
+
+
+def _as_kvstore_error(error: grpc.RpcError) -> errors.KvstoreError:
+    """Turn a gRPC failure into the exception its trailing `kvstore-status` (or code) names."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "kvstore-status":
+            return errors.from_status(errors.Status(int(value)), error.details() or "")
+    return errors.from_grpc(error.code().name, error.details() or "")
+
+
+@contextmanager
+def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, object]]]:
+    """Open the control plane of a cluster.
+
+    Args:
+        target: Which cluster, as whom.
+
+    Yields:
+        The master's stub, and the keyword arguments every call takes (deadline, credentials).
+
+    Raises:
+        UnavailableError: No master answers.
+        UnauthenticatedError: The token is missing or wrong.
+    """
+    with target.connect() as store:
+        endpoint = store.stats()["master"]["grpc_endpoint"]
+    token = read_token(target.token_file) if target.token_file else None
+    call = {
+        "timeout": target.timeout_ms / 1000,
+        "metadata": bearer_metadata(token) if token else (),
+    }
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            yield master_pb2_grpc.MasterStub(channel), call
+        except grpc.RpcError as error:
+            raise _as_kvstore_error(error) from None
