@@ -27,15 +27,15 @@ namespace kvstore {
 
 class ClientSlots;
 
-// One incarnation (epoch) of a namespace. Shared by everything that belongs to it.
-struct Namespace {
+// One incarnation (epoch) of a namespace as a node knows it. Shared by everything that belongs to it.
+struct StoreNamespace {
     std::string tenant;
     std::string name;
     uint32_t epoch = 0;
     TenantId tenant_id = 0;
     NamespaceId id = 0;
 };
-using NamespaceRef = std::shared_ptr<const Namespace>;
+using NamespaceRef = std::shared_ptr<const StoreNamespace>;
 NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
                             std::string_view name, uint32_t epoch);
 
