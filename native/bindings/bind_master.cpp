@@ -1,0 +1,606 @@
+// kvstore._native.MasterCore: the native master under the policy that kvstore/master decides.
+//
+// Every call releases the GIL around its work. Codes are numbers of status.h; a bad argument raises
+// through kvstore.errors.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <future>
+#include <tuple>
+
+#include "bindings.h"
+#include "kvstore/master_service.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvstore {
+namespace {
+
+using PrincipalTuple = std::tuple<std::string, int, std::vector<std::string>, std::string>;
+using Codes = std::pair<std::vector<int32_t>, std::vector<std::string>>;
+
+HashSecret secret_from(const nb::bytes& bytes) {
+    HashSecret secret{};
+    if (bytes.size() != secret.size()) {
+        raise_status(Status(Code::kInvalidArgument, "secret must have 16 bytes"));
+    }
+    std::memcpy(secret.data(), bytes.c_str(), secret.size());
+    return secret;
+}
+
+std::vector<Principal> principals_from(const std::vector<PrincipalTuple>& tuples) {
+    std::vector<Principal> principals;
+    for (const auto& [name, role, tenants, secret] : tuples) {
+        if (role < 0 || role > static_cast<int>(Role::kOperator)) {
+            raise_status(Status(Code::kInvalidArgument, "principal " + name + ": unknown role"));
+        }
+        principals.push_back({name, static_cast<Role>(role), tenants, secret});
+    }
+    return principals;
+}
+
+NodeState state_from(int state) {
+    if (state < 0 || state > static_cast<int>(NodeState::kDead)) {
+        raise_status(Status(Code::kInvalidArgument, "unknown node state"));
+    }
+    return static_cast<NodeState>(state);
+}
+
+nb::bytes to_bytes(const std::vector<uint8_t>& data) {
+    return nb::bytes(reinterpret_cast<const char*>(data.data()), data.size());
+}
+
+std::vector<std::string_view> views(const std::vector<std::string>& keys) {
+    return {keys.begin(), keys.end()};
+}
+
+// Keys of the wire: what a block-port client may name, no more.
+Status check_keys(const std::vector<std::string>& keys) {
+    if (keys.size() > limits::kMaxBatchKeys) {
+        return Status(Code::kTooLarge, "more than 4096 keys");
+    }
+    for (const std::string& key : keys) {
+        if (!is_valid_key(key)) {
+            return Status(Code::kInvalidArgument, "key is empty, too long or not UTF-8");
+        }
+    }
+    return {};
+}
+
+// Core and service as one object, in the order in which they must start and stop.
+class PyMaster {
+  public:
+    PyMaster(const MasterCore::Options& core, MasterService::Options service)
+        : core_(core), service_(core_, std::move(service)) {}
+    ~PyMaster() { stop(); }
+
+    Result<std::vector<std::string>> start() { return service_.start(); }
+    void stop() {
+        core_.stop();
+        service_.stop();
+    }
+    MasterCore& core() { return core_; }
+    MasterService& service() { return service_; }
+
+    Result<Namespace*> open(const std::string& tenant, const std::string& ns) {
+        return core_.directory().namespaces().open(tenant, ns);
+    }
+    const Namespace* find(const std::string& tenant, const std::string& ns) {
+        return core_.directory().namespaces().find(tenant, ns);
+    }
+
+    Result<Codes> remove(const std::string& tenant, const std::string& ns,
+                         const std::vector<std::string>& keys, uint32_t timeout_ms) {
+        return wait_for(tenant, ns, keys, [&](Namespace& space, MasterCore::RemoveDone done) {
+            core_.remove(space, views(keys), timeout_ms, std::move(done));
+        });
+    }
+    Result<Codes> set_pin(const std::string& tenant, const std::string& ns,
+                          const std::vector<std::string>& keys, Pin level, uint32_t timeout_ms) {
+        const std::vector<Pin> levels(keys.size(), level);
+        return wait_for(tenant, ns, keys, [&](Namespace& space, MasterCore::RemoveDone done) {
+            core_.set_pins(space, views(keys), levels, timeout_ms, std::move(done));
+        });
+    }
+    using Flushed = std::tuple<int32_t, std::vector<std::string>, uint32_t>;
+    Result<Flushed> flush(const std::string& tenant, const std::string& ns, uint32_t timeout_ms) {
+        Result<Namespace*> space = open(tenant, ns);
+        if (!space.ok()) {
+            return space.status();
+        }
+        auto promise = std::make_shared<std::promise<Flushed>>();
+        std::future<Flushed> answer = promise->get_future();
+        core_.flush(**space, timeout_ms,
+                    [promise](Code code, std::vector<std::string> unreached, uint32_t epoch) {
+                        promise->set_value({static_cast<int32_t>(code), std::move(unreached), epoch});
+                    });
+        return answer.get();
+    }
+
+  private:
+    template <class Start>
+    Result<Codes> wait_for(const std::string& tenant, const std::string& ns,
+                           const std::vector<std::string>& keys, Start start) {
+        const Status checked = check_keys(keys);
+        if (!checked.ok()) {
+            return checked;
+        }
+        Result<Namespace*> space = open(tenant, ns);
+        if (!space.ok()) {
+            return space.status();
+        }
+        auto promise = std::make_shared<std::promise<Codes>>();
+        std::future<Codes> answer = promise->get_future();
+        start(**space, [promise](std::vector<Code> codes, std::vector<std::string> unreached) {
+            std::vector<int32_t> numbers;
+            for (const Code code : codes) {
+                numbers.push_back(static_cast<int32_t>(code));
+            }
+            promise->set_value({std::move(numbers), std::move(unreached)});
+        });
+        return answer.get();
+    }
+
+    MasterCore core_;
+    MasterService service_;
+};
+
+// Runs without the GIL; the result is converted with it.
+template <class F>
+auto unlocked(F f) {
+    nb::gil_scoped_release release;
+    return f();
+}
+
+nb::dict node_dict(const MasterCore::NodeView& view) {
+    nb::dict out;
+    out["node_id"] = view.info.node_id;
+    out["session_id"] = view.info.session_id;
+    out["node_epoch"] = view.info.node_epoch;
+    out["tcp_endpoint"] = view.info.tcp_endpoint;
+    out["unix_endpoint"] = view.info.unix_endpoint;
+    out["host"] = view.info.host;
+    out["weight"] = view.info.weight;
+    out["free_bytes"] = view.info.free_bytes;
+    out["capacity_bytes"] = view.info.capacity_bytes;
+    out["state"] = static_cast<int>(view.info.state);
+    out["connected"] = view.connected;
+    out["synced"] = view.synced;
+    out["applied_seq"] = view.applied_seq;
+    out["replicas"] = view.replicas;
+    return out;
+}
+
+nb::object inspect(PyMaster& self, const std::string& tenant, const std::string& ns,
+                   const std::string& key) {
+    ObjectInfo info;
+    std::vector<MasterCore::NodeView> nodes;
+    const bool found = unlocked([&] {
+        const Namespace* space = self.find(tenant, ns);
+        if (space == nullptr || !self.core().directory().inspect(*space->current, key, info)) {
+            return false;
+        }
+        nodes = self.core().nodes();
+        return true;
+    });
+    if (!found) {
+        return nb::none();
+    }
+    nb::list replicas;
+    for (const Replica replica : info.replicas) {
+        for (const MasterCore::NodeView& node : nodes) {
+            if (node.slot == replica.node()) {
+                nb::dict one;
+                one["node_id"] = node.info.node_id;
+                one["tier"] = static_cast<int>(replica.tier());
+                one["state"] = static_cast<int>(node.info.state);
+                replicas.append(one);
+            }
+        }
+    }
+    nb::dict out;
+    out["size"] = info.size;
+    out["version"] = info.version;
+    out["pin"] = static_cast<int>(info.pin);
+    out["replicas_wanted"] = static_cast<int>(info.replicas_wanted);
+    out["created_ms"] = info.created_ms;
+    out["ttl_left_ms"] = info.ttl_left_ms;
+    out["replicas"] = replicas;
+    return out;
+}
+
+nb::dict stats_dict(PyMaster& self) {
+    MasterCore::Stats stats;
+    ServerStats server;
+    unlocked([&] {
+        stats = self.core().stats();
+        server = self.service().stats();
+        return 0;
+    });
+    nb::dict out;
+    out["objects"] = stats.directory.objects;
+    out["object_bytes"] = stats.directory.bytes;
+    out["replicas"] = stats.directory.replicas;
+    out["tombstones"] = stats.directory.tombstones;
+    out["directory_memory_bytes"] = stats.directory.memory_bytes;
+    nb::dict lookups;
+    for (int reason = 0; reason < kMissReasonCount; ++reason) {
+        const std::string name(reason == 0 ? "hit" : miss_reason_name(static_cast<MissReason>(reason)));
+        lookups[name.c_str()] = stats.directory.lookups[static_cast<size_t>(reason)];
+    }
+    out["lookups"] = lookups;
+    out["claims_granted_now"] = stats.claims.granted;
+    out["claims_waiting_now"] = stats.claims.waiting;
+    out["claims_limbo_now"] = stats.claims.limbo;
+    out["claims_granted"] = stats.claims.total_granted;
+    out["claims_exists"] = stats.claims.total_exists;
+    out["claims_inherited"] = stats.claims.total_inherited;
+    out["claims_expired"] = stats.claims.total_expired;
+    out["copies_queued"] = stats.copies.queued;
+    out["copies_in_flight"] = stats.copies.in_flight;
+    out["copies_ordered"] = stats.copies.ordered;
+    out["copies_done"] = stats.copies.done;
+    out["copies_failed"] = stats.copies.failed;
+    out["copies_given_up"] = stats.copies.given_up;
+    out["ops_last_seq"] = stats.last_seq;
+    out["ops_durable_seq"] = stats.durable_seq;
+    out["ops_trimmed_seq"] = stats.trimmed_seq;
+    out["ops_pending"] = stats.log_ops;
+    out["waits_pending"] = stats.pending_waits;
+    out["nodes_known"] = stats.nodes;
+    out["nodes_connected"] = stats.connected;
+    out["announced"] = stats.announced;
+    out["announces_refused"] = stats.refused_announces;
+    out["withdrawn"] = stats.withdrawn;
+    out["removes"] = stats.removes;
+    out["flushes"] = stats.flushes;
+    out["rebuilding"] = self.core().rebuilding();
+    out["connections"] = server.open;
+    out["connections_accepted"] = server.accepted;
+    out["sessions"] = server.sessions;
+    out["frames_in"] = server.frames_in;
+    out["frames_out"] = server.frames_out;
+    out["bytes_in"] = server.bytes_in;
+    out["bytes_out"] = server.bytes_out;
+    nb::dict refusals;
+    for (size_t code = 0; code < server.refusals.size(); ++code) {
+        if (server.refusals[code] != 0) {
+            const std::string name(code_name(static_cast<Code>(-static_cast<int>(code))));
+            refusals[name.c_str()] = server.refusals[code];
+        }
+    }
+    out["refusals"] = refusals;
+    return out;
+}
+
+void bind_nodes(nb::class_<PyMaster>& master) {
+    master
+        .def(
+            "register_node",
+            [](PyMaster& self, const std::string& node_id, uint64_t session_id, uint32_t node_epoch,
+               const std::string& tcp, const std::string& unix_endpoint, const std::string& host,
+               uint32_t weight, uint64_t capacity, uint64_t free, int state, bool known) {
+                const NodeInfo info{.node_id = node_id,
+                                    .session_id = session_id,
+                                    .node_epoch = node_epoch,
+                                    .tcp_endpoint = tcp,
+                                    .unix_endpoint = unix_endpoint,
+                                    .host = host,
+                                    .weight = weight,
+                                    .free_bytes = free,
+                                    .capacity_bytes = capacity,
+                                    .state = state_from(state)};
+                value_or_raise(unlocked([&] { return self.core().register_node(info, known); }));
+            },
+            "node_id"_a, "session_id"_a, "node_epoch"_a, "tcp_endpoint"_a, "unix_endpoint"_a,
+            "host"_a, "weight"_a, "capacity_bytes"_a, "free_bytes"_a = 0, "state"_a = 0,
+            "known"_a = false,
+            "Adds a node or gives it a new session (which ends its older link). `known`: a node of a "
+            "previous life of this master, before start(). `state`: NodeState of types.h (0 joining, "
+            "1 alive, 2 draining, 3 dead).")
+        .def(
+            "set_node",
+            [](PyMaster& self, const std::string& node_id, int state, uint32_t weight,
+               uint64_t free, uint64_t capacity) {
+                const NodeState to = state_from(state);
+                raise_unless_ok(unlocked(
+                    [&] { return self.core().set_node(node_id, to, weight, free, capacity); }));
+            },
+            "node_id"_a, "state"_a, "weight"_a, "free_bytes"_a, "capacity_bytes"_a,
+            "State and weight (for copy targets) as policy decides. NotFound: unknown node.")
+        .def(
+            "set_node_endpoints",
+            [](PyMaster& self, const std::string& node_id, const std::string& tcp,
+               const std::string& unix_endpoint, const std::string& host) {
+                raise_unless_ok(unlocked(
+                    [&] { return self.core().set_endpoints(node_id, tcp, unix_endpoint, host); }));
+            },
+            "node_id"_a, "tcp_endpoint"_a, "unix_endpoint"_a, "host"_a)
+        .def(
+            "remove_node",
+            [](PyMaster& self, const std::string& node_id) {
+                raise_unless_ok(unlocked([&] { return self.core().remove_node(node_id); }));
+            },
+            "node_id"_a, "Forgets the node: its replicas are dropped, the log no longer waits for it.")
+        .def("nodes",
+             [](PyMaster& self) {
+                 nb::list out;
+                 for (const auto& view : unlocked([&] { return self.core().nodes(); })) {
+                     out.append(node_dict(view));
+                 }
+                 return out;
+             })
+        .def(
+            "drain_remaining",
+            [](PyMaster& self, const std::string& node_id) {
+                return unlocked([&] { return self.core().drain_remaining(node_id); });
+            },
+            "node_id"_a, "Readable objects that no other living, not draining node holds.")
+        .def("under_replicated",
+             [](PyMaster& self) {
+                 return unlocked([&] { return self.core().under_replicated(); });
+             })
+        .def(
+            "set_copy_policy",
+            [](PyMaster& self, std::optional<double> copies_per_s, std::optional<double> bytes_per_s,
+               std::optional<uint32_t> max_in_flight, std::optional<uint32_t> order_timeout_ms,
+               std::optional<uint32_t> max_attempts, std::optional<bool> repair,
+               std::optional<uint32_t> repair_delay_ms) {
+                nb::gil_scoped_release release;
+                CopyPolicy policy = self.core().copy_policy();
+                policy.copies_per_s = copies_per_s.value_or(policy.copies_per_s);
+                policy.bytes_per_s = bytes_per_s.value_or(policy.bytes_per_s);
+                policy.max_in_flight = max_in_flight.value_or(policy.max_in_flight);
+                policy.order_timeout_ms = order_timeout_ms.value_or(policy.order_timeout_ms);
+                policy.max_attempts = max_attempts.value_or(policy.max_attempts);
+                policy.repair = repair.value_or(policy.repair);
+                policy.repair_delay_ms = repair_delay_ms.value_or(policy.repair_delay_ms);
+                self.core().set_copy_policy(policy);
+            },
+            nb::kw_only(), "copies_per_s"_a = nb::none(), "bytes_per_s"_a = nb::none(),
+            "max_in_flight"_a = nb::none(), "order_timeout_ms"_a = nb::none(),
+            "max_attempts"_a = nb::none(), "repair"_a = nb::none(),
+            "repair_delay_ms"_a = nb::none(), "What is not given keeps its value.");
+}
+
+void bind_journal(nb::class_<PyMaster>& master) {
+    master
+        .def(
+            "wait_journal",
+            [](PyMaster& self, uint32_t timeout_ms) {
+                auto records = unlocked([&] { return self.core().wait_journal(timeout_ms); });
+                nb::list out;
+                for (const auto& [seq, record] : records) {
+                    out.append(nb::make_tuple(seq, to_bytes(record)));
+                }
+                return out;
+            },
+            "timeout_ms"_a,
+            "Blocks for operations that are not durable yet; [(seq, record)], empty after the time or "
+            "stop(). Write them, then journal_done(last seq).")
+        .def(
+            "journal_done",
+            [](PyMaster& self, uint64_t seq) {
+                nb::gil_scoped_release release;
+                self.core().journal_done(seq);
+            },
+            "seq"_a, "Records up to `seq` are durable: push them to the nodes.")
+        .def(
+            "journal_trimmed", [](PyMaster& self) { return self.core().journal_trimmed(); },
+            "(trimmed_seq, version_floor). Persist both (the constructor takes them), then delete the "
+            "records up to trimmed_seq.")
+        .def(
+            "load_ops",
+            [](PyMaster& self, const std::vector<nb::bytes>& records) {
+                std::vector<std::vector<uint8_t>> copies;
+                for (const nb::bytes& record : records) {
+                    const auto* data = reinterpret_cast<const uint8_t*>(record.c_str());
+                    copies.emplace_back(data, data + record.size());
+                }
+                raise_unless_ok(unlocked([&] { return self.core().load_ops(copies); }));
+            },
+            "records"_a, "The journal's records in order, before start().")
+        .def_static(
+            "decode_op",
+            [](const nb::bytes& record) {
+                const Op op = value_or_raise(OpsLog::decode(
+                    {reinterpret_cast<const uint8_t*>(record.c_str()), record.size()}));
+                nb::dict out;
+                out["seq"] = op.seq;
+                out["kind"] = op.kind == OpKind::kRemove  ? "remove"
+                              : op.kind == OpKind::kFlush ? "flush"
+                                                          : "pin";
+                out["tenant"] = op.tenant;
+                out["namespace"] = op.ns;
+                out["key"] = nb::bytes(op.key.data(), op.key.size());
+                out["version"] = op.version;
+                out["epoch"] = op.epoch;
+                out["arg"] = op.arg;
+                return out;
+            },
+            "record"_a,
+            "{seq, kind, tenant, namespace, key, version, epoch, arg}. A flush ends `epoch`, `arg` is "
+            "the namespace's new epoch (persist it); a pin sets the level `arg`.")
+        .def(
+            "set_namespace_epoch",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns, uint32_t epoch) {
+                raise_unless_ok(self.core().set_namespace_epoch(tenant, ns, epoch));
+            },
+            "tenant"_a, "namespace"_a, "epoch"_a, "As persisted, before start().")
+        .def(
+            "namespaces",
+            [](PyMaster& self) {
+                std::vector<std::tuple<std::string, std::string, uint32_t>> out;
+                for (const auto& [ns, epoch] : self.core().directory().namespaces().all()) {
+                    out.emplace_back(ns->tenant, ns->name, epoch);
+                }
+                return out;
+            },
+            "[(tenant, namespace, epoch)]");
+}
+
+void bind_objects(nb::class_<PyMaster>& master) {
+    master
+        .def(
+            "remove",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns,
+               const std::vector<std::string>& keys, uint32_t timeout_ms) {
+                return value_or_raise(
+                    unlocked([&] { return self.remove(tenant, ns, keys, timeout_ms); }));
+            },
+            "tenant"_a, "namespace"_a, "keys"_a, "timeout_ms"_a, "(codes, unreached node ids)")
+        .def(
+            "set_pin",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns,
+               const std::vector<std::string>& keys, int level, uint32_t timeout_ms) {
+                if (level < 0 || level > static_cast<int>(Pin::kHard)) {
+                    raise_status(Status(Code::kInvalidArgument, "unknown pin level"));
+                }
+                return value_or_raise(unlocked([&] {
+                    return self.set_pin(tenant, ns, keys, static_cast<Pin>(level), timeout_ms);
+                }));
+            },
+            "tenant"_a, "namespace"_a, "keys"_a, "level"_a, "timeout_ms"_a,
+            "(codes, unreached node ids)")
+        .def(
+            "flush",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns,
+               uint32_t timeout_ms) {
+                return value_or_raise(unlocked([&] { return self.flush(tenant, ns, timeout_ms); }));
+            },
+            "tenant"_a, "namespace"_a, "timeout_ms"_a,
+            "(code, unreached node ids, new namespace epoch)")
+        .def("inspect", &inspect, "tenant"_a, "namespace"_a, "key"_a)
+        .def(
+            "list_keys",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns,
+               const std::string& prefix, uint64_t cursor, size_t limit) {
+                std::pair<std::vector<std::string>, uint64_t> page{{}, 0};
+                nb::gil_scoped_release release;
+                if (const Namespace* space = self.find(tenant, ns)) {
+                    page.second = self.core().directory().list(*space->current, prefix, cursor,
+                                                               limit, page.first);
+                }
+                return page;
+            },
+            "tenant"_a, "namespace"_a, "prefix"_a, "cursor"_a = 0, "limit"_a = 1000,
+            "(keys, next cursor); cursor 0 starts and ends. A page before the end may be short.")
+        .def(
+            "locate",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns,
+               const std::vector<std::string>& keys) {
+                std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> found{{}, 0};
+                nb::gil_scoped_release release;
+                if (const Namespace* space = self.find(tenant, ns)) {
+                    found = self.core().locate(*space, views(keys));
+                }
+                return found;
+            },
+            "tenant"_a, "namespace"_a, "keys"_a,
+            "([(node id, prefix length)] longest first, prefix length anywhere)")
+        .def(
+            "poll_events",
+            [](PyMaster& self, uint64_t cursor, size_t max_events) {
+                std::vector<std::string> ids;
+                const WatchRing::Batch batch = unlocked([&] {
+                    WatchRing::Batch polled =
+                        self.core().directory().watch().poll(cursor, max_events, boottime_ms());
+                    for (const MasterCore::NodeView& view : self.core().nodes()) {
+                        ids.resize(std::max(ids.size(), size_t{view.slot} + 1));
+                        ids[view.slot] = view.info.node_id;
+                    }
+                    return polled;
+                });
+                static constexpr const char* kNames[] = {"",       "publish", "withdraw",
+                                                         "remove", "flush",   "node"};
+                nb::list events;
+                for (const WatchEvent& event : batch.events) {
+                    const std::string node = event.node < ids.size() ? ids[event.node] : "";
+                    events.append(nb::make_tuple(kNames[static_cast<size_t>(event.kind)],
+                                                 event.tenant, event.ns, event.key, event.version,
+                                                 event.size, node));
+                }
+                return nb::make_tuple(events, batch.next_cursor, batch.resync);
+            },
+            "cursor"_a, "max_events"_a = 1000,
+            "([(kind, tenant, namespace, key, version, size, node id)], next cursor, resync). Kinds: "
+            "publish, withdraw, remove (from every node), flush (the whole namespace), node (all of "
+            "a node came or went). Cursor 0 starts; resync: list, then go on from the cursor.");
+}
+
+}  // namespace
+
+void bind_master(nb::module_& module) {
+    nb::class_<PyMaster> master(module, "MasterCore",
+                                "The native master: directory, claims, operations log, block port.");
+    master.def(
+        "__init__",
+        [](PyMaster* self, std::vector<std::string> listen, const std::string& cluster_id,
+           const nb::bytes& secret, uint32_t epoch, const std::vector<PrincipalTuple>& principals,
+           bool rebuilding, bool journal_auto_ack, uint64_t trimmed_seq, uint64_t version_floor,
+           size_t loops, const std::string& grpc_endpoint, const std::string& http_endpoint,
+           std::vector<std::string> peers) {
+            if (epoch == 0 || epoch > kMaxEpoch) {
+                raise_status(Status(Code::kInvalidArgument, "epoch out of range"));
+            }
+            MasterCore::Options core;
+            core.secret = secret_from(secret);
+            core.epoch = epoch;
+            core.rebuilding = rebuilding;
+            core.journal_auto_ack = journal_auto_ack;
+            core.trimmed_seq = trimmed_seq;
+            core.version_floor = version_floor;
+            MasterService::Options service;
+            service.listen = std::move(listen);
+            service.loops = loops;
+            service.cluster_id = cluster_id;
+            service.grpc_endpoint = grpc_endpoint;
+            service.http_endpoint = http_endpoint;
+            service.peers = std::move(peers);
+            service.principals = principals_from(principals);
+            new (self) PyMaster(core, std::move(service));
+        },
+        nb::kw_only(), "listen"_a, "cluster_id"_a, "secret"_a, "epoch"_a,
+        "principals"_a = std::vector<PrincipalTuple>(), "rebuilding"_a = false,
+        "journal_auto_ack"_a = false, "trimmed_seq"_a = 0, "version_floor"_a = 0, "loops"_a = 2,
+        "grpc_endpoint"_a = "", "http_endpoint"_a = "", "peers"_a = std::vector<std::string>(),
+        "principals: [(name, role 0 client 1 node 2 operator, tenants, secret)]; none: no "
+        "authentication. epoch: drawn by policy, larger than every earlier one.");
+    master
+        .def(
+            "start",
+            [](PyMaster& self) { return value_or_raise(unlocked([&] { return self.start(); })); },
+            "Binds and serves; the bound endpoints in the order of `listen`.")
+        .def("stop", &PyMaster::stop, nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "set_endpoints",
+            [](PyMaster& self, const std::string& grpc, const std::string& http) {
+                self.service().set_endpoints(grpc, http);
+            },
+            "grpc_endpoint"_a, "http_endpoint"_a, "What the hello names, once they are bound.")
+        .def(
+            "set_principals",
+            [](PyMaster& self, const std::vector<PrincipalTuple>& principals) {
+                self.service().set_principals(principals_from(principals));
+            },
+            "principals"_a)
+        .def(
+            "finish_rebuild",
+            [](PyMaster& self) {
+                nb::gil_scoped_release release;
+                self.core().finish_rebuild();
+            },
+            "Every known node has announced, or its time is over: grant claims.")
+        .def("rebuilding", [](PyMaster& self) { return self.core().rebuilding(); })
+        .def("stats", &stats_dict);
+    bind_nodes(master);
+    bind_journal(master);
+    bind_objects(master);
+}
+
+}  // namespace kvstore
