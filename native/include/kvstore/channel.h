@@ -1,6 +1,6 @@
 // The client's side of a session: one blocking request at a time on one socket. Not thread-safe but
-// for shutdown(); callers pool channels. Any error or time-out kills the channel: its stream would be
-// out of step.
+// for shutdown(); callers pool channels. Any error or time-out kills the channel: its stream would
+// be out of step.
 #pragma once
 
 #include <sys/uio.h>
@@ -35,16 +35,17 @@ class Channel {
     const WelcomeData& welcome() const { return welcome_; }
     std::vector<Fd> take_fds() { return std::move(fds_); }  // segment, index, clients; or none
     bool alive() const { return fd_.valid() && !dead_; }
-    // For a pooled channel before reuse: false when the peer has closed or sent something meanwhile.
+    // For a pooled channel before reuse: false when the peer has closed or sent something
+    // meanwhile.
     bool usable();
     // From any thread: a blocked call returns kClosed. The descriptor stays until destruction.
     void shutdown();
     // Ends the channel and gives its socket away (EventServer::adopt).
     Fd release_fd();
 
-    // One request, its reply's header and body. An Error reply becomes its status (the channel lives
-    // on unless it was fatal). A reply's payload must be taken by recv_payload or discard_payload
-    // before the next request. Allocates nothing but to grow its buffers.
+    // One request, its reply's header and body. An Error reply becomes its status (the channel
+    // lives on unless it was fatal). A reply's payload must be taken by recv_payload or
+    // discard_payload before the next request. Allocates nothing but to grow its buffers.
     Result<Reply> call(MessageType type, std::span<const uint8_t> body,
                        std::span<const iovec> payload, Deadline deadline);
     // The two halves of call(), to ask several peers at once.

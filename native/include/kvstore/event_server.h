@@ -46,9 +46,9 @@ class ConnectionRef {
   public:
     virtual ~ConnectionRef() = default;
     // Writes at once what the socket takes and queues the rest; the body is copied when queued, the
-    // payload is sent from where it lies: `keepalive` is held until its last byte is written (or the
-    // connection closed). False when the connection is closed or is being closed because its queue is
-    // full (the service then hears on_close).
+    // payload is sent from where it lies: `keepalive` is held until its last byte is written (or
+    // the connection closed). False when the connection is closed or is being closed because its
+    // queue is full (the service then hears on_close).
     virtual bool send(MessageType type, uint16_t flags, uint64_t request_id,
                       std::span<const uint8_t> body, std::span<const iovec> payload = {},
                       std::shared_ptr<void> keepalive = nullptr) = 0;
@@ -100,8 +100,8 @@ class Connection {
 
 // What the service answers to an authenticated hello.
 struct HelloAnswer {
-    WelcomeData welcome;    // version, features and cluster_id are filled in by the server
-    std::vector<int> fds;   // segment, index, clients; duplicated at once. Unix only, else left out
+    WelcomeData welcome;   // version, features and cluster_id are filled in by the server
+    std::vector<int> fds;  // segment, index, clients; duplicated at once. Unix only, else left out
     std::shared_ptr<void> session;
 };
 
@@ -126,8 +126,8 @@ class Service {
     // The payload has arrived; `body` is the same as in on_frame.
     virtual void on_payload(Connection&, const FrameHeader&, std::span<const uint8_t> /*body*/,
                             const std::shared_ptr<void>& /*context*/) {}
-    // Once for every connection whose on_hello was accepted (or that was adopted). A payload that was
-    // being received is not written to any more.
+    // Once for every connection whose on_hello was accepted (or that was adopted). A payload that
+    // was being received is not written to any more.
     virtual void on_close(Connection&, Code, std::string_view /*reason*/) {}
     // Every tick_ms on every loop.
     virtual void on_tick(size_t /*loop*/) {}
@@ -141,7 +141,8 @@ struct ServerStats {
     uint64_t frames_out = 0;
     uint64_t bytes_in = 0;
     uint64_t bytes_out = 0;
-    std::array<uint64_t, 32> refusals{};  // by -Code: refused hellos and connections closed for an error
+    std::array<uint64_t, 32>
+        refusals{};  // by -Code: refused hellos and connections closed for an error
 };
 
 class EventServer {
@@ -159,7 +160,7 @@ class EventServer {
         uint64_t max_queued_payload_bytes = limits::kMaxPayloadBytes;
         uint32_t write_stall_ms = 30'000;  // queued bytes that do not move for so long: closed
         uint32_t tick_ms = 50;
-        std::shared_ptr<Authenticator> authenticator;  // none: authentication off
+        std::shared_ptr<Authenticator> authenticator;     // none: authentication off
         std::function<void(Code, std::string_view)> log;  // refusals and errors; any thread
     };
     // `service` outlives the server.
@@ -169,12 +170,12 @@ class EventServer {
     // Before or after start(). Returns the endpoint with its real port.
     Result<Endpoint> listen(const Endpoint& endpoint);
     Status start();
-    // Closes every connection (each session hears on_close), joins the threads. Idempotent. Not from
-    // a loop thread.
+    // Closes every connection (each session hears on_close), joins the threads. Idempotent. Not
+    // from a loop thread.
     void stop();
 
-    // Serves a socket whose handshake the caller has done (Channel::release_fd). on_open is called on
-    // the loop before any frame.
+    // Serves a socket whose handshake the caller has done (Channel::release_fd). on_open is called
+    // on the loop before any frame.
     Result<std::shared_ptr<ConnectionRef>> adopt(Fd fd, Peer peer, std::shared_ptr<void> session);
     void set_cluster_id(std::string cluster_id);
     // Runs `fn` on a loop thread; dropped when the server has stopped.

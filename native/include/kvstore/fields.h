@@ -1,10 +1,11 @@
-// Bodies of frames: tagged fields (u16 tag, u32 length, bytes), columns as views, and the two visitors
-// that encode and decode a message from its one list of fields.
+// Bodies of frames: tagged fields (u16 tag, u32 length, bytes), columns as views, and the two
+// visitors that encode and decode a message from its one list of fields.
 //
-// Every message is a struct with `static void fields(auto& m, auto& v)`. The same struct serves both
-// directions: to encode, its columns view the caller's arrays; after decoding they view the body, so
-// nothing is allocated and the body has to outlive the message. Unknown tags are skipped, absent
-// fields keep their default, a tag that comes twice or a length that does not fit is kProtocolError.
+// Every message is a struct with `static void fields(auto& m, auto& v)`. The same struct serves
+// both directions: to encode, its columns view the caller's arrays; after decoding they view the
+// body, so nothing is allocated and the body has to outlive the message. Unknown tags are skipped,
+// absent fields keep their default, a tag that comes twice or a length that does not fit is
+// kProtocolError.
 #pragma once
 
 #include <array>
@@ -80,9 +81,9 @@ using U32Column = Column<uint32_t>;
 using I32Column = Column<int32_t>;
 using U8Column = Column<uint8_t>;
 
-// A column of short strings (keys, names, endpoints). On the wire: u32 count, u32 end offsets, bytes.
-// Views either an array of string_views (to encode) or a body (after decoding). Reading behind its
-// end gives an empty string.
+// A column of short strings (keys, names, endpoints). On the wire: u32 count, u32 end offsets,
+// bytes. Views either an array of string_views (to encode) or a body (after decoding). Reading
+// behind its end gives an empty string.
 class KeyList {
   public:
     KeyList() = default;
@@ -142,7 +143,9 @@ class FieldWriter {
         }
     }
     void timeout(uint16_t tag, uint32_t ms) { number(tag, ms); }
-    void text(uint16_t tag, std::string_view value, size_t) { put_if(tag, value.data(), value.size()); }
+    void text(uint16_t tag, std::string_view value, size_t) {
+        put_if(tag, value.data(), value.size());
+    }
     template <size_t N>
     void bytes(uint16_t tag, const std::array<uint8_t, N>& value) {
         if (value != std::array<uint8_t, N>{}) {
@@ -159,7 +162,9 @@ class FieldWriter {
 
   private:
     void put(uint16_t tag, const void* data, size_t size);
-    void put_if(uint16_t tag, const void* data, size_t size) { size != 0 ? put(tag, data, size) : void(); }
+    void put_if(uint16_t tag, const void* data, size_t size) {
+        size != 0 ? put(tag, data, size) : void();
+    }
     uint8_t* grow(uint16_t tag, size_t size);
     std::vector<uint8_t>& out_;
 };
@@ -168,7 +173,7 @@ class FieldWriter {
 class FieldReader {
   public:
     static constexpr uint16_t kMaxTag = 47;  // greater tags are unknown to every message
-    explicit FieldReader(std::span<const uint8_t> body);
+    explicit FieldReader(std::span<const uint8_t> body) { split(body); }
 
     // `max` bounds the value (the last enumerator of an enum).
     template <class T>
@@ -234,6 +239,7 @@ class FieldReader {
     Status status() const { return status_; }
 
   private:
+    void split(std::span<const uint8_t> body);
     bool present(uint16_t tag) const { return fields_[tag].data() != nullptr; }
     std::span<const uint8_t> at(uint16_t tag) const { return fields_[tag]; }
     void check_rows(uint16_t tag, size_t count) {

@@ -14,9 +14,9 @@
 
 namespace kvstore {
 
-// The numbers are the wire format: never reuse one. A reply's number is its request's plus one; where
-// a request's answer is only a status per row, it is a kStatusReply. Any request may be answered by
-// kError instead.
+// The numbers are the wire format: never reuse one. A reply's number is its request's plus one;
+// where a request's answer is only a status per row, it is a kStatusReply. Any request may be
+// answered by kError instead.
 enum class MessageType : uint16_t {
     // Session (messages_session.h)
     kHello = 0x01,
@@ -77,8 +77,9 @@ enum class MessageType : uint16_t {
 // "Hello", "LookupReply", …; empty for a number that this build does not know.
 std::string_view message_type_name(uint16_t type);
 
-inline constexpr uint16_t kFlagMore = 1;   // further replies with this request id follow
-inline constexpr uint16_t kFlagFatal = 2;  // on kError and kRefused: the sender closes the connection
+inline constexpr uint16_t kFlagMore = 1;  // further replies with this request id follow
+inline constexpr uint16_t kFlagFatal =
+    2;  // on kError and kRefused: the sender closes the connection
 inline constexpr uint16_t kKnownFlags = kFlagMore | kFlagFatal;  // others are ignored
 
 struct FrameHeader {
@@ -96,14 +97,16 @@ using FrameHeaderBytes = std::array<uint8_t, kFrameHeaderBytes>;
 
 // A Hello carries this as its request id: what tells this protocol from any other on a first read.
 inline constexpr uint64_t kHelloMagic = 0x31'45'52'4F'54'53'56'4B;  // "KVSTORE1"
-inline constexpr size_t kMaxHandshakeBodyBytes = 8192;              // of a frame before Welcome
+inline constexpr size_t kMaxHelloBodyBytes = 4096;                  // of every frame before Welcome
+inline constexpr size_t kMaxWelcomeBodyBytes = 32768;
 inline constexpr size_t kMaxErrorTextBytes = 1024;
 
 // major << 16 | minor. Minor versions add fields and messages only; two peers use the lower one.
 inline constexpr uint32_t kProtocolVersionMin = 1u << 16;
 inline constexpr uint32_t kProtocolVersionMax = 1u << 16;
 std::string version_text(uint32_t version);  // "1.0"
-// The highest version that both ranges hold; kVersionMismatch with a sentence naming both otherwise.
+// The highest version that both ranges hold; kVersionMismatch with a sentence naming both
+// otherwise.
 Result<uint32_t> negotiate_version(uint32_t our_min, uint32_t our_max, uint32_t their_min,
                                    uint32_t their_max);
 
@@ -111,13 +114,17 @@ Result<uint32_t> negotiate_version(uint32_t our_min, uint32_t our_max, uint32_t 
 inline constexpr uint64_t kFeatureSharedMemory = 1u << 0;  // descriptors come with the Welcome
 inline constexpr uint64_t kFeatureLeases = 1u << 1;
 inline constexpr uint64_t kFeatureReplication = 1u << 2;
-inline constexpr uint64_t kAllFeatures = kFeatureSharedMemory | kFeatureLeases | kFeatureReplication;
+inline constexpr uint64_t kAllFeatures =
+    kFeatureSharedMemory | kFeatureLeases | kFeatureReplication;
 std::string feature_names(uint64_t bits);  // "leases, bit 17"
 
 FrameHeaderBytes encode_header(const FrameHeader& header);
-// Checks type, body_bytes and payload_bytes: kProtocolError or kTooLarge naming what is wrong. Before
-// Welcome use the tighter decode_handshake_header (known handshake type, no payload, small body).
+// Whether frames of this type may have payload bytes behind their body.
+bool carries_payload(MessageType type);
+// Checks type, body_bytes and payload_bytes: kProtocolError or kTooLarge naming what is wrong. Up
+// to Welcome use the tighter decode_handshake_header (handshake types only, magic, small bodies).
 Status decode_header(std::span<const uint8_t, kFrameHeaderBytes> bytes, FrameHeader* header);
-Status decode_handshake_header(std::span<const uint8_t, kFrameHeaderBytes> bytes, FrameHeader* header);
+Status decode_handshake_header(std::span<const uint8_t, kFrameHeaderBytes> bytes,
+                               FrameHeader* header);
 
 }  // namespace kvstore

@@ -2,8 +2,8 @@
 //
 // Hello → Challenge → Auth → Welcome with tokens, Hello → Welcome without. The MACs cover the exact
 // bodies of Hello and Challenge, so both nonces, version range, features, role, tenant, namespace,
-// principal and cluster id; the Welcome proves in return that the server knows the secret. Bytes after
-// the handshake are neither encrypted nor signed: that needs TLS or a trusted network.
+// principal and cluster id; the Welcome proves in return that the server knows the secret. Bytes
+// after the handshake are neither encrypted nor signed: that needs TLS or a trusted network.
 #pragma once
 
 #include <memory>
@@ -72,8 +72,8 @@ Digest client_mac(std::string_view secret, std::span<const uint8_t> hello_body,
 Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
                   std::span<const uint8_t> challenge_body);
 
-// The principals of the token file; replaceable while the server runs. Without any, authentication is
-// off: TCP peers are trusted, Unix peers must have our uid or be root. Thread-safe.
+// The principals of the token file; replaceable while the server runs. Without any, authentication
+// is off: TCP peers are trusted, Unix peers must have our uid or be root. Thread-safe.
 class Authenticator {
   public:
     explicit Authenticator(std::vector<Principal> principals = {});

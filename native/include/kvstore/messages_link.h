@@ -1,4 +1,5 @@
-// The link between a node and the master: claims, announcements, withdrawals; operations, copy orders.
+// The link between a node and the master: claims, announcements, withdrawals; operations, copy
+// orders.
 #pragma once
 
 #include "kvstore/fields.h"
@@ -9,15 +10,15 @@ namespace kvstore {
 // Node → master: may I write these keys? Answered row by row, in one or several ClaimReply frames.
 struct Claim {
     static constexpr MessageType kType = MessageType::kClaim;
-    std::string_view tenant;
-    std::string_view ns;
+    std::string_view tenant{};
+    std::string_view ns{};
     uint32_t epoch = 0;
-    U64Column claim_ids;  // chosen by the node, unique within its session
-    KeyList keys;
-    U64Column sizes;
-    U8Column flags;  // kPutUpsert
-    U8Column pins;
-    U8Column replicas;
+    U64Column claim_ids{};  // chosen by the node, unique within its session
+    KeyList keys{};
+    U64Column sizes{};
+    U8Column flags{};  // kPutUpsert
+    U8Column pins{};
+    U8Column replicas{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.text(1, m.tenant, limits::kMaxNameBytes);
@@ -35,9 +36,9 @@ struct Claim {
 };
 struct ClaimReply {
     static constexpr MessageType kType = MessageType::kClaimReply;
-    U64Column claim_ids;
-    I32Column status;
-    U64Column versions;  // granted, or the published one with kAlreadyExists
+    U64Column claim_ids{};
+    I32Column status{};
+    U64Column versions{};  // granted, or the published one with kAlreadyExists
     static void fields(auto& m, auto& v) {
         v.rows(1, m.claim_ids);
         v.row(2, m.status);
@@ -48,7 +49,7 @@ struct ClaimReply {
 // Node → master: these claims will not be used.
 struct Abandon {
     static constexpr MessageType kType = MessageType::kAbandon;
-    U64Column claim_ids;
+    U64Column claim_ids{};
     static void fields(auto& m, auto& v) { v.rows(1, m.claim_ids); }
 };
 
@@ -59,15 +60,15 @@ struct Announce {
     static constexpr MessageType kType = MessageType::kAnnounce;
     uint64_t seq = 0;  // one number line per session, shared with Withdraw; a gap is an error
     AnnouncePhase phase = AnnouncePhase::kIncremental;
-    std::string_view tenant;
-    std::string_view ns;
+    std::string_view tenant{};
+    std::string_view ns{};
     uint32_t epoch = 0;
-    KeyList keys;
-    U64Column versions;
-    U64Column sizes;
-    U8Column pins;
-    U8Column replicas;   // wanted
-    U64Column expiry_ms; // remaining milliseconds; 0: none
+    KeyList keys{};
+    U64Column versions{};
+    U64Column sizes{};
+    U8Column pins{};
+    U8Column replicas{};    // wanted
+    U64Column expiry_ms{};  // remaining milliseconds; 0: none
     static void fields(auto& m, auto& v) {
         v.number(1, m.seq);
         v.number(2, m.phase, 3);
@@ -85,7 +86,7 @@ struct Announce {
 struct AnnounceReply {
     static constexpr MessageType kType = MessageType::kAnnounceReply;
     uint64_t seq = 0;
-    I32Column status;  // kRemoved: a tombstone is newer, drop it
+    I32Column status{};  // kRemoved: a tombstone is newer, drop it
     static void fields(auto& m, auto& v) {
         v.number(1, m.seq);
         v.rows(2, m.status);
@@ -96,12 +97,12 @@ struct AnnounceReply {
 struct Withdraw {
     static constexpr MessageType kType = MessageType::kWithdraw;
     uint64_t seq = 0;
-    std::string_view tenant;
-    std::string_view ns;
+    std::string_view tenant{};
+    std::string_view ns{};
     uint32_t epoch = 0;
-    KeyList keys;
-    U64Column versions;
-    U8Column reasons;  // MissReason
+    KeyList keys{};
+    U64Column versions{};
+    U8Column reasons{};  // MissReason
     static void fields(auto& m, auto& v) {
         v.number(1, m.seq);
         v.text(2, m.tenant, limits::kMaxNameBytes);
@@ -119,13 +120,13 @@ enum class OpKind : uint8_t { kNone = 0, kRemove = 1, kFlush = 2, kPin = 3 };
 struct Ops {
     static constexpr MessageType kType = MessageType::kOps;
     uint64_t first_seq = 0;
-    U8Column kinds;  // OpKind; an unknown one is acknowledged and ignored
-    KeyList tenants;
-    KeyList namespaces;
-    U32Column epochs;    // of the namespace; kFlush: the epoch that ends
-    KeyList keys;        // empty for kFlush
-    U64Column versions;  // kRemove: up to and including
-    U64Column args;      // kPin: the level
+    U8Column kinds{};  // OpKind; an unknown one is acknowledged and ignored
+    KeyList tenants{};
+    KeyList namespaces{};
+    U32Column epochs{};    // of the namespace; kFlush: the epoch that ends
+    KeyList keys{};        // empty for kFlush
+    U64Column versions{};  // kRemove: up to and including
+    U64Column args{};      // kPin: the level
     static void fields(auto& m, auto& v) {
         v.number(1, m.first_seq);
         v.rows(2, m.kinds);
@@ -148,13 +149,13 @@ struct OpsAck {
 struct Copy {
     static constexpr MessageType kType = MessageType::kCopy;
     uint64_t copy_id = 0;
-    std::string_view tenant;
-    std::string_view ns;
+    std::string_view tenant{};
+    std::string_view ns{};
     uint32_t epoch = 0;
-    std::string_view key;
+    std::string_view key{};
     uint64_t version = 0;
-    std::string_view target_endpoint;
-    std::string_view target_node;
+    std::string_view target_endpoint{};
+    std::string_view target_node{};
     static void fields(auto& m, auto& v) {
         v.number(1, m.copy_id);
         v.text(2, m.tenant, limits::kMaxNameBytes);

@@ -11,7 +11,7 @@ inline constexpr uint32_t kLookupNoNodes = 1;  // only status, version and size 
 
 struct Lookup {
     static constexpr MessageType kType = MessageType::kLookup;
-    KeyList keys;
+    KeyList keys{};
     uint32_t flags = 0;
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
@@ -22,13 +22,13 @@ struct Lookup {
 };
 struct LookupReply {
     static constexpr MessageType kType = MessageType::kLookupReply;
-    I32Column status;  // Code
-    U64Column versions;
-    U64Column sizes;
-    U8Column reasons;  // MissReason
-    U8Column replica_counts;
-    U32Column nodes;       // flattened: replica_counts[0] node indexes, then replica_counts[1], …
-    uint64_t nodes_id = 0; // changes whenever the node table (Nodes) does
+    I32Column status{};  // Code
+    U64Column versions{};
+    U64Column sizes{};
+    U8Column reasons{};  // MissReason
+    U8Column replica_counts{};
+    U32Column nodes{};      // flattened: replica_counts[0] node indexes, then replica_counts[1], …
+    uint64_t nodes_id = 0;  // changes whenever the node table (Nodes) does
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.row(2, m.versions);
@@ -55,16 +55,16 @@ struct Nodes {
 };
 struct NodesReply {
     static constexpr MessageType kType = MessageType::kNodesReply;
-    U32Column indexes;
-    KeyList ids;
-    U8Column states;  // NodeState
-    KeyList tcp_endpoints;
-    KeyList unix_endpoints;
-    KeyList hosts;
-    U32Column weights;
-    U64Column free_bytes;
-    U64Column capacity_bytes;
-    U32Column epochs;
+    U32Column indexes{};
+    KeyList ids{};
+    U8Column states{};  // NodeState
+    KeyList tcp_endpoints{};
+    KeyList unix_endpoints{};
+    KeyList hosts{};
+    U32Column weights{};
+    U64Column free_bytes{};
+    U64Column capacity_bytes{};
+    U32Column epochs{};
     uint64_t nodes_id = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.indexes);
@@ -83,7 +83,7 @@ struct NodesReply {
 
 struct Remove {
     static constexpr MessageType kType = MessageType::kRemove;
-    KeyList keys;
+    KeyList keys{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -92,8 +92,8 @@ struct Remove {
 };
 struct RemoveReply {
     static constexpr MessageType kType = MessageType::kRemoveReply;
-    I32Column status;   // kOk, kNotFound, kPartial, …
-    KeyList unreached;  // node ids
+    I32Column status{};   // kOk, kNotFound, kPartial, …
+    KeyList unreached{};  // node ids
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.list(2, m.unreached, limits::kMaxNodes);
@@ -102,9 +102,9 @@ struct RemoveReply {
 
 struct List {
     static constexpr MessageType kType = MessageType::kList;
-    std::string_view prefix;
-    std::string_view cursor;  // empty: from the start; else ListReply.cursor
-    uint32_t limit = 0;       // 0: kMaxBatchKeys
+    std::string_view prefix{};
+    std::string_view cursor{};  // empty: from the start; else ListReply.cursor
+    uint32_t limit = 0;         // 0: kMaxBatchKeys
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.text(1, m.prefix, limits::kMaxKeyBytes);
@@ -115,8 +115,8 @@ struct List {
 };
 struct ListReply {
     static constexpr MessageType kType = MessageType::kListReply;
-    KeyList keys;
-    std::string_view cursor;  // empty: that was all
+    KeyList keys{};
+    std::string_view cursor{};  // empty: that was all
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
         v.text(2, m.cursor, 2 * limits::kMaxKeyBytes);
@@ -125,7 +125,7 @@ struct ListReply {
 
 struct Inspect {
     static constexpr MessageType kType = MessageType::kInspect;
-    std::string_view key;
+    std::string_view key{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.text(1, m.key, limits::kMaxKeyBytes);
@@ -138,9 +138,9 @@ struct InspectReply {
     uint64_t size = 0;
     uint64_t version = 0;
     Pin pin = Pin::kNone;
-    uint64_t create_ms = 0;    // wall clock
-    KeyList replica_node_ids;
-    U8Column replica_tiers;    // 0 dram, 1 nvme
+    uint64_t create_ms = 0;  // wall clock
+    KeyList replica_node_ids{};
+    U8Column replica_tiers{};  // 0 dram, 1 nvme
     uint8_t reason = 0;        // MissReason when not found
     uint32_t replicas_wanted = 0;
     static void fields(auto& m, auto& v) {
@@ -159,8 +159,8 @@ struct InspectReply {
 // Sets (soft, hard) or takes away (none) the durable pin of each key.
 struct SetPin {
     static constexpr MessageType kType = MessageType::kSetPin;
-    KeyList keys;
-    U8Column levels;  // Pin
+    KeyList keys{};
+    U8Column levels{};  // Pin
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -178,7 +178,7 @@ struct Flush {
 struct FlushReply {
     static constexpr MessageType kType = MessageType::kFlushReply;
     int32_t code = 0;
-    KeyList unreached;  // node ids
+    KeyList unreached{};  // node ids
     uint32_t ns_epoch = 0;
     static void fields(auto& m, auto& v) {
         v.number(1, m.code);

@@ -21,13 +21,13 @@ struct SlotReady {
 
 struct Reserve {
     static constexpr MessageType kType = MessageType::kReserve;
-    KeyList keys;
-    U64Column sizes;
-    U8Column pins;
-    U8Column replicas;
-    U32Column ttl_ms;  // 0: none
-    U8Column flags;
-    KeyList parents;   // absent, or empty where there is none
+    KeyList keys{};
+    U64Column sizes{};
+    U8Column pins{};
+    U8Column replicas{};
+    U32Column ttl_ms{};  // 0: none
+    U8Column flags{};
+    KeyList parents{};  // absent, or empty where there is none
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -42,9 +42,9 @@ struct Reserve {
 };
 struct ReserveReply {
     static constexpr MessageType kType = MessageType::kReserveReply;
-    I32Column status;
-    U64Column generations;
-    U64Column offsets;  // into the segment
+    I32Column status{};
+    U64Column generations{};
+    U64Column offsets{};  // into the segment
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.row(2, m.generations);
@@ -54,8 +54,8 @@ struct ReserveReply {
 
 struct Commit {
     static constexpr MessageType kType = MessageType::kCommit;
-    U64Column generations;
-    U32Column crcs;  // of the data, not sealed
+    U64Column generations{};
+    U32Column crcs{};  // of the data, not sealed
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.generations);
@@ -67,7 +67,7 @@ struct Commit {
 // The writer says that its copies into these blocks have stopped.
 struct Abort {
     static constexpr MessageType kType = MessageType::kAbort;
-    U64Column generations;
+    U64Column generations{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.generations);
@@ -77,9 +77,9 @@ struct Abort {
 
 struct Get {
     static constexpr MessageType kType = MessageType::kGet;
-    KeyList keys;
-    U64Column versions;   // 0: the newest here
-    U64Column max_sizes;  // a larger object answers kBufferTooSmall with its size, without bytes
+    KeyList keys{};
+    U64Column versions{};   // 0: the newest here
+    U64Column max_sizes{};  // a larger object answers kBufferTooSmall with its size, without bytes
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -91,11 +91,11 @@ struct Get {
 // The payload is the bytes of the rows that are kOk, one behind the other.
 struct GetReply {
     static constexpr MessageType kType = MessageType::kGetReply;
-    I32Column status;
-    U64Column sizes;
-    U64Column versions;
-    U32Column crcs;    // sealed
-    U8Column reasons;  // MissReason
+    I32Column status{};
+    U64Column sizes{};
+    U64Column versions{};
+    U32Column crcs{};    // sealed
+    U8Column reasons{};  // MissReason
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.row(2, m.sizes);
@@ -108,14 +108,14 @@ struct GetReply {
 // The payload is the objects' bytes, one behind the other.
 struct Put {
     static constexpr MessageType kType = MessageType::kPut;
-    KeyList keys;
-    U64Column sizes;
-    U8Column pins;
-    U8Column replicas;
-    U32Column ttl_ms;
-    U8Column flags;
-    KeyList parents;
-    U32Column crcs;  // of the data as the client sent it, not sealed
+    KeyList keys{};
+    U64Column sizes{};
+    U8Column pins{};
+    U8Column replicas{};
+    U32Column ttl_ms{};
+    U8Column flags{};
+    KeyList parents{};
+    U32Column crcs{};  // of the data as the client sent it, not sealed
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -132,7 +132,7 @@ struct Put {
 
 struct Lease {
     static constexpr MessageType kType = MessageType::kLease;
-    KeyList keys;
+    KeyList keys{};
     uint32_t stride = 0;  // objects that make one page; 0 means 1
     uint32_t lease_ms = 0;
     uint32_t timeout_ms = 0;
@@ -158,7 +158,7 @@ struct LeaseReply {
 };
 struct LeaseRenew {
     static constexpr MessageType kType = MessageType::kLeaseRenew;
-    U64Column lease_ids;
+    U64Column lease_ids{};
     uint32_t lease_ms = 0;
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
@@ -169,7 +169,7 @@ struct LeaseRenew {
 };
 struct LeaseRelease {
     static constexpr MessageType kType = MessageType::kLeaseRelease;
-    U64Column lease_ids;
+    U64Column lease_ids{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.lease_ids);
@@ -180,7 +180,7 @@ struct LeaseRelease {
 // Holds blocks by generation for a client whose slot is full.
 struct Hold {
     static constexpr MessageType kType = MessageType::kHold;
-    U64Column generations;
+    U64Column generations{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.generations);
@@ -189,7 +189,7 @@ struct Hold {
 };
 struct Unhold {
     static constexpr MessageType kType = MessageType::kUnhold;
-    U64Column generations;
+    U64Column generations{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.generations);
@@ -217,20 +217,21 @@ struct ResolveReply {
     }
 };
 
-// Node to node: replicas of versions that the master has ordered to be copied. With payload like Put.
+// Node to node: replicas of versions that the master has ordered to be copied. With payload like
+// Put.
 struct CopyPut {
     static constexpr MessageType kType = MessageType::kCopyPut;
-    std::string_view tenant;
-    std::string_view ns;
+    std::string_view tenant{};
+    std::string_view ns{};
     uint32_t epoch = 0;
-    KeyList keys;
-    U64Column sizes;
-    U8Column pins;
-    U8Column replicas;  // wanted of the object
-    U32Column ttl_ms;   // remaining; 0: none
-    KeyList parents;
-    U64Column versions;
-    U32Column crcs;  // of the data, not sealed
+    KeyList keys{};
+    U64Column sizes{};
+    U8Column pins{};
+    U8Column replicas{};  // wanted of the object
+    U32Column ttl_ms{};   // remaining; 0: none
+    KeyList parents{};
+    U64Column versions{};
+    U32Column crcs{};  // of the data, not sealed
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.text(10, m.tenant, limits::kMaxNameBytes);
@@ -255,8 +256,8 @@ struct Stats {
 };
 struct StatsReply {
     static constexpr MessageType kType = MessageType::kStatsReply;
-    KeyList names;
-    U64Column values;
+    KeyList names{};
+    U64Column values{};
     static void fields(auto& m, auto& v) {
         v.rows(1, m.names);
         v.row(2, m.values);

@@ -1,4 +1,5 @@
-// Messages of every session: hello, authentication, errors, and the answers that many requests share.
+// Messages of every session: hello, authentication, errors, and the answers that many requests
+// share.
 #pragma once
 
 #include "kvstore/fields.h"
@@ -15,20 +16,20 @@ struct Hello {
     static constexpr MessageType kType = MessageType::kHello;
     uint32_t version_min = 0;
     uint32_t version_max = 0;
-    uint64_t features = 0;        // offered
-    uint64_t required = 0;        // refuse me when you lack one
-    std::string_view cluster_id;  // empty: any
+    uint64_t features = 0;          // offered
+    uint64_t required = 0;          // refuse me when you lack one
+    std::string_view cluster_id{};  // empty: any
     Role role = Role::kClient;
-    std::string_view tenant;
-    std::string_view ns;
-    std::string_view principal;
+    std::string_view tenant{};
+    std::string_view ns{};
+    std::string_view principal{};
     AuthMethod auth_method = AuthMethod::kNone;
     Nonce client_nonce{};
-    uint64_t session_id = 0;      // node link: given by the master at registration
-    std::string_view node_id;     // node link and node to node
+    uint64_t session_id = 0;     // node link: given by the master at registration
+    std::string_view node_id{};  // node link and node to node
     uint32_t node_epoch = 0;
-    uint64_t applied_seq = 0;     // node link: the last op (messages_link.h) it has applied
-    std::string_view client_name; // for logs
+    uint64_t applied_seq = 0;        // node link: the last op (messages_link.h) it has applied
+    std::string_view client_name{};  // for logs
     static void fields(auto& m, auto& v) {
         v.number(1, m.version_min);
         v.number(2, m.version_max);
@@ -52,7 +53,7 @@ struct Hello {
 struct Challenge {
     static constexpr MessageType kType = MessageType::kChallenge;
     Nonce nonce{};
-    std::string_view cluster_id;
+    std::string_view cluster_id{};
     static void fields(auto& m, auto& v) {
         v.bytes(1, m.nonce);
         v.text(2, m.cluster_id, limits::kMaxNameBytes);
@@ -69,16 +70,16 @@ struct Welcome {
     static constexpr MessageType kType = MessageType::kWelcome;
     uint32_t version = 0;
     uint64_t features = 0;  // offered by both
-    std::string_view cluster_id;
+    std::string_view cluster_id{};
     uint32_t master_epoch = 0;
     uint64_t session_id = 0;
     HashSecret hash_secret{};
     uint32_t ns_epoch = 0;
-    std::string_view grpc_endpoint;
-    std::string_view http_endpoint;
-    KeyList peers;  // block endpoints of the other masters
+    std::string_view grpc_endpoint{};
+    std::string_view http_endpoint{};
+    KeyList peers{};  // block endpoints of the other masters
     // From a node only:
-    std::string_view node_id;
+    std::string_view node_id{};
     uint32_t node_epoch = 0;
     int32_t slot_plus_one = 0;  // client slot + 1; 0: none
     uint64_t flush_counter = 0;
@@ -112,7 +113,7 @@ struct Welcome {
 struct Refused {
     static constexpr MessageType kType = MessageType::kRefused;
     int32_t code = 0;
-    std::string_view message;
+    std::string_view message{};
     static void fields(auto& m, auto& v) {
         v.number(1, m.code);
         v.text(2, m.message, kMaxErrorTextBytes);
@@ -123,7 +124,7 @@ struct Refused {
 struct Error {
     static constexpr MessageType kType = MessageType::kError;
     int32_t code = 0;
-    std::string_view message;
+    std::string_view message{};
     static void fields(auto& m, auto& v) {
         v.number(1, m.code);
         v.text(2, m.message, kMaxErrorTextBytes);
@@ -133,7 +134,7 @@ struct Error {
 // The answer to every request that only needs a Code per row.
 struct StatusReply {
     static constexpr MessageType kType = MessageType::kStatusReply;
-    I32Column status;
+    I32Column status{};
     static void fields(auto& m, auto& v) { v.rows(1, m.status); }
 };
 
