@@ -13,3 +13,13 @@ def monotonic_ms() -> int:
 def unix_ms() -> int:
     """Milliseconds since 1970, for records that outlive a boot and for people."""
     return time.time_ns() // 1_000_000
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds of the finest steady clock, for measuring how long a call took."""
+    return time.perf_counter_ns()
+
+
+def pause_s(seconds: float) -> None:
+    """Let `seconds` pass before the next poll of a condition that has a deadline of its own."""
+    time.sleep(seconds)

@@ -14,7 +14,7 @@ from kvstore._proto import master_pb2, types_pb2
 from kvstore.cli.control import control
 from kvstore.cli.output import Exit, fail, print_fields, print_json, print_table, reports_errors
 from kvstore.cli.session import json_option, target, target_options
-from kvstore.clock import sleep_until_s
+from kvstore.clock import pause_s
 from kvstore.errors import Status
 from kvstore.sizes import format_size
 
@@ -146,7 +146,7 @@ def drain(
                 for _ in range(int(wait_s / _POLL_S)):
                     if reply.drained:
                         break
-                    sleep_until_s(_POLL_S)
+                    pause_s(_POLL_S)
                     reply = master.Drain(request, **call)
                     left = reply.node.drain_left_objects
                     bar.update(task, completed=max(0, total - left), left=left)

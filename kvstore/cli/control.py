@@ -11,7 +11,7 @@ import grpc
 from kvstore import errors
 from kvstore._proto import master_pb2_grpc
 from kvstore.cli.session import Target
-from kvstore.security import bearer_metadata, read_token
+from kvstore.security import bearer, load_identity
 
 if TYPE_CHECKING:
     from kvstore._proto.master_pb2_grpc import MasterStub
@@ -21,8 +21,9 @@ def _as_kvstore_error(error: grpc.RpcError) -> errors.KvstoreError:
     """Turn a gRPC failure into the exception its trailing `kvstore-status` (or code) names."""
     for name, value in error.trailing_metadata() or ():
         if name == "kvstore-status":
-            return errors.from_status(errors.Status(int(value)), error.details() or "")
-    return errors.from_grpc(error.code().name, error.details() or "")
+            return errors.error_for(int(value), error.details() or "")
+    status = errors.status_for_grpc(error.code().name)
+    return errors.error_for(status, error.details() or "")
 
 
 @contextmanager
@@ -41,11 +42,8 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, object]]]:
     """
     with target.connect() as store:
         endpoint = store.stats()["master"]["grpc_endpoint"]
-    token = read_token(target.token_file) if target.token_file else None
-    call = {
-        "timeout": target.timeout_ms / 1000,
-        "metadata": bearer_metadata(token) if token else (),
-    }
+    identity = load_identity(target.token_file) if target.token_file else None
+    call = {"timeout": target.timeout_ms / 1000, "metadata": bearer(identity)}
     with grpc.insecure_channel(endpoint) as channel:
         try:
             yield master_pb2_grpc.MasterStub(channel), call

@@ -52,7 +52,11 @@ def _report(tally: Tally, block_bytes: int, stats: Mapping[str, Any]) -> dict[st
         "get_gbps": gbps(tally.hit_blocks, tally.get_ns),
         "put_gbps": gbps(tally.put_blocks, tally.put_ns),
     }
-    for name, samples in (("lookup", tally.lookup_ns), ("get", tally.get_ns), ("put", tally.put_ns)):
+    for name, samples in (
+        ("lookup", tally.lookup_ns),
+        ("get", tally.get_ns),
+        ("put", tally.put_ns),
+    ):
         report[f"{name}_p50_us"] = round(percentile_us(samples, 0.5), 1)
         report[f"{name}_p99_us"] = round(percentile_us(samples, 0.99), 1)
     report["puts"] = tally.put_statuses
@@ -92,9 +96,7 @@ def _run(
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("replay", total=len(requests), hit_rate=0.0)
-        replay.run(
-            requests, lambda: bar.update(task, advance=1, hit_rate=replay.tally.hit_rate)
-        )
+        replay.run(requests, lambda: bar.update(task, advance=1, hit_rate=replay.tally.hit_rate))
     return _report(replay.tally, block_bytes, store.stats())
 
 
@@ -153,7 +155,9 @@ def replay(
         with kvstore.open(segment_size=size, segment_dir=segment_dir) as store:
             report = _run(store, requests, block_bytes, as_json)
         report |= {"capacity_blocks": blocks, "segment_bytes": size, "overhead_bytes": overhead}
-        where = f"embedded store of {format_size(size)} ({blocks} blocks, {overhead} bytes overhead)"
+        where = (
+            f"embedded store of {format_size(size)} ({blocks} blocks, {overhead} bytes overhead)"
+        )
     else:
         if capacity_blocks is not None or segment_dir is not None:
             fail(

@@ -76,9 +76,7 @@ class Replay:
         # page faults.
         self._batch = max(1, min(max_blocks, (256 << 20) // block_bytes))
         arena = memoryview(bytearray(self._batch * block_bytes))
-        self._buffers = [
-            arena[i * block_bytes : (i + 1) * block_bytes] for i in range(self._batch)
-        ]
+        self._buffers = [arena[i * block_bytes : (i + 1) * block_bytes] for i in range(self._batch)]
         self.tally = Tally()
 
     def run(self, requests: Sequence[Request], progress: Callable[[], None]) -> Tally:

@@ -36,9 +36,7 @@ CLIENT_SIDE = ("client", "embedded", "")
 
 
 def python_files() -> list[Path]:
-    return sorted(
-        path for path in (ROOT / "kvstore").rglob("*.py") if "_proto" not in path.parts
-    )
+    return sorted(path for path in (ROOT / "kvstore").rglob("*.py") if "_proto" not in path.parts)
 
 
 def package_of(path: Path) -> str:
