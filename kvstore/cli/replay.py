@@ -155,9 +155,7 @@ def replay(
         with kvstore.open(segment_size=size, segment_dir=segment_dir) as store:
             report = _run(store, requests, block_bytes, as_json)
         report |= {"capacity_blocks": blocks, "segment_bytes": size, "overhead_bytes": overhead}
-        where = (
-            f"embedded store of {format_size(size)} ({blocks} blocks, {overhead} bytes overhead)"
-        )
+        where = f"embedded store of {format_size(size)} ({blocks} blocks + {overhead} bytes)"
     else:
         if capacity_blocks is not None or segment_dir is not None:
             fail(

@@ -18,7 +18,7 @@ _MAX_BLOCKS = 1 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its prompt as block ids, where equal ids mean equal blocks with equal prefixes."""
+    """One request: its prompt as block ids; equal ids are equal blocks with equal prefixes."""
 
     timestamp_ms: int
     input_length: int
