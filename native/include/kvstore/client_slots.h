@@ -48,19 +48,20 @@ class ClientSlots {
     bool is_alive(uint32_t slot) const;
     // Live slots whose lock is gone, each reported once: give back what they owned, then free_slot().
     std::vector<uint32_t> collect_dead();
-    // Clears the slot and makes it assignable. For an assigned slot that was never used, or a dead one
-    // (a slot whose lock is still held is left alone and answers false).
+    // Makes the slot assignable. For an assigned slot that was never confirmed, or a dead one; a live
+    // slot, or one whose lock is still held, is left alone and answers false.
     bool free_slot(uint32_t slot);
     std::vector<uint32_t> live_slots() const;
 
-    // Full fence, then a scan of all live slots. Call after Index::invalidate(): false means that no
-    // client holds the generation or can come to hold it.
+    // Scan of all live slots. Call after Index::invalidate(), whose full fence orders the scan: false
+    // means that no client holds the generation or can come to hold it.
     bool hazard_present(Generation gen) const;
     // The same for many generations at once: every generation held now, sorted.
     void collect_hazards(std::vector<Generation>* out) const;
 
     // Hands over the entries that clients read since the last call, oldest first per client. The ring
-    // is lossy. Numbers come from clients: check them against the index before use.
+    // is lossy. Numbers come from clients: check them against the index before use. `fn` is called
+    // under the mutex and must not call back.
     void drain_touches(const std::function<void(uint32_t entry_ref)>& fn);
 
     SlotCounters counters(uint32_t slot) const;
@@ -77,6 +78,7 @@ class ClientSlots {
     ClientSlots() = default;
     SlotPage& page(uint32_t slot) const;
     void clear(uint32_t slot);
+    Status back(uint32_t slot);
     bool lock_seen(uint32_t slot) const;
 
     int fd_ = -1;

@@ -147,6 +147,9 @@ class IndexReader {
     // retired? (Acquire fence included.)
     bool still_valid(EntryRef ref, Generation gen) const;
 
+    // Whether `found` can be used with this index at all: its numbers stay within index and segment.
+    bool well_formed(const Found& found) const;
+
     uint64_t flush_counter() const;
     bool retired() const;
     uint32_t node_epoch() const { return node_epoch_; }
@@ -157,6 +160,8 @@ class IndexReader {
   private:
     IndexReader() = default;
     enum class Match { kNo, kYes, kChanged };
+    bool cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const;
+    bool in_segment(uint64_t offset, uint64_t length) const;
     Match match(EntryRef ref, NamespaceId ns, const Hash128& hash, std::string_view key,
                 uint64_t now_ms, Found* found) const;
 

@@ -155,13 +155,19 @@ void invalidate_entry(M&& m, Word& gen_word) {
 }
 
 // Scan of one slot; the acquire pairs with clear_hazard().
+template <class M, class Hazards, class Fn>
+void for_each_hazard(M&& m, const Hazards& hazards, Fn&& fn) {
+    if (!m.enabled(Guard::kReuseScanHazards)) return;
+    for (const auto& hazard : hazards) {
+        const Generation gen = m.load(hazard.gen, std::memory_order_acquire);
+        if (gen != 0) fn(gen);
+    }
+}
 template <class M, class Hazards>
 bool slot_holds(M&& m, const Hazards& hazards, Generation gen) {
-    if (!m.enabled(Guard::kReuseScanHazards)) return false;
-    for (const auto& hazard : hazards) {
-        if (m.load(hazard.gen, std::memory_order_acquire) == gen) return true;
-    }
-    return false;
+    bool found = false;
+    for_each_hazard(m, hazards, [&](Generation held) { found |= held == gen; });
+    return found;
 }
 
 // `counter` is private to the node and its epoch was persisted before the first draw.

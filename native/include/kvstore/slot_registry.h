@@ -55,6 +55,7 @@ class ClientSlot {
   private:
     friend class SlotRegistry;
     struct State;
+    bool in_own_process() const;
     ClientSlot(SlotRegistry* registry, State* state, uint64_t fork_generation);
     SlotRegistry* registry_;
     State* state_;  // owned by the registry, alive while a handle is
@@ -79,12 +80,16 @@ class SlotRegistry {
     void release_owner(const FileKey& key);
     // Whether this very process holds `number` (a process does not see its own record locks).
     bool holds(const FileKey& key, uint32_t number) const;
+    // Whether another process holds a record lock on this byte of the file.
+    static bool locked_elsewhere(int fd, uint64_t byte);
 
   private:
     friend class ClientSlot;
     struct File;
     SlotRegistry();
-    ~SlotRegistry() = delete;  // never destroyed: handles may outlive static destruction
+    ~SlotRegistry();
+    Status open_slot(File& file, const FileKey& key, int fd, uint32_t number);
+    bool owner_alive(const ClientSlot::State& state) const;
     void release(ClientSlot::State* state);
     void close_if_unused(const FileKey& key);
 
