@@ -162,7 +162,7 @@ def _parse_line(fields: list[str]) -> Principal:
     return Principal(name, Role[role.upper()], names, Secret(secret))
 
 
-def load_identity(path: str | os.PathLike[str]) -> Principal:
+def read_token(path: str | os.PathLike[str]) -> Principal:
     """Read the token file of one process: exactly one line, its own.
 
     Args:
@@ -179,7 +179,7 @@ def load_identity(path: str | os.PathLike[str]) -> Principal:
     return principals[0]
 
 
-def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
+def bearer_metadata(principal: Principal | None) -> tuple[tuple[str, str], ...]:
     """Make the gRPC metadata that proves a principal; nothing without one."""
     if principal is None:
         return ()

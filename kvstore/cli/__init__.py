@@ -1,0 +1,1 @@
+"""The commands: kvstore-master, kvstore-node and the operator's kvstore."""

@@ -1,0 +1,1 @@
+"""The master: policy, hard state and control plane around the native directory."""

@@ -1,0 +1,140 @@
+"""What the control plane uses of the native master; ``kvstore._native.MasterCore`` is one of these.
+
+Policy and services are written against this protocol, so that their unit tests need no extension.
+All calls are thread-safe and release the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypedDict
+
+
+class CoreNode(TypedDict):
+    """A node as the native side sees it."""
+
+    node_id: str
+    connected: bool
+    synced: bool
+    applied_seq: int
+    replicas: int
+
+
+class CoreEvent(TypedDict):
+    """One event of the watch ring."""
+
+    kind: int
+    tenant: str
+    namespace: str
+    key: str
+    version: int
+    size: int
+    node_id: str
+
+
+class CoreObject(TypedDict):
+    """What is recorded of an object."""
+
+    size: int
+    version: int
+    pin: int
+    created_ms: int
+    replicas: list[tuple[str, int]]
+    """(node id, tier)."""
+
+
+class MasterCoreApi(Protocol):
+    """The native master: directory, claims, operations log, copies and the block port."""
+
+    def start(self) -> list[str]:
+        """Listen; returns the bound endpoints."""
+
+    def stop(self) -> None:
+        """Close the port and end all waits."""
+
+    def set_endpoints(self, grpc: str, http: str) -> None:
+        """Set what the hello names."""
+
+    def register_node(
+        self,
+        node_id: str,
+        session_id: int,
+        node_epoch: int,
+        tcp: str,
+        unix: str,
+        host: str,
+        weight: int,
+        capacity_bytes: int,
+        known: bool = False,
+    ) -> None:
+        """Let the node's link in under this session; `known`: a node of a previous life, no link."""
+
+    def set_node(
+        self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
+    ) -> None:
+        """Set how a node stands; weight in thousandths."""
+
+    def set_node_endpoints(self, node_id: str, tcp: str, unix: str, host: str) -> None:
+        """Set where a node is reached and on which host it runs."""
+
+    def remove_node(self, node_id: str) -> None:
+        """Forget a node and its replicas."""
+
+    def nodes(self) -> list[CoreNode]:
+        """Every registered node."""
+
+    def finish_rebuild(self) -> None:
+        """Grant the claims that waited for the end of the rebuild."""
+
+    def set_copy_rate(self, copies_per_s: int) -> None:
+        """Limit repair and drain."""
+
+    def drain_remaining(self, node_id: str) -> int:
+        """Objects that only this node has among the living ones."""
+
+    def under_replicated(self) -> int:
+        """Readable objects with fewer living replicas than wanted."""
+
+    def load_ops(self, records: list[bytes]) -> None:
+        """Take back the log of a previous life, in order, before start."""
+
+    def set_namespace_epoch(self, tenant: str, namespace: str, epoch: int) -> None:
+        """Take back a namespace's epoch, before load_ops."""
+
+    def namespaces(self) -> list[tuple[str, str, int]]:
+        """Tenant, name and epoch of every namespace that was ever flushed."""
+
+    def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
+        """Block until operations are to be made durable: (number, record), ascending."""
+
+    def journal_done(self, seq: int) -> None:
+        """Everything up to this number is on disk."""
+
+    def journal_trimmed(self) -> tuple[int, int]:
+        """Records up to the first number may be deleted; the second is the version floor."""
+
+    def flush(self, tenant: str, namespace: str, timeout_ms: int) -> tuple[int, list[str], int]:
+        """Flush a namespace: status, unreached nodes, new epoch."""
+
+    def remove(
+        self, tenant: str, namespace: str, keys: list[str], timeout_ms: int
+    ) -> tuple[list[int], list[str]]:
+        """Remove keys: status of each, unreached nodes."""
+
+    def list_keys(
+        self, tenant: str, namespace: str, prefix: str, cursor: int, limit: int
+    ) -> tuple[list[str], int]:
+        """A page of keys and the next cursor, 0 at the end."""
+
+    def inspect(self, tenant: str, namespace: str, key: str) -> CoreObject | None:
+        """What is recorded of a key."""
+
+    def locate(
+        self, tenant: str, namespace: str, keys: list[str]
+    ) -> tuple[list[tuple[str, int]], int]:
+        """Prefix lengths by node, longest first, and the prefix readable anywhere."""
+
+    def poll_events(self, cursor: int, max_events: int) -> tuple[list[CoreEvent], int, bool]:
+        """Events after the cursor, the next cursor, and whether events were lost."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, for metrics."""

@@ -1,0 +1,297 @@
+"""What the master decides about nodes: ``decide(settings, cluster, event, now) -> decisions``.
+
+Pure: no clock, no I/O, no randomness. The registry carries the decisions out, in their order, and
+answers the caller only after all of them: what is persisted is on disk before anybody hears of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from kvstore.errors import Status
+from kvstore.master.model import (
+    Cluster,
+    Drain,
+    Event,
+    Heartbeat,
+    Node,
+    NodeState,
+    Observe,
+    Register,
+    Settings,
+    Tick,
+    Unregister,
+)
+
+# A full cache still takes writes (by evicting), only fewer of them.
+MIN_FREE_RATIO = 0.02
+# Share that a node gets in the moment it joins; it grows to 1 during the slow start.
+SLOW_START_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Persist:
+    """Write the node's record to disk."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """Let the node's link in under its new session; an older one is closed."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
+class SetNode:
+    """Tell the native side how the node stands."""
+
+    node: Node
+    state: NodeState
+    weight: float
+    """Share of new writes, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Delete the node's record and all that is known of it."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
+class FinishRebuild:
+    """Grant claims from now on."""
+
+    missing: tuple[str, ...]
+    """Known nodes that did not come back in time."""
+
+
+@dataclass(frozen=True)
+class SetCopyRate:
+    """Allow so many copies a second for repair and drain."""
+
+    copies_per_s: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Change nothing and answer with an error."""
+
+    status: Status
+    message: str
+
+
+Decision = Persist | OpenSession | SetNode | Forget | FinishRebuild | SetCopyRate | Refuse
+Outcome = tuple[Cluster, list[Decision]]
+
+
+def start(known: list[Node], now_ms: int) -> Cluster:
+    """Make the state of a master that has just started.
+
+    Args:
+        known: the nodes of its previous life, as read from disk.
+        now_ms: the time.
+
+    Returns:
+        A cluster in which they are away, rebuilding until they have announced or their TTL passed.
+    """
+    nodes = {n.node_id: replace(n, session_id=0, linked=False, synced=False) for n in known}
+    awaited = frozenset(n.node_id for n in known if not n.left)
+    return Cluster(
+        started_ms=now_ms,
+        nodes=MappingProxyType(nodes),
+        rebuilding=bool(awaited),
+        awaited=awaited,
+    )
+
+
+def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> Outcome:
+    """Decide what follows from an event.
+
+    Args:
+        settings: the numbers of the policy.
+        cluster: what is known before.
+        event: what happened.
+        now_ms: when, on the clock of all other times here.
+
+    Returns:
+        What is known afterwards, and what is to be done, in order.
+    """
+    match event:
+        case Register():
+            return _register(settings, cluster, event, now_ms)
+        case Heartbeat():
+            return _heartbeat(settings, cluster, event, now_ms)
+        case Unregister():
+            return _unregister(settings, cluster, event, now_ms)
+        case Drain():
+            return _drain(settings, cluster, event, now_ms)
+        case Observe():
+            return _observe(settings, cluster, event, now_ms)
+        case Tick():
+            return _tick(settings, cluster, now_ms)
+
+
+def weight(settings: Settings, node: Node, now_ms: int) -> float:
+    """Share of new writes that a node should get.
+
+    Args:
+        settings: gives the length of the slow start.
+        node: the node.
+        now_ms: the time.
+
+    Returns:
+        0 for a node that takes none (not alive, or cut off from the master); else its free ratio,
+        at least MIN_FREE_RATIO, times the slow start's ramp: an empty newcomer would draw every
+        write at once.
+    """
+    if node.state is not NodeState.ALIVE or not node.linked or node.capacity_bytes <= 0:
+        return 0.0
+    free = 1 - min(node.used_bytes, node.capacity_bytes) / node.capacity_bytes
+    age = max(0, now_ms - node.joined_ms) / settings.slow_start_ms
+    ramp = min(1.0, SLOW_START_SHARE + (1 - SLOW_START_SHARE) * age)
+    return max(free, MIN_FREE_RATIO) * ramp
+
+
+def _with(cluster: Cluster, node: Node) -> Cluster:
+    return replace(cluster, nodes=MappingProxyType({**cluster.nodes, node.node_id: node}))
+
+
+def _set(settings: Settings, node: Node, now_ms: int) -> SetNode:
+    return SetNode(node, node.state, weight(settings, node, now_ms))
+
+
+def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int) -> Outcome:
+    known = cluster.nodes.get(event.node_id)
+    returns = event.node_epoch != 0
+    if returns and known and known.incarnation != event.incarnation:
+        # A process that starts always wins over the one before it (which may be dead without our
+        # knowing); the one before must then not fight for the name.
+        return cluster, [
+            Refuse(Status.AlreadyExists, f"another process runs as node {event.node_id!r} now")
+        ]
+    last_epoch = known.node_epoch if known else 0
+    node = Node(
+        node_id=event.node_id,
+        node_epoch=max(last_epoch, event.node_epoch) if returns else last_epoch + 1,
+        incarnation=event.incarnation,
+        session_id=event.session_id,
+        session_ms=now_ms,
+        joined_ms=known.joined_ms if known and returns else now_ms,
+        last_seen_ms=now_ms,
+        draining=known.draining if known else False,
+        endpoints=event.endpoints,
+        labels=event.labels,
+        segments=event.segments,
+        capacity_bytes=sum(segment.capacity_bytes for segment in event.segments),
+        persisted_ms=now_ms,
+    )
+    return _with(cluster, node), [Persist(node), OpenSession(node), _set(settings, node, now_ms)]
+
+
+def _session(cluster: Cluster, node_id: str, session_id: int) -> Node | None:
+    node = cluster.nodes.get(node_id)
+    return node if node and node.session_id == session_id != 0 else None
+
+
+_NO_SESSION = Refuse(Status.NotFound, "no such session; register again")
+
+
+def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: int) -> Outcome:
+    node = _session(cluster, event.node_id, event.session_id)
+    if node is None:
+        return cluster, [_NO_SESSION]
+    node = replace(
+        node,
+        last_seen_ms=now_ms,
+        capacity_bytes=event.capacity_bytes,
+        used_bytes=event.used_bytes,
+        endpoints=event.endpoints,
+        segments=event.segments,
+    )
+    decisions: list[Decision] = []
+    # The retention counts from the last sign of life: its record must not grow old while it lives.
+    if now_ms - node.persisted_ms >= settings.retention_ms // 24:
+        node = replace(node, persisted_ms=now_ms)
+        decisions.append(Persist(node))
+    return _with(cluster, node), [*decisions, _set(settings, node, now_ms)]
+
+
+def _end_session(
+    settings: Settings, cluster: Cluster, node: Node, now_ms: int, left: bool
+) -> Outcome:
+    gone = replace(
+        node, session_id=0, linked=False, synced=False, used_bytes=0, left=left, persisted_ms=now_ms
+    )
+    return _with(cluster, gone), [Persist(gone), _set(settings, gone, now_ms)]
+
+
+def _unregister(settings: Settings, cluster: Cluster, event: Unregister, now_ms: int) -> Outcome:
+    node = _session(cluster, event.node_id, event.session_id)
+    if node is None:
+        return cluster, [_NO_SESSION]
+    return _end_session(settings, cluster, node, now_ms, left=True)
+
+
+def _drain(settings: Settings, cluster: Cluster, event: Drain, now_ms: int) -> Outcome:
+    node = cluster.nodes.get(event.node_id)
+    if node is None:
+        return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r}")]
+    if node.draining is not event.cancel:
+        return cluster, []
+    node = replace(node, draining=not event.cancel, persisted_ms=now_ms)
+    return _with(cluster, node), [Persist(node), _set(settings, node, now_ms)]
+
+
+def _observe(settings: Settings, cluster: Cluster, event: Observe, now_ms: int) -> Outcome:
+    node = cluster.nodes.get(event.node_id)
+    if node is None or (node.linked, node.synced) == (event.linked, event.synced):
+        return cluster, []
+    node = replace(node, linked=event.linked, synced=event.synced)
+    return _with(cluster, node), [_set(settings, node, now_ms)]
+
+
+def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
+    decisions: list[Decision] = []
+    for node in list(cluster.nodes.values()):
+        silent_ms = now_ms - node.last_seen_ms
+        if node.session_id and silent_ms >= settings.node_ttl_ms:
+            cluster, more = _end_session(settings, cluster, node, now_ms, left=False)
+            decisions += more
+        elif not node.session_id and silent_ms >= settings.retention_ms:
+            rest = {k: v for k, v in cluster.nodes.items() if k != node.node_id}
+            cluster = replace(cluster, nodes=MappingProxyType(rest))
+            decisions.append(Forget(node.node_id))
+        elif node.session_id:
+            decisions.append(_set(settings, node, now_ms))  # the slow start's weight moves on
+    cluster, more = _rebuild(settings, cluster, now_ms)
+    decisions += more
+    decisions.append(SetCopyRate(0 if cluster.rebuilding else settings.repair_copies))
+    return cluster, decisions
+
+
+def _rebuild(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
+    """End the rebuild once every known node has announced or its TTL has passed."""
+    if not cluster.rebuilding:
+        return cluster, []
+    in_time = now_ms - cluster.started_ms < settings.node_ttl_ms
+    waiting, missing = set(), set()
+    for node_id in cluster.awaited:
+        node = cluster.nodes.get(node_id)
+        if node and node.session_id:
+            # One that registers but never gets its link up must not hold up everybody's puts.
+            if not node.synced and (
+                node.linked or now_ms - node.session_ms < settings.node_ttl_ms
+            ):
+                waiting.add(node_id)
+        elif in_time and node:
+            waiting.add(node_id)
+        else:
+            missing.add(node_id)
+    if waiting:
+        return replace(cluster, awaited=frozenset(waiting | missing)), []
+    done = replace(cluster, rebuilding=False, awaited=frozenset())
+    return done, [FinishRebuild(tuple(sorted(missing)))]

@@ -1,0 +1,1 @@
+"""The node: registration, heartbeats and metrics around the native block store."""
