@@ -1,0 +1,214 @@
+// What a BlockStore consists of. Private to kv_store: block_store.cpp (life and writes),
+// store_reads.cpp, store_policy.cpp, store_space.cpp (room, eviction, reuse) and store_audit.cpp
+// implement it.
+//
+// Methods expect the mutex to be held unless they say otherwise. What concerns one object lies in
+// flat arrays indexed by its entry number; only what is under way (reservations, leases, deferred
+// blocks) has nodes of its own.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "kvstore/block_store.h"
+#include "kvstore/chunk_allocator.h"
+#include "kvstore/client_slots.h"
+#include "kvstore/evictor.h"
+#include "kvstore/index.h"
+#include "kvstore/lease_table.h"
+#include "kvstore/ref_map.h"
+#include "kvstore/reservation_table.h"
+#include "kvstore/segment.h"
+#include "kvstore/withdrawal_memory.h"
+
+namespace kvstore {
+
+// The private side of an index entry.
+struct StoredObject {
+    Generation generation = 0;  // 0: no object here
+    uint64_t offset = 0;
+    uint64_t length = 0;
+    uint64_t expiry_ms = 0;  // 0: never
+    uint32_t holds = 0;      // tokens and holds by socket
+    uint32_t leases = 0;
+    EntryRef parent = kNoEntry;      // a hint for recency, believed only with its generation
+    uint32_t parent_generation = 0;  // low half
+    uint32_t ns = 0;                 // place in State::namespaces
+    Pin pin = Pin::kNone;
+};
+struct GenerationOf {
+    const std::vector<StoredObject>* objects;
+    uint64_t operator()(uint32_t ref) const { return (*objects)[ref].generation; }
+};
+struct OffsetOf {
+    const std::vector<StoredObject>* objects;
+    uint64_t operator()(uint32_t ref) const { return (*objects)[ref].offset; }
+};
+
+struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
+    struct Deferred {  // a withdrawn block that somebody may still read
+        uint64_t offset = 0;
+        uint64_t length = 0;
+        uint32_t holds = 0;
+    };
+    struct NamespaceUse {
+        NamespaceRef ns;
+        uint64_t objects = 0;
+    };
+    struct SocketHold {
+        Owner owner;
+        EntryRef ref = kNoEntry;
+        uint32_t count = 0;
+    };
+    struct HoldRecord {  // what a HoldToken points to
+        std::shared_ptr<State> state;
+        Generation generation = 0;
+        EntryRef ref = kNoEntry;
+        ~HoldRecord() { state->drop_hold(generation, ref); }
+    };
+    struct Expiry {
+        uint64_t at_ms = 0;
+        Generation generation = 0;
+        bool operator>(const Expiry& other) const { return at_ms > other.at_ms; }
+    };
+    static constexpr size_t kMaxSocketHolds = 65'536;
+    static constexpr size_t kMaxFlushedIds = 65'536;
+    static constexpr size_t kExpiriesPerTick = 4096;
+    static constexpr uint32_t kSweepPerTick = 65'536;
+
+    State(const Options& given, std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
+          std::unique_ptr<ClientSlots> slots_in);
+    void close();  // takes the mutex
+
+    // --- block_store.cpp ---
+    Reserved reserve(std::unique_lock<std::mutex>& lock, const Owner& owner, const NamespaceRef& ns,
+                     const ReserveItem& item, bool force);
+    Code grant(Generation generation, Version version);
+    Published publish(const Owner& owner, const PublishItem& item, EntryRef* published);
+    Code abort(const Owner& owner, Generation generation);
+    Code check_version(const Reservation& reservation, Version version) const;
+    Result<EntryRef> insert(const Reservation& reservation, Generation generation, Version version,
+                            uint32_t sealed_crc, EntryRef old);
+    void adopt(EntryRef ref, const Reservation& reservation, Generation generation,
+               uint64_t expiry_ms);
+    void stamp_batch(std::span<const EntryRef> published);
+    void drop_reservation(Generation generation);
+    void session_closed(uint64_t session);
+    void slot_dead(int slot);
+
+    // --- store_reads.cpp ---
+    EntryRef find_valid(const NamespaceRef& ns, std::string_view key, const Hash128& hash);
+    Found find(const NamespaceRef& ns, const Key& key, EntryRef* ref);
+    MissReason miss_reason(const NamespaceRef& ns, const Key& key) const;
+    HoldToken make_hold(EntryRef ref);
+    void drop_hold(Generation generation, EntryRef ref);    // takes the mutex
+    void release_hold(Generation generation, EntryRef ref);
+    uint64_t left_ms(const StoredObject& object) const;
+    void touch_reversed(std::span<const EntryRef> refs);
+    void note_exists(uint64_t session, EntryRef ref);
+    void apply_exists();
+    void drain_rings();
+
+    // --- store_policy.cpp ---
+    bool is_flushed(NamespaceId id) const { return flushed_ids.contains(id); }
+    void end_leases(std::span<const LeaseTable::Lease> leases_over);
+    void set_pin(EntryRef ref, Pin pin);
+    void count_pin(const StoredObject& object, bool add);
+    // An object is a member of the evictor unless a lease or a hard pin protects it.
+    void update_evictable(EntryRef ref);
+    uint32_t use_namespace(const NamespaceRef& ns);
+    void leave_namespace(uint32_t place);
+
+    // --- store_space.cpp ---
+    // Unlocks while it waits for pre-faulting.
+    std::optional<uint64_t> obtain_block(std::unique_lock<std::mutex>& lock, uint64_t size_bytes);
+    std::optional<uint64_t> try_allocate(uint64_t size_bytes);
+    std::optional<uint64_t> wait_for_prefault(std::unique_lock<std::mutex>& lock,
+                                              uint64_t size_bytes);
+    std::optional<uint64_t> evict_for(uint64_t size_bytes);
+    bool evict_some(uint64_t size_bytes);
+    bool evict_plan(uint64_t size_bytes, bool soft_too);
+    bool is_unbalanced(uint64_t size_bytes, EntryRef victim);
+    bool evict_for_index(const Hash128& hash);
+    void evict(EntryRef ref);
+    bool is_blocked(EntryRef ref) const;  // held by a token, by socket, or by a client's hazard
+    // Out of the index; the block is reused once settle() has proved that nobody reads it.
+    void withdraw(EntryRef ref, MissReason reason, bool tell = true);
+    void settle();
+    void recheck_deferred();
+    void expire_objects(size_t max);
+    void sweep_flushed(uint32_t max);
+    void deliver(std::unique_lock<std::mutex>& lock);
+    uint64_t now() const { return options.now_ms(); }
+
+    // --- store_audit.cpp ---
+    Stats collect_stats();
+    Status audit();
+    Status audit_objects(std::unordered_map<uint64_t, uint64_t>* blocks);
+    Status audit_blocks(const std::unordered_map<uint64_t, uint64_t>& blocks) const;
+    Status audit_counts() const;
+
+    // The mutex for the length of a call; on the way out, frees what can be freed and delivers what
+    // was withdrawn.
+    class Lock {
+      public:
+        explicit Lock(State& state) : held(state.mutex), state_(state) {}
+        ~Lock() {
+            state_.settle();
+            state_.deliver(held);
+        }
+        Lock(const Lock&) = delete;
+        Lock& operator=(const Lock&) = delete;
+        std::unique_lock<std::mutex> held;
+
+      private:
+        State& state_;
+    };
+
+    Options options;
+    std::unique_ptr<Segment> segment;
+    std::unique_ptr<Index> index;
+    std::unique_ptr<ClientSlots> slots;
+    ChunkAllocator allocator;
+    std::vector<StoredObject> objects;  // by entry number
+    RefMap<GenerationOf> by_generation;
+    RefMap<OffsetOf> by_offset;
+    Evictor evictor;
+    LeaseTable leases;
+    ReservationTable reservations;
+    TombstoneTable tombstones;
+    MissHistory history;
+
+    std::vector<NamespaceUse> namespaces;
+    std::vector<uint32_t> free_namespaces;
+    std::unordered_map<NamespaceId, uint32_t> namespace_places;
+    std::unordered_set<NamespaceId> flushed_ids;
+    std::deque<NamespaceId> flushed_order;
+    uint64_t flush_counter = 0;
+    uint64_t sweep_left = 0;  // entries that the sweep after a flush has still to look at
+    EntryRef sweep_at = 0;
+
+    std::map<std::pair<uint64_t, Generation>, SocketHold> socket_holds;  // by session
+    std::unordered_map<Generation, Deferred> deferred;
+    std::vector<std::pair<Generation, Deferred>> unsettled;  // withdrawn, not yet proved or deferred
+    std::vector<Expiry> expiries;  // a heap, the soonest first; may name what is gone
+    std::vector<EntryRef> exists_batch;  // touches of AlreadyExists answers, in the batch's order
+    uint64_t exists_session = 0;
+    std::vector<Generation> hazards;  // scratch
+    uint32_t evictions_since_balance = 0;
+
+    uint64_t generation_counter = 0;
+    Stats totals;  // the counters, and sums kept as objects come and go
+    WithdrawFn on_withdraw;
+    std::vector<Withdrawn> withdrawn;
+    bool delivering = false;
+    std::mutex mutex;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,410 @@
+// The life of a block store, and of a write: reserve, grant, publish, abort, quarantine.
+#include "kvstore/block_store.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "kvstore/checksum.h"
+#include "kvstore/clock.h"
+#include "kvstore/hmac.h"
+#include "kvstore/store_state.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kDefaultObjectBytes = 4096;  // sizes the index when the operator does not
+constexpr uint32_t kMinIndexEntries = 1024;
+constexpr uint64_t kMaxTtlMs = uint64_t{1} << 52;
+
+// A quarter more than the smallest usual objects: two-choice buckets fill evenly up to there.
+uint32_t index_entries_for(uint64_t size_bytes) {
+    const uint64_t entries = size_bytes / kDefaultObjectBytes * 5 / 4;
+    return static_cast<uint32_t>(std::clamp<uint64_t>(entries, kMinIndexEntries, kMaxIndexEntries));
+}
+
+uint64_t wall_ms() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+}
+
+void unlink_if_ours(const std::string& directory, const std::string& name, int fd) {
+    if (directory.empty()) return;
+    const std::string path = directory + "/" + name;
+    struct stat ours {};
+    struct stat named {};
+    if (fstat(fd, &ours) != 0 || lstat(path.c_str(), &named) != 0) return;
+    if (ours.st_dev == named.st_dev && ours.st_ino == named.st_ino) unlink(path.c_str());
+}
+
+BlockStore::Options with_defaults(BlockStore::Options options) {
+    if (options.index_entries == 0) options.index_entries = index_entries_for(options.size_bytes);
+    if (options.client_cap_bytes == 0) options.client_cap_bytes = options.size_bytes / 2;
+    if (options.lease_cap_bytes == 0) options.lease_cap_bytes = options.size_bytes / 2;
+    // A claim granted before a remove must not outlive the tombstone.
+    options.tombstone_ms = std::max(options.tombstone_ms, 2 * options.reservation_ms);
+    if (!options.now_ms) options.now_ms = boottime_ms;
+    if (options.seed == 0) {
+        random_bytes({reinterpret_cast<uint8_t*>(&options.seed), sizeof options.seed});
+    }
+    return options;
+}
+
+}  // namespace
+
+NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
+                            std::string_view name, uint32_t epoch) {
+    return std::make_shared<const StoreNamespace>(
+        StoreNamespace{std::string(tenant), std::string(name), epoch, tenant_id(secret, tenant),
+                       namespace_id(secret, tenant, name, epoch)});
+}
+
+Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given) {
+    if (given.size_bytes == 0) return {Code::kInvalidArgument, "segment_size is 0"};
+    if (given.node_epoch == 0 || given.node_epoch > kMaxEpoch) {
+        return {Code::kInvalidArgument, "node epoch is out of range"};
+    }
+    const Options options = with_defaults(given);
+    Segment::Options segment_options;
+    segment_options.directory = options.directory;
+    segment_options.name = options.segment_name;
+    segment_options.size_bytes = options.size_bytes;
+    auto segment = Segment::create(segment_options);
+    if (!segment.ok()) return segment.status();
+
+    Index::Options index_options;
+    index_options.directory = options.directory;
+    index_options.name = options.index_name;
+    index_options.entries = options.index_entries;
+    index_options.node_epoch = options.node_epoch;
+    index_options.node_id = options.node_id;
+    index_options.segment_bytes = (*segment)->size();
+    auto index = Index::create(index_options);
+    if (!index.ok()) return (*segment)->remove_file(), index.status();
+    auto slots = ClientSlots::create(options.directory, options.clients_name);
+    if (!slots.ok()) {
+        unlink_if_ours(options.directory, options.index_name, (*index)->fd());
+        (*segment)->remove_file();
+        return slots.status();
+    }
+    return std::unique_ptr<BlockStore>(new BlockStore(std::make_shared<State>(
+        options, std::move(*segment), std::move(*index), std::move(*slots))));
+}
+
+BlockStore::State::State(const Options& given, std::unique_ptr<Segment> segment_in,
+                         std::unique_ptr<Index> index_in, std::unique_ptr<ClientSlots> slots_in)
+    : options(given),
+      segment(std::move(segment_in)),
+      index(std::move(index_in)),
+      slots(std::move(slots_in)),
+      allocator(segment->size()),
+      objects(index->capacity()),
+      by_generation(static_cast<uint32_t>(index->capacity()), GenerationOf{&objects}),
+      by_offset(static_cast<uint32_t>(index->capacity()), OffsetOf{&objects}),
+      evictor(static_cast<uint32_t>(index->capacity()), options.seed),
+      leases(options.lease_cap_bytes),
+      reservations(options.client_cap_bytes),
+      tombstones(options.tombstone_ms) {
+    allocator.grow(segment->ready_bytes());
+}
+
+void BlockStore::State::close() {
+    const std::lock_guard guard(mutex);
+    on_withdraw = nullptr;
+    index->retire();
+    unlink_if_ours(options.directory, options.index_name, index->fd());
+    unlink_if_ours(options.directory, options.clients_name, slots->fd());
+    segment->remove_file();
+}
+
+BlockStore::BlockStore(std::shared_ptr<State> state) : state_(std::move(state)) {}
+BlockStore::~BlockStore() { state_->close(); }
+
+BlockStore::Reserved BlockStore::reserve(const Owner& owner, const NamespaceRef& ns,
+                                         const ReserveItem& item, bool force) {
+    State::Lock lock(*state_);
+    return state_->reserve(lock.held, owner, ns, item, force);
+}
+
+BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lock,
+                                                const Owner& owner, const NamespaceRef& ns,
+                                                const ReserveItem& item, bool force) {
+    Reserved reply;
+    const auto refuse = [&reply](Code code, std::string message = {}) {
+        reply.code = code;
+        reply.message = std::move(message);
+        return reply;
+    };
+    ++totals.reserves;
+    const std::string size = std::to_string(item.size_bytes) + " bytes";
+    if (!is_valid_key(item.key) || item.parent.size() > limits::kMaxKeyBytes) {
+        return refuse(Code::kInvalidArgument, "not a key");
+    }
+    if (is_flushed(ns->id)) return refuse(Code::kRemoved);
+    if (item.size_bytes > segment->size() || item.size_bytes > limits::kMaxObjectBytes) {
+        return refuse(Code::kTooLarge, size + " do not fit segment_size " +
+                                           std::to_string(segment->size()));
+    }
+    if (const EntryRef here = find_valid(ns, item.key, item.hash); here != kNoEntry && !force) {
+        note_exists(owner.session, here);
+        return refuse(Code::kAlreadyExists);
+    }
+    if (!reservations.has_room(owner, item.size_bytes)) {
+        ++totals.no_space;
+        return refuse(Code::kNoSpace, size + " more would exceed client_cap_bytes " +
+                                          std::to_string(options.client_cap_bytes) +
+                                          " of unpublished data");
+    }
+    const auto offset = obtain_block(lock, item.size_bytes);
+    if (!offset) {
+        ++totals.no_space;
+        return refuse(Code::kNoSpace, "nothing evictable makes room for " + size +
+                                          " in segment_size " + std::to_string(segment->size()));
+    }
+    KV_ASSERT(generation_counter < kMaxCounter);
+    reply.generation = pack_epoch(options.node_epoch, ++generation_counter);
+    reply.offset = *offset;
+    reply.data = segment->data() + *offset;
+    reply.code = Code::kOk;
+    reservations.add(reply.generation,
+                     {owner, ns, std::string(item.key), item.hash, std::string(item.parent), *offset,
+                      item.size_bytes, std::min(item.ttl_ms, kMaxTtlMs),
+                      now() + options.reservation_ms, item.pin, 0, false});
+    return reply;
+}
+
+Code BlockStore::grant(Generation generation, Version version) {
+    State::Lock lock(*state_);
+    return state_->grant(generation, version);
+}
+
+Code BlockStore::State::grant(Generation generation, Version version) {
+    reservations.quarantine_expired(now());
+    Reservation* reservation = reservations.find(generation);
+    if (reservation == nullptr || version == 0) return Code::kInvalidArgument;
+    reservation->version = version;
+    if (reservation->quarantined) return Code::kExpired;
+    return check_version(*reservation, version);
+}
+
+Code BlockStore::State::check_version(const Reservation& reservation, Version version) const {
+    const bool removed = is_flushed(reservation.ns->id) ||
+                         tombstones.removed_upto(reservation.hash) >= version;
+    return removed ? Code::kRemoved : Code::kOk;
+}
+
+std::vector<BlockStore::Published> BlockStore::publish(const Owner& owner,
+                                                       std::span<const PublishItem> items) {
+    std::vector<Published> results;
+    results.reserve(items.size());
+    std::vector<EntryRef> published;
+    State::Lock lock(*state_);
+    state_->apply_exists();
+    for (const PublishItem& item : items) {
+        EntryRef ref = kNoEntry;
+        results.push_back(state_->publish(owner, item, &ref));
+        if (ref != kNoEntry) published.push_back(ref);
+    }
+    state_->stamp_batch(published);
+    return results;
+}
+
+BlockStore::Published BlockStore::State::publish(const Owner& owner, const PublishItem& item,
+                                                 EntryRef* published) {
+    reservations.quarantine_expired(now());
+    const Reservation* reservation = reservations.find(item.generation);
+    if (reservation == nullptr || reservation->owner.session != owner.session ||
+        reservation->owner.slot != owner.slot) {
+        return {Code::kInvalidArgument, 0, nullptr};
+    }
+    if (reservation->quarantined) return {Code::kExpired, 0, nullptr};
+    const Version version = item.version != 0 ? item.version : reservation->version;
+    if (version == 0) return {Code::kInvalidArgument, 0, nullptr};
+
+    const auto refuse = [&](Code code) {
+        drop_reservation(item.generation);
+        return Published{code, 0, nullptr};
+    };
+    const Code removed = check_version(*reservation, version);
+    if (removed != Code::kOk) return refuse(removed);
+    const EntryRef old = index->find(reservation->ns->id, reservation->hash, reservation->key);
+    if (old != kNoEntry && index->entry(old).version >= version) {
+        return refuse(Code::kAlreadyExists);
+    }
+    const Identity identity{reservation->ns->tenant_id, reservation->ns->id, reservation->hash,
+                            version, reservation->size_bytes};
+    const uint32_t sealed_crc = seal_checksum(item.data_crc, identity);
+    const auto inserted = insert(*reservation, item.generation, version, sealed_crc, old);
+    if (!inserted.ok()) return refuse(Code::kNoSpace);
+    *published = *inserted;
+    reservations.take(item.generation);
+    ++totals.publishes;
+    return {Code::kOk, sealed_crc, make_hold(*inserted)};
+}
+
+// The new entry goes in before the old one goes out, so that a reader meets one or the other; only
+// when the index is full does the old one make the room.
+Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Generation generation,
+                                           Version version, uint32_t sealed_crc, EntryRef old) {
+    Index::NewEntry entry;
+    entry.identity = {reservation.ns->tenant_id, reservation.ns->id, reservation.hash, version,
+                      reservation.size_bytes};
+    entry.offset = reservation.offset;
+    entry.crc = sealed_crc;
+    entry.expiry_ms = reservation.ttl_ms == 0 ? 0 : now() + reservation.ttl_ms;
+    entry.gen = generation;
+    entry.key = reservation.key;
+    if (!reservation.parent.empty()) {
+        entry.parent = key_hash(options.secret, reservation.ns->id, reservation.parent);
+    }
+    entry.put_wall_ms = wall_ms();
+    // A pin is durable policy: a new version does not take it away.
+    entry.pin = old == kNoEntry ? reservation.pin : std::max(reservation.pin, objects[old].pin);
+    Result<EntryRef> inserted = index->insert(entry);
+    while (!inserted.ok()) {
+        if (old != kNoEntry) {
+            withdraw(std::exchange(old, kNoEntry), MissReason::kVersion);
+            ++totals.replaced;
+        } else if (!evict_for_index(reservation.hash)) {
+            return Code::kNoSpace;
+        }
+        inserted = index->insert(entry);
+    }
+    adopt(*inserted, reservation, generation, entry.expiry_ms);
+    set_pin(*inserted, entry.pin);
+    if (old != kNoEntry) {
+        withdraw(old, MissReason::kVersion);
+        ++totals.replaced;
+    }
+    return *inserted;
+}
+
+void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Generation generation,
+                              uint64_t expiry_ms) {
+    StoredObject& object = objects[ref];
+    KV_ASSERT(object.generation == 0);
+    object = StoredObject{};
+    object.generation = generation;
+    object.offset = reservation.offset;
+    object.length = reservation.size_bytes;
+    object.expiry_ms = expiry_ms;
+    object.ns = use_namespace(reservation.ns);
+    if (!reservation.parent.empty()) {
+        const Hash128 parent_hash = key_hash(options.secret, reservation.ns->id, reservation.parent);
+        object.parent = index->find(reservation.ns->id, parent_hash, reservation.parent);
+        if (object.parent != kNoEntry) {
+            object.parent_generation = static_cast<uint32_t>(objects[object.parent].generation);
+        }
+    }
+    by_generation.insert(object.generation, ref);
+    by_offset.insert(object.offset, ref);
+    evictor.add(ref, allocator.block_bytes(object.offset), false);
+    evictor.touch(ref);
+    ++totals.objects;
+    totals.object_bytes += object.length;
+    if (expiry_ms != 0) {
+        expiries.push_back({expiry_ms, generation});
+        std::push_heap(expiries.begin(), expiries.end(), std::greater<>());
+    }
+}
+
+// A chain must lose its tail before its head, so stamps are written from the last item to the first,
+// and from each item on to its ancestors, which are then all newer than what follows them.
+void BlockStore::State::stamp_batch(std::span<const EntryRef> published) {
+    const uint64_t begin = evictor.clock();
+    for (size_t i = published.size(); i-- > 0;) {
+        EntryRef ref = published[i];
+        // A later item of the batch may have replaced this one.
+        if (objects[ref].generation == 0) continue;
+        for (size_t depth = 0; depth < limits::kMaxBatchKeys; ++depth) {
+            if (evictor.stamp(ref) > begin) break;  // its ancestors were stamped too
+            evictor.touch(ref);
+            const StoredObject& object = objects[ref];
+            if (object.parent == kNoEntry) break;
+            const Generation parent = objects[object.parent].generation;
+            if (parent == 0 || static_cast<uint32_t>(parent) != object.parent_generation) break;
+            ref = object.parent;
+        }
+    }
+}
+
+Code BlockStore::abort(const Owner& owner, Generation generation) {
+    State::Lock lock(*state_);
+    return state_->abort(owner, generation);
+}
+
+Code BlockStore::State::abort(const Owner& owner, Generation generation) {
+    const Reservation* reservation = reservations.find(generation);
+    if (reservation == nullptr) return Code::kInvalidArgument;
+    // A slot is one process, and a process knows of all its copies; without one the session is all.
+    const bool own = reservation->owner.slot == owner.slot &&
+                     (owner.slot >= 0 || reservation->owner.session == owner.session);
+    if (!own) return Code::kInvalidArgument;
+    drop_reservation(generation);
+    ++totals.aborts;
+    return Code::kOk;
+}
+
+// The block was never readable, so no hazard can rightly name it: it is free at once.
+void BlockStore::State::drop_reservation(Generation generation) {
+    allocator.free(reservations.take(generation).offset);
+}
+
+void BlockStore::on_session_closed(uint64_t session) {
+    State::Lock lock(*state_);
+    state_->session_closed(session);
+}
+
+void BlockStore::State::session_closed(uint64_t session) {
+    for (const Generation generation : reservations.of_session(session)) {
+        if (reservations.find(generation)->owner.slot >= 0) {
+            reservations.quarantine(generation);
+        } else {
+            drop_reservation(generation);
+        }
+    }
+    end_leases(leases.take_session(session));
+    for (auto it = socket_holds.lower_bound({session, 0});
+         it != socket_holds.end() && it->first.first == session;) {
+        // A process that lives may still read what it holds.
+        if (it->second.owner.slot >= 0) {
+            ++it;
+            continue;
+        }
+        release_hold(it->first.second, it->second.ref);
+        it = socket_holds.erase(it);
+    }
+}
+
+void BlockStore::on_slot_dead(int slot) {
+    State::Lock lock(*state_);
+    state_->slot_dead(slot);
+}
+
+void BlockStore::State::slot_dead(int slot) {
+    if (slot < 0) return;
+    for (const Generation generation : reservations.of_slot(slot)) drop_reservation(generation);
+    for (auto it = socket_holds.begin(); it != socket_holds.end();) {
+        if (it->second.owner.slot != slot) {
+            ++it;
+            continue;
+        }
+        release_hold(it->first.second, it->second.ref);
+        it = socket_holds.erase(it);
+    }
+}
+
+int BlockStore::segment_fd() const { return state_->segment->fd(); }
+int BlockStore::index_fd() const { return state_->index->fd(); }
+int BlockStore::clients_fd() const { return state_->slots->fd(); }
+uint64_t BlockStore::segment_bytes() const { return state_->segment->size(); }
+ClientSlots& BlockStore::client_slots() { return *state_->slots; }
+
+uint64_t BlockStore::flush_counter() const {
+    const std::lock_guard guard(state_->mutex);
+    return state_->flush_counter;
+}
+
+}  // namespace kvstore
