@@ -1,0 +1,67 @@
+// A node on this host, attached: its index and segment mapped, a slot of its own, sessions by
+// socket.
+//
+// One object is one incarnation of the node. When the node restarts (another epoch, `retired`, its
+// lock gone) the object stays behind for those who still hold blocks, and a new one is attached.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "kvstore/channel_pool.h"
+#include "kvstore/index.h"
+#include "kvstore/object_reader.h"
+#include "kvstore/slot_registry.h"
+
+namespace kvstore {
+
+class LocalNode {
+  public:
+    // Connects over the Unix endpoint; `node_id` is who has to answer there. kUnsupported when the
+    // node passes no descriptors (the tenant may not use shared memory).
+    static Result<std::shared_ptr<LocalNode>> attach(const Endpoint& endpoint,
+                                                     const HelloParams& hello,
+                                                     const std::string& node_id, Deadline deadline);
+
+    const IndexReader& index() const { return *index_; }
+    const uint8_t* segment() const { return segment_.data(); }
+    uint64_t segment_bytes() const { return segment_.size(); }
+    // Where a reserved block of this process is written; null when the extent leaves the segment.
+    uint8_t* block(uint64_t offset, uint64_t size) const;
+    ClientSlot& slot() const { return *slot_; }
+    ChannelPool& sessions() { return *sessions_; }
+    const std::string& node_id() const { return index_->node_id(); }
+    uint32_t node_epoch() const { return index_->node_epoch(); }
+
+    // False once the node is gone or has been replaced: nothing new may be read or written through
+    // this object. The owner's lock is looked at every few milliseconds only.
+    bool usable();
+    void mark_gone() { gone_.store(true, std::memory_order_relaxed); }
+
+    // The namespace's id as this node has it now; asks the node after a flush of any namespace.
+    Result<NamespaceId> current_namespace(Deadline deadline);
+
+  private:
+    LocalNode() = default;
+    Status map(std::vector<Fd> fds, const WelcomeData& welcome);
+    Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
+    Result<std::unique_ptr<Channel>> open_session(Deadline deadline);
+
+    Endpoint endpoint_;
+    HelloParams hello_;
+    Mapping segment_;  // read-only: a forked child may still look at a view
+    Mapping writable_;
+    std::unique_ptr<IndexReader> index_;
+    std::shared_ptr<ClientSlot> slot_;
+    std::unique_ptr<ChannelPool> sessions_;
+    std::atomic<bool> gone_{false};
+    std::atomic<uint64_t> owner_checked_ms_{0};
+    std::mutex resolve_mutex_;
+    std::atomic<uint64_t> namespace_id_{0};
+    std::atomic<uint64_t> resolved_flushes_{
+        UINT64_MAX};  // flush_counter that namespace_id_ is good for
+};
+
+}  // namespace kvstore

@@ -1,0 +1,71 @@
+// Reading what this host's indexes did not have: one lookup at the master, then replica by replica.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kvstore/get_path.h"
+
+namespace kvstore {
+
+class RemoteReads {
+  public:
+    RemoteReads(ClientContext& context, GetMemory* memory, CallTally* tally)
+        : context_(context), memory_(memory), tally_(*tally) {}
+    // Reads items[i] for every i of `pending`. An item whose reason is kChecksum already was
+    // refused at a node of this host.
+    void run(std::span<GetItem> items, std::span<HashedKey> keys, std::span<const size_t> pending,
+             Deadline deadline);
+
+  private:
+    // One object and what is left of its replicas.
+    struct Job {
+        size_t item = 0;
+        Placement placement;
+        uint32_t tried = 0;  // bit per replica
+        int trying = -1;     // replica of this round
+        bool done = false;
+        MissReason last = MissReason::kNodeDown;
+    };
+    // What is asked of one node in one round.
+    struct Slice {
+        std::shared_ptr<PeerNode> peer;
+        std::vector<Job*> jobs;
+        ChannelPool::Lease lease;
+        bool sent = false;
+    };
+
+    void lookup(std::span<const size_t> pending);
+    void take_lookup(const LookupReply& reply, std::span<const size_t> pending);
+    void use_known_placements(std::span<const size_t> pending, Code why);
+    void miss(Job& job, MissReason reason);
+    void provide_memory();
+    void read_all_replicas();
+    bool choose_replica(Job& job, std::shared_ptr<PeerNode>* peer);
+    void read_shared(Slice& slice);
+    void limit(Slice& slice) const;
+    void send(Slice& slice);
+    void receive(Slice& slice);
+    Status take_reply(Slice& slice, const GetReply& reply, Deadline deadline);
+    void finish(Job& job, Slice& slice, Version version, uint64_t size, uint32_t crc,
+                Deadline deadline);
+    bool verify(GetItem& item, HashedKey& key, Channel& channel, Version version, uint64_t size,
+                uint32_t crc, Deadline deadline);
+    void give_up(Slice& slice, const Status& why);
+    void refuse(Job& job, MissReason reason);
+    Deadline attempt_deadline(const Slice& slice) const;
+
+    ClientContext& context_;
+    GetMemory* memory_;
+    CallTally& tally_;
+    std::span<GetItem> items_;
+    std::span<HashedKey> keys_;
+    Deadline deadline_ = Deadline::never();
+    std::vector<Job> jobs_;
+    std::vector<size_t> again_;  // replaced by a newer version while we read: look up once more
+    bool last_pass_ = false;
+};
+
+}  // namespace kvstore

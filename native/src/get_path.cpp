@@ -1,0 +1,162 @@
+// Reads from mapped memory: probe all keys, get memory for them, copy and verify, touch tail first.
+#include "kvstore/get_path.h"
+
+#include <algorithm>
+
+#include "kvstore/remote_reads.h"
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kPrefetchAhead = 12;  // keys; index lines in flight before they are needed
+constexpr size_t kMaxLocals = 8;       // nodes of one host that are probed
+
+}  // namespace
+
+Code code_of_miss(MissReason reason) {
+    switch (reason) {
+        case MissReason::kChecksum:
+            return Code::kChecksumMismatch;
+        case MissReason::kRebuilding:
+            return Code::kRebuilding;
+        case MissReason::kIoError:
+            return Code::kIoError;
+        case MissReason::kUnavailable:
+            return Code::kUnavailable;
+        default:
+            return Code::kNotFound;
+    }
+}
+
+void GetPath::run(std::span<GetItem> items, Deadline deadline) {
+    tally_.add(ClientCounter::kKeysRead, items.size());
+    probe_all(items, deadline);
+    provide_memory(items);
+    const uint64_t now_ms = boottime_ms();
+    pending_.clear();
+    for (size_t i = 0; i < items.size(); ++i) {
+        if (probes_[i].local == kNowhere || !copy(items[i], probes_[i], now_ms)) {
+            pending_.push_back(i);
+        }
+    }
+    touch();
+    if (!pending_.empty()) {
+        std::vector<HashedKey> keys(items.size());
+        std::transform(probes_.begin(), probes_.end(), keys.begin(),
+                       [](const Probe& probe) { return probe.key; });
+        RemoteReads(context_, memory_, &tally_).run(items, keys, pending_, deadline);
+    }
+    for (const GetItem& item : items) {
+        if (item.result < 0 && item.reason != MissReason::kNone) {
+            tally_.miss(item.reason);
+        }
+    }
+    context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
+}
+
+void GetPath::probe_all(std::span<GetItem> items, Deadline deadline) {
+    context_.nodes().locals(deadline, &locals_);
+    namespaces_.clear();
+    std::erase_if(locals_, [&](const LocalPeer& local) {
+        const Result<NamespaceId> ns = local.node->current_namespace(deadline);
+        if (!ns.ok() || namespaces_.size() >= kMaxLocals) {
+            return true;
+        }
+        namespaces_.push_back(*ns);
+        return false;
+    });
+    probes_.resize(items.size());
+    const NamespaceId ns = namespaces_.empty() ? context_.namespace_now() : namespaces_.front();
+    const auto prepare = [&](size_t i) {
+        probes_[i].key.key = items[i].key;
+        context_.rehash(&probes_[i].key, ns);
+        for (const LocalPeer& local : locals_) {
+            local.node->index().prefetch(probes_[i].key.hash);
+        }
+    };
+    const size_t ahead = std::min(kPrefetchAhead, items.size());
+    for (size_t i = 0; i < ahead; ++i) {
+        prepare(i);
+    }
+    const uint64_t now_ms = boottime_ms();
+    for (size_t i = 0; i < items.size(); ++i) {
+        if (i + ahead < items.size()) {
+            prepare(i + ahead);
+        }
+        Probe& probe = probes_[i];
+        for (size_t n = 0; n < locals_.size() && probe.local == kNowhere; ++n) {
+            context_.rehash(&probe.key, namespaces_[n]);
+            const auto found = locals_[n].node->index().probe(namespaces_[n], probe.key.hash,
+                                                              probe.key.key, now_ms);
+            if (found) {
+                probe.found = *found;
+                probe.local = static_cast<int8_t>(n);
+            }
+        }
+    }
+}
+
+void GetPath::provide_memory(std::span<GetItem> items) {
+    if (memory_ == nullptr) {
+        return;
+    }
+    wants_.clear();
+    for (size_t i = 0; i < items.size(); ++i) {
+        if (probes_[i].local != kNowhere) {
+            wants_.push_back({i, probes_[i].found.length});
+        }
+    }
+    if (!wants_.empty()) {
+        memory_->provide(wants_, items);
+    }
+}
+
+// True when the item is done. Otherwise another replica, or the socket, may still have it.
+bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
+    const LocalNode& node = *locals_[static_cast<size_t>(probe.local)].node;
+    if (probe.found.length > item.capacity) {
+        item.result = static_cast<int64_t>(Code::kBufferTooSmall);
+        item.reason = MissReason::kNone;
+        return true;
+    }
+    const Identity identity = context_.identity(probe.key);
+    CopyResult result = copy_object(node.index(), node.segment(), probe.found, item.data, identity);
+    if (result == CopyResult::kStale) {
+        result = read_object(node.index(), node.segment(), identity, item.key, now_ms, item.data,
+                             item.capacity, &probe.found);
+    }
+    switch (result) {
+        case CopyResult::kOk:
+            item.result = static_cast<int64_t>(probe.found.length);
+            item.reason = MissReason::kNone;
+            tally_.add(ClientCounter::kHitsShm);
+            tally_.add(ClientCounter::kBytesReadShm, probe.found.length);
+            return true;
+        case CopyResult::kTooSmall:
+            if (memory_ == nullptr) {
+                item.result = static_cast<int64_t>(Code::kBufferTooSmall);
+                item.reason = MissReason::kNone;
+                return true;
+            }
+            break;  // replaced by a longer one: the remote path gets new memory for it
+        case CopyResult::kChecksum:
+            tally_.add(ClientCounter::kWrongChecksums);
+            item.reason = MissReason::kChecksum;
+            break;
+        default:
+            break;
+    }
+    probe.local = kNowhere;
+    return false;
+}
+
+// A chain's tail first and its head last, so that it loses its tail first.
+void GetPath::touch() {
+    for (size_t i = probes_.size(); i-- > 0;) {
+        if (probes_[i].local != kNowhere) {
+            locals_[static_cast<size_t>(probes_[i].local)].node->slot().touch(probes_[i].found.ref);
+        }
+    }
+}
+
+}  // namespace kvstore

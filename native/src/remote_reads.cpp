@@ -1,0 +1,465 @@
+// Lookup, then rounds: every open object picks its nearest untried replica, every node gets one
+// request, all requests are sent before the first reply is awaited.
+#include "kvstore/remote_reads.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kvstore/checksum.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a single larger object
+constexpr int kMinAttemptMs = 100;
+
+int replicas_left(const Placement& placement, uint32_t tried) {
+    return placement.count - std::popcount(tried);
+}
+
+}  // namespace
+
+void RemoteReads::run(std::span<GetItem> items, std::span<HashedKey> keys,
+                      std::span<const size_t> pending, Deadline deadline) {
+    items_ = items;
+    keys_ = keys;
+    deadline_ = deadline;
+    again_.assign(pending.begin(), pending.end());
+    for (int pass = 0; pass < 2 && !again_.empty(); ++pass) {
+        last_pass_ = pass == 1;
+        const std::vector<size_t> now = std::move(again_);
+        again_.clear();
+        jobs_.clear();
+        jobs_.reserve(now.size());
+        for (size_t first = 0; first < now.size(); first += limits::kMaxBatchKeys) {
+            const size_t count = std::min(limits::kMaxBatchKeys, now.size() - first);
+            lookup(std::span(now).subspan(first, count));
+        }
+        provide_memory();
+        read_all_replicas();
+    }
+}
+
+void RemoteReads::lookup(std::span<const size_t> pending) {
+    std::vector<std::string_view> names;
+    names.reserve(pending.size());
+    for (const size_t item : pending) {
+        names.push_back(items_[item].key);
+    }
+    Lookup request;
+    request.keys = names;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    LookupReply reply;
+    ChannelPool::Lease lease;
+    Status status = context_.master().exchange(request, &reply, &lease, deadline_);
+    tally_.add(ClientCounter::kLookups);
+    if (status.ok() && reply.status.size() != pending.size()) {
+        status = Status(Code::kProtocolError, "the lookup's reply has another number of rows");
+    }
+    if (!status.ok()) {
+        tally_.add(ClientCounter::kMasterFailures);
+        return use_known_placements(pending, status.code());
+    }
+    take_lookup(reply, pending);
+}
+
+void RemoteReads::take_lookup(const LookupReply& reply, std::span<const size_t> pending) {
+    // A table that cannot be refreshed now leaves unknown nodes, which count as down.
+    (void)context_.nodes().ensure(reply.nodes_id, deadline_);
+    size_t next_node = 0;
+    for (size_t row = 0; row < pending.size(); ++row) {
+        const size_t item = pending[row];
+        Job job;
+        job.item = item;
+        job.placement.version = reply.versions[row];
+        job.placement.size = reply.sizes[row];
+        job.placement.count = reply.replica_counts[row];
+        for (size_t i = 0; i < job.placement.count; ++i) {
+            job.placement.nodes[i] = reply.nodes[next_node++];
+        }
+        if (reply.status[row] != 0 || job.placement.count == 0) {
+            const auto code = static_cast<Code>(reply.status[row]);
+            auto reason = static_cast<MissReason>(reply.reasons[row]);
+            if (code == Code::kRebuilding) {
+                reason = MissReason::kRebuilding;
+            } else if (reason == MissReason::kNone) {
+                reason = code == Code::kOk ? MissReason::kNodeDown : MissReason::kAbsent;
+            }
+            context_.placements().forget(keys_[item].hash);
+            miss(job, reason);
+            continue;
+        }
+        context_.placements().note(keys_[item].hash, job.placement);
+        jobs_.push_back(job);
+    }
+}
+
+void RemoteReads::use_known_placements(std::span<const size_t> pending, Code why) {
+    for (const size_t item : pending) {
+        Job job;
+        job.item = item;
+        if (const auto known = context_.placements().find(keys_[item].hash)) {
+            job.placement = *known;
+            jobs_.push_back(job);
+        } else {
+            miss(job,
+                 why == Code::kRebuilding ? MissReason::kRebuilding : MissReason::kUnavailable);
+        }
+    }
+}
+
+void RemoteReads::miss(Job& job, MissReason reason) {
+    GetItem& item = items_[job.item];
+    // Bytes that were refused say more than that nobody else has the object.
+    if (item.reason != MissReason::kChecksum) {
+        item.reason = reason;
+    }
+    item.result = static_cast<int64_t>(code_of_miss(item.reason));
+    job.done = true;
+}
+
+void RemoteReads::provide_memory() {
+    std::vector<GetMemory::Want> wants;
+    for (const Job& job : jobs_) {
+        const GetItem& item = items_[job.item];
+        if (memory_ != nullptr && (item.capacity < job.placement.size || item.data == nullptr)) {
+            wants.push_back({job.item, job.placement.size});
+        }
+    }
+    if (!wants.empty()) {
+        memory_->provide(wants, items_);
+    }
+    for (Job& job : jobs_) {
+        GetItem& item = items_[job.item];
+        if (item.capacity < job.placement.size) {
+            item.result = static_cast<int64_t>(Code::kBufferTooSmall);
+            item.reason = MissReason::kNone;
+            job.done = true;
+        }
+    }
+}
+
+void RemoteReads::read_all_replicas() {
+    while (true) {
+        std::vector<Slice> slices;
+        for (Job& job : jobs_) {
+            std::shared_ptr<PeerNode> peer;
+            if (job.done || !choose_replica(job, &peer)) {
+                continue;
+            }
+            auto slice = std::find_if(slices.begin(), slices.end(),
+                                      [&](const Slice& s) { return s.peer == peer; });
+            if (slice == slices.end()) {
+                slices.emplace_back();
+                slice = std::prev(slices.end());
+                slice->peer = std::move(peer);
+            }
+            slice->jobs.push_back(&job);
+        }
+        if (slices.empty()) {
+            return;
+        }
+        for (Slice& slice : slices) {
+            read_shared(slice);
+            limit(slice);
+            send(slice);
+        }
+        for (Slice& slice : slices) {
+            receive(slice);
+        }
+    }
+}
+
+// The nearest replica that was not tried. Without one the object is a miss.
+bool RemoteReads::choose_replica(Job& job, std::shared_ptr<PeerNode>* peer) {
+    if (deadline_.expired()) {
+        job.last = MissReason::kUnavailable;
+        job.tried = UINT32_MAX;
+    }
+    int best = 0;
+    job.trying = -1;
+    for (int i = 0; i < job.placement.count; ++i) {
+        const size_t replica = static_cast<size_t>(i);
+        if ((job.tried >> i & 1) != 0) {
+            continue;
+        }
+        std::shared_ptr<PeerNode> candidate = context_.nodes().at(job.placement.nodes[replica]);
+        if (candidate == nullptr || candidate->info()->state == NodeState::kDead) {
+            job.tried |= 1u << i;
+            continue;
+        }
+        int score = 2 + static_cast<int>(cheap_random() % 16);
+        if (candidate->breaker().is_open()) {
+            score = 1;
+        } else if (candidate->attached() != nullptr) {
+            score = 200;
+        } else if (context_.nodes().on_this_host(*candidate->info())) {
+            score += 100;
+        }
+        if (score > best) {
+            best = score;
+            job.trying = i;
+            *peer = std::move(candidate);
+        }
+    }
+    if (job.trying >= 0) {
+        return true;
+    }
+    if (job.last == MissReason::kVersion && !last_pass_) {
+        job.done = true;
+        again_.push_back(job.item);
+    } else {
+        miss(job, job.last);
+    }
+    return false;
+}
+
+// A node of this host: what its index has is copied; the rest asks it by socket.
+void RemoteReads::read_shared(Slice& slice) {
+    const std::shared_ptr<LocalNode> node = slice.peer->local(deadline_);
+    if (node == nullptr) {
+        return;
+    }
+    const Result<NamespaceId> ns = node->current_namespace(deadline_);
+    if (!ns.ok()) {
+        return;
+    }
+    const uint64_t now_ms = boottime_ms();
+    std::vector<EntryRef> touched;
+    for (Job* job : slice.jobs) {
+        GetItem& item = items_[job->item];
+        HashedKey& key = keys_[job->item];
+        context_.rehash(&key, *ns);
+        IndexReader::Found found;
+        const CopyResult result =
+            read_object(node->index(), node->segment(), context_.identity(key), item.key, now_ms,
+                        item.data, item.capacity, &found);
+        if (result == CopyResult::kOk) {
+            item.result = static_cast<int64_t>(found.length);
+            item.reason = MissReason::kNone;
+            job->done = true;
+            tally_.add(ClientCounter::kHitsShm);
+            tally_.add(ClientCounter::kBytesReadShm, found.length);
+            touched.push_back(found.ref);
+        } else if (result == CopyResult::kChecksum) {
+            // The socket would bring the same bytes.
+            if (item.reason != MissReason::kChecksum) {
+                tally_.add(ClientCounter::kWrongChecksums);
+            }
+            refuse(*job, MissReason::kChecksum);
+        }
+    }
+    for (size_t i = touched.size(); i-- > 0;) {
+        node->slot().touch(touched[i]);
+    }
+}
+
+// Leaves in the slice what one request may carry; the others come again in the next round.
+void RemoteReads::limit(Slice& slice) const {
+    std::vector<Job*> kept;
+    uint64_t bytes = 0;
+    for (Job* job : slice.jobs) {
+        const bool open = !job->done && job->trying >= 0;
+        if (open && kept.size() < limits::kMaxBatchKeys &&
+            (kept.empty() || bytes + job->placement.size <= kSliceBytes)) {
+            bytes += job->placement.size;
+            kept.push_back(job);
+        }
+    }
+    slice.jobs = std::move(kept);
+}
+
+void RemoteReads::send(Slice& slice) {
+    if (slice.jobs.empty()) {
+        return;
+    }
+    if (context_.options().transport == Transport::kShm) {
+        for (Job* job : slice.jobs) {
+            refuse(*job, MissReason::kUnavailable);
+        }
+        return;
+    }
+    if (!slice.peer->breaker().allow()) {
+        return give_up(slice, Status(Code::kUnavailable, "failed a moment ago"));
+    }
+    const Deadline deadline = attempt_deadline(slice);
+    Result<ChannelPool::Lease> lease = slice.peer->sockets().checkout(deadline);
+    if (!lease.ok()) {
+        return give_up(slice, lease.status());
+    }
+    slice.lease = std::move(*lease);
+    std::vector<std::string_view> names;
+    std::vector<uint64_t> versions;
+    std::vector<uint64_t> sizes;
+    for (const Job* job : slice.jobs) {
+        names.push_back(items_[job->item].key);
+        versions.push_back(job->placement.version);
+        sizes.push_back(items_[job->item].capacity);
+    }
+    Get request;
+    request.keys = names;
+    request.versions = versions;
+    request.max_sizes = sizes;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
+    std::vector<uint8_t> body;
+    encode_message(request, body);
+    const Status status = slice.lease->send(Get::kType, body, {}, deadline);
+    slice.sent = status.ok();
+    if (!status.ok()) {
+        give_up(slice, status);
+    }
+}
+
+void RemoteReads::receive(Slice& slice) {
+    if (!slice.sent) {
+        return;
+    }
+    const Deadline deadline = attempt_deadline(slice);
+    Result<Channel::Reply> answer = slice.lease->receive(deadline);
+    if (!answer.ok()) {
+        return give_up(slice, answer.status());
+    }
+    GetReply reply;
+    Status status = slice.lease->decode_reply(*answer, &reply);
+    if (status.ok()) {
+        status = take_reply(slice, reply, deadline);
+    }
+    if (!status.ok()) {
+        return give_up(slice, status);
+    }
+    slice.peer->breaker().success();
+}
+
+Status RemoteReads::take_reply(Slice& slice, const GetReply& reply, Deadline deadline) {
+    if (reply.status.size() != slice.jobs.size()) {
+        slice.lease->shutdown();
+        return {Code::kProtocolError, "the reply has another number of rows"};
+    }
+    // The views into the reply end with the next receive: copied before the payload is taken.
+    struct Row {
+        Code code;
+        uint64_t size;
+        Version version;
+        uint32_t crc;
+        MissReason reason;
+    };
+    std::vector<Row> rows;
+    std::vector<iovec> parts;
+    uint64_t total = 0;
+    for (size_t row = 0; row < slice.jobs.size(); ++row) {
+        rows.push_back({static_cast<Code>(reply.status[row]), reply.sizes[row], reply.versions[row],
+                        reply.crcs[row], static_cast<MissReason>(reply.reasons[row])});
+        if (rows.back().code != Code::kOk) {
+            continue;
+        }
+        const GetItem& item = items_[slice.jobs[row]->item];
+        if (rows.back().size > item.capacity) {
+            slice.lease->shutdown();
+            return {Code::kProtocolError, "the reply is longer than asked for"};
+        }
+        total += rows.back().size;
+        if (rows.back().size != 0) {
+            parts.push_back({item.data, rows.back().size});
+        }
+    }
+    if (total != slice.lease->payload_left()) {
+        slice.lease->shutdown();
+        return {Code::kProtocolError, "sizes and payload disagree"};
+    }
+    if (Status status = slice.lease->recv_payload(parts, deadline); !status.ok()) {
+        return status;
+    }
+    for (size_t row = 0; row < rows.size(); ++row) {
+        Job& job = *slice.jobs[row];
+        if (rows[row].code == Code::kOk) {
+            finish(job, slice, rows[row].version, rows[row].size, rows[row].crc, deadline);
+        } else {
+            const bool too_small = rows[row].code == Code::kBufferTooSmall;
+            refuse(job, too_small                               ? MissReason::kVersion
+                        : rows[row].reason == MissReason::kNone ? MissReason::kAbsent
+                                                                : rows[row].reason);
+        }
+    }
+    return {};
+}
+
+void RemoteReads::finish(Job& job, Slice& slice, Version version, uint64_t size, uint32_t crc,
+                         Deadline deadline) {
+    GetItem& item = items_[job.item];
+    if (!verify(item, keys_[job.item], *slice.lease, version, size, crc, deadline)) {
+        tally_.add(ClientCounter::kWrongChecksums);
+        return refuse(job, MissReason::kChecksum);
+    }
+    item.result = static_cast<int64_t>(size);
+    item.reason = MissReason::kNone;
+    job.done = true;
+    tally_.add(ClientCounter::kHitsSocket);
+    tally_.add(ClientCounter::kBytesReadSocket, size);
+}
+
+bool RemoteReads::verify(GetItem& item, HashedKey& key, Channel& channel, Version version,
+                         uint64_t size, uint32_t crc, Deadline deadline) {
+    const uint32_t data_crc = crc32c(item.data, size);
+    context_.rehash(&key, context_.namespace_now());
+    if (seal_checksum(data_crc, context_.identity(key, version, size)) == crc) {
+        return true;
+    }
+    // After a flush the same key belongs to another namespace id: ask which one it is now.
+    ResolveReply now;
+    if (!channel.alive() || !channel.exchange(Resolve{}, &now, deadline).ok() || now.code != 0 ||
+        now.namespace_id == key.ns) {
+        return false;
+    }
+    context_.rehash(&key, now.namespace_id);
+    if (seal_checksum(data_crc, context_.identity(key, version, size)) != crc) {
+        return false;
+    }
+    context_.set_namespace(now.namespace_id);
+    return true;
+}
+
+// The node did not answer: another replica for all of them. An idle session that turned out to be
+// dead says nothing about the node: then the same node is asked once more.
+void RemoteReads::give_up(Slice& slice, const Status& why) {
+    const bool stale = slice.lease && !slice.lease.fresh() && !slice.lease->alive() &&
+                       why.code() != Code::kDeadlineExceeded;
+    if (stale) {
+        slice.peer->sockets().drop_idle();
+        return;
+    }
+    const bool connection = !slice.lease || !slice.lease->alive();
+    if (connection) {
+        slice.peer->breaker().failure();
+    } else {
+        slice.peer->breaker().success();  // it answers, if only with an error
+    }
+    for (Job* job : slice.jobs) {
+        refuse(*job, connection ? MissReason::kNodeDown : MissReason::kUnavailable);
+    }
+}
+
+void RemoteReads::refuse(Job& job, MissReason reason) {
+    GetItem& item = items_[job.item];
+    if (reason == MissReason::kChecksum) {
+        item.reason = reason;
+    }
+    job.tried |= 1u << job.trying;
+    job.trying = -1;
+    job.last = reason;
+    if (replicas_left(job.placement, job.tried) > 0) {
+        tally_.add(ClientCounter::kRetries);
+    }
+}
+
+// A slow replica must leave time for the others.
+Deadline RemoteReads::attempt_deadline(const Slice& slice) const {
+    int others = 0;
+    for (const Job* job : slice.jobs) {
+        others = std::max(others, replicas_left(job->placement, job->tried) - 1);
+    }
+    const int left = deadline_.left_ms();
+    const int share = std::max(left / (others + 1), std::min(left, kMinAttemptMs));
+    return Deadline::after_ms(static_cast<uint64_t>(share));
+}
+
+}  // namespace kvstore
