@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Native tests under ASan + UBSan, then process-private state under TSan.
+#   tests/sanitizers.sh BUILD_FOLDER
+# What crosses processes is invisible to TSan; model_test covers it instead.
+set -euo pipefail
+build=${1:?usage: tests/sanitizers.sh BUILD_FOLDER}
+bin="$(dirname "$0")/../.venv/bin"
+export PATH="$bin:$PATH"
+source="$(dirname "$0")/../native"
+
+# The names are those of tests.cmake; model_test explores its own memory model and gains nothing.
+tsan_tests='^(directory_test|ops_log_test|watch_ring_test|event_server_test|block_store_test|master_core_test|node_core_test)$'
+
+run() {  # run SANITIZERS CTEST_ARGUMENTS...
+    local folder="$build/${1//,/-}" sanitizers=$1
+    shift
+    cmake -S "$source" -B "$folder" -G Ninja -DKVSTORE_PYTHON=OFF -DKVSTORE_SANITIZE="$sanitizers" \
+        >/dev/null
+    ninja -C "$folder" --quiet
+    ctest --test-dir "$folder" --output-on-failure "$@"
+}
+
+export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
+export UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+run address,undefined -E '^model_test$'
+run thread -R "$tsan_tests"
