@@ -11,6 +11,7 @@ MAX_BATCH_KEYS = 4096
 MAX_NODES = 4096
 MAX_ENDPOINT_BYTES = 512
 MAX_TIMEOUT_MS = 600_000
+MAX_EPOCH = (1 << 24) - 1  # types.h
 
 # Of the control plane alone.
 MAX_LABELS = 16

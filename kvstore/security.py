@@ -7,10 +7,12 @@ starts a comment line. Tenants are separated by commas, ``*`` is every tenant::
     node       node      *                 51ab...
     ops        operator  *                 e77c...
 
-The master's file lists everybody; a node's or client's file has only its own line. The secret
-proves itself by an HMAC challenge on the block protocol (native/include/kvstore/handshake.h) and
-travels as ``authorization: Bearer name:secret`` over gRPC and HTTP, which therefore need TLS or a
-trusted network.
+The files of master and nodes list everybody who may connect to them; a node is the line with the
+role node (named as its node id, if there are several). A client's file has only its own line.
+
+The secret proves itself by an HMAC challenge on the block protocol (handshake.h) and travels as
+``authorization: Bearer name:secret`` over gRPC and HTTP, which therefore need TLS or a trusted
+network.
 """
 
 from __future__ import annotations
@@ -162,24 +164,34 @@ def _parse_line(fields: list[str]) -> Principal:
     return Principal(name, Role[role.upper()], names, Secret(secret))
 
 
-def read_token(path: str | os.PathLike[str]) -> Principal:
-    """Read the token file of one process: exactly one line, its own.
+def load_identity(
+    path: str | os.PathLike[str],
+    roles: Iterable[Role] = (Role.CLIENT, Role.OPERATOR),
+    name: str = "",
+) -> Principal:
+    """Find in a token file who this process is.
 
     Args:
         path: as in load_principals.
+        roles: what it comes as; lines of other roles do not count.
+        name: of the principal, when several have such a role.
 
     Raises:
-        InvalidArgumentError: As load_principals, or the file has several lines.
+        InvalidArgumentError: As load_principals, or none or several lines come into question.
     """
-    principals = load_principals(path)
-    if len(principals) != 1:
+    wanted = set(roles)
+    fitting = [p for p in load_principals(path) if p.role in wanted]
+    chosen = fitting if len(fitting) == 1 else [p for p in fitting if p.name == name]
+    if len(chosen) != 1:
+        names = " or ".join(role.name.lower() for role in sorted(wanted))
         raise InvalidArgumentError(
-            f"token file {path}: {len(principals)} principals; a node's or client's file has one"
+            f"token file {path}: {len(fitting)} principals with the role {names}; need one"
+            + (f" named {name!r}" if name else "")
         )
-    return principals[0]
+    return chosen[0]
 
 
-def bearer_metadata(principal: Principal | None) -> tuple[tuple[str, str], ...]:
+def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
     """Make the gRPC metadata that proves a principal; nothing without one."""
     if principal is None:
         return ()

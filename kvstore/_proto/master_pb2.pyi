@@ -107,7 +107,7 @@ class WatchRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
-    """resume after this event; 0: from now on"""
+    """resume after this reply; 0: from now on"""
     @_builtins.property
     def namespace(self) -> _types_pb2.Namespace:
         """Restricts the stream to one namespace; unset: every tenant the principal may see."""
@@ -203,8 +203,8 @@ class WatchReply(_message.Message):
     cursor: _builtins.int
     """after the last event of this reply"""
     resync: _builtins.bool
-    """Events were lost (a slow reader, a restarted master, a dead node): forget what was learned from
-    this stream and start over from Locate.
+    """The first reply of a stream without cursor, or events were lost (a slow reader, a restarted
+    master): forget what was learned from this stream and start over from Locate.
     """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchEvent]: ...

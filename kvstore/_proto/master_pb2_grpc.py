@@ -74,6 +74,7 @@ class MasterServicer:
 
     def Watch(self, request, context):
         """Publishes and withdraws as they happen, from the moment the first reply arrives.
+        RESOURCE_EXHAUSTED: too many watchers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

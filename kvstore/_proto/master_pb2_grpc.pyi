@@ -41,7 +41,9 @@ class MasterStub:
     Locate: _grpc.UnaryUnaryMultiCallable[_master_pb2.LocateRequest, _master_pb2.LocateReply]
     """For each node, how long a prefix of `keys` it holds; what a router routes by."""
     Watch: _grpc.UnaryStreamMultiCallable[_master_pb2.WatchRequest, _master_pb2.WatchReply]
-    """Publishes and withdraws as they happen, from the moment the first reply arrives."""
+    """Publishes and withdraws as they happen, from the moment the first reply arrives.
+    RESOURCE_EXHAUSTED: too many watchers.
+    """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_master_pb2.ListNodesRequest, _master_pb2.ListNodesReply]
     Drain: _grpc.UnaryUnaryMultiCallable[_master_pb2.DrainRequest, _master_pb2.DrainReply]
     """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
@@ -63,7 +65,9 @@ class MasterAsyncStub(MasterStub):
     Locate: _aio.UnaryUnaryMultiCallable[_master_pb2.LocateRequest, _master_pb2.LocateReply]  # type: ignore[assignment]
     """For each node, how long a prefix of `keys` it holds; what a router routes by."""
     Watch: _aio.UnaryStreamMultiCallable[_master_pb2.WatchRequest, _master_pb2.WatchReply]  # type: ignore[assignment]
-    """Publishes and withdraws as they happen, from the moment the first reply arrives."""
+    """Publishes and withdraws as they happen, from the moment the first reply arrives.
+    RESOURCE_EXHAUSTED: too many watchers.
+    """
     ListNodes: _aio.UnaryUnaryMultiCallable[_master_pb2.ListNodesRequest, _master_pb2.ListNodesReply]  # type: ignore[assignment]
     Drain: _aio.UnaryUnaryMultiCallable[_master_pb2.DrainRequest, _master_pb2.DrainReply]  # type: ignore[assignment]
     """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
@@ -94,7 +98,9 @@ class MasterServicer(metaclass=_abc_1.ABCMeta):
         request: _master_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_master_pb2.WatchReply], _abc.AsyncIterator[_master_pb2.WatchReply]]:
-        """Publishes and withdraws as they happen, from the moment the first reply arrives."""
+        """Publishes and withdraws as they happen, from the moment the first reply arrives.
+        RESOURCE_EXHAUSTED: too many watchers.
+        """
 
     @_abc_1.abstractmethod
     def ListNodes(

@@ -144,10 +144,13 @@ class HeartbeatRequest(_message.Message):
     USED_BYTES_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    REFUSES_WRITES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
+    refuses_writes: _builtins.bool
+    """it was told to drain, and its last write has ended"""
     @_builtins.property
     def endpoints(self) -> _types_pb2.Endpoints: ...
     @_builtins.property
@@ -161,10 +164,11 @@ class HeartbeatRequest(_message.Message):
         used_bytes: _builtins.int = ...,
         endpoints: _types_pb2.Endpoints | None = ...,
         segments: _abc.Iterable[_types_pb2.Segment] | None = ...,
+        refuses_writes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "node_id", b"node_id", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +180,7 @@ class HeartbeatReply(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     state: _types_pb2.NodeState.ValueType
+    """DRAINING: take no new writes"""
     def __init__(
         self,
         *,

@@ -31,7 +31,7 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
     NODE_STATE_JOINING: _NodeState.ValueType  # 1
-    """registered, has not announced everything it holds yet; takes no writes"""
+    """registered, does not serve yet"""
     NODE_STATE_ALIVE: _NodeState.ValueType  # 2
     """serves reads and takes writes"""
     NODE_STATE_DRAINING: _NodeState.ValueType  # 3
@@ -44,7 +44,7 @@ class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
 
 NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
 NODE_STATE_JOINING: NodeState.ValueType  # 1
-"""registered, has not announced everything it holds yet; takes no writes"""
+"""registered, does not serve yet"""
 NODE_STATE_ALIVE: NodeState.ValueType  # 2
 """serves reads and takes writes"""
 NODE_STATE_DRAINING: NodeState.ValueType  # 3

@@ -19,16 +19,17 @@ class CoreNode(TypedDict):
     replicas: int
 
 
-class CoreEvent(TypedDict):
-    """One event of the watch ring."""
+CoreEvent = tuple[str, str, str, str, int, int, str]
+"""Kind (publish, withdraw, remove, flush, node), tenant, namespace, key, version, size, node id."""
 
-    kind: int
-    tenant: str
-    namespace: str
-    key: str
-    version: int
-    size: int
+
+class CoreReplica(TypedDict):
+    """One copy of an object."""
+
     node_id: str
+    tier: int
+    state: int
+    """Of the node: NodeState of native types.h."""
 
 
 class CoreObject(TypedDict):
@@ -38,8 +39,7 @@ class CoreObject(TypedDict):
     version: int
     pin: int
     created_ms: int
-    replicas: list[tuple[str, int]]
-    """(node id, tier)."""
+    replicas: list[CoreReplica]
 
 
 class MasterCoreApi(Protocol):
@@ -51,7 +51,7 @@ class MasterCoreApi(Protocol):
     def stop(self) -> None:
         """Close the port and end all waits."""
 
-    def set_endpoints(self, grpc: str, http: str) -> None:
+    def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
         """Set what the hello names."""
 
     def register_node(
@@ -59,21 +59,25 @@ class MasterCoreApi(Protocol):
         node_id: str,
         session_id: int,
         node_epoch: int,
-        tcp: str,
-        unix: str,
+        tcp_endpoint: str,
+        unix_endpoint: str,
         host: str,
         weight: int,
         capacity_bytes: int,
+        free_bytes: int = 0,
+        state: int = 0,
         known: bool = False,
     ) -> None:
-        """Let the node's link in under this session; `known`: a node of a previous life, no link."""
+        """Let a node's link in under this session; `known`: a node of a previous life."""
 
     def set_node(
         self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
     ) -> None:
         """Set how a node stands; weight in thousandths."""
 
-    def set_node_endpoints(self, node_id: str, tcp: str, unix: str, host: str) -> None:
+    def set_node_endpoints(
+        self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
+    ) -> None:
         """Set where a node is reached and on which host it runs."""
 
     def remove_node(self, node_id: str) -> None:
@@ -85,8 +89,8 @@ class MasterCoreApi(Protocol):
     def finish_rebuild(self) -> None:
         """Grant the claims that waited for the end of the rebuild."""
 
-    def set_copy_rate(self, copies_per_s: int) -> None:
-        """Limit repair and drain."""
+    def set_copy_policy(self, *, copies_per_s: float | None = None) -> None:
+        """Limit the copies for replicas, repair and drain."""
 
     def drain_remaining(self, node_id: str) -> int:
         """Objects that only this node has among the living ones."""
@@ -101,7 +105,7 @@ class MasterCoreApi(Protocol):
         """Take back a namespace's epoch, before load_ops."""
 
     def namespaces(self) -> list[tuple[str, str, int]]:
-        """Tenant, name and epoch of every namespace that was ever flushed."""
+        """Tenant, name and epoch of every namespace."""
 
     def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
         """Block until operations are to be made durable: (number, record), ascending."""

@@ -70,6 +70,8 @@ class Node:
     joined_ms: int = 0
     """When its process first came; the slow start counts from here."""
     draining: bool = False
+    refuses_writes: bool = False
+    """While draining: the node has heard of it and its last write is over."""
     left: bool = False
     """It said goodbye; nobody waits for it after a restart."""
     linked: bool = False
@@ -128,6 +130,7 @@ class Heartbeat:
     used_bytes: int
     endpoints: Endpoints
     segments: tuple[Segment, ...] = ()
+    refuses_writes: bool = False
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         used_bytes=event.used_bytes,
         endpoints=event.endpoints,
         segments=event.segments,
+        refuses_writes=event.refuses_writes,
     )
     decisions: list[Decision] = []
     # The retention counts from the last sign of life: its record must not grow old while it lives.
@@ -226,7 +227,8 @@ def _end_session(
     gone = replace(
         node, session_id=0, linked=False, synced=False, used_bytes=0, left=left, persisted_ms=now_ms
     )
-    return _with(cluster, gone), [Persist(gone), _set(settings, gone, now_ms)]
+    # Here the disk comes second: a full one must not keep a dead node in placement.
+    return _with(cluster, gone), [_set(settings, gone, now_ms), Persist(gone)]
 
 
 def _unregister(settings: Settings, cluster: Cluster, event: Unregister, now_ms: int) -> Outcome:
@@ -242,7 +244,7 @@ def _drain(settings: Settings, cluster: Cluster, event: Drain, now_ms: int) -> O
         return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r}")]
     if node.draining is not event.cancel:
         return cluster, []
-    node = replace(node, draining=not event.cancel, persisted_ms=now_ms)
+    node = replace(node, draining=not event.cancel, refuses_writes=False, persisted_ms=now_ms)
     return _with(cluster, node), [Persist(node), _set(settings, node, now_ms)]
 
 
@@ -283,9 +285,7 @@ def _rebuild(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
         node = cluster.nodes.get(node_id)
         if node and node.session_id:
             # One that registers but never gets its link up must not hold up everybody's puts.
-            if not node.synced and (
-                node.linked or now_ms - node.session_ms < settings.node_ttl_ms
-            ):
+            if not node.synced and (node.linked or now_ms - node.session_ms < settings.node_ttl_ms):
                 waiting.add(node_id)
         elif in_time and node:
             waiting.add(node_id)

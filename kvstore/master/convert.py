@@ -1,0 +1,195 @@
+"""Between the wire's messages and the policy's values; checks every limit on the way in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kvstore import limits
+from kvstore._proto import master_pb2, node_pb2, types_pb2
+from kvstore.errors import InvalidArgumentError, TooLargeError
+from kvstore.master import model
+from kvstore.master.core_api import CoreEvent, CoreNode, CoreObject
+
+_EVENT_KINDS = {
+    "publish": master_pb2.WatchEvent.KIND_PUBLISH,
+    "withdraw": master_pb2.WatchEvent.KIND_WITHDRAW,
+    "remove": master_pb2.WatchEvent.KIND_REMOVE,
+    "flush": master_pb2.WatchEvent.KIND_FLUSH,
+    "node": master_pb2.WatchEvent.KIND_NODE,
+}
+_EVENT_BITS = 40
+
+
+def check_node_id(node_id: str) -> str:
+    """Return a node id that is not empty and within the limits, or raise InvalidArgumentError."""
+    if not node_id or not limits.is_valid_name(node_id):
+        raise InvalidArgumentError("node_id is empty, too long or has control characters")
+    return node_id
+
+
+def check_namespace(namespace: types_pb2.Namespace) -> tuple[str, str]:
+    """Return tenant and name, or raise InvalidArgumentError."""
+    if not namespace.tenant or not limits.is_valid_name(namespace.tenant):
+        raise InvalidArgumentError("namespace.tenant is empty, too long or has control characters")
+    if not limits.is_valid_name(namespace.name):
+        raise InvalidArgumentError("namespace.name is too long or has control characters")
+    return namespace.tenant, namespace.name
+
+
+def check_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys as a list, or raise TooLargeError or InvalidArgumentError."""
+    if len(keys) > limits.MAX_BATCH_KEYS:
+        raise TooLargeError(f"{len(keys)} keys; at most {limits.MAX_BATCH_KEYS}")
+    for position, key in enumerate(keys):
+        if not limits.is_valid_key(key):
+            raise InvalidArgumentError(f"keys[{position}] has not 1 to 1024 bytes")
+    return list(keys)
+
+
+def check_timeout(timeout_ms: int) -> int:
+    """Return the time-out, the default for 0, or raise InvalidArgumentError."""
+    if timeout_ms > limits.MAX_TIMEOUT_MS:
+        raise InvalidArgumentError(f"timeout_ms is above {limits.MAX_TIMEOUT_MS}")
+    return timeout_ms or limits.DEFAULT_TIMEOUT_MS
+
+
+def endpoints_from(wire: types_pb2.Endpoints) -> model.Endpoints:
+    """Take a node's endpoints."""
+    found = model.Endpoints(tcp=wire.tcp, unix=wire.unix, http=wire.http)
+    for text in (found.tcp, found.unix, found.http):
+        if len(text.encode()) > limits.MAX_ENDPOINT_BYTES:
+            raise InvalidArgumentError("an endpoint is too long")
+    return found
+
+
+def segments_from(wire: Sequence[types_pb2.Segment]) -> tuple[model.Segment, ...]:
+    """Take a node's segments."""
+    if len(wire) > limits.MAX_SEGMENTS:
+        raise TooLargeError(f"{len(wire)} segments; at most {limits.MAX_SEGMENTS}")
+    return tuple(model.Segment(s.name, int(s.tier), s.capacity_bytes) for s in wire)
+
+
+def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Register:
+    """Take a registration; `session_id` is the one it would get."""
+    if wire.incarnation == 0:
+        raise InvalidArgumentError("incarnation is 0")
+    if wire.node_epoch > limits.MAX_EPOCH:
+        raise InvalidArgumentError(f"node_epoch is above {limits.MAX_EPOCH}")
+    labels = dict(wire.labels)
+    if len(labels) > limits.MAX_LABELS or not all(
+        map(limits.is_valid_name, [*labels, *labels.values()])
+    ):
+        raise InvalidArgumentError("labels: too many, or one that is not valid")
+    return model.Register(
+        node_id=check_node_id(wire.node_id),
+        incarnation=wire.incarnation,
+        node_epoch=wire.node_epoch,
+        session_id=session_id,
+        endpoints=endpoints_from(wire.endpoints),
+        labels=labels,
+        segments=segments_from(wire.segments),
+    )
+
+
+def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
+    """Take a heartbeat."""
+    return model.Heartbeat(
+        node_id=check_node_id(wire.node_id),
+        session_id=wire.session_id,
+        capacity_bytes=wire.capacity_bytes,
+        used_bytes=wire.used_bytes,
+        endpoints=endpoints_from(wire.endpoints),
+        segments=segments_from(wire.segments),
+        refuses_writes=wire.refuses_writes,
+    )
+
+
+def state_to(state: model.NodeState) -> types_pb2.NodeState.ValueType:
+    """Turn a state into the wire's, whose 0 is "unspecified"."""
+    return types_pb2.NodeState.ValueType(int(state) + 1)
+
+
+def node_to(
+    node: model.Node, core: CoreNode | None, weight: float, drain_left: int, now_ms: int
+) -> types_pb2.NodeInfo:
+    """Describe a node.
+
+    Args:
+        node: what the policy knows.
+        core: what the native side knows, if it does.
+        weight: its share of new writes.
+        drain_left: objects that only it has; 0 unless it drains.
+        now_ms: the time.
+    """
+    return types_pb2.NodeInfo(
+        node_id=node.node_id,
+        state=state_to(node.state),
+        endpoints=types_pb2.Endpoints(
+            tcp=node.endpoints.tcp, unix=node.endpoints.unix, http=node.endpoints.http
+        ),
+        labels=dict(node.labels),
+        capacity_bytes=node.capacity_bytes,
+        used_bytes=node.used_bytes,
+        objects=core["replicas"] if core else 0,
+        weight=weight,
+        node_epoch=node.node_epoch,
+        last_heartbeat_age_ms=max(0, now_ms - node.last_seen_ms),
+        drain_left_objects=drain_left,
+        segments=[
+            types_pb2.Segment(
+                name=s.name, tier=types_pb2.Tier.ValueType(s.tier), capacity_bytes=s.capacity_bytes
+            )
+            for s in node.segments
+        ],
+        linked=node.linked,
+    )
+
+
+def inspect_to(found: CoreObject) -> master_pb2.InspectReply:
+    """Describe an object. The native side counts tiers from 0, the wire from 1."""
+    return master_pb2.InspectReply(
+        size_bytes=found["size"],
+        version=found["version"],
+        pin=types_pb2.Pin.ValueType(found["pin"]),
+        created_unix_ms=found["created_ms"],
+        replicas=[
+            types_pb2.Replica(
+                node_id=replica["node_id"], tier=types_pb2.Tier.ValueType(replica["tier"] + 1)
+            )
+            for replica in found["replicas"]
+        ],
+    )
+
+
+def events_to(
+    events: Iterable[CoreEvent], allowed: Mapping[str, bool]
+) -> list[master_pb2.WatchEvent]:
+    """Turn events into the wire's, without those of tenants that are not allowed.
+
+    Args:
+        events: from the ring.
+        allowed: by tenant; a tenant that is missing is not allowed, "" (no tenant) always is.
+    """
+    return [
+        master_pb2.WatchEvent(
+            kind=_EVENT_KINDS[kind],
+            namespace=types_pb2.Namespace(tenant=tenant, name=name),
+            key=key,
+            version=version,
+            size_bytes=size,
+            node_id=node_id,
+        )
+        for kind, tenant, name, key, version, size, node_id in events
+        if not tenant or allowed.get(tenant, False)
+    ]
+
+
+def cursor_to(master_epoch: int, number: int) -> int:
+    """Make a cursor that no other life of the master takes for its own."""
+    return master_epoch << _EVENT_BITS | number
+
+
+def cursor_from(master_epoch: int, cursor: int) -> int:
+    """Read a cursor; 0 (start over) when it is from another life."""
+    epoch, number = cursor >> _EVENT_BITS, cursor & ((1 << _EVENT_BITS) - 1)
+    return number if epoch == master_epoch else 0

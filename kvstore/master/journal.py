@@ -1,0 +1,83 @@
+"""Makes removes, flushes and pins durable before the native side acknowledges them.
+
+One thread drains the native queue: a batch is one LMDB transaction. When the disk refuses, the
+batch is tried again; the operations in it stay unanswered until their callers' deadlines.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from kvstore import clock
+from kvstore.errors import KvstoreError
+from kvstore.logging import EventLogger
+from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.hard_state import HardState
+
+_log = EventLogger("master.journal")
+_WAIT_MS = 200
+_RETRY_S = 0.5
+_TRIM_INTERVAL_MS = 1000
+
+
+class Journal:
+    """The thread between the native queue and the disk."""
+
+    def __init__(self, core: MasterCoreApi, state: HardState) -> None:
+        """Prepare the thread; it runs from start to stop."""
+        self._core = core
+        self._state = state
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="journal")
+        self._trimmed_ms = 0
+        self.written = 0
+        """Operations written since the start."""
+        self.failures = 0
+        """Batches that the disk refused."""
+
+    def start(self) -> None:
+        """Begin to drain."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is waiting and end the thread. The native side was stopped before."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            batch = self._core.wait_journal(0 if stopping else _WAIT_MS)
+            if batch:
+                self._write(batch)
+            elif stopping:
+                return
+            self._trim()
+
+    def _write(self, batch: list[tuple[int, bytes]]) -> None:
+        while True:
+            try:
+                self._state.append_ops(batch)
+                break
+            except KvstoreError as error:
+                self.failures += 1
+                _log.error("journal_write_failed", operations=len(batch), error=error)
+                if self._stop.wait(_RETRY_S):
+                    return
+        self.written += len(batch)
+        self._core.journal_done(batch[-1][0])
+
+    def _trim(self) -> None:
+        now_ms = clock.monotonic_ms()
+        if now_ms - self._trimmed_ms < _TRIM_INTERVAL_MS:
+            return
+        self._trimmed_ms = now_ms
+        # Namespaces are read after the mark: a flush below it is in them.
+        seq, floor = self._core.journal_trimmed()
+        if seq <= self._state.trimmed()[0]:
+            return
+        try:
+            self._state.trim(seq, floor, self._core.namespaces())
+        except KvstoreError as error:
+            self.failures += 1
+            _log.error("journal_trim_failed", seq=seq, error=error)

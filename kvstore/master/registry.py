@@ -1,0 +1,184 @@
+"""Carries the policy's decisions out: to disk, then to the native side, then to the caller.
+
+Thread-safe. One event at a time; readers take the current value without waiting.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+
+from kvstore import clock
+from kvstore.errors import KvstoreError, Status, error_for
+from kvstore.logging import EventLogger
+from kvstore.master import policy
+from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.hard_state import HardState, NodeRecord
+from kvstore.master.model import Cluster, Event, Node, NodeState, Observe, Settings, Tick
+
+_log = EventLogger("master.registry")
+# The native side takes weights as whole numbers.
+_WEIGHT_SCALE = 1000
+
+
+def new_session_id() -> int:
+    """Draw a session id: 64 random bits, never 0."""
+    return secrets.randbits(64) or 1
+
+
+class Registry:
+    """The cluster's state and everything that follows from its changes."""
+
+    def __init__(self, settings: Settings, core: MasterCoreApi, state: HardState) -> None:
+        """Take over the nodes of the previous life and tell the native side of them."""
+        self._settings = settings
+        self._core = core
+        self._state = state
+        self._mutex = threading.Lock()
+        self._copies_per_s = -1
+        self._told: dict[str, tuple[tuple[str, str, str], tuple[int, int, int, int]]] = {}
+        now_ms, unix_ms = clock.monotonic_ms(), clock.unix_ms()
+        known = [
+            Node(
+                node_id=record.node_id,
+                node_epoch=record.node_epoch,
+                incarnation=record.incarnation,
+                last_seen_ms=now_ms - max(0, unix_ms - record.last_seen_unix_ms),
+                draining=record.draining,
+                left=record.left,
+            )
+            for record in state.nodes()
+        ]
+        self._cluster = policy.start(known, now_ms)
+        for node in known:
+            self._open_session(node, known=True)
+        _log.info("registry_started", known_nodes=len(known), rebuilding=self._cluster.rebuilding)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The current state."""
+        return self._cluster
+
+    def submit(self, event: Event) -> Cluster:
+        """Apply an event.
+
+        Args:
+            event: what happened.
+
+        Returns:
+            The state afterwards; every decision has been carried out.
+
+        Raises:
+            KvstoreError: The policy refused (nothing changed), or the disk did.
+        """
+        with self._mutex:
+            now_ms = clock.monotonic_ms()
+            cluster, decisions = policy.decide(self._settings, self._cluster, event, now_ms)
+            for decision in decisions:
+                self._carry_out(decision)
+            self._cluster = cluster
+            return cluster
+
+    def tick(self) -> None:
+        """Look at the native side's links, then at the time."""
+        try:
+            for seen in self._core.nodes():
+                node = self._cluster.nodes.get(seen["node_id"])
+                if node and (node.linked, node.synced) != (seen["connected"], seen["synced"]):
+                    self.submit(Observe(seen["node_id"], seen["connected"], seen["synced"]))
+            self.submit(Tick())
+        except KvstoreError as error:
+            # The disk refused; the same decision comes back with the next tick.
+            _log.error("tick_failed", error=error)
+
+    def _carry_out(self, decision: policy.Decision) -> None:
+        match decision:
+            case policy.Refuse(status, message):
+                raise error_for(status, message)
+            case policy.Persist(node):
+                self._persist(node)
+            case policy.OpenSession(node):
+                self._open_session(node)
+                _log.info("node_registered", **_fields(node))
+            case policy.SetNode(node, state, weight):
+                self._set_node(node, state, weight)
+            case policy.Forget(node_id):
+                self._state.delete_node(node_id)
+                self._core.remove_node(node_id)
+                self._told.pop(node_id, None)
+                _log.info("node_forgotten", node_id=node_id)
+            case policy.FinishRebuild(missing):
+                self._core.finish_rebuild()
+                _log.info("rebuild_finished", missing=",".join(missing))
+            case policy.SetCopyRate(copies_per_s):
+                if copies_per_s != self._copies_per_s:
+                    self._core.set_copy_policy(copies_per_s=float(copies_per_s))
+                    self._copies_per_s = copies_per_s
+
+    def _persist(self, node: Node) -> None:
+        age_ms = clock.monotonic_ms() - node.last_seen_ms
+        self._state.put_node(
+            NodeRecord(
+                node_id=node.node_id,
+                node_epoch=node.node_epoch,
+                incarnation=node.incarnation,
+                draining=node.draining,
+                left=node.left,
+                last_seen_unix_ms=clock.unix_ms() - age_ms,
+            )
+        )
+
+    def _open_session(self, node: Node, known: bool = False) -> None:
+        self._told.pop(node.node_id, None)
+        self._core.register_node(
+            node.node_id,
+            node.session_id,
+            node.node_epoch,
+            node.endpoints.tcp,
+            node.endpoints.unix,
+            node.labels.get("host", ""),
+            0,
+            node.capacity_bytes,
+            free_bytes=max(0, node.capacity_bytes - node.used_bytes),
+            state=int(NodeState.DEAD if known else node.state),
+            known=known,
+        )
+
+    def _set_node(self, node: Node, state: NodeState, weight: float) -> None:
+        """Tell the native side what it has not been told yet."""
+        before = self._told.get(node.node_id)
+        reached = (node.endpoints.tcp, node.endpoints.unix, node.labels.get("host", ""))
+        free = max(0, node.capacity_bytes - node.used_bytes)
+        standing = (int(state), round(weight * _WEIGHT_SCALE), free, node.capacity_bytes)
+        if before == (reached, standing):
+            return
+        if before is None or before[0] != reached:
+            self._core.set_node_endpoints(node.node_id, *reached)
+        if before is None or before[1] != standing:
+            self._core.set_node(node.node_id, *standing)
+        was = self._cluster.nodes.get(node.node_id)
+        if was is None or was.state != state:
+            level = _log.warning if state is NodeState.DEAD and not node.left else _log.info
+            level("node_state", **_fields(node))
+        self._told[node.node_id] = (reached, standing)
+
+    def node(self, node_id: str) -> Node:
+        """Find a node.
+
+        Raises:
+            KvstoreError: NotFound.
+        """
+        node = self._cluster.nodes.get(node_id)
+        if node is None:
+            raise error_for(Status.NotFound, f"no node {node_id!r}")
+        return node
+
+
+def _fields(node: Node) -> dict[str, object]:
+    return {
+        "node_id": node.node_id,
+        "state": node.state.name.lower(),
+        "node_epoch": node.node_epoch,
+        "tcp": node.endpoints.tcp,
+        "draining": node.draining,
+    }
