@@ -113,7 +113,6 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
     const int raw = fd.get();
     file->fds.push_back(std::move(fd));
     Status failure = checked;
-    if (failure.ok() && number >= kSlotCount) failure = {Code::kInvalidArgument, "no such slot"};
     if (failure.ok() && !file->slot) failure = open_slot(*file, *key, raw, number);
     if (!failure.ok()) {
         close_if_unused(*key);
@@ -125,6 +124,7 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
 }
 
 Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t number) {
+    if (number >= kSlotCount) return {Code::kInvalidArgument, "no such slot"};
     if (!set_lock(fd, F_WRLCK, slot_offset(number))) {
         const bool taken = errno == EAGAIN || errno == EACCES;
         if (taken) return {Code::kUnavailable, "another process has this slot"};
