@@ -5,6 +5,7 @@
 
 #include <sys/uio.h>
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -30,7 +31,6 @@ class Channel {
     // The same on a socket that is connected already.
     static Result<std::unique_ptr<Channel>> handshake(Fd fd, const HelloParams& params,
                                                       Deadline deadline);
-    ~Channel();
 
     const WelcomeData& welcome() const { return welcome_; }
     std::vector<Fd> take_fds() { return std::move(fds_); }  // segment, index, clients; or none
@@ -48,7 +48,8 @@ class Channel {
     // discard_payload before the next request. Allocates nothing but to grow its buffers.
     Result<Reply> call(MessageType type, std::span<const uint8_t> body,
                        std::span<const iovec> payload, Deadline deadline);
-    // The two halves of call(), to ask several peers at once.
+    // The two halves of call(), to ask several peers at once. After a reply with kFlagMore
+    // receive() again.
     Status send(MessageType type, std::span<const uint8_t> body, std::span<const iovec> payload,
                 Deadline deadline);
     Result<Reply> receive(Deadline deadline);
@@ -81,18 +82,21 @@ class Channel {
     }
 
   private:
-    explicit Channel(Fd fd);
+    explicit Channel(Fd fd) : fd_(std::move(fd)) {}
     Status shake_hands(const HelloParams& params, Deadline deadline);
-    Status authenticate(const HelloParams& params, std::span<const uint8_t> hello_body,
-                        Digest* expected_proof, Deadline deadline);
-    Status read_handshake_frame(FrameHeader* header, Deadline deadline);
-    Status take_welcome(const HelloParams& params, const Digest* expected_proof);
+    Status answer_challenge(const HelloParams& params, std::span<const uint8_t> hello_body,
+                            Digest* proof, Deadline deadline);
+    Status send_handshake(MessageType type, std::span<const uint8_t> body, Deadline deadline);
+    Status receive_handshake(FrameHeader* header, Deadline deadline);
+    Status take_welcome(const HelloParams& params, const Digest* proof);
     Status kill(Status status);
     Status fill(size_t wanted, Deadline deadline);
+    std::span<const uint8_t> take(size_t size);
 
     Fd fd_;
     bool dead_ = false;
-    uint64_t next_request_id_ = 1;
+    std::atomic<bool> shut_down_{false};
+    uint64_t request_id_ = 0;  // of the last request
     uint64_t payload_left_ = 0;
     WelcomeData welcome_;
     std::vector<Fd> fds_;

@@ -60,6 +60,9 @@ struct WelcomeData {
     static WelcomeData from(const Welcome& welcome);
 };
 
+// The code and sentence of a Refused or Error: printable, and never Ok.
+Status remote_status(int32_t code, std::string_view message);
+
 struct Principal {
     std::string name;
     Role role = Role::kClient;         // an operator may also come as a client

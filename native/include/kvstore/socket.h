@@ -45,6 +45,9 @@ struct PeerCredentials {
 std::optional<PeerCredentials> peer_credentials(int fd);  // Unix sockets only
 std::string peer_address(int fd);                         // "10.0.0.7:5412", "unix uid 1000 pid 77"
 
+// Drops the first `count` bytes of `parts` (which hold at least as many).
+void advance(std::span<iovec>* parts, size_t count);
+
 // Blocking (poll) transfers on a non-blocking socket: everything, or an error. They never raise
 // SIGPIPE. kClosed when the peer has closed, kDeadlineExceeded, kIoError.
 Status send_all(int fd, std::span<iovec> parts, Deadline deadline);
