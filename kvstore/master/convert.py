@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from kvstore import limits
 from kvstore._proto import master_pb2, node_pb2, types_pb2
 from kvstore.errors import InvalidArgumentError, TooLargeError
 from kvstore.master import model
 from kvstore.master.core_api import CoreEvent, CoreNode, CoreObject
+from kvstore.security import Principal
 
 _EVENT_KINDS = {
     "publish": master_pb2.WatchEvent.KIND_PUBLISH,
@@ -161,14 +162,20 @@ def inspect_to(found: CoreObject) -> master_pb2.InspectReply:
     )
 
 
+def watch_filter(request: master_pb2.WatchRequest) -> tuple[str, str] | None:
+    """Return the namespace a watch is restricted to, None for all."""
+    return check_namespace(request.namespace) if request.HasField("namespace") else None
+
+
 def events_to(
-    events: Iterable[CoreEvent], allowed: Mapping[str, bool]
+    events: Iterable[CoreEvent], wanted: tuple[str, str] | None, principal: Principal
 ) -> list[master_pb2.WatchEvent]:
-    """Turn events into the wire's, without those of tenants that are not allowed.
+    """Turn events into the wire's.
 
     Args:
         events: from the ring.
-        allowed: by tenant; a tenant that is missing is not allowed, "" (no tenant) always is.
+        wanted: only those of this namespace (and of nodes); None for all.
+        principal: who watches; events of tenants that it may not use are left out.
     """
     return [
         master_pb2.WatchEvent(
@@ -180,7 +187,7 @@ def events_to(
             node_id=node_id,
         )
         for kind, tenant, name, key, version, size, node_id in events
-        if not tenant or allowed.get(tenant, False)
+        if kind == "node" or (wanted in (None, (tenant, name)) and principal.may_use(tenant))
     ]
 
 

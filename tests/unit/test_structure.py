@@ -20,7 +20,17 @@ TOP_LEVEL = {
 }
 BUILT = {"build", "dist"}
 
-GROUND_FLOOR = {"errors", "sizes", "clock", "config", "limits", "logging", "metrics", "security"}
+GROUND_FLOOR = {
+    "errors",
+    "sizes",
+    "clock",
+    "config",
+    "http",
+    "limits",
+    "logging",
+    "metrics",
+    "security",
+}
 # What each package of kvstore may import from kvstore, beside itself, _native and the ground floor.
 MAY_IMPORT = {
     "": {"client", "embedded"},  # kvstore/__init__.py re-exports the public API

@@ -1,0 +1,86 @@
+"""The small HTTP server of master and node: /metrics, /healthz and /readyz."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from kvstore.errors import IoError
+from kvstore.metrics import CONTENT_TYPE
+
+Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
+"""Whether the process does its work now, and a JSON object that says why (not)."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Open a listening socket, so that its port is known before anything is served.
+
+    Args:
+        host: an address or a name.
+        port: 0 for any.
+
+    Raises:
+        IoError: The address is taken or not ours.
+    """
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise IoError(f"http {host}:{port}: {error.strerror or error}") from error
+
+
+class HttpServer:
+    """Serves one process's metrics and health."""
+
+    def __init__(self, listener: socket.socket, render: Callable[[], bytes], ready: Readiness):
+        """Take a bound socket and what to show.
+
+        Args:
+            listener: from bind(); owned from here on.
+            render: writes the metrics; runs in a thread.
+            ready: for /readyz.
+        """
+        self._listener = listener
+        self._render = render
+        self._ready = ready
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that was chosen."""
+        return int(self._listener.getsockname()[1])
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listener).start()
+
+    async def stop(self) -> None:
+        """Stop answering."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._listener.close()
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._render)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready, body = self._ready()
+        return web.Response(
+            status=200 if ready else 503,
+            body=msgspec.json.encode({"ready": ready, **body}) + b"\n",
+            content_type="application/json",
+        )

@@ -1,0 +1,206 @@
+"""What each call of the control plane does: a request in, a reply out; errors are exceptions.
+
+No gRPC in here: the servicers (service.py) authenticate, run these in threads and map exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from kvstore import clock
+from kvstore._proto import master_pb2, node_pb2
+from kvstore.errors import InvalidArgumentError, Status, error_for
+from kvstore.limits import MAX_BATCH_KEYS
+from kvstore.master import convert, policy
+from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.hard_state import HardState
+from kvstore.master.model import Drain, NodeState, Settings, Unregister
+from kvstore.master.registry import Registry, new_session_id
+
+_LIST_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Where this master is reached."""
+
+    block: str = ""
+    grpc: str = ""
+    http: str = ""
+
+
+def software_version() -> str:
+    """Version of the installed distribution, "unknown" in a source tree."""
+    try:
+        return version("kvcache-store")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class NodeHandlers:
+    """Registration and heartbeats."""
+
+    def __init__(self, settings: Settings, registry: Registry, state: HardState) -> None:
+        """Take what the calls work on."""
+        self._settings = settings
+        self._registry = registry
+        self._state = state
+
+    def register(self, request: node_pb2.RegisterRequest) -> node_pb2.RegisterReply:
+        """Open a session."""
+        if request.cluster_id and request.cluster_id != self._state.cluster_id:
+            raise error_for(
+                Status.VersionMismatch,
+                f"node {request.node_id!r} belongs to the cluster {request.cluster_id}, "
+                f"this is {self._state.cluster_id}",
+            )
+        event = convert.register_from(request, new_session_id())
+        node = self._registry.submit(event).nodes[event.node_id]
+        return node_pb2.RegisterReply(
+            session_id=node.session_id,
+            node_epoch=node.node_epoch,
+            cluster_id=self._state.cluster_id,
+            hash_secret=self._state.hash_secret,
+            master_epoch=self._state.epoch,
+            heartbeat_interval_ms=self._settings.heartbeat_ms,
+            ttl_ms=self._settings.node_ttl_ms,
+        )
+
+    def heartbeat(self, request: node_pb2.HeartbeatRequest) -> node_pb2.HeartbeatReply:
+        """Keep a session alive."""
+        event = convert.heartbeat_from(request)
+        node = self._registry.submit(event).nodes[event.node_id]
+        return node_pb2.HeartbeatReply(state=convert.state_to(node.state))
+
+    def unregister(self, request: node_pb2.UnregisterRequest) -> node_pb2.UnregisterReply:
+        """End a session."""
+        self._registry.submit(Unregister(request.node_id, request.session_id))
+        return node_pb2.UnregisterReply()
+
+
+class MasterHandlers:
+    """What operators and routers ask."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        core: MasterCoreApi,
+        state: HardState,
+        bound: Callable[[], Bound],
+    ) -> None:
+        """Take what the calls work on."""
+        self._settings = settings
+        self._registry = registry
+        self._core = core
+        self._state = state
+        self._bound = bound
+        self._started_ms = clock.monotonic_ms()
+
+    def locate(self, request: master_pb2.LocateRequest) -> master_pb2.LocateReply:
+        """Prefix lengths by node."""
+        tenant, name = convert.check_namespace(request.namespace)
+        found, anywhere = self._core.locate(tenant, name, convert.check_keys(request.keys))
+        return master_pb2.LocateReply(
+            prefixes=[
+                master_pb2.LocateReply.Prefix(node_id=node_id, length=length)
+                for node_id, length in found
+            ],
+            cluster_length=anywhere,
+        )
+
+    def list_nodes(self) -> master_pb2.ListNodesReply:
+        """Every known node, by id."""
+        now_ms = clock.monotonic_ms()
+        seen = {core["node_id"]: core for core in self._core.nodes()}
+        nodes = self._registry.cluster.nodes
+        return master_pb2.ListNodesReply(
+            nodes=[
+                convert.node_to(
+                    node,
+                    seen.get(node_id),
+                    policy.weight(self._settings, node, now_ms),
+                    self._drain_left(node_id) if node.state is NodeState.DRAINING else 0,
+                    now_ms,
+                )
+                for node_id, node in sorted(nodes.items())
+            ]
+        )
+
+    def _drain_left(self, node_id: str) -> int:
+        return self._core.drain_remaining(node_id)
+
+    def drain(self, request: master_pb2.DrainRequest) -> master_pb2.DrainReply:
+        """Begin, look at or cancel a drain."""
+        node_id = convert.check_node_id(request.node_id)
+        node = self._registry.submit(Drain(node_id, request.cancel)).nodes[node_id]
+        # Asked before the count: a write that ends in between is still counted.
+        quiet = node.refuses_writes
+        left = self._drain_left(node_id) if node.state is NodeState.DRAINING else 0
+        now_ms = clock.monotonic_ms()
+        seen = {core["node_id"]: core for core in self._core.nodes()}
+        weight = policy.weight(self._settings, node, now_ms)
+        return master_pb2.DrainReply(
+            node=convert.node_to(node, seen.get(node_id), weight, left, now_ms),
+            drained=node.state is NodeState.DRAINING and quiet and left == 0,
+        )
+
+    def flush(self, request: master_pb2.FlushRequest) -> master_pb2.FlushReply:
+        """End a namespace's epoch; waits for the holders."""
+        tenant, name = convert.check_namespace(request.namespace)
+        timeout_ms = convert.check_timeout(request.timeout_ms)
+        status, unreached, epoch = self._core.flush(tenant, name, timeout_ms)
+        return master_pb2.FlushReply(
+            status=status, unreached_nodes=unreached, namespace_epoch=epoch
+        )
+
+    def remove(self, request: master_pb2.RemoveRequest) -> master_pb2.RemoveReply:
+        """Remove keys; waits for the holders."""
+        tenant, name = convert.check_namespace(request.namespace)
+        keys = convert.check_keys(request.keys)
+        timeout_ms = convert.check_timeout(request.timeout_ms)
+        statuses, unreached = self._core.remove(tenant, name, keys, timeout_ms)
+        return master_pb2.RemoveReply(statuses=statuses, unreached_nodes=unreached)
+
+    def list_keys(self, request: master_pb2.ListKeysRequest) -> master_pb2.ListKeysReply:
+        """Read a page of keys."""
+        tenant, name = convert.check_namespace(request.namespace)
+        if request.limit > MAX_BATCH_KEYS:
+            raise InvalidArgumentError(f"limit is above {MAX_BATCH_KEYS}")
+        limit = request.limit or _LIST_LIMIT
+        keys, cursor = self._core.list_keys(tenant, name, request.prefix, request.cursor, limit)
+        return master_pb2.ListKeysReply(keys=keys, cursor=cursor)
+
+    def inspect(self, request: master_pb2.InspectRequest) -> master_pb2.InspectReply:
+        """Describe an object."""
+        tenant, name = convert.check_namespace(request.namespace)
+        (key,) = convert.check_keys([request.key])
+        found = self._core.inspect(tenant, name, key)
+        if found is None:
+            raise error_for(Status.NotFound, f"no object under {key!r}")
+        return convert.inspect_to(found)
+
+    def status(self) -> master_pb2.StatusReply:
+        """The cluster at a glance."""
+        cluster, bound, stats = self._registry.cluster, self._bound(), self._core.stats()
+        alive = [n for n in cluster.nodes.values() if n.state is not NodeState.DEAD]
+        return master_pb2.StatusReply(
+            software_version=software_version(),
+            cluster_id=self._state.cluster_id,
+            master_epoch=self._state.epoch,
+            rebuilding=cluster.rebuilding,
+            awaited_nodes=sorted(cluster.awaited),
+            uptime_ms=clock.monotonic_ms() - self._started_ms,
+            objects=stats["objects"],
+            capacity_bytes=sum(node.capacity_bytes for node in alive),
+            used_bytes=sum(node.used_bytes for node in alive),
+            nodes_alive=len(alive),
+            nodes_known=len(cluster.nodes),
+            under_replicated_objects=self._core.under_replicated(),
+            pending_operations=stats["ops_pending"],
+            block_endpoint=bound.block,
+            grpc_endpoint=bound.grpc,
+            http_endpoint=bound.http,
+        )

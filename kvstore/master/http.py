@@ -1,0 +1,144 @@
+"""What the master shows over HTTP: kvstore_cluster_* metrics and its readiness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from kvstore.http import Readiness
+from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.journal import Journal
+from kvstore.master.model import Cluster, NodeState
+from kvstore.master.registry import Registry
+from kvstore.metrics import Counter, Gauge, Labelled, families
+
+ROWS = (
+    Gauge("kvstore_cluster_objects", "objects", "Objects with at least one replica."),
+    Gauge("kvstore_cluster_object_bytes", "object_bytes", "Their sizes, each once."),
+    Gauge("kvstore_cluster_replicas", "replicas", "Replicas on living nodes."),
+    Gauge("kvstore_cluster_tombstones", "tombstones", "Removed keys that are remembered."),
+    Gauge(
+        "kvstore_cluster_directory_memory_bytes",
+        "directory_memory_bytes",
+        "Memory of the directory, keys included.",
+    ),
+    Labelled(
+        "kvstore_cluster_lookups_total", "lookups", "result", "Keys looked up: hit or miss reason."
+    ),
+    Gauge("kvstore_cluster_claims_granted", "claims_granted_now", "Writes under way."),
+    Gauge("kvstore_cluster_claims_waiting", "claims_waiting_now", "Writes behind another's."),
+    Gauge("kvstore_cluster_claims_limbo", "claims_limbo_now", "Claims of links that are down."),
+    Counter("kvstore_cluster_claims_granted_total", "claims_granted", "Claims granted."),
+    Counter("kvstore_cluster_claims_exists_total", "claims_exists", "Answered AlreadyExists."),
+    Counter("kvstore_cluster_claims_inherited_total", "claims_inherited", "Taken over."),
+    Counter("kvstore_cluster_claims_expired_total", "claims_expired", "Ended by their deadline."),
+    Gauge("kvstore_cluster_copies_queued", "copies_queued", "Copies to be ordered."),
+    Gauge("kvstore_cluster_copies_in_flight", "copies_in_flight", "Copies under way."),
+    Counter("kvstore_cluster_copies_done_total", "copies_done", "Copies made."),
+    Counter("kvstore_cluster_copies_failed_total", "copies_failed", "Copies that failed."),
+    Counter("kvstore_cluster_copies_given_up_total", "copies_given_up", "Copies given up."),
+    Gauge("kvstore_cluster_operations_pending", "ops_pending", "Remove-log entries kept."),
+    Gauge("kvstore_cluster_waits_pending", "waits_pending", "Removes that wait for holders."),
+    Counter("kvstore_cluster_announced_total", "announced", "Announced replicas."),
+    Counter("kvstore_cluster_announces_refused_total", "announces_refused", "Refused ones."),
+    Counter("kvstore_cluster_withdrawn_total", "withdrawn", "Withdrawn replicas."),
+    Counter("kvstore_cluster_removes_total", "removes", "Keys removed."),
+    Counter("kvstore_cluster_flushes_total", "flushes", "Namespaces flushed."),
+    Gauge("kvstore_cluster_connections", "connections", "Open block-port connections."),
+    Counter("kvstore_cluster_frames_in_total", "frames_in", "Frames received."),
+    Counter("kvstore_cluster_frames_out_total", "frames_out", "Frames sent."),
+    Counter("kvstore_cluster_bytes_in_total", "bytes_in", "Bytes received."),
+    Counter("kvstore_cluster_bytes_out_total", "bytes_out", "Bytes sent."),
+    Labelled(
+        "kvstore_cluster_refusals_total", "refusals", "code", "Connections refused or cut, by code."
+    ),
+)
+
+
+def _node_families(cluster: Cluster, replicas: Mapping[str, int]) -> Iterator[Metric]:
+    columns: list[tuple[str, str, dict[str, float]]] = [
+        (
+            "kvstore_cluster_node_capacity_bytes",
+            "Memory of the node that is ready for objects.",
+            {n.node_id: n.capacity_bytes for n in cluster.nodes.values()},
+        ),
+        (
+            "kvstore_cluster_node_used_bytes",
+            "Memory of the node that is in use.",
+            {n.node_id: n.used_bytes for n in cluster.nodes.values()},
+        ),
+        (
+            "kvstore_cluster_node_replicas",
+            "Replicas recorded on the node.",
+            {n: float(count) for n, count in replicas.items()},
+        ),
+        (
+            "kvstore_cluster_node_up",
+            "1 while the node's session lives.",
+            {n.node_id: float(n.state is not NodeState.DEAD) for n in cluster.nodes.values()},
+        ),
+    ]
+    for name, text, values in columns:
+        family = GaugeMetricFamily(name, text, labels=["node"])
+        for node_id, value in values.items():
+            family.add_metric([node_id], value)
+        yield family
+    states = GaugeMetricFamily("kvstore_cluster_nodes", "Known nodes by state.", labels=["state"])
+    for state in NodeState:
+        count = sum(node.state is state for node in cluster.nodes.values())
+        states.add_metric([state.name.lower()], count)
+    yield states
+
+
+def collector(
+    core: MasterCoreApi,
+    registry: Registry,
+    journal: Journal,
+    calls: Mapping[tuple[str, str], int],
+) -> Callable[[], Iterator[Metric]]:
+    """Make the function that collects the master's metrics.
+
+    Args:
+        core: its counters.
+        registry: the nodes.
+        journal: its counters.
+        calls: finished gRPC calls by (method, status).
+    """
+
+    def collect() -> Iterator[Metric]:
+        stats: dict[str, Any] = core.stats()
+        yield from families(ROWS, stats)
+        cluster = registry.cluster
+        yield from _node_families(cluster, {n["node_id"]: n["replicas"] for n in core.nodes()})
+        yield GaugeMetricFamily(
+            "kvstore_cluster_rebuilding", "1 until the known nodes are back.", cluster.rebuilding
+        )
+        yield CounterMetricFamily(
+            "kvstore_cluster_journal_written", "Operations made durable.", journal.written
+        )
+        yield CounterMetricFamily(
+            "kvstore_cluster_journal_failures", "Batches that the disk refused.", journal.failures
+        )
+        rpc = CounterMetricFamily(
+            "kvstore_cluster_rpc", "Finished gRPC calls.", labels=["method", "status"]
+        )
+        for (method, status), count in list(calls.items()):
+            rpc.add_metric([method, status], count)
+        yield rpc
+
+    return collect
+
+
+def readiness(registry: Registry) -> Readiness:
+    """Make /readyz: not ready while puts are delayed because the directory is being rebuilt."""
+
+    def ready() -> tuple[bool, dict[str, Any]]:
+        cluster = registry.cluster
+        return not cluster.rebuilding, {
+            "rebuilding": cluster.rebuilding,
+            "awaited_nodes": sorted(cluster.awaited),
+        }
+
+    return ready

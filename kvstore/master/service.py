@@ -1,0 +1,255 @@
+"""The gRPC servicers: who calls, may they, run the handler in a thread, map its exception."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from kvstore import limits
+from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
+from kvstore.errors import TABLE, InternalError, KvstoreError, Status, error_for
+from kvstore.logging import EventLogger
+from kvstore.master import convert
+from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.handlers import MasterHandlers, NodeHandlers
+from kvstore.security import Guard, Principal, Role, require
+
+_log = EventLogger("master.rpc")
+_QUICK_THREADS = 8
+_WAITING_THREADS = 64
+# How long an idle watch sleeps between two looks at the ring.
+_WATCH_POLL_S = 0.02
+_NODE = (Role.NODE,)
+_CLIENT = (Role.CLIENT,)
+_OPERATOR = (Role.OPERATOR,)
+_EVERYBODY = (Role.CLIENT, Role.NODE, Role.OPERATOR)
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Calls:
+    """What the servicers share: authentication, threads, errors, counters."""
+
+    def __init__(self, guard: Guard) -> None:
+        """Take who may call."""
+        self._guard = guard
+        self._quick = ThreadPoolExecutor(_QUICK_THREADS, "rpc")
+        # Calls that wait for other machines have threads of their own, so that they cannot keep
+        # heartbeats waiting.
+        self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "rpc-wait")
+        self._waiting_now = 0
+        self.counts: dict[tuple[str, str], int] = {}
+        """Finished calls by (method, status name)."""
+
+    async def run(
+        self,
+        context: Context,
+        method: str,
+        roles: Iterable[Role],
+        handler: Callable[[], T],
+        *,
+        tenant: str | None = None,
+        waits: bool = False,
+    ) -> T:
+        """Answer a call.
+
+        Args:
+            context: of the call.
+            method: its name, for the counters.
+            roles: who may call it.
+            handler: makes the reply; runs in a thread.
+            tenant: whose objects it touches.
+            waits: it may block until its deadline.
+
+        Returns:
+            The handler's reply. An exception aborts the call with its gRPC status.
+        """
+        try:
+            self.admit(context, roles, tenant)
+            reply = await (self._run_waiting(handler) if waits else self._run_quick(handler))
+        except KvstoreError as error:
+            await self.abort(context, method, error)
+        except Exception:
+            _log.exception("call_failed", method=method)
+            await self.abort(context, method, InternalError("see the master's log"))
+        self._count(method, Status.Ok)
+        return reply
+
+    def admit(self, context: Context, roles: Iterable[Role], tenant: str | None) -> Principal:
+        """Find who calls and check that they may."""
+        metadata = {name: value for name, value in context.invocation_metadata() or ()}
+        authorization = metadata.get("authorization")
+        principal = self._guard.identify(
+            authorization if authorization is None else str(authorization)
+        )
+        require(principal, roles, tenant)
+        return principal
+
+    async def abort(self, context: Context, method: str, error: KvstoreError) -> NoReturn:
+        """End a call with an error."""
+        self._count(method, error.status)
+        if error.status in (Status.Unauthenticated, Status.PermissionDenied):
+            _log.warning("call_refused", method=method, peer=context.peer(), reason=error)
+        code = grpc.StatusCode[TABLE[error.status].grpc]
+        trailing = (("kvstore-status", str(int(error.status))),)
+        await context.abort(code, str(error), trailing)
+        raise AssertionError("abort raises")
+
+    async def _run_quick(self, handler: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._quick, handler)
+
+    async def _run_waiting(self, handler: Callable[[], T]) -> T:
+        if self._waiting_now >= _WAITING_THREADS:
+            raise error_for(Status.Overloaded, "too many removes and flushes wait already")
+        self._waiting_now += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._waiting, handler)
+        finally:
+            self._waiting_now -= 1
+
+    def _count(self, method: str, status: Status) -> None:
+        key = (method, status.name)
+        self.counts[key] = self.counts.get(key, 0) + 1
+
+    def close(self) -> None:
+        """End the threads."""
+        self._quick.shutdown()
+        self._waiting.shutdown()
+
+
+class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
+    """Served to nodes."""
+
+    def __init__(self, calls: Calls, handlers: NodeHandlers) -> None:
+        """Take the handlers."""
+        self._run = calls.run
+        self._do = handlers
+
+    async def Register(
+        self, request: node_pb2.RegisterRequest, context: Context
+    ) -> node_pb2.RegisterReply:
+        """Open a session."""
+        return await self._run(context, "Register", _NODE, partial(self._do.register, request))
+
+    async def Heartbeat(
+        self, request: node_pb2.HeartbeatRequest, context: Context
+    ) -> node_pb2.HeartbeatReply:
+        """Keep a session alive."""
+        return await self._run(context, "Heartbeat", _NODE, partial(self._do.heartbeat, request))
+
+    async def Unregister(
+        self, request: node_pb2.UnregisterRequest, context: Context
+    ) -> node_pb2.UnregisterReply:
+        """End a session."""
+        return await self._run(context, "Unregister", _NODE, partial(self._do.unregister, request))
+
+
+class MasterService(master_pb2_grpc.MasterServicer):
+    """Served to operators and routers."""
+
+    def __init__(
+        self, calls: Calls, handlers: MasterHandlers, core: MasterCoreApi, master_epoch: int
+    ) -> None:
+        """Take the handlers, and the core for watches."""
+        self._calls = calls
+        self._run = calls.run
+        self._do = handlers
+        self._core = core
+        self._master_epoch = master_epoch
+        self._watchers = 0
+
+    async def Locate(
+        self, request: master_pb2.LocateRequest, context: Context
+    ) -> master_pb2.LocateReply:
+        """Prefix lengths by node."""
+        tenant = request.namespace.tenant
+        work = partial(self._do.locate, request)
+        return await self._run(context, "Locate", _CLIENT, work, tenant=tenant)
+
+    async def ListNodes(
+        self, request: master_pb2.ListNodesRequest, context: Context
+    ) -> master_pb2.ListNodesReply:
+        """Every known node."""
+        return await self._run(context, "ListNodes", _EVERYBODY, self._do.list_nodes)
+
+    async def Drain(
+        self, request: master_pb2.DrainRequest, context: Context
+    ) -> master_pb2.DrainReply:
+        """Begin, look at or cancel a drain."""
+        return await self._run(context, "Drain", _OPERATOR, partial(self._do.drain, request))
+
+    async def Flush(
+        self, request: master_pb2.FlushRequest, context: Context
+    ) -> master_pb2.FlushReply:
+        """End a namespace's epoch."""
+        tenant = request.namespace.tenant
+        work = partial(self._do.flush, request)
+        return await self._run(context, "Flush", _CLIENT, work, tenant=tenant, waits=True)
+
+    async def Remove(
+        self, request: master_pb2.RemoveRequest, context: Context
+    ) -> master_pb2.RemoveReply:
+        """Remove keys."""
+        tenant = request.namespace.tenant
+        work = partial(self._do.remove, request)
+        return await self._run(context, "Remove", _CLIENT, work, tenant=tenant, waits=True)
+
+    async def ListKeys(
+        self, request: master_pb2.ListKeysRequest, context: Context
+    ) -> master_pb2.ListKeysReply:
+        """Read a page of keys."""
+        tenant = request.namespace.tenant
+        work = partial(self._do.list_keys, request)
+        return await self._run(context, "ListKeys", _CLIENT, work, tenant=tenant)
+
+    async def Inspect(
+        self, request: master_pb2.InspectRequest, context: Context
+    ) -> master_pb2.InspectReply:
+        """Describe an object."""
+        tenant = request.namespace.tenant
+        work = partial(self._do.inspect, request)
+        return await self._run(context, "Inspect", _CLIENT, work, tenant=tenant)
+
+    async def Status(
+        self, request: master_pb2.StatusRequest, context: Context
+    ) -> master_pb2.StatusReply:
+        """The cluster at a glance."""
+        return await self._run(context, "Status", _EVERYBODY, self._do.status)
+
+    async def Watch(
+        self, request: master_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[master_pb2.WatchReply]:
+        """Stream events until the caller goes."""
+        try:
+            wanted = convert.watch_filter(request)
+            tenant = request.namespace.tenant if request.HasField("namespace") else None
+            principal = self._calls.admit(context, _CLIENT, tenant)
+            if self._watchers >= limits.MAX_WATCHERS:
+                raise error_for(Status.Overloaded, f"{limits.MAX_WATCHERS} watchers already")
+        except KvstoreError as error:
+            await self._calls.abort(context, "Watch", error)
+        self._watchers += 1
+        try:
+            cursor = convert.cursor_from(self._master_epoch, request.cursor)
+            first = True
+            while True:
+                # Looking at the ring takes microseconds: not worth a thread.
+                events, cursor, resync = self._core.poll_events(cursor, limits.MAX_WATCH_EVENTS)
+                chosen = convert.events_to(events, wanted, principal)
+                if chosen or resync or first:
+                    yield master_pb2.WatchReply(
+                        events=chosen,
+                        cursor=convert.cursor_to(self._master_epoch, cursor),
+                        resync=resync,
+                    )
+                    first = False
+                if len(events) < limits.MAX_WATCH_EVENTS:
+                    await asyncio.sleep(_WATCH_POLL_S)
+        finally:
+            self._watchers -= 1

@@ -1,0 +1,143 @@
+"""Prometheus metrics out of the native side's counters: tables of names, one collector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+# Upper bounds that are exported, in seconds. The native buckets (four to a power of two, in
+# microseconds) are finer; each is counted at the first bound that is not below its own.
+LATENCY_BOUNDS_S: Final = (
+    *(10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3),
+    *(50e-3, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+
+class Counter(NamedTuple):
+    """A number that only grows; its name ends in ``_total``."""
+
+    name: str
+    key: str
+    """Of the stats dictionary."""
+    help: str
+
+
+class Gauge(NamedTuple):
+    """A number that comes and goes."""
+
+    name: str
+    key: str
+    help: str
+
+
+class Labelled(NamedTuple):
+    """A counter per value of one label; the stats hold a dictionary."""
+
+    name: str
+    key: str
+    label: str
+    help: str
+
+
+Row = Counter | Gauge | Labelled
+
+
+def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
+    """Turn a table of rows into metrics.
+
+    Args:
+        rows: name, key and help of each.
+        stats: the native side's counters.
+
+    Yields:
+        One metric family a row.
+    """
+    for row in rows:
+        match row:
+            case Counter(name, key, text):
+                yield CounterMetricFamily(name.removesuffix("_total"), text, value=stats[key])
+            case Gauge(name, key, text):
+                yield GaugeMetricFamily(name, text, value=stats[key])
+            case Labelled(name, key, label, text):
+                family = CounterMetricFamily(name.removesuffix("_total"), text, labels=[label])
+                for value, count in stats[key].items():
+                    family.add_metric([value], count)
+                yield family
+
+
+def latency_family(
+    name: str, text: str, label: str, snapshots: Mapping[str, Mapping[str, Any]]
+) -> Metric:
+    """Make a histogram of seconds out of native histograms of microseconds.
+
+    Args:
+        name: of the metric, ending in ``_seconds``.
+        text: its help.
+        label: distinguishes the histograms.
+        snapshots: by label value: ``buckets``, a list of (upper bound in µs, count) of the buckets
+            that are not empty; and ``sum``, in µs.
+    """
+    family = HistogramMetricFamily(name, text, labels=[label])
+    for value, snapshot in snapshots.items():
+        counts = cumulate(snapshot["buckets"], LATENCY_BOUNDS_S)
+        family.add_metric([value], counts, sum_value=snapshot["sum"] / 1e6)
+    return family
+
+
+def cumulate(
+    buckets: Sequence[tuple[int, int]], bounds_s: Sequence[float]
+) -> list[tuple[str, float]]:
+    """Count native buckets at exported bounds, cumulatively, as the text format wants it.
+
+    Args:
+        buckets: (upper bound in µs, count), ascending.
+        bounds_s: exported bounds, ascending.
+
+    Returns:
+        (bound as text, values at or below it), the last one "+Inf".
+    """
+    result: list[tuple[str, float]] = []
+    position, total = 0, 0
+    for bound in bounds_s:
+        while position < len(buckets) and buckets[position][0] <= bound * 1e6:
+            total += buckets[position][1]
+            position += 1
+        result.append((f"{bound:g}", total))
+    return [*result, ("+Inf", total + sum(count for _, count in buckets[position:]))]
+
+
+class _Collector(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # nothing is collected at registration
+
+
+def renderer(collect: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
+    """Make the function that writes a process's metrics.
+
+    Args:
+        collect: yields the metrics of the moment.
+
+    Returns:
+        A function that returns the text format, those of the process (CPU, memory, descriptors)
+        included.
+    """
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(_Collector(collect))
+    return lambda: generate_latest(registry)
