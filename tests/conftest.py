@@ -1,0 +1,20 @@
+"""Fixtures: real clusters that end with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A master without nodes; tests start the nodes they need."""
+    running = Cluster(tmp_path)
+    try:
+        yield running
+    finally:
+        running.close()

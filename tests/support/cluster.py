@@ -1,0 +1,122 @@
+"""A real cluster on this machine: one master and nodes as processes, ports chosen by the kernel."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import kvstore
+from tests.support.processes import Daemon, wait_for
+
+SHM = Path("/dev/shm")
+TOLERATED_LOG_WORDS: tuple[str, ...] = ()
+
+
+class Cluster:
+    """Starts processes on request and ends every one of them in `close`."""
+
+    def __init__(self, folder: Path, master_options: list[str] | None = None) -> None:
+        self.folder = folder
+        self.run_id = secrets.token_hex(4)
+        self.master_options = master_options or []
+        self.nodes: dict[str, Daemon] = {}
+        self.segment_dirs: dict[str, Path] = {}
+        self._stores: list[kvstore.Store] = []
+        self._port = 0
+        self.master = self._start_master()
+        self.address = f"127.0.0.1:{self.master.ports['port']}"
+
+    def _start_master(self) -> Daemon:
+        arguments = ["-m", "kvstore.cli.master", "--data-dir", str(self.folder / "master")]
+        arguments += ["--port", str(self._port), "--grpc-port", "0", "--http-port", "0"]
+        master = Daemon("master", arguments + self.master_options, self.folder)
+        try:
+            master.wait_started()
+        except BaseException:
+            master.kill()
+            raise
+        self._port = int(master.ports["port"])
+        return master
+
+    def restart_master(self) -> None:
+        """Start the master again on the same port and data folder, after it was ended."""
+        self.master = self._start_master()
+
+    def start_node(self, node_id: str, wait: bool = True, **config: Any) -> Daemon:
+        """Start a node; `config` overrides keys of its config.json."""
+        segment_dir = self.segment_dirs.setdefault(
+            node_id, SHM / f"kvstore-test-{self.run_id}-{node_id}"
+        )
+        values = {
+            "master_address": self.address,
+            "node_id": node_id,
+            "segment_size": "64mb",
+            "segment_dir": str(segment_dir),
+            "http_port": 0,
+            "labels": {"host": node_id},
+        }
+        values.update(config)
+        path = self.folder / f"{node_id}.json"
+        path.write_text(json.dumps(values))
+        node = Daemon(node_id, ["-m", "kvstore.cli.node", "--config", str(path)], self.folder)
+        self.nodes[node_id] = node
+        if wait:
+            node.wait_started()
+            self.wait_state(node_id, "alive")
+        return node
+
+    def connect(self, **options: Any) -> kvstore.Store:
+        """Connect a client, closed with the cluster."""
+        store = kvstore.connect(self.address, **options)
+        self._stores.append(store)
+        return store
+
+    def cli(self, *arguments: str) -> Any:
+        """Run the operator's tool with --json in this process; what it printed."""
+        from click.testing import CliRunner
+
+        from kvstore.cli.operator import main
+
+        result = CliRunner().invoke(main, [*arguments, "--master", self.address, "--json"])
+        assert result.exit_code == 0, f"{arguments}: {result.output} {result.exception!r}"
+        return json.loads(result.stdout)
+
+    def node_states(self) -> dict[str, str]:
+        return {node["node_id"]: node["state"] for node in self.cli("nodes")}
+
+    def wait_state(self, node_id: str, state: str, timeout_s: float = 20.0) -> None:
+        wait_for(
+            lambda: self.node_states().get(node_id) == state,
+            f"node {node_id} to be {state}\n{self.logs()}",
+            timeout_s,
+            poll_s=0.05,
+        )
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text()}" for path in sorted(self.folder.glob("*.log"))
+        )
+
+    def close(self) -> None:
+        """End every process, remove every file, and fail on an unexpected ERROR line."""
+        for store in self._stores:
+            store.close()
+        daemons = [*self.nodes.values(), self.master]
+        for daemon in daemons:
+            if daemon.process.poll() is None:
+                daemon.signal(signal.SIGCONT)
+                daemon.process.terminate()
+        try:
+            for daemon in daemons:
+                daemon.terminate()
+        finally:
+            for daemon in daemons:
+                daemon.kill()
+            for folder in self.segment_dirs.values():
+                shutil.rmtree(folder, ignore_errors=True)
+        errors = [line for line in self.logs().splitlines() if " ERROR " in line]
+        assert not errors, "\n".join(errors)

@@ -1,0 +1,113 @@
+"""Real processes under test: started, watched, and always ended by pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+START_TIMEOUT_S = 30.0
+
+
+def wait_for(
+    condition: Callable[[], T | None], what: str, timeout_s: float = 10.0, poll_s: float = 0.01
+) -> T:
+    """Return the condition's first true value; fail with `what` once the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(poll_s)
+
+
+class Daemon:
+    """One server process with its log and the ports it printed to its port file."""
+
+    def __init__(self, name: str, arguments: Sequence[str], folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._port_file = folder / f"{name}.ports"
+        self._port_file.unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments, "--port-file", str(self._port_file)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+        self.ports: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_started(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        def ready() -> bool:
+            code = self.process.poll()
+            assert code is None, f"{self.name} exited with {code}:\n{self.log.read_text()}"
+            return self._port_file.exists() and bool(self._port_file.read_text().strip())
+
+        wait_for(ready, f"{self.name} to write its port file", timeout_s)
+        self.ports = json.loads(self._port_file.read_text())
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until the process is gone."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+
+    def terminate(self, timeout_s: float = 20.0) -> int:
+        """SIGTERM; the exit code. Kills, and fails, when the process does not end."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.process.terminate()
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.log.read_text()}")
+
+
+@contextmanager
+def python_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a piece of Python in a process of its own; ended by pid when the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGCONT)
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Return the next line the process prints; a process that ended instead is a failure."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, f"the process ended with {process.wait()} instead of printing a line"
+    return line.strip()
