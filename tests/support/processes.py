@@ -81,7 +81,9 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.log.read_text()}")
+            raise AssertionError(
+                f"{self.name} did not end on SIGTERM:\n{self.log.read_text()}"
+            ) from None
 
 
 @contextmanager
