@@ -192,4 +192,31 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
     return NamespaceId{reply.namespace_id};
 }
 
+void LocalNode::abandon(std::span<const Generation> generations) {
+    std::lock_guard lock(abandoned_mutex_);
+    abandoned_.insert(abandoned_.end(), generations.begin(), generations.end());
+    any_abandoned_.store(true, std::memory_order_relaxed);
+}
+
+void LocalNode::send_abandoned(Channel& channel, Deadline deadline) {
+    if (!any_abandoned_.load(std::memory_order_relaxed)) {
+        return;
+    }
+    std::vector<Generation> generations;
+    {
+        std::lock_guard lock(abandoned_mutex_);
+        const size_t count = std::min(abandoned_.size(), limits::kMaxBatchKeys);
+        generations.assign(abandoned_.end() - static_cast<ptrdiff_t>(count), abandoned_.end());
+        abandoned_.resize(abandoned_.size() - count);
+        any_abandoned_.store(!abandoned_.empty(), std::memory_order_relaxed);
+    }
+    Abort request;
+    request.generations = generations;
+    StatusReply reply;
+    // What the node does not know (any more) is none of its blocks: the statuses say nothing new.
+    if (!channel.exchange(request, &reply, deadline).ok()) {
+        abandon(generations);
+    }
+}
+
 }  // namespace kvstore

@@ -43,6 +43,10 @@ std::shared_ptr<const PeerTable::Snapshot> PeerTable::snapshot() const {
 
 Status PeerTable::refresh(Deadline deadline) {
     std::lock_guard one_at_a_time(refresh_mutex_);
+    return fetch(deadline);
+}
+
+Status PeerTable::fetch(Deadline deadline) {
     Nodes request;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
     NodesReply reply;
@@ -55,12 +59,22 @@ Status PeerTable::refresh(Deadline deadline) {
 }
 
 Status PeerTable::ensure(uint64_t nodes_id, Deadline deadline) {
-    return snapshot()->nodes_id == nodes_id ? Status() : refresh(deadline);
+    if (snapshot()->nodes_id == nodes_id) {
+        return {};
+    }
+    std::lock_guard one_at_a_time(refresh_mutex_);
+    return snapshot()->nodes_id == nodes_id ? Status() : fetch(deadline);
 }
 
-Status PeerTable::ensure_age(uint64_t max_age_ms, Deadline deadline) {
-    const uint64_t fetched = snapshot()->fetched_ms;
-    return fetched != 0 && boottime_ms() - fetched < max_age_ms ? Status() : refresh(deadline);
+void PeerTable::keep_fresh(uint64_t max_age_ms, Deadline deadline) {
+    if (boottime_ms() - snapshot()->fetched_ms < max_age_ms) {
+        return;
+    }
+    // One thread asks; the others go on with what is known.
+    std::unique_lock asking(refresh_mutex_, std::try_to_lock);
+    if (asking.owns_lock()) {
+        (void)fetch(deadline);
+    }
 }
 
 void PeerTable::install(const NodesReply& reply) {

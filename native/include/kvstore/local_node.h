@@ -8,7 +8,9 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "kvstore/channel_pool.h"
 #include "kvstore/index.h"
@@ -43,6 +45,11 @@ class LocalNode {
     // The namespace's id as this node has it now; asks the node after a flush of any namespace.
     Result<NamespaceId> current_namespace(Deadline deadline);
 
+    // Reservations that will not be committed and into which nothing is being copied any more. They
+    // are told to the node on a session that works, now or with the next put.
+    void abandon(std::span<const Generation> generations);
+    void send_abandoned(Channel& channel, Deadline deadline);
+
   private:
     LocalNode() = default;
     Status map(std::vector<Fd> fds, const WelcomeData& welcome);
@@ -56,6 +63,9 @@ class LocalNode {
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
     std::unique_ptr<ChannelPool> sessions_;
+    std::mutex abandoned_mutex_;
+    std::vector<Generation> abandoned_;
+    std::atomic<bool> any_abandoned_{false};
     std::atomic<bool> gone_{false};
     std::atomic<uint64_t> owner_checked_ms_{0};
     std::mutex resolve_mutex_;

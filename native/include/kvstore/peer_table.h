@@ -26,9 +26,10 @@ class PeerTable {
     PeerTable(MasterClient& master, HelloParams node_hello, Transport transport);
 
     Status refresh(Deadline deadline);
-    // Refreshes when the table is of another state than `nodes_id`, or older than `max_age_ms`.
+    // Refreshes when the table is of another state than `nodes_id`.
     Status ensure(uint64_t nodes_id, Deadline deadline);
-    Status ensure_age(uint64_t max_age_ms, Deadline deadline);
+    // Refreshes a table older than `max_age_ms`; when that fails it stays as it is.
+    void keep_fresh(uint64_t max_age_ms, Deadline deadline);
 
     std::shared_ptr<PeerNode> at(uint32_t index) const;
     std::vector<std::shared_ptr<PeerNode>> all() const;
@@ -45,6 +46,7 @@ class PeerTable {
     void shutdown();
 
   private:
+    Status fetch(Deadline deadline);
     struct Snapshot {
         uint64_t nodes_id = 0;
         uint64_t fetched_ms = 0;

@@ -1,0 +1,132 @@
+// Local probes, then one lookup for the keys that this host does not have.
+#include "kvstore/locate_path.h"
+
+#include <algorithm>
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kPrefetchAhead = 12;
+
+}  // namespace
+
+void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline) {
+    probe(keys, deadline);
+    std::vector<size_t> rows;
+    for (size_t row = 0; row <= keys.size(); ++row) {
+        const bool end = row == keys.size();
+        if (!end && !found_[row].present()) {
+            rows.push_back(row);
+        }
+        if (!rows.empty() && (end || rows.size() == limits::kMaxBatchKeys)) {
+            const bool complete = ask(rows, deadline);
+            rows.clear();
+            if (!complete && stop_at_gap) {
+                break;
+            }
+        }
+    }
+    context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
+}
+
+void LocatePath::probe(std::span<const std::string_view> keys, Deadline deadline) {
+    context_.nodes().locals(deadline, &locals_);
+    found_.resize(keys.size());
+    const uint64_t now_ms = boottime_ms();
+    NamespaceId ns = context_.namespace_now();
+    for (size_t row = 0; row < keys.size(); ++row) {
+        found_[row].key.key = keys[row];
+    }
+    for (size_t n = 0; n < locals_.size(); ++n) {
+        const Result<NamespaceId> here = locals_[n].node->current_namespace(deadline);
+        if (!here.ok()) {
+            continue;
+        }
+        ns = *here;
+        const IndexReader& index = locals_[n].node->index();
+        const auto prepare = [&](size_t row) {
+            context_.rehash(&found_[row].key, ns);
+            index.prefetch(found_[row].key.hash);
+        };
+        const size_t ahead = std::min(kPrefetchAhead, keys.size());
+        for (size_t row = 0; row < ahead; ++row) {
+            prepare(row);
+        }
+        for (size_t row = 0; row < keys.size(); ++row) {
+            if (row + ahead < keys.size()) {
+                prepare(row + ahead);
+            }
+            Located& located = found_[row];
+            if (located.present()) {
+                continue;
+            }
+            if (const auto hit = index.probe(ns, located.key.hash, located.key.key, now_ms)) {
+                located.size = static_cast<int64_t>(hit->length);
+                located.local = static_cast<int>(n);
+            }
+        }
+    }
+    for (Located& located : found_) {
+        context_.rehash(&located.key, ns);
+    }
+}
+
+// False when a key of them is absent.
+bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline) {
+    std::vector<std::string_view> names;
+    names.reserve(rows.size());
+    for (const size_t row : rows) {
+        names.push_back(found_[row].key.key);
+    }
+    Lookup request;
+    request.keys = names;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
+    LookupReply reply;
+    ChannelPool::Lease lease;
+    const Status status = context_.master().exchange(request, &reply, &lease, deadline);
+    tally_.add(ClientCounter::kLookups);
+    const bool answered = status.ok() && reply.status.size() == rows.size();
+    if (!answered) {
+        tally_.add(ClientCounter::kMasterFailures);
+    } else {
+        (void)context_.nodes().ensure(reply.nodes_id, deadline);  // unknown nodes count as down
+    }
+    size_t next_node = 0;
+    bool complete = true;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        Located& located = found_[rows[i]];
+        if (!answered) {
+            if (const auto known = context_.placements().find(located.key.hash)) {
+                located.placement = *known;
+                located.size = static_cast<int64_t>(known->size);
+            } else {
+                located.size = static_cast<int64_t>(Code::kUnavailable);
+            }
+        } else {
+            Placement& placement = located.placement;
+            placement.version = reply.versions[i];
+            placement.size = reply.sizes[i];
+            placement.count = reply.replica_counts[i];
+            for (size_t r = 0; r < placement.count; ++r) {
+                placement.nodes[r] = reply.nodes[next_node++];
+            }
+            if (reply.status[i] == 0 && placement.count > 0) {
+                located.size = static_cast<int64_t>(placement.size);
+                context_.placements().note(located.key.hash, placement);
+            } else if (reply.status[i] < 0) {
+                located.size = reply.status[i];
+            }
+        }
+        complete &= located.present();
+    }
+    return complete;
+}
+
+size_t LocatePath::prefix_length(size_t stride) const {
+    const auto gap = std::find_if(found_.begin(), found_.end(),
+                                  [](const Located& located) { return !located.present(); });
+    const auto length = static_cast<size_t>(gap - found_.begin());
+    return length - length % stride;
+}
+
+}  // namespace kvstore

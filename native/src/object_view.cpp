@@ -1,0 +1,128 @@
+// Holding a block by hazard, else by socket, else copying the object.
+#include "kvstore/object_view.h"
+
+#include "kvstore/get_path.h"
+
+namespace kvstore {
+namespace {
+
+class OwnMemory final : public GetMemory {
+  public:
+    explicit OwnMemory(std::vector<uint8_t>* bytes) : bytes_(bytes) {}
+    void provide(std::span<const Want> wants, std::span<GetItem> items) override {
+        for (const Want& want : wants) {
+            bytes_->resize(std::max<uint64_t>(want.size, 1));
+            items[want.item].data = bytes_->data();
+            items[want.item].capacity = want.size;
+        }
+    }
+
+  private:
+    std::vector<uint8_t>* bytes_;
+};
+
+}  // namespace
+
+std::unique_ptr<ObjectView> ObjectView::open(ClientContext& context,
+                                             const std::shared_ptr<LeaseKeeper>& keeper,
+                                             std::string_view key, Deadline deadline) {
+    std::vector<LocalPeer> locals;
+    context.nodes().locals(deadline, &locals);
+    CallTally tally;
+    std::unique_ptr<ObjectView> view;
+    for (const LocalPeer& local : locals) {
+        const Result<NamespaceId> ns = local.node->current_namespace(deadline);
+        if (!ns.ok()) {
+            continue;
+        }
+        HashedKey hashed{key, {}, 0};
+        context.rehash(&hashed, *ns);
+        bool wrong = false;
+        view = hold(context, keeper, local, context.identity(hashed), key, &wrong, deadline);
+        if (wrong) {
+            tally.add(ClientCounter::kWrongChecksums);
+        }
+        if (view != nullptr) {
+            tally.add(ClientCounter::kKeysRead);
+            tally.add(ClientCounter::kHitsShm);
+            tally.add(ClientCounter::kViews);
+            break;
+        }
+    }
+    context.count(tally, locals.empty() ? nullptr : &locals.front().node->slot());
+    return view != nullptr ? std::move(view) : copy(context, key, deadline);
+}
+
+std::unique_ptr<ObjectView> ObjectView::hold(ClientContext& context,
+                                             const std::shared_ptr<LeaseKeeper>& keeper,
+                                             const LocalPeer& local, const Identity& identity,
+                                             std::string_view key, bool* wrong, Deadline deadline) {
+    LocalNode& node = *local.node;
+    const uint64_t now_ms = boottime_ms();
+    for (int i = 0; i < kCopyTries; ++i) {
+        const auto found = node.index().probe(identity.ns, identity.hash, key, now_ms);
+        if (!found) {
+            return nullptr;
+        }
+        std::unique_ptr<ObjectView> view(new ObjectView());
+        ClientSlot::Handle handle = 0;
+        const HoldResult result = hold_object(node.index(), node.slot(), *found, &handle);
+        if (result == HoldResult::kStale) {
+            continue;
+        }
+        view->node_ = local.node;
+        if (result == HoldResult::kHeld) {
+            view->hazard_ = handle;
+        } else {
+            if (context.options().transport == Transport::kShm) {
+                return nullptr;  // no socket may be used: the caller copies
+            }
+            Result<LeaseKeeper::Grant> grant = keeper->hold(local.peer, found->gen, deadline);
+            if (!grant.ok()) {
+                return nullptr;
+            }
+            view->keeper_ = keeper;
+            view->socket_hold_ = std::move(*grant);
+            view->generation_ = found->gen;
+        }
+        view->data_ = node.segment() + found->offset;
+        view->size_ = found->length;
+        if (!verify_object(node.segment(), *found, identity)) {
+            *wrong = true;
+            return nullptr;
+        }
+        node.slot().touch(found->ref);
+        return view;
+    }
+    return nullptr;
+}
+
+std::unique_ptr<ObjectView> ObjectView::copy(ClientContext& context, std::string_view key,
+                                             Deadline deadline) {
+    std::unique_ptr<ObjectView> view(new ObjectView());
+    OwnMemory memory(&view->copy_);
+    GetItem item;
+    item.key = key;
+    GetPath(context, &memory).run({&item, 1}, deadline);
+    if (item.result < 0) {
+        return nullptr;
+    }
+    view->data_ = view->copy_.data();
+    view->size_ = static_cast<uint64_t>(item.result);
+    return view;
+}
+
+ObjectView::~ObjectView() {
+    // A forked child holds nothing: the hold is its parent's.
+    if (fork_guard_.in_child()) {
+        return;
+    }
+    if (hazard_) {
+        node_->slot().clear_hazard(*hazard_);
+    }
+    if (keeper_ != nullptr) {
+        keeper_->unhold(socket_hold_, generation_);
+    }
+}
+
+}  // namespace kvstore
