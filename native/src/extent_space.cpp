@@ -216,8 +216,8 @@ Status ExtentSpace::audit() const {
         if (extent.offset != at_offset) return {Code::kInternal, "gap or overlap" + where};
         if (extent.prev != prev) return {Code::kInternal, "broken address links" + where};
         if (!extent.used && free_before) return {Code::kInternal, "unmerged free extents" + where};
-        if (extent.used && (find(extent.offset) != id ||
-                            find(extent.offset + extent.bytes - 1) != id)) {
+        if (extent.used &&
+            (find(extent.offset) != id || find(extent.offset + extent.bytes - 1) != id)) {
             return {Code::kInternal, "the granule table misses an extent" + where};
         }
         if (!extent.used && find(extent.offset) != kNone) {

@@ -15,7 +15,7 @@ namespace {
 // A region that an earlier process left behind may still be mapped by its clients, so it is never
 // truncated or reused: its name is given to a new inode. Anything else under that name is refused.
 Status discard_stale(const std::string& path) {
-    struct stat info {};
+    struct stat info{};
     if (lstat(path.c_str(), &info) != 0) {
         return errno == ENOENT ? Status() : errno_status("lstat", path);
     }

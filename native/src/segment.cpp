@@ -62,8 +62,8 @@ constexpr CgroupFiles kVersion1 = {"/memory.limit_in_bytes", "/memory.usage_in_b
 constexpr CgroupFiles kVersion2 = {"/memory.max", "/memory.current", "active_file",
                                    "inactive_file"};
 
-// Bytes that `folder` and every group above it still allow. Page cache counts as use in a cgroup but
-// is given up under pressure, so it counts as room here; shared memory is not part of it.
+// Bytes that `folder` and every group above it still allow. Page cache counts as use in a cgroup
+// but is given up under pressure, so it counts as room here; shared memory is not part of it.
 uint64_t group_room(const std::string& mount, std::string group, const CgroupFiles& files) {
     uint64_t room = kUnlimited;
     while (true) {
@@ -119,8 +119,8 @@ Status check_memory(uint64_t size_bytes) {
     return {};
 }
 
-// Shared memory is charged to the machine and to the cgroup; a file on a disk or on hugetlbfs is not.
-// Also returns the unit in which the file system hands out pages.
+// Shared memory is charged to the machine and to the cgroup; a file on a disk or on hugetlbfs is
+// not. Also returns the unit in which the file system hands out pages.
 Result<uint64_t> check_room(const Segment::Options& options) {
     const auto page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     if (options.size_bytes == 0) return {Code::kInvalidArgument, "segment_size is 0"};
@@ -128,7 +128,7 @@ Result<uint64_t> check_room(const Segment::Options& options) {
         if (Status status = check_memory(options.size_bytes); !status.ok()) return status;
         return page_bytes;
     }
-    struct statfs fs {};
+    struct statfs fs{};
     if (statfs(options.directory.c_str(), &fs) != 0) {
         const Status status = errno_status("statfs", options.directory);
         return {status.code(), "segment_dir is not usable: " + status.message()};
@@ -190,7 +190,8 @@ Status Segment::open_memory() {
     if (ftruncate(fd_.get(), static_cast<off_t>(options_.size_bytes)) != 0) {
         return errno_status("ftruncate", path());
     }
-    // Whoever receives a writable descriptor could otherwise shorten the file under our feet (SIGBUS).
+    // Whoever receives a writable descriptor could otherwise shorten the file under our feet
+    // (SIGBUS).
     if (options_.directory.empty() &&
         fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         return errno_status("fcntl", "F_ADD_SEALS");
@@ -216,9 +217,8 @@ Segment::~Segment() {
 bool Segment::wait_ready(uint64_t ready_bytes, uint32_t timeout_ms) {
     ready_bytes = std::min(ready_bytes, size());
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] {
-        return this->ready_bytes() >= ready_bytes || !status_.ok();
-    });
+    changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+                      [&] { return this->ready_bytes() >= ready_bytes || !status_.ok(); });
     return this->ready_bytes() >= ready_bytes;
 }
 
@@ -229,8 +229,8 @@ Status Segment::prefault_status() const {
 
 void Segment::remove_file() {
     if (options_.directory.empty()) return;
-    struct stat ours {};
-    struct stat named {};
+    struct stat ours{};
+    struct stat named{};
     // The name may have passed to a successor's inode; that one is not ours to remove.
     if (fstat(fd_.get(), &ours) != 0 || lstat(path().c_str(), &named) != 0) return;
     if (ours.st_dev == named.st_dev && ours.st_ino == named.st_ino) unlink(path().c_str());
@@ -259,7 +259,8 @@ void Segment::prefault_loop() {
 Status Segment::prefault_slice(uint64_t begin, uint64_t end) {
     int failed = 0;
     do {
-        failed = fallocate(fd_.get(), 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin));
+        failed =
+            fallocate(fd_.get(), 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin));
     } while (failed != 0 && errno == EINTR);
     if (failed != 0) {
         const Status status = errno_status("fallocate", path());

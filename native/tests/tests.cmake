@@ -1,4 +1,12 @@
 # One line per test executable: kv_test(<file without .cpp> DEPENDS <libraries>).
+kv_test(status_test DEPENDS kv_base)
+kv_test(clock_test DEPENDS kv_base)
+kv_test(file_test DEPENDS kv_base)
+kv_test(hash_test DEPENDS kv_base)
+kv_test(hmac_test DEPENDS kv_base)
+kv_test(checksum_test DEPENDS kv_base)
+kv_test(segment_test DEPENDS kv_alloc)
+kv_test(chunk_allocator_test DEPENDS kv_alloc)
 kv_test(frame_test DEPENDS kv_wire)
 kv_test(messages_test DEPENDS kv_wire)
 target_compile_definitions(messages_test PRIVATE KVSTORE_TEST_DIR="${CMAKE_CURRENT_SOURCE_DIR}/tests")

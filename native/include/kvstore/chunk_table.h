@@ -25,8 +25,8 @@ class ChunkTable {
         uint32_t free_blocks = 0;
         Id partial_prev = kNone;  // chunks of the class with a free block
         Id partial_next = kNone;
-        uint64_t free_words = 0;           // bit w: free_bits[w] has a free block
-        std::vector<uint64_t> free_bits;   // bit b of word w: block 64 w + b is free
+        uint64_t free_words = 0;            // bit w: free_bits[w] has a free block
+        std::vector<uint64_t> free_bits;    // bit b of word w: block 64 w + b is free
         std::vector<uint16_t> slack_bytes;  // rounded minus requested, of live blocks
     };
     struct SizeClass {

@@ -10,9 +10,9 @@
 namespace kvstore {
 
 // Every byte of [0, capacity) belongs to exactly one extent; neighbours are linked in address order
-// and two free ones never touch. Free extents hang in bins by size (sixteen a power of two). A table
-// with one entry per granule finds the used extent over an address; since a used extent is at least
-// a granule long, at most one starts in each granule.
+// and two free ones never touch. Free extents hang in bins by size (sixteen a power of two). A
+// table with one entry per granule finds the used extent over an address; since a used extent is at
+// least a granule long, at most one starts in each granule.
 class ExtentSpace {
   public:
     using Id = uint32_t;

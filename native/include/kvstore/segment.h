@@ -12,8 +12,8 @@
 
 namespace kvstore {
 
-// Owner's side. Pages are fallocated and pre-faulted slice by slice by a background thread, and only
-// bytes below `ready_bytes` may be handed out (DESIGN.md, shared-memory rule 6).
+// Owner's side. Pages are fallocated and pre-faulted slice by slice by a background thread, and
+// only bytes below `ready_bytes` may be handed out (DESIGN.md, shared-memory rule 6).
 class Segment {
   public:
     struct Options {
@@ -21,7 +21,8 @@ class Segment {
         std::string name;       // file name inside `directory`
         uint64_t size_bytes = 0;
         uint64_t slice_bytes = 16u << 20;
-        uint64_t huge_pages_from_bytes = 16ull << 30;  // from this size on 2 MiB pages are asked for
+        uint64_t huge_pages_from_bytes = 16ull
+                                         << 30;  // from this size on 2 MiB pages are asked for
     };
     // Checks room (statvfs, cgroup limit) before anything is created: kNoSpace with a sentence that
     // names the setting. Blocks until the first slice is ready.
@@ -32,8 +33,8 @@ class Segment {
     uint64_t size() const { return mapping_.size(); }
     int fd() const { return fd_.get(); }
     uint64_t ready_bytes() const { return ready_bytes_.load(std::memory_order_acquire); }
-    // True when the first `ready_bytes` (at most the size) are ready; false when `timeout_ms` passed
-    // or pre-faulting stopped.
+    // True when the first `ready_bytes` (at most the size) are ready; false when `timeout_ms`
+    // passed or pre-faulting stopped.
     bool wait_ready(uint64_t ready_bytes, uint32_t timeout_ms);
     Status prefault_status() const;  // why pre-faulting stopped early, Ok otherwise
     void remove_file();
