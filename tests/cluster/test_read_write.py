@@ -1,0 +1,203 @@
+"""What a put promises: readable at once, by every process, on every path, whatever the size."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import pytest
+
+import kvstore
+from kvstore import Status
+from tests.support.cluster import Cluster
+from tests.support.payloads import proof
+from tests.support.processes import python_process, read_line
+
+pytestmark = pytest.mark.cluster
+
+READER = """
+import sys, kvstore
+store = kvstore.connect(sys.argv[1], transport=sys.argv[2])
+print("ready")
+for line in sys.stdin:
+    value = store.get(line.strip())
+    print("miss" if value is None else value.hex())
+"""
+
+
+def test_a_put_is_readable_by_another_process_at_once(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    store = cluster.connect()
+    for transport in ("auto", "tcp"):
+        with python_process(READER, cluster.address, transport) as reader:
+            assert read_line(reader) == "ready"
+            assert reader.stdin is not None
+            for i in range(50):
+                key = f"{transport}/{i}"
+                assert store.put(key, proof(key, 100)) is Status.Ok
+                reader.stdin.write(key + "\n")
+                reader.stdin.flush()
+                assert read_line(reader) == proof(key, 100).hex()
+
+
+def _bytes_by_path(store: kvstore.Store) -> tuple[int, int]:
+    stats: dict[str, Any] = store.stats()
+    return stats["bytes_shm"], stats["bytes_tcp"]
+
+
+def test_same_host_reads_use_shared_memory_and_tcp_can_be_forced(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    size = 1 << 20
+    data = proof("x", size)
+    local, remote = cluster.connect(), cluster.connect(transport="tcp")
+    assert local.put("x", data) is Status.Ok
+    before = _bytes_by_path(local)
+    assert local.get("x") == data
+    shm, tcp = _bytes_by_path(local)
+    assert shm - before[0] == size and tcp == before[1] == 0
+    assert remote.get("x") == data
+    shm, tcp = _bytes_by_path(remote)
+    assert shm == 0 and tcp == size
+    assert remote.put("y", data) is Status.Ok
+    assert local.get("y") == data
+
+
+def test_after_ok_a_client_of_another_node_reads_it_ten_thousand_times(cluster: Cluster) -> None:
+    cluster.start_node("a", transports=["shm", "tcp"])
+    cluster.start_node("b", transports=["shm", "tcp"])
+    writer, reader = cluster.connect(), cluster.connect(transport="tcp")
+    for i in range(10_000):
+        key = f"k{i}"
+        data = proof(key, 64)
+        assert writer.put(key, data) is Status.Ok
+        assert reader.get(key) == data, f"{key} was not readable right after Ok"
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_sizes_and_keys_at_the_edges(cluster: Cluster, transport: str) -> None:
+    cluster.start_node("a")
+    store = cluster.connect(transport=transport)
+    sizes = [0, 1, 63, 64, 65, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1, 20 << 20]
+    for size in sizes:
+        key = f"size/{size}"
+        assert store.put(key, proof(key, size)) is Status.Ok
+        assert store.size(key) == size
+        assert store.get(key) == proof(key, size)
+    assert store.put("too large", bytes(65 << 20)) is Status.TooLarge
+    assert store.get("too large") is None
+    for key in ["k", "k" * 1024, "é" * 512, "日本" * 100, "a b\n\t\0c", "🦊" * 256]:
+        assert store.put(key, key.encode()) is Status.Ok
+        assert store.get(key) == key.encode()
+        assert store.exists(key)
+    for bad in ["", "k" * 1025, "é" * 513, "\ud800"]:
+        with pytest.raises(kvstore.InvalidArgumentError):
+            store.put(bad, b"x")
+
+
+def test_get_into_reports_sizes_and_short_buffers(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    for transport in ("auto", "tcp"):
+        store = cluster.connect(transport=transport)
+        key = f"into/{transport}"
+        store.put(key, b"0123456789")
+        buffer = bytearray(16)
+        assert store.get_into(key, buffer) == 10
+        assert bytes(buffer[:10]) == b"0123456789"
+        assert store.get_into("absent", buffer) is None
+        sizes = store.batch_get_into([key, "absent", key], [bytearray(4), buffer, bytearray(10)])
+        assert sizes == [Status.BufferTooSmall, Status.NotFound, 10]
+
+
+def test_two_concurrent_puts_of_one_key_have_one_winner(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    cluster.start_node("b")
+    writers = [cluster.connect(), cluster.connect(transport="tcp")]
+    reader = cluster.connect(transport="tcp")
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    draw = random.Random(seed)
+    for i in range(300):
+        key, size = f"race/{i}", draw.choice([16, 4096, 100_000])
+        values = [proof(key, size, salt=str(w)) for w in range(2)]
+        outcomes: list[Status | None] = [None, None]
+        start = threading.Barrier(3)
+        seen: set[bytes] = set()
+
+        def write(
+            w: int,
+            key: str = key,
+            values: list[bytes] = values,
+            outcomes: list[Status | None] = outcomes,
+            start: threading.Barrier = start,
+        ) -> None:
+            start.wait()
+            outcomes[w] = writers[w].put(key, values[w])
+
+        threads = [threading.Thread(target=write, args=(w,)) for w in range(2)]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        while any(thread.is_alive() for thread in threads):
+            value = reader.get(key)
+            if value is not None:
+                seen.add(value)
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == [Status.AlreadyExists, Status.Ok]  # type: ignore[type-var]
+        winner = values[outcomes.index(Status.Ok)]
+        assert seen <= {winner}, "a reader saw the loser's bytes"
+        for store in (*writers, reader):
+            assert store.get(key) == winner
+
+
+def test_batches_and_prefixes(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    cluster.start_node("b")
+    store, other = cluster.connect(), cluster.connect(transport="tcp")
+    keys = [f"chat/{i}" for i in range(300)]
+    values = [proof(key, 1000 + i) for i, key in enumerate(keys)]
+    assert store.batch_put(keys[:100], values[:100]) == [Status.Ok] * 100
+    assert other.batch_put(keys[100:200], values[100:200]) == [Status.Ok] * 100
+    assert store.batch_put(keys[150:160], values[150:160]) == [Status.AlreadyExists] * 10
+    for reader in (store, other):
+        assert reader.batch_get(keys) == values[:200] + [None] * 100
+        assert reader.batch_exists(keys) == [True] * 200 + [False] * 100
+        assert reader.prefix_length(keys) == 200
+    assert store.remove("chat/151") is Status.Ok
+    for reader in (store, other):
+        assert reader.prefix_length(keys) == 151
+        assert reader.prefix_length(keys, stride=2) == 150
+        assert reader.prefix_length(keys[151:]) == 0
+    assert sorted(store.keys("chat/1")) == sorted(
+        k for k in keys[:200] if k.startswith("chat/1") and k != "chat/151"
+    )
+    assert store.remove_prefix("chat/") == 199
+    assert list(store.keys("chat/")) == []
+    assert other.batch_exists(keys) == [False] * 300
+
+
+def test_namespaces_and_flush(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    one, two = cluster.connect(namespace="one"), cluster.connect(namespace="two")
+    far = cluster.connect(namespace="one", transport="tcp")
+    one.put("k", b"1")
+    assert two.get("k") is None
+    two.put("k", b"2")
+    assert (one.get("k"), two.get("k"), far.get("k")) == (b"1", b"2", b"1")
+    assert cluster.cli("flush", "--namespace", "one")["status"] == "Ok"
+    assert (one.get("k"), two.get("k"), far.get("k")) == (None, b"2", None)
+    assert one.put("k", b"3") is Status.Ok
+    assert (one.get("k"), far.get("k")) == (b"3", b"3")
+
+
+def test_ttl_expires_on_every_path(cluster: Cluster) -> None:
+    from tests.support.processes import wait_for
+
+    cluster.start_node("a")
+    store, far = cluster.connect(), cluster.connect(transport="tcp")
+    store.put("short", b"x", ttl_ms=300)
+    store.put("long", b"y", ttl_ms=600_000)
+    wait_for(lambda: store.get("short") is None, "the object to expire", 5)
+    assert far.get("short") is None
+    assert far.get("long") == store.get("long") == b"y"
