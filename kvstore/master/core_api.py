@@ -51,6 +51,9 @@ class MasterCoreApi(Protocol):
     def stop(self) -> None:
         """Close the port and end all waits."""
 
+    def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
+        """Replace who may connect."""
+
     def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
         """Set what the hello names."""
 

@@ -1,0 +1,232 @@
+"""The master process: locks its data directory, starts the native side, serves until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvstore import config as config_module
+from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
+from kvstore.config import MasterConfig
+from kvstore.errors import IoError, KvstoreError
+from kvstore.http import HttpServer, bind
+from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
+from kvstore.logging import EventLogger
+from kvstore.master import http
+from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
+from kvstore.master.hard_state import HardState
+from kvstore.master.journal import Journal
+from kvstore.master.model import Settings
+from kvstore.master.registry import Registry
+from kvstore.master.service import Calls, MasterService, NodeRegistryService
+from kvstore.metrics import renderer
+from kvstore.security import Guard, Principal, load_principals
+
+_log = EventLogger("master")
+_TICK_S = 0.1
+_GRACE_S = 0.5
+_ANY = ("0.0.0.0", "::", "")
+_SERVICES = (
+    master_pb2.DESCRIPTOR.services_by_name["Master"].full_name,
+    node_pb2.DESCRIPTOR.services_by_name["NodeRegistry"].full_name,
+)
+_GRPC_OPTIONS = (
+    # A second master on the same port must fail, not share it.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_BYTES),
+)
+
+
+class MasterCoreFactory(Protocol):
+    """``kvstore._native.MasterCore``."""
+
+    def __call__(self, **options: Any) -> MasterCoreApi:
+        """Create directory and block port; nothing listens yet."""
+
+
+def settings_of(config: MasterConfig) -> Settings:
+    """The policy's numbers out of a configuration."""
+    return Settings(
+        heartbeat_ms=config.heartbeat_ms,
+        node_ttl_ms=config.node_ttl_ms,
+        retention_ms=config.known_node_retention_ms,
+        slow_start_ms=config.slow_start_ms,
+        repair_copies=config.repair_copies,
+    )
+
+
+def bracketed(host: str) -> str:
+    """Write an IPv6 address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+class MasterServer:
+    """The one active master of a data directory."""
+
+    def __init__(self, config: MasterConfig, factory: MasterCoreFactory) -> None:
+        """Read the token file.
+
+        Args:
+            config: of the master.
+            factory: creates the native side.
+
+        Raises:
+            InvalidArgumentError: The token file is wrong.
+        """
+        self._config = config
+        self._factory = factory
+        self._settings = settings_of(config)
+        principals = self._read_principals()
+        self._guard = Guard(principals)
+        self._principals = principals or ()
+        self._bound = Bound()
+        self._core: MasterCoreApi | None = None
+
+    def _read_principals(self) -> tuple[Principal, ...] | None:
+        path = self._config.auth_token_file
+        return load_principals(path) if path else None
+
+    def reload(self) -> None:
+        """Read the token file again; a wrong one changes nothing."""
+        try:
+            principals = self._read_principals()
+        except KvstoreError as error:
+            _log.error("token_file_refused", error=error)
+            return
+        if principals and self._core is not None:
+            self._guard.replace(principals)
+            self._core.set_principals([principal.native() for principal in principals])
+            _log.info("token_file_reloaded", principals=len(principals))
+
+    async def serve(self, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]) -> None:
+        """Serve until `stop` is set.
+
+        Args:
+            stop: ends the master.
+            announce: told where it serves, once it does.
+
+        Raises:
+            KvstoreError: A port is taken, or the data directory is in use or unusable.
+        """
+        directory = self._config.data_dir
+        path = Path(directory) if directory else config_module.default_data_dir()
+        state = await asyncio.to_thread(HardState, path)
+        try:
+            await self._serve_with(state, stop, announce)
+        finally:
+            state.close()
+
+    def _create_core(self, state: HardState, grpc_at: str, http_at: str) -> MasterCoreApi:
+        trimmed_seq, version_floor = state.trimmed()
+        core = self._factory(
+            listen=[f"tcp://{bracketed(self._config.host)}:{self._config.port}"],
+            cluster_id=state.cluster_id,
+            secret=state.hash_secret,
+            epoch=state.epoch,
+            principals=[principal.native() for principal in self._principals],
+            rebuilding=any(not record.left for record in state.nodes()),
+            trimmed_seq=trimmed_seq,
+            version_floor=version_floor,
+            loops=self._config.event_loops,
+            grpc_endpoint=grpc_at,
+            http_endpoint=http_at,
+        )
+        for tenant, name, epoch in state.namespaces():
+            core.set_namespace_epoch(tenant, name, epoch)
+        core.load_ops(state.ops())
+        return core
+
+    async def _serve_with(
+        self, state: HardState, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]
+    ) -> None:
+        config = self._config
+        listener = bind(config.host, config.http_port)
+        rpc = grpc.aio.server(options=_GRPC_OPTIONS)
+        try:
+            grpc_port = rpc.add_insecure_port(f"{bracketed(config.host)}:{config.grpc_port}")
+        except RuntimeError as error:
+            listener.close()
+            raise IoError(f"grpc {config.host}:{config.grpc_port}: {error}") from None
+        public = self._public_host()
+        grpc_at = f"{public}:{grpc_port}"
+        http_at = f"http://{public}:{listener.getsockname()[1]}"
+        core = self._core = self._create_core(state, grpc_at, http_at)
+        registry = Registry(self._settings, core, state)
+        journal = Journal(core, state)
+        calls = Calls(self._guard)
+        render = renderer(http.collector(core, registry, journal, calls.counts))
+        web = HttpServer(listener, render, http.readiness(registry))
+        journal.start()
+        try:
+            block = urlsplit((await asyncio.to_thread(core.start))[0])
+            self._bound = Bound(f"{public}:{block.port}", grpc_at, http_at)
+            master = MasterHandlers(self._settings, registry, core, state, lambda: self._bound)
+            nodes = NodeHandlers(self._settings, registry, state)
+            master_pb2_grpc.add_MasterServicer_to_server(
+                MasterService(calls, master, core, state.epoch), rpc
+            )
+            node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistryService(calls, nodes), rpc)
+            healthy = await _add_health(rpc)
+            await rpc.start()
+            await web.start()
+            self._warn_if_open()
+            announce(self._where(state, int(block.port or 0), grpc_port, web.port))
+            await _tick_until(stop, registry)
+            await healthy.enter_graceful_shutdown()
+        finally:
+            # The native side first: it ends the waits that the control plane's calls sit in.
+            await asyncio.to_thread(core.stop)
+            await rpc.stop(_GRACE_S)
+            await web.stop()
+            await asyncio.to_thread(journal.stop)
+            calls.close()
+
+    def _public_host(self) -> str:
+        host = self._config.advertise_host or self._config.host
+        return bracketed(socket.gethostname() if host in _ANY else host)
+
+    def _where(self, state: HardState, port: int, grpc_port: int, http_port: int) -> dict[str, Any]:
+        return {
+            "port": port,
+            "grpc_port": grpc_port,
+            "http_port": http_port,
+            "block": self._bound.block,
+            "grpc": self._bound.grpc,
+            "http": self._bound.http,
+            "cluster_id": state.cluster_id,
+            "master_epoch": state.epoch,
+        }
+
+    def _warn_if_open(self) -> None:
+        local = self._config.host in ("127.0.0.1", "::1", "localhost")
+        if not local and not self._guard.required:
+            _log.warning("no_authentication", host=self._config.host, hint="set auth_token_file")
+
+
+async def _add_health(rpc: grpc.aio.Server) -> Any:
+    """Add health and reflection; everything serves from the start."""
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, rpc)
+    for name in ("", *_SERVICES):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, rpc)
+    return servicer
+
+
+async def _tick_until(stop: asyncio.Event, registry: Registry) -> None:
+    while not stop.is_set():
+        await asyncio.to_thread(registry.tick)
+        try:
+            await asyncio.wait_for(stop.wait(), _TICK_S)
+        except asyncio.TimeoutError:
+            continue

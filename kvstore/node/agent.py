@@ -1,0 +1,256 @@
+"""Keeps a node in its cluster: finds the master, registers, heartbeats, registers again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import grpc
+
+from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.errors import KvstoreError, Status, UnavailableError, error_for, status_for_grpc
+from kvstore.logging import EventLogger
+from kvstore.node import session
+from kvstore.node.core_api import Probe
+from kvstore.node.session import Step
+from kvstore.security import Principal, Role, bearer
+
+_log = EventLogger("node.agent")
+_CALL_TIMEOUT_MS = 2000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a heartbeat reports."""
+
+    capacity_bytes: int
+    used_bytes: int
+    refuses_writes: bool
+
+
+@dataclass(frozen=True)
+class Session:
+    """A registration."""
+
+    session_id: int
+    node_epoch: int
+    cluster_id: str
+    hash_secret: bytes
+    master: str
+    """Block address of the master that gave it."""
+    heartbeat_ms: int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the node is, for every registration."""
+
+    node_id: str
+    labels: dict[str, str]
+    segments: tuple[types_pb2.Segment, ...]
+    endpoints: types_pb2.Endpoints
+    """Empty before the node serves."""
+
+
+class Agent:
+    """One node's conversation with its master over gRPC."""
+
+    def __init__(
+        self,
+        addresses: list[str],
+        identity: Identity,
+        principal: Principal | None,
+        probe: Probe,
+    ) -> None:
+        """Take who the node is.
+
+        Args:
+            addresses: block addresses of the masters, in the order to try them.
+            identity: who it is.
+            principal: how it authenticates; None without authentication.
+            probe: asks a block address for the control plane behind it.
+        """
+        self._addresses = addresses
+        self._identity = identity
+        self._principal = principal
+        self._probe = probe
+        self._incarnation = secrets.randbits(64) or 1
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: node_pb2_grpc.NodeRegistryAsyncStub | None = None
+        self._master = ""
+        self.session: Session | None = None
+        self.state = types_pb2.NODE_STATE_UNSPECIFIED
+        self.registrations = 0
+
+    def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
+        """Announce these endpoints from the next call on."""
+        self._identity = replace(self._identity, endpoints=endpoints)
+
+    async def join(self) -> Session:
+        """Find the master and register; goes on until it works.
+
+        Raises:
+            KvstoreError: Trying again cannot help.
+        """
+        failures = 0
+        while True:
+            try:
+                return await self._join_once()
+            except KvstoreError as error:
+                step = session.after_register(error.status, self.session is not None)
+                if step is Step.GIVE_UP:
+                    raise
+                failures += 1
+                wait_ms = session.backoff_ms(failures, random.random())
+                _log.warning("master_not_joined", error=error, retry_in_ms=wait_ms)
+                await asyncio.sleep(wait_ms / 1000)
+
+    async def _join_once(self) -> Session:
+        if self._stub is None:
+            await self._find_master()
+        assert self._stub is not None
+        before = self.session
+        request = node_pb2.RegisterRequest(
+            node_id=self._identity.node_id,
+            incarnation=self._incarnation,
+            node_epoch=before.node_epoch if before else 0,
+            endpoints=self._identity.endpoints,
+            labels=self._identity.labels,
+            segments=self._identity.segments,
+            cluster_id=before.cluster_id if before else "",
+        )
+        try:
+            reply = await self._call(self._stub.Register, request)
+        except UnavailableError:
+            await self._drop_channel()
+            raise
+        self.session = Session(
+            session_id=reply.session_id,
+            node_epoch=reply.node_epoch,
+            cluster_id=reply.cluster_id,
+            hash_secret=reply.hash_secret,
+            master=self._master,
+            heartbeat_ms=reply.heartbeat_interval_ms,
+        )
+        self.registrations += 1
+        _log.info(
+            "registered",
+            master=self._master,
+            node_epoch=reply.node_epoch,
+            master_epoch=reply.master_epoch,
+        )
+        return self.session
+
+    async def _find_master(self) -> None:
+        """Say hello to each address until one answers; open its control plane."""
+        principal = self._principal
+        refusal: KvstoreError = UnavailableError("no master address")
+        for address in self._addresses:
+            try:
+                hello = await asyncio.to_thread(
+                    self._probe,
+                    address,
+                    role=int(Role.NODE),
+                    principal=principal.name if principal else "",
+                    token=principal.secret.reveal() if principal else "",
+                    timeout_ms=_CALL_TIMEOUT_MS,
+                )
+            except KvstoreError as error:
+                # A master that refuses says more than one that does not answer.
+                if refusal.status is Status.Unavailable:
+                    refusal = error
+                continue
+            self._master = address
+            self._channel = grpc.aio.insecure_channel(hello["grpc_endpoint"])
+            self._stub = node_pb2_grpc.NodeRegistryStub(self._channel)
+            return
+        raise refusal
+
+    async def heartbeats(
+        self, load: Callable[[], Load], on_session: Callable[[Session], Awaitable[None]]
+    ) -> None:
+        """Report until cancelled; register again whenever the session is over.
+
+        Args:
+            load: what to report.
+            on_session: told of every new session.
+
+        Raises:
+            KvstoreError: The node cannot come back.
+        """
+        assert self.session is not None
+        while True:
+            status = await self._heartbeat(self.session, await asyncio.to_thread(load))
+            match session.after_heartbeat(status):
+                case Step.REGISTER:
+                    await on_session(await self.join())
+                case Step.FIND_MASTER:
+                    await self._drop_channel()
+                    await self._find_again()
+            await asyncio.sleep(self.session.heartbeat_ms / 1000)
+
+    async def _find_again(self) -> None:
+        try:
+            await self._find_master()
+        except KvstoreError as error:
+            _log.warning("master_lost", error=error)
+
+    async def _heartbeat(self, current: Session, load: Load) -> Status:
+        if self._stub is None:
+            return Status.Unavailable
+        request = node_pb2.HeartbeatRequest(
+            node_id=self._identity.node_id,
+            session_id=current.session_id,
+            capacity_bytes=load.capacity_bytes,
+            used_bytes=load.used_bytes,
+            endpoints=self._identity.endpoints,
+            segments=self._identity.segments,
+            refuses_writes=load.refuses_writes,
+        )
+        try:
+            reply = await self._call(self._stub.Heartbeat, request)
+        except KvstoreError as error:
+            _log.warning("heartbeat_failed", error=error, status=error.status.name)
+            return error.status
+        self.state = reply.state
+        return Status.Ok
+
+    async def leave(self) -> None:
+        """Say goodbye, if the master can be reached; then close the channel."""
+        if self.session is not None and self._stub is not None:
+            request = node_pb2.UnregisterRequest(
+                node_id=self._identity.node_id, session_id=self.session.session_id
+            )
+            try:
+                await self._call(self._stub.Unregister, request)
+            except KvstoreError as error:
+                _log.info("goodbye_failed", error=error)
+        await self._drop_channel()
+
+    async def _call(self, method: Callable[..., Awaitable[T]], request: object) -> T:
+        try:
+            return await method(
+                request, timeout=_CALL_TIMEOUT_MS / 1000, metadata=bearer(self._principal)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _as_kvstore_error(error) from None
+
+    async def _drop_channel(self) -> None:
+        self._stub = None
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+
+def _as_kvstore_error(error: grpc.aio.AioRpcError) -> KvstoreError:
+    """Turn a gRPC failure into the exception that its metadata, else its code, names."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "kvstore-status":
+            return error_for(int(value), error.details() or "")
+    return error_for(status_for_grpc(error.code().name), error.details() or error.code().name)

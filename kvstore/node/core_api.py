@@ -1,0 +1,65 @@
+"""What the node's control plane uses of the native side: ``kvstore._native.NodeCore`` and a probe.
+
+The agent is written against these protocols, so that its unit tests need no extension. All calls
+are thread-safe and release the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypedDict
+
+
+class MasterHello(TypedDict):
+    """What a master says of itself on its block port."""
+
+    cluster_id: str
+    master_epoch: int
+    grpc_endpoint: str
+    http_endpoint: str
+
+
+class Probe(Protocol):
+    """``kvstore._native.probe_master``: say hello to a master and take its answer."""
+
+    def __call__(
+        self, address: str, *, role: int, principal: str, token: str, timeout_ms: int
+    ) -> MasterHello:
+        """Raise UnavailableError when nobody answers, UnauthenticatedError when refused."""
+
+
+class NodeCoreApi(Protocol):
+    """The native node: block store, servers for clients and peers, link to the master."""
+
+    def start(self) -> tuple[str, str]:
+        """Listen and connect to the master; the bound TCP and Unix endpoints, "" for none."""
+
+    def set_session(self, session_id: int, master_endpoints: list[str]) -> None:
+        """Reconnect under a new registration."""
+
+    def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
+        """Replace who may connect."""
+
+    def set_draining(self, draining: bool) -> None:
+        """Take no new objects, or take them again."""
+
+    def link_state(self) -> str:
+        """Return "down", "syncing" or "up"."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and histograms, for metrics and heartbeats."""
+
+    def client_counters(self) -> list[dict[str, Any]]:
+        """What the clients of this host counted."""
+
+    def stop(self) -> None:
+        """Close everything; idempotent."""
+
+    def remove_files(self) -> None:
+        """Delete what was created in the segment's directory; after stop."""
+
+
+class NodeCoreFactory(Protocol):
+    """``kvstore._native.NodeCore``."""
+
+    def __call__(self, **options: Any) -> NodeCoreApi:
+        """Create segment and store; nothing listens yet."""

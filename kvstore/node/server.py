@@ -1,0 +1,230 @@
+"""The node process: registers, creates the native node, serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from kvstore._proto import types_pb2
+from kvstore.config import NodeConfig
+from kvstore.errors import KvstoreError
+from kvstore.http import HttpServer, bind
+from kvstore.logging import EventLogger
+from kvstore.metrics import renderer
+from kvstore.node import http
+from kvstore.node.agent import Agent, Identity, Load, Session
+from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe
+from kvstore.security import Principal, Role, load_identity, load_principals
+
+_log = EventLogger("node")
+_SEGMENT = "segment"
+# Of sun_path, less its terminating zero.
+_MAX_SOCKET_PATH_BYTES = 107
+_ANY = ("0.0.0.0", "::", "")
+_READY_POLL_S = 0.02
+
+T = TypeVar("T")
+
+
+def unix_endpoint(directory: str, node_id: str) -> str:
+    """Name the Unix socket of a node: in its folder, abstract when that path is too long."""
+    path = str(Path(directory) / "node.sock")
+    if len(path.encode()) <= _MAX_SOCKET_PATH_BYTES:
+        return f"unix://{path}"
+    return f"unix:@kvstore-{node_id[:64]}-{os.getpid()}"
+
+
+def advertised(endpoint: str, config: NodeConfig) -> str:
+    """Replace the host of a bound ``tcp://host:port`` by the one that others reach."""
+    if not endpoint:
+        return ""
+    return f"tcp://{_public_host(config)}:{urlsplit(endpoint).port}"
+
+
+def _public_host(config: NodeConfig) -> str:
+    host = config.advertise_host or config.host
+    host = socket.gethostname() if host in _ANY else host
+    return f"[{host}]" if ":" in host else host
+
+
+def core_options(
+    config: NodeConfig, session: Session, principal: Principal | None
+) -> dict[str, Any]:
+    """Arguments of the native node for a configuration and a registration."""
+    listen_host = f"[{config.host}]" if ":" in config.host else config.host
+    tcp = f"tcp://{listen_host}:{config.port}" if "tcp" in config.transports else ""
+    directory = config.directory()
+    return {
+        "cluster_id": session.cluster_id,
+        "node_id": config.name(),
+        "node_epoch": session.node_epoch,
+        "session_id": session.session_id,
+        "hash_secret": session.hash_secret,
+        "tcp_endpoint": tcp,
+        "unix_endpoint": (
+            unix_endpoint(directory, config.name()) if "shm" in config.transports else ""
+        ),
+        "master_endpoints": [session.master],
+        "principal": principal.name if principal else "",
+        "token": principal.secret.reveal() if principal else "",
+        "segment_directory": directory,
+        "segment_name": _SEGMENT,
+        "segment_bytes": config.segment_size,
+        "client_cap_bytes": config.client_cap_bytes,
+        "reservation_ms": config.reservation_ms,
+        "shm_tenants": list(config.shm_tenants),
+        "server_threads": config.event_loops,
+    }
+
+
+class NodeServer:
+    """One node, from its registration to its goodbye."""
+
+    def __init__(self, config: NodeConfig, probe: Probe, factory: NodeCoreFactory) -> None:
+        """Read the token file and prepare the agent.
+
+        Args:
+            config: of the node.
+            probe: finds the control plane behind a block address.
+            factory: creates the native node.
+
+        Raises:
+            InvalidArgumentError: The token file is wrong.
+        """
+        self._config = config
+        self._factory = factory
+        self._principals = self._read_principals()
+        self._principal = self._own_principal()
+        self._core: NodeCoreApi | None = None
+        segment = types_pb2.Segment(
+            name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
+        )
+        identity = Identity(
+            node_id=config.name(),
+            labels=config.placement_labels(),
+            segments=(segment,),
+            endpoints=types_pb2.Endpoints(),
+        )
+        self._agent = Agent(config.addresses(), identity, self._principal, probe)
+
+    def _read_principals(self) -> tuple[Principal, ...]:
+        path = self._config.auth_token_file
+        return load_principals(path) if path else ()
+
+    def _own_principal(self) -> Principal | None:
+        path = self._config.auth_token_file
+        return load_identity(path, (Role.NODE,), self._config.name()) if path else None
+
+    def reload(self) -> None:
+        """Read the token file again; a wrong one changes nothing."""
+        try:
+            principals = self._read_principals()
+        except KvstoreError as error:
+            _log.error("token_file_refused", error=error)
+            return
+        if self._core is not None and principals:
+            self._core.set_principals([principal.native() for principal in principals])
+            _log.info("token_file_reloaded", principals=len(principals))
+
+    async def serve(self, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]) -> None:
+        """Join the cluster and serve until `stop` is set.
+
+        Args:
+            stop: ends the node.
+            announce: told where it serves, once it does.
+
+        Raises:
+            KvstoreError: It cannot join, or cannot have its memory, or was superseded.
+        """
+        listener = bind(self._config.host, self._config.http_port)
+        try:
+            session = await _unless_stopped(self._agent.join(), stop)
+            if session is None:
+                return
+            await self._serve_as(session, listener, stop, announce)
+        finally:
+            listener.close()
+            await self._agent.leave()
+
+    async def _serve_as(
+        self,
+        session: Session,
+        listener: socket.socket,
+        stop: asyncio.Event,
+        announce: Callable[[dict[str, Any]], None],
+    ) -> None:
+        directory = Path(self._config.directory())
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        options = core_options(self._config, session, self._principal)
+        core = await asyncio.to_thread(lambda: self._factory(**options))
+        self._core = core
+        server = HttpServer(listener, renderer(http.collector(core)), http.readiness(core))
+        try:
+            core.set_principals([principal.native() for principal in self._principals])
+            tcp, unix = await asyncio.to_thread(core.start)
+            await server.start()
+            endpoints = types_pb2.Endpoints(
+                tcp=advertised(tcp, self._config),
+                unix=unix,
+                http=f"http://{_public_host(self._config)}:{server.port}",
+            )
+            self._agent.serve_at(endpoints)
+            where = {
+                "node_id": self._config.name(),
+                "tcp": endpoints.tcp,
+                "unix": unix,
+                "http": endpoints.http,
+                "http_port": server.port,
+                "node_epoch": session.node_epoch,
+                "segment_dir": str(directory),
+            }
+            ready = asyncio.create_task(self._announce_when_ready(lambda: announce(where)))
+            try:
+                await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
+            finally:
+                ready.cancel()
+        finally:
+            await self._agent.leave()  # first, so that nobody is sent here any more
+            await server.stop()
+            await asyncio.to_thread(core.stop)
+            core.remove_files()
+
+    async def _announce_when_ready(self, announce: Callable[[], None]) -> None:
+        """Wait until the cluster sends reads and writes here."""
+        assert self._core is not None
+        serving = (types_pb2.NODE_STATE_ALIVE, types_pb2.NODE_STATE_DRAINING)
+        while self._agent.state not in serving or self._core.link_state() != "up":
+            await asyncio.sleep(_READY_POLL_S)
+        announce()
+
+    def _load(self) -> Load:
+        """What the heartbeat says; also carries the master's wish to drain to the native side."""
+        assert self._core is not None
+        draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
+        self._core.set_draining(draining)
+        stats = self._core.stats()
+        return Load(
+            capacity_bytes=stats["ready_bytes"],
+            used_bytes=stats["used_bytes"],
+            refuses_writes=draining and stats["reservations"] == 0,
+        )
+
+    async def _renew(self, session: Session) -> None:
+        assert self._core is not None
+        await asyncio.to_thread(self._core.set_session, session.session_id, [session.master])
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Await `work`, or cancel it and return None when `stop` is set first."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finished = task.done()
+    task.cancel()
+    stopped.cancel()
+    await asyncio.gather(task, stopped, return_exceptions=True)
+    return task.result() if finished else None
