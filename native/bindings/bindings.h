@@ -1,4 +1,5 @@
-// What the binding files share: one bind function per side and the way a Status becomes an exception.
+// What the binding files share: one bind function per side and the way a Status becomes an
+// exception.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -1,9 +1,8 @@
 // The extension kvstore._native: the status table, then client, master and node.
-#include "bindings.h"
-
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
+#include "bindings.h"
 #include "kvstore/limits.h"
 
 namespace nb = nanobind;

@@ -14,8 +14,11 @@ constexpr uint32_t kShortestRenewMs = 10;
 }  // namespace
 
 LeaseKeeper::~LeaseKeeper() {
-    KV_ASSERT(!fork_guard_.in_child());  // a child must leak its parent's store, not end it
-    shutdown();
+    if (fork_guard_.in_child()) {
+        (void)thread_.release();
+    } else {
+        shutdown();
+    }
 }
 
 std::shared_ptr<LeaseKeeper::Session> LeaseKeeper::session_with(
@@ -90,8 +93,8 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     session->leases[reply.lease_id] = lease_ms;
     std::lock_guard lock(mutex_);
     shortest_ms_ = std::min(shortest_ms_, lease_ms);
-    if (!thread_.joinable() && !stopping_) {
-        thread_ = std::thread([this] { renew_loop(); });
+    if (thread_ == nullptr && !stopping_) {
+        thread_ = std::make_unique<std::thread>([this] { renew_loop(); });
     }
     changed_.notify_all();
     return Grant{peer, reply.lease_id, session->number};
@@ -179,8 +182,8 @@ void LeaseKeeper::shutdown() {
         sessions.swap(sessions_);
         changed_.notify_all();
     }
-    if (thread_.joinable()) {
-        thread_.join();
+    if (thread_ != nullptr && thread_->joinable()) {
+        thread_->join();
     }
     for (const auto& [peer, session] : sessions) {
         std::lock_guard talking(session->mutex);

@@ -67,7 +67,7 @@ class LeaseKeeper {
     bool stopping_ = false;
     uint32_t shortest_ms_ = UINT32_MAX;  // of the leases that were ever asked for
     std::map<PeerNode*, std::shared_ptr<Session>> sessions_;
-    std::thread thread_;
+    std::unique_ptr<std::thread> thread_;  // leaked by a forked child, which has no such thread
 };
 
 }  // namespace kvstore

@@ -1,0 +1,548 @@
+// kvstore._native.Client, Leases and Block: the client core for kvstore/client.
+//
+// Arguments are read with the GIL, all I/O and copying is done without it. Codes are returned as
+// numbers (status.h); what the caller has to fix is raised through kvstore.errors.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "bindings.h"
+#include "kvstore/client_core.h"
+#include "py_arguments.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvstore {
+namespace {
+
+// Owns the core. A forked child leaks it: sockets, locks and threads are its parent's.
+class Client {
+  public:
+    explicit Client(std::unique_ptr<ClientCore> core) : core_(std::move(core)) {}
+    ~Client() {
+        if (core_->in_forked_child()) {
+            (void)core_.release();
+            return;
+        }
+        nb::gil_scoped_release unlocked;
+        core_.reset();
+    }
+    ClientCore& operator*() const { return *core_; }
+    ClientCore* operator->() const { return core_.get(); }
+
+  private:
+    std::unique_ptr<ClientCore> core_;
+};
+
+// One view's bytes behind the buffer protocol. They are given up when it was asked for and no
+// memoryview shows them any more.
+class Block {
+  public:
+    explicit Block(std::unique_ptr<ObjectView> view) : view_(std::move(view)) {}
+    ~Block() { drop(); }
+    void release() {
+        released_ = true;
+        if (exports_ == 0) {
+            drop();
+        }
+    }
+    bool released() const { return released_; }
+    uint64_t size() const { return view_ != nullptr ? view_->size() : 0; }
+    bool zero_copy() const { return view_ != nullptr && view_->zero_copy(); }
+
+    static int get_buffer(PyObject* self, Py_buffer* buffer, int flags) {
+        Block* block = nb::inst_ptr<Block>(self);
+        if (block->released_) {
+            PyErr_SetString(PyExc_BufferError, "the view was released");
+            return -1;
+        }
+        const ObjectView& view = *block->view_;
+        // PyBuffer_FillInfo refuses a writable request itself.
+        const int result = PyBuffer_FillInfo(buffer, self, const_cast<uint8_t*>(view.data()),
+                                             static_cast<Py_ssize_t>(view.size()), 1, flags);
+        if (result == 0) {
+            ++block->exports_;
+        }
+        return result;
+    }
+    static void release_buffer(PyObject* self, Py_buffer*) {
+        Block* block = nb::inst_ptr<Block>(self);
+        if (--block->exports_ == 0 && block->released_) {
+            block->drop();
+        }
+    }
+
+  private:
+    void drop() {
+        if (view_ != nullptr) {
+            nb::gil_scoped_release unlocked;  // a hold by socket is ended by a message
+            view_.reset();
+        }
+    }
+    std::unique_ptr<ObjectView> view_;
+    size_t exports_ = 0;
+    bool released_ = false;
+};
+
+PyType_Slot block_slots[] = {
+    {Py_bf_getbuffer, reinterpret_cast<void*>(&Block::get_buffer)},
+    {Py_bf_releasebuffer, reinterpret_cast<void*>(&Block::release_buffer)},
+    {0, nullptr},
+};
+
+class Leases {
+  public:
+    explicit Leases(std::unique_ptr<LeasedPrefix> prefix) : prefix_(std::move(prefix)) {}
+    ~Leases() {
+        nb::gil_scoped_release unlocked;
+        prefix_.reset();
+    }
+    LeasedPrefix* operator->() const { return prefix_.get(); }
+
+  private:
+    std::unique_ptr<LeasedPrefix> prefix_;
+};
+
+nb::list list_of(const std::vector<int64_t>& numbers) {
+    nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(numbers.size())));
+    for (size_t i = 0; i < numbers.size(); ++i) {
+        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(numbers[i]));
+    }
+    return nb::cast<nb::list>(list);
+}
+
+nb::list list_of(const std::vector<Code>& codes) {
+    std::vector<int64_t> numbers(codes.size());
+    std::transform(codes.begin(), codes.end(), numbers.begin(),
+                   [](Code code) { return static_cast<int64_t>(code); });
+    return list_of(numbers);
+}
+
+// Makes the bytes objects that get() returns as soon as their sizes are known.
+class BytesMemory final : public GetMemory {
+  public:
+    explicit BytesMemory(size_t count) : objects_(count, nullptr) {}
+    ~BytesMemory() override {
+        for (PyObject* object : objects_) {
+            Py_XDECREF(object);
+        }
+    }
+    void provide(std::span<const Want> wants, std::span<GetItem> items) override {
+        nb::gil_scoped_acquire locked;
+        for (const Want& want : wants) {
+            PyObject*& object = objects_[want.item];
+            Py_XDECREF(object);
+            object = want.size <= PY_SSIZE_T_MAX
+                         ? PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(want.size))
+                         : nullptr;
+            GetItem& item = items[want.item];
+            item.data = nullptr;
+            item.capacity = 0;
+            if (object == nullptr) {
+                PyErr_Clear();
+                out_of_memory_ = true;
+                continue;
+            }
+            item.data = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(object));
+            item.capacity = want.size;
+        }
+    }
+    bool out_of_memory() const { return out_of_memory_; }
+    // The item's bytes, cut to what was read; None for a miss.
+    nb::object take(size_t item, int64_t result) {
+        PyObject* object = std::exchange(objects_[item], nullptr);
+        if (result < 0 || object == nullptr) {
+            Py_XDECREF(object);
+            return nb::none();
+        }
+        if (PyBytes_GET_SIZE(object) != result &&
+            _PyBytes_Resize(&object, static_cast<Py_ssize_t>(result)) != 0) {
+            throw nb::python_error();
+        }
+        return nb::steal(object);
+    }
+
+  private:
+    std::vector<PyObject*> objects_;
+    bool out_of_memory_ = false;
+};
+
+std::vector<GetItem> get_items(const KeyArguments& keys) {
+    std::vector<GetItem> items(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+        items[i].key = keys.keys()[i];
+    }
+    return items;
+}
+
+nb::list get_bytes(Client& client, const KeyArguments& keys) {
+    std::vector<GetItem> items = get_items(keys);
+    BytesMemory memory(items.size());
+    Status status;
+    {
+        nb::gil_scoped_release unlocked;
+        status = client->get(items, &memory);
+    }
+    raise_unless_ok(status);
+    if (memory.out_of_memory()) {
+        PyErr_NoMemory();
+        throw nb::python_error();
+    }
+    nb::list out;
+    for (size_t i = 0; i < items.size(); ++i) {
+        out.append(memory.take(i, items[i].result));
+    }
+    return out;
+}
+
+std::vector<int64_t> get_into(Client& client, const KeyArguments& keys,
+                              const std::vector<BufferArguments::Extent>& extents) {
+    std::vector<GetItem> items = get_items(keys);
+    for (size_t i = 0; i < items.size(); ++i) {
+        items[i].data = extents[i].data;
+        items[i].capacity = extents[i].size;
+    }
+    Status status;
+    {
+        nb::gil_scoped_release unlocked;
+        status = client->get(items, nullptr);
+    }
+    raise_unless_ok(status);
+    std::vector<int64_t> results(items.size());
+    std::transform(items.begin(), items.end(), results.begin(),
+                   [](const GetItem& item) { return item.result; });
+    return results;
+}
+
+// How a put is to be kept, as plain numbers; kvstore/client has checked and named them.
+struct PutHow {
+    uint8_t replicas = 1;
+    uint8_t pin = 0;
+    uint32_t ttl_ms = 0;
+    nb::object parent;
+};
+
+std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
+                              const std::vector<BufferArguments::Extent>& extents,
+                              const PutHow& how) {
+    std::vector<PutItem> items(keys.size());
+    const std::string_view parent =
+        how.parent.is_none() ? std::string_view() : utf8_of(how.parent, "parent");
+    if (parent.size() > limits::kMaxKeyBytes) {
+        raise_status(Status(Code::kInvalidArgument, "parent is longer than 1024 bytes of UTF-8"));
+    }
+    for (size_t i = 0; i < items.size(); ++i) {
+        items[i].key = keys.keys()[i];
+        items[i].data = extents[i].data;
+        items[i].size = extents[i].size;
+        // A batch with a parent is a chain: each block follows the one before it.
+        items[i].parent = parent.empty() || i == 0 ? parent : items[i - 1].key;
+    }
+    PutOptions options;
+    options.replicas = how.replicas;
+    options.pin = static_cast<Pin>(how.pin);
+    options.ttl_ms = how.ttl_ms;
+    Status status;
+    {
+        nb::gil_scoped_release unlocked;
+        status = client->put(items, options);
+    }
+    raise_unless_ok(status);
+    std::vector<Code> codes(items.size());
+    std::transform(items.begin(), items.end(), codes.begin(),
+                   [](const PutItem& item) { return item.result; });
+    return codes;
+}
+
+Client* connect(const std::vector<std::string>& masters, const std::string& tenant,
+                const std::string& ns, const std::string& principal, const std::string& token,
+                const std::string& client_name, uint32_t timeout_ms, uint8_t transport) {
+    ClientOptions options;
+    options.masters = masters;
+    options.tenant = tenant;
+    options.ns = ns;
+    options.principal = principal;
+    options.token = token;
+    options.client_name = client_name;
+    options.timeout_ms = timeout_ms;
+    options.transport = static_cast<Transport>(transport);
+    Result<std::unique_ptr<ClientCore>> core = Code::kInternal;
+    {
+        nb::gil_scoped_release unlocked;
+        core = ClientCore::connect(std::move(options));
+    }
+    return new Client(value_or_raise(std::move(core)));
+}
+
+std::vector<int64_t> sizes(Client& client, const KeyArguments& keys) {
+    std::vector<int64_t> out;
+    Status status;
+    {
+        nb::gil_scoped_release unlocked;
+        status = client->sizes(keys.keys(), &out);
+    }
+    raise_unless_ok(status);
+    return out;
+}
+
+nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_ms) {
+    const KeyArguments arguments = KeyArguments::many(keys);
+    Result<std::unique_ptr<LeasedPrefix>> prefix = Code::kInternal;
+    {
+        nb::gil_scoped_release unlocked;
+        prefix = client->lease_prefix(arguments.keys(), stride, lease_ms);
+    }
+    return nb::cast(new Leases(value_or_raise(std::move(prefix))), nb::rv_policy::take_ownership);
+}
+
+nb::object view(Client& client, nb::handle key) {
+    const KeyArguments arguments = KeyArguments::one(key);
+    Result<std::unique_ptr<ObjectView>> opened = Code::kInternal;
+    {
+        nb::gil_scoped_release unlocked;
+        opened = client->view(arguments.keys()[0]);
+    }
+    std::unique_ptr<ObjectView> found = value_or_raise(std::move(opened));
+    return found == nullptr ? nb::none()
+                            : nb::cast(new Block(std::move(found)), nb::rv_policy::take_ownership);
+}
+
+nb::tuple remove(Client& client, nb::handle keys) {
+    const KeyArguments arguments = KeyArguments::many(keys);
+    std::vector<Code> codes;
+    std::vector<std::string> unreached;
+    Status status;
+    {
+        nb::gil_scoped_release unlocked;
+        status = client->remove(arguments.keys(), &codes, &unreached);
+    }
+    raise_unless_ok(status);
+    return nb::make_tuple(list_of(codes), nb::cast(unreached));
+}
+
+nb::list set_pin(Client& client, nb::handle keys, uint8_t level) {
+    const KeyArguments arguments = KeyArguments::many(keys);
+    std::vector<Code> codes;
+    Status status;
+    {
+        nb::gil_scoped_release unlocked;
+        status = client->set_pin(arguments.keys(), static_cast<Pin>(level), &codes);
+    }
+    raise_unless_ok(status);
+    return list_of(codes);
+}
+
+nb::tuple list_keys(Client& client, const std::string& prefix, const nb::bytes& cursor,
+                    uint32_t limit) {
+    Result<ClientCore::KeyPage> page = Code::kInternal;
+    const std::string_view from(cursor.c_str(), cursor.size());
+    {
+        nb::gil_scoped_release unlocked;
+        page = client->list(prefix, from, limit);
+    }
+    const ClientCore::KeyPage found = value_or_raise(std::move(page));
+    return nb::make_tuple(nb::cast(found.keys),
+                          nb::bytes(found.cursor.data(), found.cursor.size()));
+}
+
+nb::object inspect(Client& client, nb::handle key) {
+    const KeyArguments arguments = KeyArguments::one(key);
+    Result<ClientCore::Inspection> result = Code::kInternal;
+    {
+        nb::gil_scoped_release unlocked;
+        result = client->inspect(arguments.keys()[0]);
+    }
+    const ClientCore::Inspection found = value_or_raise(std::move(result));
+    if (!found.found) {
+        return nb::none();
+    }
+    nb::list replicas;
+    for (const auto& [node, tier] : found.replicas) {
+        replicas.append(nb::make_tuple(node, tier));
+    }
+    nb::dict out;
+    out["size"] = found.size;
+    out["version"] = found.version;
+    out["pin"] = static_cast<int>(found.pin);
+    out["create_ms"] = found.create_ms;
+    out["replicas_wanted"] = found.replicas_wanted;
+    out["replicas"] = replicas;
+    return out;
+}
+
+nb::dict counters(Client& client) {
+    nb::dict out;
+    for (int i = 0; i < kClientCounterCount; ++i) {
+        const std::string name(client_counter_name(i));
+        out[name.c_str()] = client->context().counter(static_cast<ClientCounter>(i));
+    }
+    return out;
+}
+
+nb::list nodes(Client& client) {
+    nb::list out;
+    for (const ClientCore::NodeSummary& node : client->nodes()) {
+        nb::dict row;
+        row["node_id"] = node.info.id;
+        row["state"] = static_cast<int>(node.info.state);
+        row["tcp_endpoint"] = node.info.tcp_endpoint;
+        row["unix_endpoint"] = node.info.unix_endpoint;
+        row["host"] = node.info.host;
+        row["weight"] = node.info.weight;
+        row["free_bytes"] = node.info.free_bytes;
+        row["capacity_bytes"] = node.info.capacity_bytes;
+        row["epoch"] = node.info.epoch;
+        row["attached"] = node.attached;
+        out.append(row);
+    }
+    return out;
+}
+
+void bind_reads(nb::class_<Client>& client) {
+    client
+        .def(
+            "get",
+            [](Client& self, nb::handle key) -> nb::object {
+                return get_bytes(self, KeyArguments::one(key))[0];
+            },
+            "key"_a)
+        .def(
+            "batch_get",
+            [](Client& self, nb::handle keys) { return get_bytes(self, KeyArguments::many(keys)); },
+            "keys"_a)
+        .def(
+            "get_into",
+            [](Client& self, nb::handle key, nb::handle out) {
+                const KeyArguments keys = KeyArguments::one(key);
+                const BufferArguments buffers(out, true);
+                return get_into(self, keys, buffers.extents())[0];
+            },
+            "key"_a, "out"_a)
+        .def(
+            "batch_get_into",
+            [](Client& self, nb::handle keys, nb::handle outs) {
+                const KeyArguments arguments = KeyArguments::many(keys);
+                const BufferArguments buffers(outs, true, arguments.size());
+                return list_of(get_into(self, arguments, buffers.extents()));
+            },
+            "keys"_a, "buffers"_a)
+        .def(
+            "batch_get_into_pointers",
+            [](Client& self, nb::handle keys, nb::handle pointers, nb::handle capacities) {
+                const KeyArguments arguments = KeyArguments::many(keys);
+                return list_of(get_into(self, arguments,
+                                        pointer_arguments(pointers, capacities, arguments.size())));
+            },
+            "keys"_a, "pointers"_a, "sizes"_a)
+        .def(
+            "size",
+            [](Client& self, nb::handle key) { return sizes(self, KeyArguments::one(key))[0]; },
+            "key"_a)
+        .def(
+            "sizes",
+            [](Client& self, nb::handle keys) {
+                return list_of(sizes(self, KeyArguments::many(keys)));
+            },
+            "keys"_a)
+        .def(
+            "prefix_length",
+            [](Client& self, nb::handle keys, size_t stride) {
+                const KeyArguments arguments = KeyArguments::many(keys);
+                Result<size_t> length = size_t{0};
+                {
+                    nb::gil_scoped_release unlocked;
+                    length = self->prefix_length(arguments.keys(), stride);
+                }
+                return value_or_raise(std::move(length));
+            },
+            "keys"_a, "stride"_a)
+        .def("lease", &lease, "keys"_a, "stride"_a, "lease_ms"_a)
+        .def("view", &view, "key"_a);
+}
+
+void bind_writes(nb::class_<Client>& client) {
+    client
+        .def(
+            "put",
+            [](Client& self, nb::handle key, nb::handle buffer, uint8_t replicas, uint8_t pin,
+               uint32_t ttl_ms, nb::object parent) {
+                const KeyArguments keys = KeyArguments::one(key);
+                const BufferArguments buffers(buffer, false);
+                return static_cast<int64_t>(put_extents(
+                    self, keys, buffers.extents(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
+            },
+            "key"_a, "buffer"_a, "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
+        .def(
+            "batch_put",
+            [](Client& self, nb::handle keys, nb::handle buffers, uint8_t replicas, uint8_t pin,
+               uint32_t ttl_ms, nb::object parent) {
+                const KeyArguments arguments = KeyArguments::many(keys);
+                const BufferArguments data(buffers, false, arguments.size());
+                return list_of(put_extents(self, arguments, data.extents(),
+                                           {replicas, pin, ttl_ms, std::move(parent)}));
+            },
+            "keys"_a, "buffers"_a, "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
+        .def(
+            "batch_put_from",
+            [](Client& self, nb::handle keys, nb::handle pointers, nb::handle lengths,
+               uint8_t replicas, uint8_t pin, uint32_t ttl_ms, nb::object parent) {
+                const KeyArguments arguments = KeyArguments::many(keys);
+                return list_of(put_extents(self, arguments,
+                                           pointer_arguments(pointers, lengths, arguments.size()),
+                                           {replicas, pin, ttl_ms, std::move(parent)}));
+            },
+            "keys"_a, "pointers"_a, "sizes"_a, "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
+        .def("remove", &remove, "keys"_a)
+        .def("set_pin", &set_pin, "keys"_a, "level"_a)
+        .def("flush", [](Client& self) {
+            Status status;
+            {
+                nb::gil_scoped_release unlocked;
+                status = self->flush();
+            }
+            return static_cast<int32_t>(status.code());
+        });
+}
+
+}  // namespace
+
+void bind_client(nb::module_& module) {
+    nb::class_<Block>(module, "Block", nb::type_slots(block_slots))
+        .def("release", &Block::release)
+        .def_prop_ro("released", &Block::released)
+        .def_prop_ro("size", &Block::size)
+        .def_prop_ro("zero_copy", &Block::zero_copy);
+
+    nb::class_<Leases>(module, "Leases")
+        .def_prop_ro("length", [](Leases& self) { return self->length(); })
+        .def(
+            "alive", [](Leases& self) { return self->alive(); },
+            nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "release", [](Leases& self) { self->release(); },
+            nb::call_guard<nb::gil_scoped_release>());
+
+    nb::class_<Client> client(module, "Client");
+    client.def(nb::new_(&connect), nb::kw_only(), "masters"_a, "tenant"_a, "namespace"_a,
+               "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a);
+    bind_reads(client);
+    bind_writes(client);
+    client.def("list", &list_keys, "prefix"_a, "cursor"_a, "limit"_a)
+        .def("inspect", &inspect, "key"_a)
+        .def("counters", &counters)
+        .def("nodes", &nodes)
+        .def("close",
+             [](Client& self) {
+                 if (!self->in_forked_child()) {
+                     nb::gil_scoped_release unlocked;
+                     self->close();
+                 }
+             })
+        .def_prop_ro("closed",
+                     [](Client& self) { return self->closed() || self->in_forked_child(); });
+}
+
+}  // namespace kvstore

@@ -1,0 +1,175 @@
+// Walking Python lists with the C API: one pass, no std::string, no Python call per element.
+#include "py_arguments.h"
+
+#include <string>
+
+#include "bindings.h"
+#include "kvstore/limits.h"
+
+namespace nb = nanobind;
+
+namespace kvstore {
+namespace {
+
+[[noreturn]] void invalid(const std::string& sentence) {
+    PyErr_Clear();  // the C API's own error, which ours replaces
+    raise_status(Status(Code::kInvalidArgument, sentence));
+}
+
+std::string at(const char* what, long row) {
+    return row < 0 ? std::string(what) : std::string(what) + "[" + std::to_string(row) + "]";
+}
+
+std::string class_name(nb::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+std::string_view key_of(nb::handle key, long row) {
+    const char* what = row < 0 ? "key" : "keys";
+    if (!PyUnicode_Check(key.ptr())) {
+        invalid(at(what, row) + " must be str, not " + class_name(key));
+    }
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(key.ptr(), &size);
+    if (text == nullptr) {
+        invalid(at(what, row) + " is not valid UTF-8 (a lone surrogate)");
+    }
+    if (size == 0) {
+        invalid(at(what, row) + " is empty; a key has 1 to 1024 bytes");
+    }
+    if (static_cast<size_t>(size) > limits::kMaxKeyBytes) {
+        invalid(at(what, row) + " has " + std::to_string(size) +
+                " bytes of UTF-8; a key has at most 1024");
+    }
+    return {text, static_cast<size_t>(size)};
+}
+
+// A tuple of the sequence's items: another thread may change a list while the GIL is released.
+nb::object as_tuple(nb::handle sequence, const char* what) {
+    if (PyUnicode_Check(sequence.ptr()) || PyBytes_Check(sequence.ptr()) ||
+        PySequence_Check(sequence.ptr()) == 0) {
+        invalid(std::string(what) + " must be a list or tuple, not " + class_name(sequence));
+    }
+    PyObject* tuple = PySequence_Tuple(sequence.ptr());
+    if (tuple == nullptr) {
+        throw nb::python_error();
+    }
+    return nb::steal(tuple);
+}
+
+void check_count(const char* what, size_t have, size_t expected) {
+    if (have != expected) {
+        invalid(std::string(what) + " has " + std::to_string(have) + " items for " +
+                std::to_string(expected) + " keys");
+    }
+}
+
+uint64_t number_of(nb::handle value, const char* what, long row) {
+    if (!PyLong_Check(value.ptr())) {
+        invalid(at(what, row) + " must be int, not " + class_name(value));
+    }
+    const unsigned long long number = PyLong_AsUnsignedLongLong(value.ptr());
+    if (PyErr_Occurred() != nullptr) {
+        invalid(at(what, row) + " must be 0 or more and fit 64 bits");
+    }
+    return number;
+}
+
+}  // namespace
+
+KeyArguments KeyArguments::one(nb::handle key) {
+    KeyArguments arguments;
+    arguments.keys_.push_back(key_of(key, -1));
+    arguments.owner_ = nb::borrow(key);
+    return arguments;
+}
+
+KeyArguments KeyArguments::many(nb::handle keys) {
+    KeyArguments arguments;
+    arguments.owner_ = as_tuple(keys, "keys");
+    PyObject* tuple = arguments.owner_.ptr();
+    const Py_ssize_t count = PyTuple_GET_SIZE(tuple);
+    arguments.keys_.reserve(static_cast<size_t>(count));
+    for (Py_ssize_t row = 0; row < count; ++row) {
+        arguments.keys_.push_back(key_of(PyTuple_GET_ITEM(tuple, row), row));
+    }
+    return arguments;
+}
+
+std::string_view utf8_of(nb::handle text, const char* what) {
+    if (!PyUnicode_Check(text.ptr())) {
+        invalid(std::string(what) + " must be str, not " + class_name(text));
+    }
+    Py_ssize_t size = 0;
+    const char* bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+    if (bytes == nullptr) {
+        invalid(std::string(what) + " is not valid UTF-8 (a lone surrogate)");
+    }
+    return {bytes, static_cast<size_t>(size)};
+}
+
+BufferArguments::BufferArguments(nb::handle one, bool writable) {
+    buffers_.reserve(1);
+    add(one, writable, "buffer", -1);
+}
+
+BufferArguments::BufferArguments(nb::handle many, bool writable, size_t expected) {
+    const nb::object tuple = as_tuple(many, "buffers");
+    const Py_ssize_t count = PyTuple_GET_SIZE(tuple.ptr());
+    check_count("buffers", static_cast<size_t>(count), expected);
+    buffers_.reserve(expected);
+    extents_.reserve(expected);
+    try {
+        for (Py_ssize_t row = 0; row < count; ++row) {
+            add(PyTuple_GET_ITEM(tuple.ptr(), row), writable, "buffers", row);
+        }
+    } catch (...) {  // a destructor does not run after its constructor has thrown
+        for (Py_buffer& buffer : buffers_) {
+            PyBuffer_Release(&buffer);
+        }
+        throw;
+    }
+}
+
+BufferArguments::~BufferArguments() {
+    for (Py_buffer& buffer : buffers_) {
+        PyBuffer_Release(&buffer);
+    }
+}
+
+void BufferArguments::add(nb::handle object, bool writable, const char* what, long row) {
+    Py_buffer buffer;
+    const int flags = writable ? PyBUF_WRITABLE : PyBUF_SIMPLE;
+    if (PyObject_GetBuffer(object.ptr(), &buffer, flags) != 0) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            invalid(at(what, row) + " must offer the buffer protocol; " + class_name(object) +
+                    " does not");
+        }
+        invalid(at(what, row) + " must be C-contiguous" + (writable ? " and writable" : "") +
+                "; this " + class_name(object) + " is not");
+    }
+    buffers_.push_back(buffer);
+    extents_.push_back({static_cast<uint8_t*>(buffer.buf), static_cast<uint64_t>(buffer.len)});
+}
+
+std::vector<BufferArguments::Extent> pointer_arguments(nb::handle pointers, nb::handle sizes,
+                                                       size_t expected) {
+    const nb::object addresses = as_tuple(pointers, "pointers");
+    const nb::object lengths = as_tuple(sizes, "sizes");
+    check_count("pointers", static_cast<size_t>(PyTuple_GET_SIZE(addresses.ptr())), expected);
+    check_count("sizes", static_cast<size_t>(PyTuple_GET_SIZE(lengths.ptr())), expected);
+    std::vector<BufferArguments::Extent> extents;
+    extents.reserve(expected);
+    for (size_t i = 0; i < expected; ++i) {
+        const auto row = static_cast<Py_ssize_t>(i);
+        const uint64_t address =
+            number_of(PyTuple_GET_ITEM(addresses.ptr(), row), "pointers", static_cast<long>(i));
+        const uint64_t size =
+            number_of(PyTuple_GET_ITEM(lengths.ptr(), row), "sizes", static_cast<long>(i));
+        if (address == 0 && size != 0) {
+            invalid(at("pointers", static_cast<long>(i)) + " is null");
+        }
+        extents.push_back({reinterpret_cast<uint8_t*>(address), size});
+    }
+    return extents;
+}
+
+}  // namespace kvstore

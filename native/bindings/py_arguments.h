@@ -1,0 +1,56 @@
+// Python arguments as the client core takes them, without a copy: keys as UTF-8 inside the str
+// objects, buffers through the buffer protocol, pointers as integers. Everything here needs the
+// GIL, and keeps what it points into alive until it goes.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace kvstore {
+
+// One or many keys. Raises InvalidArgumentError unless each is a str of 1 to 1,024 bytes of UTF-8.
+class KeyArguments {
+  public:
+    static KeyArguments one(nanobind::handle key);
+    static KeyArguments many(nanobind::handle keys);  // a list, tuple or other sequence of str
+    size_t size() const { return keys_.size(); }
+    const std::vector<std::string_view>& keys() const { return keys_; }
+
+  private:
+    KeyArguments() = default;
+    nanobind::object owner_;  // a str, or a tuple that nobody can shorten meanwhile
+    std::vector<std::string_view> keys_;
+};
+
+// A str as UTF-8; `what` names the argument in the error.
+std::string_view utf8_of(nanobind::handle text, const char* what);
+
+// C-contiguous buffers, locked for as long as this lives.
+class BufferArguments {
+  public:
+    struct Extent {
+        uint8_t* data;
+        uint64_t size;
+    };
+    BufferArguments(nanobind::handle one, bool writable);
+    BufferArguments(nanobind::handle many, bool writable, size_t expected);
+    ~BufferArguments();
+    BufferArguments(const BufferArguments&) = delete;
+    BufferArguments& operator=(const BufferArguments&) = delete;
+    const std::vector<Extent>& extents() const { return extents_; }
+
+  private:
+    void add(nanobind::handle object, bool writable, const char* what, long row);
+
+    std::vector<Py_buffer> buffers_;
+    std::vector<Extent> extents_;
+};
+
+// Two lists of integers, addresses and sizes, that belong to `expected` keys.
+std::vector<BufferArguments::Extent> pointer_arguments(nanobind::handle pointers,
+                                                       nanobind::handle sizes, size_t expected);
+
+}  // namespace kvstore
