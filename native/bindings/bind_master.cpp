@@ -9,6 +9,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
+#include <cstring>
 #include <future>
 #include <tuple>
 
@@ -79,7 +81,11 @@ class PyMaster {
         : core_(core), service_(core_, std::move(service)) {}
     ~PyMaster() { stop(); }
 
-    Result<std::vector<std::string>> start() { return service_.start(); }
+    Result<std::vector<std::string>> start() {
+        started_ = true;
+        return service_.start();
+    }
+    bool started() const { return started_; }
     void stop() {
         core_.stop();
         service_.stop();
@@ -115,10 +121,11 @@ class PyMaster {
         }
         auto promise = std::make_shared<std::promise<Flushed>>();
         std::future<Flushed> answer = promise->get_future();
-        core_.flush(**space, timeout_ms,
-                    [promise](Code code, std::vector<std::string> unreached, uint32_t epoch) {
-                        promise->set_value({static_cast<int32_t>(code), std::move(unreached), epoch});
-                    });
+        core_.flush(
+            **space, timeout_ms,
+            [promise](Code code, std::vector<std::string> unreached, uint32_t epoch) {
+                promise->set_value({static_cast<int32_t>(code), std::move(unreached), epoch});
+            });
         return answer.get();
     }
 
@@ -148,6 +155,7 @@ class PyMaster {
 
     MasterCore core_;
     MasterService service_;
+    std::atomic<bool> started_{false};
 };
 
 // Runs without the GIL; the result is converted with it.
@@ -230,7 +238,8 @@ nb::dict stats_dict(PyMaster& self) {
     out["directory_memory_bytes"] = stats.directory.memory_bytes;
     nb::dict lookups;
     for (int reason = 0; reason < kMissReasonCount; ++reason) {
-        const std::string name(reason == 0 ? "hit" : miss_reason_name(static_cast<MissReason>(reason)));
+        const std::string name(reason == 0 ? "hit"
+                                           : miss_reason_name(static_cast<MissReason>(reason)));
         lookups[name.c_str()] = stats.directory.lookups[static_cast<size_t>(reason)];
     }
     out["lookups"] = lookups;
@@ -295,13 +304,16 @@ void bind_nodes(nb::class_<PyMaster>& master) {
                                     .free_bytes = free,
                                     .capacity_bytes = capacity,
                                     .state = state_from(state)};
-                value_or_raise(unlocked([&] { return self.core().register_node(info, known); }));
+                const bool old = known || !self.started();
+                value_or_raise(unlocked([&] { return self.core().register_node(info, old); }));
             },
             "node_id"_a, "session_id"_a, "node_epoch"_a, "tcp_endpoint"_a, "unix_endpoint"_a,
             "host"_a, "weight"_a, "capacity_bytes"_a, "free_bytes"_a = 0, "state"_a = 0,
             "known"_a = false,
-            "Adds a node or gives it a new session (which ends its older link). `known`: a node of a "
-            "previous life of this master, before start(). `state`: NodeState of types.h (0 joining, "
+            "Adds a node or gives it a new session (which ends its older link). `known`: a node of "
+            "a "
+            "previous life of this master, before start(). `state`: NodeState of types.h (0 "
+            "joining, "
             "1 alive, 2 draining, 3 dead).")
         .def(
             "set_node",
@@ -326,7 +338,8 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& node_id) {
                 raise_unless_ok(unlocked([&] { return self.core().remove_node(node_id); }));
             },
-            "node_id"_a, "Forgets the node: its replicas are dropped, the log no longer waits for it.")
+            "node_id"_a,
+            "Forgets the node: its replicas are dropped, the log no longer waits for it.")
         .def("nodes",
              [](PyMaster& self) {
                  nb::list out;
@@ -341,16 +354,15 @@ void bind_nodes(nb::class_<PyMaster>& master) {
                 return unlocked([&] { return self.core().drain_remaining(node_id); });
             },
             "node_id"_a, "Readable objects that no other living, not draining node holds.")
-        .def("under_replicated",
-             [](PyMaster& self) {
-                 return unlocked([&] { return self.core().under_replicated(); });
-             })
+        .def(
+            "under_replicated",
+            [](PyMaster& self) { return unlocked([&] { return self.core().under_replicated(); }); })
         .def(
             "set_copy_policy",
-            [](PyMaster& self, std::optional<double> copies_per_s, std::optional<double> bytes_per_s,
-               std::optional<uint32_t> max_in_flight, std::optional<uint32_t> order_timeout_ms,
-               std::optional<uint32_t> max_attempts, std::optional<bool> repair,
-               std::optional<uint32_t> repair_delay_ms) {
+            [](PyMaster& self, std::optional<double> copies_per_s,
+               std::optional<double> bytes_per_s, std::optional<uint32_t> max_in_flight,
+               std::optional<uint32_t> order_timeout_ms, std::optional<uint32_t> max_attempts,
+               std::optional<bool> repair, std::optional<uint32_t> repair_delay_ms) {
                 nb::gil_scoped_release release;
                 CopyPolicy policy = self.core().copy_policy();
                 policy.copies_per_s = copies_per_s.value_or(policy.copies_per_s);
@@ -381,7 +393,8 @@ void bind_journal(nb::class_<PyMaster>& master) {
                 return out;
             },
             "timeout_ms"_a,
-            "Blocks for operations that are not durable yet; [(seq, record)], empty after the time or "
+            "Blocks for operations that are not durable yet; [(seq, record)], empty after the time "
+            "or "
             "stop(). Write them, then journal_done(last seq).")
         .def(
             "journal_done",
@@ -392,7 +405,8 @@ void bind_journal(nb::class_<PyMaster>& master) {
             "seq"_a, "Records up to `seq` are durable: push them to the nodes.")
         .def(
             "journal_trimmed", [](PyMaster& self) { return self.core().journal_trimmed(); },
-            "(trimmed_seq, version_floor). Persist both (the constructor takes them), then delete the "
+            "(trimmed_seq, version_floor). Persist both (the constructor takes them), then delete "
+            "the "
             "records up to trimmed_seq.")
         .def(
             "load_ops",
@@ -424,7 +438,8 @@ void bind_journal(nb::class_<PyMaster>& master) {
                 return out;
             },
             "record"_a,
-            "{seq, kind, tenant, namespace, key, version, epoch, arg}. A flush ends `epoch`, `arg` is "
+            "{seq, kind, tenant, namespace, key, version, epoch, arg}. A flush ends `epoch`, `arg` "
+            "is "
             "the namespace's new epoch (persist it); a pin sets the level `arg`.")
         .def(
             "set_namespace_epoch",
@@ -528,16 +543,18 @@ void bind_objects(nb::class_<PyMaster>& master) {
                 return nb::make_tuple(events, batch.next_cursor, batch.resync);
             },
             "cursor"_a, "max_events"_a = 1000,
-            "([(kind, tenant, namespace, key, version, size, node id)], next cursor, resync). Kinds: "
-            "publish, withdraw, remove (from every node), flush (the whole namespace), node (all of "
+            "([(kind, tenant, namespace, key, version, size, node id)], next cursor, resync). "
+            "Kinds: "
+            "publish, withdraw, remove (from every node), flush (the whole namespace), node (all "
+            "of "
             "a node came or went). Cursor 0 starts; resync: list, then go on from the cursor.");
 }
 
 }  // namespace
 
 void bind_master(nb::module_& module) {
-    nb::class_<PyMaster> master(module, "MasterCore",
-                                "The native master: directory, claims, operations log, block port.");
+    nb::class_<PyMaster> master(
+        module, "MasterCore", "The native master: directory, claims, operations log, block port.");
     master.def(
         "__init__",
         [](PyMaster* self, std::vector<std::string> listen, const std::string& cluster_id,

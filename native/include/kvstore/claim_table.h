@@ -21,6 +21,7 @@
 
 #include "kvstore/directory.h"
 #include "kvstore/node_link.h"
+#include "kvstore/ns_key.h"
 
 namespace kvstore {
 
@@ -84,11 +85,7 @@ class ClaimTable {
         bool limbo = false;
         std::deque<Waiter> waiters;
     };
-    struct StringHash {
-        using is_transparent = void;
-        size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
-    };
-    using Entries = std::unordered_map<std::string, Entry, StringHash, std::equal_to<>>;
+    using Entries = std::unordered_map<std::string, Entry, NsKey::Hash, std::equal_to<>>;
     using Links = std::unordered_map<LinkId, std::unordered_map<uint64_t, const std::string*>>;
 
     void claim_one(const NamespaceEpoch& ns, const ClaimRequest& request, uint64_t deadline_ms,
@@ -96,11 +93,14 @@ class ClaimTable {
     void grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out);
     // The holder is gone without publishing: the first waiter inherits, or the entry goes.
     void pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out);
-    void publish(Entries::iterator at, Version version, std::vector<ClaimAnswer>& out);
-    void answer_waiter(const Waiter& waiter, Code code, Version version,
-                       std::vector<ClaimAnswer>& out);
-    void forget(LinkId link, uint64_t claim_id);
+    // The key has a published version: only an upsert may go on.
+    void published(Entries::iterator at, Version version, std::vector<ClaimAnswer>& out);
     void wait(Entries::iterator at, const Waiter& waiter);
+    // Takes the waiter out of its entry; false when it is that entry's holder.
+    bool drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_id);
+    void end_wait(const Waiter& waiter, Code code, Version version, std::vector<ClaimAnswer>& out);
+    void forget(LinkId link, uint64_t claim_id);
+    Entries::iterator entry_of(LinkId link, uint64_t claim_id);
 
     struct Timeout {
         uint64_t deadline_ms;
@@ -115,7 +115,8 @@ class ClaimTable {
     Links links_;  // every unanswered or granted claim of a live link, to find its entry
     std::unordered_map<NodeSlot, std::vector<std::string>> limbo_;
     std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_;
-    Stats stats_;
+    uint64_t waiting_ = 0;
+    Stats stats_;  // the totals
 };
 
 }  // namespace kvstore

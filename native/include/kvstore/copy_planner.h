@@ -19,6 +19,7 @@
 
 #include "kvstore/directory.h"
 #include "kvstore/node_link.h"
+#include "kvstore/ns_key.h"
 
 namespace kvstore {
 
@@ -37,6 +38,7 @@ struct CopyNode {
     bool source = false;  // connected, alive or draining
     bool target = false;  // connected, alive, weight above 0
     bool counts = false;  // alive: a replica there is a replica
+    bool connected = false;
     uint32_t weight = 0;
     std::string id;
     std::string host;
@@ -60,7 +62,6 @@ class CopyPlanner {
     void done(uint64_t copy_id, Code code, uint64_t now_ms);
     // Targets of orders that may still land.
     std::vector<NodeSlot> targets(const NamespaceEpoch& ns, std::string_view key) const;
-    void node_lost(NodeSlot node, uint64_t now_ms);
 
     struct Dispatch {
         NodeSlot source = kNoNode;
@@ -85,27 +86,30 @@ class CopyPlanner {
         NodeSlot source;
         NodeSlot target;
         uint64_t deadline_ms;
-        bool sent_ok;  // CopyDone said Ok, the announcement is still on its way
+        bool landing;  // CopyDone said Ok, the announcement is still on its way
     };
     struct Task {
         const NamespaceEpoch* ns = nullptr;
         uint32_t attempts = 0;
-        uint64_t due_ms = 0;
         bool queued = false;
         std::vector<InFlight> orders;
         NodeSlot avoid = kNoNode;  // the target that failed last
     };
-    using Tasks = std::unordered_map<std::string, Task>;
+    using Tasks = std::unordered_map<std::string, Task, NsKey::Hash, std::equal_to<>>;
 
     void enqueue(Tasks::iterator at, uint64_t due_ms);
-    void fail(Tasks::iterator at, NodeSlot target, uint64_t now_ms);
+    void end_order(Tasks::iterator at, std::vector<InFlight>::iterator order);
+    void fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms);
+    void retry(Tasks::iterator at, uint64_t now_ms);
     void drop_if_done(Tasks::iterator at);
     void refill(uint64_t now_ms);
-    bool plan_task(Tasks::iterator at, uint64_t now_ms, const std::vector<CopyNode>& nodes,
+    void expire(uint64_t now_ms, const std::vector<CopyNode>& nodes);
+    void plan_task(Tasks::iterator at, uint64_t now_ms, const std::vector<CopyNode>& nodes,
                    std::vector<Dispatch>& out);
+    void order_copy(Tasks::iterator at, const ObjectInfo& info, const CopyNode& source,
+                    const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out);
     NodeSlot choose_target(const ObjectInfo& info, const Task& task,
                            const std::vector<CopyNode>& nodes);
-    void expire(uint64_t now_ms);
 
     Directory& directory_;
     mutable std::mutex mutex_;

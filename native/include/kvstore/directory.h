@@ -46,7 +46,8 @@ struct AnnounceItem {
 
 struct AnnounceOutcome {
     Code code = Code::kOk;      // kRemoved: unpublish it (tombstone, flush or a higher version)
-    uint8_t readable = 0;       // replicas of this version that can be read now
+    uint8_t readable = 0;       // replicas of this version that can be read now …
+    uint8_t wanted = 1;         // … and how many there should be
     bool superseded = false;    // an older version lay elsewhere: its replicas must be told
 };
 
@@ -80,6 +81,7 @@ class Directory {
     const NamespaceTable& namespaces() const { return namespaces_; }
     WatchRing& watch() { return watch_; }
     Version next_version() { return pack_epoch(epoch_, counter_.fetch_add(1) + 1); }
+    Version last_version() const { return pack_epoch(epoch_, counter_.load()); }
 
     // Whether replicas on this node are returned by lookups.
     void set_readable(NodeSlot node, bool readable);
@@ -89,7 +91,7 @@ class Directory {
 
     // out.size() >= keys.size(). The keys are looked up in the namespace's current epoch.
     void lookup(const Namespace& ns, std::span<const std::string_view> keys, std::span<Located> out);
-    Located lookup_one(const NamespaceEpoch& ns, std::string_view key);
+    Located lookup_one(const NamespaceEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
     // operations which the log no longer has).
@@ -112,7 +114,8 @@ class Directory {
     void begin_full(NodeSlot node);
     size_t end_full(NodeSlot node);
     size_t drop_node(NodeSlot node);  // all its replicas
-    // Frees up to `budget` entries of flushed epochs or with nothing left; true when a pass is over.
+    // Looks at up to `budget` entries for those of flushed epochs; true when nothing is left to do.
+    // One thread at a time.
     bool sweep(size_t budget);
 
     bool inspect(const NamespaceEpoch& ns, std::string_view key, ObjectInfo& out) const;
@@ -146,6 +149,7 @@ class Directory {
     Place place(const NamespaceEpoch& ns, std::string_view key) const;
     void answer(const Shard& shard, uint32_t hash, const NamespaceEpoch& ns, std::string_view key,
                 uint64_t now_ms, Located& out) const;
+    Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size);
     void add_replica(Shard& shard, ObjectEntry& entry, Replica replica);
     void drop_replica(Shard& shard, ObjectEntry& entry, size_t position);
     void drop_object(Shard& shard, uint32_t number);
@@ -165,7 +169,8 @@ class Directory {
     std::array<std::atomic<bool>, limits::kMaxNodes> mark_{};
     std::array<std::atomic<bool>, limits::kMaxNodes> announcing_{};
     std::atomic<uint32_t> flushes_{0};  // sweeps have something to look for
-    uint64_t sweep_cursor_ = 0;
+    uint64_t sweep_cursor_ = 0;  // the sweep's own, one thread
+    uint32_t sweep_target_ = 0;
     uint32_t swept_flushes_ = 0;
     std::array<std::atomic<uint64_t>, kMissReasonCount> lookups_{};
 };

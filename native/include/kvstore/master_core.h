@@ -2,7 +2,8 @@
 //
 // Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is durable)
 // and calls the functions under "Policy"; the block port (master_service.h) calls those under "Links"
-// and "Clients". Thread-safe. Lock order: master's mutex, claims or copy planner, shard, watch ring.
+// and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or copy planner, shard,
+// watch ring.
 #pragma once
 
 #include <condition_variable>
@@ -94,16 +95,17 @@ class MasterCore {
         const Namespace& ns, const std::vector<std::string_view>& keys);
 
     // Links. Frames of one link come from one thread at a time.
-    // kExpired: register first (no such session); the node's older link is closed.
-    struct LinkStart {
-        LinkId link = 0;
-        uint64_t ops_seq = 0;
+    struct LinkHello {
+        std::string node_id;
+        uint64_t session_id = 0;
+        uint32_t node_epoch = 0;
+        uint64_t applied_seq = 0;
     };
-    Result<LinkStart> check_link(const std::string& node_id, uint64_t session_id,
-                                 uint32_t node_epoch);
-    // From here on operations and orders are pushed, those above `applied_seq` first.
-    Status open_link(LinkId link, const std::string& node_id, uint64_t session_id,
-                     uint64_t applied_seq, std::shared_ptr<NodeLink> to);
+    // The last operation that the node has to apply before it announces; kExpired: register first.
+    Result<uint64_t> check_link(const LinkHello& hello);
+    // Operations and orders are pushed from here on, those that it missed first. Ends the node's
+    // older link.
+    Result<LinkId> open_link(const LinkHello& hello, std::shared_ptr<NodeLink> to);
     void close_link(LinkId link);
     void claim(LinkId link, const Claim& message, std::vector<ClaimAnswer>& out);
     void abandon(LinkId link, const Abandon& message);
@@ -141,28 +143,45 @@ class MasterCore {
     struct LinkState {
         LinkId id = 0;
         NodeSlot node = kNoNode;
-        Version floor = 0;
-        uint64_t next_seq = 0;   // 0: any (the first frame of the link)
-        bool announcing = false;  // between begin and end
+        std::atomic<Version> floor{0};
+        uint64_t next_seq = 0;    // 0: any (the first frame of the link)
         std::shared_ptr<NodeLink> to;
+        std::mutex work;          // held while it changes the directory; taken before the master's
+        bool closed = false;      // under `work`: nothing of it is recorded any more
+    };
+    using Links = std::unordered_map<LinkId, std::shared_ptr<LinkState>>;
+    // A row of a remove, flush or pin, and its operation if there is one.
+    struct Pending {
+        AckRow row;
+        std::optional<Op> op;
     };
 
+    // "Held" says that the caller holds the master's mutex.
     std::shared_ptr<LinkState> find_link(LinkId link) const;
     Status check_seq(LinkState& link, uint64_t seq);
-    void deliver(std::vector<ClaimAnswer>& answers);
-    void lose_link(NodeRecord& record, NodeSlot slot);        // master's mutex held
-    void push_ops();                                          // master's mutex held
-    void trim();                                              // master's mutex held
-    std::vector<AckWaits::Ready> ready_waits(uint64_t now_ms);  // master's mutex held
-    AckNode look(NodeSlot slot) const;                        // master's mutex held
-    std::vector<NodeSlot> unsynced() const;                   // master's mutex held
+    Result<const NamespaceEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
+                                           uint32_t epoch);
+    void record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
+                         std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers);
+    void lost_while_claiming(const LinkState& link);
+    void end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
+    void deliver(const std::vector<ClaimAnswer>& answers);
+    std::shared_ptr<LinkState> lose_link_held(NodeRecord& record, const std::string& reason);
+    void push_ops_held();
+    void push_ops_held(NodeRecord& record);
+    void trim_held();
+    std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
+    AckNode look_held(NodeSlot slot) const;
+    std::vector<NodeSlot> unsynced() const;
     std::vector<std::string> names(const std::vector<NodeSlot>& slots) const;
-    void submit(std::vector<Op> ops, std::vector<AckRow> rows, uint32_t timeout_ms, RemoveDone done);
-    void refresh_node(NodeSlot slot, NodeRecord& record);     // master's mutex held
-    std::vector<CopyNode> copy_nodes() const;                 // master's mutex held
+    void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
+    void change_state_held(NodeSlot slot, NodeRecord& record, NodeState state);
+    void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
+    std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
     void scan_for_copies(uint64_t now_ms);
-    void sweep_removed_nodes();
+    uint64_t count_objects(const std::function<bool(const ObjectEntry&)>& counts) const;
+    std::vector<bool> living() const;  // by slot: alive, not draining
     void maintenance_loop();
 
     const Options options_;
@@ -174,6 +193,7 @@ class MasterCore {
     NodeTable nodes_;
     OpsLog log_;
     AckWaits waits_;
+    std::mutex flush_mutex_;    // taken before every other
     std::condition_variable journal_ready_;
     std::condition_variable wake_;
     bool stopping_ = false;
@@ -181,11 +201,14 @@ class MasterCore {
     std::atomic<uint64_t> next_link_{1};
 
     mutable std::shared_mutex links_mutex_;
-    std::unordered_map<LinkId, std::shared_ptr<LinkState>> links_;
+    Links links_;
 
-    uint64_t scan_cursor_ = 0;
-    std::atomic<uint64_t> scan_requests_{0};  // a state change that may need copies
+    // The scan for missing copies, the maintenance thread's own but for the requests.
+    std::atomic<uint64_t> scan_requests_{0};
     uint64_t scanned_requests_ = 0;
+    uint64_t scan_target_ = 0;
+    uint64_t scan_cursor_ = 0;
+    uint64_t scanned_ms_ = 0;
 
     std::atomic<uint64_t> announced_{0};
     std::atomic<uint64_t> refused_announces_{0};

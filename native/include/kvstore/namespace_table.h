@@ -10,6 +10,7 @@
 #include <map>
 #include <shared_mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -58,7 +59,14 @@ class NamespaceTable {
 
     const HashSecret secret_;
     mutable std::shared_mutex mutex_;
-    std::map<std::pair<std::string, std::string>, Namespace, std::less<>> names_;
+    struct NameLess {
+        using is_transparent = void;
+        bool operator()(const auto& a, const auto& b) const {
+            return std::pair<std::string_view, std::string_view>(a) <
+                   std::pair<std::string_view, std::string_view>(b);
+        }
+    };
+    std::map<std::pair<std::string, std::string>, Namespace, NameLess> names_;
     std::deque<NamespaceEpoch> epochs_;
 };
 

@@ -37,7 +37,7 @@ struct NodeRecord {
     uint64_t sent_seq = 0;
     Version floor = 0;         // versions that it may announce only when they are recorded
     uint64_t changed_ms = 0;   // when its state last changed
-    bool removed = false;      // being swept; the slot is not reused before
+    bool removed = false;      // being swept; the slot is not reused before that is over
 
     bool connected() const { return link != nullptr; }
     bool readable() const {
@@ -59,13 +59,9 @@ class NodeTable {
     NodeSlot end() const { return static_cast<NodeSlot>(slots_.size()); }
     uint64_t min_applied_seq(uint64_t otherwise) const;
 
-    uint64_t version() const { return version_; }  // changes with ids, states, endpoints
-    void touch() { ++version_; }
-
   private:
     std::vector<std::unique_ptr<NodeRecord>> slots_;
     std::unordered_map<std::string, NodeSlot> by_id_;
-    uint64_t version_ = 1;
 };
 
 }  // namespace kvstore

@@ -14,6 +14,7 @@
 
 #include "kvstore/limits.h"
 #include "kvstore/node_link.h"
+#include "kvstore/status.h"
 #include "kvstore/types.h"
 
 namespace kvstore {
@@ -90,7 +91,7 @@ class ObjectTable {
     static constexpr uint32_t kBlockBits = 8;
     static constexpr uint32_t kBlockMask = (1u << kBlockBits) - 1;
     static constexpr size_t kKeyClasses = limits::kMaxKeyBytes / 8;
-    static constexpr size_t kKeyChunkBytes = 4096;
+    static constexpr size_t kKeysPerChunk = 64;
 
     void grow();
     uint32_t first_match(uint32_t hash) const;  // entry number of the first slot with this hash
@@ -105,6 +106,7 @@ class ObjectTable {
     std::vector<std::unique_ptr<ObjectEntry[]>> blocks_;
     std::array<char*, kKeyClasses> free_keys_{};
     std::vector<std::unique_ptr<char[]>> key_chunks_;
+    uint64_t key_chunk_bytes_ = 0;
     std::array<char*, kKeyClasses> chunk_next_{};
     std::array<char*, kKeyClasses> chunk_end_{};
 };

@@ -3,11 +3,14 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "kvstore/limits.h"
 #include "kvstore/node_link.h"
 
 namespace kvstore {
@@ -45,15 +48,17 @@ class WatchRing {
   private:
     void drop_oldest();
 
+    const size_t capacity_bytes_;
     mutable std::mutex mutex_;
     std::atomic<bool> active_{false};
-    std::vector<uint8_t> ring_;
+    std::vector<uint8_t> ring_;  // allocated while there are watchers
     size_t head_ = 0;   // next byte to write
     size_t tail_ = 0;   // oldest event's first byte
     size_t used_ = 0;   // bytes between tail and head
     uint64_t first_ = 1;  // number of the oldest event kept
     uint64_t next_ = 1;   // number of the next event
     uint64_t last_poll_ms_ = 0;
+    std::deque<std::pair<uint64_t, size_t>> marks_;  // where every 256th event lies
 };
 
 }  // namespace kvstore
