@@ -18,7 +18,7 @@ uint64_t LeaseTable::add(Lease lease) {
     KV_ASSERT(!full());
     const uint64_t id = next_id_++;
     bytes_ += lease.bytes;
-    tenant_bytes_[lease.tenant] += lease.bytes;
+    if (lease.bytes > 0) tenant_bytes_[lease.tenant] += lease.bytes;
     next_expiry_ms_ = std::min(next_expiry_ms_, lease.deadline_ms);
     leases_.emplace(id, std::move(lease));
     return id;
@@ -38,6 +38,7 @@ LeaseTable::Lease LeaseTable::extract(std::unordered_map<uint64_t, Lease>::itera
     Lease lease = std::move(it->second);
     leases_.erase(it);
     bytes_ -= lease.bytes;
+    if (lease.bytes == 0) return lease;  // of empty objects only
     const auto tenant = tenant_bytes_.find(lease.tenant);
     KV_ASSERT(tenant != tenant_bytes_.end() && tenant->second >= lease.bytes);
     tenant->second -= lease.bytes;

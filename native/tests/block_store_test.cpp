@@ -248,6 +248,7 @@ TEST(BlockStore, ABlockThatALivingHazardNamesIsNotReused) {
     auto slot = SlotRegistry::instance().acquire(Fd(dup(h.store->clients_fd())), *number);
     ASSERT_TRUE(slot.ok()) << slot.status().to_string();
     ASSERT_TRUE(slots.confirm(*number).ok());
+    (*slot)->set_confirmed();
 
     ASSERT_EQ(h.put("viewed", 1000), Code::kOk);
     auto found = h.store->find(h.ns, h.key("viewed"));

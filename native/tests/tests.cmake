@@ -13,3 +13,7 @@ target_compile_definitions(messages_test PRIVATE KVSTORE_TEST_DIR="${CMAKE_CURRE
 kv_test(index_test DEPENDS kv_index)
 kv_test(object_reader_test DEPENDS kv_index)
 kv_test(client_slots_test DEPENDS kv_index)
+kv_test(evictor_test DEPENDS kv_store)
+kv_test(store_tables_test DEPENDS kv_store)
+kv_test(block_store_test DEPENDS kv_store)
+kv_test(store_model_test DEPENDS kv_store)
