@@ -176,10 +176,11 @@ class NodeServer:
             self._agent.serve_at(endpoints)
             where = {
                 "node_id": self._config.name(),
+                "port": urlsplit(tcp).port if tcp else None,
+                "http_port": server.port,
                 "tcp": endpoints.tcp,
                 "unix": unix,
                 "http": endpoints.http,
-                "http_port": server.port,
                 "node_epoch": session.node_epoch,
                 "segment_dir": str(directory),
             }

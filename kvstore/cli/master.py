@@ -1,0 +1,40 @@
+"""The command kvstore-master."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from kvstore import config, logging
+from kvstore.cli.output import reports_errors
+from kvstore.cli.serve import run, server_options
+from kvstore.config import MasterConfig
+
+_EPILOG = """\b
+Example:
+  kvstore-master --data-dir /var/lib/kvstore --port 50051
+Without --data-dir the state is kept in $XDG_STATE_HOME/kvstore-master
+(~/.local/state/kvstore-master). Exactly one master may use a data directory.
+SIGHUP reads the token file again; SIGTERM and SIGINT end the master.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@server_options
+@click.option("--grpc-port", type=int, help="Control plane; 0 for any.")
+@click.option("--data-dir", type=click.Path(), help="Where the master keeps its state.")
+@reports_errors
+def main(config_file: str | None, as_json: bool, **flags: Any) -> None:
+    """Run the master: it knows which node holds what and orders the writes of a key."""
+    settings = config.load(MasterConfig, config_file, flags)
+    logging.setup(settings.log_level)
+    from kvstore import _native
+    from kvstore.master.server import MasterCoreFactory, MasterServer
+
+    server = MasterServer(settings, cast(MasterCoreFactory, _native.MasterCore))
+    run("kvstore-master", server.serve, server.reload, settings.port_file, as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The command kvstore-node."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import click
+
+from kvstore import config, logging
+from kvstore.cli.output import reports_errors
+from kvstore.cli.serve import run, server_options
+from kvstore.config import NodeConfig
+
+_EPILOG = """\b
+Example:
+  kvstore-node --config node.json --segment-size 4gb
+with node.json:
+  {"master_address": "10.0.0.1:50051", "node_id": "a", "host": "10.0.0.2"}
+SIGHUP reads the token file again; SIGTERM and SIGINT end the node.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@server_options
+@click.option("--master-address", help="The master's block port, HOST:PORT[,HOST:PORT...].")
+@click.option("--node-id", help="Unique in the cluster.")
+@click.option("--segment-size", help='Memory for objects: an integer or "4gb".')
+@click.option("--segment-dir", type=click.Path(), help="Folder on tmpfs or hugetlbfs.")
+@reports_errors
+def main(config_file: str | None, as_json: bool, master_address: str | None, **flags: Any) -> None:
+    """Run a node: it holds objects in shared memory and serves them."""
+    addresses = master_address.split(",") if master_address else None
+    flags["master_address"] = addresses
+    settings = config.load(NodeConfig, config_file, flags)
+    logging.setup(settings.log_level)
+    from kvstore import _native
+    from kvstore.node.core_api import NodeCoreFactory, Probe
+    from kvstore.node.server import NodeServer
+
+    server = NodeServer(
+        settings,
+        cast(Probe, _native.probe_master),
+        cast(NodeCoreFactory, _native.NodeCore),
+    )
+    run("kvstore-node", server.serve, server.reload, settings.port_file, as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the two server commands share: options, signals, the port file, the line that says ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kvstore.errors import IoError
+from kvstore.logging import LEVELS, EventLogger
+
+_log = EventLogger("process")
+
+F = TypeVar("F", bound=Callable[..., Any])
+Announce = Callable[[dict[str, Any]], None]
+Serve = Callable[[asyncio.Event, Announce], Coroutine[Any, Any, None]]
+
+
+def server_options(command: F) -> F:
+    """Add the options that master and node have in common."""
+    options = [
+        click.option("--config", "config_file", type=click.Path(), help="Read this JSON file."),
+        click.option("--host", help="Address to listen on."),
+        click.option("--port", type=int, help="Block port; 0 for any."),
+        click.option("--http-port", type=int, help="Port of metrics and health; 0 for any."),
+        click.option("--auth-token-file", type=click.Path(), help="File of principals."),
+        click.option("--port-file", type=click.Path(), help="Write the chosen ports here."),
+        click.option("--log-level", type=click.Choice(LEVELS), help="How much to log."),
+        click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run(
+    program: str, serve: Serve, reload: Callable[[], None], port_file: str, as_json: bool
+) -> None:
+    """Run a server until SIGTERM or SIGINT.
+
+    Args:
+        program: its name.
+        serve: runs until the event is set; tells the announcer where it serves.
+        reload: called on SIGHUP.
+        port_file: written when it serves; removed at the end; empty for none.
+        as_json: how to print the ready line.
+    """
+
+    def announce(where: dict[str, Any]) -> None:
+        where = {"pid": os.getpid(), **where}
+        if port_file:
+            _write(Path(port_file), json.dumps(where) + "\n")
+        fields = " ".join(f"{name}={value}" for name, value in where.items())
+        click.echo(json.dumps(where) if as_json else f"{program} ready {fields}")
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        await serve(stop, announce)
+        _log.info("stopped")
+
+    try:
+        asyncio.run(main())
+    finally:
+        if port_file:
+            Path(port_file).unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise IoError(f"port file {path}: {error.strerror}") from error
