@@ -13,14 +13,21 @@ import kvstore
 from tests.support.processes import Daemon, wait_for
 
 SHM = Path("/dev/shm")
-TOLERATED_LOG_WORDS: tuple[str, ...] = ()
 
 
 class Cluster:
     """Starts processes on request and ends every one of them in `close`."""
 
-    def __init__(self, folder: Path, master_options: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        master_options: list[str] | None = None,
+        operator_token_file: str | None = None,
+    ) -> None:
         self.folder = folder
+        self._operator_options = (
+            ["--token-file", operator_token_file] if operator_token_file else []
+        )
         self.run_id = secrets.token_hex(4)
         self.master_options = master_options or []
         self.nodes: dict[str, Daemon] = {}
@@ -81,7 +88,8 @@ class Cluster:
 
         from kvstore.cli.operator import main
 
-        result = CliRunner().invoke(main, [*arguments, "--master", self.address, "--json"])
+        options = ["--master", self.address, "--json", *self._operator_options]
+        result = CliRunner().invoke(main, [*arguments, *options])
         assert result.exit_code == 0, f"{arguments}: {result.output} {result.exception!r}"
         return json.loads(result.stdout)
 

@@ -1,4 +1,4 @@
-"""Bytes that prove whose they are: derived from (tenant, key, generation of the test), any length."""
+"""Bytes that prove whose they are: derived from the key and a salt, of any length."""
 
 from __future__ import annotations
 

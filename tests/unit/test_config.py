@@ -1,0 +1,128 @@
+"""Configuration: strict keys, sizes, flags over file over defaults, the README's table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvstore import config
+from kvstore.config import MasterConfig, NodeConfig
+from kvstore.errors import InvalidArgumentError
+
+
+def write(folder: Path, content: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    master = config.load(MasterConfig, None, {})
+    assert (master.host, master.port, master.grpc_port, master.http_port) == (
+        "127.0.0.1",
+        50051,
+        50052,
+        9080,
+    )
+    assert (master.heartbeat_ms, master.node_ttl_ms) == (1000, 5000)
+    assert master.known_node_retention_ms == 24 * 3600 * 1000
+    assert config.load(NodeConfig, None, {}).port == 0
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, {"port": 1, "http_port": 2})
+    loaded = config.load(MasterConfig, path, {"port": 3, "http_port": None})
+    assert (loaded.port, loaded.http_port, loaded.grpc_port) == (3, 2, 50052)
+
+
+def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
+    values = {
+        "master_address": ["a:1", "b:2"],
+        "node_id": "n",
+        "segment_size": "4gb",
+        "segment_dir": "/dev/shm/x",
+        "host": "10.0.0.1",
+        "port": 7,
+        "http_port": 8,
+        "labels": {"host": "h", "rack": "r"},
+        "transports": ["tcp"],
+        "shm_tenants": ["default", "research"],
+        "auth_token_file": "/etc/token",
+        "log_level": "debug",
+    }
+    loaded = config.load(NodeConfig, write(tmp_path, values), {})
+    assert loaded.addresses() == ["a:1", "b:2"]
+    assert loaded.segment_size == 4 << 30
+    assert loaded.directory() == "/dev/shm/x"
+    assert loaded.placement_labels() == {"host": "h", "rack": "r"}
+    assert loaded.transports == ("tcp",)
+    assert loaded.shm_tenants == ("default", "research")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"segmet_size": 1}, ["segmet_size", "segment_size"]),
+        ({"hots": "x"}, ["hots", "host"]),
+        ({"port": "x"}, ["port", "int"]),
+        ({"port": 70000}, ["port", "65535"]),
+        ({"port": True}, ["port"]),
+        ({"segment_size": "4 apples"}, ["segment_size", "4gb"]),
+        ({"segment_size": 0}, ["segment_size"]),
+        ({"segment_size": -1}, ["segment_size"]),
+        ({"transports": ["rdma"]}, ["transports"]),
+        ({"transports": []}, ["transports"]),
+        ({"log_level": "loud"}, ["log_level"]),
+        ({"master_address": []}, ["master_address"]),
+        ({"master_address": ""}, ["master_address"]),
+        ({"node_id": "a\nb"}, ["node_id"]),
+        ({"labels": {"host": 1}}, ["labels"]),
+        ({"labels": {f"l{i}": "" for i in range(17)}}, ["labels"]),
+        ([1], ["not a JSON object"]),
+        ("{", ["not JSON"]),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, values: object, words: list[str]) -> None:
+    path = write(tmp_path, values)
+    with pytest.raises(InvalidArgumentError) as caught:
+        config.load(NodeConfig, path, {})
+    for word in [*words, str(path)]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"nothing\.json: No such file"):
+        config.load(NodeConfig, tmp_path / "nothing.json", {})
+
+
+def test_a_ttl_below_two_heartbeats_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="node_ttl_ms"):
+        config.load(MasterConfig, None, {"node_ttl_ms": 1500})
+
+
+def test_two_nodes_of_one_host_have_folders_of_their_own() -> None:
+    one = config.load(NodeConfig, None, {"node_id": "rack/1"})
+    other = config.load(NodeConfig, None, {"node_id": "rack/2"})
+    assert one.directory() != other.directory()
+    assert Path(one.directory()).parent == Path("/dev/shm")
+
+
+def test_the_table_has_every_key_and_its_default() -> None:
+    table = config.table()
+    for kind in (MasterConfig, NodeConfig):
+        for name in kind.__struct_fields__:
+            assert f"| `{name}` |" in table
+    assert '| `segment_size` | `"1gb"` |' in table
+    assert all(line.count("|") == 4 for line in table.splitlines() if line)
+
+
+def test_the_default_data_dir_follows_the_users_state_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert config.default_data_dir() == Path("/state/kvstore-master")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert config.default_data_dir() == Path("/home/someone/.local/state/kvstore-master")

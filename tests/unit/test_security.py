@@ -1,0 +1,179 @@
+"""Token files, bearer tokens, roles and tenants; secrets that do not show."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+
+from kvstore import security
+from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from kvstore.logging import EventFormatter, EventLogger
+from kvstore.security import ANYBODY, Guard, Principal, Role, Secret
+
+SECRETS = ("0123456789abcdef-client", "0123456789abcdef-node", "0123456789abcdef-ops")
+FILE = f"""# name role tenants secret
+engine  client    default,research  {SECRETS[0]}
+
+node-a  node      *                 {SECRETS[1]}
+ops     operator  *                 {SECRETS[2]}
+"""
+
+
+def write(folder: Path, text: str, mode: int = 0o600) -> Path:
+    path = folder / "tokens"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_a_token_file_is_read(tmp_path: Path) -> None:
+    engine, node, ops = security.load_principals(write(tmp_path, FILE))
+    assert (engine.name, engine.role, engine.tenants) == (
+        "engine",
+        Role.CLIENT,
+        ("default", "research"),
+    )
+    assert engine.may_use("research") and not engine.may_use("other")
+    assert node.role is Role.NODE and node.may_use("any")
+    assert ops.native() == ("ops", 2, ["*"], SECRETS[2])
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+def test_a_file_that_others_read_is_refused(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(InvalidArgumentError, match="chmod 600"):
+        security.load_principals(write(tmp_path, FILE, mode))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "no principal"),
+        ("# only a comment\n", "no principal"),
+        ("a client default\n", "line 1: 3 fields"),
+        ("a client default secret-secret-secret extra\n", "line 1: 5 fields"),
+        ("\na king * 0123456789abcdef\n", "line 2: role 'king'"),
+        ("a client * short\n", "line 1: the secret is shorter"),
+        ("a:b client * 0123456789abcdef\n", "colon"),
+        ("a client , 0123456789abcdef\n", "no tenants"),
+        (f"a client {'t' * 256} 0123456789abcdef\n", "too long"),
+        ("a client * 0123456789abcdef\n" * 2, "line 2: second line"),
+    ],
+)
+def test_a_wrong_line_is_named_without_its_secret(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=word) as caught:
+        security.load_principals(write(tmp_path, text))
+    assert "0123456789abcdef" not in str(caught.value)
+    assert "tokens" in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="No such file"):
+        security.load_principals(tmp_path / "nothing")
+    path = tmp_path / "binary"
+    path.write_bytes(b"\xff\xfe")
+    path.chmod(0o600)
+    with pytest.raises(InvalidArgumentError, match="UTF-8"):
+        security.load_principals(path)
+
+
+def test_a_process_finds_itself_in_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path, FILE)
+    assert security.load_identity(path, (Role.NODE,)).name == "node-a"
+    with pytest.raises(InvalidArgumentError, match="2 principals"):
+        security.load_identity(path)
+    assert security.load_identity(path, name="ops").role is Role.OPERATOR
+    with pytest.raises(InvalidArgumentError, match="0 principals"):
+        security.load_identity(write(tmp_path, "a node * 0123456789abcdef\n"))
+
+
+def test_a_secret_shows_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    secret = Secret("do-not-show-this")
+    principal = Principal("a", Role.CLIENT, ("*",), secret)
+    assert "show" not in f"{secret} {secret!r} {principal} {[secret]}"
+    with pytest.raises(TypeError):
+        pickle.dumps(secret)
+    with caplog.at_level(logging.INFO, "kvstore"):
+        EventLogger("test").info("event", principal=principal, secret=secret)
+    line = EventFormatter().format(caplog.records[0])
+    assert "show" not in line and "***" in line
+
+
+def test_secrets_compare_by_value() -> None:
+    assert Secret("a") == Secret("a") != Secret("b")
+    assert hash(Secret("a")) == hash(Secret("a"))
+    assert Secret("a") != "a"
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Guard:
+    return Guard(security.load_principals(write(tmp_path, FILE)))
+
+
+def test_a_bearer_token_identifies(guard: Guard) -> None:
+    assert guard.required
+    assert guard.identify(f"Bearer engine:{SECRETS[0]}").name == "engine"
+    assert guard.identify(f"bearer engine:{SECRETS[0]}").name == "engine"
+    ((name, value),) = security.bearer(guard.identify(f"Bearer ops:{SECRETS[2]}"))
+    assert name == "authorization" and guard.identify(value).name == "ops"
+    assert security.bearer(None) == ()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer :",
+        "Bearer engine",
+        "Bearer engine:",
+        "Bearer engine:wrong",
+        f"Bearer nobody:{SECRETS[0]}",
+        "Bearer nobody:",
+        "Bearer anybody:",
+        f"Basic engine:{SECRETS[0]}",
+        f"Bearer ops:{SECRETS[0]}",
+        f"Bearer engine:{SECRETS[0]}x",
+        "Bearer engine:ü",
+    ],
+)
+def test_anything_else_is_refused(guard: Guard, header: str | None) -> None:
+    with pytest.raises(UnauthenticatedError):
+        guard.identify(header)
+
+
+def test_without_a_token_file_everybody_may(tmp_path: Path) -> None:
+    guard = Guard(None)
+    assert not guard.required
+    principal = guard.identify(None)
+    assert principal is ANYBODY
+    for role in Role:
+        security.require(principal, [role], "any")
+
+
+def test_a_replaced_token_is_worthless(guard: Guard) -> None:
+    guard.replace([Principal("engine", Role.CLIENT, ("*",), Secret("another-secret-16"))])
+    with pytest.raises(UnauthenticatedError):
+        guard.identify(f"Bearer engine:{SECRETS[0]}")
+
+
+def test_roles_and_tenants() -> None:
+    client = Principal("c", Role.CLIENT, ("default",), Secret("s"))
+    node = Principal("n", Role.NODE, ("*",), Secret("s"))
+    operator = Principal("o", Role.OPERATOR, ("*",), Secret("s"))
+    security.require(client, [Role.CLIENT], "default")
+    security.require(operator, [Role.CLIENT], "default")  # an operator may what a client may
+    security.require(node, [Role.NODE])
+    for principal, role, tenant in (
+        (client, Role.CLIENT, "other"),
+        (client, Role.OPERATOR, None),
+        (client, Role.NODE, None),
+        (operator, Role.NODE, None),
+        (node, Role.CLIENT, "default"),
+    ):
+        with pytest.raises(PermissionDeniedError, match=principal.name):
+            security.require(principal, [role], tenant)
