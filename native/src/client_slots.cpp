@@ -63,7 +63,7 @@ bool ClientSlots::lock_seen(uint32_t slot) const {
 void ClientSlots::clear(uint32_t slot) {
     SlotPage& p = page(slot);
     for (Hazard& hazard : p.hazards) {
-        steps::clear_hazard(steps::RealMemory{}, hazard.gen);
+        steps::clear_hazard(steps::RealMemory{}, hazard);
         hazard.offset.store(0, kRelaxed);
     }
     for (SharedWord& counter : p.counters) counter.store(0, kRelaxed);

@@ -205,7 +205,7 @@ void SlotRegistry::release(ClientSlot::State* state) {
     KV_ASSERT(state->handles > 0);
     if (--state->handles > 0) return;
     for (Hazard& hazard : state->page->hazards) {
-        steps::clear_hazard(steps::RealMemory{}, hazard.gen);
+        steps::clear_hazard(steps::RealMemory{}, hazard);
     }
     set_lock(state->fd, F_UNLCK, slot_offset(state->number));
     const FileKey key = state->key;
@@ -256,16 +256,14 @@ std::optional<ClientSlot::Handle> ClientSlot::publish_hazard(uint64_t offset, Ge
         free = static_cast<uint32_t>(std::countr_one(used));
     } while (!state_->hazards_used.compare_exchange_weak(used, used | uint64_t{1} << free,
                                                          std::memory_order_acquire, kRelaxed));
-    Hazard& hazard = state_->page->hazards[free];
-    hazard.offset.store(offset, kRelaxed);
-    steps::publish_hazard(steps::RealMemory{}, hazard.gen, gen);
+    steps::publish_hazard(steps::RealMemory{}, state_->page->hazards[free], offset, gen);
     return free;
 }
 
 void ClientSlot::clear_hazard(Handle handle) {
     KV_ASSERT(handle < kSlotHazards);
     if (!in_own_process()) return;
-    steps::clear_hazard(steps::RealMemory{}, state_->page->hazards[handle].gen);
+    steps::clear_hazard(steps::RealMemory{}, state_->page->hazards[handle]);
     const uint64_t bit = uint64_t{1} << handle;
     const uint64_t before = state_->hazards_used.fetch_and(~bit, std::memory_order_release);
     KV_ASSERT((before & bit) != 0);

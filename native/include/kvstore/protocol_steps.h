@@ -44,6 +44,7 @@ enum class Guard : uint8_t {
     kAttachRetire,            // new node: the old index is marked retired
     kAttachRetireFence,       // new node: full fence between that mark and the scan
     kAttachRetireFirst,       // new node: the mark comes before anything is freed
+    kAttachScanHazards,       // new node: a block that a hazard names is not free
     kAttachReservations,      // new node: blocks reserved from the old one stay quarantined
     kCount,
 };
@@ -97,14 +98,16 @@ bool read_stable(M&& m, const Word& gen_word, const Flag& retired, Generation ex
 }
 
 // First half of a hold: says "in use" where the node will look.
-template <class M, class Word>
-void publish_hazard(M&& m, Word& hazard, Generation gen) {
-    if (m.enabled(Guard::kHoldHazard)) m.store(hazard, gen, std::memory_order_relaxed);
+template <class M, class Hazard>
+void publish_hazard(M&& m, Hazard& hazard, uint64_t offset, Generation gen) {
+    if (!m.enabled(Guard::kHoldHazard)) return;
+    m.store(hazard.offset, offset, std::memory_order_relaxed);
+    m.store(hazard.gen, gen, std::memory_order_relaxed);
 }
 
-template <class M, class Word>
-void clear_hazard(M&& m, Word& hazard) {
-    m.store(hazard, Generation{0}, std::memory_order_release);
+template <class M, class Hazard>
+void clear_hazard(M&& m, Hazard& hazard) {
+    m.store(hazard.gen, Generation{0}, std::memory_order_release);
 }
 
 // Second half: the hazard was in place while the object was still valid, so the node's scan, which
@@ -225,6 +228,20 @@ void take_over(M&& m, Flag& retired, FreeBlocks&& free_blocks) {
     if (!m.enabled(Guard::kAttachRetireFirst)) free_blocks();
     retire_index(m, retired);
     if (m.enabled(Guard::kAttachRetireFirst)) free_blocks();
+}
+
+// Whether a block that the new index does not carry over is held. The old node may have died between
+// invalidating its entry and scanning, so the generation can be lost; the hazard names the block too.
+template <class M, class Hazards>
+bool slot_holds_block(M&& m, const Hazards& hazards, uint64_t offset) {
+    if (!m.enabled(Guard::kAttachScanHazards)) return false;
+    for (const auto& hazard : hazards) {
+        if (m.load(hazard.gen, std::memory_order_acquire) != 0 &&
+            m.load(hazard.offset, std::memory_order_relaxed) == offset) {
+            return true;
+        }
+    }
+    return false;
 }
 
 // Whether a block that the old node had reserved counts as free to the new one.

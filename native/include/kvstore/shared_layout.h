@@ -158,7 +158,7 @@ static_assert(sizeof(ClientsHeader) == 24);
 
 struct Hazard {
     SharedWord gen;     // 0: free
-    SharedWord offset;  // for people
+    SharedWord offset;  // of the block: a node that attaches may not know the generation any more
 };
 
 struct SlotPage {
