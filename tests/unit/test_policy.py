@@ -1,0 +1,316 @@
+"""The master's decisions about nodes, as pure functions of state, event and time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore.errors import Status
+from kvstore.master import policy
+from kvstore.master.model import (
+    Cluster,
+    Drain,
+    Endpoints,
+    Event,
+    Heartbeat,
+    Node,
+    NodeState,
+    Observe,
+    Register,
+    Segment,
+    Settings,
+    Tick,
+    Unregister,
+)
+from kvstore.master.policy import (
+    FinishRebuild,
+    Forget,
+    OpenSession,
+    Persist,
+    Refuse,
+    SetCopyRate,
+    SetNode,
+)
+
+SETTINGS = Settings()
+SERVING = Endpoints(tcp="tcp://h:1")
+SEGMENTS = (Segment("segment", 1, 1000),)
+
+
+def run(cluster: Cluster, *events: tuple[Event, int]) -> tuple[Cluster, list[policy.Decision]]:
+    decisions: list[policy.Decision] = []
+    for event, now_ms in events:
+        cluster, more = policy.decide(SETTINGS, cluster, event, now_ms)
+        decisions += more
+    return cluster, decisions
+
+
+def register(session: int, incarnation: int = 7, epoch: int = 0, node_id: str = "a") -> Register:
+    return Register(node_id, incarnation, epoch, session, SERVING, {"host": "h"}, SEGMENTS)
+
+
+def heartbeat(session: int, used: int = 0, node_id: str = "a") -> Heartbeat:
+    return Heartbeat(node_id, session, 1000, used, SERVING, SEGMENTS)
+
+
+def joined(now_ms: int = 0) -> Cluster:
+    return run(Cluster(0), (register(1), now_ms), (Observe("a", True, True), now_ms))[0]
+
+
+def only(decisions: list[policy.Decision], kind: type) -> list[policy.Decision]:
+    return [decision for decision in decisions if isinstance(decision, kind)]
+
+
+def test_a_registration_is_on_disk_before_the_link_may_open() -> None:
+    cluster, decisions = run(Cluster(0), (register(1), 5))
+    assert [type(d) for d in decisions] == [Persist, OpenSession, SetNode]
+    node = cluster.nodes["a"]
+    assert (node.session_id, node.node_epoch, node.state) == (1, 1, NodeState.ALIVE)
+
+
+def test_a_node_without_endpoints_is_joining_until_its_first_heartbeat() -> None:
+    event = replace(register(1), endpoints=Endpoints())
+    cluster, _ = run(Cluster(0), (event, 0))
+    assert cluster.nodes["a"].state is NodeState.JOINING
+    cluster, _ = run(cluster, (heartbeat(1), 10))
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+
+
+def test_every_process_gets_a_greater_epoch_and_keeps_it() -> None:
+    cluster, _ = run(Cluster(0), (register(1, incarnation=1), 0), (register(2, incarnation=2), 1))
+    assert cluster.nodes["a"].node_epoch == 2
+    cluster, _ = run(cluster, (register(3, incarnation=2, epoch=2), 2))
+    assert (cluster.nodes["a"].node_epoch, cluster.nodes["a"].session_id) == (2, 3)
+
+
+def test_a_superseded_process_is_refused() -> None:
+    cluster, _ = run(Cluster(0), (register(1, incarnation=1), 0), (register(2, incarnation=2), 1))
+    after, (refusal,) = run(cluster, (register(3, incarnation=1, epoch=1), 2))
+    assert isinstance(refusal, Refuse) and refusal.status is Status.AlreadyExists
+    assert after == cluster
+
+
+def test_an_epoch_survives_a_master_that_forgot_the_node() -> None:
+    cluster, _ = run(Cluster(0), (register(1, epoch=9), 0))
+    assert cluster.nodes["a"].node_epoch == 9
+    cluster, _ = run(cluster, (register(2, incarnation=8), 1))
+    assert cluster.nodes["a"].node_epoch == 10
+
+
+@pytest.mark.parametrize("event", [heartbeat(2), Unregister("a", 2), heartbeat(0)])
+def test_a_wrong_session_is_refused(event: Event) -> None:
+    cluster = joined()
+    after, (refusal,) = run(cluster, (event, 1))
+    assert isinstance(refusal, Refuse) and refusal.status is Status.NotFound
+    assert after == cluster
+
+
+def test_silence_for_the_ttl_is_death() -> None:
+    cluster, decisions = run(joined(), (heartbeat(1), 100), (Tick(), 5099))
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+    cluster, decisions = run(cluster, (Tick(), 5100))
+    assert cluster.nodes["a"].state is NodeState.DEAD
+    (told,) = only(decisions, SetNode)
+    assert isinstance(told, SetNode) and told.state is NodeState.DEAD and told.weight == 0
+    # It comes back with a new session, without a new epoch: it is the same process.
+    cluster, (refusal,) = run(cluster, (heartbeat(1), 5200))
+    assert isinstance(refusal, Refuse)
+    cluster, _ = run(cluster, (register(2, epoch=1), 5300))
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+
+
+def test_death_reaches_placement_before_the_disk() -> None:
+    _, decisions = run(joined(), (Tick(), 5000))
+    kinds = [type(d) for d in decisions]
+    assert kinds.index(SetNode) < kinds.index(Persist)
+
+
+def test_a_goodbye_is_death_at_once_and_nobody_waits_for_it() -> None:
+    cluster, _ = run(joined(), (Unregister("a", 1), 10))
+    node = cluster.nodes["a"]
+    assert node.state is NodeState.DEAD and node.left
+    assert not policy.start([node], 20).rebuilding
+
+
+def test_a_node_that_is_away_is_forgotten_after_the_retention() -> None:
+    cluster, _ = run(joined(), (Tick(), 5000))
+    last = SETTINGS.retention_ms
+    cluster, decisions = run(cluster, (Tick(), last - 1))
+    assert "a" in cluster.nodes
+    cluster, decisions = run(cluster, (Tick(), last))
+    assert cluster.nodes == {} and only(decisions, Forget) == [Forget("a")]
+
+
+def test_the_record_of_a_living_node_does_not_grow_old() -> None:
+    cluster = joined()
+    written = []
+    for now_ms in range(0, 3 * 3600 * 1000, 1000):
+        cluster, decisions = run(cluster, (heartbeat(1), now_ms))
+        written += [now_ms for _ in only(decisions, Persist)]
+    assert written == [3600 * 1000, 2 * 3600 * 1000]
+
+
+def test_drain_takes_the_node_out_of_placement_and_is_remembered() -> None:
+    cluster, decisions = run(joined(), (heartbeat(1), 0), (Drain("a"), 60_000))
+    assert [type(d) for d in decisions[-2:]] == [Persist, SetNode]
+    assert cluster.nodes["a"].state is NodeState.DRAINING
+    assert policy.weight(SETTINGS, cluster.nodes["a"], 60_000) == 0
+    again, nothing = run(cluster, (Drain("a"), 60_001))
+    assert again == cluster and nothing == []
+    # A restart of master and node does not end the drain.
+    cluster = policy.start([cluster.nodes["a"]], 0)
+    cluster, _ = run(cluster, (register(2, incarnation=8), 1))
+    assert cluster.nodes["a"].state is NodeState.DRAINING
+    cluster, _ = run(cluster, (Drain("a", cancel=True), 2))
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+
+
+def test_a_drain_that_begins_again_asks_for_a_new_acknowledgement() -> None:
+    event = replace(heartbeat(1), refuses_writes=True)
+    cluster, _ = run(joined(), (Drain("a"), 1), (event, 2))
+    assert cluster.nodes["a"].refuses_writes
+    cluster, _ = run(cluster, (Drain("a", cancel=True), 3), (Drain("a"), 4))
+    assert not cluster.nodes["a"].refuses_writes
+
+
+def test_nobody_drains_an_unknown_node() -> None:
+    _, (refusal,) = run(Cluster(0), (Drain("a"), 1))
+    assert isinstance(refusal, Refuse) and refusal.status is Status.NotFound
+
+
+def test_weight_is_free_ratio_times_slow_start() -> None:
+    node = joined().nodes["a"]
+    at = SETTINGS.slow_start_ms
+    assert policy.weight(SETTINGS, node, 0) == pytest.approx(policy.SLOW_START_SHARE)
+    assert policy.weight(SETTINGS, node, at // 2) == pytest.approx(0.55)
+    assert policy.weight(SETTINGS, node, at) == 1
+    assert policy.weight(SETTINGS, replace(node, used_bytes=750), at) == pytest.approx(0.25)
+    assert policy.weight(SETTINGS, replace(node, used_bytes=5000), at) == policy.MIN_FREE_RATIO
+    for useless in (
+        replace(node, linked=False),
+        replace(node, capacity_bytes=0),
+        replace(node, session_id=0),
+        replace(node, endpoints=Endpoints()),
+        replace(node, draining=True),
+    ):
+        assert policy.weight(SETTINGS, useless, at) == 0
+
+
+def known(node_id: str, left: bool = False) -> Node:
+    return Node(node_id, node_epoch=1, incarnation=7, last_seen_ms=-1000, left=left)
+
+
+def test_a_fresh_cluster_needs_no_rebuild() -> None:
+    assert not policy.start([], 0).rebuilding
+
+
+def test_a_rebuild_ends_when_everybody_has_announced() -> None:
+    cluster = policy.start([known("a"), known("b")], 0)
+    assert cluster.rebuilding and cluster.awaited == {"a", "b"}
+    cluster, decisions = run(
+        cluster,
+        (register(1, epoch=1), 100),
+        (register(2, epoch=1, node_id="b"), 100),
+        (Observe("a", True, True), 200),
+        (Observe("b", True, False), 200),
+        (Tick(), 300),
+    )
+    assert cluster.rebuilding and cluster.awaited == {"b"}
+    assert only(decisions, SetCopyRate) == [SetCopyRate(0)]
+    cluster, decisions = run(cluster, (Observe("b", True, True), 400), (Tick(), 500))
+    assert not cluster.rebuilding
+    assert only(decisions, FinishRebuild) == [FinishRebuild(())]
+    assert only(decisions, SetCopyRate) == [SetCopyRate(SETTINGS.repair_copies)]
+
+
+def test_a_rebuild_ends_with_the_ttl_of_those_who_stay_away() -> None:
+    cluster = policy.start([known("a"), known("b")], 0)
+    cluster, _ = run(
+        cluster, (register(1, epoch=1), 100), (Observe("a", True, True), 200), (Tick(), 4999)
+    )
+    assert cluster.rebuilding
+    cluster, decisions = run(cluster, (heartbeat(1), 4999), (Tick(), 5000))
+    assert not cluster.rebuilding
+    assert only(decisions, FinishRebuild) == [FinishRebuild(("b",))]
+
+
+def test_a_node_without_a_link_does_not_hold_up_the_rebuild() -> None:
+    cluster = policy.start([known("a")], 0)
+    cluster, _ = run(cluster, (register(1, epoch=1), 4000))
+    for now_ms in range(4000, 9000, 500):
+        cluster, _ = run(cluster, (heartbeat(1), now_ms), (Tick(), now_ms))
+        assert cluster.rebuilding
+    cluster, _ = run(cluster, (heartbeat(1), 9000), (Tick(), 9000))
+    assert not cluster.rebuilding
+
+
+EVENTS = st.one_of(
+    st.builds(
+        lambda n, i, e: ("register", n, i, e),
+        st.sampled_from("ab"),
+        st.integers(1, 3),
+        st.booleans(),
+    ),
+    st.builds(lambda n: ("heartbeat", n), st.sampled_from("ab")),
+    st.builds(lambda n: ("leave", n), st.sampled_from("ab")),
+    st.builds(lambda n, c: ("drain", n, c), st.sampled_from("ab"), st.booleans()),
+    st.builds(
+        lambda n, x, y: ("seen", n, x, y), st.sampled_from("ab"), st.booleans(), st.booleans()
+    ),
+    st.just(("tick",)),
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.integers(0, 6000)), max_size=60))
+def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
+    """Epochs only grow, sessions are unique, silence is death, opened sessions are on disk."""
+    cluster, now_ms, session = policy.start([known("b")], 0), 0, 0
+    highest: dict[str, int] = {}
+    disk: dict[str, Node] = {}
+    for step, pause_ms in script:
+        now_ms += pause_ms
+        session += 1
+        cluster_before = cluster
+        event = _event(step, cluster, session)
+        cluster, decisions = policy.decide(SETTINGS, cluster, event, now_ms)
+        for decision in decisions:
+            match decision:
+                case Refuse():
+                    assert cluster == cluster_before and len(decisions) == 1
+                case Persist(node):
+                    disk[node.node_id] = node
+                case OpenSession(node):
+                    assert disk[node.node_id] == node
+                    assert node.node_epoch >= highest.get(node.node_id, 0)
+                    highest[node.node_id] = node.node_epoch
+                case SetNode(node, state, weight):
+                    assert 0 <= weight <= 1
+                    assert weight == 0 or state is NodeState.ALIVE
+        living = [n.session_id for n in cluster.nodes.values() if n.session_id]
+        assert len(living) == len(set(living))
+        if isinstance(event, Tick):
+            for node in cluster.nodes.values():
+                if now_ms - node.last_seen_ms >= SETTINGS.node_ttl_ms:
+                    assert node.state is NodeState.DEAD
+
+
+def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
+    kind, *rest = step
+    node = cluster.nodes.get(str(rest[0])) if rest else None
+    current = node.session_id if node else 0
+    match kind, rest:
+        case "register", [str(node_id), int(incarnation), again]:
+            epoch = node.node_epoch if node and again else 0
+            return register(session, incarnation, epoch, node_id)
+        case "heartbeat", [str(node_id)]:
+            return heartbeat(current, node_id=node_id)
+        case "leave", [str(node_id)]:
+            return Unregister(node_id, current)
+        case "drain", [str(node_id), bool(cancel)]:
+            return Drain(node_id, cancel)
+        case "seen", [str(node_id), bool(linked), bool(synced)]:
+            return Observe(node_id, linked, synced)
+    return Tick()
