@@ -39,9 +39,13 @@ class Journal:
         """Begin to drain."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Write what is waiting and end the thread. The native side was stopped before."""
+    def request_stop(self) -> None:
+        """Let the thread end once nothing is waiting; after the native side was stopped."""
         self._stop.set()
+
+    def stop(self) -> None:
+        """Write what is waiting and end the thread."""
+        self.request_stop()
         self._thread.join()
 
     def _run(self) -> None:

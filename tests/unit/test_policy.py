@@ -267,12 +267,11 @@ EVENTS = st.one_of(
 @given(st.lists(st.tuples(EVENTS, st.integers(0, 6000)), max_size=60))
 def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
     """Epochs only grow, sessions are unique, silence is death, opened sessions are on disk."""
-    cluster, now_ms, session = policy.start([known("b")], 0), 0, 0
+    cluster, now_ms = policy.start([known("b")], 0), 0
     highest: dict[str, int] = {}
     disk: dict[str, Node] = {}
-    for step, pause_ms in script:
+    for session, (step, pause_ms) in enumerate(script, 1):
         now_ms += pause_ms
-        session += 1
         cluster_before = cluster
         event = _event(step, cluster, session)
         cluster, decisions = policy.decide(SETTINGS, cluster, event, now_ms)

@@ -1,0 +1,127 @@
+"""A stand-in for the native master, for unit tests of what is around it; it records calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore.master.core_api import CoreEvent, CoreNode, CoreObject
+
+
+class FakeCore:
+    """Answers what a test has put in; implements kvstore.master.core_api.MasterCoreApi."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.seen: list[CoreNode] = []
+        self.batches: list[list[tuple[int, bytes]]] = []
+        self.trimmed = (0, 0)
+        self.objects: dict[str, CoreObject] = {}
+        self.events: list[CoreEvent] = []
+
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+    def start(self) -> list[str]:
+        return ["tcp://127.0.0.1:1"]
+
+    def stop(self) -> None:
+        self.calls.append(("stop",))
+
+    def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
+        self.calls.append(("set_principals", principals))
+
+    def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
+        self.calls.append(("set_endpoints", grpc_endpoint, http_endpoint))
+
+    def register_node(
+        self,
+        node_id: str,
+        session_id: int,
+        node_epoch: int,
+        tcp_endpoint: str,
+        unix_endpoint: str,
+        host: str,
+        weight: int,
+        capacity_bytes: int,
+        free_bytes: int = 0,
+        state: int = 0,
+        known: bool = False,
+    ) -> None:
+        self.calls.append(("register_node", node_id, session_id, node_epoch, state, known))
+
+    def set_node(
+        self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
+    ) -> None:
+        self.calls.append(("set_node", node_id, state, weight, free_bytes, capacity_bytes))
+
+    def set_node_endpoints(
+        self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
+    ) -> None:
+        self.calls.append(("set_node_endpoints", node_id, tcp_endpoint, unix_endpoint, host))
+
+    def remove_node(self, node_id: str) -> None:
+        self.calls.append(("remove_node", node_id))
+
+    def nodes(self) -> list[CoreNode]:
+        return self.seen
+
+    def finish_rebuild(self) -> None:
+        self.calls.append(("finish_rebuild",))
+
+    def set_copy_policy(self, *, copies_per_s: float | None = None) -> None:
+        self.calls.append(("set_copy_policy", copies_per_s))
+
+    def drain_remaining(self, node_id: str) -> int:
+        return 3
+
+    def under_replicated(self) -> int:
+        return 2
+
+    def load_ops(self, records: list[bytes]) -> None:
+        self.calls.append(("load_ops", records))
+
+    def set_namespace_epoch(self, tenant: str, namespace: str, epoch: int) -> None:
+        self.calls.append(("set_namespace_epoch", tenant, namespace, epoch))
+
+    def namespaces(self) -> list[tuple[str, str, int]]:
+        return [("default", "", 4), ("default", "untouched", 0)]
+
+    def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
+        return self.batches.pop(0) if self.batches else []
+
+    def journal_done(self, seq: int) -> None:
+        self.calls.append(("journal_done", seq))
+
+    def journal_trimmed(self) -> tuple[int, int]:
+        return self.trimmed
+
+    def flush(self, tenant: str, namespace: str, timeout_ms: int) -> tuple[int, list[str], int]:
+        self.calls.append(("flush", tenant, namespace, timeout_ms))
+        return -15, ["gone"], 5
+
+    def remove(
+        self, tenant: str, namespace: str, keys: list[str], timeout_ms: int
+    ) -> tuple[list[int], list[str]]:
+        self.calls.append(("remove", tenant, namespace, keys, timeout_ms))
+        return [0] * len(keys), []
+
+    def list_keys(
+        self, tenant: str, namespace: str, prefix: str, cursor: int, limit: int
+    ) -> tuple[list[str], int]:
+        self.calls.append(("list_keys", tenant, namespace, prefix, cursor, limit))
+        return ["k"], 9
+
+    def inspect(self, tenant: str, namespace: str, key: str) -> CoreObject | None:
+        return self.objects.get(key)
+
+    def locate(
+        self, tenant: str, namespace: str, keys: list[str]
+    ) -> tuple[list[tuple[str, int]], int]:
+        return [("a", 2), ("b", 1)], len(keys)
+
+    def poll_events(self, cursor: int, max_events: int) -> tuple[list[CoreEvent], int, bool]:
+        events, self.events = self.events, []
+        return events, cursor + len(events), cursor == 0
+
+    def stats(self) -> dict[str, Any]:
+        return {"objects": 11, "ops_pending": 6}
