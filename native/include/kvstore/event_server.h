@@ -25,17 +25,17 @@ class Connection;
 // Who is at the other end; complete once the Welcome is sent.
 struct Peer {
     Role role = Role::kClient;
-    std::string tenant;
-    std::string ns;
-    std::string principal;  // empty: not authenticated
-    std::string client_name;
-    std::string node_id;
+    std::string tenant{};
+    std::string ns{};
+    std::string principal{};  // empty: not authenticated
+    std::string client_name{};
+    std::string node_id{};
     uint32_t node_epoch = 0;
     uint64_t session_id = 0;
     uint64_t applied_seq = 0;
     uint32_t version = 0;
     uint64_t features = 0;  // offered by both
-    std::string address;    // for logs
+    std::string address{};  // for logs
     bool is_unix = false;   // descriptors can be passed
     uid_t uid = 0;          // Unix only
     pid_t pid = 0;
@@ -123,7 +123,8 @@ class Service {
     // A frame without payload is complete. For one with payload fill `plan`; on_payload follows.
     virtual void on_frame(Connection& connection, const FrameHeader& header,
                           std::span<const uint8_t> body, PayloadPlan* plan) = 0;
-    // The payload has arrived; `body` is the same as in on_frame.
+    // The payload has arrived (or was discarded); `body` is the same as in on_frame. The server
+    // itself answers Ping, and ends the session on a fatal Error from the peer.
     virtual void on_payload(Connection&, const FrameHeader&, std::span<const uint8_t> /*body*/,
                             const std::shared_ptr<void>& /*context*/) {}
     // Once for every connection whose on_hello was accepted (or that was adopted). A payload that
@@ -149,7 +150,7 @@ class EventServer {
   public:
     struct Options {
         size_t loops = 2;
-        std::string cluster_id;
+        std::string cluster_id{};
         uint64_t features = kAllFeatures;
         uint32_t version_min = kProtocolVersionMin;
         uint32_t version_max = kProtocolVersionMax;
@@ -159,9 +160,10 @@ class EventServer {
         size_t max_queued_bytes = limits::kMaxQueuedBytes;
         uint64_t max_queued_payload_bytes = limits::kMaxPayloadBytes;
         uint32_t write_stall_ms = 30'000;  // queued bytes that do not move for so long: closed
+        uint32_t read_stall_ms = 20'000;   // a begun frame that does not go on for so long: closed
         uint32_t tick_ms = 50;
-        std::shared_ptr<Authenticator> authenticator;     // none: authentication off
-        std::function<void(Code, std::string_view)> log;  // refusals and errors; any thread
+        std::shared_ptr<Authenticator> authenticator{};     // none: authentication off
+        std::function<void(Code, std::string_view)> log{};  // refusals and errors; any thread
     };
     // `service` outlives the server.
     EventServer(Options options, Service& service);
