@@ -31,7 +31,7 @@ void ClaimTable::claim_one(const NamespaceEpoch& ns, const ClaimRequest& request
     const NsKey name(ns.ref, request.key);
     auto at = entries_.find(name.view());
     if (at == entries_.end()) {
-        const Located found = directory_.lookup_one(ns, request.key);
+        const ObjectPlace found = directory_.lookup_one(ns, request.key);
         if (found.code == Code::kOk && !request.upsert) {
             ++stats_.total_exists;
             return refuse(Code::kAlreadyExists, found.version);
@@ -128,7 +128,7 @@ void ClaimTable::pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) {
     while (!entry.waiters.empty()) {
         const Waiter first = entry.waiters.front();
         entry.waiters.pop_front();
-        const Located found = directory_.lookup_one(*entry.ns, key);
+        const ObjectPlace found = directory_.lookup_one(*entry.ns, key);
         if (found.code == Code::kOk && !first.upsert) {
             end_wait(first, Code::kAlreadyExists, found.version, out);
             continue;

@@ -45,8 +45,8 @@ uint8_t Directory::count_readable(const ObjectEntry& entry) const {
 }
 
 void Directory::answer(const Shard& shard, uint32_t hash, const NamespaceEpoch& ns,
-                       std::string_view key, uint64_t now_ms, Located& out) const {
-    out = Located();
+                       std::string_view key, uint64_t now_ms, ObjectPlace& out) const {
+    out = ObjectPlace();
     const uint32_t number = shard.objects.find(hash, ns.ref, key);
     if (number == ObjectTable::kNone) {
         out.reason = rebuilding() ? MissReason::kRebuilding : shard.why_absent(hash, ns.ref, key);
@@ -76,7 +76,7 @@ void Directory::answer(const Shard& shard, uint32_t hash, const NamespaceEpoch& 
 }
 
 void Directory::lookup(const Namespace& ns, std::span<const std::string_view> keys,
-                       std::span<Located> out) {
+                       std::span<ObjectPlace> out) {
     KV_ASSERT(out.size() >= keys.size());
     const NamespaceEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     const uint64_t now_ms = boottime_ms();
@@ -103,7 +103,7 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
             (*shards_)[places[i].shard].objects.prefetch_key(places[i].hash);
         }
         for (size_t i = 0; i < count; ++i) {
-            Located& one = out[begin + i];
+            ObjectPlace& one = out[begin + i];
             answer((*shards_)[places[i].shard], places[i].hash, epoch, keys[begin + i], now_ms, one);
             ++reasons[static_cast<size_t>(one.reason)];
         }
@@ -118,10 +118,10 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
     }
 }
 
-Located Directory::lookup_one(const NamespaceEpoch& ns, std::string_view key) const {
+ObjectPlace Directory::lookup_one(const NamespaceEpoch& ns, std::string_view key) const {
     const Place at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
-    Located out;
+    ObjectPlace out;
     std::shared_lock lock(shard.lock);
     answer(shard, at.hash, ns, key, boottime_ms(), out);
     return out;
@@ -159,7 +159,7 @@ void Directory::drop_object(Shard& shard, uint32_t number) {
 }
 
 AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
-                                    const AnnounceItem& item, Version floor) {
+                                    const AnnouncedObject& item, Version floor) {
     const Place at = place(ns, item.key);
     Shard& shard = (*shards_)[at.shard];
     std::unique_lock lock(shard.lock);

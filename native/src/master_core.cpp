@@ -461,7 +461,7 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
 std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> MasterCore::locate(
     const Namespace& ns, const std::vector<std::string_view>& keys) {
     std::vector<uint32_t> lengths(limits::kMaxNodes);
-    std::vector<Located> found(kLocateBatch);
+    std::vector<ObjectPlace> found(kLocateBatch);
     uint32_t anywhere = 0;
     for (size_t begin = 0; begin < keys.size() && anywhere == begin; begin += kLocateBatch) {
         const size_t count = std::min(kLocateBatch, keys.size() - begin);

@@ -254,7 +254,7 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
     std::vector<Pending> overtaken;
     bool copies = false;
     for (size_t i = 0; i < message.keys.size(); ++i) {
-        const AnnounceItem item{.key = message.keys[i],
+        const AnnouncedObject item{.key = message.keys[i],
                                 .version = message.versions[i],
                                 .size = message.sizes[i],
                                 .pin = static_cast<Pin>(message.pins[i]),

@@ -25,7 +25,7 @@ struct MasterService::Session {
     LinkId link = 0;
     bool is_link = false;
     std::vector<std::string_view> keys;  // reused by the connection's frames
-    std::vector<Located> located;
+    std::vector<ObjectPlace> located;
     std::vector<int32_t> codes;
     std::vector<ClaimAnswer> answers;
 };
@@ -354,7 +354,7 @@ void MasterService::inspect(Connection& connection, const FrameHeader& header,
         return;
     }
     const NamespaceEpoch& ns = *connection.session_as<Session>()->ns->current.load();
-    const Located found = core_.directory().lookup_one(ns, request.key);
+    const ObjectPlace found = core_.directory().lookup_one(ns, request.key);
     ObjectInfo info;
     if (found.code != Code::kOk || !core_.directory().inspect(ns, request.key, info)) {
         const MissReason reason = found.code == Code::kOk ? MissReason::kAbsent : found.reason;

@@ -63,7 +63,7 @@ void WireNodeLink::send_copy(const CopyOrder& order) {
 
 void WireNodeLink::close(const std::string& reason) { to_->close(Code::kClosed, reason); }
 
-void LookupColumns::fill(std::span<const Located> rows, bool with_nodes) {
+void LookupColumns::fill(std::span<const ObjectPlace> rows, bool with_nodes) {
     status_.resize(rows.size());
     versions_.resize(rows.size());
     sizes_.resize(rows.size());
@@ -71,7 +71,7 @@ void LookupColumns::fill(std::span<const Located> rows, bool with_nodes) {
     counts_.resize(rows.size());
     nodes_.clear();
     for (size_t i = 0; i < rows.size(); ++i) {
-        const Located& row = rows[i];
+        const ObjectPlace& row = rows[i];
         status_[i] = static_cast<int32_t>(row.code);
         versions_[i] = row.version;
         sizes_[i] = row.size;

@@ -30,7 +30,7 @@ class WireNodeLink final : public NodeLink {
 // The columns of a LookupReply, reused from one to the next.
 class LookupColumns {
   public:
-    void fill(std::span<const Located> rows, bool with_nodes);
+    void fill(std::span<const ObjectPlace> rows, bool with_nodes);
     LookupReply reply(uint64_t nodes_id) const;
 
   private:

@@ -26,7 +26,7 @@
 
 namespace kvstore {
 
-struct Located {
+struct ObjectPlace {
     Code code = Code::kNotFound;
     MissReason reason = MissReason::kAbsent;
     uint8_t replica_count = 0;  // readable ones, in `nodes`
@@ -35,7 +35,7 @@ struct Located {
     std::array<NodeSlot, limits::kMaxReplicas> nodes{};
 };
 
-struct AnnounceItem {
+struct AnnouncedObject {
     std::string_view key;
     Version version = 0;
     uint64_t size = 0;
@@ -90,12 +90,12 @@ class Directory {
     bool rebuilding() const { return rebuilding_.load(); }
 
     // out.size() >= keys.size(). The keys are looked up in the namespace's current epoch.
-    void lookup(const Namespace& ns, std::span<const std::string_view> keys, std::span<Located> out);
-    Located lookup_one(const NamespaceEpoch& ns, std::string_view key) const;  // not counted
+    void lookup(const Namespace& ns, std::span<const std::string_view> keys, std::span<ObjectPlace> out);
+    ObjectPlace lookup_one(const NamespaceEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
     // operations which the log no longer has).
-    AnnounceOutcome announce(const NamespaceEpoch& ns, NodeSlot node, const AnnounceItem& item,
+    AnnounceOutcome announce(const NamespaceEpoch& ns, NodeSlot node, const AnnouncedObject& item,
                              Version floor = 0);
     // False when this version was not recorded there.
     bool withdraw(const NamespaceEpoch& ns, NodeSlot node, std::string_view key, Version version,
@@ -148,7 +148,7 @@ class Directory {
 
     Place place(const NamespaceEpoch& ns, std::string_view key) const;
     void answer(const Shard& shard, uint32_t hash, const NamespaceEpoch& ns, std::string_view key,
-                uint64_t now_ms, Located& out) const;
+                uint64_t now_ms, ObjectPlace& out) const;
     Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size);
     void add_replica(Shard& shard, ObjectEntry& entry, Replica replica);
     void drop_replica(Shard& shard, ObjectEntry& entry, size_t position);
