@@ -335,13 +335,16 @@ nb::list set_pin(Client& client, nb::handle keys, uint8_t level) {
     return list_of(codes);
 }
 
-nb::tuple list_keys(Client& client, const std::string& prefix, const nb::bytes& cursor,
-                    uint32_t limit) {
+nb::tuple list_keys(Client& client, nb::handle prefix, const nb::bytes& cursor, uint32_t limit) {
     Result<ClientCore::KeyPage> page = Code::kInternal;
     const std::string_view from(cursor.c_str(), cursor.size());
+    const std::string_view start = utf8_of(prefix, "prefix");
+    if (start.size() > limits::kMaxKeyBytes) {
+        raise_status(Status(Code::kInvalidArgument, "prefix is longer than 1024 bytes of UTF-8"));
+    }
     {
         nb::gil_scoped_release unlocked;
-        page = client->list(prefix, from, limit);
+        page = client->list(start, from, limit);
     }
     const ClientCore::KeyPage found = value_or_raise(std::move(page));
     return nb::make_tuple(nb::cast(found.keys),
@@ -530,7 +533,7 @@ void bind_client(nb::module_& module) {
                "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a);
     bind_reads(client);
     bind_writes(client);
-    client.def("list", &list_keys, "prefix"_a, "cursor"_a, "limit"_a)
+    client.def("list_keys", &list_keys, "prefix"_a, "cursor"_a, "limit"_a)
         .def("inspect", &inspect, "key"_a)
         .def("counters", &counters)
         .def("nodes", &nodes)

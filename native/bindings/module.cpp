@@ -29,6 +29,9 @@ NB_MODULE(_native, module) {
         "miss_reason_name",
         [](uint8_t r) { return kvstore::miss_reason_name(static_cast<kvstore::MissReason>(r)); },
         nb::arg("reason"), "Name of a miss reason.");
+    module.def(
+        "leak", [](nb::handle object) { object.inc_ref(); }, nb::arg("object"),
+        "Keeps an object for ever: a forked child must not end its parent's servers.");
     module.attr("MISS_REASON_COUNT") = kvstore::kMissReasonCount;
     module.attr("MAX_KEY_BYTES") = kvstore::limits::kMaxKeyBytes;
     module.attr("MAX_BATCH_KEYS") = kvstore::limits::kMaxBatchKeys;

@@ -1,0 +1,69 @@
+"""connect(): from an address to a Store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from kvstore import _native
+from kvstore.client.store import Store
+from kvstore.errors import InvalidArgumentError
+from kvstore.security import load_identity
+
+Transport = Literal["auto", "shm", "tcp"]
+_TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2}
+
+
+def connect(
+    address: str | Sequence[str],
+    *,
+    tenant: str = "default",
+    namespace: str = "",
+    token_file: str | os.PathLike[str] | None = None,
+    timeout_ms: int = 5000,
+    transport: Transport = "auto",
+) -> Store:
+    """Connect to a cluster.
+
+    Args:
+        address: of the master, "host:port" (also "unix:///path", "unix:@name"), or several, tried
+            in order.
+        tenant: whose objects.
+        namespace: which set of compatible objects; a digest of everything that makes pages
+            compatible (weights, dtype, layout, page size, ranks, hash).
+        token_file: file with this principal's line, mode 0600; None without authentication.
+        timeout_ms: deadline of each call, 1 to 600,000.
+        transport: "auto" uses shared memory on the same host and TCP elsewhere; "tcp" never maps
+            memory; "shm" never moves bytes over a socket (what is elsewhere is a miss).
+
+    Returns:
+        An open store; close it, or use it as a context manager.
+
+    Raises:
+        InvalidArgumentError: An argument or the token file is wrong.
+        UnavailableError: No master answers in time.
+        UnauthenticatedError: The token is missing or wrong.
+        PermissionDeniedError: The principal may not use this tenant.
+        VersionMismatchError: The master speaks no protocol version that this client knows.
+    """
+    if transport not in _TRANSPORTS:
+        raise InvalidArgumentError(f"transport {transport!r}; one of auto, shm, tcp")
+    if not isinstance(timeout_ms, int) or not 1 <= timeout_ms <= _native.MAX_TIMEOUT_MS:
+        raise InvalidArgumentError(f"timeout_ms must be 1 to {_native.MAX_TIMEOUT_MS}")
+    masters = [address] if isinstance(address, str) else list(address)
+    if not all(isinstance(master, str) for master in masters):
+        raise InvalidArgumentError("address must be a string or a list of strings")
+    principal = None if token_file is None else load_identity(token_file)
+    return Store(
+        _native.Client(
+            masters=masters,
+            tenant=tenant,
+            namespace=namespace,
+            principal=principal.name if principal else "",
+            token=principal.secret.reveal() if principal else "",
+            client_name=f"python pid {os.getpid()}",
+            timeout_ms=timeout_ms,
+            transport=_TRANSPORTS[transport],
+        )
+    )

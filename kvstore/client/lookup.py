@@ -1,0 +1,63 @@
+"""What lookup() found: how long the prefix is, and the leases that keep it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from kvstore import _native
+
+
+class Lookup:
+    """The present prefix of a list of keys; a context manager that releases its leases.
+
+    Leases are renewed by a native thread until they are released, the store is closed or this
+    process ends. Dropping the object releases them too.
+    """
+
+    __slots__ = ("_leases", "_length")
+
+    def __init__(self, length: int, leases: _native.Leases | None = None) -> None:
+        """Wrap a result; made by Store.lookup."""
+        self._length = length
+        self._leases = leases
+
+    @property
+    def length(self) -> int:
+        """Leading keys that are present (and leased, when leases were asked for)."""
+        return self._length
+
+    @property
+    def alive(self) -> bool:
+        """Whether every lease still stands; False without leases.
+
+        A lease ends with its node, or when the node could not be reached in time to renew it. The
+        objects then may be evicted like any other.
+        """
+        return self._leases is not None and self._leases.alive()
+
+    def release(self) -> None:
+        """Give the leases back; does nothing the second time."""
+        leases, self._leases = self._leases, None
+        if leases is not None:
+            leases.release()
+
+    def __enter__(self) -> Lookup:
+        """Return the lookup itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the leases."""
+        self.release()
+
+    def __len__(self) -> int:
+        """Return the length of the prefix."""
+        return self._length
+
+    def __repr__(self) -> str:
+        """Show the length and whether there are leases."""
+        return f"Lookup(length={self._length}, leased={self._leases is not None})"

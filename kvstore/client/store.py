@@ -1,0 +1,603 @@
+"""Store: every operation on the objects of one tenant and namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvstore import _native
+from kvstore.client.lookup import Lookup
+from kvstore.client.view import View
+from kvstore.errors import RAISED, InvalidArgumentError, MissReason, Status, error_for
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PinLevel = Literal["soft", "hard"]
+
+_STATUS = {int(status): status for status in Status}
+_PINS: dict[str | None, int] = {None: 0, "soft": 1, "hard": 2}
+_PIN_NAMES: dict[int, PinLevel | None] = {0: None, 1: "soft", 2: "hard"}
+_TIERS = {0: "dram", 1: "nvme"}
+_MAX_REPLICAS = 8
+_MAX_TTL_MS = (1 << 32) - 1
+_PAGE_KEYS = 1000
+
+
+def _status(code: int) -> Status:
+    return _STATUS.get(code, Status.Internal)
+
+
+def _statuses(codes: list[int]) -> list[Status]:
+    return [_STATUS.get(code, Status.Internal) for code in codes]
+
+
+def _answer(code: int) -> Status:
+    """Return the status of a single call, or raise what the caller has to fix."""
+    status = _status(code)
+    if status in RAISED:
+        raise error_for(code)
+    return status
+
+
+def _how(replicas: int, pin: PinLevel | None, ttl_ms: int | None) -> tuple[int, int, int]:
+    """Check how a put is to be kept; returns replicas, pin level, time to live (0: none)."""
+    if not isinstance(replicas, int) or not 1 <= replicas <= _MAX_REPLICAS:
+        raise InvalidArgumentError(f"replicas must be 1 to {_MAX_REPLICAS}, not {replicas!r}")
+    if pin not in _PINS:
+        raise InvalidArgumentError(f'pin must be None, "soft" or "hard", not {pin!r}')
+    if ttl_ms is not None and (not isinstance(ttl_ms, int) or not 1 <= ttl_ms <= _MAX_TTL_MS):
+        raise InvalidArgumentError(f"ttl_ms must be None or 1 to {_MAX_TTL_MS}, not {ttl_ms!r}")
+    return replicas, _PINS[pin], ttl_ms or 0
+
+
+def _check_stride(stride: int) -> None:
+    if not isinstance(stride, int) or stride < 1:
+        raise InvalidArgumentError(f"stride must be 1 or more, not {stride!r}")
+
+
+class Store:
+    """An open store; made by `kvstore.connect` or `kvstore.open`.
+
+    Thread-safe: the calling thread does its own I/O with the GIL released, and no call outlives the
+    store's ``timeout_ms``. A miss is None, never an exception; only what the caller has to fix is
+    raised. Every byte that is returned was verified against the checksum that its put sealed.
+
+    Keys are str of 1 to 1,024 bytes of UTF-8. Buffers are anything C-contiguous that offers the
+    buffer protocol (bytes, bytearray, memoryview, NumPy arrays); memory without it (a GPU tensor's
+    host copy, a pool of one's own) goes by address through the ``*_pointers`` and ``*_from`` calls.
+
+    After `close`, and in a forked child, every call raises ClosedError.
+    """
+
+    def __init__(self, client: _native.Client) -> None:
+        """Wrap a connected client, which the store owns."""
+        self._client = client
+        self._server_stats: Callable[[], dict[str, Any]] | None = None
+        self._on_close: Callable[[], object] | None = None
+
+    def _attach(
+        self, server_stats: Callable[[], dict[str, Any]], on_close: Callable[[], object]
+    ) -> None:
+        """Join the servers of an embedded store: more for `stats`, and what ends them."""
+        self._server_stats = server_stats
+        self._on_close = on_close
+
+    # --- writing ---
+
+    def put(
+        self,
+        key: str,
+        buffer: Buffer,
+        *,
+        replicas: int = 1,
+        pin: PinLevel | None = None,
+        ttl_ms: int | None = None,
+        parent: str | None = None,
+    ) -> Status:
+        """Store an object. After Ok every client of the cluster can read it.
+
+        Args:
+            key: of the object.
+            buffer: its bytes, copied before the call returns.
+            replicas: how many nodes shall hold it, 1 to 8. Ok means one; the others follow.
+            pin: "soft" is evicted last, "hard" never, until `unpin`.
+            ttl_ms: the object expires after this many milliseconds; None never.
+            parent: key of the block before it in a chain, which helps eviction to cut tails.
+
+        Returns:
+            Ok; AlreadyExists when the key has a published object, whatever its bytes (a normal
+            answer: the first put wins); NoSpace, TooLarge (for every segment), Unavailable,
+            DeadlineExceeded (outcome unknown), Removed (a remove overtook it).
+
+        Raises:
+            InvalidArgumentError: An argument is wrong.
+            PermissionDeniedError: The principal may not write here.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return _answer(self._client.put(key, buffer, *_how(replicas, pin, ttl_ms), parent))
+
+    def batch_put(
+        self,
+        keys: Sequence[str],
+        buffers: Sequence[Buffer],
+        *,
+        replicas: int = 1,
+        pin: PinLevel | None = None,
+        ttl_ms: int | None = None,
+        parent: str | None = None,
+    ) -> list[Status]:
+        """Store several objects, with one message per step.
+
+        Args:
+            keys: of the objects.
+            buffers: their bytes, one for each key.
+            replicas: as in `put`.
+            pin: as in `put`.
+            ttl_ms: as in `put`.
+            parent: key of the block before the first; then each further block's parent is the key
+                before it in the list. None: the objects are no chain.
+
+        Returns:
+            One status per key, as in `put`.
+
+        Raises:
+            InvalidArgumentError: An argument is wrong; nothing was written.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        how = _how(replicas, pin, ttl_ms)
+        return _statuses(self._client.batch_put(keys, buffers, *how, parent))
+
+    def batch_put_from(
+        self,
+        keys: Sequence[str],
+        pointers: Sequence[int],
+        sizes: Sequence[int],
+        *,
+        replicas: int = 1,
+        pin: PinLevel | None = None,
+        ttl_ms: int | None = None,
+        parent: str | None = None,
+    ) -> list[Status]:
+        """Store several objects whose bytes lie at the given addresses.
+
+        Args:
+            keys: of the objects.
+            pointers: addresses in host memory, which stays valid and unchanged during the call.
+            sizes: bytes at each address.
+            replicas: as in `put`.
+            pin: as in `put`.
+            ttl_ms: as in `put`.
+            parent: as in `batch_put`.
+
+        Returns:
+            One status per key, as in `put`.
+
+        Raises:
+            InvalidArgumentError: An argument is wrong; nothing was written.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        how = _how(replicas, pin, ttl_ms)
+        return _statuses(self._client.batch_put_from(keys, pointers, sizes, *how, parent))
+
+    # --- reading ---
+
+    def get(self, key: str) -> bytes | None:
+        """Read an object.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            Its bytes, verified; None on a miss (`stats` counts the reasons).
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+            MemoryError: The object does not fit this process.
+        """
+        return self._client.get(key)
+
+    def batch_get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Read several objects; as `get` for each key.
+
+        Args:
+            keys: of the objects.
+
+        Returns:
+            Bytes or None for each key.
+
+        Raises:
+            InvalidArgumentError: A key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+            MemoryError: The objects do not fit this process.
+        """
+        return self._client.batch_get(keys)
+
+    def get_into(self, key: str, out: Buffer) -> int | None:
+        """Read an object into a buffer.
+
+        Args:
+            key: of the object.
+            out: a writable C-contiguous buffer; its contents are undefined after a miss.
+
+        Returns:
+            Bytes written, or None on a miss.
+
+        Raises:
+            InvalidArgumentError: An argument is wrong, or `out` is shorter than the object.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        size = self._client.get_into(key, out)
+        if size == Status.BufferTooSmall:
+            raise error_for(size, f"out is shorter than the object under {key!r}")
+        return size if size >= 0 else None
+
+    def batch_get_into(self, keys: Sequence[str], buffers: Sequence[Buffer]) -> list[int]:
+        """Read several objects, each into its buffer.
+
+        Args:
+            keys: of the objects.
+            buffers: writable and C-contiguous, one for each key; the contents of those whose read
+                failed are undefined.
+
+        Returns:
+            For each key the size (0 for an empty object), or a negative status: NotFound,
+            BufferTooSmall, ChecksumMismatch, Unavailable, ….
+
+        Raises:
+            InvalidArgumentError: An argument is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return self._client.batch_get_into(keys, buffers)
+
+    def batch_get_into_pointers(
+        self, keys: Sequence[str], pointers: Sequence[int], sizes: Sequence[int]
+    ) -> list[int]:
+        """Read several objects to the given addresses.
+
+        Args:
+            keys: of the objects.
+            pointers: addresses of writable host memory that stays valid during the call.
+            sizes: how many bytes fit at each address.
+
+        Returns:
+            As `batch_get_into`.
+
+        Raises:
+            InvalidArgumentError: An argument is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return self._client.batch_get_into_pointers(keys, pointers, sizes)
+
+    def view(self, key: str) -> View | None:
+        """Hold an object's block and look at it without a copy.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            A context manager that gives a read-only memoryview; None on a miss.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        block = self._client.view(key)
+        return None if block is None else View(block)
+
+    # --- asking ---
+
+    def exists(self, key: str) -> bool:
+        """Say whether an object can be read now.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            False also when nobody could be asked.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return self._client.size(key) >= 0
+
+    def batch_exists(self, keys: Sequence[str]) -> list[bool]:
+        """Say for each key whether its object can be read now; as `exists`.
+
+        Args:
+            keys: of the objects.
+
+        Returns:
+            One answer per key.
+
+        Raises:
+            InvalidArgumentError: A key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return [size >= 0 for size in self._client.sizes(keys)]
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            Bytes, or None when it is absent or nobody could be asked.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        size = self._client.size(key)
+        return size if size >= 0 else None
+
+    def prefix_length(self, keys: Sequence[str], stride: int = 1) -> int:
+        """Count the leading keys that are present.
+
+        Args:
+            keys: a chain, head first.
+            stride: objects that make one page (ranks, or k and v): a page missing one is absent.
+
+        Returns:
+            A multiple of `stride`, at most len(keys).
+
+        Raises:
+            InvalidArgumentError: An argument is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        _check_stride(stride)
+        return self._client.prefix_length(keys, stride)
+
+    def lookup(
+        self, keys: Sequence[str], *, stride: int = 1, lease_ms: int | None = None
+    ) -> Lookup:
+        """Find the present prefix and, on request, keep it from being evicted.
+
+        Args:
+            keys: a chain, head first.
+            stride: as in `prefix_length`.
+            lease_ms: lease the prefix: its objects are not evicted until the lookup is released.
+                A node that loses this process or its session ends the lease after this time at
+                most; a native thread renews it until then. None: no leases.
+
+        Returns:
+            The lookup; its length is the longest prefix that is present, and leased if asked for.
+
+        Raises:
+            InvalidArgumentError: An argument is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        _check_stride(stride)
+        if lease_ms is None:
+            return Lookup(self._client.prefix_length(keys, stride))
+        if not isinstance(lease_ms, int) or not 1 <= lease_ms <= _native.MAX_LEASE_MS:
+            raise InvalidArgumentError(
+                f"lease_ms must be None or 1 to {_native.MAX_LEASE_MS}, not {lease_ms!r}"
+            )
+        leases = self._client.lease(keys, stride, lease_ms)
+        return Lookup(leases.length, leases)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """List keys, page by page, in no particular order.
+
+        Args:
+            prefix: what they start with; "" is all of this namespace.
+
+        Yields:
+            Each key that was present all the while once; others may or may not come.
+
+        Raises:
+            UnavailableError: The master cannot be asked.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        cursor = b""
+        while True:
+            page, cursor = self._client.list_keys(prefix, cursor, _PAGE_KEYS)
+            yield from page
+            if not cursor:
+                return
+
+    def inspect(self, key: str) -> dict[str, Any] | None:
+        """Tell what the master knows of an object.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            None when it is absent, else a dict: ``size``, ``version``, ``pin`` (None, "soft",
+            "hard"), ``tier`` (the fastest that holds it), ``replicas`` (a list of ``node_id`` and
+            ``tier``), ``replicas_wanted``, ``created_ms`` (since 1970).
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            UnavailableError: The master cannot be asked.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        found = self._client.inspect(key)
+        if found is None:
+            return None
+        tiers = [tier for _, tier in found["replicas"]]
+        return {
+            "key": key,
+            "size": found["size"],
+            "version": found["version"],
+            "pin": _PIN_NAMES.get(found["pin"]),
+            "tier": _TIERS.get(min(tiers, default=0)),
+            "replicas": [
+                {"node_id": node, "tier": _TIERS.get(tier)} for node, tier in found["replicas"]
+            ],
+            "replicas_wanted": found["replicas_wanted"],
+            "created_ms": found["create_ms"],
+        }
+
+    # --- removing and keeping ---
+
+    def remove(self, key: str) -> Status:
+        """Remove an object; it never comes back.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            Ok when every holder has applied it; NotFound; Partial when a holder could not be
+            reached (it applies the remove before it serves again); Unavailable.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            PermissionDeniedError: The principal may not remove here.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        codes, _ = self._client.remove((key,))
+        return _answer(codes[0])
+
+    def batch_remove(self, keys: Sequence[str]) -> list[Status]:
+        """Remove several objects; as `remove` for each key.
+
+        Args:
+            keys: of the objects.
+
+        Returns:
+            One status per key.
+
+        Raises:
+            InvalidArgumentError: A key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        codes, _ = self._client.remove(keys)
+        return _statuses(codes)
+
+    def remove_prefix(self, prefix: str) -> int:
+        """Remove every object whose key starts with a prefix.
+
+        Args:
+            prefix: what the keys start with; "" is all of this namespace.
+
+        Returns:
+            How many were removed, those with status Partial included.
+
+        Raises:
+            UnavailableError: The master cannot be asked; some may have been removed.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        removed = 0
+        cursor = b""
+        while True:
+            page, cursor = self._client.list_keys(prefix, cursor, _PAGE_KEYS)
+            codes, unreached = self._client.remove(page)
+            for code in codes:
+                if code in (Status.Ok, Status.Partial):
+                    removed += 1
+                elif code != Status.NotFound:
+                    raise error_for(code, f"stopped after {removed}; unreached: {unreached}")
+            if not cursor:
+                return removed
+
+    def unpin(self, key: str) -> Status:
+        """Take an object's pin away; it is evicted like any other from then on.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            Ok, NotFound, Partial (a holder will learn it later) or Unavailable.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            PermissionDeniedError: The principal may not do this.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return _answer(self._client.set_pin((key,), 0)[0])
+
+    def flush(self) -> Status:
+        """Make every object of this namespace unreachable, in constant time.
+
+        Returns:
+            Ok when every node has applied it, else Partial or Unavailable.
+
+        Raises:
+            PermissionDeniedError: The principal may not do this.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return _answer(self._client.flush())
+
+    # --- the store itself ---
+
+    def stats(self) -> dict[str, Any]:
+        """Return what this store has counted since it was opened.
+
+        Returns:
+            ``keys_read``, ``hits``, ``hits_shm``, ``hits_tcp``, ``misses`` (by reason),
+            ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm``, ``put_bytes_tcp``,
+            ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``lookups``,
+            ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master);
+            of an embedded store also ``node`` and ``master`` (their own counters) and
+            ``evictions``.
+        """
+        counts = self._client.counters()
+        misses = {
+            reason.value: counts[f"misses_{reason.value}"]
+            for reason in MissReason
+            if reason is not MissReason.None_
+        }
+        stats: dict[str, Any] = {
+            "keys_read": counts["keys_read"],
+            "hits": counts["hits_shm"] + counts["hits_socket"],
+            "hits_shm": counts["hits_shm"],
+            "hits_tcp": counts["hits_socket"],
+            "misses": misses,
+            "bytes_shm": counts["bytes_read_shm"],
+            "bytes_tcp": counts["bytes_read_socket"],
+            "put_bytes_shm": counts["bytes_put_shm"],
+            "put_bytes_tcp": counts["bytes_put_socket"],
+            "puts": {
+                "ok": counts["puts_ok"],
+                "existing": counts["puts_existing"],
+                "failed": counts["puts_failed"],
+            },
+            "wrong_checksums": counts["wrong_checksums"],
+            "retries": counts["retries"],
+            "lookups": counts["lookups"],
+            "master_failures": counts["master_failures"],
+            "views": counts["views"],
+            "leases": counts["leases"],
+            "nodes": self._client.nodes(),
+        }
+        if self._server_stats is not None and not self.closed:
+            stats |= self._server_stats()
+        return stats
+
+    @property
+    def closed(self) -> bool:
+        """Whether calls are refused: closed, or a forked child."""
+        return self._client.closed
+
+    def close(self) -> None:
+        """Release everything; calls that run in other threads end. Does nothing the second time.
+
+        Views and what was made from them stay readable until they are released.
+        """
+        self._client.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+    def __enter__(self) -> Store:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the store."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Say whether it is open."""
+        return f"<kvstore.Store {'closed' if self.closed else 'open'}>"

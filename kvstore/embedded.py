@@ -1,0 +1,159 @@
+"""open(): master and node inside this process, and a client onto them.
+
+For development, tests, notebooks and engines that run alone. The same native code as in a cluster,
+over sockets in the abstract namespace and anonymous memory: whatever ends this process, nothing is
+left behind. Durability ends with the process too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import weakref
+from typing import Any
+
+from kvstore import _native
+from kvstore.client.connect import connect
+from kvstore.client.store import Store
+from kvstore.errors import InvalidArgumentError, UnavailableError
+from kvstore.sizes import parse_size
+
+_NODE_ID = "embedded"
+_ALIVE = 1  # NodeState of native types.h
+_FULL_WEIGHT = 1000
+_START_MS = 5000
+_MIN_SEGMENT_BYTES = 1 << 20
+
+
+class _Servers:
+    """The native master and node of one embedded store."""
+
+    def __init__(self, segment_bytes: int, segment_dir: str, tenant: str) -> None:
+        """Start both and wait until puts are served."""
+        name = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
+        self.address = f"{name}-master"
+        secret = secrets.token_bytes(16)
+        session_id = secrets.randbits(63) | 1
+        cluster_id = f"embedded-{secrets.token_hex(4)}"
+        self.master = _native.MasterCore(
+            listen=[self.address],
+            cluster_id=cluster_id,
+            secret=secret,
+            epoch=1,
+            journal_auto_ack=True,
+        )
+        self.master.start()
+        node_endpoint = f"{name}-node"
+        self.master.register_node(
+            node_id=_NODE_ID,
+            session_id=session_id,
+            node_epoch=1,
+            tcp_endpoint="",
+            unix_endpoint=node_endpoint,
+            host="localhost",
+            weight=_FULL_WEIGHT,
+            capacity_bytes=segment_bytes,
+            free_bytes=segment_bytes,
+            state=_ALIVE,
+        )
+        try:
+            self.node = _native.NodeCore(
+                cluster_id=cluster_id,
+                node_id=_NODE_ID,
+                node_epoch=1,
+                session_id=session_id,
+                hash_secret=secret,
+                unix_endpoint=node_endpoint,
+                master_endpoints=[self.address],
+                segment_directory=segment_dir,
+                segment_bytes=segment_bytes,
+                shm_tenants=[tenant],
+            )
+        except BaseException:
+            self.master.stop()
+            raise
+        try:
+            self.node.start()
+            if not self.node.wait_link("up", _START_MS):
+                raise UnavailableError("the embedded node did not reach its master")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End both and remove what they created."""
+        self.node.stop()
+        self.node.remove_files()
+        self.master.stop()
+
+    def stats(self) -> dict[str, Any]:
+        """Their counters, for Store.stats."""
+        node = self.node.stats()
+        return {"evictions": node["evictions"], "node": node, "master": self.master.stats()}
+
+
+_running: weakref.WeakSet[_Servers] = weakref.WeakSet()
+
+
+def _abandon_in_child() -> None:
+    """A forked child has the servers' memory but not their threads: it must never end them."""
+    for servers in list(_running):
+        _native.leak(servers)
+        _native.leak(servers.node)
+        _native.leak(servers.master)
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+def _end(client: _native.Client, servers: _Servers, pid: int) -> None:
+    if os.getpid() == pid:
+        client.close()
+        servers.stop()
+
+
+def open(
+    segment_size: int | str = "256mb",
+    *,
+    segment_dir: str | os.PathLike[str] | None = None,
+    tenant: str = "default",
+    namespace: str = "",
+    timeout_ms: int = 5000,
+) -> Store:
+    """Open a store that lives inside this process.
+
+    Args:
+        segment_size: bytes for objects, a number or "256mb"; memory is taken as it is used.
+        segment_dir: folder (tmpfs or hugetlbfs) for the memory's files, removed by close; a killed
+            process leaves them. None: anonymous memory, of which nothing is ever left.
+        tenant: as in `kvstore.connect`.
+        namespace: as in `kvstore.connect`.
+        timeout_ms: deadline of each call, 1 to 600,000.
+
+    Returns:
+        An open store; close it, or use it as a context manager. It also ends with the process.
+
+    Raises:
+        InvalidArgumentError: An argument is wrong.
+        NoSpaceError: The segment does not fit the machine, the cgroup or `segment_dir`.
+        IoError: The operating system refused.
+    """
+    try:
+        segment_bytes = parse_size(segment_size)
+    except ValueError as error:
+        raise InvalidArgumentError(f"segment_size: {error}") from None
+    if segment_bytes < _MIN_SEGMENT_BYTES:
+        raise InvalidArgumentError("segment_size must be 1mb or more")
+    directory = "" if segment_dir is None else os.fspath(segment_dir)
+    servers = _Servers(segment_bytes, directory, tenant)
+    try:
+        store = connect(servers.address, tenant=tenant, namespace=namespace, timeout_ms=timeout_ms)
+    except BaseException:
+        servers.stop()
+        raise
+    _running.add(servers)
+    # Runs at close, when the store is dropped, and at exit: whichever comes first.
+    end = weakref.finalize(store, _end, store._client, servers, os.getpid())
+    store._attach(servers.stats, end)
+    return store
