@@ -85,11 +85,14 @@ Result<HelloAnswer> MasterService::on_hello(Connection& connection, const Hello&
                           .session_id = hello.session_id,
                           .node_epoch = hello.node_epoch,
                           .applied_seq = hello.applied_seq};
-        const Result<uint64_t> ops_seq = core_.check_link(session->hello);
-        if (!ops_seq.ok()) {
-            return ops_seq.status();
+        // Without a session it only asks where the control plane is, to register there.
+        if (hello.session_id != 0) {
+            const Result<uint64_t> ops_seq = core_.check_link(session->hello);
+            if (!ops_seq.ok()) {
+                return ops_seq.status();
+            }
+            answer.welcome.ops_seq = *ops_seq;
         }
-        answer.welcome.ops_seq = *ops_seq;
         answer.welcome.session_id = hello.session_id;
     } else {
         Result<Namespace*> ns = core_.directory().namespaces().open(hello.tenant, hello.ns);
@@ -114,7 +117,7 @@ Result<HelloAnswer> MasterService::on_hello(Connection& connection, const Hello&
 
 void MasterService::on_open(Connection& connection) {
     Session& session = *connection.session_as<Session>();
-    if (!session.is_link) {
+    if (!session.is_link || session.hello.session_id == 0) {
         return;
     }
     Result<LinkId> link =
@@ -145,7 +148,10 @@ void MasterService::on_frame(Connection& connection, const FrameHeader& header,
         }
         return;
     }
-    if (connection.session_as<Session>()->is_link) {
+    if (const Session& session = *connection.session_as<Session>(); session.is_link) {
+        if (session.link == 0) {
+            return connection.fail(Code::kPermissionDenied, "a node link needs a session");
+        }
         on_link_frame(connection, header, body);
     } else {
         on_client_frame(connection, header, body);
