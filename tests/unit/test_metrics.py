@@ -1,0 +1,133 @@
+"""Metrics out of native counters: names, labels, histograms, both expositions whole."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvstore import metrics
+from kvstore.errors import MissReason
+from kvstore.master import http as master_http
+from kvstore.master.journal import Journal
+from kvstore.master.model import Cluster, Endpoints, Node
+from kvstore.master.registry import Registry
+from kvstore.metrics import Counter, Gauge, Labelled
+from kvstore.node import http as node_http
+from kvstore.node.core_api import NodeCoreApi
+from tests.support.fake_core import FakeCore
+
+
+def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_rows_become_families() -> None:
+    rows = (
+        Counter("c_total", "c", "A counter."),
+        Gauge("g", "g", "A gauge."),
+        Labelled("l_total", "l", "kind", "Labelled."),
+    )
+    stats = {"c": 3, "g": 4.5, "l": {"x": 1, "y": 2}}
+    found = samples(metrics.renderer(lambda: metrics.families(rows, stats))())
+    assert found["c_total", frozenset()] == 3
+    assert found["g", frozenset()] == 4.5
+    assert found["l_total", frozenset({("kind", "y")})] == 2
+    assert ("process_resident_memory_bytes", frozenset()) in found
+
+
+def test_buckets_are_counted_at_the_first_bound_above_them() -> None:
+    buckets = [(5, 1), (10, 2), (11, 4), (2_000_000, 8), (60_000_000, 16)]
+    found = dict(metrics.cumulate(buckets, (10e-6, 25e-6, 1.0, 10.0)))
+    assert found == {"1e-05": 3, "2.5e-05": 7, "1": 7, "10": 15, "+Inf": 31}
+    assert list(metrics.cumulate([], (1.0,))) == [("1", 0), ("+Inf", 0)]
+
+
+def test_a_latency_is_in_seconds() -> None:
+    family = metrics.latency_family(
+        "x_seconds", "Help.", "operation", {"put": {"buckets": [(100, 4)], "sum": 400}}
+    )
+    found = samples(metrics.renderer(lambda: [family])())
+    put = ("operation", "put")
+    assert found["x_seconds_sum", frozenset({put})] == pytest.approx(400e-6)
+    assert found["x_seconds_count", frozenset({put})] == 4
+    assert found["x_seconds_bucket", frozenset({put, ("le", "5e-05")})] == 0
+    assert found["x_seconds_bucket", frozenset({put, ("le", "0.0001")})] == 4
+
+
+def test_names_follow_the_rules() -> None:
+    rows: list[metrics.Row] = [*master_http.ROWS, *node_http.ROWS]
+    for row in rows:
+        prefix = "kvstore_cluster_" if row in master_http.ROWS else "kvstore_node_"
+        assert row.name.startswith(prefix)
+        assert isinstance(row, Gauge) != row.name.endswith("_total"), row.name
+        assert re.fullmatch(r"[a-z_]+", row.name) and row.help.endswith(".")
+
+
+def native_stats(rows: tuple[metrics.Row, ...]) -> dict[str, Any]:
+    return {row.key: {"hit": 1} if isinstance(row, Labelled) else 1 for row in rows}
+
+
+def test_the_masters_exposition() -> None:
+    core = FakeCore()
+    core.stats = lambda: native_stats(master_http.ROWS)  # type: ignore[method-assign]
+    node = Node("a", 1, 1, 0, session_id=1, endpoints=Endpoints(tcp="t"), capacity_bytes=100)
+    registry = cast(Registry, SimpleNamespace(cluster=Cluster(0, nodes={"a": node})))
+    journal = cast(Journal, SimpleNamespace(written=5, failures=0))
+    calls = {("Register", "Ok"): 2}
+    render = metrics.renderer(master_http.collector(core, registry, journal, calls))
+    found = samples(render())
+    a = ("node", "a")
+    assert found["kvstore_cluster_node_capacity_bytes", frozenset({a})] == 100
+    assert found["kvstore_cluster_node_used_bytes", frozenset({a})] == 0
+    assert found["kvstore_cluster_nodes", frozenset({("state", "alive")})] == 1
+    assert found["kvstore_cluster_lookups_total", frozenset({("result", "hit")})] == 1
+    assert found["kvstore_cluster_journal_written_total", frozenset()] == 5
+    assert (
+        found["kvstore_cluster_rpc_total", frozenset({("method", "Register"), ("status", "Ok")})]
+        == 2
+    )
+    ready = master_http.readiness(registry)
+    assert ready() == (True, {"rebuilding": False, "awaited_nodes": []})
+
+
+class FakeNode:
+    def stats(self) -> dict[str, Any]:
+        histogram = {"buckets": [(10, 1)], "sum": 10}
+        stats = native_stats(node_http.ROWS)
+        stats.update(dict.fromkeys(("put_us", "get_us", "claim_us", "announce_us"), histogram))
+        stats.update({key: 7 for _, _, key in node_http._BYTES})
+        stats["misses"] = {reason.value: 0 for reason in MissReason if reason.value != "none"}
+        stats["link"] = "up"
+        return stats
+
+    def client_counters(self) -> list[dict[str, Any]]:
+        return [
+            {"tenant": "default", "counters": {"misses_absent": 2, "hits_shm": 5}},
+            {"tenant": "default", "counters": {"misses_absent": 1, "hits_shm": 1}},
+            {"tenant": "other", "counters": {"hits_shm": 4}},
+        ]
+
+    def link_state(self) -> str:
+        return "syncing"
+
+
+def test_the_nodes_exposition() -> None:
+    core = cast(NodeCoreApi, FakeNode())
+    found = samples(metrics.renderer(node_http.collector(core))())
+    default = ("tenant", "default")
+    assert found["kvstore_client_hits_shm_total", frozenset({default})] == 6
+    assert found["kvstore_client_misses_total", frozenset({default, ("reason", "absent")})] == 3
+    assert found["kvstore_node_misses_total", frozenset({("reason", "checksum")})] == 0
+    assert found["kvstore_node_link", frozenset({("state", "up")})] == 1
+    shm = frozenset({("operation", "put"), ("path", "shm")})
+    assert found["kvstore_node_bytes_total", shm] == 7
+    assert found["kvstore_node_latency_seconds_count", frozenset({("operation", "get")})] == 1
+    assert node_http.readiness(core)() == (False, {"link": "syncing"})
