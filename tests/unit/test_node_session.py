@@ -1,0 +1,61 @@
+"""What a node does after each answer of the master."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvstore.config import NodeConfig
+from kvstore.errors import Status
+from kvstore.node import session
+from kvstore.node.agent import Session
+from kvstore.node.server import advertised, core_options, unix_endpoint
+from kvstore.node.session import Step
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_a_heartbeat_never_ends_the_node(status: Status) -> None:
+    expected = {Status.Ok: Step.CONTINUE, Status.NotFound: Step.REGISTER}
+    assert session.after_heartbeat(status) is expected.get(status, Step.FIND_MASTER)
+
+
+def test_only_what_cannot_get_better_ends_the_node() -> None:
+    hopeless = {Status.AlreadyExists, Status.VersionMismatch, Status.InvalidArgument}
+    refused = {Status.Unauthenticated, Status.PermissionDenied}
+    for status in Status:
+        first = session.after_register(status, served_before=False)
+        later = session.after_register(status, served_before=True)
+        assert (first is Step.GIVE_UP) == (status in hopeless | refused), status
+        assert (later is Step.GIVE_UP) == (status in hopeless), status
+
+
+def test_the_backoff_doubles_up_to_its_bound_and_spreads() -> None:
+    assert [session.backoff_ms(n, 1.0) for n in (1, 2, 3)] == [100, 200, 400]
+    assert session.backoff_ms(1, 0.0) == 50
+    assert session.backoff_ms(10_000, 1.0) == session.BACKOFF_MAX_MS
+
+
+def test_the_options_of_the_native_node_follow_the_configuration() -> None:
+    given = Session(5, 2, "c" * 32, b"s" * 16, "10.0.0.1:50051", 1000)
+    config = NodeConfig(node_id="a", host="::1", port=7, segment_dir="/dev/shm/x")
+    options = core_options(config, given, None)
+    assert options["tcp_endpoint"] == "tcp://[::1]:7"
+    assert options["unix_endpoint"] == "unix:///dev/shm/x/node.sock"
+    assert (options["session_id"], options["node_epoch"]) == (5, 2)
+    assert options["token"] == ""
+    only_tcp = core_options(NodeConfig(transports=("tcp",)), given, None)
+    assert only_tcp["unix_endpoint"] == "" and only_tcp["tcp_endpoint"] == "tcp://127.0.0.1:0"
+    only_shm = core_options(NodeConfig(transports=("shm",)), given, None)
+    assert only_shm["tcp_endpoint"] == "" and only_shm["unix_endpoint"]
+
+
+def test_a_long_folder_gets_an_abstract_socket() -> None:
+    assert unix_endpoint("/dev/shm/" + "x" * 100, "a").startswith("unix:@kvstore-a-")
+    assert len(unix_endpoint("/" + "x" * 200, "n" * 255)) <= 107
+
+
+def test_what_is_announced_can_be_reached() -> None:
+    bound = "tcp://0.0.0.0:4711"
+    assert advertised(bound, NodeConfig(advertise_host="n1.rack")) == "tcp://n1.rack:4711"
+    assert advertised(bound, NodeConfig(host="0.0.0.0")) != bound
+    assert advertised("tcp://[::1]:4711", NodeConfig(host="::1")) == "tcp://[::1]:4711"
+    assert advertised("", NodeConfig()) == ""
