@@ -91,6 +91,8 @@ Status LocalNode::take_slot(Fd clients, Channel& channel, int number, Deadline d
         return {static_cast<Code>(reply.status[0]),
                 "the node does not see this process's slot lock"};
     }
+    // From here on the node scans this slot, so its hazards count.
+    (*slot)->set_confirmed();
     if (slot_ == nullptr) {
         slot_ = std::move(*slot);
     }
