@@ -57,6 +57,10 @@ class Status(IntEnum):
     Overloaded = -21
     Internal = -22
 
+    def __str__(self) -> str:
+        """Return the name; the number is `int(status)`."""
+        return self.name
+
     @property
     def ok(self) -> bool:
         """True for Ok and AlreadyExists: a cluster's readers find the key."""

@@ -88,8 +88,7 @@ Status LocalNode::take_slot(Fd clients, Channel& channel, int number, Deadline d
         return status;
     }
     if (reply.status.size() != 1 || reply.status[0] != 0) {
-        return {static_cast<Code>(reply.status[0]),
-                "the node does not see this process's slot lock"};
+        return {Code::kUnavailable, "the node does not see this process's slot lock"};
     }
     // From here on the node scans this slot, so its hazards count.
     (*slot)->set_confirmed();

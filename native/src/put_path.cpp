@@ -63,9 +63,11 @@ void PutPath::put_batch(std::span<PutItem> batch) {
     for (PutItem& item : batch) {
         item.result = item.size > limits::kMaxObjectBytes ? Code::kTooLarge : kOpen;
     }
-    const uint64_t give_up_ms = boottime_ms() + kReattachMs;
+    // One batch may wait for a node that restarts; those behind it fail at once until one is back.
+    const uint64_t patience_ms = context_.write_breaker().allow() ? kReattachMs : 0;
+    const uint64_t give_up_ms = boottime_ms() + patience_ms;
     std::vector<PutItem*> open;
-    for (int attempt = 0;; ++attempt) {
+    for (int attempts = 0;; ++attempts) {
         open.clear();
         for (PutItem& item : batch) {
             if (item.result == kOpen) {
@@ -73,6 +75,7 @@ void PutPath::put_batch(std::span<PutItem> batch) {
             }
         }
         if (open.empty()) {
+            context_.write_breaker().success();
             return;
         }
         if (context_.closed()) {
@@ -81,14 +84,14 @@ void PutPath::put_batch(std::span<PutItem> batch) {
         if (deadline_.expired()) {
             return set_all(open, Code::kDeadlineExceeded);
         }
-        if (attempt > 0) {
-            if (boottime_ms() >= give_up_ms) {
-                return set_all(open, Code::kUnavailable);
-            }
+        if (attempts > 0 && boottime_ms() >= give_up_ms) {
+            context_.write_breaker().failure();
+            return set_all(open, Code::kUnavailable);
+        }
+        if (attempts == 1) {
             tally_.add(ClientCounter::kRetries, open.size());
-            if (attempt > 1) {
-                std::this_thread::sleep_for(std::chrono::milliseconds(kRetryPauseMs));
-            }
+        } else if (attempts > 1) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(kRetryPauseMs));
         }
         if (!put_shared(open)) {
             put_by_socket(open, nullptr);

@@ -52,6 +52,8 @@ class ClientContext {
     MasterClient& master() { return *master_; }
     PeerTable& nodes() { return *nodes_; }
     PlacementCache& placements() { return placements_; }
+    // Open while no node could be written to: puts then do not wait for one.
+    Breaker& write_breaker() { return write_breaker_; }
     Deadline deadline(uint32_t timeout_ms = 0) const;
 
     // Whether calls are still allowed: not closed, not in a forked child.
@@ -89,6 +91,7 @@ class ClientContext {
     std::atomic<NamespaceId> namespace_id_{0};
     std::array<std::atomic<uint64_t>, kClientCounterCount> counters_{};
     PlacementCache placements_;
+    Breaker write_breaker_;
     std::unique_ptr<MasterClient> master_;
     std::unique_ptr<PeerTable> nodes_;
 };
