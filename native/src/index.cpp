@@ -71,8 +71,8 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     const uint64_t heap_bytes = (std::max(wanted, kMinHeapBytes) + 4095) / 4096 * 4096;
     const auto geometry = IndexGeometry::of(buckets, heap_bytes);
     if (options.entries > kMaxIndexEntries || !geometry) {
-        return {Code::kInvalidArgument, "index of " + std::to_string(options.entries) +
-                                            " entries is out of range"};
+        return {Code::kInvalidArgument,
+                "index of " + std::to_string(options.entries) + " entries is out of range"};
     }
     auto fd = create_region(options.directory, options.name);
     if (!fd.ok()) return fd.status();
@@ -172,8 +172,8 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
     KV_ASSERT(entry.identity.length <= view_.header->segment_bytes &&
               entry.offset <= view_.header->segment_bytes - entry.identity.length);
     const IndexPlace place = IndexPlace::of(entry.identity.hash, geometry_.bucket_count);
-    const bool first = free_slots(view_.tags[place.buckets[0]]) >=
-                       free_slots(view_.tags[place.buckets[1]]);
+    const bool first =
+        free_slots(view_.tags[place.buckets[0]]) >= free_slots(view_.tags[place.buckets[1]]);
     const EntryRef ref = free_entry_in(place.buckets[first ? 0 : 1]);
     if (ref == kNoEntry) return Code::kNoSpace;
     const auto cold_ref = store_cold(entry);

@@ -1,6 +1,4 @@
 // A client's side of the index: bounded, lock-free lookups in memory that another process writes.
-#include "kvstore/index.h"
-
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -8,6 +6,7 @@
 #include <cstring>
 
 #include "index_words.h"
+#include "kvstore/index.h"
 #include "kvstore/protocol_steps.h"
 
 namespace kvstore {
@@ -28,7 +27,7 @@ T field(const std::array<uint8_t, kIndexHeaderBytes>& header, size_t offset) {
 Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segment_bytes) {
     // The header is copied before it is judged, so that it cannot change between check and use.
     std::array<uint8_t, kIndexHeaderBytes> header{};
-    struct stat info {};
+    struct stat info{};
     if (fstat(fd, &info) != 0) return errno_status("fstat", "index");
     if (pread(fd, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
         return {Code::kVersionMismatch, "index file is shorter than its header"};
@@ -47,8 +46,8 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
                           field<uint64_t>(header, offsetof(IndexHeader, heap_bytes)));
     const auto claimed_segment = field<uint64_t>(header, offsetof(IndexHeader, segment_bytes));
     const auto node_id_bytes = field<uint16_t>(header, offsetof(IndexHeader, node_id_bytes));
-    if (!geometry || field<uint64_t>(header, offsetof(IndexHeader, total_bytes)) !=
-                         geometry->total_bytes ||
+    if (!geometry ||
+        field<uint64_t>(header, offsetof(IndexHeader, total_bytes)) != geometry->total_bytes ||
         static_cast<uint64_t>(info.st_size) < geometry->total_bytes ||
         claimed_segment > segment_bytes || node_id_bytes > limits::kMaxNameBytes) {
         return {Code::kVersionMismatch, "index header contradicts itself or the segment"};
@@ -91,8 +90,8 @@ IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash12
     bool equal = false;
     Found f;
     f.ref = ref;
-    const bool stable = steps::read_stable(
-        steps::RealMemory{}, e.gen, view_.header->retired, 0, &f.gen, [&] {
+    const bool stable =
+        steps::read_stable(steps::RealMemory{}, e.gen, view_.header->retired, 0, &f.gen, [&] {
             if (e.hash_lo.load(kRelaxed) != hash.lo || e.hash_hi.load(kRelaxed) != hash.hi) return;
             const uint64_t crc_cold = e.crc_cold.load(kRelaxed);
             const uint64_t expiry_ms = e.expiry_ms.load(kRelaxed);

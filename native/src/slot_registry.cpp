@@ -28,7 +28,7 @@ void abandon_registry() {
 }
 
 bool set_lock(int fd, short type, uint64_t at) {
-    struct flock lock {};
+    struct flock lock{};
     lock.l_type = type;
     lock.l_whence = SEEK_SET;
     lock.l_start = static_cast<off_t>(at);
@@ -38,7 +38,7 @@ bool set_lock(int fd, short type, uint64_t at) {
 
 // Whether another process holds a lock on the byte.
 bool foreign_lock(int fd, uint64_t at) {
-    struct flock lock {};
+    struct flock lock{};
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
     lock.l_start = static_cast<off_t>(at);
@@ -47,13 +47,13 @@ bool foreign_lock(int fd, uint64_t at) {
 }
 
 Result<FileKey> key_of(int fd) {
-    struct stat info {};
+    struct stat info{};
     if (fstat(fd, &info) != 0) return errno_status("fstat", "clients");
     return FileKey{static_cast<uint64_t>(info.st_dev), static_cast<uint64_t>(info.st_ino)};
 }
 
 Status check_clients_file(int fd) {
-    struct stat info {};
+    struct stat info{};
     ClientsHeader header{};
     if (fstat(fd, &info) != 0) return errno_status("fstat", "clients");
     if (static_cast<uint64_t>(info.st_size) < kClientsFileBytes ||
@@ -74,7 +74,8 @@ struct ClientSlot::State {
     int fd = -1;  // one of the File's
     Mapping mapping;
     SlotPage* page = nullptr;
-    std::atomic<uint64_t> hazards_used{0};  // bit i: hazards[i] is taken by a thread of this process
+    std::atomic<uint64_t> hazards_used{
+        0};  // bit i: hazards[i] is taken by a thread of this process
     std::atomic<bool> confirmed{false};
     uint32_t handles = 0;  // guarded by the registry's mutex
 };
@@ -239,13 +240,12 @@ void ClientSlot::set_confirmed() {
 }
 
 bool ClientSlot::usable() const {
-    return in_own_process() && steps::may_use_slot(steps::RealMemory{},
-                                                   state_->confirmed.load(std::memory_order_acquire));
+    return in_own_process() &&
+           steps::may_use_slot(steps::RealMemory{},
+                               state_->confirmed.load(std::memory_order_acquire));
 }
 
-bool ClientSlot::owner_alive() const {
-    return in_own_process() && registry_->owner_alive(*state_);
-}
+bool ClientSlot::owner_alive() const { return in_own_process() && registry_->owner_alive(*state_); }
 
 std::optional<ClientSlot::Handle> ClientSlot::publish_hazard(uint64_t offset, Generation gen) {
     if (!usable()) return std::nullopt;

@@ -152,8 +152,8 @@ TEST(ClientSlots, AReusedSlotIsClean) {
     slots->drain_touches([](uint32_t ref) { FAIL() << ref; });
 }
 
-// fcntl(2): closing any descriptor of a file drops the process's locks on it. The registry therefore
-// keeps every one that reaches the process.
+// fcntl(2): closing any descriptor of a file drops the process's locks on it. The registry
+// therefore keeps every one that reaches the process.
 TEST(ClientSlots, FurtherDescriptorsDoNotDropTheLock) {
     auto slots = make_slots();
     const uint32_t number = *slots->assign();
@@ -244,8 +244,8 @@ TEST(ClientSlots, AForkedChildKeepsItsHandsOff) {
         const auto handle = slot->publish_hazard(0, 55);
         const pid_t grandchild = fork();
         if (grandchild == 0) {
-            const bool refused = !slot->usable() && !slot->publish_hazard(0, 66) &&
-                                 !slot->owner_alive();
+            const bool refused =
+                !slot->usable() && !slot->publish_hazard(0, 66) && !slot->owner_alive();
             slot->touch(1);
             slot->add_counter(0, 1);
             slot->clear_hazard(*handle);

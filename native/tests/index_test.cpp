@@ -133,7 +133,8 @@ TEST(Index, KeysOfEveryLength) {
     const auto reader = make_reader(*index);
     const std::string text(limits::kMaxKeyBytes, 'k');
     for (size_t length = 1; length <= limits::kMaxKeyBytes; ++length) {
-        ASSERT_TRUE(index->insert(new_entry(std::string_view(text).substr(0, length), length)).ok());
+        ASSERT_TRUE(
+            index->insert(new_entry(std::string_view(text).substr(0, length), length)).ok());
     }
     for (size_t length = 1; length <= limits::kMaxKeyBytes; ++length) {
         const auto key = std::string_view(text).substr(0, length);
@@ -325,7 +326,8 @@ TEST(IndexReader, RefusesForeignAndContradictoryHeaders) {
     ASSERT_EQ(attach(), Code::kOk);
     EXPECT_EQ(with(offsetof(IndexHeader, magic), 1, 8), Code::kVersionMismatch);
     EXPECT_EQ(with(offsetof(IndexHeader, layout_version), 2, 4), Code::kVersionMismatch);
-    for (const uint64_t bad : {uint64_t{0}, uint64_t{1}, uint64_t{99}, uint64_t{1} << 40, UINT64_MAX}) {
+    for (const uint64_t bad :
+         {uint64_t{0}, uint64_t{1}, uint64_t{99}, uint64_t{1} << 40, UINT64_MAX}) {
         EXPECT_EQ(with(offsetof(IndexHeader, bucket_count), bad, 8), Code::kVersionMismatch) << bad;
         EXPECT_EQ(with(offsetof(IndexHeader, heap_bytes), bad, 8), Code::kVersionMismatch) << bad;
         EXPECT_EQ(with(offsetof(IndexHeader, total_bytes), bad, 8), Code::kVersionMismatch) << bad;
@@ -340,8 +342,8 @@ TEST(IndexReader, RefusesForeignAndContradictoryHeaders) {
     EXPECT_FALSE(IndexReader::attach(-1, kSegmentBytes).ok());
 }
 
-// Whatever stands in the index, a probe stays inside its mapping (ASan and the guard of the mapping's
-// end would tell) and hands out no extent beyond the segment.
+// Whatever stands in the index, a probe stays inside its mapping (ASan and the guard of the
+// mapping's end would tell) and hands out no extent beyond the segment.
 TEST(IndexReader, StaysWithinBoundsOfACorruptedIndex) {
     const uint64_t seed = std::random_device{}();
     SCOPED_TRACE("seed " + std::to_string(seed));
@@ -356,7 +358,8 @@ TEST(IndexReader, StaysWithinBoundsOfACorruptedIndex) {
     const auto geometry = IndexGeometry::of(2, 1u << 20);
     ASSERT_TRUE(geometry && geometry->total_bytes == index->mapped_bytes());
     const IndexView view = IndexView::over((*mapping).data(), *geometry);
-    const uint64_t extremes[] = {0, 1, UINT64_MAX, uint64_t{1} << 63, UINT64_MAX << 32, kSegmentBytes};
+    const uint64_t extremes[] = {
+        0, 1, UINT64_MAX, uint64_t{1} << 63, UINT64_MAX << 32, kSegmentBytes};
     int hits = 0;
     for (int round = 0; round < 200'000; ++round) {
         const EntryRef ref = static_cast<EntryRef>(random() % 64);

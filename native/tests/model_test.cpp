@@ -13,8 +13,8 @@
 namespace kvstore::model {
 namespace {
 
-// One thread of the host runs everything, so ThreadSanitizer has nothing to say; it only knows fibers
-// by heavy bookkeeping.
+// One thread of the host runs everything, so ThreadSanitizer has nothing to say; it only knows
+// fibers by heavy bookkeeping.
 class Model : public ::testing::Test {
 #if defined(__SANITIZE_THREAD__)
   protected:
@@ -54,7 +54,8 @@ constexpr Rule kRules[] = {
     {Guard::kDeathNeedsLock, "DeathNeedsLock", "1 only a released lock proves death"},
     {Guard::kSlotClearedBeforeReuse, "SlotClearedBeforeReuse", "1 slots are cleared before reuse"},
     {Guard::kReservationQuarantine, "ReservationQuarantine", "1 expired blocks are quarantined"},
-    {Guard::kCommitNeedsReservation, "CommitNeedsReservation", "1 expired reservations cannot commit"},
+    {Guard::kCommitNeedsReservation, "CommitNeedsReservation",
+     "1 expired reservations cannot commit"},
     {Guard::kAttachOwnerLock, "AttachOwnerLock", "8 attach needs the owner's lock"},
     {Guard::kAttachRetire, "AttachRetire", "- attach retires the old index"},
     {Guard::kAttachRetireFence, "AttachRetireFence", "- full fence after retiring"},
@@ -99,8 +100,8 @@ std::string describe(const Finding& f) {
            "): " + f.violation;
 }
 
-// The machine itself, by the classical litmus tests: how often out of 2,000 seeds does each of the two
-// kinds of machine show the outcome that its order permits or forbids?
+// The machine itself, by the classical litmus tests: how often out of 2,000 seeds does each of the
+// two kinds of machine show the outcome that its order permits or forbids?
 struct Outcomes {
     int tso = 0;
     int relaxed = 0;

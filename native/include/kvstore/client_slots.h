@@ -1,9 +1,9 @@
 // The node's side of the `clients` file: who is alive, what is held, what was read.
 //
-// Each client process owns one slot and proves its life by a record lock (fcntl) on the slot's first
-// byte, which the kernel drops when the process dies and keeps while it is merely stopped. The slot's
-// memory is writable by its client, so the node believes nothing in it that can hurt another: hazards
-// only delay reuse, touches are bounds-checked by the caller, counters are for the eye.
+// Each client process owns one slot and proves its life by a record lock (fcntl) on the slot's
+// first byte, which the kernel drops when the process dies and keeps while it is merely stopped.
+// The slot's memory is writable by its client, so the node believes nothing in it that can hurt
+// another: hazards only delay reuse, touches are checked by the caller, counters are shown.
 #pragma once
 
 #include <array>
@@ -24,9 +24,9 @@ using SlotCounters = std::array<uint64_t, kSlotCounterCount>;
 
 // Thread-safe (one internal mutex).
 //
-// A slot's life: free → assign() → assigned → confirm() → live → collect_dead() → dead → free_slot()
-// → free. The client locks between assign and confirm, and uses the slot only after the confirm: the
-// node scans confirmed slots only.
+// A slot's life: free → assign() → assigned → confirm() → live → collect_dead() → dead →
+// free_slot() → free. The client locks between assign and confirm, and uses the slot only after the
+// confirm: the node scans confirmed slots only.
 class ClientSlots {
   public:
     // `directory` empty: an anonymous memfd. Takes the owner's lock on the file.
@@ -46,26 +46,27 @@ class ClientSlots {
     Status confirm(uint32_t slot);
     // Whether the slot's process still holds its lock; one system call.
     bool is_alive(uint32_t slot) const;
-    // Live slots whose lock is gone, each reported once: give back what they owned, then free_slot().
+    // Live slots whose lock is gone, each once: give back what they owned, then free_slot().
     std::vector<uint32_t> collect_dead();
-    // Makes the slot assignable. For an assigned slot that was never confirmed, or a dead one; a live
-    // slot, or one whose lock is still held, is left alone and answers false.
+    // Makes the slot assignable. For an assigned slot that was never confirmed, or a dead one; a
+    // live slot, or one whose lock is still held, is left alone and answers false.
     bool free_slot(uint32_t slot);
     std::vector<uint32_t> live_slots() const;
 
-    // Scan of all live slots. Call after Index::invalidate(), whose full fence orders the scan: false
-    // means that no client holds the generation or can come to hold it.
+    // Scan of all live slots. Call after Index::invalidate(), whose full fence orders the scan:
+    // false means that no client holds the generation or can come to hold it.
     bool hazard_present(Generation gen) const;
     // The same for many generations at once: every generation held now, sorted.
     void collect_hazards(std::vector<Generation>* out) const;
 
-    // Hands over the entries that clients read since the last call, oldest first per client. The ring
-    // is lossy. Numbers come from clients: check them against the index before use. `fn` is called
-    // under the mutex and must not call back.
+    // Hands over the entries that clients read since the last call, oldest first per client. The
+    // ring is lossy. Numbers come from clients: check them against the index before use. `fn` is
+    // called under the mutex and must not call back.
     void drain_touches(const std::function<void(uint32_t entry_ref)>& fn);
 
     SlotCounters counters(uint32_t slot) const;
-    SlotCounters total_counters() const;  // live slots plus all that were freed before: never shrinks
+    // Of live slots and of all that were live before: never shrinks.
+    SlotCounters total_counters() const;
 
   private:
     enum class State : uint8_t { kFree, kAssigned, kLive, kDead };

@@ -1,7 +1,7 @@
 // The memory fences of the shared-memory protocol, in one place.
 //
-// ThreadSanitizer does not model std::atomic_thread_fence (g++ rejects it), so under TSan a fence is
-// a read-modify-write of one process-wide word: at least as strong, and understood by the tool.
+// ThreadSanitizer does not model std::atomic_thread_fence (g++ rejects it), so under TSan a fence
+// is a read-modify-write of one process-wide word: at least as strong, and understood by the tool.
 #pragma once
 
 #include <atomic>

@@ -1,9 +1,9 @@
 // The index of a node's published objects, in memory that clients map read-only.
 //
-// `Index` is the node's side: the only writer, to be called under one external lock. `IndexReader` is
-// a client's side: it writes nothing, and whatever bytes it meets, it stays inside its mapping and
-// hands out only extents inside the segment. The bytes are drawn in shared_layout.h; the order of the
-// accesses, on which correctness rests, is in protocol_steps.h.
+// `Index` is the node's side: the only writer, to be called under one external lock. `IndexReader`
+// is a client's side: it writes nothing, and whatever bytes it meets, it stays inside its mapping
+// and hands out only extents inside the segment. The bytes are drawn in shared_layout.h; the order
+// of the accesses, on which correctness rests, is in protocol_steps.h.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@
 
 namespace kvstore {
 
-// The number of an entry; entries never move, so it names an object as long as its generation stands.
+// The number of an entry. Entries never move: it names an object while its generation stands.
 using EntryRef = uint32_t;
 inline constexpr EntryRef kNoEntry = UINT32_MAX;
 
@@ -78,9 +78,9 @@ class Index {
 
     // kNoEntry when no valid entry has this namespace and this very key.
     EntryRef find(NamespaceId ns, const Hash128& hash, std::string_view key) const;
-    // Publishes: visible to readers when it returns. Does not look for an older entry of the same key:
-    // insert first, then invalidate the old one, so that no reader meets a gap. kNoSpace: both buckets
-    // or the key heap are full; evict one of candidates(hash) and try again.
+    // Publishes: visible to readers when it returns. Does not look for an older entry of the same
+    // key: insert first, then invalidate the old one, so that no reader meets a gap. kNoSpace: both
+    // buckets or the key heap are full; evict one of candidates(hash) and try again.
     Result<EntryRef> insert(const NewEntry& entry);
     // Generation to 0, then a full fence: after it a scan of the hazards decides about the block.
     void invalidate(EntryRef ref);
@@ -97,7 +97,7 @@ class Index {
 
     // Tells clients that a namespace they resolved may have a new epoch.
     void bump_flush_counter();
-    // Tells clients, for ever, that nothing read through this index may be trusted; then a full fence.
+    // Tells clients, for ever, to trust nothing read through this index; then a full fence.
     void retire();
 
     uint64_t size() const { return used_; }  // valid and invalidated, not yet released
@@ -147,7 +147,7 @@ class IndexReader {
     // retired? (Acquire fence included.)
     bool still_valid(EntryRef ref, Generation gen) const;
 
-    // Whether `found` can be used with this index at all: its numbers stay within index and segment.
+    // Whether `found` can be used here at all: its numbers stay within index and segment.
     bool well_formed(const Found& found) const;
 
     uint64_t flush_counter() const;

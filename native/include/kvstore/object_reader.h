@@ -19,9 +19,9 @@ enum class CopyResult : uint8_t {
 };
 inline constexpr int kCopyTries = 4;
 
-// One checked copy of found.length bytes to dst: copy with the CRC folded in, acquire fence, reload of
-// generation and `retired`, comparison of the sealed CRC. `identity` carries tenant, namespace and
-// hash; version and length are taken from `found`. dst's contents are garbage unless kOk.
+// One checked copy of found.length bytes to dst: copy with the CRC folded in, acquire fence, reload
+// of generation and `retired`, comparison of the sealed CRC. `identity` carries tenant, namespace
+// and hash; version and length are taken from `found`. dst's contents are garbage unless kOk.
 CopyResult copy_object(const IndexReader& reader, const uint8_t* segment,
                        const IndexReader::Found& found, void* dst, const Identity& identity);
 

@@ -1,11 +1,13 @@
-// The steps of the shared-memory protocol: the one place where the order of accesses is written down.
+// The steps of the shared-memory protocol: the one place where the order of accesses is written
+// down.
 //
-// Each step is a template over a memory policy M. The product runs them with RealMemory (atomics and
-// fences); tests/model_test.cpp runs the very same functions on a simulated machine with store buffers
-// and reordered loads, one access at a time, in seeded interleavings.
+// Each step is a template over a memory policy M. The product runs them with RealMemory (atomics
+// and fences); tests/model_test.cpp runs the very same functions on a simulated machine with store
+// buffers and reordered loads, one access at a time, in seeded interleavings.
 //
 // Every rule whose breach an interleaving can show is a Guard. RealMemory enables all of them at
-// compile time; the model test removes them one at a time and must then find wrong bytes. A policy has
+// compile time; the model test removes them one at a time and must then find wrong bytes. A policy
+// has
 //   bool enabled(Guard) const
 //   load(const Word&, order), store(Word&, value, order)
 //   full_fence(), acquire_fence(), store_fence()
@@ -76,7 +78,8 @@ bool still_valid(M&& m, const Word& gen_word, const Flag& retired, Generation ge
         m.load(gen_word, std::memory_order_relaxed) != gen) {
         return false;
     }
-    return !m.enabled(Guard::kReadRecheckRetired) || m.load(retired, std::memory_order_relaxed) == 0;
+    return !m.enabled(Guard::kReadRecheckRetired) ||
+           m.load(retired, std::memory_order_relaxed) == 0;
 }
 
 // First half of a stable read: what the writer published with this generation is visible after it.
@@ -86,8 +89,8 @@ Generation open_read(M&& m, const Word& gen_word) {
                                                                      : std::memory_order_relaxed);
 }
 
-// A stable read: what `body` read is one generation's if this returns true. `expected` 0 accepts any
-// generation but none (0); `*seen` is the one that was read.
+// A stable read: what `body` read is one generation's if this returns true. `expected` 0 accepts
+// any generation but none (0); `*seen` is the one that was read.
 template <class M, class Word, class Flag, class Body>
 bool read_stable(M&& m, const Word& gen_word, const Flag& retired, Generation expected,
                  Generation* seen, Body&& body) {
@@ -119,7 +122,8 @@ bool confirm_hold(M&& m, const Word& gen_word, const Flag& retired, Generation g
         m.load(gen_word, std::memory_order_acquire) != gen) {
         return false;
     }
-    return !m.enabled(Guard::kHoldRecheckRetired) || m.load(retired, std::memory_order_acquire) == 0;
+    return !m.enabled(Guard::kHoldRecheckRetired) ||
+           m.load(retired, std::memory_order_acquire) == 0;
 }
 
 // Whether a client may use its slot: the node scans only slots it has confirmed.
@@ -142,9 +146,9 @@ void finish_writing(M&& m) {
 template <class M, class Word, class Fill>
 void publish_entry(M&& m, Word& gen_word, Generation gen, Fill&& fill) {
     fill();
-    m.store(gen_word, gen,
-            m.enabled(Guard::kPublishRelease) ? std::memory_order_release
-                                              : std::memory_order_relaxed);
+    m.store(
+        gen_word, gen,
+        m.enabled(Guard::kPublishRelease) ? std::memory_order_release : std::memory_order_relaxed);
 }
 
 // From here on no reader can come to trust the entry, and a scan that follows sees every hold that
@@ -180,8 +184,8 @@ Generation draw_generation(M&& m, uint32_t epoch, uint64_t& counter) {
     return pack_epoch(epoch, counter);
 }
 
-// Whether the block of an unpublished reservation may go to somebody else. Time and a closed session
-// prove nothing: the writer may be stopped in the middle of its copy.
+// Whether the block of an unpublished reservation may go to somebody else. Time and a closed
+// session prove nothing: the writer may be stopped in the middle of its copy.
 template <class M>
 bool may_reuse_reservation(M&& m, bool writer_said_stopped, bool writer_lock_held, bool expired) {
     if (writer_said_stopped || !writer_lock_held) return true;
@@ -214,8 +218,8 @@ bool may_attach(M&& m, bool old_owner_lock_held) {
     return !old_owner_lock_held || !m.enabled(Guard::kAttachOwnerLock);
 }
 
-// For ever: who reads `retired` trusts nothing it reads through this index. A scan that follows sees
-// every hold that was confirmed before.
+// For ever: who reads `retired` trusts nothing it reads through this index. A scan that follows
+// sees every hold that was confirmed before.
 template <class M, class Flag>
 void retire_index(M&& m, Flag& retired) {
     if (m.enabled(Guard::kAttachRetire)) m.store(retired, 1u, std::memory_order_relaxed);
@@ -230,8 +234,9 @@ void take_over(M&& m, Flag& retired, FreeBlocks&& free_blocks) {
     if (m.enabled(Guard::kAttachRetireFirst)) free_blocks();
 }
 
-// Whether a block that the new index does not carry over is held. The old node may have died between
-// invalidating its entry and scanning, so the generation can be lost; the hazard names the block too.
+// Whether a block that the new index does not carry over is held. The old node may have died
+// between invalidating its entry and scanning, so the generation can be lost; the hazard names the
+// block too.
 template <class M, class Hazards>
 bool slot_holds_block(M&& m, const Hazards& hazards, uint64_t offset) {
     if (!m.enabled(Guard::kAttachScanHazards)) return false;

@@ -162,11 +162,11 @@ struct Hazard {
 };
 
 struct SlotPage {
-    Hazard hazards[kSlotHazards];              // 0
-    SharedWord counters[kSlotCounterCount];    // 1024
-    SharedWord touch_count;                    // 1280: touches ever made; the next goes to count % 2048
+    Hazard hazards[kSlotHazards];            // 0
+    SharedWord counters[kSlotCounterCount];  // 1024
+    SharedWord touch_count;  // 1280: touches ever made; the next goes to count % 2048
     uint8_t reserved0[56];
-    SharedHalf touches[kSlotTouches];          // 1344: entry number + 1; 0: never written
+    SharedHalf touches[kSlotTouches];  // 1344: entry number + 1; 0: never written
     uint8_t reserved1[kSlotBytes - 9536];
 };
 static_assert(sizeof(SlotPage) == kSlotBytes);

@@ -4,9 +4,9 @@
 // inode drops it. So every descriptor of a clients file that reaches this process is handed to the
 // registry, which keeps it open until the slot is given back.
 //
-// Fork: a child inherits neither the lock nor (MADV_DONTFORK) the slot's memory. Calls on a slot that
-// was acquired before the fork do nothing and answer "no"; usable() says so. The child may acquire a
-// slot of its own.
+// Fork: a child inherits neither the lock nor (MADV_DONTFORK) the slot's memory. Calls on a slot
+// that was acquired before the fork do nothing and answer "no"; usable() says so. The child may
+// acquire a slot of its own.
 #pragma once
 
 #include <atomic>
@@ -25,8 +25,8 @@ namespace kvstore {
 
 class SlotRegistry;
 
-// This process's slot in one node's clients file. Thread-safe. Destroying the last handle clears the
-// slot and drops the lock; keep a handle for as long as anything is held or being written.
+// This process's slot in one node's clients file. Thread-safe. Destroying the last handle clears
+// the slot and drops the lock; keep a handle for as long as anything is held or being written.
 class ClientSlot {
   public:
     using Handle = uint32_t;  // of a published hazard
@@ -35,8 +35,8 @@ class ClientSlot {
     ClientSlot& operator=(const ClientSlot&) = delete;
 
     uint32_t number() const;  // may differ from the number asked for; tell the node this one
-    // The node has answered Ok to "slot ready". Until then the node does not look into this slot, so
-    // every hazard is refused.
+    // The node has answered Ok to "slot ready". Until then the node does not look into this slot,
+    // so every hazard is refused.
     void set_confirmed();
     bool usable() const;       // confirmed, and not in a forked child
     bool owner_alive() const;  // the node's own lock is still there; one system call
@@ -48,7 +48,8 @@ class ClientSlot {
     void clear_hazard(Handle handle);
     uint32_t hazards_in_use() const;
 
-    // Recency: touch a chain's tail first and its head last, so that the chain loses its tail first.
+    // Recency: touch a chain's tail first and its head last, so that the chain loses its tail
+    // first.
     void touch(uint32_t entry_ref);
     void add_counter(uint32_t counter, uint64_t amount);
 
@@ -69,8 +70,8 @@ class SlotRegistry {
 
     // Locks slot `number` of the clients file behind `fd`, or returns a further handle on the slot
     // that this process has there already. Takes `fd` over in every case, failures included.
-    // kUnavailable: another process holds that slot (connect again for another one). kVersionMismatch:
-    // not a clients file of this format.
+    // kUnavailable: another process holds that slot (connect again for another one).
+    // kVersionMismatch: not a clients file of this format.
     Result<std::shared_ptr<ClientSlot>> acquire(Fd fd, uint32_t number);
     // For a received descriptor of a clients file that is not wanted after all.
     void dispose(Fd fd);

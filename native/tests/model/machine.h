@@ -1,11 +1,12 @@
 // A simulated shared-memory machine on which the protocol's steps run one access at a time.
 //
-// Each thread is a fiber; before every access it hands control to a seeded scheduler. Stores go into
-// the thread's store buffer and reach memory later, chosen by the seed:
+// Each thread is a fiber; before every access it hands control to a seeded scheduler. Stores go
+// into the thread's store buffer and reach memory later, chosen by the seed:
 //   tso      in order (x86), except that non-temporal stores drift until an sfence
 //   relaxed  in any order that release stores and fences permit (ARM, and what compilers may do)
-// On the relaxed machine a load may moreover be satisfied early: it returns what memory held at some
-// moment between the thread's last acquire and now. A full fence drains the buffer and forgets the past.
+// On the relaxed machine a load may moreover be satisfied early: it returns what memory held at
+// some moment between the thread's last acquire and now. A full fence drains the buffer and forgets
+// the past.
 #pragma once
 
 #include <ucontext.h>
@@ -213,8 +214,7 @@ inline void Machine::run() {
 inline void Machine::leave(uint32_t next) {
     const uint32_t self = current_;
     current_ = next;
-    swapcontext(&threads_[self].context,
-                next == kMaxThreads ? &main_ : &threads_[next].context);
+    swapcontext(&threads_[self].context, next == kMaxThreads ? &main_ : &threads_[next].context);
 }
 
 inline uint32_t Machine::pick() const {
@@ -307,8 +307,8 @@ inline uint64_t Memory::load(const Cell& cell, std::memory_order order) {
         while (history[first].time > earliest) --first;
         chosen = first + machine_->random_.below(chosen - first + 1);
     }
-    const uint64_t moment = machine_->relaxed_ ? std::max(earliest, history[chosen].time)
-                                               : machine_->now_;
+    const uint64_t moment =
+        machine_->relaxed_ ? std::max(earliest, history[chosen].time) : machine_->now_;
     t.seen[cell.id] = std::max(t.seen[cell.id], moment);
     t.last_load = std::max(t.last_load, moment);
     if (order != std::memory_order_relaxed || !machine_->relaxed_) {
@@ -357,9 +357,7 @@ inline void Memory::before_send() {
     }
 }
 
-inline void Memory::after_receive() {
-    machine_->threads_[thread_].floor = machine_->now_;
-}
+inline void Memory::after_receive() { machine_->threads_[thread_].floor = machine_->now_; }
 
 inline void Memory::pause() { machine_->yield(); }
 

@@ -1,7 +1,8 @@
 // What the simulated processes share, and the invariants that are checked while they run.
 //
-// Cells are the shared memory that the protocol is about. Locks and messages belong to the kernel and
-// are plain variables: fibers switch only at accesses. "Ghost" variables exist for the checks alone.
+// Cells are the shared memory that the protocol is about. Locks and messages belong to the kernel
+// and are plain variables: fibers switch only at accesses. "Ghost" variables exist for the checks
+// alone.
 #pragma once
 
 #include <array>
@@ -106,10 +107,10 @@ class World {
     std::array<Slot, kSlots> slots;
     uint32_t owner_locked_by = kNobody;  // kernel: the node's lock
 
-    std::array<uint32_t, kBlocks> held;    // ghost: confirmed holds
-    std::array<uint32_t, kBlocks> writer;  // ghost: the thread that may be writing
+    std::array<uint32_t, kBlocks> held;                    // ghost: confirmed holds
+    std::array<uint32_t, kBlocks> writer;                  // ghost: the thread that may be writing
     std::array<uint32_t, Machine::kMaxThreads> holding{};  // ghost: block + 1 that a thread holds
-    std::vector<Object> published;         // ghost: every object that was ever published
+    std::vector<Object> published;  // ghost: every object that was ever published
 
   private:
     // The kernel's and the ghosts' part of a death.
@@ -149,8 +150,8 @@ inline void copy(World& world, Memory& m, uint32_t index, uint32_t entry, const 
     const IndexCells& cells = world.indexes[index];
     std::array<uint64_t, kWords> words{};
     Generation seen = 0;
-    const bool stable = steps::read_stable(
-        m, cells.entries[entry].gen, cells.retired, found.gen, &seen, [&] {
+    const bool stable =
+        steps::read_stable(m, cells.entries[entry].gen, cells.retired, found.gen, &seen, [&] {
             for (uint32_t w = 0; w < kWords; ++w) {
                 words[w] = m.load(world.blocks[found.block][w], std::memory_order_relaxed);
             }
