@@ -50,9 +50,9 @@ class Histogram {
 
     static constexpr size_t bucket_of(uint64_t value) {
         if (value < 8) return static_cast<size_t>(value);
-        const int top = std::bit_width(value) - 1;  // 3 or more
+        const auto top = static_cast<size_t>(std::bit_width(value)) - 1;  // 3 or more
         const size_t quarter = (value >> (top - 2)) & 3;
-        const size_t bucket = 8 + 4 * static_cast<size_t>(top - 3) + quarter;
+        const size_t bucket = 8 + 4 * (top - 3) + quarter;
         return bucket < kBuckets ? bucket : kBuckets - 1;
     }
     // The greatest value that counts in `bucket`.

@@ -1,35 +1,34 @@
-// A node: owns a segment's blocks, serves clients and peers over Unix sockets and TCP, and keeps the
-// master informed. Joins the block store (storage) with the block protocol (transport).
+// A node: owns a segment's blocks, serves clients and peers over Unix sockets and TCP, and keeps
+// the master informed. Joins the block store (storage) with the block protocol (transport).
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
+#include "kvstore/block_store.h"
+#include "kvstore/event_server.h"
 #include "kvstore/hash.h"
 #include "kvstore/histogram.h"
+#include "kvstore/master_link.h"
+#include "kvstore/node_slots.h"
 #include "kvstore/status.h"
 #include "kvstore/types.h"
 
 namespace kvstore {
-
-class BlockStore;
-struct Principal;  // handshake.h
-
-enum class LinkState : uint8_t {
-    kDown = 0,     // no connection: puts are refused, reads go on
-    kSyncing = 1,  // connected: missed ops are applied, then everything is announced
-    kUp = 2,       // puts are served
-};
-const char* link_state_name(LinkState state);
 
 struct NodeOptions {
     // Identity; the node id names the node in the cluster, the epoch is this incarnation.
     std::string cluster_id;  // expected of the master; empty accepts any
     std::string node_id;
     uint32_t node_epoch = 1;
-    uint64_t session_id = 0;  // from the registration; the link and the heartbeats carry the same one
+    uint64_t session_id =
+        0;  // from the registration; the link and the heartbeats carry the same one
     HashSecret hash_secret{};  // the cluster's, from the registration
 
     // Where it listens. Either may be empty; port 0 is chosen by the system.
@@ -40,73 +39,62 @@ struct NodeOptions {
     std::vector<std::string> master_endpoints;
     std::string principal;  // how the node presents itself to the master and to its peers
     std::string token;      // that principal's secret; empty: no authentication
+    std::vector<Principal> principals;  // who may connect; empty: no authentication
 
     // Memory.
     std::string segment_directory;  // empty: anonymous memory
     std::string segment_name = "segment";
     uint64_t segment_bytes = 0;
     uint32_t index_entries = 0;     // 0: from the segment's size
-    uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: a quarter
-    uint64_t lease_cap_bytes = 0;   // leased bytes of one tenant; 0: a quarter
+    uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
+    uint64_t lease_cap_bytes = 0;   // leased bytes of one tenant; 0: half
     uint32_t reservation_ms = 30'000;
 
     std::vector<std::string> shm_tenants = {"default"};  // who may map the segment
     uint32_t server_threads = 2;
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
     uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
+    std::function<void(Code, std::string_view)> log;  // refused peers and errors; any thread
 };
 
 struct NodeEndpoints {
     std::string tcp;  // with the chosen port; empty when not listening
-    std::string unix_path;
+    std::string unix_socket;
 };
 
-// Everything the node counts, as one consistent-enough copy (each number is exact, not their sum).
+// Everything the node counts. Each number is exact; they are not of one instant.
 struct NodeStats {
     LinkState link = LinkState::kDown;
+    std::string link_error;  // of the last attempt to connect or the last loss; for people
     uint64_t link_losses = 0;
-    uint64_t applied_seq = 0;  // last op of the master that was applied here
-    uint64_t capacity_bytes = 0;
-    uint64_t ready_bytes = 0;  // pre-faulted so far
-    uint64_t used_bytes = 0;   // rounded bytes of live blocks
-    uint64_t requested_bytes = 0;
-    uint64_t objects = 0;
-    uint64_t reservations = 0;
-    uint64_t quarantined_bytes = 0;
-    uint64_t leases = 0;
-    uint64_t evictions = 0;
+    uint64_t applied_seq = 0;  // last operation of the master that was applied here
+    BlockStore::Stats store;
+    uint64_t puts_under_way = 0;
     uint64_t hits = 0;
-    uint64_t misses[kMissReasonCount] = {};
+    std::array<uint64_t, kMissReasonCount> misses{};
     uint64_t puts_ok = 0;
     uint64_t puts_exist = 0;
     uint64_t puts_failed = 0;
     uint64_t put_bytes_shm = 0;  // written by clients of this host straight into the segment
-    uint64_t put_bytes_tcp = 0;
+    uint64_t put_bytes_tcp = 0;  // received over sockets of either kind
     uint64_t get_bytes_tcp = 0;
     uint64_t copies_in = 0;
     uint64_t copies_out = 0;
     uint64_t copies_failed = 0;
     uint64_t copy_bytes_in = 0;
     uint64_t copy_bytes_out = 0;
-    uint64_t connections = 0;
-    uint64_t live_slots = 0;
-    Histogram::Snapshot put_us;    // reserve to answer of commit (or of put)
+    uint64_t live_slots = 0;  // client processes that map the segment
+    ServerStats server;
+    Histogram::Snapshot put_us;    // reserve to the answer of the commit (or put)
     Histogram::Snapshot get_us;    // request to answer handed to the socket
-    Histogram::Snapshot claim_us;  // claim sent to reply
+    Histogram::Snapshot claim_us;  // claim to its answer
     Histogram::Snapshot announce_us;
-};
-
-// Counters that one client process wrote into its slot; their meaning is the client's.
-struct ClientCounters {
-    int slot = 0;
-    std::string tenant;
-    std::vector<uint64_t> values;
 };
 
 class NodeCore {
   public:
-    // Creates the segment and the store; nothing listens yet. kInvalidArgument, kNoSpace or kIoError
-    // with a sentence that names the option.
+    // Creates the segment and the store; nothing listens yet. kInvalidArgument, kNoSpace or
+    // kIoError with a sentence that names the option.
     static Result<std::unique_ptr<NodeCore>> create(const NodeOptions& options);
     ~NodeCore();  // stop()
 
@@ -114,7 +102,8 @@ class NodeCore {
     Result<NodeEndpoints> start();
     // A new registration (after the master restarted or forgot this node): reconnects with it.
     void set_session(uint64_t session_id, const std::vector<std::string>& master_endpoints);
-    // Who may connect; replaceable at any time, existing connections stay. Empty: no authentication.
+    // Who may connect; replaceable at any time, existing connections stay. Empty: no
+    // authentication.
     void set_principals(std::vector<Principal> principals);
     // A draining node takes no new object of clients or peers; reads and removes go on.
     void set_draining(bool draining);
@@ -122,12 +111,11 @@ class NodeCore {
     // True when the state was reached within the time.
     bool wait_link(LinkState state, uint32_t timeout_ms);
     NodeStats stats() const;
-    std::vector<ClientCounters> client_counters() const;
+    std::vector<TenantCounters> client_counters() const;
     BlockStore& store();
-    // Closes every connection and the link, ends the threads. Idempotent.
+    // Closes every connection and the link, ends the threads. Idempotent. The segment's files go
+    // with the destructor.
     void stop();
-    // Removes what create() and start() left in the segment's directory. After stop().
-    void remove_files();
 
   private:
     struct Impl;

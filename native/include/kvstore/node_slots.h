@@ -1,0 +1,57 @@
+// Whose the client slots of a node are: the processes behind them, and what they have counted.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "kvstore/client_counters.h"
+#include "kvstore/client_slots.h"
+
+namespace kvstore {
+
+// What the clients of one tenant counted in their slots, the dead ones included.
+struct TenantCounters {
+    std::string tenant;
+    uint64_t live_slots = 0;
+    std::array<uint64_t, kClientCounterCount> values{};
+};
+
+// Thread-safe.
+class NodeSlots {
+  public:
+    explicit NodeSlots(ClientSlots& slots) : slots_(slots) {}
+
+    // A slot to offer in a Welcome, or -1: then that client uses sockets.
+    int offer();
+    // An offered slot that its session has not confirmed.
+    void give_back(int slot);
+    // The client says that it has locked `slot`. `offered`: it was offered to this very session;
+    // otherwise the process must have it from an earlier session.
+    Code confirm(uint32_t slot, bool offered, pid_t pid, const std::string& tenant);
+    // Notes what the slots have counted, before the dead ones are cleared.
+    void tick();
+    uint64_t live() const;
+    std::vector<TenantCounters> counters() const;
+
+  private:
+    using Values = std::array<uint64_t, kClientCounterCount>;
+    struct Tenant {
+        pid_t pid = 0;
+        std::string tenant;
+        Values seen{};
+    };
+    static void add(Values& to, const Values& more);
+
+    ClientSlots& slots_;
+    mutable std::mutex mutex_;
+    std::unordered_map<uint32_t, Tenant> live_;
+    std::map<std::string, Values> retired_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,74 @@
+// Offering, confirming and reading the client slots.
+#include "kvstore/node_slots.h"
+
+#include <algorithm>
+
+namespace kvstore {
+
+static_assert(kClientCounterCount <= static_cast<int>(kSlotCounterCount));
+
+int NodeSlots::offer() {
+    const Result<uint32_t> slot = slots_.assign();
+    return slot.ok() ? static_cast<int>(*slot) : -1;
+}
+
+void NodeSlots::give_back(int slot) { slots_.free_slot(static_cast<uint32_t>(slot)); }
+
+Code NodeSlots::confirm(uint32_t slot, bool offered, pid_t pid, const std::string& tenant) {
+    std::lock_guard lock(mutex_);
+    const auto known = live_.find(slot);
+    // A slot is one process: nobody speaks for the slot of another.
+    if (!offered && (known == live_.end() || known->second.pid != pid)) {
+        return Code::kPermissionDenied;
+    }
+    const Status confirmed = slots_.confirm(slot);
+    if (confirmed.ok() && offered) {
+        if (known != live_.end()) {
+            add(retired_[known->second.tenant], known->second.seen);
+        }
+        live_.insert_or_assign(slot, Tenant{pid, tenant, {}});
+    }
+    return confirmed.code();
+}
+
+void NodeSlots::add(Values& to, const Values& more) {
+    std::transform(to.begin(), to.end(), more.begin(), to.begin(), std::plus<>());
+}
+
+void NodeSlots::tick() {
+    std::lock_guard lock(mutex_);
+    const std::vector<uint32_t> live = slots_.live_slots();
+    for (auto at = live_.begin(); at != live_.end();) {
+        if (std::find(live.begin(), live.end(), at->first) == live.end()) {
+            add(retired_[at->second.tenant], at->second.seen);
+            at = live_.erase(at);
+            continue;
+        }
+        const SlotCounters counted = slots_.counters(at->first);
+        std::copy_n(counted.begin(), at->second.seen.size(), at->second.seen.begin());
+        ++at;
+    }
+}
+
+uint64_t NodeSlots::live() const { return slots_.live_slots().size(); }
+
+std::vector<TenantCounters> NodeSlots::counters() const {
+    std::map<std::string, TenantCounters> by_tenant;
+    std::lock_guard lock(mutex_);
+    for (const auto& [tenant, values] : retired_) {
+        add(by_tenant[tenant].values, values);
+    }
+    for (const auto& [slot, owner] : live_) {
+        TenantCounters& sum = by_tenant[owner.tenant];
+        add(sum.values, owner.seen);
+        ++sum.live_slots;
+    }
+    std::vector<TenantCounters> out;
+    for (auto& [tenant, sum] : by_tenant) {
+        sum.tenant = tenant;
+        out.push_back(std::move(sum));
+    }
+    return out;
+}
+
+}  // namespace kvstore
