@@ -1,0 +1,337 @@
+// kvstore._native.NodeCore: the native node under the agent of kvstore/node; and the hello by which
+// the agent finds its master's control plane.
+//
+// Every call releases the GIL around its work. Roles and codes are the numbers of types.h and
+// status.h; a bad argument raises through kvstore.errors.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <shared_mutex>
+#include <tuple>
+
+#include "bindings.h"
+#include "kvstore/channel.h"
+#include "kvstore/client_counters.h"
+#include "kvstore/node_core.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace kvstore {
+namespace {
+
+using PrincipalTuple = std::tuple<std::string, int, std::vector<std::string>, std::string>;
+
+Role role_from(int role) {
+    if (role < 0 || role > static_cast<int>(Role::kOperator)) {
+        raise_status(Status(Code::kInvalidArgument, "unknown role"));
+    }
+    return static_cast<Role>(role);
+}
+
+std::vector<Principal> principals_from(const std::vector<PrincipalTuple>& tuples) {
+    std::vector<Principal> principals;
+    for (const auto& [name, role, tenants, secret] : tuples) {
+        principals.push_back({name, role_from(role), tenants, secret});
+    }
+    return principals;
+}
+
+// The native node until remove_files(); then nothing, and every call says so.
+class PyNode {
+  public:
+    explicit PyNode(std::unique_ptr<NodeCore> core) : core_(std::move(core)) {}
+
+    template <class F>
+    auto run(F f) {
+        nb::gil_scoped_release release;
+        std::shared_lock lock(mutex_);
+        if (core_ == nullptr) {
+            lock.unlock();
+            nb::gil_scoped_acquire acquire;
+            raise_status(Status(Code::kClosed, "the node was closed"));
+        }
+        return f(*core_);
+    }
+    void stop() {
+        nb::gil_scoped_release release;
+        std::shared_lock lock(mutex_);
+        if (core_ != nullptr) {
+            core_->stop();
+        }
+    }
+    void remove_files() {
+        nb::gil_scoped_release release;
+        std::unique_lock lock(mutex_);
+        core_ = nullptr;
+    }
+
+  private:
+    std::shared_mutex mutex_;
+    std::unique_ptr<NodeCore> core_;
+};
+
+nb::dict histogram_dict(const Histogram::Snapshot& snapshot) {
+    nb::list buckets;
+    for (size_t bucket = 0; bucket < Histogram::kBuckets; ++bucket) {
+        if (snapshot.counts[bucket] != 0) {
+            buckets.append(nb::make_tuple(Histogram::upper_bound(bucket), snapshot.counts[bucket]));
+        }
+    }
+    nb::dict out;
+    out["buckets"] = buckets;
+    out["total"] = snapshot.total;
+    out["sum"] = snapshot.sum;
+    return out;
+}
+
+void add_store(nb::dict& out, const BlockStore::Stats& store) {
+    out["capacity_bytes"] = store.segment_bytes;
+    out["ready_bytes"] = store.capacity_bytes;
+    out["used_bytes"] = store.used_bytes;
+    out["requested_bytes"] = store.requested_bytes;
+    out["objects"] = store.objects;
+    out["object_bytes"] = store.object_bytes;
+    out["index_capacity"] = store.index_capacity;
+    out["reservations"] = store.reservations;
+    out["reserved_bytes"] = store.reserved_bytes;
+    out["quarantined"] = store.quarantined;
+    out["quarantined_bytes"] = store.quarantined_bytes;
+    out["deferred_bytes"] = store.deferred_bytes;
+    out["leases"] = store.leases;
+    out["leased_bytes"] = store.leased_bytes;
+    out["soft_pinned_bytes"] = store.soft_pinned_bytes;
+    out["hard_pinned_bytes"] = store.hard_pinned_bytes;
+    out["evictions"] = store.evictions;
+    out["evicted_bytes"] = store.evicted_bytes;
+    out["expirations"] = store.expirations;
+    out["removals"] = store.removals;
+    out["no_space"] = store.no_space;
+    out["reclaims"] = store.reclaims;
+}
+
+void add_server(nb::dict& out, const ServerStats& server) {
+    out["connections"] = server.open;
+    out["connections_accepted"] = server.accepted;
+    out["sessions"] = server.sessions;
+    out["frames_in"] = server.frames_in;
+    out["frames_out"] = server.frames_out;
+    out["bytes_in"] = server.bytes_in;
+    out["bytes_out"] = server.bytes_out;
+    nb::dict refusals;
+    for (size_t code = 0; code < server.refusals.size(); ++code) {
+        if (server.refusals[code] != 0) {
+            const std::string name(code_name(static_cast<Code>(-static_cast<int>(code))));
+            refusals[name.c_str()] = server.refusals[code];
+        }
+    }
+    out["refusals"] = refusals;
+}
+
+nb::dict stats_dict(PyNode& self) {
+    const NodeStats stats = self.run([](NodeCore& core) { return core.stats(); });
+    nb::dict out;
+    out["link"] = link_state_name(stats.link);
+    out["link_error"] = stats.link_error;
+    out["link_losses"] = stats.link_losses;
+    out["applied_seq"] = stats.applied_seq;
+    out["puts_under_way"] = stats.puts_under_way;
+    out["hits"] = stats.hits;
+    nb::dict misses;
+    for (size_t reason = 1; reason < stats.misses.size(); ++reason) {
+        const std::string name(miss_reason_name(static_cast<MissReason>(reason)));
+        misses[name.c_str()] = stats.misses[reason];
+    }
+    out["misses"] = misses;
+    out["puts_ok"] = stats.puts_ok;
+    out["puts_exist"] = stats.puts_exist;
+    out["puts_failed"] = stats.puts_failed;
+    out["put_bytes_shm"] = stats.put_bytes_shm;
+    out["put_bytes_tcp"] = stats.put_bytes_tcp;
+    out["get_bytes_tcp"] = stats.get_bytes_tcp;
+    out["copies_in"] = stats.copies_in;
+    out["copies_out"] = stats.copies_out;
+    out["copies_failed"] = stats.copies_failed;
+    out["copy_bytes_in"] = stats.copy_bytes_in;
+    out["copy_bytes_out"] = stats.copy_bytes_out;
+    out["live_slots"] = stats.live_slots;
+    out["put_us"] = histogram_dict(stats.put_us);
+    out["get_us"] = histogram_dict(stats.get_us);
+    out["claim_us"] = histogram_dict(stats.claim_us);
+    out["announce_us"] = histogram_dict(stats.announce_us);
+    add_store(out, stats.store);
+    add_server(out, stats.server);
+    return out;
+}
+
+nb::list client_counters(PyNode& self) {
+    nb::list out;
+    for (const TenantCounters& tenant :
+         self.run([](NodeCore& core) { return core.client_counters(); })) {
+        nb::dict counters;
+        for (int i = 0; i < kClientCounterCount; ++i) {
+            counters[std::string(client_counter_name(i)).c_str()] =
+                tenant.values[static_cast<size_t>(i)];
+        }
+        nb::dict one;
+        one["tenant"] = tenant.tenant;
+        one["live_slots"] = tenant.live_slots;
+        one["counters"] = counters;
+        out.append(one);
+    }
+    return out;
+}
+
+nb::dict probe_master(const std::string& address, int role, const std::string& principal,
+                      const std::string& token, uint32_t timeout_ms) {
+    HelloParams hello;
+    hello.role = role_from(role);  // a node without a session id gets the Welcome and no link
+    hello.principal = principal;
+    hello.token = token;
+    hello.client_name = "probe";
+    const auto ask = [&]() -> Result<WelcomeData> {
+        const nb::gil_scoped_release release;
+        const Result<Endpoint> endpoint = Endpoint::parse(address);
+        if (!endpoint.ok()) {
+            return endpoint.status();
+        }
+        auto channel = Channel::connect(*endpoint, hello, Deadline::after_ms(timeout_ms));
+        if (!channel.ok()) {
+            return channel.status();
+        }
+        return (*channel)->welcome();
+    };
+    const WelcomeData welcome = value_or_raise(ask());
+    nb::dict out;
+    out["cluster_id"] = welcome.cluster_id;
+    out["master_epoch"] = welcome.master_epoch;
+    out["grpc_endpoint"] = welcome.grpc_endpoint;
+    out["http_endpoint"] = welcome.http_endpoint;
+    return out;
+}
+
+HashSecret secret_from(const nb::bytes& bytes) {
+    HashSecret secret{};
+    if (bytes.size() != secret.size()) {
+        raise_status(Status(Code::kInvalidArgument, "hash_secret must have 16 bytes"));
+    }
+    std::memcpy(secret.data(), bytes.c_str(), secret.size());
+    return secret;
+}
+
+void create(PyNode* self, const std::string& cluster_id, const std::string& node_id,
+            uint32_t node_epoch, uint64_t session_id, const nb::bytes& hash_secret,
+            const std::string& tcp_endpoint, const std::string& unix_endpoint,
+            const std::vector<std::string>& master_endpoints, const std::string& principal,
+            const std::string& token, const std::vector<PrincipalTuple>& principals,
+            const std::string& segment_directory, const std::string& segment_name,
+            uint64_t segment_bytes, uint32_t index_entries, uint64_t client_cap_bytes,
+            uint64_t lease_cap_bytes, uint32_t reservation_ms,
+            const std::vector<std::string>& shm_tenants, uint32_t server_threads) {
+    NodeOptions options;
+    options.cluster_id = cluster_id;
+    options.node_id = node_id;
+    options.node_epoch = node_epoch;
+    options.session_id = session_id;
+    options.hash_secret = secret_from(hash_secret);
+    options.tcp_endpoint = tcp_endpoint;
+    options.unix_endpoint = unix_endpoint;
+    options.master_endpoints = master_endpoints;
+    options.principal = principal;
+    options.token = token;
+    options.principals = principals_from(principals);
+    options.segment_directory = segment_directory;
+    options.segment_name = segment_name;
+    options.segment_bytes = segment_bytes;
+    options.index_entries = index_entries;
+    options.client_cap_bytes = client_cap_bytes;
+    options.lease_cap_bytes = lease_cap_bytes;
+    options.reservation_ms = reservation_ms;
+    options.shm_tenants = shm_tenants;
+    options.server_threads = server_threads;
+    const auto make = [&options] {
+        const nb::gil_scoped_release release;
+        return NodeCore::create(options);
+    };
+    new (self) PyNode(value_or_raise(make()));
+}
+
+std::pair<std::string, std::string> start(PyNode& self) {
+    NodeEndpoints bound = value_or_raise(self.run([](NodeCore& core) { return core.start(); }));
+    return {std::move(bound.tcp), std::move(bound.unix_socket)};
+}
+
+}  // namespace
+
+void bind_node(nb::module_& module) {
+    using Strings = std::vector<std::string>;
+    nb::class_<PyNode>(module, "NodeCore",
+                       "The native node: block store, server for clients and peers, master link.")
+        .def("__init__", &create, nb::kw_only(), "cluster_id"_a = "", "node_id"_a, "node_epoch"_a,
+             "session_id"_a = 0, "hash_secret"_a, "tcp_endpoint"_a = "", "unix_endpoint"_a = "",
+             "master_endpoints"_a = Strings(), "principal"_a = "", "token"_a = "",
+             "principals"_a = std::vector<PrincipalTuple>(), "segment_directory"_a = "",
+             "segment_name"_a = "segment", "segment_bytes"_a, "index_entries"_a = 0,
+             "client_cap_bytes"_a = 0, "lease_cap_bytes"_a = 0,
+             "reservation_ms"_a = limits::kReservationMs, "shm_tenants"_a = Strings{"default"},
+             "server_threads"_a = 2,
+             "Creates the segment and the store; nothing listens yet. segment_directory empty: "
+             "anonymous memory. session_id 0: no link before set_session(). principals: [(name, "
+             "role, tenants, secret)] who may connect; none: no authentication.")
+        .def("start", &start,
+             "Listen and begin to connect to the master: (TCP endpoint, Unix endpoint), \"\" for "
+             "none.")
+        .def(
+            "set_session",
+            [](PyNode& self, uint64_t session_id, const Strings& master_endpoints) {
+                self.run([&](NodeCore& core) { core.set_session(session_id, master_endpoints); });
+            },
+            "session_id"_a, "master_endpoints"_a, "Reconnect under a new registration.")
+        .def(
+            "set_principals",
+            [](PyNode& self, const std::vector<PrincipalTuple>& tuples) {
+                std::vector<Principal> principals = principals_from(tuples);
+                self.run([&](NodeCore& core) { core.set_principals(std::move(principals)); });
+            },
+            "principals"_a, "Replace who may connect; open sessions stay.")
+        .def(
+            "set_draining",
+            [](PyNode& self, bool draining) {
+                self.run([&](NodeCore& core) { core.set_draining(draining); });
+            },
+            "draining"_a, "Take no new objects, or take them again.")
+        .def(
+            "link_state",
+            [](PyNode& self) {
+                return link_state_name(self.run([](NodeCore& core) { return core.link_state(); }));
+            },
+            "\"down\", \"syncing\" or \"up\".")
+        .def(
+            "wait_link",
+            [](PyNode& self, uint32_t timeout_ms) {
+                return self.run(
+                    [&](NodeCore& core) { return core.wait_link(LinkState::kUp, timeout_ms); });
+            },
+            "timeout_ms"_a, "Whether the link was up within the time.")
+        .def("stats", &stats_dict, "Counters, sizes and histograms {buckets, total, sum}.")
+        .def("client_counters", &client_counters,
+             "[{tenant, live_slots, counters: {name: value}}] of this host's clients.")
+        .def(
+            "audit",
+            [](PyNode& self) {
+                raise_unless_ok(self.run([](NodeCore& core) { return core.store().audit(); }));
+            },
+            "Check the store's books; for tests.")
+        .def("stop", &PyNode::stop, "Close every connection, end the threads; idempotent.")
+        .def("remove_files", &PyNode::remove_files,
+             "Give the memory back and delete its files; after stop(), once nobody else calls.");
+
+    module.def("probe_master", &probe_master, "address"_a, nb::kw_only(), "role"_a,
+               "principal"_a = "", "token"_a = "", "timeout_ms"_a = 5000,
+               "Say hello to a master: {cluster_id, master_epoch, grpc_endpoint, http_endpoint}.");
+}
+
+}  // namespace kvstore
