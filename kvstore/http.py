@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from kvstore.errors import IoError
+from kvstore.errors import UnavailableError
 from kvstore.metrics import CONTENT_TYPE
 
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
@@ -25,12 +25,12 @@ def bind(host: str, port: int) -> socket.socket:
         port: 0 for any.
 
     Raises:
-        IoError: The address is taken or not ours.
+        UnavailableError: The address is taken or not ours.
     """
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        raise IoError(f"http {host}:{port}: {error.strerror or error}") from error
+        raise UnavailableError(f"http {host}:{port}: {error.strerror or error}") from error
 
 
 class HttpServer:

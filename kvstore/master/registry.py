@@ -157,7 +157,7 @@ class Registry:
         if before is None or before[1] != standing:
             self._core.set_node(node.node_id, *standing)
         was = self._cluster.nodes.get(node.node_id)
-        if was is None or was.state != state:
+        if was is not None and was.state != state:
             level = _log.warning if state is NodeState.DEAD and not node.left else _log.info
             level("node_state", **_fields(node))
         self._told[node.node_id] = (reached, standing)

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from kvstore import config as config_module
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.config import MasterConfig
-from kvstore.errors import IoError, KvstoreError
+from kvstore.errors import KvstoreError, UnavailableError
 from kvstore.http import HttpServer, bind
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
@@ -155,7 +155,7 @@ class MasterServer:
             grpc_port = rpc.add_insecure_port(f"{bracketed(config.host)}:{config.grpc_port}")
         except RuntimeError as error:
             listener.close()
-            raise IoError(f"grpc {config.host}:{config.grpc_port}: {error}") from None
+            raise UnavailableError(f"grpc {config.host}:{config.grpc_port}: {error}") from None
         public = self._public_host()
         grpc_at = f"{public}:{grpc_port}"
         http_at = f"http://{public}:{listener.getsockname()[1]}"

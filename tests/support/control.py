@@ -1,0 +1,78 @@
+"""The control plane from outside: channels, stubs, and a node that exists on paper only."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from kvstore._proto import node_pb2, types_pb2
+from kvstore._proto.master_pb2_grpc import MasterStub
+from kvstore._proto.node_pb2_grpc import NodeRegistryStub
+from tests.support.processes import Daemon
+
+DEFAULT = types_pb2.Namespace(tenant="default")
+
+
+class Control:
+    """Both services of one master, as one principal."""
+
+    def __init__(self, channel: grpc.Channel, token: str | None) -> None:
+        self.channel = channel
+        self.master = MasterStub(channel)
+        self.nodes = NodeRegistryStub(channel)
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.call: dict[str, Any] = {"timeout": 10, "metadata": metadata}
+
+    def register(self, node_id: str, **fields: Any) -> node_pb2.RegisterReply:
+        values = {
+            "node_id": node_id,
+            "incarnation": 7,
+            "endpoints": types_pb2.Endpoints(tcp="tcp://127.0.0.1:1"),
+            **fields,
+        }
+        return self.nodes.Register(node_pb2.RegisterRequest(**values), **self.call)
+
+    def heartbeat(self, node_id: str, session_id: int) -> node_pb2.HeartbeatReply:
+        request = node_pb2.HeartbeatRequest(
+            node_id=node_id,
+            session_id=session_id,
+            capacity_bytes=1000,
+            endpoints=types_pb2.Endpoints(tcp="tcp://127.0.0.1:1"),
+        )
+        return self.nodes.Heartbeat(request, **self.call)
+
+
+@contextmanager
+def control(master: Daemon, token: str | None = None) -> Iterator[Control]:
+    """Open the control plane of a master; `token` is "name:secret"."""
+    with grpc.insecure_channel(master.ports["grpc"]) as channel:
+        yield Control(channel, token)
+
+
+def http_get(daemon: Daemon, path: str) -> tuple[int, str]:
+    """Status and body of a GET on a process's HTTP port."""
+    url = f"http://127.0.0.1:{daemon.ports['http_port']}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return int(reply.status), reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def ready(daemon: Daemon) -> tuple[int, dict[str, Any]]:
+    """Status and JSON body of /readyz."""
+    status, body = http_get(daemon, "/readyz")
+    return status, json.loads(body)
+
+
+def refusal(error: grpc.RpcError) -> tuple[str, int]:
+    """Return the gRPC status name and the kvstore status of a failed call."""
+    found = dict(error.trailing_metadata() or ())
+    return error.code().name, int(found.get("kvstore-status", 0))
