@@ -161,11 +161,11 @@ class NodeServer:
         directory = Path(self._config.directory())
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = core_options(self._config, session, self._principal)
+        options["principals"] = [principal.native() for principal in self._principals]
         core = await asyncio.to_thread(lambda: self._factory(**options))
         self._core = core
         server = HttpServer(listener, renderer(http.collector(core)), http.readiness(core))
         try:
-            core.set_principals([principal.native() for principal in self._principals])
             tcp, unix = await asyncio.to_thread(core.start)
             await server.start()
             endpoints = types_pb2.Endpoints(
@@ -212,7 +212,7 @@ class NodeServer:
         return Load(
             capacity_bytes=stats["ready_bytes"],
             used_bytes=stats["used_bytes"],
-            refuses_writes=draining and stats["reservations"] == 0,
+            refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
         )
 
     async def _renew(self, session: Session) -> None:

@@ -180,13 +180,14 @@ def test_each_role_does_its_own(guarded: Cluster) -> None:
 def test_a_client_reaches_only_its_tenants(guarded: Cluster) -> None:
     other = types_pb2.Namespace(tenant="other")
     with control(guarded.master, CLIENT) as plane:
-        for method, request in (
+        calls: list[tuple[Any, Any]] = [
             (plane.master.Flush, master_pb2.FlushRequest(namespace=other)),
             (plane.master.Locate, master_pb2.LocateRequest(namespace=other)),
             (plane.master.Flush, master_pb2.FlushRequest()),
-        ):
+        ]
+        for method, request in calls:
             with pytest.raises(grpc.RpcError) as caught:
-                method(request, **plane.call)  # type: ignore[operator]
+                method(request, **plane.call)
             assert refusal(caught.value)[0] == "PERMISSION_DENIED"
         assert plane.master.Flush(master_pb2.FlushRequest(namespace=DEFAULT), **plane.call)
 
