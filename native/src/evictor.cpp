@@ -61,7 +61,7 @@ void Evictor::offer(Group& group, uint32_t entry) {
 
 void Evictor::sample_into_pool(Group& group) {
     const size_t count = group.members.size();
-    if (count <= kPool) {
+    if (count <= kExact) {
         for (const uint32_t entry : group.members) offer(group, entry);
         return;
     }
@@ -82,13 +82,17 @@ std::optional<uint32_t> Evictor::coldest(uint64_t size_bytes, bool soft,
     const auto it = group_for(size_bytes, soft, same_class);
     if (it == groups_.end()) return std::nullopt;
     Group& group = it->second;
-    std::erase_if(group.pool, [&](const Candidate& c) { return !is_current(group, c); });
     sample_into_pool(group);
-    for (size_t i = 0; i < group.pool.size(); ++i) {
-        const uint32_t entry = group.pool[i].entry;
-        if (blocked(entry)) continue;
+    // Candidates that were touched since have old, cold stamps: they come to the front by themselves.
+    for (size_t i = 0; i < group.pool.size();) {
+        const Candidate candidate = group.pool[i];
+        const bool current = is_current(group, candidate);
+        if (current && blocked(candidate.entry)) {
+            ++i;
+            continue;
+        }
         group.pool.erase(group.pool.begin() + static_cast<std::ptrdiff_t>(i));
-        return entry;
+        if (current) return candidate.entry;
     }
     // Everything that the pool knows is blocked: look at all members before giving up.
     std::optional<uint32_t> best;

@@ -105,8 +105,8 @@ TEST(Evictor, ComesCloseToExactLru) {
     const struct {
         const char* name;
         std::vector<uint64_t> trace;
-    } workloads[] = {{"zipf", zipf_trace(seed, 400'000)},
-                     {"conversations", conversation_trace(seed, 20'000)}};
+    } workloads[] = {{"zipf", zipf_trace(seed, 200'000)},
+                     {"conversations", conversation_trace(seed, 10'000)}};
     for (const auto& workload : workloads) {
         for (const uint32_t capacity : {500u, 3000u, 12'000u}) {
             const double exact = hit_rate(ExactLru(capacity), workload.trace);

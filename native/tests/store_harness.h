@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -20,7 +21,10 @@ namespace kvstore {
 inline std::vector<uint8_t> payload_of(const std::string& key, Version version, uint64_t size) {
     std::mt19937_64 random(std::hash<std::string>{}(key) ^ version);
     std::vector<uint8_t> bytes(size);
-    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    for (uint64_t at = 0; at < size; at += 8) {
+        const uint64_t word = random();
+        std::memcpy(bytes.data() + at, &word, std::min<uint64_t>(8, size - at));
+    }
     return bytes;
 }
 

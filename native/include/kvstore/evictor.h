@@ -45,8 +45,11 @@ class Evictor {
     bool consistent() const;
 
   private:
-    static constexpr size_t kSample = 16;
-    static constexpr size_t kPool = 64;
+    // Chosen on a recorded request trace: half of either loses up to 0.004 of prefix hits, since blocks
+    // of a chain then leave in too loose an order; twice of either gains 0.0007.
+    static constexpr size_t kSample = 32;
+    static constexpr size_t kPool = 256;
+    static constexpr size_t kExact = 64;  // smaller groups are looked at as a whole
     struct Candidate {
         uint64_t stamp;
         uint32_t entry;
