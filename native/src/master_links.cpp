@@ -13,6 +13,24 @@ constexpr uint32_t kDefaultClaimMs = 5'000;
 constexpr size_t kOpsPerFrame = 1024;
 constexpr uint64_t kOpsWindow = 16'384;  // operations on their way to a node: bounds its send queue
 
+// A node without the log's history (a new one, or the log was trimmed) has to know which namespaces
+// were flushed, or its claims would name ended epochs. Without a number: they may come again.
+void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
+    std::vector<Op> ops;
+    for (const auto& [ns, epoch] : namespaces.all()) {
+        if (epoch != 0) {
+            ops.push_back({.kind = OpKind::kFlush,
+                           .epoch = epoch - 1,
+                           .arg = epoch,
+                           .tenant = ns->tenant,
+                           .ns = ns->name});
+        }
+    }
+    for (size_t first = 0; first < ops.size(); first += kOpsPerFrame) {
+        to.send_ops(std::span(ops).subspan(first, std::min(kOpsPerFrame, ops.size() - first)));
+    }
+}
+
 }  // namespace
 
 Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
@@ -55,6 +73,7 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
         std::unique_lock links(links_mutex_);
         links_.emplace(link->id, link);
         links.unlock();
+        send_epochs(directory_.namespaces(), *record.link);
         push_ops_held(record);
         ready = ready_held(boottime_ms());
     }

@@ -116,7 +116,8 @@ struct Withdraw {
 
 enum class OpKind : uint8_t { kNone = 0, kRemove = 1, kFlush = 2, kPin = 3 };
 
-// Master → node: durable operations, numbered first_seq, first_seq + 1, …
+// Master → node: durable operations, numbered first_seq, first_seq + 1, …; or (first_seq 0) what a
+// node has to know without its history, for which no acknowledgement counts.
 struct Ops {
     static constexpr MessageType kType = MessageType::kOps;
     uint64_t first_seq = 0;
