@@ -7,6 +7,7 @@
 
 #include "directory_shard.h"
 #include "kvstore/clock.h"
+#include "shard_hash.h"
 
 namespace kvstore {
 namespace {
@@ -32,8 +33,8 @@ void Directory::set_readable(NodeSlot node, bool readable) {
 }
 
 Directory::Place Directory::place(const NamespaceEpoch& ns, std::string_view key) const {
-    const Hash128 hash = key_hash(secret_, ns.id, key);
-    return {static_cast<uint32_t>(hash.hi >> 58), static_cast<uint32_t>(hash.lo)};
+    const uint64_t hash = ShardHash(secret_)(ns.id, key);
+    return {static_cast<uint32_t>(hash >> 58), static_cast<uint32_t>(hash)};
 }
 
 uint8_t Directory::count_readable(const ObjectEntry& entry) const {

@@ -11,6 +11,8 @@ namespace {
 constexpr uint32_t kDefaultTimeoutMs = 5'000;
 constexpr size_t kLocateBatch = 128;
 constexpr size_t kJournalBatch = 4096;
+// An announcement that a node built before it applied a remove may arrive after its acknowledgement.
+constexpr uint64_t kTombstoneGraceMs = 10'000;
 
 uint32_t bounded_timeout(uint32_t timeout_ms) {
     return timeout_ms == 0 ? kDefaultTimeoutMs : std::min(timeout_ms, limits::kMaxTimeoutMs);
@@ -275,13 +277,10 @@ void MasterCore::push_ops_held() {
 }
 
 void MasterCore::trim_held() {
-    for (const Op& op : log_.trim(nodes_.min_applied_seq(log_.durable_seq()))) {
-        const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);
-        if (op.kind == OpKind::kRemove && ns != nullptr) {
-            const NamespaceEpoch* current = ns->current.load();
-            if (current->epoch == op.epoch) {  // else the sweep of the flush drops it
-                directory_.drop_tombstone(*current, op.key, op.version);
-            }
+    const uint64_t now_ms = boottime_ms();
+    for (Op& op : log_.trim(nodes_.min_applied_seq(log_.durable_seq()))) {
+        if (op.kind == OpKind::kRemove) {
+            retired_.emplace_back(now_ms + kTombstoneGraceMs, std::move(op));
         }
     }
 }

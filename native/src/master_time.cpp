@@ -35,6 +35,7 @@ void MasterCore::maintain(uint64_t now_ms) {
     {
         std::lock_guard lock(mutex_);
         ready = ready_held(now_ms);
+        drop_tombstones_held(now_ms);
     }
     for (AckWaits::Ready& one : ready) {
         one.run();
@@ -43,6 +44,17 @@ void MasterCore::maintain(uint64_t now_ms) {
     directory_.watch().expire(now_ms);
     scan_for_copies(now_ms);
     run_copies(now_ms);
+}
+
+void MasterCore::drop_tombstones_held(uint64_t now_ms) {
+    for (; !retired_.empty() && retired_.front().first <= now_ms; retired_.pop_front()) {
+        const Op& op = retired_.front().second;
+        const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);
+        const NamespaceEpoch* current = ns == nullptr ? nullptr : ns->current.load();
+        if (current != nullptr && current->epoch == op.epoch) {  // else the flush's sweep drops it
+            directory_.drop_tombstone(*current, op.key, op.version);
+        }
+    }
 }
 
 std::vector<CopyNode> MasterCore::copy_nodes(uint64_t now_ms, bool* all_alive) const {

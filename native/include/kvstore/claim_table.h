@@ -29,7 +29,7 @@ struct ClaimRequest {
     LinkId link = 0;
     NodeSlot node = kNoNode;
     uint64_t claim_id = 0;
-    std::string_view key;
+    std::string_view key{};
     bool upsert = false;
 };
 

@@ -36,7 +36,7 @@ struct ObjectPlace {
 };
 
 struct AnnouncedObject {
-    std::string_view key;
+    std::string_view key{};
     Version version = 0;
     uint64_t size = 0;
     Pin pin = Pin::kNone;
@@ -58,7 +58,7 @@ struct RemoveOutcome {
 };
 
 struct ObjectInfo {
-    std::string key;
+    std::string key{};
     Version version = 0;
     uint64_t size = 0;
     Pin pin = Pin::kNone;

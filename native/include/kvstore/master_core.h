@@ -7,6 +7,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -96,7 +97,7 @@ class MasterCore {
 
     // Links. Frames of one link come from one thread at a time.
     struct LinkHello {
-        std::string node_id;
+        std::string node_id{};
         uint64_t session_id = 0;
         uint32_t node_epoch = 0;
         uint64_t applied_seq = 0;
@@ -170,6 +171,7 @@ class MasterCore {
     void push_ops_held();
     void push_ops_held(NodeRecord& record);
     void trim_held();
+    void drop_tombstones_held(uint64_t now_ms);
     std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
     AckNode look_held(NodeSlot slot) const;
     std::vector<NodeSlot> unsynced() const;
@@ -189,10 +191,11 @@ class MasterCore {
     ClaimTable claims_;
     CopyPlanner planner_;
 
-    mutable std::mutex mutex_;  // nodes_, log_, waits_
+    mutable std::mutex mutex_;  // nodes_, log_, waits_, retired_
     NodeTable nodes_;
     OpsLog log_;
     AckWaits waits_;
+    std::deque<std::pair<uint64_t, Op>> retired_;  // removes that everybody applied, and until when
     std::mutex flush_mutex_;    // taken before every other
     std::condition_variable journal_ready_;
     std::condition_variable wake_;

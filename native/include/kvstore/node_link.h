@@ -24,9 +24,9 @@ struct Op {
     uint32_t epoch = 0;
     Version version = 0;
     uint64_t arg = 0;
-    std::string tenant;
-    std::string ns;
-    std::string key;
+    std::string tenant{};
+    std::string ns{};
+    std::string key{};
 };
 
 struct ClaimAnswer {
@@ -39,13 +39,13 @@ struct ClaimAnswer {
 // "Send your replica of this version to that node." Answered with CopyDone.
 struct CopyOrder {
     uint64_t copy_id = 0;
-    std::string tenant;
-    std::string ns;
+    std::string tenant{};
+    std::string ns{};
     uint32_t epoch = 0;
-    std::string key;
+    std::string key{};
     Version version = 0;
-    std::string target_node;
-    std::string target_endpoint;
+    std::string target_node{};
+    std::string target_endpoint{};
 };
 
 class NodeLink {

@@ -16,12 +16,12 @@
 namespace kvstore {
 
 struct NodeInfo {
-    std::string node_id;
+    std::string node_id{};
     uint64_t session_id = 0;
     uint32_t node_epoch = 0;
-    std::string tcp_endpoint;
-    std::string unix_endpoint;
-    std::string host;
+    std::string tcp_endpoint{};
+    std::string unix_endpoint{};
+    std::string host{};
     uint32_t weight = 0;  // for the choice of copy targets; 0: none
     uint64_t free_bytes = 0;
     uint64_t capacity_bytes = 0;
