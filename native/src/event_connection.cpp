@@ -32,9 +32,7 @@ EventConnection::EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size
       service_(service),
       scratch_(scratch),
       since_ms_(boottime_ms()),
-      input_(kHandshakeInputBytes) {
-    ++state_.handshakes;
-}
+      input_(kHandshakeInputBytes) {}
 
 EventConnection::~EventConnection() {
     if (phase_ == Phase::kHello || phase_ == Phase::kAuth) {

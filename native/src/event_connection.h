@@ -9,7 +9,8 @@ namespace kvstore {
 
 class EventConnection final : public Connection {
   public:
-    // `scratch` is the loop's: where discarded bytes go.
+    // `scratch` is the loop's: where discarded bytes go. Whoever creates it has counted it as a
+    // handshake.
     EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop, ServerState& state,
                     Service& service, std::span<uint8_t> scratch);
     ~EventConnection() override;

@@ -196,7 +196,8 @@ void EventLoop::accept_some(size_t listener) {
         }
         ++state_->accepted;
         if (!refuse_when_full(fd)) {
-            ++state_->open;
+            ++state_->open;  // counted here, not where it is served, so that the caps are exact
+            ++state_->handshakes;
             place_().add_accepted(std::move(fd));
         }
     }
@@ -253,6 +254,7 @@ std::shared_ptr<Outbox> EventLoop::add_adopted(Fd fd, Peer peer, std::shared_ptr
     peer.pid = found.pid;
     peer.address = found.address;
     ++state_->open;
+    ++state_->handshakes;
     std::shared_ptr<Outbox> outbox = make_outbox(std::move(fd));
     outbox->set_opened();
     mailbox_->post([this, outbox, peer = std::move(peer), session = std::move(session)] {
