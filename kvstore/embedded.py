@@ -74,7 +74,7 @@ class _Servers:
             raise
         try:
             self.node.start()
-            if not self.node.wait_link("up", _START_MS):
+            if not self.node.wait_link(_START_MS):
                 raise UnavailableError("the embedded node did not reach its master")
         except BaseException:
             self.stop()
