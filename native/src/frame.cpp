@@ -6,6 +6,73 @@
 namespace kvstore {
 namespace {
 
+struct NamedType {
+    MessageType type;
+    std::string_view name;
+};
+constexpr NamedType kNamedTypes[] = {
+    {MessageType::kHello, "Hello"},
+    {MessageType::kChallenge, "Challenge"},
+    {MessageType::kAuth, "Auth"},
+    {MessageType::kWelcome, "Welcome"},
+    {MessageType::kRefused, "Refused"},
+    {MessageType::kError, "Error"},
+    {MessageType::kStatusReply, "StatusReply"},
+    {MessageType::kPing, "Ping"},
+    {MessageType::kPong, "Pong"},
+    {MessageType::kLookup, "Lookup"},
+    {MessageType::kLookupReply, "LookupReply"},
+    {MessageType::kNodes, "Nodes"},
+    {MessageType::kNodesReply, "NodesReply"},
+    {MessageType::kRemove, "Remove"},
+    {MessageType::kRemoveReply, "RemoveReply"},
+    {MessageType::kList, "List"},
+    {MessageType::kListReply, "ListReply"},
+    {MessageType::kInspect, "Inspect"},
+    {MessageType::kInspectReply, "InspectReply"},
+    {MessageType::kSetPin, "SetPin"},
+    {MessageType::kFlush, "Flush"},
+    {MessageType::kFlushReply, "FlushReply"},
+    {MessageType::kSlotReady, "SlotReady"},
+    {MessageType::kReserve, "Reserve"},
+    {MessageType::kReserveReply, "ReserveReply"},
+    {MessageType::kCommit, "Commit"},
+    {MessageType::kAbort, "Abort"},
+    {MessageType::kGet, "Get"},
+    {MessageType::kGetReply, "GetReply"},
+    {MessageType::kPut, "Put"},
+    {MessageType::kLease, "Lease"},
+    {MessageType::kLeaseReply, "LeaseReply"},
+    {MessageType::kLeaseRenew, "LeaseRenew"},
+    {MessageType::kLeaseRelease, "LeaseRelease"},
+    {MessageType::kHold, "Hold"},
+    {MessageType::kUnhold, "Unhold"},
+    {MessageType::kResolve, "Resolve"},
+    {MessageType::kResolveReply, "ResolveReply"},
+    {MessageType::kCopyPut, "CopyPut"},
+    {MessageType::kStats, "Stats"},
+    {MessageType::kStatsReply, "StatsReply"},
+    {MessageType::kClaim, "Claim"},
+    {MessageType::kClaimReply, "ClaimReply"},
+    {MessageType::kAbandon, "Abandon"},
+    {MessageType::kAnnounce, "Announce"},
+    {MessageType::kAnnounceReply, "AnnounceReply"},
+    {MessageType::kWithdraw, "Withdraw"},
+    {MessageType::kOps, "Ops"},
+    {MessageType::kOpsAck, "OpsAck"},
+    {MessageType::kCopy, "Copy"},
+    {MessageType::kCopyDone, "CopyDone"},
+};
+
+constexpr size_t kTypeNumbers = 256;
+constexpr std::array<std::string_view, kTypeNumbers> kTypeNames = [] {
+    std::array<std::string_view, kTypeNumbers> names{};
+    for (const NamedType& entry : kNamedTypes) {
+        names.at(static_cast<size_t>(entry.type)) = entry.name;
+    }
+    return names;
+}();
+
 template <class T>
 void store(uint8_t*& out, T value) {
     for (size_t i = 0; i < sizeof(T); ++i) {
@@ -40,111 +107,7 @@ std::string type_text(uint16_t type) {
 }  // namespace
 
 std::string_view message_type_name(uint16_t type) {
-    switch (static_cast<MessageType>(type)) {
-        case MessageType::kHello:
-            return "Hello";
-        case MessageType::kChallenge:
-            return "Challenge";
-        case MessageType::kAuth:
-            return "Auth";
-        case MessageType::kWelcome:
-            return "Welcome";
-        case MessageType::kRefused:
-            return "Refused";
-        case MessageType::kError:
-            return "Error";
-        case MessageType::kStatusReply:
-            return "StatusReply";
-        case MessageType::kPing:
-            return "Ping";
-        case MessageType::kPong:
-            return "Pong";
-        case MessageType::kLookup:
-            return "Lookup";
-        case MessageType::kLookupReply:
-            return "LookupReply";
-        case MessageType::kNodes:
-            return "Nodes";
-        case MessageType::kNodesReply:
-            return "NodesReply";
-        case MessageType::kRemove:
-            return "Remove";
-        case MessageType::kRemoveReply:
-            return "RemoveReply";
-        case MessageType::kList:
-            return "List";
-        case MessageType::kListReply:
-            return "ListReply";
-        case MessageType::kInspect:
-            return "Inspect";
-        case MessageType::kInspectReply:
-            return "InspectReply";
-        case MessageType::kSetPin:
-            return "SetPin";
-        case MessageType::kFlush:
-            return "Flush";
-        case MessageType::kFlushReply:
-            return "FlushReply";
-        case MessageType::kSlotReady:
-            return "SlotReady";
-        case MessageType::kReserve:
-            return "Reserve";
-        case MessageType::kReserveReply:
-            return "ReserveReply";
-        case MessageType::kCommit:
-            return "Commit";
-        case MessageType::kAbort:
-            return "Abort";
-        case MessageType::kGet:
-            return "Get";
-        case MessageType::kGetReply:
-            return "GetReply";
-        case MessageType::kPut:
-            return "Put";
-        case MessageType::kLease:
-            return "Lease";
-        case MessageType::kLeaseReply:
-            return "LeaseReply";
-        case MessageType::kLeaseRenew:
-            return "LeaseRenew";
-        case MessageType::kLeaseRelease:
-            return "LeaseRelease";
-        case MessageType::kHold:
-            return "Hold";
-        case MessageType::kUnhold:
-            return "Unhold";
-        case MessageType::kResolve:
-            return "Resolve";
-        case MessageType::kResolveReply:
-            return "ResolveReply";
-        case MessageType::kCopyPut:
-            return "CopyPut";
-        case MessageType::kStats:
-            return "Stats";
-        case MessageType::kStatsReply:
-            return "StatsReply";
-        case MessageType::kClaim:
-            return "Claim";
-        case MessageType::kClaimReply:
-            return "ClaimReply";
-        case MessageType::kAbandon:
-            return "Abandon";
-        case MessageType::kAnnounce:
-            return "Announce";
-        case MessageType::kAnnounceReply:
-            return "AnnounceReply";
-        case MessageType::kWithdraw:
-            return "Withdraw";
-        case MessageType::kOps:
-            return "Ops";
-        case MessageType::kOpsAck:
-            return "OpsAck";
-        case MessageType::kCopy:
-            return "Copy";
-        case MessageType::kCopyDone:
-            return "CopyDone";
-    }
-    return {};
+    return type < kTypeNames.size() ? kTypeNames[type] : std::string_view();
 }
 
 std::string version_text(uint32_t version) {

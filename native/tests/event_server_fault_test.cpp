@@ -1,4 +1,6 @@
 // What breaks a connection must not break the server: garbage, slow and silent peers, abrupt ends.
+#include <sys/syscall.h>
+
 #include <cstdio>
 #include <random>
 
@@ -146,6 +148,28 @@ TEST_F(EventServerTest, MutatedFramesNeverDisturbTheServer) {
                 static_cast<unsigned long long>(seed),
                 static_cast<unsigned long long>(refusals(Code::kProtocolError)),
                 static_cast<unsigned long long>(refusals(Code::kUnauthenticated)));
+}
+
+TEST_F(EventServerTest, AUnixSocketServesItsOwnerOnlyUnlessTokensDo) {
+    if (geteuid() != 0) {
+        GTEST_SKIP() << "only root can come as somebody else";
+    }
+    require_tokens();
+    const std::shared_ptr<Authenticator> tokens = std::exchange(options_.authenticator, nullptr);
+    for (const bool with_tokens : {false, true}) {
+        options_.authenticator = with_tokens ? tokens : nullptr;
+        serve();
+        const Endpoint abstract =
+            server_->listen(*Endpoint::parse("unix:@" + folder_ + std::to_string(with_tokens)))
+                .value();
+        Status status;
+        std::thread([&] {  // the raw call changes the ids of this thread alone
+            ASSERT_EQ(syscall(SYS_setresuid, 65534, 65534, 65534), 0);
+            status = refusal(abstract, with_tokens ? with_token("engine", "s3cret") : params());
+        })
+            .join();
+        EXPECT_EQ(status.code(), with_tokens ? Code::kOk : Code::kPermissionDenied);
+    }
 }
 
 TEST_F(EventServerTest, ASlowReaderIsClosedAndOthersAreServed) {
