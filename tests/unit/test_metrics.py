@@ -65,8 +65,8 @@ def test_a_latency_is_in_seconds() -> None:
 def test_names_follow_the_rules() -> None:
     rows: list[metrics.Row] = [*master_http.ROWS, *node_http.ROWS]
     for row in rows:
-        prefix = "kvstore_cluster_" if row in master_http.ROWS else "kvstore_node_"
-        assert row.name.startswith(prefix)
+        assert row.name.startswith("kvstore_")
+        assert (row in master_http.ROWS) == row.name.startswith("kvstore_cluster_")
         assert isinstance(row, Gauge) != row.name.endswith("_total"), row.name
         assert re.fullmatch(r"[a-z_]+", row.name) and row.help.endswith(".")
 
@@ -103,7 +103,8 @@ class FakeNode:
         histogram = {"buckets": [(10, 1)], "sum": 10}
         stats = native_stats(node_http.ROWS)
         stats.update(dict.fromkeys(("put_us", "get_us", "claim_us", "announce_us"), histogram))
-        stats.update({key: 7 for _, _, key in node_http._BYTES})
+        stats.update({key: 7 for _, _, key in node_http._NODE_BYTES})
+        stats["hits"] = 9
         stats["misses"] = {reason.value: 0 for reason in MissReason if reason.value != "none"}
         stats["link"] = "up"
         return stats
@@ -125,9 +126,17 @@ def test_the_nodes_exposition() -> None:
     default = ("tenant", "default")
     assert found["kvstore_client_hits_shm_total", frozenset({default})] == 6
     assert found["kvstore_client_misses_total", frozenset({default, ("reason", "absent")})] == 3
-    assert found["kvstore_node_misses_total", frozenset({("reason", "checksum")})] == 0
-    assert found["kvstore_node_link", frozenset({("state", "up")})] == 1
+    for labels, count in (
+        ({("seen_by", "node"), ("path", "socket")}, 9),
+        ({("seen_by", "client"), ("path", "shm")}, 10),
+    ):
+        assert found["kvstore_hits_total", frozenset(labels)] == count
+    absent = {("seen_by", "client"), ("reason", "absent")}
+    assert found["kvstore_misses_total", frozenset(absent)] == 3
+    checksum = {("seen_by", "node"), ("reason", "checksum")}
+    assert found["kvstore_misses_total", frozenset(checksum)] == 0
+    assert found["kvstore_link", frozenset({("state", "up")})] == 1
     shm = frozenset({("operation", "put"), ("path", "shm")})
-    assert found["kvstore_node_bytes_total", shm] == 7
-    assert found["kvstore_node_latency_seconds_count", frozenset({("operation", "get")})] == 1
+    assert found["kvstore_bytes_total", shm] == 7
+    assert found["kvstore_latency_seconds_count", frozenset({("operation", "get")})] == 1
     assert node_http.readiness(core)() == (False, {"link": "syncing"})
