@@ -1,0 +1,185 @@
+"""Nodes as processes: they join, report, die, come back, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from kvstore._proto import master_pb2, types_pb2
+from tests.support.cluster import Cluster
+from tests.support.control import control, http_get, ready
+from tests.support.processes import Daemon, wait_for
+
+pytestmark = pytest.mark.cluster
+
+ALIVE, DRAINING, DEAD = (
+    types_pb2.NODE_STATE_ALIVE,
+    types_pb2.NODE_STATE_DRAINING,
+    types_pb2.NODE_STATE_DEAD,
+)
+TOKENS = "n node * n-secret-0123456789\no operator * o-secret-0123456789\n"
+OPERATOR = "o:o-secret-0123456789"
+
+
+def info(cluster: Cluster, node_id: str, token: str | None = None) -> types_pb2.NodeInfo:
+    with control(cluster.master, token) as plane:
+        reply = plane.master.ListNodes(master_pb2.ListNodesRequest(), **plane.call)
+    return next((n for n in reply.nodes if n.node_id == node_id), types_pb2.NodeInfo())
+
+
+def start(cluster: Cluster, node_id: str, **config: object) -> Daemon:
+    """Start a node and wait until it says that it serves."""
+    node = cluster.start_node(node_id, wait=False, **config)
+    node.wait_started()
+    return node
+
+
+def wait_state(cluster: Cluster, node_id: str, state: int, timeout_s: float) -> None:
+    wait_for(
+        lambda: info(cluster, node_id).state == state,
+        f"{node_id} to be {types_pb2.NodeState.Name(state)}\n{cluster.logs()}",
+        timeout_s,
+        0.05,
+    )
+
+
+def test_a_node_that_says_ready_serves(cluster: Cluster) -> None:
+    node = start(cluster, "a", labels={"host": "h1", "rack": "r1"})
+    found = info(cluster, "a")
+    assert found.state == ALIVE and found.linked and found.node_epoch == 1
+    assert found.endpoints.tcp == f"tcp://127.0.0.1:{node.ports['port']}"
+    assert found.endpoints.unix == f"unix://{cluster.segment_dirs['a']}/node.sock"
+    assert dict(found.labels) == {"host": "h1", "rack": "r1"}
+    assert found.segments[0].capacity_bytes == 64 << 20
+    wait_for(
+        lambda: info(cluster, "a").capacity_bytes == 64 << 20, "all memory to be pre-faulted", 10
+    )
+    wait_for(lambda: info(cluster, "a").weight > 0, "writes to be sent there", 5)
+    assert ready(node) == (200, {"ready": True, "link": "up"})
+    assert http_get(node, "/healthz") == (200, "ok\n")
+    status, text = http_get(node, "/metrics")
+    assert status == 200 and "kvstore_capacity_bytes 6.7108864e+07" in text
+    assert 'kvstore_latency_seconds_bucket{le="+Inf",operation="put"} 0.0' in text
+
+
+def test_a_stopped_node_dies_and_returns_as_the_same(cluster: Cluster) -> None:
+    node = start(cluster, "a")
+    node.signal(signal.SIGSTOP)
+    wait_state(cluster, "a", DEAD, 10)
+    node.signal(signal.SIGCONT)
+    wait_state(cluster, "a", ALIVE, 10)
+    assert info(cluster, "a").node_epoch == 1
+    wait_for(lambda: info(cluster, "a").linked, "the link to be up again", 10, 0.05)
+
+
+def test_a_killed_node_may_start_again_at_once(cluster: Cluster) -> None:
+    start(cluster, "a").kill()
+    start(cluster, "a")
+    found = info(cluster, "a")
+    assert found.state == ALIVE and found.node_epoch == 2
+
+
+def test_sigterm_is_a_goodbye_that_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    node = start(cluster, "a")
+    assert any(cluster.segment_dirs["a"].iterdir())
+    assert node.terminate() == 0
+    assert info(cluster, "a").state == DEAD  # without waiting for its TTL
+    assert not list(cluster.segment_dirs["a"].iterdir())
+    assert not (tmp_path / "a.ports").exists()
+
+
+def test_a_node_survives_its_master(cluster: Cluster) -> None:
+    node = start(cluster, "a")
+    cluster.master.kill()
+    wait_for(lambda: ready(node)[0] == 503, "the node to notice", 10)
+    cluster.restart_master()
+    wait_state(cluster, "a", ALIVE, 15)
+    wait_for(lambda: ready(node)[0] == 200, "the node to be ready again", 15)
+    assert info(cluster, "a").node_epoch == 1
+    wait_for(lambda: ready(cluster.master)[0] == 200, "the rebuild to end", 15)
+
+
+def test_a_node_waits_for_a_master_that_comes_later(cluster: Cluster) -> None:
+    cluster.master.kill()
+    node = cluster.start_node("a", wait=False)
+    wait_for(lambda: "master_not_joined" in node.log.read_text(), "the node to try")
+    assert node.process.poll() is None
+    cluster.restart_master()
+    node.wait_started()
+    assert info(cluster, "a").state == ALIVE
+
+
+def test_the_next_address_is_tried(cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody = f"127.0.0.1:{unused.getsockname()[1]}"
+    start(cluster, "a", master_address=[nobody, cluster.address])
+    assert info(cluster, "a").state == ALIVE
+
+
+def test_a_superseded_node_ends(cluster: Cluster) -> None:
+    old = start(cluster, "a")
+    with control(cluster.master) as plane:
+        plane.register("a", incarnation=12345)
+    wait_for(lambda: old.process.poll() is not None, "the older process to end", 15)
+    assert old.process.poll() == 5
+    assert "another process runs as node 'a' now" in old.log.read_text()
+
+
+def test_a_drain_reaches_the_node_and_survives_the_master(cluster: Cluster) -> None:
+    start(cluster, "a")
+    drain = master_pb2.DrainRequest(node_id="a")
+
+    def drained() -> bool:
+        with control(cluster.master) as plane:
+            return plane.master.Drain(drain, **plane.call).drained
+
+    wait_for(drained, "an empty node to be drained", 10, 0.1)
+    assert info(cluster, "a").weight == 0
+    cluster.master.kill()
+    cluster.restart_master()
+    wait_state(cluster, "a", DRAINING, 15)
+
+
+def guarded(tmp_path: Path) -> tuple[Cluster, Path]:
+    path = tmp_path / "tokens"
+    path.write_text(TOKENS)
+    path.chmod(0o600)
+    return Cluster(tmp_path, ["--auth-token-file", str(path)]), path
+
+
+def test_tokens_are_asked_of_nodes(tmp_path: Path) -> None:
+    cluster, path = guarded(tmp_path)
+    try:
+        start(cluster, "a", auth_token_file=str(path))
+        assert info(cluster, "a", OPERATOR).state == ALIVE
+        wrong = tmp_path / "wrong"
+        wrong.write_text("n node * another-secret-0123456789\n")
+        wrong.chmod(0o600)
+        for node_id, config in (("b", {}), ("c", {"auth_token_file": str(wrong)})):
+            node = cluster.start_node(node_id, wait=False, **config)
+            wait_for(lambda node=node: node.process.poll() is not None, "the node to give up", 20)
+            assert node.process.poll() == 4, node.log.read_text()
+            assert info(cluster, node_id, OPERATOR).node_id == ""
+        assert "secret" not in cluster.logs().replace("no secret", "")
+    finally:
+        cluster.close()
+
+
+def test_memory_that_is_not_there_is_named(cluster: Cluster) -> None:
+    node = cluster.start_node("a", wait=False, segment_size="64tb")
+    wait_for(lambda: node.process.poll() is not None, "the node to give up", 20)
+    assert node.process.poll() == 5
+    text = node.log.read_text()
+    assert "segment" in text and "Traceback" not in text
+    wait_state(cluster, "a", DEAD, 5)
+
+
+def test_what_the_node_prints_is_what_it_writes(cluster: Cluster) -> None:
+    node = start(cluster, "a")
+    line = next(line for line in node.log.read_text().splitlines() if "ready" in line)
+    for key, value in json.loads((cluster.folder / "a.ports").read_text()).items():
+        assert f"{key}={value}" in line
