@@ -58,7 +58,6 @@ def status(as_json: bool, **options: Any) -> None:
     fields = MessageToDict(
         reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    fields["cluster_id"] = reply.cluster_id.hex()
     # The JSON mapping of protobuf prints 64-bit integers as strings; people and jq want numbers.
     for name in ("uptime_ms", "objects", "capacity_bytes", "used_bytes"):
         fields[name] = getattr(reply, name)
