@@ -27,14 +27,15 @@ uint32_t index_entries_for(uint64_t size_bytes) {
 
 uint64_t wall_ms() {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+    return static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
 
 void unlink_if_ours(const std::string& directory, const std::string& name, int fd) {
     if (directory.empty()) return;
     const std::string path = directory + "/" + name;
-    struct stat ours {};
-    struct stat named {};
+    struct stat ours{};
+    struct stat named{};
     if (fstat(fd, &ours) != 0 || lstat(path.c_str(), &named) != 0) return;
     if (ours.st_dev == named.st_dev && ours.st_ino == named.st_ino) unlink(path.c_str());
 }
@@ -144,8 +145,8 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
     }
     if (is_flushed(ns->id)) return refuse(Code::kRemoved);
     if (item.size_bytes > segment->size() || item.size_bytes > limits::kMaxObjectBytes) {
-        return refuse(Code::kTooLarge, size + " do not fit segment_size " +
-                                           std::to_string(segment->size()));
+        return refuse(Code::kTooLarge,
+                      size + " do not fit segment_size " + std::to_string(segment->size()));
     }
     if (const EntryRef here = find_valid(ns, item.key, item.hash); here != kNoEntry && !force) {
         note_exists(owner.session, here);
@@ -169,8 +170,8 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
     reply.data = segment->data() + *offset;
     reply.code = Code::kOk;
     reservations.add(reply.generation,
-                     {owner, ns, std::string(item.key), item.hash, std::string(item.parent), *offset,
-                      item.size_bytes, std::min(item.ttl_ms, kMaxTtlMs),
+                     {owner, ns, std::string(item.key), item.hash, std::string(item.parent),
+                      *offset, item.size_bytes, std::min(item.ttl_ms, kMaxTtlMs),
                       now() + options.reservation_ms, item.pin, 0, false});
     return reply;
 }
@@ -190,8 +191,8 @@ Code BlockStore::State::grant(Generation generation, Version version) {
 }
 
 Code BlockStore::State::check_version(const Reservation& reservation, Version version) const {
-    const bool removed = is_flushed(reservation.ns->id) ||
-                         tombstones.removed_upto(reservation.hash) >= version;
+    const bool removed =
+        is_flushed(reservation.ns->id) || tombstones.removed_upto(reservation.hash) >= version;
     return removed ? Code::kRemoved : Code::kOk;
 }
 
@@ -292,7 +293,8 @@ void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Gene
     object.expiry_ms = expiry_ms;
     object.ns = use_namespace(reservation.ns);
     if (!reservation.parent.empty()) {
-        const Hash128 parent_hash = key_hash(options.secret, reservation.ns->id, reservation.parent);
+        const Hash128 parent_hash =
+            key_hash(options.secret, reservation.ns->id, reservation.parent);
         object.parent = index->find(reservation.ns->id, parent_hash, reservation.parent);
         if (object.parent != kNoEntry) {
             object.parent_generation = static_cast<uint32_t>(objects[object.parent].generation);
@@ -310,8 +312,8 @@ void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Gene
     }
 }
 
-// A chain must lose its tail before its head, so stamps are written from the last item to the first,
-// and from each item on to its ancestors, which are then all newer than what follows them.
+// A chain must lose its tail before its head, so stamps are written from the last item to the
+// first, and from each item on to its ancestors, which are then all newer than what follows them.
 void BlockStore::State::stamp_batch(std::span<const EntryRef> published) {
     const uint64_t begin = evictor.clock();
     for (size_t i = published.size(); i-- > 0;) {

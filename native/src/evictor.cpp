@@ -43,17 +43,16 @@ void Evictor::remove(uint32_t entry) {
 }
 
 bool Evictor::is_current(const Group& group, const Candidate& candidate) const {
-    return places_[candidate.entry].group == &group &&
-           stamps_[candidate.entry] == candidate.stamp;
+    return places_[candidate.entry].group == &group && stamps_[candidate.entry] == candidate.stamp;
 }
 
 void Evictor::offer(Group& group, uint32_t entry) {
     auto& pool = group.pool;
     const Candidate candidate{stamps_[entry], entry};
     if (pool.size() == kPool && candidate.stamp >= pool.back().stamp) return;
-    const auto at = std::lower_bound(
-        pool.begin(), pool.end(), candidate,
-        [](const Candidate& a, const Candidate& b) { return a.stamp < b.stamp; });
+    const auto at =
+        std::lower_bound(pool.begin(), pool.end(), candidate,
+                         [](const Candidate& a, const Candidate& b) { return a.stamp < b.stamp; });
     if (at != pool.end() && at->stamp == candidate.stamp && at->entry == entry) return;
     pool.insert(at, candidate);
     if (pool.size() > kPool) pool.pop_back();
@@ -83,7 +82,8 @@ std::optional<uint32_t> Evictor::coldest(uint64_t size_bytes, bool soft,
     if (it == groups_.end()) return std::nullopt;
     Group& group = it->second;
     sample_into_pool(group);
-    // Candidates that were touched since have old, cold stamps: they come to the front by themselves.
+    // Candidates that were touched since have old, cold stamps: they come to the front by
+    // themselves.
     for (size_t i = 0; i < group.pool.size();) {
         const Candidate candidate = group.pool[i];
         const bool current = is_current(group, candidate);

@@ -24,8 +24,7 @@ uint64_t LeaseTable::add(Lease lease) {
     return id;
 }
 
-bool LeaseTable::renew(uint64_t session, uint64_t lease_id, uint64_t deadline_ms,
-                       uint64_t now_ms) {
+bool LeaseTable::renew(uint64_t session, uint64_t lease_id, uint64_t deadline_ms, uint64_t now_ms) {
     const auto it = leases_.find(lease_id);
     if (it == leases_.end() || it->second.session != session) return false;
     if (it->second.deadline_ms <= now_ms) return false;

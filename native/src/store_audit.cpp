@@ -103,8 +103,7 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
     return evictor.consistent() ? Status() : broken("the evictor's groups are broken");
 }
 
-Status BlockStore::State::audit_blocks(
-    const std::unordered_map<uint64_t, uint64_t>& blocks) const {
+Status BlockStore::State::audit_blocks(const std::unordered_map<uint64_t, uint64_t>& blocks) const {
     const ChunkAllocator::Stats stats = allocator.stats();
     if (stats.live_blocks != blocks.size()) {
         return broken(std::to_string(stats.live_blocks) + " live blocks, " +

@@ -154,7 +154,7 @@ Code BlockStore::lease_renew(const Owner& owner, uint64_t lease_id, uint32_t lea
     const uint64_t now = state_->now();
     const uint64_t deadline = now + std::min(lease_ms, limits::kMaxLeaseMs);
     return state_->leases.renew(owner.session, lease_id, deadline, now) ? Code::kOk
-                                                                       : Code::kExpired;
+                                                                        : Code::kExpired;
 }
 
 Code BlockStore::lease_release(const Owner& owner, uint64_t lease_id) {
@@ -166,8 +166,25 @@ Code BlockStore::lease_release(const Owner& owner, uint64_t lease_id) {
 }
 
 void BlockStore::set_on_withdraw(WithdrawFn fn) {
-    const std::lock_guard guard(state_->mutex);
+    std::unique_lock lock(state_->mutex);
+    state_->delivered.wait(lock, [this] { return !state_->delivering; });
     state_->on_withdraw = std::move(fn);
+}
+
+// A request that was under way when its client died may have reserved after collect_dead() had
+// spoken, so the owners of what is reserved or held by socket are asked again.
+void BlockStore::State::reap_slots() {
+    std::vector<int> owners = reservations.slots();
+    for (const auto& [name, hold] : socket_holds) {
+        if (hold.owner.slot >= 0) owners.push_back(hold.owner.slot);
+    }
+    std::ranges::sort(owners);
+    owners.erase(std::unique(owners.begin(), owners.end()), owners.end());
+    for (const int slot : owners) {
+        const bool alive = options.slot_alive ? options.slot_alive(slot)
+                                              : slots->is_alive(static_cast<uint32_t>(slot));
+        if (!alive) slot_dead(slot);
+    }
 }
 
 void BlockStore::tick() {
@@ -177,11 +194,7 @@ void BlockStore::tick() {
         State::Lock lock(*state_);
         State& state = *state_;
         for (const uint32_t slot : dead) state.slot_dead(static_cast<int>(slot));
-        if (state.options.slot_alive) {
-            for (const int slot : state.reservations.slots()) {
-                if (!state.options.slot_alive(slot)) state.slot_dead(slot);
-            }
-        }
+        state.reap_slots();
         state.allocator.grow(state.segment->ready_bytes());
         state.apply_exists();
         state.drain_rings();

@@ -5,8 +5,8 @@
 
 namespace kvstore {
 
-// The object under the key, if it may be read now. One that has expired is withdrawn on the way, but
-// not while it is held: its announce may still be on the way (BlockStore::Published::hold).
+// The object under the key, if it may be read now. One that has expired is withdrawn on the way,
+// but not while it is held: its announce may still be on the way (BlockStore::Published::hold).
 EntryRef BlockStore::State::find_valid(const NamespaceRef& ns, std::string_view key,
                                        const Hash128& hash) {
     if (is_flushed(ns->id)) return kNoEntry;
@@ -106,8 +106,8 @@ void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
     }
 }
 
-// The keys of one put batch arrive one by one, head first, and their touches have to be written tail
-// first: they are collected until the batch is over.
+// The keys of one put batch arrive one by one, head first, and their touches have to be written
+// tail first: they are collected until the batch is over.
 void BlockStore::State::note_exists(uint64_t session, EntryRef ref) {
     if (session != exists_session || exists_batch.size() >= limits::kMaxBatchKeys) apply_exists();
     exists_session = session;

@@ -7,7 +7,7 @@
 namespace kvstore {
 namespace {
 
-constexpr uint64_t kUntouchable = UINT64_MAX;     // what reclaim_plan must not evict
+constexpr uint64_t kUntouchable = UINT64_MAX;      // what reclaim_plan must not evict
 constexpr uint64_t kSoftHeat = uint64_t{1} << 62;  // soft pins are hotter than everything else
 constexpr uint32_t kEvictionsPerBalance = 32;
 constexpr uint64_t kUnbalancedAges = 4;
@@ -151,8 +151,7 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     }
     index->invalidate(ref);
     index->release(ref);
-    unsettled.emplace_back(object.generation,
-                           Deferred{object.offset, object.length, object.holds});
+    unsettled.emplace_back(object.generation, Deferred{object.offset, object.length, object.holds});
     evictor.remove(ref);
     by_generation.erase(object.generation);
     by_offset.erase(object.offset);
@@ -245,6 +244,7 @@ void BlockStore::State::deliver(std::unique_lock<std::mutex>& lock) {
         lock.lock();
     }
     delivering = false;
+    delivered.notify_all();
 }
 
 }  // namespace kvstore

@@ -285,6 +285,22 @@ TEST(BlockStore, ABlockThatALivingHazardNamesIsNotReused) {
     h.expect_sound();
 }
 
+TEST(BlockStore, AReservationMadeAfterItsSlotsDeathIsReaped) {
+    StoreHarness h(kMiB);
+    ASSERT_EQ(h.put("a", 1000), Code::kOk);
+    const Generation generation = h.store->find(h.ns, h.key("a")).generation;
+    h.owner = {3, 900};  // nobody locks it: a request that was under way when its client died
+    ASSERT_EQ(h.reserve("lost", 1000).code, Code::kOk);
+    ASSERT_EQ(h.store->hold(h.owner, generation), Code::kOk);
+    h.store->on_session_closed(3);
+    h.store->remove_upto(h.ns, h.key("a"), h.version);
+    h.store->tick();
+    const auto stats = h.store->stats();
+    EXPECT_EQ(stats.reservations + stats.quarantined + stats.deferred, 0u);
+    EXPECT_EQ(stats.used_bytes, 0u);
+    h.expect_sound();
+}
+
 TEST(BlockStore, ReadersOfTheIndexSeeWhatIsPublished) {
     StoreHarness h(kMiB);
     auto reader = IndexReader::attach(h.store->index_fd(), h.store->segment_bytes());
@@ -389,7 +405,8 @@ TEST(BlockStore, LeasesAreAPrefixWithinTheTenantsCap) {
     for (int i = 0; i < 8; ++i) names.push_back("k" + std::to_string(i));
     std::vector<BlockStore::Key> keys;
     for (const auto& name : names) keys.push_back(h.key(name));
-    for (const int i : {0, 1, 2, 4, 5}) ASSERT_EQ(h.put(names[static_cast<size_t>(i)], 1000), Code::kOk);
+    for (const int i : {0, 1, 2, 4, 5})
+        ASSERT_EQ(h.put(names[static_cast<size_t>(i)], 1000), Code::kOk);
     const auto lease = h.store->lease_acquire(h.owner, h.ns, keys, 1, 1000);
     EXPECT_EQ(lease.length, 3u);
     EXPECT_EQ(h.store->lease_acquire(h.owner, h.ns, keys, 2, 1000).length, 2u);  // whole pages

@@ -79,7 +79,8 @@ std::vector<uint64_t> conversation_trace(uint64_t seed, size_t turns) {
     std::vector<uint64_t> trace;
     for (size_t turn = 0; turn < turns; ++turn) {
         auto& [conversation, blocks] = open[random() % open.size()];
-        for (uint64_t block = 0; block < blocks; ++block) trace.push_back(conversation << 20 | block);
+        for (uint64_t block = 0; block < blocks; ++block)
+            trace.push_back(conversation << 20 | block);
         blocks += 1 + random() % 10;
         if (random() % 8 == 0) open[random() % open.size()] = {conversations++, 1 + random() % 20};
     }

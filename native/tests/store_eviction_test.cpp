@@ -207,7 +207,8 @@ TEST(StoreEviction, WaitsForPrefaultingInsteadOfEvicting) {
     h.expect_sound();
 }
 
-// Conversations that come back, as a put/get workload: read the prefix that is present, put the rest.
+// Conversations that come back, as a put/get workload: read the prefix that is present, put the
+// rest.
 TEST(StoreEviction, HitRateOfPrefixChainsIsThatOfLru) {
     const uint64_t seed = 5;
     std::printf("seed %llu\n", static_cast<unsigned long long>(seed));

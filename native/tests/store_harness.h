@@ -84,7 +84,7 @@ class StoreHarness {
         const auto found = store->find(ns, key(name));
         if (!found.hold) return false;
         const auto bytes = payload_of(name, found.version, found.length);
-        EXPECT_EQ(std::memcmp(bytes.data(), found.data, found.length), 0) << name;
+        EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), found.data)) << name;
         const Identity identity{ns->tenant_id, ns->id, key(name).hash, found.version, found.length};
         EXPECT_EQ(found.sealed_crc, seal_checksum(crc32c(found.data, found.length), identity));
         return true;

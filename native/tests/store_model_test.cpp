@@ -108,7 +108,8 @@ class Model {
         writer.key = random_key();
         writer.size = kSizes[below(std::size(kSizes))];
         const bool local = below(2) == 0;
-        writer.owner = {session_ + (local ? 0 : below(3)), local ? -1 : static_cast<int>(below(kSlots))};
+        writer.owner = {session_ + (local ? 0 : below(3)),
+                        local ? -1 : static_cast<int>(below(kSlots))};
         if (!local && !alive_[writer.owner.slot]) return;
         writer.ns = h_->ns;
         writer.version = ++h_->version;
@@ -145,8 +146,7 @@ class Model {
         const auto before = objects_.find(writer.key);
         const Version stored = before == objects_.end() ? 0 : before->second.version;
         std::swap(h_->owner, writer.owner);
-        const auto published =
-            h_->finish(writer.reserved, writer.key, writer.version, writer.size);
+        const auto published = h_->finish(writer.reserved, writer.key, writer.version, writer.size);
         std::swap(h_->owner, writer.owner);
         apply_withdrawals();
         if (expired) {
@@ -198,7 +198,7 @@ class Model {
 
     static void check_bytes(const std::string& key, const BlockStore::Found& found) {
         const auto bytes = payload_of(key, found.version, found.length);
-        EXPECT_EQ(std::memcmp(bytes.data(), found.data, found.length), 0) << key;
+        EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), found.data)) << key;
     }
 
     void drop_reader() {
@@ -326,7 +326,8 @@ class Model {
         h_->expect_sound();
         std::map<std::string, Version> stored;
         h_->store->for_each_object([&](std::span<const BlockStore::ObjectInfo> batch) {
-            for (const auto& object : batch) EXPECT_TRUE(stored.emplace(object.key, object.version).second);
+            for (const auto& object : batch)
+                EXPECT_TRUE(stored.emplace(object.key, object.version).second);
         });
         apply_withdrawals();
         std::map<std::string, Version> expected;
@@ -358,7 +359,8 @@ TEST(StoreModel, AgreesWithAMap) {
     const uint64_t first = given != nullptr ? std::strtoull(given, nullptr, 10) : 1;
     const uint64_t count = given != nullptr ? 1 : 6;
     for (uint64_t seed = first; seed < first + count && !HasFailure(); ++seed) {
-        std::printf("seed %llu (KVSTORE_SEED repeats one)\n", static_cast<unsigned long long>(seed));
+        std::printf("seed %llu (KVSTORE_SEED repeats one)\n",
+                    static_cast<unsigned long long>(seed));
         SCOPED_TRACE("seed " + std::to_string(seed));
         Model model(seed);
         model.run(15'000);

@@ -1,13 +1,13 @@
 // The node's store of blocks: joins segment, allocator, index and client slots.
 //
 // Everything here is private to the node and thread-safe: one mutex inside, never held while bulk
-// bytes are copied, and never held while the withdraw callback runs. Nothing that a client can write
-// (slots, rings, the segment's bytes, generations in messages) is used without checking it against
-// private state.
+// bytes are copied, and never held while the withdraw callback runs. Nothing that a client can
+// write (slots, rings, the segment's bytes, generations in messages) is used without checking it
+// against private state.
 //
 // Life of a write: reserve → grant (the master gave a version) → publish | abort. A reservation
-// whose time is over, or whose session closed while its slot lives, is quarantined: it cannot publish
-// any more and its block is not reused until the writer aborts or its slot is dead.
+// whose time is over, or whose session closed while its slot lives, is quarantined: it cannot
+// publish any more and its block is not reused until the writer aborts or its slot is dead.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ namespace kvstore {
 
 class ClientSlots;
 
-// One incarnation (epoch) of a namespace as a node knows it. Shared by everything that belongs to it.
+// One incarnation (epoch) of a namespace as a node knows it. Shared by everything that belongs to
+// it.
 struct StoreNamespace {
     std::string tenant;
     std::string name;
@@ -61,10 +62,10 @@ class BlockStore {
         uint64_t client_cap_bytes = 0;  // unpublished bytes of one client; 0: half of the segment
         uint64_t lease_cap_bytes = 0;   // leased bytes of one tenant; 0: half of the segment
         uint32_t reservation_ms = limits::kReservationMs;
-        uint32_t tombstone_ms = 60'000;     // at least twice reservation_ms is used
-        uint32_t prefault_wait_ms = 250;    // how long a reserve waits for pre-faulting, then evicts
-        uint64_t seed = 0;                  // of the eviction sample; 0: drawn from the system
-        std::function<uint64_t()> now_ms;   // boottime_ms unless a test says otherwise
+        uint32_t tombstone_ms = 60'000;    // at least twice reservation_ms is used
+        uint32_t prefault_wait_ms = 250;   // how long a reserve waits for pre-faulting, then evicts
+        uint64_t seed = 0;                 // of the eviction sample; 0: drawn from the system
+        std::function<uint64_t()> now_ms;  // boottime_ms unless a test says otherwise
         std::function<bool(int slot)> slot_alive;  // the record lock unless a test says otherwise
     };
 
@@ -74,7 +75,8 @@ class BlockStore {
         uint64_t size_bytes = 0;
         uint64_t ttl_ms = 0;  // from publish on; 0: none
         Pin pin = Pin::kNone;
-        std::string_view parent;  // key of the previous block of the chain, same namespace; or empty
+        std::string_view
+            parent;  // key of the previous block of the chain, same namespace; or empty
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
     // kInvalidArgument (bad key), kRemoved (the namespace was flushed). Only kOk fills the rest.
@@ -96,9 +98,10 @@ class BlockStore {
         Version version = 0;    // 0: the one given to grant()
     };
     // code: kOk, kExpired (quarantined: the writer has to abort), kRemoved (a remove or flush
-    // overtook it), kAlreadyExists (this or a higher version is here), kNoSpace (index full, nothing
-    // evictable), kInvalidArgument (unknown generation, other owner, no version). Unless kExpired or
-    // kInvalidArgument the reservation is over and its block, if not published, is free again.
+    // overtook it), kAlreadyExists (this or a higher version is here), kNoSpace (index full,
+    // nothing evictable), kInvalidArgument (unknown generation, other owner, no version). Unless
+    // kExpired or kInvalidArgument the reservation is over and its block, if not published, is free
+    // again.
     struct Published {
         Code code = Code::kInternal;
         uint32_t sealed_crc = 0;
@@ -134,7 +137,8 @@ class BlockStore {
         std::string key;
         Hash128 hash;
         Version version = 0;
-        MissReason reason = MissReason::kNone;  // kEvicted, kExpired, kRemoved, kFlushed, kVersion (replaced)
+        MissReason reason =
+            MissReason::kNone;  // kEvicted, kExpired, kRemoved, kFlushed, kVersion (replaced)
     };
     using WithdrawFn = std::function<void(std::span<const Withdrawn>)>;
 
@@ -225,8 +229,8 @@ class BlockStore {
     // Every id of this incarnation is unreachable at once; blocks are swept by tick().
     void flush(const NamespaceRef& old_ns);
     Code set_pin(const NamespaceRef& ns, const Key& key, Pin pin);  // kOk or kNotFound
-    // The longest prefix whose objects are here and fit the tenant's cap, in whole pages of `stride`
-    // keys. Durations above limits::kMaxLeaseMs are cut to it.
+    // The longest prefix whose objects are here and fit the tenant's cap, in whole pages of
+    // `stride` keys. Durations above limits::kMaxLeaseMs are cut to it.
     LeaseGrant lease_acquire(const Owner& owner, const NamespaceRef& ns, std::span<const Key> keys,
                              uint32_t stride, uint32_t lease_ms);
     Code lease_renew(const Owner& owner, uint64_t lease_id, uint32_t lease_ms);  // or kExpired
@@ -237,11 +241,13 @@ class BlockStore {
     void tick();
 
     // --- the node's view ---
-    // Called outside the mutex, in the order in which the objects were withdrawn, by one thread at a
-    // time; not necessarily before the call that caused it returns. Set it before the first write.
+    // Called outside the mutex, in the order in which the objects were withdrawn, by one thread at
+    // a time; not necessarily before the call that caused it returns. Set it before the first
+    // write. Waits for a callback under way (so never from the callback): with null, none runs
+    // afterwards.
     void set_on_withdraw(WithdrawFn fn);
-    // Fills `out` with up to `max` objects from `cursor` (0 at first); returns the next cursor, or 0
-    // when done. Objects present all along are listed exactly once.
+    // Fills `out` with up to `max` objects from `cursor` (0 at first); returns the next cursor, or
+    // 0 when done. Objects present all along are listed exactly once.
     uint32_t list_objects(uint32_t cursor, size_t max, std::vector<ObjectInfo>& out);
     void for_each_object(const std::function<void(std::span<const ObjectInfo>)>& fn);
     Stats stats();

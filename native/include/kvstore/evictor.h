@@ -1,10 +1,10 @@
 // Chooses what to evict: LRU by sampled stamps, one group per block size.
 //
 // Stamps come from a logical clock, so the order of touches is exact. A choice looks at a random
-// sample of the group plus a pool of the coldest members that earlier samples met, which comes close
-// to exact LRU at the cost of one stored number per touch (Source: Redis 3.0, approximated LRU).
-// Only evictable entries are members; leased, held and hard-pinned ones are taken out by the owner.
-// Private to the node and not thread-safe.
+// sample of the group plus a pool of the coldest members that earlier samples met, which comes
+// close to exact LRU at the cost of one stored number per touch (Source: Redis 3.0, approximated
+// LRU). Only evictable entries are members; leased, held and hard-pinned ones are taken out by the
+// owner. Private to the node and not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -31,13 +31,14 @@ class Evictor {
     uint64_t stamp(uint32_t entry) const { return stamps_[entry]; }
     uint64_t clock() const { return clock_; }
 
-    // About the coldest member of the groups whose blocks serve `size_bytes`, skipping what `blocked`
-    // names. `same_class(block_bytes, size_bytes)` tells which groups these are.
+    // About the coldest member of the groups whose blocks serve `size_bytes`, skipping what
+    // `blocked` names. `same_class(block_bytes, size_bytes)` tells which groups these are.
     using Blocked = std::function<bool(uint32_t entry)>;
     using SameClass = std::function<bool(uint64_t block_bytes, uint64_t size_bytes)>;
     std::optional<uint32_t> coldest(uint64_t size_bytes, bool soft, const SameClass& same_class,
                                     const Blocked& blocked);
-    // A small stamp from all groups of a rank but the one that serves `size_bytes`; UINT64_MAX: none.
+    // A small stamp from all groups of a rank but the one that serves `size_bytes`; UINT64_MAX:
+    // none.
     uint64_t coldest_elsewhere(uint64_t size_bytes, bool soft, const SameClass& same_class);
 
     size_t size(bool soft) const { return sizes_[soft ? 1 : 0]; }
@@ -45,8 +46,8 @@ class Evictor {
     bool consistent() const;
 
   private:
-    // Chosen on a recorded request trace: half of either loses up to 0.004 of prefix hits, since blocks
-    // of a chain then leave in too loose an order; twice of either gains 0.0007.
+    // Chosen on a recorded request trace: half of either loses up to 0.004 of prefix hits, since
+    // blocks of a chain then leave in too loose an order; twice of either gains 0.0007.
     static constexpr size_t kSample = 32;
     static constexpr size_t kPool = 256;
     static constexpr size_t kExact = 64;  // smaller groups are looked at as a whole

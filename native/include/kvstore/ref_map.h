@@ -1,4 +1,5 @@
-// A flat hash table from a 64-bit number to an entry number, four bytes a slot and no node per object.
+// A flat hash table from a 64-bit number to an entry number, four bytes a slot and no node per
+// object.
 //
 // Open addressing at half load with linear probing; the numbers themselves stay with the entries
 // (`KeyOf`). Erasing shifts the run back, so that there are no grave markers. Not thread-safe.

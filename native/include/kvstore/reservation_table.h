@@ -1,8 +1,9 @@
-// Reservations: blocks that are being written and not published, with who writes them and until when.
+// Reservations: blocks that are being written and not published, with who writes them and until
+// when.
 //
 // A reservation is active until its deadline or its session's end, then quarantined: it can only be
-// taken out by its writer or by the writer's death. Unpublished bytes are counted per client (a slot,
-// or a session without one) against a cap. Private to the node and not thread-safe.
+// taken out by its writer or by the writer's death. Unpublished bytes are counted per client (a
+// slot, or a session without one) against a cap. Private to the node and not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,8 @@ class ReservationTable {
   public:
     explicit ReservationTable(uint64_t client_cap_bytes) : client_cap_bytes_(client_cap_bytes) {}
 
-    // Whether the client may reserve `size_bytes` more. A client that has nothing reserved may always
-    // reserve one object, so that a cap below an object's size does not forbid the object.
+    // Whether the client may reserve `size_bytes` more. A client that has nothing reserved may
+    // always reserve one object, so that a cap below an object's size does not forbid the object.
     bool has_room(const Owner& owner, uint64_t size_bytes) const;
     // Deadlines must not decrease from one call to the next.
     void add(Generation generation, Reservation reservation);

@@ -7,6 +7,7 @@
 // blocks) has nodes of its own.
 #pragma once
 
+#include <condition_variable>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -82,8 +83,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
 
-    State(const Options& given, std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
-          std::unique_ptr<ClientSlots> slots_in);
+    State(const Options& given, std::unique_ptr<Segment> segment_in,
+          std::unique_ptr<Index> index_in, std::unique_ptr<ClientSlots> slots_in);
     void close();  // takes the mutex
 
     // --- block_store.cpp ---
@@ -107,7 +108,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     Found find(const NamespaceRef& ns, const Key& key, EntryRef* ref);
     MissReason miss_reason(const NamespaceRef& ns, const Key& key) const;
     HoldToken make_hold(EntryRef ref);
-    void drop_hold(Generation generation, EntryRef ref);    // takes the mutex
+    void drop_hold(Generation generation, EntryRef ref);  // takes the mutex
     void release_hold(Generation generation, EntryRef ref);
     uint64_t left_ms(const StoredObject& object) const;
     void touch_reversed(std::span<const EntryRef> refs);
@@ -120,6 +121,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void end_leases(std::span<const LeaseTable::Lease> leases_over);
     void set_pin(EntryRef ref, Pin pin);
     void count_pin(const StoredObject& object, bool add);
+    void reap_slots();
     // An object is a member of the evictor unless a lease or a hard pin protects it.
     void update_evictable(EntryRef ref);
     uint32_t use_namespace(const NamespaceRef& ns);
@@ -196,8 +198,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
 
     std::map<std::pair<uint64_t, Generation>, SocketHold> socket_holds;  // by session
     std::unordered_map<Generation, Deferred> deferred;
-    std::vector<std::pair<Generation, Deferred>> unsettled;  // withdrawn, not yet proved or deferred
-    std::vector<Expiry> expiries;  // a heap, the soonest first; may name what is gone
+    std::vector<std::pair<Generation, Deferred>>
+        unsettled;                       // withdrawn, not yet proved or deferred
+    std::vector<Expiry> expiries;        // a heap, the soonest first; may name what is gone
     std::vector<EntryRef> exists_batch;  // touches of AlreadyExists answers, in the batch's order
     uint64_t exists_session = 0;
     std::vector<Generation> hazards;  // scratch
@@ -208,6 +211,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     WithdrawFn on_withdraw;
     std::vector<Withdrawn> withdrawn;
     bool delivering = false;
+    std::condition_variable delivered;  // waited for when the callback is changed
     std::mutex mutex;
 };
 

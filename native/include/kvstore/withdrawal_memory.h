@@ -1,5 +1,5 @@
-// What is remembered of objects that are gone: tombstones (a promise) and miss reasons (a courtesy).
-// Both bounded. Private to the node and not thread-safe.
+// What is remembered of objects that are gone: tombstones (a promise) and miss reasons (a
+// courtesy). Both bounded. Private to the node and not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@
 
 namespace kvstore {
 
-// The highest version that was removed, per key hash. Nothing at or below it is ever published. When
-// the table overflows, its oldest tombstones melt into one floor for all keys: a put that is refused
-// by the floor may be tried again, a removed object never comes back.
+// The highest version that was removed, per key hash. Nothing at or below it is ever published.
+// When the table overflows, its oldest tombstones melt into one floor for all keys: a put that is
+// refused by the floor may be tried again, a removed object never comes back.
 class TombstoneTable {
   public:
     static constexpr size_t kMaxTombstones = 1u << 20;
