@@ -411,11 +411,11 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle key) -> nb::object {
                 return get_bytes(self, KeyArguments::one(key))[0];
             },
-            "key"_a)
+            "key"_a.none())
         .def(
             "batch_get",
             [](Client& self, nb::handle keys) { return get_bytes(self, KeyArguments::many(keys)); },
-            "keys"_a)
+            "keys"_a.none())
         .def(
             "get_into",
             [](Client& self, nb::handle key, nb::handle out) {
@@ -423,7 +423,7 @@ void bind_reads(nb::class_<Client>& client) {
                 const BufferArguments buffers(out, true);
                 return get_into(self, keys, buffers.extents())[0];
             },
-            "key"_a, "out"_a)
+            "key"_a.none(), "out"_a.none())
         .def(
             "batch_get_into",
             [](Client& self, nb::handle keys, nb::handle outs) {
@@ -431,7 +431,7 @@ void bind_reads(nb::class_<Client>& client) {
                 const BufferArguments buffers(outs, true, arguments.size());
                 return list_of(get_into(self, arguments, buffers.extents()));
             },
-            "keys"_a, "buffers"_a)
+            "keys"_a.none(), "buffers"_a.none())
         .def(
             "batch_get_into_pointers",
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle capacities) {
@@ -439,17 +439,17 @@ void bind_reads(nb::class_<Client>& client) {
                 return list_of(get_into(self, arguments,
                                         pointer_arguments(pointers, capacities, arguments.size())));
             },
-            "keys"_a, "pointers"_a, "sizes"_a)
+            "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none())
         .def(
             "size",
             [](Client& self, nb::handle key) { return sizes(self, KeyArguments::one(key))[0]; },
-            "key"_a)
+            "key"_a.none())
         .def(
             "sizes",
             [](Client& self, nb::handle keys) {
                 return list_of(sizes(self, KeyArguments::many(keys)));
             },
-            "keys"_a)
+            "keys"_a.none())
         .def(
             "prefix_length",
             [](Client& self, nb::handle keys, size_t stride) {
@@ -461,9 +461,9 @@ void bind_reads(nb::class_<Client>& client) {
                 }
                 return value_or_raise(std::move(length));
             },
-            "keys"_a, "stride"_a)
-        .def("lease", &lease, "keys"_a, "stride"_a, "lease_ms"_a)
-        .def("view", &view, "key"_a);
+            "keys"_a.none(), "stride"_a)
+        .def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a)
+        .def("view", &view, "key"_a.none());
 }
 
 void bind_writes(nb::class_<Client>& client) {
@@ -477,7 +477,7 @@ void bind_writes(nb::class_<Client>& client) {
                 return static_cast<int64_t>(put_extents(
                     self, keys, buffers.extents(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
             },
-            "key"_a, "buffer"_a, "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
+            "key"_a.none(), "buffer"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
         .def(
             "batch_put",
             [](Client& self, nb::handle keys, nb::handle buffers, uint8_t replicas, uint8_t pin,
@@ -487,7 +487,8 @@ void bind_writes(nb::class_<Client>& client) {
                 return list_of(put_extents(self, arguments, data.extents(),
                                            {replicas, pin, ttl_ms, std::move(parent)}));
             },
-            "keys"_a, "buffers"_a, "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
+            "keys"_a.none(), "buffers"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a,
+            "parent"_a.none())
         .def(
             "batch_put_from",
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle lengths,
@@ -497,9 +498,10 @@ void bind_writes(nb::class_<Client>& client) {
                                            pointer_arguments(pointers, lengths, arguments.size()),
                                            {replicas, pin, ttl_ms, std::move(parent)}));
             },
-            "keys"_a, "pointers"_a, "sizes"_a, "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
-        .def("remove", &remove, "keys"_a)
-        .def("set_pin", &set_pin, "keys"_a, "level"_a)
+            "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "replicas"_a, "pin"_a,
+            "ttl_ms"_a, "parent"_a.none())
+        .def("remove", &remove, "keys"_a.none())
+        .def("set_pin", &set_pin, "keys"_a.none(), "level"_a)
         .def("flush", [](Client& self) {
             Status status;
             {
@@ -533,8 +535,8 @@ void bind_client(nb::module_& module) {
                "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a);
     bind_reads(client);
     bind_writes(client);
-    client.def("list_keys", &list_keys, "prefix"_a, "cursor"_a, "limit"_a)
-        .def("inspect", &inspect, "key"_a)
+    client.def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)
+        .def("inspect", &inspect, "key"_a.none())
         .def("counters", &counters)
         .def("nodes", &nodes)
         .def("close",

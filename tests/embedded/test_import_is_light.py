@@ -11,7 +11,7 @@ loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 foreign = sorted(loaded - set(sys.stdlib_module_names) - {"kvstore"})
 servers = sorted(
     name for name in sys.modules
-    if name.startswith(("kvstore.master", "kvstore.node", "kvstore.cli", "kvstore._proto"))
+    if name.startswith(("kvstore.master", "kvstore.node", "kvstore.cli.", "kvstore._proto"))
 )
 print(foreign, servers)
 """
