@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from kvstore import errors
+from kvstore import _native, errors
 from kvstore._proto import master_pb2_grpc
 from kvstore.cli.session import Target
-from kvstore.security import bearer, load_identity
+from kvstore.security import Role, bearer, load_identity
 
 if TYPE_CHECKING:
     from kvstore._proto.master_pb2_grpc import MasterStub
@@ -40,9 +40,14 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, object]]]:
         UnavailableError: No master answers.
         UnauthenticatedError: The token is missing or wrong.
     """
-    with target.connect() as store:
-        endpoint = store.stats()["master"]["grpc_endpoint"]
     identity = load_identity(target.token_file) if target.token_file else None
+    endpoint = _native.probe_master(
+        f"tcp://{target.master}",
+        role=identity.role if identity else Role.OPERATOR,
+        principal=identity.name if identity else "",
+        token=identity.secret.reveal() if identity else "",
+        timeout_ms=target.timeout_ms,
+    )["grpc_endpoint"]
     call = {"timeout": target.timeout_ms / 1000, "metadata": bearer(identity)}
     with grpc.insecure_channel(endpoint) as channel:
         try:

@@ -22,7 +22,7 @@ from kvstore.sizes import format_size, parse_size
 # Beside the blocks themselves the embedded store gets this much, so that a partly filled chunk and
 # the batch that is being written do not count against the capacity that was asked for.
 _OVERHEAD_FRACTION = 64
-_OVERHEAD_BYTES = 1 << 20
+_OVERHEAD_BYTES = 128 << 10
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -66,10 +67,12 @@ def test_a_sleeping_writers_block_is_never_handed_out(cluster: Cluster) -> None:
         read_line(client)
         os.kill(client.pid, signal.SIGSTOP)
         store = cluster.connect()
-        # Three times the node's capacity, long after the reservation has expired.
-        keys = [f"pressure/{i}" for i in range(192)]
-        for key in keys:
-            assert store.put(key, proof(key, 1 << 20)) is Status.Ok
+        # Three times the node's capacity, and on until the reservation has long expired.
+        keys: list[str] = []
+        end = time.monotonic() + 2
+        while len(keys) < 192 or time.monotonic() < end:
+            keys.append(f"pressure/{len(keys)}")
+            assert store.put(keys[-1], proof(keys[-1], 1 << 20)) is Status.Ok
         os.kill(client.pid, signal.SIGCONT)
         assert client.stdin is not None
         client.stdin.write("go\n")

@@ -180,7 +180,7 @@ def test_without_the_token_nothing_but_the_refusal_happens(tmp_path: Path) -> No
     everyone = token_file("all", TOKENS)
     lines = TOKENS.splitlines(keepends=True)
     worker, admin = token_file("worker", lines[0]), token_file("admin", lines[2])
-    wrong = token_file("wrong", "worker client default not-the-secret\n")
+    wrong = token_file("wrong", "worker client default not-the-secret-of-the-worker\n")
     cluster = Cluster(folder, ["--auth-token-file", everyone], operator_token_file=admin)
     try:
         cluster.start_node("a", auth_token_file=everyone)
