@@ -38,7 +38,9 @@ def start(cluster: Cluster, node_id: str, **config: object) -> Daemon:
     return node
 
 
-def wait_state(cluster: Cluster, node_id: str, state: int, timeout_s: float) -> None:
+def wait_state(
+    cluster: Cluster, node_id: str, state: types_pb2.NodeState.ValueType, timeout_s: float
+) -> None:
     wait_for(
         lambda: info(cluster, node_id).state == state,
         f"{node_id} to be {types_pb2.NodeState.Name(state)}\n{cluster.logs()}",
@@ -124,8 +126,7 @@ def test_a_superseded_node_ends(cluster: Cluster) -> None:
     old = start(cluster, "a")
     with control(cluster.master) as plane:
         plane.register("a", incarnation=12345)
-    wait_for(lambda: old.process.poll() is not None, "the older process to end", 15)
-    assert old.process.poll() == 5
+    assert old.process.wait(15) == 5
     assert "another process runs as node 'a' now" in old.log.read_text()
 
 
@@ -161,8 +162,7 @@ def test_tokens_are_asked_of_nodes(tmp_path: Path) -> None:
         wrong.chmod(0o600)
         for node_id, config in (("b", {}), ("c", {"auth_token_file": str(wrong)})):
             node = cluster.start_node(node_id, wait=False, **config)
-            wait_for(lambda node=node: node.process.poll() is not None, "the node to give up", 20)
-            assert node.process.poll() == 4, node.log.read_text()
+            assert node.process.wait(20) == 4, node.log.read_text()
             assert info(cluster, node_id, OPERATOR).node_id == ""
         assert "secret" not in cluster.logs().replace("no secret", "")
     finally:
@@ -171,8 +171,7 @@ def test_tokens_are_asked_of_nodes(tmp_path: Path) -> None:
 
 def test_memory_that_is_not_there_is_named(cluster: Cluster) -> None:
     node = cluster.start_node("a", wait=False, segment_size="64tb")
-    wait_for(lambda: node.process.poll() is not None, "the node to give up", 20)
-    assert node.process.poll() == 5
+    assert node.process.wait(20) == 5
     text = node.log.read_text()
     assert "segment" in text and "Traceback" not in text
     wait_state(cluster, "a", DEAD, 5)

@@ -74,5 +74,5 @@ def ready(daemon: Daemon) -> tuple[int, dict[str, Any]]:
 
 def refusal(error: grpc.RpcError) -> tuple[str, int]:
     """Return the gRPC status name and the kvstore status of a failed call."""
-    found = dict(error.trailing_metadata() or ())
+    found = {item.key: str(item.value) for item in error.trailing_metadata() or ()}
     return error.code().name, int(found.get("kvstore-status", 0))
