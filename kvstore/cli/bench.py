@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -71,7 +71,12 @@ def _measure(store: kvstore.Store, size: int, batch: int, rounds: int) -> dict[s
 @target_options
 @reports_errors
 def bench(
-    sizes: tuple[str, ...], batch: int, rounds: int, transport: str, as_json: bool, **options: Any
+    sizes: tuple[str, ...],
+    batch: int,
+    rounds: int,
+    transport: Literal["auto", "tcp"],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Time put, get and exists on a live cluster; medians over the rounds, bytes checked."""
     try:

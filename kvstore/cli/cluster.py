@@ -21,7 +21,7 @@ from kvstore.sizes import format_size
 _POLL_S = 0.2
 
 
-def _state_name(state: int) -> str:
+def _state_name(state: types_pb2.NodeState.ValueType) -> str:
     return types_pb2.NodeState.Name(state).removeprefix("NODE_STATE_").lower()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def _as_kvstore_error(error: grpc.RpcError) -> errors.KvstoreError:
     """Turn a gRPC failure into the exception its trailing `kvstore-status` (or code) names."""
-    for name, value in error.trailing_metadata() or ():
+    trailing: Any = error.trailing_metadata() or ()
+    for name, value in trailing:
         if name == "kvstore-status":
             return errors.error_for(int(value), error.details() or "")
     status = errors.status_for_grpc(error.code().name)
@@ -27,7 +28,7 @@ def _as_kvstore_error(error: grpc.RpcError) -> errors.KvstoreError:
 
 
 @contextmanager
-def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, object]]]:
+def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, Any]]]:
     """Open the control plane of a cluster.
 
     Args:
@@ -48,7 +49,7 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, object]]]:
         token=identity.secret.reveal() if identity else "",
         timeout_ms=target.timeout_ms,
     )["grpc_endpoint"]
-    call = {"timeout": target.timeout_ms / 1000, "metadata": bearer(identity)}
+    call: dict[str, Any] = {"timeout": target.timeout_ms / 1000, "metadata": bearer(identity)}
     with grpc.insecure_channel(endpoint) as channel:
         try:
             yield master_pb2_grpc.MasterStub(channel), call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -27,7 +27,7 @@ def put(
     key: str,
     file: Any,
     replicas: int,
-    pin: str | None,
+    pin: Literal["soft", "hard"] | None,
     ttl_ms: int | None,
     as_json: bool,
     **options: Any,
@@ -56,7 +56,7 @@ def get(key: str, output: Path | None, **options: Any) -> None:
     if data is None:
         fail(f"no object under {key!r}", Exit.MISS)
     if output is None:
-        click.get_binary_stream("stdout").write(data)
+        sys.stdout.buffer.write(data)
     else:
         output.write_bytes(data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -129,13 +129,14 @@ def _run(
 @reports_errors
 def replay(
     context: click.Context,
+    /,
     trace: Path | None,
     block_bytes: int,
     capacity_blocks: int | None,
     seed: int,
     limit: int | None,
     segment_dir: str | None,
-    transport: str,
+    transport: Literal["auto", "tcp"],
     as_json: bool,
     **options: Any,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -25,7 +25,7 @@ class Target:
     token_file: str | None
     timeout_ms: int
 
-    def connect(self, transport: str = "auto") -> kvstore.Store:
+    def connect(self, transport: Literal["auto", "tcp"] = "auto") -> kvstore.Store:
         """Connect a client to the cluster.
 
         Raises:
