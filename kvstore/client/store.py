@@ -4,57 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kvstore import _native
+from kvstore.client.answers import (
+    PAGE_KEYS,
+    PIN_NAMES,
+    TIERS,
+    PinLevel,
+    answer,
+    check_stride,
+    statuses_of,
+    kept_as,
+)
 from kvstore.client.lookup import Lookup
 from kvstore.client.view import View
-from kvstore.errors import RAISED, InvalidArgumentError, MissReason, Status, error_for
+from kvstore.errors import InvalidArgumentError, MissReason, Status, error_for
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-PinLevel = Literal["soft", "hard"]
-
-_STATUS = {int(status): status for status in Status}
-_PINS: dict[str | None, int] = {None: 0, "soft": 1, "hard": 2}
-_PIN_NAMES: dict[int, PinLevel | None] = {0: None, 1: "soft", 2: "hard"}
-_TIERS = {0: "dram", 1: "nvme"}
-_MAX_REPLICAS = 8
-_MAX_TTL_MS = (1 << 32) - 1
-_PAGE_KEYS = 1000
-
-
-def _status(code: int) -> Status:
-    return _STATUS.get(code, Status.Internal)
-
-
-def _statuses(codes: list[int]) -> list[Status]:
-    return [_STATUS.get(code, Status.Internal) for code in codes]
-
-
-def _answer(code: int) -> Status:
-    """Return the status of a single call, or raise what the caller has to fix."""
-    status = _status(code)
-    if status in RAISED:
-        raise error_for(code)
-    return status
-
-
-def _how(replicas: int, pin: PinLevel | None, ttl_ms: int | None) -> tuple[int, int, int]:
-    """Check how a put is to be kept; returns replicas, pin level, time to live (0: none)."""
-    if not isinstance(replicas, int) or not 1 <= replicas <= _MAX_REPLICAS:
-        raise InvalidArgumentError(f"replicas must be 1 to {_MAX_REPLICAS}, not {replicas!r}")
-    if pin not in _PINS:
-        raise InvalidArgumentError(f'pin must be None, "soft" or "hard", not {pin!r}')
-    if ttl_ms is not None and (not isinstance(ttl_ms, int) or not 1 <= ttl_ms <= _MAX_TTL_MS):
-        raise InvalidArgumentError(f"ttl_ms must be None or 1 to {_MAX_TTL_MS}, not {ttl_ms!r}")
-    return replicas, _PINS[pin], ttl_ms or 0
-
-
-def _check_stride(stride: int) -> None:
-    if not isinstance(stride, int) or stride < 1:
-        raise InvalidArgumentError(f"stride must be 1 or more, not {stride!r}")
 
 
 class Store:
@@ -116,7 +84,7 @@ class Store:
             PermissionDeniedError: The principal may not write here.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return _answer(self._client.put(key, buffer, *_how(replicas, pin, ttl_ms), parent))
+        return answer(self._client.put(key, buffer, *kept_as(replicas, pin, ttl_ms), parent))
 
     def batch_put(
         self,
@@ -146,8 +114,8 @@ class Store:
             InvalidArgumentError: An argument is wrong; nothing was written.
             ClosedError: The store is closed, or this is a forked child.
         """
-        how = _how(replicas, pin, ttl_ms)
-        return _statuses(self._client.batch_put(keys, buffers, *how, parent))
+        how = kept_as(replicas, pin, ttl_ms)
+        return statuses_of(self._client.batch_put(keys, buffers, *how, parent))
 
     def batch_put_from(
         self,
@@ -178,8 +146,8 @@ class Store:
             InvalidArgumentError: An argument is wrong; nothing was written.
             ClosedError: The store is closed, or this is a forked child.
         """
-        how = _how(replicas, pin, ttl_ms)
-        return _statuses(self._client.batch_put_from(keys, pointers, sizes, *how, parent))
+        how = kept_as(replicas, pin, ttl_ms)
+        return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent))
 
     # --- reading ---
 
@@ -349,7 +317,7 @@ class Store:
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        _check_stride(stride)
+        check_stride(stride)
         return self._client.prefix_length(keys, stride)
 
     def lookup(
@@ -371,7 +339,7 @@ class Store:
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        _check_stride(stride)
+        check_stride(stride)
         if lease_ms is None:
             return Lookup(self._client.prefix_length(keys, stride))
         if not isinstance(lease_ms, int) or not 1 <= lease_ms <= _native.MAX_LEASE_MS:
@@ -396,7 +364,7 @@ class Store:
         """
         cursor = b""
         while True:
-            page, cursor = self._client.list_keys(prefix, cursor, _PAGE_KEYS)
+            page, cursor = self._client.list_keys(prefix, cursor, PAGE_KEYS)
             yield from page
             if not cursor:
                 return
@@ -425,10 +393,10 @@ class Store:
             "key": key,
             "size": found["size"],
             "version": found["version"],
-            "pin": _PIN_NAMES.get(found["pin"]),
-            "tier": _TIERS.get(min(tiers, default=0)),
+            "pin": PIN_NAMES.get(found["pin"]),
+            "tier": TIERS.get(min(tiers, default=0)),
             "replicas": [
-                {"node_id": node, "tier": _TIERS.get(tier)} for node, tier in found["replicas"]
+                {"node_id": node, "tier": TIERS.get(tier)} for node, tier in found["replicas"]
             ],
             "replicas_wanted": found["replicas_wanted"],
             "created_ms": found["create_ms"],
@@ -452,7 +420,7 @@ class Store:
             ClosedError: The store is closed, or this is a forked child.
         """
         codes, _ = self._client.remove((key,))
-        return _answer(codes[0])
+        return answer(codes[0])
 
     def batch_remove(self, keys: Sequence[str]) -> list[Status]:
         """Remove several objects; as `remove` for each key.
@@ -468,7 +436,7 @@ class Store:
             ClosedError: The store is closed, or this is a forked child.
         """
         codes, _ = self._client.remove(keys)
-        return _statuses(codes)
+        return statuses_of(codes)
 
     def remove_prefix(self, prefix: str) -> int:
         """Remove every object whose key starts with a prefix.
@@ -486,7 +454,7 @@ class Store:
         removed = 0
         cursor = b""
         while True:
-            page, cursor = self._client.list_keys(prefix, cursor, _PAGE_KEYS)
+            page, cursor = self._client.list_keys(prefix, cursor, PAGE_KEYS)
             codes, unreached = self._client.remove(page)
             for code in codes:
                 if code in (Status.Ok, Status.Partial):
@@ -510,7 +478,7 @@ class Store:
             PermissionDeniedError: The principal may not do this.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return _answer(self._client.set_pin((key,), 0)[0])
+        return answer(self._client.set_pin((key,), 0)[0])
 
     def flush(self) -> Status:
         """Make every object of this namespace unreachable, in constant time.
@@ -522,7 +490,7 @@ class Store:
             PermissionDeniedError: The principal may not do this.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return _answer(self._client.flush())
+        return answer(self._client.flush())
 
     # --- the store itself ---
 

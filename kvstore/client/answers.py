@@ -1,0 +1,52 @@
+"""Between the native numbers and the library's words: statuses, and the arguments of a put."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kvstore.errors import RAISED, InvalidArgumentError, Status, error_for
+
+PinLevel = Literal["soft", "hard"]
+
+_STATUS = {int(status): status for status in Status}
+PINS: dict[str | None, int] = {None: 0, "soft": 1, "hard": 2}
+PIN_NAMES: dict[int, PinLevel | None] = {0: None, 1: "soft", 2: "hard"}
+TIERS = {0: "dram", 1: "nvme"}
+_MAX_REPLICAS = 8
+_MAX_TTL_MS = (1 << 32) - 1
+PAGE_KEYS = 1000
+
+
+def status_of(code: int) -> Status:
+    """Return the status with this number; Internal for a number no peer should send."""
+    return _STATUS.get(code, Status.Internal)
+
+
+def statuses_of(codes: list[int]) -> list[Status]:
+    """Return the status of each row of a batch."""
+    return [_STATUS.get(code, Status.Internal) for code in codes]
+
+
+def answer(code: int) -> Status:
+    """Return the status of a single call, or raise what the caller has to fix."""
+    status = status_of(code)
+    if status in RAISED:
+        raise error_for(code)
+    return status
+
+
+def kept_as(replicas: int, pin: PinLevel | None, ttl_ms: int | None) -> tuple[int, int, int]:
+    """Check how a put is to be kept; returns replicas, pin level, time to live (0: none)."""
+    if not isinstance(replicas, int) or not 1 <= replicas <= _MAX_REPLICAS:
+        raise InvalidArgumentError(f"replicas must be 1 to {_MAX_REPLICAS}, not {replicas!r}")
+    if pin not in PINS:
+        raise InvalidArgumentError(f'pin must be None, "soft" or "hard", not {pin!r}')
+    if ttl_ms is not None and (not isinstance(ttl_ms, int) or not 1 <= ttl_ms <= _MAX_TTL_MS):
+        raise InvalidArgumentError(f"ttl_ms must be None or 1 to {_MAX_TTL_MS}, not {ttl_ms!r}")
+    return replicas, PINS[pin], ttl_ms or 0
+
+
+def check_stride(stride: int) -> None:
+    """Raise InvalidArgumentError unless `stride`, the objects of one page, is 1 or more."""
+    if not isinstance(stride, int) or stride < 1:
+        raise InvalidArgumentError(f"stride must be 1 or more, not {stride!r}")
