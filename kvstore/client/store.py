@@ -14,8 +14,8 @@ from kvstore.client.answers import (
     PinLevel,
     answer,
     check_stride,
-    statuses_of,
     kept_as,
+    statuses_of,
 )
 from kvstore.client.lookup import Lookup
 from kvstore.client.view import View
