@@ -7,7 +7,9 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,11 +51,11 @@ class StoreHarness {
         return make_namespace(options.secret, "default", "model", epoch);
     }
     BlockStore::Key key(const std::string& name, Version wanted = 0) const {
-        return {name, key_hash(options.secret, ns->id, name), wanted};
+        return {intern(name), key_hash(options.secret, ns->id, name), wanted};
     }
     BlockStore::ReserveItem item(const std::string& name, uint64_t size) const {
         BlockStore::ReserveItem reserve;
-        reserve.key = name;
+        reserve.key = intern(name);
         reserve.hash = key_hash(options.secret, ns->id, name);
         reserve.size_bytes = size;
         return reserve;
@@ -96,6 +98,12 @@ class StoreHarness {
         EXPECT_TRUE(status.ok()) << status.to_string();
     }
 
+    // Keys and items are views: the names that they show live as long as the harness.
+    std::string_view intern(const std::string& name) const {
+        const std::lock_guard guard(names_mutex_);
+        return *names_.insert(name).first;
+    }
+
     uint64_t clock_ms = 1'000'000;
     BlockStore::Options options;
     std::vector<BlockStore::Withdrawn> withdrawn;
@@ -103,6 +111,10 @@ class StoreHarness {
     NamespaceRef ns;
     Owner owner{1, -1};
     Version version = pack_epoch(1, 0);
+
+  private:
+    mutable std::mutex names_mutex_;
+    mutable std::set<std::string> names_;
 };
 
 }  // namespace kvstore
