@@ -1,4 +1,5 @@
-// Claims by key, each with its queue of waiters, and by link, to find them when it speaks or is lost.
+// Claims by key, each with its queue of waiters, and by link, to find them when it speaks or is
+// lost.
 #include "kvstore/claim_table.h"
 
 #include <algorithm>
@@ -26,8 +27,8 @@ void ClaimTable::claim_one(const NamespaceEpoch& ns, const ClaimRequest& request
     if (link != links_.end() && link->second.contains(request.claim_id)) {
         return refuse(Code::kInvalidArgument);
     }
-    // An announcement records the object first and settles its claim second: a key without claim and
-    // without object was published by nobody.
+    // An announcement records the object first and settles its claim second: a key without claim
+    // and without object was published by nobody.
     const NsKey name(ns.ref, request.key);
     auto at = entries_.find(name.view());
     if (at == entries_.end()) {
@@ -289,7 +290,8 @@ void ClaimTable::expire(uint64_t now_ms, std::vector<ClaimAnswer>& out) {
         forget(due.link, due.claim_id);
         const bool parked = at->second.version == 0;
         ++stats_.total_expired;
-        out.push_back({due.link, due.claim_id, parked ? Code::kRebuilding : Code::kDeadlineExceeded, 0});
+        out.push_back(
+            {due.link, due.claim_id, parked ? Code::kRebuilding : Code::kDeadlineExceeded, 0});
         if (parked && at->second.waiters.empty()) {
             entries_.erase(at);
         }

@@ -138,9 +138,10 @@ void CopyPlanner::expire(uint64_t now_ms, const std::vector<CopyNode>& nodes) {
         for (const InFlight& order : tasks_.find(name)->second.orders) {
             const CopyNode* source = node_at(nodes, order.source);
             const CopyNode* target = node_at(nodes, order.target);
-            const bool lost = source == nullptr || !source->source || target == nullptr ||
-                              !target->connected;
-            if (order.copy_id == copy_id && (order.deadline_ms <= now_ms || (lost && !order.landing))) {
+            const bool lost =
+                source == nullptr || !source->source || target == nullptr || !target->connected;
+            if (order.copy_id == copy_id &&
+                (order.deadline_ms <= now_ms || (lost && !order.landing))) {
                 over.emplace_back(name, copy_id);
             }
         }
@@ -179,12 +180,11 @@ std::vector<CopyPlanner::Dispatch> CopyPlanner::plan(uint64_t now_ms,
     return out;
 }
 
-void CopyPlanner::plan_task(Tasks::iterator at, uint64_t now_ms,
-                            const std::vector<CopyNode>& nodes, std::vector<Dispatch>& out) {
+void CopyPlanner::plan_task(Tasks::iterator at, uint64_t now_ms, const std::vector<CopyNode>& nodes,
+                            std::vector<Dispatch>& out) {
     Task& task = at->second;
     ObjectInfo info;
-    if (!task.ns->is_current() ||
-        !directory_.inspect(*task.ns, NsKey::key_of(at->first), info)) {
+    if (!task.ns->is_current() || !directory_.inspect(*task.ns, NsKey::key_of(at->first), info)) {
         return drop_if_done(at);
     }
     const CopyNode* source = nullptr;

@@ -12,8 +12,8 @@
 namespace kvstore {
 namespace {
 
-// Keys whose shards are locked together: enough to overlap the cache misses, few enough that a writer
-// is not kept waiting.
+// Keys whose shards are locked together: enough to overlap the cache misses, few enough that a
+// writer is not kept waiting.
 constexpr size_t kGroup = 32;
 
 }  // namespace
@@ -40,7 +40,8 @@ Directory::Place Directory::place(const NamespaceEpoch& ns, std::string_view key
 uint8_t Directory::count_readable(const ObjectEntry& entry) const {
     uint8_t count = 0;
     for (const Replica replica : entry.replicas) {
-        count = static_cast<uint8_t>(count + (!replica.empty() && readable(replica.node()) ? 1 : 0));
+        count =
+            static_cast<uint8_t>(count + (!replica.empty() && readable(replica.node()) ? 1 : 0));
     }
     return count;
 }
@@ -105,7 +106,8 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
         }
         for (size_t i = 0; i < count; ++i) {
             ObjectPlace& one = out[begin + i];
-            answer((*shards_)[places[i].shard], places[i].hash, epoch, keys[begin + i], now_ms, one);
+            answer((*shards_)[places[i].shard], places[i].hash, epoch, keys[begin + i], now_ms,
+                   one);
             ++reasons[static_cast<size_t>(one.reason)];
         }
         for (uint64_t left = used; left != 0; left &= left - 1) {
@@ -165,9 +167,10 @@ AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
     Shard& shard = (*shards_)[at.shard];
     std::unique_lock lock(shard.lock);
     AnnounceOutcome outcome{.code = Code::kRemoved};
-    // Looked at under the lock: a flush is followed by a sweep that takes every lock. A version that
-    // this master never drew would outlast everything that it will draw.
-    if (!ns.is_current() || item.version == 0 || item.version > last_version() || shard.tombstone(ns.ref, item.key) >= item.version) {
+    // Looked at under the lock: a flush is followed by a sweep that takes every lock. A version
+    // that this master never drew would outlast everything that it will draw.
+    if (!ns.is_current() || item.version == 0 || item.version > last_version() ||
+        shard.tombstone(ns.ref, item.key) >= item.version) {
         return outcome;
     }
     uint32_t number = shard.objects.find(at.hash, ns.ref, item.key);
@@ -335,8 +338,9 @@ bool Directory::inspect(const NamespaceEpoch& ns, std::string_view key, ObjectIn
     out.created_ms = uint64_t{entry.created_s} * 1000;
     out.ttl_left_ms = entry.expiry_ms == 0 ? 0 : entry.expiry_ms - now_ms;
     out.ns = &ns;
-    out.replicas.assign(entry.replicas.begin(),
-                        entry.replicas.begin() + static_cast<std::ptrdiff_t>(entry.replica_count()));
+    out.replicas.assign(
+        entry.replicas.begin(),
+        entry.replicas.begin() + static_cast<std::ptrdiff_t>(entry.replica_count()));
     return true;
 }
 

@@ -1,4 +1,5 @@
-// The directory's passes over all its objects: full announces, dead nodes, flushed epochs, listings.
+// The directory's passes over all its objects: full announces, dead nodes, flushed epochs,
+// listings.
 #include <mutex>
 #include <shared_mutex>
 

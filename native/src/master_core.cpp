@@ -11,7 +11,8 @@ namespace {
 constexpr uint32_t kDefaultTimeoutMs = 5'000;
 constexpr size_t kLocateBatch = 128;
 constexpr size_t kJournalBatch = 4096;
-// An announcement that a node built before it applied a remove may arrive after its acknowledgement.
+// An announcement that a node built before it applied a remove may arrive after its
+// acknowledgement.
 constexpr uint64_t kTombstoneGraceMs = 10'000;
 
 uint32_t bounded_timeout(uint32_t timeout_ms) {

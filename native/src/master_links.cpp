@@ -1,4 +1,5 @@
-// The links of the nodes: hello, claims, announcements, acknowledgements, and what is pushed to them.
+// The links of the nodes: hello, claims, announcements, acknowledgements, and what is pushed to
+// them.
 #include <algorithm>
 #include <span>
 
@@ -38,7 +39,8 @@ Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
     const NodeRecord* record = nodes_.find(hello.node_id);
     if (record == nullptr || record->info.session_id != hello.session_id ||
         record->info.state == NodeState::kDead) {
-        return Status(Code::kExpired, "no such session of node " + hello.node_id + ": register first");
+        return Status(Code::kExpired,
+                      "no such session of node " + hello.node_id + ": register first");
     }
     const uint64_t applied = std::max(record->applied_seq, hello.applied_seq);
     return log_.run_after(applied, 1).empty() ? hello.applied_seq : log_.durable_seq();
@@ -174,15 +176,14 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
     if (link == nullptr) {
         return;
     }
-    const Result<const NamespaceEpoch*> ns =
-        epoch_of(message.tenant, message.ns, message.epoch);
+    const Result<const NamespaceEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
     std::vector<ClaimRequest> requests;
     requests.reserve(message.keys.size());
     for (size_t i = 0; i < message.keys.size(); ++i) {
         const std::string_view key = message.keys[i];
         if (!ns.ok() || !is_valid_key(key)) {
-            out.push_back({id, message.claim_ids[i],
-                           ns.ok() ? Code::kInvalidArgument : ns.code(), 0});
+            out.push_back(
+                {id, message.claim_ids[i], ns.ok() ? Code::kInvalidArgument : ns.code(), 0});
             continue;
         }
         requests.push_back({.link = id,
@@ -225,7 +226,8 @@ Status MasterCore::check_seq(LinkState& link, uint64_t seq) {
     if (link.next_seq != 0 && seq != link.next_seq) {
         return Status(Code::kProtocolError, "a gap in the announcements, expected number " +
                                                 std::to_string(link.next_seq) + ", got " +
-                                                std::to_string(seq) + ": announce everything again");
+                                                std::to_string(seq) +
+                                                ": announce everything again");
     }
     link.next_seq = seq + 1;
     return {};
@@ -274,11 +276,11 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
     bool copies = false;
     for (size_t i = 0; i < message.keys.size(); ++i) {
         const AnnouncedObject item{.key = message.keys[i],
-                                .version = message.versions[i],
-                                .size = message.sizes[i],
-                                .pin = static_cast<Pin>(message.pins[i]),
-                                .replicas_wanted = message.replicas[i],
-                                .ttl_ms = message.expiry_ms[i]};
+                                   .version = message.versions[i],
+                                   .size = message.sizes[i],
+                                   .pin = static_cast<Pin>(message.pins[i]),
+                                   .replicas_wanted = message.replicas[i],
+                                   .ttl_ms = message.expiry_ms[i]};
         const AnnounceOutcome outcome = is_valid_key(item.key)
                                             ? directory_.announce(ns, link.node, item, link.floor)
                                             : AnnounceOutcome{.code = Code::kInvalidArgument};
@@ -341,9 +343,9 @@ Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
     const Result<const NamespaceEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
     for (size_t i = 0; ns.ok() && i < message.keys.size(); ++i) {
         const uint8_t reason = message.reasons[i];
-        directory_.withdraw(**ns, link->node, message.keys[i], message.versions[i],
-                            reason < kMissReasonCount ? static_cast<MissReason>(reason)
-                                                      : MissReason::kAbsent);
+        directory_.withdraw(
+            **ns, link->node, message.keys[i], message.versions[i],
+            reason < kMissReasonCount ? static_cast<MissReason>(reason) : MissReason::kAbsent);
         withdrawn_.fetch_add(1, std::memory_order_relaxed);
     }
     return {};

@@ -20,7 +20,7 @@ bool reply(Connection& connection, const FrameHeader& header, const M& message) 
 }  // namespace
 
 struct MasterService::Session {
-    Namespace* ns = nullptr;  // clients and operators
+    Namespace* ns = nullptr;      // clients and operators
     MasterCore::LinkHello hello;  // node links
     LinkId link = 0;
     bool is_link = false;
@@ -213,7 +213,8 @@ void MasterService::on_link_frame(Connection& connection, const FrameHeader& hea
             Announce announce;
             if (connection.decode(body, &announce) &&
                 check(core_.announce(session.link, announce, session.codes))) {
-                reply(connection, header, AnnounceReply{.seq = announce.seq, .status = session.codes});
+                reply(connection, header,
+                      AnnounceReply{.seq = announce.seq, .status = session.codes});
             }
             return;
         }
@@ -261,7 +262,8 @@ void MasterService::lookup(Connection& connection, const FrameHeader& header,
 }
 
 void MasterService::nodes(Connection& connection, const FrameHeader& header) {
-    const uint64_t nodes_id = core_.nodes_id();  // before the table: a change makes it stale, not lost
+    const uint64_t nodes_id =
+        core_.nodes_id();  // before the table: a change makes it stale, not lost
     const std::vector<MasterCore::NodeView> views = core_.nodes();
     NodeColumns columns;
     columns.fill(views);
@@ -348,9 +350,9 @@ void MasterService::list(Connection& connection, const FrameHeader& header,
     char text[16];
     const auto written = std::to_chars(text, text + sizeof(text), cursor, 16);
     reply(connection, header,
-          ListReply{.keys = views,
-                    .cursor = cursor == 0 ? std::string_view()
-                                          : std::string_view(text, written.ptr)});
+          ListReply{
+              .keys = views,
+              .cursor = cursor == 0 ? std::string_view() : std::string_view(text, written.ptr)});
 }
 
 void MasterService::inspect(Connection& connection, const FrameHeader& header,

@@ -1,4 +1,5 @@
-// What the master does by itself: expired claims and waits, copy orders, the scan for missing copies.
+// What the master does by itself: expired claims and waits, copy orders, the scan for missing
+// copies.
 #include <algorithm>
 #include <chrono>
 
@@ -8,9 +9,9 @@
 namespace kvstore {
 namespace {
 
-constexpr size_t kScanBudget = 16'384;   // entries looked at in one round
+constexpr size_t kScanBudget = 16'384;  // entries looked at in one round
 constexpr size_t kSweepBudget = 16'384;
-constexpr uint64_t kRescanMs = 1'000;    // while a node is draining or dead
+constexpr uint64_t kRescanMs = 1'000;  // while a node is draining or dead
 
 }  // namespace
 
@@ -161,8 +162,8 @@ std::vector<bool> MasterCore::living() const {
     std::vector<bool> out(limits::kMaxNodes);
     for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
-        out[slot] = record != nullptr && !record->removed &&
-                    record->info.state == NodeState::kAlive;
+        out[slot] =
+            record != nullptr && !record->removed && record->info.state == NodeState::kAlive;
     }
     return out;
 }

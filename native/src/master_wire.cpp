@@ -16,8 +16,8 @@ void send_claim_reply(ConnectionRef& to, uint64_t request_id, uint16_t flags,
         status.push_back(static_cast<int32_t>(answer.code));
         versions.push_back(answer.version);
     }
-    to.send_message(ClaimReply{.claim_ids = ids, .status = status, .versions = versions}, request_id,
-                    flags);
+    to.send_message(ClaimReply{.claim_ids = ids, .status = status, .versions = versions},
+                    request_id, flags);
 }
 
 void WireNodeLink::send_claims(std::span<const ClaimAnswer> answers) {

@@ -1,4 +1,5 @@
-// Namespaces by name and by reference: a map under a shared lock, and epochs that are only appended.
+// Namespaces by name and by reference: a map under a shared lock, and epochs that are only
+// appended.
 #include "kvstore/namespace_table.h"
 
 #include <mutex>

@@ -32,9 +32,7 @@ void ObjectEntry::erase_replica(size_t position) {
 ObjectTable::ObjectTable() : slots_(64, Slot{0, 0}), mask_(63) {}
 ObjectTable::~ObjectTable() = default;
 
-void ObjectTable::prefetch_index(uint32_t hash) const {
-    __builtin_prefetch(&slots_[hash & mask_]);
-}
+void ObjectTable::prefetch_index(uint32_t hash) const { __builtin_prefetch(&slots_[hash & mask_]); }
 
 uint32_t ObjectTable::first_match(uint32_t hash) const {
     for (uint32_t i = hash & mask_;; i = (i + 1) & mask_) {

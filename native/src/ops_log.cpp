@@ -136,7 +136,8 @@ std::vector<uint8_t> OpsLog::encode(const Op& op) {
 
 Result<Op> OpsLog::decode(std::span<const uint8_t> record) {
     const Status bad(Code::kInvalidArgument, "damaged journal record");
-    if (record.size() < kHeadBytes + 4 || !std::equal(kMagic.begin(), kMagic.end(), record.begin())) {
+    if (record.size() < kHeadBytes + 4 ||
+        !std::equal(kMagic.begin(), kMagic.end(), record.begin())) {
         return bad;
     }
     std::span<const uint8_t> tail = record.last(4);

@@ -26,26 +26,29 @@ struct Head {
 static_assert(sizeof(Head) == 32 && limits::kMaxNameBytes <= UINT8_MAX);
 
 void copy_in(std::vector<uint8_t>& ring, size_t& at, const void* data, size_t size) {
+    if (size == 0) {
+        return;
+    }
     const size_t first = std::min(size, ring.size() - at);
     std::memcpy(ring.data() + at, data, first);
-    if (first < size) {
-        std::memcpy(ring.data(), static_cast<const uint8_t*>(data) + first, size - first);
-    }
+    std::memcpy(ring.data(), static_cast<const uint8_t*>(data) + first, size - first);
     at = (at + size) % ring.size();
 }
 
 void copy_out(const std::vector<uint8_t>& ring, size_t& at, void* data, size_t size) {
-    const size_t first = std::min(size, ring.size() - at);
-    if (size != 0) {
-        std::memcpy(data, ring.data() + at, first);
-        std::memcpy(static_cast<uint8_t*>(data) + first, ring.data(), size - first);
+    if (size == 0) {
+        return;
     }
+    const size_t first = std::min(size, ring.size() - at);
+    std::memcpy(data, ring.data() + at, first);
+    std::memcpy(static_cast<uint8_t*>(data) + first, ring.data(), size - first);
     at = (at + size) % ring.size();
 }
 
 }  // namespace
 
-WatchRing::WatchRing(size_t capacity_bytes) : capacity_bytes_(std::max<size_t>(capacity_bytes, 8192)) {}
+WatchRing::WatchRing(size_t capacity_bytes)
+    : capacity_bytes_(std::max<size_t>(capacity_bytes, 8192)) {}
 
 void WatchRing::record(WatchKind kind, std::string_view tenant, std::string_view ns,
                        std::string_view key, Version version, uint64_t size, NodeSlot node) {
@@ -107,9 +110,11 @@ WatchRing::Batch WatchRing::poll(uint64_t cursor, size_t max, uint64_t now_ms) {
     }
     size_t at = tail_;
     uint64_t number = first_;
-    const auto after = std::upper_bound(
-        marks_.begin(), marks_.end(), cursor,
-        [](uint64_t wanted, const std::pair<uint64_t, size_t>& mark) { return wanted < mark.first; });
+    const auto after =
+        std::upper_bound(marks_.begin(), marks_.end(), cursor,
+                         [](uint64_t wanted, const std::pair<uint64_t, size_t>& mark) {
+                             return wanted < mark.first;
+                         });
     if (after != marks_.begin()) {
         std::tie(number, at) = *std::prev(after);
     }

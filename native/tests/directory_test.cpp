@@ -32,9 +32,9 @@ class DirectoryTest : public testing::Test {
     const NamespaceEpoch& epoch() const { return *ns_.current.load(); }
     AnnounceOutcome put(std::string_view key, Version version, NodeSlot node = 1, uint64_t size = 7,
                         uint8_t wanted = 1) {
-        return directory_.announce(epoch(), node,
-                                   {.key = key, .version = version, .size = size,
-                                    .replicas_wanted = wanted});
+        return directory_.announce(
+            epoch(), node,
+            {.key = key, .version = version, .size = size, .replicas_wanted = wanted});
     }
     ObjectPlace find(std::string_view key) {
         ObjectPlace place;
@@ -106,7 +106,8 @@ TEST_F(DirectoryTest, TheFloorLetsOnlyRecordedVersionsPass) {
     const Version floor = directory_.next_version();
     const Version fresh = directory_.next_version();
     const auto announce = [&](std::string_view key, Version version, NodeSlot node) {
-        return directory_.announce(epoch(), node, {.key = key, .version = version, .size = 1}, floor)
+        return directory_
+            .announce(epoch(), node, {.key = key, .version = version, .size = 1}, floor)
             .code;
     };
     EXPECT_EQ(announce("a", old, 2), Code::kRemoved);
@@ -275,9 +276,9 @@ TEST_F(DirectoryTest, MatchesAMapUnderRandomOperations) {
                 break;
             case 2:
                 if (current.contains(key)) {
-                    ASSERT_EQ(directory_.withdraw(epoch(), node, key, current[key],
-                                                  MissReason::kEvicted),
-                              model[key].erase(node) == 1);
+                    ASSERT_EQ(
+                        directory_.withdraw(epoch(), node, key, current[key], MissReason::kEvicted),
+                        model[key].erase(node) == 1);
                     if (model[key].empty()) {
                         model.erase(key);
                         current.erase(key);

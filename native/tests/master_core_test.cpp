@@ -1,4 +1,5 @@
-// MasterCore with nodes that are objects: links, removes, flushes, restart, replicas, drain, repair.
+// MasterCore with nodes that are objects: links, removes, flushes, restart, replicas, drain,
+// repair.
 #include "kvstore/master_core.h"
 
 #include <gtest/gtest.h>
@@ -77,13 +78,14 @@ class MasterCoreTest : public testing::Test {
 
     Node add_node(const std::string& id, uint64_t session = 1, const std::string& host = "") {
         Node node{.id = id, .session = session, .to = nullptr};
-        EXPECT_TRUE(core_->register_node({.node_id = id,
-                                          .session_id = session,
-                                          .tcp_endpoint = "tcp://" + id,
-                                          .host = host.empty() ? id : host,
-                                          .weight = 100,
-                                          .state = NodeState::kAlive},
-                                         false)
+        EXPECT_TRUE(core_
+                        ->register_node({.node_id = id,
+                                         .session_id = session,
+                                         .tcp_endpoint = "tcp://" + id,
+                                         .host = host.empty() ? id : host,
+                                         .weight = 100,
+                                         .state = NodeState::kAlive},
+                                        false)
                         .ok());
         connect(node);
         announce_all(node, {});
@@ -153,9 +155,7 @@ class MasterCoreTest : public testing::Test {
             core_->ops_ack(node.link, node.to->ops.back().seq);
         }
     }
-    ObjectPlace find(std::string_view key) {
-        return core_->directory().lookup_one(epoch(), key);
-    }
+    ObjectPlace find(std::string_view key) { return core_->directory().lookup_one(epoch(), key); }
     const NamespaceEpoch& epoch() const { return *ns_->current.load(); }
     // Carries out the copy orders of all the nodes until none is left; returns how many.
     size_t copy(std::vector<Node*> nodes, uint64_t& now_ms) {
@@ -194,7 +194,9 @@ TEST_F(MasterCoreTest, OnlyARegisteredSessionGetsALink) {
     connect(a);
     EXPECT_FALSE(first->closed.empty());
     EXPECT_TRUE(a.to->closed.empty());
-    EXPECT_TRUE(core_->register_node({.node_id = "a", .session_id = 2, .state = NodeState::kAlive}, false).ok());
+    EXPECT_TRUE(
+        core_->register_node({.node_id = "a", .session_id = 2, .state = NodeState::kAlive}, false)
+            .ok());
     EXPECT_FALSE(a.to->closed.empty());
     std::vector<int32_t> codes;
     EXPECT_FALSE(core_->announce(a.link, {}, codes).ok());
@@ -432,10 +434,11 @@ TEST_F(MasterCoreTest, ANodeBeyondTheLogIsCheckedAgainstTheFloor) {
     EXPECT_EQ(core_->stats().directory.tombstones, 0u);
     EXPECT_EQ(core_->stats().log_ops, 0u);
     b = Node{.id = "b", .session = 5, .to = nullptr};
-    EXPECT_TRUE(core_->register_node({.node_id = "b", .session_id = 5, .state = NodeState::kAlive}, false).ok());
+    EXPECT_TRUE(
+        core_->register_node({.node_id = "b", .session_id = 5, .state = NodeState::kAlive}, false)
+            .ok());
     connect(b);
-    const std::vector<int32_t> codes =
-        announce_all(b, {{"removed", removed}, {"shared", shared}});
+    const std::vector<int32_t> codes = announce_all(b, {{"removed", removed}, {"shared", shared}});
     EXPECT_EQ(codes, (std::vector<int32_t>{static_cast<int32_t>(Code::kRemoved), 0}));
     put(b, "fresh");
 }
@@ -546,12 +549,13 @@ TEST_F(MasterCoreTest, ADeathIsRepairedAfterItsDelayAnEvictionIsNot) {
     const std::string_view key = "evicted";
     const std::vector<uint64_t> versions{evicted};
     const std::vector<uint8_t> reasons{static_cast<uint8_t>(MissReason::kEvicted)};
-    EXPECT_TRUE(core_->withdraw(other.link, {.seq = other.seq++,
-                                             .tenant = "tenant",
-                                             .ns = "space",
-                                             .keys = key,
-                                             .versions = versions,
-                                             .reasons = reasons})
+    EXPECT_TRUE(core_
+                    ->withdraw(other.link, {.seq = other.seq++,
+                                            .tenant = "tenant",
+                                            .ns = "space",
+                                            .keys = key,
+                                            .versions = versions,
+                                            .reasons = reasons})
                     .ok());
     Node& dead = find("kept").nodes[1] == 1 ? b : c;
     Node& alive = &dead == &b ? c : b;

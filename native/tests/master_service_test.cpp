@@ -217,10 +217,9 @@ TEST_F(MasterServiceTest, LookupNodesInspectList) {
     std::string cursor;
     do {
         ListReply page;
-        ASSERT_TRUE(channel
-                        ->exchange(List{.prefix = "list/", .cursor = cursor, .limit = 3}, &page,
-                                   soon())
-                        .ok());
+        ASSERT_TRUE(
+            channel->exchange(List{.prefix = "list/", .cursor = cursor, .limit = 3}, &page, soon())
+                .ok());
         listed += page.keys.size();
         cursor = page.cursor;
     } while (!cursor.empty());

@@ -37,8 +37,8 @@ class AckWaits {
     };
 
     void add(std::vector<AckRow> rows, uint64_t deadline_ms, Done done);
-    // Those whose operations are durable and whose holders have all acknowledged or are not connected;
-    // and those past their deadline.
+    // Those whose operations are durable and whose holders have all acknowledged or are not
+    // connected; and those past their deadline.
     std::vector<Ready> collect(uint64_t durable_seq, uint64_t now_ms, const Look& look);
     std::vector<Ready> collect_all(uint64_t durable_seq, const Look& look);  // at the end
     size_t size() const { return waits_.size(); }

@@ -1,11 +1,11 @@
 // Who may write a key now: granted claims, and those that wait for another one's outcome.
 //
-// A claim is granted with a fresh version when the key has no readable object and nobody else's claim;
-// otherwise it waits within its deadline. When the other write is published the waiters hear
+// A claim is granted with a fresh version when the key has no readable object and nobody else's
+// claim; otherwise it waits within its deadline. When the other write is published the waiters hear
 // AlreadyExists (an upsert is granted instead), when it is abandoned, removed or its node died, the
-// first waiter inherits the key with a new version. The claims of a lost link stay in limbo until that
-// node has announced everything again or was declared dead. Thread-safe; calls the directory, and
-// only while it holds its own mutex.
+// first waiter inherits the key with a new version. The claims of a lost link stay in limbo until
+// that node has announced everything again or was declared dead. Thread-safe; calls the directory,
+// and only while it holds its own mutex.
 #pragma once
 
 #include <atomic>
@@ -40,8 +40,8 @@ class ClaimTable {
     explicit ClaimTable(Directory& directory) : directory_(directory) {}
 
     // Appends an answer for every request that need not wait.
-    void claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests, uint64_t deadline_ms,
-               std::vector<ClaimAnswer>& out);
+    void claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests,
+               uint64_t deadline_ms, std::vector<ClaimAnswer>& out);
     // The announcement of (key, version) was accepted (`published`) or refused.
     void settle(const NamespaceEpoch& ns, std::string_view key, Version version, bool published,
                 std::vector<ClaimAnswer>& out);

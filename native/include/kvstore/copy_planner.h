@@ -1,9 +1,10 @@
-// Which objects need another copy, and which order to give next: for replicas > 1, drain and repair.
+// Which objects need another copy, and which order to give next: for replicas > 1, drain and
+// repair.
 //
-// Only objects that somebody asked about (want) are looked at; the directory says what is missing when
-// an order is due. The target is the better of two random nodes by weight, on a host that has no copy
-// where there is one. A failed or silent order is tried again elsewhere, later each time. Thread-safe;
-// calls the directory while it holds its own mutex.
+// Only objects that somebody asked about (want) are looked at; the directory says what is missing
+// when an order is due. The target is the better of two random nodes by weight, on a host that has
+// no copy where there is one. A failed or silent order is tried again elsewhere, later each time.
+// Thread-safe; calls the directory while it holds its own mutex.
 #pragma once
 
 #include <atomic>
@@ -29,7 +30,7 @@ struct CopyPolicy {
     uint32_t max_in_flight = 256;
     uint32_t order_timeout_ms = 30'000;
     uint32_t max_attempts = 8;
-    bool repair = true;             // copy again what a dead or removed node held
+    bool repair = true;                 // copy again what a dead or removed node held
     uint32_t repair_delay_ms = 10'000;  // after the death
 };
 
@@ -116,7 +117,7 @@ class CopyPlanner {
     CopyPolicy policy_;
     std::mt19937_64 random_;
     Tasks tasks_;
-    std::multimap<uint64_t, std::string> queue_;  // by due time
+    std::multimap<uint64_t, std::string> queue_;        // by due time
     std::unordered_map<uint64_t, std::string> orders_;  // copy id → task
     std::atomic<size_t> tasks_count_{0};
     uint64_t next_copy_id_ = 1;

@@ -1,10 +1,10 @@
-// The master's directory: which version of which key lies on which nodes. Soft state, rebuilt from the
-// nodes' announcements; 64 shards, each under its own lock.
+// The master's directory: which version of which key lies on which nodes. Soft state, rebuilt from
+// the nodes' announcements; 64 shards, each under its own lock.
 //
-// The highest version of a key wins; a tombstone refuses everything at or below its version. A replica
-// on a node that is down stays recorded but is not returned. Every function is thread-safe, takes at
-// most one shard's lock at a time (a lookup: shared ones in ascending order) and calls nothing but the
-// watch ring while it holds it.
+// The highest version of a key wins; a tombstone refuses everything at or below its version. A
+// replica on a node that is down stays recorded but is not returned. Every function is thread-safe,
+// takes at most one shard's lock at a time (a lookup: shared ones in ascending order) and calls
+// nothing but the watch ring while it holds it.
 #pragma once
 
 #include <array>
@@ -45,10 +45,10 @@ struct AnnouncedObject {
 };
 
 struct AnnounceOutcome {
-    Code code = Code::kOk;      // kRemoved: unpublish it (tombstone, flush or a higher version)
-    uint8_t readable = 0;       // replicas of this version that can be read now …
-    uint8_t wanted = 1;         // … and how many there should be
-    bool superseded = false;    // an older version lay elsewhere: its replicas must be told
+    Code code = Code::kOk;    // kRemoved: unpublish it (tombstone, flush or a higher version)
+    uint8_t readable = 0;     // replicas of this version that can be read now …
+    uint8_t wanted = 1;       // … and how many there should be
+    bool superseded = false;  // an older version lay elsewhere: its replicas must be told
 };
 
 struct RemoveOutcome {
@@ -90,7 +90,8 @@ class Directory {
     bool rebuilding() const { return rebuilding_.load(); }
 
     // out.size() >= keys.size(). The keys are looked up in the namespace's current epoch.
-    void lookup(const Namespace& ns, std::span<const std::string_view> keys, std::span<ObjectPlace> out);
+    void lookup(const Namespace& ns, std::span<const std::string_view> keys,
+                std::span<ObjectPlace> out);
     ObjectPlace lookup_one(const NamespaceEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
@@ -119,18 +120,19 @@ class Directory {
     bool sweep(size_t budget);
 
     bool inspect(const NamespaceEpoch& ns, std::string_view key, ObjectInfo& out) const;
-    // Appends up to `limit` readable keys with the prefix; cursor 0 starts. Returns the next cursor, 0
-    // at the end. A page may be short or empty before the end: one call scans a bounded part.
+    // Appends up to `limit` readable keys with the prefix; cursor 0 starts. Returns the next
+    // cursor, 0 at the end. A page may be short or empty before the end: one call scans a bounded
+    // part.
     uint64_t list(const NamespaceEpoch& ns, std::string_view prefix, uint64_t cursor, size_t limit,
                   std::vector<std::string>& out) const;
-    // Calls `fn` for up to `budget` entries from the cursor (0 starts) under the shard's shared lock;
-    // returns the next cursor, 0 at the end.
+    // Calls `fn` for up to `budget` entries from the cursor (0 starts) under the shard's shared
+    // lock; returns the next cursor, 0 at the end.
     uint64_t scan(uint64_t cursor, size_t budget,
                   const std::function<void(const ObjectEntry&)>& fn) const;
 
     struct Stats {
         uint64_t objects = 0;
-        uint64_t bytes = 0;      // sizes of recorded objects, each once
+        uint64_t bytes = 0;  // sizes of recorded objects, each once
         uint64_t replicas = 0;
         uint64_t tombstones = 0;
         uint64_t memory_bytes = 0;
@@ -169,7 +171,7 @@ class Directory {
     std::array<std::atomic<bool>, limits::kMaxNodes> mark_{};
     std::array<std::atomic<bool>, limits::kMaxNodes> announcing_{};
     std::atomic<uint32_t> flushes_{0};  // sweeps have something to look for
-    uint64_t sweep_cursor_ = 0;  // the sweep's own, one thread
+    uint64_t sweep_cursor_ = 0;         // the sweep's own, one thread
     uint32_t sweep_target_ = 0;
     uint32_t swept_flushes_ = 0;
     std::array<std::atomic<uint64_t>, kMissReasonCount> lookups_{};

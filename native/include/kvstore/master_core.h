@@ -1,9 +1,10 @@
-// The master without its policy: directory, claims, operations log, copy orders and the nodes' links.
+// The master without its policy: directory, claims, operations log, copy orders and the nodes'
+// links.
 //
-// Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is durable)
-// and calls the functions under "Policy"; the block port (master_service.h) calls those under "Links"
-// and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or copy planner, shard,
-// watch ring.
+// Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is
+// durable) and calls the functions under "Policy"; the block port (master_service.h) calls those
+// under "Links" and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or
+// copy planner, shard, watch ring.
 #pragma once
 
 #include <condition_variable>
@@ -37,7 +38,7 @@ class MasterCore {
         bool journal_auto_ack = false;  // operations are durable at once (embedded)
         uint64_t trimmed_seq = 0;       // what journal_trimmed() said last
         Version version_floor = 0;
-        uint32_t maintenance_ms = 10;   // 0: no thread, the owner calls maintain()
+        uint32_t maintenance_ms = 10;  // 0: no thread, the owner calls maintain()
     };
     explicit MasterCore(const Options& options);
     ~MasterCore();
@@ -47,7 +48,8 @@ class MasterCore {
     const Options& options() const { return options_; }
 
     // Policy: nodes.
-    // Before start() with `known`: a node of a previous life. A new session ends the old one's link.
+    // Before start() with `known`: a node of a previous life. A new session ends the old one's
+    // link.
     Result<NodeSlot> register_node(const NodeInfo& info, bool known);
     Status set_node(const std::string& node_id, NodeState state, uint32_t weight,
                     uint64_t free_bytes, uint64_t capacity_bytes);
@@ -90,8 +92,8 @@ class MasterCore {
     using FlushDone =
         std::function<void(Code, std::vector<std::string> unreached, uint32_t ns_epoch)>;
     void flush(Namespace& ns, uint32_t timeout_ms, FlushDone done);
-    // For each node, how long a prefix of `keys` it holds; longest first. And the prefix of keys that
-    // are readable anywhere.
+    // For each node, how long a prefix of `keys` it holds; longest first. And the prefix of keys
+    // that are readable anywhere.
     std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> locate(
         const Namespace& ns, const std::vector<std::string_view>& keys);
 
@@ -110,8 +112,8 @@ class MasterCore {
     void close_link(LinkId link);
     void claim(LinkId link, const Claim& message, std::vector<ClaimAnswer>& out);
     void abandon(LinkId link, const Abandon& message);
-    // A status other than Ok (a gap, an unknown namespace epoch …) ends the link: the node starts over
-    // with a full announce.
+    // A status other than Ok (a gap, an unknown namespace epoch …) ends the link: the node starts
+    // over with a full announce.
     Status announce(LinkId link, const Announce& message, std::vector<int32_t>& codes);
     Status withdraw(LinkId link, const Withdraw& message);
     void ops_ack(LinkId link, uint64_t seq);
@@ -145,10 +147,10 @@ class MasterCore {
         LinkId id = 0;
         NodeSlot node = kNoNode;
         std::atomic<Version> floor{0};
-        uint64_t next_seq = 0;    // 0: any (the first frame of the link)
+        uint64_t next_seq = 0;  // 0: any (the first frame of the link)
         std::shared_ptr<NodeLink> to;
-        std::mutex work;          // held while it changes the directory; taken before the master's
-        bool closed = false;      // under `work`: nothing of it is recorded any more
+        std::mutex work;      // held while it changes the directory; taken before the master's
+        bool closed = false;  // under `work`: nothing of it is recorded any more
     };
     using Links = std::unordered_map<LinkId, std::shared_ptr<LinkState>>;
     // A row of a remove, flush or pin, and its operation if there is one.
@@ -196,7 +198,7 @@ class MasterCore {
     OpsLog log_;
     AckWaits waits_;
     std::deque<std::pair<uint64_t, Op>> retired_;  // removes that everybody applied, and until when
-    std::mutex flush_mutex_;    // taken before every other
+    std::mutex flush_mutex_;                       // taken before every other
     std::condition_variable journal_ready_;
     std::condition_variable wake_;
     bool stopping_ = false;

@@ -1,4 +1,5 @@
-// The master's block port: sessions of clients and links of nodes, decoded and handed to MasterCore.
+// The master's block port: sessions of clients and links of nodes, decoded and handed to
+// MasterCore.
 #pragma once
 
 #include <memory>

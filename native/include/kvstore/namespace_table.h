@@ -46,7 +46,8 @@ class NamespaceTable {
     static constexpr size_t kMaxNamespaces = 1u << 16;
 
     explicit NamespaceTable(const HashSecret& secret) : secret_(secret) {}
-    // Finds or creates (at epoch 0). kInvalidArgument for a bad name, kTooLarge when the table is full.
+    // Finds or creates (at epoch 0). kInvalidArgument for a bad name, kTooLarge when the table is
+    // full.
     Result<Namespace*> open(std::string_view tenant, std::string_view name);
     Namespace* find(std::string_view tenant, std::string_view name) const;  // nullptr when unknown
     // Makes `epoch` current when it is higher than the current one; returns the current epoch.

@@ -1,4 +1,5 @@
-// What the master says to a node over its link, apart from the wire: operations, copy orders, claims.
+// What the master says to a node over its link, apart from the wire: operations, copy orders,
+// claims.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ using NodeSlot = uint16_t;  // position of a node in the master's table
 using LinkId = uint64_t;    // one connection of one node; never reused
 inline constexpr NodeSlot kNoNode = 0xFFFF;
 
-// One entry of the operations log. A remove covers every version at or below `version`; a flush ends
-// `epoch` (the next one is `arg`); a pin sets the level `arg`.
+// One entry of the operations log. A remove covers every version at or below `version`; a flush
+// ends `epoch` (the next one is `arg`); a pin sets the level `arg`.
 struct Op {
     uint64_t seq = 0;
     OpKind kind = OpKind::kRemove;

@@ -35,14 +35,13 @@ struct NodeRecord {
     bool synced = false;       // has announced everything since this master started
     uint64_t applied_seq = 0;  // operations it has acknowledged
     uint64_t sent_seq = 0;
-    Version floor = 0;         // versions that it may announce only when they are recorded
-    uint64_t changed_ms = 0;   // when its state last changed
-    bool removed = false;      // being swept; the slot is not reused before that is over
+    Version floor = 0;        // versions that it may announce only when they are recorded
+    uint64_t changed_ms = 0;  // when its state last changed
+    bool removed = false;     // being swept; the slot is not reused before that is over
 
     bool connected() const { return link != nullptr; }
     bool readable() const {
-        return !removed &&
-               (info.state == NodeState::kAlive || info.state == NodeState::kDraining);
+        return !removed && (info.state == NodeState::kAlive || info.state == NodeState::kDraining);
     }
 };
 

@@ -1,9 +1,10 @@
-// One shard of the directory: the objects of its part of the hash space, 64 bytes each beside the key.
+// One shard of the directory: the objects of its part of the hash space, 64 bytes each beside the
+// key.
 //
-// An entry never moves. The index is open addressing over 8-byte slots {32-bit hash, entry number + 1}
-// with linear probing, so that a lookup touches three cache lines (index, entry, key) that a batch
-// prefetches one pass after the other. Keys lie in size classes of 8 bytes without headers. Not
-// thread-safe: the directory's shard lock guards it.
+// An entry never moves. The index is open addressing over 8-byte slots {32-bit hash, entry number +
+// 1} with linear probing, so that a lookup touches three cache lines (index, entry, key) that a
+// batch prefetches one pass after the other. Keys lie in size classes of 8 bytes without headers.
+// Not thread-safe: the directory's shard lock guards it.
 #pragma once
 
 #include <array>
@@ -19,7 +20,8 @@
 
 namespace kvstore {
 
-// Where one copy lies: node slot (12 bits), tier (2 bits, 0 dram), mark of the announce round (1 bit).
+// Where one copy lies: node slot (12 bits), tier (2 bits, 0 dram), mark of the announce round (1
+// bit).
 class Replica {
   public:
     Replica() = default;
@@ -72,7 +74,7 @@ class ObjectTable {
     void prefetch_key(uint32_t hash) const;
 
     uint32_t find(uint32_t hash, uint32_t ns, std::string_view key) const;  // entry number or kNone
-    uint32_t insert(uint32_t hash, uint32_t ns, std::string_view key);      // the key must be absent
+    uint32_t insert(uint32_t hash, uint32_t ns, std::string_view key);  // the key must be absent
     void erase(uint32_t number);
 
     ObjectEntry& at(uint32_t number) { return blocks_[number >> kBlockBits][number & kBlockMask]; }

@@ -1,6 +1,6 @@
-// A readers-writer lock in which a waiting writer stops new readers: std::shared_mutex lets a steady
-// stream of readers starve its writers. Not recursive in either way. Fits std::unique_lock and
-// std::shared_lock.
+// A readers-writer lock in which a waiting writer stops new readers: std::shared_mutex lets a
+// steady stream of readers starve its writers. Not recursive in either way. Fits std::unique_lock
+// and std::shared_lock.
 #pragma once
 
 #include <pthread.h>

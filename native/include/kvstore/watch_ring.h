@@ -1,4 +1,5 @@
-// A ring of packed directory events for routers (Watch). It costs one relaxed load without watchers.
+// A ring of packed directory events for routers (Watch). It costs one relaxed load without
+// watchers.
 #pragma once
 
 #include <atomic>
@@ -52,11 +53,11 @@ class WatchRing {
     mutable std::mutex mutex_;
     std::atomic<bool> active_{false};
     std::vector<uint8_t> ring_;  // allocated while there are watchers
-    size_t head_ = 0;   // next byte to write
-    size_t tail_ = 0;   // oldest event's first byte
-    size_t used_ = 0;   // bytes between tail and head
-    uint64_t first_ = 1;  // number of the oldest event kept
-    uint64_t next_ = 1;   // number of the next event
+    size_t head_ = 0;            // next byte to write
+    size_t tail_ = 0;            // oldest event's first byte
+    size_t used_ = 0;            // bytes between tail and head
+    uint64_t first_ = 1;         // number of the oldest event kept
+    uint64_t next_ = 1;          // number of the next event
     uint64_t last_poll_ms_ = 0;
     std::deque<std::pair<uint64_t, size_t>> marks_;  // where every 256th event lies
 };
