@@ -10,12 +10,11 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
-#include <cstring>
 #include <future>
 #include <tuple>
 
-#include "bindings.h"
 #include "kvstore/master_service.h"
+#include "server_values.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -23,28 +22,7 @@ using namespace nb::literals;
 namespace kvstore {
 namespace {
 
-using PrincipalTuple = std::tuple<std::string, int, std::vector<std::string>, std::string>;
 using Codes = std::pair<std::vector<int32_t>, std::vector<std::string>>;
-
-HashSecret secret_from(const nb::bytes& bytes) {
-    HashSecret secret{};
-    if (bytes.size() != secret.size()) {
-        raise_status(Status(Code::kInvalidArgument, "secret must have 16 bytes"));
-    }
-    std::memcpy(secret.data(), bytes.c_str(), secret.size());
-    return secret;
-}
-
-std::vector<Principal> principals_from(const std::vector<PrincipalTuple>& tuples) {
-    std::vector<Principal> principals;
-    for (const auto& [name, role, tenants, secret] : tuples) {
-        if (role < 0 || role > static_cast<int>(Role::kOperator)) {
-            raise_status(Status(Code::kInvalidArgument, "principal " + name + ": unknown role"));
-        }
-        principals.push_back({name, static_cast<Role>(role), tenants, secret});
-    }
-    return principals;
-}
 
 NodeState state_from(int state) {
     if (state < 0 || state > static_cast<int>(NodeState::kDead)) {
@@ -269,21 +247,7 @@ nb::dict stats_dict(PyMaster& self) {
     out["removes"] = stats.removes;
     out["flushes"] = stats.flushes;
     out["rebuilding"] = self.core().rebuilding();
-    out["connections"] = server.open;
-    out["connections_accepted"] = server.accepted;
-    out["sessions"] = server.sessions;
-    out["frames_in"] = server.frames_in;
-    out["frames_out"] = server.frames_out;
-    out["bytes_in"] = server.bytes_in;
-    out["bytes_out"] = server.bytes_out;
-    nb::dict refusals;
-    for (size_t code = 0; code < server.refusals.size(); ++code) {
-        if (server.refusals[code] != 0) {
-            const std::string name(code_name(static_cast<Code>(-static_cast<int>(code))));
-            refusals[name.c_str()] = server.refusals[code];
-        }
-    }
-    out["refusals"] = refusals;
+    add_server(out, server);
     return out;
 }
 

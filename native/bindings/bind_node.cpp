@@ -8,37 +8,19 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
 #include <shared_mutex>
 #include <tuple>
 
-#include "bindings.h"
 #include "kvstore/channel.h"
 #include "kvstore/client_counters.h"
 #include "kvstore/node_core.h"
+#include "server_values.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvstore {
 namespace {
-
-using PrincipalTuple = std::tuple<std::string, int, std::vector<std::string>, std::string>;
-
-Role role_from(int role) {
-    if (role < 0 || role > static_cast<int>(Role::kOperator)) {
-        raise_status(Status(Code::kInvalidArgument, "unknown role"));
-    }
-    return static_cast<Role>(role);
-}
-
-std::vector<Principal> principals_from(const std::vector<PrincipalTuple>& tuples) {
-    std::vector<Principal> principals;
-    for (const auto& [name, role, tenants, secret] : tuples) {
-        principals.push_back({name, role_from(role), tenants, secret});
-    }
-    return principals;
-}
 
 // The native node until remove_files(); then nothing, and every call says so.
 class PyNode {
@@ -111,24 +93,6 @@ void add_store(nb::dict& out, const BlockStore::Stats& store) {
     out["removals"] = store.removals;
     out["no_space"] = store.no_space;
     out["reclaims"] = store.reclaims;
-}
-
-void add_server(nb::dict& out, const ServerStats& server) {
-    out["connections"] = server.open;
-    out["connections_accepted"] = server.accepted;
-    out["sessions"] = server.sessions;
-    out["frames_in"] = server.frames_in;
-    out["frames_out"] = server.frames_out;
-    out["bytes_in"] = server.bytes_in;
-    out["bytes_out"] = server.bytes_out;
-    nb::dict refusals;
-    for (size_t code = 0; code < server.refusals.size(); ++code) {
-        if (server.refusals[code] != 0) {
-            const std::string name(code_name(static_cast<Code>(-static_cast<int>(code))));
-            refusals[name.c_str()] = server.refusals[code];
-        }
-    }
-    out["refusals"] = refusals;
 }
 
 nb::dict stats_dict(PyNode& self) {
@@ -211,15 +175,6 @@ nb::dict probe_master(const std::string& address, int role, const std::string& p
     out["grpc_endpoint"] = welcome.grpc_endpoint;
     out["http_endpoint"] = welcome.http_endpoint;
     return out;
-}
-
-HashSecret secret_from(const nb::bytes& bytes) {
-    HashSecret secret{};
-    if (bytes.size() != secret.size()) {
-        raise_status(Status(Code::kInvalidArgument, "hash_secret must have 16 bytes"));
-    }
-    std::memcpy(secret.data(), bytes.c_str(), secret.size());
-    return secret;
 }
 
 void create(PyNode* self, const std::string& cluster_id, const std::string& node_id,

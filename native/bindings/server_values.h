@@ -1,0 +1,62 @@
+// What both servers' bindings take from Python and give to it: roles, principals, secrets,
+// counters.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bindings.h"
+#include "kvstore/event_server.h"
+
+namespace kvstore {
+
+// (name, role, tenants, secret), as kvstore.security.Principal.native() makes it.
+using PrincipalTuple = std::tuple<std::string, int, std::vector<std::string>, std::string>;
+
+inline Role role_from(int role) {
+    if (role < 0 || role > static_cast<int>(Role::kOperator)) {
+        raise_status(Status(Code::kInvalidArgument, "unknown role"));
+    }
+    return static_cast<Role>(role);
+}
+
+inline std::vector<Principal> principals_from(const std::vector<PrincipalTuple>& tuples) {
+    std::vector<Principal> principals;
+    for (const auto& [name, role, tenants, secret] : tuples) {
+        principals.push_back({name, role_from(role), tenants, secret});
+    }
+    return principals;
+}
+
+inline HashSecret secret_from(const nanobind::bytes& bytes) {
+    HashSecret secret{};
+    if (bytes.size() != secret.size()) {
+        raise_status(Status(Code::kInvalidArgument, "the hash secret must have 16 bytes"));
+    }
+    std::memcpy(secret.data(), bytes.c_str(), secret.size());
+    return secret;
+}
+
+inline void add_server(nanobind::dict& out, const ServerStats& server) {
+    out["connections"] = server.open;
+    out["connections_accepted"] = server.accepted;
+    out["sessions"] = server.sessions;
+    out["frames_in"] = server.frames_in;
+    out["frames_out"] = server.frames_out;
+    out["bytes_in"] = server.bytes_in;
+    out["bytes_out"] = server.bytes_out;
+    nanobind::dict refusals;
+    for (size_t code = 0; code < server.refusals.size(); ++code) {
+        if (server.refusals[code] != 0) {
+            const std::string name(code_name(static_cast<Code>(-static_cast<int>(code))));
+            refusals[name.c_str()] = server.refusals[code];
+        }
+    }
+    out["refusals"] = refusals;
+}
+
+}  // namespace kvstore
