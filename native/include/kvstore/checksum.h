@@ -13,8 +13,8 @@ namespace kvstore {
 uint32_t crc32c(const void* data, size_t size, uint32_t crc = 0);
 uint32_t crc32c_portable(const void* data, size_t size, uint32_t crc = 0);
 
-// Copies and returns the CRC32C of the copied bytes in one pass. Large copies use non-temporal stores
-// and end with an sfence. The ranges must not overlap.
+// Copies and returns the CRC32C of the copied bytes in one pass. Large copies use non-temporal
+// stores and end with an sfence. The ranges must not overlap.
 uint32_t copy_crc32c(void* destination, const void* source, size_t size, uint32_t crc = 0);
 
 // Continues the data's CRC over the fixed trailer (tenant, namespace, hash, version, length; each

@@ -1,5 +1,6 @@
-// Divides [0, capacity) into blocks: exact rounded size classes in chunks, extents for large blocks.
-// Process-private bookkeeping only: it never touches the memory it divides. Not thread-safe.
+// Divides [0, capacity) into blocks: exact rounded size classes in chunks, extents for large
+// blocks. Process-private bookkeeping only: it never touches the memory it divides. Not
+// thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ class ChunkAllocator {
         uint64_t live_blocks = 0;
         uint64_t chunks = 0;
     };
-    // `max_capacity` bounds what grow() may reach; `alignment` is the smallest rounding (a power of 2).
+    // `max_capacity` bounds what grow() may reach; `alignment` is the smallest rounding (a power of
+    // 2).
     explicit ChunkAllocator(uint64_t max_capacity, uint32_t alignment = 64);
     ~ChunkAllocator();
     // More bytes became usable: [0, capacity_bytes).
@@ -35,9 +37,10 @@ class ChunkAllocator {
     // Whether two sizes are served by the same class (evicting one makes room for the other).
     bool same_class(uint64_t size_a, uint64_t size_b) const;
 
-    // When fragmentation, not bytes, is short: the live blocks to evict so that allocate(size_bytes)
-    // then succeeds, chosen as the coldest chunk or run of chunks. `heat(offset)` returns a block's
-    // recency (greater is hotter) or UINT64_MAX when it must not be evicted. Empty when impossible.
+    // When fragmentation, not bytes, is short: the live blocks to evict so that
+    // allocate(size_bytes) then succeeds, chosen as the coldest chunk or run of chunks.
+    // `heat(offset)` returns a block's recency (greater is hotter) or UINT64_MAX when it must not
+    // be evicted. Empty when impossible.
     std::vector<uint64_t> reclaim_plan(uint64_t size_bytes,
                                        const std::function<uint64_t(uint64_t offset)>& heat) const;
     Stats stats() const;

@@ -6,18 +6,20 @@
 
 namespace kvstore::limits {
 
-inline constexpr size_t kMaxKeyBytes = 1024;           // UTF-8, after validation
-inline constexpr size_t kMaxNameBytes = 255;           // tenant, namespace, node id, principal, label
-inline constexpr size_t kMaxBatchKeys = 4096;          // keys in one message; clients split longer lists
-inline constexpr size_t kMaxBodyBytes = 8u << 20;      // tagged fields of one frame
+inline constexpr size_t kMaxKeyBytes = 1024;   // UTF-8, after validation
+inline constexpr size_t kMaxNameBytes = 255;   // tenant, namespace, node id, principal, label
+inline constexpr size_t kMaxBatchKeys = 4096;  // keys in one message; clients split longer lists
+inline constexpr size_t kMaxBodyBytes = 8u << 20;  // tagged fields of one frame
 inline constexpr uint64_t kMaxObjectBytes = 1ull << 40;
-inline constexpr uint64_t kMaxPayloadBytes = 1ull << 32;  // raw bytes behind one frame; clients split
+inline constexpr uint64_t kMaxPayloadBytes = 1ull
+                                             << 32;  // raw bytes behind one frame; clients split
 inline constexpr size_t kMaxReplicas = 8;
 inline constexpr size_t kMaxNodes = 4096;
 inline constexpr size_t kMaxEndpointBytes = 512;
-inline constexpr size_t kMaxClients = 1024;            // slots in a node's clients file
-inline constexpr size_t kMaxConnections = 4096;        // of one server
-inline constexpr size_t kMaxQueuedBytes = 64u << 20;   // unsent reply bytes of one connection (bodies)
+inline constexpr size_t kMaxClients = 1024;      // slots in a node's clients file
+inline constexpr size_t kMaxConnections = 4096;  // of one server
+inline constexpr size_t kMaxQueuedBytes = 64u
+                                          << 20;  // unsent reply bytes of one connection (bodies)
 inline constexpr uint32_t kMaxTimeoutMs = 600'000;
 inline constexpr uint32_t kMaxLeaseMs = 600'000;
 

@@ -1,7 +1,8 @@
 // Status codes, miss reasons and Result<T>: the one vocabulary of outcomes, native and Python.
 //
-// The numbers are part of the wire format and of the Python API (a negative code in a batch result),
-// so a number is never reused. kvstore/errors.py holds the same table; a test compares the two.
+// The numbers are part of the wire format and of the Python API (a negative code in a batch
+// result), so a number is never reused. kvstore/errors.py holds the same table; a test compares the
+// two.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,8 @@ enum class Code : int32_t {
     kInternal = -22,          // a broken invariant: a bug, please report it
 };
 
-// Why a read found nothing. The later reasons (nvme tier, rebuilding) are reserved from the first day.
+// Why a read found nothing. The later reasons (nvme tier, rebuilding) are reserved from the first
+// day.
 enum class MissReason : uint8_t {
     kNone = 0,
     kAbsent = 1,
@@ -57,7 +59,7 @@ enum class MissReason : uint8_t {
 };
 inline constexpr int kMissReasonCount = 12;
 
-std::string_view code_name(Code code);           // "Ok", "AlreadyExists", …; "Unknown" for other numbers
+std::string_view code_name(Code code);  // "Ok", "AlreadyExists", …; "Unknown" for other numbers
 std::string_view miss_reason_name(MissReason r);  // "absent", "node_down", …
 
 // A code with a sentence for a person. Ok carries no text and allocates nothing.

@@ -8,8 +8,8 @@
 
 namespace kvstore {
 
-// 128-bit keyed hash of (namespace id, key); keyed with the cluster's secret, so that nobody outside
-// can construct collisions. Equality of hashes is never taken for equality of keys.
+// 128-bit keyed hash of (namespace id, key); keyed with the cluster's secret, so that nobody
+// outside can construct collisions. Equality of hashes is never taken for equality of keys.
 struct Hash128 {
     uint64_t lo = 0;
     uint64_t hi = 0;
@@ -32,7 +32,9 @@ inline constexpr uint32_t kMaxEpoch = (1u << 24) - 1;
 constexpr uint64_t pack_epoch(uint32_t epoch, uint64_t counter) {
     return uint64_t{epoch} << kCounterBits | counter;
 }
-constexpr uint32_t epoch_of(uint64_t packed) { return static_cast<uint32_t>(packed >> kCounterBits); }
+constexpr uint32_t epoch_of(uint64_t packed) {
+    return static_cast<uint32_t>(packed >> kCounterBits);
+}
 
 // What a sealed checksum is bound to (DESIGN.md, shared-memory rule 4).
 struct Identity {
