@@ -15,6 +15,7 @@ MAX_EPOCH = (1 << 24) - 1  # types.h
 
 # Of the control plane alone.
 MAX_LABELS = 16
+MAX_LIST_KEYS = 2000  # a page stays below the 4 MiB that gRPC clients accept
 MAX_SEGMENTS = 64
 MAX_GRPC_MESSAGE_BYTES = 8 << 20
 MAX_WATCHERS = 256

@@ -426,7 +426,7 @@ class ListKeysRequest(_message.Message):
     cursor: _builtins.int
     """from the previous reply; 0: from the start"""
     limit: _builtins.int
-    """0: 1000; at most 4096"""
+    """0: 1000; at most 2000"""
     @_builtins.property
     def namespace(self) -> _types_pb2.Namespace: ...
     def __init__(

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from kvstore import clock
 from kvstore._proto import master_pb2, node_pb2
 from kvstore.errors import InvalidArgumentError, Status, error_for
-from kvstore.limits import MAX_BATCH_KEYS
+from kvstore.limits import MAX_LIST_KEYS
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
@@ -167,8 +167,8 @@ class MasterHandlers:
     def list_keys(self, request: master_pb2.ListKeysRequest) -> master_pb2.ListKeysReply:
         """Read a page of keys."""
         tenant, name = convert.check_namespace(request.namespace)
-        if request.limit > MAX_BATCH_KEYS:
-            raise InvalidArgumentError(f"limit is above {MAX_BATCH_KEYS}")
+        if request.limit > MAX_LIST_KEYS:
+            raise InvalidArgumentError(f"limit is above {MAX_LIST_KEYS}")
         limit = request.limit or _LIST_LIMIT
         keys, cursor = self._core.list_keys(tenant, name, request.prefix, request.cursor, limit)
         return master_pb2.ListKeysReply(keys=keys, cursor=cursor)

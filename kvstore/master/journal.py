@@ -51,12 +51,19 @@ class Journal:
     def _run(self) -> None:
         while True:
             stopping = self._stop.is_set()
-            batch = self._core.wait_journal(0 if stopping else _WAIT_MS)
-            if batch:
-                self._write(batch)
-            elif stopping:
+            try:
+                batch = self._core.wait_journal(0 if stopping else _WAIT_MS)
+                if batch:
+                    self._write(batch)
+                self._trim()
+            except Exception:
+                # A bug; without this thread every remove and flush would hang, so it goes on.
+                self.failures += 1
+                _log.exception("journal_failed")
+                batch = []
+                self._stop.wait(_RETRY_S)
+            if stopping and not batch:
                 return
-            self._trim()
 
     def _write(self, batch: list[tuple[int, bytes]]) -> None:
         while True:

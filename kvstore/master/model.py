@@ -101,6 +101,8 @@ class Cluster:
     """The whole state of the policy."""
 
     started_ms: int
+    ticked_ms: int = 0
+    """Time of the last tick; at the start that of the start."""
     nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
     rebuilding: bool = False
     awaited: frozenset[str] = frozenset()

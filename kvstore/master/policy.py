@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from kvstore.errors import Status
+from kvstore.limits import MAX_NODES
 from kvstore.master.model import (
     Cluster,
     Drain,
@@ -102,6 +103,7 @@ def start(known: list[Node], now_ms: int) -> Cluster:
     awaited = frozenset(n.node_id for n in known if not n.left)
     return Cluster(
         started_ms=now_ms,
+        ticked_ms=now_ms,
         nodes=MappingProxyType(nodes),
         rebuilding=bool(awaited),
         awaited=awaited,
@@ -173,6 +175,8 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         return cluster, [
             Refuse(Status.AlreadyExists, f"another process runs as node {event.node_id!r} now")
         ]
+    if known is None and len(cluster.nodes) >= MAX_NODES:
+        return cluster, [Refuse(Status.Overloaded, f"{MAX_NODES} nodes are known already")]
     last_epoch = known.node_epoch if known else 0
     node = Node(
         node_id=event.node_id,
@@ -258,6 +262,7 @@ def _observe(settings: Settings, cluster: Cluster, event: Observe, now_ms: int) 
 
 def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
     decisions: list[Decision] = []
+    cluster = _excuse(settings, cluster, now_ms)
     for node in list(cluster.nodes.values()):
         silent_ms = now_ms - node.last_seen_ms
         if node.session_id and silent_ms >= settings.node_ttl_ms:
@@ -273,6 +278,22 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
     decisions += more
     decisions.append(SetCopyRate(0 if cluster.rebuilding else settings.repair_copies))
     return cluster, decisions
+
+
+def _excuse(settings: Settings, cluster: Cluster, now_ms: int) -> Cluster:
+    """Do not hold it against the nodes when it was the master that was away (stopped, starved)."""
+    deaf_ms = now_ms - cluster.ticked_ms - settings.heartbeat_ms
+    nodes = cluster.nodes
+    if deaf_ms > 0:
+        nodes = MappingProxyType(
+            {
+                node_id: replace(node, last_seen_ms=min(now_ms, node.last_seen_ms + deaf_ms))
+                if node.session_id
+                else node
+                for node_id, node in nodes.items()
+            }
+        )
+    return replace(cluster, nodes=nodes, ticked_ms=now_ms)
 
 
 def _rebuild(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:

@@ -9,7 +9,7 @@ import secrets
 import threading
 
 from kvstore import clock
-from kvstore.errors import KvstoreError, Status, error_for
+from kvstore.errors import KvstoreError, error_for
 from kvstore.logging import EventLogger
 from kvstore.master import policy
 from kvstore.master.core_api import MasterCoreApi
@@ -90,6 +90,8 @@ class Registry:
         except KvstoreError as error:
             # The disk refused; the same decision comes back with the next tick.
             _log.error("tick_failed", error=error)
+        except Exception:
+            _log.exception("tick_failed")
 
     def _carry_out(self, decision: policy.Decision) -> None:
         match decision:
@@ -161,17 +163,6 @@ class Registry:
             level = _log.warning if state is NodeState.DEAD and not node.left else _log.info
             level("node_state", **_fields(node))
         self._told[node.node_id] = (reached, standing)
-
-    def node(self, node_id: str) -> Node:
-        """Find a node.
-
-        Raises:
-            KvstoreError: NotFound.
-        """
-        node = self._cluster.nodes.get(node_id)
-        if node is None:
-            raise error_for(Status.NotFound, f"no node {node_id!r}")
-        return node
 
 
 def _fields(node: Node) -> dict[str, object]:

@@ -21,6 +21,8 @@ from kvstore.security import Principal, Role, bearer
 
 _log = EventLogger("node.agent")
 _CALL_TIMEOUT_MS = 2000
+# The address comes from the master itself: a proxy of the environment is not on that way.
+_CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 T = TypeVar("T")
 
@@ -167,7 +169,9 @@ class Agent:
                     refusal = error
                 continue
             self._master = address
-            self._channel = grpc.aio.insecure_channel(hello["grpc_endpoint"])
+            self._channel = grpc.aio.insecure_channel(
+                hello["grpc_endpoint"], options=_CHANNEL_OPTIONS
+            )
             self._stub = node_pb2_grpc.NodeRegistryStub(self._channel)
             return
         raise refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -194,6 +195,9 @@ class NodeServer:
             await server.stop()
             await asyncio.to_thread(core.stop)
             core.remove_files()
+            if not self._config.segment_dir:  # the folder is ours too
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
 
     async def _announce_when_ready(self, announce: Callable[[], None]) -> None:
         """Wait until the cluster sends reads and writes here."""

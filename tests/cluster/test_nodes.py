@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def test_a_node_survives_its_master(cluster: Cluster) -> None:
     wait_for(lambda: ready(node)[0] == 200, "the node to be ready again", 15)
     assert info(cluster, "a").node_epoch == 1
     wait_for(lambda: ready(cluster.master)[0] == 200, "the rebuild to end", 15)
+
+
+def test_a_master_that_slept_does_not_bury_its_nodes(cluster: Cluster) -> None:
+    start(cluster, "a")
+    cluster.master.signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):  # longer than the TTL
+        cluster.master.process.wait(7)
+    cluster.master.signal(signal.SIGCONT)
+    wait_for(
+        lambda: info(cluster, "a").last_heartbeat_age_ms < 1000, "a heartbeat to arrive", 10, 0.05
+    )
+    assert info(cluster, "a").state == ALIVE
+    assert "state=dead" not in cluster.master.log.read_text()
 
 
 def test_a_node_waits_for_a_master_that_comes_later(cluster: Cluster) -> None:

@@ -185,7 +185,7 @@ def test_keys_namespaces_and_times_are_bounded(plane: Plane) -> None:
     with pytest.raises(InvalidArgumentError, match="timeout_ms"):
         plane.master.flush(master_pb2.FlushRequest(namespace=NAMESPACE, timeout_ms=600_001))
     with pytest.raises(InvalidArgumentError, match="limit"):
-        plane.master.list_keys(master_pb2.ListKeysRequest(namespace=NAMESPACE, limit=4097))
+        plane.master.list_keys(master_pb2.ListKeysRequest(namespace=NAMESPACE, limit=2001))
     assert plane.core.calls == []
 
 

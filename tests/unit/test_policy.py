@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.errors import Status
+from kvstore.limits import MAX_NODES
 from kvstore.master import policy
 from kvstore.master.model import (
     Cluster,
@@ -54,6 +55,12 @@ def register(session: int, incarnation: int = 7, epoch: int = 0, node_id: str = 
 
 def heartbeat(session: int, used: int = 0, node_id: str = "a") -> Heartbeat:
     return Heartbeat(node_id, session, 1000, used, SERVING, SEGMENTS)
+
+
+def ticks(cluster: Cluster, first_ms: int, last_ms: int) -> tuple[Cluster, list[policy.Decision]]:
+    """Tick every half second, and at the end."""
+    times = [*range(first_ms, last_ms, 500), last_ms]
+    return run(cluster, *((Tick(), now_ms) for now_ms in times))
 
 
 def joined(now_ms: int = 0) -> Cluster:
@@ -109,7 +116,8 @@ def test_a_wrong_session_is_refused(event: Event) -> None:
 
 
 def test_silence_for_the_ttl_is_death() -> None:
-    cluster, decisions = run(joined(), (heartbeat(1), 100), (Tick(), 5099))
+    cluster, _ = run(joined(), (heartbeat(1), 100))
+    cluster, _ = ticks(cluster, 100, 5099)
     assert cluster.nodes["a"].state is NodeState.ALIVE
     cluster, decisions = run(cluster, (Tick(), 5100))
     assert cluster.nodes["a"].state is NodeState.DEAD
@@ -123,9 +131,27 @@ def test_silence_for_the_ttl_is_death() -> None:
 
 
 def test_death_reaches_placement_before_the_disk() -> None:
-    _, decisions = run(joined(), (Tick(), 5000))
+    _, decisions = ticks(joined(), 0, 5000)
     kinds = [type(d) for d in decisions]
-    assert kinds.index(SetNode) < kinds.index(Persist)
+    assert kinds[kinds.index(Persist) - 1] is SetNode
+
+
+def test_the_masters_own_absence_is_nobodys_death() -> None:
+    cluster, _ = ticks(joined(), 0, 1000)
+    cluster, _ = run(cluster, (heartbeat(1), 1000), (Tick(), 61_000))
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+    cluster, _ = ticks(cluster, 61_000, 64_900)
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+    cluster, _ = ticks(cluster, 64_900, 65_000)
+    assert cluster.nodes["a"].state is NodeState.DEAD
+
+
+def test_the_number_of_nodes_is_bounded() -> None:
+    cluster = policy.start([known(f"n{i}", left=True) for i in range(MAX_NODES)], 0)
+    after, (refusal,) = run(cluster, (register(1, node_id="one more"), 1))
+    assert isinstance(refusal, Refuse) and refusal.status is Status.Overloaded
+    assert after == cluster
+    run(cluster, (register(1, node_id="n0"), 1))
 
 
 def test_a_goodbye_is_death_at_once_and_nobody_waits_for_it() -> None:
@@ -136,7 +162,7 @@ def test_a_goodbye_is_death_at_once_and_nobody_waits_for_it() -> None:
 
 
 def test_a_node_that_is_away_is_forgotten_after_the_retention() -> None:
-    cluster, _ = run(joined(), (Tick(), 5000))
+    cluster, _ = ticks(joined(), 0, 5000)
     last = SETTINGS.retention_ms
     cluster, decisions = run(cluster, (Tick(), last - 1))
     assert "a" in cluster.nodes
@@ -228,9 +254,8 @@ def test_a_rebuild_ends_when_everybody_has_announced() -> None:
 
 def test_a_rebuild_ends_with_the_ttl_of_those_who_stay_away() -> None:
     cluster = policy.start([known("a"), known("b")], 0)
-    cluster, _ = run(
-        cluster, (register(1, epoch=1), 100), (Observe("a", True, True), 200), (Tick(), 4999)
-    )
+    cluster, _ = run(cluster, (register(1, epoch=1), 100), (Observe("a", True, True), 200))
+    cluster, _ = ticks(cluster, 200, 4999)
     assert cluster.rebuilding
     cluster, decisions = run(cluster, (heartbeat(1), 4999), (Tick(), 5000))
     assert not cluster.rebuilding
@@ -291,7 +316,9 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
         living = [n.session_id for n in cluster.nodes.values() if n.session_id]
         assert len(living) == len(set(living))
         if isinstance(event, Tick):
+            assert cluster.ticked_ms == now_ms
             for node in cluster.nodes.values():
+                assert node.last_seen_ms <= now_ms
                 if now_ms - node.last_seen_ms >= SETTINGS.node_ttl_ms:
                     assert node.state is NodeState.DEAD
 
