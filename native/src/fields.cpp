@@ -32,7 +32,7 @@ bool KeyList::from_bytes(std::span<const uint8_t> bytes, size_t max_count, KeyLi
     size_t previous = 0;
     for (size_t row = 0; row < count; ++row) {
         const size_t end = load<uint32_t>(ends + row * sizeof(uint32_t));
-        if (end < previous || end - previous > limits::kMaxKeyBytes || end > text_bytes) {
+        if (end < previous || end - previous > limits::kMaxKeyBytes) {
             return false;
         }
         previous = end;
