@@ -399,7 +399,7 @@ void BlockStore::State::slot_dead(int slot) {
 }
 
 int BlockStore::segment_fd() const { return state_->segment->fd(); }
-int BlockStore::index_fd() const { return state_->index->fd(); }
+int BlockStore::index_fd() const { return state_->index->client_fd(); }
 int BlockStore::clients_fd() const { return state_->slots->fd(); }
 uint64_t BlockStore::segment_bytes() const { return state_->segment->size(); }
 ClientSlots& BlockStore::client_slots() { return *state_->slots; }

@@ -84,6 +84,13 @@ Result<Fd> create_region(const std::string& directory, const std::string& name) 
     return fd;
 }
 
+Result<Fd> reopen_read_only(const Fd& fd) {
+    const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
+    Fd again(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!again.valid()) return errno_status("open", path);
+    return again;
+}
+
 Status errno_status(const char* call, const std::string& path) {
     const int error = errno;
     const Code code = error == ENOSPC || error == EDQUOT ? Code::kNoSpace : Code::kIoError;

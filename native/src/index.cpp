@@ -78,6 +78,9 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     if (!fd.ok()) return fd.status();
     std::unique_ptr<Index> index(new Index);
     index->fd_ = std::move(*fd);
+    auto client_fd = reopen_read_only(index->fd_);
+    if (!client_fd.ok()) return client_fd.status();
+    index->client_fd_ = std::move(*client_fd);
     index->geometry_ = *geometry;
     if (ftruncate(index->fd_.get(), static_cast<off_t>(geometry->total_bytes)) != 0) {
         return errno_status("ftruncate", options.name);

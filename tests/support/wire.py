@@ -200,7 +200,8 @@ class LocalClient:
         welcome = self.connection.handshake()
         assert len(self.connection.fds) == 3, "no shared memory was offered"
         self.slot = int.from_bytes(welcome[13], "little") - 1
-        segment_fd, _index_fd, clients_fd = self.connection.fds
+        segment_fd, index_fd, clients_fd = self.connection.fds
+        assert fcntl.fcntl(index_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         start = (self.slot + 1) * SLOT_BYTES
         fcntl.lockf(clients_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, start)
         assert self.connection.statuses(SLOT_READY, number(1, self.slot, 4)) in ([0], [])

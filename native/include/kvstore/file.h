@@ -44,6 +44,8 @@ class Mapping {
 // Where a shared region lives: a file in `directory` (created 0600, never followed through a link),
 // or an anonymous memfd when `directory` is empty (embedded mode: nothing is left behind).
 Result<Fd> create_region(const std::string& directory, const std::string& name);
+// Another descriptor of the same file that cannot write, to hand to processes that only read.
+Result<Fd> reopen_read_only(const Fd& fd);
 Status errno_status(const char* call, const std::string& path);  // kIoError, or kNoSpace for ENOSPC
 
 }  // namespace kvstore

@@ -104,6 +104,8 @@ class Index {
     uint64_t capacity() const { return geometry_.entry_count(); }
     uint64_t mapped_bytes() const { return geometry_.total_bytes; }
     int fd() const { return fd_.get(); }
+    // What clients are given: the same file, which a mapping through it cannot write.
+    int client_fd() const { return client_fd_.get(); }
     Status audit() const;  // tags, entries and heap agree; slow, for tests and audits
 
   private:
@@ -113,6 +115,7 @@ class Index {
     EntryRef free_entry_in(uint64_t bucket) const;
 
     Fd fd_;
+    Fd client_fd_;
     Mapping mapping_;
     IndexGeometry geometry_;
     IndexView view_;
