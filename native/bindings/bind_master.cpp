@@ -9,11 +9,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
-#include <future>
 #include <tuple>
 
-#include "kvstore/master_service.h"
+#include "master_facade.h"
 #include "server_values.h"
 
 namespace nb = nanobind;
@@ -21,8 +19,6 @@ using namespace nb::literals;
 
 namespace kvstore {
 namespace {
-
-using Codes = std::pair<std::vector<int32_t>, std::vector<std::string>>;
 
 NodeState state_from(int state) {
     if (state < 0 || state > static_cast<int>(NodeState::kDead)) {
@@ -34,107 +30,6 @@ NodeState state_from(int state) {
 nb::bytes to_bytes(const std::vector<uint8_t>& data) {
     return nb::bytes(reinterpret_cast<const char*>(data.data()), data.size());
 }
-
-std::vector<std::string_view> views(const std::vector<std::string>& keys) {
-    return {keys.begin(), keys.end()};
-}
-
-// Keys of the wire: what a block-port client may name, no more.
-Status check_keys(const std::vector<std::string>& keys) {
-    if (keys.size() > limits::kMaxBatchKeys) {
-        return Status(Code::kTooLarge, "more than 4096 keys");
-    }
-    for (const std::string& key : keys) {
-        if (!is_valid_key(key)) {
-            return Status(Code::kInvalidArgument, "key is empty, too long or not UTF-8");
-        }
-    }
-    return {};
-}
-
-// Core and service as one object, in the order in which they must start and stop.
-class PyMaster {
-  public:
-    PyMaster(const MasterCore::Options& core, MasterService::Options service)
-        : core_(core), service_(core_, std::move(service)) {}
-    ~PyMaster() { stop(); }
-
-    Result<std::vector<std::string>> start() {
-        started_ = true;
-        return service_.start();
-    }
-    bool started() const { return started_; }
-    void stop() {
-        core_.stop();
-        service_.stop();
-    }
-    MasterCore& core() { return core_; }
-    MasterService& service() { return service_; }
-
-    Result<Namespace*> open(const std::string& tenant, const std::string& ns) {
-        return core_.directory().namespaces().open(tenant, ns);
-    }
-    const Namespace* find(const std::string& tenant, const std::string& ns) {
-        return core_.directory().namespaces().find(tenant, ns);
-    }
-
-    Result<Codes> remove(const std::string& tenant, const std::string& ns,
-                         const std::vector<std::string>& keys, uint32_t timeout_ms) {
-        return wait_for(tenant, ns, keys, [&](Namespace& space, MasterCore::RemoveDone done) {
-            core_.remove(space, views(keys), timeout_ms, std::move(done));
-        });
-    }
-    Result<Codes> set_pin(const std::string& tenant, const std::string& ns,
-                          const std::vector<std::string>& keys, Pin level, uint32_t timeout_ms) {
-        const std::vector<Pin> levels(keys.size(), level);
-        return wait_for(tenant, ns, keys, [&](Namespace& space, MasterCore::RemoveDone done) {
-            core_.set_pins(space, views(keys), levels, timeout_ms, std::move(done));
-        });
-    }
-    using Flushed = std::tuple<int32_t, std::vector<std::string>, uint32_t>;
-    Result<Flushed> flush(const std::string& tenant, const std::string& ns, uint32_t timeout_ms) {
-        Result<Namespace*> space = open(tenant, ns);
-        if (!space.ok()) {
-            return space.status();
-        }
-        auto promise = std::make_shared<std::promise<Flushed>>();
-        std::future<Flushed> answer = promise->get_future();
-        core_.flush(
-            **space, timeout_ms,
-            [promise](Code code, std::vector<std::string> unreached, uint32_t epoch) {
-                promise->set_value({static_cast<int32_t>(code), std::move(unreached), epoch});
-            });
-        return answer.get();
-    }
-
-  private:
-    template <class Start>
-    Result<Codes> wait_for(const std::string& tenant, const std::string& ns,
-                           const std::vector<std::string>& keys, Start start) {
-        const Status checked = check_keys(keys);
-        if (!checked.ok()) {
-            return checked;
-        }
-        Result<Namespace*> space = open(tenant, ns);
-        if (!space.ok()) {
-            return space.status();
-        }
-        auto promise = std::make_shared<std::promise<Codes>>();
-        std::future<Codes> answer = promise->get_future();
-        start(**space, [promise](std::vector<Code> codes, std::vector<std::string> unreached) {
-            std::vector<int32_t> numbers;
-            for (const Code code : codes) {
-                numbers.push_back(static_cast<int32_t>(code));
-            }
-            promise->set_value({std::move(numbers), std::move(unreached)});
-        });
-        return answer.get();
-    }
-
-    MasterCore core_;
-    MasterService service_;
-    std::atomic<bool> started_{false};
-};
 
 // Runs without the GIL; the result is converted with it.
 template <class F>
@@ -304,14 +199,17 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             },
             "node_id"_a,
             "Forgets the node: its replicas are dropped, the log no longer waits for it.")
-        .def("nodes",
-             [](PyMaster& self) {
-                 nb::list out;
-                 for (const auto& view : unlocked([&] { return self.core().nodes(); })) {
-                     out.append(node_dict(view));
-                 }
-                 return out;
-             })
+        .def("nodes", [](PyMaster& self) {
+            nb::list out;
+            for (const auto& view : unlocked([&] { return self.core().nodes(); })) {
+                out.append(node_dict(view));
+            }
+            return out;
+        });
+}
+
+void bind_copies(nb::class_<PyMaster>& master) {
+    master
         .def(
             "drain_remaining",
             [](PyMaster& self, const std::string& node_id) {
@@ -371,7 +269,11 @@ void bind_journal(nb::class_<PyMaster>& master) {
             "journal_trimmed", [](PyMaster& self) { return self.core().journal_trimmed(); },
             "(trimmed_seq, version_floor). Persist both (the constructor takes them), then delete "
             "the "
-            "records up to trimmed_seq.")
+            "records up to trimmed_seq.");
+}
+
+void bind_history(nb::class_<PyMaster>& master) {
+    master
         .def(
             "load_ops",
             [](PyMaster& self, const std::vector<nb::bytes>& records) {
@@ -453,8 +355,11 @@ void bind_objects(nb::class_<PyMaster>& master) {
                 return value_or_raise(unlocked([&] { return self.flush(tenant, ns, timeout_ms); }));
             },
             "tenant"_a, "namespace"_a, "timeout_ms"_a,
-            "(code, unreached node ids, new namespace epoch)")
-        .def("inspect", &inspect, "tenant"_a, "namespace"_a, "key"_a)
+            "(code, unreached node ids, new namespace epoch)");
+}
+
+void bind_reads(nb::class_<PyMaster>& master) {
+    master.def("inspect", &inspect, "tenant"_a, "namespace"_a, "key"_a)
         .def(
             "list_keys",
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
@@ -580,8 +485,11 @@ void bind_master(nb::module_& module) {
         .def("rebuilding", [](PyMaster& self) { return self.core().rebuilding(); })
         .def("stats", &stats_dict);
     bind_nodes(master);
+    bind_copies(master);
     bind_journal(master);
+    bind_history(master);
     bind_objects(master);
+    bind_reads(master);
 }
 
 }  // namespace kvstore
