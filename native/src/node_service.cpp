@@ -142,7 +142,7 @@ Result<HelloAnswer> NodeService::on_hello(Connection& connection, const Hello& h
         welcome.ns_epoch = session->ns->current()->epoch;
     }
     if (may_map(connection, hello)) {
-        session->offered_slot = slots_.offer();
+        session->offered_slot = slots_.offer(connection.peer().pid);
         if (session->offered_slot >= 0) {
             welcome.slot = session->offered_slot;
             answer.fds = {store_.segment_fd(), store_.index_fd(), store_.clients_fd()};
@@ -190,11 +190,9 @@ void NodeService::slot_ready(Connection& connection, const FrameHeader& header, 
     auto& session = *connection.session_as<ClientSession>();
     Code code = Code::kUnsupported;
     if (session.offered_slot >= 0) {
-        const bool offered = message.slot == static_cast<uint32_t>(session.offered_slot);
-        code =
-            slots_.confirm(message.slot, offered, connection.peer().pid, connection.peer().tenant);
+        code = slots_.confirm(message.slot, connection.peer().pid, connection.peer().tenant);
         if (code == Code::kOk) {
-            if (!offered) {
+            if (message.slot != static_cast<uint32_t>(session.offered_slot)) {
                 slots_.give_back(session.offered_slot);
             }
             session.offered_slot = -1;

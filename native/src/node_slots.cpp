@@ -7,18 +7,32 @@ namespace kvstore {
 
 static_assert(kClientCounterCount <= static_cast<int>(kSlotCounterCount));
 
-int NodeSlots::offer() {
+int NodeSlots::offer(pid_t pid) {
+    std::lock_guard lock(mutex_);
     const Result<uint32_t> slot = slots_.assign();
-    return slot.ok() ? static_cast<int>(*slot) : -1;
+    if (!slot.ok()) {
+        return -1;
+    }
+    offered_[*slot] = pid;
+    return static_cast<int>(*slot);
 }
 
-void NodeSlots::give_back(int slot) { slots_.free_slot(static_cast<uint32_t>(slot)); }
+void NodeSlots::give_back(int slot) {
+    std::lock_guard lock(mutex_);
+    const auto offer = offered_.find(static_cast<uint32_t>(slot));
+    // While it is locked, another session of that process may be about to confirm it.
+    if (offer != offered_.end() && slots_.free_slot(offer->first)) {
+        offered_.erase(offer);
+    }
+}
 
-Code NodeSlots::confirm(uint32_t slot, bool offered, pid_t pid, const std::string& tenant) {
+Code NodeSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
     std::lock_guard lock(mutex_);
     const auto known = live_.find(slot);
+    const auto offer = offered_.find(slot);
+    const bool offered = offer != offered_.end();
     // A slot is one process: nobody speaks for the slot of another.
-    if (!offered && (known == live_.end() || known->second.pid != pid)) {
+    if (offered ? offer->second != pid : known == live_.end() || known->second.pid != pid) {
         return Code::kPermissionDenied;
     }
     const Status confirmed = slots_.confirm(slot);
@@ -27,6 +41,7 @@ Code NodeSlots::confirm(uint32_t slot, bool offered, pid_t pid, const std::strin
             add(retired_[known->second.tenant], known->second.seen);
         }
         live_.insert_or_assign(slot, Tenant{pid, tenant, {}});
+        offered_.erase(offer);
     }
     return confirmed.code();
 }

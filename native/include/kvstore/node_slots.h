@@ -27,13 +27,14 @@ class NodeSlots {
   public:
     explicit NodeSlots(ClientSlots& slots) : slots_(slots) {}
 
-    // A slot to offer in a Welcome, or -1: then that client uses sockets.
-    int offer();
-    // An offered slot that its session has not confirmed.
+    // A slot to offer to a session of process `pid`, or -1: then that client uses sockets.
+    int offer(pid_t pid);
+    // The session to which `slot` was offered will not use it. One that another session of the
+    // process has confirmed stays.
     void give_back(int slot);
-    // The client says that it has locked `slot`. `offered`: it was offered to this very session;
-    // otherwise the process must have it from an earlier session.
-    Code confirm(uint32_t slot, bool offered, pid_t pid, const std::string& tenant);
+    // The client says that it has locked `slot`: one that was offered to a session of its process,
+    // this one or another (the first of two that connect at once locks for both).
+    Code confirm(uint32_t slot, pid_t pid, const std::string& tenant);
     // Notes what the slots have counted, before the dead ones are cleared.
     void tick();
     uint64_t live() const;
@@ -50,6 +51,7 @@ class NodeSlots {
 
     ClientSlots& slots_;
     mutable std::mutex mutex_;
+    std::unordered_map<uint32_t, pid_t> offered_;
     std::unordered_map<uint32_t, Tenant> live_;
     std::map<std::string, Values> retired_;
 };
