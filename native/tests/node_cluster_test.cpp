@@ -28,11 +28,11 @@ class ClusterTest : public ::testing::Test {
     // Ends a's link as its master sees it; until `session` is given to the node it stays away.
     void cut_off(uint64_t session) {
         master->admit("a", session, a->at);
-        ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 10'000));
+        ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 30'000));
     }
     void let_back(uint64_t session) {
         a->core->set_session(session, {master->endpoint});
-        ASSERT_TRUE(a->core->wait_link(LinkState::kUp, 10'000)) << a->core->stats().link_error;
+        ASSERT_TRUE(a->core->wait_link(LinkState::kUp, 30'000)) << a->core->stats().link_error;
     }
 
     std::unique_ptr<TestMaster> master;
@@ -46,7 +46,7 @@ TEST_F(ClusterTest, WithoutAMasterPutsFailAtOnceAndReadsGoOn) {
     const ShmClient::Block granted = client.reserve("granted", 5);
     ASSERT_TRUE(eventually([&] { return a->core->stats().claim_us.total == 2; }));
     master->stop();
-    ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 10'000));
+    ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 30'000));
     const uint64_t before = boottime_ms();
     EXPECT_EQ(client.put("l", "bytes"), Code::kUnavailable);
     EXPECT_EQ(client.reserve("l", 5).code, Code::kUnavailable);
@@ -76,7 +76,7 @@ TEST_F(ClusterTest, ARestartedMasterLearnsEverythingBack) {
     EXPECT_EQ(client.put("soft", "bytes", 5000, 0, 1, Pin::kSoft), Code::kOk);
     EXPECT_EQ(client.put("twice", "bytes", 5000, 0, 2), Code::kOk);
     restart_master(2);
-    ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 10'000));
+    ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 30'000));
     a->join(*master, 7);
     for (const std::string& key : keys) {
         ASSERT_EQ(master->replicas(key), 1u) << key;
@@ -300,6 +300,26 @@ TEST_F(ClusterTest, AnUpsertEverywhereReplacesTheOlderReplicas) {
     EXPECT_EQ(at_b.get("k").bytes, "new");
     EXPECT_TRUE(eventually([&] { return at_a.get("k").code == Code::kNotFound; }));
     EXPECT_EQ(master->replicas("k"), 1u);
+}
+
+TEST_F(ClusterTest, AnUpsertIsNeverAMiss) {
+    NodeClient writer(a->at.tcp);
+    EXPECT_EQ(writer.put("k", "0"), Code::kOk);
+    std::atomic<bool> stop{false};
+    std::atomic<int> misses{0};
+    std::thread looking([&] {
+        while (!stop.load()) {
+            misses += master->replicas("k") == 0 ? 1 : 0;
+            misses += NodeClient(a->at.tcp).get("k").code == Code::kOk ? 0 : 1;
+        }
+    });
+    for (int i = 1; i <= 500; ++i) {
+        EXPECT_EQ(writer.put("k", std::to_string(i), 5000, kPutUpsert), Code::kOk);
+    }
+    stop = true;
+    looking.join();
+    EXPECT_EQ(misses, 0);
+    EXPECT_EQ(writer.get("k").bytes, "500");
 }
 
 TEST_F(ClusterTest, PinsArriveAsOperations) {
