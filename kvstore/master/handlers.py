@@ -112,7 +112,8 @@ class MasterHandlers:
         )
 
     def list_nodes(self) -> master_pb2.ListNodesReply:
-        """Every known node, by id."""
+        """Every known node, by id, as of now and not of the last tick."""
+        self._registry.look_at_links()
         now_ms = clock.monotonic_ms()
         seen = {core["node_id"]: core for core in self._core.nodes()}
         nodes = self._registry.cluster.nodes

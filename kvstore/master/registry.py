@@ -79,13 +79,17 @@ class Registry:
             self._cluster = cluster
             return cluster
 
+    def look_at_links(self) -> None:
+        """Take in which nodes have their link up, as the native side sees it now."""
+        for seen in self._core.nodes():
+            node = self._cluster.nodes.get(seen["node_id"])
+            if node and (node.linked, node.synced) != (seen["connected"], seen["synced"]):
+                self.submit(Observe(seen["node_id"], seen["connected"], seen["synced"]))
+
     def tick(self) -> None:
         """Look at the native side's links, then at the time."""
         try:
-            for seen in self._core.nodes():
-                node = self._cluster.nodes.get(seen["node_id"])
-                if node and (node.linked, node.synced) != (seen["connected"], seen["synced"]):
-                    self.submit(Observe(seen["node_id"], seen["connected"], seen["synced"]))
+            self.look_at_links()
             self.submit(Tick())
         except KvstoreError as error:
             # The disk refused; the same decision comes back with the next tick.
