@@ -46,10 +46,9 @@ uint8_t Directory::count_readable(const ObjectEntry& entry) const {
     return count;
 }
 
-void Directory::answer(const Shard& shard, uint32_t hash, const NamespaceEpoch& ns,
+void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const NamespaceEpoch& ns,
                        std::string_view key, uint64_t now_ms, ObjectPlace& out) const {
     out = ObjectPlace();
-    const uint32_t number = shard.objects.find(hash, ns.ref, key);
     if (number == ObjectTable::kNone) {
         out.reason = rebuilding() ? MissReason::kRebuilding : shard.why_absent(hash, ns.ref, key);
         return;
@@ -98,16 +97,19 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
         for (size_t i = 0; i < count; ++i) {
             (*shards_)[places[i].shard].objects.prefetch_index(places[i].hash);
         }
+        std::array<uint32_t, kGroup> hints;
         for (size_t i = 0; i < count; ++i) {
-            (*shards_)[places[i].shard].objects.prefetch_entry(places[i].hash);
+            hints[i] = (*shards_)[places[i].shard].objects.prefetch_entry(places[i].hash);
         }
         for (size_t i = 0; i < count; ++i) {
-            (*shards_)[places[i].shard].objects.prefetch_key(places[i].hash);
+            (*shards_)[places[i].shard].objects.prefetch_key(hints[i]);
         }
         for (size_t i = 0; i < count; ++i) {
+            const Shard& shard = (*shards_)[places[i].shard];
+            const std::string_view key = keys[begin + i];
             ObjectPlace& one = out[begin + i];
-            answer((*shards_)[places[i].shard], places[i].hash, epoch, keys[begin + i], now_ms,
-                   one);
+            answer(shard, shard.objects.find_hinted(hints[i], places[i].hash, epoch.ref, key),
+                   places[i].hash, epoch, key, now_ms, one);
             ++reasons[static_cast<size_t>(one.reason)];
         }
         for (uint64_t left = used; left != 0; left &= left - 1) {
@@ -126,7 +128,7 @@ ObjectPlace Directory::lookup_one(const NamespaceEpoch& ns, std::string_view key
     const Shard& shard = (*shards_)[at.shard];
     ObjectPlace out;
     std::shared_lock lock(shard.lock);
-    answer(shard, at.hash, ns, key, boottime_ms(), out);
+    answer(shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key, boottime_ms(), out);
     return out;
 }
 

@@ -32,30 +32,16 @@ void ObjectEntry::erase_replica(size_t position) {
 ObjectTable::ObjectTable() : slots_(64, Slot{0, 0}), mask_(63) {}
 ObjectTable::~ObjectTable() = default;
 
-void ObjectTable::prefetch_index(uint32_t hash) const { __builtin_prefetch(&slots_[hash & mask_]); }
-
-uint32_t ObjectTable::first_match(uint32_t hash) const {
+uint32_t ObjectTable::prefetch_entry(uint32_t hash) const {
     for (uint32_t i = hash & mask_;; i = (i + 1) & mask_) {
         if (slots_[i].number_plus_one == 0) {
             return kNone;
         }
         if (slots_[i].hash == hash) {
-            return slots_[i].number_plus_one - 1;
+            const uint32_t number = slots_[i].number_plus_one - 1;
+            __builtin_prefetch(&at(number));
+            return number;
         }
-    }
-}
-
-void ObjectTable::prefetch_entry(uint32_t hash) const {
-    const uint32_t number = first_match(hash);
-    if (number != kNone) {
-        __builtin_prefetch(&at(number));
-    }
-}
-
-void ObjectTable::prefetch_key(uint32_t hash) const {
-    const uint32_t number = first_match(hash);
-    if (number != kNone) {
-        __builtin_prefetch(at(number).key_data);
     }
 }
 
@@ -76,7 +62,7 @@ uint32_t ObjectTable::find(uint32_t hash, uint32_t ns, std::string_view key) con
 
 uint32_t ObjectTable::insert(uint32_t hash, uint32_t ns, std::string_view key) {
     KV_ASSERT(!key.empty() && key.size() <= limits::kMaxKeyBytes);
-    if ((count_ + 1) * uint64_t{8} > slots_.size() * uint64_t{7}) {
+    if ((count_ + 1) * uint64_t{4} > slots_.size() * uint64_t{3}) {
         grow();
     }
     uint32_t number = free_head_;

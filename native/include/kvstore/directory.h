@@ -149,8 +149,8 @@ class Directory {
     };
 
     Place place(const NamespaceEpoch& ns, std::string_view key) const;
-    void answer(const Shard& shard, uint32_t hash, const NamespaceEpoch& ns, std::string_view key,
-                uint64_t now_ms, ObjectPlace& out) const;
+    void answer(const Shard& shard, uint32_t number, uint32_t hash, const NamespaceEpoch& ns,
+                std::string_view key, uint64_t now_ms, ObjectPlace& out) const;
     Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size);
     void add_replica(Shard& shard, ObjectEntry& entry, Replica replica);
     void drop_replica(Shard& shard, ObjectEntry& entry, size_t position);

@@ -68,10 +68,23 @@ class ObjectTable {
     ObjectTable(const ObjectTable&) = delete;
     ObjectTable& operator=(const ObjectTable&) = delete;
 
-    // The passes of a batched lookup; find() alone is correct too.
-    void prefetch_index(uint32_t hash) const;
-    void prefetch_entry(uint32_t hash) const;
-    void prefetch_key(uint32_t hash) const;
+    // The passes of a batched lookup: all keys of a batch go through one before the next starts.
+    void prefetch_index(uint32_t hash) const { __builtin_prefetch(&slots_[hash & mask_]); }
+    // The first entry with this hash, or kNone when there is none: the hint of the next passes.
+    uint32_t prefetch_entry(uint32_t hash) const;
+    void prefetch_key(uint32_t hint) const {
+        if (hint != kNone) {
+            const ObjectEntry& entry = at(hint);
+            __builtin_prefetch(entry.key_data);
+            __builtin_prefetch(entry.key_data + entry.key_bytes - 1);  // often the next line
+        }
+    }
+    uint32_t find_hinted(uint32_t hint, uint32_t hash, uint32_t ns, std::string_view key) const {
+        if (hint == kNone || (at(hint).ns == ns && at(hint).key() == key)) {
+            return hint;
+        }
+        return find(hash, ns, key);
+    }
 
     uint32_t find(uint32_t hash, uint32_t ns, std::string_view key) const;  // entry number or kNone
     uint32_t insert(uint32_t hash, uint32_t ns, std::string_view key);  // the key must be absent
@@ -96,7 +109,6 @@ class ObjectTable {
     static constexpr size_t kKeysPerChunk = 64;
 
     void grow();
-    uint32_t first_match(uint32_t hash) const;  // entry number of the first slot with this hash
     char* allocate_key(size_t bytes);
     void free_key(const char* data, size_t bytes);
 
