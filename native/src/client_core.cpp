@@ -199,7 +199,7 @@ Result<std::unique_ptr<ObjectView>> ClientCore::view(std::string_view key) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
-    return ObjectView::open(*context_, keeper_, key, context_->deadline());
+    return ObjectView::open(*context_, key, context_->deadline());
 }
 
 template <class Request, class Reply>

@@ -132,48 +132,6 @@ void LeaseKeeper::release(std::span<const Grant> grants) {
     }
 }
 
-Result<LeaseKeeper::Grant> LeaseKeeper::hold(const std::shared_ptr<PeerNode>& peer, Generation gen,
-                                             Deadline deadline) {
-    const std::shared_ptr<Session> session = session_with(peer);
-    if (session == nullptr) {
-        return {Code::kClosed, "the store is closed"};
-    }
-    std::lock_guard talking(session->mutex);
-    if (Status status = connect(*session, deadline); !status.ok()) {
-        return status;
-    }
-    Hold request;
-    const uint64_t generations[] = {gen};
-    request.generations = std::span<const uint64_t>(generations);
-    StatusReply reply;
-    if (Status status = session->channel->exchange(request, &reply, deadline); !status.ok()) {
-        return status;
-    }
-    if (reply.status.size() != 1 || reply.status[0] != 0) {
-        return reply.status[0] < 0 ? static_cast<Code>(reply.status[0]) : Code::kProtocolError;
-    }
-    return Grant{peer, 0, session->number};
-}
-
-void LeaseKeeper::unhold(const Grant& grant, Generation gen) {
-    const std::shared_ptr<Session> session = session_with(grant.peer);
-    if (session == nullptr) {
-        return;
-    }
-    std::lock_guard talking(session->mutex);
-    if (session->number != grant.session || session->channel == nullptr) {
-        return;
-    }
-    Unhold request;
-    const uint64_t generations[] = {gen};
-    request.generations = std::span<const uint64_t>(generations);
-    StatusReply reply;
-    (void)session->channel->exchange(request, &reply, Deadline::after_ms(kReleaseCallMs));
-    if (!session->channel->alive()) {
-        lose(*session);
-    }
-}
-
 void LeaseKeeper::shutdown() {
     std::map<PeerNode*, std::shared_ptr<Session>> sessions;
     {

@@ -9,6 +9,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kOwnerCheckMs = 10;
+constexpr uint64_t kUnholdMs = 500;
 constexpr int kSlotTries = 4;  // another process may have locked the slot that we were offered
 
 // The mapping must not reach behind the file's end: touching it would raise SIGBUS.
@@ -191,6 +192,38 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
     namespace_id_.store(reply.namespace_id, std::memory_order_relaxed);
     resolved_flushes_.store(std::min(flushes, reply.flush_counter), std::memory_order_release);
     return NamespaceId{reply.namespace_id};
+}
+
+Status LocalNode::hold(Generation gen, Deadline deadline) {
+    std::lock_guard talking(holder_mutex_);
+    if (holder_ == nullptr || !holder_->alive()) {
+        Result<std::unique_ptr<Channel>> opened = open_session(deadline);
+        if (!opened.ok()) {
+            return opened.status();
+        }
+        holder_ = std::move(*opened);
+    }
+    const Generation generations[] = {gen};
+    Hold request;
+    request.generations = std::span<const Generation>(generations);
+    StatusReply reply;
+    if (Status status = holder_->exchange(request, &reply, deadline); !status.ok()) {
+        return status;
+    }
+    return reply.status.size() == 1 ? Status(static_cast<Code>(reply.status[0]))
+                                    : Status(Code::kProtocolError);
+}
+
+void LocalNode::unhold(Generation gen) {
+    std::lock_guard talking(holder_mutex_);
+    if (holder_ == nullptr || !holder_->alive()) {
+        return;  // the node gives the block back when this process ends
+    }
+    const Generation generations[] = {gen};
+    Unhold request;
+    request.generations = std::span<const Generation>(generations);
+    StatusReply reply;
+    (void)holder_->exchange(request, &reply, Deadline::after_ms(kUnholdMs));
 }
 
 void LocalNode::abandon(std::span<const Generation> generations) {

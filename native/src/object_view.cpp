@@ -23,9 +23,8 @@ class OwnMemory final : public GetMemory {
 
 }  // namespace
 
-std::unique_ptr<ObjectView> ObjectView::open(ClientContext& context,
-                                             const std::shared_ptr<LeaseKeeper>& keeper,
-                                             std::string_view key, Deadline deadline) {
+std::unique_ptr<ObjectView> ObjectView::open(ClientContext& context, std::string_view key,
+                                             Deadline deadline) {
     std::vector<LocalPeer> locals;
     context.nodes().locals(deadline, &locals);
     CallTally tally;
@@ -38,7 +37,7 @@ std::unique_ptr<ObjectView> ObjectView::open(ClientContext& context,
         HashedKey hashed{key, {}, 0};
         context.rehash(&hashed, *ns);
         bool wrong = false;
-        view = hold(context, keeper, local, context.identity(hashed), key, &wrong, deadline);
+        view = hold(local.node, context.identity(hashed), key, &wrong, deadline);
         if (wrong) {
             tally.add(ClientCounter::kWrongChecksums);
         }
@@ -53,48 +52,56 @@ std::unique_ptr<ObjectView> ObjectView::open(ClientContext& context,
     return view != nullptr ? std::move(view) : copy(context, key, deadline);
 }
 
-std::unique_ptr<ObjectView> ObjectView::hold(ClientContext& context,
-                                             const std::shared_ptr<LeaseKeeper>& keeper,
-                                             const LocalPeer& local, const Identity& identity,
-                                             std::string_view key, bool* wrong, Deadline deadline) {
-    LocalNode& node = *local.node;
+std::unique_ptr<ObjectView> ObjectView::hold(const std::shared_ptr<LocalNode>& node,
+                                             const Identity& identity, std::string_view key,
+                                             bool* wrong, Deadline deadline) {
     const uint64_t now_ms = boottime_ms();
     for (int i = 0; i < kCopyTries; ++i) {
-        const auto found = node.index().probe(identity.ns, identity.hash, key, now_ms);
+        const auto found = node->index().probe(identity.ns, identity.hash, key, now_ms);
         if (!found) {
             return nullptr;
         }
         std::unique_ptr<ObjectView> view(new ObjectView());
-        ClientSlot::Handle handle = 0;
-        const HoldResult result = hold_object(node.index(), node.slot(), *found, &handle);
-        if (result == HoldResult::kStale) {
-            continue;
-        }
-        view->node_ = local.node;
-        if (result == HoldResult::kHeld) {
-            view->hazard_ = handle;
-        } else {
-            if (context.options().transport == Transport::kShm) {
-                return nullptr;  // no socket may be used: the caller copies
+        view->node_ = node;
+        bool stale = false;
+        if (!view->keep(*found, &stale, deadline)) {
+            if (stale) {
+                continue;
             }
-            Result<LeaseKeeper::Grant> grant = keeper->hold(local.peer, found->gen, deadline);
-            if (!grant.ok()) {
-                return nullptr;
-            }
-            view->keeper_ = keeper;
-            view->socket_hold_ = std::move(*grant);
-            view->generation_ = found->gen;
+            return nullptr;
         }
-        view->data_ = node.segment() + found->offset;
+        view->data_ = node->segment() + found->offset;
         view->size_ = found->length;
-        if (!verify_object(node.segment(), *found, identity)) {
+        if (!verify_object(node->segment(), *found, identity)) {
             *wrong = true;
             return nullptr;
         }
-        node.slot().touch(found->ref);
+        node->slot().touch(found->ref);
         return view;
     }
     return nullptr;
+}
+
+// True when the block is held. With all hazards in use the node is asked to hold it; what it says
+// is about the generation, which therefore is checked once more.
+bool ObjectView::keep(const IndexReader::Found& found, bool* stale, Deadline deadline) {
+    ClientSlot::Handle handle = 0;
+    switch (hold_object(node_->index(), node_->slot(), found, &handle)) {
+        case HoldResult::kHeld:
+            hazard_ = handle;
+            return true;
+        case HoldResult::kStale:
+            *stale = true;
+            return false;
+        case HoldResult::kFull:
+            break;
+    }
+    if (!node_->hold(found.gen, deadline).ok()) {
+        return false;
+    }
+    held_by_socket_ = found.gen;
+    *stale = !node_->index().still_valid(found.ref, found.gen);
+    return !*stale;
 }
 
 std::unique_ptr<ObjectView> ObjectView::copy(ClientContext& context, std::string_view key,
@@ -120,8 +127,8 @@ ObjectView::~ObjectView() {
     if (hazard_) {
         node_->slot().clear_hazard(*hazard_);
     }
-    if (keeper_ != nullptr) {
-        keeper_->unhold(socket_hold_, generation_);
+    if (held_by_socket_ != 0) {
+        node_->unhold(held_by_socket_);
     }
 }
 

@@ -144,11 +144,11 @@ TEST_F(ClientTest, LeasesAreRenewedUntilTheyAreReleased) {
         for (size_t i = 0; i < 7; ++i) {
             ASSERT_EQ(client.put(keys[i], bytes_of(keys[i], 1000)), Code::kOk);
         }
-        const auto leased = client.lease(keys, 60, 2);
+        const auto leased = client.lease(keys, 300, 2);
         EXPECT_EQ(leased->length(), 6u);
-        for (int i = 0; i < 100; ++i) {  // more than five times the lease
+        for (int i = 0; i < 150; ++i) {  // three times the lease
             client.put("noise " + std::to_string(i), bytes_of("noise", 1 << 20));
-            std::this_thread::sleep_for(std::chrono::milliseconds(3));
+            std::this_thread::sleep_for(std::chrono::milliseconds(6));
         }
         EXPECT_TRUE(leased->alive());
         EXPECT_EQ(client.prefix(keys), 7u);

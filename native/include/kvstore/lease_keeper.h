@@ -39,10 +39,6 @@ class LeaseKeeper {
     bool alive(const Grant& grant);
     void release(std::span<const Grant> grants);
 
-    // Keeps a block by socket, for when the slot has no free hazard.
-    Result<Grant> hold(const std::shared_ptr<PeerNode>& peer, Generation gen, Deadline deadline);
-    void unhold(const Grant& grant, Generation gen);
-
     // Ends all sessions, and with them everything that was granted.
     void shutdown();
 

@@ -45,6 +45,11 @@ class LocalNode {
     // The namespace's id as this node has it now; asks the node after a flush of any namespace.
     Result<NamespaceId> current_namespace(Deadline deadline);
 
+    // Holds a block by socket, for when the slot has no free hazard; until unhold(), or until this
+    // process is gone. The caller checks the generation afterwards.
+    Status hold(Generation gen, Deadline deadline);
+    void unhold(Generation gen);
+
     // Reservations that will not be committed and into which nothing is being copied any more. They
     // are told to the node on a session that works, now or with the next put.
     void abandon(std::span<const Generation> generations);
@@ -63,6 +68,8 @@ class LocalNode {
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
     std::unique_ptr<ChannelPool> sessions_;
+    std::mutex holder_mutex_;          // held during I/O on holder_
+    std::unique_ptr<Channel> holder_;  // the node takes unhold only from the session that held
     std::mutex abandoned_mutex_;
     std::vector<Generation> abandoned_;
     std::atomic<bool> any_abandoned_{false};

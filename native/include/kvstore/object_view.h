@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "kvstore/client_context.h"
-#include "kvstore/lease_keeper.h"
 
 namespace kvstore {
 
@@ -16,9 +15,8 @@ class ObjectView {
   public:
     // Null on a miss. The bytes are verified once, before they are handed out; a hold keeps them as
     // they are, also when the object is removed or evicted meanwhile.
-    static std::unique_ptr<ObjectView> open(ClientContext& context,
-                                            const std::shared_ptr<LeaseKeeper>& keeper,
-                                            std::string_view key, Deadline deadline);
+    static std::unique_ptr<ObjectView> open(ClientContext& context, std::string_view key,
+                                            Deadline deadline);
     ~ObjectView();
     ObjectView(const ObjectView&) = delete;
     ObjectView& operator=(const ObjectView&) = delete;
@@ -29,10 +27,10 @@ class ObjectView {
 
   private:
     ObjectView() = default;
-    static std::unique_ptr<ObjectView> hold(ClientContext& context,
-                                            const std::shared_ptr<LeaseKeeper>& keeper,
-                                            const LocalPeer& local, const Identity& identity,
-                                            std::string_view key, bool* wrong, Deadline deadline);
+    static std::unique_ptr<ObjectView> hold(const std::shared_ptr<LocalNode>& node,
+                                            const Identity& identity, std::string_view key,
+                                            bool* wrong, Deadline deadline);
+    bool keep(const IndexReader::Found& found, bool* stale, Deadline deadline);
     static std::unique_ptr<ObjectView> copy(ClientContext& context, std::string_view key,
                                             Deadline deadline);
 
@@ -41,9 +39,7 @@ class ObjectView {
     ForkGuard fork_guard_;
     std::shared_ptr<LocalNode> node_;
     std::optional<ClientSlot::Handle> hazard_;
-    std::shared_ptr<LeaseKeeper> keeper_;  // with a hold by socket
-    LeaseKeeper::Grant socket_hold_;
-    Generation generation_ = 0;
+    Generation held_by_socket_ = 0;
     std::vector<uint8_t> copy_;
 };
 
