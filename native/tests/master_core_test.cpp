@@ -150,6 +150,18 @@ class MasterCoreTest : public testing::Test {
                   std::vector<int32_t>{0});
         return granted.version;
     }
+    void withdraw(Node& node, std::string_view key, Version version) {
+        const std::vector<uint64_t> versions{version};
+        const std::vector<uint8_t> reasons{static_cast<uint8_t>(MissReason::kEvicted)};
+        EXPECT_TRUE(core_
+                        ->withdraw(node.link, {.seq = node.seq++,
+                                               .tenant = "tenant",
+                                               .ns = "space",
+                                               .keys = key,
+                                               .versions = versions,
+                                               .reasons = reasons})
+                        .ok());
+    }
     void ack(Node& node) {
         if (!node.to->ops.empty()) {
             core_->ops_ack(node.link, node.to->ops.back().seq);
@@ -464,6 +476,10 @@ TEST_F(MasterCoreTest, AnUpsertTellsTheHoldersOfTheOldVersion) {
     EXPECT_EQ(a.to->ops[0].version, out[0].version - 1);
     EXPECT_GE(a.to->ops[0].version, old);
     EXPECT_EQ(find("k").version, out[0].version);
+    withdraw(b, "k", out[0].version);
+    EXPECT_EQ(announce(a, AnnouncePhase::kIncremental, {{"k", old}})[0],
+              static_cast<int32_t>(Code::kRemoved))
+        << "what was overtaken stays so";
 }
 
 TEST_F(MasterCoreTest, ReplicasGoToOtherHosts) {
@@ -546,17 +562,7 @@ TEST_F(MasterCoreTest, ADeathIsRepairedAfterItsDelayAnEvictionIsNot) {
     EXPECT_EQ(copy({&a, &b, &c}, now_ms), 2u);
     const ObjectPlace place = find("evicted");
     Node& other = place.nodes[1] == 1 ? b : c;
-    const std::string_view key = "evicted";
-    const std::vector<uint64_t> versions{evicted};
-    const std::vector<uint8_t> reasons{static_cast<uint8_t>(MissReason::kEvicted)};
-    EXPECT_TRUE(core_
-                    ->withdraw(other.link, {.seq = other.seq++,
-                                            .tenant = "tenant",
-                                            .ns = "space",
-                                            .keys = key,
-                                            .versions = versions,
-                                            .reasons = reasons})
-                    .ok());
+    withdraw(other, "evicted", evicted);
     Node& dead = find("kept").nodes[1] == 1 ? b : c;
     Node& alive = &dead == &b ? c : b;
     EXPECT_TRUE(core_->set_node(dead.id, NodeState::kDead, 0, 0, 0).ok());
