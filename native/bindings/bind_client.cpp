@@ -77,9 +77,10 @@ class Block {
 
   private:
     void drop() {
-        if (view_ != nullptr) {
+        std::unique_ptr<ObjectView> view = std::move(view_);
+        if (view != nullptr) {
             nb::gil_scoped_release unlocked;  // a hold by socket is ended by a message
-            view_.reset();
+            view.reset();
         }
     }
     std::unique_ptr<ObjectView> view_;
