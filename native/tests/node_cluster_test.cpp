@@ -1,5 +1,5 @@
 // Nodes and a master that come and go: lost links, missed operations, copies, concurrent writers.
-#include <random>
+#include <set>
 
 #include "node_fixture.h"
 
@@ -152,6 +152,18 @@ TEST_F(ClusterTest, WhatWasPublishedButNotAcknowledgedIsTakenBack) {
         }
     }
     EXPECT_GT(ok, 100u);
+    size_t taken_back = 0;
+    for (size_t w = 0; w < kWriters; ++w) {
+        const std::set<std::string> kept(stored[w].begin(), stored[w].end());
+        for (const std::string& key : failed[w]) {
+            if (!kept.contains(key)) {
+                EXPECT_EQ(reader.get(key).code, Code::kNotFound) << key;
+                EXPECT_EQ(master->replicas(key), 0u) << key;
+                ++taken_back;
+            }
+        }
+    }
+    EXPECT_GT(taken_back, 0u);
     EXPECT_EQ(master->core->stats().directory.objects, a->core->stats().store.objects);
     EXPECT_TRUE(a->core->store().audit().ok());
 }

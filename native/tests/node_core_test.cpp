@@ -141,7 +141,7 @@ TEST_F(NodeTest, ARemoveOvertakesAPutUnderWay) {
 }
 
 TEST_F(NodeTest, OfTwoConcurrentPutsOneWins) {
-    constexpr int kRounds = 200;
+    constexpr int kRounds = 400;
     NodeClient reader = tcp();
     for (int round = 0; round < kRounds; ++round) {
         const std::string key = "key " + std::to_string(round);
