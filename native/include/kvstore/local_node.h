@@ -31,7 +31,7 @@ class LocalNode {
     const uint8_t* segment() const { return segment_.data(); }
     uint64_t segment_bytes() const { return segment_.size(); }
     // Where a reserved block of this process is written; null when the extent leaves the segment.
-    uint8_t* block(uint64_t offset, uint64_t size) const;
+    uint8_t* block(uint64_t offset, uint64_t size);
     ClientSlot& slot() const { return *slot_; }
     ChannelPool& sessions() { return *sessions_; }
     const std::string& node_id() const { return index_->node_id(); }
@@ -60,11 +60,13 @@ class LocalNode {
     Status map(std::vector<Fd> fds, const WelcomeData& welcome);
     Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
     Result<std::unique_ptr<Channel>> open_session(Deadline deadline);
+    void map_pages(uint64_t offset, uint64_t size);
 
     Endpoint endpoint_;
     HelloParams hello_;
     Mapping segment_;  // read-only: a forked child may still look at a view
     Mapping writable_;
+    std::vector<std::atomic<uint64_t>> mapped_pages_;  // of writable_: a bit per granule
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
     std::unique_ptr<ChannelPool> sessions_;
