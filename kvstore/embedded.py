@@ -88,8 +88,7 @@ class _Servers:
 
     def stats(self) -> dict[str, Any]:
         """Their counters, for Store.stats."""
-        node = self.node.stats()
-        return {"evictions": node["evictions"], "node": node, "master": self.master.stats()}
+        return {"node": self.node.stats(), "master": self.master.stats()}
 
 
 _running: weakref.WeakSet[_Servers] = weakref.WeakSet()

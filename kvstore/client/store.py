@@ -502,8 +502,9 @@ class Store:
             ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm``, ``put_bytes_tcp``,
             ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``lookups``,
             ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master);
-            of an embedded store also ``node`` and ``master`` (their own counters) and
-            ``evictions``.
+            while the store is open also ``node_counters`` (of each node that answers, since it
+            started) and ``evictions`` (their sum); of an embedded store also ``node`` and
+            ``master`` (all of their counters).
         """
         counts = self._client.counters()
         misses = {
@@ -534,8 +535,12 @@ class Store:
             "leases": counts["leases"],
             "nodes": self._client.nodes(),
         }
-        if self._server_stats is not None and not self.closed:
-            stats |= self._server_stats()
+        if not self.closed:
+            nodes = self._client.node_counters()
+            stats["node_counters"] = nodes
+            stats["evictions"] = sum(node.get("evictions", 0) for node in nodes.values())
+            if self._server_stats is not None:
+                stats |= self._server_stats()
         return stats
 
     @property

@@ -405,6 +405,23 @@ nb::list nodes(Client& client) {
     return out;
 }
 
+nb::dict node_counters(Client& client) {
+    std::vector<std::pair<std::string, ClientCore::Counters>> all;
+    {
+        nb::gil_scoped_release unlocked;
+        all = client->node_counters();
+    }
+    nb::dict out;
+    for (const auto& [node, counted] : all) {
+        nb::dict row;
+        for (const auto& [name, value] : counted) {
+            row[name.c_str()] = value;
+        }
+        out[node.c_str()] = row;
+    }
+    return out;
+}
+
 void bind_reads(nb::class_<Client>& client) {
     client
         .def(
@@ -540,6 +557,7 @@ void bind_client(nb::module_& module) {
         .def("inspect", &inspect, "key"_a.none())
         .def("counters", &counters)
         .def("nodes", &nodes)
+        .def("node_counters", &node_counters)
         .def("close",
              [](Client& self) {
                  if (!self->in_forked_child()) {

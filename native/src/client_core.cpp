@@ -7,6 +7,8 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kTextPerMessage = 4u << 20;
+constexpr uint64_t kTableAgeMs = 1000;
+constexpr uint64_t kStatsMs = 500;  // how long one node may take to say its counters
 
 // Splits keys so that each part fits one message; stops at the first failure.
 template <class Fn>
@@ -296,6 +298,36 @@ Result<ClientCore::Inspection> ClientCore::inspect(std::string_view key) {
     out.replicas_wanted = reply.replicas_wanted;
     for (size_t i = 0; i < reply.replica_node_ids.size(); ++i) {
         out.replicas.emplace_back(reply.replica_node_ids[i], reply.replica_tiers[i]);
+    }
+    return out;
+}
+
+std::vector<std::pair<std::string, ClientCore::Counters>> ClientCore::node_counters() {
+    std::vector<std::pair<std::string, Counters>> out;
+    if (!context_->check_open().ok()) {
+        return out;
+    }
+    const Deadline deadline = context_->deadline();
+    context_->nodes().keep_fresh(kTableAgeMs, deadline);
+    for (const std::shared_ptr<PeerNode>& peer : context_->nodes().all()) {
+        StatsReply reply;
+        ChannelPool::Lease lease;
+        if (peer->info()->state == NodeState::kDead || !peer->breaker().allow()) {
+            continue;
+        }
+        const uint64_t patience_ms =
+            std::min<uint64_t>(kStatsMs, static_cast<uint64_t>(deadline.left_ms()));
+        if (!peer->sockets()
+                 .exchange(Stats{}, &reply, &lease, Deadline::after_ms(patience_ms))
+                 .ok()) {
+            peer->breaker().failure();
+            continue;
+        }
+        peer->breaker().success();
+        Counters& counters = out.emplace_back(peer->info()->id, Counters{}).second;
+        for (size_t row = 0; row < reply.names.size(); ++row) {
+            counters.emplace_back(reply.names[row], reply.values[row]);
+        }
     }
     return out;
 }

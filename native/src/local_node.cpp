@@ -70,6 +70,8 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
             node->sessions_ = std::make_unique<ChannelPool>(
                 [raw](Deadline until) { return raw->open_session(until); });
             node->sessions_->adopt(std::move(*channel));
+            // Asked for now, so that reads go on when the node hangs later.
+            (void)node->current_namespace(deadline);
             return node;
         }
         if (last.code() != Code::kUnavailable) {

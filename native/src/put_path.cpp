@@ -111,10 +111,14 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     const std::shared_ptr<PeerNode> chosen = context_.nodes().choose(eligible);
     const auto local = std::find_if(locals_.begin(), locals_.end(),
                                     [&](const LocalPeer& l) { return l.peer == chosen; });
-    if (local == locals_.end()) {
+    if (local == locals_.end() || !chosen->breaker().allow()) {
         return false;
     }
-    put_into(*local->node, open);
+    if (put_into(*local->node, open)) {
+        chosen->breaker().success();
+    } else {
+        chosen->breaker().failure();
+    }
     std::vector<PutItem*> refused;
     std::copy_if(open.begin(), open.end(), std::back_inserter(refused),
                  [](const PutItem* item) { return may_go_elsewhere(item->result); });
@@ -124,10 +128,12 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     return true;
 }
 
-void PutPath::put_into(LocalNode& node, std::span<PutItem*> open) {
+// False when the node did not answer. What is open then is tried again, elsewhere or here once it
+// has restarted.
+bool PutPath::put_into(LocalNode& node, std::span<PutItem*> open) {
     Result<ChannelPool::Lease> lease = node.sessions().checkout(deadline_);
     if (!lease.ok()) {
-        return;  // restarted or gone: the next attempt sees which
+        return false;
     }
     node.send_abandoned(**lease, deadline_);
     const Rows rows = rows_of(open);
@@ -137,7 +143,7 @@ void PutPath::put_into(LocalNode& node, std::span<PutItem*> open) {
         if (status.code() == Code::kDeadlineExceeded || (*lease)->alive()) {
             set_all(open, status.code());
         }
-        return;
+        return (*lease)->alive();
     }
     std::vector<PutItem*> reserved;
     std::vector<uint64_t> reserved_generations;
@@ -158,9 +164,7 @@ void PutPath::put_into(LocalNode& node, std::span<PutItem*> open) {
         reserved_generations.push_back(generations[row]);
         item.result = kOpen;
     }
-    if (!reserved.empty()) {
-        commit(node, *lease, reserved, reserved_generations, crcs);
-    }
+    return reserved.empty() || commit(node, *lease, reserved, reserved_generations, crcs);
 }
 
 // Leaves kOk in the items that got a block.
@@ -189,7 +193,8 @@ Status PutPath::reserve(ChannelPool::Lease& lease, const Rows& rows,
     return {};
 }
 
-void PutPath::commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutItem*> items,
+// False when the node did not answer.
+bool PutPath::commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutItem*> items,
                      std::span<const uint64_t> generations, std::span<const uint32_t> crcs) {
     Commit request;
     request.generations = generations;
@@ -206,7 +211,7 @@ void PutPath::commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutIt
         if (status.code() == Code::kDeadlineExceeded || lease->alive()) {
             set_all(items, status.code());
         }
-        return;
+        return lease->alive();
     }
     std::vector<uint64_t> expired;
     for (size_t row = 0; row < items.size(); ++row) {
@@ -221,6 +226,7 @@ void PutPath::commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutIt
         node.abandon(expired);
         node.send_abandoned(*lease, deadline_);
     }
+    return true;
 }
 
 void PutPath::put_by_socket(std::span<PutItem*> open, const PeerNode* except) {

@@ -12,6 +12,8 @@ namespace {
 
 constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a single larger object
 constexpr int kMinAttemptMs = 100;
+constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
+constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
 
 int replicas_left(const Placement& placement, uint32_t tried) {
     return placement.count - std::popcount(tried);
@@ -454,12 +456,18 @@ void RemoteReads::refuse(Job& job, MissReason reason) {
 // A slow replica must leave time for the others.
 Deadline RemoteReads::attempt_deadline(const Slice& slice) const {
     int others = 0;
+    uint64_t bytes = 0;
     for (const Job* job : slice.jobs) {
         others = std::max(others, replicas_left(job->placement, job->tried) - 1);
+        bytes += job->placement.size;
     }
     const int left = deadline_.left_ms();
+    if (others == 0) {
+        return Deadline::after_ms(static_cast<uint64_t>(left));
+    }
+    const uint64_t slow_ms = kMaxAttemptMs + bytes / kSlowestBytesPerMs;
     const int share = std::max(left / (others + 1), std::min(left, kMinAttemptMs));
-    return Deadline::after_ms(static_cast<uint64_t>(share));
+    return Deadline::after_ms(std::min(slow_ms, static_cast<uint64_t>(share)));
 }
 
 }  // namespace kvstore

@@ -27,6 +27,11 @@ class Breaker {
         return now >= until && open_until_ms_.compare_exchange_strong(until, now + pause_ms(),
                                                                       std::memory_order_relaxed);
     }
+    // Whether allow() would say yes, without taking the probe.
+    bool ready() const {
+        const uint64_t until = open_until_ms_.load(std::memory_order_relaxed);
+        return until == 0 || boottime_ms() >= until;
+    }
     bool is_open() const { return open_until_ms_.load(std::memory_order_relaxed) != 0; }
     void success() {
         if (is_open()) {

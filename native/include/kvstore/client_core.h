@@ -89,6 +89,9 @@ class ClientCore {
         bool attached = false;
     };
     std::vector<NodeSummary> nodes() const;
+    // What each node that answers has counted since it started, by node id.
+    using Counters = std::vector<std::pair<std::string, uint64_t>>;
+    std::vector<std::pair<std::string, Counters>> node_counters();
 
   private:
     ClientCore() = default;

@@ -34,7 +34,7 @@ class PeerNode {
     std::shared_ptr<const PeerInfo> info() const;
     void update(PeerInfo info);
     // Whether new objects may be put there.
-    bool takes_puts() const { return info()->state == NodeState::kAlive && !breaker_.is_open(); }
+    bool takes_puts() const { return info()->state == NodeState::kAlive && breaker_.ready(); }
 
     // The node's memory when it is on this host: attached before, or now. Null when it is not to be
     // had; then nothing is tried again for a short while.

@@ -47,10 +47,10 @@ class PutPath {
 
     void put_batch(std::span<PutItem> batch);
     bool put_shared(std::span<PutItem*> open);
-    void put_into(LocalNode& node, std::span<PutItem*> open);
+    bool put_into(LocalNode& node, std::span<PutItem*> open);
     Status reserve(ChannelPool::Lease& lease, const Rows& rows, std::vector<uint64_t>* generations,
                    std::vector<uint64_t>* offsets);
-    void commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutItem*> items,
+    bool commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutItem*> items,
                 std::span<const uint64_t> generations, std::span<const uint32_t> crcs);
     void put_by_socket(std::span<PutItem*> open, const PeerNode* except);
     void send_put(PeerNode& peer, std::span<PutItem*> open);

@@ -1,0 +1,94 @@
+"""A client whose nodes stop, hang or restart: reads go on, no call outlives its deadline."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from kvstore import Status
+from tests.support.cluster import Cluster
+from tests.support.payloads import proof
+from tests.support.processes import wait_for
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_hung_replica_is_left_for_the_next_one(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    cluster.start_node("b")
+    store = cluster.connect(transport="tcp")
+    keys = [f"k/{i}" for i in range(50)]
+    assert store.batch_put(keys, [proof(key, 3000) for key in keys], replicas=2) == (
+        [Status.Ok] * 50
+    )
+
+    def copied() -> bool:
+        found = [store.inspect(key) for key in keys]
+        return all(f is not None and len(f["replicas"]) == 2 for f in found)
+
+    wait_for(copied, "two replicas of each", 20, poll_s=0.1)
+    cluster.nodes["a"].signal(signal.SIGSTOP)
+    start = time.monotonic()
+    assert store.batch_get(keys) == [proof(key, 3000) for key in keys]
+    assert time.monotonic() - start < 3, "one hung attempt, then the other replica"
+    start = time.monotonic()
+    for key in keys:
+        assert store.get(key) == proof(key, 3000)
+    assert time.monotonic() - start < 3, "the hung node is not asked again and again"
+
+
+def test_a_hung_home_node_still_is_read_and_puts_go_elsewhere(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    store = cluster.connect(timeout_ms=1000)
+    assert store.put("k", proof("k", 100_000)) is Status.Ok
+    cluster.nodes["a"].signal(signal.SIGSTOP)
+    start = time.monotonic()
+    assert store.get("k") == proof("k", 100_000), "its memory is mapped here"
+    assert time.monotonic() - start < 0.5
+    start = time.monotonic()
+    assert store.put("new", b"x") in (Status.DeadlineExceeded, Status.Unavailable)
+    assert time.monotonic() - start < 1.5
+    cluster.start_node("b")
+    wait_for(lambda: store.put("elsewhere", b"y") is Status.Ok, "puts to go to b", 10)
+    found = store.inspect("elsewhere")
+    assert found is not None and [r["node_id"] for r in found["replicas"]] == ["b"]
+    cluster.nodes["a"].signal(signal.SIGCONT)
+    cluster.wait_state("a", "alive")
+    wait_for(lambda: store.get("k") is not None, "a to be back", 10)
+
+
+def test_a_restarted_home_node_is_attached_again(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    store = cluster.connect()
+    assert store.put("before", bytes(1000)) is Status.Ok
+    cluster.nodes["a"].kill()
+    start = time.monotonic()
+    assert store.get("before") is None
+    assert time.monotonic() - start < 2
+    cluster.start_node("a")
+    wait_for(lambda: store.put("after", bytes(1000)).ok, "puts to work again", 10)
+    assert store.get("after") == bytes(1000)
+    stats = store.stats()
+    assert (stats["bytes_tcp"], stats["put_bytes_tcp"]) == (0, 0)
+
+
+def test_the_other_nodes_objects_stay_readable(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    cluster.start_node("b")
+    store = cluster.connect(transport="tcp", timeout_ms=2000)
+    keys = [f"k/{i}" for i in range(20)]
+    store.batch_put(keys, [proof(key, 5000) for key in keys])
+    cluster.nodes["a"].kill()
+    slowest = 0.0
+    for _ in range(20):
+        start = time.monotonic()
+        values = store.batch_get(keys)
+        slowest = max(slowest, time.monotonic() - start)
+        assert all(
+            value in (None, proof(key, 5000)) for key, value in zip(keys, values, strict=True)
+        )
+    assert slowest < 2.5
+    cluster.start_node("a")
+    wait_for(lambda: store.put("new", b"x").ok, "puts to work", 10)
