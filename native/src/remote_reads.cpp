@@ -281,8 +281,11 @@ void RemoteReads::send(Slice& slice) {
         }
         return;
     }
-    if (!slice.peer->breaker().allow()) {
-        return give_up(slice, Status(Code::kUnavailable, "failed a moment ago"));
+    if (!slice.peer->breaker().allow()) {  // it failed a moment ago: not asked, so no new failure
+        for (Job* job : slice.jobs) {
+            refuse(*job, MissReason::kNodeDown);
+        }
+        return;
     }
     const Deadline deadline = attempt_deadline(slice);
     Result<ChannelPool::Lease> lease = slice.peer->sockets().checkout(deadline);
