@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import kvstore
 from kvstore import Status
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
@@ -92,3 +93,19 @@ def test_the_other_nodes_objects_stay_readable(cluster: Cluster) -> None:
     assert slowest < 2.5
     cluster.start_node("a")
     wait_for(lambda: store.put("new", b"x").ok, "puts to work", 10)
+
+
+def test_transport_shm_never_takes_a_socket_for_bytes(cluster: Cluster) -> None:
+    cluster.start_node("far", transports=["tcp"])
+    writer = cluster.connect()
+    assert writer.put("far", b"x" * 1000) is Status.Ok
+    with pytest.raises(kvstore.UnavailableError, match="shm"):
+        cluster.connect(transport="shm")
+    cluster.start_node("near")
+    store = cluster.connect(transport="shm")
+    assert store.put("near", b"y" * 1000) is Status.Ok
+    assert store.get("near") == b"y" * 1000
+    assert store.exists("far") and store.get("far") is None
+    stats = store.stats()
+    assert stats["misses"]["unavailable"] == 1
+    assert (stats["bytes_tcp"], stats["put_bytes_tcp"]) == (0, 0)
