@@ -26,8 +26,9 @@ Exception tree::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Status(IntEnum):
@@ -269,3 +270,21 @@ def status_for_grpc(name: str) -> Status:
         if row.grpc == name:
             return status
     return Status.Internal
+
+
+def error_from_rpc(grpc_name: str, details: str, trailing: Iterable[Any] | None) -> KvstoreError:
+    """Make the exception for a failed call of the control plane.
+
+    Args:
+        grpc_name: the gRPC status, for example "UNAVAILABLE".
+        details: the server's sentence; may be empty.
+        trailing: the call's trailing metadata, (name, value) each; its `kvstore-status` says more
+            than the gRPC status does.
+
+    Returns:
+        The exception, not raised.
+    """
+    for name, value in trailing or ():
+        if name == "kvstore-status":
+            return error_for(int(value), details)
+    return error_for(status_for_grpc(grpc_name), details or grpc_name)

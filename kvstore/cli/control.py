@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from kvstore import _native, errors
+from kvstore import _native
 from kvstore._proto import master_pb2_grpc
 from kvstore.cli.session import Target
+from kvstore.errors import error_from_rpc
 from kvstore.security import Role, bearer, load_identity
 
 if TYPE_CHECKING:
     from kvstore._proto.master_pb2_grpc import MasterStub
-
-
-def _as_kvstore_error(error: grpc.RpcError) -> errors.KvstoreError:
-    """Turn a gRPC failure into the exception its trailing `kvstore-status` (or code) names."""
-    trailing: Any = error.trailing_metadata() or ()
-    for name, value in trailing:
-        if name == "kvstore-status":
-            return errors.error_for(int(value), error.details() or "")
-    status = errors.status_for_grpc(error.code().name)
-    return errors.error_for(status, error.details() or "")
 
 
 @contextmanager
@@ -54,4 +45,6 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, Any]]]:
         try:
             yield master_pb2_grpc.MasterStub(channel), call
         except grpc.RpcError as error:
-            raise _as_kvstore_error(error) from None
+            raise error_from_rpc(
+                error.code().name, error.details() or "", error.trailing_metadata()
+            ) from None

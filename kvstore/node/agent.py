@@ -12,7 +12,7 @@ from typing import TypeVar
 import grpc
 
 from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
-from kvstore.errors import KvstoreError, Status, UnavailableError, error_for, status_for_grpc
+from kvstore.errors import KvstoreError, Status, UnavailableError, error_from_rpc
 from kvstore.logging import EventLogger
 from kvstore.node import session
 from kvstore.node.core_api import Probe
@@ -88,7 +88,6 @@ class Agent:
         self._master = ""
         self.session: Session | None = None
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
-        self.registrations = 0
 
     def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
         """Announce these endpoints from the next call on."""
@@ -140,7 +139,6 @@ class Agent:
             master=self._master,
             heartbeat_ms=reply.heartbeat_interval_ms,
         )
-        self.registrations += 1
         _log.info(
             "registered",
             master=self._master,
@@ -243,18 +241,12 @@ class Agent:
                 request, timeout=_CALL_TIMEOUT_MS / 1000, metadata=bearer(self._principal)
             )
         except grpc.aio.AioRpcError as error:
-            raise _as_kvstore_error(error) from None
+            raise error_from_rpc(
+                error.code().name, error.details() or "", error.trailing_metadata()
+            ) from None
 
     async def _drop_channel(self) -> None:
         self._stub = None
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
-
-
-def _as_kvstore_error(error: grpc.aio.AioRpcError) -> KvstoreError:
-    """Turn a gRPC failure into the exception that its metadata, else its code, names."""
-    for name, value in error.trailing_metadata() or ():
-        if name == "kvstore-status":
-            return error_for(int(value), error.details() or "")
-    return error_for(status_for_grpc(error.code().name), error.details() or error.code().name)

@@ -70,3 +70,11 @@ def test_a_status_shows_its_name_and_compares_with_numbers() -> None:
     assert str(Status.NoSpace) == "NoSpace"
     assert Status.NoSpace == -3
     assert Status.AlreadyExists.ok and Status.Ok.ok and not Status.Partial.ok
+
+
+def test_a_failed_rpc_becomes_what_its_metadata_names_else_its_code() -> None:
+    named = errors.error_from_rpc("ABORTED", "why", [("x", "1"), ("kvstore-status", "-9")])
+    assert isinstance(named, errors.PermissionDeniedError) and str(named) == "why"
+    for trailing in (None, [("x", "1")]):
+        plain = errors.error_from_rpc("UNAVAILABLE", "", trailing)
+        assert isinstance(plain, errors.UnavailableError) and str(plain) == "UNAVAILABLE"
