@@ -16,16 +16,11 @@ namespace {
 constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr uint64_t kOwnerByte = 0;
 
-// Counts the forks in this process's ancestry: a handle of another generation is a parent's.
-std::atomic<uint64_t> fork_generation{0};
 std::atomic<SlotRegistry*> current_registry{nullptr};
 
 // Runs in a forked child. The parent's registry may be locked by a thread that does not exist here,
 // and its descriptors must never be closed: it is abandoned.
-void abandon_registry() {
-    fork_generation.fetch_add(1, kRelaxed);
-    current_registry.store(nullptr, std::memory_order_release);
-}
+void abandon_registry() { current_registry.store(nullptr, std::memory_order_release); }
 
 bool set_lock(int fd, short type, uint64_t at) {
     struct flock lock{};
@@ -120,8 +115,7 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
         return failure;
     }
     ++file->slot->handles;
-    return std::shared_ptr<ClientSlot>(
-        new ClientSlot(this, file->slot.get(), fork_generation.load(kRelaxed)));
+    return std::shared_ptr<ClientSlot>(new ClientSlot(this, file->slot.get()));
 }
 
 Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t number) {
@@ -220,8 +214,7 @@ void SlotRegistry::close_if_unused(const FileKey& key) {
     if (it != files_.end() && !it->second->owner && !it->second->slot) files_.erase(it);
 }
 
-ClientSlot::ClientSlot(SlotRegistry* registry, State* state, uint64_t generation)
-    : registry_(registry), state_(state), fork_generation_(generation) {}
+ClientSlot::ClientSlot(SlotRegistry* registry, State* state) : registry_(registry), state_(state) {}
 
 ClientSlot::~ClientSlot() {
     // In a forked child the state belongs to the parent: its memory is not mapped here, and closing
@@ -229,9 +222,7 @@ ClientSlot::~ClientSlot() {
     if (in_own_process()) registry_->release(state_);
 }
 
-bool ClientSlot::in_own_process() const {
-    return fork_generation_ == fork_generation.load(kRelaxed);
-}
+bool ClientSlot::in_own_process() const { return !fork_guard_.in_child(); }
 
 uint32_t ClientSlot::number() const { return state_->number; }
 

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "kvstore/file.h"
+#include "kvstore/fork_guard.h"
 #include "kvstore/shared_layout.h"
 #include "kvstore/types.h"
 
@@ -57,10 +58,10 @@ class ClientSlot {
     friend class SlotRegistry;
     struct State;
     bool in_own_process() const;
-    ClientSlot(SlotRegistry* registry, State* state, uint64_t fork_generation);
+    ClientSlot(SlotRegistry* registry, State* state);
     SlotRegistry* registry_;
     State* state_;  // owned by the registry, alive while a handle is
-    uint64_t fork_generation_;
+    ForkGuard fork_guard_;
 };
 
 class SlotRegistry {
