@@ -37,11 +37,6 @@ Status MasterClient::open(Deadline deadline) {
     return {};
 }
 
-WelcomeData MasterClient::last_welcome() const {
-    std::lock_guard lock(mutex_);
-    return welcome_;
-}
-
 Result<std::unique_ptr<Channel>> MasterClient::connect(Deadline deadline) {
     Status last;
     const size_t first = active_.load(std::memory_order_relaxed);
@@ -55,8 +50,6 @@ Result<std::unique_ptr<Channel>> MasterClient::connect(Deadline deadline) {
         if (channel.ok()) {
             active_.store(at, std::memory_order_relaxed);
             namespace_epoch_.store((*channel)->welcome().ns_epoch, std::memory_order_relaxed);
-            std::lock_guard lock(mutex_);
-            welcome_ = (*channel)->welcome();
             return channel;
         }
         last = channel.status();

@@ -71,7 +71,6 @@ std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
         return nullptr;
     }
     attach_breaker_.success();
-    ever_attached_.store(true, std::memory_order_relaxed);
     std::lock_guard lock(mutex_);
     if (closed_.load()) {
         return nullptr;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -23,9 +22,7 @@ class MasterClient {
     // Fixed after open(): a master that answers later must belong to the same cluster.
     const std::string& cluster_id() const { return cluster_id_; }
     const HashSecret& hash_secret() const { return hash_secret_; }
-    WelcomeData last_welcome() const;
     uint32_t namespace_epoch() const { return namespace_epoch_.load(std::memory_order_relaxed); }
-    bool seems_away() const { return breaker_.is_open(); }
     uint64_t failures() const { return failures_.load(std::memory_order_relaxed); }
 
     // One request. While the master is away this answers kUnavailable at once.
@@ -54,8 +51,6 @@ class MasterClient {
     std::atomic<size_t> active_{0};
     std::atomic<uint32_t> namespace_epoch_{0};
     std::atomic<uint64_t> failures_{0};
-    mutable std::mutex mutex_;
-    WelcomeData welcome_;
     Breaker breaker_;
     ChannelPool pool_;
 };

@@ -41,7 +41,6 @@ class PeerNode {
     std::shared_ptr<LocalNode> local(Deadline deadline);
     // The same, without trying to attach.
     std::shared_ptr<LocalNode> attached() const;
-    bool ever_attached() const { return ever_attached_.load(std::memory_order_relaxed); }
 
     // Sessions for reads and writes by socket.
     ChannelPool& sockets() { return sockets_; }
@@ -58,7 +57,6 @@ class PeerNode {
     std::shared_ptr<const PeerInfo> info_;
     std::shared_ptr<LocalNode> local_;
     std::mutex attach_mutex_;
-    std::atomic<bool> ever_attached_{false};
     std::atomic<bool> closed_{false};
     Breaker breaker_;
     Breaker attach_breaker_;
