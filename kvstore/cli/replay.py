@@ -61,8 +61,8 @@ def _report(tally: Tally, block_bytes: int, stats: Mapping[str, Any]) -> dict[st
         report[f"{name}_p99_us"] = round(percentile_us(samples, 0.99), 1)
     report["puts"] = tally.put_statuses
     report["evicted_before_get"] = tally.failed_gets
-    report["evictions"] = stats.get("evictions")
-    report["misses"] = stats.get("misses", {})
+    report["evictions"] = stats["evictions"]
+    report["misses"] = stats["misses"]
     return report
 
 
@@ -86,6 +86,8 @@ def _run(
 ) -> dict[str, Any]:
     longest = max(len(request.hash_ids) for request in requests)
     replay = Replay(store, block_bytes, longest)
+    # A cluster's nodes count evictions since they started, not since this replay did.
+    evictions_before = store.stats()["evictions"]
     columns = (
         TextColumn("replay"),
         BarColumn(),
@@ -97,7 +99,9 @@ def _run(
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("replay", total=len(requests), hit_rate=0.0)
         replay.run(requests, lambda: bar.update(task, advance=1, hit_rate=replay.tally.hit_rate))
-    return _report(replay.tally, block_bytes, store.stats())
+    stats = store.stats()
+    stats["evictions"] -= evictions_before
+    return _report(replay.tally, block_bytes, stats)
 
 
 @click.command(

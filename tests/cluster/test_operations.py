@@ -134,6 +134,14 @@ def test_replay_on_a_cluster(cluster: Cluster) -> None:
         assert report["misses"].get(reason, 0) == 0
 
 
+def test_a_replay_counts_its_own_evictions_only(cluster: Cluster) -> None:
+    cluster.start_node("a", segment_size="32mb")
+    first = cluster.cli("replay", "--limit", "200")["evictions"]
+    second = cluster.cli("replay", "--limit", "200", "--seed", "2")["evictions"]
+    assert first > 0 and second > 0
+    assert first + second == cluster.connect().stats()["evictions"]
+
+
 def _metrics(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         return str(answer.read().decode())
