@@ -74,7 +74,7 @@ format: $(VENV)/.dev  ## rewrite the sources in the house format
 proto: $(VENV)/.dev  ## regenerate kvstore/_proto from proto/
 	$(PY) proto/generate.py
 
-bench: $(VENV)/.installed  ## measure this machine (bench/README in the table's header)
+bench: $(VENV)/.installed  ## the embedded store beside this machine's memcpy
 	$(PY) -m bench
 
 test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for process-private state

@@ -14,6 +14,7 @@ from tests.support.cluster import Cluster
 from tests.support.wire import (
     ALL_TYPES,
     CLIENT_TO_NODE,
+    GET,
     HEADER,
     HELLO,
     HELLO_MAGIC,
@@ -149,7 +150,7 @@ def test_each_kind_of_bad_frame_is_named(cluster: Cluster) -> None:
     assert refusal(b"GET / HTTP/1.1\r\nHost: kvstore\r\n\r\n") == Status.ProtocolError
     oversized = HEADER.pack(64 << 20, CLIENT_TO_NODE[1], 0, 1, 0)
     assert refusal(oversized, welcome_first=True) in (Status.TooLarge, Status.ProtocolError)
-    cut_field = frame(0x48, b"\x01\x00\xff\xff\xff\xff")
+    cut_field = frame(GET, b"\x01\x00\xff\xff\xff\xff")
     assert refusal(cut_field, welcome_first=True) == Status.ProtocolError
 
 
