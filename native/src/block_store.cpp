@@ -10,6 +10,7 @@
 #include "kvstore/checksum.h"
 #include "kvstore/clock.h"
 #include "kvstore/hmac.h"
+#include "kvstore/protocol_steps.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -165,7 +166,8 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
                                           " in segment_size " + std::to_string(segment->size()));
     }
     KV_ASSERT(generation_counter < kMaxCounter);
-    reply.generation = pack_epoch(options.node_epoch, ++generation_counter);
+    reply.generation =
+        steps::draw_generation(steps::RealMemory{}, options.node_epoch, generation_counter);
     reply.offset = *offset;
     reply.data = segment->data() + *offset;
     reply.code = Code::kOk;
@@ -220,7 +222,9 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
         reservation->owner.slot != owner.slot) {
         return {Code::kInvalidArgument, 0, nullptr};
     }
-    if (reservation->quarantined) return {Code::kExpired, 0, nullptr};
+    if (!steps::may_publish(steps::RealMemory{}, !reservation->quarantined)) {
+        return {Code::kExpired, 0, nullptr};
+    }
     const Version version = item.version != 0 ? item.version : reservation->version;
     if (version == 0) return {Code::kInvalidArgument, 0, nullptr};
 
@@ -323,11 +327,8 @@ void BlockStore::State::stamp_batch(std::span<const EntryRef> published) {
         for (size_t depth = 0; depth < limits::kMaxBatchKeys; ++depth) {
             if (evictor.stamp(ref) > begin) break;  // its ancestors were stamped too
             evictor.touch(ref);
-            const StoredObject& object = objects[ref];
-            if (object.parent == kNoEntry) break;
-            const Generation parent = objects[object.parent].generation;
-            if (parent == 0 || static_cast<uint32_t>(parent) != object.parent_generation) break;
-            ref = object.parent;
+            ref = parent_of(ref);
+            if (ref == kNoEntry) break;
         }
     }
 }
@@ -344,7 +345,7 @@ Code BlockStore::State::abort(const Owner& owner, Generation generation) {
     const bool own = reservation->owner.slot == owner.slot &&
                      (owner.slot >= 0 || reservation->owner.session == owner.session);
     if (!own) return Code::kInvalidArgument;
-    drop_reservation(generation);
+    end_reservation(generation, true, true);
     ++totals.aborts;
     return Code::kOk;
 }
@@ -354,6 +355,16 @@ void BlockStore::State::drop_reservation(Generation generation) {
     allocator.free(reservations.take(generation).offset);
 }
 
+void BlockStore::State::end_reservation(Generation generation, bool writer_said_stopped,
+                                        bool writer_lock_held) {
+    if (steps::may_reuse_reservation(steps::RealMemory{}, writer_said_stopped, writer_lock_held,
+                                     false)) {
+        drop_reservation(generation);
+    } else {
+        reservations.quarantine(generation);
+    }
+}
+
 void BlockStore::on_session_closed(uint64_t session) {
     State::Lock lock(*state_);
     state_->session_closed(session);
@@ -361,11 +372,9 @@ void BlockStore::on_session_closed(uint64_t session) {
 
 void BlockStore::State::session_closed(uint64_t session) {
     for (const Generation generation : reservations.of_session(session)) {
-        if (reservations.find(generation)->owner.slot >= 0) {
-            reservations.quarantine(generation);
-        } else {
-            drop_reservation(generation);
-        }
+        // Without a slot the node itself was the writer, and it has stopped.
+        const bool node_writes = reservations.find(generation)->owner.slot < 0;
+        end_reservation(generation, node_writes, true);
     }
     end_leases(leases.take_session(session));
     for (auto it = socket_holds.lower_bound({session, 0});
@@ -387,7 +396,9 @@ void BlockStore::on_slot_dead(int slot) {
 
 void BlockStore::State::slot_dead(int slot) {
     if (slot < 0) return;
-    for (const Generation generation : reservations.of_slot(slot)) drop_reservation(generation);
+    for (const Generation generation : reservations.of_slot(slot)) {
+        end_reservation(generation, false, false);
+    }
     for (auto it = socket_holds.begin(); it != socket_holds.end();) {
         if (it->second.owner.slot != slot) {
             ++it;
@@ -402,6 +413,7 @@ int BlockStore::segment_fd() const { return state_->segment->fd(); }
 int BlockStore::index_fd() const { return state_->index->client_fd(); }
 int BlockStore::clients_fd() const { return state_->slots->fd(); }
 uint64_t BlockStore::segment_bytes() const { return state_->segment->size(); }
+Status BlockStore::prefault_status() const { return state_->segment->prefault_status(); }
 ClientSlots& BlockStore::client_slots() { return *state_->slots; }
 
 uint64_t BlockStore::flush_counter() const {

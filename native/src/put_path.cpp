@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "kvstore/checksum.h"
+#include "kvstore/protocol_steps.h"
 
 namespace kvstore {
 namespace {
@@ -164,6 +165,7 @@ bool PutPath::put_into(LocalNode& node, std::span<PutItem*> open) {
         reserved_generations.push_back(generations[row]);
         item.result = kOpen;
     }
+    steps::finish_writing(steps::RealMemory{});
     return reserved.empty() || commit(node, *lease, reserved, reserved_generations, crcs);
 }
 

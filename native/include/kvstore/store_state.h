@@ -100,12 +100,15 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
                uint64_t expiry_ms);
     void stamp_batch(std::span<const EntryRef> published);
     void drop_reservation(Generation generation);
+    // Frees the block or quarantines it, as may_reuse_reservation() decides.
+    void end_reservation(Generation generation, bool writer_said_stopped, bool writer_lock_held);
     void session_closed(uint64_t session);
     void slot_dead(int slot);
 
     // --- store_reads.cpp ---
     EntryRef find_valid(const NamespaceRef& ns, std::string_view key, const Hash128& hash);
     Found find(const NamespaceRef& ns, const Key& key, EntryRef* ref);
+    EntryRef parent_of(EntryRef ref) const;  // kNoEntry: none, or it is gone
     MissReason miss_reason(const NamespaceRef& ns, const Key& key) const;
     HoldToken make_hold(EntryRef ref);
     void drop_hold(Generation generation, EntryRef ref);  // takes the mutex
