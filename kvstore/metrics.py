@@ -52,6 +52,14 @@ class Labelled(NamedTuple):
 Row = Counter | Gauge | Labelled
 
 
+class Latency(NamedTuple):
+    """A native histogram of microseconds."""
+
+    buckets: tuple[tuple[int, int], ...]
+    """(upper bound, count) of the buckets that are not empty, ascending."""
+    sum_us: int
+
+
 def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
     """Turn a table of rows into metrics.
 
@@ -76,21 +84,20 @@ def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def latency_family(
-    name: str, text: str, label: str, snapshots: Mapping[str, Mapping[str, Any]]
+    name: str, text: str, labels: Sequence[str], latencies: Mapping[tuple[str, ...], Latency]
 ) -> Metric:
     """Make a histogram of seconds out of native histograms of microseconds.
 
     Args:
         name: of the metric, ending in ``_seconds``.
         text: its help.
-        label: distinguishes the histograms.
-        snapshots: by label value: ``buckets``, a list of (upper bound in µs, count) of the buckets
-            that are not empty; and ``sum``, in µs.
+        labels: names of the labels that distinguish the histograms.
+        latencies: by label values.
     """
-    family = HistogramMetricFamily(name, text, labels=[label])
-    for value, snapshot in snapshots.items():
-        counts = cumulate(snapshot["buckets"], LATENCY_BOUNDS_S)
-        family.add_metric([value], counts, sum_value=snapshot["sum"] / 1e6)
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, latency in latencies.items():
+        counts = cumulate(latency.buckets, LATENCY_BOUNDS_S)
+        family.add_metric(values, counts, sum_value=latency.sum_us / 1e6)
     return family
 
 

@@ -145,6 +145,7 @@ class HeartbeatRequest(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     REFUSES_WRITES_FIELD_NUMBER: _builtins.int
+    ACTIVITY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
@@ -155,6 +156,10 @@ class HeartbeatRequest(_message.Message):
     def endpoints(self) -> _types_pb2.Endpoints: ...
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Segment]: ...
+    @_builtins.property
+    def activity(self) -> Global___Activity:
+        """for the cluster's metrics"""
+
     def __init__(
         self,
         *,
@@ -165,14 +170,105 @@ class HeartbeatRequest(_message.Message):
         endpoints: _types_pb2.Endpoints | None = ...,
         segments: _abc.Iterable[_types_pb2.Segment] | None = ...,
         refuses_writes: _builtins.bool = ...,
+        activity: Global___Activity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class Activity(_message.Message):
+    """What the node and the clients of its host have done since the node's process started. Families,
+    operations and their labels are those of kvstore/activity.py; unknown ones are ignored.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Counter(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FAMILY_FIELD_NUMBER: _builtins.int
+        LABELS_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        family: _builtins.str
+        value: _builtins.int
+        @_builtins.property
+        def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """values, in the family's order"""
+
+        def __init__(
+            self,
+            *,
+            family: _builtins.str = ...,
+            labels: _abc.Iterable[_builtins.str] | None = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "labels", b"labels", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Latency(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        OPERATION_FIELD_NUMBER: _builtins.int
+        BOUNDS_US_FIELD_NUMBER: _builtins.int
+        COUNTS_FIELD_NUMBER: _builtins.int
+        SUM_US_FIELD_NUMBER: _builtins.int
+        operation: _builtins.str
+        sum_us: _builtins.int
+        @_builtins.property
+        def bounds_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """upper bounds of the buckets that are not empty, ascending"""
+
+        @_builtins.property
+        def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """values in each of them"""
+
+        def __init__(
+            self,
+            *,
+            operation: _builtins.str = ...,
+            bounds_us: _abc.Iterable[_builtins.int] | None = ...,
+            counts: _abc.Iterable[_builtins.int] | None = ...,
+            sum_us: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds_us", b"bounds_us", "counts", b"counts", "operation", b"operation", "sum_us", b"sum_us"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    LATENCIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Activity.Counter]:
+        """at most 256; those that are 0 may be left out"""
+
+    @_builtins.property
+    def latencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Activity.Latency]:
+        """at most 16, of at most 256 buckets"""
+
+    def __init__(
+        self,
+        *,
+        counters: _abc.Iterable[Global___Activity.Counter] | None = ...,
+        latencies: _abc.Iterable[Global___Activity.Latency] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "latencies", b"latencies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Activity: _TypeAlias = Activity  # noqa: Y015
 
 @_typing.final
 class HeartbeatReply(_message.Message):

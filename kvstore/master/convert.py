@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from kvstore import limits
 from kvstore._proto import master_pb2, node_pb2, types_pb2
+from kvstore.activity import FAMILIES, OPERATIONS, Activity, Labels
 from kvstore.errors import InvalidArgumentError, TooLargeError
 from kvstore.master import model
 from kvstore.master.core_api import CoreEvent, CoreNode, CoreObject
+from kvstore.metrics import Latency
 from kvstore.security import Principal
 
 _EVENT_KINDS = {
@@ -92,6 +94,36 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
     )
 
 
+def activity_from(wire: node_pb2.Activity) -> Activity:
+    """Take what a node has done; what is not known here is left out."""
+    for name, rows, limit in (
+        ("counters", len(wire.counters), limits.MAX_ACTIVITY_COUNTERS),
+        ("latencies", len(wire.latencies), limits.MAX_ACTIVITY_LATENCIES),
+    ):
+        if rows > limit:
+            raise TooLargeError(f"activity.{name}: {rows}; at most {limit}")
+    counters: dict[tuple[str, Labels], int] = {}
+    for counter in wire.counters:
+        family, labels = FAMILIES.get(counter.family), tuple(counter.labels)
+        if family is None or len(family.labels) != len(labels):
+            continue
+        if not all(map(limits.is_valid_name, labels)):
+            raise InvalidArgumentError(f"activity: a label of {counter.family} is not valid")
+        counters[counter.family, labels] = counter.value
+    latencies: dict[str, Latency] = {}
+    for latency in wire.latencies:
+        bounds = list(latency.bounds_us)
+        if len(bounds) > limits.MAX_ACTIVITY_BUCKETS or len(bounds) != len(latency.counts):
+            raise InvalidArgumentError("activity: too many buckets, or bounds without counts")
+        if bounds != sorted(bounds):
+            raise InvalidArgumentError("activity: the bounds do not ascend")
+        if latency.operation in OPERATIONS:
+            latencies[latency.operation] = Latency(
+                tuple(zip(bounds, latency.counts, strict=True)), latency.sum_us
+            )
+    return Activity(counters, latencies)
+
+
 def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
     """Take a heartbeat."""
     return model.Heartbeat(
@@ -102,6 +134,7 @@ def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
         endpoints=endpoints_from(wire.endpoints),
         segments=segments_from(wire.segments),
         refuses_writes=wire.refuses_writes,
+        activity=activity_from(wire.activity),
     )
 
 

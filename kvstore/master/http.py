@@ -7,6 +7,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from kvstore import activity
 from kvstore.http import Readiness
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.journal import Journal
@@ -112,6 +113,8 @@ def collector(
         yield from families(ROWS, stats)
         cluster = registry.cluster
         yield from _node_families(cluster, {n["node_id"]: n["replicas"] for n in core.nodes()})
+        told = {node_id: node.activity for node_id, node in cluster.nodes.items()}
+        yield from activity.families("kvstore_cluster", told, "node")
         yield GaugeMetricFamily(
             "kvstore_cluster_rebuilding", "1 until the known nodes are back.", cluster.rebuilding
         )

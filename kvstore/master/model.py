@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 
+from kvstore.activity import Activity
+
 
 class NodeState(IntEnum):
     """Life of a node; the numbers are those of NodeState in native types.h."""
@@ -83,6 +85,8 @@ class Node:
     endpoints: Endpoints = Endpoints()
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     segments: tuple[Segment, ...] = ()
+    activity: Activity = field(default_factory=Activity)
+    """What it told last, for metrics."""
     persisted_ms: int = 0
     """When its record was last written to disk."""
 
@@ -133,6 +137,7 @@ class Heartbeat:
     endpoints: Endpoints
     segments: tuple[Segment, ...] = ()
     refuses_writes: bool = False
+    activity: Activity = field(default_factory=Activity)
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         endpoints=event.endpoints,
         segments=event.segments,
         refuses_writes=event.refuses_writes,
+        activity=event.activity,
     )
     decisions: list[Decision] = []
     # The retention counts from the last sign of life: its record must not grow old while it lives.

@@ -6,15 +6,16 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import grpc
 
 from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
+from kvstore.activity import Activity
 from kvstore.errors import KvstoreError, Status, UnavailableError, error_from_rpc
 from kvstore.logging import EventLogger
-from kvstore.node import session
+from kvstore.node import activity, session
 from kvstore.node.core_api import Probe
 from kvstore.node.session import Step
 from kvstore.security import Principal, Role, bearer
@@ -34,6 +35,7 @@ class Load:
     capacity_bytes: int
     used_bytes: int
     refuses_writes: bool
+    activity: Activity = field(default_factory=Activity)
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ class Agent:
             endpoints=self._identity.endpoints,
             segments=self._identity.segments,
             refuses_writes=load.refuses_writes,
+            activity=activity.to_wire(load.activity),
         )
         try:
             reply = await self._call(self._stub.Heartbeat, request)

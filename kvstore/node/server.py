@@ -17,7 +17,7 @@ from kvstore.errors import KvstoreError
 from kvstore.http import HttpServer, bind
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
-from kvstore.node import http
+from kvstore.node import activity, http
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe
 from kvstore.security import Principal, Role, load_identity, load_principals
@@ -102,6 +102,7 @@ class NodeServer:
         self._principals = self._read_principals()
         self._principal = self._own_principal()
         self._core: NodeCoreApi | None = None
+        self._prefault_reported = False
         segment = types_pb2.Segment(
             name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
         )
@@ -213,11 +214,19 @@ class NodeServer:
         draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
         self._core.set_draining(draining)
         stats = self._core.stats()
+        self._report_prefault(stats["prefault_error"])
         return Load(
             capacity_bytes=stats["ready_bytes"],
             used_bytes=stats["used_bytes"],
             refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
+            activity=activity.of(stats, self._core.client_counters()),
         )
+
+    def _report_prefault(self, error: str) -> None:
+        """Say once that the node will stay smaller than its segment."""
+        if error and not self._prefault_reported:
+            self._prefault_reported = True
+            _log.warning("prefault_stopped", error=error)
 
     async def _renew(self, session: Session) -> None:
         assert self._core is not None

@@ -102,6 +102,8 @@ nb::dict stats_dict(PyNode& self) {
     out["link_error"] = stats.link_error;
     out["link_losses"] = stats.link_losses;
     out["applied_seq"] = stats.applied_seq;
+    out["prefault_error"] = stats.prefault_error;
+    out["prefault_failed"] = stats.prefault_error.empty() ? 0 : 1;
     out["puts_under_way"] = stats.puts_under_way;
     out["hits"] = stats.hits;
     nb::dict misses;

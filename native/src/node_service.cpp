@@ -292,6 +292,7 @@ void NodeService::fill(NodeStats& stats) const {
     stats.link_error = link_->last_error();
     stats.link_losses = link_->losses();
     stats.applied_seq = link_->applied_seq();
+    stats.prefault_error = store_.prefault_status().message();
     stats.store = store_.stats();
     stats.puts_under_way = flow_->under_way();
     stats.hits = metrics_.hits.get();

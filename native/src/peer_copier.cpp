@@ -123,6 +123,7 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
         }
         out.bytes += found.length;
         out.crcs.push_back(crc);
+        out.parents.push_back(store_.parent_key(found.generation));
         out.found.push_back(std::move(found));
         out.jobs.push_back(std::move(job));
     }
@@ -187,6 +188,7 @@ void PeerCopier::send(Outgoing outgoing) {
 
 Status PeerCopier::exchange(Channel& channel, const Outgoing& outgoing, std::vector<Code>* codes) {
     std::vector<std::string_view> keys;
+    const std::vector<std::string_view> parents(outgoing.parents.begin(), outgoing.parents.end());
     std::vector<uint64_t> sizes;
     std::vector<uint8_t> pins;
     std::vector<uint8_t> replicas;
@@ -211,6 +213,7 @@ Status PeerCopier::exchange(Channel& channel, const Outgoing& outgoing, std::vec
     message.ns = ns.ns;
     message.epoch = ns.epoch;
     message.keys = keys;
+    message.parents = parents;
     message.sizes = sizes;
     message.pins = pins;
     message.replicas = replicas;

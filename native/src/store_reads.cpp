@@ -24,6 +24,14 @@ EntryRef BlockStore::State::find_valid(const NamespaceRef& ns, std::string_view 
     return kNoEntry;
 }
 
+EntryRef BlockStore::State::parent_of(EntryRef ref) const {
+    const StoredObject& object = objects[ref];
+    if (object.parent == kNoEntry) return kNoEntry;
+    const Generation parent = objects[object.parent].generation;
+    const bool same = parent != 0 && static_cast<uint32_t>(parent) == object.parent_generation;
+    return same ? object.parent : kNoEntry;
+}
+
 uint64_t BlockStore::State::left_ms(const StoredObject& object) const {
     if (object.expiry_ms == 0) return 0;
     const uint64_t time = now();
@@ -151,6 +159,13 @@ bool BlockStore::contains(const NamespaceRef& ns, const Key& key) {
     const EntryRef ref = state_->find_valid(ns, key.key, key.hash);
     return ref != kNoEntry &&
            (key.version == 0 || state_->index->entry(ref).version == key.version);
+}
+
+std::string BlockStore::parent_key(Generation generation) {
+    State::Lock lock(*state_);
+    const EntryRef ref = state_->by_generation.find(generation);
+    const EntryRef parent = ref == kNoEntry ? kNoEntry : state_->parent_of(ref);
+    return parent == kNoEntry ? std::string() : std::string(state_->index->cold(parent).key);
 }
 
 Code BlockStore::hold(const Owner& owner, Generation generation) {

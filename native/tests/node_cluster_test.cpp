@@ -253,6 +253,25 @@ TEST_F(ClusterTest, ReplicasAreCopiedByTheNode) {
     EXPECT_EQ(NodeClient(b->at.tcp).get("key 5000").reason, MissReason::kRemoved);
 }
 
+TEST_F(ClusterTest, ACopyKeepsItsPlaceInTheChain) {
+    add_b();
+    NodeClient client(a->at.tcp);
+    EXPECT_EQ(client.put("head", "bytes", 5000, 0, 2), Code::kOk);
+    ASSERT_TRUE(eventually([&] { return master->replicas("head") == 2; }));
+    client.parent = "head";
+    EXPECT_EQ(client.put("tail", "bytes", 5000, 0, 2), Code::kOk);
+    ASSERT_TRUE(eventually([&] { return master->replicas("tail") == 2; }));
+    for (const auto* node : {a.get(), b.get()}) {
+        std::vector<BlockStore::ObjectInfo> objects;
+        node->core->store().list_objects(0, 10, objects);
+        ASSERT_EQ(objects.size(), 2u);
+        for (const BlockStore::ObjectInfo& object : objects) {
+            EXPECT_EQ(node->core->store().parent_key(object.generation),
+                      object.key == "tail" ? "head" : "");
+        }
+    }
+}
+
 TEST_F(ClusterTest, ADrainMovesTheData) {
     NodeClient client(a->at.tcp);
     constexpr int kObjects = 300;

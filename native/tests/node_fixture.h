@@ -224,6 +224,8 @@ class NodeClient {
         message.flags = flags;
         message.replicas = replicas;
         message.pins = pins;
+        const std::vector<std::string_view> parents(parent.empty() ? 0 : keys.size(), parent);
+        message.parents = parents;
         message.timeout_ms = timeout_ms;
         StatusReply reply;
         const Status status = channel->exchange(message, &reply, soon(), payload);
@@ -268,6 +270,7 @@ class NodeClient {
 
     std::unique_ptr<Channel> channel;
     uint32_t crc_damage = 0;  // what a put says its bytes are, wrongly
+    std::string parent;       // of what is put; empty: none
 };
 
 // A client of the same host: the segment mapped, a slot of its own.

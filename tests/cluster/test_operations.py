@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore import Status
 from tests.support.cluster import Cluster
@@ -155,20 +156,34 @@ def test_metrics_show_what_happened(cluster: Cluster) -> None:
         store.get(f"m/{i}")
     store.get("nobody")
 
-    def master_knows() -> bool:
-        text = _metrics(int(cluster.master.ports["http_port"]))
-        return 'kvstore_cluster_node_capacity_bytes{node="a"}' in text
+    def shown(port: int, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(_metrics(port))
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
-    wait_for(master_knows, "the master's metrics to show the node", 5, 0.1)
-    text = _metrics(int(node.ports["http_port"]))
-    for name in (
-        "kvstore_hits_total",
-        "kvstore_misses_total",
-        "kvstore_evictions_total",
-        "kvstore_bytes_total",
-        "_seconds_bucket",
-    ):
-        assert name in text, f"{name} is not in\n{text}"
+    master_port, node_port = (int(p.ports["http_port"]) for p in (cluster.master, node))
+    for prefix, port in (("kvstore_cluster", master_port), ("kvstore", node_port)):
+        for name, least, labels in (
+            ("hits_total", 64, {"seen_by": "client", "path": "shm"}),
+            ("misses_total", 1, {"seen_by": "client", "reason": "absent"}),
+            ("bytes_total", 64 << 20, {"operation": "put", "path": "shm"}),
+            ("puts_total", 64, {"result": "ok"}),
+            ("evictions_total", 1, {}),
+            ("latency_seconds_count", 64, {"operation": "put"}),
+        ):
+            wait_for(
+                lambda: shown(port, f"{prefix}_{name}", **labels) >= least,  # noqa: B023
+                f"{prefix}_{name} to reach {least}",
+                5,
+                0.1,
+            )
+    a = {"node": "a"}
+    assert shown(master_port, "kvstore_cluster_node_capacity_bytes", **a) == 32 << 20
+    assert 0 < shown(master_port, "kvstore_cluster_node_used_bytes", **a) <= 32 << 20
+    assert shown(master_port, "kvstore_cluster_hits_total", **a) >= 64
 
 
 def _left_over() -> set[str]:

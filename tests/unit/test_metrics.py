@@ -10,12 +10,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore import metrics
-from kvstore.errors import MissReason
+from kvstore._proto import node_pb2
+from kvstore.activity import OPERATIONS, Activity
+from kvstore.errors import InvalidArgumentError, MissReason, TooLargeError
+from kvstore.master import convert
 from kvstore.master import http as master_http
 from kvstore.master.journal import Journal
 from kvstore.master.model import Cluster, Endpoints, Node
 from kvstore.master.registry import Registry
 from kvstore.metrics import Counter, Gauge, Labelled
+from kvstore.node import activity as node_activity
 from kvstore.node import http as node_http
 from kvstore.node.core_api import NodeCoreApi
 from tests.support.fake_core import FakeCore
@@ -52,7 +56,7 @@ def test_buckets_are_counted_at_the_first_bound_above_them() -> None:
 
 def test_a_latency_is_in_seconds() -> None:
     family = metrics.latency_family(
-        "x_seconds", "Help.", "operation", {"put": {"buckets": [(100, 4)], "sum": 400}}
+        "x_seconds", "Help.", ["operation"], {("put",): metrics.Latency(((100, 4),), 400)}
     )
     found = samples(metrics.renderer(lambda: [family])())
     put = ("operation", "put")
@@ -78,7 +82,13 @@ def native_stats(rows: tuple[metrics.Row, ...]) -> dict[str, Any]:
 def test_the_masters_exposition() -> None:
     core = FakeCore()
     core.stats = lambda: native_stats(master_http.ROWS)  # type: ignore[method-assign]
-    node = Node("a", 1, 1, 0, session_id=1, endpoints=Endpoints(tcp="t"), capacity_bytes=100)
+    done = Activity(
+        {("hits", ("client", "shm")): 8, ("evictions", ()): 2},
+        {"get": metrics.Latency(((100, 4),), 400)},
+    )
+    node = Node(
+        "a", 1, 1, 0, session_id=1, endpoints=Endpoints(tcp="t"), capacity_bytes=100, activity=done
+    )
     registry = cast(Registry, SimpleNamespace(cluster=Cluster(0, nodes={"a": node})))
     journal = cast(Journal, SimpleNamespace(written=5, failures=0))
     calls = {("Register", "Ok"): 2}
@@ -88,6 +98,11 @@ def test_the_masters_exposition() -> None:
     assert found["kvstore_cluster_node_capacity_bytes", frozenset({a})] == 100
     assert found["kvstore_cluster_node_used_bytes", frozenset({a})] == 0
     assert found["kvstore_cluster_nodes", frozenset({("state", "alive")})] == 1
+    shm = frozenset({a, ("seen_by", "client"), ("path", "shm")})
+    assert found["kvstore_cluster_hits_total", shm] == 8
+    assert found["kvstore_cluster_evictions_total", frozenset({a})] == 2
+    get = frozenset({a, ("operation", "get"), ("le", "0.0001")})
+    assert found["kvstore_cluster_latency_seconds_bucket", get] == 4
     assert found["kvstore_cluster_lookups_total", frozenset({("result", "hit")})] == 1
     assert found["kvstore_cluster_journal_written_total", frozenset()] == 5
     assert (
@@ -99,14 +114,17 @@ def test_the_masters_exposition() -> None:
 
 
 class FakeNode:
+    prefault_error = ""
+
     def stats(self) -> dict[str, Any]:
         histogram = {"buckets": [(10, 1)], "sum": 10}
         stats = native_stats(node_http.ROWS)
-        stats.update(dict.fromkeys(("put_us", "get_us", "claim_us", "announce_us"), histogram))
-        stats.update({key: 7 for _, _, key in node_http._NODE_BYTES})
+        stats.update({f"{operation}_us": histogram for operation in OPERATIONS})
+        stats.update({key: 7 for _, _, key in node_activity._OF_NODE})
         stats["hits"] = 9
         stats["misses"] = {reason.value: 0 for reason in MissReason if reason.value != "none"}
-        stats["link"] = "up"
+        stats["link"] = "syncing"
+        stats["prefault_error"] = self.prefault_error
         return stats
 
     def client_counters(self) -> list[dict[str, Any]]:
@@ -116,12 +134,10 @@ class FakeNode:
             {"tenant": "other", "counters": {"hits_shm": 4}},
         ]
 
-    def link_state(self) -> str:
-        return "syncing"
-
 
 def test_the_nodes_exposition() -> None:
-    core = cast(NodeCoreApi, FakeNode())
+    fake = FakeNode()
+    core = cast(NodeCoreApi, fake)
     found = samples(metrics.renderer(node_http.collector(core))())
     default = ("tenant", "default")
     assert found["kvstore_client_hits_shm_total", frozenset({default})] == 6
@@ -135,8 +151,38 @@ def test_the_nodes_exposition() -> None:
     assert found["kvstore_misses_total", frozenset(absent)] == 3
     checksum = {("seen_by", "node"), ("reason", "checksum")}
     assert found["kvstore_misses_total", frozenset(checksum)] == 0
-    assert found["kvstore_link", frozenset({("state", "up")})] == 1
+    assert found["kvstore_link", frozenset({("state", "syncing")})] == 1
+    assert found["kvstore_puts_total", frozenset({("result", "exists")})] == 7
     shm = frozenset({("operation", "put"), ("path", "shm")})
     assert found["kvstore_bytes_total", shm] == 7
     assert found["kvstore_latency_seconds_count", frozenset({("operation", "get")})] == 1
     assert node_http.readiness(core)() == (False, {"link": "syncing"})
+    fake.prefault_error = "memory was taken"
+    assert node_http.readiness(core)()[1]["prefault_error"] == "memory was taken"
+
+
+def test_a_heartbeat_carries_what_was_done() -> None:
+    fake = FakeNode()
+    done = node_activity.of(fake.stats(), fake.client_counters())
+    told = convert.activity_from(node_activity.to_wire(done))
+    assert told.latencies == done.latencies
+    assert told.counters == {name: count for name, count in done.counters.items() if count}
+
+
+def test_a_hostile_activity_is_refused_and_an_unknown_one_ignored() -> None:
+    wire = node_pb2.Activity
+    unknown = wire(
+        counters=[wire.Counter(family="sunspots", value=1), wire.Counter(family="hits", value=1)],
+        latencies=[wire.Latency(operation="nap")],
+    )
+    assert convert.activity_from(unknown) == Activity({}, {})
+    many = [wire.Counter(family="hits", labels=["a", str(i)]) for i in range(257)]
+    for bad, error in (
+        (wire(counters=many), TooLargeError),
+        (wire(latencies=[wire.Latency()] * 17), TooLargeError),
+        (wire(counters=[wire.Counter(family="hits", labels=["a\n", "b"])]), InvalidArgumentError),
+        (wire(latencies=[wire.Latency(bounds_us=[1, 2], counts=[1])]), InvalidArgumentError),
+        (wire(latencies=[wire.Latency(bounds_us=[2, 1], counts=[1, 1])]), InvalidArgumentError),
+    ):
+        with pytest.raises(error):
+            convert.activity_from(bad)

@@ -21,6 +21,7 @@ TOP_LEVEL = {
 BUILT = {"build", "dist"}
 
 GROUND_FLOOR = {
+    "activity",
     "errors",
     "sizes",
     "clock",

@@ -219,6 +219,8 @@ class BlockStore {
     // All keys of one batch; recency is written tail first, head last.
     std::vector<Found> find(const NamespaceRef& ns, std::span<const Key> keys, bool touch = true);
     bool contains(const NamespaceRef& ns, const Key& key);  // neither holds nor touches
+    // Key of the object before this one in its chain; empty without one, or when it is not here.
+    std::string parent_key(Generation generation);
     // A hold by socket for a client whose slot is full; ended by unhold or the session's end.
     Code hold(const Owner& owner, Generation generation);
     Code unhold(const Owner& owner, Generation generation);
@@ -259,6 +261,7 @@ class BlockStore {
     int index_fd() const;
     int clients_fd() const;
     uint64_t segment_bytes() const;
+    Status prefault_status() const;  // why no more of the segment will be ready, Ok otherwise
     uint64_t flush_counter() const;
     ClientSlots& client_slots();  // assigned and confirmed by the node server; thread-safe itself
 

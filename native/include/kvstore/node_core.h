@@ -67,7 +67,8 @@ struct NodeStats {
     LinkState link = LinkState::kDown;
     std::string link_error;  // of the last attempt to connect or the last loss; for people
     uint64_t link_losses = 0;
-    uint64_t applied_seq = 0;  // last operation of the master that was applied here
+    uint64_t applied_seq = 0;    // last operation of the master that was applied here
+    std::string prefault_error;  // why no more memory will be ready; empty: all is well
     BlockStore::Stats store;
     uint64_t puts_under_way = 0;
     uint64_t hits = 0;

@@ -50,6 +50,7 @@ class PeerCopier {
         std::vector<CopyJob> jobs;  // those that are sent
         std::vector<BlockStore::Found> found;
         std::vector<uint32_t> crcs;
+        std::vector<std::string> parents;  // empty where there is none
         uint64_t bytes = 0;
     };
 

@@ -1,0 +1,84 @@
+"""What nodes and their clients have done: one table of names for a node's and the master's metrics.
+
+A node counts, exports it as ``kvstore_*`` and tells its master with every heartbeat; the master
+exports what its nodes told it as ``kvstore_cluster_*``, by node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from kvstore.metrics import Latency, latency_family
+
+
+class Family(NamedTuple):
+    """A counter and its labels."""
+
+    labels: tuple[str, ...]
+    help: str
+
+
+FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
+    {
+        "hits": Family(("seen_by", "path"), "Keys read."),
+        "misses": Family(("seen_by", "reason"), "Keys not found, by reason."),
+        "bytes": Family(("operation", "path"), "Object bytes."),
+        "puts": Family(("result",), "Puts that ended: ok, exists or failed."),
+        "evictions": Family((), "Objects evicted."),
+        "evicted_bytes": Family((), "Their bytes."),
+    }
+)
+OPERATIONS: Final = ("put", "get", "claim", "announce")
+"""Whose latencies a node measures."""
+
+Labels = tuple[str, ...]
+"""Values of a family's labels, in their order."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Counts since a node's process started, those of its host's clients included."""
+
+    counters: Mapping[tuple[str, Labels], int] = field(default_factory=lambda: MappingProxyType({}))
+    """By family (a name of FAMILIES) and label values."""
+    latencies: Mapping[str, Latency] = field(default_factory=lambda: MappingProxyType({}))
+    """By operation (one of OPERATIONS)."""
+
+
+def families(prefix: str, by_node: Mapping[str, Activity], label: str = "") -> Iterator[Metric]:
+    """Turn activities into metrics.
+
+    Args:
+        prefix: of the metrics' names, without the underscore.
+        by_node: activities by node id.
+        label: name of the label that tells the node; "" for none, when there is just one.
+
+    Yields:
+        One counter a family, and the histogram of latencies.
+    """
+    first = (label,) if label else ()
+    for name, family in FAMILIES.items():
+        metric = CounterMetricFamily(
+            f"{prefix}_{name}", family.help, labels=[*first, *family.labels]
+        )
+        for node_id, activity in by_node.items():
+            node = [node_id] if label else []
+            for (counted, values), count in activity.counters.items():
+                if counted == name:
+                    metric.add_metric([*node, *values], count)
+        yield metric
+    yield latency_family(
+        f"{prefix}_latency_seconds",
+        "Time of an operation inside the node.",
+        [*first, "operation"],
+        {
+            (*([node_id] if label else []), operation): latency
+            for node_id, activity in by_node.items()
+            for operation, latency in activity.latencies.items()
+        },
+    )

@@ -1,0 +1,85 @@
+"""What a node has done, out of its native counters and those of its host's clients.
+
+Clients cannot be scraped: they count into their slots, and the node adds them up. So hits and
+misses are there twice, told apart by `seen_by`: what the node answered over sockets, and what the
+clients of its host got from shared memory and from any node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvstore._proto import node_pb2
+from kvstore.activity import OPERATIONS, Activity, Labels
+from kvstore.metrics import Latency
+
+MISSES = "misses_"
+"""Prefix of the clients' counters of misses; the reason follows."""
+# Family, label values and key of the node's counters.
+_OF_NODE: tuple[tuple[str, Labels, str], ...] = (
+    ("hits", ("node", "socket"), "hits"),
+    ("bytes", ("put", "shm"), "put_bytes_shm"),
+    ("bytes", ("put", "socket"), "put_bytes_tcp"),
+    ("bytes", ("get", "socket"), "get_bytes_tcp"),
+    ("bytes", ("copy_in", "socket"), "copy_bytes_in"),
+    ("bytes", ("copy_out", "socket"), "copy_bytes_out"),
+    ("puts", ("ok",), "puts_ok"),
+    ("puts", ("exists",), "puts_exist"),
+    ("puts", ("failed",), "puts_failed"),
+    ("evictions", (), "evictions"),
+    ("evicted_bytes", (), "evicted_bytes"),
+)
+_OF_CLIENTS: tuple[tuple[str, Labels, str], ...] = (
+    ("hits", ("client", "shm"), "hits_shm"),
+    ("hits", ("client", "socket"), "hits_socket"),
+    ("bytes", ("get", "shm"), "bytes_read_shm"),
+)
+
+Clients = Sequence[Mapping[str, Any]]
+"""Of NodeCoreApi.client_counters()."""
+
+
+def of(stats: Mapping[str, Any], clients: Clients) -> Activity:
+    """Put the counters under their names.
+
+    Args:
+        stats: the node's, of NodeCoreApi.stats().
+        clients: its clients'.
+    """
+    counters = {(family, labels): stats[key] for family, labels, key in _OF_NODE}
+    counters |= {(family, labels): _sum(clients, key) for family, labels, key in _OF_CLIENTS}
+    for reason, count in stats["misses"].items():
+        counters["misses", ("node", reason)] = count
+        counters["misses", ("client", reason)] = _sum(clients, f"{MISSES}{reason}")
+    histograms = {operation: stats[f"{operation}_us"] for operation in OPERATIONS}
+    latencies = {
+        operation: Latency(tuple(histogram["buckets"]), histogram["sum"])
+        for operation, histogram in histograms.items()
+    }
+    return Activity(counters, latencies)
+
+
+def _sum(clients: Clients, name: str) -> int:
+    return sum(client["counters"].get(name, 0) for client in clients)
+
+
+def to_wire(activity: Activity) -> node_pb2.Activity:
+    """Make the heartbeat's part; what is 0 is left out."""
+    return node_pb2.Activity(
+        counters=[
+            node_pb2.Activity.Counter(family=family, labels=labels, value=value)
+            for (family, labels), value in activity.counters.items()
+            if value
+        ],
+        latencies=[
+            node_pb2.Activity.Latency(
+                operation=operation,
+                bounds_us=[bound for bound, _ in latency.buckets],
+                counts=[count for _, count in latency.buckets],
+                sum_us=latency.sum_us,
+            )
+            for operation, latency in activity.latencies.items()
+            if latency.buckets
+        ],
+    )
