@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace kvstore {
@@ -180,15 +181,15 @@ Fd Channel::release_fd() {
 }
 
 Result<Channel::Reply> Channel::call(MessageType type, std::span<const uint8_t> body,
-                                     std::span<const iovec> payload, Deadline deadline) {
+                                     const Payload& payload, Deadline deadline) {
     if (Status status = send(type, body, payload, deadline); !status.ok()) {
         return status;
     }
     return receive(deadline);
 }
 
-Status Channel::send(MessageType type, std::span<const uint8_t> body,
-                     std::span<const iovec> payload, Deadline deadline) {
+Status Channel::send(MessageType type, std::span<const uint8_t> body, const Payload& payload,
+                     Deadline deadline) {
     if (!alive() || shut_down_) {
         return {Code::kClosed, "the channel is dead"};
     }
@@ -198,9 +199,10 @@ Status Channel::send(MessageType type, std::span<const uint8_t> body,
     FrameHeader header{.body_bytes = static_cast<uint32_t>(body.size()),
                        .type = static_cast<uint16_t>(type),
                        .request_id = ++request_id_};
-    for (const iovec& part : payload) {
+    for (const iovec& part : payload.parts) {
         header.payload_bytes += part.iov_len;
     }
+    header.payload_bytes += payload.crcs.size_bytes();
     if (body.size() > limits::kMaxBodyBytes || header.payload_bytes > limits::kMaxPayloadBytes) {
         return {Code::kTooLarge, "request above the frame's limits"};  // nothing was sent
     }
@@ -208,9 +210,28 @@ Status Channel::send(MessageType type, std::span<const uint8_t> body,
     parts_.clear();
     parts_.push_back(to_iovec(head));
     parts_.push_back(to_iovec(body));
-    parts_.insert(parts_.end(), payload.begin(), payload.end());
-    const Status status = send_all(fd_.get(), parts_, deadline);
+    Status status;
+    if (payload.crcs.empty()) {
+        parts_.insert(parts_.end(), payload.parts.begin(), payload.parts.end());
+        status = send_all(fd_.get(), parts_, deadline);
+    } else {
+        status = send_checked(payload, deadline);
+    }
     return status.ok() ? status : kill(status);
+}
+
+// Head and body are in parts_. What follows is not held back for more than the next call.
+Status Channel::send_checked(const Payload& payload, Deadline deadline) {
+    if (Status status = send_all(fd_.get(), parts_, deadline, MSG_MORE); !status.ok()) {
+        return status;
+    }
+    TransferCursor cursor(payload.parts, payload.crcs);
+    if (Status status = send_all(fd_.get(), &cursor, deadline, MSG_MORE); !status.ok()) {
+        return status;
+    }
+    static_assert(std::endian::native == std::endian::little, "numbers are sent as they lie");
+    const iovec crcs{payload.crcs.data(), payload.crcs.size_bytes()};
+    return send_all(fd_.get(), std::span(&crcs, 1), deadline);
 }
 
 // Makes [begin_, end_) hold at least `wanted` bytes. The buffer grows with what has arrived, not
@@ -285,7 +306,8 @@ Result<Channel::Reply> Channel::receive(Deadline deadline) {
     return reply;
 }
 
-Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline) {
+Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline,
+                             std::span<uint32_t> crcs) {
     if (!alive() || shut_down_) {
         return {Code::kClosed, "the channel is dead"};
     }
@@ -297,15 +319,13 @@ Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline) {
         return kill(Status(Code::kInternal, "more payload asked for than the reply has"));
     }
     payload_left_ -= wanted;
-    parts_.assign(into.begin(), into.end());
-    std::span<iovec> parts = parts_;
-    advance(&parts, 0);
-    while (begin_ != end_ && !parts.empty()) {
-        const size_t count = std::min(end_ - begin_, parts.front().iov_len);
-        std::memcpy(parts.front().iov_base, take(count).data(), count);
-        advance(&parts, count);
+    TransferCursor cursor(into, crcs);
+    for (iovec next; begin_ != end_ && cursor.gather({&next, 1}) != 0;) {
+        const size_t count = std::min(end_ - begin_, next.iov_len);
+        std::memcpy(next.iov_base, take(count).data(), count);
+        cursor.passed(count);
     }
-    const Status status = recv_all(fd_.get(), parts, deadline);
+    const Status status = recv_all(fd_.get(), &cursor, deadline);
     return status.ok() ? status : kill(status);
 }
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace kvstore {
@@ -98,6 +99,7 @@ void EventConnection::settle() {
         --state_.sessions;
         service_.on_close(*this, ending->code, ending->reason);
     }
+    transfer_ = {};
     plan_ = {};
     session.reset();
     handshake_.reset();
@@ -269,7 +271,7 @@ ssize_t EventConnection::read_input(bool* more) {
 
 void EventConnection::begin_payload(PayloadPlan plan) {
     plan_ = std::move(plan);
-    plan_left_ = plan_.into;
+    transfer_ = TransferCursor(plan_.into, plan_.crcs);
     payload_left_ = header_.payload_bytes;
     uint64_t planned = 0;
     for (const iovec& part : plan_.into) {
@@ -278,17 +280,16 @@ void EventConnection::begin_payload(PayloadPlan plan) {
     if (!plan_.into.empty() && planned != payload_left_) {
         return fail(Code::kInternal, "the payload has another size than its plan");
     }
-    advance(&plan_left_, 0);
     receiving_ = true;
 }
 
 void EventConnection::take_buffered_payload() {
     while (buffered() != 0 && payload_left_ != 0) {
         size_t count = std::min<uint64_t>(buffered(), payload_left_);
-        if (!plan_left_.empty()) {
-            count = std::min(count, plan_left_.front().iov_len);
-            std::memcpy(plan_left_.front().iov_base, input_.data() + begin_, count);
-            advance(&plan_left_, count);
+        if (iovec next; transfer_.gather({&next, 1}) != 0) {
+            count = std::min(count, next.iov_len);
+            std::memcpy(next.iov_base, input_.data() + begin_, count);
+            transfer_.passed(count);
         }
         begin_ += count;
         payload_left_ -= count;
@@ -296,15 +297,20 @@ void EventConnection::take_buffered_payload() {
 }
 
 ssize_t EventConnection::read_payload(bool* more) {
-    iovec waste{scratch_.data(), std::min<uint64_t>(scratch_.size(), payload_left_)};
+    std::array<iovec, kIovecsPerStep> extents;
+    const bool discard = transfer_.done();
     msghdr message{};
-    message.msg_iov = plan_left_.empty() ? &waste : plan_left_.data();
-    message.msg_iovlen = plan_left_.empty() ? 1 : std::min(plan_left_.size(), kMaxIovecs);
+    message.msg_iov = extents.data();
+    message.msg_iovlen = transfer_.gather(extents);
+    if (discard) {
+        extents[0] = {scratch_.data(), std::min<uint64_t>(scratch_.size(), payload_left_)};
+        message.msg_iovlen = 1;
+    }
     const ssize_t count = recvmsg(outbox_->fd(), &message, MSG_DONTWAIT);
     if (count > 0) {
         payload_left_ -= static_cast<uint64_t>(count);
-        if (!plan_left_.empty()) {
-            advance(&plan_left_, static_cast<size_t>(count));
+        if (!discard) {
+            transfer_.passed(static_cast<size_t>(count));
         }
         *more = true;
     }
@@ -313,6 +319,7 @@ ssize_t EventConnection::read_payload(bool* more) {
 
 void EventConnection::finish_payload() {
     receiving_ = false;
+    transfer_ = {};
     const std::shared_ptr<void> context = std::move(plan_.context);
     plan_ = {};
     service_.on_payload(*this, header_, body_, context);

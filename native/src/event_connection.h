@@ -85,7 +85,7 @@ class EventConnection final : public Connection {
     uint64_t payload_left_ = 0;
     std::span<const uint8_t> body_;  // of the frame whose payload is being received
     PayloadPlan plan_;
-    std::span<iovec> plan_left_;  // empty: discard
+    TransferCursor transfer_;  // over the plan's parts
 };
 
 }  // namespace kvstore

@@ -1,7 +1,6 @@
 // Reserve, commit and abort of clients that map the segment; puts and copies by socket.
 #include <algorithm>
 
-#include "kvstore/checksum.h"
 #include "kvstore/node_service.h"
 
 namespace kvstore {
@@ -51,13 +50,13 @@ struct NodeService::Incoming {
     struct Block {
         size_t row = 0;
         Generation generation = 0;
-        const uint8_t* data = nullptr;
-        uint64_t size_bytes = 0;
+        size_t part = 0;  // of the payload
     };
     Owner owner;
     uint32_t timeout_ms = 0;
     std::vector<Block> blocks;
-    std::vector<uint32_t> crcs;  // as the sender says; empty: it says nothing
+    std::vector<uint32_t> crcs;      // of each row, as the sender says; empty: it says nothing
+    std::vector<uint32_t> received;  // of each part of the payload, as it lies in memory
     std::shared_ptr<PutReply> reply;
 };
 
@@ -130,7 +129,9 @@ void NodeService::begin_put(Connection& connection, const FrameHeader& header, B
     if (!connection.decode(body, &message)) {
         return;
     }
-    if (!sizes_match(message.sizes, header.payload_bytes)) {
+    const uint64_t behind = message.crcs_behind ? sizeof(uint32_t) * message.keys.size() : 0;
+    if (header.payload_bytes < behind ||
+        !sizes_match(message.sizes, header.payload_bytes - behind)) {
         return connection.fail(Code::kProtocolError, "the sizes do not add up to the payload");
     }
     const auto& session = *connection.session_as<ClientSession>();
@@ -138,6 +139,9 @@ void NodeService::begin_put(Connection& connection, const FrameHeader& header, B
     incoming->owner = session.by_socket();
     incoming->timeout_ms = message.timeout_ms;
     incoming->crcs.assign(message.crcs.begin(), message.crcs.end());
+    if (message.crcs_behind) {
+        incoming->crcs.assign(message.keys.size(), 0);
+    }
     incoming->reply =
         std::make_shared<PutReply>(connection.ref(), header.request_id, message.keys.size());
     std::vector<PutFlow::Begun> begun(message.keys.size());
@@ -145,7 +149,7 @@ void NodeService::begin_put(Connection& connection, const FrameHeader& header, B
         begun = flow_->begin(incoming->owner, session.ns->current(), put_rows(message),
                              message.timeout_ms);
     }
-    plan_payload(header, std::move(incoming), begun, message.sizes, plan);
+    plan_payload(header, std::move(incoming), begun, message.sizes, behind, plan);
 }
 
 void NodeService::begin_copy(Connection& connection, const FrameHeader& header, Body body,
@@ -180,21 +184,19 @@ void NodeService::begin_copy(Connection& connection, const FrameHeader& header, 
             begun[i] = flow_->begin_copy(incoming->owner, *ns, rows[i], message.versions[i]);
         }
     }
-    plan_payload(header, std::move(incoming), begun, message.sizes, plan);
+    plan_payload(header, std::move(incoming), begun, message.sizes, 0, plan);
 }
 
 // Straight into the blocks; the bytes of refused rows are read and dropped.
 void NodeService::plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,
                                std::span<const PutFlow::Begun> begun, const U64Column& sizes,
-                               PayloadPlan* plan) {
+                               uint64_t crcs_behind, PayloadPlan* plan) {
     incoming->reply->send_if_empty();
     for (size_t row = 0; row < begun.size(); ++row) {
         uint64_t left = sizes[row];
         if (begun[row].code == Code::kOk) {
-            incoming->blocks.push_back({row, begun[row].generation, begun[row].data, left});
-            if (left != 0) {
-                plan->into.push_back({begun[row].data, left});
-            }
+            incoming->blocks.push_back({row, begun[row].generation, plan->into.size()});
+            plan->into.push_back({begun[row].data, left});
             continue;
         }
         while (left != 0) {
@@ -203,11 +205,16 @@ void NodeService::plan_payload(const FrameHeader& header, std::shared_ptr<Incomi
             left -= part;
         }
     }
+    if (crcs_behind != 0) {
+        plan->into.push_back({incoming->crcs.data(), crcs_behind});
+    }
+    incoming->received.resize(plan->into.size());
     const std::shared_ptr<PutReply> reply = incoming->reply;
     if (header.payload_bytes == 0) {
         plan->into.clear();
         finish_put(*incoming);
     } else {
+        plan->crcs = incoming->received;
         plan->context = std::move(incoming);
     }
     for (size_t row = 0; row < begun.size(); ++row) {
@@ -224,11 +231,11 @@ void NodeService::on_payload(Connection&, const FrameHeader&, Body,
     }
 }
 
-// The checksum is that of the bytes as they lie in the block now.
+// The checksum is that of the bytes as they lie in the block, not as they were on the way.
 void NodeService::finish_put(Incoming& incoming) {
     std::vector<PutFlow::Committed> rows;
     for (const Incoming::Block& block : incoming.blocks) {
-        const uint32_t crc = crc32c(block.data, block.size_bytes);
+        const uint32_t crc = incoming.received[block.part];
         if (!incoming.crcs.empty() && incoming.crcs[block.row] != crc) {
             static_cast<void>(flow_->abort(incoming.owner, block.generation));
             metrics_.puts_failed.add();

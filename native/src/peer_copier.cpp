@@ -223,7 +223,7 @@ Status PeerCopier::exchange(Channel& channel, const Outgoing& outgoing, std::vec
     message.timeout_ms = options_.copy_ms;
     StatusReply reply;
     const Status status =
-        channel.exchange(message, &reply, Deadline::after_ms(options_.copy_ms), payload);
+        channel.exchange(message, &reply, Deadline::after_ms(options_.copy_ms), {payload});
     if (status.ok()) {
         for (const int32_t code : reply.status) {
             codes->push_back(static_cast<Code>(code));

@@ -257,13 +257,10 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
         return;
     }
     const Rows rows = rows_of(open);
-    std::vector<uint32_t> crcs;
-    std::vector<iovec> payload;
+    std::vector<uint32_t> crcs(rows.items.size());
+    std::vector<iovec> parts;
     for (const PutItem* item : rows.items) {
-        crcs.push_back(crc32c(item->data, item->size));
-        if (item->size != 0) {
-            payload.push_back({const_cast<uint8_t*>(item->data), item->size});
-        }
+        parts.push_back({const_cast<uint8_t*>(item->data), item->size});
     }
     Put request;
     request.keys = rows.keys;
@@ -272,11 +269,12 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     request.replicas = rows.replicas;
     request.ttl_ms = rows.ttl_ms;
     request.parents = rows.parents;
-    request.crcs = crcs;
+    request.crcs_behind = true;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     StatusReply reply;
     ChannelPool::Lease lease;
-    const Status status = peer.sockets().exchange(request, &reply, &lease, deadline_, payload);
+    const Status status =
+        peer.sockets().exchange(request, &reply, &lease, deadline_, {parts, crcs});
     if (!status.ok()) {
         const bool answered = lease && lease->alive();
         answered ? peer.breaker().success() : peer.breaker().failure();

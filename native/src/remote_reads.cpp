@@ -363,21 +363,22 @@ Status RemoteReads::take_reply(Slice& slice, const GetReply& reply, Deadline dea
             return {Code::kProtocolError, "the reply is longer than asked for"};
         }
         total += rows.back().size;
-        if (rows.back().size != 0) {
-            parts.push_back({item.data, rows.back().size});
-        }
+        parts.push_back({item.data, rows.back().size});
     }
     if (total != slice.lease->payload_left()) {
         slice.lease->shutdown();
         return {Code::kProtocolError, "sizes and payload disagree"};
     }
-    if (Status status = slice.lease->recv_payload(parts, deadline); !status.ok()) {
+    std::vector<uint32_t> crcs(parts.size());
+    if (Status status = slice.lease->recv_payload(parts, deadline, crcs); !status.ok()) {
         return status;
     }
+    size_t next_part = 0;
     for (size_t row = 0; row < rows.size(); ++row) {
         Job& job = *slice.jobs[row];
         if (rows[row].code == Code::kOk) {
-            finish(job, slice, rows[row].version, rows[row].size, rows[row].crc, deadline);
+            finish(job, slice,
+                   {rows[row].version, rows[row].size, rows[row].crc, crcs[next_part++]}, deadline);
         } else {
             const bool too_small = rows[row].code == Code::kBufferTooSmall;
             refuse(job, too_small                               ? MissReason::kVersion
@@ -388,25 +389,27 @@ Status RemoteReads::take_reply(Slice& slice, const GetReply& reply, Deadline dea
     return {};
 }
 
-void RemoteReads::finish(Job& job, Slice& slice, Version version, uint64_t size, uint32_t crc,
-                         Deadline deadline) {
+void RemoteReads::finish(Job& job, Slice& slice, const Received& received, Deadline deadline) {
     GetItem& item = items_[job.item];
-    if (!verify(item, keys_[job.item], *slice.lease, version, size, crc, deadline)) {
+    if (!verify(keys_[job.item], *slice.lease, received, deadline)) {
         tally_.add(ClientCounter::kWrongChecksums);
         return refuse(job, MissReason::kChecksum);
     }
-    item.result = static_cast<int64_t>(size);
+    item.result = static_cast<int64_t>(received.size);
     item.reason = MissReason::kNone;
     job.done = true;
     tally_.add(ClientCounter::kHitsSocket);
-    tally_.add(ClientCounter::kBytesReadSocket, size);
+    tally_.add(ClientCounter::kBytesReadSocket, received.size);
 }
 
-bool RemoteReads::verify(GetItem& item, HashedKey& key, Channel& channel, Version version,
-                         uint64_t size, uint32_t crc, Deadline deadline) {
-    const uint32_t data_crc = crc32c(item.data, size);
+bool RemoteReads::verify(HashedKey& key, Channel& channel, const Received& received,
+                         Deadline deadline) {
+    const auto is_sealed = [&] {
+        const Identity identity = context_.identity(key, received.version, received.size);
+        return seal_checksum(received.data_crc, identity) == received.sealed_crc;
+    };
     context_.rehash(&key, context_.namespace_now());
-    if (seal_checksum(data_crc, context_.identity(key, version, size)) == crc) {
+    if (is_sealed()) {
         return true;
     }
     // After a flush the same key belongs to another namespace id: ask which one it is now.
@@ -416,7 +419,7 @@ bool RemoteReads::verify(GetItem& item, HashedKey& key, Channel& channel, Versio
         return false;
     }
     context_.rehash(&key, now.namespace_id);
-    if (seal_checksum(data_crc, context_.identity(key, version, size)) != crc) {
+    if (!is_sealed()) {
         return false;
     }
     context_.set_namespace(now.namespace_id);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <chrono>
 #include <condition_variable>
@@ -222,7 +223,13 @@ Result<size_t> receive_some(int fd, msghdr* message) {
     return errno_status("recvmsg", "socket");
 }
 
-size_t batch(std::span<iovec> parts) { return std::min(parts.size(), kMaxIovecs); }
+// One step of a transfer as a message; `extents` backs it.
+msghdr step_message(const TransferCursor& cursor, std::span<iovec> extents) {
+    msghdr message{};
+    message.msg_iov = extents.data();
+    message.msg_iovlen = cursor.gather(extents);
+    return message;
+}
 
 Status collect_fds(msghdr* message, std::vector<Fd>* fds, size_t max_fds) {
     for (cmsghdr* item = CMSG_FIRSTHDR(message); item != nullptr;
@@ -366,28 +373,14 @@ std::string peer_address(int fd) {
     return std::string(host) + ":" + port;
 }
 
-void advance(std::span<iovec>* parts, size_t count) {
-    while (!parts->empty() && count >= parts->front().iov_len) {
-        count -= parts->front().iov_len;
-        *parts = parts->subspan(1);
-    }
-    if (count != 0) {
-        iovec& part = parts->front();
-        part.iov_base = static_cast<uint8_t*>(part.iov_base) + count;
-        part.iov_len -= count;
-    }
-}
-
-Status send_all(int fd, std::span<iovec> parts, Deadline deadline) {
-    advance(&parts, 0);
-    while (!parts.empty()) {
-        msghdr message{};
-        message.msg_iov = parts.data();
-        message.msg_iovlen = batch(parts);
-        const ssize_t count = sendmsg(fd, &message, MSG_NOSIGNAL);
+Status send_all(int fd, TransferCursor* cursor, Deadline deadline, int flags) {
+    std::array<iovec, kIovecsPerStep> extents;
+    while (!cursor->done()) {
+        const msghdr message = step_message(*cursor, extents);
+        const ssize_t count = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
         if (count >= 0) {
-            advance(&parts, static_cast<size_t>(count));
-            if (!parts.empty() && deadline.expired()) {
+            cursor->passed(static_cast<size_t>(count));
+            if (!cursor->done() && deadline.expired()) {
                 return {Code::kDeadlineExceeded, "sending"};
             }
         } else if (errno == EAGAIN) {
@@ -403,22 +396,25 @@ Status send_all(int fd, std::span<iovec> parts, Deadline deadline) {
     return {};
 }
 
-Status recv_all(int fd, std::span<iovec> parts, Deadline deadline) {
-    advance(&parts, 0);
-    while (!parts.empty()) {
-        msghdr message{};
-        message.msg_iov = parts.data();
-        message.msg_iovlen = batch(parts);
+Status send_all(int fd, std::span<const iovec> parts, Deadline deadline, int flags) {
+    TransferCursor cursor(parts);
+    return send_all(fd, &cursor, deadline, flags);
+}
+
+Status recv_all(int fd, TransferCursor* cursor, Deadline deadline) {
+    std::array<iovec, kIovecsPerStep> extents;
+    while (!cursor->done()) {
+        msghdr message = step_message(*cursor, extents);
         Result<size_t> count = receive_some(fd, &message);
         if (!count.ok()) {
             return count.status();
         }
-        advance(&parts, *count);
+        cursor->passed(*count);
         if (*count == 0) {
             if (Status status = wait_for(fd, POLLIN, deadline); !status.ok()) {
                 return Status(status.code(), "receiving");
             }
-        } else if (!parts.empty() && deadline.expired()) {
+        } else if (!cursor->done() && deadline.expired()) {
             return {Code::kDeadlineExceeded, "receiving"};
         }
     }
@@ -426,8 +422,9 @@ Status recv_all(int fd, std::span<iovec> parts, Deadline deadline) {
 }
 
 Status recv_all(int fd, std::span<uint8_t> into, Deadline deadline) {
-    iovec part{into.data(), into.size()};
-    return recv_all(fd, std::span(&part, 1), deadline);
+    const iovec part{into.data(), into.size()};
+    TransferCursor cursor({&part, 1});
+    return recv_all(fd, &cursor, deadline);
 }
 
 Status recv_all_with_fds(int fd, std::span<uint8_t> into, std::vector<Fd>* fds, size_t max_fds,

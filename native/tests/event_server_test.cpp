@@ -85,7 +85,7 @@ TEST_F(EventServerTest, LargePayloadGoesBothWaysIntact) {
             const std::string_view key = "k";
             StatusReply stored;
             const Status put =
-                channel->exchange(Put{.keys = key}, &stored, soon(), std::span(&out, 1));
+                channel->exchange(Put{.keys = key}, &stored, soon(), {std::span(&out, 1)});
             ASSERT_TRUE(put.ok()) << put.to_string();
             EXPECT_EQ(stored.status.size(), 1u);
             GetReply reply;
@@ -109,9 +109,9 @@ TEST_F(EventServerTest, PayloadCanBeDiscardedOnBothSides) {
     const iovec out = view_of(sent);
     const std::string_view key = "k";
     StatusReply stored;
-    ASSERT_TRUE(channel->exchange(Put{.keys = key}, &stored, soon(), std::span(&out, 1)).ok());
+    ASSERT_TRUE(channel->exchange(Put{.keys = key}, &stored, soon(), {std::span(&out, 1)}).ok());
     service_.discard_puts = false;
-    ASSERT_TRUE(channel->exchange(Put{.keys = key}, &stored, soon(), std::span(&out, 1)).ok());
+    ASSERT_TRUE(channel->exchange(Put{.keys = key}, &stored, soon(), {std::span(&out, 1)}).ok());
     GetReply reply;
     ASSERT_TRUE(channel->exchange(Get{.keys = key}, &reply, soon()).ok());
     ASSERT_TRUE(channel->discard_payload(soon()).ok());
@@ -129,7 +129,7 @@ TEST_F(EventServerTest, KeepaliveLastsUntilThePayloadIsWritten) {
     const iovec out = view_of(sent);
     const std::string_view key = "k";
     StatusReply stored;
-    ASSERT_TRUE(channel->exchange(Put{.keys = key}, &stored, soon(), std::span(&out, 1)).ok());
+    ASSERT_TRUE(channel->exchange(Put{.keys = key}, &stored, soon(), {std::span(&out, 1)}).ok());
     GetReply reply;
     ASSERT_TRUE(channel->exchange(Get{.keys = key}, &reply, soon()).ok());
     std::weak_ptr<std::vector<uint8_t>> held;

@@ -308,7 +308,7 @@ TEST_F(MasterServiceTest, StrangersAreRefusedByName) {
     EXPECT_TRUE(channel->alive());
     char byte = 'x';
     const iovec payload{&byte, 1};
-    EXPECT_EQ(channel->call(MessageType::kLookup, {}, std::span(&payload, 1), soon()).code(),
+    EXPECT_EQ(channel->call(MessageType::kLookup, {}, {std::span(&payload, 1)}, soon()).code(),
               Code::kProtocolError);
 }
 

@@ -304,7 +304,7 @@ TEST_F(ClusterTest, ACopyIsVerifiedAndNotOlderThanARemove) {
     copy.timeout_ms = 2000;
     const iovec payload{bytes.data(), bytes.size()};
     StatusReply reply;
-    ASSERT_TRUE(peer.channel->exchange(copy, &reply, soon(), {&payload, 1}).ok());
+    ASSERT_TRUE(peer.channel->exchange(copy, &reply, soon(), {.parts = {&payload, 1}}).ok());
     EXPECT_EQ(reply.status[0], static_cast<int32_t>(Code::kChecksumMismatch));
     EXPECT_EQ(a->core->stats().store.used_bytes, 0u);
     // The version was removed since: the master knows, and the node takes it back.
@@ -316,7 +316,7 @@ TEST_F(ClusterTest, ACopyIsVerifiedAndNotOlderThanARemove) {
     copy.versions = old;
     crcs[0] -= 1;
     copy.crcs = crcs;
-    ASSERT_TRUE(peer.channel->exchange(copy, &reply, soon(), {&payload, 1}).ok());
+    ASSERT_TRUE(peer.channel->exchange(copy, &reply, soon(), {.parts = {&payload, 1}}).ok());
     EXPECT_EQ(reply.status[0], static_cast<int32_t>(Code::kRemoved));
     EXPECT_EQ(client.get("k").code, Code::kNotFound);
     EXPECT_EQ(a->core->stats().store.used_bytes, 0u);

@@ -112,6 +112,28 @@ TEST_F(NodeTest, DamagedBytesAreRefused) {
     EXPECT_EQ(client.put("k", "bytes"), Code::kOk);  // the claim was given up
 }
 
+TEST_F(NodeTest, ChecksumsBehindTheBytesCount) {
+    NodeClient client = tcp();
+    std::string bytes = "bytes";
+    const std::vector<std::string_view> keys{"k"};
+    const std::vector<uint64_t> sizes{bytes.size()};
+    Put put;
+    put.keys = keys;
+    put.sizes = sizes;
+    put.crcs_behind = true;
+    StatusReply reply;
+    for (const uint32_t damage : {1u, 0u}) {
+        uint32_t crc = crc32c(bytes.data(), bytes.size()) ^ damage;
+        const iovec parts[] = {{bytes.data(), bytes.size()}, {&crc, sizeof crc}};
+        ASSERT_TRUE(client.channel->exchange(put, &reply, soon(), {.parts = parts}).ok());
+        EXPECT_EQ(NodeClient::codes(reply)[0], damage == 0 ? Code::kOk : Code::kChecksumMismatch);
+    }
+    EXPECT_EQ(client.get("k").bytes, bytes);
+    const iovec alone{bytes.data(), bytes.size()};
+    EXPECT_EQ(client.channel->exchange(put, &reply, soon(), {.parts = {&alone, 1}}).code(),
+              Code::kProtocolError);
+}
+
 TEST_F(NodeTest, GetSaysWhyAndHowLarge) {
     NodeClient client = tcp();
     EXPECT_EQ(client.put("k", bytes_of("k", 5000)), Code::kOk);
@@ -344,7 +366,7 @@ TEST_F(NodeTest, SizesThatDoNotAddUpEndTheSession) {
     std::string bytes = "bytes";
     const iovec payload{bytes.data(), bytes.size()};
     StatusReply reply;
-    EXPECT_EQ(client.channel->exchange(put, &reply, soon(), {&payload, 1}).code(),
+    EXPECT_EQ(client.channel->exchange(put, &reply, soon(), {.parts = {&payload, 1}}).code(),
               Code::kProtocolError);
     EXPECT_FALSE(client.channel->alive());
     EXPECT_EQ(tcp().put("k", "bytes"), Code::kOk);

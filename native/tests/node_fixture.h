@@ -228,7 +228,7 @@ class NodeClient {
         message.parents = parents;
         message.timeout_ms = timeout_ms;
         StatusReply reply;
-        const Status status = channel->exchange(message, &reply, soon(), payload);
+        const Status status = channel->exchange(message, &reply, soon(), {payload});
         EXPECT_TRUE(status.ok()) << status.to_string();
         return codes(reply);
     }

@@ -23,6 +23,7 @@ kv_test(directory_test DEPENDS kv_master)
 kv_test(claim_table_test DEPENDS kv_master)
 kv_test(ops_log_test DEPENDS kv_master)
 kv_test(master_core_test DEPENDS kv_master)
+kv_test(transfer_cursor_test DEPENDS kv_wire)
 kv_test(event_server_test DEPENDS kv_wire)
 kv_test(event_server_fault_test DEPENDS kv_wire)
 

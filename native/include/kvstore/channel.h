@@ -17,6 +17,14 @@
 
 namespace kvstore {
 
+// The bytes behind a request.
+struct Payload {
+    std::span<const iovec> parts{};
+    // One per part, or none: computed while the bytes are sent, and sent behind them, so that no
+    // pass of its own is needed.
+    std::span<uint32_t> crcs{};
+};
+
 class Channel {
   public:
     struct Reply {
@@ -46,16 +54,18 @@ class Channel {
     // One request, its reply's header and body. An Error reply becomes its status (the channel
     // lives on unless it was fatal). A reply's payload must be taken by recv_payload or
     // discard_payload before the next request. Allocates nothing but to grow its buffers.
-    Result<Reply> call(MessageType type, std::span<const uint8_t> body,
-                       std::span<const iovec> payload, Deadline deadline);
+    Result<Reply> call(MessageType type, std::span<const uint8_t> body, const Payload& payload,
+                       Deadline deadline);
     // The two halves of call(), to ask several peers at once. After a reply with kFlagMore
     // receive() again.
-    Status send(MessageType type, std::span<const uint8_t> body, std::span<const iovec> payload,
+    Status send(MessageType type, std::span<const uint8_t> body, const Payload& payload,
                 Deadline deadline);
     Result<Reply> receive(Deadline deadline);
 
-    // The next bytes of the reply's payload, exactly as many as `into` holds.
-    Status recv_payload(std::span<const iovec> into, Deadline deadline);
+    // The next bytes of the reply's payload, exactly as many as `into` holds; `crcs` gets the
+    // CRC32C of each part, unless it is empty.
+    Status recv_payload(std::span<const iovec> into, Deadline deadline,
+                        std::span<uint32_t> crcs = {});
     Status discard_payload(Deadline deadline);
     uint64_t payload_left() const { return payload_left_; }
 
@@ -63,7 +73,7 @@ class Channel {
     // the next call.
     template <class Request, class ReplyMessage>
     Status exchange(const Request& request, ReplyMessage* reply, Deadline deadline,
-                    std::span<const iovec> payload = {}) {
+                    const Payload& payload = {}) {
         request_.clear();
         encode_message(request, request_);
         Result<Reply> answer = call(Request::kType, request_, payload, deadline);
@@ -90,6 +100,7 @@ class Channel {
     Status receive_handshake(FrameHeader* header, Deadline deadline);
     Status take_welcome(const HelloParams& params, const Digest* proof);
     Status kill(Status status);
+    Status send_checked(const Payload& payload, Deadline deadline);
     Status fill(size_t wanted, Deadline deadline);
     std::span<const uint8_t> take(size_t size);
 

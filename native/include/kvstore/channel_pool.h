@@ -63,7 +63,7 @@ class ChannelPool {
     // dead. `reply` views the session's buffer: keep `lease` while it is used.
     template <class Request, class Reply>
     Status exchange(const Request& request, Reply* reply, Lease* lease, Deadline deadline,
-                    std::span<const iovec> payload = {}) {
+                    const Payload& payload = {}) {
         while (true) {
             Result<Lease> taken = checkout(deadline);
             if (!taken.ok()) {

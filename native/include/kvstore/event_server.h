@@ -108,6 +108,7 @@ struct HelloAnswer {
 // Where the payload of a frame goes. An empty `into` discards it.
 struct PayloadPlan {
     std::vector<iovec> into;        // exactly payload_bytes in total
+    std::span<uint32_t> crcs;       // the CRC32C of each part; in the context's memory, or none
     std::shared_ptr<void> context;  // handed to on_payload, held until then or the close
 };
 

@@ -105,7 +105,8 @@ struct GetReply {
     }
 };
 
-// The payload is the objects' bytes, one behind the other.
+// The payload is the objects' bytes, one behind the other; then, where crcs_behind says so, the
+// CRC32C of each (32 bits, little-endian), so that the sender needs no pass before it sends.
 struct Put {
     static constexpr MessageType kType = MessageType::kPut;
     KeyList keys{};
@@ -115,7 +116,8 @@ struct Put {
     U32Column ttl_ms{};
     U8Column flags{};
     KeyList parents{};
-    U32Column crcs{};  // of the data as the client sent it, not sealed
+    U32Column crcs{};  // of the data as the client sent it, not sealed; or absent
+    bool crcs_behind = false;
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -126,6 +128,7 @@ struct Put {
         v.row(6, m.flags);
         v.row(7, m.parents);
         v.row(8, m.crcs);
+        v.number(9, m.crcs_behind);
         v.timeout(40, m.timeout_ms);
     }
 };

@@ -87,7 +87,7 @@ class NodeService final : public Service, public MasterLink::Handler {
                     PayloadPlan* plan);
     void plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,
                       std::span<const PutFlow::Begun> begun, const U64Column& sizes,
-                      PayloadPlan* plan);
+                      uint64_t crcs_behind, PayloadPlan* plan);
     void finish_put(Incoming& incoming);
 
     // node_link_events.cpp

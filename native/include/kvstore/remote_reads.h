@@ -37,6 +37,14 @@ class RemoteReads {
         bool sent = false;
     };
 
+    // What a node has sent of one object, and the checksum of the bytes that arrived.
+    struct Received {
+        Version version = 0;
+        uint64_t size = 0;
+        uint32_t sealed_crc = 0;
+        uint32_t data_crc = 0;
+    };
+
     void lookup(std::span<const size_t> pending);
     void take_lookup(const LookupReply& reply, std::span<const size_t> pending);
     void use_known_placements(std::span<const size_t> pending, Code why);
@@ -49,10 +57,8 @@ class RemoteReads {
     void send(Slice& slice);
     void receive(Slice& slice);
     Status take_reply(Slice& slice, const GetReply& reply, Deadline deadline);
-    void finish(Job& job, Slice& slice, Version version, uint64_t size, uint32_t crc,
-                Deadline deadline);
-    bool verify(GetItem& item, HashedKey& key, Channel& channel, Version version, uint64_t size,
-                uint32_t crc, Deadline deadline);
+    void finish(Job& job, Slice& slice, const Received& received, Deadline deadline);
+    bool verify(HashedKey& key, Channel& channel, const Received& received, Deadline deadline);
     void give_up(Slice& slice, const Status& why);
     void refuse(Job& job, MissReason reason);
     Deadline attempt_deadline(const Slice& slice) const;

@@ -14,6 +14,7 @@
 #include "kvstore/clock.h"
 #include "kvstore/file.h"
 #include "kvstore/status.h"
+#include "kvstore/transfer_cursor.h"
 
 namespace kvstore {
 
@@ -45,18 +46,16 @@ struct PeerCredentials {
 std::optional<PeerCredentials> peer_credentials(int fd);  // Unix sockets only
 std::string peer_address(int fd);                         // "10.0.0.7:5412", "unix uid 1000 pid 77"
 
-// Drops the first `count` bytes of `parts` (which hold at least as many).
-void advance(std::span<iovec>* parts, size_t count);
-
 // Blocking (poll) transfers on a non-blocking socket: everything, or an error. They never raise
-// SIGPIPE. kClosed when the peer has closed, kDeadlineExceeded, kIoError.
-Status send_all(int fd, std::span<iovec> parts, Deadline deadline);
-Status recv_all(int fd, std::span<iovec> parts, Deadline deadline);
+// SIGPIPE. kClosed when the peer has closed, kDeadlineExceeded, kIoError. `flags`: MSG_MORE.
+Status send_all(int fd, TransferCursor* cursor, Deadline deadline, int flags = 0);
+Status send_all(int fd, std::span<const iovec> parts, Deadline deadline, int flags = 0);
+Status recv_all(int fd, TransferCursor* cursor, Deadline deadline);
 Status recv_all(int fd, std::span<uint8_t> into, Deadline deadline);
 // recv_all that also collects descriptors (close-on-exec), at most `max_fds`; more are an error.
 Status recv_all_with_fds(int fd, std::span<uint8_t> into, std::vector<Fd>* fds, size_t max_fds,
                          Deadline deadline);
 inline constexpr size_t kMaxPassedFds = 8;
-inline constexpr size_t kMaxIovecs = 1024;  // of one sendmsg or recvmsg
+inline constexpr size_t kIovecsPerStep = 256;  // of one sendmsg or recvmsg
 
 }  // namespace kvstore

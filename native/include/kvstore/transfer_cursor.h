@@ -1,0 +1,39 @@
+// Bytes on their way into or out of a list of parts, with the CRC32C of each part on the way.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace kvstore {
+
+// A part's checksum is continued right after its bytes have passed, while they are still in the
+// cache: a second pass over a large object would read it from memory again. Parts and checksums are
+// the caller's and stay where they are until the transfer is over.
+class TransferCursor {
+  public:
+    // With checksums no step is longer: half of a usual second-level cache.
+    static constexpr size_t kStepBytes = 256u << 10;
+
+    TransferCursor() = default;
+    // `crcs`: one per part, set to that of nothing here; or none at all.
+    explicit TransferCursor(std::span<const iovec> parts, std::span<uint32_t> crcs = {});
+
+    bool done() const { return at_ == parts_.size(); }
+    // The next step's extents; how many of `out` were filled (none: done, or `out` is empty).
+    size_t gather(std::span<iovec> out) const;
+    // The first `count` bytes of what gather() said have been transferred.
+    void passed(size_t count);
+
+  private:
+    void skip_full();
+
+    std::span<const iovec> parts_;
+    std::span<uint32_t> crcs_;
+    size_t at_ = 0;      // the part under way
+    size_t offset_ = 0;  // bytes of it that have passed
+};
+
+}  // namespace kvstore

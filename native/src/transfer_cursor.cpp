@@ -1,0 +1,54 @@
+// Walking the parts of a transfer.
+#include "kvstore/transfer_cursor.h"
+
+#include <algorithm>
+
+#include "kvstore/checksum.h"
+#include "kvstore/status.h"
+
+namespace kvstore {
+
+TransferCursor::TransferCursor(std::span<const iovec> parts, std::span<uint32_t> crcs)
+    : parts_(parts), crcs_(crcs) {
+    KV_ASSERT(crcs.empty() || crcs.size() == parts.size());
+    std::fill(crcs.begin(), crcs.end(), 0);
+    skip_full();
+}
+
+void TransferCursor::skip_full() {
+    while (!done() && parts_[at_].iov_len == offset_) {
+        ++at_;
+        offset_ = 0;
+    }
+}
+
+size_t TransferCursor::gather(std::span<iovec> out) const {
+    size_t left = crcs_.empty() ? SIZE_MAX : kStepBytes;
+    size_t filled = 0;
+    size_t skip = offset_;
+    for (size_t i = at_; i < parts_.size() && filled < out.size() && left != 0; ++i) {
+        const size_t size = std::min(parts_[i].iov_len - skip, left);
+        if (size != 0) {
+            out[filled++] = {static_cast<uint8_t*>(parts_[i].iov_base) + skip, size};
+        }
+        left -= size;
+        skip = 0;
+    }
+    return filled;
+}
+
+void TransferCursor::passed(size_t count) {
+    while (count != 0) {
+        KV_ASSERT(!done());
+        const size_t step = std::min(count, parts_[at_].iov_len - offset_);
+        if (!crcs_.empty()) {
+            const auto* bytes = static_cast<const uint8_t*>(parts_[at_].iov_base) + offset_;
+            crcs_[at_] = crc32c(bytes, step, crcs_[at_]);
+        }
+        offset_ += step;
+        count -= step;
+        skip_full();
+    }
+}
+
+}  // namespace kvstore
