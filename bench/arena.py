@@ -51,4 +51,5 @@ class Arena:
         self._bytes[slot * size : slot * size + STAMP_BYTES] = stamp(key)
 
     def equal(self, slot: int, size: int, other: Arena, other_slot: int) -> bool:
-        return _memcmp(self.pointer(slot, size), other.pointer(other_slot, size), size) == 0
+        difference = _memcmp(self.pointer(slot, size), other.pointer(other_slot, size), size)
+        return bool(difference == 0)

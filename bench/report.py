@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -96,10 +97,8 @@ def markdown(results: Results) -> str:
         lines += ["", *[f"* {note}" for note in section.notes]]
     foreign = [share for table in results.tables for share in table.foreign_cpu]
     if foreign:
-        lines += [
-            "",
-            f"Other processes took up to {max(foreign):.0%} of the processors in a round.",
-        ]
+        share = f"{statistics.median(foreign):.0%} (at most {max(foreign):.0%})"
+        lines += ["", f"Other processes took {share} of the processors in a round."]
     return "\n".join(lines) + "\n"
 
 

@@ -86,4 +86,6 @@ def time_ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Spread:
 
 def best(*contenders: Sequence[Sample]) -> list[Sample]:
     """In each round the fastest of several ways to do the same."""
-    return [min(samples, key=lambda s: s.total_ns / s.keys) for samples in zip(*contenders)]
+    return [
+        min(samples, key=lambda s: s.total_ns / s.keys) for samples in zip(*contenders, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Proof, in every run, that verification is on: a byte is flipped in the store, and must be a miss."""
+"""Proof, in every run, that verification is on: a byte is flipped, and must be a miss."""
 
 from __future__ import annotations
 

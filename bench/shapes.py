@@ -40,7 +40,7 @@ class Shape:
         return (number * (self.keys + 1)) % self.count
 
     def shift(self, number: int) -> int:
-        """How far behind its source a destination lies: about half the set, never twice the same."""
+        """How far behind its source a destination lies: half the set and some, never the same."""
         return (self.count // 2 + number) % self.count
 
     def __str__(self) -> str:

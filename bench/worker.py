@@ -1,6 +1,6 @@
 """The client process of a contender: JSON lines in, calls timed one by one, JSON lines out.
 
-Runs in the peers' environment too, so it needs the standard library and the contender's own package.
+Runs in the peers' environment too: it needs the standard library and the contender's own package.
 Everything but the calls themselves happens outside of the clock: keys and buffers are made before,
 answers and bytes are checked afterwards.
 """

@@ -22,8 +22,8 @@ _MOONCAKE_LOCAL_ABOUT = (
     "the client is also the store, so that bytes are copied inside one process; no checksum"
 )
 _REDIS_ABOUT = (
-    "redis-server without persistence, redis-py with hiredis, one pipeline a batch over TCP; values "
-    "arrive as new bytes objects and are copied into the caller's buffer; no checksum; one node"
+    "redis-server without persistence, redis-py with hiredis, one pipeline a batch over TCP; "
+    "values arrive as new bytes objects and are copied into the caller's buffer; no checksum; one node"
 )
 
 
@@ -102,7 +102,6 @@ class Peers:
         )
         self._stack.enter_context(master)
         master.wait_until(lambda: listens(rpc) and listens(metadata), "listens")
-        # It finds replicas by the host's name: the store and the client must differ in it.
         options: dict[str, object] = {
             "metadata": f"http://{_HOST}:{metadata}/metadata",
             "master": f"{_HOST}:{rpc}",

@@ -54,7 +54,7 @@ class KvstoreDriver:
         return partial(store.batch_exists, blocks.keys)
 
     def check(self, operation: str, blocks: Blocks, result: Any) -> None:
-        answers = result if isinstance(result, list) else [result]
+        answers: list[Any] = result if isinstance(result, list) else [result]
         wanted: list[Any] = {
             "put_from": [Status.Ok] * len(blocks.keys),
             "put": [Status.Ok] * len(blocks.keys),

@@ -56,7 +56,7 @@ class MooncakeDriver:
         answers = result if isinstance(result, list) else [result]
         wanted = {
             "put_from": [0] * len(answers),
-            "put": [0],
+            "put": [0] * len(answers),
             "get": blocks.sizes,
             "exists": [1] * len(blocks.keys),
         }[operation]
