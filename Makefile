@@ -86,7 +86,9 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PY) -m pip install --quiet 'matplotlib>=3.8'
 	touch $@
 
-bench-programs: build/bench/limits
+bench-programs: build/bench/limits $(VENV)/.installed
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) >/dev/null
+	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet directory_bench
 
 bench: $(VENV)/.installed $(VENV)/.bench bench-programs  ## stores and this machine's limits in turns: table, plots, JSON
 	$(PY) -m bench $(BENCH_OPTIONS)

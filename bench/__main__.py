@@ -8,11 +8,16 @@ from pathlib import Path
 
 import click
 
-from bench import machine, report
+from bench import machine, plots, report
+from bench.comparisons import rows_of
+from bench.parts import Options
 from bench.processes import ROOT, BenchError
 from bench.rounds import Plan
-from bench.suite import PARTS, Options, run
+from bench.suite import PARTS, run
 from kvstore.sizes import parse_size
+
+# The public Mooncake trace, where a checkout has it beside it.
+_TRACE = ROOT.parent / "shared" / "data" / "conversation_trace.jsonl"
 
 
 @click.command(epilog="Example: python -m bench --only shm,tcp --rounds 5 --size 1mb")
@@ -23,6 +28,9 @@ from kvstore.sizes import parse_size
 @click.option("--quiet-limit", default=3.0, show_default=True, help="Seconds to wait for quiet.")
 @click.option("--quick", is_flag=True, help="3 rounds, two sizes, no waiting; not to be quoted.")
 @click.option("--seed", default=1, show_default=True)
+@click.option("--trace", type=click.Path(path_type=Path, exists=True), help="For the replay.")
+@click.option("--trace-requests", default=2000, show_default=True, help="Of it, the first N.")
+@click.option("--directory-objects", default="1000000", show_default=True, help="N[,N...]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results' folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
 def main(
@@ -33,6 +41,9 @@ def main(
     quiet_limit: float,
     quick: bool,
     seed: int,
+    trace: Path | None,
+    trace_requests: int,
+    directory_objects: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -49,7 +60,14 @@ def main(
         working_set=parse_size(working_set) if working_set else machine.working_set_bytes(),
         progress=lambda what: print(what, file=sys.stderr),
     )
-    options = Options(parts, [parse_size(size) for size in sizes] or None, seed)
+    options = Options(
+        parts=parts,
+        sizes=[parse_size(size) for size in sizes] or None,
+        seed=seed,
+        trace=trace or (_TRACE if _TRACE.exists() else None),
+        trace_requests=trace_requests,
+        directory_objects=[int(objects) for objects in directory_objects.split(",")],
+    )
     try:
         results = run(options, plan)
     except BenchError as error:
@@ -58,6 +76,8 @@ def main(
     date = results.machine["date"][:10]
     folder = out or ROOT / "bench" / "results" / f"{date}-{machine.short_name()}"
     report.write(results, folder)
+    if not plots.draw(rows_of(results.tables), folder):
+        print("no plots: there are no ratios, or matplotlib is not installed", file=sys.stderr)
     print(json.dumps(results.to_json()) if as_json else report.markdown(results))
     print(f"written to {folder}", file=sys.stderr)
 

@@ -34,10 +34,13 @@ class Worker:
         self._fresh = Arena(working_set)  # what a round puts
         self._out = Arena(working_set)  # where a round reads to
         self._single = Arena(_SINGLE_BYTES)  # one object and where it is read to
-        for arena in (self._base, self._fresh, self._out, self._single):
-            driver.register(arena.address, arena.size_bytes)
+        self._register()
         self._bodies: dict[str, tuple[int, int]] = {}
         self._round: Round | None = None
+
+    def _register(self) -> None:
+        for arena in (self._base, self._fresh, self._out, self._single):
+            self._driver.register(arena.address, arena.size_bytes)
 
     def _bodies_of(self, name: str, arena: Arena, count: int, size: int) -> None:
         if self._bodies.get(name) != (count, size):
@@ -187,6 +190,19 @@ class Worker:
         arena = self._single
         return Blocks([key], [arena.view(slot, size)], [arena.pointer(slot, size)], [size])
 
+    def warm_up(self, size: int, count: int) -> None:
+        """Make what later puts of this shape will take their bytes from."""
+        self._bodies_of("fresh", self._fresh, count, size)
+
+    def reconnect(self, driver: str, options: dict[str, Any]) -> None:
+        """Leave the store and use another; the memory stays."""
+        self._driver.close()
+        self._driver = open_driver(driver, options)
+        self._register()
+
+    def close(self) -> None:
+        self._driver.close()
+
     def counters(self) -> dict[str, int]:
         return self._driver.counters()
 
@@ -228,8 +244,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     driver = open_driver(options["driver"], options["options"])
+    worker = Worker(driver, options["working_set"], options["seed"])
     try:
-        worker = Worker(driver, options["working_set"], options["seed"])
         print(json.dumps({"value": "ready"}), file=answers, flush=True)
         for line in sys.stdin:
             command = json.loads(line)
@@ -241,7 +257,7 @@ def main() -> None:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=answers, flush=True)
     finally:
-        driver.close()
+        worker.close()
 
 
 if __name__ == "__main__":
