@@ -17,6 +17,12 @@ CXX_SOURCES = $(shell find native -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
 PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation -Cbuild-dir=$(NATIVE_BUILD)
 
+# What the named extras of pyproject.toml ask for, one a line.
+REQUIREMENTS = $(PY) -c 'import sys; \
+    from pip._vendor import tomli as t; p = t.load(open("pyproject.toml", "rb"))["project"]; \
+    e = p["optional-dependencies"]; r = [r for extra in sys.argv[1:] for r in e[extra]]; \
+    print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
+
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
         test-sanitizers wheel proto system-packages clean
 
@@ -36,11 +42,7 @@ system-packages:
 $(VENV)/.dev: pyproject.toml | system-packages
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -c 'import sys; \
-	    from pip._vendor import tomli as t; p = t.load(open("pyproject.toml", "rb"))["project"]; \
-	    e = p["optional-dependencies"]; \
-	    print(*[r for r in e["server"] + e["dev"] if not r.startswith("kvcache-store")], sep="\n")' \
-	    > $(VENV)/requirements.txt
+	$(REQUIREMENTS) server dev > $(VENV)/requirements.txt
 	$(PY) -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
@@ -83,7 +85,8 @@ build/bench/limits: bench/limits.cpp
 	$(CXX) -std=c++20 -O3 -Wall -Wextra $< -o $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(PY) -m pip install --quiet 'matplotlib>=3.8'
+	$(REQUIREMENTS) bench > $(VENV)/bench-requirements.txt
+	$(PY) -m pip install --quiet -r $(VENV)/bench-requirements.txt
 	touch $@
 
 bench-programs: build/bench/limits $(VENV)/.installed

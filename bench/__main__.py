@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def main(
     as_json: bool,
 ) -> None:
     """Measure kvstore beside this machine's limits and beside its peers, in turns."""
+    # Ended from outside it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parts = tuple(only.split(",")) if only else PARTS
     unknown = set(parts) - set(PARTS)
     if unknown:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKER_SEED = 1  # which of the objects that were put are read again
 _END_S = 15.0
 _START_S = 60.0
 
@@ -165,7 +166,7 @@ class WorkerProcess(Talker):
             "driver": driver,
             "options": dict(options),
             "working_set": working_set,
-            "seed": 1,
+            "seed": WORKER_SEED,
         }
         command = [python, "-m", "bench.worker", json.dumps(given)]
         super().__init__(name, command, folder, environment)

@@ -42,20 +42,25 @@ def run_shape(
     plan: Plan,
     between: Callable[[int], None] = lambda number: None,
 ) -> Table:
-    """Measure one shape; `between` is called after each round."""
+    """Measure one shape; `between` is called after each round.
+
+    A round that is not counted goes first: in it each client touches its mappings, opens
+    its connections and starts its threads, and the limits' processes do the same.
+    """
     table = Table(shape)
     for contender in contenders:
         contender.prepare(shape)
-    for number in range(plan.rounds):
-        plan.progress(f"{shape}: round {number + 1} of {plan.rounds}")
+    for number in range(plan.rounds + 1):
+        plan.progress(f"{shape}: round {number} of {plan.rounds}")
         wait_quiet(plan.quiet_limit_s)
         watch = Watch()
         for contender in rotated(contenders, number):
             for operation in contender.operations(shape):
                 sample = contender.measure(operation, shape, number)
-                if sample is not None:
+                if sample is not None and number > 0:
                     table.add(contender.name, operation, sample)
-        table.foreign_cpu.append(round(watch.foreign(), 3))
+        if number > 0:
+            table.foreign_cpu.append(round(watch.foreign(), 3))
         between(number)
     for contender in contenders:
         contender.finish(shape)

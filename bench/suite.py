@@ -18,6 +18,7 @@ from bench.parts import (
     replay,
     startup,
 )
+from bench.processes import WORKER_SEED
 from bench.report import Results
 from bench.rounds import Plan
 
@@ -39,7 +40,7 @@ def run(options: Options, plan: Plan) -> Results:
         "parts": " ".join(options.parts),
         "rounds": plan.rounds,
         "working_set_bytes": plan.working_set,
-        "seed": options.seed,
+        "seeds": {"replay": options.seed, "workers": WORKER_SEED},
     }
     results = Results(machine.describe(), settings)
     with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as folder:

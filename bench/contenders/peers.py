@@ -23,7 +23,7 @@ _MOONCAKE_LOCAL_ABOUT = (
 )
 _REDIS_ABOUT = (
     "redis-server without persistence, redis-py with hiredis, one pipeline a batch over TCP; "
-    "values arrive as new bytes objects and are copied into the caller's buffer; no checksum; one node"
+    "values arrive as new bytes objects and are copied into the caller's buffer; no checksum"
 )
 
 

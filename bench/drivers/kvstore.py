@@ -55,12 +55,13 @@ class KvstoreDriver:
 
     def check(self, operation: str, blocks: Blocks, result: Any) -> None:
         answers: list[Any] = result if isinstance(result, list) else [result]
-        wanted: list[Any] = {
+        right: dict[str, list[Any]] = {
             "put_from": [Status.Ok] * len(blocks.keys),
             "put": [Status.Ok] * len(blocks.keys),
-            "get": blocks.sizes,
+            "get": list(blocks.sizes),
             "exists": [True] * len(blocks.keys),
-        }[operation]
+        }
+        wanted = right[operation]
         if answers != wanted:
             wrong = {str(a) for a, w in zip(answers, wanted, strict=True) if a != w}
             raise WrongAnswer(f"kvstore {operation} answered {', '.join(sorted(wrong))}")

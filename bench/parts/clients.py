@@ -46,6 +46,7 @@ def measure(run: Run) -> None:
                 client.prepare(shape)
             for operation in _OPERATIONS:
                 found: dict[int, list[dict[str, float]]] = {count: [] for count in _COUNTS}
+                _round(clients, operation, shape, run.plan.rounds * len(_COUNTS))  # not counted
                 for number in range(run.plan.rounds):
                     run.plan.progress(f"clients, {operation} {shape}: round {number + 1}")
                     wait_quiet(run.plan.quiet_limit_s)

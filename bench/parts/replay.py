@@ -50,8 +50,8 @@ def measure(run: Run) -> None:
         if run.options.trace
         else "No trace was found: the generated multi-turn workload of `kvstore replay`."
     )
-    fields = ("hit_rate", "wrong_bytes", "get_gbps", "put_gbps", "lookup_p50_us", "lookup_p99_us")
-    fields += ("get_p50_us", "get_p99_us", "put_p50_us", "put_p99_us")
+    fields = ["hit_rate", "wrong_bytes", "get_gbps", "put_gbps"]
+    fields += [f"{call}_{part}_us" for call in ("lookup", "get", "put") for part in ("p50", "p99")]
     rows = [
         [{"auto": "same host", "tcp": "forced TCP"}[transport]]
         + [str(Spread.of([report[name] for report in reports])) for name in fields]
