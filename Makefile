@@ -8,13 +8,23 @@ PY := $(VENV)/bin/python
 APT_PACKAGES := python3 python3-venv python3-dev g++ libgtest-dev
 NATIVE_BUILD := build/native
 SANITIZER_BUILD := build/sanitizers
+PEERS_VENV := .venv-peers
+PEERS_PACKAGES := mooncake-transfer-engine-non-cuda==0.3.13.post1 'redis[hiredis]>=5.0'
+PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
+BENCH_OPTIONS :=
 PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
 PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation -Cbuild-dir=$(NATIVE_BUILD)
 
-.PHONY: help demo test lint types native-test python-test format bench test-sanitizers wheel proto \
-        system-packages clean
+# What the named extras of pyproject.toml ask for, one a line.
+REQUIREMENTS = $(PY) -c 'import sys; \
+    from pip._vendor import tomli as t; p = t.load(open("pyproject.toml", "rb"))["project"]; \
+    e = p["optional-dependencies"]; r = [r for extra in sys.argv[1:] for r in e[extra]]; \
+    print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
+
+.PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
+        test-sanitizers wheel proto system-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +42,7 @@ system-packages:
 $(VENV)/.dev: pyproject.toml | system-packages
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -c 'import sys; \
-	    from pip._vendor import tomli as t; p = t.load(open("pyproject.toml", "rb"))["project"]; \
-	    e = p["optional-dependencies"]; \
-	    print(*[r for r in e["server"] + e["dev"] if not r.startswith("kvcache-store")], sep="\n")' \
-	    > $(VENV)/requirements.txt
+	$(REQUIREMENTS) server dev > $(VENV)/requirements.txt
 	$(PY) -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
@@ -53,7 +59,7 @@ test: $(VENV)/.installed lint types native-test python-test  ## lint, types, nat
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --check $(PYTHON_SOURCES)
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) bench/limits.cpp
 
 types: $(VENV)/.installed
 	$(VENV)/bin/mypy
@@ -69,13 +75,36 @@ python-test: $(VENV)/.installed  ## unit, property, cluster and fault tests
 format: $(VENV)/.dev  ## rewrite the sources in the house format
 	$(VENV)/bin/ruff check --fix --quiet $(PYTHON_SOURCES) || true
 	$(VENV)/bin/ruff format $(PYTHON_SOURCES)
-	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES) bench/limits.cpp
 
 proto: $(VENV)/.dev  ## regenerate kvstore/_proto from proto/
 	$(PY) proto/generate.py
 
-bench: $(VENV)/.installed  ## the embedded store beside this machine's memcpy
-	$(PY) -m bench
+build/bench/limits: bench/limits.cpp
+	mkdir -p $(@D)
+	$(CXX) -std=c++20 -O3 -Wall -Wextra $< -o $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(REQUIREMENTS) bench > $(VENV)/bench-requirements.txt
+	$(PY) -m pip install --quiet -r $(VENV)/bench-requirements.txt
+	touch $@
+
+bench-programs: build/bench/limits $(VENV)/.installed
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) >/dev/null
+	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet directory_bench
+
+bench: $(VENV)/.installed $(VENV)/.bench bench-programs  ## stores and this machine's limits in turns: table, plots, JSON
+	$(PY) -m bench $(BENCH_OPTIONS)
+
+# What cannot be installed is left out of the benchmark, with a sentence there; never an error here.
+bench-peers:  ## what `make bench` compares with, in an environment of its own
+	@if [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
+	        --no-install-recommends $(PEERS_APT_PACKAGES) || echo "without: $(PEERS_APT_PACKAGES)"; \
+	else echo "if they are missing: sudo apt-get install $(PEERS_APT_PACKAGES)"; fi
+	@test -x $(PEERS_VENV)/bin/python || python3 -m venv $(PEERS_VENV)
+	@for package in $(PEERS_PACKAGES); do \
+	    $(PEERS_VENV)/bin/python -m pip install --quiet "$$package" || echo "without: $$package"; done
 
 test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for process-private state
 	tests/sanitizers.sh $(SANITIZER_BUILD)

@@ -1,94 +1,88 @@
-"""The embedded store beside the machine's memcpy: interleaved rounds, medians, ratios.
-
-Absolute figures say little about another machine; the ratio to memcpy of the same size, measured in
-the same run, does. Every byte that is read is compared with what was put.
-"""
+"""`python -m bench`: measure, and write table, plots and JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import statistics
-from collections.abc import Callable
-from typing import Any
+import signal
+import sys
+from pathlib import Path
 
-import kvstore
-from kvstore.cli.output import print_table
-from kvstore.clock import monotonic_ns
-from kvstore.errors import Status
-from kvstore.sizes import format_size
+import click
 
-SHAPES = ((4 << 10, 128), (64 << 10, 128), (256 << 10, 64), (1 << 20, 16), (4 << 20, 4))
+from bench import machine, plots, report
+from bench.comparisons import rows_of
+from bench.parts import Options
+from bench.processes import ROOT, BenchError
+from bench.rounds import Plan
+from bench.suite import PARTS, run
+from kvstore.sizes import parse_size
 
-
-def seconds(call: Callable[[], None]) -> float:
-    start = monotonic_ns()
-    call()
-    return (monotonic_ns() - start) / 1e9
+# The public Mooncake trace, where a checkout has it beside it.
+_TRACE = ROOT.parent / "shared" / "data" / "conversation_trace.jsonl"
 
 
-def measure(store: kvstore.Store, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    data = [os.urandom(size) for _ in range(batch)]
-    out = [memoryview(bytearray(size)) for _ in range(batch)]
-    source = [memoryview(bytearray(block)) for block in data]
-    times: dict[str, list[float]] = {"memcpy": [], "put": [], "get": [], "exists": []}
-
-    def memcpy() -> None:
-        for target, block in zip(out, source, strict=True):
-            target[:] = block
-
-    for number in range(rounds):
-        keys = [f"bench/{size}/{number}/{i}" for i in range(batch)]
-
-        def put(keys: list[str] = keys) -> None:
-            assert store.batch_put(keys, data) == [Status.Ok] * batch
-
-        def get(keys: list[str] = keys) -> None:
-            assert store.batch_get_into(keys, out) == [size] * batch
-
-        def exists(keys: list[str] = keys) -> None:
-            assert all(store.batch_exists(keys))
-
-        for name, call in (("memcpy", memcpy), ("put", put), ("get", get), ("exists", exists)):
-            times[name].append(seconds(call))
-        assert all(view == block for view, block in zip(out, data, strict=True)), "wrong bytes"
-    median = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        "size": size,
-        "batch": batch,
-        "memcpy_gbps": size * batch / median["memcpy"] / 1e9,
-        "put_ratio": median["memcpy"] / median["put"],
-        "get_ratio": median["memcpy"] / median["get"],
-        "exists_mkeys": batch / median["exists"] / 1e6,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with kvstore.open(segment_size="1gb") as store:
-        rows = [measure(store, size, batch, arguments.rounds) for size, batch in SHAPES]
-    if arguments.json:
-        print(json.dumps({"machine": platform.processor(), "rows": rows}))
-        return
-    print_table(
-        ["size", "batch", "memcpy GB/s", "put / memcpy", "get / memcpy", "exists M keys/s"],
-        [
-            [
-                format_size(row["size"]),
-                row["batch"],
-                round(row["memcpy_gbps"], 2),
-                round(row["put_ratio"], 2),
-                round(row["get_ratio"], 2),
-                round(row["exists_mkeys"], 2),
-            ]
-            for row in rows
-        ],
+@click.command(epilog="Example: python -m bench --only shm,tcp --rounds 5 --size 1mb")
+@click.option("--only", default="", help=f"Parts, of: {', '.join(PARTS)}. Default: all.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--size", "sizes", multiple=True, help="Only these sizes of the matrix.")
+@click.option("--working-set", help="Default: four times the last-level cache.")
+@click.option("--quiet-limit", default=3.0, show_default=True, help="Seconds to wait for quiet.")
+@click.option("--quick", is_flag=True, help="3 rounds, two sizes, no waiting; not to be quoted.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--trace", type=click.Path(path_type=Path, exists=True), help="For the replay.")
+@click.option("--trace-requests", default=2000, show_default=True, help="Of it, the first N.")
+@click.option("--directory-objects", default="1000000", show_default=True, help="N[,N...]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results' folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+def main(
+    only: str,
+    rounds: int,
+    sizes: tuple[str, ...],
+    working_set: str | None,
+    quiet_limit: float,
+    quick: bool,
+    seed: int,
+    trace: Path | None,
+    trace_requests: int,
+    directory_objects: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure kvstore beside this machine's limits and beside its peers, in turns."""
+    # Ended from outside it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    parts = tuple(only.split(",")) if only else PARTS
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise click.BadParameter(f"{', '.join(unknown)}; of {', '.join(PARTS)}")
+    if quick:
+        rounds, quiet_limit, sizes = min(rounds, 3), 0.0, sizes or ("4kb", "1mb")
+    plan = Plan(
+        rounds=rounds,
+        quiet_limit_s=quiet_limit,
+        working_set=parse_size(working_set) if working_set else machine.working_set_bytes(),
+        progress=lambda what: print(what, file=sys.stderr),
     )
+    options = Options(
+        parts=parts,
+        sizes=[parse_size(size) for size in sizes] or None,
+        seed=seed,
+        trace=trace or (_TRACE if _TRACE.exists() else None),
+        trace_requests=trace_requests,
+        directory_objects=[int(objects) for objects in directory_objects.split(",")],
+    )
+    try:
+        results = run(options, plan)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)
+    date = results.machine["date"][:10]
+    folder = out or ROOT / "bench" / "results" / f"{date}-{machine.short_name()}"
+    report.write(results, folder)
+    if not plots.draw(rows_of(results.tables), folder):
+        print("no plots: there are no ratios, or matplotlib is not installed", file=sys.stderr)
+    print(json.dumps(results.to_json()) if as_json else report.markdown(results))
+    print(f"written to {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Memory that a worker copies from and to: one private region, touched before it is measured."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+
+_PAGE_BYTES = 4096
+_UNIT_BYTES = 4093  # prime: no page-sized shift maps a payload onto itself
+STAMP_BYTES = 32
+
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_memcmp.restype = ctypes.c_int
+
+
+def stamp(key: str) -> bytes:
+    """The first bytes of the object under `key`: they prove whose it is."""
+    return hashlib.blake2b(key.encode(), digest_size=STAMP_BYTES).digest()
+
+
+def _body(slot: int, size: int) -> bytes:
+    unit = hashlib.shake_128(b"kvstore-bench-%d" % slot).digest(min(_UNIT_BYTES, size))
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+class Arena:
+    """A region of slots of one size; slot `i` holds the object `i`, or takes what is read."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map[::_PAGE_BYTES] = b"\1" * len(range(0, size_bytes, _PAGE_BYTES))
+        self._bytes = memoryview(self._map)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def view(self, slot: int, size: int) -> memoryview:
+        return self._bytes[slot * size : (slot + 1) * size]
+
+    def pointer(self, slot: int, size: int) -> int:
+        return self.address + slot * size
+
+    def fill(self, count: int, size: int) -> None:
+        """Give the first `count` slots bodies that differ from each other."""
+        for slot in range(count):
+            self._bytes[slot * size : (slot + 1) * size] = _body(slot, size)
+
+    def sign(self, slot: int, size: int, key: str) -> None:
+        """Make the slot's content that of the object under `key`."""
+        self._bytes[slot * size : slot * size + STAMP_BYTES] = stamp(key)
+
+    def equal(self, slot: int, size: int, other: Arena, other_slot: int) -> bool:
+        difference = _memcmp(self.pointer(slot, size), other.pointer(other_slot, size), size)
+        return bool(difference == 0)

@@ -1,0 +1,127 @@
+"""Which rows are put beside which: the ratios that the report quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.rounds import Table
+from bench.sample import Sample, Spread, best, rate_ratio
+
+Source = tuple[str, str]  # contender, operation
+SHM, TCP, EMBEDDED = "kvstore-shm", "kvstore-tcp", "kvstore-embedded"
+MOONCAKE, MOONCAKE_LOCAL, REDIS = "mooncake-tcp", "mooncake-in-process", "redis"
+GET_LIMIT = (("limits", "copy get plain"), ("limits", "copy get nt"))
+PUT_LIMIT = (("limits", "copy put plain"), ("limits", "copy put nt"))
+STREAM = (("limits", "tcp stream"),)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours beside the best of `theirs`, where both were measured."""
+
+    section: str
+    title: str
+    ours: Source
+    theirs: tuple[Source, ...]
+    unit: str = "GB/s"
+
+
+def _against_limits() -> list[Comparison]:
+    same_host, network = "Same host, against memcpy", "Forced TCP, against one raw stream"
+    rows = []
+    for name in (SHM, EMBEDDED):
+        rows += [
+            Comparison(same_host, f"{name} get_into", (name, "get"), GET_LIMIT),
+            Comparison(same_host, f"{name} put_from", (name, "put_from"), PUT_LIMIT),
+            Comparison(same_host, f"{name} put", (name, "put"), PUT_LIMIT),
+        ]
+    return [
+        *rows,
+        Comparison(network, f"{TCP} get_into", (TCP, "get"), STREAM),
+        Comparison(network, f"{TCP} put_from", (TCP, "put_from"), STREAM),
+        Comparison(network, f"{TCP} put", (TCP, "put"), STREAM),
+        Comparison(
+            network, f"{TCP} get_into, stream of calls", (TCP, "get"), (("limits", "tcp get"),)
+        ),
+    ]
+
+
+def _against_peers() -> list[Comparison]:
+    section = "Against the peers"
+    rows = []
+    for ours, peer, peers_put in (
+        (SHM, MOONCAKE, "put_from"),
+        (TCP, MOONCAKE, "put_from"),
+        (EMBEDDED, MOONCAKE_LOCAL, "put_from"),
+        (SHM, REDIS, "put"),
+        (TCP, REDIS, "put"),
+    ):
+        title = f"{ours} / {peer}"
+        rows += [
+            Comparison(section, f"{title} get_into", (ours, "get"), ((peer, "get"),)),
+            Comparison(section, f"{title} {peers_put}", (ours, peers_put), ((peer, peers_put),)),
+        ]
+        rows += [
+            Comparison(section, f"{title} {name}", (ours, asks), ((peer, asks),), "M keys/s")
+            for name, asks in (("exists, present", "exists"), ("exists, absent", "absent"))
+        ]
+    return rows
+
+
+COMPARISONS = (*_against_limits(), *_against_peers())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison at one shape."""
+
+    section: str
+    title: str
+    shape: str
+    size: int
+    batch: int
+    unit: str
+    ours: Spread
+    theirs: Spread
+    ratio: Spread
+    p50_us: float
+    p99_us: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _rates(samples: Sequence[Sample], unit: str) -> Spread:
+    if unit == "GB/s":
+        return Spread.of([sample.gbps for sample in samples])
+    return Spread.of([sample.keys_per_s / 1e6 for sample in samples])
+
+
+def compare(comparison: Comparison, table: Table) -> Row | None:
+    """The row of a comparison; None where one side did not take part."""
+    ours = table.get(*comparison.ours)
+    theirs = [samples for source in comparison.theirs if (samples := table.get(*source))]
+    if not ours or not theirs:
+        return None
+    fastest = best(*theirs)
+    return Row(
+        section=comparison.section,
+        title=comparison.title,
+        shape=str(table.shape),
+        size=table.shape.size,
+        batch=table.shape.batch,
+        unit=comparison.unit,
+        ours=_rates(ours, comparison.unit),
+        theirs=_rates(fastest, comparison.unit),
+        ratio=rate_ratio(ours, fastest),
+        p50_us=Spread.of([sample.p50_ns / 1000 for sample in ours]).median,
+        p99_us=Spread.of([sample.p99_ns / 1000 for sample in ours]).median,
+    )
+
+
+def rows_of(tables: Sequence[Table]) -> list[Row]:
+    """Every comparison that these tables allow, in the order they are printed."""
+    rows = [compare(comparison, table) for comparison in COMPARISONS for table in tables]
+    return [row for row in rows if row is not None]

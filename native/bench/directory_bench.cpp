@@ -1,0 +1,185 @@
+// The master's directory alone: announcements, lookups in batches of 128, memory, and lookups while
+// a node announces everything again. Prints one JSON object.
+//
+//   directory_bench [objects] [seconds of each lookup phase]
+#include <malloc.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <iostream>
+#include <random>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "kvstore/directory.h"
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kBatch = 128;
+constexpr size_t kKeyBytes = 32;  // a page's hash in hexadecimal
+constexpr size_t kRejoinObjects = 1'000'000;
+constexpr uint64_t kObjectBytes = 262144;
+constexpr NodeSlot kNode = 1;
+constexpr NodeSlot kRejoining = 2;
+constexpr uint64_t kSeed = 1;
+
+uint64_t heap_bytes() {
+    const struct mallinfo2 info = mallinfo2();
+    return info.uordblks + info.hblkhd;
+}
+
+// All keys in one piece of memory, so that they are no part of what is measured.
+class Keys {
+  public:
+    explicit Keys(size_t count) : text_(count * kKeyBytes), count_(count) {
+        static constexpr char kDigits[] = "0123456789abcdef";
+        std::mt19937_64 random(kSeed);
+        for (size_t at = 0; at < text_.size(); at += 16) {
+            uint64_t word = random();
+            for (size_t i = 0; i < 16; ++i, word >>= 4) text_[at + i] = kDigits[word & 15];
+        }
+    }
+    size_t count() const { return count_; }
+    std::string_view operator[](size_t number) const {
+        return {text_.data() + number * kKeyBytes, kKeyBytes};
+    }
+
+  private:
+    std::vector<char> text_;
+    size_t count_;
+};
+
+struct Times {
+    double per_second = 0;
+    uint64_t p50_ns = 0;
+    uint64_t p99_ns = 0;
+};
+
+std::ostream& operator<<(std::ostream& out, const Times& times) {
+    return out << R"({"lookups_per_s":)" << times.per_second << R"(,"p50_ns":)" << times.p50_ns
+               << R"(,"p99_ns":)" << times.p99_ns << "}";
+}
+
+class DirectoryBench {
+  public:
+    DirectoryBench(size_t objects, double seconds)
+        : keys_(objects), versions_(objects), seconds_(seconds) {
+        directory_.set_readable(kNode, true);
+        directory_.set_readable(kRejoining, true);
+    }
+
+    void run() {
+        const uint64_t before = heap_bytes();
+        const double announces = announce_all();
+        const uint64_t used = heap_bytes() - before - key_bytes();
+        const Times present = lookups([] { return true; }, false);
+        const Times absent = lookups([] { return true; }, true);
+        const uint64_t rejoin = std::min<uint64_t>(kRejoinObjects, keys_.count());
+        announce_range(kRejoining, rejoin);
+        const Times idle = lookups([] { return true; }, false);
+        std::atomic<bool> running{true};
+        double rejoin_rate = 0;
+        std::thread node([&] {
+            directory_.begin_full(kRejoining);
+            rejoin_rate = announce_range(kRejoining, rejoin);
+            directory_.end_full(kRejoining);
+            running = false;
+        });
+        const Times during = lookups([&] { return running.load(); }, false);
+        node.join();
+        std::cout << std::fixed << R"({"objects":)" << keys_.count() << R"(,"seed":)" << kSeed
+                  << R"(,"batch":)" << kBatch << R"(,"announces_per_s":)" << announces
+                  << R"(,"bytes_an_object_beside_the_key":)"
+                  << static_cast<double>(used) / static_cast<double>(keys_.count())
+                  << R"(,"present":)" << present << R"(,"absent":)" << absent << R"(,"idle":)"
+                  << idle << R"(,"rejoin_announces_per_s":)" << rejoin_rate
+                  << R"(,"during_rejoin":)" << during << "}" << std::endl;
+    }
+
+  private:
+    const NamespaceEpoch& epoch() const { return *ns_.current.load(); }
+    uint64_t key_bytes() const { return keys_.count() * kKeyBytes; }
+
+    double announce_all() {
+        for (Version& version : versions_) version = directory_.next_version();
+        return announce_range(kNode, keys_.count());
+    }
+
+    // Announcements a second.
+    double announce_range(NodeSlot node, size_t count) {
+        const uint64_t start = steady_ns();
+        for (size_t i = 0; i < count; ++i) {
+            const AnnounceOutcome outcome = directory_.announce(
+                epoch(), node, {.key = keys_[i], .version = versions_[i], .size = kObjectBytes});
+            if (outcome.code != Code::kOk) fail("an announcement was refused");
+        }
+        return static_cast<double>(count) * 1e9 / static_cast<double>(steady_ns() - start);
+    }
+
+    // Random batches until the time is over and `more` says no; on one thread.
+    template <typename More>
+    Times lookups(More more, bool absent) {
+        std::mt19937_64 random(kSeed + 1);
+        std::vector<std::string> made(kBatch);
+        std::vector<std::string_view> keys(kBatch);
+        std::vector<ObjectPlace> places(kBatch);
+        std::vector<uint64_t> times;
+        uint64_t total = 0;
+        const auto limit = static_cast<uint64_t>(seconds_ * 1e9);
+        while (total < limit && more()) {
+            for (size_t i = 0; i < kBatch; ++i) {
+                keys[i] = keys_[random() % keys_.count()];
+                if (!absent) continue;
+                made[i].assign(keys[i]);
+                made[i][0] = 'x';
+                keys[i] = made[i];
+            }
+            const uint64_t start = steady_ns();
+            directory_.lookup(ns_, keys, places);
+            times.push_back(steady_ns() - start);
+            total += times.back();
+            const Code wanted = absent ? Code::kNotFound : Code::kOk;
+            if (places.front().code != wanted || places.back().code != wanted) {
+                fail("a lookup answered wrongly");
+            }
+        }
+        std::sort(times.begin(), times.end());
+        return {static_cast<double>(times.size() * kBatch) * 1e9 / static_cast<double>(total),
+                times[times.size() / 2], times[times.size() * 99 / 100]};
+    }
+
+    static uint64_t steady_ns() {
+        return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                     std::chrono::nanoseconds(1));
+    }
+    [[noreturn]] static void fail(const char* what) {
+        std::cerr << "directory_bench: " << what << std::endl;
+        std::exit(1);
+    }
+
+    Keys keys_;
+    std::vector<Version> versions_;
+    double seconds_;
+    Directory directory_{HashSecret{1, 2, 3}, 1};
+    Namespace& ns_ = **directory_.namespaces().open("tenant", "space");
+};
+
+}  // namespace
+}  // namespace kvstore
+
+int main(int count, char** arguments) {
+    const size_t objects = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1'000'000;
+    const double seconds = count > 2 ? std::strtod(arguments[2], nullptr) : 2.0;
+    if (objects == 0 || seconds <= 0) {
+        std::cerr << "usage: directory_bench [objects] [seconds]" << std::endl;
+        return 2;
+    }
+    kvstore::DirectoryBench(objects, seconds).run();
+    return 0;
+}
