@@ -269,6 +269,14 @@ std::span<const uint8_t> Channel::take(size_t size) {
 }
 
 Result<Channel::Reply> Channel::receive(Deadline deadline) {
+    Result<Reply> reply = receive_any(deadline);
+    if (reply.ok() && reply->header.request_id != request_id_) {
+        return kill(Status(Code::kProtocolError, "a reply to another request"));
+    }
+    return reply;
+}
+
+Result<Channel::Reply> Channel::receive_any(Deadline deadline) {
     if (!alive() || shut_down_) {
         return {Code::kClosed, "the channel is dead"};
     }
@@ -292,8 +300,8 @@ Result<Channel::Reply> Channel::receive(Deadline deadline) {
     reply.body = take(reply.header.body_bytes);
     payload_left_ = reply.header.payload_bytes;
     const bool fatal = (reply.header.flags & kFlagFatal) != 0;
-    if (reply.header.request_id != request_id_ && !fatal) {
-        return kill(Status(Code::kProtocolError, "a reply to another request"));
+    if (reply.header.request_id > request_id_ && !fatal) {
+        return kill(Status(Code::kProtocolError, "a reply to a request that was never sent"));
     }
     if (reply.header.message() == MessageType::kError) {
         Error error;

@@ -1,12 +1,11 @@
-// Batches of puts: reserve, copy with the checksum in the same pass, commit; or one Put by socket.
+// Batches of puts: to a node of this host through its memory, else one Put by socket; tried again.
 #include "kvstore/put_path.h"
 
 #include <algorithm>
 #include <chrono>
 #include <thread>
 
-#include "kvstore/checksum.h"
-#include "kvstore/protocol_steps.h"
+#include "kvstore/shared_put.h"
 
 namespace kvstore {
 namespace {
@@ -16,9 +15,6 @@ constexpr uint64_t kBatchText = 4u << 20;    // keys and parents of one message
 constexpr int kReattachMs = 1000;            // how long a put waits for a node that is restarting
 constexpr int kRetryPauseMs = 10;
 constexpr uint64_t kTableAgeMs = 1000;  // states and weights older than this are asked for again
-
-// The item has no final answer yet; no code has this number.
-constexpr Code kOpen = static_cast<Code>(1);
 
 size_t batch_length(std::span<const PutItem> items) {
     uint64_t bytes = 0;
@@ -62,7 +58,7 @@ void PutPath::run(std::span<PutItem> items, Deadline deadline) {
 
 void PutPath::put_batch(std::span<PutItem> batch) {
     for (PutItem& item : batch) {
-        item.result = item.size > limits::kMaxObjectBytes ? Code::kTooLarge : kOpen;
+        item.result = item.size > limits::kMaxObjectBytes ? Code::kTooLarge : kPutOpen;
     }
     // One batch may wait for a node that restarts; those behind it fail at once until one is back.
     const uint64_t patience_ms = context_.write_breaker().allow() ? kReattachMs : 0;
@@ -71,7 +67,7 @@ void PutPath::put_batch(std::span<PutItem> batch) {
     for (int attempts = 0;; ++attempts) {
         open.clear();
         for (PutItem& item : batch) {
-            if (item.result == kOpen) {
+            if (item.result == kPutOpen) {
                 open.push_back(&item);
             }
         }
@@ -115,7 +111,9 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     if (local == locals_.end() || !chosen->breaker().allow()) {
         return false;
     }
-    if (put_into(*local->node, open)) {
+    // What is open then, because the node did not answer, is tried again: elsewhere, or here once
+    // it has restarted.
+    if (SharedPut(*local->node, options_, deadline_, &tally_).run(open)) {
         chosen->breaker().success();
     } else {
         chosen->breaker().failure();
@@ -129,112 +127,10 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     return true;
 }
 
-// False when the node did not answer. What is open then is tried again, elsewhere or here once it
-// has restarted.
-bool PutPath::put_into(LocalNode& node, std::span<PutItem*> open) {
-    Result<ChannelPool::Lease> lease = node.sessions().checkout(deadline_);
-    if (!lease.ok()) {
-        return false;
-    }
-    node.send_abandoned(**lease, deadline_);
-    const Rows rows = rows_of(open);
-    std::vector<uint64_t> generations;
-    std::vector<uint64_t> offsets;
-    if (Status status = reserve(*lease, rows, &generations, &offsets); !status.ok()) {
-        if (status.code() == Code::kDeadlineExceeded || (*lease)->alive()) {
-            set_all(open, status.code());
-        }
-        return (*lease)->alive();
-    }
-    std::vector<PutItem*> reserved;
-    std::vector<uint64_t> reserved_generations;
-    std::vector<uint32_t> crcs;
-    for (size_t row = 0; row < rows.items.size(); ++row) {
-        PutItem& item = *rows.items[row];
-        if (item.result != Code::kOk) {
-            continue;
-        }
-        uint8_t* block = node.block(offsets[row], item.size);
-        if (block == nullptr) {
-            item.result = Code::kProtocolError;
-            node.abandon({&generations[row], 1});
-            continue;
-        }
-        crcs.push_back(copy_crc32c(block, item.data, item.size));
-        reserved.push_back(&item);
-        reserved_generations.push_back(generations[row]);
-        item.result = kOpen;
-    }
-    steps::finish_writing(steps::RealMemory{});
-    return reserved.empty() || commit(node, *lease, reserved, reserved_generations, crcs);
-}
-
-// Leaves kOk in the items that got a block.
-Status PutPath::reserve(ChannelPool::Lease& lease, const Rows& rows,
-                        std::vector<uint64_t>* generations, std::vector<uint64_t>* offsets) {
-    Reserve request;
-    request.keys = rows.keys;
-    request.sizes = rows.sizes;
-    request.pins = rows.pins;
-    request.replicas = rows.replicas;
-    request.ttl_ms = rows.ttl_ms;
-    request.parents = rows.parents;
-    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
-    ReserveReply reply;
-    if (Status status = lease->exchange(request, &reply, deadline_); !status.ok()) {
-        return status;
-    }
-    if (reply.status.size() != rows.items.size()) {
-        return {Code::kProtocolError, "the reply has another number of rows"};
-    }
-    for (size_t row = 0; row < rows.items.size(); ++row) {
-        rows.items[row]->result = static_cast<Code>(reply.status[row]);
-        generations->push_back(reply.generations[row]);
-        offsets->push_back(reply.offsets[row]);
-    }
-    return {};
-}
-
-// False when the node did not answer.
-bool PutPath::commit(LocalNode& node, ChannelPool::Lease& lease, std::span<PutItem*> items,
-                     std::span<const uint64_t> generations, std::span<const uint32_t> crcs) {
-    Commit request;
-    request.generations = generations;
-    request.crcs = crcs;
-    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
-    StatusReply reply;
-    Status status = lease->exchange(request, &reply, deadline_);
-    if (status.ok() && reply.status.size() != items.size()) {
-        status = Status(Code::kProtocolError, "the reply has another number of rows");
-    }
-    if (!status.ok()) {
-        // Our copies have stopped: the node may have the blocks back as soon as it can be told.
-        node.abandon(generations);
-        if (status.code() == Code::kDeadlineExceeded || lease->alive()) {
-            set_all(items, status.code());
-        }
-        return lease->alive();
-    }
-    std::vector<uint64_t> expired;
-    for (size_t row = 0; row < items.size(); ++row) {
-        items[row]->result = static_cast<Code>(reply.status[row]);
-        if (items[row]->result == Code::kOk) {
-            tally_.add(ClientCounter::kBytesPutShm, items[row]->size);
-        } else if (items[row]->result == Code::kExpired) {
-            expired.push_back(generations[row]);
-        }
-    }
-    if (!expired.empty()) {
-        node.abandon(expired);
-        node.send_abandoned(*lease, deadline_);
-    }
-    return true;
-}
-
 void PutPath::put_by_socket(std::span<PutItem*> open, const PeerNode* except) {
     if (context_.options().transport == Transport::kShm) {
         for (PutItem* item : open) {
-            if (item->result == kOpen) {
+            if (item->result == kPutOpen) {
                 item->result = Code::kUnavailable;
             }
         }
@@ -256,19 +152,14 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     if (!peer.breaker().allow()) {
         return;
     }
-    const Rows rows = rows_of(open);
-    std::vector<uint32_t> crcs(rows.items.size());
+    std::vector<uint32_t> crcs(open.size());
     std::vector<iovec> parts;
-    for (const PutItem* item : rows.items) {
+    for (const PutItem* item : open) {
         parts.push_back({const_cast<uint8_t*>(item->data), item->size});
     }
+    const PutRows rows(open, options_);
     Put request;
-    request.keys = rows.keys;
-    request.sizes = rows.sizes;
-    request.pins = rows.pins;
-    request.replicas = rows.replicas;
-    request.ttl_ms = rows.ttl_ms;
-    request.parents = rows.parents;
+    rows.fill(&request);
     request.crcs_behind = true;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     StatusReply reply;
@@ -284,34 +175,14 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
         return;
     }
     peer.breaker().success();
-    for (size_t row = 0; row < rows.items.size(); ++row) {
-        PutItem& item = *rows.items[row];
+    for (size_t row = 0; row < open.size(); ++row) {
+        PutItem& item = *open[row];
         item.result =
             row < reply.status.size() ? static_cast<Code>(reply.status[row]) : Code::kProtocolError;
         if (item.result == Code::kOk) {
             tally_.add(ClientCounter::kBytesPutSocket, item.size);
         }
     }
-}
-
-PutPath::Rows PutPath::rows_of(std::span<PutItem*> open) const {
-    Rows rows;
-    rows.items.assign(open.begin(), open.end());
-    bool chained = false;
-    for (const PutItem* item : open) {
-        rows.keys.push_back(item->key);
-        rows.parents.push_back(item->parent);
-        rows.sizes.push_back(item->size);
-        chained |= !item->parent.empty();
-    }
-    if (!chained) {
-        rows.parents.clear();
-    }
-    rows.pins.assign(options_.pin == Pin::kNone ? 0 : open.size(),
-                     static_cast<uint8_t>(options_.pin));
-    rows.replicas.assign(open.size(), options_.replicas);
-    rows.ttl_ms.assign(options_.ttl_ms == 0 ? 0 : open.size(), options_.ttl_ms);
-    return rows;
 }
 
 void PutPath::count_results(std::span<const PutItem> items) {

@@ -61,6 +61,10 @@ class Channel {
     Status send(MessageType type, std::span<const uint8_t> body, const Payload& payload,
                 Deadline deadline);
     Result<Reply> receive(Deadline deadline);
+    // For several requests under way at once: the next reply, to whichever of them. The header's
+    // request_id says to which; that of the request sent last is last_request().
+    Result<Reply> receive_any(Deadline deadline);
+    uint64_t last_request() const { return request_id_; }
 
     // The next bytes of the reply's payload, exactly as many as `into` holds; `crcs` gets the
     // CRC32C of each part, unless it is empty.

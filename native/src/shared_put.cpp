@@ -1,0 +1,235 @@
+// The pipeline of a put into shared memory: reserve ahead, copy with the checksum, commit, collect.
+#include "kvstore/shared_put.h"
+
+#include <algorithm>
+
+#include "kvstore/checksum.h"
+#include "kvstore/protocol_steps.h"
+
+namespace kvstore {
+namespace {
+
+// A group is over as soon as it has this much: long enough that its messages weigh little beside
+// its copy, short enough that little is left to publish when the last copy ends.
+constexpr uint64_t kGroupBytes = 1u << 20;
+constexpr uint64_t kGroupText = 1u << 20;  // keys and parents
+// Groups that are reserved ahead of the one that is being copied. A process that dies or stops
+// keeps no more blocks than this from others.
+constexpr size_t kAhead = 3;
+
+}  // namespace
+
+PutRows::PutRows(std::span<PutItem* const> items, const PutOptions& options) {
+    bool chained = false;
+    for (const PutItem* item : items) {
+        keys.push_back(item->key);
+        parents.push_back(item->parent);
+        sizes.push_back(item->size);
+        chained |= !item->parent.empty();
+    }
+    if (!chained) {
+        parents.clear();
+    }
+    pins.assign(options.pin == Pin::kNone ? 0 : items.size(), static_cast<uint8_t>(options.pin));
+    replicas.assign(items.size(), options.replicas);
+    ttl_ms.assign(options.ttl_ms == 0 ? 0 : items.size(), options.ttl_ms);
+}
+
+// A chain must lose its tail before its head: what is published later counts as newer, unless it
+// names its parent, whose stamp it then renews. So a list without parents goes tail first.
+void SharedPut::cut(std::span<PutItem*> items) {
+    for (size_t first = 0; first < items.size();) {
+        uint64_t bytes = 0;
+        uint64_t text = 0;
+        size_t count = 0;
+        while (first + count < items.size() && count < limits::kMaxBatchKeys &&
+               bytes < kGroupBytes && text < kGroupText) {
+            const PutItem& item = *items[first + count];
+            bytes += item.size;
+            text += item.key.size() + item.parent.size();
+            ++count;
+        }
+        groups_.emplace_back().items = items.subspan(first, count);
+        first += count;
+    }
+    if (std::none_of(items.begin(), items.end(),
+                     [](auto* item) { return !item->parent.empty(); })) {
+        std::reverse(groups_.begin(), groups_.end());
+    }
+}
+
+bool SharedPut::run(std::span<PutItem*> items) {
+    Result<ChannelPool::Lease> lease = node_.sessions().checkout(deadline_);
+    if (!lease.ok()) {
+        return false;
+    }
+    lease_ = std::move(*lease);
+    node_.send_abandoned(*lease_, deadline_);
+    cut(items);
+    const Status status = work();
+    if (!status.ok()) {
+        give_up(status);
+        // Other answers may still be on their way: nobody else may meet them.
+        const bool answered = lease_->alive();
+        lease_->shutdown();
+        return answered || status.code() == Code::kDeadlineExceeded;
+    }
+    node_.send_abandoned(*lease_, deadline_);
+    return true;
+}
+
+Status SharedPut::work() {
+    size_t asked = 0;
+    for (size_t now = 0; now < groups_.size(); ++now) {
+        for (; asked < std::min(groups_.size(), now + 1 + kAhead); ++asked) {
+            if (Status status = send_reserve(groups_[asked]); !status.ok()) {
+                return status;
+            }
+        }
+        while (!groups_[now].reserved) {
+            if (Status status = receive(); !status.ok()) {
+                return status;
+            }
+        }
+        if (Status status = copy_and_commit(groups_[now]); !status.ok()) {
+            return status;
+        }
+    }
+    for (const Group& group : groups_) {
+        while (!group.ended) {
+            if (Status status = receive(); !status.ok()) {
+                return status;
+            }
+        }
+    }
+    return {};
+}
+
+Status SharedPut::send_reserve(Group& group) {
+    const PutRows rows(group.items, options_);
+    Reserve request;
+    rows.fill(&request);
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    body_.clear();
+    encode_message(request, body_);
+    const Status sent = lease_->send(Reserve::kType, body_, {}, deadline_);
+    group.reserve_id = lease_->last_request();
+    return sent;
+}
+
+void SharedPut::copy(Group& group, std::vector<uint32_t>* crcs) {
+    for (size_t row = 0; row < group.items.size(); ++row) {
+        PutItem& item = *group.items[row];
+        if (group.generations[row] == 0) {
+            continue;
+        }
+        uint8_t* block = node_.block(group.offsets[row], item.size);
+        if (block == nullptr) {
+            item.result = Code::kProtocolError;
+            node_.abandon({&group.generations[row], 1});
+            continue;
+        }
+        crcs->push_back(copy_crc32c(block, item.data, item.size));
+        group.copied.push_back(&item);
+        group.copied_generations.push_back(group.generations[row]);
+    }
+    steps::finish_writing(steps::RealMemory{});
+}
+
+Status SharedPut::copy_and_commit(Group& group) {
+    std::vector<uint32_t> crcs;
+    copy(group, &crcs);
+    if (group.copied.empty()) {
+        group.ended = true;
+        return {};
+    }
+    Commit request;
+    request.generations = group.copied_generations;
+    request.crcs = crcs;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    body_.clear();
+    encode_message(request, body_);
+    const Status sent = lease_->send(Commit::kType, body_, {}, deadline_);
+    group.commit_id = lease_->last_request();
+    return sent;
+}
+
+// The next answer, of whichever group.
+Status SharedPut::receive() {
+    Result<Channel::Reply> answer = lease_->receive_any(deadline_);
+    if (!answer.ok()) {
+        return answer.status();
+    }
+    const uint64_t id = answer->header.request_id;
+    for (Group& group : groups_) {
+        if (id == group.reserve_id && !group.reserved) {
+            return take_reserved(group, *answer);
+        }
+        if (id == group.commit_id && !group.ended) {
+            return take_committed(group, *answer);
+        }
+    }
+    return {Code::kProtocolError, "an answer to no request"};
+}
+
+Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
+    ReserveReply reply;
+    if (Status status = lease_->decode_reply(answer, &reply); !status.ok()) {
+        return status;
+    }
+    if (reply.status.size() != group.items.size()) {
+        return {Code::kProtocolError, "the reply has another number of rows"};
+    }
+    for (size_t row = 0; row < group.items.size(); ++row) {
+        const auto code = static_cast<Code>(reply.status[row]);
+        if (code != Code::kOk) {
+            group.items[row]->result = code;
+        }
+        group.generations.push_back(code == Code::kOk ? reply.generations[row] : 0);
+        group.offsets.push_back(reply.offsets[row]);
+    }
+    group.reserved = true;
+    return {};
+}
+
+Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
+    StatusReply reply;
+    if (Status status = lease_->decode_reply(answer, &reply); !status.ok()) {
+        return status;
+    }
+    if (reply.status.size() != group.copied.size()) {
+        return {Code::kProtocolError, "the reply has another number of rows"};
+    }
+    for (size_t row = 0; row < group.copied.size(); ++row) {
+        PutItem& item = *group.copied[row];
+        item.result = static_cast<Code>(reply.status[row]);
+        if (item.result == Code::kOk) {
+            tally_.add(ClientCounter::kBytesPutShm, item.size);
+        } else if (item.result == Code::kExpired) {
+            node_.abandon({&group.copied_generations[row], 1});
+        }
+    }
+    group.ended = true;
+    return {};
+}
+
+// Our copies have stopped: the node may have the blocks back as soon as it can be told.
+void SharedPut::give_up(const Status& why) {
+    const bool decided = why.code() == Code::kDeadlineExceeded || lease_->alive();
+    for (Group& group : groups_) {
+        if (group.ended) {
+            continue;
+        }
+        std::vector<Generation> reserved;
+        std::copy_if(group.generations.begin(), group.generations.end(),
+                     std::back_inserter(reserved), [](Generation gen) { return gen != 0; });
+        node_.abandon(reserved);
+        for (PutItem* item : group.items) {
+            if (item->result == kPutOpen && decided) {
+                item->result = why.code();
+            }
+        }
+    }
+}
+
+}  // namespace kvstore
