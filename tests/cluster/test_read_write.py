@@ -12,7 +12,7 @@ import kvstore
 from kvstore import Status
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
-from tests.support.processes import python_process, read_line
+from tests.support.processes import python_process, read_line, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -44,6 +44,46 @@ def test_a_put_is_readable_by_another_process_at_once(cluster: Cluster) -> None:
 def _bytes_by_path(store: kvstore.Store) -> tuple[int, int]:
     stats: dict[str, Any] = store.stats()
     return stats["bytes_shm"], stats["bytes_tcp"]
+
+
+def test_a_known_placement_saves_the_lookup_and_stays_honest(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    writer, reader = cluster.connect(), cluster.connect(transport="tcp")
+    assert writer.put("k", proof("1", 1000)) is Status.Ok
+    assert reader.get("k") == proof("1", 1000)
+    asked = reader.stats()["lookups"]
+    for _ in range(10):
+        assert reader.get("k") == proof("1", 1000)
+    assert reader.stats()["lookups"] == asked
+    # Gone, then longer, then shorter than what is remembered.
+    assert writer.remove("k") is Status.Ok
+    assert reader.get("k") is None
+    for version, size in (("2", 5000), ("3", 10)):
+        assert writer.put("k", proof(version, size)) is Status.Ok
+        out = bytearray(size)
+        assert reader.get_into("k", out) == size and out == proof(version, size)
+        assert writer.remove("k") is Status.Ok
+
+
+def test_a_known_placement_on_a_dead_node_is_a_lookup(cluster: Cluster) -> None:
+    nodes = {name: cluster.start_node(name) for name in "ab"}
+    writer, reader = cluster.connect(), cluster.connect(transport="tcp")
+    assert writer.put("k", proof("k", 1000), replicas=2) is Status.Ok
+    wait_for(lambda: len(holders(writer, "k")) == 2, "the second replica")
+    assert reader.get("k") == proof("k", 1000)
+    nodes["a"].kill()
+    assert reader.get("k") == proof("k", 1000)
+    cluster.wait_state("a", "dead")
+    assert reader.get("k") == proof("k", 1000)
+    # What only the dead node had is a miss, and not one that hangs.
+    nodes["b"].kill()
+    assert reader.get("k") is None
+
+
+def holders(store: kvstore.Store, key: str) -> list[Any]:
+    found = store.inspect(key)
+    assert found is not None
+    return list(found["replicas"])
 
 
 def test_same_host_reads_use_shared_memory_and_tcp_can_be_forced(cluster: Cluster) -> None:

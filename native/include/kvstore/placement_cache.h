@@ -1,5 +1,6 @@
-// Where objects were found lately. Used only while the master is away: reads with a known placement
-// go on. A wrong entry costs one refused request, since reads name key and version.
+// Where objects were found lately: reads go there without a lookup, and go on while the master is
+// away. A wrong entry costs one refused request, since reads name key and version. Absence is never
+// remembered.
 #pragma once
 
 #include <array>

@@ -1,4 +1,5 @@
-// Reading what this host's indexes did not have: one lookup at the master, then replica by replica.
+// Reading what this host's indexes did not have: where it was found lately, else one lookup at the
+// master; then replica by replica.
 #pragma once
 
 #include <array>
@@ -27,6 +28,7 @@ class RemoteReads {
         uint32_t tried = 0;  // bit per replica
         int trying = -1;     // replica of this round
         bool done = false;
+        bool remembered = false;  // its placement is an earlier lookup's
         MissReason last = MissReason::kNodeDown;
     };
     // What is asked of one node in one round.
@@ -45,10 +47,12 @@ class RemoteReads {
         uint32_t data_crc = 0;
     };
 
+    void take_known(std::vector<size_t>* pending);
     void lookup(std::span<const size_t> pending);
     void take_lookup(const LookupReply& reply, std::span<const size_t> pending);
     void use_known_placements(std::span<const size_t> pending, Code why);
     void miss(Job& job, MissReason reason);
+    void ask_again(Job& job);
     void provide_memory();
     void read_all_replicas();
     bool choose_replica(Job& job, std::shared_ptr<PeerNode>* peer);
@@ -70,7 +74,7 @@ class RemoteReads {
     std::span<HashedKey> keys_;
     Deadline deadline_ = Deadline::never();
     std::vector<Job> jobs_;
-    std::vector<size_t> again_;  // replaced by a newer version while we read: look up once more
+    std::vector<size_t> again_;  // not where it was said to be: look up (once more)
     bool last_pass_ = false;
 };
 
