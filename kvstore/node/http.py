@@ -27,6 +27,7 @@ ROWS = (
     Gauge("kvstore_hard_pinned_bytes", "hard_pinned_bytes", "Never evicted."),
     Gauge("kvstore_objects", "objects", "Published objects."),
     Gauge("kvstore_reservations", "reservations", "Writes under way."),
+    Gauge("kvstore_spares", "spares", "Blocks granted to clients for their next writes."),
     Gauge("kvstore_quarantined_bytes", "quarantined_bytes", "Held until a writer is gone."),
     Gauge("kvstore_leases", "leases", "Leases in force."),
     Gauge("kvstore_connections", "connections", "Open connections."),

@@ -79,6 +79,7 @@ void add_store(nb::dict& out, const BlockStore::Stats& store) {
     out["object_bytes"] = store.object_bytes;
     out["index_capacity"] = store.index_capacity;
     out["reservations"] = store.reservations;
+    out["spares"] = store.spares;
     out["reserved_bytes"] = store.reserved_bytes;
     out["quarantined"] = store.quarantined;
     out["quarantined_bytes"] = store.quarantined_bytes;

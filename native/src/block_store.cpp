@@ -153,6 +153,7 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
         note_exists(owner.session, here);
         return refuse(Code::kAlreadyExists);
     }
+    if (item.spare != 0) return assign_spare(owner, ns, item);
     if (!reservations.has_room(owner, item.size_bytes)) {
         ++totals.no_space;
         return refuse(Code::kNoSpace, size + " more would exceed client_cap_bytes " +
@@ -165,17 +166,76 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
         return refuse(Code::kNoSpace, "nothing evictable makes room for " + size +
                                           " in segment_size " + std::to_string(segment->size()));
     }
+    const Generation generation = draw_generation();
+    reservations.add(generation, reservation_of(owner, ns, item, *offset));
+    return block_of(generation, *offset);
+}
+
+Generation BlockStore::State::draw_generation() {
     KV_ASSERT(generation_counter < kMaxCounter);
-    reply.generation =
-        steps::draw_generation(steps::RealMemory{}, options.node_epoch, generation_counter);
-    reply.offset = *offset;
-    reply.data = segment->data() + *offset;
-    reply.code = Code::kOk;
-    reservations.add(reply.generation,
-                     {owner, ns, std::string(item.key), item.hash, std::string(item.parent),
-                      *offset, item.size_bytes, std::min(item.ttl_ms, kMaxTtlMs),
-                      now() + options.reservation_ms, item.pin, 0, false});
-    return reply;
+    return steps::draw_generation(steps::RealMemory{}, options.node_epoch, generation_counter);
+}
+
+BlockStore::Reserved BlockStore::State::block_of(Generation generation, uint64_t offset) const {
+    return {Code::kOk, generation, offset, segment->data() + offset, {}};
+}
+
+Reservation BlockStore::State::reservation_of(const Owner& owner, const NamespaceRef& ns,
+                                              const ReserveItem& item, uint64_t offset) const {
+    Reservation reservation;
+    reservation.owner = owner;
+    reservation.ns = ns;
+    reservation.key = item.key;
+    reservation.hash = item.hash;
+    reservation.parent = item.parent;
+    reservation.offset = offset;
+    reservation.size_bytes = item.size_bytes;
+    reservation.ttl_ms = std::min(item.ttl_ms, kMaxTtlMs);
+    reservation.deadline_ms = now() + options.reservation_ms;
+    reservation.pin = item.pin;
+    return reservation;
+}
+
+BlockStore::Reserved BlockStore::reserve_spare(const Owner& owner, uint64_t size_bytes) {
+    State::Lock lock(*state_);
+    return state_->reserve_spare(lock.held, owner, size_bytes);
+}
+
+BlockStore::Reserved BlockStore::State::reserve_spare(std::unique_lock<std::mutex>& lock,
+                                                      const Owner& owner, uint64_t size_bytes) {
+    Reserved none;
+    none.code = Code::kNoSpace;
+    const uint64_t cap = segment->size() / kSpareShare;
+    const uint64_t used = reservations.spare_bytes();
+    if (owner.slot < 0 || used > cap || size_bytes > cap - used ||
+        !reservations.has_room(owner, size_bytes)) {
+        return none;
+    }
+    const auto offset = obtain_block(lock, size_bytes);
+    if (!offset) return none;
+    ReserveItem nothing;
+    nothing.size_bytes = size_bytes;
+    Reservation reservation = reservation_of(owner, nullptr, nothing, *offset);
+    reservation.spare = true;
+    const Generation generation = draw_generation();
+    reservations.add(generation, std::move(reservation));
+    return block_of(generation, *offset);
+}
+
+// Whoever names a spare has to be the process that it was given to, on whatever session.
+BlockStore::Reserved BlockStore::State::assign_spare(const Owner& owner, const NamespaceRef& ns,
+                                                     const ReserveItem& item) {
+    reservations.quarantine_expired(now());
+    const Reservation* spare = reservations.find(item.spare);
+    if (spare == nullptr || !spare->spare || spare->quarantined ||
+        spare->owner.slot != owner.slot || spare->size_bytes != item.size_bytes) {
+        Reserved expired;
+        expired.code = Code::kExpired;
+        return expired;
+    }
+    const uint64_t offset = spare->offset;
+    reservations.assign(item.spare, reservation_of(owner, ns, item, offset));
+    return block_of(item.spare, offset);
 }
 
 Code BlockStore::grant(Generation generation, Version version) {
@@ -186,7 +246,7 @@ Code BlockStore::grant(Generation generation, Version version) {
 Code BlockStore::State::grant(Generation generation, Version version) {
     reservations.quarantine_expired(now());
     Reservation* reservation = reservations.find(generation);
-    if (reservation == nullptr || version == 0) return Code::kInvalidArgument;
+    if (reservation == nullptr || reservation->spare || version == 0) return Code::kInvalidArgument;
     reservation->version = version;
     if (reservation->quarantined) return Code::kExpired;
     return check_version(*reservation, version);
@@ -218,8 +278,8 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
                                                  EntryRef* published) {
     reservations.quarantine_expired(now());
     const Reservation* reservation = reservations.find(item.generation);
-    if (reservation == nullptr || reservation->owner.session != owner.session ||
-        reservation->owner.slot != owner.slot) {
+    if (reservation == nullptr || reservation->spare ||
+        reservation->owner.session != owner.session || reservation->owner.slot != owner.slot) {
         return {Code::kInvalidArgument, 0, nullptr};
     }
     if (!steps::may_publish(steps::RealMemory{}, !reservation->quarantined)) {

@@ -250,6 +250,9 @@ void LocalNode::unhold(Generation gen) {
 }
 
 void LocalNode::abandon(std::span<const Generation> generations) {
+    if (generations.empty()) {
+        return;
+    }
     std::lock_guard lock(abandoned_mutex_);
     abandoned_.insert(abandoned_.end(), generations.begin(), generations.end());
     any_abandoned_.store(true, std::memory_order_relaxed);

@@ -24,6 +24,9 @@ std::vector<PutFlow::Row> put_rows(const Message& message) {
         rows[i].replicas = message.replicas[i];
         rows[i].ttl_ms = message.ttl_ms[i];
         rows[i].parent = message.parents[i];
+        if constexpr (requires { message.spares; }) {
+            rows[i].spare = message.spares[i];
+        }
         if constexpr (requires { message.flags; }) {
             rows[i].upsert = (message.flags[i] & kPutUpsert) != 0;
         }
@@ -88,6 +91,15 @@ void NodeService::reserve(Connection& connection, const FrameHeader& header, Bod
     reply.status = status;
     reply.generations = generations;
     reply.offsets = offsets;
+    if (message.spare_size != 0 && !draining_.load()) {
+        const BlockStore::Reserved spare =
+            store_.reserve_spare(session.process(), message.spare_size);
+        if (spare.code == Code::kOk) {
+            reply.spare_generation = spare.generation;
+            reply.spare_offset = spare.offset;
+            reply.spare_ms = options_.reservation_ms;
+        }
+    }
     connection.ref()->send_message(reply, header.request_id);
 }
 

@@ -86,7 +86,7 @@ std::vector<PutFlow::Begun> PutFlow::begin(const Owner& owner, const NamespaceRe
         const Row& row = rows[i];
         const Hash128 hash = key_hash(options_.hash_secret, ns->id, row.key);
         const BlockStore::Reserved reserved = store_.reserve(
-            owner, ns, {row.key, hash, row.size_bytes, row.ttl_ms, row.pin, row.parent},
+            owner, ns, {row.key, hash, row.size_bytes, row.ttl_ms, row.pin, row.parent, row.spare},
             row.upsert || is_being_published(hash));
         begun[i] = {reserved.code, reserved.generation, reserved.offset, reserved.data};
         if (reserved.code == Code::kOk) {
@@ -134,7 +134,7 @@ PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, c
         return {Code::kAlreadyExists, 0, 0, nullptr};
     }
     const BlockStore::Reserved reserved = store_.reserve(
-        owner, ns, {row.key, hash, row.size_bytes, row.ttl_ms, row.pin, row.parent}, true);
+        owner, ns, {row.key, hash, row.size_bytes, row.ttl_ms, row.pin, row.parent, 0}, true);
     const Begun begun{reserved.code, reserved.generation, reserved.offset, reserved.data};
     if (begun.code == Code::kOk) {
         Entry entry;

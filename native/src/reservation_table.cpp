@@ -24,6 +24,7 @@ void ReservationTable::add(Generation generation, Reservation reservation) {
     client.bytes += reservation.size_bytes;
     ++client.count;
     bytes_ += reservation.size_bytes;
+    count_spare(reservation, true);
     const bool added = by_generation_.emplace(generation, std::move(reservation)).second;
     KV_ASSERT(added);
 }
@@ -39,6 +40,7 @@ Reservation ReservationTable::take(Generation generation) {
     Reservation reservation = std::move(it->second);
     by_generation_.erase(it);
     bytes_ -= reservation.size_bytes;
+    count_spare(reservation, false);
     if (reservation.quarantined) {
         --quarantined_;
         quarantined_bytes_ -= reservation.size_bytes;
@@ -54,16 +56,37 @@ void ReservationTable::quarantine(Generation generation) {
     Reservation* reservation = find(generation);
     KV_ASSERT(reservation != nullptr);
     if (reservation->quarantined) return;
+    count_spare(*reservation, false);
     reservation->quarantined = true;
     ++quarantined_;
     quarantined_bytes_ += reservation->size_bytes;
+}
+
+void ReservationTable::count_spare(const Reservation& reservation, bool add) {
+    if (!reservation.spare || reservation.quarantined) return;
+    spares_ = add ? spares_ + 1 : spares_ - 1;
+    spare_bytes_ =
+        add ? spare_bytes_ + reservation.size_bytes : spare_bytes_ - reservation.size_bytes;
+}
+
+void ReservationTable::assign(Generation generation, Reservation object) {
+    Reservation* spare = find(generation);
+    KV_ASSERT(spare != nullptr && spare->spare && !spare->quarantined && !object.spare);
+    KV_ASSERT(spare->offset == object.offset && spare->size_bytes == object.size_bytes);
+    KV_ASSERT(client_of(spare->owner) == client_of(object.owner));
+    KV_ASSERT(deadlines_.empty() || deadlines_.back().first <= object.deadline_ms);
+    deadlines_.emplace_back(object.deadline_ms, generation);
+    count_spare(*spare, false);
+    *spare = std::move(object);
 }
 
 void ReservationTable::quarantine_expired(uint64_t now_ms) {
     while (!deadlines_.empty() && deadlines_.front().first <= now_ms) {
         const Generation generation = deadlines_.front().second;
         deadlines_.pop_front();
-        if (by_generation_.contains(generation)) quarantine(generation);
+        const Reservation* reservation = find(generation);
+        // One that was assigned later has a later deadline.
+        if (reservation != nullptr && reservation->deadline_ms <= now_ms) quarantine(generation);
     }
 }
 
@@ -95,15 +118,17 @@ bool ReservationTable::consistent() const {
     uint64_t bytes = 0;
     uint64_t quarantined_bytes = 0;
     size_t quarantined = 0;
+    uint64_t spare_bytes = 0;
     std::unordered_map<uint64_t, uint64_t> clients;
     for (const auto& [generation, reservation] : by_generation_) {
         bytes += reservation.size_bytes;
         clients[client_of(reservation.owner)] += reservation.size_bytes;
+        if (reservation.spare && !reservation.quarantined) spare_bytes += reservation.size_bytes;
         if (!reservation.quarantined) continue;
         ++quarantined;
         quarantined_bytes += reservation.size_bytes;
     }
-    if (bytes != bytes_ || quarantined != quarantined_) return false;
+    if (bytes != bytes_ || quarantined != quarantined_ || spare_bytes != spare_bytes_) return false;
     if (quarantined_bytes != quarantined_bytes_ || clients.size() != clients_.size()) return false;
     return std::ranges::all_of(clients, [&](const auto& item) {
         const auto it = clients_.find(item.first);

@@ -2,6 +2,7 @@
 #include "kvstore/shared_put.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kvstore/checksum.h"
 #include "kvstore/protocol_steps.h"
@@ -79,19 +80,26 @@ bool SharedPut::run(std::span<PutItem*> items) {
 }
 
 Status SharedPut::work() {
+    use_spare();
     size_t asked = 0;
     for (size_t now = 0; now < groups_.size(); ++now) {
+        Group& group = groups_[now];
         for (; asked < std::min(groups_.size(), now + 1 + kAhead); ++asked) {
             if (Status status = send_reserve(groups_[asked]); !status.ok()) {
                 return status;
             }
         }
-        while (!groups_[now].reserved) {
-            if (Status status = receive(); !status.ok()) {
-                return status;
-            }
+        const bool copy_first = spare_.has_value();
+        if (copy_first) {
+            copy(group);
         }
-        if (Status status = copy_and_commit(groups_[now]); !status.ok()) {
+        if (Status status = await_reserved(group); !status.ok()) {
+            return status;
+        }
+        if (!copy_first) {
+            copy(group);
+        }
+        if (Status status = commit(group); !status.ok()) {
             return status;
         }
     }
@@ -105,10 +113,28 @@ Status SharedPut::work() {
     return {};
 }
 
+void SharedPut::use_spare() {
+    if (groups_.size() != 1 || groups_[0].items.size() != 1) {
+        return;
+    }
+    Group& group = groups_[0];
+    spare_ = node_.spares().take(group.items[0]->size, boottime_ms());
+    if (spare_) {
+        group.generations = {spare_->generation};
+        group.offsets = {spare_->offset};
+    }
+}
+
 Status SharedPut::send_reserve(Group& group) {
     const PutRows rows(group.items, options_);
     Reserve request;
     rows.fill(&request);
+    if (spare_) {
+        request.spares = group.generations;
+    }
+    if (group.items.size() == 1 && node_.spares().wants(group.items[0]->size)) {
+        request.spare_size = group.items[0]->size;
+    }
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     body_.clear();
     encode_message(request, body_);
@@ -117,7 +143,16 @@ Status SharedPut::send_reserve(Group& group) {
     return sent;
 }
 
-void SharedPut::copy(Group& group, std::vector<uint32_t>* crcs) {
+Status SharedPut::await_reserved(Group& group) {
+    while (!group.reserved) {
+        if (Status status = receive(); !status.ok()) {
+            return status;
+        }
+    }
+    return {};
+}
+
+void SharedPut::copy(Group& group) {
     for (size_t row = 0; row < group.items.size(); ++row) {
         PutItem& item = *group.items[row];
         if (group.generations[row] == 0) {
@@ -129,23 +164,21 @@ void SharedPut::copy(Group& group, std::vector<uint32_t>* crcs) {
             node_.abandon({&group.generations[row], 1});
             continue;
         }
-        crcs->push_back(copy_crc32c(block, item.data, item.size));
+        group.crcs.push_back(copy_crc32c(block, item.data, item.size));
         group.copied.push_back(&item);
         group.copied_generations.push_back(group.generations[row]);
     }
     steps::finish_writing(steps::RealMemory{});
 }
 
-Status SharedPut::copy_and_commit(Group& group) {
-    std::vector<uint32_t> crcs;
-    copy(group, &crcs);
+Status SharedPut::commit(Group& group) {
     if (group.copied.empty()) {
         group.ended = true;
         return {};
     }
     Commit request;
     request.generations = group.copied_generations;
-    request.crcs = crcs;
+    request.crcs = group.crcs;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     body_.clear();
     encode_message(request, body_);
@@ -180,6 +213,11 @@ Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
     if (reply.status.size() != group.items.size()) {
         return {Code::kProtocolError, "the reply has another number of rows"};
     }
+    keep_new_spare(reply, group.items[0]->size);
+    group.reserved = true;
+    if (spare_) {
+        return take_assigned(group, static_cast<Code>(reply.status[0])), Status();
+    }
     for (size_t row = 0; row < group.items.size(); ++row) {
         const auto code = static_cast<Code>(reply.status[row]);
         if (code != Code::kOk) {
@@ -188,8 +226,34 @@ Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
         group.generations.push_back(code == Code::kOk ? reply.generations[row] : 0);
         group.offsets.push_back(reply.offsets[row]);
     }
-    group.reserved = true;
     return {};
+}
+
+void SharedPut::keep_new_spare(const ReserveReply& reply, uint64_t size_bytes) {
+    if (reply.spare_generation == 0) {
+        return;
+    }
+    // Given back long before its time is over: its first byte may be written at the last moment.
+    const uint64_t now_ms = boottime_ms();
+    node_.abandon(node_.spares().put(
+        {size_bytes, reply.spare_generation, reply.spare_offset, now_ms + reply.spare_ms / 2},
+        now_ms));
+}
+
+// The object lies in the spare already; a refusal leaves the spare for another one.
+void SharedPut::take_assigned(Group& group, Code code) {
+    if (code == Code::kOk) {
+        return;
+    }
+    group.copied.clear();
+    group.generations = {0};
+    const SpareBlocks::Block spare = *std::exchange(spare_, std::nullopt);
+    if (code == Code::kExpired) {
+        node_.abandon({&spare.generation, 1});  // the item is tried again, without it
+        return;
+    }
+    group.items[0]->result = code;
+    node_.abandon(node_.spares().put(spare, boottime_ms()));
 }
 
 Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {

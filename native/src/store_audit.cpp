@@ -25,7 +25,8 @@ BlockStore::Stats BlockStore::State::collect_stats() {
     stats.used_bytes = blocks.allocated_bytes;
     stats.requested_bytes = blocks.requested_bytes;
     stats.index_capacity = index->capacity();
-    stats.reservations = reservations.active();
+    stats.reservations = reservations.active() - reservations.spares();
+    stats.spares = reservations.spares();
     stats.reserved_bytes = reservations.active_bytes();
     stats.quarantined = reservations.quarantined();
     stats.quarantined_bytes = reservations.quarantined_bytes();

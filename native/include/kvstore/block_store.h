@@ -76,10 +76,12 @@ class BlockStore {
         uint64_t ttl_ms = 0;  // from publish on; 0: none
         Pin pin = Pin::kNone;
         std::string_view
-            parent;  // key of the previous block of the chain, same namespace; or empty
+            parent;            // key of the previous block of the chain, same namespace; or empty
+        Generation spare = 0;  // write it into this block of reserve_spare(); 0: into a new one
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
-    // kInvalidArgument (bad key), kRemoved (the namespace was flushed). Only kOk fills the rest.
+    // kInvalidArgument (bad key), kRemoved (the namespace was flushed), kExpired (the spare cannot
+    // be used any more: abort it). Only kOk fills the rest.
     struct Reserved {
         Code code = Code::kInternal;
         Generation generation = 0;
@@ -162,7 +164,8 @@ class BlockStore {
         uint64_t objects = 0;
         uint64_t object_bytes = 0;  // exact bytes of published objects
         uint64_t index_capacity = 0;
-        uint64_t reservations = 0;  // that may still publish
+        uint64_t reservations = 0;  // that may still publish, spares not counted
+        uint64_t spares = 0;
         uint64_t reserved_bytes = 0;
         uint64_t quarantined = 0;
         uint64_t quarantined_bytes = 0;
@@ -197,6 +200,9 @@ class BlockStore {
     // Evicts as much as this needs and no more. `force` (upsert, copies) skips kAlreadyExists.
     Reserved reserve(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
                      bool force = false);
+    // A block that its writer may fill before it says what with: a later reserve() names it. Lives
+    // like any reservation. kNoSpace when spares would take too much of the segment.
+    Reserved reserve_spare(const Owner& owner, uint64_t size_bytes);
     // Notes the version of a claim: kOk, kExpired (quarantined), kRemoved (a tombstone at or above
     // it), kInvalidArgument (unknown). The reservation stays until publish or abort in every case.
     Code grant(Generation generation, Version version);

@@ -16,6 +16,7 @@
 #include "kvstore/index.h"
 #include "kvstore/object_reader.h"
 #include "kvstore/slot_registry.h"
+#include "kvstore/spare_blocks.h"
 
 namespace kvstore {
 
@@ -50,6 +51,9 @@ class LocalNode {
     Status hold(Generation gen, Deadline deadline);
     void unhold(Generation gen);
 
+    // Blocks granted ahead of their keys.
+    SpareBlocks& spares() { return spares_; }
+
     // Reservations that will not be committed and into which nothing is being copied any more. They
     // are told to the node on a session that works, now or with the next put.
     void abandon(std::span<const Generation> generations);
@@ -72,6 +76,7 @@ class LocalNode {
     std::unique_ptr<ChannelPool> sessions_;
     std::mutex holder_mutex_;          // held during I/O on holder_
     std::unique_ptr<Channel> holder_;  // the node takes unhold only from the session that held
+    SpareBlocks spares_;
     std::mutex abandoned_mutex_;
     std::vector<Generation> abandoned_;
     std::atomic<bool> any_abandoned_{false};

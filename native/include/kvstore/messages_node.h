@@ -27,7 +27,10 @@ struct Reserve {
     U8Column replicas{};
     U32Column ttl_ms{};  // 0: none
     U8Column flags{};
-    KeyList parents{};  // absent, or empty where there is none
+    KeyList parents{};   // absent, or empty where there is none
+    U64Column spares{};  // generation of a spare to write the row into; 0: into a new block
+    // A block of this size is wanted for a later row, without a key yet; 0: none.
+    uint64_t spare_size = 0;
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -37,6 +40,8 @@ struct Reserve {
         v.row(5, m.ttl_ms);
         v.row(6, m.flags);
         v.row(7, m.parents);
+        v.row(8, m.spares);
+        v.number(9, m.spare_size);
         v.timeout(40, m.timeout_ms);
     }
 };
@@ -44,11 +49,17 @@ struct ReserveReply {
     static constexpr MessageType kType = MessageType::kReserveReply;
     I32Column status{};
     U64Column generations{};
-    U64Column offsets{};  // into the segment
+    U64Column offsets{};            // into the segment
+    uint64_t spare_generation = 0;  // 0: none was granted
+    uint64_t spare_offset = 0;
+    uint32_t spare_ms = 0;  // how long it may be named
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.row(2, m.generations);
         v.row(3, m.offsets);
+        v.number(4, m.spare_generation);
+        v.number(5, m.spare_offset);
+        v.number(6, m.spare_ms);
     }
 };
 

@@ -59,6 +59,7 @@ class PutFlow {
         uint32_t ttl_ms = 0;
         bool upsert = false;
         std::string_view parent;
+        Generation spare = 0;  // the block to write into; 0: a new one
     };
     struct Begun {
         Code code = Code::kUnavailable;

@@ -31,6 +31,7 @@ struct Reservation {
     Pin pin = Pin::kNone;
     Version version = 0;  // 0 until granted
     bool quarantined = false;
+    bool spare = false;  // granted before it is known what for: neither key nor namespace yet
 };
 
 class ReservationTable {
@@ -45,13 +46,17 @@ class ReservationTable {
     Reservation* find(Generation generation);
     Reservation take(Generation generation);  // must be present
     void quarantine(Generation generation);   // must be present; again is no harm
+    // A spare gets its object and a new deadline; must be present and not quarantined.
+    void assign(Generation generation, Reservation object);
     void quarantine_expired(uint64_t now_ms);
 
     std::vector<Generation> of_session(uint64_t session) const;
     std::vector<Generation> of_slot(int slot) const;
     std::vector<int> slots() const;  // that have anything reserved
 
-    size_t active() const { return by_generation_.size() - quarantined_; }
+    size_t active() const { return by_generation_.size() - quarantined_; }  // spares included
+    size_t spares() const { return spares_; }  // that may still be assigned
+    uint64_t spare_bytes() const { return spare_bytes_; }
     uint64_t active_bytes() const { return bytes_ - quarantined_bytes_; }
     size_t quarantined() const { return quarantined_; }
     uint64_t quarantined_bytes() const { return quarantined_bytes_; }
@@ -64,11 +69,14 @@ class ReservationTable {
         uint64_t count = 0;
     };
     static uint64_t client_of(const Owner& owner);
+    void count_spare(const Reservation& reservation, bool add);
 
     uint64_t client_cap_bytes_;
     uint64_t bytes_ = 0;
     size_t quarantined_ = 0;
     uint64_t quarantined_bytes_ = 0;
+    size_t spares_ = 0;
+    uint64_t spare_bytes_ = 0;
     std::unordered_map<Generation, Reservation> by_generation_;
     std::unordered_map<uint64_t, Client> clients_;
     std::deque<std::pair<uint64_t, Generation>> deadlines_;  // in order; may name what is gone

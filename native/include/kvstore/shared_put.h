@@ -1,6 +1,7 @@
 // Writing a list of objects into the memory of one node of this host, as a pipeline.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -11,7 +12,8 @@ namespace kvstore {
 // The list is cut into groups. While one group is copied, the blocks of the next ones are being
 // reserved and their keys claimed, and the groups before it are being published: all on one
 // session, so that the copying thread waits for the first reservation and the last publication
-// only.
+// only. A single object goes into a spare block where one of its size is at hand: then not even the
+// first reservation is waited for.
 class SharedPut {
   public:
     SharedPut(LocalNode& node, const PutOptions& options, Deadline deadline, CallTally* tally)
@@ -31,13 +33,18 @@ class SharedPut {
         std::vector<uint64_t> offsets;
         std::vector<PutItem*> copied;  // the rows of the commit
         std::vector<uint64_t> copied_generations;
+        std::vector<uint32_t> crcs;
     };
 
     void cut(std::span<PutItem*> items);
     Status work();
     Status send_reserve(Group& group);
-    void copy(Group& group, std::vector<uint32_t>* crcs);
-    Status copy_and_commit(Group& group);
+    void use_spare();
+    Status await_reserved(Group& group);
+    void copy(Group& group);
+    Status commit(Group& group);
+    void keep_new_spare(const ReserveReply& reply, uint64_t size_bytes);
+    void take_assigned(Group& group, Code code);
     Status receive();
     Status take_reserved(Group& group, const Channel::Reply& answer);
     Status take_committed(Group& group, const Channel::Reply& answer);
@@ -49,6 +56,7 @@ class SharedPut {
     CallTally& tally_;
     ChannelPool::Lease lease_;
     std::vector<Group> groups_;
+    std::optional<SpareBlocks::Block> spare_;  // that the only item is written into
     std::vector<uint8_t> body_;
 };
 

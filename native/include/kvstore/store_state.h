@@ -79,6 +79,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
         bool operator>(const Expiry& other) const { return at_ms > other.at_ms; }
     };
     static constexpr size_t kMaxSocketHolds = 65'536;
+    static constexpr uint64_t kSpareShare = 32;  // of the segment, for all spares together
     static constexpr size_t kMaxFlushedIds = 65'536;
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
@@ -90,6 +91,13 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     // --- block_store.cpp ---
     Reserved reserve(std::unique_lock<std::mutex>& lock, const Owner& owner, const NamespaceRef& ns,
                      const ReserveItem& item, bool force);
+    Reserved reserve_spare(std::unique_lock<std::mutex>& lock, const Owner& owner,
+                           uint64_t size_bytes);
+    Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item);
+    Reservation reservation_of(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
+                               uint64_t offset) const;
+    Generation draw_generation();
+    Reserved block_of(Generation generation, uint64_t offset) const;
     Code grant(Generation generation, Version version);
     Published publish(const Owner& owner, const PublishItem& item, EntryRef* published);
     Code abort(const Owner& owner, Generation generation);
