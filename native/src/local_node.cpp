@@ -1,7 +1,6 @@
 // Attaching to a node of this host, and noticing that it is gone.
 #include "kvstore/local_node.h"
 
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -10,8 +9,6 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kOwnerCheckMs = 10;
-constexpr uint64_t kGranule = 256u << 10;
-constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; older headers do not know it
 constexpr uint64_t kUnholdMs = 500;
 constexpr int kSlotTries = 4;  // another process may have locked the slot that we were offered
 
@@ -123,7 +120,8 @@ Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
     }
     segment_ = std::move(*reading);
     writable_ = std::move(*writing);
-    mapped_pages_ = std::vector<std::atomic<uint64_t>>(writable_.size() / kGranule / 64 + 1);
+    mapper_ = std::make_unique<PageMapper>(std::span(writable_.data(), writable_.size()),
+                                           std::span(segment_.data(), segment_.size()));
     index_ = std::move(*index);
     if (index_->node_epoch() != welcome.node_epoch || index_->node_id() != welcome.node_id) {
         return {Code::kProtocolError, "index and node disagree about who they are"};
@@ -159,22 +157,8 @@ uint8_t* LocalNode::block(uint64_t offset, uint64_t size) {
     if (offset > writable_.size() || size > writable_.size() - offset) {
         return nullptr;
     }
-    map_pages(offset, size);
+    mapper_->map(offset, size);
     return writable_.data() + offset;
-}
-
-// Enters the pages into this process's page table, granule by granule, the first time a block there
-// is written: one system call for 64 pages costs a third of 64 write faults. The node hands out
-// only what it has pre-faulted, in slices that are whole granules, so no memory is allocated here.
-void LocalNode::map_pages(uint64_t offset, uint64_t size) {
-    for (uint64_t at = offset / kGranule; at * kGranule < offset + size; ++at) {
-        const uint64_t bit = uint64_t{1} << (at % 64);
-        if ((mapped_pages_[at / 64].fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
-            const uint64_t length = std::min(kGranule, writable_.size() - at * kGranule);
-            // An older kernel refuses: then the pages come by faults.
-            (void)madvise(writable_.data() + at * kGranule, length, kPopulateRead);
-        }
-    }
 }
 
 bool LocalNode::usable() {

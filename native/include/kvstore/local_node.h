@@ -15,6 +15,7 @@
 #include "kvstore/channel_pool.h"
 #include "kvstore/index.h"
 #include "kvstore/object_reader.h"
+#include "kvstore/page_mapper.h"
 #include "kvstore/slot_registry.h"
 #include "kvstore/spare_blocks.h"
 
@@ -64,13 +65,12 @@ class LocalNode {
     Status map(std::vector<Fd> fds, const WelcomeData& welcome);
     Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
     Result<std::unique_ptr<Channel>> open_session(Deadline deadline);
-    void map_pages(uint64_t offset, uint64_t size);
 
     Endpoint endpoint_;
     HelloParams hello_;
     Mapping segment_;  // read-only: a forked child may still look at a view
     Mapping writable_;
-    std::vector<std::atomic<uint64_t>> mapped_pages_;  // of writable_: a bit per granule
+    std::unique_ptr<PageMapper> mapper_;  // of both; goes before them
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
     std::unique_ptr<ChannelPool> sessions_;
