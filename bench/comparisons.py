@@ -51,17 +51,18 @@ def _against_limits() -> list[Comparison]:
 def _against_peers() -> list[Comparison]:
     section = "Against the peers"
     rows = []
-    for ours, peer, peers_put in (
-        (SHM, MOONCAKE, "put_from"),
-        (TCP, MOONCAKE, "put_from"),
-        (EMBEDDED, MOONCAKE_LOCAL, "put_from"),
-        (SHM, REDIS, "put"),
-        (TCP, REDIS, "put"),
+    both = ("put_from", "put")
+    for ours, peer, puts in (
+        (SHM, MOONCAKE, both),
+        (TCP, MOONCAKE, both),
+        (EMBEDDED, MOONCAKE_LOCAL, both),
+        (SHM, REDIS, ("put",)),
+        (TCP, REDIS, ("put",)),
     ):
         title = f"{ours} / {peer}"
         rows += [
             Comparison(section, f"{title} get_into", (ours, "get"), ((peer, "get"),)),
-            Comparison(section, f"{title} {peers_put}", (ours, peers_put), ((peer, peers_put),)),
+            *[Comparison(section, f"{title} {put}", (ours, put), ((peer, put),)) for put in puts],
         ]
         rows += [
             Comparison(section, f"{title} {name}", (ours, asks), ((peer, asks),), "M keys/s")

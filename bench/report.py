@@ -84,6 +84,16 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _at_a_glance(rows: Sequence[Row]) -> list[str]:
+    """The medians of all ratios on one table: a comparison a line, a shape a column."""
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    medians: dict[str, dict[str, str]] = {}
+    for row in rows:
+        medians.setdefault(row.title, {})[row.shape] = f"{row.ratio.median:.3g}"
+    cells = [[title, *(of.get(shape, "") for shape in shapes)] for title, of in medians.items()]
+    return ["", "## Ratios at a glance", "", *_table(["ratio of rates", *shapes], cells)]
+
+
 def markdown(results: Results) -> str:
     """The whole report as one page."""
     lines = ["# kvstore benchmark", "", _HEAD, ""]
@@ -91,7 +101,8 @@ def markdown(results: Results) -> str:
     lines += _table(["what", "value"], [[name, str(value)] for name, value in facts.items()])
     lines += ["", *[f"* **{name}**: {about}" for name, about in results.contenders.items()]]
     lines += ["", *[f"* {note}" for note in results.notes]]
-    lines += _ratios(rows_of(results.tables))
+    if rows := rows_of(results.tables):
+        lines += _at_a_glance(rows) + _ratios(rows)
     for section in results.sections:
         lines += ["", f"## {section.title}", "", *_table(section.columns, section.rows)]
         lines += ["", *[f"* {note}" for note in section.notes]]
