@@ -33,17 +33,20 @@ def _against_limits() -> list[Comparison]:
     rows = []
     for name in (SHM, EMBEDDED):
         rows += [
-            Comparison(same_host, f"{name} get_into", (name, "get"), GET_LIMIT),
-            Comparison(same_host, f"{name} put_from", (name, "put_from"), PUT_LIMIT),
-            Comparison(same_host, f"{name} put", (name, "put"), PUT_LIMIT),
+            Comparison(same_host, f"{name} get_into / memcpy", (name, "get"), GET_LIMIT),
+            Comparison(same_host, f"{name} put_from / memcpy", (name, "put_from"), PUT_LIMIT),
+            Comparison(same_host, f"{name} put / memcpy", (name, "put"), PUT_LIMIT),
         ]
     return [
         *rows,
-        Comparison(network, f"{TCP} get_into", (TCP, "get"), STREAM),
-        Comparison(network, f"{TCP} put_from", (TCP, "put_from"), STREAM),
-        Comparison(network, f"{TCP} put", (TCP, "put"), STREAM),
+        Comparison(network, f"{TCP} get_into / raw stream", (TCP, "get"), STREAM),
+        Comparison(network, f"{TCP} put_from / raw stream", (TCP, "put_from"), STREAM),
+        Comparison(network, f"{TCP} put / raw stream", (TCP, "put"), STREAM),
         Comparison(
-            network, f"{TCP} get_into, stream of calls", (TCP, "get"), (("limits", "tcp get"),)
+            network,
+            f"{TCP} get_into / raw request and reply",
+            (TCP, "get"),
+            (("limits", "tcp get"),),
         ),
     ]
 
