@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.rounds import Table
-from bench.sample import Sample, Spread, best, rate_ratio
+from bench.sample import Sample, Spread, best, rate_ratio, time_ratio
 
 Source = tuple[str, str]  # contender, operation
 SHM, TCP, EMBEDDED = "kvstore-shm", "kvstore-tcp", "kvstore-embedded"
@@ -78,6 +79,21 @@ COMPARISONS = (*_against_limits(), *_against_peers())
 
 
 @dataclass(frozen=True)
+class Times:
+    """Of one call: medians over the rounds of a round's median and 99th percentile."""
+
+    p50: float
+    p99: float
+
+    @staticmethod
+    def of(samples: Sequence[Sample]) -> Times:
+        return Times(
+            statistics.median(sample.p50_ns / 1000 for sample in samples),
+            statistics.median(sample.p99_ns / 1000 for sample in samples),
+        )
+
+
+@dataclass(frozen=True)
 class Row:
     """One comparison at one shape."""
 
@@ -90,8 +106,9 @@ class Row:
     ours: Spread
     theirs: Spread
     ratio: Spread
-    p50_us: float
-    p99_us: float
+    p50_ratio: Spread | None  # of the rates of each round's median call; None against a stream
+    ours_us: Times
+    theirs_us: Times
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,8 +137,10 @@ def compare(comparison: Comparison, table: Table) -> Row | None:
         ours=_rates(ours, comparison.unit),
         theirs=_rates(fastest, comparison.unit),
         ratio=rate_ratio(ours, fastest),
-        p50_us=Spread.of([sample.p50_ns / 1000 for sample in ours]).median,
-        p99_us=Spread.of([sample.p99_ns / 1000 for sample in ours]).median,
+        # A stream's calls end when the last byte arrives, not so long after they began.
+        p50_ratio=None if comparison.theirs == STREAM else time_ratio(fastest, ours),
+        ours_us=Times.of(ours),
+        theirs_us=Times.of(fastest),
     )
 
 

@@ -259,14 +259,12 @@ std::string summary(std::vector<uint64_t> times, uint64_t bytes_a_call) {
     uint64_t total = 0;
     for (const uint64_t time : times) total += time;
     std::sort(times.begin(), times.end());
-    const auto at = [&](double part) {
-        const auto place = static_cast<size_t>(part * static_cast<double>(times.size()));
-        return times[std::min(times.size() - 1, place)];
-    };
+    const size_t count = times.size();
+    const uint64_t median = (times[(count - 1) / 2] + times[count / 2]) / 2;
+    const uint64_t p99 = times[std::min(count - 1, count * 99 / 100)];
     std::ostringstream out;
-    out << R"({"calls":)" << times.size() << R"(,"bytes":)" << bytes_a_call * times.size()
-        << R"(,"total_ns":)" << total << R"(,"p50_ns":)" << at(0.5) << R"(,"p99_ns":)" << at(0.99)
-        << "}";
+    out << R"({"calls":)" << count << R"(,"bytes":)" << bytes_a_call * count << R"(,"total_ns":)"
+        << total << R"(,"p50_ns":)" << median << R"(,"p99_ns":)" << p99 << "}";
     return out.str();
 }
 
