@@ -121,11 +121,11 @@ def _rates(samples: Sequence[Sample], unit: str) -> Spread:
 
 
 def compare(comparison: Comparison, table: Table) -> Row | None:
-    """The row of a comparison; None where one side did not take part."""
+    """The row of a comparison; None where there is nothing to compare."""
     ours = table.get(*comparison.ours)
     theirs = [samples for source in comparison.theirs if (samples := table.get(*source))]
-    if not ours or not theirs:
-        return None
+    if not ours or not theirs or any(len(samples) != len(ours) for samples in theirs):
+        return None  # one side did not take part, or a peer failed on the way
     fastest = best(*theirs)
     return Row(
         section=comparison.section,

@@ -26,8 +26,8 @@ def measure(run: Run) -> None:
         contenders: list[Contender] = [machine, *ours]
         if run.wants("embedded"):
             contenders.append(kvstore.embedded(stack, run.folder, working_set))
+        peers = Peers(stack, run.folder, working_set)
         if run.wants("peers"):
-            peers = Peers(stack, run.folder, working_set)
             contenders += peers.start()
             run.results.versions |= peers.versions
             run.results.notes += peers.notes
@@ -44,6 +44,7 @@ def measure(run: Run) -> None:
         shapes = matrix(working_set, run.options.sizes)
         for shape in shapes:
             tables.append(run_shape(contenders, shape, run.plan, flip))
+        run.results.notes += peers.failures()
         if ours:
             run.results.notes.append(
                 "A byte flipped in the segment's file in the middle of the rounds was a miss for "
