@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from bench.contenders import StoreContender, kvstore
@@ -37,7 +38,7 @@ def _round(
 def measure(run: Run) -> None:
     rows, raw = [], []
     working_set = run.plan.working_set
-    with run.scope() as stack:
+    with ExitStack() as stack:
         size = kvstore.segment_bytes(working_set, clients=max(_COUNTS))
         cluster = kvstore.Cluster(stack, run.folder, size)
         clients = [cluster.contender(f"client-{i}", working_set) for i in range(max(_COUNTS))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.contenders import limits
@@ -18,7 +19,7 @@ def measure(run: Run) -> None:
     names = ["-", *_AVAILABLE.read_text().split()]
     shape = Shape.of(MIB, 64, run.plan.working_set)
     found: dict[str, list[Sample]] = {}
-    with run.scope() as stack:
+    with ExitStack() as stack:
         contenders = {
             name: limits.start(stack, run.folder, run.plan.working_set, f"limits-{name}", name)
             for name in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import ExitStack
 from typing import Any
 
 from bench.contenders import StoreContender, kvstore
@@ -72,7 +73,7 @@ def _through_socket(run: Run) -> None:
     """exists of a client that maps nothing: each batch is one lookup at the master."""
     found: dict[tuple[int, str], list[Sample]] = {}
     shapes = [Shape(_SIZE, batch, _OBJECTS, _OBJECTS // batch) for batch in _BATCHES]
-    with run.scope() as stack:
+    with ExitStack() as stack:
         cluster = kvstore.Cluster(stack, run.folder, 256 << 20)
         worker = cluster.worker("lookup-client", _OBJECTS * _SIZE, "tcp")
         client = StoreContender("lookup", "", worker)

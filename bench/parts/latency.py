@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from bench.contenders import kvstore, limits
 from bench.parts import Run
 from bench.processes import WorkerProcess
@@ -39,7 +41,7 @@ def _get(worker: WorkerProcess, prefix: str, operation: str = "get") -> Sample:
 
 def measure(run: Run) -> None:
     samples: dict[str, list[Sample]] = {name: [] for name in _ROWS}
-    with run.scope() as stack:
+    with ExitStack() as stack:
         machine = limits.start(stack, run.folder, run.plan.working_set)
         cluster = kvstore.Cluster(stack, run.folder, 256 << 20)
         mapped = cluster.worker("latency-shm", _SIZE * _CALLS * 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from bench.contenders import Contender, StoreContender, kvstore, limits
 from bench.contenders.peers import Peers
 from bench.parts import Run
@@ -13,7 +15,7 @@ PARTS = ("shm", "tcp", "embedded", "peers")
 
 
 def measure(run: Run) -> None:
-    with run.scope() as stack:
+    with ExitStack() as stack:
         working_set = run.plan.working_set
         machine = limits.start(stack, run.folder, working_set)
         ours: list[StoreContender] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from bench.contenders import kvstore
@@ -21,7 +22,7 @@ _TIMEOUT_S = 900
 
 
 def _replay(run: Run, transport: str) -> dict[str, Any]:
-    with run.scope() as stack:
+    with ExitStack() as stack:
         # The allocator's partly filled chunks come on top of the blocks themselves.
         size = (_CAPACITY_BLOCKS * _BLOCK_BYTES * 65 // 64 >> 21 << 21) + (4 << 20)
         cluster = kvstore.Cluster(stack, run.folder, size)
