@@ -32,7 +32,11 @@ def test_a_short_run_has_every_row_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", *_RUN, "--out", str(tmp_path / "out")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        out, progress = process.communicate(timeout=90)
+        try:
+            out, progress = process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # upon which it ends what it started
+            raise
     assert process.returncode == 0, progress
     results = json.loads(out)
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
