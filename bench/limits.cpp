@@ -195,6 +195,15 @@ void set_no_delay(int fd) {
     if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) != 0) die("TCP_NODELAY");
 }
 
+// A child has the mapping but not its pages: they would fault in, one by one, in the timed part.
+void touch_shared(const Regions& regions) {
+    constexpr uint64_t kPageBytes = 4096;
+    for (uint64_t at = 0; at < regions.bytes; at += kPageBytes) {
+        auto* byte = static_cast<volatile uint8_t*>(regions.shared + at);
+        *byte = *byte;
+    }
+}
+
 // A connection over loopback to a process that serves it.
 int connect_tcp(const Regions& regions, const std::string& congestion, int unix_fd) {
     const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -217,6 +226,7 @@ int connect_tcp(const Regions& regions, const std::string& congestion, int unix_
     if (child == 0) {
         // Not held open here: the Unix server must see its end when the driver goes.
         close(unix_fd);
+        touch_shared(regions);
         const int fd = accept(listener, nullptr, nullptr);
         if (fd < 0) die("accept");
         close(listener);
@@ -274,9 +284,10 @@ std::string init(Limits& limits, std::istringstream& words) {
     std::string congestion;
     if (!(words >> limits.regions.bytes >> congestion) || limits.tcp >= 0) return error("init");
     limits.regions.shared = map_region(limits.regions.bytes, MAP_SHARED, 1);
-    limits.regions.own = map_region(limits.regions.bytes, MAP_PRIVATE, 2);
     limits.unix_socket = connect_unix(limits.regions);
     limits.tcp = connect_tcp(limits.regions, congestion, limits.unix_socket);
+    // Only now: a fork would make every page of it copy-on-write, and the first write to each slow.
+    limits.regions.own = map_region(limits.regions.bytes, MAP_PRIVATE, 2);
     char name[16] = {};
     socklen_t length = sizeof(name);
     if (getsockopt(limits.tcp, IPPROTO_TCP, TCP_CONGESTION, name, &length) != 0) die("getsockopt");
