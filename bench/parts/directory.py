@@ -62,7 +62,7 @@ def measure(run: Run) -> None:
         raw += found
     columns = ["objects", "M lookups/s present", "absent", "M announcements/s", "in a rejoin"]
     columns += ["bytes an object beside its key", "lookup p99, rejoin / idle"]
-    notes = ["One thread, its processor time; random keys of 32 bytes, batches of 128, one replica."]
+    notes = ["One thread, its processor time; random keys of 32 bytes, batches of 128."]
     notes.append("Rejoin: another thread announces 1 M objects again, from begin to end.")
     section = Section("The directory, native", columns, rows, notes, raw)
     run.results.sections.append(section)
