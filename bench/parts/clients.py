@@ -10,6 +10,7 @@ from bench.contenders import StoreContender, kvstore
 from bench.parts import Run
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Spread
 from bench.shapes import KIB, MIB, Shape
 
@@ -51,8 +52,7 @@ def measure(run: Run) -> None:
                 for number in range(run.plan.rounds):
                     run.plan.progress(f"clients, {operation} {shape}: round {number + 1}")
                     wait_quiet(run.plan.quiet_limit_s)
-                    first = number % len(_COUNTS)
-                    for turn, count in enumerate(_COUNTS[first:] + _COUNTS[:first]):
+                    for turn, count in enumerate(rotated(_COUNTS, number)):
                         unique = number * len(_COUNTS) + turn
                         found[count].append(_round(clients[:count], operation, shape, unique))
                 rows += _rows(operation, shape, found)

@@ -9,6 +9,7 @@ from bench.contenders import limits
 from bench.parts import Run
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Sample, Spread, rate_ratio
 from bench.shapes import MIB, Shape
 
@@ -27,8 +28,7 @@ def measure(run: Run) -> None:
         for number in range(run.plan.rounds):
             run.plan.progress(f"congestion control: round {number + 1} of {run.plan.rounds}")
             wait_quiet(run.plan.quiet_limit_s)
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            for name in rotated(names, number):
                 sample = contenders[name].measure("tcp stream", shape, number)
                 assert sample is not None
                 found.setdefault(name, []).append(sample)

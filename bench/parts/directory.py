@@ -12,6 +12,7 @@ from bench.parts import Run
 from bench.processes import ROOT, BenchError
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Sample, Spread
 from bench.shapes import Shape
 
@@ -82,7 +83,7 @@ def _through_socket(run: Run) -> None:
         for number in range(run.plan.rounds):
             run.plan.progress(f"lookups through a socket: round {number + 1}")
             wait_quiet(run.plan.quiet_limit_s)
-            for shape in shapes if number % 2 == 0 else shapes[::-1]:
+            for shape in rotated(shapes, number):
                 for asks in ("exists", "absent"):
                     sample = client.measure(asks, shape, number)
                     assert sample is not None

@@ -9,6 +9,7 @@ from bench.parts import Run
 from bench.processes import WorkerProcess
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Sample, Spread, time_ratio
 
 _SIZE = 4 << 10
@@ -59,9 +60,7 @@ def measure(run: Run) -> None:
                 "remote": lambda: _get(remote, prefix),  # noqa: B023
                 "exists": lambda: _get(remote, prefix, "exists"),  # noqa: B023
             }
-            names = list(turns)
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            for name in rotated(list(turns), number):
                 if name == "remote":  # its second read is what the first one made of it
                     samples["cold"].append(turns[name]())
                     samples["known"].append(turns[name]())
