@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from bench import machine, plots, report
 from bench.comparisons import rows_of
@@ -17,6 +18,7 @@ from bench.rounds import Plan
 from bench.suite import PARTS, run
 from kvstore.sizes import parse_size
 
+_OBJECTS = "1000000,10000000"
 # The public Mooncake trace, where a checkout has it beside it.
 _TRACE = ROOT.parent / "shared" / "data" / "conversation_trace.jsonl"
 
@@ -31,7 +33,7 @@ _TRACE = ROOT.parent / "shared" / "data" / "conversation_trace.jsonl"
 @click.option("--seed", default=1, show_default=True)
 @click.option("--trace", type=click.Path(path_type=Path, exists=True), help="For the replay.")
 @click.option("--trace-requests", default=2000, show_default=True, help="Of it, the first N.")
-@click.option("--directory-objects", default="1000000", show_default=True, help="N[,N...]")
+@click.option("--directory-objects", default=_OBJECTS, show_default=True, help="N[,N...]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results' folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
 def main(
@@ -57,12 +59,7 @@ def main(
         raise click.BadParameter(f"{', '.join(unknown)}; of {', '.join(PARTS)}")
     if quick:
         rounds, quiet_limit, sizes = min(rounds, 3), 0.0, sizes or ("4kb", "1mb")
-    plan = Plan(
-        rounds=rounds,
-        quiet_limit_s=quiet_limit,
-        working_set=parse_size(working_set) if working_set else machine.working_set_bytes(),
-        progress=lambda what: print(what, file=sys.stderr),
-    )
+        directory_objects, trace_requests = _OBJECTS.split(",")[0], min(trace_requests, 500)
     options = Options(
         parts=parts,
         sizes=[parse_size(size) for size in sizes] or None,
@@ -71,18 +68,26 @@ def main(
         trace_requests=trace_requests,
         directory_objects=[int(objects) for objects in directory_objects.split(",")],
     )
-    try:
-        results = run(options, plan)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(1)
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        plan = Plan(
+            rounds=rounds,
+            quiet_limit_s=quiet_limit,
+            working_set=parse_size(working_set) if working_set else machine.working_set_bytes(),
+            progress=status.update if console.is_terminal else console.print,
+        )
+        try:
+            results = run(options, plan)
+        except BenchError as error:
+            console.print(f"bench: {error}", markup=False)
+            sys.exit(1)
     date = results.machine["date"][:10]
     folder = out or ROOT / "bench" / "results" / f"{date}-{machine.short_name()}"
     report.write(results, folder)
     if not plots.draw(rows_of(results.tables), folder):
-        print("no plots: there are no ratios, or matplotlib is not installed", file=sys.stderr)
+        console.print("no plots: there are no ratios, or matplotlib is not installed")
     print(json.dumps(results.to_json()) if as_json else report.markdown(results))
-    print(f"written to {folder}", file=sys.stderr)
+    console.print(f"written to {folder}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.rounds import Table
-from bench.sample import Sample, Spread, best, rate_ratio
+from bench.sample import Sample, Spread, best, rate_ratio, time_ratio
 
 Source = tuple[str, str]  # contender, operation
 SHM, TCP, EMBEDDED = "kvstore-shm", "kvstore-tcp", "kvstore-embedded"
@@ -33,17 +34,20 @@ def _against_limits() -> list[Comparison]:
     rows = []
     for name in (SHM, EMBEDDED):
         rows += [
-            Comparison(same_host, f"{name} get_into", (name, "get"), GET_LIMIT),
-            Comparison(same_host, f"{name} put_from", (name, "put_from"), PUT_LIMIT),
-            Comparison(same_host, f"{name} put", (name, "put"), PUT_LIMIT),
+            Comparison(same_host, f"{name} get_into / memcpy", (name, "get"), GET_LIMIT),
+            Comparison(same_host, f"{name} put_from / memcpy", (name, "put_from"), PUT_LIMIT),
+            Comparison(same_host, f"{name} put / memcpy", (name, "put"), PUT_LIMIT),
         ]
     return [
         *rows,
-        Comparison(network, f"{TCP} get_into", (TCP, "get"), STREAM),
-        Comparison(network, f"{TCP} put_from", (TCP, "put_from"), STREAM),
-        Comparison(network, f"{TCP} put", (TCP, "put"), STREAM),
+        Comparison(network, f"{TCP} get_into / raw stream", (TCP, "get"), STREAM),
+        Comparison(network, f"{TCP} put_from / raw stream", (TCP, "put_from"), STREAM),
+        Comparison(network, f"{TCP} put / raw stream", (TCP, "put"), STREAM),
         Comparison(
-            network, f"{TCP} get_into, stream of calls", (TCP, "get"), (("limits", "tcp get"),)
+            network,
+            f"{TCP} get_into / raw request and reply",
+            (TCP, "get"),
+            (("limits", "tcp get"),),
         ),
     ]
 
@@ -51,17 +55,18 @@ def _against_limits() -> list[Comparison]:
 def _against_peers() -> list[Comparison]:
     section = "Against the peers"
     rows = []
-    for ours, peer, peers_put in (
-        (SHM, MOONCAKE, "put_from"),
-        (TCP, MOONCAKE, "put_from"),
-        (EMBEDDED, MOONCAKE_LOCAL, "put_from"),
-        (SHM, REDIS, "put"),
-        (TCP, REDIS, "put"),
+    both = ("put_from", "put")
+    for ours, peer, puts in (
+        (SHM, MOONCAKE, both),
+        (TCP, MOONCAKE, both),
+        (EMBEDDED, MOONCAKE_LOCAL, both),
+        (SHM, REDIS, ("put",)),
+        (TCP, REDIS, ("put",)),
     ):
         title = f"{ours} / {peer}"
         rows += [
             Comparison(section, f"{title} get_into", (ours, "get"), ((peer, "get"),)),
-            Comparison(section, f"{title} {peers_put}", (ours, peers_put), ((peer, peers_put),)),
+            *[Comparison(section, f"{title} {put}", (ours, put), ((peer, put),)) for put in puts],
         ]
         rows += [
             Comparison(section, f"{title} {name}", (ours, asks), ((peer, asks),), "M keys/s")
@@ -71,6 +76,21 @@ def _against_peers() -> list[Comparison]:
 
 
 COMPARISONS = (*_against_limits(), *_against_peers())
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one call: medians over the rounds of a round's median and 99th percentile."""
+
+    p50: float
+    p99: float
+
+    @staticmethod
+    def of(samples: Sequence[Sample]) -> Times:
+        return Times(
+            statistics.median(sample.p50_ns / 1000 for sample in samples),
+            statistics.median(sample.p99_ns / 1000 for sample in samples),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,8 +106,9 @@ class Row:
     ours: Spread
     theirs: Spread
     ratio: Spread
-    p50_us: float
-    p99_us: float
+    p50_ratio: Spread | None  # of the rates of each round's median call; None against a stream
+    ours_us: Times
+    theirs_us: Times
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,11 +121,11 @@ def _rates(samples: Sequence[Sample], unit: str) -> Spread:
 
 
 def compare(comparison: Comparison, table: Table) -> Row | None:
-    """The row of a comparison; None where one side did not take part."""
+    """The row of a comparison; None where there is nothing to compare."""
     ours = table.get(*comparison.ours)
     theirs = [samples for source in comparison.theirs if (samples := table.get(*source))]
-    if not ours or not theirs:
-        return None
+    if not ours or not theirs or any(len(samples) != len(ours) for samples in theirs):
+        return None  # one side did not take part, or a peer failed on the way
     fastest = best(*theirs)
     return Row(
         section=comparison.section,
@@ -116,8 +137,10 @@ def compare(comparison: Comparison, table: Table) -> Row | None:
         ours=_rates(ours, comparison.unit),
         theirs=_rates(fastest, comparison.unit),
         ratio=rate_ratio(ours, fastest),
-        p50_us=Spread.of([sample.p50_ns / 1000 for sample in ours]).median,
-        p99_us=Spread.of([sample.p99_ns / 1000 for sample in ours]).median,
+        # A stream's calls end when the last byte arrives, not so long after they began.
+        p50_ratio=None if comparison.theirs == STREAM else time_ratio(fastest, ours),
+        ours_us=Times.of(ours),
+        theirs_us=Times.of(fastest),
     )
 
 

@@ -51,13 +51,14 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         ]
         height = math.ceil(len(panels) / _COLUMNS)
         size = (_CELL_INCHES[0] * _COLUMNS, _CELL_INCHES[1] * height)
-        figure, grid = pyplot.subplots(height, _COLUMNS, figsize=size, squeeze=False)
+        figure, grid = pyplot.subplots(
+            height, _COLUMNS, figsize=size, squeeze=False, layout="constrained"
+        )
         for axes, panel in zip(grid.flat, panels, strict=False):
             _panel(axes, *panel)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         figure.suptitle(f"{section}: median ratio over the rounds, and its spread", fontsize=10)
-        figure.tight_layout()
         path = folder / _file_name(section)
         figure.savefig(path, dpi=110)
         pyplot.close(figure)

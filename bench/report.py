@@ -15,8 +15,9 @@ from bench.rounds import Table
 
 _HEAD = """\
 All contenders ran in the same run, in turns; each figure is the median over the rounds, and in
-brackets the smallest and largest. A ratio is computed within each round. Only ratios are worth
-quoting: the absolute figures belong to this machine on this day."""
+brackets the smallest and largest. A ratio is computed within each round: of the rates over all its
+calls, and beside it of its median calls, which a disturbance of the machine moves less. Only ratios
+are worth quoting: the absolute figures belong to this machine on this day."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def _cells(row: Row) -> list[str]:
         f"{row.ours.median:.3g}",
         f"{row.theirs.median:.3g}",
         str(row.ratio),
-        f"{row.p50_us:,.1f}",
-        f"{row.p99_us:,.1f}",
+        "" if row.p50_ratio is None else str(row.p50_ratio),
+        f"{row.ours_us.p50:,.1f} / {row.ours_us.p99:,.1f}",
+        f"{row.theirs_us.p50:,.1f} / {row.theirs_us.p99:,.1f}",
     ]
 
 
@@ -78,10 +80,26 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
         for title, of_title in groupby(of_section, key=lambda row: row.title):
             group = list(of_title)
             unit = group[0].unit
-            columns = ["size x batch", f"ours {unit}", f"theirs {unit}", "ratio", "ours p50 us"]
-            columns.append("p99 us a call")
+            columns = ["size x batch", f"ours {unit}", f"theirs {unit}", "ratio"]
+            columns += ["ratio of median calls", "ours p50 / p99 us", "theirs p50 / p99 us"]
             lines += ["", f"**{title}**", "", *_table(columns, map(_cells, group))]
     return lines
+
+
+def _at_a_glance(rows: Sequence[Row]) -> list[str]:
+    """The medians of all ratios on one table: a comparison a line, a shape a column."""
+
+    def cell(row: Row) -> str:
+        of_calls = "" if row.p50_ratio is None else f" ({row.p50_ratio.median:.3g})"
+        return f"{row.ratio.median:.3g}{of_calls}"
+
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    medians: dict[str, dict[str, str]] = {}
+    for row in rows:
+        medians.setdefault(row.title, {})[row.shape] = cell(row)
+    cells = [[title, *(of.get(shape, "") for shape in shapes)] for title, of in medians.items()]
+    head = ["", "## Ratios at a glance", "", "In brackets: of the median calls.", ""]
+    return head + _table(["ratio of rates", *shapes], cells)
 
 
 def markdown(results: Results) -> str:
@@ -91,7 +109,8 @@ def markdown(results: Results) -> str:
     lines += _table(["what", "value"], [[name, str(value)] for name, value in facts.items()])
     lines += ["", *[f"* **{name}**: {about}" for name, about in results.contenders.items()]]
     lines += ["", *[f"* {note}" for note in results.notes]]
-    lines += _ratios(rows_of(results.tables))
+    if rows := rows_of(results.tables):
+        lines += _at_a_glance(rows) + _ratios(rows)
     for section in results.sections:
         lines += ["", f"## {section.title}", "", *_table(section.columns, section.rows)]
         lines += ["", *[f"* {note}" for note in section.notes]]

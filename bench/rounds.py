@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bench.contenders import Contender
 from bench.quiet import Watch, wait_quiet
 from bench.sample import Sample
 from bench.shapes import Shape
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def run_shape(
     return table
 
 
-def rotated(contenders: Sequence[Contender], number: int) -> list[Contender]:
+def rotated(turns: Sequence[T], number: int) -> list[T]:
     """The order of round `number`: each round another one begins."""
-    first = number % len(contenders)
-    return [*contenders[first:], *contenders[:first]]
+    first = number % len(turns)
+    return [*turns[first:], *turns[:first]]

@@ -52,9 +52,14 @@ def summarize(times_ns: Sequence[int]) -> dict[str, float]:
     return {
         "calls": len(ordered),
         "total_ns": sum(ordered),
-        "p50_ns": percentile(ordered, 0.5),
+        "p50_ns": statistics.median(ordered),
         "p99_ns": percentile(ordered, 0.99),
     }
+
+
+def figure(value: float) -> str:
+    """Three digits, without an exponent for what is large."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Spread:
         return Spread(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+        return f"{figure(self.median)} ({figure(self.low)} to {figure(self.high)})"
 
 
 def rate_ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Spread:

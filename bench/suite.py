@@ -11,6 +11,7 @@ from bench.parts import (
     Options,
     Run,
     clients,
+    congestion,
     directory,
     latency,
     matrix,
@@ -24,6 +25,7 @@ from bench.rounds import Plan
 
 # The matrix has several parts, since who takes part in its rounds is chosen.
 MEASURES: dict[str, Callable[[Run], None]] = {
+    "congestion": congestion.measure,
     "latency": latency.measure,
     "clients": clients.measure,
     "pages": pages.measure,

@@ -133,7 +133,9 @@ class Worker:
             self._verify(armed)
         elif armed.operation in ("put_from", "put"):
             self._read_back(armed)
-        moved = sum(len(numbers) for _, _, numbers, _ in armed.plan) * armed.size
+        moved = 0
+        if armed.operation in ("get", "put_from", "put"):
+            moved = sum(len(numbers) for _, _, numbers, _ in armed.plan) * armed.size
         summary: dict[str, Any] = dict(summarize(times))
         return summary | {"bytes": moved, "began_ns": began, "ended_ns": ended}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -24,7 +25,7 @@ class Cluster:
     def __init__(self, stack: ExitStack, folder: Path, segment_bytes: int) -> None:
         self._stack = stack
         self._folder = folder
-        self.segment_dir = Path("/dev/shm") / f"kvstore-bench-{secrets.token_hex(4)}"
+        self.segment_dir = Path("/dev/shm") / f"kvstore-bench-{os.getpid()}-{secrets.token_hex(4)}"
         stack.callback(shutil.rmtree, self.segment_dir, ignore_errors=True)
         data = folder / f"master-data-{secrets.token_hex(2)}"
         ports = self._serve(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from bench.contenders import StoreContender
 from bench.contenders.kvstore import segment_bytes
 from bench.processes import ROOT, BenchError, Process, WorkerProcess, free_port, listens
+from bench.sample import Sample
+from bench.shapes import Shape
+
+T = TypeVar("T")
 
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 _HOST = "127.0.0.1"
@@ -38,6 +44,31 @@ def _version(package: str) -> str | None:
     return done.stdout.strip().split("\n")[-1] if done.returncode == 0 else None
 
 
+class Peer(StoreContender):
+    """A peer that fails in the middle of a run is left out from there on; the others go on."""
+
+    failure: str | None = None
+
+    def prepare(self, shape: Shape) -> None:
+        self._attempt(lambda: super(Peer, self).prepare(shape), shape)
+
+    def finish(self, shape: Shape) -> None:
+        self._attempt(lambda: super(Peer, self).finish(shape), shape)
+
+    def measure(self, operation: str, shape: Shape, number: int) -> Sample | None:
+        return self._attempt(lambda: super(Peer, self).measure(operation, shape, number), shape)
+
+    def _attempt(self, step: Callable[[], T], shape: Shape) -> T | None:
+        if self.failure:
+            return None
+        try:
+            return step()
+        except BenchError as error:
+            reason = str(error).split("\n")[0]
+            self.failure = f"{self.name} failed at {shape} and is left out from there on: {reason}"
+            return None
+
+
 class Peers:
     """Starts what is installed; `notes` says what is missing."""
 
@@ -47,9 +78,15 @@ class Peers:
         self._working_set = working_set
         self.notes: list[str] = []
         self.versions: dict[str, str] = {}
+        self._peers: list[Peer] = []
 
-    def start(self) -> list[StoreContender]:
-        return [*self._mooncake(), *self._redis()]
+    def start(self) -> list[Peer]:
+        self._peers = [*self._mooncake(), *self._redis()]
+        return self._peers
+
+    def failures(self) -> list[str]:
+        """What went wrong since: a sentence for each peer that was left out."""
+        return [peer.failure for peer in self._peers if peer.failure]
 
     def _worker(self, name: str, driver: str, options: dict[str, object]) -> WorkerProcess:
         worker = WorkerProcess(
@@ -65,7 +102,7 @@ class Peers:
         self._stack.enter_context(worker)
         return worker
 
-    def _mooncake(self) -> list[StoreContender]:
+    def _mooncake(self) -> list[Peer]:
         version = _version("mooncake-transfer-engine-non-cuda")
         if version is None:
             self.notes.append("Mooncake is not installed (make bench-peers): left out.")
@@ -78,8 +115,8 @@ class Peers:
             self.notes.append(f"Mooncake did not start, and is left out: {str(error)[:300]}")
             return []
         return [
-            StoreContender("mooncake-tcp", _MOONCAKE_ABOUT, over_tcp),
-            StoreContender("mooncake-in-process", _MOONCAKE_LOCAL_ABOUT, local),
+            Peer("mooncake-tcp", _MOONCAKE_ABOUT, over_tcp),
+            Peer("mooncake-in-process", _MOONCAKE_LOCAL_ABOUT, local),
         ]
 
     def _mooncake_cluster(self, name: str, local: bool) -> WorkerProcess:
@@ -113,7 +150,7 @@ class Peers:
         self._worker(f"{name}-store", "mooncake", store)
         return self._worker(f"{name}-client", "mooncake", {**options, "host": _HOST})
 
-    def _redis(self) -> list[StoreContender]:
+    def _redis(self) -> list[Peer]:
         program, version = shutil.which("redis-server"), _version("redis")
         if program is None or version is None:
             self.notes.append("Redis is not installed (make bench-peers): left out.")
@@ -127,4 +164,4 @@ class Peers:
         self.versions["redis"] = told.strip()
         self.versions["redis-py"] = version
         worker = self._worker("redis-client", "redis", {"host": _HOST, "port": port})
-        return [StoreContender("redis", _REDIS_ABOUT, worker)]
+        return [Peer("redis", _REDIS_ABOUT, worker)]

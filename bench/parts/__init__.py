@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,3 @@ class Run:
 
     def wants(self, part: str) -> bool:
         return part in self.options.parts
-
-    def scope(self) -> ExitStack:
-        """For the processes and files of one part: gone when it ends."""
-        return ExitStack()

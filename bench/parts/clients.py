@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from bench.contenders import StoreContender, kvstore
 from bench.parts import Run
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Spread
 from bench.shapes import KIB, MIB, Shape
 
@@ -37,7 +39,7 @@ def _round(
 def measure(run: Run) -> None:
     rows, raw = [], []
     working_set = run.plan.working_set
-    with run.scope() as stack:
+    with ExitStack() as stack:
         size = kvstore.segment_bytes(working_set, clients=max(_COUNTS))
         cluster = kvstore.Cluster(stack, run.folder, size)
         clients = [cluster.contender(f"client-{i}", working_set) for i in range(max(_COUNTS))]
@@ -50,8 +52,7 @@ def measure(run: Run) -> None:
                 for number in range(run.plan.rounds):
                     run.plan.progress(f"clients, {operation} {shape}: round {number + 1}")
                     wait_quiet(run.plan.quiet_limit_s)
-                    first = number % len(_COUNTS)
-                    for turn, count in enumerate(_COUNTS[first:] + _COUNTS[:first]):
+                    for turn, count in enumerate(rotated(_COUNTS, number)):
                         unique = number * len(_COUNTS) + turn
                         found[count].append(_round(clients[:count], operation, shape, unique))
                 rows += _rows(operation, shape, found)

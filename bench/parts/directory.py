@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import ExitStack
 from typing import Any
 
 from bench.contenders import StoreContender, kvstore
@@ -11,6 +12,7 @@ from bench.parts import Run
 from bench.processes import ROOT, BenchError
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Sample, Spread
 from bench.shapes import Shape
 
@@ -61,7 +63,7 @@ def measure(run: Run) -> None:
         raw += found
     columns = ["objects", "M lookups/s present", "absent", "M announcements/s", "in a rejoin"]
     columns += ["bytes an object beside its key", "lookup p99, rejoin / idle"]
-    notes = ["One thread, random keys of 32 bytes, batches of 128, one replica an object."]
+    notes = ["One thread, its processor time; random keys of 32 bytes, batches of 128."]
     notes.append("Rejoin: another thread announces 1 M objects again, from begin to end.")
     section = Section("The directory, native", columns, rows, notes, raw)
     run.results.sections.append(section)
@@ -72,7 +74,7 @@ def _through_socket(run: Run) -> None:
     """exists of a client that maps nothing: each batch is one lookup at the master."""
     found: dict[tuple[int, str], list[Sample]] = {}
     shapes = [Shape(_SIZE, batch, _OBJECTS, _OBJECTS // batch) for batch in _BATCHES]
-    with run.scope() as stack:
+    with ExitStack() as stack:
         cluster = kvstore.Cluster(stack, run.folder, 256 << 20)
         worker = cluster.worker("lookup-client", _OBJECTS * _SIZE, "tcp")
         client = StoreContender("lookup", "", worker)
@@ -81,7 +83,7 @@ def _through_socket(run: Run) -> None:
         for number in range(run.plan.rounds):
             run.plan.progress(f"lookups through a socket: round {number + 1}")
             wait_quiet(run.plan.quiet_limit_s)
-            for shape in shapes if number % 2 == 0 else shapes[::-1]:
+            for shape in rotated(shapes, number):
                 for asks in ("exists", "absent"):
                     sample = client.measure(asks, shape, number)
                     assert sample is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from bench.contenders import kvstore, limits
 from bench.parts import Run
 from bench.processes import WorkerProcess
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Sample, Spread, time_ratio
 
 _SIZE = 4 << 10
@@ -39,7 +42,7 @@ def _get(worker: WorkerProcess, prefix: str, operation: str = "get") -> Sample:
 
 def measure(run: Run) -> None:
     samples: dict[str, list[Sample]] = {name: [] for name in _ROWS}
-    with run.scope() as stack:
+    with ExitStack() as stack:
         machine = limits.start(stack, run.folder, run.plan.working_set)
         cluster = kvstore.Cluster(stack, run.folder, 256 << 20)
         mapped = cluster.worker("latency-shm", _SIZE * _CALLS * 4)
@@ -57,9 +60,7 @@ def measure(run: Run) -> None:
                 "remote": lambda: _get(remote, prefix),  # noqa: B023
                 "exists": lambda: _get(remote, prefix, "exists"),  # noqa: B023
             }
-            names = list(turns)
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            for name in rotated(list(turns), number):
                 if name == "remote":  # its second read is what the first one made of it
                     samples["cold"].append(turns[name]())
                     samples["known"].append(turns[name]())

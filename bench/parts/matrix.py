@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from bench.contenders import Contender, StoreContender, kvstore, limits
 from bench.contenders.peers import Peers
 from bench.parts import Run
@@ -13,7 +15,7 @@ PARTS = ("shm", "tcp", "embedded", "peers")
 
 
 def measure(run: Run) -> None:
-    with run.scope() as stack:
+    with ExitStack() as stack:
         working_set = run.plan.working_set
         machine = limits.start(stack, run.folder, working_set)
         ours: list[StoreContender] = []
@@ -26,8 +28,8 @@ def measure(run: Run) -> None:
         contenders: list[Contender] = [machine, *ours]
         if run.wants("embedded"):
             contenders.append(kvstore.embedded(stack, run.folder, working_set))
+        peers = Peers(stack, run.folder, working_set)
         if run.wants("peers"):
-            peers = Peers(stack, run.folder, working_set)
             contenders += peers.start()
             run.results.versions |= peers.versions
             run.results.notes += peers.notes
@@ -44,6 +46,7 @@ def measure(run: Run) -> None:
         shapes = matrix(working_set, run.options.sizes)
         for shape in shapes:
             tables.append(run_shape(contenders, shape, run.plan, flip))
+        run.results.notes += peers.failures()
         if ours:
             run.results.notes.append(
                 "A byte flipped in the segment's file in the middle of the rounds was a miss for "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from bench.comparisons import GET_LIMIT, PUT_LIMIT, SHM, STREAM, TCP, Comparison, compare
 from bench.contenders import Contender, kvstore, limits
 from bench.parts import Run
@@ -20,7 +22,7 @@ _COMPARED = (
 
 def measure(run: Run) -> None:
     rows, raw = [], []
-    with run.scope() as stack:
+    with ExitStack() as stack:
         working_set = run.plan.working_set
         size = kvstore.segment_bytes(working_set, clients=2)
         cluster = kvstore.Cluster(stack, run.folder, size)

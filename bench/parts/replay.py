@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from bench.contenders import kvstore
@@ -12,6 +13,7 @@ from bench.parts import Run
 from bench.processes import BenchError
 from bench.quiet import wait_quiet
 from bench.report import Section
+from bench.rounds import rotated
 from bench.sample import Spread
 
 _BLOCK_BYTES = 16 << 10
@@ -21,7 +23,7 @@ _TIMEOUT_S = 900
 
 
 def _replay(run: Run, transport: str) -> dict[str, Any]:
-    with run.scope() as stack:
+    with ExitStack() as stack:
         # The allocator's partly filled chunks come on top of the blocks themselves.
         size = (_CAPACITY_BLOCKS * _BLOCK_BYTES * 65 // 64 >> 21 << 21) + (4 << 20)
         cluster = kvstore.Cluster(stack, run.folder, size)
@@ -41,7 +43,7 @@ def _replay(run: Run, transport: str) -> dict[str, Any]:
 def measure(run: Run) -> None:
     found: dict[str, list[dict[str, Any]]] = {"auto": [], "tcp": []}
     for number in range(min(run.plan.rounds, _MAX_ROUNDS)):
-        for transport in ("auto", "tcp") if number % 2 == 0 else ("tcp", "auto"):
+        for transport in rotated(list(found), number):
             run.plan.progress(f"replay over {transport}: round {number + 1}")
             wait_quiet(run.plan.quiet_limit_s)
             found[transport].append(_replay(run, transport))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from bench.contenders import StoreContender, kvstore
 from bench.parts import Run
 from bench.processes import WorkerProcess
@@ -39,7 +41,7 @@ def measure(run: Run) -> None:
 
 
 def _fresh_cluster(run: Run, number: int) -> list[Sample]:
-    with run.scope() as stack:
+    with ExitStack() as stack:
         # The worker's memory takes longer to touch than the node to start: it comes first.
         earlier = kvstore.Cluster(stack, run.folder, 64 * MIB)
         worker: WorkerProcess = earlier.worker("startup-client", _SET_BYTES)
