@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from kvstore import Status
 from tests.support.cluster import Cluster
-from tests.support.control import http_get
+from tests.support.control import lookups_waiting
 from tests.support.payloads import proof
 from tests.support.processes import python_process, read_line, wait_for
 
@@ -51,15 +50,10 @@ def answer(process: subprocess.Popen[str]) -> tuple[int, int, bool]:
     return int(length), int(took_ms), alive == "True"
 
 
-def waiting(cluster: Cluster) -> int:
-    metrics = http_get(cluster.master, "/metrics")[1]
-    found = re.search(r"^kvstore_cluster_lookups_waiting (\S+)$", metrics, re.MULTILINE)
-    assert found is not None, metrics
-    return int(float(found[1]))
-
-
 def wait_until_waiting(cluster: Cluster, count: int) -> None:
-    wait_for(lambda: waiting(cluster) == count, f"{count} lookups to wait", poll_s=0.02)
+    wait_for(
+        lambda: lookups_waiting(cluster.master) == count, f"{count} lookups to wait", poll_s=0.02
+    )
 
 
 @pytest.mark.parametrize("transport", ["auto", "tcp"])
@@ -75,7 +69,7 @@ def test_the_last_page_ends_the_wait(cluster: Cluster, transport: str) -> None:
         length, _, alive = answer(decode)
         assert (length, alive) == (len(KEYS), True)
         assert time.monotonic() - put < LONG_MS / 1000 / 4, "at once, not when the time is over"
-    assert waiting(cluster) == 0
+    assert lookups_waiting(cluster.master) == 0
 
 
 def test_time_ends_the_wait_with_what_is_there(cluster: Cluster) -> None:
@@ -97,7 +91,7 @@ def test_a_page_removed_during_the_wait_is_waited_for_again(cluster: Cluster) ->
         wait_until_waiting(cluster, 1)
         assert store.remove(KEYS[0]) is Status.Ok
         assert store.put(KEYS[-1], b"page") is Status.Ok
-        assert waiting(cluster) == 1
+        assert lookups_waiting(cluster.master) == 1
         assert store.put(KEYS[0], b"page") is Status.Ok
         assert answer(decode)[0] == len(KEYS)
 
