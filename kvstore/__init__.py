@@ -2,7 +2,10 @@
 
 store = kvstore.open(segment_size="256mb")        # master and node inside this process
 store = kvstore.connect("127.0.0.1:50051")        # a cluster
+store = await kvstore.connect_async("127.0.0.1:50051")
 """
+
+from typing import TYPE_CHECKING, Any
 
 from kvstore.client.connect import connect
 from kvstore.client.lookup import Lookup
@@ -31,9 +34,26 @@ from kvstore.errors import (
     VersionMismatchError,
 )
 
+if TYPE_CHECKING:
+    from kvstore.client.async_store import AsyncStore, connect_async
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Load the part for asyncio when it is first asked for: asyncio itself is the larger part.
+
+        Source: PEP 562; importing asyncio took more than half as long as kvstore itself.
+        """
+        if name in {"AsyncStore", "connect_async"}:
+            from kvstore.client import async_store
+
+            return getattr(async_store, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncStore",
     "ChecksumMismatchError",
     "ClosedError",
     "DeadlineExceededError",
@@ -57,5 +77,6 @@ __all__ = [
     "VersionMismatchError",
     "View",
     "connect",
+    "connect_async",
     "open",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from kvstore import _native
 from kvstore.errors import RAISED, InvalidArgumentError, Status, error_for
 
 PinLevel = Literal["soft", "hard"]
@@ -13,6 +14,7 @@ PINS: dict[str | None, int] = {None: 0, "soft": 1, "hard": 2}
 PIN_NAMES: dict[int, PinLevel | None] = {0: None, 1: "soft", 2: "hard"}
 TIERS = {0: "dram", 1: "nvme"}
 _MAX_REPLICAS = 8
+_MAX_THREADS = 256
 _MAX_TTL_MS = (1 << 32) - 1
 PAGE_KEYS = 1000
 
@@ -50,3 +52,27 @@ def check_stride(stride: int) -> None:
     """Raise InvalidArgumentError unless `stride`, the objects of one page, is 1 or more."""
     if not isinstance(stride, int) or stride < 1:
         raise InvalidArgumentError(f"stride must be 1 or more, not {stride!r}")
+
+
+def checked_lease(lease_ms: int | None) -> int:
+    """Return how long leases last, 0 for none; raise InvalidArgumentError when it is wrong."""
+    return _checked_ms("lease_ms", lease_ms, 1, _native.MAX_LEASE_MS)
+
+
+def checked_wait(wait_ms: int | None) -> int:
+    """Return how long to wait, 0 for not; raise InvalidArgumentError when it is wrong."""
+    return _checked_ms("wait_ms", wait_ms, 0, _native.MAX_TIMEOUT_MS)
+
+
+def check_threads(name: str, threads: int) -> None:
+    """Raise InvalidArgumentError unless a number of threads is 1 to 256."""
+    if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
+        raise InvalidArgumentError(f"{name} must be 1 to {_MAX_THREADS}, not {threads!r}")
+
+
+def _checked_ms(name: str, value: int | None, least: int, most: int) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or not least <= value <= most:
+        raise InvalidArgumentError(f"{name} must be None or {least} to {most}, not {value!r}")
+    return value

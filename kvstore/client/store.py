@@ -14,12 +14,14 @@ from kvstore.client.answers import (
     PinLevel,
     answer,
     check_stride,
+    checked_lease,
+    checked_wait,
     kept_as,
     statuses_of,
 )
 from kvstore.client.lookup import Lookup
 from kvstore.client.view import View
-from kvstore.errors import InvalidArgumentError, MissReason, Status, error_for
+from kvstore.errors import MissReason, Status, error_for
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -321,9 +323,14 @@ class Store:
         return self._client.prefix_length(keys, stride)
 
     def lookup(
-        self, keys: Sequence[str], *, stride: int = 1, lease_ms: int | None = None
+        self,
+        keys: Sequence[str],
+        *,
+        stride: int = 1,
+        lease_ms: int | None = None,
+        wait_ms: int | None = None,
     ) -> Lookup:
-        """Find the present prefix and, on request, keep it from being evicted.
+        """Find the present prefix and, on request, wait for it and keep it from being evicted.
 
         Args:
             keys: a chain, head first.
@@ -331,6 +338,10 @@ class Store:
             lease_ms: lease the prefix: its objects are not evicted until the lookup is released.
                 A node that loses this process or its session ends the lease after this time at
                 most; a native thread renews it until then. None: no leases.
+            wait_ms: wait until the whole list is present (a decode engine for its prefill engine),
+                so long at most, even beyond the store's ``timeout_ms``; 0 to 600,000. The master
+                wakes the call: nothing is polled. It ends early when the master goes away, or
+                when too many lookups wait there already. None: do not wait.
 
         Returns:
             The lookup; its length is the longest prefix that is present, and leased if asked for.
@@ -340,13 +351,11 @@ class Store:
             ClosedError: The store is closed, or this is a forked child.
         """
         check_stride(stride)
-        if lease_ms is None:
-            return Lookup(self._client.prefix_length(keys, stride))
-        if not isinstance(lease_ms, int) or not 1 <= lease_ms <= _native.MAX_LEASE_MS:
-            raise InvalidArgumentError(
-                f"lease_ms must be None or 1 to {_native.MAX_LEASE_MS}, not {lease_ms!r}"
-            )
-        leases = self._client.lease(keys, stride, lease_ms)
+        lease_ms = checked_lease(lease_ms)
+        wait_ms = checked_wait(wait_ms)
+        if lease_ms == 0:
+            return Lookup(self._client.prefix_length(keys, stride, wait_ms))
+        leases = self._client.lease(keys, stride, lease_ms, wait_ms)
         return Lookup(leases.length, leases)
 
     def keys(self, prefix: str = "") -> Iterator[str]:

@@ -42,6 +42,7 @@ ROWS = (
     Counter("kvstore_cluster_copies_given_up_total", "copies_given_up", "Copies given up."),
     Gauge("kvstore_cluster_operations_pending", "ops_pending", "Remove-log entries kept."),
     Gauge("kvstore_cluster_waits_pending", "waits_pending", "Removes that wait for holders."),
+    Gauge("kvstore_cluster_lookups_waiting", "lookups_waiting_now", "Lookups with wait_ms."),
     Counter("kvstore_cluster_announced_total", "announced", "Announced replicas."),
     Counter("kvstore_cluster_announces_refused_total", "announces_refused", "Refused ones."),
     Counter("kvstore_cluster_withdrawn_total", "withdrawn", "Withdrawn replicas."),

@@ -289,12 +289,13 @@ std::vector<int64_t> sizes(Client& client, const KeyArguments& keys) {
     return out;
 }
 
-nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_ms) {
+nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_ms,
+                 uint32_t wait_ms) {
     const KeyArguments arguments = KeyArguments::many(keys);
     Result<std::unique_ptr<LeasedPrefix>> prefix = Code::kInternal;
     {
         nb::gil_scoped_release unlocked;
-        prefix = client->lease_prefix(arguments.keys(), stride, lease_ms);
+        prefix = client->lease_prefix(arguments.keys(), stride, lease_ms, wait_ms);
     }
     return nb::cast(new Leases(value_or_raise(std::move(prefix))), nb::rv_policy::take_ownership);
 }
@@ -470,17 +471,17 @@ void bind_reads(nb::class_<Client>& client) {
             "keys"_a.none())
         .def(
             "prefix_length",
-            [](Client& self, nb::handle keys, size_t stride) {
+            [](Client& self, nb::handle keys, size_t stride, uint32_t wait_ms) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 Result<size_t> length = size_t{0};
                 {
                     nb::gil_scoped_release unlocked;
-                    length = self->prefix_length(arguments.keys(), stride);
+                    length = self->prefix_length(arguments.keys(), stride, wait_ms);
                 }
                 return value_or_raise(std::move(length));
             },
-            "keys"_a.none(), "stride"_a)
-        .def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a)
+            "keys"_a.none(), "stride"_a, "wait_ms"_a = 0)
+        .def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
         .def("view", &view, "key"_a.none());
 }
 

@@ -134,6 +134,7 @@ nb::dict stats_dict(PyMaster& self) {
     out["ops_trimmed_seq"] = stats.trimmed_seq;
     out["ops_pending"] = stats.log_ops;
     out["waits_pending"] = stats.pending_waits;
+    out["lookups_waiting_now"] = stats.waiting_lookups;
     out["nodes_known"] = stats.nodes;
     out["nodes_connected"] = stats.connected;
     out["announced"] = stats.announced;

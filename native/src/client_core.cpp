@@ -104,23 +104,34 @@ Status ClientCore::sizes(std::span<const std::string_view> keys, std::vector<int
     return {};
 }
 
-Result<size_t> ClientCore::prefix_length(std::span<const std::string_view> keys, size_t stride) {
+Deadline ClientCore::waiting_deadline(uint32_t wait_ms) const {
+    return context_->deadline(std::max(context_->options().timeout_ms, wait_ms));
+}
+
+Result<size_t> ClientCore::prefix_length(std::span<const std::string_view> keys, size_t stride,
+                                         uint32_t wait_ms) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
     LocatePath path(*context_);
-    path.run(keys, true, context_->deadline());
+    path.run(keys, true, waiting_deadline(wait_ms), wait_ms);
+    if (Status status = context_->check_open(); !status.ok()) {
+        return status;
+    }
     return path.prefix_length(stride);
 }
 
 Result<std::unique_ptr<LeasedPrefix>> ClientCore::lease_prefix(
-    std::span<const std::string_view> keys, size_t stride, uint32_t lease_ms) {
+    std::span<const std::string_view> keys, size_t stride, uint32_t lease_ms, uint32_t wait_ms) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
-    const Deadline deadline = context_->deadline();
+    const Deadline deadline = waiting_deadline(wait_ms);
     LocatePath path(*context_);
-    path.run(keys, true, deadline);
+    path.run(keys, true, deadline, wait_ms);
+    if (Status status = context_->check_open(); !status.ok()) {
+        return status;
+    }
     const size_t present = path.prefix_length(stride);
     std::vector<char> leased(present, 0);
     std::vector<LeaseKeeper::Grant> grants;

@@ -10,7 +10,9 @@ constexpr size_t kPrefetchAhead = 12;
 
 }  // namespace
 
-void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline) {
+void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
+                     uint32_t wait_ms) {
+    const Deadline wait_until = Deadline::after_ms(wait_ms);
     probe(keys, deadline);
     std::vector<size_t> rows;
     for (size_t row = 0; row <= keys.size(); ++row) {
@@ -19,7 +21,7 @@ void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, D
             rows.push_back(row);
         }
         if (!rows.empty() && (end || rows.size() == limits::kMaxBatchKeys)) {
-            const bool complete = ask(rows, deadline);
+            const bool complete = ask(rows, deadline, wait_until);
             rows.clear();
             if (!complete && stop_at_gap) {
                 break;
@@ -72,7 +74,7 @@ void LocatePath::probe(std::span<const std::string_view> keys, Deadline deadline
 }
 
 // False when a key of them is absent.
-bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline) {
+bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline wait_until) {
     std::vector<std::string_view> names;
     names.reserve(rows.size());
     for (const size_t row : rows) {
@@ -81,9 +83,10 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline) {
     Lookup request;
     request.keys = names;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
+    request.wait_ms = std::min(static_cast<uint32_t>(wait_until.left_ms()), request.timeout_ms);
     LookupReply reply;
     ChannelPool::Lease lease;
-    const Status status = context_.master().exchange(request, &reply, &lease, deadline);
+    const Status status = exchange(request, &reply, &lease, deadline);
     tally_.add(ClientCounter::kLookups);
     const bool answered = status.ok() && reply.status.size() == rows.size();
     if (!answered) {
@@ -120,6 +123,16 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline) {
         complete &= located.present();
     }
     return complete;
+}
+
+Status LocatePath::exchange(Lookup request, LookupReply* reply, ChannelPool::Lease* lease,
+                            Deadline deadline) {
+    Status status = context_.master().exchange(request, reply, lease, deadline);
+    if (request.wait_ms != 0 && status.code() == Code::kOverloaded) {
+        request.wait_ms = 0;  // too many wait there already: then what is present now
+        status = context_.master().exchange(request, reply, lease, deadline);
+    }
+    return status;
 }
 
 size_t LocatePath::prefix_length(size_t stride) const {

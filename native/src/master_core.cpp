@@ -32,6 +32,7 @@ MasterCore::MasterCore(const Options& options)
       directory_(options.secret, options.epoch),
       claims_(directory_),
       planner_(directory_, options.epoch),
+      lookup_waits_(directory_, options.secret),
       log_(options.trimmed_seq, options.version_floor) {
     directory_.set_rebuilding(options.rebuilding);
     if (options.maintenance_ms != 0) {
@@ -53,6 +54,7 @@ void MasterCore::stop() {
     for (AckWaits::Ready& one : ready) {
         one.run();
     }
+    lookup_waits_.end_all();
     if (maintenance_.joinable()) {
         maintenance_.join();
     }
@@ -77,17 +79,20 @@ Result<NodeSlot> MasterCore::register_node(const NodeInfo& info, bool known) {
     const NodeState before = record.info.state;
     record.info = info;
     record.info.state = before;
-    change_state_held(*slot, record, info.state);
+    const bool came = change_state_held(*slot, record, info.state);
     nodes_changed_held();
     std::vector<AckWaits::Ready> ready = ready_held(boottime_ms());
     lock.unlock();
     for (AckWaits::Ready& one : ready) {
         one.run();
     }
+    if (came) {
+        lookup_waits_.recheck();
+    }
     return slot;
 }
 
-void MasterCore::change_state_held(NodeSlot slot, NodeRecord& record, NodeState state) {
+bool MasterCore::change_state_held(NodeSlot slot, NodeRecord& record, NodeState state) {
     const bool was_readable = directory_.readable(slot);
     if (record.info.state != state) {
         record.info.state = state;
@@ -99,12 +104,14 @@ void MasterCore::change_state_held(NodeSlot slot, NodeRecord& record, NodeState 
     if (was_readable != record.readable()) {
         directory_.watch().record(WatchKind::kNode, {}, {}, {}, 0, 0, slot);
     }
+    return !was_readable && record.readable();
 }
 
 Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_t weight,
                             uint64_t free_bytes, uint64_t capacity_bytes) {
     std::vector<ClaimAnswer> answers;
     std::vector<AckWaits::Ready> ready;
+    bool came = false;
     {
         std::lock_guard lock(mutex_);
         const NodeSlot slot = nodes_.slot_of(node_id);
@@ -115,7 +122,7 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
         record.info.weight = weight;
         record.info.free_bytes = free_bytes;
         record.info.capacity_bytes = capacity_bytes;
-        change_state_held(slot, record, state);
+        came = change_state_held(slot, record, state);
         if (state == NodeState::kDead) {
             lose_link_held(record, "this node was declared dead");
             claims_.end_limbo(slot, answers);
@@ -125,6 +132,9 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
     deliver(answers);
     for (AckWaits::Ready& one : ready) {
         one.run();
+    }
+    if (came) {
+        lookup_waits_.recheck();
     }
     return {};
 }
@@ -493,6 +503,7 @@ MasterCore::Stats MasterCore::stats() const {
     stats.directory = directory_.stats();
     stats.claims = claims_.stats();
     stats.copies = planner_.stats();
+    stats.waiting_lookups = lookup_waits_.size();
     std::lock_guard lock(mutex_);
     stats.last_seq = log_.last_seq();
     stats.durable_seq = log_.durable_seq();

@@ -240,6 +240,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
         return Status(Code::kClosed, "this link was replaced");
     }
     std::vector<ClaimAnswer> answers;
+    const Namespace* recorded_in = nullptr;
     {
         std::lock_guard work(link->work);
         if (link->closed) {
@@ -257,6 +258,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
                 epoch_of(message.tenant, message.ns, message.epoch);
             if (ns.ok()) {
                 record_announce(*link, **ns, message, codes, answers);
+                recorded_in = (*ns)->owner;
             } else {
                 codes.assign(message.keys.size(), static_cast<int32_t>(ns.code()));
             }
@@ -266,6 +268,9 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
         }
     }
     deliver(answers);
+    if (recorded_in != nullptr) {
+        lookup_waits_.announced(*recorded_in, message.keys);
+    }
     return {};
 }
 

@@ -17,6 +17,35 @@ bool reply(Connection& connection, const FrameHeader& header, const M& message) 
     return connection.ref()->send_message(message, header.request_id);
 }
 
+// One lookup in the directory and its answer; a thread reuses its memory for every lookup.
+class LookupAnswer {
+  public:
+    static LookupAnswer& of_this_thread() {
+        static thread_local LookupAnswer answer;
+        return answer;
+    }
+    void find(MasterCore& core, const Namespace& ns, const KeyList& keys) {
+        keys_.assign(keys.begin(), keys.end());
+        places_.resize(std::max(places_.size(), keys_.size()));
+        core.directory().lookup(ns, keys_, places_);
+    }
+    bool complete() const {
+        return std::ranges::all_of(
+            found(), [](const ObjectPlace& place) { return place.code == Code::kOk; });
+    }
+    void send(const MasterCore& core, uint32_t flags, ConnectionRef& to, uint64_t request_id) {
+        columns_.fill(found(), (flags & kLookupNoNodes) == 0);
+        to.send_message(columns_.reply(core.nodes_id()), request_id);
+    }
+
+  private:
+    std::span<const ObjectPlace> found() const { return std::span(places_).first(keys_.size()); }
+
+    std::vector<std::string_view> keys_;
+    std::vector<ObjectPlace> places_;
+    LookupColumns columns_;
+};
+
 }  // namespace
 
 struct MasterService::Session {
@@ -24,9 +53,7 @@ struct MasterService::Session {
     MasterCore::LinkHello hello;  // node links
     LinkId link = 0;
     bool is_link = false;
-    std::vector<std::string_view> keys;  // reused by the connection's frames
-    std::vector<ObjectPlace> located;
-    std::vector<int32_t> codes;
+    std::vector<int32_t> codes;  // reused by the connection's frames
     std::vector<ClaimAnswer> answers;
 };
 
@@ -134,6 +161,7 @@ void MasterService::on_close(Connection& connection, Code, std::string_view) {
     if (session != nullptr && session->link != 0) {
         core_.close_link(session->link);
     }
+    core_.lookup_waits().drop(connection.id());
 }
 
 void MasterService::on_frame(Connection& connection, const FrameHeader& header,
@@ -251,14 +279,40 @@ void MasterService::lookup(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &request)) {
         return;
     }
-    Session& session = *connection.session_as<Session>();
-    session.keys.assign(request.keys.begin(), request.keys.end());
-    session.located.resize(std::max(session.located.size(), session.keys.size()));
-    core_.directory().lookup(*session.ns, session.keys, session.located);
-    static thread_local LookupColumns columns;
-    columns.fill(std::span(session.located).first(session.keys.size()),
-                 (request.flags & kLookupNoNodes) == 0);
-    reply(connection, header, columns.reply(core_.nodes_id()));
+    LookupAnswer& answer = LookupAnswer::of_this_thread();
+    answer.find(core_, *connection.session_as<Session>()->ns, request.keys);
+    if (request.wait_ms != 0 && !answer.complete()) {
+        return wait_for_keys(connection, header, body);
+    }
+    answer.send(core_, request.flags, *connection.ref(), header.request_id);
+}
+
+void MasterService::wait_for_keys(Connection& connection, const FrameHeader& header,
+                                  std::span<const uint8_t> body) {
+    LookupWaits::Request wait;
+    wait.body.assign(body.begin(), body.end());  // the frame's own memory is used again
+    Lookup request;
+    if (!connection.decode(wait.body, &request)) {
+        return;
+    }
+    const Namespace* ns = connection.session_as<Session>()->ns;
+    wait.owner = connection.id();
+    wait.ns = ns;
+    wait.keys = request.keys;
+    // The client's own deadline bounds it too: nobody would hear a later answer.
+    wait.deadline_ms =
+        boottime_ms() +
+        (request.timeout_ms == 0 ? request.wait_ms : std::min(request.wait_ms, request.timeout_ms));
+    wait.done = [&core = core_, ns, flags = request.flags, ref = connection.ref(),
+                 id = header.request_id](const KeyList& keys) {
+        LookupAnswer& answer = LookupAnswer::of_this_thread();
+        answer.find(core, *ns, keys);
+        answer.send(core, flags, *ref, id);
+    };
+    const Status parked = core_.lookup_waits().park(std::move(wait));
+    if (!parked.ok()) {
+        connection.ref()->send_error(header.request_id, parked.code(), parked.message());
+    }
 }
 
 void MasterService::nodes(Connection& connection, const FrameHeader& header) {

@@ -44,6 +44,79 @@ TEST_F(ClientTest, SizesAtTheEdgesComeBackOnBothPaths) {
     EXPECT_EQ(near.count(ClientCounter::kBytesReadShm), far.count(ClientCounter::kBytesReadSocket));
 }
 
+TEST_F(ClientTest, ALookupWaitsForTheWholeList) {
+    TestClient writer = shm();
+    for (const Transport transport : {Transport::kAuto, Transport::kTcp}) {
+        // The store's own time-out is much shorter than the wait, and does not end it.
+        TestClient reader(master.endpoint, transport, 200);
+        const std::vector<std::string> keys =
+            numbered(transport == Transport::kAuto ? "near/" : "far/", 6);
+        ASSERT_EQ(writer.put(keys[0], "page"), Code::kOk);
+        std::thread putting([&] {
+            EXPECT_TRUE(eventually([&] { return master.core->lookup_waits().size() == 1; }));
+            std::this_thread::sleep_for(std::chrono::milliseconds(300));
+            for (size_t i = 5; i > 0; --i) {
+                EXPECT_EQ(master.core->lookup_waits().size(), 1u);
+                EXPECT_EQ(writer.put(keys[i], "page"), Code::kOk);
+            }
+        });
+        EXPECT_EQ(reader.prefix(keys, 2, 30'000), 6u);
+        putting.join();
+        const uint64_t asked = reader.count(ClientCounter::kLookups);
+        EXPECT_EQ(reader.prefix(keys, 2, 30'000), 6u);
+        EXPECT_EQ(reader.count(ClientCounter::kLookups) - asked,
+                  transport == Transport::kAuto ? 0u : 1u)
+            << "what this host has is not asked for";
+    }
+}
+
+TEST_F(ClientTest, AWaitThatIsOverLeasesWhatThereIs) {
+    TestClient writer = shm();
+    const std::vector<std::string> keys = numbered("page/", 5);
+    writer.put_all({keys[0], keys[1], keys[2], keys[4]}, {"a", "b", "c", "d"});
+    for (const Transport transport : {Transport::kAuto, Transport::kTcp}) {
+        TestClient reader(master.endpoint, transport);
+        const uint64_t start_ms = boottime_ms();
+        const std::unique_ptr<LeasedPrefix> leased = reader.lease(keys, 60'000, 2, 100);
+        EXPECT_GE(boottime_ms() - start_ms, 100u);
+        EXPECT_EQ(leased->length(), 2u);
+        EXPECT_TRUE(leased->alive());
+    }
+}
+
+TEST_F(ClientTest, WhereTooManyWaitAClientIsToldWhatIsThere) {
+    TestClient client = tcp();
+    const std::vector<std::string> keys = numbered("page/", 3);
+    ASSERT_EQ(client.put(keys[0], "page"), Code::kOk);
+    LookupWaits& waits = master.core->lookup_waits();
+    const std::string_view absent = "absent";
+    for (size_t i = 0; i < limits::kMaxWaitingLookups; ++i) {
+        ASSERT_TRUE(waits
+                        .park({.owner = uint64_t{1} << 60 | i,
+                               .ns = &master.ns(),
+                               .keys = KeyList(absent),
+                               .deadline_ms = UINT64_MAX,
+                               .done = [](const KeyList&) {}})
+                        .ok());
+    }
+    const uint64_t start_ms = boottime_ms();
+    EXPECT_EQ(client.prefix(keys, 1, 60'000), 1u);
+    EXPECT_LT(boottime_ms() - start_ms, 20'000u) << "it waited all the same";
+    EXPECT_EQ(client.count(ClientCounter::kMasterFailures), 0u);
+}
+
+TEST_F(ClientTest, ClosingEndsAWait) {
+    TestClient client = tcp();
+    std::thread closing([&] {
+        EXPECT_TRUE(eventually([&] { return master.core->lookup_waits().size() == 1; }));
+        client.core->close();
+    });
+    const std::vector<std::string_view> keys{"absent"};
+    EXPECT_EQ(client.core->prefix_length(keys, 1, 60'000).code(), Code::kClosed);
+    closing.join();
+    EXPECT_TRUE(eventually([&] { return master.core->lookup_waits().size() == 0; }));
+}
+
 TEST_F(ClientTest, MissesSayWhy) {
     for (const Transport transport : {Transport::kAuto, Transport::kTcp}) {
         TestClient client(master.endpoint, transport);

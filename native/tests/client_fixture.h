@@ -73,16 +73,16 @@ class TestClient {
         }
         return results;
     }
-    size_t prefix(const std::vector<std::string>& keys, size_t stride = 1) {
+    size_t prefix(const std::vector<std::string>& keys, size_t stride = 1, uint32_t wait_ms = 0) {
         const std::vector<std::string_view> views(keys.begin(), keys.end());
-        const auto length = core->prefix_length(views, stride);
+        const auto length = core->prefix_length(views, stride, wait_ms);
         EXPECT_TRUE(length.ok()) << length.status().to_string();
         return length.ok() ? *length : 0;
     }
     std::unique_ptr<LeasedPrefix> lease(const std::vector<std::string>& keys, uint32_t lease_ms,
-                                        size_t stride = 1) {
+                                        size_t stride = 1, uint32_t wait_ms = 0) {
         const std::vector<std::string_view> views(keys.begin(), keys.end());
-        auto leased = core->lease_prefix(views, stride, lease_ms);
+        auto leased = core->lease_prefix(views, stride, lease_ms, wait_ms);
         EXPECT_TRUE(leased.ok()) << leased.status().to_string();
         return std::move(*leased);
     }

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "kvstore/channel.h"
+#include "kvstore/clock.h"
 
 namespace kvstore {
 namespace {
@@ -228,6 +229,129 @@ TEST_F(MasterServiceTest, LookupNodesInspectList) {
     EXPECT_EQ(channel->exchange(List{.cursor = "zz"}, &page, soon()).code(),
               Code::kInvalidArgument);
     EXPECT_TRUE(channel->alive());
+}
+
+// What a waiting lookup is asked with; `keys` outlives it.
+Lookup waiting(std::span<const std::string_view> keys, uint32_t wait_ms = 60'000) {
+    return {.keys = keys, .wait_ms = wait_ms};
+}
+
+// Waits until the master counts so many waiting lookups.
+void wait_for_parked(MasterCore& core, size_t count) {
+    const Deadline deadline = soon();
+    while (core.stats().waiting_lookups != count) {
+        ASSERT_FALSE(deadline.expired()) << core.stats().waiting_lookups << " lookups wait";
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+}
+
+TEST_F(MasterServiceTest, ALookupWaitsForTheLastOfItsKeys) {
+    const std::unique_ptr<Link> link = node("n1");
+    put(*link, "a", 1);
+    const std::unique_ptr<Channel> channel = client();
+    const std::vector<std::string_view> keys{"a", "b", "c"};
+    LookupReply found;
+    std::thread asking([&] { EXPECT_TRUE(channel->exchange(waiting(keys), &found, soon()).ok()); });
+    wait_for_parked(core_, 1);
+    put(*link, "c", 3);
+    wait_for_parked(core_, 1);
+    put(*link, "b", 2);
+    asking.join();
+    for (size_t i = 0; i < 3; ++i) {
+        EXPECT_EQ(found.status[i], 0) << i;
+        EXPECT_EQ(found.sizes[i], i + 1);
+        EXPECT_EQ(found.replica_counts[i], 1);
+    }
+    wait_for_parked(core_, 0);
+    // Complete by now: nothing to wait for.
+    EXPECT_TRUE(channel->exchange(waiting(keys), &found, soon()).ok());
+}
+
+TEST_F(MasterServiceTest, AFullAnnounceAndANodeThatComesBackEndAWait) {
+    std::unique_ptr<Link> link = node("n1");
+    const Version version = put(*link, "a", 1);
+    ASSERT_TRUE(core_.set_node("n1", NodeState::kDead, 10, 3, 5).ok());
+    const std::unique_ptr<Channel> channel = client();
+    const std::vector<std::string_view> keys{"a"};
+    LookupReply found;
+    std::thread asking([&] { EXPECT_TRUE(channel->exchange(waiting(keys), &found, soon()).ok()); });
+    wait_for_parked(core_, 1);
+    ASSERT_TRUE(core_.set_node("n1", NodeState::kAlive, 10, 3, 5).ok());
+    asking.join();
+    EXPECT_EQ(found.status[0], 0);
+
+    link = node("n1", 2);  // with nothing: what it had is dropped
+    std::thread again([&] { EXPECT_TRUE(channel->exchange(waiting(keys), &found, soon()).ok()); });
+    wait_for_parked(core_, 1);
+    AnnounceReply reply;
+    EXPECT_TRUE(
+        link->exchange(Announce{.seq = ++seq_, .phase = AnnouncePhase::kBegin}, &reply).ok());
+    const std::vector<uint64_t> versions{version};
+    const std::vector<uint64_t> sizes{7};
+    EXPECT_TRUE(link->exchange(Announce{.seq = ++seq_,
+                                        .phase = AnnouncePhase::kMiddle,
+                                        .tenant = "tenant",
+                                        .ns = "space",
+                                        .keys = keys[0],
+                                        .versions = versions,
+                                        .sizes = sizes},
+                               &reply)
+                    .ok());
+    again.join();
+    EXPECT_EQ(found.sizes[0], 7u);
+}
+
+TEST_F(MasterServiceTest, AWaitIsOverAtItsTimeOrTheClients) {
+    const std::unique_ptr<Link> link = node("n1");
+    put(*link, "a", 1);
+    const std::unique_ptr<Channel> channel = client();
+    const std::vector<std::string_view> keys{"a", "absent"};
+    for (const auto& [wait_ms, timeout_ms] : {std::pair{50u, 60'000u}, {60'000u, 50u}}) {
+        LookupReply found;
+        const uint64_t start_ms = boottime_ms();
+        ASSERT_TRUE(
+            channel
+                ->exchange(Lookup{.keys = keys, .wait_ms = wait_ms, .timeout_ms = timeout_ms},
+                           &found, soon())
+                .ok());
+        EXPECT_GE(boottime_ms() - start_ms, 50u);
+        EXPECT_EQ(found.status[0], 0);
+        EXPECT_EQ(found.status[1], static_cast<int32_t>(Code::kNotFound));
+    }
+}
+
+TEST_F(MasterServiceTest, AWaitEndsWithItsConnectionOrTheMaster) {
+    const std::unique_ptr<Link> link = node("n1");
+    std::unique_ptr<Channel> channel = client();
+    const std::vector<std::string_view> keys{"absent"};
+    std::vector<uint8_t> body;
+    encode_message(waiting(keys), body);
+    ASSERT_TRUE(channel->send(MessageType::kLookup, body, {}, soon()).ok());
+    wait_for_parked(core_, 1);
+    channel.reset();
+    wait_for_parked(core_, 0);
+
+    channel = client();
+    LookupReply found;
+    std::thread asking([&] { EXPECT_TRUE(channel->exchange(waiting(keys), &found, soon()).ok()); });
+    wait_for_parked(core_, 1);
+    core_.stop();
+    asking.join();
+    EXPECT_EQ(found.status[0], static_cast<int32_t>(Code::kNotFound));
+}
+
+TEST_F(MasterServiceTest, TooManyWaitsOfOneConnectionAreRefused) {
+    const std::unique_ptr<Channel> channel = client();
+    const std::vector<std::string_view> keys{"absent"};
+    std::vector<uint8_t> body;
+    encode_message(waiting(keys), body);
+    for (size_t i = 0; i < limits::kMaxWaitingLookupsPerConnection; ++i) {
+        ASSERT_TRUE(channel->send(MessageType::kLookup, body, {}, soon()).ok());
+    }
+    LookupReply found;
+    EXPECT_EQ(channel->exchange(waiting(keys), &found, soon()).code(), Code::kOverloaded);
+    ASSERT_TRUE(channel->alive());
+    EXPECT_TRUE(channel->exchange(Lookup{.keys = keys}, &found, soon()).ok());
 }
 
 TEST_F(MasterServiceTest, RemovePinAndFlushWaitForTheNode) {

@@ -234,6 +234,12 @@ void link_messages(Visit&& visit) {
     visit(CopyDone{.copy_id = 5, .code = -3});
 }
 
+// Messages with the fields that they got after minor0.txt was committed.
+template <class Visit>
+void added_fields(Visit&& visit) {
+    visit(Lookup{.keys = keys(), .wait_ms = 30'000, .timeout_ms = 250});
+}
+
 template <class Visit>
 void all_messages(Visit&& visit) {
     session_messages(visit);

@@ -40,3 +40,14 @@ def test_import_does_no_io_and_starts_no_thread() -> None:
         timeout=60,
     )
     assert done.stdout.strip() == "1 []", done.stdout
+
+
+def test_asyncio_is_loaded_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, kvstore\n"
+        "assert 'asyncio' not in sys.modules\n"
+        "assert 'AsyncStore' in kvstore.__all__ and not hasattr(kvstore, 'AsyncShop')\n"
+        "kvstore.AsyncStore, kvstore.connect_async\n"
+        "assert 'asyncio' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

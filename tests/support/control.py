@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -64,6 +65,14 @@ def http_get(daemon: Daemon, path: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def lookups_waiting(master: Daemon) -> int:
+    """How many lookups with wait_ms the master has parked."""
+    metrics = http_get(master, "/metrics")[1]
+    found = re.search(r"^kvstore_cluster_lookups_waiting (\S+)$", metrics, re.MULTILINE)
+    assert found is not None, metrics
+    return int(float(found[1]))
 
 
 def ready(daemon: Daemon) -> tuple[int, dict[str, Any]]:

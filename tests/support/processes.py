@@ -64,6 +64,18 @@ class Daemon:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until every thread has stopped: the signal alone takes its time."""
+        self.signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        wait_for(
+            lambda: all(
+                (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                for task in tasks.iterdir()
+            ),
+            f"{self.name} to stop",
+        )
+
     def kill(self) -> None:
         """kill -9, and wait until the process is gone."""
         if self.process.poll() is None:

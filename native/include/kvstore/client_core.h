@@ -56,9 +56,13 @@ class ClientCore {
     Status put(std::span<PutItem> items, const PutOptions& options);
     // Sizes (or negative codes) of all keys.
     Status sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out);
-    Result<size_t> prefix_length(std::span<const std::string_view> keys, size_t stride);
+    // Both wait up to `wait_ms` for the whole list to be present; a call then has the longer of
+    // this and the store's time-out.
+    Result<size_t> prefix_length(std::span<const std::string_view> keys, size_t stride,
+                                 uint32_t wait_ms = 0);
     Result<std::unique_ptr<LeasedPrefix>> lease_prefix(std::span<const std::string_view> keys,
-                                                       size_t stride, uint32_t lease_ms);
+                                                       size_t stride, uint32_t lease_ms,
+                                                       uint32_t wait_ms = 0);
     // The view is null on a miss.
     Result<std::unique_ptr<ObjectView>> view(std::string_view key);
 
@@ -95,6 +99,7 @@ class ClientCore {
 
   private:
     ClientCore() = default;
+    Deadline waiting_deadline(uint32_t wait_ms) const;
     void lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
                         std::vector<char>* leased, std::vector<LeaseKeeper::Grant>* grants,
                         Deadline deadline);

@@ -22,6 +22,10 @@ inline constexpr size_t kMaxQueuedBytes = 64u
                                           << 20;  // unsent reply bytes of one connection (bodies)
 inline constexpr uint32_t kMaxTimeoutMs = 600'000;
 inline constexpr uint32_t kMaxLeaseMs = 600'000;
+// Lookups that wait at a master (wait_ms), and the bytes of their requests.
+inline constexpr size_t kMaxWaitingLookups = 4096;
+inline constexpr size_t kMaxWaitingLookupsPerConnection = 64;
+inline constexpr size_t kMaxWaitingLookupBytes = 64u << 20;
 
 inline constexpr uint32_t kReservationMs = 30'000;
 inline constexpr uint32_t kHandshakeMs = 5'000;

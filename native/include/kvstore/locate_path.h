@@ -23,8 +23,10 @@ class LocatePath {
   public:
     explicit LocatePath(ClientContext& context) : context_(context) {}
     // Answers for all keys. With `stop_at_gap` what lies behind the first absent key may be left
-    // unanswered (absent). Not being able to ask is an absence: a failing cache is a miss.
-    void run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline);
+    // unanswered (absent). Not being able to ask is an absence: a failing cache is a miss. With
+    // `wait_ms` the master is asked to answer when nothing is absent any more, or so much later.
+    void run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
+             uint32_t wait_ms = 0);
 
     std::span<const Located> found() const { return found_; }
     std::span<const LocalPeer> locals() const { return locals_; }
@@ -33,7 +35,9 @@ class LocatePath {
 
   private:
     void probe(std::span<const std::string_view> keys, Deadline deadline);
-    bool ask(std::span<const size_t> rows, Deadline deadline);
+    bool ask(std::span<const size_t> rows, Deadline deadline, Deadline wait_until);
+    Status exchange(Lookup request, LookupReply* reply, ChannelPool::Lease* lease,
+                    Deadline deadline);
 
     ClientContext& context_;
     std::vector<LocalPeer> locals_;

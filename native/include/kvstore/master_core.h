@@ -4,7 +4,8 @@
 // Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is
 // durable) and calls the functions under "Policy"; the block port (master_service.h) calls those
 // under "Links" and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or
-// copy planner, shard, watch ring.
+// copy planner, shard, watch ring. The waits of lookups have a mutex of their own, taken with no
+// other.
 #pragma once
 
 #include <condition_variable>
@@ -24,6 +25,7 @@
 #include "kvstore/claim_table.h"
 #include "kvstore/copy_planner.h"
 #include "kvstore/directory.h"
+#include "kvstore/lookup_waits.h"
 #include "kvstore/node_table.h"
 #include "kvstore/ops_log.h"
 
@@ -42,9 +44,10 @@ class MasterCore {
     };
     explicit MasterCore(const Options& options);
     ~MasterCore();
-    void stop();  // ends waits (Partial) and the maintenance thread; idempotent
+    void stop();  // ends waits (Partial; lookups: what is there) and the maintenance thread
 
     Directory& directory() { return directory_; }
+    LookupWaits& lookup_waits() { return lookup_waits_; }
     const Options& options() const { return options_; }
 
     // Policy: nodes.
@@ -131,6 +134,7 @@ class MasterCore {
         uint64_t trimmed_seq = 0;
         uint64_t log_ops = 0;
         uint64_t pending_waits = 0;
+        uint64_t waiting_lookups = 0;
         uint64_t nodes = 0;
         uint64_t connected = 0;
         uint64_t announced = 0;
@@ -179,7 +183,8 @@ class MasterCore {
     std::vector<NodeSlot> unsynced() const;
     std::vector<std::string> names(const std::vector<NodeSlot>& slots) const;
     void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
-    void change_state_held(NodeSlot slot, NodeRecord& record, NodeState state);
+    // Whether its replicas have become readable: lookups that wait are then looked at again.
+    bool change_state_held(NodeSlot slot, NodeRecord& record, NodeState state);
     void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
@@ -192,6 +197,7 @@ class MasterCore {
     Directory directory_;
     ClaimTable claims_;
     CopyPlanner planner_;
+    LookupWaits lookup_waits_;
 
     mutable std::mutex mutex_;  // nodes_, log_, waits_, retired_
     NodeTable nodes_;

@@ -48,6 +48,8 @@ class MasterService final : public Service {
     void on_link_frame(Connection& connection, const FrameHeader& header,
                        std::span<const uint8_t> body);
     void lookup(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void wait_for_keys(Connection& connection, const FrameHeader& header,
+                       std::span<const uint8_t> body);
     void nodes(Connection& connection, const FrameHeader& header);
     void remove(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
     void list(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);

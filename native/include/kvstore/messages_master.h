@@ -13,10 +13,12 @@ struct Lookup {
     static constexpr MessageType kType = MessageType::kLookup;
     KeyList keys{};
     uint32_t flags = 0;
+    uint32_t wait_ms = 0;  // the answer waits so long for every key to be readable
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
         v.number(2, m.flags);
+        v.timeout(3, m.wait_ms);
         v.timeout(40, m.timeout_ms);
     }
 };

@@ -1,0 +1,376 @@
+"""AsyncStore: the calls of a Store, awaited; a small pool of threads makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from kvstore.client.answers import (
+    PAGE_KEYS,
+    check_stride,
+    check_threads,
+    checked_lease,
+    checked_wait,
+)
+from kvstore.client.call_pool import BusyError, CallPool, run_alone
+from kvstore.client.connect import Transport, connect
+from kvstore.client.lookup import Lookup
+from kvstore.client.store import Store
+from kvstore.errors import Status, error_for
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_THREADS = 4
+# A wait is made of such parts, so that a cancelled one soon gives its thread back. Nothing is polled
+# for: the master ends a part at once.
+_WAIT_PART_MS = 1000
+
+
+def _awaited(
+    method: Callable[Concatenate[Store, P], R], *, lends_memory: bool = False
+) -> Callable[Concatenate[AsyncStore, P], Coroutine[Any, Any, R]]:
+    """Derive a method of AsyncStore from the one of Store: same arguments, same docstring."""
+
+    @functools.wraps(method)
+    async def call(self: AsyncStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        bound = functools.partial(method, self._store, *args, **kwargs)
+        return await self._call(bound, lends_memory=lends_memory)
+
+    call.__qualname__ = f"AsyncStore.{method.__name__}"
+    return call
+
+
+class _Wait:
+    """A lookup with wait_ms on its way through the threads that wait."""
+
+    def __init__(
+        self, store: Store, keys: Sequence[str], look: Callable[..., Lookup], wait_s: float
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._look = look
+        self._wait_s = wait_s
+        self._now = asyncio.get_running_loop().time
+        self._until = self._now() + wait_s
+        self._abandoned = threading.Event()
+
+    async def run_on(self, pool: CallPool) -> Lookup | None:
+        """Wait on a thread of the pool; None when none was free before the time was over."""
+        try:
+            return await pool.run(self._wait, patience_s=self._wait_s)
+        except BusyError:
+            return None
+        except asyncio.CancelledError:
+            self._abandoned.set()
+            raise
+
+    def _left_ms(self) -> int:
+        return max(0, int((self._until - self._now()) * 1000))
+
+    def _wait(self) -> Lookup:
+        while (left_ms := self._left_ms()) > _WAIT_PART_MS and not self._abandoned.is_set():
+            self._store.lookup(self._keys, wait_ms=_WAIT_PART_MS)
+            if left_ms - self._left_ms() < _WAIT_PART_MS // 2:
+                break  # complete, or the master is away or has too many waits
+        return self._look(wait_ms=min(self._left_ms(), _WAIT_PART_MS))
+
+
+class AsyncLookup:
+    """The present prefix of a list of keys; releases its leases at the end of ``async with``."""
+
+    __slots__ = ("_lookup", "_store")
+
+    def __init__(self, store: AsyncStore, lookup: Lookup) -> None:
+        """Wrap a result; made by AsyncStore.lookup."""
+        self._store = store
+        self._lookup = lookup
+
+    @property
+    def length(self) -> int:
+        """Leading keys that are present (and leased, when leases were asked for)."""
+        return self._lookup.length
+
+    async def alive(self) -> bool:
+        """Say whether every lease still stands; as `Lookup.alive`."""
+        return await self._store._tidy(lambda: self._lookup.alive)
+
+    async def release(self) -> None:
+        """Give the leases back; does nothing the second time."""
+        await self._store._tidy(self._lookup.release)
+
+    async def __aenter__(self) -> AsyncLookup:
+        """Return the lookup itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the leases."""
+        await self.release()
+
+    def __len__(self) -> int:
+        """Return the length of the prefix."""
+        return self.length
+
+    def __repr__(self) -> str:
+        """Show the length and whether there are leases."""
+        return f"Async{self._lookup!r}"
+
+
+class AsyncStore:
+    """A Store for asyncio; made by ``await kvstore.connect_async(…)`` or from a Store.
+
+    Every call has the name, the arguments and the answers of Store's, and is awaited::
+
+        async with kvstore.AsyncStore(kvstore.open()) as store:
+            await store.put("key", b"value")
+            async with store.view("key") as block:  # a memoryview, or None on a miss
+                ...
+            async with await store.lookup(keys, lease_ms=1000, wait_ms=5000) as lookup:
+                ...
+            async for key in store.keys("prompt/"):
+                ...
+
+    No call has a thread of its own: `threads` threads make them, in the order in which they came,
+    and each is started when it is first needed. Lookups with `wait_ms` have `waiting_threads` of
+    their own, so that they never hold up another call; when all of those wait, a further one waits
+    for its turn, and when none comes within its `wait_ms` it tells what is present then.
+
+    A cancelled await ends at once and the call goes on unseen, but for calls that lend the native
+    side the caller's memory (``put``, ``batch_put``, ``get_into``, ``batch_get_into`` and those
+    with pointers): there the cancellation waits until the memory is the caller's again, within the
+    store's ``timeout_ms``. Arguments are kept alive until their call is over in any case.
+    """
+
+    def __init__(
+        self, store: Store, *, threads: int = _THREADS, waiting_threads: int = _THREADS
+    ) -> None:
+        """Take over an open store, which is closed with this one.
+
+        Args:
+            store: the store.
+            threads: make the calls, 1 to 256.
+            waiting_threads: lookups with `wait_ms` that can wait at a time, 1 to 256.
+
+        Raises:
+            InvalidArgumentError: A number of threads is wrong.
+        """
+        check_threads("threads", threads)
+        check_threads("waiting_threads", waiting_threads)
+        self._store = store
+        self._pid = os.getpid()
+        self._pool = CallPool(threads, "kvstore")
+        self._waiting_pool = CallPool(waiting_threads, "kvstore-wait")
+        self._closing: asyncio.Future[None] | None = None
+
+    put = _awaited(Store.put, lends_memory=True)
+    batch_put = _awaited(Store.batch_put, lends_memory=True)
+    batch_put_from = _awaited(Store.batch_put_from, lends_memory=True)
+
+    get = _awaited(Store.get)
+    batch_get = _awaited(Store.batch_get)
+    get_into = _awaited(Store.get_into, lends_memory=True)
+    batch_get_into = _awaited(Store.batch_get_into, lends_memory=True)
+    batch_get_into_pointers = _awaited(Store.batch_get_into_pointers, lends_memory=True)
+
+    exists = _awaited(Store.exists)
+    batch_exists = _awaited(Store.batch_exists)
+    size = _awaited(Store.size)
+    prefix_length = _awaited(Store.prefix_length)
+    inspect = _awaited(Store.inspect)
+
+    remove = _awaited(Store.remove)
+    batch_remove = _awaited(Store.batch_remove)
+    remove_prefix = _awaited(Store.remove_prefix)
+    unpin = _awaited(Store.unpin)
+    flush = _awaited(Store.flush)
+    stats = _awaited(Store.stats)
+
+    @asynccontextmanager
+    async def view(self, key: str) -> AsyncIterator[memoryview | None]:
+        """Hold an object's block and look at it without a copy; as `Store.view`.
+
+        Args:
+            key: of the object.
+
+        Yields:
+            A read-only memoryview, or None on a miss.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        view = await self._call(functools.partial(self._store.view, key))
+        try:
+            yield None if view is None else view.__enter__()
+        finally:
+            if view is not None:
+                await self._tidy(view.release)
+
+    async def lookup(
+        self,
+        keys: Sequence[str],
+        *,
+        stride: int = 1,
+        lease_ms: int | None = None,
+        wait_ms: int | None = None,
+    ) -> AsyncLookup:
+        """Find the present prefix and, on request, wait for it and keep it from being evicted.
+
+        Args:
+            keys: a chain, head first.
+            stride: as in `prefix_length`.
+            lease_ms: as in `Store.lookup`.
+            wait_ms: as in `Store.lookup`.
+
+        Returns:
+            The lookup; its length is the longest prefix that is present, and leased if asked for.
+
+        Raises:
+            InvalidArgumentError: An argument is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        check_stride(stride)
+        checked_lease(lease_ms)
+        wait_s = checked_wait(wait_ms) / 1000
+        look = functools.partial(self._store.lookup, keys, stride=stride, lease_ms=lease_ms)
+        if wait_s != 0 and not self._refuses():
+            wait = _Wait(self._store, keys, look, wait_s)
+            found = await wait.run_on(self._waiting_pool)
+            if found is not None:
+                return AsyncLookup(self, found)
+        return AsyncLookup(self, await self._call(look))
+
+    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """List keys, page by page, in no particular order.
+
+        Args:
+            prefix: what they start with; "" is all of this namespace.
+
+        Yields:
+            Each key that was present all the while once; others may or may not come.
+
+        Raises:
+            UnavailableError: The master cannot be asked.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        cursor = b""
+        while True:
+            page, cursor = await self._call(
+                functools.partial(self._store._client.list_keys, prefix, cursor, PAGE_KEYS)
+            )
+            for key in page:
+                yield key
+            if not cursor:
+                return
+
+    @property
+    def closed(self) -> bool:
+        """Whether calls are refused: closed, or a forked child."""
+        return self._store.closed
+
+    async def close(self) -> None:
+        """Release everything; calls that are under way end. Does nothing the second time.
+
+        When it returns, the store is closed and the threads have ended.
+        """
+        if os.getpid() != self._pid:
+            return  # the store and the threads are the parent's
+        if self._closing is None:
+            # On its own thread: those of the pool may all be busy until the store is closed.
+            self._closing = asyncio.ensure_future(run_alone(self._end, "kvstore-close"))
+        await asyncio.shield(self._closing)
+
+    async def __aenter__(self) -> AsyncStore:
+        """Return the store itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the store."""
+        await self.close()
+
+    def __repr__(self) -> str:
+        """Say whether it is open."""
+        return f"<kvstore.AsyncStore {'closed' if self.closed else 'open'}>"
+
+    def _refuses(self) -> bool:
+        return self._closing is not None or self._store.closed
+
+    async def _call(self, call: Callable[[], R], *, lends_memory: bool = False) -> R:
+        if self._store.closed:
+            return call()  # refused at once, or needs nobody (stats); a child has no threads
+        if self._closing is not None:
+            raise error_for(Status.Closed, "the store is closed")
+        return await self._pool.run(call, lends_memory=lends_memory)
+
+    async def _tidy(self, call: Callable[[], R]) -> R:
+        """Make a call that gives something back; possible, and quick, after close too."""
+        return call() if self._refuses() else await self._pool.run(call, lends_memory=True)
+
+    def _end(self) -> None:
+        self._store.close()
+        self._pool.end()
+        self._waiting_pool.end()
+
+
+async def connect_async(
+    address: str | Sequence[str],
+    *,
+    tenant: str = "default",
+    namespace: str = "",
+    token_file: str | os.PathLike[str] | None = None,
+    timeout_ms: int = 5000,
+    transport: Transport = "auto",
+    threads: int = _THREADS,
+    waiting_threads: int = _THREADS,
+) -> AsyncStore:
+    """Connect to a cluster; as `kvstore.connect`, for asyncio.
+
+    Args:
+        address: as in `connect`.
+        tenant: as in `connect`.
+        namespace: as in `connect`.
+        token_file: as in `connect`.
+        timeout_ms: as in `connect`.
+        transport: as in `connect`.
+        threads: as in `AsyncStore`.
+        waiting_threads: as in `AsyncStore`.
+
+    Returns:
+        An open store; close it, or use it with ``async with``.
+
+    Raises:
+        InvalidArgumentError: An argument or the token file is wrong.
+        UnavailableError: No master answers in time.
+        UnauthenticatedError: The token is missing or wrong.
+        PermissionDeniedError: The principal may not use this tenant.
+        VersionMismatchError: The master speaks no protocol version that this client knows.
+    """
+    check_threads("threads", threads)
+    check_threads("waiting_threads", waiting_threads)
+    connecting = functools.partial(
+        connect,
+        address,
+        tenant=tenant,
+        namespace=namespace,
+        token_file=token_file,
+        timeout_ms=timeout_ms,
+        transport=transport,
+    )
+    store = await run_alone(connecting, "kvstore-connect")
+    return AsyncStore(store, threads=threads, waiting_threads=waiting_threads)
