@@ -28,8 +28,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _THREADS = 4
-# A wait is made of such parts, so that a cancelled one soon gives its thread back. Nothing is polled
-# for: the master ends a part at once.
+# A wait is made of such parts, so that a cancelled one soon gives its thread back. Nothing is
+# polled for: the master ends a part at once.
 _WAIT_PART_MS = 1000
 
 
