@@ -117,6 +117,26 @@ TEST_F(ClientTest, ClosingEndsAWait) {
     EXPECT_TRUE(eventually([&] { return master.core->lookup_waits().size() == 0; }));
 }
 
+TEST_F(ClientTest, LargeObjectsGoIntoSpareBlocks) {
+    TestClient client = shm();
+    const size_t size = 100'000;
+    for (int i = 0; i < 20; ++i) {
+        const std::string key = "k" + std::to_string(i);
+        EXPECT_EQ(client.put(key, bytes_of(key, size)), Code::kOk);
+        // Refused, written into the spare all the same: nobody may ever see it.
+        EXPECT_EQ(client.put("k0", bytes_of("other", size)), Code::kAlreadyExists);
+        // One for the next write, and the one that the refusal gave back.
+        EXPECT_LE(node->core->stats().store.spares, 2u);
+    }
+    for (int i = 0; i < 20; ++i) {
+        const std::string key = "k" + std::to_string(i);
+        EXPECT_EQ(client.get(key), bytes_of(key, size));
+    }
+    EXPECT_GE(node->core->stats().store.spares, 1u);
+    EXPECT_EQ(node->core->stats().puts_failed, 0u);
+    EXPECT_EQ(node->core->stats().store.quarantined, 0u);
+}
+
 TEST_F(ClientTest, MissesSayWhy) {
     for (const Transport transport : {Transport::kAuto, Transport::kTcp}) {
         TestClient client(master.endpoint, transport);
@@ -217,11 +237,11 @@ TEST_F(ClientTest, LeasesAreRenewedUntilTheyAreReleased) {
         for (size_t i = 0; i < 7; ++i) {
             ASSERT_EQ(client.put(keys[i], bytes_of(keys[i], 1000)), Code::kOk);
         }
-        const auto leased = client.lease(keys, 300, 2);
+        const auto leased = client.lease(keys, 600, 2);
         EXPECT_EQ(leased->length(), 6u);
         for (int i = 0; i < 150; ++i) {  // three times the lease
             client.put("noise " + std::to_string(i), bytes_of("noise", 1 << 20));
-            std::this_thread::sleep_for(std::chrono::milliseconds(6));
+            std::this_thread::sleep_for(std::chrono::milliseconds(12));
         }
         EXPECT_TRUE(leased->alive());
         EXPECT_EQ(client.prefix(keys), 7u);
