@@ -138,15 +138,8 @@ void node_messages(Visit&& visit) {
                   .ttl_ms = u32s(),
                   .flags = small(),
                   .parents = parents(),
-                  .spares = u64s(),
-                  .spare_size = 4096,
                   .timeout_ms = 250});
-    visit(ReserveReply{.status = codes(),
-                       .generations = u64s(),
-                       .offsets = sizes(),
-                       .spare_generation = 9,
-                       .spare_offset = 8192,
-                       .spare_ms = 30'000});
+    visit(ReserveReply{.status = codes(), .generations = u64s(), .offsets = sizes()});
     visit(Commit{.generations = u64s(), .crcs = u32s(), .timeout_ms = 250});
     visit(Abort{.generations = u64s(), .timeout_ms = 250});
     visit(Get{.keys = keys(), .versions = u64s(), .max_sizes = sizes(), .timeout_ms = 250});
@@ -163,7 +156,6 @@ void node_messages(Visit&& visit) {
               .flags = small(),
               .parents = parents(),
               .crcs = u32s(),
-              .crcs_behind = true,
               .timeout_ms = 250});
     visit(Lease{.keys = keys(), .stride = 3, .lease_ms = 5000, .timeout_ms = 250});
     visit(LeaseReply{.code = 0, .lease_id = 77, .length = 3, .node_epoch = 6});
@@ -246,6 +238,14 @@ void link_messages(Visit&& visit) {
 template <class Visit>
 void added_fields(Visit&& visit) {
     visit(Lookup{.keys = keys(), .wait_ms = 30'000, .timeout_ms = 250});
+    visit(Reserve{.keys = keys(), .sizes = sizes(), .spares = u64s(), .spare_size = 4096});
+    visit(ReserveReply{.status = codes(),
+                       .generations = u64s(),
+                       .offsets = sizes(),
+                       .spare_generation = 9,
+                       .spare_offset = 8192,
+                       .spare_ms = 30'000});
+    visit(Put{.keys = keys(), .sizes = sizes(), .crcs_behind = true});
 }
 
 template <class Visit>
