@@ -171,11 +171,10 @@ void RemoteReads::provide_memory() {
     }
 }
 
-// Whatever was remembered of it was no good: the master knows.
+// The master knows more than what was remembered; its answer replaces that.
 void RemoteReads::ask_again(Job& job) {
     job.done = true;
     again_.push_back(job.item);
-    context_.placements().forget(keys_[job.item].hash);
 }
 
 void RemoteReads::read_all_replicas() {

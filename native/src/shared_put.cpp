@@ -20,22 +20,6 @@ constexpr size_t kAhead = 3;
 
 }  // namespace
 
-PutRows::PutRows(std::span<PutItem* const> items, const PutOptions& options) {
-    bool chained = false;
-    for (const PutItem* item : items) {
-        keys.push_back(item->key);
-        parents.push_back(item->parent);
-        sizes.push_back(item->size);
-        chained |= !item->parent.empty();
-    }
-    if (!chained) {
-        parents.clear();
-    }
-    pins.assign(options.pin == Pin::kNone ? 0 : items.size(), static_cast<uint8_t>(options.pin));
-    replicas.assign(items.size(), options.replicas);
-    ttl_ms.assign(options.ttl_ms == 0 ? 0 : items.size(), options.ttl_ms);
-}
-
 // A chain must lose its tail before its head: what is published later counts as newer, unless it
 // names its parent, whose stamp it then renews. So a list without parents goes tail first.
 void SharedPut::cut(std::span<PutItem*> items) {

@@ -18,10 +18,12 @@ std::optional<SpareBlocks::Block> SpareBlocks::take(uint64_t size_bytes, uint64_
 }
 
 bool SpareBlocks::wants(uint64_t size_bytes) const {
+    if (size_bytes < kMinBytes || size_bytes > kMaxBytes) {
+        return false;
+    }
     std::lock_guard lock(mutex_);
-    return suits(size_bytes) && std::none_of(blocks_.begin(), blocks_.end(), [&](const Block& b) {
-               return b.size_bytes == size_bytes;
-           });
+    return std::none_of(blocks_.begin(), blocks_.end(),
+                        [&](const Block& b) { return b.size_bytes == size_bytes; });
 }
 
 std::vector<Generation> SpareBlocks::put(const Block& block, uint64_t now_ms) {

@@ -166,7 +166,7 @@ class BlockStore {
         uint64_t index_capacity = 0;
         uint64_t reservations = 0;  // that may still publish, spares not counted
         uint64_t spares = 0;
-        uint64_t reserved_bytes = 0;
+        uint64_t reserved_bytes = 0;  // of both
         uint64_t quarantined = 0;
         uint64_t quarantined_bytes = 0;
         uint64_t deferred = 0;  // withdrawn blocks that a hold or a hazard still names

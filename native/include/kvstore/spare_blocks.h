@@ -24,9 +24,6 @@ class SpareBlocks {
         uint64_t offset = 0;
         uint64_t until_ms = 0;  // boottime; not used any more after that
     };
-    static bool suits(uint64_t size_bytes) {
-        return size_bytes >= kMinBytes && size_bytes <= kMaxBytes;
-    }
 
     std::optional<Block> take(uint64_t size_bytes, uint64_t now_ms);
     // Whether one more of this size may be asked for.
