@@ -1,4 +1,5 @@
-// CRC32C: three interleaved streams of the processor's instruction, or slicing by eight.
+// CRC32C: folding in wide registers (checksum_wide.cpp), three interleaved streams of the
+// processor's instruction, or slicing by eight.
 //
 // The instruction takes three cycles but one can start in each, so three independent streams run at
 // eight bytes a cycle; their results are joined by "shifting" a CRC over the bytes of the streams
@@ -9,6 +10,8 @@
 #include <array>
 #include <bit>
 #include <cstring>
+
+#include "checksum_wide.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -228,25 +231,44 @@ uint32_t sum_all(uint32_t crc, Cursor at) {
     return sum_plain<store>(crc, at, at.left);
 }
 
-uint32_t raw_hardware(uint32_t crc, const uint8_t* data, size_t size) {
-    return sum_all<Store::kNone>(crc, {nullptr, data, size});
+// What of `size` bytes goes through the wide registers.
+size_t wide_part(CrcWay way, size_t size) {
+    return way == CrcWay::kWide && size >= kWideBytes ? size & ~size_t{63} : 0;
+}
+
+uint32_t raw_hardware(CrcWay way, uint32_t crc, const uint8_t* data, size_t size) {
+    Cursor at{nullptr, data, size};
+    if (const size_t wide = wide_part(way, size); wide > 0) {
+        crc = crc_wide(crc, data, wide);
+        at.advance(wide);
+    }
+    return sum_all<Store::kNone>(crc, at);
 }
 
 // From here on the copied bytes would only push others out of the caches.
 constexpr size_t kNonTemporalBytes = 64u << 10;
 
-uint32_t raw_copy_hardware(uint32_t crc, uint8_t* to, const uint8_t* from, size_t size) {
+uint32_t raw_copy_hardware(CrcWay way, uint32_t crc, uint8_t* to, const uint8_t* from,
+                           size_t size) {
     Cursor at{to, from, size};
 #if defined(__x86_64__)
     if (size >= kNonTemporalBytes) {
         const size_t head = (64 - reinterpret_cast<uintptr_t>(to) % 64) % 64;
         crc = sum_plain<Store::kCached>(crc, at, head);
+        if (const size_t wide = wide_part(way, at.left); wide > 0) {
+            crc = crc_wide_copy(crc, at.to, at.from, wide, true);
+            at.advance(wide);
+        }
         crc = sum_streams<Store::kNonTemporal, kLongBytes>(crc, at, kLongShift);
         crc = sum_all<Store::kCached>(crc, at);
         // Non-temporal stores are not ordered by a release store: whoever publishes these bytes
         // relies on this fence (DESIGN.md, shared-memory rule 3).
         _mm_sfence();
         return crc;
+    }
+    if (const size_t wide = wide_part(way, size); wide > 0) {
+        crc = crc_wide_copy(crc, to, from, wide, false);
+        at.advance(wide);
     }
 #endif
     return sum_all<Store::kCached>(crc, at);
@@ -255,32 +277,44 @@ uint32_t raw_copy_hardware(uint32_t crc, uint8_t* to, const uint8_t* from, size_
 #else
 
 bool processor_has_instruction() { return false; }
-constexpr auto raw_hardware = raw_portable;
-constexpr auto raw_copy_hardware = raw_copy_portable;
+uint32_t raw_hardware(CrcWay, uint32_t crc, const uint8_t* data, size_t size) {
+    return raw_portable(crc, data, size);
+}
+uint32_t raw_copy_hardware(CrcWay, uint32_t crc, uint8_t* to, const uint8_t* from, size_t size) {
+    return raw_copy_portable(crc, to, from, size);
+}
 
 #endif
 
-bool use_hardware() {
-    static const bool has_instruction = processor_has_instruction();
-    return has_instruction;
-}
-
 }  // namespace
 
-uint32_t crc32c_portable(const void* data, size_t size, uint32_t crc) {
-    return ~raw_portable(~crc, static_cast<const uint8_t*>(data), size);
+CrcWay best_crc_way() {
+    static const CrcWay best = !processor_has_instruction() ? CrcWay::kPortable
+                               : has_wide_crc()             ? CrcWay::kWide
+                                                            : CrcWay::kInstruction;
+    return best;
+}
+
+uint32_t crc32c_by(CrcWay way, const void* data, size_t size, uint32_t crc) {
+    const auto* bytes = static_cast<const uint8_t*>(data);
+    return way == CrcWay::kPortable ? ~raw_portable(~crc, bytes, size)
+                                    : ~raw_hardware(way, ~crc, bytes, size);
+}
+
+uint32_t copy_crc32c_by(CrcWay way, void* destination, const void* source, size_t size,
+                        uint32_t crc) {
+    auto* to = static_cast<uint8_t*>(destination);
+    const auto* from = static_cast<const uint8_t*>(source);
+    return way == CrcWay::kPortable ? ~raw_copy_portable(~crc, to, from, size)
+                                    : ~raw_copy_hardware(way, ~crc, to, from, size);
 }
 
 uint32_t crc32c(const void* data, size_t size, uint32_t crc) {
-    const auto* bytes = static_cast<const uint8_t*>(data);
-    return use_hardware() ? ~raw_hardware(~crc, bytes, size) : ~raw_portable(~crc, bytes, size);
+    return crc32c_by(best_crc_way(), data, size, crc);
 }
 
 uint32_t copy_crc32c(void* destination, const void* source, size_t size, uint32_t crc) {
-    auto* to = static_cast<uint8_t*>(destination);
-    const auto* from = static_cast<const uint8_t*>(source);
-    return use_hardware() ? ~raw_copy_hardware(~crc, to, from, size)
-                          : ~raw_copy_portable(~crc, to, from, size);
+    return copy_crc32c_by(best_crc_way(), destination, source, size, crc);
 }
 
 uint32_t seal_checksum(uint32_t data_crc, const Identity& identity) {
