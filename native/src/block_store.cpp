@@ -16,6 +16,8 @@
 namespace kvstore {
 namespace {
 
+constexpr size_t kReservesPerLock = 64;  // others wait for no more than these
+
 constexpr uint64_t kDefaultObjectBytes = 4096;  // sizes the index when the operator does not
 constexpr uint32_t kMinIndexEntries = 1024;
 constexpr uint64_t kMaxTtlMs = uint64_t{1} << 52;
@@ -125,14 +127,29 @@ BlockStore::BlockStore(std::shared_ptr<State> state) : state_(std::move(state)) 
 BlockStore::~BlockStore() { state_->close(); }
 
 BlockStore::Reserved BlockStore::reserve(const Owner& owner, const NamespaceRef& ns,
-                                         const ReserveItem& item, bool force) {
+                                         const ReserveItem& item) {
     State::Lock lock(*state_);
-    return state_->reserve(lock.held, owner, ns, item, force);
+    return state_->reserve(lock.held, owner, ns, item);
+}
+
+std::vector<BlockStore::Reserved> BlockStore::reserve_all(const Owner& owner,
+                                                          const NamespaceRef& ns,
+                                                          std::span<const ReserveItem> items) {
+    std::vector<Reserved> all;
+    all.reserve(items.size());
+    while (all.size() < items.size()) {
+        State::Lock lock(*state_);
+        const size_t end = std::min(items.size(), all.size() + kReservesPerLock);
+        while (all.size() < end) {
+            all.push_back(state_->reserve(lock.held, owner, ns, items[all.size()]));
+        }
+    }
+    return all;
 }
 
 BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lock,
                                                 const Owner& owner, const NamespaceRef& ns,
-                                                const ReserveItem& item, bool force) {
+                                                const ReserveItem& item) {
     Reserved reply;
     const auto refuse = [&reply](Code code, std::string message = {}) {
         reply.code = code;
@@ -140,30 +157,31 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
         return reply;
     };
     ++totals.reserves;
-    const std::string size = std::to_string(item.size_bytes) + " bytes";
+    const auto size = [&item] { return std::to_string(item.size_bytes) + " bytes"; };
     if (!is_valid_key(item.key) || item.parent.size() > limits::kMaxKeyBytes) {
         return refuse(Code::kInvalidArgument, "not a key");
     }
     if (is_flushed(ns->id)) return refuse(Code::kRemoved);
     if (item.size_bytes > segment->size() || item.size_bytes > limits::kMaxObjectBytes) {
         return refuse(Code::kTooLarge,
-                      size + " do not fit segment_size " + std::to_string(segment->size()));
+                      size() + " do not fit segment_size " + std::to_string(segment->size()));
     }
-    if (const EntryRef here = find_valid(ns, item.key, item.hash); here != kNoEntry && !force) {
+    if (const EntryRef here = find_valid(ns, item.key, item.hash);
+        here != kNoEntry && !item.force) {
         note_exists(owner.session, here);
         return refuse(Code::kAlreadyExists);
     }
     if (item.spare != 0) return assign_spare(owner, ns, item);
     if (!reservations.has_room(owner, item.size_bytes)) {
         ++totals.no_space;
-        return refuse(Code::kNoSpace, size + " more would exceed client_cap_bytes " +
+        return refuse(Code::kNoSpace, size() + " more would exceed client_cap_bytes " +
                                           std::to_string(options.client_cap_bytes) +
                                           " of unpublished data");
     }
     const auto offset = obtain_block(lock, item.size_bytes);
     if (!offset) {
         ++totals.no_space;
-        return refuse(Code::kNoSpace, "nothing evictable makes room for " + size +
+        return refuse(Code::kNoSpace, "nothing evictable makes room for " + size() +
                                           " in segment_size " + std::to_string(segment->size()));
     }
     const Generation generation = draw_generation();

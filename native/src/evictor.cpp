@@ -2,6 +2,7 @@
 #include "kvstore/evictor.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kvstore/status.h"
 
@@ -64,7 +65,16 @@ void Evictor::sample_into_pool(Group& group) {
         for (const uint32_t entry : group.members) offer(group, entry);
         return;
     }
-    for (size_t i = 0; i < kSample; ++i) offer(group, group.members[random() % count]);
+    // Three passes, so that the cache misses of one member overlap with those of the others.
+    std::array<const uint32_t*, kSample> sample;
+    for (const uint32_t*& member : sample) {
+        member = &group.members[random() % count];
+        __builtin_prefetch(member);
+    }
+    for (const uint32_t* member : sample) {
+        __builtin_prefetch(&stamps_[*member]);
+    }
+    for (const uint32_t* member : sample) offer(group, *member);
 }
 
 // Rounded sizes grow with the size, so the group is the first whose blocks are large enough, if the

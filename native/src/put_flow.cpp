@@ -58,6 +58,18 @@ bool PutFlow::is_being_published(const Hash128& hash) const {
     return publishing_.contains(hash);
 }
 
+BlockStore::ReserveItem PutFlow::reserve_item(const NamespaceRef& ns, const Row& row) const {
+    BlockStore::ReserveItem item;
+    item.key = row.key;
+    item.hash = key_hash(options_.hash_secret, ns->id, row.key);
+    item.size_bytes = row.size_bytes;
+    item.ttl_ms = row.ttl_ms;
+    item.pin = row.pin;
+    item.parent = row.parent;
+    item.spare = row.spare;
+    return item;
+}
+
 void PutFlow::add_entry(const Owner& owner, const NamespaceRef& ns, const Row& row,
                         const Begun& begun, const Hash128& hash, Entry entry) {
     entry.owner = owner;
@@ -82,18 +94,20 @@ std::vector<PutFlow::Begun> PutFlow::begin(const Owner& owner, const NamespaceRe
     if (link == 0) {
         return begun;
     }
+    std::vector<BlockStore::ReserveItem> items;
+    items.reserve(rows.size());
+    for (const Row& row : rows) {
+        items.push_back(reserve_item(ns, row));
+        items.back().force = row.upsert || is_being_published(items.back().hash);
+    }
+    const std::vector<BlockStore::Reserved> reserved = store_.reserve_all(owner, ns, items);
     for (size_t i = 0; i < rows.size(); ++i) {
-        const Row& row = rows[i];
-        const Hash128 hash = key_hash(options_.hash_secret, ns->id, row.key);
-        const BlockStore::Reserved reserved = store_.reserve(
-            owner, ns, {row.key, hash, row.size_bytes, row.ttl_ms, row.pin, row.parent, row.spare},
-            row.upsert || is_being_published(hash));
-        begun[i] = {reserved.code, reserved.generation, reserved.offset, reserved.data};
-        if (reserved.code == Code::kOk) {
+        begun[i] = {reserved[i].code, reserved[i].generation, reserved[i].offset, reserved[i].data};
+        if (begun[i].code == Code::kOk) {
             Entry entry;
             entry.link = link;
-            add_entry(owner, ns, row, begun[i], hash, std::move(entry));
-        } else if (reserved.code == Code::kAlreadyExists) {
+            add_entry(owner, ns, rows[i], begun[i], items[i].hash, std::move(entry));
+        } else if (begun[i].code == Code::kAlreadyExists) {
             metrics_.puts_exist.add();
         } else {
             metrics_.puts_failed.add();
@@ -129,12 +143,12 @@ PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, c
     if (link == 0 || version == 0) {
         return {version == 0 ? Code::kInvalidArgument : Code::kUnavailable, 0, 0, nullptr};
     }
-    const Hash128 hash = key_hash(options_.hash_secret, ns->id, row.key);
-    if (store_.contains(ns, {row.key, hash, version})) {
+    BlockStore::ReserveItem item = reserve_item(ns, row);
+    if (store_.contains(ns, {row.key, item.hash, version})) {
         return {Code::kAlreadyExists, 0, 0, nullptr};
     }
-    const BlockStore::Reserved reserved = store_.reserve(
-        owner, ns, {row.key, hash, row.size_bytes, row.ttl_ms, row.pin, row.parent, 0}, true);
+    item.force = true;
+    const BlockStore::Reserved reserved = store_.reserve(owner, ns, item);
     const Begun begun{reserved.code, reserved.generation, reserved.offset, reserved.data};
     if (begun.code == Code::kOk) {
         Entry entry;
@@ -142,7 +156,7 @@ PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, c
         entry.is_copy = true;
         entry.claim = Claim::kGranted;
         entry.version = version;
-        add_entry(owner, ns, row, begun, hash, std::move(entry));
+        add_entry(owner, ns, row, begun, item.hash, std::move(entry));
     }
     return begun;
 }

@@ -10,9 +10,11 @@
 namespace kvstore {
 namespace {
 
-// A group is over as soon as it has this much: long enough that its messages weigh little beside
-// its copy, short enough that little is left to publish when the last copy ends.
-constexpr uint64_t kGroupBytes = 1u << 20;
+// Groups grow from the lower bound to the upper one and shrink again towards the end: long in the
+// middle, so that their messages weigh little beside the copy; short at the ends, where reserving
+// the first and publishing the last are waited for.
+constexpr uint64_t kLeastGroupBytes = 2u << 20;
+constexpr uint64_t kMostGroupBytes = 4u << 20;
 constexpr uint64_t kGroupText = 1u << 20;  // keys and parents
 // Groups that are reserved ahead of the one that is being copied. A process that dies or stops
 // keeps no more blocks than this from others.
@@ -23,12 +25,18 @@ constexpr size_t kAhead = 3;
 // A chain must lose its tail before its head: what is published later counts as newer, unless it
 // names its parent, whose stamp it then renews. So a list without parents goes tail first.
 void SharedPut::cut(std::span<PutItem*> items) {
+    uint64_t left = 0;
+    for (const PutItem* item : items) {
+        left += item->size;
+    }
+    uint64_t grown = kLeastGroupBytes;
     for (size_t first = 0; first < items.size();) {
+        const uint64_t enough = std::max(kLeastGroupBytes, std::min(grown, left / 2));
         uint64_t bytes = 0;
         uint64_t text = 0;
         size_t count = 0;
-        while (first + count < items.size() && count < limits::kMaxBatchKeys &&
-               bytes < kGroupBytes && text < kGroupText) {
+        while (first + count < items.size() && count < limits::kMaxBatchKeys && bytes < enough &&
+               text < kGroupText) {
             const PutItem& item = *items[first + count];
             bytes += item.size;
             text += item.key.size() + item.parent.size();
@@ -36,6 +44,8 @@ void SharedPut::cut(std::span<PutItem*> items) {
         }
         groups_.emplace_back().items = items.subspan(first, count);
         first += count;
+        left -= bytes;
+        grown = std::min(kMostGroupBytes, 2 * grown);
     }
     if (std::none_of(items.begin(), items.end(),
                      [](auto* item) { return !item->parent.empty(); })) {

@@ -480,7 +480,9 @@ TEST(BlockStore, ThreadsShareIt) {
             for (uint64_t i = 0; i < 3000; ++i) {
                 const std::string name = "k" + std::to_string(random() % 400);
                 const uint64_t size = 1000 + random() % 8000;
-                const auto reserved = h.store->reserve(owner, h.ns, h.item(name, size), true);
+                auto wanted = h.item(name, size);
+                wanted.force = true;
+                const auto reserved = h.store->reserve(owner, h.ns, wanted);
                 if (reserved.code == Code::kOk) {
                     const BlockStore::PublishItem item{reserved.generation, 0, 4 * i + 1};
                     (void)h.store->publish(owner, {&item, 1});

@@ -61,7 +61,9 @@ class StoreHarness {
         return reserve;
     }
     BlockStore::Reserved reserve(const std::string& name, uint64_t size, bool force = false) {
-        return store->reserve(owner, ns, item(name, size), force);
+        BlockStore::ReserveItem one = item(name, size);
+        one.force = force;
+        return store->reserve(owner, ns, one);
     }
     // Writes what belongs to (name, version) and publishes.
     BlockStore::Published finish(const BlockStore::Reserved& reserved, const std::string& name,
@@ -72,8 +74,9 @@ class StoreHarness {
                                               granted};
         return std::move(store->publish(owner, {&publish, 1}).front());
     }
-    Code put_item(const BlockStore::ReserveItem& reserve_item, bool force = false) {
-        const auto reserved = store->reserve(owner, ns, reserve_item, force);
+    Code put_item(BlockStore::ReserveItem reserve_item, bool force = false) {
+        reserve_item.force = force;
+        const auto reserved = store->reserve(owner, ns, reserve_item);
         if (reserved.code != Code::kOk) return reserved.code;
         return finish(reserved, std::string(reserve_item.key), ++version, reserve_item.size_bytes)
             .code;

@@ -120,12 +120,12 @@ class Model {
         item.pin = writer.pin;
         const std::string parent = random_key();
         if (below(2) == 0) item.parent = parent;
-        const bool force = below(3) == 0;
+        item.force = below(3) == 0;
         writer.deadline_ms = h_->clock_ms + h_->options.reservation_ms;
-        writer.reserved = h_->store->reserve(writer.owner, writer.ns, item, force);
+        writer.reserved = h_->store->reserve(writer.owner, writer.ns, item);
         apply_withdrawals();
         const bool here = objects_.contains(writer.key) && !is_expired(objects_[writer.key]);
-        EXPECT_EQ(writer.reserved.code == Code::kAlreadyExists, here && !force);
+        EXPECT_EQ(writer.reserved.code == Code::kAlreadyExists, here && !item.force);
         if (writer.reserved.code != Code::kOk) return;
         fill(writer);
         writers_.push_back(std::move(writer));

@@ -78,6 +78,7 @@ class BlockStore {
         std::string_view
             parent;            // key of the previous block of the chain, same namespace; or empty
         Generation spare = 0;  // write it into this block of reserve_spare(); 0: into a new one
+        bool force = false;    // an upsert or a copy: kAlreadyExists is no obstacle
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
     // kInvalidArgument (bad key), kRemoved (the namespace was flushed), kExpired (the spare cannot
@@ -197,9 +198,11 @@ class BlockStore {
     BlockStore& operator=(const BlockStore&) = delete;
 
     // --- writes ---
-    // Evicts as much as this needs and no more. `force` (upsert, copies) skips kAlreadyExists.
-    Reserved reserve(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
-                     bool force = false);
+    // Evicts as much as this needs and no more.
+    Reserved reserve(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item);
+    // One result per item. What they evict is told at once, not item by item.
+    std::vector<Reserved> reserve_all(const Owner& owner, const NamespaceRef& ns,
+                                      std::span<const ReserveItem> items);
     // A block that its writer may fill before it says what with: a later reserve() names it. Lives
     // like any reservation. kNoSpace when spares would take too much of the segment.
     Reserved reserve_spare(const Owner& owner, uint64_t size_bytes);

@@ -133,6 +133,7 @@ class PutFlow {
     bool is_being_published(const Hash128& hash) const;
     bool send_claims(uint64_t link, const NamespaceRef& ns, std::span<const Row> rows,
                      uint32_t timeout_ms, std::span<Begun> begun);
+    BlockStore::ReserveItem reserve_item(const NamespaceRef& ns, const Row& row) const;
     void add_entry(const Owner& owner, const NamespaceRef& ns, const Row& row, const Begun& begun,
                    const Hash128& hash, Entry entry);
     // With the mutex held.

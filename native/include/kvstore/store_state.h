@@ -90,7 +90,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
 
     // --- block_store.cpp ---
     Reserved reserve(std::unique_lock<std::mutex>& lock, const Owner& owner, const NamespaceRef& ns,
-                     const ReserveItem& item, bool force);
+                     const ReserveItem& item);
     Reserved reserve_spare(std::unique_lock<std::mutex>& lock, const Owner& owner,
                            uint64_t size_bytes);
     Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item);
