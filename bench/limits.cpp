@@ -2,10 +2,12 @@
 // over loopback, and round trips. One long-lived process that a line on stdin drives and that
 // answers with a line of JSON, so that its rounds can be interleaved with those of the stores.
 //
-//   init BYTES CONGESTION                          both regions, pre-faulted; "-": the default
-//   copy get|put plain|nt SIZE BATCH CALLS START   shared to private memory, or the reverse
-//   tcp get|put|stream SIZE BATCH CALLS START      the other side is a process of its own
-//   rtt tcp|unix BYTES COUNT                       ping-pong, blocking on both sides
+//   init BYTES CONGESTION  both regions, pre-faulted; "-": the default
+//   copy get|put plain|nt|sum SIZE BATCH CALLS START  shared to private memory, or the reverse
+//   tcp get|put|stream|get_sum|put_sum SIZE BATCH CALLS START  the other side is another process
+//   rtt tcp|unix BYTES COUNT  ping-pong, blocking on both sides
+//
+// "sum" does the same with the checksums of the store, by its own code.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <sys/mman.h>
@@ -24,6 +26,9 @@
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include "kvstore/checksum.h"
+#include "kvstore/transfer_cursor.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -45,6 +50,13 @@ uint64_t now_ns() {
 using Copy = void (*)(uint8_t*, const uint8_t*, size_t);
 
 void copy_plain(uint8_t* to, const uint8_t* from, size_t size) { std::memcpy(to, from, size); }
+
+// What a sum came to goes here, so that it is computed.
+volatile uint32_t last_sum = 0;
+
+void copy_sum(uint8_t* to, const uint8_t* from, size_t size) {
+    last_sum = kvstore::copy_crc32c(to, from, size);
+}
 
 #if defined(__x86_64__)
 // Both need 64-byte aligned destinations and sizes, which every slot has.
@@ -118,7 +130,7 @@ struct Walk {
 
 // ---- sockets ---------------------------------------------------------------------------------
 
-enum class Kind : uint64_t { kGet = 1, kPut, kStream, kEcho };
+enum class Kind : uint64_t { kGet = 1, kPut, kPutSum, kStream, kEcho };
 
 struct Request {
     Kind kind;
@@ -145,6 +157,22 @@ bool transfer(int fd, std::vector<iovec>& parts, bool write) {
             if (parts[first].iov_len == 0) ++first;
         }
     }
+    return true;
+}
+
+// The same with the checksum of each part on the way.
+bool transfer_sum(int fd, const std::vector<iovec>& parts, bool write) {
+    std::vector<uint32_t> crcs(parts.size());
+    kvstore::TransferCursor cursor(parts, crcs);
+    iovec step[1024];
+    while (!cursor.done()) {
+        const int count = static_cast<int>(cursor.gather(step));
+        const ssize_t got = write ? writev(fd, step, count) : readv(fd, step, count);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return false;
+        cursor.passed(static_cast<size_t>(got));
+    }
+    last_sum = crcs.back();
     return true;
 }
 
@@ -175,10 +203,12 @@ std::vector<iovec> parts_of(const Regions& regions, const Walk& walk, uint64_t c
                 ok = transfer_one(fd, echo.data(), echo.size(), false) &&
                      transfer_one(fd, echo.data(), echo.size(), true);
             }
-        } else if (request.kind == Kind::kPut) {
+        } else if (request.kind == Kind::kPut || request.kind == Kind::kPutSum) {
             auto parts = parts_of(regions, walk, 0, true);
             uint64_t done = 1;
-            ok = transfer(fd, parts, false) && transfer_one(fd, &done, sizeof(done), true);
+            const bool sum = request.kind == Kind::kPutSum;
+            ok = (sum ? transfer_sum(fd, parts, false) : transfer(fd, parts, false)) &&
+                 transfer_one(fd, &done, sizeof(done), true);
         } else {
             for (uint64_t call = 0; ok && call < walk.calls; ++call) {
                 auto parts = parts_of(regions, walk, call, true);
@@ -306,7 +336,7 @@ std::string copy(const Limits& limits, std::istringstream& words) {
     std::string kind;
     Walk walk{};
     words >> direction >> kind;
-    const Copy how = kind == "nt" ? copy_nt() : copy_plain;
+    const Copy how = kind == "nt" ? copy_nt() : kind == "sum" ? copy_sum : copy_plain;
     if (!read_walk(words, limits.regions, walk) || how == nullptr) return error("copy");
     const bool get = direction == "get";
     std::vector<uint64_t> times;
@@ -328,7 +358,8 @@ std::string tcp(const Limits& limits, std::istringstream& words) {
     words >> kind;
     if (!read_walk(words, limits.regions, walk)) return error("tcp");
     const bool stream = kind == "stream";
-    const bool put = kind == "put";
+    const bool sum = kind == "put_sum" || kind == "get_sum";
+    const bool put = kind == "put" || kind == "put_sum";
     std::vector<uint64_t> times;
     uint64_t begin = now_ns();
     for (uint64_t call = 0; call < walk.calls; ++call) {
@@ -339,17 +370,19 @@ std::string tcp(const Limits& limits, std::istringstream& words) {
         if (!stream) begin = now_ns();
         bool ok = true;
         if (put) {
-            Request request{Kind::kPut, one};
+            Request request{sum ? Kind::kPutSum : Kind::kPut, one};
             uint64_t done = 0;
             parts.insert(parts.begin(), {&request, sizeof(request)});
-            ok = transfer(limits.tcp, parts, true) &&
-                 transfer_one(limits.tcp, &done, sizeof(done), false);
+            ok =
+                (sum ? transfer_sum(limits.tcp, parts, true) : transfer(limits.tcp, parts, true)) &&
+                transfer_one(limits.tcp, &done, sizeof(done), false);
         } else {
             Request request{stream ? Kind::kStream : Kind::kGet, stream ? walk : one};
             if (!stream || call == 0) {
                 ok = transfer_one(limits.tcp, &request, sizeof(request), true);
             }
-            ok = ok && transfer(limits.tcp, parts, false);
+            ok = ok && (sum ? transfer_sum(limits.tcp, parts, false)
+                            : transfer(limits.tcp, parts, false));
         }
         if (!ok) return error("the connection ended");
         const uint64_t end = now_ns();

@@ -10,6 +10,7 @@ from bench import machine
 from bench.parts import (
     Options,
     Run,
+    checksum,
     clients,
     congestion,
     directory,
@@ -26,6 +27,7 @@ from bench.rounds import Plan
 # The matrix has several parts, since who takes part in its rounds is chosen.
 MEASURES: dict[str, Callable[[Run], None]] = {
     "congestion": congestion.measure,
+    "checksum": checksum.measure,
     "latency": latency.measure,
     "clients": clients.measure,
     "pages": pages.measure,

@@ -12,6 +12,8 @@ from bench.shapes import Shape
 PROGRAM = ROOT / "build" / "bench" / "limits"
 COPIES = ("copy get plain", "copy get nt", "copy put plain", "copy put nt")
 STREAMS = ("tcp stream", "tcp get", "tcp put")
+SUMS = ("copy get sum", "copy put sum", "tcp get_sum", "tcp put_sum")  # with the checksums
+_ALL = COPIES + STREAMS + SUMS
 
 
 class Limits:
@@ -39,7 +41,7 @@ class Limits:
 
     def measure(self, operation: str, shape: Shape, number: int) -> Sample | None:
         # Each operation walks another part of the set: none may find warm what another has read.
-        turn = number * len(COPIES + STREAMS) + (COPIES + STREAMS).index(operation)
+        turn = number * len(_ALL) + _ALL.index(operation)
         self._process.send(
             f"{operation} {shape.size} {shape.batch} {shape.calls} {shape.start(turn)}"
         )
