@@ -140,9 +140,11 @@ char* ObjectTable::allocate_key(size_t bytes) {
     }
     const size_t step = (c + 1) * 8;
     if (chunk_next_[c] == nullptr || chunk_next_[c] + step > chunk_end_[c]) {
-        key_chunks_.push_back(std::make_unique_for_overwrite<char[]>(step * kKeysPerChunk));
+        static_assert(kKeysPerChunk * 8 % sizeof(KeyLine) == 0);
+        key_chunks_.push_back(
+            std::make_unique_for_overwrite<KeyLine[]>(step * kKeysPerChunk / sizeof(KeyLine)));
         key_chunk_bytes_ += step * kKeysPerChunk;
-        chunk_next_[c] = key_chunks_.back().get();
+        chunk_next_[c] = key_chunks_.back()[0].bytes;
         chunk_end_[c] = chunk_next_[c] + step * kKeysPerChunk;
     }
     char* data = chunk_next_[c];

@@ -38,7 +38,8 @@ class Replica {
 };
 inline constexpr NodeSlot kMaxNodeSlots = limits::kMaxNodes - 1;  // 0xFFF would read as empty
 
-struct ObjectEntry {
+// A cache line, and never in two.
+struct alignas(64) ObjectEntry {
     const char* key_data = nullptr;  // nullptr: a free entry
     Version version = 0;
     uint64_t size = 0;
@@ -119,7 +120,11 @@ class ObjectTable {
     uint32_t free_head_ = kNone;
     std::vector<std::unique_ptr<ObjectEntry[]>> blocks_;
     std::array<char*, kKeyClasses> free_keys_{};
-    std::vector<std::unique_ptr<char[]>> key_chunks_;
+    // Chunks start at a cache line, so that short keys lie in one.
+    struct alignas(64) KeyLine {
+        char bytes[64];
+    };
+    std::vector<std::unique_ptr<KeyLine[]>> key_chunks_;
     uint64_t key_chunk_bytes_ = 0;
     std::array<char*, kKeyClasses> chunk_next_{};
     std::array<char*, kKeyClasses> chunk_end_{};
