@@ -336,7 +336,8 @@ void Outbox::set_reading(bool reading) {
 
 bool Outbox::stalled(uint64_t now_ms) const {
     std::lock_guard lock(mutex_);
-    return opened_ && !queue_.empty() && now_ms > progress_ms_ + state_->options.write_stall_ms;
+    return opened_ && !queue_.empty() &&
+           now_ms > progress_ms_ + state_->write_stall_ms.load(std::memory_order_relaxed);
 }
 
 std::optional<Outbox::Ending> Outbox::ending() const {

@@ -22,6 +22,7 @@ class EventLoop;
 // What the loops of one server share. Outlives the server inside the connections' handles.
 struct ServerState {
     EventServer::Options options;
+    std::atomic<uint32_t> write_stall_ms{0};
     std::mutex mutex;
     std::string cluster_id;  // guarded by mutex
     std::atomic<uint64_t> accepted{0};

@@ -31,6 +31,7 @@ struct EventServer::Impl {
 
 EventServer::EventServer(Options options, Service& service) : impl_(std::make_unique<Impl>()) {
     impl_->state->cluster_id = options.cluster_id;
+    impl_->state->write_stall_ms = options.write_stall_ms;
     impl_->state->options = std::move(options);
     const size_t count = std::max<size_t>(impl_->state->options.loops, 1);
     for (size_t i = 0; i < count; ++i) {
@@ -104,6 +105,10 @@ Result<std::shared_ptr<ConnectionRef>> EventServer::adopt(Fd fd, Peer peer,
 void EventServer::set_cluster_id(std::string cluster_id) {
     std::lock_guard lock(impl_->state->mutex);
     impl_->state->cluster_id = std::move(cluster_id);
+}
+
+void EventServer::set_write_stall_ms(uint32_t stall_ms) {
+    impl_->state->write_stall_ms.store(stall_ms, std::memory_order_relaxed);
 }
 
 void EventServer::post(size_t loop, std::function<void()> fn) {

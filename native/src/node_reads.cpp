@@ -24,33 +24,50 @@ struct GetRows {
     std::vector<iovec> payload;
     uint64_t payload_bytes = 0;
 
-    // Whether the row's bytes are sent.
-    bool fill(size_t row, const BlockStore::Found& found, uint64_t max_size);
+    void fill(size_t row, const BlockStore::Found& found, uint64_t max_size);
+    // No bytes are sent after all.
+    void refuse_all();
 };
 
-bool GetRows::fill(size_t row, const BlockStore::Found& found, uint64_t max_size) {
+// What lives until a reply's last byte is sent.
+struct Sending {
+    std::vector<BlockStore::Found> found;
+    std::shared_ptr<void> share{};  // of the send budget
+};
+
+void GetRows::fill(size_t row, const BlockStore::Found& found, uint64_t max_size) {
     if (found.hold == nullptr) {
         status[row] = static_cast<int32_t>(Code::kNotFound);
         reasons[row] = static_cast<uint8_t>(found.reason);
-        return false;
+        return;
     }
     sizes[row] = found.length;
     versions[row] = found.version;
     crcs[row] = found.sealed_crc;
     if (found.length > max_size) {
         status[row] = static_cast<int32_t>(Code::kBufferTooSmall);
-        return false;
+        return;
     }
     if (found.length > limits::kMaxPayloadBytes - payload_bytes) {
         status[row] = static_cast<int32_t>(Code::kTooLarge);  // ask for fewer at once
-        return false;
+        return;
     }
     payload_bytes += found.length;
     if (found.length != 0) {
         // Only read from: iovec has no constant form.
         payload.push_back({const_cast<uint8_t*>(found.data), found.length});
     }
-    return true;
+}
+
+void GetRows::refuse_all() {
+    for (size_t row = 0; row < status.size(); ++row) {
+        if (status[row] == static_cast<int32_t>(Code::kOk)) {
+            status[row] = static_cast<int32_t>(Code::kOverloaded);
+            reasons[row] = static_cast<uint8_t>(MissReason::kUnavailable);
+        }
+    }
+    payload.clear();
+    payload_bytes = 0;
 }
 
 }  // namespace
@@ -75,14 +92,23 @@ void NodeService::get(Connection& connection, const FrameHeader& header, Body bo
     }
     const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
     const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, message.versions);
-    auto found = std::make_shared<std::vector<BlockStore::Found>>(store_.find(ns, keys));
+    auto sending = std::make_shared<Sending>(Sending{store_.find(ns, keys)});
     GetRows rows(keys.size());
     for (size_t row = 0; row < keys.size(); ++row) {
-        const BlockStore::Found& one = (*found)[row];
-        if (rows.fill(row, one, message.max_sizes[row])) {
+        rows.fill(row, sending->found[row], message.max_sizes[row]);
+    }
+    if (rows.payload_bytes != 0) {
+        sending->share = send_budget_->take(rows.payload_bytes);
+        if (sending->share == nullptr) {
+            rows.refuse_all();
+            sending->found.clear();
+        }
+    }
+    for (size_t row = 0; row < keys.size(); ++row) {
+        if (rows.status[row] == static_cast<int32_t>(Code::kOk)) {
             metrics_.hits.add();
-        } else if (one.hold == nullptr) {
-            metrics_.misses[static_cast<size_t>(one.reason)].add();
+        } else if (rows.reasons[row] != 0) {
+            metrics_.misses[rows.reasons[row]].add();
         }
     }
     metrics_.get_bytes_socket.add(rows.payload_bytes);
@@ -92,7 +118,7 @@ void NodeService::get(Connection& connection, const FrameHeader& header, Body bo
     reply.versions = rows.versions;
     reply.crcs = rows.crcs;
     reply.reasons = rows.reasons;
-    connection.ref()->send_message(reply, header.request_id, 0, rows.payload, std::move(found));
+    connection.ref()->send_message(reply, header.request_id, 0, rows.payload, std::move(sending));
     metrics_.get_us.record(boottime_us() - started_us);
 }
 

@@ -8,6 +8,12 @@
 namespace kvstore {
 namespace {
 
+constexpr uint64_t kSendShare = 2;  // of the segment may be on its way to readers by socket
+// While reads are refused for that, who takes nothing for so long loses its connection; and for a
+// while after the last refusal.
+constexpr uint32_t kPressedStallMs = 1'000;
+constexpr uint64_t kPressedMs = 5'000;
+
 HelloParams peer_hello(const NodeOptions& options) {
     HelloParams hello;
     hello.role = Role::kNode;
@@ -52,6 +58,7 @@ NodeService::NodeService(const NodeOptions& options, BlockStore& store)
       store_(store),
       namespaces_(options.hash_secret),
       slots_(store.client_slots()),
+      send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
       authenticator_(std::make_shared<Authenticator>(options.principals)) {
     server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
     link_ = std::make_unique<MasterLink>(link_options(options), *server_, *this);
@@ -180,6 +187,17 @@ void NodeService::on_tick(size_t loop) {
     flow_->tick();
     withdraw_replaced();
     link_->tick();
+    watch_send_budget();
+}
+
+void NodeService::watch_send_budget() {
+    const uint64_t now_ms = boottime_ms();
+    if (const uint64_t refusals = send_budget_->refusals(); refusals != seen_refusals_) {
+        seen_refusals_ = refusals;
+        pressed_until_ms_ = now_ms + kPressedMs;
+    }
+    server_->set_write_stall_ms(now_ms < pressed_until_ms_ ? kPressedStallMs
+                                                           : EventServer::Options().write_stall_ms);
 }
 
 void NodeService::slot_ready(Connection& connection, const FrameHeader& header, Body body) {

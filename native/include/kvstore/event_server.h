@@ -181,6 +181,8 @@ class EventServer {
     // on the loop before any frame.
     Result<std::shared_ptr<ConnectionRef>> adopt(Fd fd, Peer peer, std::shared_ptr<void> session);
     void set_cluster_id(std::string cluster_id);
+    // Options::write_stall_ms from now on, for connections that are open too.
+    void set_write_stall_ms(uint32_t stall_ms);
     // Runs `fn` on a loop thread; dropped when the server has stopped.
     void post(size_t loop, std::function<void()> fn);
     ServerStats stats() const;

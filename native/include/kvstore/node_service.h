@@ -20,6 +20,7 @@
 #include "kvstore/peer_copier.h"
 #include "kvstore/put_flow.h"
 #include "kvstore/replica_wishes.h"
+#include "kvstore/send_budget.h"
 
 namespace kvstore {
 
@@ -67,6 +68,7 @@ class NodeService final : public Service, public MasterLink::Handler {
     void slot_ready(Connection& connection, const FrameHeader& header, Body body);
     void resolve(Connection& connection, const FrameHeader& header);
     void answer_stats(Connection& connection, const FrameHeader& header);
+    void watch_send_budget();
 
     // node_reads.cpp
     void get(Connection& connection, const FrameHeader& header, Body body);
@@ -102,6 +104,9 @@ class NodeService final : public Service, public MasterLink::Handler {
     NodeNamespaces namespaces_;
     NodeSlots slots_;
     std::atomic<bool> draining_{false};
+    const std::shared_ptr<SendBudget> send_budget_;
+    uint64_t seen_refusals_ = 0;  // these two: the ticking loop only
+    uint64_t pressed_until_ms_ = 0;
     std::shared_ptr<Authenticator> authenticator_;
     std::unique_ptr<EventServer> server_;
     std::unique_ptr<MasterLink> link_;
