@@ -50,6 +50,7 @@ class Client:
         client_name: str,
         timeout_ms: int,
         transport: int,
+        stripes: int,
     ) -> None: ...
     @property
     def closed(self) -> bool: ...

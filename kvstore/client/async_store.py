@@ -336,6 +336,7 @@ async def connect_async(
     token_file: str | os.PathLike[str] | None = None,
     timeout_ms: int = 5000,
     transport: Transport = "auto",
+    stripes: int = 1,
     threads: int = _THREADS,
     waiting_threads: int = _THREADS,
 ) -> AsyncStore:
@@ -348,6 +349,7 @@ async def connect_async(
         token_file: as in `connect`.
         timeout_ms: as in `connect`.
         transport: as in `connect`.
+        stripes: as in `connect`.
         threads: as in `AsyncStore`.
         waiting_threads: as in `AsyncStore`.
 
@@ -371,6 +373,7 @@ async def connect_async(
         token_file=token_file,
         timeout_ms=timeout_ms,
         transport=transport,
+        stripes=stripes,
     )
     store = await run_alone(connecting, "kvstore-connect")
     return AsyncStore(store, threads=threads, waiting_threads=waiting_threads)

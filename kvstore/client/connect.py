@@ -13,6 +13,7 @@ from kvstore.security import load_identity
 
 Transport = Literal["auto", "shm", "tcp"]
 _TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2}
+_MAX_STRIPES = 16
 
 
 def connect(
@@ -23,6 +24,7 @@ def connect(
     token_file: str | os.PathLike[str] | None = None,
     timeout_ms: int = 5000,
     transport: Transport = "auto",
+    stripes: int = 1,
 ) -> Store:
     """Connect to a cluster.
 
@@ -36,6 +38,8 @@ def connect(
         timeout_ms: deadline of each call, 1 to 600,000.
         transport: "auto" uses shared memory on the same host and TCP elsewhere; "tcp" never maps
             memory; "shm" never moves bytes over a socket (what is elsewhere is a miss).
+        stripes: over how many connections a large read from one node is spread, 1 to 16. More than
+            1 helps where one TCP stream does not fill the network; on one host it costs.
 
     Returns:
         An open store; close it, or use it as a context manager.
@@ -51,6 +55,8 @@ def connect(
         raise InvalidArgumentError(f"transport {transport!r}; one of auto, shm, tcp")
     if not isinstance(timeout_ms, int) or not 1 <= timeout_ms <= _native.MAX_TIMEOUT_MS:
         raise InvalidArgumentError(f"timeout_ms must be 1 to {_native.MAX_TIMEOUT_MS}")
+    if not isinstance(stripes, int) or not 1 <= stripes <= _MAX_STRIPES:
+        raise InvalidArgumentError(f"stripes must be 1 to {_MAX_STRIPES}")
     masters = [address] if isinstance(address, str) else list(address)
     if not all(isinstance(master, str) for master in masters):
         raise InvalidArgumentError("address must be a string or a list of strings")
@@ -65,5 +71,6 @@ def connect(
             client_name=f"python pid {os.getpid()}",
             timeout_ms=timeout_ms,
             transport=_TRANSPORTS[transport],
+            stripes=stripes,
         )
     )

@@ -260,7 +260,8 @@ std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
 
 Client* connect(const std::vector<std::string>& masters, const std::string& tenant,
                 const std::string& ns, const std::string& principal, const std::string& token,
-                const std::string& client_name, uint32_t timeout_ms, uint8_t transport) {
+                const std::string& client_name, uint32_t timeout_ms, uint8_t transport,
+                uint32_t stripes) {
     ClientOptions options;
     options.masters = masters;
     options.tenant = tenant;
@@ -270,6 +271,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.client_name = client_name;
     options.timeout_ms = timeout_ms;
     options.transport = static_cast<Transport>(transport);
+    options.stripes = stripes;
     Result<std::unique_ptr<ClientCore>> core = Code::kInternal;
     {
         nb::gil_scoped_release unlocked;
@@ -551,7 +553,8 @@ void bind_client(nb::module_& module) {
 
     nb::class_<Client> client(module, "Client");
     client.def(nb::new_(&connect), nb::kw_only(), "masters"_a, "tenant"_a, "namespace"_a,
-               "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a);
+               "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a,
+               "stripes"_a);
     bind_reads(client);
     bind_writes(client);
     client.def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)

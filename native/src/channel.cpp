@@ -328,13 +328,59 @@ Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline,
     }
     payload_left_ -= wanted;
     TransferCursor cursor(into, crcs);
-    for (iovec next; begin_ != end_ && cursor.gather({&next, 1}) != 0;) {
-        const size_t count = std::min(end_ - begin_, next.iov_len);
-        std::memcpy(next.iov_base, take(count).data(), count);
-        cursor.passed(count);
-    }
+    take_buffered(&cursor);
     const Status status = recv_all(fd_.get(), &cursor, deadline);
     return status.ok() ? status : kill(status);
+}
+
+void Channel::take_buffered(TransferCursor* cursor) {
+    for (iovec next; begin_ != end_ && cursor->gather({&next, 1}) != 0;) {
+        const size_t count = std::min(end_ - begin_, next.iov_len);
+        std::memcpy(next.iov_base, take(count).data(), count);
+        cursor->passed(count);
+    }
+}
+
+Result<bool> Channel::reply_arrived() {
+    if (!alive() || shut_down_) {
+        return {Code::kClosed, "the channel is dead"};
+    }
+    const auto here = [this](size_t wanted) -> Result<bool> {
+        const Status status = fill(wanted, Deadline::after_ms(0));
+        if (status.ok()) {
+            return true;
+        }
+        return status.code() == Code::kDeadlineExceeded ? Result<bool>(false) : kill(status);
+    };
+    Result<bool> whole = here(kFrameHeaderBytes);
+    if (!whole.ok() || !*whole) {
+        return whole;
+    }
+    FrameHeader header;
+    const std::span<const uint8_t> head(input_.data() + begin_, kFrameHeaderBytes);
+    if (Status status = decode_header(head.first<kFrameHeaderBytes>(), &header); !status.ok()) {
+        return kill(status);
+    }
+    return here(kFrameHeaderBytes + header.body_bytes);
+}
+
+Result<size_t> Channel::recv_some(TransferCursor* cursor) {
+    if (!alive() || shut_down_) {
+        return {Code::kClosed, "the channel is dead"};
+    }
+    size_t count = end_ - begin_;
+    if (count != 0) {
+        take_buffered(cursor);
+        count -= end_ - begin_;
+    } else {
+        const Result<size_t> received = kvstore::recv_some(fd_.get(), cursor);
+        if (!received.ok()) {
+            return kill(received.status());
+        }
+        count = *received;
+    }
+    payload_left_ -= count;
+    return count;
 }
 
 Status Channel::discard_payload(Deadline deadline) {

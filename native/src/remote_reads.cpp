@@ -1,5 +1,5 @@
 // Lookup, then rounds: every open object picks its nearest untried replica, every node gets one
-// request, all requests are sent before the first reply is awaited.
+// request (or several, on as many connections), all are sent before the first reply is awaited.
 #include "kvstore/remote_reads.h"
 
 #include <algorithm>
@@ -11,6 +11,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a single larger object
+constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
 constexpr uint64_t kTableAgeMs = 1000;
 constexpr int kMinAttemptMs = 100;
 constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
@@ -200,11 +201,12 @@ void RemoteReads::read_all_replicas() {
         for (Slice& slice : slices) {
             read_shared(slice);
             limit(slice);
+        }
+        stripe(&slices);
+        for (Slice& slice : slices) {
             send(slice);
         }
-        for (Slice& slice : slices) {
-            receive(slice);
-        }
+        receive_all(slices);
     }
 }
 
@@ -308,6 +310,41 @@ void RemoteReads::limit(Slice& slice) const {
     slice.jobs = std::move(kept);
 }
 
+// Spreads what one node is asked for over several connections, where that is wished and each gets
+// enough to be worth its request.
+void RemoteReads::stripe(std::vector<Slice>* slices) const {
+    const uint64_t most = context_.options().stripes;
+    if (most < 2) {
+        return;
+    }
+    std::vector<Slice> more;
+    for (Slice& slice : *slices) {
+        uint64_t bytes = 0;
+        for (const Job* job : slice.jobs) {
+            bytes += job->placement.size;
+        }
+        const uint64_t count = std::min({most, bytes / kStripeBytes, slice.jobs.size()});
+        if (count < 2) {
+            continue;
+        }
+        const std::vector<Job*> jobs = std::move(slice.jobs);
+        slice.jobs.clear();
+        Slice* to = &slice;
+        uint64_t given = 0;
+        uint64_t stripe_end = bytes / count;
+        for (Job* job : jobs) {
+            if (given >= stripe_end && !to->jobs.empty()) {
+                to = &more.emplace_back();
+                to->peer = slice.peer;
+                stripe_end += bytes / count;
+            }
+            to->jobs.push_back(job);
+            given += job->placement.size;
+        }
+    }
+    std::move(more.begin(), more.end(), std::back_inserter(*slices));
+}
+
 void RemoteReads::send(Slice& slice) {
     if (slice.jobs.empty()) {
         return;
@@ -329,130 +366,87 @@ void RemoteReads::send(Slice& slice) {
     if (!lease.ok()) {
         return give_up(slice, lease.status());
     }
-    slice.lease = std::move(*lease);
-    std::vector<std::string_view> names;
-    std::vector<uint64_t> versions;
-    std::vector<uint64_t> sizes;
+    std::vector<GetRequest::Row> rows;
     for (const Job* job : slice.jobs) {
-        names.push_back(items_[job->item].key);
-        versions.push_back(job->placement.version);
-        sizes.push_back(items_[job->item].capacity);
+        GetItem& item = items_[job->item];
+        rows.push_back({item.key, job->placement.version, item.data, item.capacity});
     }
-    Get request;
-    request.keys = names;
-    request.versions = versions;
-    request.max_sizes = sizes;
-    request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
-    std::vector<uint8_t> body;
-    encode_message(request, body);
-    const Status status = slice.lease->send(Get::kType, body, {}, deadline);
-    slice.sent = status.ok();
+    const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline);
+    slice.under_way = status.ok();
     if (!status.ok()) {
         give_up(slice, status);
     }
 }
 
-void RemoteReads::receive(Slice& slice) {
-    if (!slice.sent) {
-        return;
+// Whichever has something: a node that is slow or hangs delays nobody's bytes but its own.
+void RemoteReads::receive_all(std::span<Slice> slices) {
+    std::vector<Slice*> open;
+    std::vector<GetRequest*> requests;
+    while (true) {
+        open.clear();
+        requests.clear();
+        for (Slice& slice : slices) {
+            if (slice.under_way) {
+                open.push_back(&slice);
+                requests.push_back(&slice.request);
+            }
+        }
+        if (open.empty()) {
+            return;
+        }
+        GetRequest::wait_for_any(requests);
+        for (Slice* slice : open) {
+            const Result<bool> whole = slice->request.advance();
+            slice->under_way = whole.ok() && !*whole;
+            if (!whole.ok()) {
+                give_up(*slice, whole.status());
+            } else if (*whole) {
+                take_answers(*slice);
+                slice->peer->breaker().success();
+            }
+        }
     }
-    const Deadline deadline = attempt_deadline(slice);
-    Result<Channel::Reply> answer = slice.lease->receive(deadline);
-    if (!answer.ok()) {
-        return give_up(slice, answer.status());
-    }
-    GetReply reply;
-    Status status = slice.lease->decode_reply(*answer, &reply);
-    if (status.ok()) {
-        status = take_reply(slice, reply, deadline);
-    }
-    if (!status.ok()) {
-        return give_up(slice, status);
-    }
-    slice.peer->breaker().success();
 }
 
-Status RemoteReads::take_reply(Slice& slice, const GetReply& reply, Deadline deadline) {
-    if (reply.status.size() != slice.jobs.size()) {
-        slice.lease->shutdown();
-        return {Code::kProtocolError, "the reply has another number of rows"};
-    }
-    // The views into the reply end with the next receive: copied before the payload is taken.
-    struct Row {
-        Code code;
-        uint64_t size;
-        Version version;
-        uint32_t crc;
-        MissReason reason;
-    };
-    std::vector<Row> rows;
-    std::vector<iovec> parts;
-    uint64_t total = 0;
+void RemoteReads::take_answers(Slice& slice) {
     for (size_t row = 0; row < slice.jobs.size(); ++row) {
-        rows.push_back({static_cast<Code>(reply.status[row]), reply.sizes[row], reply.versions[row],
-                        reply.crcs[row], static_cast<MissReason>(reply.reasons[row])});
-        if (rows.back().code != Code::kOk) {
+        Job& job = *slice.jobs[row];
+        const GetRequest::Answer& answer = slice.request.answers()[row];
+        if (answer.code != Code::kOk) {
+            const bool too_small = answer.code == Code::kBufferTooSmall;
+            refuse(job, too_small                            ? MissReason::kVersion
+                        : answer.reason == MissReason::kNone ? MissReason::kAbsent
+                                                             : answer.reason);
             continue;
         }
-        const GetItem& item = items_[slice.jobs[row]->item];
-        if (rows.back().size > item.capacity) {
-            slice.lease->shutdown();
-            return {Code::kProtocolError, "the reply is longer than asked for"};
+        if (!verify(keys_[job.item], slice, answer)) {
+            tally_.add(ClientCounter::kWrongChecksums);
+            refuse(job, MissReason::kChecksum);
+            continue;
         }
-        total += rows.back().size;
-        parts.push_back({item.data, rows.back().size});
+        GetItem& item = items_[job.item];
+        item.result = static_cast<int64_t>(answer.size);
+        item.reason = MissReason::kNone;
+        job.done = true;
+        tally_.add(ClientCounter::kHitsSocket);
+        tally_.add(ClientCounter::kBytesReadSocket, answer.size);
     }
-    if (total != slice.lease->payload_left()) {
-        slice.lease->shutdown();
-        return {Code::kProtocolError, "sizes and payload disagree"};
-    }
-    std::vector<uint32_t> crcs(parts.size());
-    if (Status status = slice.lease->recv_payload(parts, deadline, crcs); !status.ok()) {
-        return status;
-    }
-    size_t next_part = 0;
-    for (size_t row = 0; row < rows.size(); ++row) {
-        Job& job = *slice.jobs[row];
-        if (rows[row].code == Code::kOk) {
-            finish(job, slice,
-                   {rows[row].version, rows[row].size, rows[row].crc, crcs[next_part++]}, deadline);
-        } else {
-            const bool too_small = rows[row].code == Code::kBufferTooSmall;
-            refuse(job, too_small                               ? MissReason::kVersion
-                        : rows[row].reason == MissReason::kNone ? MissReason::kAbsent
-                                                                : rows[row].reason);
-        }
-    }
-    return {};
 }
 
-void RemoteReads::finish(Job& job, Slice& slice, const Received& received, Deadline deadline) {
-    GetItem& item = items_[job.item];
-    if (!verify(keys_[job.item], *slice.lease, received, deadline)) {
-        tally_.add(ClientCounter::kWrongChecksums);
-        return refuse(job, MissReason::kChecksum);
-    }
-    item.result = static_cast<int64_t>(received.size);
-    item.reason = MissReason::kNone;
-    job.done = true;
-    tally_.add(ClientCounter::kHitsSocket);
-    tally_.add(ClientCounter::kBytesReadSocket, received.size);
-}
-
-bool RemoteReads::verify(HashedKey& key, Channel& channel, const Received& received,
-                         Deadline deadline) {
+bool RemoteReads::verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer) {
     const auto is_sealed = [&] {
-        const Identity identity = context_.identity(key, received.version, received.size);
-        return seal_checksum(received.data_crc, identity) == received.sealed_crc;
+        const Identity identity = context_.identity(key, answer.version, answer.size);
+        return seal_checksum(answer.data_crc, identity) == answer.sealed_crc;
     };
     context_.rehash(&key, context_.namespace_now());
     if (is_sealed()) {
         return true;
     }
     // After a flush the same key belongs to another namespace id: ask which one it is now.
+    Channel& channel = *slice.request.lease();
     ResolveReply now;
-    if (!channel.alive() || !channel.exchange(Resolve{}, &now, deadline).ok() || now.code != 0 ||
-        now.namespace_id == key.ns) {
+    if (!channel.alive() || !channel.exchange(Resolve{}, &now, slice.request.deadline()).ok() ||
+        now.code != 0 || now.namespace_id == key.ns) {
         return false;
     }
     context_.rehash(&key, now.namespace_id);
@@ -466,13 +460,14 @@ bool RemoteReads::verify(HashedKey& key, Channel& channel, const Received& recei
 // The node did not answer: another replica for all of them. An idle session that turned out to be
 // dead says nothing about the node: then the same node is asked once more.
 void RemoteReads::give_up(Slice& slice, const Status& why) {
-    const bool stale = slice.lease && !slice.lease.fresh() && !slice.lease->alive() &&
-                       why.code() != Code::kDeadlineExceeded;
+    const ChannelPool::Lease& lease = slice.request.lease();
+    const bool stale =
+        lease && !lease.fresh() && !lease->alive() && why.code() != Code::kDeadlineExceeded;
     if (stale) {
         slice.peer->sockets().drop_idle();
         return;
     }
-    const bool connection = !slice.lease || !slice.lease->alive();
+    const bool connection = !lease || !lease->alive();
     if (connection) {
         slice.peer->breaker().failure();
     } else {

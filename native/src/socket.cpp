@@ -401,15 +401,22 @@ Status send_all(int fd, std::span<const iovec> parts, Deadline deadline, int fla
     return send_all(fd, &cursor, deadline, flags);
 }
 
-Status recv_all(int fd, TransferCursor* cursor, Deadline deadline) {
+Result<size_t> recv_some(int fd, TransferCursor* cursor) {
     std::array<iovec, kIovecsPerStep> extents;
+    msghdr message = step_message(*cursor, extents);
+    Result<size_t> count = receive_some(fd, &message);
+    if (count.ok()) {
+        cursor->passed(*count);
+    }
+    return count;
+}
+
+Status recv_all(int fd, TransferCursor* cursor, Deadline deadline) {
     while (!cursor->done()) {
-        msghdr message = step_message(*cursor, extents);
-        Result<size_t> count = receive_some(fd, &message);
+        const Result<size_t> count = recv_some(fd, cursor);
         if (!count.ok()) {
             return count.status();
         }
-        cursor->passed(*count);
         if (*count == 0) {
             if (Status status = wait_for(fd, POLLIN, deadline); !status.ok()) {
                 return Status(status.code(), "receiving");

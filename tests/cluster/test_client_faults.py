@@ -10,6 +10,7 @@ import pytest
 import kvstore
 from kvstore import Status
 from tests.support.cluster import Cluster
+from tests.support.control import http_get
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
 
@@ -109,3 +110,58 @@ def test_transport_shm_never_takes_a_socket_for_bytes(cluster: Cluster) -> None:
     stats = store.stats()
     assert stats["misses"]["unavailable"] == 1
     assert (stats["bytes_tcp"], stats["put_bytes_tcp"]) == (0, 0)
+
+
+def test_a_hung_node_takes_nothing_from_the_keys_of_another(cluster: Cluster) -> None:
+    cluster.start_node("a", segment_size="128mb")
+    cluster.start_node("b", segment_size="128mb")
+    store = cluster.connect(transport="tcp", timeout_ms=2000)
+    # More on each node than the sockets' buffers hold, so that it has to be read to get there.
+    size, count = 1 << 20, 64
+    keys = [f"k/{i}" for i in range(count)]
+    for key in keys:
+        assert store.put(key, proof(key, size)) is Status.Ok
+    homes = {}
+    for key in keys:
+        found = store.inspect(key)
+        assert found is not None
+        homes[key] = found["replicas"][0]["node_id"]
+    assert set(homes.values()) == {"a", "b"}, "the puts were spread"
+    for hung, other in (("a", "b"), ("b", "a")):
+        cluster.nodes[hung].signal(signal.SIGSTOP)
+        start = time.monotonic()
+        values = store.batch_get(keys)
+        assert time.monotonic() - start < 4
+        for key, value in zip(keys, values, strict=True):
+            assert value == (proof(key, size) if homes[key] == other else None), key
+        cluster.nodes[hung].signal(signal.SIGCONT)
+        wait_for(
+            lambda: all(value is not None for value in store.batch_get(keys)),
+            f"{hung} to be read again",
+            20,
+            poll_s=0.1,
+        )
+
+
+def _connections(cluster: Cluster) -> int:
+    lines = http_get(cluster.nodes["a"], "/metrics")[1].splitlines()
+    return int(
+        float(next(line for line in lines if line.startswith("kvstore_connections ")).split()[1])
+    )
+
+
+@pytest.mark.parametrize("stripes", [2, 4, 16])
+def test_a_striped_read_brings_the_same_bytes(cluster: Cluster, stripes: int) -> None:
+    cluster.start_node("a")
+    writer = cluster.connect(transport="tcp")
+    keys = [f"k/{i}" for i in range(40)]
+    sizes = [1 + i * 40_000 for i in range(40)]
+    wanted = [proof(key, size) for key, size in zip(keys, sizes, strict=True)]
+    assert writer.batch_put(keys, wanted) == [Status.Ok] * len(keys)
+    store = cluster.connect(transport="tcp", stripes=stripes)
+    connections = _connections(cluster)
+    asked = [*keys[:20], "absent", *keys[20:]]
+    expected = [*wanted[:20], None, *wanted[20:]]
+    for _ in range(3):
+        assert store.batch_get(asked) == expected
+    assert _connections(cluster) == connections + stripes

@@ -188,6 +188,9 @@ def test_connect_names_what_is_wrong(tmp_path: Path) -> None:
         kvstore.connect("127.0.0.1:1", timeout_ms=300)
     with pytest.raises(kvstore.InvalidArgumentError, match="transport"):
         kvstore.connect("127.0.0.1:1", transport="pigeon")  # type: ignore[arg-type]
+    for stripes in (0, 17, "2"):
+        with pytest.raises(kvstore.InvalidArgumentError, match="stripes must be 1 to 16"):
+            kvstore.connect("127.0.0.1:1", stripes=stripes)  # type: ignore[arg-type]
     for address in ("no port", "", [], [5]):
         with pytest.raises(kvstore.InvalidArgumentError):
             kvstore.connect(address, timeout_ms=300)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@
 #include "kvstore/handshake.h"
 #include "kvstore/messages.h"
 #include "kvstore/socket.h"
+#include "kvstore/transfer_cursor.h"
 
 namespace kvstore {
 
@@ -48,6 +49,8 @@ class Channel {
     bool usable();
     // From any thread: a blocked call returns kClosed. The descriptor stays until destruction.
     void shutdown();
+    // Ends the channel: its stream is out of step. Returns `status`, or that it was shut down.
+    Status kill(Status status);
     // Ends the channel and gives its socket away (EventServer::adopt).
     Fd release_fd();
 
@@ -71,6 +74,13 @@ class Channel {
     Status recv_payload(std::span<const iovec> into, Deadline deadline,
                         std::span<uint32_t> crcs = {});
     Status discard_payload(Deadline deadline);
+    // The same without waiting, for several channels under way at once. Whether a whole reply's
+    // header and body are here, so that receive() need not wait:
+    Result<bool> reply_arrived();
+    // … takes a step of payload; 0: nothing is here now. The cursor is one of the whole payload.
+    Result<size_t> recv_some(TransferCursor* cursor);
+    bool has_input() const { return begin_ != end_; }  // received, not taken
+    int fd() const { return fd_.get(); }               // to poll
     uint64_t payload_left() const { return payload_left_; }
 
     // Encodes, calls, checks the reply's type and decodes it. The views in `reply` stay valid until
@@ -103,7 +113,7 @@ class Channel {
     Status send_handshake(MessageType type, std::span<const uint8_t> body, Deadline deadline);
     Status receive_handshake(FrameHeader* header, Deadline deadline);
     Status take_welcome(const HelloParams& params, const Digest* proof);
-    Status kill(Status status);
+    void take_buffered(TransferCursor* cursor);
     Status send_checked(const Payload& payload, Deadline deadline);
     Status fill(size_t wanted, Deadline deadline);
     std::span<const uint8_t> take(size_t size);

@@ -25,6 +25,7 @@ struct ClientOptions {
     std::string client_name;
     uint32_t timeout_ms = 5000;
     Transport transport = Transport::kAuto;
+    uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
 };
 
 // What one call counts, added up at its end.

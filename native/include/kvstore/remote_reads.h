@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvstore/get_path.h"
+#include "kvstore/get_request.h"
 
 namespace kvstore {
 
@@ -35,16 +36,8 @@ class RemoteReads {
     struct Slice {
         std::shared_ptr<PeerNode> peer;
         std::vector<Job*> jobs;
-        ChannelPool::Lease lease;
-        bool sent = false;
-    };
-
-    // What a node has sent of one object, and the checksum of the bytes that arrived.
-    struct Received {
-        Version version = 0;
-        uint64_t size = 0;
-        uint32_t sealed_crc = 0;
-        uint32_t data_crc = 0;
+        GetRequest request;
+        bool under_way = false;
     };
 
     void take_known(std::vector<size_t>* pending);
@@ -58,11 +51,11 @@ class RemoteReads {
     bool choose_replica(Job& job, std::shared_ptr<PeerNode>* peer);
     void read_shared(Slice& slice);
     void limit(Slice& slice) const;
+    void stripe(std::vector<Slice>* slices) const;
     void send(Slice& slice);
-    void receive(Slice& slice);
-    Status take_reply(Slice& slice, const GetReply& reply, Deadline deadline);
-    void finish(Job& job, Slice& slice, const Received& received, Deadline deadline);
-    bool verify(HashedKey& key, Channel& channel, const Received& received, Deadline deadline);
+    void receive_all(std::span<Slice> slices);
+    void take_answers(Slice& slice);
+    bool verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
     void give_up(Slice& slice, const Status& why);
     void refuse(Job& job, MissReason reason);
     Deadline attempt_deadline(const Slice& slice) const;

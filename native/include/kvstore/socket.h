@@ -51,6 +51,8 @@ std::string peer_address(int fd);                         // "10.0.0.7:5412", "u
 Status send_all(int fd, TransferCursor* cursor, Deadline deadline, int flags = 0);
 Status send_all(int fd, std::span<const iovec> parts, Deadline deadline, int flags = 0);
 Status recv_all(int fd, TransferCursor* cursor, Deadline deadline);
+// One step of it, of what is here now; 0: nothing.
+Result<size_t> recv_some(int fd, TransferCursor* cursor);
 Status recv_all(int fd, std::span<uint8_t> into, Deadline deadline);
 // recv_all that also collects descriptors (close-on-exec), at most `max_fds`; more are an error.
 Status recv_all_with_fds(int fd, std::span<uint8_t> into, std::vector<Fd>* fds, size_t max_fds,

@@ -1,0 +1,135 @@
+// Sending, and the two stages of receiving: header and body, then the objects' bytes.
+#include "kvstore/get_request.h"
+
+#include <poll.h>
+
+#include <algorithm>
+
+#include "kvstore/master_client.h"
+#include "kvstore/messages.h"
+
+namespace kvstore {
+namespace {
+
+constexpr int kStepsPerTurn = 4;  // then the others get theirs
+
+}  // namespace
+
+Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline) {
+    lease_ = std::move(lease);
+    rows_ = std::move(rows);
+    deadline_ = deadline;
+    std::vector<std::string_view> names;
+    std::vector<uint64_t> versions;
+    std::vector<uint64_t> sizes;
+    for (const Row& row : rows_) {
+        names.push_back(row.key);
+        versions.push_back(row.version);
+        sizes.push_back(row.capacity);
+    }
+    Get request;
+    request.keys = names;
+    request.versions = versions;
+    request.max_sizes = sizes;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
+    std::vector<uint8_t> body;
+    encode_message(request, body);
+    return lease_->send(Get::kType, body, {}, deadline);
+}
+
+void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {
+    std::vector<pollfd> entries;
+    int wait_ms = -1;
+    for (const GetRequest* request : requests) {
+        if (request->lease_->has_input()) {
+            return;
+        }
+        entries.push_back({request->lease_->fd(), POLLIN, 0});
+        const int left_ms = request->deadline_.left_ms();
+        if (left_ms >= 0) {
+            wait_ms = wait_ms < 0 ? left_ms : std::min(wait_ms, left_ms);
+        }
+    }
+    // Interrupted: the callers look again, and come back.
+    (void)poll(entries.data(), entries.size(), wait_ms);
+}
+
+Result<bool> GetRequest::advance() {
+    if (!replied_) {
+        const Result<bool> arrived = lease_->reply_arrived();
+        if (!arrived.ok()) {
+            return arrived.status();
+        }
+        if (*arrived) {
+            if (Status status = take_reply(); !status.ok()) {
+                return status;
+            }
+            replied_ = true;
+        }
+    }
+    for (int step = 0; replied_ && step < kStepsPerTurn; ++step) {
+        if (cursor_.done()) {
+            size_t next_part = 0;
+            for (Answer& answer : answers_) {
+                if (answer.code == Code::kOk) {
+                    answer.data_crc = crcs_[next_part++];
+                }
+            }
+            return true;
+        }
+        const Result<size_t> count = lease_->recv_some(&cursor_);
+        if (!count.ok()) {
+            return count.status();
+        }
+        if (*count == 0) {
+            break;
+        }
+    }
+    if (deadline_.expired()) {
+        return lease_->kill({Code::kDeadlineExceeded, "waiting for the reply"});
+    }
+    return false;
+}
+
+Status GetRequest::take_reply() {
+    Result<Channel::Reply> received = lease_->receive(deadline_);
+    if (!received.ok()) {
+        return received.status();
+    }
+    GetReply reply;
+    if (Status status = lease_->decode_reply(*received, &reply); !status.ok()) {
+        return status;
+    }
+    const auto broken = [this](const char* what) {
+        lease_->shutdown();
+        return Status(Code::kProtocolError, what);
+    };
+    if (reply.status.size() != rows_.size()) {
+        return broken("the reply has another number of rows");
+    }
+    uint64_t total = 0;
+    for (size_t i = 0; i < rows_.size(); ++i) {
+        const Answer answer{.code = static_cast<Code>(reply.status[i]),
+                            .reason = static_cast<MissReason>(reply.reasons[i]),
+                            .version = reply.versions[i],
+                            .size = reply.sizes[i],
+                            .sealed_crc = reply.crcs[i]};
+        answers_.push_back(answer);
+        if (answer.code != Code::kOk) {
+            continue;
+        }
+        if (answer.size > rows_[i].capacity) {
+            return broken("the reply is longer than asked for");
+        }
+        total += answer.size;
+        parts_.push_back({rows_[i].data, answer.size});
+    }
+    if (total != lease_->payload_left()) {
+        return broken("sizes and payload disagree");
+    }
+    crcs_.resize(parts_.size());
+    cursor_ = TransferCursor(parts_, crcs_);
+    return {};
+}
+
+}  // namespace kvstore
