@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -103,6 +107,54 @@ def test_a_view_outlives_the_objects_removal(cluster: Cluster) -> None:
             store.put(f"noise/{i}", bytes(1 << 20))
         assert bytes(block) == value
     assert store.view("v") is None
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_a_leased_prefix_on_two_nodes_is_all_there_when_it_is_read(
+    cluster: Cluster, transport: str
+) -> None:
+    cluster.start_node("a", segment_size="32mb")
+    cluster.start_node("b", segment_size="32mb")
+    store = cluster.connect(transport=transport)
+    writer = cluster.connect(transport="tcp")  # spreads what it writes
+    size, pages, lease_ms = 128 << 10, 40, 400
+    homes: set[str] = set()
+    stop = threading.Event()
+
+    def flood() -> None:
+        for i in itertools.count():
+            if stop.is_set():
+                return
+            writer.put(f"noise/{i}", bytes(1 << 20))
+
+    with ThreadPoolExecutor(1) as pool:
+        flooding = pool.submit(flood)
+        try:
+            for chain in range(4):
+                keys = [f"chain/{chain}/{i}" for i in range(pages)]
+                wanted = [proof(key, size) for key in keys]
+                lookup = None
+                for _ in range(20):  # the flood may be faster than the chain's writer
+                    for key, value in zip(keys, wanted, strict=True):
+                        assert writer.put(key, value) in (Status.Ok, Status.AlreadyExists)
+                    lookup = store.lookup(keys, lease_ms=lease_ms)
+                    if lookup.length == pages:
+                        break
+                    lookup.release()
+                assert lookup is not None and lookup.length == pages
+                with lookup:
+                    for key in keys:
+                        found = store.inspect(key)
+                        assert found is not None, f"{key} went under its lease"
+                        homes |= {replica["node_id"] for replica in found["replicas"]}
+                    time.sleep(2 * lease_ms / 1000)  # renewed meanwhile
+                    buffers = [bytearray(size) for _ in keys]
+                    assert store.batch_get_into(keys, buffers) == [size] * pages
+                    assert buffers == wanted
+            assert homes == {"a", "b"}, "the pages were spread"
+            assert not flooding.done()
+        finally:
+            stop.set()
 
 
 def test_a_leases_protection_ends_with_it(cluster: Cluster) -> None:
