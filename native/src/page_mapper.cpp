@@ -17,6 +17,9 @@ namespace {
 // One system call for 64 pages costs a third of 64 page faults. The node hands out memory in slices
 // that are whole granules.
 constexpr uint64_t kGranule = 256u << 10;
+// Mapped before the first block is written, in some 20 ms: where a node that has just started puts
+// what comes first.
+constexpr uint64_t kAtOnceBytes = 256u << 20;
 constexpr uint64_t kMaxAheadBytes = 64ull << 30;  // larger segments have huge pages
 constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; older headers do not know it
 constexpr uint64_t kFirstPauseMs = 20;  // while the node is still pre-faulting
@@ -26,6 +29,10 @@ constexpr uint64_t kLastPauseMs = 1000;
 
 PageMapper::PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only)
     : writable_(writable), read_only_(read_only), mapped_(writable.size() / kGranule / 64 + 1) {
+    const uint64_t at_once = std::min<uint64_t>(writable_.size(), kAtOnceBytes);
+    for (uint64_t granule = 0; granule * kGranule < at_once && resident(granule); ++granule) {
+        map_granule(granule);
+    }
     sigset_t all;
     sigset_t before;
     sigfillset(&all);  // signals belong to the program's own threads

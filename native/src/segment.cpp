@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -23,6 +24,8 @@
 
 namespace kvstore {
 namespace {
+
+constexpr int kPrefaultNice = 10;
 
 constexpr uint64_t kUnlimited = UINT64_MAX;
 
@@ -244,6 +247,8 @@ void Segment::prefault_loop() {
     sigset_t all;
     sigfillset(&all);  // signals belong to the threads of the program, not to this one
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    // Filling the segment takes a while; serving what is ready goes first. This thread alone.
+    (void)setpriority(PRIO_PROCESS, 0, kPrefaultNice);
     while (ready_bytes() < size()) {
         const uint64_t begin = ready_bytes();
         const uint64_t end = std::min(begin + options_.slice_bytes, size());

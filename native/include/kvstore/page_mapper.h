@@ -12,10 +12,10 @@
 namespace kvstore {
 
 // The first touch of a mapped page costs this process half a microsecond (measured), more than
-// copying its 4 KiB does, although the node has long filled it. A thread that runs only on idle
-// processors goes ahead from the start of the segment; a block that it has not reached yet is
-// mapped granule by granule when it is first written. Only what is in memory already is mapped, so
-// nothing is allocated here.
+// copying its 4 KiB does, although the node has long filled it. The beginning of the segment is
+// mapped for writing at once; from there a thread that runs only on idle processors goes ahead. A
+// block that it has not reached yet is mapped granule by granule when it is first written. Only
+// what is in memory already is mapped, so nothing is allocated here.
 class PageMapper {
   public:
     // Two mappings of one segment; both stay until this object is gone.
