@@ -66,9 +66,8 @@ def test_a_restarted_home_node_is_attached_again(cluster: Cluster) -> None:
     store = cluster.connect()
     assert store.put("before", bytes(1000)) is Status.Ok
     cluster.nodes["a"].kill()
-    start = time.monotonic()
-    assert store.get("before") is None
-    assert time.monotonic() - start < 2
+    # Its memory outlives it: until the client notices, the right bytes are read from there.
+    wait_for(lambda: store.get("before") is None, "the client to notice", 2)
     cluster.start_node("a")
     wait_for(lambda: store.put("after", bytes(1000)).ok, "puts to work again", 10)
     assert store.get("after") == bytes(1000)
