@@ -67,16 +67,7 @@ Result<bool> GetRequest::advance() {
             replied_ = true;
         }
     }
-    for (int step = 0; replied_ && step < kStepsPerTurn; ++step) {
-        if (cursor_.done()) {
-            size_t next_part = 0;
-            for (Answer& answer : answers_) {
-                if (answer.code == Code::kOk) {
-                    answer.data_crc = crcs_[next_part++];
-                }
-            }
-            return true;
-        }
+    for (int step = 0; replied_ && !cursor_.done() && step < kStepsPerTurn; ++step) {
         const Result<size_t> count = lease_->recv_some(&cursor_);
         if (!count.ok()) {
             return count.status();
@@ -84,6 +75,15 @@ Result<bool> GetRequest::advance() {
         if (*count == 0) {
             break;
         }
+    }
+    if (replied_ && cursor_.done()) {
+        size_t next_part = 0;
+        for (Answer& answer : answers_) {
+            if (answer.code == Code::kOk) {
+                answer.data_crc = crcs_[next_part++];
+            }
+        }
+        return true;
     }
     if (deadline_.expired()) {
         return lease_->kill({Code::kDeadlineExceeded, "waiting for the reply"});

@@ -102,6 +102,23 @@ TEST(StoreEviction, OnlyAsMuchAsThePutNeeds) {
     }
 }
 
+// What the rows of one message evict is one message to the master, not one for each.
+TEST(StoreEviction, ABatchTellsOnceWhatItEvicted) {
+    StoreHarness h(kMiB);  // 256 blocks
+    for (uint64_t i = 0; i < 256; ++i) ASSERT_EQ(h.put(numbered("old", i), kBlock), Code::kOk);
+    std::vector<size_t> told;
+    h.store->set_on_withdraw(
+        [&](std::span<const BlockStore::Withdrawn> batch) { told.push_back(batch.size()); });
+    std::vector<BlockStore::ReserveItem> items;
+    for (uint64_t i = 0; i < 40; ++i) items.push_back(h.item(numbered("new", i), kBlock));
+    items.push_back(h.item(numbered("old", 255), kBlock));  // the warmest one
+    const auto reserved = h.store->reserve_all(h.owner, h.ns, items);
+    ASSERT_EQ(reserved.size(), 41u);
+    for (size_t i = 0; i < 40; ++i) EXPECT_EQ(reserved[i].code, Code::kOk) << i;
+    EXPECT_EQ(reserved[40].code, Code::kAlreadyExists);
+    EXPECT_EQ(told, std::vector<size_t>{40});
+}
+
 // A batch is published head first; a chain put in two batches, with the prefix's recency renewed by
 // the second through `parent`.
 TEST(StoreEviction, AChainLosesItsTailFirst) {

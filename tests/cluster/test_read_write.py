@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -241,3 +242,18 @@ def test_ttl_expires_on_every_path(cluster: Cluster) -> None:
     wait_for(lambda: store.get("short") is None, "the object to expire", 5)
     assert far.get("short") is None
     assert far.get("long") == store.get("long") == b"y"
+
+
+@pytest.mark.parametrize("stripes", [1, 3])
+def test_replies_of_every_length_end_when_their_last_byte_is_there(
+    cluster: Cluster, stripes: int
+) -> None:
+    cluster.start_node("a", segment_size="128mb")
+    store = cluster.connect(transport="tcp", timeout_ms=20_000, stripes=stripes)
+    keys = [f"page/{i}" for i in range(1500)]
+    pages = [proof(key, 4096) for key in keys]
+    assert store.batch_put(keys, pages) == [Status.Ok] * len(keys)
+    for count in range(1, len(keys), 23):  # 4 KiB to 6 MiB
+        start = time.monotonic()
+        assert store.batch_get(keys[:count]) == pages[:count], count
+        assert time.monotonic() - start < 10, "it waited for more than there is"
