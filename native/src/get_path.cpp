@@ -3,13 +3,13 @@
 
 #include <algorithm>
 
+#include "kvstore/pipeline.h"
 #include "kvstore/remote_reads.h"
 
 namespace kvstore {
 namespace {
 
-constexpr size_t kPrefetchAhead = 12;  // keys; index lines in flight before they are needed
-constexpr size_t kMaxLocals = 8;       // nodes of one host that are probed
+constexpr size_t kMaxLocals = 8;  // nodes of one host that are probed
 
 }  // namespace
 
@@ -67,33 +67,27 @@ void GetPath::probe_all(std::span<GetItem> items, Deadline deadline) {
     });
     probes_.resize(items.size());
     const NamespaceId ns = namespaces_.empty() ? context_.namespace_now() : namespaces_.front();
-    const auto prepare = [&](size_t i) {
-        probes_[i].key.key = items[i].key;
-        context_.rehash(&probes_[i].key, ns);
-        for (const LocalPeer& local : locals_) {
-            local.node->index().prefetch(probes_[i].key.hash);
-        }
-    };
-    const size_t ahead = std::min(kPrefetchAhead, items.size());
-    for (size_t i = 0; i < ahead; ++i) {
-        prepare(i);
-    }
     const uint64_t now_ms = boottime_ms();
-    for (size_t i = 0; i < items.size(); ++i) {
-        if (i + ahead < items.size()) {
-            prepare(i + ahead);
-        }
+    in_pipeline<IndexReader::kPrefetchStages + 1>(items.size(), [&](size_t stage, size_t i) {
         Probe& probe = probes_[i];
+        if (stage == 0) {
+            probe.key.key = items[i].key;
+            context_.rehash(&probe.key, ns);
+        }
         for (size_t n = 0; n < locals_.size() && probe.local == kNowhere; ++n) {
+            const IndexReader& index = locals_[n].node->index();
+            if (stage < IndexReader::kPrefetchStages) {
+                index.prefetch(stage, probe.key.hash);
+                continue;
+            }
             context_.rehash(&probe.key, namespaces_[n]);
-            const auto found = locals_[n].node->index().probe(namespaces_[n], probe.key.hash,
-                                                              probe.key.key, now_ms);
-            if (found) {
+            if (const auto found =
+                    index.probe(namespaces_[n], probe.key.hash, probe.key.key, now_ms)) {
                 probe.found = *found;
                 probe.local = static_cast<int8_t>(n);
             }
         }
-    }
+    });
 }
 
 void GetPath::provide_memory(std::span<GetItem> items) {

@@ -66,10 +66,28 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
     return reader;
 }
 
-void IndexReader::prefetch(const Hash128& hash) const {
+void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
     const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
-    __builtin_prefetch(&view_.tags[place.buckets[0]]);
-    __builtin_prefetch(&view_.tags[place.buckets[1]]);
+    for (const uint64_t bucket : place.buckets) {
+        if (stage == 0) {
+            __builtin_prefetch(&view_.tags[bucket]);
+            continue;
+        }
+        for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
+            const IndexEntry& entry = view_.entries[bucket * kBucketSlots + slot];
+            if (stage == 1) {
+                __builtin_prefetch(&entry);
+                return false;
+            }
+            const uint64_t offset = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
+            if (offset < geometry_.heap_bytes) {
+                const auto* record = reinterpret_cast<const uint8_t*>(view_.heap) + offset;
+                __builtin_prefetch(record);
+                __builtin_prefetch(record + 64);  // most keys end here
+            }
+            return false;
+        });
+    }
 }
 
 bool IndexReader::cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const {

@@ -3,12 +3,9 @@
 
 #include <algorithm>
 
+#include "kvstore/pipeline.h"
+
 namespace kvstore {
-namespace {
-
-constexpr size_t kPrefetchAhead = 12;
-
-}  // namespace
 
 void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
                      uint32_t wait_ms) {
@@ -46,27 +43,22 @@ void LocatePath::probe(std::span<const std::string_view> keys, Deadline deadline
         }
         ns = *here;
         const IndexReader& index = locals_[n].node->index();
-        const auto prepare = [&](size_t row) {
-            context_.rehash(&found_[row].key, ns);
-            index.prefetch(found_[row].key.hash);
-        };
-        const size_t ahead = std::min(kPrefetchAhead, keys.size());
-        for (size_t row = 0; row < ahead; ++row) {
-            prepare(row);
-        }
-        for (size_t row = 0; row < keys.size(); ++row) {
-            if (row + ahead < keys.size()) {
-                prepare(row + ahead);
-            }
+        in_pipeline<IndexReader::kPrefetchStages + 1>(keys.size(), [&](size_t stage, size_t row) {
             Located& located = found_[row];
+            if (stage == 0) {
+                context_.rehash(&located.key, ns);
+            }
+            if (stage < IndexReader::kPrefetchStages) {
+                return index.prefetch(stage, located.key.hash);
+            }
             if (located.present()) {
-                continue;
+                return;
             }
             if (const auto hit = index.probe(ns, located.key.hash, located.key.key, now_ms)) {
                 located.size = static_cast<int64_t>(hit->length);
                 located.local = static_cast<int>(n);
             }
-        }
+        });
     }
     for (Located& located : found_) {
         context_.rehash(&located.key, ns);

@@ -140,8 +140,11 @@ class IndexReader {
     // mapped: no extent beyond it is ever handed out. `fd` stays the caller's.
     static Result<std::unique_ptr<IndexReader>> attach(int fd, uint64_t segment_bytes);
 
-    // Starts loading the cache lines that probe(hash) will read; for batches.
-    void prefetch(const Hash128& hash) const;
+    // Starts loading the cache lines that probe(hash) will read; for batches (in_pipeline()). Each
+    // stage reads what the one before has asked for: 0 the tags, 1 the entries with an equal tag, 2
+    // the full keys of those.
+    static constexpr size_t kPrefetchStages = 3;
+    void prefetch(size_t stage, const Hash128& hash) const;
     // The valid, unexpired object under exactly this namespace and key. `now_ms` is boottime_ms().
     // Empty also when the index is retired.
     std::optional<Found> probe(NamespaceId ns, const Hash128& hash, std::string_view key,
