@@ -314,8 +314,7 @@ Result<Channel::Reply> Channel::receive_any(Deadline deadline) {
     return reply;
 }
 
-Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline,
-                             std::span<uint32_t> crcs) {
+Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline) {
     if (!alive() || shut_down_) {
         return {Code::kClosed, "the channel is dead"};
     }
@@ -327,7 +326,7 @@ Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline,
         return kill(Status(Code::kInternal, "more payload asked for than the reply has"));
     }
     payload_left_ -= wanted;
-    TransferCursor cursor(into, crcs);
+    TransferCursor cursor(into);
     take_buffered(&cursor);
     const Status status = recv_all(fd_.get(), &cursor, deadline);
     return status.ok() ? status : kill(status);

@@ -25,8 +25,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "words are read as they lie in memory");
 
-constexpr uint32_t kPolynomial = 0x82f63b78;  // reflected 0x1edc6f41 (RFC 3720, 12.1)
-
 using ByteTable = std::array<uint32_t, 256>;
 
 // kSlices[k][b]: the effect of byte b followed by k zero bytes.

@@ -20,8 +20,6 @@ namespace {
 
 #define KVSTORE_WIDE __attribute__((target("sse4.2,avx512f,avx512vl,pclmul,vpclmulqdq")))
 
-constexpr uint32_t kPolynomial = 0x82f63b78;  // reflected 0x1edc6f41
-
 // x^exponent mod P, reflected: bit 31 is the coefficient of x^0. The additional shift makes up for
 // the product of two reflected numbers being one bit short.
 constexpr int64_t power(uint32_t exponent) {
@@ -72,26 +70,26 @@ KVSTORE_WIDE uint32_t sum(uint32_t crc, uint8_t* to, const uint8_t* from, size_t
     constexpr size_t kLine = 64;
     // A prefetch never faults. The processor's own prefetching ends at each page.
     constexpr size_t kAhead = 1024;
-    const size_t step = copy == Copy::kNone ? 0 : 4 * kLine;
+    constexpr size_t kStored = copy == Copy::kNone ? 0 : kLine;  // `to` goes on only then
     __m512i a = take<copy>(to, from);
-    __m512i b = take<copy>(to + step / 4, from + kLine);
-    __m512i c = take<copy>(to + step / 2, from + 2 * kLine);
-    __m512i d = take<copy>(to + step / 4 * 3, from + 3 * kLine);
+    __m512i b = take<copy>(to + kStored, from + kLine);
+    __m512i c = take<copy>(to + 2 * kStored, from + 2 * kLine);
+    __m512i d = take<copy>(to + 3 * kStored, from + 3 * kLine);
     a = _mm512_xor_si512(a, _mm512_castsi128_si512(_mm_cvtsi32_si128(static_cast<int>(crc))));
     const __m512i by_four = spread(kFourLines);
-    for (from += 4 * kLine, to += step, size -= 4 * kLine; size >= 4 * kLine;
-         from += 4 * kLine, to += step, size -= 4 * kLine) {
+    for (from += 4 * kLine, to += 4 * kStored, size -= 4 * kLine; size >= 4 * kLine;
+         from += 4 * kLine, to += 4 * kStored, size -= 4 * kLine) {
         for (size_t i = 0; i < 4; ++i) __builtin_prefetch(from + kAhead + i * kLine);
         a = fold(a, take<copy>(to, from), by_four);
-        b = fold(b, take<copy>(to + step / 4, from + kLine), by_four);
-        c = fold(c, take<copy>(to + step / 2, from + 2 * kLine), by_four);
-        d = fold(d, take<copy>(to + step / 4 * 3, from + 3 * kLine), by_four);
+        b = fold(b, take<copy>(to + kStored, from + kLine), by_four);
+        c = fold(c, take<copy>(to + 2 * kStored, from + 2 * kLine), by_four);
+        d = fold(d, take<copy>(to + 3 * kStored, from + 3 * kLine), by_four);
     }
     const __m512i by_one = spread(kOneLine);
     a = fold(a, b, by_one);
     a = fold(a, c, by_one);
     a = fold(a, d, by_one);
-    for (; size >= kLine; from += kLine, to += step / 4, size -= kLine) {
+    for (; size >= kLine; from += kLine, to += kStored, size -= kLine) {
         a = fold(a, take<copy>(to, from), by_one);
     }
     std::array<uint64_t, 8> words;

@@ -6,6 +6,8 @@
 
 namespace kvstore {
 
+constexpr uint32_t kPolynomial = 0x82f63b78;  // reflected 0x1edc6f41 (RFC 3720, 12.1)
+
 // From this many bytes on `crc_wide` may be used; less leaves nothing to fold.
 constexpr size_t kWideBytes = 256;
 

@@ -9,8 +9,9 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kSendShare = 2;  // of the segment may be on its way to readers by socket
-// While reads are refused for that, who takes nothing for so long loses its connection; and for a
-// while after the last refusal.
+// Who takes nothing for so long loses its connection: sooner while reads are refused for want of
+// that share, and for a while after the last refusal.
+constexpr uint32_t kStallMs = 30'000;
 constexpr uint32_t kPressedStallMs = 1'000;
 constexpr uint64_t kPressedMs = 5'000;
 
@@ -31,6 +32,7 @@ EventServer::Options server_options(const NodeOptions& options,
                                     std::shared_ptr<Authenticator> authenticator) {
     EventServer::Options server;
     server.loops = std::max<uint32_t>(options.server_threads, 1);
+    server.write_stall_ms = kStallMs;
     server.cluster_id = options.cluster_id;
     server.authenticator = std::move(authenticator);
     server.log = options.log;
@@ -196,8 +198,7 @@ void NodeService::watch_send_budget() {
         seen_refusals_ = refusals;
         pressed_until_ms_ = now_ms + kPressedMs;
     }
-    server_->set_write_stall_ms(now_ms < pressed_until_ms_ ? kPressedStallMs
-                                                           : EventServer::Options().write_stall_ms);
+    server_->set_write_stall_ms(now_ms < pressed_until_ms_ ? kPressedStallMs : kStallMs);
 }
 
 void NodeService::slot_ready(Connection& connection, const FrameHeader& header, Body body) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 #include "kvstore/checksum.h"
 
@@ -22,6 +23,11 @@ int replicas_left(const Placement& placement, uint32_t tried) {
 }
 
 }  // namespace
+
+uint64_t RemoteReads::Slice::bytes() const {
+    return std::accumulate(jobs.begin(), jobs.end(), uint64_t{0},
+                           [](uint64_t sum, const Job* job) { return sum + job->placement.size; });
+}
 
 void RemoteReads::run(std::span<GetItem> items, std::span<HashedKey> keys,
                       std::span<const size_t> pending, Deadline deadline) {
@@ -319,10 +325,7 @@ void RemoteReads::stripe(std::vector<Slice>* slices) const {
     }
     std::vector<Slice> more;
     for (Slice& slice : *slices) {
-        uint64_t bytes = 0;
-        for (const Job* job : slice.jobs) {
-            bytes += job->placement.size;
-        }
+        const uint64_t bytes = slice.bytes();
         const uint64_t count = std::min({most, bytes / kStripeBytes, slice.jobs.size()});
         if (count < 2) {
             continue;
@@ -494,16 +497,14 @@ void RemoteReads::refuse(Job& job, MissReason reason) {
 // A slow replica must leave time for the others.
 Deadline RemoteReads::attempt_deadline(const Slice& slice) const {
     int others = 0;
-    uint64_t bytes = 0;
     for (const Job* job : slice.jobs) {
         others = std::max(others, replicas_left(job->placement, job->tried) - 1);
-        bytes += job->placement.size;
     }
     const int left = deadline_.left_ms();
     if (others == 0) {
         return Deadline::after_ms(static_cast<uint64_t>(left));
     }
-    const uint64_t slow_ms = kMaxAttemptMs + bytes / kSlowestBytesPerMs;
+    const uint64_t slow_ms = kMaxAttemptMs + slice.bytes() / kSlowestBytesPerMs;
     const int share = std::max(left / (others + 1), std::min(left, kMinAttemptMs));
     return Deadline::after_ms(std::min(slow_ms, static_cast<uint64_t>(share)));
 }

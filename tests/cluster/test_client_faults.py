@@ -10,7 +10,7 @@ import pytest
 import kvstore
 from kvstore import Status
 from tests.support.cluster import Cluster
-from tests.support.control import http_get
+from tests.support.control import metric
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
 
@@ -142,13 +142,6 @@ def test_a_hung_node_takes_nothing_from_the_keys_of_another(cluster: Cluster) ->
         )
 
 
-def _connections(cluster: Cluster) -> int:
-    lines = http_get(cluster.nodes["a"], "/metrics")[1].splitlines()
-    return int(
-        float(next(line for line in lines if line.startswith("kvstore_connections ")).split()[1])
-    )
-
-
 @pytest.mark.parametrize("stripes", [2, 4, 16])
 def test_a_striped_read_brings_the_same_bytes(cluster: Cluster, stripes: int) -> None:
     cluster.start_node("a")
@@ -158,9 +151,9 @@ def test_a_striped_read_brings_the_same_bytes(cluster: Cluster, stripes: int) ->
     wanted = [proof(key, size) for key, size in zip(keys, sizes, strict=True)]
     assert writer.batch_put(keys, wanted) == [Status.Ok] * len(keys)
     store = cluster.connect(transport="tcp", stripes=stripes)
-    connections = _connections(cluster)
+    connections = metric(cluster.nodes["a"], "kvstore_connections")
     asked = [*keys[:20], "absent", *keys[20:]]
     expected = [*wanted[:20], None, *wanted[20:]]
     for _ in range(3):
         assert store.batch_get(asked) == expected
-    assert _connections(cluster) == connections + stripes
+    assert metric(cluster.nodes["a"], "kvstore_connections") == connections + stripes

@@ -9,7 +9,7 @@ import pytest
 
 from kvstore import Status
 from tests.support.cluster import Cluster
-from tests.support.control import http_get
+from tests.support.control import metric
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
 from tests.support.wire import GET, Connection, column, frame, keys_field
@@ -44,9 +44,7 @@ def _private_kib(pid: int) -> int:
 
 
 def _refused(cluster: Cluster) -> float:
-    _, text = http_get(cluster.nodes["a"], "/metrics")
-    lines = [line for line in text.splitlines() if line.startswith("kvstore_misses_total")]
-    return sum(float(line.split()[-1]) for line in lines if "unavailable" in line)
+    return metric(cluster.nodes["a"], "kvstore_misses_total", reason="unavailable")
 
 
 def test_readers_that_never_read_leave_room_for_the_others(cluster: Cluster) -> None:

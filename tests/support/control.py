@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore._proto import node_pb2, types_pb2
 from kvstore._proto.master_pb2_grpc import MasterStub
@@ -67,12 +67,22 @@ def http_get(daemon: Daemon, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+def metric(daemon: Daemon, name: str, **labels: str) -> float:
+    """Sum of a process's samples of this name that have these labels; there must be one."""
+    text = http_get(daemon, "/metrics")[1]
+    found = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    assert found, f"no {name} {labels} in:\n{text}"
+    return sum(found)
+
+
 def lookups_waiting(master: Daemon) -> int:
     """How many lookups with wait_ms the master has parked."""
-    metrics = http_get(master, "/metrics")[1]
-    found = re.search(r"^kvstore_cluster_lookups_waiting (\S+)$", metrics, re.MULTILINE)
-    assert found is not None, metrics
-    return int(float(found[1]))
+    return int(metric(master, "kvstore_cluster_lookups_waiting"))
 
 
 def ready(daemon: Daemon) -> tuple[int, dict[str, Any]]:

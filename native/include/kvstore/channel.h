@@ -69,10 +69,8 @@ class Channel {
     Result<Reply> receive_any(Deadline deadline);
     uint64_t last_request() const { return request_id_; }
 
-    // The next bytes of the reply's payload, exactly as many as `into` holds; `crcs` gets the
-    // CRC32C of each part, unless it is empty.
-    Status recv_payload(std::span<const iovec> into, Deadline deadline,
-                        std::span<uint32_t> crcs = {});
+    // The next bytes of the reply's payload, exactly as many as `into` holds.
+    Status recv_payload(std::span<const iovec> into, Deadline deadline);
     Status discard_payload(Deadline deadline);
     // The same without waiting, for several channels under way at once. Whether a whole reply's
     // header and body are here, so that receive() need not wait:

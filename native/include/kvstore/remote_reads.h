@@ -38,6 +38,8 @@ class RemoteReads {
         std::vector<Job*> jobs;
         GetRequest request;
         bool under_way = false;
+
+        uint64_t bytes() const;  // of all its objects
     };
 
     void take_known(std::vector<size_t>* pending);

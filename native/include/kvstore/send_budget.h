@@ -26,7 +26,6 @@ class SendBudget : public std::enable_shared_from_this<SendBudget> {
         const auto self = shared_from_this();
         return std::shared_ptr<void>(this, [self, bytes](void*) { self->give_back(bytes); });
     }
-    uint64_t used_bytes() const { return used_.load(std::memory_order_relaxed); }
     uint64_t refusals() const { return refusals_.load(std::memory_order_relaxed); }
 
   private:
