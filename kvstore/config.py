@@ -91,6 +91,16 @@ class NodeConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
     segment_dir: Annotated[
         str, _about("Folder on tmpfs or hugetlbfs. Empty: /dev/shm/kvstore-<node_id>.")
     ] = ""
+    keep_segment: Annotated[
+        bool, _about("Keep the objects over a restart. false: SIGTERM deletes the segment's files.")
+    ] = True
+    discard_foreign_segment: Annotated[
+        bool,
+        _about(
+            "Start empty when `segment_dir` holds what this node cannot take over (another format, "
+            "node or cluster, or more than `segment_size`), instead of refusing to start."
+        ),
+    ] = False
     labels: Annotated[
         dict[str, str], _about("For placement: host, numa, rack, rdma_domain. host: its name.")
     ] = {}

@@ -57,6 +57,8 @@ class _Servers:
             state=_ALIVE,
         )
         try:
+            # Nothing is kept from one process to the next: each is a cluster of its own.
+            files = _native.SegmentFiles(segment_dir, discard_foreign=True) if segment_dir else None
             self.node = _native.NodeCore(
                 cluster_id=cluster_id,
                 node_id=_NODE_ID,
@@ -65,7 +67,7 @@ class _Servers:
                 hash_secret=secret,
                 unix_endpoint=node_endpoint,
                 master_endpoints=[self.address],
-                segment_directory=segment_dir,
+                files=files,
                 segment_bytes=segment_bytes,
                 shm_tenants=[tenant],
             )
@@ -83,7 +85,7 @@ class _Servers:
     def stop(self) -> None:
         """End both and remove what they created."""
         self.node.stop()
-        self.node.remove_files()
+        self.node.close(remove_files=True)
         self.master.stop()
 
     def stats(self) -> dict[str, Any]:

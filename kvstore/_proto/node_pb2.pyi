@@ -56,6 +56,7 @@ class RegisterRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    KEPT_EPOCH_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """1 to 255 bytes"""
     incarnation: _builtins.int
@@ -64,6 +65,8 @@ class RegisterRequest(_message.Message):
     """0 from a process that has none yet; else the one it runs with"""
     cluster_id: _builtins.str
     """32 hex digits; empty: any cluster"""
+    kept_epoch: _builtins.int
+    """of the memory that it takes over from an earlier process; 0: none"""
     @_builtins.property
     def endpoints(self) -> _types_pb2.Endpoints:
         """may be empty at the first call: the heartbeat brings them"""
@@ -84,10 +87,11 @@ class RegisterRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         segments: _abc.Iterable[_types_pb2.Segment] | None = ...,
         cluster_id: _builtins.str = ...,
+        kept_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "endpoints", b"endpoints", "incarnation", b"incarnation", "labels", b"labels", "node_epoch", b"node_epoch", "node_id", b"node_id", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "endpoints", b"endpoints", "incarnation", b"incarnation", "kept_epoch", b"kept_epoch", "labels", b"labels", "node_epoch", b"node_epoch", "node_id", b"node_id", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

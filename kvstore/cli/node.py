@@ -34,12 +34,13 @@ def main(config_file: str | None, as_json: bool, master_address: str | None, **f
     settings = config.load(NodeConfig, config_file, flags)
     logging.setup(settings.log_level)
     from kvstore import _native
-    from kvstore.node.core_api import NodeCoreFactory, Probe
+    from kvstore.node.core_api import NodeCoreFactory, Probe, SegmentFilesFactory
     from kvstore.node.server import NodeServer
 
     server = NodeServer(
         settings,
         cast(Probe, _native.probe_master),
+        cast(SegmentFilesFactory, _native.SegmentFiles),
         cast(NodeCoreFactory, _native.NodeCore),
     )
     run("kvstore-node", server.serve, server.reload, settings.port_file, as_json)

@@ -76,8 +76,8 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
     """Take a registration; `session_id` is the one it would get."""
     if wire.incarnation == 0:
         raise InvalidArgumentError("incarnation is 0")
-    if wire.node_epoch > limits.MAX_EPOCH:
-        raise InvalidArgumentError(f"node_epoch is above {limits.MAX_EPOCH}")
+    if wire.node_epoch > limits.MAX_EPOCH or wire.kept_epoch >= limits.MAX_EPOCH:
+        raise InvalidArgumentError(f"node_epoch or kept_epoch is above {limits.MAX_EPOCH}")
     labels = dict(wire.labels)
     if len(labels) > limits.MAX_LABELS or not all(
         map(limits.is_valid_name, [*labels, *labels.values()])
@@ -87,6 +87,7 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
         node_id=check_node_id(wire.node_id),
         incarnation=wire.incarnation,
         node_epoch=wire.node_epoch,
+        kept_epoch=wire.kept_epoch,
         session_id=session_id,
         endpoints=endpoints_from(wire.endpoints),
         labels=labels,

@@ -124,6 +124,8 @@ class Register:
     endpoints: Endpoints = Endpoints()
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     segments: tuple[Segment, ...] = ()
+    kept_epoch: int = 0
+    """Of the memory that the node takes over; its new epoch is above."""
 
 
 @dataclass(frozen=True)

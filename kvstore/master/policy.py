@@ -177,7 +177,8 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         ]
     if known is None and len(cluster.nodes) >= MAX_NODES:
         return cluster, [Refuse(Status.Overloaded, f"{MAX_NODES} nodes are known already")]
-    last_epoch = known.node_epoch if known else 0
+    # Its memory may remember an epoch that the master has forgotten with the node.
+    last_epoch = max(known.node_epoch if known else 0, event.kept_epoch)
     node = Node(
         node_id=event.node_id,
         node_epoch=max(last_epoch, event.node_epoch) if returns else last_epoch + 1,

@@ -71,6 +71,7 @@ class Agent:
         identity: Identity,
         principal: Principal | None,
         probe: Probe,
+        kept_epoch: int = 0,
     ) -> None:
         """Take who the node is.
 
@@ -79,11 +80,13 @@ class Agent:
             identity: who it is.
             principal: how it authenticates; None without authentication.
             probe: asks a block address for the control plane behind it.
+            kept_epoch: of the memory that the node takes over; 0 for none.
         """
         self._addresses = addresses
         self._identity = identity
         self._principal = principal
         self._probe = probe
+        self._kept_epoch = kept_epoch
         self._incarnation = secrets.randbits(64) or 1
         self._channel: grpc.aio.Channel | None = None
         self._stub: node_pb2_grpc.NodeRegistryAsyncStub | None = None
@@ -127,6 +130,7 @@ class Agent:
             labels=self._identity.labels,
             segments=self._identity.segments,
             cluster_id=before.cluster_id if before else "",
+            kept_epoch=self._kept_epoch,
         )
         try:
             reply = await self._call(self._stub.Register, request)

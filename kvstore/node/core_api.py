@@ -54,8 +54,29 @@ class NodeCoreApi(Protocol):
     def stop(self) -> None:
         """Close everything; idempotent."""
 
-    def remove_files(self) -> None:
-        """Delete what was created in the segment's directory; after stop."""
+    def audit(self) -> None:
+        """Check the store's books; slow. Raise KvstoreError when they are broken."""
+
+    def beginning(self) -> dict[str, Any]:
+        """Say what was taken over from an earlier life of the node."""
+
+    def close(self, *, remove_files: bool = False) -> None:
+        """Give the memory back; its files stay for the next life, or go. After stop."""
+
+
+class SegmentFilesApi(Protocol):
+    """``kvstore._native.SegmentFiles``: the node's folder, locked."""
+
+    @property
+    def kept_epoch(self) -> int:
+        """Epoch of the life that wrote what is there; 0 for nothing."""
+
+
+class SegmentFilesFactory(Protocol):
+    """``kvstore._native.SegmentFiles``."""
+
+    def __call__(self, directory: str, *, discard_foreign: bool) -> SegmentFilesApi:
+        """Lock the folder; raise UnavailableError when another process has it."""
 
 
 class NodeCoreFactory(Protocol):

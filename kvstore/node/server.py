@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
-from kvstore.errors import KvstoreError
+from kvstore.errors import IoError, KvstoreError
 from kvstore.http import HttpServer, bind
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
 from kvstore.node import activity, http
 from kvstore.node.agent import Agent, Identity, Load, Session
-from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe
+from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.security import Principal, Role, load_identity, load_principals
 
 _log = EventLogger("node")
@@ -59,7 +59,6 @@ def core_options(
     """Arguments of the native node for a configuration and a registration."""
     listen_host = f"[{config.host}]" if ":" in config.host else config.host
     tcp = f"tcp://{listen_host}:{config.port}" if "tcp" in config.transports else ""
-    directory = config.directory()
     return {
         "cluster_id": session.cluster_id,
         "node_id": config.name(),
@@ -68,13 +67,11 @@ def core_options(
         "hash_secret": session.hash_secret,
         "tcp_endpoint": tcp,
         "unix_endpoint": (
-            unix_endpoint(directory, config.name()) if "shm" in config.transports else ""
+            unix_endpoint(config.directory(), config.name()) if "shm" in config.transports else ""
         ),
         "master_endpoints": [session.master],
         "principal": principal.name if principal else "",
         "token": principal.secret.reveal() if principal else "",
-        "segment_directory": directory,
-        "segment_name": _SEGMENT,
         "segment_bytes": config.segment_size,
         "client_cap_bytes": config.client_cap_bytes,
         "reservation_ms": config.reservation_ms,
@@ -86,16 +83,27 @@ def core_options(
 class NodeServer:
     """One node, from its registration to its goodbye."""
 
-    def __init__(self, config: NodeConfig, probe: Probe, factory: NodeCoreFactory) -> None:
-        """Read the token file and prepare the agent.
+    def __init__(
+        self,
+        config: NodeConfig,
+        probe: Probe,
+        open_files: SegmentFilesFactory,
+        factory: NodeCoreFactory,
+    ) -> None:
+        """Read the token file, lock the folder and prepare the agent.
 
         Args:
             config: of the node.
             probe: finds the control plane behind a block address.
+            open_files: locks the segment's folder. Before the node registers: a second process on
+                the same memory must not push the first one out of the cluster.
             factory: creates the native node.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
+            UnavailableError: Another process runs on this folder.
+            VersionMismatchError: Another format wrote what is in it.
+            IoError: The folder cannot be made.
         """
         self._config = config
         self._factory = factory
@@ -112,7 +120,15 @@ class NodeServer:
             segments=(segment,),
             endpoints=types_pb2.Endpoints(),
         )
-        self._agent = Agent(config.addresses(), identity, self._principal, probe)
+        directory = config.directory()
+        try:
+            Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise IoError(f"segment_dir {directory}: {error.strerror}") from error
+        self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
+        self._agent = Agent(
+            config.addresses(), identity, self._principal, probe, self._files.kept_epoch
+        )
 
     def _read_principals(self) -> tuple[Principal, ...]:
         path = self._config.auth_token_file
@@ -160,12 +176,12 @@ class NodeServer:
         stop: asyncio.Event,
         announce: Callable[[dict[str, Any]], None],
     ) -> None:
-        directory = Path(self._config.directory())
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = core_options(self._config, session, self._principal)
         options["principals"] = [principal.native() for principal in self._principals]
-        core = await asyncio.to_thread(lambda: self._factory(**options))
+        core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
         self._core = core
+        self._report_beginning(core.beginning())
+        await asyncio.to_thread(self._check_books)
         server = HttpServer(listener, renderer(http.collector(core)), http.readiness(core))
         try:
             tcp, unix = await asyncio.to_thread(core.start)
@@ -184,7 +200,7 @@ class NodeServer:
                 "unix": unix,
                 "http": endpoints.http,
                 "node_epoch": session.node_epoch,
-                "segment_dir": str(directory),
+                "segment_dir": self._config.directory(),
             }
             ready = asyncio.create_task(self._announce_when_ready(lambda: announce(where)))
             try:
@@ -195,10 +211,11 @@ class NodeServer:
             await self._agent.leave()  # first, so that nobody is sent here any more
             await server.stop()
             await asyncio.to_thread(core.stop)
-            core.remove_files()
-            if not self._config.segment_dir:  # the folder is ours too
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
+            await asyncio.to_thread(self._check_books)
+            core.close(remove_files=not self._config.keep_segment)
+            if not (self._config.keep_segment or self._config.segment_dir):
+                with contextlib.suppress(OSError):  # the folder is ours too
+                    Path(self._config.directory()).rmdir()
 
     async def _announce_when_ready(self, announce: Callable[[], None]) -> None:
         """Wait until the cluster sends reads and writes here."""
@@ -221,6 +238,23 @@ class NodeServer:
             refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
             activity=activity.of(stats, self._core.client_counters()),
         )
+
+    def _report_beginning(self, begun: dict[str, Any]) -> None:
+        """Say what was taken over, and why it was nothing although there was something."""
+        if begun["why_cold"]:
+            _log.warning("segment_not_kept", why=begun["why_cold"])
+        elif begun["warm"]:
+            _log.info("segment_kept", **{k: v for k, v in begun.items() if k != "why_cold"})
+
+    def _check_books(self) -> None:
+        """With log_level debug: audit every block of the store, at the start and at the end."""
+        if self._config.log_level != "debug":
+            return
+        assert self._core is not None
+        try:
+            self._core.audit()
+        except KvstoreError as error:
+            _log.error("audit_failed", error=error)
 
     def _report_prefault(self, error: str) -> None:
         """Say once that the node will stay smaller than its segment."""

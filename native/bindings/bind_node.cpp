@@ -22,7 +22,12 @@ using namespace nb::literals;
 namespace kvstore {
 namespace {
 
-// The native node until remove_files(); then nothing, and every call says so.
+// A node's folder, from before its registration until a NodeCore takes it.
+struct PySegmentFiles {
+    std::unique_ptr<StoreFiles> files;
+};
+
+// The native node until close(); then nothing, and every call says so.
 class PyNode {
   public:
     explicit PyNode(std::unique_ptr<NodeCore> core) : core_(std::move(core)) {}
@@ -45,9 +50,12 @@ class PyNode {
             core_->stop();
         }
     }
-    void remove_files() {
+    void close(bool remove_files) {
         nb::gil_scoped_release release;
         std::unique_lock lock(mutex_);
+        if (core_ != nullptr && remove_files) {
+            core_->store().remove_files();
+        }
         core_ = nullptr;
     }
 
@@ -185,9 +193,8 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
             const std::string& tcp_endpoint, const std::string& unix_endpoint,
             const std::vector<std::string>& master_endpoints, const std::string& principal,
             const std::string& token, const std::vector<PrincipalTuple>& principals,
-            const std::string& segment_directory, const std::string& segment_name,
-            uint64_t segment_bytes, uint32_t index_entries, uint64_t client_cap_bytes,
-            uint64_t lease_cap_bytes, uint32_t reservation_ms,
+            PySegmentFiles* files, uint64_t segment_bytes, uint32_t index_entries,
+            uint64_t client_cap_bytes, uint64_t lease_cap_bytes, uint32_t reservation_ms,
             const std::vector<std::string>& shm_tenants, uint32_t server_threads) {
     NodeOptions options;
     options.cluster_id = cluster_id;
@@ -201,8 +208,6 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
     options.principal = principal;
     options.token = token;
     options.principals = principals_from(principals);
-    options.segment_directory = segment_directory;
-    options.segment_name = segment_name;
     options.segment_bytes = segment_bytes;
     options.index_entries = index_entries;
     options.client_cap_bytes = client_cap_bytes;
@@ -210,11 +215,40 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
     options.reservation_ms = reservation_ms;
     options.shm_tenants = shm_tenants;
     options.server_threads = server_threads;
-    const auto make = [&options] {
+    if (files != nullptr && files->files == nullptr) {
+        raise_status({Code::kInvalidArgument, "these files have a node already"});
+    }
+    const auto make = [&] {
         const nb::gil_scoped_release release;
-        return NodeCore::create(options);
+        return NodeCore::create(options, files != nullptr ? std::move(files->files) : nullptr);
     };
     new (self) PyNode(value_or_raise(make()));
+}
+
+nb::dict beginning(PyNode& self) {
+    const BlockStore::Beginning begun =
+        self.run([](NodeCore& core) { return core.store().beginning(); });
+    nb::dict out;
+    out["warm"] = begun.warm;
+    out["why_cold"] = begun.why_cold;
+    out["objects"] = begun.objects;
+    out["object_bytes"] = begun.object_bytes;
+    out["dropped"] = begun.dropped;
+    out["quarantined"] = begun.quarantined;
+    out["deferred"] = begun.deferred;
+    out["took_ms"] = begun.took_us / 1000;
+    return out;
+}
+
+void open_files(PySegmentFiles* self, const std::string& directory, bool discard_foreign) {
+    StoreFiles::Options options;
+    options.directory = directory;
+    options.discard_foreign = discard_foreign;
+    const auto open = [&options] {
+        const nb::gil_scoped_release release;
+        return StoreFiles::open(options);
+    };
+    new (self) PySegmentFiles{value_or_raise(open())};
 }
 
 std::pair<std::string, std::string> start(PyNode& self) {
@@ -226,18 +260,30 @@ std::pair<std::string, std::string> start(PyNode& self) {
 
 void bind_node(nb::module_& module) {
     using Strings = std::vector<std::string>;
+    nb::class_<PySegmentFiles>(
+        module, "SegmentFiles",
+        "A node's folder: locked, with what an earlier life of the node has left in it.")
+        .def("__init__", &open_files, "directory"_a, nb::kw_only(), "discard_foreign"_a = false,
+             "Raises UnavailableError when another process owns the folder, VersionMismatchError "
+             "when another format wrote it (unless it may be discarded).")
+        .def_prop_ro(
+            "kept_epoch",
+            [](const PySegmentFiles& self) {
+                return self.files == nullptr ? 0 : self.files->kept_epoch();
+            },
+            "Epoch of the life that wrote what is there; 0 for nothing.");
     nb::class_<PyNode>(module, "NodeCore",
                        "The native node: block store, server for clients and peers, master link.")
         .def("__init__", &create, nb::kw_only(), "cluster_id"_a = "", "node_id"_a, "node_epoch"_a,
              "session_id"_a = 0, "hash_secret"_a, "tcp_endpoint"_a = "", "unix_endpoint"_a = "",
              "master_endpoints"_a = Strings(), "principal"_a = "", "token"_a = "",
-             "principals"_a = std::vector<PrincipalTuple>(), "segment_directory"_a = "",
-             "segment_name"_a = "segment", "segment_bytes"_a, "index_entries"_a = 0,
-             "client_cap_bytes"_a = 0, "lease_cap_bytes"_a = 0,
-             "reservation_ms"_a = limits::kReservationMs, "shm_tenants"_a = Strings{"default"},
-             "server_threads"_a = 2,
-             "Creates the segment and the store; nothing listens yet. segment_directory empty: "
-             "anonymous memory. session_id 0: no link before set_session(). principals: [(name, "
+             "principals"_a = std::vector<PrincipalTuple>(), "files"_a = nb::none(),
+             "segment_bytes"_a, "index_entries"_a = 0, "client_cap_bytes"_a = 0,
+             "lease_cap_bytes"_a = 0, "reservation_ms"_a = limits::kReservationMs,
+             "shm_tenants"_a = Strings{"default"}, "server_threads"_a = 2,
+             "Takes over or creates the segment and the store; nothing listens yet. files: taken "
+             "from their object; None: anonymous memory. session_id 0: no link before "
+             "set_session(). principals: [(name, "
              "role, tenants, secret)] who may connect; none: no authentication.")
         .def("start", &start,
              "Listen and begin to connect to the master: (TCP endpoint, Unix endpoint), \"\" for "
@@ -284,8 +330,12 @@ void bind_node(nb::module_& module) {
             },
             "Check the store's books; for tests.")
         .def("stop", &PyNode::stop, "Close every connection, end the threads; idempotent.")
-        .def("remove_files", &PyNode::remove_files,
-             "Give the memory back and delete its files; after stop(), once nobody else calls.");
+        .def("beginning", &beginning,
+             "{warm, why_cold, objects, object_bytes, dropped, quarantined, deferred, took_ms}: "
+             "what was taken over from an earlier life.")
+        .def("close", &PyNode::close, nb::kw_only(), "remove_files"_a = false,
+             "Give the memory back; its files stay for the next life, or go. After stop(), once "
+             "nobody else calls.");
 
     module.def("probe_master", &probe_master, "address"_a, nb::kw_only(), "role"_a,
                "principal"_a = "", "token"_a = "", "timeout_ms"_a = 5000,

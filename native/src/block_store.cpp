@@ -1,7 +1,6 @@
 // The life of a block store, and of a write: reserve, grant, publish, abort, quarantine.
 #include "kvstore/block_store.h"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,19 +27,13 @@ uint32_t index_entries_for(uint64_t size_bytes) {
     return static_cast<uint32_t>(std::clamp<uint64_t>(entries, kMinIndexEntries, kMaxIndexEntries));
 }
 
+// Tells clusters apart: a keyed hash of nothing.
+uint64_t cluster_check(const HashSecret& secret) { return siphash64(secret, {}); }
+
 uint64_t wall_ms() {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     return static_cast<uint64_t>(
         std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
-}
-
-void unlink_if_ours(const std::string& directory, const std::string& name, int fd) {
-    if (directory.empty()) return;
-    const std::string path = directory + "/" + name;
-    struct stat ours{};
-    struct stat named{};
-    if (fstat(fd, &ours) != 0 || lstat(path.c_str(), &named) != 0) return;
-    if (ours.st_dev == named.st_dev && ours.st_ino == named.st_ino) unlink(path.c_str());
 }
 
 BlockStore::Options with_defaults(BlockStore::Options options) {
@@ -65,41 +58,80 @@ NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
                        namespace_id(secret, tenant, name, epoch)});
 }
 
-Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given) {
+Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& options) {
+    auto files = StoreFiles::open({});
+    if (!files.ok()) return files.status();
+    return create(options, std::move(*files));
+}
+
+Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
+                                                       std::unique_ptr<StoreFiles> files) {
     if (given.size_bytes == 0) return {Code::kInvalidArgument, "segment_size is 0"};
     if (given.node_epoch == 0 || given.node_epoch > kMaxEpoch) {
         return {Code::kInvalidArgument, "node epoch is out of range"};
     }
     const Options options = with_defaults(given);
-    Segment::Options segment_options;
-    segment_options.directory = options.directory;
-    segment_options.name = options.segment_name;
-    segment_options.size_bytes = options.size_bytes;
-    auto segment = Segment::create(segment_options);
-    if (!segment.ok()) return segment.status();
-
-    Index::Options index_options;
-    index_options.directory = options.directory;
-    index_options.name = options.index_name;
-    index_options.entries = options.index_entries;
-    index_options.node_epoch = options.node_epoch;
-    index_options.node_id = options.node_id;
-    index_options.segment_bytes = (*segment)->size();
-    auto index = Index::create(index_options);
-    if (!index.ok()) return (*segment)->remove_file(), index.status();
-    auto slots = ClientSlots::create(options.directory, options.clients_name);
-    if (!slots.ok()) {
-        unlink_if_ours(options.directory, options.index_name, (*index)->fd());
-        (*segment)->remove_file();
-        return slots.status();
+    const uint64_t begun_us = boottime_us();
+    const Status own = files->check_owner(
+        {options.node_id, options.node_epoch, cluster_check(options.secret), options.size_bytes});
+    if (!own.ok()) return own;
+    std::shared_ptr<State> state;
+    if (files->kept() != nullptr) {
+        auto attached = State::attach(options, *files);
+        if (!attached.ok() && attached.code() == Code::kNoSpace) return attached.status();
+        if (attached.ok()) {
+            state = std::move(*attached);
+        } else {
+            files->start_cold(attached.status().message());
+        }
     }
-    return std::unique_ptr<BlockStore>(new BlockStore(std::make_shared<State>(
-        options, std::move(*segment), std::move(*index), std::move(*slots))));
+    if (state == nullptr) {
+        auto created = State::create(options, *files);
+        if (!created.ok()) return created.status();
+        state = std::move(*created);
+        state->beginning.why_cold = files->why_cold();
+    }
+    state->beginning.took_us = boottime_us() - begun_us;
+    return std::unique_ptr<BlockStore>(new BlockStore(std::move(state)));
 }
 
-BlockStore::State::State(const Options& given, std::unique_ptr<Segment> segment_in,
-                         std::unique_ptr<Index> index_in, std::unique_ptr<ClientSlots> slots_in)
+Result<std::shared_ptr<BlockStore::State>> BlockStore::State::create(const Options& options,
+                                                                     StoreFiles& files) {
+    auto segment = Segment::create(segment_options(options, files));
+    if (!segment.ok()) return segment.status();
+    auto index = Index::create(index_options(options, files));
+    Status status = index.ok() ? (*index)->install() : index.status();
+    if (!status.ok()) return (*segment)->remove_file(), status;
+    return std::make_shared<State>(options, files.options().directory, std::move(*segment),
+                                   std::move(*index), files.take_slots());
+}
+
+Segment::Options BlockStore::State::segment_options(const Options& options,
+                                                    const StoreFiles& files) {
+    Segment::Options segment;
+    segment.directory = files.options().directory;
+    segment.name = files.options().segment_name;
+    segment.size_bytes = options.size_bytes;
+    return segment;
+}
+
+Index::Options BlockStore::State::index_options(const Options& options, const StoreFiles& files) {
+    Index::Options index;
+    index.directory = files.options().directory;
+    index.name = files.options().index_name;
+    index.entries = options.index_entries;
+    index.node_epoch = options.node_epoch;
+    index.node_id = options.node_id;
+    index.segment_bytes = options.size_bytes;
+    index.cluster_check = cluster_check(options.secret);
+    return index;
+}
+
+BlockStore::State::State(const Options& given, const std::string& directory_in,
+                         std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
+                         std::unique_ptr<ClientSlots> slots_in)
     : options(given),
+      directory(directory_in),
       segment(std::move(segment_in)),
       index(std::move(index_in)),
       slots(std::move(slots_in)),
@@ -107,24 +139,41 @@ BlockStore::State::State(const Options& given, std::unique_ptr<Segment> segment_
       objects(index->capacity()),
       by_generation(static_cast<uint32_t>(index->capacity()), GenerationOf{&objects}),
       by_offset(static_cast<uint32_t>(index->capacity()), OffsetOf{&objects}),
-      evictor(static_cast<uint32_t>(index->capacity()), options.seed),
+      evictor(index->ledger().recency(), options.seed),
       leases(options.lease_cap_bytes),
       reservations(options.client_cap_bytes),
       tombstones(options.tombstone_ms) {
-    allocator.grow(segment->ready_bytes());
+    use_ready_memory();
 }
 
 void BlockStore::State::close() {
     const std::lock_guard guard(mutex);
     on_withdraw = nullptr;
+    // In a folder the released owner's lock says that nobody is here; the index stays good.
+    if (directory.empty()) index->retire();
+}
+
+void BlockStore::State::remove_files() {
+    const std::lock_guard guard(mutex);
     index->retire();
-    unlink_if_ours(options.directory, options.index_name, index->fd());
-    unlink_if_ours(options.directory, options.clients_name, slots->fd());
+    if (directory.empty()) return;
     segment->remove_file();
+    const auto remove = [this](const std::string& name, int fd) {
+        if (is_named(fd, directory, name)) unlink((directory + "/" + name).c_str());
+    };
+    remove(index->name(), index->fd());
+    remove(slots->name(), slots->fd());
 }
 
 BlockStore::BlockStore(std::shared_ptr<State> state) : state_(std::move(state)) {}
 BlockStore::~BlockStore() { state_->close(); }
+void BlockStore::remove_files() { state_->remove_files(); }
+const BlockStore::Beginning& BlockStore::beginning() const { return state_->beginning; }
+
+void BlockStore::note_applied(uint64_t seq) {
+    const std::lock_guard guard(state_->mutex);
+    state_->index->ledger().note_applied(seq);
+}
 
 BlockStore::Reserved BlockStore::reserve(const Owner& owner, const NamespaceRef& ns,
                                          const ReserveItem& item) {
@@ -185,8 +234,26 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
                                           " in segment_size " + std::to_string(segment->size()));
     }
     const Generation generation = draw_generation();
-    reservations.add(generation, reservation_of(owner, ns, item, *offset));
+    if (!add_reservation(generation, reservation_of(owner, ns, item, *offset))) {
+        return refuse(Code::kNoSpace, "too many writes are under way");
+    }
     return block_of(generation, *offset);
+}
+
+// Written down before its writer hears of it: a later life must not give the block to another one.
+bool BlockStore::State::add_reservation(Generation generation, Reservation reservation) {
+    Ledger& ledger = index->ledger();
+    if (ledger.has_room_for_writes()) {
+        reservation.line = ledger.add_block(BlockUse::kReserved, generation, reservation.offset,
+                                            reservation.size_bytes, reservation.owner.slot);
+    }
+    if (reservation.line == Ledger::kNoLine) {
+        allocator.free(reservation.offset);
+        ++totals.no_space;
+        return false;
+    }
+    reservations.add(generation, std::move(reservation));
+    return true;
 }
 
 Generation BlockStore::State::draw_generation() {
@@ -236,7 +303,7 @@ BlockStore::Reserved BlockStore::State::reserve_spare(std::unique_lock<std::mute
     Reservation reservation = reservation_of(owner, nullptr, nothing, *offset);
     reservation.spare = true;
     const Generation generation = draw_generation();
-    reservations.add(generation, std::move(reservation));
+    if (!add_reservation(generation, std::move(reservation))) return none;
     return block_of(generation, *offset);
 }
 
@@ -322,7 +389,7 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
     const auto inserted = insert(*reservation, item.generation, version, sealed_crc, old);
     if (!inserted.ok()) return refuse(Code::kNoSpace);
     *published = *inserted;
-    reservations.take(item.generation);
+    index->ledger().drop_block(reservations.take(item.generation).line);
     ++totals.publishes;
     return {Code::kOk, sealed_crc, make_hold(*inserted)};
 }
@@ -366,9 +433,7 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
 
 void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Generation generation,
                               uint64_t expiry_ms) {
-    StoredObject& object = objects[ref];
-    KV_ASSERT(object.generation == 0);
-    object = StoredObject{};
+    StoredObject object;
     object.generation = generation;
     object.offset = reservation.offset;
     object.length = reservation.size_bytes;
@@ -377,19 +442,29 @@ void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Gene
     if (!reservation.parent.empty()) {
         const Hash128 parent_hash =
             key_hash(options.secret, reservation.ns->id, reservation.parent);
-        object.parent = index->find(reservation.ns->id, parent_hash, reservation.parent);
-        if (object.parent != kNoEntry) {
-            object.parent_generation = static_cast<uint32_t>(objects[object.parent].generation);
-        }
+        link_parent(&object, index->find(reservation.ns->id, parent_hash, reservation.parent));
     }
+    enter(ref, object);
+}
+
+void BlockStore::State::link_parent(StoredObject* object, EntryRef parent) const {
+    object->parent = parent;
+    if (parent == kNoEntry) return;
+    object->parent_generation = static_cast<uint32_t>(objects[parent].generation);
+}
+
+// Into all tables; the entry is in the index already.
+void BlockStore::State::enter(EntryRef ref, const StoredObject& object) {
+    KV_ASSERT(objects[ref].generation == 0);
+    objects[ref] = object;
     by_generation.insert(object.generation, ref);
     by_offset.insert(object.offset, ref);
     evictor.add(ref, allocator.block_bytes(object.offset), false);
     evictor.touch(ref);
     ++totals.objects;
     totals.object_bytes += object.length;
-    if (expiry_ms != 0) {
-        expiries.push_back({expiry_ms, generation});
+    if (object.expiry_ms != 0) {
+        expiries.push_back({object.expiry_ms, object.generation});
         std::push_heap(expiries.begin(), expiries.end(), std::greater<>());
     }
 }
@@ -430,7 +505,9 @@ Code BlockStore::State::abort(const Owner& owner, Generation generation) {
 
 // The block was never readable, so no hazard can rightly name it: it is free at once.
 void BlockStore::State::drop_reservation(Generation generation) {
-    allocator.free(reservations.take(generation).offset);
+    const Reservation over = reservations.take(generation);
+    index->ledger().drop_block(over.line);
+    allocator.free(over.offset);
 }
 
 void BlockStore::State::end_reservation(Generation generation, bool writer_said_stopped,
@@ -462,8 +539,7 @@ void BlockStore::State::session_closed(uint64_t session) {
             ++it;
             continue;
         }
-        release_hold(it->first.second, it->second.ref);
-        it = socket_holds.erase(it);
+        it = end_socket_hold(it);
     }
 }
 
@@ -482,8 +558,7 @@ void BlockStore::State::slot_dead(int slot) {
             ++it;
             continue;
         }
-        release_hold(it->first.second, it->second.ref);
-        it = socket_holds.erase(it);
+        it = end_socket_hold(it);
     }
 }
 

@@ -1,6 +1,7 @@
 // The allocator as others see it, in front of the chunk table and the reclaim planner.
 #include "kvstore/chunk_allocator.h"
 
+#include "kvstore/chunk_adopter.h"
 #include "kvstore/chunk_table.h"
 #include "kvstore/reclaim_planner.h"
 
@@ -23,6 +24,11 @@ std::optional<uint64_t> ChunkAllocator::allocate(uint64_t size_bytes) {
 }
 
 void ChunkAllocator::free(uint64_t offset) { impl_->table.free(offset); }
+
+std::vector<bool> ChunkAllocator::adopt(std::span<const Block> blocks) {
+    KV_ASSERT(impl_->table.live_blocks() == 0);
+    return ChunkAdopter(impl_->table).adopt(blocks);
+}
 
 uint64_t ChunkAllocator::block_bytes(uint64_t offset) const {
     const auto place = impl_->table.place_of(offset);

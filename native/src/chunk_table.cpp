@@ -47,19 +47,38 @@ std::optional<uint64_t> ChunkTable::allocate(uint64_t size_bytes) {
     Id id = classes_[class_id].partial;
     if (id == kNone) id = new_chunk(class_id);
     if (id == kNone) return std::nullopt;
-    Chunk& chunk = chunks_[id];
+    const Chunk& chunk = chunks_[id];
     const auto word = static_cast<uint32_t>(std::countr_zero(chunk.free_words));
     const auto bit = static_cast<uint32_t>(std::countr_zero(chunk.free_bits[word]));
-    chunk.free_bits[word] &= chunk.free_bits[word] - 1;
-    if (chunk.free_bits[word] == 0) chunk.free_words &= chunk.free_words - 1;
-    if (--chunk.free_blocks == 0) unlink_partial(id);
     const uint32_t block = word * 64 + bit;
-    chunk.slack_bytes[block] = static_cast<uint16_t>(bytes - size_bytes);
-    ++classes_[class_id].live_blocks;
-    ++live_blocks_;
-    allocated_bytes_ += bytes;
-    requested_bytes_ += size_bytes;
+    take_block(id, block, size_bytes);
     return space_.at(id).offset + block * bytes;
+}
+
+void ChunkTable::take_block(Id id, uint32_t block, uint64_t size_bytes) {
+    Chunk& chunk = chunks_[id];
+    SizeClass& size_class = classes_[chunk.class_id];
+    const uint32_t word = block / 64;
+    chunk.free_bits[word] &= ~(uint64_t{1} << (block % 64));
+    if (chunk.free_bits[word] == 0) chunk.free_words &= ~(uint64_t{1} << word);
+    if (--chunk.free_blocks == 0) unlink_partial(id);
+    chunk.slack_bytes[block] = static_cast<uint16_t>(size_class.block_bytes - size_bytes);
+    ++size_class.live_blocks;
+    ++live_blocks_;
+    allocated_bytes_ += size_class.block_bytes;
+    requested_bytes_ += size_bytes;
+}
+
+void ChunkTable::adopt_chunk(uint64_t offset, uint64_t block_bytes, uint32_t blocks,
+                             std::span<const LiveBlock> live) {
+    KV_ASSERT(!live.empty() && blocks <= kMaxBlocks);
+    const Id id = space_.take_at(offset, blocks * block_bytes);
+    set_up_chunk(id, class_for(block_bytes), blocks * block_bytes);
+    for (const LiveBlock& one : live) {
+        KV_ASSERT(one.block < blocks && rounded(one.size_bytes) == block_bytes);
+        KV_ASSERT(!is_live(id, one.block));
+        take_block(id, one.block, one.size_bytes);
+    }
 }
 
 void ChunkTable::free(uint64_t offset) {
@@ -138,6 +157,13 @@ ChunkTable::Id ChunkTable::new_chunk(uint32_t class_id) {
         }
         return kNone;
     }
+    set_up_chunk(id, class_id, chunk_bytes);
+    return id;
+}
+
+// All of its blocks are free.
+void ChunkTable::set_up_chunk(Id id, uint32_t class_id, uint64_t chunk_bytes) {
+    const uint64_t bytes = classes_[class_id].block_bytes;
     if (id >= chunks_.size()) chunks_.resize(space_.id_limit());
     Chunk& chunk = chunks_[id];
     chunk.class_id = class_id;
@@ -151,7 +177,6 @@ ChunkTable::Id ChunkTable::new_chunk(uint32_t class_id) {
     ++classes_[class_id].chunks;
     ++chunk_count_;
     link_partial(id);
-    return id;
 }
 
 void ChunkTable::drop_chunk(Id id) {

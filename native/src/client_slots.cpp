@@ -2,6 +2,7 @@
 #include "kvstore/client_slots.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,31 +21,82 @@ void add_to(SlotCounters& sum, const SlotPage& page) {
 
 }  // namespace
 
-Result<std::unique_ptr<ClientSlots>> ClientSlots::create(const std::string& directory,
-                                                         const std::string& name) {
-    auto fd = create_region(directory, name);
+// Locked before it is looked at: of two nodes that start at once, one gets it. The file keeps its
+// inode for as long as its format is this one, because a lock on another inode would prove nothing.
+Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& directory,
+                                                       const std::string& name,
+                                                       bool discard_foreign) {
+    std::unique_ptr<ClientSlots> slots(new ClientSlots);
+    slots->name_ = name;
+    slots->slots_.resize(kSlotCount);
+    auto fd = directory.empty() ? create_region(directory, name) : keep_region(directory, name);
     if (!fd.ok()) return fd.status();
-    if (ftruncate(fd->get(), static_cast<off_t>(kClientsFileBytes)) != 0) {
+    auto owned = SlotRegistry::instance().adopt_owner(std::move(*fd), &slots->key_);
+    if (!owned.ok()) {
+        return {owned.code(), directory + "/" + name +
+                                  " belongs to a node that runs: " + owned.status().message()};
+    }
+    slots->fd_ = *owned;
+    Status status = slots->read_or_write_header(directory, name);
+    if (status.code() == Code::kVersionMismatch && discard_foreign && !directory.empty()) {
+        // Its clients keep the old inode, and its lock, which says nothing about the new one.
+        slots.reset();
+        auto fresh = create_region(directory, name);
+        if (!fresh.ok()) return fresh.status();
+        fresh->reset();
+        return open(directory, name, false);
+    }
+    if (!status.ok()) return status;
+    auto mapping = Mapping::map(slots->fd_, kClientsFileBytes, true);
+    if (!mapping.ok()) return mapping.status();
+    slots->mapping_ = std::move(*mapping);
+    if (slots->kept_) slots->adopt_live_slots();
+    return slots;
+}
+
+Status ClientSlots::read_or_write_header(const std::string& directory, const std::string& name) {
+    if (!directory.empty() && !is_named(fd_, directory, name)) {
+        return {Code::kUnavailable, directory + "/" + name + " was replaced by another node"};
+    }
+    struct stat info{};
+    if (fstat(fd_, &info) != 0) return errno_status("fstat", name);
+    ClientsHeader header{};
+    if (info.st_size != 0) {
+        if (info.st_size != static_cast<off_t>(kClientsFileBytes)) {
+            return {Code::kVersionMismatch, name + " is not a clients file of this format"};
+        }
+        const bool read = pread(fd_, &header, sizeof header, 0) == ssize_t{sizeof header};
+        // Nobody was ever given a file whose header was not written.
+        kept_ = read && header.magic != 0;
+        if (kept_ && (header.magic != kClientsMagic || header.layout_version != kLayoutVersion ||
+                      header.slot_count != kSlotCount || header.slot_bytes != kSlotBytes)) {
+            return {Code::kVersionMismatch, name + " is not a clients file of this format"};
+        }
+    }
+    if (ftruncate(fd_, static_cast<off_t>(kClientsFileBytes)) != 0) {
         return errno_status("ftruncate", name);
     }
-    ClientsHeader header{};
-    header.magic = kClientsMagic;
     header.layout_version = kLayoutVersion;
     header.slot_count = kSlotCount;
     header.slot_bytes = kSlotBytes;
     header.owner_pid = static_cast<uint32_t>(getpid());
-    if (pwrite(fd->get(), &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header))) {
+    header.magic = kClientsMagic;
+    if (pwrite(fd_, &header, sizeof header, 0) != ssize_t{sizeof header}) {
         return errno_status("pwrite", name);
     }
-    auto mapping = Mapping::map(fd->get(), kClientsFileBytes, true);
-    if (!mapping.ok()) return mapping.status();
-    std::unique_ptr<ClientSlots> slots(new ClientSlots);
-    slots->mapping_ = std::move(*mapping);
-    slots->slots_.resize(kSlotCount);
-    auto owned = SlotRegistry::instance().adopt_owner(std::move(*fd), &slots->key_);
-    if (!owned.ok()) return owned.status();
-    slots->fd_ = *owned;
-    return slots;
+    return {};
+}
+
+// A slot whose lock is held counts as live, confirmed or not: its scan is on the safe side.
+void ClientSlots::adopt_live_slots() {
+    for (uint32_t slot = 0; slot < kSlotCount; ++slot) {
+        if (!lock_seen(slot)) continue;
+        slots_[slot].state = State::kLive;
+        slots_[slot].backed = true;
+        // Entry numbers of the earlier index say nothing about the new one.
+        slots_[slot].touches_seen = page(slot).touch_count.load(kRelaxed);
+        live_.push_back(slot);
+    }
 }
 
 ClientSlots::~ClientSlots() {
@@ -113,6 +165,12 @@ Status ClientSlots::confirm(uint32_t slot) {
     return {};
 }
 
+pid_t ClientSlots::holder(uint32_t slot) const {
+    return SlotRegistry::instance().holds(key_, slot)
+               ? getpid()
+               : SlotRegistry::lock_holder(fd_, slot_offset(slot));
+}
+
 bool ClientSlots::is_alive(uint32_t slot) const { return slot < kSlotCount && lock_seen(slot); }
 
 std::vector<uint32_t> ClientSlots::collect_dead() {
@@ -160,6 +218,18 @@ void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
                                [&](Generation gen) { out->push_back(gen); });
     }
     std::sort(out->begin(), out->end());
+}
+
+std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::pair<Generation, uint64_t>> found;
+    for (const uint32_t slot : live_) {
+        for (const Hazard& hazard : page(slot).hazards) {
+            const Generation gen = hazard.gen.load(std::memory_order_acquire);
+            if (gen != 0) found.emplace_back(gen, hazard.offset.load(kRelaxed));
+        }
+    }
+    return found;
 }
 
 void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& fn) {

@@ -8,8 +8,8 @@
 
 namespace kvstore {
 
-Evictor::Evictor(uint32_t capacity, uint64_t seed)
-    : stamps_(capacity, 0), places_(capacity), random_state_(seed) {}
+Evictor::Evictor(std::span<uint64_t> stamps, uint64_t seed)
+    : stamps_(stamps), places_(stamps.size()), random_state_(seed) {}
 
 // splitmix64: small, fast, and good enough to pick samples.
 uint64_t Evictor::random() {

@@ -40,6 +40,26 @@ ExtentSpace::Id ExtentSpace::take(uint64_t bytes) {
     const Id id = best_fit(bytes);
     if (id == kNone) return kNone;
     take_from_bin(id);
+    return cut(id, bytes);
+}
+
+ExtentSpace::Id ExtentSpace::take_at(uint64_t offset, uint64_t bytes) {
+    KV_ASSERT(bytes >= granule_bytes_ && last_ != kNone && !extents_[last_].used);
+    KV_ASSERT(offset >= extents_[last_].offset && offset + bytes <= capacity_bytes_);
+    Id id = last_;
+    take_from_bin(id);
+    if (const uint64_t before = offset - extents_[id].offset; before > 0) {
+        const Id rest = new_extent(offset, extents_[id].bytes - before);
+        extents_[id].bytes = before;
+        link_after(id, rest);
+        put_in_bin(id);
+        id = rest;
+    }
+    return cut(id, bytes);
+}
+
+// Makes the first `bytes` of a free extent, which is in no bin, a used one.
+ExtentSpace::Id ExtentSpace::cut(Id id, uint64_t bytes) {
     const uint64_t rest = extents_[id].bytes - bytes;
     if (rest > 0) {
         const Id tail = new_extent(extents_[id].offset + bytes, rest);

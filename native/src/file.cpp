@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,6 +13,10 @@
 namespace kvstore {
 namespace {
 
+Status refused(const std::string& path) {
+    return {Code::kIoError, path + " exists and is no regular file of this user: refusing it"};
+}
+
 // A region that an earlier process left behind may still be mapped by its clients, so it is never
 // truncated or reused: its name is given to a new inode. Anything else under that name is refused.
 Status discard_stale(const std::string& path) {
@@ -20,7 +25,7 @@ Status discard_stale(const std::string& path) {
         return errno == ENOENT ? Status() : errno_status("lstat", path);
     }
     if (!S_ISREG(info.st_mode) || info.st_uid != geteuid()) {
-        return {Code::kIoError, path + " exists and is no regular file of this user: refusing it"};
+        return refused(path);
     }
     if (unlink(path.c_str()) != 0 && errno != ENOENT) return errno_status("unlink", path);
     return {};
@@ -82,6 +87,45 @@ Result<Fd> create_region(const std::string& directory, const std::string& name) 
     Fd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (!fd.valid()) return errno_status("open", path);
     return fd;
+}
+
+namespace {
+
+Result<Fd> open_own(const std::string& directory, const std::string& name, int flags) {
+    const std::string path = directory + "/" + name;
+    Fd fd(open(path.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC | flags, 0600));
+    if (!fd.valid()) {
+        return errno == ENOENT ? Status(Code::kNotFound, path + " does not exist")
+                               : errno_status("open", path);
+    }
+    struct stat info{};
+    if (fstat(fd.get(), &info) != 0) return errno_status("fstat", path);
+    if (!S_ISREG(info.st_mode) || info.st_uid != geteuid()) return refused(path);
+    return fd;
+}
+
+}  // namespace
+
+Result<Fd> open_region(const std::string& directory, const std::string& name) {
+    return open_own(directory, name, 0);
+}
+
+Result<Fd> keep_region(const std::string& directory, const std::string& name) {
+    return open_own(directory, name, O_CREAT);
+}
+
+bool is_named(int fd, const std::string& directory, const std::string& name) {
+    struct stat ours{};
+    struct stat named{};
+    return fstat(fd, &ours) == 0 && lstat((directory + "/" + name).c_str(), &named) == 0 &&
+           ours.st_dev == named.st_dev && ours.st_ino == named.st_ino;
+}
+
+Status rename_region(const std::string& directory, const std::string& from, const std::string& to) {
+    const std::string old_path = directory + "/" + from;
+    const std::string new_path = directory + "/" + to;
+    if (rename(old_path.c_str(), new_path.c_str()) != 0) return errno_status("rename", new_path);
+    return {};
 }
 
 Result<Fd> reopen_read_only(const Fd& fd) {

@@ -18,6 +18,7 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr uint64_t kHeapStepBytes = 4u << 20;  // how much of the heap is reserved at a time
 constexpr uint64_t kHeapPerEntry = 128;
 constexpr uint64_t kMinHeapBytes = 1u << 20;
+constexpr const char* kNewSuffix = ".new";
 
 // So that a later first touch cannot fail with SIGBUS.
 Status reserve_bytes(int fd, uint64_t begin, uint64_t end) {
@@ -74,15 +75,17 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
         return {Code::kInvalidArgument,
                 "index of " + std::to_string(options.entries) + " entries is out of range"};
     }
-    auto fd = create_region(options.directory, options.name);
+    auto fd = create_region(options.directory, options.name + kNewSuffix);
     if (!fd.ok()) return fd.status();
     std::unique_ptr<Index> index(new Index);
+    index->directory_ = options.directory;
+    index->name_ = options.name;
     index->fd_ = std::move(*fd);
     auto client_fd = reopen_read_only(index->fd_);
     if (!client_fd.ok()) return client_fd.status();
     index->client_fd_ = std::move(*client_fd);
     index->geometry_ = *geometry;
-    if (ftruncate(index->fd_.get(), static_cast<off_t>(geometry->total_bytes)) != 0) {
+    if (ftruncate(index->fd_.get(), static_cast<off_t>(geometry->file_bytes())) != 0) {
         return errno_status("ftruncate", options.name);
     }
     Status reserved = reserve_bytes(index->fd_.get(), 0, geometry->heap_offset);
@@ -93,20 +96,34 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     index->view_ = IndexView::over(index->mapping_.data(), *geometry);
     index->heap_ = std::make_unique<ChunkAllocator>(heap_bytes, kGranuleBytes);
     if (Status grown = index->grow_heap(); !grown.ok()) return grown;
+    auto ledger = Ledger::create(index->fd_.get(), *geometry);
+    if (!ledger.ok()) return ledger.status();
+    index->ledger_ = std::move(*ledger);
+    index->write_header(options);
+    return index;
+}
 
-    IndexHeader& header = *index->view_.header;
+void Index::write_header(const Options& options) {
+    IndexHeader& header = *view_.header;
     header.layout_version = kLayoutVersion;
     header.node_epoch = options.node_epoch;
-    header.bucket_count = buckets;
-    header.heap_bytes = heap_bytes;
+    header.bucket_count = geometry_.bucket_count;
+    header.heap_bytes = geometry_.heap_bytes;
     header.segment_bytes = options.segment_bytes;
-    header.total_bytes = geometry->total_bytes;
+    header.total_bytes = geometry_.total_bytes;
+    header.cluster_check = options.cluster_check;
     header.owner_pid = static_cast<uint32_t>(getpid());
     header.node_id_bytes = static_cast<uint16_t>(options.node_id.size());
     std::memcpy(header.node_id, options.node_id.data(), options.node_id.size());
     header.magic = kIndexMagic;
-    return index;
+    header.header_crc = index_header_crc(header);
 }
+
+Status Index::install() {
+    return directory_.empty() ? Status() : rename_region(directory_, name_ + kNewSuffix, name_);
+}
+
+void Index::forbid_keeping() { view_.header->header_crc = ~index_header_crc(*view_.header); }
 
 Index::~Index() = default;
 
@@ -162,6 +179,22 @@ EntryRef Index::find(NamespaceId ns, const Hash128& hash, std::string_view key) 
             if (fields.gen == 0 || fields.hash != hash) return false;
             const ColdFields record = cold(ref);
             if (record.ns != ns || record.key != key) return false;
+            found = ref;
+            return true;
+        });
+        if (found != kNoEntry) break;
+    }
+    return found;
+}
+
+EntryRef Index::find_hash(NamespaceId ns, const Hash128& hash) const {
+    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
+    EntryRef found = kNoEntry;
+    for (const uint64_t bucket : place.buckets) {
+        for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
+            const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
+            const EntryFields fields = load_entry(view_.entries[ref]);
+            if (fields.gen == 0 || fields.hash != hash || cold(ref).ns != ns) return false;
             found = ref;
             return true;
         });

@@ -36,7 +36,10 @@ struct MasterLink::Impl {
     enum class Sync : uint8_t { kCatchingUp, kListing, kEnding, kDone };
 
     Impl(Options given, EventServer& event_server, Handler& node)
-        : options(std::move(given)), server(event_server), handler(node) {}
+        : options(std::move(given)),
+          server(event_server),
+          handler(node),
+          applied_seq(options.applied_seq) {}
 
     void connect_loop();
     Status connect_once(const std::string& endpoint, uint64_t link, const HelloParams& params);
@@ -66,7 +69,7 @@ struct MasterLink::Impl {
     LinkState state = LinkState::kDown;
     uint64_t link = 0;  // number of the current or last attempt
     uint64_t losses = 0;
-    uint64_t applied_seq = 0;
+    uint64_t applied_seq;
     std::string last_error;
     std::shared_ptr<ConnectionRef> ref;
     AnnounceStream stream;
@@ -326,10 +329,13 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
                        message.versions[row], message.args[row]});
     }
     handler.on_ops(ops);
-    std::lock_guard lock(mutex);
-    if (message.first_seq != 0 && !message.kinds.empty()) {
-        applied_seq = std::max(applied_seq, message.first_seq + message.kinds.size() - 1);
+    const bool numbered = message.first_seq != 0 && !message.kinds.empty();
+    const uint64_t last_seq = numbered ? message.first_seq + message.kinds.size() - 1 : 0;
+    if (numbered) {
+        handler.on_applied(last_seq);
     }
+    std::lock_guard lock(mutex);
+    applied_seq = std::max(applied_seq, last_seq);
     ops_since_ping = true;
     if (is_current(connection)) {
         ref->send_message(OpsAck{applied_seq}, 0);

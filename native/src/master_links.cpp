@@ -42,7 +42,9 @@ Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
         return Status(Code::kExpired,
                       "no such session of node " + hello.node_id + ": register first");
     }
-    const uint64_t applied = std::max(record->applied_seq, hello.applied_seq);
+    const bool same_life = record->linked_epoch == hello.node_epoch;
+    const uint64_t applied =
+        same_life ? std::max(record->applied_seq, hello.applied_seq) : hello.applied_seq;
     return log_.run_after(applied, 1).empty() ? hello.applied_seq : log_.durable_seq();
 }
 
@@ -58,6 +60,13 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
         NodeRecord& record = *nodes_.at(slot);
         lose_link_held(record, "a newer link of this node has opened");
         log_.skip_to(hello.applied_seq);
+        if (record.linked_epoch != hello.node_epoch) {
+            // Only this life of the node knows what its memory has seen: what an earlier one has
+            // acknowledged may have been another memory.
+            record.linked_epoch = hello.node_epoch;
+            record.applied_seq = hello.applied_seq;
+            record.synced = false;
+        }
         record.applied_seq = std::max(record.applied_seq, hello.applied_seq);
         if (record.applied_seq < log_.trimmed_seq()) {
             // Operations that it missed are no longer known: whatever they may have removed counts

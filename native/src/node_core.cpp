@@ -36,8 +36,6 @@ Status check_options(const NodeOptions& options) {
 
 BlockStore::Options store_options(const NodeOptions& options) {
     BlockStore::Options store;
-    store.directory = options.segment_directory;
-    store.segment_name = options.segment_name;
     store.size_bytes = options.segment_bytes;
     store.index_entries = options.index_entries;
     store.node_id = options.node_id;
@@ -58,12 +56,15 @@ struct NodeCore::Impl {
     NodeService service;
 };
 
-Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options) {
+Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options,
+                                                   std::unique_ptr<StoreFiles> files) {
     const Status checked = check_options(options);
     if (!checked.ok()) {
         return checked;
     }
-    Result<std::unique_ptr<BlockStore>> store = BlockStore::create(store_options(options));
+    Result<std::unique_ptr<BlockStore>> store =
+        files == nullptr ? BlockStore::create(store_options(options))
+                         : BlockStore::create(store_options(options), std::move(files));
     if (!store.ok()) {
         return store.status();
     }

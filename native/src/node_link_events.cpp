@@ -43,6 +43,8 @@ void NodeService::on_ops(std::span<const MasterOp> ops) {
     }
 }
 
+void NodeService::on_applied(uint64_t seq) { store_.note_applied(seq); }
+
 void NodeService::apply(const MasterOp& op) {
     if (op.kind == OpKind::kFlush) {
         const uint32_t next = std::max(static_cast<uint32_t>(op.arg), op.epoch + 1);

@@ -39,12 +39,13 @@ EventServer::Options server_options(const NodeOptions& options,
     return server;
 }
 
-MasterLink::Options link_options(const NodeOptions& options) {
+MasterLink::Options link_options(const NodeOptions& options, const BlockStore& store) {
     MasterLink::Options link;
     link.cluster_id = options.cluster_id;
     link.node_id = options.node_id;
     link.node_epoch = options.node_epoch;
     link.session_id = options.session_id;
+    link.applied_seq = store.beginning().applied_seq;
     link.hash_secret = options.hash_secret;
     link.endpoints = options.master_endpoints;
     link.principal = options.principal;
@@ -62,8 +63,11 @@ NodeService::NodeService(const NodeOptions& options, BlockStore& store)
       slots_(store.client_slots()),
       send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
       authenticator_(std::make_shared<Authenticator>(options.principals)) {
+    for (const NamespaceRef& ns : store.beginning().namespaces) {
+        static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
+    }
     server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
-    link_ = std::make_unique<MasterLink>(link_options(options), *server_, *this);
+    link_ = std::make_unique<MasterLink>(link_options(options, store), *server_, *this);
     flow_ = std::make_unique<PutFlow>(
         PutFlow::Options{options.hash_secret, options.reservation_ms, options.max_timeout_ms},
         store_, *link_, metrics_, wishes_);

@@ -7,6 +7,13 @@ namespace kvstore {
 
 static_assert(kClientCounterCount <= static_cast<int>(kSlotCounterCount));
 
+// The clients of an earlier life of the node: their slots are theirs still, and they come back.
+NodeSlots::NodeSlots(ClientSlots& slots) : slots_(slots) {
+    for (const uint32_t slot : slots.live_slots()) {
+        live_.emplace(slot, Tenant{slots.holder(slot), {}, {}});
+    }
+}
+
 int NodeSlots::offer(pid_t pid) {
     std::lock_guard lock(mutex_);
     const Result<uint32_t> slot = slots_.assign();
@@ -36,6 +43,9 @@ Code NodeSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
         return Code::kPermissionDenied;
     }
     const Status confirmed = slots_.confirm(slot);
+    if (confirmed.ok() && !offered && known->second.tenant.empty()) {
+        known->second.tenant = tenant;
+    }
     if (confirmed.ok() && offered) {
         if (known != live_.end()) {
             add(retired_[known->second.tenant], known->second.seen);

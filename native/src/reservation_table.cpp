@@ -77,6 +77,7 @@ void ReservationTable::assign(Generation generation, Reservation object) {
     KV_ASSERT(deadlines_.empty() || deadlines_.back().first <= object.deadline_ms);
     deadlines_.emplace_back(object.deadline_ms, generation);
     count_spare(*spare, false);
+    object.line = spare->line;
     *spare = std::move(object);
 }
 

@@ -110,13 +110,14 @@ Status no_room(uint64_t size_bytes, const std::string& what, uint64_t room, cons
                                 ", which has " + in_mebibytes(room) + " left: " + advice};
 }
 
-Status check_memory(uint64_t size_bytes) {
-    if (const uint64_t room = cgroup_room(); size_bytes > room) {
+// `wanted_bytes` of the segment have no memory yet.
+Status check_memory(uint64_t size_bytes, uint64_t wanted_bytes) {
+    if (const uint64_t room = cgroup_room(); wanted_bytes > room) {
         return no_room(size_bytes, "the memory limit of this process's cgroup", room,
                        "lower segment_size or raise the limit");
     }
     const uint64_t available = read_field("/proc/meminfo", "MemAvailable:") * 1024;
-    if (available != 0 && size_bytes > available) {
+    if (available != 0 && wanted_bytes > available) {
         return no_room(size_bytes, "this host's memory", available, "lower segment_size");
     }
     return {};
@@ -124,11 +125,13 @@ Status check_memory(uint64_t size_bytes) {
 
 // Shared memory is charged to the machine and to the cgroup; a file on a disk or on hugetlbfs is
 // not. Also returns the unit in which the file system hands out pages.
-Result<uint64_t> check_room(const Segment::Options& options) {
+Result<uint64_t> check_room(const Segment::Options& options, uint64_t backed_bytes) {
     const auto page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     if (options.size_bytes == 0) return {Code::kInvalidArgument, "segment_size is 0"};
+    const uint64_t wanted_bytes = options.size_bytes - std::min(options.size_bytes, backed_bytes);
     if (options.directory.empty()) {
-        if (Status status = check_memory(options.size_bytes); !status.ok()) return status;
+        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok())
+            return status;
         return page_bytes;
     }
     struct statfs fs{};
@@ -144,12 +147,13 @@ Result<uint64_t> check_room(const Segment::Options& options) {
     }
     // A tmpfs mounted without a size bound reports no blocks at all.
     const uint64_t room = static_cast<uint64_t>(fs.f_bavail) * unit;
-    if (fs.f_blocks != 0 && options.size_bytes > room) {
+    if (fs.f_blocks != 0 && wanted_bytes > room) {
         return no_room(options.size_bytes, "segment_dir " + options.directory, room,
                        "lower segment_size or choose another segment_dir");
     }
     if (fs.f_type == TMPFS_MAGIC) {
-        if (Status status = check_memory(options.size_bytes); !status.ok()) return status;
+        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok())
+            return status;
     }
     return std::max(unit, page_bytes);
 }
@@ -169,22 +173,44 @@ Status populate(uint8_t* begin, uint64_t size_bytes) {
 }  // namespace
 
 Result<std::unique_ptr<Segment>> Segment::create(const Options& options) {
-    auto unit = check_room(options);
+    auto unit = check_room(options, 0);
     if (!unit.ok()) return unit.status();
     auto fd = create_region(options.directory, options.name);
     if (!fd.ok()) return fd.status();
+    return over(options, std::move(*fd), *unit, 0);
+}
+
+Result<std::unique_ptr<Segment>> Segment::attach(const Options& options, uint64_t kept_bytes) {
+    auto fd = open_region(options.directory, options.name);
+    if (!fd.ok()) return fd.status();
+    struct stat info{};
+    if (fstat(fd->get(), &info) != 0) return errno_status("fstat", options.name);
+    const auto size = static_cast<uint64_t>(info.st_size);
+    if (size > options.size_bytes) {
+        return {Code::kInvalidArgument, "the segment is larger than segment_size"};
+    }
+    auto unit = check_room(options, static_cast<uint64_t>(info.st_blocks) * 512);
+    if (!unit.ok()) return unit.status();
+    return over(options, std::move(*fd), *unit, std::min(kept_bytes, size));
+}
+
+Result<std::unique_ptr<Segment>> Segment::over(const Options& options, Fd fd, uint64_t unit,
+                                               uint64_t kept_bytes) {
     std::unique_ptr<Segment> segment(new Segment());
     segment->options_ = options;
     uint64_t& slice = segment->options_.slice_bytes;
-    slice = std::max<uint64_t>(1, (slice + *unit - 1) / *unit) * *unit;
-    segment->fd_ = std::move(*fd);
+    slice = std::max<uint64_t>(1, (slice + unit - 1) / unit) * unit;
+    segment->fd_ = std::move(fd);
     Status status = segment->open_memory();
-    if (status.ok()) status = segment->prefault_slice(0, std::min(slice, options.size_bytes));
+    const uint64_t first = std::min(slice, options.size_bytes);
+    if (status.ok()) status = segment->prefault_slice(0, first);
+    // A hole (somebody has cut and grown the file again) would be filled at a touch, or not at all.
+    if (status.ok() && kept_bytes > first) status = segment->reserve(first, kept_bytes);
     if (!status.ok()) {
-        segment->remove_file();
+        if (kept_bytes == 0) segment->remove_file();
         return status;
     }
-    segment->ready_bytes_.store(std::min(slice, options.size_bytes), std::memory_order_release);
+    segment->ready_bytes_.store(std::max(first, kept_bytes), std::memory_order_release);
     segment->thread_ = std::thread([raw = segment.get()] { raw->prefault_loop(); });
     return segment;
 }
@@ -232,11 +258,8 @@ Status Segment::prefault_status() const {
 
 void Segment::remove_file() {
     if (options_.directory.empty()) return;
-    struct stat ours{};
-    struct stat named{};
     // The name may have passed to a successor's inode; that one is not ours to remove.
-    if (fstat(fd_.get(), &ours) != 0 || lstat(path().c_str(), &named) != 0) return;
-    if (ours.st_dev == named.st_dev && ours.st_ino == named.st_ino) unlink(path().c_str());
+    if (is_named(fd_.get(), options_.directory, options_.name)) unlink(path().c_str());
 }
 
 std::string Segment::path() const {
@@ -249,12 +272,15 @@ void Segment::prefault_loop() {
     pthread_sigmask(SIG_SETMASK, &all, nullptr);
     // Filling the segment takes a while; serving what is ready goes first. This thread alone.
     (void)setpriority(PRIO_PROCESS, 0, kPrefaultNice);
-    while (ready_bytes() < size()) {
-        const uint64_t begin = ready_bytes();
+    // What was kept is mapped first: the node reads it for clients of other hosts.
+    for (uint64_t begin = std::min(options_.slice_bytes, size()); begin < size();) {
         const uint64_t end = std::min(begin + options_.slice_bytes, size());
         Status status = prefault_slice(begin, end);
+        begin = end;
         const std::lock_guard lock(mutex_);
-        if (status.ok()) ready_bytes_.store(end, std::memory_order_release);
+        if (status.ok() && end > ready_bytes()) {
+            ready_bytes_.store(end, std::memory_order_release);
+        }
         status_ = std::move(status);
         changed_.notify_all();
         if (stopping_ || !status_.ok()) return;
@@ -262,6 +288,11 @@ void Segment::prefault_loop() {
 }
 
 Status Segment::prefault_slice(uint64_t begin, uint64_t end) {
+    if (Status status = reserve(begin, end); !status.ok()) return status;
+    return populate(mapping_.data() + begin, end - begin);
+}
+
+Status Segment::reserve(uint64_t begin, uint64_t end) {
     int failed = 0;
     do {
         failed =
@@ -273,7 +304,7 @@ Status Segment::prefault_slice(uint64_t begin, uint64_t end) {
                                    " could be backed by memory only up to " + in_mebibytes(begin) +
                                    ": " + status.message()};
     }
-    return populate(mapping_.data() + begin, end - begin);
+    return {};
 }
 
 }  // namespace kvstore

@@ -1,6 +1,8 @@
 // Geometry of the index file: where its parts lie, and which entries may hold an object.
 #include "kvstore/shared_layout.h"
 
+#include "kvstore/checksum.h"
+
 namespace kvstore {
 namespace {
 
@@ -9,7 +11,26 @@ uint64_t scale(uint64_t value, uint64_t n) {
     return static_cast<uint64_t>(static_cast<unsigned __int128>(value) * n >> 64);
 }
 
+constexpr uint64_t whole_pages(uint64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
 }  // namespace
+
+uint64_t IndexGeometry::ledger_blocks_offset() const {
+    return kLedgerHeaderBytes + whole_pages(entry_count() * sizeof(uint64_t));
+}
+
+uint64_t IndexGeometry::ledger_names_offset() const {
+    return ledger_blocks_offset() + kLedgerBlocks * sizeof(LedgerBlock);
+}
+
+uint64_t IndexGeometry::ledger_bytes() const { return ledger_names_offset() + kLedgerNames; }
+
+uint32_t index_header_crc(const IndexHeader& header) {
+    constexpr size_t kEnd = offsetof(IndexHeader, header_crc);
+    constexpr size_t kAgain = offsetof(IndexHeader, owner_pid);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(&header);
+    return crc32c(bytes + kAgain, sizeof(IndexHeader) - kAgain, crc32c(bytes, kEnd));
+}
 
 std::optional<IndexGeometry> IndexGeometry::of(uint64_t bucket_count, uint64_t heap_bytes) {
     if (bucket_count < 2 || bucket_count > kMaxIndexEntries / kBucketSlots) return std::nullopt;
@@ -21,7 +42,7 @@ std::optional<IndexGeometry> IndexGeometry::of(uint64_t bucket_count, uint64_t h
     g.heap_bytes = heap_bytes;
     g.entries_offset = kIndexHeaderBytes + bucket_count * sizeof(TagLine);
     const uint64_t entries_end = g.entries_offset + g.entry_count() * sizeof(IndexEntry);
-    g.heap_offset = (entries_end + 4095) / 4096 * 4096;
+    g.heap_offset = whole_pages(entries_end);
     g.total_bytes = g.heap_offset + heap_bytes;
     return g;
 }

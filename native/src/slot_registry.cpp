@@ -31,15 +31,18 @@ bool set_lock(int fd, short type, uint64_t at) {
     return fcntl(fd, F_SETLK, &lock) == 0;
 }
 
-// Whether another process holds a lock on the byte.
-bool foreign_lock(int fd, uint64_t at) {
+// The lock that another process holds on the byte, if any.
+std::optional<struct flock> foreign_lock_at(int fd, uint64_t at) {
     struct flock lock{};
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
     lock.l_start = static_cast<off_t>(at);
     lock.l_len = 1;
-    return fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+    if (fcntl(fd, F_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return std::nullopt;
+    return lock;
 }
+
+bool foreign_lock(int fd, uint64_t at) { return foreign_lock_at(fd, at).has_value(); }
 
 Result<FileKey> key_of(int fd) {
     struct stat info{};
@@ -185,6 +188,11 @@ bool SlotRegistry::holds(const FileKey& key, uint32_t number) const {
 }
 
 bool SlotRegistry::locked_elsewhere(int fd, uint64_t byte) { return foreign_lock(fd, byte); }
+
+pid_t SlotRegistry::lock_holder(int fd, uint64_t byte) {
+    const auto lock = foreign_lock_at(fd, byte);
+    return lock ? lock->l_pid : 0;
+}
 
 bool SlotRegistry::owner_alive(const ClientSlot::State& state) const {
     {

@@ -17,7 +17,7 @@ BlockStore::Stats BlockStore::stats() {
 
 BlockStore::Stats BlockStore::State::collect_stats() {
     settle();
-    allocator.grow(segment->ready_bytes());
+    use_ready_memory();
     const ChunkAllocator::Stats blocks = allocator.stats();
     Stats stats = totals;
     stats.capacity_bytes = segment->ready_bytes();
@@ -59,6 +59,10 @@ Status BlockStore::State::audit() {
             return broken("a deferred block has another owner");
         }
     }
+    // What a later life would need: a record for every block that no entry owns.
+    size_t records = reservations.all().size() + deferred.size();
+    for (const auto& [name, hold] : socket_holds) records += hold.line != Ledger::kNoLine ? 1 : 0;
+    if (records != index->ledger().lines_in_use()) return broken("the ledger's records differ");
     if (Status status = audit_blocks(blocks); !status.ok()) return status;
     return audit_counts();
 }

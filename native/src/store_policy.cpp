@@ -28,6 +28,10 @@ void BlockStore::flush(const NamespaceRef& old_ns) {
     State::Lock lock(*state_);
     State& state = *state_;
     if (!state.flushed_ids.insert(old_ns->id).second) return;
+    // Before the flush is acknowledged: a later life must not bring these objects back.
+    const NamespaceRef next =
+        make_namespace(state.options.secret, old_ns->tenant, old_ns->name, old_ns->epoch + 1);
+    if (!state.note_namespace(*next).ok()) state.index->forbid_keeping();
     state.flushed_order.push_back(old_ns->id);
     state.index->bump_flush_counter();
     ++state.flush_counter;
@@ -84,9 +88,16 @@ uint32_t BlockStore::State::use_namespace(const NamespaceRef& ns) {
         it->second = free_namespaces.back();
         free_namespaces.pop_back();
         namespaces[it->second] = {ns, 0};
+        // At worst the next life does not know whose these objects are, and drops them.
+        (void)note_namespace(*ns);
     }
     ++namespaces[it->second].objects;
     return it->second;
+}
+
+Status BlockStore::State::note_namespace(const StoreNamespace& ns) {
+    if (!noted_namespaces.insert(ns.id).second) return {};
+    return index->ledger().note_namespace(ns.tenant, ns.name, ns.epoch, ns.tenant_id, ns.id);
 }
 
 void BlockStore::State::leave_namespace(uint32_t place) {
@@ -181,10 +192,14 @@ void BlockStore::State::reap_slots() {
     std::ranges::sort(owners);
     owners.erase(std::unique(owners.begin(), owners.end()), owners.end());
     for (const int slot : owners) {
-        const bool alive = options.slot_alive ? options.slot_alive(slot)
-                                              : slots->is_alive(static_cast<uint32_t>(slot));
-        if (!alive) slot_dead(slot);
+        if (!is_alive(slot)) slot_dead(slot);
     }
+}
+
+bool BlockStore::State::is_alive(int slot) const {
+    if (slot < 0) return false;
+    return options.slot_alive ? options.slot_alive(slot)
+                              : slots->is_alive(static_cast<uint32_t>(slot));
 }
 
 void BlockStore::tick() {
@@ -195,7 +210,7 @@ void BlockStore::tick() {
         State& state = *state_;
         for (const uint32_t slot : dead) state.slot_dead(static_cast<int>(slot));
         state.reap_slots();
-        state.allocator.grow(state.segment->ready_bytes());
+        state.use_ready_memory();
         state.apply_exists();
         state.drain_rings();
         state.reservations.quarantine_expired(state.now());

@@ -106,6 +106,13 @@ void BlockStore::State::release_hold(Generation generation, EntryRef ref) {
     deferred.erase(it);
 }
 
+BlockStore::State::SocketHolds::iterator BlockStore::State::end_socket_hold(
+    SocketHolds::iterator hold) {
+    release_hold(hold->first.second, hold->second.ref);
+    index->ledger().drop_block(hold->second.line);
+    return socket_holds.erase(hold);
+}
+
 void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
     for (size_t i = refs.size(); i-- > 0;) {
         if (refs[i] == kNoEntry || objects[refs[i]].generation == 0) continue;
@@ -175,12 +182,17 @@ Code BlockStore::hold(const Owner& owner, Generation generation) {
     if (ref == kNoEntry) return Code::kNotFound;
     const std::pair name{owner.session, generation};
     if (!holds.contains(name) && holds.size() >= State::kMaxSocketHolds) return Code::kOverloaded;
-    State::SocketHold& hold = holds[name];
-    if (hold.count++ == 0) {
-        hold.owner = owner;
-        hold.ref = ref;
-        ++state_->objects[ref].holds;
+    if (const auto it = holds.find(name); it != holds.end()) {
+        ++it->second.count;
+        return Code::kOk;
     }
+    // The process may go on reading after this life of the node, so the next one has to know.
+    StoredObject& object = state_->objects[ref];
+    const Ledger::Line line = state_->index->ledger().add_block(
+        BlockUse::kHeld, generation, object.offset, object.length, owner.slot);
+    if (line == Ledger::kNoLine) return Code::kOverloaded;
+    holds.emplace(name, State::SocketHold{owner, ref, 1, line});
+    ++object.holds;
     return Code::kOk;
 }
 
@@ -189,8 +201,7 @@ Code BlockStore::unhold(const Owner& owner, Generation generation) {
     const auto it = state_->socket_holds.find({owner.session, generation});
     if (it == state_->socket_holds.end()) return Code::kNotFound;
     if (--it->second.count > 0) return Code::kOk;
-    state_->release_hold(generation, it->second.ref);
-    state_->socket_holds.erase(it);
+    state_->end_socket_hold(it);
     return Code::kOk;
 }
 

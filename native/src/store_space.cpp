@@ -15,8 +15,15 @@ constexpr uint64_t kUnbalancedAges = 4;
 }  // namespace
 
 std::optional<uint64_t> BlockStore::State::try_allocate(uint64_t size_bytes) {
-    allocator.grow(segment->ready_bytes());
+    use_ready_memory();
     return allocator.allocate(size_bytes);
+}
+
+void BlockStore::State::use_ready_memory() {
+    const uint64_t ready = segment->ready_bytes();
+    if (ready == allocator.stats().capacity_bytes) return;
+    index->ledger().note_ready(ready);
+    allocator.grow(ready);
 }
 
 // From the cheapest to the dearest: free memory, what is over anyway, memory that is about to be
@@ -149,9 +156,14 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
         withdrawn.push_back({namespaces[object.ns].ns, std::string(index->cold(ref).key),
                              fields.hash, fields.version, reason});
     }
+    Ledger& ledger = index->ledger();
+    const Ledger::Line line =
+        ledger.add_block(BlockUse::kDeferred, object.generation, object.offset, object.length, -1);
+    if (line == Ledger::kNoLine) index->forbid_keeping();
     index->invalidate(ref);
     index->release(ref);
-    unsettled.emplace_back(object.generation, Deferred{object.offset, object.length, object.holds});
+    unsettled.emplace_back(object.generation,
+                           Deferred{object.offset, object.length, object.holds, line});
     evictor.remove(ref);
     by_generation.erase(object.generation);
     by_offset.erase(object.offset);
@@ -160,6 +172,7 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     --totals.objects;
     totals.object_bytes -= object.length;
     object = StoredObject{};
+    if (unsettled.size() >= kMaxUnsettled) settle();
 }
 
 // Shared-memory rule 1: the generations were invalidated; a full fence and a scan of the hazards of
@@ -172,10 +185,15 @@ void BlockStore::State::settle() {
         if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) {
             deferred.emplace(generation, block);
         } else {
-            allocator.free(block.offset);
+            free_deferred(block);
         }
     }
     unsettled.clear();
+}
+
+void BlockStore::State::free_deferred(const Deferred& block) {
+    index->ledger().drop_block(block.line);
+    allocator.free(block.offset);
 }
 
 void BlockStore::State::recheck_deferred() {
@@ -185,7 +203,7 @@ void BlockStore::State::recheck_deferred() {
     std::erase_if(deferred, [&](const auto& item) {
         const auto& [generation, block] = item;
         if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) return false;
-        allocator.free(block.offset);
+        free_deferred(block);
         return true;
     });
 }

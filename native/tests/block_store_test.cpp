@@ -457,19 +457,6 @@ TEST(BlockStore, ListingGoesOnFromItsCursor) {
     for (const auto& [key, count] : seen) EXPECT_EQ(count, 1) << key;
 }
 
-TEST(BlockStore, FilesAreGoneAfterwards) {
-    char directory[] = "/tmp/kvstore-store-XXXXXX";
-    ASSERT_NE(mkdtemp(directory), nullptr);
-    BlockStore::Options options;
-    options.directory = directory;
-    {
-        StoreHarness h(4 * kMiB, options);
-        EXPECT_EQ(h.put("a", 10), Code::kOk);
-        EXPECT_EQ(access((options.directory + "/segment").c_str(), F_OK), 0);
-    }
-    EXPECT_EQ(rmdir(directory), 0);  // empty
-}
-
 TEST(BlockStore, ThreadsShareIt) {
     StoreHarness h(2 * kMiB);
     std::vector<std::thread> threads;

@@ -20,7 +20,7 @@ namespace kvstore {
 namespace {
 
 std::unique_ptr<ClientSlots> make_slots() {
-    auto slots = ClientSlots::create("", "clients");
+    auto slots = ClientSlots::open("", "clients");
     EXPECT_TRUE(slots.ok()) << slots.status().to_string();
     return std::move(*slots);
 }

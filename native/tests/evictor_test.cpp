@@ -20,7 +20,8 @@ const Evictor::Blocked kNothingBlocked = [](uint32_t) { return false; };
 // A cache of numbers whose victims the evictor names.
 class SampledCache {
   public:
-    SampledCache(uint32_t capacity, uint64_t seed) : evictor_(capacity, seed), ids_(capacity) {
+    SampledCache(uint32_t capacity, uint64_t seed)
+        : stamps_(capacity, 0), evictor_(stamps_, seed), ids_(capacity) {
         for (uint32_t entry = 0; entry < capacity; ++entry) free_.push_back(entry);
     }
     bool touch(uint64_t id) {
@@ -46,6 +47,7 @@ class SampledCache {
     }
 
   private:
+    std::vector<uint64_t> stamps_;
     Evictor evictor_;
     std::vector<uint64_t> ids_;
     std::vector<uint32_t> free_;
@@ -120,7 +122,8 @@ TEST(Evictor, ComesCloseToExactLru) {
 }
 
 TEST(Evictor, SmallGroupsAreExact) {
-    Evictor evictor(64, 1);
+    std::vector<uint64_t> stamps(64, 0);
+    Evictor evictor(stamps, 1);
     for (uint32_t entry = 0; entry < 64; ++entry) {
         evictor.add(entry, kBlock, false);
         evictor.touch(entry);
@@ -137,7 +140,8 @@ TEST(Evictor, SmallGroupsAreExact) {
 }
 
 TEST(Evictor, GroupsAndRanksStayApart) {
-    Evictor evictor(8, 1);
+    std::vector<uint64_t> stamps(8, 0);
+    Evictor evictor(stamps, 1);
     evictor.add(0, 4096, false);
     evictor.add(1, 8192, false);
     evictor.add(2, 4096, true);
@@ -156,7 +160,8 @@ TEST(Evictor, GroupsAndRanksStayApart) {
 
 TEST(Evictor, BlockedMembersAreSkippedHoweverMany) {
     constexpr uint32_t kEntries = 2000;
-    Evictor evictor(kEntries, 1);
+    std::vector<uint64_t> stamps(kEntries, 0);
+    Evictor evictor(stamps, 1);
     for (uint32_t entry = 0; entry < kEntries; ++entry) {
         evictor.add(entry, kBlock, false);
         evictor.touch(entry);
@@ -167,7 +172,8 @@ TEST(Evictor, BlockedMembersAreSkippedHoweverMany) {
 }
 
 TEST(Evictor, TellsHowColdOtherGroupsAre) {
-    Evictor evictor(4, 1);
+    std::vector<uint64_t> stamps(4, 0);
+    Evictor evictor(stamps, 1);
     EXPECT_EQ(evictor.coldest_elsewhere(4096, false, kSameSize), UINT64_MAX);
     evictor.add(0, 4096, false);
     evictor.add(1, 8192, false);

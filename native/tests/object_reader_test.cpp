@@ -32,7 +32,7 @@ class ObjectReaderTest : public ::testing::Test {
         auto reader = IndexReader::attach(index_->fd(), kSegmentBytes);
         ASSERT_TRUE(reader.ok());
         reader_ = std::move(*reader);
-        auto slots = ClientSlots::create("", "clients");
+        auto slots = ClientSlots::open("", "clients");
         ASSERT_TRUE(slots.ok());
         slots_ = std::move(*slots);
     }

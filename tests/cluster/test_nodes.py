@@ -87,7 +87,7 @@ def test_a_killed_node_may_start_again_at_once(cluster: Cluster) -> None:
 
 
 def test_sigterm_is_a_goodbye_that_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    node = start(cluster, "a")
+    node = start(cluster, "a", keep_segment=False)
     assert any(cluster.segment_dirs["a"].iterdir())
     assert node.terminate() == 0
     assert info(cluster, "a").state == DEAD  # without waiting for its TTL

@@ -71,6 +71,15 @@ def only(decisions: list[policy.Decision], kind: type) -> list[policy.Decision]:
     return [decision for decision in decisions if isinstance(decision, kind)]
 
 
+def test_a_new_epoch_is_above_that_of_the_kept_memory() -> None:
+    forgotten = replace(register(1), kept_epoch=41)
+    cluster, _ = run(Cluster(0), (forgotten, 0))
+    assert cluster.nodes["a"].node_epoch == 42
+    # The record knows better when the memory is older.
+    cluster, _ = run(cluster, (replace(register(2), kept_epoch=3), 10))
+    assert cluster.nodes["a"].node_epoch == 43
+
+
 def test_a_registration_is_on_disk_before_the_link_may_open() -> None:
     cluster, decisions = run(Cluster(0), (register(1), 5))
     assert [type(d) for d in decisions] == [Persist, OpenSession, SetNode]

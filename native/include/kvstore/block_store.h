@@ -26,6 +26,7 @@
 namespace kvstore {
 
 class ClientSlots;
+class StoreFiles;
 
 // One incarnation (epoch) of a namespace as a node knows it. Shared by everything that belongs to
 // it.
@@ -50,10 +51,6 @@ struct Owner {
 class BlockStore {
   public:
     struct Options {
-        std::string directory;  // of segment, index and clients; empty: anonymous memfds
-        std::string segment_name = "segment";
-        std::string index_name = "index";
-        std::string clients_name = "clients";
         uint64_t size_bytes = 0;
         uint32_t index_entries = 0;  // 0: size_bytes / 4096, at least 1024
         std::string node_id;
@@ -192,8 +189,33 @@ class BlockStore {
         uint64_t touches = 0;
     };
 
+    // How a store began: with what an earlier life of the node has left in its folder (warm), or
+    // with nothing.
+    struct Beginning {
+        bool warm = false;
+        std::string why_cold;  // although there was something; for people
+        uint64_t objects = 0;
+        uint64_t object_bytes = 0;
+        uint64_t dropped = 0;      // expired, flushed or damaged
+        uint64_t quarantined = 0;  // blocks that living clients may still write into
+        uint64_t deferred = 0;     // blocks that they may still read
+        uint64_t applied_seq = 0;  // last operation of the master that the earlier life applied
+        uint64_t took_us = 0;
+        std::vector<NamespaceRef> namespaces;  // in their current incarnation
+    };
+
+    // In anonymous memory.
     static Result<std::unique_ptr<BlockStore>> create(const Options& options);
-    ~BlockStore();  // retires the index and removes its files; held bytes stay mapped
+    // In a folder: takes over what an earlier life has left there, which stays as it was when this
+    // fails. kInvalidArgument, kVersionMismatch: it is not this node's to take.
+    static Result<std::unique_ptr<BlockStore>> create(const Options& options,
+                                                      std::unique_ptr<StoreFiles> files);
+    // The files of a folder stay, for the next life. Held bytes stay mapped.
+    ~BlockStore();
+    void remove_files();  // there will be no next life
+    const Beginning& beginning() const;
+    // Written down for the next life: what it need not apply again.
+    void note_applied(uint64_t seq);
     BlockStore(const BlockStore&) = delete;
     BlockStore& operator=(const BlockStore&) = delete;
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "kvstore/status.h"
@@ -32,6 +33,13 @@ class ChunkAllocator {
     // Offset of a block of at least `size_bytes` (0 is treated as 1), or nothing.
     std::optional<uint64_t> allocate(uint64_t size_bytes);
     void free(uint64_t offset);
+    // Makes these blocks live, on an allocator that has none. In ascending order of their offsets.
+    // Which of them could be: not those that overlap or that no chunk can hold.
+    struct Block {
+        uint64_t offset = 0;
+        uint64_t size_bytes = 0;
+    };
+    std::vector<bool> adopt(std::span<const Block> blocks);
     // Rounded bytes the block at `offset` occupies; 0 when no live block starts there.
     uint64_t block_bytes(uint64_t offset) const;
     // Whether two sizes are served by the same class (evicting one makes room for the other).

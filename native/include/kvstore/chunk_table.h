@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -40,6 +41,14 @@ class ChunkTable {
     void grow(uint64_t capacity_bytes);
     std::optional<uint64_t> allocate(uint64_t size_bytes);
     void free(uint64_t offset);
+    // Makes the parts of one new chunk live: `blocks` blocks of `block_bytes` (rounded) at
+    // `offset`, behind all other chunks. `live` are the places and exact sizes of those in use.
+    struct LiveBlock {
+        uint32_t block = 0;
+        uint64_t size_bytes = 0;
+    };
+    void adopt_chunk(uint64_t offset, uint64_t block_bytes, uint32_t blocks,
+                     std::span<const LiveBlock> live);
 
     uint64_t rounded(uint64_t size_bytes) const;
     // The live block that starts at `offset`: its chunk and index, or nothing.
@@ -65,11 +74,15 @@ class ChunkTable {
     uint64_t requested_bytes() const { return requested_bytes_; }
     uint64_t live_blocks() const { return live_blocks_; }
     uint64_t chunk_count() const { return chunk_count_; }
+    uint64_t max_chunk_bytes() const { return max_chunk_bytes_; }
+    uint32_t alignment() const { return alignment_; }
     Status audit() const;
 
   private:
     uint32_t class_for(uint64_t block_bytes);
     Id new_chunk(uint32_t class_id);
+    void set_up_chunk(Id id, uint32_t class_id, uint64_t chunk_bytes);
+    void take_block(Id id, uint32_t block, uint64_t size_bytes);
     void drop_chunk(Id id);
     void link_partial(Id id);
     void unlink_partial(Id id);

@@ -6,12 +6,15 @@
 // another: hazards only delay reuse, touches are checked by the caller, counters are shown.
 #pragma once
 
+#include <sys/types.h>
+
 #include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvstore/file.h"
@@ -29,13 +32,20 @@ using SlotCounters = std::array<uint64_t, kSlotCounterCount>;
 // confirm: the node scans confirmed slots only.
 class ClientSlots {
   public:
-    // `directory` empty: an anonymous memfd. Takes the owner's lock on the file.
-    static Result<std::unique_ptr<ClientSlots>> create(const std::string& directory,
-                                                       const std::string& name);
+    // Takes the owner's lock on the file: kUnavailable when another process has it. A file that is
+    // there is kept, with the slots of the processes that live: they may still write into blocks
+    // that they reserved in an earlier life of the node, and read what they hold. One of another
+    // format is kVersionMismatch, or replaced with `discard_foreign`. `directory` empty: an
+    // anonymous memfd.
+    static Result<std::unique_ptr<ClientSlots>> open(const std::string& directory,
+                                                     const std::string& name,
+                                                     bool discard_foreign = false);
     ~ClientSlots();
     ClientSlots(const ClientSlots&) = delete;
     ClientSlots& operator=(const ClientSlots&) = delete;
 
+    bool kept() const { return kept_; }  // the file was there before
+    const std::string& name() const { return name_; }
     int fd() const { return fd_; }  // to be passed to clients; owned by the SlotRegistry
 
     // A free slot, cleared, its memory reserved. kOverloaded when all are taken, kNoSpace when the
@@ -46,6 +56,8 @@ class ClientSlots {
     Status confirm(uint32_t slot);
     // Whether the slot's process still holds its lock; one system call.
     bool is_alive(uint32_t slot) const;
+    // Who holds the slot's lock; 0: nobody, or a process that this one cannot see.
+    pid_t holder(uint32_t slot) const;
     // Live slots whose lock is gone, each once: give back what they owned, then free_slot().
     std::vector<uint32_t> collect_dead();
     // Makes the slot assignable. For an assigned slot that was never confirmed, or a dead one; a
@@ -58,6 +70,8 @@ class ClientSlots {
     bool hazard_present(Generation gen) const;
     // The same for many generations at once: every generation held now, sorted.
     void collect_hazards(std::vector<Generation>* out) const;
+    // Every hazard with the block that it names, for a node that attaches.
+    std::vector<std::pair<Generation, uint64_t>> hazards() const;
 
     // Hands over the entries that clients read since the last call, oldest first per client. The
     // ring is lossy. Numbers come from clients: check them against the index before use. `fn` is
@@ -77,12 +91,16 @@ class ClientSlots {
     };
 
     ClientSlots() = default;
+    Status read_or_write_header(const std::string& directory, const std::string& name);
+    void adopt_live_slots();
     SlotPage& page(uint32_t slot) const;
     void clear(uint32_t slot);
     Status back(uint32_t slot);
     bool lock_seen(uint32_t slot) const;
 
     int fd_ = -1;
+    bool kept_ = false;
+    std::string name_;
     FileKey key_;
     Mapping mapping_;
     mutable std::mutex mutex_;

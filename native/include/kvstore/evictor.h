@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -18,7 +19,8 @@ namespace kvstore {
 
 class Evictor {
   public:
-    Evictor(uint32_t capacity, uint64_t seed);
+    // `stamps`: one a possible entry, zeros, kept by the caller for as long as this lives.
+    Evictor(std::span<uint64_t> stamps, uint64_t seed);
 
     // Makes an entry evictable. Soft entries are a rank of their own, which the caller asks last.
     void add(uint32_t entry, uint64_t block_bytes, bool soft);
@@ -73,7 +75,7 @@ class Evictor {
     bool is_current(const Group& group, const Candidate& candidate) const;
     uint64_t random();
 
-    std::vector<uint64_t> stamps_;
+    std::span<uint64_t> stamps_;
     std::vector<Place> places_;
     GroupMap groups_;
     size_t sizes_[2] = {0, 0};

@@ -35,6 +35,9 @@ class ExtentSpace {
 
     // A used extent of exactly `bytes` (at least a granule), cut from a closely fitting free one.
     Id take(uint64_t bytes);
+    // The used extent [offset, offset + bytes), of at least a granule, behind everything that is
+    // used so far.
+    Id take_at(uint64_t offset, uint64_t bytes);
     void give_back(Id id);
     // The used extent that contains `offset`, or kNone.
     Id find(uint64_t offset) const;
@@ -54,6 +57,7 @@ class ExtentSpace {
     static constexpr size_t kBins = 1024;
 
     static size_t bin_of(uint64_t bytes);
+    Id cut(Id id, uint64_t bytes);
     Id best_in_bin(size_t bin, uint64_t bytes) const;
     Id best_fit(uint64_t bytes) const;
     Id new_extent(uint64_t offset, uint64_t bytes);

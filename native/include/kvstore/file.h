@@ -44,6 +44,15 @@ class Mapping {
 // Where a shared region lives: a file in `directory` (created 0600, never followed through a link),
 // or an anonymous memfd when `directory` is empty (embedded mode: nothing is left behind).
 Result<Fd> create_region(const std::string& directory, const std::string& name);
+// An existing region, for reading and writing: kNotFound when there is none, kIoError when it is
+// not a regular file of this user.
+Result<Fd> open_region(const std::string& directory, const std::string& name);
+// The same, but created empty (0600) when there is none.
+Result<Fd> keep_region(const std::string& directory, const std::string& name);
+// Whether the name in the directory still leads to this very file.
+bool is_named(int fd, const std::string& directory, const std::string& name);
+// Gives a region in `directory` its final name, in place of whatever had it.
+Status rename_region(const std::string& directory, const std::string& from, const std::string& to);
 // Another descriptor of the same file that cannot write, to hand to processes that only read.
 Result<Fd> reopen_read_only(const Fd& fd);
 Status errno_status(const char* call, const std::string& path);  // kIoError, or kNoSpace for ENOSPC

@@ -16,6 +16,7 @@
 
 #include "kvstore/chunk_allocator.h"
 #include "kvstore/file.h"
+#include "kvstore/ledger.h"
 #include "kvstore/shared_layout.h"
 #include "kvstore/types.h"
 
@@ -58,6 +59,7 @@ class Index {
         uint32_t node_epoch = 0;
         std::string node_id;
         uint64_t segment_bytes = 0;
+        uint64_t cluster_check = 0;
     };
     struct NewEntry {
         Identity identity;  // its length is the object's length
@@ -71,13 +73,20 @@ class Index {
         Pin pin = Pin::kNone;
     };
 
+    // Always a new file, under a name of its own until install(): what an earlier life of the node
+    // has left stays whole until this one is ready to take its place.
     static Result<std::unique_ptr<Index>> create(const Options& options);
+    Status install();
+    // A later life must not take this index over: something that it needs could not be written.
+    void forbid_keeping();
     ~Index();
     Index(const Index&) = delete;
     Index& operator=(const Index&) = delete;
 
     // kNoEntry when no valid entry has this namespace and this very key.
     EntryRef find(NamespaceId ns, const Hash128& hash, std::string_view key) const;
+    // One with this hash, whatever its key: good for a hint.
+    EntryRef find_hash(NamespaceId ns, const Hash128& hash) const;
     // Publishes: visible to readers when it returns. Does not look for an older entry of the same
     // key: insert first, then invalidate the old one, so that no reader meets a gap. kNoSpace: both
     // buckets or the key heap are full; evict one of candidates(hash) and try again.
@@ -104,6 +113,8 @@ class Index {
     uint64_t capacity() const { return geometry_.entry_count(); }
     uint64_t mapped_bytes() const { return geometry_.total_bytes; }
     int fd() const { return fd_.get(); }
+    const std::string& name() const { return name_; }
+    Ledger& ledger() { return *ledger_; }
     // What clients are given: the same file, which a mapping through it cannot write.
     int client_fd() const { return client_fd_.get(); }
     Status audit() const;  // tags, entries and heap agree; slow, for tests and audits
@@ -113,12 +124,16 @@ class Index {
     Status grow_heap();
     std::optional<uint32_t> store_cold(const NewEntry& entry);
     EntryRef free_entry_in(uint64_t bucket) const;
+    void write_header(const Options& options);
 
+    std::string directory_;
+    std::string name_;
     Fd fd_;
     Fd client_fd_;
     Mapping mapping_;
     IndexGeometry geometry_;
     IndexView view_;
+    std::unique_ptr<Ledger> ledger_;
     std::unique_ptr<ChunkAllocator> heap_;
     uint64_t heap_ready_bytes_ = 0;
     uint64_t used_ = 0;

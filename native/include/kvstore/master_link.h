@@ -112,6 +112,8 @@ class MasterLink {
         virtual void on_announced(uint64_t link, const LinkNamespace& ns,
                                   std::span<const AnnounceResult> results) = 0;
         virtual void on_ops(std::span<const MasterOp> ops) = 0;
+        // Everything up to this operation has been applied here; the acknowledgement follows.
+        virtual void on_applied(uint64_t seq) = 0;
         virtual void on_copy(CopyJob job) = 0;
         // The next at most `limit` objects behind `cursor` (0 at the start); returns the cursor for
         // the next call, 0 when there is nothing behind.
@@ -122,7 +124,8 @@ class MasterLink {
         std::string cluster_id;
         std::string node_id;
         uint32_t node_epoch = 0;
-        uint64_t session_id = 0;  // 0: not registered yet, no connection is tried
+        uint64_t session_id = 0;   // 0: not registered yet, no connection is tried
+        uint64_t applied_seq = 0;  // last operation that an earlier life of the node has applied
         HashSecret hash_secret{};
         std::vector<std::string> endpoints;  // tried in order
         std::string principal;

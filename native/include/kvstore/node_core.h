@@ -18,6 +18,7 @@
 #include "kvstore/master_link.h"
 #include "kvstore/node_slots.h"
 #include "kvstore/status.h"
+#include "kvstore/store_files.h"
 #include "kvstore/types.h"
 
 namespace kvstore {
@@ -42,8 +43,6 @@ struct NodeOptions {
     std::vector<Principal> principals;  // who may connect; empty: no authentication
 
     // Memory.
-    std::string segment_directory;  // empty: anonymous memory
-    std::string segment_name = "segment";
     uint64_t segment_bytes = 0;
     uint32_t index_entries = 0;     // 0: from the segment's size
     uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
@@ -94,9 +93,11 @@ struct NodeStats {
 
 class NodeCore {
   public:
-    // Creates the segment and the store; nothing listens yet. kInvalidArgument, kNoSpace or
-    // kIoError with a sentence that names the option.
-    static Result<std::unique_ptr<NodeCore>> create(const NodeOptions& options);
+    // Takes over or creates the segment and the store; nothing listens yet. kInvalidArgument,
+    // kVersionMismatch, kNoSpace or kIoError with a sentence that names the option. `files`: the
+    // folder, opened before the registration; null: anonymous memory.
+    static Result<std::unique_ptr<NodeCore>> create(const NodeOptions& options,
+                                                    std::unique_ptr<StoreFiles> files = nullptr);
     ~NodeCore();  // stop()
 
     // Listens and begins to connect to the master.
@@ -114,8 +115,8 @@ class NodeCore {
     NodeStats stats() const;
     std::vector<TenantCounters> client_counters() const;
     BlockStore& store();
-    // Closes every connection and the link, ends the threads. Idempotent. The segment's files go
-    // with the destructor.
+    // Closes every connection and the link, ends the threads. Idempotent. The files of a folder
+    // stay for the node's next life.
     void stop();
 
   private:

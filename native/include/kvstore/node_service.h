@@ -54,6 +54,7 @@ class NodeService final : public Service, public MasterLink::Handler {
     void on_announced(uint64_t link, const LinkNamespace& ns,
                       std::span<const AnnounceResult> results) override;
     void on_ops(std::span<const MasterOp> ops) override;
+    void on_applied(uint64_t seq) override;
     void on_copy(CopyJob job) override;
     uint32_t list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) override;
 

@@ -25,7 +25,7 @@ struct TenantCounters {
 // Thread-safe.
 class NodeSlots {
   public:
-    explicit NodeSlots(ClientSlots& slots) : slots_(slots) {}
+    explicit NodeSlots(ClientSlots& slots);
 
     // A slot to offer to a session of process `pid`, or -1: then that client uses sockets.
     int offer(pid_t pid);

@@ -32,8 +32,9 @@ struct NodeRecord {
     NodeInfo info;
     LinkId link_id = 0;  // 0: not connected
     std::shared_ptr<NodeLink> link;
-    bool synced = false;       // has announced everything since this master started
-    uint64_t applied_seq = 0;  // operations it has acknowledged
+    uint32_t linked_epoch = 0;  // the life of the node that was linked last
+    bool synced = false;        // has announced everything since this master started
+    uint64_t applied_seq = 0;   // operations it has acknowledged
     uint64_t sent_seq = 0;
     Version floor = 0;        // versions that it may announce only when they are recorded
     uint64_t changed_ms = 0;  // when its state last changed

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kvstore/block_store.h"
+#include "kvstore/ledger.h"
 
 namespace kvstore {
 
@@ -31,6 +32,7 @@ struct Reservation {
     Pin pin = Pin::kNone;
     Version version = 0;  // 0 until granted
     bool quarantined = false;
+    Ledger::Line line = Ledger::kNoLine;  // its record
     bool spare = false;  // granted before it is known what for: neither key nor namespace yet
 };
 

@@ -27,6 +27,9 @@ class Segment {
     // Checks room (statvfs, cgroup limit) before anything is created: kNoSpace with a sentence that
     // names the setting. Blocks until the first slice is ready.
     static Result<std::unique_ptr<Segment>> create(const Options& options);
+    // The file that an earlier life has left, grown to the size asked for; its first `kept_bytes`
+    // are ready at once, as far as the file goes. kNotFound when there is none, kNoSpace as above.
+    static Result<std::unique_ptr<Segment>> attach(const Options& options, uint64_t kept_bytes);
     ~Segment();  // stops the thread, unmaps; the file stays unless remove_file() was called
 
     uint8_t* data() const { return mapping_.data(); }
@@ -41,10 +44,13 @@ class Segment {
 
   private:
     Segment() = default;
+    static Result<std::unique_ptr<Segment>> over(const Options& options, Fd fd, uint64_t unit,
+                                                 uint64_t kept_bytes);
     Status open_memory();
     std::string path() const;
     void prefault_loop();
     Status prefault_slice(uint64_t begin, uint64_t end);
+    Status reserve(uint64_t begin, uint64_t end);
 
     Options options_;
     Fd fd_;

@@ -1,12 +1,14 @@
 // The bytes of the two shared files, `index` and `clients`. Everything is little-endian and
 // fixed-width; a change of any of it is a new format version.
 //
-// index file (written by the node, mapped read-only by clients)
+// index file (written by the node; clients map its first part, up to the ledger, read-only)
 //
 //   0            IndexHeader                             one page
 //   4096         tag lines      bucket_count × 64 B      32 tags of 16 bits: a bucket's cache line
 //   …            entries        bucket_count × 32 × 64 B entry n belongs to bucket n / 32
 //   …            key heap       heap_bytes               cold records, in granules of 16 B
+//   …            ledger                                  what a node needs besides the entries to
+//                                                        take its memory over again (below)
 //
 //   tag line     | t3 t2 t1 t0 | t7 … t4 | … | t31 … t28 |   8 words of 4 tags; tag 0 = free entry
 //
@@ -18,6 +20,15 @@
 //                48 key, padded with zeros to whole words
 //
 // An object lives in one of the two buckets that its hash names, and never moves.
+//
+//   ledger       0     LedgerHeader                          one page
+//                4096  recency        entries × 8 B          the eviction stamp of each entry
+//                …     blocks         kLedgerBlocks × 32 B   blocks that no valid entry owns
+//                …     namespaces     kLedgerNames bytes     records, appended
+//
+//   block (32 B) 0  gen (0: free)     8  offset    16 length    24 slot + 1 | use<<32
+//   namespace    0  crc of the rest   4  epoch      8 tenant id  16 namespace id
+//                24 tenant bytes (16) | name bytes << 16 (16)    28 tenant, name, zeros to 8 B
 //
 // clients file (mapped by node and clients, each client writes only its own slot)
 //
@@ -63,8 +74,10 @@ struct IndexHeader {
     uint64_t bucket_count;
     uint64_t heap_bytes;
     uint64_t segment_bytes;
-    uint64_t total_bytes;
-    uint8_t reserved0[16];
+    uint64_t total_bytes;    // of the part that clients map
+    uint64_t cluster_check;  // a keyed hash: equal for equal hash secrets
+    uint32_t header_crc;     // CRC32C of what never changes: bytes 0 to 55 and 192 to the end
+    uint32_t reserved0;
     SharedHalf retired;  // 0, then 1 for ever
     uint8_t reserved1[60];
     SharedWord flush_counter;
@@ -76,9 +89,10 @@ struct IndexHeader {
     uint8_t reserved4[kIndexHeaderBytes - 456];
 };
 static_assert(sizeof(IndexHeader) == kIndexHeaderBytes);
+static_assert(offsetof(IndexHeader, header_crc) == 56);
 static_assert(offsetof(IndexHeader, retired) == 64);
 static_assert(offsetof(IndexHeader, flush_counter) == 128);
-static_assert(offsetof(IndexHeader, node_id) == 200);
+static_assert(offsetof(IndexHeader, owner_pid) == 192 && offsetof(IndexHeader, node_id) == 200);
 
 struct TagLine {
     SharedWord words[kTagWords];
@@ -120,9 +134,16 @@ struct IndexGeometry {
     uint64_t total_bytes = 0;
 
     uint64_t entry_count() const { return bucket_count * kBucketSlots; }
+    // The ledger's parts, counted from total_bytes on.
+    uint64_t ledger_blocks_offset() const;
+    uint64_t ledger_names_offset() const;
+    uint64_t ledger_bytes() const;
+    uint64_t file_bytes() const { return total_bytes + ledger_bytes(); }
     // Nothing when a number is out of range.
     static std::optional<IndexGeometry> of(uint64_t bucket_count, uint64_t heap_bytes);
 };
+
+uint32_t index_header_crc(const IndexHeader& header);
 
 // Both buckets of a hash and its tag, which is never 0.
 struct IndexPlace {
@@ -138,6 +159,37 @@ struct IndexView {
     IndexEntry* entries = nullptr;
     SharedWord* heap = nullptr;
     static IndexView over(uint8_t* base, const IndexGeometry& geometry);
+};
+
+// ---- ledger ----------------------------------------------------------------------------------
+
+// Both are bounds on address space: memory is taken as it is needed.
+inline constexpr uint64_t kLedgerBlocks = uint64_t{1} << 22;
+inline constexpr uint64_t kLedgerNames = uint64_t{64} << 20;
+inline constexpr uint64_t kLedgerHeaderBytes = 4096;
+
+struct LedgerHeader {
+    SharedWord ready_bytes;  // of the segment are backed by memory; every block lies below
+    SharedWord blocks_used;  // records behind this one were never written
+    SharedWord names_used;   // bytes of namespace records
+    SharedWord applied_seq;  // last operation of the master that was applied here
+    uint8_t reserved[kLedgerHeaderBytes - 32];
+};
+static_assert(sizeof(LedgerHeader) == kLedgerHeaderBytes);
+
+struct LedgerBlock {
+    SharedWord gen;  // 0: free
+    SharedWord offset;
+    SharedWord length;
+    SharedWord slot_use;
+};
+static_assert(sizeof(LedgerBlock) == 32);
+
+// Why a block is not free although no valid entry owns it.
+enum class BlockUse : uint32_t {
+    kReserved = 1,  // somebody writes it
+    kDeferred = 2,  // withdrawn, and perhaps still read
+    kHeld = 3,      // held by socket for a client whose slot was full; its entry may be valid
 };
 
 // ---- clients ---------------------------------------------------------------------------------

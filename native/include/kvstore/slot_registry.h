@@ -9,6 +9,8 @@
 // acquire a slot of its own.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <map>
@@ -84,6 +86,8 @@ class SlotRegistry {
     bool holds(const FileKey& key, uint32_t number) const;
     // Whether another process holds a record lock on this byte of the file.
     static bool locked_elsewhere(int fd, uint64_t byte);
+    // Its process; 0 when there is none, or none that this process can see.
+    static pid_t lock_holder(int fd, uint64_t byte);
 
   private:
     friend class ClientSlot;

@@ -26,6 +26,7 @@
 #include "kvstore/ref_map.h"
 #include "kvstore/reservation_table.h"
 #include "kvstore/segment.h"
+#include "kvstore/store_files.h"
 #include "kvstore/withdrawal_memory.h"
 
 namespace kvstore {
@@ -57,6 +58,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
         uint64_t offset = 0;
         uint64_t length = 0;
         uint32_t holds = 0;
+        Ledger::Line line = Ledger::kNoLine;
     };
     struct NamespaceUse {
         NamespaceRef ns;
@@ -66,7 +68,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
         Owner owner;
         EntryRef ref = kNoEntry;
         uint32_t count = 0;
+        Ledger::Line line = Ledger::kNoLine;
     };
+    using SocketHolds = std::map<std::pair<uint64_t, Generation>, SocketHold>;  // by session
     struct HoldRecord {  // what a HoldToken points to
         std::shared_ptr<State> state;
         Generation generation = 0;
@@ -83,10 +87,21 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static constexpr size_t kMaxFlushedIds = 65'536;
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
+    static constexpr size_t kMaxUnsettled = 4096;  // their records are few at any moment
 
-    State(const Options& given, std::unique_ptr<Segment> segment_in,
-          std::unique_ptr<Index> index_in, std::unique_ptr<ClientSlots> slots_in);
-    void close();  // takes the mutex
+    State(const Options& given, const std::string& directory_in,
+          std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
+          std::unique_ptr<ClientSlots> slots_in);
+    static Result<std::shared_ptr<State>> create(const Options& options, StoreFiles& files);
+    static Segment::Options segment_options(const Options& options, const StoreFiles& files);
+    static Index::Options index_options(const Options& options, const StoreFiles& files);
+    void close();         // takes the mutex
+    void remove_files();  // takes the mutex
+
+    // --- store_attach.cpp ---
+    class TakeOver;
+    // kIoError: what is there is damaged in a way that could hurt somebody; start cold.
+    static Result<std::shared_ptr<State>> attach(const Options& options, StoreFiles& files);
 
     // --- block_store.cpp ---
     Reserved reserve(std::unique_lock<std::mutex>& lock, const Owner& owner, const NamespaceRef& ns,
@@ -96,6 +111,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item);
     Reservation reservation_of(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
                                uint64_t offset) const;
+    bool add_reservation(Generation generation, Reservation reservation);
     Generation draw_generation();
     Reserved block_of(Generation generation, uint64_t offset) const;
     Code grant(Generation generation, Version version);
@@ -106,6 +122,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
                             uint32_t sealed_crc, EntryRef old);
     void adopt(EntryRef ref, const Reservation& reservation, Generation generation,
                uint64_t expiry_ms);
+    void enter(EntryRef ref, const StoredObject& object);
+    void link_parent(StoredObject* object, EntryRef parent) const;
     void stamp_batch(std::span<const EntryRef> published);
     void drop_reservation(Generation generation);
     // Frees the block or quarantines it, as may_reuse_reservation() decides.
@@ -121,6 +139,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     HoldToken make_hold(EntryRef ref);
     void drop_hold(Generation generation, EntryRef ref);  // takes the mutex
     void release_hold(Generation generation, EntryRef ref);
+    SocketHolds::iterator end_socket_hold(SocketHolds::iterator hold);
     uint64_t left_ms(const StoredObject& object) const;
     void touch_reversed(std::span<const EntryRef> refs);
     void note_exists(uint64_t session, EntryRef ref);
@@ -133,10 +152,12 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void set_pin(EntryRef ref, Pin pin);
     void count_pin(const StoredObject& object, bool add);
     void reap_slots();
+    bool is_alive(int slot) const;  // false for -1
     // An object is a member of the evictor unless a lease or a hard pin protects it.
     void update_evictable(EntryRef ref);
     uint32_t use_namespace(const NamespaceRef& ns);
     void leave_namespace(uint32_t place);
+    Status note_namespace(const StoreNamespace& ns);
 
     // --- store_space.cpp ---
     // Unlocks while it waits for pre-faulting.
@@ -155,6 +176,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void withdraw(EntryRef ref, MissReason reason, bool tell = true);
     void settle();
     void recheck_deferred();
+    void free_deferred(const Deferred& block);
+    void use_ready_memory();
     void expire_objects(size_t max);
     void sweep_flushed(uint32_t max);
     void deliver(std::unique_lock<std::mutex>& lock);
@@ -185,6 +208,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     };
 
     Options options;
+    std::string directory;  // empty: anonymous memory
+    Beginning beginning;
     std::unique_ptr<Segment> segment;
     std::unique_ptr<Index> index;
     std::unique_ptr<ClientSlots> slots;
@@ -201,13 +226,14 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     std::vector<NamespaceUse> namespaces;
     std::vector<uint32_t> free_namespaces;
     std::unordered_map<NamespaceId, uint32_t> namespace_places;
+    std::unordered_set<NamespaceId> noted_namespaces;  // those in the ledger
     std::unordered_set<NamespaceId> flushed_ids;
     std::deque<NamespaceId> flushed_order;
     uint64_t flush_counter = 0;
     uint64_t sweep_left = 0;  // entries that the sweep after a flush has still to look at
     EntryRef sweep_at = 0;
 
-    std::map<std::pair<uint64_t, Generation>, SocketHold> socket_holds;  // by session
+    SocketHolds socket_holds;
     std::unordered_map<Generation, Deferred> deferred;
     std::vector<std::pair<Generation, Deferred>>
         unsettled;                       // withdrawn, not yet proved or deferred
