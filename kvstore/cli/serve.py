@@ -14,6 +14,7 @@ import click
 
 from kvstore.errors import IoError
 from kvstore.logging import LEVELS, EventLogger
+from kvstore.reload import Reloader
 
 _log = EventLogger("process")
 
@@ -39,15 +40,13 @@ def server_options(command: F) -> F:
     return command
 
 
-def run(
-    program: str, serve: Serve, reload: Callable[[], None], port_file: str, as_json: bool
-) -> None:
+def run(program: str, serve: Serve, reloader: Reloader[Any], port_file: str, as_json: bool) -> None:
     """Run a server until SIGTERM or SIGINT.
 
     Args:
         program: its name.
         serve: runs until the event is set; tells the announcer where it serves.
-        reload: called on SIGHUP.
+        reloader: reads the configuration again on SIGHUP and when a file has changed.
         port_file: written when it serves; removed at the end; empty for none.
         as_json: how to print the ready line.
     """
@@ -64,8 +63,12 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        await serve(stop, announce)
+        loop.add_signal_handler(signal.SIGHUP, reloader.reload, "sighup")
+        watch = asyncio.create_task(reloader.watch())
+        try:
+            await serve(stop, announce)
+        finally:
+            watch.cancel()
         _log.info("stopped")
 
     try:
