@@ -274,3 +274,18 @@ def test_an_error_while_applying_is_counted_and_tried_again(
     process.reloader.on_change(process.prepare)
     process.reloader.reload("sighup")
     assert [config.reservation_ms for config in process.in_effect] == [7]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_is_taken_once_nobody_writes_it_any_more(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = [0]
+
+    def still_being_written(path: object) -> str:
+        looks[0] += path == process.path
+        return f"content {min(looks[0], 20)}"
+
+    monkeypatch.setattr(reload, "_fingerprint", still_being_written)
+    watched(process, [(lambda: None, lambda: looks[0] > 40)])
+    assert process.results["unchanged"] == 1
