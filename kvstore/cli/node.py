@@ -29,11 +29,18 @@ A file that is wrong is refused, and what ran before stays. SIGTERM and SIGINT e
 @click.option("--node-id", help="Unique in the cluster.")
 @click.option("--segment-size", help='Memory for objects: an integer or "4gb".')
 @click.option("--segment-dir", type=click.Path(), help="Folder on tmpfs or hugetlbfs.")
+@click.option("--label", "labels", multiple=True, help="For placement: KEY=VALUE; repeatable.")
 @reports_errors
-def main(config_file: str | None, as_json: bool, master_address: str | None, **flags: Any) -> None:
+def main(
+    config_file: str | None,
+    as_json: bool,
+    master_address: str | None,
+    labels: tuple[str, ...],
+    **flags: Any,
+) -> None:
     """Run a node: it holds objects in shared memory and serves them."""
-    addresses = master_address.split(",") if master_address else None
-    flags["master_address"] = addresses
+    flags["master_address"] = master_address.split(",") if master_address else None
+    flags["labels"] = dict(map(_label, labels)) or None
     reloader = Reloader(NodeConfig, config_file, flags)
     settings = reloader.config
     logging.setup(settings.log_level)
@@ -49,6 +56,13 @@ def main(config_file: str | None, as_json: bool, master_address: str | None, **f
     )
     reloader.on_change(server.prepare)
     run("kvstore-node", server.serve, reloader, settings.port_file, as_json)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--label")
+    return name, value
 
 
 if __name__ == "__main__":

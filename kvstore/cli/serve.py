@@ -30,6 +30,7 @@ def server_options(command: F) -> F:
         click.option("--host", help="Address to listen on."),
         click.option("--port", type=int, help="Block port; 0 for any."),
         click.option("--http-port", type=int, help="Port of metrics and health; 0 for any."),
+        click.option("--advertise-host", help="Host that others are told to connect to."),
         click.option("--auth-token-file", type=click.Path(), help="File of principals."),
         click.option("--port-file", type=click.Path(), help="Write the chosen ports here."),
         click.option("--log-level", type=click.Choice(LEVELS), help="How much to log."),
