@@ -278,6 +278,15 @@ def test_a_node_moves_to_another_address_of_its_master(cluster: Cluster) -> None
     assert store.put("k2", b"v") is Status.Ok
 
 
+def test_a_node_that_waits_for_a_wrong_master_joins_the_right_one(cluster: Cluster) -> None:
+    a = cluster.start_node("a", wait=False, master_address="127.0.0.1:1")
+    wait_for(lambda: "master_not_joined" in a.log.read_text(), "the node to look for it")
+    node_file(cluster, "a").change(master_address=cluster.address, reservation_ms=5000)
+    a.wait_started()
+    assert reloads(a, "applied") == 1
+    assert cluster.connect().put("k", b"v") is Status.Ok
+
+
 def test_another_advertised_host_reaches_the_cluster(tmp_path: Path) -> None:
     with configured(tmp_path) as (cluster, master):
         cluster.start_node("a")

@@ -101,12 +101,18 @@ def pip_configuration(folder: Path) -> list[str]:
         section, _, name = key.rpartition(".")
         if section in ("global", ":env:"):
             values[name] = str(ast.literal_eval(value))
-    path = folder / "pip.conf"
-    indented = {name: value.replace("\n", "\n    ") for name, value in values.items()}
-    path.write_text("[global]\n" + "".join(f"{n} = {v}\n" for n, v in indented.items()))
     words = {word.removeprefix("file://") for value in values.values() for word in value.split()}
-    paths = sorted(word for word in words if word.startswith("/") and Path(word).exists())
-    return [f"--secret=id=pip,src={path}", *(f"--volume={p}:{p}:ro" for p in paths)]
+    there = {word: word for word in words if word.startswith("/") and Path(word).exists()}
+    # A file elsewhere: packages of the base may want to write one of that name (certificates).
+    there |= {p: f"/srv/pip/{Path(p).name}" for p in there if not Path(p).is_dir()}
+    lines = ["[global]"]
+    for name, value in values.items():
+        moved = [there.get(word, word) for word in value.split()]
+        lines.append(f"{name} = " + "\n    ".join(moved))
+    path = folder / "pip.conf"
+    path.write_text("\n".join(lines) + "\n")
+    volumes = [f"--volume={here}:{inside}:ro" for here, inside in sorted(there.items())]
+    return [f"--secret=id=pip,src={path}", *volumes]
 
 
 @pytest.fixture(scope="module")
