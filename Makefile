@@ -12,6 +12,8 @@ PEERS_VENV := .venv-peers
 PEERS_PACKAGES := mooncake-transfer-engine-non-cuda==0.3.13.post1 'redis[hiredis]>=5.0'
 PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
+DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
+DEPLOY_BUDGET_S := 3600
 PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
@@ -24,7 +26,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers wheel proto system-packages clean
+        test-sanitizers test-deploy wheel proto system-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +112,13 @@ bench-peers:  ## what `make bench` compares with, in an environment of its own
 
 test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for process-private state
 	tests/sanitizers.sh $(SANITIZER_BUILD)
+
+# Builds the container image and runs it; the units and the manifest are checked by `make test`, too.
+test-deploy: $(VENV)/.installed  ## deploy/: image built and run, systemd units, Kubernetes manifest
+	@if [ "$$(id -u)" = 0 ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -q --no-install-recommends $(DEPLOY_APT_PACKAGES); \
+	else echo "without root the image is not built"; fi
+	timeout $(DEPLOY_BUDGET_S) $(PY) -m pytest --deploy tests/deploy
 
 wheel: $(VENV)/.dev  ## a wheel in dist/
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

@@ -1,7 +1,8 @@
 """Configuration of master and node: typed, strict, one table. The only place defaults are written.
 
 A file is one JSON object; flags of the command line override it. An unknown key fails with its name
-and the nearest valid one.
+and the nearest valid one. Each field also says whether a change of it is applied while the process
+runs (_live) or waits for a restart (_fixed); kvstore.reload carries that out.
 """
 
 from __future__ import annotations
@@ -17,57 +18,73 @@ import msgspec
 from msgspec import Meta
 
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_LABELS, is_valid_name
+from kvstore.limits import MAX_CONFIG_BYTES, MAX_LABELS, is_valid_name
 from kvstore.sizes import format_size, parse_size
 
 _SIZE = "size"
+_RELOAD = "reload"
+_EMPTIED = "emptied"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=0, extra={_SIZE: True})]
 Ms = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
 
-T = TypeVar("T", bound="_Config")
+T = TypeVar("T", bound="CommonConfig")
 
 
-def _about(description: str) -> Meta:
-    return Meta(description=description)
+def _fixed(description: str) -> Meta:
+    """A field whose change waits for a restart."""
+    return Meta(description=description, extra={_RELOAD: False})
 
 
-class _Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+def _live(description: str) -> Meta:
+    """A field whose change is applied while the process runs."""
+    return Meta(description=description, extra={_RELOAD: True})
+
+
+def _live_until_emptied(description: str) -> Meta:
+    """A field that may change or be set while the process runs, but not be emptied."""
+    return Meta(description=description, extra={_RELOAD: _EMPTIED})
+
+
+class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What master and node have in common."""
 
-    host: Annotated[str, _about("Address to listen on. A public one needs `auth_token_file`.")] = (
+    host: Annotated[str, _fixed("Address to listen on. A public one needs `auth_token_file`.")] = (
         "127.0.0.1"
     )
     auth_token_file: Annotated[
-        str, _about("File of principals (README, Security), mode 0600. Empty: no authentication.")
+        str,
+        _live_until_emptied(
+            "File of principals (README, Security), mode 0600. Empty: no authentication."
+        ),
     ] = ""
-    port_file: Annotated[str, _about("Write the chosen ports here, as JSON, once serving.")] = ""
+    port_file: Annotated[str, _fixed("Write the chosen ports here, as JSON, once serving.")] = ""
     log_level: Annotated[
-        str, Meta(pattern="^(debug|info|warning|error)$"), _about("debug, info, warning or error.")
+        str, Meta(pattern="^(debug|info|warning|error)$"), _live("debug, info, warning or error.")
     ] = "info"
 
 
-class MasterConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Configuration of kvstore-master."""
 
-    port: Annotated[Port, _about("Block port: the one address everybody is given. 0: any.")] = 50051
-    grpc_port: Annotated[Port, _about("Control plane (gRPC). 0: any.")] = 50052
-    http_port: Annotated[Port, _about("/metrics, /healthz, /readyz. 0: any.")] = 9080
+    port: Annotated[Port, _fixed("Block port: the one address everybody is given. 0: any.")] = 50051
+    grpc_port: Annotated[Port, _fixed("Control plane (gRPC). 0: any.")] = 50052
+    http_port: Annotated[Port, _fixed("/metrics, /healthz, /readyz. 0: any.")] = 9080
     advertise_host: Annotated[
-        str, _about("Host that the hello names for gRPC and HTTP. Empty: `host`.")
+        str, _live("Host that the hello names for gRPC and HTTP. Empty: `host`.")
     ] = ""
     data_dir: Annotated[
-        str, _about("Where the master keeps what must survive it. Empty: see `--help`.")
+        str, _fixed("Where the master keeps what must survive it. Empty: see `--help`.")
     ] = ""
-    event_loops: Annotated[int, Meta(ge=1, le=64), _about("Threads of the block port.")] = 2
-    heartbeat_ms: Annotated[Ms, _about("How often nodes report.")] = 1000
-    node_ttl_ms: Annotated[Ms, _about("A node that was silent for so long is dead.")] = 5000
+    event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
+    heartbeat_ms: Annotated[Ms, _live("How often nodes report.")] = 1000
+    node_ttl_ms: Annotated[Ms, _live("A node that was silent for so long is dead.")] = 5000
     known_node_retention_ms: Annotated[
-        Ms, _about("A node that was away for so long is forgotten, and the remove log cut.")
+        Ms, _live("A node that was away for so long is forgotten, and the remove log cut.")
     ] = 24 * 3600 * 1000
-    slow_start_ms: Annotated[Ms, _about("How long a new node's share of writes ramps up.")] = 30_000
+    slow_start_ms: Annotated[Ms, _live("How long a new node's share of writes ramps up.")] = 30_000
     repair_copies: Annotated[
-        int, Meta(ge=0, le=100_000), _about("Copies a second for repair and drain. 0: none.")
+        int, Meta(ge=0, le=100_000), _live("Copies a second for repair and drain. 0: none.")
     ] = 2000
 
     def __post_init__(self) -> None:
@@ -76,49 +93,47 @@ class MasterConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError("`node_ttl_ms` must be at least twice `heartbeat_ms`")
 
 
-class NodeConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Configuration of kvstore-node."""
 
     master_address: Annotated[
         str | tuple[str, ...],
-        _about("The master's block port, HOST:PORT; a list is tried in order."),
+        _live("The master's block port, HOST:PORT; a list is tried in order."),
     ] = "127.0.0.1:50051"
-    node_id: Annotated[str, _about("Unique in the cluster. Empty: the host's name.")] = ""
-    port: Annotated[Port, _about("Block port for other hosts. 0: any (it is announced).")] = 0
-    http_port: Annotated[Port, _about("/metrics, /healthz, /readyz. 0: any.")] = 0
-    advertise_host: Annotated[str, _about("Host announced to the cluster. Empty: `host`.")] = ""
-    segment_size: Annotated[Size, _about('Memory for objects; an integer or "4gb".')] = 1 << 30
+    node_id: Annotated[str, _fixed("Unique in the cluster. Empty: the host's name.")] = ""
+    port: Annotated[Port, _fixed("Block port for other hosts. 0: any (it is announced).")] = 0
+    http_port: Annotated[Port, _fixed("/metrics, /healthz, /readyz. 0: any.")] = 0
+    advertise_host: Annotated[str, _live("Host announced to the cluster. Empty: `host`.")] = ""
+    segment_size: Annotated[Size, _fixed('Memory for objects; an integer or "4gb".')] = 1 << 30
     segment_dir: Annotated[
-        str, _about("Folder on tmpfs or hugetlbfs. Empty: /dev/shm/kvstore-<node_id>.")
+        str, _fixed("Folder on tmpfs or hugetlbfs. Empty: /dev/shm/kvstore-<node_id>.")
     ] = ""
     keep_segment: Annotated[
-        bool, _about("Keep the objects over a restart. false: SIGTERM deletes the segment's files.")
+        bool, _live("Keep the objects over a restart. false: SIGTERM deletes the segment's files.")
     ] = True
     discard_foreign_segment: Annotated[
         bool,
-        _about(
+        _fixed(
             "Start empty when `segment_dir` holds what this node cannot take over (another format, "
             "node or cluster, or more than `segment_size`), instead of refusing to start."
         ),
     ] = False
     labels: Annotated[
-        dict[str, str], _about("For placement: host, numa, rack, rdma_domain. host: its name.")
+        dict[str, str], _live("For placement: host, numa, rack, rdma_domain. host: its name.")
     ] = {}
     transports: Annotated[
         tuple[Annotated[str, Meta(pattern="^(shm|tcp)$")], ...],
         Meta(min_length=1),
-        _about("What clients may use: shm (same host) and tcp."),
+        _fixed("What clients may use: shm (same host) and tcp."),
     ] = ("shm", "tcp")
     shm_tenants: Annotated[
         tuple[str, ...],
-        _about("Tenants whose clients may map this node's memory; others use sockets."),
+        _live("Tenants whose clients may map this node's memory; others use sockets."),
     ] = ("default",)
-    event_loops: Annotated[int, Meta(ge=1, le=64), _about("Threads of the block port.")] = 2
-    reservation_ms: Annotated[Ms, _about("A write that has not committed by then is over.")] = (
-        30_000
-    )
+    event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
+    reservation_ms: Annotated[Ms, _live("A write that has not committed by then is over.")] = 30_000
     client_cap_bytes: Annotated[
-        Size, _about("Unpublished bytes one client may hold. 0: half of the segment.")
+        Size, _live("Unpublished bytes one client may hold. 0: half of the segment.")
     ] = 0
 
     def __post_init__(self) -> None:
@@ -128,7 +143,7 @@ class NodeConfig(_Config, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if not self.addresses():
             raise ValueError("`master_address` names no address")
         names = [self.node_id, *self.shm_tenants, *self.labels, *self.labels.values()]
-        if not all(map(is_valid_name, names)) or len(self.labels) > MAX_LABELS:
+        if not all(map(is_valid_name, names)) or len(self.placement_labels()) > MAX_LABELS:
             raise ValueError("`node_id`, `shm_tenants` or `labels` has a name that is not valid")
 
     def addresses(self) -> list[str]:
@@ -177,9 +192,14 @@ def load(kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str,
 
 def _read(path: Path, where: str) -> dict[str, Any]:
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise InvalidArgumentError(f"{where}{error.strerror}") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise InvalidArgumentError(f"{where}larger than 1 MiB")
+    try:
+        content = msgspec.json.decode(raw)
     except msgspec.DecodeError as error:
         raise InvalidArgumentError(f"{where}not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -187,7 +207,7 @@ def _read(path: Path, where: str) -> dict[str, Any]:
     return content
 
 
-def _refuse_unknown(kind: type[_Config], values: Mapping[str, Any], where: str) -> None:
+def _refuse_unknown(kind: type[CommonConfig], values: Mapping[str, Any], where: str) -> None:
     known = kind.__struct_fields__
     for name in values:
         if name not in known:
@@ -209,13 +229,31 @@ def _metas(hint: Any) -> list[Meta]:
     return [*_metas(inner), *(meta for meta in metas if isinstance(meta, Meta))]
 
 
-def _size_fields(kind: type[_Config]) -> set[str]:
+def _extra(kind: type[CommonConfig], key: str) -> dict[str, Any]:
+    """Find what the fields' Metas say under a key, by field name."""
     hints = get_type_hints(kind, include_extras=True)
     return {
-        name
+        name: meta.extra[key]
         for name, hint in hints.items()
-        if any(m.extra and _SIZE in m.extra for m in _metas(hint))
+        for meta in _metas(hint)
+        if meta.extra and key in meta.extra
     }
+
+
+def reloads(kind: type[CommonConfig], name: str, value: Any) -> bool:
+    """Say whether a field takes a new value while the process runs.
+
+    Args:
+        kind: MasterConfig or NodeConfig.
+        name: of the field.
+        value: the new one.
+    """
+    mark = _extra(kind, _RELOAD)[name]
+    return bool(value) if mark == _EMPTIED else bool(mark)
+
+
+def _size_fields(kind: type[CommonConfig]) -> set[str]:
+    return {*_extra(kind, _SIZE)}
 
 
 def _default(field: msgspec.structs.FieldInfo, is_size: bool) -> str:
@@ -227,18 +265,22 @@ def _default(field: msgspec.structs.FieldInfo, is_size: bool) -> str:
     return f"`{msgspec.json.encode(value).decode()}`"
 
 
+# How the table calls what a field's Meta says of a change.
+_RELOADS = {True: "yes", False: "restart", _EMPTIED: "yes; restart to empty it"}
+
+
 def table() -> str:
     """Every key of both configurations as two Markdown tables, for the README."""
     parts = []
     for kind, program in ((MasterConfig, "kvstore-master"), (NodeConfig, "kvstore-node")):
         hints = get_type_hints(kind, include_extras=True)
         sizes = _size_fields(kind)
-        rows = [f"| `{program}` key | Default | Meaning |", "|---|---|---|"]
+        live = _extra(kind, _RELOAD)
+        rows = [f"| `{program}` key | Default | Reload | Meaning |", "|---|---|---|---|"]
         for field in msgspec.structs.fields(kind):
             about = [m.description for m in _metas(hints[field.name]) if m.description]
-            rows.append(
-                f"| `{field.name}` | {_default(field, field.name in sizes)} | {about[-1]} |"
-            )
+            default, reload = _default(field, field.name in sizes), _RELOADS[live[field.name]]
+            rows.append(f"| `{field.name}` | {default} | {reload} | {about[-1]} |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 

@@ -82,4 +82,13 @@ def setup(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Log events of this level and above from now on.
+
+    Args:
+        level: one of LEVELS.
+    """
     logging.getLogger(_ROOT).setLevel(level.upper())

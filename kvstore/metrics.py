@@ -134,11 +134,11 @@ class _Collector(Collector):
         return []  # nothing is collected at registration
 
 
-def renderer(collect: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
+def renderer(*collects: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
     """Make the function that writes a process's metrics.
 
     Args:
-        collect: yields the metrics of the moment.
+        collects: each yields metrics of the moment.
 
     Returns:
         A function that returns the text format, those of the process (CPU, memory, descriptors)
@@ -146,5 +146,6 @@ def renderer(collect: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_Collector(collect))
+    for collect in collects:
+        registry.register(_Collector(collect))
     return lambda: generate_latest(registry)

@@ -102,7 +102,7 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     """Read a token file.
 
     Args:
-        path: a file that only its owner may read (mode 0600 or stricter).
+        path: a file that only its owner may read (mode 0600 or stricter), see too_open.
 
     Returns:
         Its principals, at least one, with different names.
@@ -114,11 +114,12 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     file = Path(path)
     try:
         with file.open("rb") as stream:
-            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            found = os.fstat(stream.fileno())
+            mode, owner = stat.S_IMODE(found.st_mode), found.st_uid
             raw = stream.read(limits.MAX_TOKEN_FILE_BYTES + 1)
     except OSError as error:
         raise InvalidArgumentError(f"token file {file}: {error.strerror}") from error
-    if mode & 0o077:
+    if too_open(mode, owner, os.geteuid()):
         raise InvalidArgumentError(
             f"token file {file}: mode {mode:04o} lets others read it; run: chmod 600 {file}"
         )
@@ -129,6 +130,23 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"token file {file}: not UTF-8") from error
     return _parse(file, lines)
+
+
+def too_open(mode: int, owner: int, user: int) -> bool:
+    """Say whether a file of secrets could be read or changed by somebody else.
+
+    Args:
+        mode: its permission bits.
+        owner: its user id.
+        user: that of this process.
+
+    Returns:
+        True when anybody but the owner has any right to it; but a file of root's may be read by
+        its group: so an unprivileged process gets it (a Kubernetes secret with fsGroup).
+
+    Source: PostgreSQL's rule for the server's private key (ssl_key_file).
+    """
+    return bool(mode & (0o037 if owner == 0 != user else 0o077))
 
 
 def _parse(file: Path, lines: Iterable[str]) -> tuple[Principal, ...]:

@@ -10,6 +10,10 @@ import pytest
 from tests.support.cluster import Cluster
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--deploy", action="store_true", help="run what is marked deploy, too")
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A master without nodes; tests start the nodes they need."""

@@ -142,6 +142,26 @@ Global___RegisterReply: _TypeAlias = RegisterReply  # noqa: Y015
 class HeartbeatRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
@@ -150,6 +170,7 @@ class HeartbeatRequest(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     REFUSES_WRITES_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
@@ -164,6 +185,10 @@ class HeartbeatRequest(_message.Message):
     def activity(self) -> Global___Activity:
         """for the cluster's metrics"""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """as in RegisterRequest; none: they stay what they were"""
+
     def __init__(
         self,
         *,
@@ -175,10 +200,11 @@ class HeartbeatRequest(_message.Message):
         segments: _abc.Iterable[_types_pb2.Segment] | None = ...,
         refuses_writes: _builtins.bool = ...,
         activity: Global___Activity | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,16 +305,20 @@ class HeartbeatReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     state: _types_pb2.NodeState.ValueType
     """DRAINING: take no new writes"""
+    heartbeat_interval_ms: _builtins.int
+    """until the next one; 0: as before"""
     def __init__(
         self,
         *,
         state: _types_pb2.NodeState.ValueType = ...,
+        heartbeat_interval_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

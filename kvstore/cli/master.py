@@ -6,17 +6,20 @@ from typing import Any, cast
 
 import click
 
-from kvstore import config, logging
+from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import run, server_options
 from kvstore.config import MasterConfig
+from kvstore.reload import Reloader
 
 _EPILOG = """\b
 Example:
   kvstore-master --data-dir /var/lib/kvstore --port 50051
 Without --data-dir the state is kept in $XDG_STATE_HOME/kvstore-master
 (~/.local/state/kvstore-master). Exactly one master may use a data directory.
-SIGHUP reads the token file again; SIGTERM and SIGINT end the master.
+SIGHUP, or a change of the file or of the token file, is taken over while it runs: the keys that
+the README marks "yes" at once, the others at the next start (named in the log and in /readyz).
+A file that is wrong is refused, and what ran before stays. SIGTERM and SIGINT end the master.
 """
 
 
@@ -27,13 +30,16 @@ SIGHUP reads the token file again; SIGTERM and SIGINT end the master.
 @reports_errors
 def main(config_file: str | None, as_json: bool, **flags: Any) -> None:
     """Run the master: it knows which node holds what and orders the writes of a key."""
-    settings = config.load(MasterConfig, config_file, flags)
+    reloader = Reloader(MasterConfig, config_file, flags)
+    settings = reloader.config
     logging.setup(settings.log_level)
     from kvstore import _native
     from kvstore.master.server import MasterCoreFactory, MasterServer
 
-    server = MasterServer(settings, cast(MasterCoreFactory, _native.MasterCore))
-    run("kvstore-master", server.serve, server.reload, settings.port_file, as_json)
+    factory = cast(MasterCoreFactory, _native.MasterCore)
+    server = MasterServer(settings, factory, reloader.reloads)
+    reloader.on_change(server.prepare)
+    run("kvstore-master", server.serve, reloader, settings.port_file, as_json)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,20 @@ from typing import Any, cast
 
 import click
 
-from kvstore import config, logging
+from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import run, server_options
 from kvstore.config import NodeConfig
+from kvstore.reload import Reloader
 
 _EPILOG = """\b
 Example:
   kvstore-node --config node.json --segment-size 4gb
 with node.json:
   {"master_address": "10.0.0.1:50051", "node_id": "a", "host": "10.0.0.2"}
-SIGHUP reads the token file again; SIGTERM and SIGINT end the node.
+SIGHUP, or a change of the file or of the token file, is taken over while it runs: the keys that
+the README marks "yes" at once, the others at the next start (named in the log and in /readyz).
+A file that is wrong is refused, and what ran before stays. SIGTERM and SIGINT end the node.
 """
 
 
@@ -26,12 +29,20 @@ SIGHUP reads the token file again; SIGTERM and SIGINT end the node.
 @click.option("--node-id", help="Unique in the cluster.")
 @click.option("--segment-size", help='Memory for objects: an integer or "4gb".')
 @click.option("--segment-dir", type=click.Path(), help="Folder on tmpfs or hugetlbfs.")
+@click.option("--label", "labels", multiple=True, help="For placement: KEY=VALUE; repeatable.")
 @reports_errors
-def main(config_file: str | None, as_json: bool, master_address: str | None, **flags: Any) -> None:
+def main(
+    config_file: str | None,
+    as_json: bool,
+    master_address: str | None,
+    labels: tuple[str, ...],
+    **flags: Any,
+) -> None:
     """Run a node: it holds objects in shared memory and serves them."""
-    addresses = master_address.split(",") if master_address else None
-    flags["master_address"] = addresses
-    settings = config.load(NodeConfig, config_file, flags)
+    flags["master_address"] = master_address.split(",") if master_address else None
+    flags["labels"] = dict(map(_label, labels)) or None
+    reloader = Reloader(NodeConfig, config_file, flags)
+    settings = reloader.config
     logging.setup(settings.log_level)
     from kvstore import _native
     from kvstore.node.core_api import NodeCoreFactory, Probe, SegmentFilesFactory
@@ -42,8 +53,17 @@ def main(config_file: str | None, as_json: bool, master_address: str | None, **f
         cast(Probe, _native.probe_master),
         cast(SegmentFilesFactory, _native.SegmentFiles),
         cast(NodeCoreFactory, _native.NodeCore),
+        reloader.reloads,
     )
-    run("kvstore-node", server.serve, server.reload, settings.port_file, as_json)
+    reloader.on_change(server.prepare)
+    run("kvstore-node", server.serve, reloader, settings.port_file, as_json)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--label")
+    return name, value
 
 
 if __name__ == "__main__":

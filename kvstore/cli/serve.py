@@ -14,6 +14,7 @@ import click
 
 from kvstore.errors import IoError
 from kvstore.logging import LEVELS, EventLogger
+from kvstore.reload import Reloader
 
 _log = EventLogger("process")
 
@@ -29,6 +30,7 @@ def server_options(command: F) -> F:
         click.option("--host", help="Address to listen on."),
         click.option("--port", type=int, help="Block port; 0 for any."),
         click.option("--http-port", type=int, help="Port of metrics and health; 0 for any."),
+        click.option("--advertise-host", help="Host that others are told to connect to."),
         click.option("--auth-token-file", type=click.Path(), help="File of principals."),
         click.option("--port-file", type=click.Path(), help="Write the chosen ports here."),
         click.option("--log-level", type=click.Choice(LEVELS), help="How much to log."),
@@ -39,15 +41,13 @@ def server_options(command: F) -> F:
     return command
 
 
-def run(
-    program: str, serve: Serve, reload: Callable[[], None], port_file: str, as_json: bool
-) -> None:
+def run(program: str, serve: Serve, reloader: Reloader[Any], port_file: str, as_json: bool) -> None:
     """Run a server until SIGTERM or SIGINT.
 
     Args:
         program: its name.
         serve: runs until the event is set; tells the announcer where it serves.
-        reload: called on SIGHUP.
+        reloader: reads the configuration again on SIGHUP and when a file has changed.
         port_file: written when it serves; removed at the end; empty for none.
         as_json: how to print the ready line.
     """
@@ -64,8 +64,12 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        await serve(stop, announce)
+        loop.add_signal_handler(signal.SIGHUP, reloader.reload, "sighup")
+        watch = asyncio.create_task(reloader.watch())
+        try:
+            await serve(stop, announce)
+        finally:
+            watch.cancel()
         _log.info("stopped")
 
     try:

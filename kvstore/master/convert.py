@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kvstore import limits
 from kvstore._proto import master_pb2, node_pb2, types_pb2
@@ -78,11 +78,6 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
         raise InvalidArgumentError("incarnation is 0")
     if wire.node_epoch > limits.MAX_EPOCH or wire.kept_epoch >= limits.MAX_EPOCH:
         raise InvalidArgumentError(f"node_epoch or kept_epoch is above {limits.MAX_EPOCH}")
-    labels = dict(wire.labels)
-    if len(labels) > limits.MAX_LABELS or not all(
-        map(limits.is_valid_name, [*labels, *labels.values()])
-    ):
-        raise InvalidArgumentError("labels: too many, or one that is not valid")
     return model.Register(
         node_id=check_node_id(wire.node_id),
         incarnation=wire.incarnation,
@@ -90,9 +85,19 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
         kept_epoch=wire.kept_epoch,
         session_id=session_id,
         endpoints=endpoints_from(wire.endpoints),
-        labels=labels,
+        labels=labels_from(wire.labels),
         segments=segments_from(wire.segments),
     )
+
+
+def labels_from(wire: Mapping[str, str]) -> dict[str, str]:
+    """Take a node's labels."""
+    labels = dict(wire)
+    if len(labels) > limits.MAX_LABELS or not all(
+        map(limits.is_valid_name, [*labels, *labels.values()])
+    ):
+        raise InvalidArgumentError("labels: too many, or one that is not valid")
+    return labels
 
 
 def activity_from(wire: node_pb2.Activity) -> Activity:
@@ -136,6 +141,7 @@ def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
         segments=segments_from(wire.segments),
         refuses_writes=wire.refuses_writes,
         activity=activity_from(wire.activity),
+        labels=labels_from(wire.labels),
     )
 
 

@@ -54,6 +54,9 @@ class MasterCoreApi(Protocol):
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         """Replace who may connect."""
 
+    def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
+        """Set what the hello names from now on."""
+
     def register_node(
         self,
         node_id: str,

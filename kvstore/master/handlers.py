@@ -16,7 +16,7 @@ from kvstore.limits import MAX_LIST_KEYS
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
-from kvstore.master.model import Drain, NodeState, Settings, Unregister
+from kvstore.master.model import Drain, NodeState, Unregister
 from kvstore.master.registry import Registry, new_session_id
 
 _LIST_LIMIT = 1000
@@ -42,9 +42,8 @@ def software_version() -> str:
 class NodeHandlers:
     """Registration and heartbeats."""
 
-    def __init__(self, settings: Settings, registry: Registry, state: HardState) -> None:
+    def __init__(self, registry: Registry, state: HardState) -> None:
         """Take what the calls work on."""
-        self._settings = settings
         self._registry = registry
         self._state = state
 
@@ -58,21 +57,24 @@ class NodeHandlers:
             )
         event = convert.register_from(request, new_session_id())
         node = self._registry.submit(event).nodes[event.node_id]
+        settings = self._registry.settings
         return node_pb2.RegisterReply(
             session_id=node.session_id,
             node_epoch=node.node_epoch,
             cluster_id=self._state.cluster_id,
             hash_secret=self._state.hash_secret,
             master_epoch=self._state.epoch,
-            heartbeat_interval_ms=self._settings.heartbeat_ms,
-            ttl_ms=self._settings.node_ttl_ms,
+            heartbeat_interval_ms=node.heartbeat_ms,
+            ttl_ms=settings.node_ttl_ms,
         )
 
     def heartbeat(self, request: node_pb2.HeartbeatRequest) -> node_pb2.HeartbeatReply:
         """Keep a session alive."""
         event = convert.heartbeat_from(request)
         node = self._registry.submit(event).nodes[event.node_id]
-        return node_pb2.HeartbeatReply(state=convert.state_to(node.state))
+        return node_pb2.HeartbeatReply(
+            state=convert.state_to(node.state), heartbeat_interval_ms=node.heartbeat_ms
+        )
 
     def unregister(self, request: node_pb2.UnregisterRequest) -> node_pb2.UnregisterReply:
         """End a session."""
@@ -85,14 +87,12 @@ class MasterHandlers:
 
     def __init__(
         self,
-        settings: Settings,
         registry: Registry,
         core: MasterCoreApi,
         state: HardState,
         bound: Callable[[], Bound],
     ) -> None:
         """Take what the calls work on."""
-        self._settings = settings
         self._registry = registry
         self._core = core
         self._state = state
@@ -122,7 +122,7 @@ class MasterHandlers:
                 convert.node_to(
                     node,
                     seen.get(node_id),
-                    policy.weight(self._settings, node, now_ms),
+                    policy.weight(self._registry.settings, node, now_ms),
                     self._drain_left(node_id) if node.state is NodeState.DRAINING else 0,
                     now_ms,
                 )
@@ -142,7 +142,7 @@ class MasterHandlers:
         left = self._drain_left(node_id) if node.state is NodeState.DRAINING else 0
         now_ms = clock.monotonic_ms()
         seen = {core["node_id"]: core for core in self._core.nodes()}
-        weight = policy.weight(self._settings, node, now_ms)
+        weight = policy.weight(self._registry.settings, node, now_ms)
         return master_pb2.DrainReply(
             node=convert.node_to(node, seen.get(node_id), weight, left, now_ms),
             drained=node.state is NodeState.DRAINING and quiet and left == 0,

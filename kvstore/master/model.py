@@ -69,6 +69,8 @@ class Node:
     session_id: int = 0
     session_ms: int = 0
     """When that session was opened."""
+    heartbeat_ms: int = 0
+    """How often it was last told to report."""
     joined_ms: int = 0
     """When its process first came; the slow start counts from here."""
     draining: bool = False
@@ -140,6 +142,8 @@ class Heartbeat:
     segments: tuple[Segment, ...] = ()
     refuses_writes: bool = False
     activity: Activity = field(default_factory=Activity)
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Empty: as they were."""
 
 
 @dataclass(frozen=True)

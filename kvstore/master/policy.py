@@ -187,6 +187,7 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         session_ms=now_ms,
         joined_ms=known.joined_ms if known and returns else now_ms,
         last_seen_ms=now_ms,
+        heartbeat_ms=settings.heartbeat_ms,
         draining=known.draining if known else False,
         endpoints=event.endpoints,
         labels=event.labels,
@@ -212,6 +213,8 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
     node = replace(
         node,
         last_seen_ms=now_ms,
+        heartbeat_ms=settings.heartbeat_ms,
+        labels=event.labels or node.labels,
         capacity_bytes=event.capacity_bytes,
         used_bytes=event.used_bytes,
         endpoints=event.endpoints,
@@ -267,7 +270,9 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
     cluster = _excuse(settings, cluster, now_ms)
     for node in list(cluster.nodes.values()):
         silent_ms = now_ms - node.last_seen_ms
-        if node.session_id and silent_ms >= settings.node_ttl_ms:
+        # After a reload a node may still follow the longer interval that it was told before.
+        ttl_ms = max(settings.node_ttl_ms, 2 * node.heartbeat_ms)
+        if node.session_id and silent_ms >= ttl_ms:
             cluster, more = _end_session(settings, cluster, node, now_ms, left=False)
             decisions += more
         elif not node.session_id and silent_ms >= settings.retention_ms:

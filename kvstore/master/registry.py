@@ -55,6 +55,15 @@ class Registry:
         _log.info("registry_started", known_nodes=len(known), rebuilding=self._cluster.rebuilding)
 
     @property
+    def settings(self) -> Settings:
+        """The numbers that the policy uses now."""
+        return self._settings
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Use other numbers from the next event on (a tick is never far)."""
+        self._settings = settings
+
+    @property
     def cluster(self) -> Cluster:
         """The current state."""
         return self._cluster

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from kvstore import config as config_module
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.config import MasterConfig
-from kvstore.errors import KvstoreError, UnavailableError
+from kvstore.errors import UnavailableError
 from kvstore.http import HttpServer, bind
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
@@ -29,6 +29,7 @@ from kvstore.master.model import Settings
 from kvstore.master.registry import Registry
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.metrics import renderer
+from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
 
 _log = EventLogger("master")
@@ -72,40 +73,47 @@ def bracketed(host: str) -> str:
 class MasterServer:
     """The one active master of a data directory."""
 
-    def __init__(self, config: MasterConfig, factory: MasterCoreFactory) -> None:
+    def __init__(self, config: MasterConfig, factory: MasterCoreFactory, reloads: Reloads) -> None:
         """Read the token file.
 
         Args:
             config: of the master.
             factory: creates the native side.
+            reloads: shown among the metrics and in /readyz.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
         """
         self._config = config
         self._factory = factory
-        self._settings = settings_of(config)
-        principals = self._read_principals()
+        self._reloads = reloads
+        principals = _read_principals(config)
         self._guard = Guard(principals)
         self._principals = principals or ()
+        self._ports = (0, 0, 0)
         self._bound = Bound()
         self._core: MasterCoreApi | None = None
+        self._registry: Registry | None = None
 
-    def _read_principals(self) -> tuple[Principal, ...] | None:
-        path = self._config.auth_token_file
-        return load_principals(path) if path else None
+    def prepare(self, config: MasterConfig) -> Apply:
+        """Check another configuration, and return what puts it in effect.
 
-    def reload(self) -> None:
-        """Read the token file again; a wrong one changes nothing."""
-        try:
-            principals = self._read_principals()
-        except KvstoreError as error:
-            _log.error("token_file_refused", error=error)
-            return
-        if principals and self._core is not None:
+        Raises:
+            InvalidArgumentError: The token file is wrong.
+        """
+        principals = _read_principals(config)
+
+        def apply() -> None:
+            self._config = config
+            self._principals = principals or ()
             self._guard.replace(principals)
-            self._core.set_principals([principal.native() for principal in principals])
-            _log.info("token_file_reloaded", principals=len(principals))
+            if self._registry is not None:
+                self._registry.reconfigure(settings_of(config))
+            if self._core is not None:
+                self._core.set_principals([principal.native() for principal in self._principals])
+                self._tell_where()
+
+        return apply
 
     async def serve(self, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]) -> None:
         """Serve until `stop` is set.
@@ -125,7 +133,8 @@ class MasterServer:
         finally:
             state.close()
 
-    def _create_core(self, state: HardState, grpc_at: str, http_at: str) -> MasterCoreApi:
+    def _create_core(self, state: HardState) -> MasterCoreApi:
+        bound = self._find_bound()
         trimmed_seq, version_floor = state.trimmed()
         core = self._factory(
             listen=[f"tcp://{bracketed(self._config.host)}:{self._config.port}"],
@@ -137,8 +146,8 @@ class MasterServer:
             trimmed_seq=trimmed_seq,
             version_floor=version_floor,
             loops=self._config.event_loops,
-            grpc_endpoint=grpc_at,
-            http_endpoint=http_at,
+            grpc_endpoint=bound.grpc,
+            http_endpoint=bound.http,
         )
         for tenant, name, epoch in state.namespaces():
             core.set_namespace_epoch(tenant, name, epoch)
@@ -156,21 +165,21 @@ class MasterServer:
         except RuntimeError as error:
             listener.close()
             raise UnavailableError(f"grpc {config.host}:{config.grpc_port}: {error}") from None
-        public = self._public_host()
-        grpc_at = f"{public}:{grpc_port}"
-        http_at = f"http://{public}:{listener.getsockname()[1]}"
-        core = self._core = self._create_core(state, grpc_at, http_at)
-        registry = Registry(self._settings, core, state)
+        self._ports = (config.port, grpc_port, listener.getsockname()[1])
+        core = self._core = self._create_core(state)
+        registry = self._registry = Registry(settings_of(config), core, state)
         journal = Journal(core, state)
         calls = Calls(self._guard)
-        render = renderer(http.collector(core, registry, journal, calls.counts))
-        web = HttpServer(listener, render, http.readiness(registry))
+        collect = http.collector(core, registry, journal, calls.counts)
+        ready = self._reloads.readiness(http.readiness(registry))
+        web = HttpServer(listener, renderer(collect, self._reloads.families), ready)
         journal.start()
         try:
             block = urlsplit((await asyncio.to_thread(core.start))[0])
-            self._bound = Bound(f"{public}:{block.port}", grpc_at, http_at)
-            master = MasterHandlers(self._settings, registry, core, state, lambda: self._bound)
-            nodes = NodeHandlers(self._settings, registry, state)
+            self._ports = (int(block.port or 0), *self._ports[1:])
+            self._tell_where()
+            master = MasterHandlers(registry, core, state, lambda: self._bound)
+            nodes = NodeHandlers(registry, state)
             master_pb2_grpc.add_MasterServicer_to_server(
                 MasterService(calls, master, core, state.epoch), rpc
             )
@@ -179,10 +188,11 @@ class MasterServer:
             await rpc.start()
             await web.start()
             self._warn_if_open()
-            announce(self._where(state, int(block.port or 0), grpc_port, web.port))
+            announce(self._where(state))
             await _tick_until(stop, registry)
             await healthy.enter_graceful_shutdown()
         finally:
+            self._core = None  # no reload reaches it any more
             # The native side first: it ends the waits that the control plane's calls sit in.
             await asyncio.to_thread(core.stop)
             await rpc.stop(_GRACE_S)
@@ -194,7 +204,18 @@ class MasterServer:
         host = self._config.advertise_host or self._config.host
         return bracketed(socket.gethostname() if host in _ANY else host)
 
-    def _where(self, state: HardState, port: int, grpc_port: int, http_port: int) -> dict[str, Any]:
+    def _find_bound(self) -> Bound:
+        public, (block, grpc_port, http_port) = self._public_host(), self._ports
+        return Bound(f"{public}:{block}", f"{public}:{grpc_port}", f"http://{public}:{http_port}")
+
+    def _tell_where(self) -> None:
+        """Let the hello and the status name where this master is reached."""
+        assert self._core is not None
+        self._bound = self._find_bound()
+        self._core.set_endpoints(self._bound.grpc, self._bound.http)
+
+    def _where(self, state: HardState) -> dict[str, Any]:
+        port, grpc_port, http_port = self._ports
         return {
             "port": port,
             "grpc_port": grpc_port,
@@ -210,6 +231,10 @@ class MasterServer:
         local = self._config.host in ("127.0.0.1", "::1", "localhost")
         if not local and not self._guard.required:
             _log.warning("no_authentication", host=self._config.host, hint="set auth_token_file")
+
+
+def _read_principals(config: MasterConfig) -> tuple[Principal, ...] | None:
+    return load_principals(config.auth_token_file) if config.auth_token_file else None
 
 
 async def _add_health(rpc: grpc.aio.Server) -> Any:

@@ -16,7 +16,7 @@ from kvstore.activity import Activity
 from kvstore.errors import KvstoreError, Status, UnavailableError, error_from_rpc
 from kvstore.logging import EventLogger
 from kvstore.node import activity, session
-from kvstore.node.core_api import Probe
+from kvstore.node.core_api import MasterHello, Probe
 from kvstore.node.session import Step
 from kvstore.security import Principal, Role, bearer
 
@@ -91,12 +91,28 @@ class Agent:
         self._channel: grpc.aio.Channel | None = None
         self._stub: node_pb2_grpc.NodeRegistryAsyncStub | None = None
         self._master = ""
+        self._search: asyncio.Task[tuple[str, MasterHello]] | None = None
         self.session: Session | None = None
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
 
     def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
         """Announce these endpoints from the next call on."""
         self._identity = replace(self._identity, endpoints=endpoints)
+
+    def reconfigure(
+        self, addresses: list[str], labels: dict[str, str], principal: Principal | None
+    ) -> None:
+        """Take other values from the next call on.
+
+        Args:
+            addresses: as in the constructor. When the master in use is not among them any more,
+                the node moves to one that is, as soon as it answers.
+            labels: of the node.
+            principal: as in the constructor.
+        """
+        self._addresses = addresses
+        self._identity = replace(self._identity, labels=labels)
+        self._principal = principal
 
     async def join(self) -> Session:
         """Find the master and register; goes on until it works.
@@ -154,7 +170,16 @@ class Agent:
         return self.session
 
     async def _find_master(self) -> None:
-        """Say hello to each address until one answers; open its control plane."""
+        """Find a master; open its control plane."""
+        self._use(*await self._ask())
+
+    def _use(self, address: str, hello: MasterHello) -> None:
+        self._master = address
+        self._channel = grpc.aio.insecure_channel(hello["grpc_endpoint"], options=_CHANNEL_OPTIONS)
+        self._stub = node_pb2_grpc.NodeRegistryStub(self._channel)
+
+    async def _ask(self) -> tuple[str, MasterHello]:
+        """Say hello to each address until one answers: that one, and what it said."""
         principal = self._principal
         refusal: KvstoreError = UnavailableError("no master address")
         for address in self._addresses:
@@ -172,12 +197,7 @@ class Agent:
                 if refusal.status is Status.Unavailable:
                     refusal = error
                 continue
-            self._master = address
-            self._channel = grpc.aio.insecure_channel(
-                hello["grpc_endpoint"], options=_CHANNEL_OPTIONS
-            )
-            self._stub = node_pb2_grpc.NodeRegistryStub(self._channel)
-            return
+            return address, hello
         raise refusal
 
     async def heartbeats(
@@ -201,6 +221,8 @@ class Agent:
                 case Step.FIND_MASTER:
                     await self._drop_channel()
                     await self._find_again()
+                case Step.CONTINUE if await self._leave_unlisted_master():
+                    await on_session(await self.join())
             await asyncio.sleep(self.session.heartbeat_ms / 1000)
 
     async def _find_again(self) -> None:
@@ -208,6 +230,37 @@ class Agent:
             await self._find_master()
         except KvstoreError as error:
             _log.warning("master_lost", error=error)
+
+    async def _leave_unlisted_master(self) -> bool:
+        """Turn to a master of the list when ours is no longer on it; whether that was done.
+
+        The search goes on beside the heartbeats: until a new master answers, the old one counts.
+        """
+        assert self.session is not None
+        if self._master in self._addresses:
+            self._cancel_search()
+            return False
+        if self._search is None:
+            self._search = asyncio.create_task(self._ask())
+        if not self._search.done():
+            return False
+        search, self._search = self._search, None
+        try:
+            address, hello = search.result()
+        except KvstoreError as error:
+            _log.warning("new_master_not_found", error=error, still_at=self._master)
+            return False
+        if hello["cluster_id"] != self.session.cluster_id:
+            _log.warning("new_master_of_another_cluster", master=address, still_at=self._master)
+            return False
+        await self._drop_channel()
+        self._use(address, hello)
+        return True
+
+    def _cancel_search(self) -> None:
+        if self._search is not None:
+            self._search.cancel()
+            self._search = None
 
     async def _heartbeat(self, current: Session, load: Load) -> Status:
         if self._stub is None:
@@ -221,6 +274,7 @@ class Agent:
             segments=self._identity.segments,
             refuses_writes=load.refuses_writes,
             activity=activity.to_wire(load.activity),
+            labels=self._identity.labels,
         )
         try:
             reply = await self._call(self._stub.Heartbeat, request)
@@ -228,10 +282,13 @@ class Agent:
             _log.warning("heartbeat_failed", error=error, status=error.status.name)
             return error.status
         self.state = reply.state
+        if reply.heartbeat_interval_ms:
+            self.session = replace(current, heartbeat_ms=reply.heartbeat_interval_ms)
         return Status.Ok
 
     async def leave(self) -> None:
         """Say goodbye, if the master can be reached; then close the channel."""
+        self._cancel_search()
         if self.session is not None and self._stub is not None:
             request = node_pb2.UnregisterRequest(
                 node_id=self._identity.node_id, session_id=self.session.session_id

@@ -39,6 +39,14 @@ class NodeCoreApi(Protocol):
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         """Replace who may connect."""
 
+    def set_credentials(self, principal: str, token: str) -> None:
+        """Set how the node presents itself from the next connection on."""
+
+    def set_tunables(
+        self, *, client_cap_bytes: int, reservation_ms: int, shm_tenants: list[str]
+    ) -> None:
+        """Set what may change while it serves, for reservations and sessions from now on."""
+
     def set_draining(self, draining: bool) -> None:
         """Take no new objects, or take them again."""
 

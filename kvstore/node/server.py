@@ -20,6 +20,7 @@ from kvstore.metrics import renderer
 from kvstore.node import activity, http
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
+from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, Role, load_identity, load_principals
 
 _log = EventLogger("node")
@@ -73,10 +74,17 @@ def core_options(
         "principal": principal.name if principal else "",
         "token": principal.secret.reveal() if principal else "",
         "segment_bytes": config.segment_size,
+        "server_threads": config.event_loops,
+        **tunables(config),
+    }
+
+
+def tunables(config: NodeConfig) -> dict[str, Any]:
+    """Those arguments of the native node that may also change while it serves."""
+    return {
         "client_cap_bytes": config.client_cap_bytes,
         "reservation_ms": config.reservation_ms,
         "shm_tenants": list(config.shm_tenants),
-        "server_threads": config.event_loops,
     }
 
 
@@ -89,6 +97,7 @@ class NodeServer:
         probe: Probe,
         open_files: SegmentFilesFactory,
         factory: NodeCoreFactory,
+        reloads: Reloads,
     ) -> None:
         """Read the token file, lock the folder and prepare the agent.
 
@@ -98,6 +107,7 @@ class NodeServer:
             open_files: locks the segment's folder. Before the node registers: a second process on
                 the same memory must not push the first one out of the cluster.
             factory: creates the native node.
+            reloads: shown among the metrics and in /readyz.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -107,9 +117,11 @@ class NodeServer:
         """
         self._config = config
         self._factory = factory
-        self._principals = self._read_principals()
-        self._principal = self._own_principal()
+        self._reloads = reloads
+        self._principals, self._principal = _read_tokens(config)
         self._core: NodeCoreApi | None = None
+        self._at = ("", "", 0)
+        """Bound TCP and Unix endpoint and HTTP port."""
         self._prefault_reported = False
         segment = types_pb2.Segment(
             name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
@@ -130,24 +142,40 @@ class NodeServer:
             config.addresses(), identity, self._principal, probe, self._files.kept_epoch
         )
 
-    def _read_principals(self) -> tuple[Principal, ...]:
-        path = self._config.auth_token_file
-        return load_principals(path) if path else ()
+    def prepare(self, config: NodeConfig) -> Apply:
+        """Check another configuration, and return what puts it in effect.
 
-    def _own_principal(self) -> Principal | None:
-        path = self._config.auth_token_file
-        return load_identity(path, (Role.NODE,), self._config.name()) if path else None
+        Raises:
+            InvalidArgumentError: The token file is wrong.
+        """
+        principals, principal = _read_tokens(config)
 
-    def reload(self) -> None:
-        """Read the token file again; a wrong one changes nothing."""
-        try:
-            principals = self._read_principals()
-        except KvstoreError as error:
-            _log.error("token_file_refused", error=error)
-            return
-        if self._core is not None and principals:
-            self._core.set_principals([principal.native() for principal in principals])
-            _log.info("token_file_reloaded", principals=len(principals))
+        def apply() -> None:
+            self._config = config
+            self._principals, self._principal = principals, principal
+            self._agent.reconfigure(config.addresses(), config.placement_labels(), principal)
+            if self._core is not None:
+                self._configure(self._core)
+                self._agent.serve_at(self._endpoints())
+
+        return apply
+
+    def _configure(self, core: NodeCoreApi) -> None:
+        """Set at the native node all that may change while it serves."""
+        core.set_principals([principal.native() for principal in self._principals])
+        if self._principal is not None:
+            core.set_credentials(self._principal.name, self._principal.secret.reveal())
+        core.set_tunables(**tunables(self._config))
+
+    def _endpoints(self) -> types_pb2.Endpoints:
+        tcp, unix, http_port = self._at
+        if not http_port:
+            return types_pb2.Endpoints()  # it does not serve yet
+        return types_pb2.Endpoints(
+            tcp=advertised(tcp, self._config),
+            unix=unix,
+            http=f"http://{_public_host(self._config)}:{http_port}",
+        )
 
     async def serve(self, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]) -> None:
         """Join the cluster and serve until `stop` is set.
@@ -180,17 +208,16 @@ class NodeServer:
         options["principals"] = [principal.native() for principal in self._principals]
         core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
         self._core = core
+        self._configure(core)  # a reload may have come while it was being created
         self._report_beginning(core.beginning())
         await asyncio.to_thread(self._check_books)
-        server = HttpServer(listener, renderer(http.collector(core)), http.readiness(core))
+        render = renderer(http.collector(core), self._reloads.families)
+        server = HttpServer(listener, render, self._reloads.readiness(http.readiness(core)))
         try:
             tcp, unix = await asyncio.to_thread(core.start)
             await server.start()
-            endpoints = types_pb2.Endpoints(
-                tcp=advertised(tcp, self._config),
-                unix=unix,
-                http=f"http://{_public_host(self._config)}:{server.port}",
-            )
+            self._at = (tcp, unix, server.port)
+            endpoints = self._endpoints()
             self._agent.serve_at(endpoints)
             where = {
                 "node_id": self._config.name(),
@@ -212,6 +239,7 @@ class NodeServer:
             await server.stop()
             await asyncio.to_thread(core.stop)
             await asyncio.to_thread(self._check_books)
+            self._core = None  # no reload reaches it any more
             core.close(remove_files=not self._config.keep_segment)
             if not (self._config.keep_segment or self._config.segment_dir):
                 with contextlib.suppress(OSError):  # the folder is ours too
@@ -265,6 +293,14 @@ class NodeServer:
     async def _renew(self, session: Session) -> None:
         assert self._core is not None
         await asyncio.to_thread(self._core.set_session, session.session_id, [session.master])
+
+
+def _read_tokens(config: NodeConfig) -> tuple[tuple[Principal, ...], Principal | None]:
+    """Who may connect, and who this node is; nobody without a token file."""
+    path = config.auth_token_file
+    if not path:
+        return (), None
+    return load_principals(path), load_identity(path, (Role.NODE,), config.name())
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:

@@ -302,6 +302,24 @@ void bind_node(nb::module_& module) {
             },
             "principals"_a, "Replace who may connect; open sessions stay.")
         .def(
+            "set_credentials",
+            [](PyNode& self, const std::string& principal, const std::string& token) {
+                self.run([&](NodeCore& core) { core.set_credentials(principal, token); });
+            },
+            "principal"_a, "token"_a, "How the node presents itself from the next connection on.")
+        .def(
+            "set_tunables",
+            [](PyNode& self, uint64_t client_cap_bytes, uint32_t reservation_ms,
+               const Strings& shm_tenants) {
+                NodeTunables tunables;
+                tunables.client_cap_bytes = client_cap_bytes;
+                tunables.reservation_ms = reservation_ms;
+                tunables.shm_tenants = shm_tenants;
+                self.run([&](NodeCore& core) { core.set_tunables(std::move(tunables)); });
+            },
+            nb::kw_only(), "client_cap_bytes"_a, "reservation_ms"_a, "shm_tenants"_a,
+            "As in the constructor, for reservations and sessions from now on.")
+        .def(
             "set_draining",
             [](PyNode& self, bool draining) {
                 self.run([&](NodeCore& core) { core.set_draining(draining); });

@@ -451,6 +451,12 @@ void MasterLink::set_session(uint64_t session_id, std::vector<std::string> endpo
     impl_->changed.notify_all();
 }
 
+void MasterLink::set_credentials(std::string principal, std::string token) {
+    std::lock_guard lock(impl_->mutex);
+    impl_->options.principal = std::move(principal);
+    impl_->options.token = std::move(token);
+}
+
 LinkState MasterLink::state() const {
     std::lock_guard lock(impl_->mutex);
     return impl_->state;

@@ -85,6 +85,14 @@ void NodeCore::set_principals(std::vector<Principal> principals) {
     impl_->service.set_principals(std::move(principals));
 }
 
+void NodeCore::set_credentials(std::string principal, std::string token) {
+    impl_->service.set_credentials(std::move(principal), std::move(token));
+}
+
+void NodeCore::set_tunables(NodeTunables tunables) {
+    impl_->service.set_tunables(std::move(tunables));
+}
+
 void NodeCore::set_draining(bool draining) { impl_->service.set_draining(draining); }
 
 LinkState NodeCore::link_state() const { return impl_->service.link().state(); }

@@ -58,6 +58,8 @@ MasterLink::Options link_options(const NodeOptions& options, const BlockStore& s
 
 NodeService::NodeService(const NodeOptions& options, BlockStore& store)
     : options_(options),
+      reservation_ms_(options.reservation_ms),
+      shm_tenants_(options.shm_tenants),
       store_(store),
       namespaces_(options.hash_secret),
       slots_(store.client_slots()),
@@ -121,10 +123,26 @@ void NodeService::set_principals(std::vector<Principal> principals) {
     authenticator_->replace(std::move(principals));
 }
 
+void NodeService::set_credentials(std::string principal, std::string token) {
+    copier_->set_credentials(principal, token);
+    link_->set_credentials(std::move(principal), std::move(token));
+}
+
+void NodeService::set_tunables(NodeTunables tunables) {
+    const std::lock_guard lock(tunables_mutex_);
+    // The shorter time first: what is said of a spare's time is never above what the store gives.
+    reservation_ms_.store(std::min(reservation_ms_.load(), tunables.reservation_ms));
+    store_.set_limits(tunables.reservation_ms, tunables.client_cap_bytes);
+    flow_->set_reservation_ms(tunables.reservation_ms);
+    reservation_ms_.store(tunables.reservation_ms);
+    shm_tenants_ = std::move(tunables.shm_tenants);
+}
+
 // ---- sessions --------------------------------------------------------------------------------
 
 bool NodeService::may_map(const Connection& connection, const Hello& hello) const {
-    const std::vector<std::string>& tenants = options_.shm_tenants;
+    const std::lock_guard lock(tunables_mutex_);
+    const std::vector<std::string>& tenants = shm_tenants_;
     return connection.peer().is_unix && hello.role != Role::kNode &&
            (connection.peer().features & kFeatureSharedMemory) != 0 &&
            std::find(tenants.begin(), tenants.end(), hello.tenant) != tenants.end();

@@ -92,12 +92,14 @@ void NodeService::reserve(Connection& connection, const FrameHeader& header, Bod
     reply.generations = generations;
     reply.offsets = offsets;
     if (message.spare_size != 0 && !draining_.load()) {
+        const uint32_t before_ms = reservation_ms_.load();
         const BlockStore::Reserved spare =
             store_.reserve_spare(session.process(), message.spare_size);
         if (spare.code == Code::kOk) {
             reply.spare_generation = spare.generation;
             reply.spare_offset = spare.offset;
-            reply.spare_ms = options_.reservation_ms;
+            // The store may have used either when it changes now: never promise the longer one.
+            reply.spare_ms = std::min(before_ms, reservation_ms_.load());
         }
     }
     connection.ref()->send_message(reply, header.request_id);

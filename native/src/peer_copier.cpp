@@ -15,7 +15,8 @@ PeerCopier::PeerCopier(Options options, BlockStore& store, NodeNamespaces& names
       namespaces_(namespaces),
       wishes_(wishes),
       metrics_(metrics),
-      done_(std::move(done)) {}
+      done_(std::move(done)),
+      hello_(options_.hello) {}
 
 PeerCopier::~PeerCopier() { stop(); }
 
@@ -133,6 +134,12 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
     return out;
 }
 
+void PeerCopier::set_credentials(std::string principal, std::string token) {
+    const std::lock_guard lock(mutex_);
+    hello_.principal = std::move(principal);
+    hello_.token = std::move(token);
+}
+
 Result<Channel*> PeerCopier::channel_to(const CopyJob& job) {
     auto& channel = channels_[job.target_endpoint];
     if (channel != nullptr && channel->usable() && channel->welcome().node_id == job.target_node) {
@@ -143,8 +150,11 @@ Result<Channel*> PeerCopier::channel_to(const CopyJob& job) {
     if (!endpoint.ok()) {
         return endpoint.status();
     }
-    auto connected =
-        Channel::connect(*endpoint, options_.hello, Deadline::after_ms(options_.connect_ms));
+    const HelloParams hello = [this] {
+        const std::lock_guard lock(mutex_);
+        return hello_;
+    }();
+    auto connected = Channel::connect(*endpoint, hello, Deadline::after_ms(options_.connect_ms));
     if (!connected.ok()) {
         return connected.status();
     }

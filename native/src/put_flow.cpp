@@ -43,7 +43,12 @@ void PutReply::send() {
 
 PutFlow::PutFlow(const Options& options, BlockStore& store, MasterLink& link, NodeMetrics& metrics,
                  ReplicaWishes& wishes)
-    : options_(options), store_(store), link_(link), metrics_(metrics), wishes_(wishes) {}
+    : options_(options),
+      reservation_ms_(options.reservation_ms),
+      store_(store),
+      link_(link),
+      metrics_(metrics),
+      wishes_(wishes) {}
 
 uint32_t PutFlow::wait_ms(uint32_t timeout_ms) const {
     return timeout_ms == 0 ? options_.max_wait_ms : std::min(timeout_ms, options_.max_wait_ms);
@@ -80,7 +85,7 @@ void PutFlow::add_entry(const Owner& owner, const NamespaceRef& ns, const Row& r
     entry.pin = row.pin;
     entry.replicas = std::max<uint8_t>(row.replicas, 1);
     entry.ttl_ms = row.ttl_ms;
-    entry.deadline_ms = boottime_ms() + options_.reservation_ms + kReservationGraceMs;
+    entry.deadline_ms = boottime_ms() + reservation_ms_.load() + kReservationGraceMs;
     entry.started_us = boottime_us();
     std::lock_guard lock(mutex_);
     timeouts_.emplace(entry.deadline_ms, begun.generation);

@@ -2,6 +2,7 @@
 #include "kvstore/reservation_table.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace kvstore {
 
@@ -18,8 +19,7 @@ bool ReservationTable::has_room(const Owner& owner, uint64_t size_bytes) const {
 }
 
 void ReservationTable::add(Generation generation, Reservation reservation) {
-    KV_ASSERT(deadlines_.empty() || deadlines_.back().first <= reservation.deadline_ms);
-    deadlines_.emplace_back(reservation.deadline_ms, generation);
+    note_deadline(reservation.deadline_ms, generation);
     Client& client = clients_[client_of(reservation.owner)];
     client.bytes += reservation.size_bytes;
     ++client.count;
@@ -74,11 +74,27 @@ void ReservationTable::assign(Generation generation, Reservation object) {
     KV_ASSERT(spare != nullptr && spare->spare && !spare->quarantined && !object.spare);
     KV_ASSERT(spare->offset == object.offset && spare->size_bytes == object.size_bytes);
     KV_ASSERT(client_of(spare->owner) == client_of(object.owner));
-    KV_ASSERT(deadlines_.empty() || deadlines_.back().first <= object.deadline_ms);
-    deadlines_.emplace_back(object.deadline_ms, generation);
+    note_deadline(object.deadline_ms, generation);
     count_spare(*spare, false);
     object.line = spare->line;
     *spare = std::move(object);
+}
+
+// At the end, but for the time after a shortening.
+void ReservationTable::note_deadline(uint64_t deadline_ms, Generation generation) {
+    auto at = deadlines_.end();
+    while (at != deadlines_.begin() && std::prev(at)->first > deadline_ms) --at;
+    KV_ASSERT(at == deadlines_.end() || deadline_ms < shortened_until_ms_);
+    deadlines_.emplace(at, deadline_ms, generation);
+}
+
+// What is gone is dropped from the list, so that the search for a place in it stays short.
+void ReservationTable::shorten_deadlines() {
+    std::erase_if(deadlines_, [this](const std::pair<uint64_t, Generation>& noted) {
+        const Reservation* reservation = find(noted.second);
+        return reservation == nullptr || reservation->deadline_ms != noted.first;
+    });
+    shortened_until_ms_ = deadlines_.empty() ? 0 : deadlines_.back().first;
 }
 
 void ReservationTable::quarantine_expired(uint64_t now_ms) {

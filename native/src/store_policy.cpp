@@ -202,6 +202,18 @@ bool BlockStore::State::is_alive(int slot) const {
                               : slots->is_alive(static_cast<uint32_t>(slot));
 }
 
+void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) {
+    State::Lock lock(*state_);
+    State& state = *state_;
+    Options& options = state.options;
+    options.client_cap_bytes = client_cap_bytes != 0 ? client_cap_bytes : state.segment->size() / 2;
+    state.reservations.set_client_cap(options.client_cap_bytes);
+    if (reservation_ms < options.reservation_ms) state.reservations.shorten_deadlines();
+    options.reservation_ms = reservation_ms;
+    // As at the start: a claim granted before a remove must not outlive the tombstone.
+    state.tombstones.keep_at_least(2 * uint64_t{reservation_ms});
+}
+
 void BlockStore::tick() {
     // System calls, one a slot: before the mutex is taken.
     const std::vector<uint32_t> dead = state_->slots->collect_dead();

@@ -185,6 +185,27 @@ TEST(BlockStore, OneObjectAboveTheCapIsStillPossible) {
     EXPECT_EQ(h.reserve("more", 1).code, Code::kNoSpace);
 }
 
+TEST(BlockStore, LimitsChangeForWhatIsReservedThen) {
+    StoreHarness h(4 * kMiB);
+    const auto early = h.reserve("early", 1000);
+    h.store->set_limits(50, 4096);
+    const auto late = h.reserve("late", 1000);
+    ASSERT_EQ(late.code, Code::kOk);
+    EXPECT_EQ(h.reserve("more", 4096).code, Code::kNoSpace);
+    h.clock_ms += 51;
+    EXPECT_EQ(h.finish(late, "late", 1, 1000).code, Code::kExpired);
+    h.clock_ms += limits::kReservationMs - 60;
+    EXPECT_EQ(h.finish(early, "early", 2, 1000).code, Code::kOk);
+    h.store->abort(h.owner, late.generation);
+    h.store->set_limits(120'000, 0);  // 0: half of the segment again
+    const auto longer = h.reserve("longer", kMiB / 4);
+    ASSERT_EQ(longer.code, Code::kOk);
+    EXPECT_EQ(h.reserve("more", kMiB / 4).code, Code::kOk);
+    h.clock_ms += 119'000;
+    EXPECT_EQ(h.finish(longer, "longer", 3, kMiB / 4).code, Code::kOk);
+    EXPECT_TRUE(h.store->audit().ok());
+}
+
 TEST(BlockStore, ASessionWithoutSlotFreesWhatItReserved) {
     StoreHarness h(4 * kMiB);
     h.reserve("a", 1000);

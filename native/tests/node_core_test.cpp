@@ -245,6 +245,26 @@ TEST_F(NodeTest, OnlyListedTenantsMapTheSegment) {
     EXPECT_FALSE(ShmClient(node->at.tcp).attached());
 }
 
+TEST_F(NodeTest, TunablesChangeWhileItServes) {
+    HelloParams hello;
+    hello.tenant = "late";
+    EXPECT_FALSE(ShmClient(node->at.unix_socket, hello).attached());
+    NodeTunables tunables;
+    tunables.shm_tenants = {"default", "late"};
+    tunables.reservation_ms = 100;
+    node->core->set_tunables(tunables);
+    ShmClient client(node->at.unix_socket, hello);
+    EXPECT_TRUE(client.attached());
+    const ShmClient::Block block = client.reserve("k", 100);
+    const uint32_t crc = client.write(block, bytes_of("k", 100));
+    ASSERT_TRUE(eventually([&] { return stats().store.quarantined == 1; }));
+    EXPECT_EQ(client.commit(block, crc), Code::kExpired);
+    node->core->set_tunables({});
+    EXPECT_FALSE(ShmClient(node->at.unix_socket, hello).attached());
+    EXPECT_EQ(client.put("k", "bytes"), Code::kOk);  // what is mapped stays so
+    EXPECT_TRUE(node->core->store().audit().ok());
+}
+
 TEST_F(NodeTest, SessionsOfOneProcessShareASlot) {
     ShmClient one = shm();
     ShmClient two = shm();

@@ -79,6 +79,43 @@ TEST(ReservationTable, CountsPerSlotOrSession) {
     EXPECT_TRUE(table.consistent());
 }
 
+TEST(ReservationTable, AShorterTimeHoldsForWhatComesThen) {
+    ReservationTable table(10'000);
+    for (Generation generation = 1; generation <= 9; ++generation) {
+        table.add(generation, reservation({1, 5}, 10, 100 + generation));
+    }
+    table.take(3);
+    table.take(9);
+    table.shorten_deadlines();
+    table.add(20, reservation({1, 5}, 10, 50));
+    table.add(21, reservation({1, 5}, 10, 104));
+    table.add(22, reservation({1, 5}, 10, 104));
+    table.shorten_deadlines();  // again, while the longest ones are there
+    table.add(23, reservation({1, 5}, 10, 40));
+    table.quarantine_expired(40);
+    EXPECT_EQ(table.quarantined(), 1u);
+    table.quarantine_expired(50);
+    EXPECT_EQ(table.quarantined(), 2u);
+    table.quarantine_expired(104);
+    EXPECT_EQ(table.quarantined(), 7u);  // 1, 2, 4 and those four
+    table.add(24, reservation({1, 5}, 10, 200));
+    table.quarantine_expired(108);
+    EXPECT_EQ(table.active(), 1u);
+    EXPECT_TRUE(table.consistent());
+}
+
+TEST(TombstoneTable, IsKeptLongerButNeverShorter) {
+    TombstoneTable table(100);
+    table.keep_at_least(50);
+    table.note({1, 2}, 9, 0);
+    table.keep_at_least(300);
+    table.note({3, 4}, 8, 0);
+    table.forget_old(100);
+    EXPECT_EQ(table.removed_upto({1, 2}), 0u);
+    table.forget_old(299);
+    EXPECT_EQ(table.removed_upto({3, 4}), 8u);
+}
+
 TEST(TombstoneTable, KeepsTheHighestUntilItsTime) {
     TombstoneTable table(100);
     const Hash128 a{1, 2};

@@ -30,6 +30,9 @@ class FakeCore:
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         self.calls.append(("set_principals", principals))
 
+    def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
+        self.calls.append(("set_endpoints", grpc_endpoint, http_endpoint))
+
     def register_node(
         self,
         node_id: str,

@@ -80,6 +80,7 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
         ({"node_id": "a\nb"}, ["node_id"]),
         ({"labels": {"host": 1}}, ["labels"]),
         ({"labels": {f"l{i}": "" for i in range(17)}}, ["labels"]),
+        ({"labels": {f"l{i}": "" for i in range(16)}}, ["labels"]),  # with the host's, 17
         ([1], ["not a JSON object"]),
         ("{", ["not JSON"]),
     ],
@@ -114,8 +115,23 @@ def test_the_table_has_every_key_and_its_default() -> None:
     for kind in (MasterConfig, NodeConfig):
         for name in kind.__struct_fields__:
             assert f"| `{name}` |" in table
-    assert '| `segment_size` | `"1gb"` |' in table
-    assert all(line.count("|") == 4 for line in table.splitlines() if line)
+    assert '| `segment_size` | `"1gb"` | restart |' in table
+    assert '| `log_level` | `"info"` | yes |' in table
+    assert all(line.count("|") == 5 for line in table.splitlines() if line)
+
+
+@pytest.mark.parametrize("kind", [MasterConfig, NodeConfig])
+def test_every_key_says_whether_it_reloads(kind: type[MasterConfig] | type[NodeConfig]) -> None:
+    said = {name: config.reloads(kind, name, "something") for name in kind.__struct_fields__}
+    assert said["log_level"] and not said["port"]
+    assert config.reloads(kind, "auth_token_file", "/etc/token")
+    assert not config.reloads(kind, "auth_token_file", "")
+
+
+def test_more_than_a_megabyte_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"port": 1}' + " " * (1 << 20))
+    with pytest.raises(InvalidArgumentError, match="larger than 1 MiB"):
+        config.load(MasterConfig, path, {})
 
 
 def test_the_default_data_dir_follows_the_users_state_folder(

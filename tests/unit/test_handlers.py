@@ -38,9 +38,9 @@ class Plane:
         self.core = FakeCore()
         self.state = state
         self.registry = Registry(Settings(), self.core, state)
-        self.nodes = NodeHandlers(Settings(), self.registry, state)
+        self.nodes = NodeHandlers(self.registry, state)
         bound = Bound("h:1", "h:2", "http://h:3")
-        self.master = MasterHandlers(Settings(), self.registry, self.core, state, lambda: bound)
+        self.master = MasterHandlers(self.registry, self.core, state, lambda: bound)
 
 
 @pytest.fixture

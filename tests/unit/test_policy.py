@@ -349,3 +349,28 @@ def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
         case "seen", [str(node_id), bool(linked), bool(synced)]:
             return Observe(node_id, linked, synced)
     return Tick()
+
+
+def test_a_shorter_ttl_waits_for_nodes_that_follow_the_longer_interval() -> None:
+    before = Settings(heartbeat_ms=5000, node_ttl_ms=20_000)
+    after = Settings(heartbeat_ms=100, node_ttl_ms=300)
+    cluster, _ = policy.decide(before, policy.start([], 0), register(1), 0)
+    for now_ms in (50, 4900, 9900):  # the tick is late on none of them
+        cluster = replace(cluster, ticked_ms=now_ms - 50)
+        cluster, _ = policy.decide(after, cluster, Tick(), now_ms)
+        assert cluster.nodes["a"].state is NodeState.ALIVE
+    cluster, _ = policy.decide(after, cluster, heartbeat(1), 9950)
+    assert cluster.nodes["a"].heartbeat_ms == 100
+    for now_ms, state in ((10_200, NodeState.ALIVE), (10_300, NodeState.DEAD)):
+        cluster = replace(cluster, ticked_ms=now_ms - 50)
+        cluster, _ = policy.decide(after, cluster, Tick(), now_ms)
+        assert cluster.nodes["a"].state is state
+
+
+def test_a_heartbeat_may_change_the_labels() -> None:
+    cluster, _ = run(policy.start([], 0), (register(1), 0), (heartbeat(1), 10))
+    assert cluster.nodes["a"].labels == {"host": "h"}
+    moved = replace(heartbeat(1), labels={"host": "other", "rack": "r"})
+    cluster, decisions = run(cluster, (moved, 20))
+    assert cluster.nodes["a"].labels == {"host": "other", "rack": "r"}
+    assert [d.node.labels for d in decisions if isinstance(d, SetNode)] == [moved.labels]

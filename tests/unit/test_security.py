@@ -177,3 +177,22 @@ def test_roles_and_tenants() -> None:
     ):
         with pytest.raises(PermissionDeniedError, match=principal.name):
             security.require(principal, [role], tenant)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "user", "wrong"),
+    [
+        (0o600, 7, 7, False),
+        (0o400, 7, 7, False),
+        (0o640, 7, 7, True),
+        (0o604, 7, 7, True),
+        (0o440, 0, 7, False),  # root's, for our group: a Kubernetes secret with fsGroup
+        (0o640, 0, 7, False),
+        (0o460, 0, 7, True),
+        (0o444, 0, 7, True),
+        (0o440, 0, 0, True),
+        (0o440, 8, 7, True),
+    ],
+)
+def test_who_else_may_read_a_file_of_secrets(mode: int, owner: int, user: int, wrong: bool) -> None:
+    assert security.too_open(mode, owner, user) is wrong

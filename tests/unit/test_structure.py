@@ -30,6 +30,7 @@ GROUND_FLOOR = {
     "limits",
     "logging",
     "metrics",
+    "reload",
     "security",
 }
 # What each package of kvstore may import from kvstore, beside itself, _native and the ground floor.

@@ -273,6 +273,9 @@ class BlockStore {
     // after a flush. Bounded work per call; call it every 100 ms or so.
     void tick();
 
+    // Both as in Options, from the next reservation on; what is reserved keeps its deadline.
+    void set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes);
+
     // --- the node's view ---
     // Called outside the mutex, in the order in which the objects were withdrawn, by one thread at
     // a time; not necessarily before the call that caused it returns. Set it before the first

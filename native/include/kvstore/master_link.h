@@ -143,6 +143,8 @@ class MasterLink {
     void stop();  // idempotent; before the server stops
     // A new registration: reconnects with it.
     void set_session(uint64_t session_id, std::vector<std::string> endpoints);
+    // How it presents itself from the next connection on.
+    void set_credentials(std::string principal, std::string token);
     LinkState state() const;
     bool wait_state(LinkState state, uint32_t timeout_ms);
     uint64_t losses() const;

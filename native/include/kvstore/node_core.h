@@ -15,6 +15,7 @@
 #include "kvstore/event_server.h"
 #include "kvstore/hash.h"
 #include "kvstore/histogram.h"
+#include "kvstore/limits.h"
 #include "kvstore/master_link.h"
 #include "kvstore/node_slots.h"
 #include "kvstore/status.h"
@@ -23,7 +24,14 @@
 
 namespace kvstore {
 
-struct NodeOptions {
+// What may change while the node serves.
+struct NodeTunables {
+    uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
+    uint32_t reservation_ms = limits::kReservationMs;
+    std::vector<std::string> shm_tenants = {"default"};  // who may map the segment
+};
+
+struct NodeOptions : NodeTunables {
     // Identity; the node id names the node in the cluster, the epoch is this incarnation.
     std::string cluster_id;  // expected of the master; empty accepts any
     std::string node_id;
@@ -44,12 +52,9 @@ struct NodeOptions {
 
     // Memory.
     uint64_t segment_bytes = 0;
-    uint32_t index_entries = 0;     // 0: from the segment's size
-    uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
-    uint64_t lease_cap_bytes = 0;   // leased bytes of one tenant; 0: half
-    uint32_t reservation_ms = 30'000;
+    uint32_t index_entries = 0;    // 0: from the segment's size
+    uint64_t lease_cap_bytes = 0;  // leased bytes of one tenant; 0: half
 
-    std::vector<std::string> shm_tenants = {"default"};  // who may map the segment
     uint32_t server_threads = 2;
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
     uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
@@ -107,6 +112,10 @@ class NodeCore {
     // Who may connect; replaceable at any time, existing connections stay. Empty: no
     // authentication.
     void set_principals(std::vector<Principal> principals);
+    // How the node presents itself from the next connection on; those that are open stay.
+    void set_credentials(std::string principal, std::string token);
+    // For reservations and sessions from now on; those that there are keep what they were given.
+    void set_tunables(NodeTunables tunables);
     // A draining node takes no new object of clients or peers; reads and removes go on.
     void set_draining(bool draining);
     LinkState link_state() const;

@@ -36,6 +36,8 @@ class NodeService final : public Service, public MasterLink::Handler {
     const NodeSlots& slots() const { return slots_; }
     void set_draining(bool draining) { draining_.store(draining); }
     void set_principals(std::vector<Principal> principals);
+    void set_credentials(std::string principal, std::string token);
+    void set_tunables(NodeTunables tunables);
     void fill(NodeStats& stats) const;
 
     // node_service.cpp
@@ -98,7 +100,10 @@ class NodeService final : public Service, public MasterLink::Handler {
     void withdraw_replaced();
     void apply(const MasterOp& op);
 
-    const NodeOptions options_;
+    const NodeOptions options_;  // but for the tunables, which are below
+    std::atomic<uint32_t> reservation_ms_;
+    mutable std::mutex tunables_mutex_;
+    std::vector<std::string> shm_tenants_;
     BlockStore& store_;
     NodeMetrics metrics_;
     ReplicaWishes wishes_;

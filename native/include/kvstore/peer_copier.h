@@ -37,6 +37,8 @@ class PeerCopier {
     ~PeerCopier();
     void start();
     void stop();  // idempotent
+    // How it presents itself from the next connection on.
+    void set_credentials(std::string principal, std::string token);
     void push(CopyJob job);
     void drop_link(uint64_t link);  // its orders are void
 
@@ -61,7 +63,7 @@ class PeerCopier {
     Status exchange(Channel& channel, const Outgoing& outgoing, std::vector<Code>* codes);
     Result<Channel*> channel_to(const CopyJob& job);
 
-    const Options options_;
+    const Options options_;  // but for the hello, which is below
     BlockStore& store_;
     NodeNamespaces& namespaces_;
     const ReplicaWishes& wishes_;
@@ -70,6 +72,7 @@ class PeerCopier {
 
     std::mutex mutex_;
     std::condition_variable changed_;
+    HelloParams hello_;
     bool stopping_ = false;
     std::deque<CopyJob> queue_;
     Channel* busy_ = nullptr;                                   // for stop()

@@ -76,6 +76,9 @@ class PutFlow {
     PutFlow(const Options& options, BlockStore& store, MasterLink& link, NodeMetrics& metrics,
             ReplicaWishes& wishes);
 
+    // For the puts that begin from now on.
+    void set_reservation_ms(uint32_t ms) { reservation_ms_.store(ms); }
+
     // kUnavailable in every row, at once, unless the link is up.
     std::vector<Begun> begin(const Owner& owner, const NamespaceRef& ns, std::span<const Row> rows,
                              uint32_t timeout_ms);
@@ -148,7 +151,8 @@ class PutFlow {
     void abandon(const Ended& ended);
     void finish(const Entry& entry, Code code);
 
-    const Options options_;
+    const Options options_;  // but for the next one
+    std::atomic<uint32_t> reservation_ms_;
     BlockStore& store_;
     MasterLink& link_;
     NodeMetrics& metrics_;

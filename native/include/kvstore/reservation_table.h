@@ -43,7 +43,7 @@ class ReservationTable {
     // Whether the client may reserve `size_bytes` more. A client that has nothing reserved may
     // always reserve one object, so that a cap below an object's size does not forbid the object.
     bool has_room(const Owner& owner, uint64_t size_bytes) const;
-    // Deadlines must not decrease from one call to the next.
+    // Deadlines must not decrease from one call to the next, except after shorten_deadlines().
     void add(Generation generation, Reservation reservation);
     Reservation* find(Generation generation);
     Reservation take(Generation generation);  // must be present
@@ -51,6 +51,10 @@ class ReservationTable {
     // A spare gets its object and a new deadline; must be present and not quarantined.
     void assign(Generation generation, Reservation object);
     void quarantine_expired(uint64_t now_ms);
+
+    void set_client_cap(uint64_t bytes) { client_cap_bytes_ = bytes; }
+    // From now on deadlines may be earlier than those that are kept already; each of them stays.
+    void shorten_deadlines();
 
     std::vector<Generation> of_session(uint64_t session) const;
     std::vector<Generation> of_slot(int slot) const;
@@ -72,6 +76,7 @@ class ReservationTable {
     };
     static uint64_t client_of(const Owner& owner);
     void count_spare(const Reservation& reservation, bool add);
+    void note_deadline(uint64_t deadline_ms, Generation generation);
 
     uint64_t client_cap_bytes_;
     uint64_t bytes_ = 0;
@@ -82,6 +87,7 @@ class ReservationTable {
     std::unordered_map<Generation, Reservation> by_generation_;
     std::unordered_map<uint64_t, Client> clients_;
     std::deque<std::pair<uint64_t, Generation>> deadlines_;  // in order; may name what is gone
+    uint64_t shortened_until_ms_ = 0;  // deadlines before this may come out of order
 };
 
 }  // namespace kvstore

@@ -2,6 +2,7 @@
 // courtesy). Both bounded. Private to the node and not thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <unordered_map>
@@ -22,6 +23,7 @@ class TombstoneTable {
     explicit TombstoneTable(uint64_t keep_ms, size_t max = kMaxTombstones)
         : keep_ms_(keep_ms), max_(max) {}
 
+    void keep_at_least(uint64_t keep_ms) { keep_ms_ = std::max(keep_ms_, keep_ms); }
     void note(const Hash128& hash, Version version, uint64_t now_ms);
     Version removed_upto(const Hash128& hash) const;  // 0: nothing known
     void forget_old(uint64_t now_ms);

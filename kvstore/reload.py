@@ -1,0 +1,238 @@
+"""Takes a changed configuration over while the process serves: compare, watch, apply, say so.
+
+What may change at run time is said in one place, the fields of kvstore.config. A file that the
+start would refuse is refused here with the same sentence, and the running configuration stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from kvstore import config
+from kvstore.config import CommonConfig
+from kvstore.errors import InvalidArgumentError, KvstoreError
+from kvstore.limits import MAX_CONFIG_BYTES
+from kvstore.logging import EventLogger, set_level
+
+_log = EventLogger("config")
+# A change is taken once two looks in a row have found the same: nobody is still writing.
+_LOOK_S = 0.5
+
+T = TypeVar("T", bound=CommonConfig)
+Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
+"""As in kvstore.http."""
+Apply = Callable[[], None]
+Fingerprint = tuple[str, str]
+"""Of the configuration and of the token file."""
+
+
+@dataclass(frozen=True)
+class Comparison(Generic[T]):
+    """What follows from reading a configuration again."""
+
+    effective: T
+    """The running configuration with every change that needs no restart."""
+    applied: tuple[str, ...]
+    """Keys that change now."""
+    restart_needed: tuple[str, ...]
+    """Keys whose new value waits for a restart."""
+
+
+def compare(running: T, wanted: T) -> Comparison[T]:
+    """Decide what a configuration changes in a process that runs with another one.
+
+    Args:
+        running: what is in effect.
+        wanted: what was read, the flags of the command line over it.
+
+    Raises:
+        InvalidArgumentError: What is wanted does not fit what only a restart could change.
+    """
+    changes = {
+        name: getattr(wanted, name)
+        for name in running.__struct_fields__
+        if getattr(wanted, name) != getattr(running, name)
+    }
+    live = {n: value for n, value in changes.items() if config.reloads(type(running), n, value)}
+    waiting = tuple(name for name in changes if name not in live)
+    try:
+        effective = msgspec.convert(msgspec.structs.asdict(running) | live, type(running))
+    except (msgspec.ValidationError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"{error} (while {', '.join(waiting)} cannot change without a restart)"
+        ) from None
+    return Comparison(effective, tuple(live), waiting)
+
+
+class Reloads:
+    """How often a configuration was read again, and what of it waits for a restart."""
+
+    def __init__(self) -> None:
+        """Start with nothing read again."""
+        self.results = dict.fromkeys(("applied", "unchanged", "refused", "failed"), 0)
+        self.restart_needed: tuple[str, ...] = ()
+        self.refusal = ""
+        """Why the file that is there now is not in effect; empty when it is."""
+
+    def families(self) -> Iterator[Metric]:
+        """Their metrics."""
+        family = CounterMetricFamily(
+            "kvstore_config_reloads", "Configurations read again.", labels=["result"]
+        )
+        for result, count in self.results.items():
+            family.add_metric([result], count)
+        yield family
+        yield GaugeMetricFamily(
+            "kvstore_config_restart_needed",
+            "Changed keys that wait for a restart; /readyz names them.",
+            len(self.restart_needed),
+        )
+        yield GaugeMetricFamily(
+            "kvstore_config_refused",
+            "1 while the file on disk is refused and an older one in effect.",
+            bool(self.refusal),
+        )
+
+    def readiness(self, ready: Readiness) -> Readiness:
+        """Add to /readyz what an operator has to do something about; it does not decide."""
+
+        def with_config() -> tuple[bool, Mapping[str, Any]]:
+            is_ready, details = ready()
+            said = dict(details)
+            if self.restart_needed:
+                said["restart_needed"] = list(self.restart_needed)
+            if self.refusal:
+                said["config_refused"] = self.refusal
+            return is_ready, said
+
+        return with_config
+
+
+class Reloader(Generic[T]):
+    """Holds the configuration of a process up to date with its files."""
+
+    def __init__(
+        self, kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str, Any]
+    ) -> None:
+        """Read the configuration for the start.
+
+        Args:
+            kind: MasterConfig or NodeConfig.
+            path: as in config.load.
+            flags: of the command line; they stay over the file in every reload.
+
+        Raises:
+            InvalidArgumentError: As config.load.
+        """
+        self._kind = kind
+        self._path = path
+        self._flags = flags
+        self._prepare: Callable[[T], Apply] | None = None
+        self.reloads = Reloads()
+        before = _fingerprint(path)
+        self.config: T = config.load(kind, path, flags)
+        self._token_file = self.config.auth_token_file
+        # Taken before the token file is read, as `before` was: see reload().
+        self._taken: Fingerprint = (before, _fingerprint(self._token_file))
+        self._token_in_effect = self._taken[1]
+
+    def on_change(self, prepare: Callable[[T], Apply]) -> None:
+        """Say who carries changes out.
+
+        Args:
+            prepare: checks a configuration and reads what it names (KvstoreError: refused), and
+                returns what puts it in effect, which must not fail.
+        """
+        self._prepare = prepare
+
+    def reload(self, reason: str) -> None:
+        """Read the files again; a wrong one changes nothing.
+
+        Args:
+            reason: for the log: "sighup" or "file".
+        """
+        reloads = self.reloads
+        # Before each file is read: what changes in between is then seen as a change.
+        self._taken = self._fingerprints()
+        try:
+            wanted = config.load(self._kind, self._path, self._flags)
+            outcome = compare(self.config, wanted)
+            # Watched from now on even if it is refused: putting it right is a change, too.
+            self._token_file = outcome.effective.auth_token_file
+            self._taken = (self._taken[0], _fingerprint(self._token_file))
+            apply = self._prepare(outcome.effective) if self._prepare else lambda: None
+        except KvstoreError as error:
+            reloads.results["refused"] += 1
+            reloads.refusal = str(error)
+            _log.warning("config_refused", reason=reason, error=error)
+            return
+        try:
+            apply()
+        except Exception:
+            # A bug, or the process is ending; the next reload sets everything again.
+            _log.exception("config_not_applied", reason=reason)
+            reloads.results["failed"] += 1
+            return
+        set_level(outcome.effective.log_level)
+        self.config = outcome.effective
+        applied = outcome.applied
+        if self._taken[1] != self._token_in_effect and "auth_token_file" not in applied:
+            applied += ("auth_token_file",)  # its content
+        self._token_in_effect = self._taken[1]
+        self._report(reason, applied, outcome.restart_needed)
+
+    def _report(
+        self, reason: str, applied: tuple[str, ...], restart_needed: tuple[str, ...]
+    ) -> None:
+        reloads = self.reloads
+        reloads.refusal = ""
+        reloads.results["applied" if applied else "unchanged"] += 1
+        news = restart_needed and restart_needed != reloads.restart_needed
+        reloads.restart_needed = restart_needed
+        (_log.warning if news else _log.info)(
+            "config_reloaded",
+            reason=reason,
+            applied=",".join(applied),
+            restart_needed=",".join(restart_needed),
+        )
+
+    async def watch(self) -> None:
+        """Reload whenever a file has changed, until cancelled."""
+        seen = self._taken
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now = await asyncio.to_thread(self._fingerprints)
+            if now == seen != self._taken:
+                self.reload("file")
+            seen = now
+
+    def _fingerprints(self) -> Fingerprint:
+        return _fingerprint(self._path), _fingerprint(self._token_file)
+
+
+def _fingerprint(path: str | os.PathLike[str] | None) -> str:
+    """Tell one content of a file from another, whatever way it was replaced.
+
+    Symbolic links are followed: a ConfigMap changes by the exchange of one, an editor renames.
+    """
+    if not path:
+        return ""
+    try:
+        # A pipe can be read once only: that is for the start.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "no regular file"
+        with Path(path).open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)  # of a token file it matters
+            return f"{mode:o} {hashlib.sha256(stream.read(MAX_CONFIG_BYTES + 1)).hexdigest()}"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
