@@ -503,6 +503,15 @@ Code BlockStore::State::abort(const Owner& owner, Generation generation) {
     return Code::kOk;
 }
 
+void BlockStore::end_earlier_writes(int slot, uint32_t node_epoch) {
+    State::Lock lock(*state_);
+    for (const Generation generation : state_->reservations.of_slot(slot)) {
+        if (epoch_of(generation) < std::min(node_epoch, state_->options.node_epoch)) {
+            state_->end_reservation(generation, true, true);
+        }
+    }
+}
+
 // The block was never readable, so no hazard can rightly name it: it is free at once.
 void BlockStore::State::drop_reservation(Generation generation) {
     const Reservation over = reservations.take(generation);

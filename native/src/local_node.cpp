@@ -84,8 +84,23 @@ Status LocalNode::take_slot(Fd clients, Channel& channel, int number, Deadline d
     if (!slot.ok()) {
         return slot.status();
     }
+    if (Status status = confirm_slot(**slot, channel, deadline); !status.ok()) {
+        return status;
+    }
+    // From here on the node scans this slot, so its hazards count.
+    (*slot)->set_confirmed();
+    if (slot_ == nullptr) {
+        slot_ = std::move(*slot);
+    }
+    return {};
+}
+
+Status LocalNode::confirm_slot(ClientSlot& slot, Channel& channel, Deadline deadline) {
     SlotReady ready;
-    ready.slot = (*slot)->number();
+    ready.slot = slot.number();
+    const uint32_t epoch = channel.welcome().node_epoch;
+    const bool ended = slot.end_earlier_writes(epoch);
+    ready.writes_ended_below = ended ? epoch : 0;
     StatusReply reply;
     if (Status status = channel.exchange(ready, &reply, deadline); !status.ok()) {
         return status;
@@ -93,10 +108,8 @@ Status LocalNode::take_slot(Fd clients, Channel& channel, int number, Deadline d
     if (reply.status.size() != 1 || reply.status[0] != 0) {
         return {Code::kUnavailable, "the node does not see this process's slot lock"};
     }
-    // From here on the node scans this slot, so its hazards count.
-    (*slot)->set_confirmed();
-    if (slot_ == nullptr) {
-        slot_ = std::move(*slot);
+    if (ended) {
+        earlier_writes_ended_.store(true, std::memory_order_relaxed);
     }
     return {};
 }
@@ -243,6 +256,9 @@ void LocalNode::abandon(std::span<const Generation> generations) {
 }
 
 void LocalNode::send_abandoned(Channel& channel, Deadline deadline) {
+    if (!earlier_writes_ended_.load(std::memory_order_relaxed)) {
+        (void)confirm_slot(*slot_, channel, deadline);
+    }
     if (!any_abandoned_.load(std::memory_order_relaxed)) {
         return;
     }

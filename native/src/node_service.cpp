@@ -230,7 +230,9 @@ void NodeService::slot_ready(Connection& connection, const FrameHeader& header, 
     }
     auto& session = *connection.session_as<ClientSession>();
     Code code = Code::kUnsupported;
-    if (session.offered_slot >= 0) {
+    if (session.slot >= 0 && message.slot == static_cast<uint32_t>(session.slot)) {
+        code = Code::kOk;  // again, for what else it says
+    } else if (session.offered_slot >= 0) {
         code = slots_.confirm(message.slot, connection.peer().pid, connection.peer().tenant);
         if (code == Code::kOk) {
             if (message.slot != static_cast<uint32_t>(session.offered_slot)) {
@@ -239,6 +241,9 @@ void NodeService::slot_ready(Connection& connection, const FrameHeader& header, 
             session.offered_slot = -1;
             session.slot = static_cast<int>(message.slot);
         }
+    }
+    if (code == Code::kOk) {
+        store_.end_earlier_writes(session.slot, message.writes_ended_below);
     }
     const int32_t status = static_cast<int32_t>(code);
     StatusReply reply;

@@ -60,8 +60,12 @@ bool SharedPut::run(std::span<PutItem*> items) {
     }
     lease_ = std::move(*lease);
     node_.send_abandoned(*lease_, deadline_);
+    if (!node_.slot().begin_writing(node_.node_epoch())) {
+        return false;
+    }
     cut(items);
     const Status status = work();
+    node_.slot().end_writing(node_.node_epoch());
     if (!status.ok()) {
         give_up(status);
         // Other answers may still be on their way: nobody else may meet them.

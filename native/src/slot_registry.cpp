@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 
 #include "kvstore/protocol_steps.h"
@@ -76,6 +77,9 @@ struct ClientSlot::State {
         0};  // bit i: hazards[i] is taken by a thread of this process
     std::atomic<bool> confirmed{false};
     uint32_t handles = 0;  // guarded by the registry's mutex
+    std::mutex writes_mutex;
+    std::map<uint32_t, uint32_t> writes;  // under way, by epoch of the node
+    uint32_t writes_ended_below = 0;
 };
 static_assert(kSlotHazards == 64, "hazards_used has one bit for each");
 
@@ -276,6 +280,31 @@ void ClientSlot::touch(uint32_t entry_ref) {
     if (!usable()) return;
     const uint64_t at = state_->page->touch_count.fetch_add(1, kRelaxed) % kSlotTouches;
     state_->page->touches[at].store(entry_ref + 1, kRelaxed);
+}
+
+bool ClientSlot::begin_writing(uint32_t node_epoch) {
+    if (!in_own_process()) return false;
+    const std::lock_guard lock(state_->writes_mutex);
+    if (node_epoch < state_->writes_ended_below) return false;
+    ++state_->writes[node_epoch];
+    return true;
+}
+
+void ClientSlot::end_writing(uint32_t node_epoch) {
+    if (!in_own_process()) return;
+    const std::lock_guard lock(state_->writes_mutex);
+    const auto at = state_->writes.find(node_epoch);
+    KV_ASSERT(at != state_->writes.end());
+    if (--at->second == 0) state_->writes.erase(at);
+}
+
+bool ClientSlot::end_earlier_writes(uint32_t node_epoch) {
+    if (!in_own_process()) return false;
+    const std::lock_guard lock(state_->writes_mutex);
+    const auto oldest = state_->writes.begin();
+    if (oldest != state_->writes.end() && oldest->first < node_epoch) return false;
+    state_->writes_ended_below = std::max(state_->writes_ended_below, node_epoch);
+    return true;
 }
 
 void ClientSlot::add_counter(uint32_t counter, uint64_t amount) {

@@ -88,6 +88,29 @@ std::shared_ptr<ClientSlot> acquire(const ClientSlots& slots, uint32_t number) {
     return slot.ok() ? *slot : nullptr;
 }
 
+// Two stores of one process share its slot, so both have to be through.
+TEST(ClientSlots, WritesOfEarlierEpochsEndOnce) {
+    auto slots = make_slots();
+    const auto number = slots->assign();
+    ASSERT_TRUE(number.ok());
+    const auto one = acquire(*slots, *number);
+    const auto two = acquire(*slots, *number);
+    ASSERT_TRUE(one->begin_writing(3));
+    ASSERT_TRUE(two->begin_writing(4));
+    EXPECT_FALSE(two->end_earlier_writes(4));
+    EXPECT_TRUE(one->begin_writing(3));  // nothing was said yet
+    one->end_writing(3);
+    one->end_writing(3);
+    EXPECT_TRUE(two->end_earlier_writes(4));
+    EXPECT_FALSE(one->begin_writing(3));
+    EXPECT_FALSE(two->end_earlier_writes(5));
+    two->end_writing(4);
+    EXPECT_TRUE(one->end_earlier_writes(5));
+    EXPECT_FALSE(two->begin_writing(4));
+    EXPECT_TRUE(two->begin_writing(5));
+    two->end_writing(5);
+}
+
 TEST(ClientSlots, DeathFreesAndAStopDoesNot) {
     auto slots = make_slots();
     const uint32_t number = *slots->assign();

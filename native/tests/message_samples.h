@@ -246,6 +246,7 @@ void added_fields(Visit&& visit) {
                        .spare_offset = 8192,
                        .spare_ms = 30'000});
     visit(Put{.keys = keys(), .sizes = sizes(), .crcs_behind = true});
+    visit(SlotReady{.slot = 5, .writes_ended_below = 12});
 }
 
 template <class Visit>

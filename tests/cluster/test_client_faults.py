@@ -45,7 +45,7 @@ def test_a_hung_home_node_still_is_read_and_puts_go_elsewhere(cluster: Cluster) 
     cluster.start_node("a")
     store = cluster.connect(timeout_ms=1000)
     assert store.put("k", proof("k", 100_000)) is Status.Ok
-    cluster.nodes["a"].signal(signal.SIGSTOP)
+    cluster.nodes["a"].freeze()
     start = time.monotonic()
     assert store.get("k") == proof("k", 100_000), "its memory is mapped here"
     assert time.monotonic() - start < 0.5

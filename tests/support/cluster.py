@@ -32,6 +32,7 @@ class Cluster:
         self.master_options = master_options or []
         self.nodes: dict[str, Daemon] = {}
         self.segment_dirs: dict[str, Path] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
         self._stores: list[kvstore.Store] = []
         self._port = 0
         self.master = self._start_master()
@@ -53,8 +54,14 @@ class Cluster:
         """Start the master again on the same port and data folder, after it was ended."""
         self.master = self._start_master()
 
-    def start_node(self, node_id: str, wait: bool = True, **config: Any) -> Daemon:
-        """Start a node; `config` overrides keys of its config.json."""
+    def start_node(
+        self, node_id: str, wait: bool = True, package: Path | None = None, **config: Any
+    ) -> Daemon:
+        """Start a node.
+
+        `config` overrides keys of its config.json; `package` is the folder of another installation.
+        """
+        self.configs[node_id] = config
         segment_dir = self.segment_dirs.setdefault(
             node_id, SHM / f"kvstore-test-{self.run_id}-{node_id}"
         )
@@ -69,7 +76,8 @@ class Cluster:
         values.update(config)
         path = self.folder / f"{node_id}.json"
         path.write_text(json.dumps(values))
-        node = Daemon(node_id, ["-m", "kvstore.cli.node", "--config", str(path)], self.folder)
+        arguments = ["-m", "kvstore.cli.node", "--config", str(path)]
+        node = Daemon(node_id, arguments, self.folder, package)
         self.nodes[node_id] = node
         if wait:
             node.wait_started()

@@ -34,7 +34,9 @@ def wait_for(
 class Daemon:
     """One server process with its log and the ports it printed to its port file."""
 
-    def __init__(self, name: str, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], folder: Path, package: Path | None = None
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         self._port_file = folder / f"{name}.ports"
@@ -45,6 +47,9 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                # Found before the working folder's package, which -m would put first.
+                env={**os.environ, "PYTHONPATH": str(package)} if package else None,
+                cwd=package,
             )
         self.ports: dict[str, Any] = {}
 

@@ -64,6 +64,8 @@ class LocalNode {
     LocalNode() = default;
     Status map(std::vector<Fd> fds, const WelcomeData& welcome);
     Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
+    // Tells the node that copies into blocks of its earlier lives have ended, as soon as they have.
+    Status confirm_slot(ClientSlot& slot, Channel& channel, Deadline deadline);
     Result<std::unique_ptr<Channel>> open_session(Deadline deadline);
 
     Endpoint endpoint_;
@@ -80,6 +82,7 @@ class LocalNode {
     std::mutex abandoned_mutex_;
     std::vector<Generation> abandoned_;
     std::atomic<bool> any_abandoned_{false};
+    std::atomic<bool> earlier_writes_ended_{false};  // and the node knows it
     std::atomic<bool> gone_{false};
     std::atomic<uint64_t> owner_checked_ms_{0};
     std::mutex resolve_mutex_;

@@ -12,9 +12,13 @@ inline constexpr uint8_t kPutUpsert = 1;  // flags of Reserve, Put and Claim row
 struct SlotReady {
     static constexpr MessageType kType = MessageType::kSlotReady;
     uint32_t slot = 0;
+    // The slot's process copies nothing any more into blocks that it reserved in an epoch of the
+    // node below this one; 0 says nothing.
+    uint32_t writes_ended_below = 0;
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.number(1, m.slot);
+        v.number(2, m.writes_ended_below);
         v.timeout(40, m.timeout_ms);
     }
 };

@@ -54,6 +54,13 @@ class ClientSlot {
     // Recency: touch a chain's tail first and its head last, so that the chain loses its tail
     // first.
     void touch(uint32_t entry_ref);
+    // Around the copies of this process into blocks that it reserved in an epoch of the node. False
+    // once it was said that they have ended: nothing may be written then.
+    bool begin_writing(uint32_t node_epoch);
+    void end_writing(uint32_t node_epoch);
+    // Whether no copies of epochs below are under way; then none will begin, and the node may be
+    // told so.
+    bool end_earlier_writes(uint32_t node_epoch);
     void add_counter(uint32_t counter, uint64_t amount);
 
   private:

@@ -1,0 +1,1 @@
+"""The fault suite: real processes, ended at every moment; `make test-fault`."""
