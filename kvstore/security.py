@@ -142,7 +142,7 @@ def too_open(mode: int, owner: int, user: int) -> bool:
 
     Returns:
         True when anybody but the owner has any right to it; but a file of root's may be read by
-        its group: so an unprivileged process gets it (a Kubernetes secret with fsGroup).
+        its group: an unprivileged process gets a Kubernetes secret so (with fsGroup).
 
     Source: PostgreSQL's rule for the server's private key (ssl_key_file).
     """

@@ -102,16 +102,19 @@ def pip_configuration(folder: Path) -> list[str]:
         if section in ("global", ":env:"):
             values[name] = str(ast.literal_eval(value))
     words = {word.removeprefix("file://") for value in values.values() for word in value.split()}
-    there = {word: word for word in words if word.startswith("/") and Path(word).exists()}
+    there = {word for word in words if word.startswith("/") and Path(word).exists()}
+    # An index on disk, .../simple, keeps its files beside its pages.
+    folders = {path.removesuffix("/simple") for path in there if Path(path).is_dir()}
     # A file elsewhere: packages of the base may want to write one of that name (certificates).
-    there |= {p: f"/srv/pip/{Path(p).name}" for p in there if not Path(p).is_dir()}
+    files = {path: f"/srv/pip/{Path(path).name}" for path in there if not Path(path).is_dir()}
     lines = ["[global]"]
     for name, value in values.items():
-        moved = [there.get(word, word) for word in value.split()]
+        moved = [files.get(word, word) for word in value.split()]
         lines.append(f"{name} = " + "\n    ".join(moved))
     path = folder / "pip.conf"
     path.write_text("\n".join(lines) + "\n")
-    volumes = [f"--volume={here}:{inside}:ro" for here, inside in sorted(there.items())]
+    mounts = {one: one for one in sorted(folders)} | files
+    volumes = [f"--volume={here}:{inside}:ro" for here, inside in mounts.items()]
     return [f"--secret=id=pip,src={path}", *volumes]
 
 
