@@ -114,9 +114,9 @@ std::vector<uint8_t> SegmentManifest::encode() const {
         names.insert(names.end(), ns.tenant_name.begin(), ns.tenant_name.end());
         names.insert(names.end(), ns.name.begin(), ns.name.end());
     }
-    std::vector<uint8_t> out;
+    std::vector<uint8_t> out(sizeof(kMagic));
+    std::memcpy(out.data(), kMagic, sizeof(kMagic));
     out.reserve(kHeadBytes + names.size() + rows_.size());
-    out.insert(out.end(), kMagic, kMagic + sizeof(kMagic));
     put(out, kNvmeFormat);
     put(out, uint32_t{0});
     put(out, seq_);

@@ -58,6 +58,14 @@ void Reservation::make_pad(uint64_t session) {
     write(bytes.data(), bytes.size());
 }
 
+WriteBuffers::WriteBuffers(size_t buffer_bytes, size_t count)
+    : buffer_bytes_(buffer_bytes), count_(count) {
+    for (size_t i = 0; i < count; ++i) {
+        free_.emplace_back(buffer_bytes);
+        has_memory_ = has_memory_ && free_.back().size() == buffer_bytes;
+    }
+}
+
 size_t WriteBuffers::free_count() {
     // What nobody reads any more is free again.
     for (auto one = retired_.begin(); one != retired_.end();) {
@@ -68,18 +76,14 @@ size_t WriteBuffers::free_count() {
         free_.push_back(std::move((*one)->memory));
         one = retired_.erase(one);
     }
-    return count_ - chain_.size() - retired_.size();
+    return free_.size();
 }
 
 void WriteBuffers::add_buffer(uint64_t start, uint64_t now_ms) {
     auto buffer = std::make_shared<WriteBuffer>();
-    if (!free_.empty()) {
-        buffer->memory = std::move(free_.back());
-        free_.pop_back();
-    } else {
-        buffer->memory = AlignedBuffer(buffer_bytes_);
-    }
-    KV_ASSERT(buffer->memory.size() == buffer_bytes_);
+    KV_ASSERT(!free_.empty());
+    buffer->memory = std::move(free_.back());
+    free_.pop_back();
     buffer->segment = segment_;
     buffer->seq = seq_;
     buffer->start = start;
@@ -105,6 +109,11 @@ bool WriteBuffers::begin_segment(uint32_t segment, uint64_t seq, uint64_t positi
     std::memcpy(open_->memory.data(), head.data(), head.size());
     open_->used = head.size();
     return true;
+}
+
+bool WriteBuffers::has_room(uint64_t size) {
+    const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
+    return size <= room || free_count() > (size - 1) / buffer_bytes_;
 }
 
 std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_ms) {
@@ -134,8 +143,8 @@ std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_m
     return reservation;
 }
 
-void WriteBuffers::finish(const Reservation& reservation) {
-    for (const auto& buffer : reservation.buffers_) --buffer->copying;
+void WriteBuffers::finish(std::unique_ptr<Reservation> reservation) {
+    for (const auto& buffer : reservation->buffers_) --buffer->copying;
 }
 
 bool WriteBuffers::close_buffer() {
@@ -218,6 +227,17 @@ bool WriteBuffers::unwritten(uint64_t seq) const {
         return buffer->seq == seq && buffer->state != WriteBuffer::State::kWritten &&
                buffer->state != WriteBuffer::State::kFailed;
     });
+}
+
+std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::unwritten_buffers() const {
+    std::vector<std::shared_ptr<WriteBuffer>> found;
+    for (const auto& buffer : chain_) {
+        if (buffer->state == WriteBuffer::State::kClosed ||
+            buffer->state == WriteBuffer::State::kWriting) {
+            found.push_back(buffer);
+        }
+    }
+    return found;
 }
 
 std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::find(uint64_t seq, uint64_t offset,

@@ -6,9 +6,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -52,6 +52,10 @@ class SegmentManifest {
     // The namespace's index; it is added when it is new.
     uint32_t add_namespace(const NvmeNamespace& ns);
     bool has_namespace(NamespaceId ns) const { return indices_.contains(ns); }
+    std::optional<uint32_t> index_of(NamespaceId ns) const {
+        const auto found = indices_.find(ns);
+        return found == indices_.end() ? std::nullopt : std::optional(found->second);
+    }
     void add(const ManifestRow& row);
 
     // Iteration: `*at` starts at 0 and is where the next row begins. False at the end.

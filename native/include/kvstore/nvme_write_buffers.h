@@ -54,7 +54,8 @@ class Reservation {
 
 class WriteBuffers {
   public:
-    WriteBuffers(size_t buffer_bytes, size_t count) : buffer_bytes_(buffer_bytes), count_(count) {}
+    WriteBuffers(size_t buffer_bytes, size_t count);  // a multiple of kIoAlign; 2 at least
+    bool has_memory() const { return has_memory_; }   // else it must not be used
 
     // The most that one record may have: a buffer less than there are, since a record rarely starts
     // at a buffer's start.
@@ -70,9 +71,11 @@ class WriteBuffers {
     uint64_t seq() const { return seq_; }
     bool fits(uint64_t size) const { return position_ + size <= segment_bytes_; }
 
+    bool has_room(uint64_t size);  // enough free buffers for a record of this size, in any segment
+
     // `size` is a multiple of kRecordAlign that fits. Empty: too few buffers are free now.
     std::unique_ptr<Reservation> reserve(uint64_t size, uint64_t now_ms);
-    void finish(const Reservation& reservation);
+    void finish(std::unique_ptr<Reservation> reservation);
 
     // Closes the open buffer, if it holds anything, padded to whole blocks. True: it did.
     bool close_buffer();
@@ -84,7 +87,10 @@ class WriteBuffers {
     bool idle() const;  // nothing is closed and unwritten, or being copied
     bool unwritten(uint64_t seq) const;  // of that segment, the open buffer included
 
-    // The buffers that hold the record at `offset`: all of it, or none when it is on disk.
+    std::vector<std::shared_ptr<WriteBuffer>> unwritten_buffers() const;  // closed ones
+
+    // The buffers that hold the record at `offset`: all of it, or none when it is on disk. They are
+    // let go under the mutex, so that the next writer into them comes after.
     std::vector<std::shared_ptr<WriteBuffer>> find(uint64_t seq, uint64_t offset,
                                                    uint64_t size) const;
     // Copies a part of a record out of such buffers.
@@ -98,6 +104,7 @@ class WriteBuffers {
 
     const size_t buffer_bytes_;
     const size_t count_;
+    bool has_memory_ = true;
     std::deque<std::shared_ptr<WriteBuffer>> chain_;
     std::vector<AlignedBuffer> free_;
     std::vector<std::shared_ptr<WriteBuffer>> retired_;  // still read by somebody
