@@ -14,7 +14,6 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kRememberedRemovals = 1 << 16;
-constexpr uint64_t kSegmentReserve = 1;  // kept free for what a reclaim moves
 
 uint64_t system_wall_ms() {
     return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -35,7 +34,9 @@ NvmeOptions completed(NvmeOptions options) {
 }  // namespace
 
 NvmeLog::NvmeLog(const NvmeOptions& options)
-    : options_(completed(options)), io_(*options_.io), catalog_(options_.catalog) {}
+    : options_(completed(options)), io_(*options_.io), catalog_(options_.catalog) {
+    set_policy(options_.policy);
+}
 
 Result<std::unique_ptr<NvmeLog>> NvmeLog::open(const NvmeOptions& options) {
     if (options.buffers < 3 || options.writers < 1 || options.buffer_bytes < 64 << 10 ||
@@ -181,19 +182,38 @@ Status NvmeLog::check_append(const NvmeObject& object, std::optional<uint64_t> m
         return {Code::kRemoved, "no longer there to be moved"};
     }
     if (present && present->version >= identity.version) return Code::kAlreadyExists;
-    if (object.pin == Pin::kHard &&
-        pinned_bytes_ + identity.length > segments_.size() * segment_bytes_ / 2) {
-        return {Code::kNoSpace, "half of nvme_size is pinned: unpin, or raise nvme_size"};
-    }
-    return {};
+    if (object.pin != Pin::kHard) return {};
+    return check_pinned(record_bytes(object.key.size(), identity.length));
+}
+
+// What is pinned moves from reclaim to reclaim: it must leave room to do that, and for others.
+Status NvmeLog::check_pinned(uint64_t more) const {
+    const uint64_t most = (segments_.size() - kMinReserve - 1) * segment_bytes_ / 100 * 45;
+    if (pinned_bytes_ + more <= most) return {};
+    return {Code::kNoSpace, std::to_string(most) +
+                                " bytes, as many as nvme_size allows, are pinned on NVMe: unpin, "
+                                "or raise nvme_size"};
+}
+
+// Segments that only a reclaim may begin, for what it moves.
+uint64_t NvmeLog::reserve() const {
+    return segments_.size() < 2 * NvmeFolder::kMinSegments ? kMinReserve : kMinReserve + 1;
+}
+
+// Whether an append of others leaves what the reclaim under way still has to move.
+bool NvmeLog::leaves_reserve(uint64_t size) const {
+    if (reclaim_needs_ == 0) return true;
+    const uint64_t free = free_or_prepared() * (segment_bytes_ - kSegmentHeaderBytes);
+    return buffers_->segment_room() + free >= reclaim_needs_ + size;
 }
 
 // Makes the log's head a segment with room for one more record. False: not now.
 bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
+    if (!reserve_too && !leaves_reserve(record_size)) return false;
     if (buffers_->has_segment() && buffers_->fits(record_size)) return true;
     must_maintain_ = true;
     maintain_wake_.notify_one();
-    if (prepared_.empty() || (!reserve_too && free_or_prepared() <= kSegmentReserve)) return false;
+    if (prepared_.empty() || (!reserve_too && free_or_prepared() <= reserve())) return false;
     if (buffers_->has_segment()) {
         segments_[buffers_->segment()].state = Segment::State::kSealing;
         buffers_->end_segment();
@@ -312,12 +332,12 @@ void NvmeLog::account(const NvmeEntry& entry, bool added) {
     NvmeNamespaces::Slot& slot = namespaces_.slot(entry.ns_slot);
     change(slot.objects, 1);
     change(slot.bytes, entry.length);
-    if (entry.pin == Pin::kHard) change(slot.pinned_bytes, entry.length);
+    if (entry.pin == Pin::kHard) change(slot.pinned_bytes, entry_bytes(entry));
     change(segments_[segment_of(entry.unit)].live_objects, 1);
     if (slot.flushed) return;  // hidden: not counted since the flush
     change(counters_.objects, 1);
     change(counters_.bytes_live, entry.length);
-    if (entry.pin == Pin::kHard) change(pinned_bytes_, entry.length);
+    if (entry.pin == Pin::kHard) change(pinned_bytes_, entry_bytes(entry));
 }
 
 void NvmeLog::erase(const Hash128& hash, const NvmeEntry& entry) {
@@ -426,9 +446,8 @@ Status NvmeLog::set_pin(NamespaceId ns, const Hash128& hash, Pin pin) {
     const std::lock_guard lock(mutex_);
     std::optional<NvmeEntry> entry = index_->find(hash);
     if (!entry || !visible(*entry, ns)) return {Code::kNotFound, "not on NVMe"};
-    if (pin == Pin::kHard && entry->pin != Pin::kHard &&
-        pinned_bytes_ + entry->length > segments_.size() * segment_bytes_ / 2) {
-        return {Code::kNoSpace, "half of nvme_size is pinned: unpin, or raise nvme_size"};
+    if (pin == Pin::kHard && entry->pin != Pin::kHard) {
+        if (Status status = check_pinned(entry_bytes(*entry)); !status.ok()) return status;
     }
     account(*entry, false);
     entry->pin = pin;

@@ -148,6 +148,7 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     const auto number = static_cast<uint32_t>(oldest - segments_.begin());
     oldest->state = Segment::State::kReclaiming;
     reclaiming_ = true;
+    reclaim_needs_ = segment_bytes_;
     const uint64_t seq = oldest->seq;
     lock.unlock();
     const std::shared_ptr<const SegmentManifest> manifest = manifest_of(number, seq);
@@ -159,9 +160,19 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     std::sort(moving.begin(), moving.end(), [](const Moving& a, const Moving& b) {
         return a.row.offset < b.row.offset;
     });
+    // The last record of a segment may not fit and leave its room unused.
+    uint64_t largest = 0;
+    uint64_t left = 0;
+    for (const Moving& one : moving) {
+        const uint64_t size = record_bytes(one.key.size(), one.row.length);
+        largest = std::max(largest, size);
+        left += size;
+    }
     std::vector<uint8_t> data;
     for (const Moving& one : moving) {
         if (stopping_ || state_ != NvmeState::kActive) break;
+        reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
+        left -= record_bytes(one.key.size(), one.row.length);
         if (move(number, one, window, data, lock)) continue;
         if (stopping_ || state_ != NvmeState::kActive) break;
         const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
@@ -175,6 +186,7 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
                            .reason = window.status().ok() ? NvmeDropped::Reason::kChecksum
                                                           : NvmeDropped::Reason::kIoError});
     }
+    reclaim_needs_ = 0;
     // What moved must be on disk before its old place is given away.
     Status synced = moving.empty() ? Status() : sync_locked(lock);
     lock.unlock();

@@ -117,7 +117,7 @@ void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
     }
     while (state_ == NvmeState::kActive && !stopping_) {
         prepare_segments(lock);
-        const uint64_t target = std::clamp<uint64_t>(segments_.size() / 16, 2, kMaxFreeTarget);
+        const uint64_t target = std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
         if (state_ != NvmeState::kActive || free_or_prepared() >= target) break;
         if (!reclaim_oldest(lock)) break;
     }

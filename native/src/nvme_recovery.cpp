@@ -88,6 +88,7 @@ void NvmeLog::recover_segments(const Removals& removals) {
         if (!sealed && scan.end == kSegmentHeaderBytes && !scan.torn && scan.status.ok()) {
             segments_[used[done]] = {};  // prepared, and never written to
         } else {
+            if (!sealed) ++counters_.scanned_segments;
             if (last_number != UINT32_MAX) save_scanned(last_number, last);
             last_number = sealed ? UINT32_MAX : used[done];
             last = std::move(scan);
@@ -122,7 +123,6 @@ bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& r
         ++counters_.catalog_errors;
     }
     *scan = scan_segment(io_, fd_of(number), path_of(number), seq, segment_bytes_, true);
-    ++counters_.scanned_segments;
     counters_.damaged_records += scan->damaged;
     if (scan->torn) ++counters_.torn_tails;
     if (!scan->status.ok()) ++counters_.io_errors;

@@ -14,10 +14,12 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "kvstore/checksum.h"
+#include "kvstore/clock.h"
 #include "kvstore/hash.h"
 #include "kvstore/nvme_log.h"
 #include "temp_dir.h"
@@ -198,6 +200,19 @@ class NvmeTester {
         EXPECT_EQ(got.result.put_wall_ms, 1000 + version);
         EXPECT_EQ(got.result.parent, (Hash128{version, 5}));
         return version;
+    }
+
+    // Until nothing is left for the maintenance to do.
+    void settle() {
+        const Deadline deadline = Deadline::after_ms(30'000);
+        uint64_t before = UINT64_MAX;
+        while (!deadline.expired()) {
+            const NvmeCounters now = log->counters();
+            if (now.free_segments >= 2 && now.segments_reclaimed == before) return;
+            before = now.segments_reclaimed;
+            std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        }
+        ADD_FAILURE() << "the log does not come to rest";
     }
 
     std::map<std::string, NvmeListed> list(size_t batch = 7) {

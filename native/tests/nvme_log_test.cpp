@@ -208,8 +208,8 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
     nvme.options.reads.way = GetParam().way;
     if (!GetParam().catalog) nvme.options.catalog = nullptr;
     nvme.io.short_writes = nvme.io.short_reads = GetParam().short_io;
+    nvme.options.policy = {.min_touches = 0, .readmit_share = 1.0};  // nothing is given up
     ASSERT_TRUE(nvme.open().ok());
-    nvme.log->set_policy({.min_touches = 0, .readmit_share = 1.0});  // nothing is given up
     std::map<std::string, Version> model;
     std::map<std::string, Version> removed;
     Version version = 0;
@@ -228,7 +228,6 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
         } else {
             ASSERT_TRUE(nvme.log->sync_removals().ok());
             ASSERT_TRUE(nvme.reopen().ok());
-            nvme.log->set_policy({.min_touches = 0, .readmit_share = 1.0});
             EXPECT_EQ(nvme.log->counters().objects, model.size());
             EXPECT_EQ(nvme.list().size(), model.size());
         }

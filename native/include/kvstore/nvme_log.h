@@ -106,6 +106,7 @@ struct NvmeOptions {
     size_t writers = 2;
     NvmeReadEngine::Options reads;
     size_t max_queued_reads = 4096;
+    NvmePolicy policy;
     uint32_t flush_after_ms = 200;  // an appended object waits so long for its buffer to fill
     FileIo* io = nullptr;           // not owned; null: the system
     SegmentCatalog* catalog = nullptr;  // not owned; null: none, every open scans
@@ -249,6 +250,9 @@ class NvmeLog {
     Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
                          std::optional<uint64_t> moved_from);
     Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const;
+    Status check_pinned(uint64_t more) const;
+    uint64_t reserve() const;
+    bool leaves_reserve(uint64_t size) const;
     bool ensure_head(uint64_t record_size, bool reserve_too);
     bool declare_namespace(const NvmeNamespace& ns);
     void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment, uint64_t offset);
@@ -264,6 +268,10 @@ class NvmeLog {
     uint32_t segment_of(uint64_t unit) const {
         return static_cast<uint32_t>(unit * kRecordAlign / segment_bytes_);
     }
+    static uint64_t entry_bytes(const NvmeEntry& entry) {
+        return entry.head_units * kRecordAlign + align_up(entry.length, kRecordAlign);
+    }
+    static constexpr uint64_t kMinReserve = 1;
     uint64_t offset_of(uint64_t unit) const { return unit * kRecordAlign % segment_bytes_; }
     int fd_of(uint32_t segment) { return folder_->files()[segment].fd.get(); }
     const std::string& path_of(uint32_t segment) { return folder_->files()[segment].path; }
@@ -330,7 +338,8 @@ class NvmeLog {
     bool stopping_ = false;
     NvmePolicy policy_;
     NvmeCounters counters_;
-    uint64_t pinned_bytes_ = 0;  // hard
+    uint64_t pinned_bytes_ = 0;   // of records with a hard pin
+    uint64_t reclaim_needs_ = 0;  // of room for what the reclaim under way still has to move
     uint64_t failed_reads_in_a_row_ = 0;
     bool must_maintain_ = false;
 

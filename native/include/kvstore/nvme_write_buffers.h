@@ -69,7 +69,8 @@ class WriteBuffers {
     bool has_segment() const { return seq_ != 0; }
     uint32_t segment() const { return segment_; }
     uint64_t seq() const { return seq_; }
-    bool fits(uint64_t size) const { return position_ + size <= segment_bytes_; }
+    uint64_t segment_room() const { return has_segment() ? segment_bytes_ - position_ : 0; }
+    bool fits(uint64_t size) const { return size <= segment_room(); }
 
     bool has_room(uint64_t size);  // enough free buffers for a record of this size, in any segment
 
