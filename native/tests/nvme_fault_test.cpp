@@ -23,14 +23,21 @@ struct Told {
     std::set<std::string> removed;
 };
 
-constexpr uint64_t kPuts = 24;
+constexpr uint64_t kPuts = 90;
+
+// Small segments, so that the workload seals and reclaims some.
+std::unique_ptr<NvmeTester> small_tester(const std::string& path) {
+    auto nvme = std::make_unique<NvmeTester>(path, 512 << 10);
+    nvme->options.segment_bytes = 64 << 10;
+    return nvme;
+}
 
 Told run_workload(NvmeTester& nvme) {
     Told told;
     told.opened = nvme.open().ok();
     if (!told.opened) return told;
     for (uint64_t n = 0; n < kPuts; ++n) {
-        if (nvme.put(name(n), n + 1, 3000 + n * 400).ok()) told.acknowledged.insert(name(n));
+        if (nvme.put(name(n), n + 1, 3000 + n * 100).ok()) told.acknowledged.insert(name(n));
         if (n == kPuts / 2) nvme.log->sync().ok();
     }
     for (uint64_t n = 0; n < kPuts; n += 5) {
@@ -54,10 +61,11 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
     int64_t calls = 0;
     {
         TempDir dir(true);
-        NvmeTester nvme(dir.path());
-        run_workload(nvme);
-        nvme.close();
-        calls = nvme.io.calls;
+        const auto nvme = small_tester(dir.path());
+        run_workload(*nvme);
+        EXPECT_GT(nvme->log->counters().segments_reclaimed, 1u);
+        nvme->close();
+        calls = nvme->io.calls;
     }
     ASSERT_GT(calls, 40);
     uint64_t degraded = 0;
@@ -65,7 +73,8 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
     for (int64_t n = 1; n <= calls + 2; ++n) {
         SCOPED_TRACE("call " + std::to_string(n) + " of " + std::to_string(calls));
         TempDir dir(true);
-        NvmeTester nvme(dir.path());
+        const auto tester = small_tester(dir.path());
+        NvmeTester& nvme = *tester;
         nvme.io.fail_from = n;
         nvme.io.fail_count = GetParam();
         nvme.io.error = n % 2 == 0 ? EIO : ENOSPC;
