@@ -66,7 +66,8 @@ Status NvmeFolder::lock() {
     const std::lock_guard guard(held_mutex);
     struct stat by_path{};
     // Opening and closing the file again would drop a lock that this process holds.
-    if (io_.stat(name, &by_path) == 0 && held_folders().contains({by_path.st_dev, by_path.st_ino})) {
+    if (io_.stat(name, &by_path) == 0 &&
+        held_folders().contains({by_path.st_dev, by_path.st_ino})) {
         return {Code::kUnavailable, "nvme_dir " + path_ + " is in use by this process"};
     }
     const int fd = io_.open(name, O_RDWR | O_CREAT);
@@ -94,8 +95,7 @@ Status NvmeFolder::lock() {
 Status NvmeFolder::next_session() {
     const std::string name = path_ + "/owner";
     SessionBlock block{};
-    const Result<size_t> got =
-        read_fully(io_, owner_.get(), &block, sizeof(block), 0, name);
+    const Result<size_t> got = read_fully(io_, owner_.get(), &block, sizeof(block), 0, name);
     if (!got.ok()) return got.status();
     if (*got != sizeof(block) || block.crc != crc32c(&block.session, 8) ||
         block.session == UINT64_MAX) {
@@ -133,7 +133,8 @@ Result<std::vector<uint64_t>> NvmeFolder::numbers(const std::string& prefix) con
         const char* last = name.data() + name.size() - (sizeof(kSuffix) - 1);
         uint64_t number = 0;
         const auto [end, error] = std::from_chars(first, last, number);
-        if (error == std::errc() && end == last && file_path(prefix, number) == path_ + "/" + name) {
+        if (error == std::errc() && end == last &&
+            file_path(prefix, number) == path_ + "/" + name) {
             found.push_back(number);
         }
     }
@@ -181,9 +182,9 @@ Status NvmeFolder::read_header(const Expected& expected, SegmentFile* file, bool
                 file->path + " belongs to node '" + header->node_id + "'" + advice};
     }
     if (segment_bytes_ != 0 && header->segment_bytes != segment_bytes_) {
-        return {Code::kInvalidArgument,
-                file->path + " has segments of " + std::to_string(header->segment_bytes) +
-                    " bytes, not " + std::to_string(segment_bytes_) + advice};
+        return {Code::kInvalidArgument, file->path + " has segments of " +
+                                            std::to_string(header->segment_bytes) + " bytes, not " +
+                                            std::to_string(segment_bytes_) + advice};
     }
     *foreign = false;
     segment_bytes_ = header->segment_bytes;
@@ -212,8 +213,8 @@ Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint6
         segment_bytes_ > kMaxSegmentBytes || expected.size_bytes / segment_bytes_ < kMinSegments) {
         return {Code::kInvalidArgument,
                 "nvme_size of " + std::to_string(expected.size_bytes) + " bytes has no room for " +
-                    std::to_string(kMinSegments) + " segments of " + std::to_string(segment_bytes_) +
-                    " bytes: raise nvme_size"};
+                    std::to_string(kMinSegments) + " segments of " +
+                    std::to_string(segment_bytes_) + " bytes: raise nvme_size"};
     }
     return {};
 }

@@ -44,7 +44,8 @@ bool within_limits(const RecordHead& head, uint64_t length, size_t key_bytes) {
                    head.identity.version != 0 && length <= UINT32_MAX && head.pin <= Pin::kHard;
         case RecordKind::kNamespace:
             return length <= key_bytes && length <= limits::kMaxNameBytes &&
-                   key_bytes - length <= limits::kMaxNameBytes && head.identity.version <= kMaxEpoch;
+                   key_bytes - length <= limits::kMaxNameBytes &&
+                   head.identity.version <= kMaxEpoch;
     }
     return false;
 }
@@ -52,7 +53,8 @@ bool within_limits(const RecordHead& head, uint64_t length, size_t key_bytes) {
 }  // namespace
 
 void encode_segment_header(const SegmentHeader& header, std::span<uint8_t> block) {
-    KV_ASSERT(block.size() == kSegmentHeaderBytes && header.node_id.size() <= limits::kMaxNameBytes);
+    KV_ASSERT(block.size() == kSegmentHeaderBytes &&
+              header.node_id.size() <= limits::kMaxNameBytes);
     std::fill(block.begin(), block.end(), uint8_t{0});
     uint8_t* out = block.data();
     std::memcpy(out, kSegmentMagic, 8);
@@ -147,8 +149,7 @@ bool decode_record_head(std::span<const uint8_t> bytes, RecordHead* head, uint64
     head->identity.hash = {load<uint64_t>(in + 80), load<uint64_t>(in + 88)};
     head->parent = {load<uint64_t>(in + 96), load<uint64_t>(in + 104)};
     head->key = {reinterpret_cast<const char*>(in + kRecordFixedBytes), key_bytes};
-    *total = record_bytes(key_bytes,
-                          head->kind == RecordKind::kObject ? head->identity.length : 0);
+    *total = record_bytes(key_bytes, head->kind == RecordKind::kObject ? head->identity.length : 0);
     return true;
 }
 

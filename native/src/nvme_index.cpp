@@ -80,8 +80,7 @@ NvmeIndex::Slot* NvmeIndex::allocate(uint32_t* capacity) {
     if (bytes < kMappedBytes) return static_cast<Slot*>(std::calloc(*capacity, sizeof(Slot)));
     bytes = (bytes + kPage - 1) / kPage * kPage;
     *capacity = static_cast<uint32_t>(bytes / sizeof(Slot));
-    void* memory =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return memory == MAP_FAILED ? nullptr : static_cast<Slot*>(memory);
 }
 

@@ -59,8 +59,7 @@ Status NvmeLog::start() {
     buffers_ = std::make_unique<WriteBuffers>(options_.buffer_bytes, options_.buffers);
     if (!buffers_->has_memory()) return {Code::kNoSpace, "no memory for NVMe write buffers"};
     if (Status status = recover(); !status.ok()) return status;
-    Result<std::unique_ptr<NvmeReadEngine>> engine =
-        NvmeReadEngine::create(io_, options_.reads);
+    Result<std::unique_ptr<NvmeReadEngine>> engine = NvmeReadEngine::create(io_, options_.reads);
     if (!engine.ok()) return engine.status();
     engine_ = std::move(*engine);
     {
@@ -88,8 +87,7 @@ NvmeLog::~NvmeLog() {
             std::unique_lock lock(mutex_);
             buffers_->end_segment();
             write_wake_.notify_all();
-            changed_.wait(lock,
-                          [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
+            changed_.wait(lock, [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
         }
         for (std::thread& writer : writers_) writer.join();
     }
@@ -328,7 +326,9 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
 }
 
 void NvmeLog::account(const NvmeEntry& entry, bool added) {
-    const auto change = [added](uint64_t& count, uint64_t by) { added ? count += by : count -= by; };
+    const auto change = [added](uint64_t& count, uint64_t by) {
+        added ? count += by : count -= by;
+    };
     NvmeNamespaces::Slot& slot = namespaces_.slot(entry.ns_slot);
     change(slot.objects, 1);
     change(slot.bytes, entry.length);
@@ -354,26 +354,24 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
         .length = static_cast<uint32_t>(object.identity.length),
         .expiry_s = to_expiry_s(object.expiry_ms),
         .ns_slot = ns_slot,
-        .head_units =
-            static_cast<uint8_t>(record_head_bytes(object.key.size()) / kRecordAlign),
+        .head_units = static_cast<uint8_t>(record_head_bytes(object.key.size()) / kRecordAlign),
         .pin = object.pin};
     if (const std::optional<NvmeEntry> old = index_->find(hash)) erase(hash, *old);
     if (!index_->put(hash, entry)) return;  // no memory: as if it had been evicted at once
     account(entry, true);
     Segment& home = segments_[segment];
     if (home.manifest == nullptr) return;
-    home.manifest->add(
-        {.ns_index = home.manifest->add_namespace(namespaces_.slot(ns_slot).names),
-         .offset = offset,
-         .hash = hash,
-         .version = entry.version,
-         .length = entry.length,
-         .sealed_crc = object.sealed_crc,
-         .expiry_ms = object.expiry_ms,
-         .put_wall_ms = object.put_wall_ms,
-         .parent = object.parent,
-         .pin = object.pin,
-         .key = object.key});
+    home.manifest->add({.ns_index = home.manifest->add_namespace(namespaces_.slot(ns_slot).names),
+                        .offset = offset,
+                        .hash = hash,
+                        .version = entry.version,
+                        .length = entry.length,
+                        .sealed_crc = object.sealed_crc,
+                        .expiry_ms = object.expiry_ms,
+                        .put_wall_ms = object.put_wall_ms,
+                        .parent = object.parent,
+                        .pin = object.pin,
+                        .key = object.key});
 }
 
 bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {

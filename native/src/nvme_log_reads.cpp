@@ -19,8 +19,8 @@ void NvmeLog::ReadTask::aim() {
     fd = log.fd_of(segment);
     to = bounce.data();
     first = offset = align_down(from, kIoAlign);
-    size = static_cast<uint32_t>(
-        std::min<uint64_t>(align_up(end, kIoAlign) - offset, bounce.size()));
+    size =
+        static_cast<uint32_t>(std::min<uint64_t>(align_up(end, kIoAlign) - offset, bounce.size()));
     filled = 0;
 }
 
@@ -248,8 +248,8 @@ void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, boo
         case Code::kIoError:
             ++counters_.io_errors;
             if (++failed_reads_in_a_row_ >= kFailuresToOff) {
-                fail(NvmeState::kOff, {Code::kIoError, "reads from NVMe fail, last: " +
-                                                           result.status.message()});
+                fail(NvmeState::kOff,
+                     {Code::kIoError, "reads from NVMe fail, last: " + result.status.message()});
             }
             break;
         default:
@@ -274,13 +274,13 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
         --segments_[task->segment].readers;
     }
     if (drop) {
-        report({{.ns = task->request.ns,
-                 .hash = task->request.hash,
-                 .version = task->entry.version,
-                 .key = task->key,
-                 .reason = result.status.code() == Code::kIoError
-                               ? NvmeDropped::Reason::kIoError
-                               : NvmeDropped::Reason::kChecksum}});
+        report(
+            {{.ns = task->request.ns,
+              .hash = task->request.hash,
+              .version = task->entry.version,
+              .key = task->key,
+              .reason = result.status.code() == Code::kIoError ? NvmeDropped::Reason::kIoError
+                                                               : NvmeDropped::Reason::kChecksum}});
     }
     task->done(task->request.tag, result);
     bool more = false;

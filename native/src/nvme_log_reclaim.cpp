@@ -35,8 +35,8 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
                                              std::unique_lock<std::mutex>& lock) {
     std::vector<Moving> moving;
     uint64_t moved_bytes = 0;
-    const auto share = static_cast<uint64_t>(policy_.readmit_share *
-                                             static_cast<double>(segment_bytes_));
+    const auto share =
+        static_cast<uint64_t>(policy_.readmit_share * static_cast<double>(segment_bytes_));
     uint64_t at = 0;
     ManifestRow row;
     for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
@@ -60,12 +60,12 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
         erase(row.hash, *entry);
         if (flushed) continue;
         ++counters_.dropped_objects;
-        dropped->push_back({.ns = ns,
-                            .hash = row.hash,
-                            .version = row.version,
-                            .key = std::string(row.key),
-                            .reason = live ? NvmeDropped::Reason::kReclaimed
-                                           : NvmeDropped::Reason::kExpired});
+        dropped->push_back(
+            {.ns = ns,
+             .hash = row.hash,
+             .version = row.version,
+             .key = std::string(row.key),
+             .reason = live ? NvmeDropped::Reason::kReclaimed : NvmeDropped::Reason::kExpired});
     }
     return moving;
 }
@@ -157,9 +157,8 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
 
     std::vector<NvmeDropped> dropped;
     std::vector<Moving> moving = choose(number, *manifest, &dropped, lock);
-    std::sort(moving.begin(), moving.end(), [](const Moving& a, const Moving& b) {
-        return a.row.offset < b.row.offset;
-    });
+    std::sort(moving.begin(), moving.end(),
+              [](const Moving& a, const Moving& b) { return a.row.offset < b.row.offset; });
     // The last record of a segment may not fit and leave its room unused.
     uint64_t largest = 0;
     uint64_t left = 0;
@@ -261,10 +260,10 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
             lock.lock();
             continue;  // look again: it may have been reclaimed meanwhile
         }
-        const SegmentManifest& manifest = segments_[number].manifest != nullptr
-                                              ? *segments_[number].manifest
-                                              : *cursor->manifest;
-        if (!list_rows(number, manifest, cursor, &wanted, out)) *cursor = {.seq = seq + 1, .manifest = nullptr};
+        const SegmentManifest& manifest =
+            segments_[number].manifest != nullptr ? *segments_[number].manifest : *cursor->manifest;
+        if (!list_rows(number, manifest, cursor, &wanted, out))
+            *cursor = {.seq = seq + 1, .manifest = nullptr};
         lock.unlock();
         lock.lock();
     }

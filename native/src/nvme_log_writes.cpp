@@ -95,8 +95,8 @@ void NvmeLog::maintain_loop() {
             const bool there = folder_->still_there();
             lock.lock();
             if (!there) {
-                fail(NvmeState::kOff, {Code::kIoError, "nvme_dir " + folder_->path() +
-                                                           " was removed or replaced"});
+                fail(NvmeState::kOff,
+                     {Code::kIoError, "nvme_dir " + folder_->path() + " was removed or replaced"});
             }
         }
     }
@@ -117,7 +117,8 @@ void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
     }
     while (state_ == NvmeState::kActive && !stopping_) {
         prepare_segments(lock);
-        const uint64_t target = std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
+        const uint64_t target =
+            std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
         if (state_ != NvmeState::kActive || free_or_prepared() >= target) break;
         if (!reclaim_oldest(lock)) break;
     }

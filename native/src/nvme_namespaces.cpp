@@ -9,9 +9,8 @@ std::optional<uint16_t> NvmeNamespaces::add(const NvmeNamespace& ns) {
     if (const auto known = find(ns.ns)) return known;
     auto slot = slots_.end();
     if (slots_.size() >= kMax) {
-        slot = std::find_if(slots_.begin(), slots_.end(), [](const Slot& one) {
-            return one.objects == 0 && one.appending == 0;
-        });
+        slot = std::find_if(slots_.begin(), slots_.end(),
+                            [](const Slot& one) { return one.objects == 0 && one.appending == 0; });
         if (slot == slots_.end()) return std::nullopt;
         numbers_.erase(slot->names.ns);
     } else {

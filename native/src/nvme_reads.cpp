@@ -57,8 +57,7 @@ class PoolEngine : public NvmeReadEngine {
 
 }  // namespace
 
-Result<std::unique_ptr<NvmeReadEngine>> NvmeReadEngine::create(FileIo& io,
-                                                               const Options& options) {
+Result<std::unique_ptr<NvmeReadEngine>> NvmeReadEngine::create(FileIo& io, const Options& options) {
     if (options.way != Way::kPool) {
         Result<std::unique_ptr<NvmeReadEngine>> ring = create_ring_engine(io, options);
         if (ring.ok() || options.way == Way::kRing) return ring;

@@ -21,9 +21,8 @@ std::vector<uint32_t> NvmeLog::used_segments() const {
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         if (segments_[number].seq != 0) used.push_back(number);
     }
-    std::sort(used.begin(), used.end(), [this](uint32_t a, uint32_t b) {
-        return segments_[a].seq < segments_[b].seq;
-    });
+    std::sort(used.begin(), used.end(),
+              [this](uint32_t a, uint32_t b) { return segments_[a].seq < segments_[b].seq; });
     return used;
 }
 
@@ -94,9 +93,8 @@ void NvmeLog::recover_segments(const Removals& removals) {
             last = std::move(scan);
         }
         if (options_.on_progress) {
-            options_.on_progress({.segments_done = done + 1,
-                                  .segments = used.size(),
-                                  .objects = counters_.objects});
+            options_.on_progress(
+                {.segments_done = done + 1, .segments = used.size(), .objects = counters_.objects});
         }
     }
     if (last_number != UINT32_MAX && !continue_head(last_number, last)) {
@@ -186,8 +184,8 @@ bool NvmeLog::continue_head(uint32_t number, const SegmentScan& scan) {
         if (!got.ok() || *got < head_bytes) return false;
     }
     Segment& segment = segments_[number];
-    if (!buffers_->begin_segment(number, segment.seq, scan.end, segment_bytes_,
-                                 folder_->session(), {head.data(), head_bytes}, boottime_ms())) {
+    if (!buffers_->begin_segment(number, segment.seq, scan.end, segment_bytes_, folder_->session(),
+                                 {head.data(), head_bytes}, boottime_ms())) {
         return false;
     }
     segment.state = Segment::State::kHead;

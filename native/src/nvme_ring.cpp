@@ -81,14 +81,13 @@ Status RingEngine::start(size_t threads) {
     if ((params_.features & IORING_FEAT_SINGLE_MMAP) == 0) {
         return {Code::kUnsupported, "io_uring of this kernel is too old"};
     }
-    const size_t bytes =
-        std::max(params_.sq_off.array + params_.sq_entries * sizeof(unsigned),
-                 params_.cq_off.cqes + params_.cq_entries * sizeof(io_uring_cqe));
+    const size_t bytes = std::max(params_.sq_off.array + params_.sq_entries * sizeof(unsigned),
+                                  params_.cq_off.cqes + params_.cq_entries * sizeof(io_uring_cqe));
     Result<Mapping> rings = Mapping::map(fd_.get(), bytes, true, IORING_OFF_SQ_RING);
     if (!rings.ok()) return rings.status();
     rings_ = std::move(*rings);
-    Result<Mapping> entries = Mapping::map(
-        fd_.get(), params_.sq_entries * sizeof(io_uring_sqe), true, IORING_OFF_SQES);
+    Result<Mapping> entries =
+        Mapping::map(fd_.get(), params_.sq_entries * sizeof(io_uring_sqe), true, IORING_OFF_SQES);
     if (!entries.ok()) return entries.status();
     entries_ = std::move(*entries);
     if (!works()) return {Code::kUnsupported, "io_uring of this kernel knows no plain read"};
@@ -203,10 +202,9 @@ void RingEngine::run() {
 
 }  // namespace
 
-Result<std::unique_ptr<NvmeReadEngine>> create_ring_engine(
-    FileIo& io, const NvmeReadEngine::Options& options) {
-    auto engine =
-        std::make_unique<RingEngine>(io, std::clamp<size_t>(options.depth, 1, 1024));
+Result<std::unique_ptr<NvmeReadEngine>> create_ring_engine(FileIo& io,
+                                                           const NvmeReadEngine::Options& options) {
+    auto engine = std::make_unique<RingEngine>(io, std::clamp<size_t>(options.depth, 1, 1024));
     Status status = engine->start(std::clamp<size_t>(options.threads, 1, 16));
     if (!status.ok()) return status;
     return std::unique_ptr<NvmeReadEngine>(std::move(engine));

@@ -59,13 +59,13 @@ FileWindow::FileWindow(FileIo& io, int fd, std::string path, uint64_t file_bytes
 }
 
 std::span<const uint8_t> FileWindow::at(uint64_t offset, size_t least) {
-    least = static_cast<size_t>(std::min<uint64_t>(least, file_bytes_ - std::min(offset, file_bytes_)));
+    least =
+        static_cast<size_t>(std::min<uint64_t>(least, file_bytes_ - std::min(offset, file_bytes_)));
     const bool inside = offset >= start_ && offset + least <= start_ + filled_;
     if (least > 0 && !inside && status_.ok()) {
         start_ = align_down(offset, kIoAlign);
         filled_ = 0;
-        const auto wanted =
-            static_cast<size_t>(std::min<uint64_t>(kBytes, file_bytes_ - start_));
+        const auto wanted = static_cast<size_t>(std::min<uint64_t>(kBytes, file_bytes_ - start_));
         const Result<size_t> got = read_fully(io_, fd_, buffer_.data(), wanted, start_, path_);
         if (got.ok()) {
             filled_ = *got;
@@ -103,9 +103,10 @@ SegmentScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t s
         uint64_t total = 0;
         if (bytes.empty() || !decode_record_head(bytes, &head, &total) || head.seq != seq ||
             head.session < scan.session || total > segment_bytes - at) {
-            scan.torn = std::any_of(bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(std::min(
-                                                                       bytes.size(), kPadHeadBytes)),
-                                    [](uint8_t byte) { return byte != 0; });
+            scan.torn = std::any_of(
+                bytes.begin(),
+                bytes.begin() + static_cast<ptrdiff_t>(std::min(bytes.size(), kPadHeadBytes)),
+                [](uint8_t byte) { return byte != 0; });
             break;
         }
         bool whole = true;

@@ -1,5 +1,5 @@
-// What the tests of the NVMe tier share: an I/O seam that fails on demand, objects whose bytes prove
-// whose they are, and a log with reads that wait.
+// What the tests of the NVMe tier share: an I/O seam that fails on demand, objects whose bytes
+// prove whose they are, and a log with reads that wait.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -127,7 +127,8 @@ class NvmeTester {
     }
 
     Hash128 hash(const std::string& key) const { return key_hash(kTestSecret, ns.ns, key); }
-    NvmeObject object(const std::string& key, Version version, std::span<const uint8_t> data) const {
+    NvmeObject object(const std::string& key, Version version,
+                      std::span<const uint8_t> data) const {
         NvmeObject one;
         one.identity = {.tenant = ns.tenant,
                         .ns = ns.ns,

@@ -114,8 +114,8 @@ TEST(NvmeFormatTest, HostileHeadsAreRefused) {
 TEST(NvmeFormatTest, SegmentHeadersAreWholeOrDamaged) {
     std::vector<uint8_t> block(kSegmentHeaderBytes);
     EXPECT_EQ(decode_segment_header(block, "s").code(), Code::kNotFound);
-    encode_segment_header(
-        {.seq = 5, .segment_bytes = 65536, .cluster_check = 9, .node_id = "node"}, block);
+    encode_segment_header({.seq = 5, .segment_bytes = 65536, .cluster_check = 9, .node_id = "node"},
+                          block);
     const Result<SegmentHeader> header = decode_segment_header(block, "s");
     ASSERT_TRUE(header.ok());
     EXPECT_EQ(header->seq, 5u);

@@ -1,4 +1,5 @@
-// The NVMe log: what is appended is read back, whatever lies between; against a model, with reopens.
+// The NVMe log: what is appended is read back, whatever lies between; against a model, with
+// reopens.
 #include "kvstore/nvme_log.h"
 
 #include <gtest/gtest.h>
@@ -243,12 +244,11 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
     EXPECT_TRUE(nvme.dropped.empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Ways, NvmeModelTest,
-    testing::Values(Way{NvmeReadEngine::Way::kAuto, true, false},
-                    Way{NvmeReadEngine::Way::kPool, true, false},
-                    Way{NvmeReadEngine::Way::kAuto, false, true},
-                    Way{NvmeReadEngine::Way::kPool, true, true}));
+INSTANTIATE_TEST_SUITE_P(Ways, NvmeModelTest,
+                         testing::Values(Way{NvmeReadEngine::Way::kAuto, true, false},
+                                         Way{NvmeReadEngine::Way::kPool, true, false},
+                                         Way{NvmeReadEngine::Way::kAuto, false, true},
+                                         Way{NvmeReadEngine::Way::kPool, true, true}));
 
 TEST(NvmeLogTest, SeveralThreadsAppendFindReadAndRemove) {
     TempDir dir;

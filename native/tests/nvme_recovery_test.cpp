@@ -193,8 +193,9 @@ TEST_F(NvmeRecoveryTest, FlippedBytesNeverGiveWrongData) {
         }
         const std::string path = segment_file(work_, segment);
         std::vector<uint8_t> byte(1);
-        std::ifstream(path, std::ios::binary).seekg(static_cast<std::streamoff>(at)).read(
-            reinterpret_cast<char*>(byte.data()), 1);
+        std::ifstream(path, std::ios::binary)
+            .seekg(static_cast<std::streamoff>(at))
+            .read(reinterpret_cast<char*>(byte.data()), 1);
         byte[0] ^= static_cast<uint8_t>(1u << random() % 8);
         overwrite(path, at, byte);
         if (round % 10 == 0 && !catalog_.empty()) {

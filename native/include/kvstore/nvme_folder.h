@@ -1,6 +1,7 @@
 // The NVMe tier's folder: who owns it, which life this is, and the segment files in it.
 //
-//   owner            locked (fcntl) while a process uses the folder, never unlinked; its first block
+//   owner            locked (fcntl) while a process uses the folder, never unlinked; its first
+//   block
 //                    holds the number of the last life
 //   segment-<n>.kvs  the segment files, n from 0, all of one size
 //   removals-<n>.kvs the removal journal (nvme_removals.h)

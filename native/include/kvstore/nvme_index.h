@@ -18,10 +18,10 @@ namespace kvstore {
 
 struct NvmeEntry {
     Version version = 0;
-    uint64_t unit = 0;      // place of the record: tier offset / kRecordAlign, below 2^40
-    uint32_t length = 0;    // of the data
-    uint32_t expiry_s = 0;  // wall clock, rounded up; 0: never
-    uint16_t ns_slot = 0;   // below 2^14
+    uint64_t unit = 0;       // place of the record: tier offset / kRecordAlign, below 2^40
+    uint32_t length = 0;     // of the data
+    uint32_t expiry_s = 0;   // wall clock, rounded up; 0: never
+    uint16_t ns_slot = 0;    // below 2^14
     uint8_t head_units = 0;  // of the record's head, in kRecordAlign; below 2^5
     Pin pin = Pin::kNone;
     uint8_t touches = 0;  // 0 to kMaxTouches

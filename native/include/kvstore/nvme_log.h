@@ -5,9 +5,9 @@
 // and reclaims the oldest, moving what is still hot to the head of the log. Every read is verified
 // against the checksum that is bound to the object's identity before Ok is said.
 //
-// Durable are: objects after sync(), removals and flushes after sync_removals(). A process that dies
-// loses at most what was appended after the last sync() or within flush_after_ms; after a power
-// loss every object is there whole or not at all.
+// Durable are: objects after sync(), removals and flushes after sync_removals(). A process that
+// dies loses at most what was appended after the last sync() or within flush_after_ms; after a
+// power loss every object is there whole or not at all.
 //
 // Failures never throw and never stop anything: after a failed write the tier is read-only, after
 // repeated failed reads or without its folder it is off; error() says why. Only opening it again
@@ -81,11 +81,11 @@ struct NvmeCounters {
     uint64_t overloaded = 0;  // appends and reads refused for want of buffers, segments or queue
     // What open() met.
     uint64_t recovered_objects = 0;
-    uint64_t scanned_segments = 0;   // without a usable manifest
-    uint64_t damaged_segments = 0;   // unreadable header: their objects are lost
-    uint64_t damaged_records = 0;    // data that does not match
-    uint64_t torn_tails = 0;         // segments that were cut
-    uint64_t damaged_removals = 0;   // journal records lost: alert, what they removed may be back
+    uint64_t scanned_segments = 0;  // without a usable manifest
+    uint64_t damaged_segments = 0;  // unreadable header: their objects are lost
+    uint64_t damaged_records = 0;   // data that does not match
+    uint64_t torn_tails = 0;        // segments that were cut
+    uint64_t damaged_removals = 0;  // journal records lost: alert, what they removed may be back
 };
 
 struct NvmeProgress {
@@ -107,8 +107,8 @@ struct NvmeOptions {
     NvmeReadEngine::Options reads;
     size_t max_queued_reads = 4096;
     NvmePolicy policy;
-    uint32_t flush_after_ms = 200;  // an appended object waits so long for its buffer to fill
-    FileIo* io = nullptr;           // not owned; null: the system
+    uint32_t flush_after_ms = 200;      // an appended object waits so long for its buffer to fill
+    FileIo* io = nullptr;               // not owned; null: the system
     SegmentCatalog* catalog = nullptr;  // not owned; null: none, every open scans
     std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread
     std::function<void(const NvmeDropped&)> on_dropped;
@@ -188,10 +188,10 @@ class NvmeLog {
     // Once before the first append into a namespace. NoSpace: too many have objects.
     Status register_namespace(const NvmeNamespace& ns);
 
-    // Ok: readable. AlreadyExists: this version or a higher one is there. Overloaded: nothing can be
-    // taken now, see await_space(). Removed: a remove or flush came first. ChecksumMismatch: `data`
-    // is not what sealed_crc says. TooLarge; NoSpace: too much is pinned; InvalidArgument; or why
-    // the log is not active.
+    // Ok: readable. AlreadyExists: this version or a higher one is there. Overloaded: nothing can
+    // be taken now, see await_space(). Removed: a remove or flush came first. ChecksumMismatch:
+    // `data` is not what sealed_crc says. TooLarge; NoSpace: too much is pinned; InvalidArgument;
+    // or why the log is not active.
     Status append(const NvmeObject& object, std::span<const uint8_t> data);
     // Waits until an append of this size may succeed. False: not in time, or not active.
     bool await_space(uint64_t data_bytes, uint32_t timeout_ms);
@@ -232,8 +232,8 @@ class NvmeLog {
         uint64_t seq = 0;
         uint32_t readers = 0;
         uint64_t live_objects = 0;
-        uint64_t writes = 0;         // of this life
-        uint64_t synced_writes = 0;  // of them, the first so many are durable
+        uint64_t writes = 0;                        // of this life
+        uint64_t synced_writes = 0;                 // of them, the first so many are durable
         std::shared_ptr<SegmentManifest> manifest;  // of a head, and until it is sealed
     };
     // An object that a reclaim may move.

@@ -80,12 +80,12 @@ class WriteBuffers {
 
     // Closes the open buffer, if it holds anything, padded to whole blocks. True: it did.
     bool close_buffer();
-    void end_segment();  // close_buffer(), and no segment until begin_segment()
+    void end_segment();              // close_buffer(), and no segment until begin_segment()
     uint64_t open_since_ms() const;  // UINT64_MAX: nothing waits in an open buffer
 
     std::shared_ptr<WriteBuffer> next_to_write();  // its state becomes kWriting
     void written(const std::shared_ptr<WriteBuffer>& buffer, bool ok);
-    bool idle() const;  // nothing is closed and unwritten, or being copied
+    bool idle() const;                   // nothing is closed and unwritten, or being copied
     bool unwritten(uint64_t seq) const;  // of that segment, the open buffer included
 
     std::vector<std::shared_ptr<WriteBuffer>> unwritten_buffers() const;  // closed ones
