@@ -192,6 +192,82 @@ TEST(NvmeLogTest, ListingNamesEverythingLive) {
     }
 }
 
+// Larger than a bounce buffer of the reads, and than all but two of the write buffers.
+TEST(NvmeLogTest, LargeObjectsAreReadInSteps) {
+    for (const bool short_reads : {false, true}) {
+        TempDir dir;
+        NvmeTester nvme(dir.path(), 48 << 20);
+        nvme.options.segment_bytes = 8 << 20;
+        nvme.options.buffer_bytes = 1 << 20;
+        nvme.options.buffers = 8;
+        nvme.io.short_reads = short_reads;
+        ASSERT_TRUE(nvme.open().ok());
+        EXPECT_GT(nvme.log->max_object_bytes(), 5u << 20);
+        const std::vector<std::string> keys = {"a", "b", "c"};
+        for (const std::string& key : keys) {
+            ASSERT_TRUE(nvme.put(key, 3, nvme.log->max_object_bytes() - key[0]).ok());
+        }
+        for (int turn = 0; turn < 2; ++turn) {
+            const auto got = nvme.get_all(keys, 8 << 20);
+            for (size_t i = 0; i < keys.size(); ++i) {
+                ASSERT_TRUE(got[i].result.status.ok()) << got[i].result.status.to_string();
+                EXPECT_TRUE(got[i].data == test_data(nvme.hash(keys[i]), 3, got[i].data.size()));
+            }
+            ASSERT_TRUE(nvme.reopen().ok());
+        }
+    }
+}
+
+TEST(NvmeLogTest, ABufferDoesNotWaitForeverToFill) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    ASSERT_TRUE(nvme.open().ok());
+    ASSERT_TRUE(nvme.put("k", 1, 100).ok());
+    const Deadline deadline = Deadline::after_ms(30'000);
+    while (nvme.log->counters().bytes_written == 0 && !deadline.expired()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(nvme.log->counters().bytes_written, kIoAlign);
+    EXPECT_EQ(nvme.check("k"), 1u);
+}
+
+TEST(NvmeLogTest, TheWayOfReadingCanBeForced) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    nvme.options.reads.way = NvmeReadEngine::Way::kPool;
+    ASSERT_TRUE(nvme.open().ok());
+    EXPECT_STREQ(nvme.log->read_way(), "pread");
+    nvme.close();
+    nvme.options.reads.way = NvmeReadEngine::Way::kRing;
+    const Status status = nvme.open();
+    if (!status.ok()) GTEST_SKIP() << "this kernel offers no io_uring: " << status.to_string();
+    EXPECT_STREQ(nvme.log->read_way(), "io_uring");
+}
+
+// More reads at once than the depth and than the queue: every one is answered, once.
+TEST(NvmeLogTest, ReadsBeyondTheQueueAreRefused) {
+    for (const auto way : {NvmeReadEngine::Way::kAuto, NvmeReadEngine::Way::kPool}) {
+        TempDir dir;
+        NvmeTester nvme(dir.path());
+        nvme.options.reads.way = way;
+        nvme.options.reads.depth = 2;
+        nvme.options.max_queued_reads = 8;
+        ASSERT_TRUE(nvme.open().ok());
+        ASSERT_TRUE(nvme.put("k", 1, 20000).ok());
+        ASSERT_TRUE(nvme.log->sync().ok());
+        const auto got = nvme.get_all(std::vector<std::string>(500, "k"), 20000);
+        uint64_t ok = 0;
+        for (const auto& one : got) {
+            const Code code = one.result.status.code();
+            ok += code == Code::kOk ? 1 : 0;
+            EXPECT_TRUE(code == Code::kOk || code == Code::kOverloaded);
+        }
+        EXPECT_GE(ok, 8u);
+        EXPECT_EQ(nvme.log->counters().reads, ok);
+        EXPECT_EQ(nvme.log->counters().overloaded, 500 - ok);
+    }
+}
+
 // Both ways, with and without a catalog, short reads and writes included.
 struct Way {
     NvmeReadEngine::Way way;
@@ -289,7 +365,6 @@ TEST(NvmeLogTest, AppendsAreRefusedWhenBuffersAreInFlight) {
     NvmeTester nvme(dir.path());
     ASSERT_TRUE(nvme.open().ok());
     // More at once than there are buffers, without waiting.
-    const auto data = test_data(nvme.hash("k"), 1, 60000);
     uint64_t refused = 0;
     for (Version version = 1; version < 200 && refused == 0; ++version) {
         const auto one = test_data(nvme.hash("k"), version, 60000);
