@@ -1,0 +1,174 @@
+// Space: the oldest segment goes, what is hot or pinned stays, and the owner is told of the rest.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <set>
+#include <thread>
+
+#include "nvme_fixture.h"
+
+namespace kvstore {
+namespace {
+
+std::string name(uint64_t number) { return "k" + std::to_string(number); }
+
+TEST(NvmeReclaimTest, TheOldestGoAndTheOwnerIsToldOfEach) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    ASSERT_TRUE(nvme.open().ok());
+    constexpr uint64_t kObjects = 400;  // 4 MiB into 1 MiB
+    for (uint64_t n = 0; n < kObjects; ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    nvme.settle();
+    std::set<std::string> told;
+    std::set<std::string> live;
+    for (const auto& one : nvme.list()) live.insert(one.first);
+    {
+        const std::lock_guard lock(nvme.mutex);
+        for (const NvmeDropped& one : nvme.dropped) {
+            EXPECT_EQ(one.reason, NvmeDropped::Reason::kReclaimed);
+            EXPECT_EQ(one.ns, nvme.ns.ns);
+            EXPECT_EQ(one.hash, nvme.hash(one.key));
+            EXPECT_EQ(name(one.version - 1), one.key);
+            EXPECT_TRUE(told.insert(one.key).second) << "told twice";
+        }
+    }
+    EXPECT_GT(live.size(), 40u);
+    uint64_t absent = 0;
+    for (uint64_t n = 0; n < kObjects; ++n) {
+        const bool is_live = nvme.check(name(n)) == n + 1;
+        if (!is_live) ++absent;
+        EXPECT_TRUE(is_live || n + live.size() / 2 < kObjects) << "the newest stay";
+    }
+    const NvmeCounters counters = nvme.log->counters();
+    EXPECT_EQ(absent, counters.dropped_objects);
+    EXPECT_EQ(counters.objects, kObjects - absent);
+    EXPECT_EQ(counters.bytes_live, counters.objects * 10000);
+    EXPECT_GT(counters.segments_reclaimed, 8u);
+    EXPECT_EQ(counters.readmitted_objects, 0u);
+}
+
+TEST(NvmeReclaimTest, WhatIsReadOrPinnedStays) {
+    for (const bool catalog : {true, false}) {
+        TempDir dir;
+        NvmeTester nvme(dir.path(), 2 << 20);
+        if (!catalog) nvme.options.catalog = nullptr;
+        ASSERT_TRUE(nvme.open().ok());
+        nvme.log->set_policy({.min_touches = 1, .readmit_share = 0.5});
+        ASSERT_TRUE(nvme.put("pinned", 1, 20000, Pin::kHard).ok());
+        ASSERT_TRUE(nvme.put("pinned later", 1, 20000).ok());
+        ASSERT_TRUE(nvme.log->set_pin(nvme.ns.ns, nvme.hash("pinned later"), Pin::kHard).ok());
+        ASSERT_TRUE(nvme.put("hot", 1, 20000).ok());
+        ASSERT_TRUE(nvme.put("cold", 1, 20000).ok());
+        for (uint64_t n = 0; n < 800; ++n) {
+            ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+            EXPECT_TRUE(n % 8 != 0 || nvme.check("hot") == 1) << n;
+        }
+        EXPECT_EQ(nvme.check("pinned"), 1u);
+        EXPECT_EQ(nvme.check("pinned later"), 1u);
+        EXPECT_EQ(nvme.check("cold"), 0u);
+        EXPECT_EQ(nvme.list().at("pinned later").pin, Pin::kHard);
+        EXPECT_GT(nvme.log->counters().readmitted_objects, 6u);
+        ASSERT_TRUE(nvme.reopen().ok());
+        EXPECT_EQ(nvme.check("pinned"), 1u);
+        EXPECT_EQ(nvme.check("pinned later"), 1u);
+        EXPECT_EQ(nvme.check("hot"), 1u);
+        EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
+    }
+}
+
+// Everything is hot: the share keeps room for what is new.
+TEST(NvmeReclaimTest, TheShareBoundsWhatIsReadmitted) {
+    TempDir dir;
+    NvmeTester nvme(dir.path(), 2 << 20);
+    ASSERT_TRUE(nvme.open().ok());
+    nvme.log->set_policy({.min_touches = 0, .readmit_share = 0.25});
+    for (uint64_t n = 0; n < 800; ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    const NvmeCounters counters = nvme.log->counters();
+    EXPECT_GT(counters.readmitted_bytes, 0u);
+    EXPECT_LE(counters.readmitted_bytes,
+              counters.segments_reclaimed * nvme.log->segment_bytes() / 4);
+}
+
+TEST(NvmeReclaimTest, PinsAreBoundedAndNeverStopTheLog) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    ASSERT_TRUE(nvme.open().ok());
+    uint64_t pinned = 0;
+    while (nvme.put("p" + std::to_string(pinned), 1, 10000, Pin::kHard).ok()) ++pinned;
+    EXPECT_EQ(pinned, (512u << 10) * 45 / 100 / record_bytes(2, 10000));
+    EXPECT_EQ(nvme.put("one more", 1, 10000, Pin::kHard).code(), Code::kNoSpace);
+    ASSERT_TRUE(nvme.put("soft", 1, 10000).ok());
+    EXPECT_EQ(nvme.log->set_pin(nvme.ns.ns, nvme.hash("soft"), Pin::kHard).code(), Code::kNoSpace);
+    for (uint64_t n = 0; n < 300; ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok()) << n;
+    uint64_t kept = 0;
+    for (uint64_t n = 0; n < pinned; ++n) kept += nvme.check("p" + std::to_string(n));
+    EXPECT_EQ(kept, pinned);
+    // Room comes back.
+    ASSERT_TRUE(nvme.log->set_pin(nvme.ns.ns, nvme.hash("p0"), Pin::kNone).ok());
+    EXPECT_TRUE(nvme.put("one more", 1, 10000, Pin::kHard).ok());
+}
+
+TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    ASSERT_TRUE(nvme.open().ok());
+    std::atomic<bool> stop{false};
+    std::atomic<uint64_t> good{0};
+    std::atomic<uint64_t> newest{1};
+    std::vector<std::thread> readers;
+    for (int t = 0; t < 3; ++t) {
+        readers.emplace_back([&, t] {
+            std::mt19937_64 random(static_cast<uint64_t>(t));
+            while (!stop) {
+                std::vector<std::string> keys;
+                // Old ones: their segments are the next to go.
+                for (int i = 0; i < 4; ++i) {
+                    keys.push_back(name(newest - std::min<uint64_t>(newest, random() % 80)));
+                }
+                const auto got = nvme.get_all(keys, 20000);
+                for (size_t i = 0; i < got.size(); ++i) {
+                    if (!got[i].result.status.ok()) continue;
+                    ++good;
+                    EXPECT_EQ(got[i].data,
+                              test_data(nvme.hash(keys[i]), got[i].result.identity.version, 10000));
+                }
+            }
+        });
+    }
+    for (uint64_t n = 1; n < 1500; ++n) {
+        ASSERT_TRUE(nvme.put(name(n), n, 10000).ok());
+        newest = n;
+    }
+    stop = true;
+    for (std::thread& reader : readers) reader.join();
+    EXPECT_GT(good, 100u);
+    EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
+}
+
+// What a reclaim dropped and a remove then named must not come back, nor what was removed while it
+// was being moved.
+TEST(NvmeReclaimTest, RemovedObjectsStayRemovedAcrossReclaims) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    nvme.options.policy = {.min_touches = 0, .readmit_share = 0.6};
+    ASSERT_TRUE(nvme.open().ok());
+    std::mt19937_64 random(5);
+    std::map<std::string, Version> removed;
+    for (uint64_t n = 1; n <= 600; ++n) {
+        ASSERT_TRUE(nvme.put(name(n % 100), n, 8000).ok());
+        removed.erase(name(n % 100));
+        const std::string victim = name(random() % 100);
+        if (n % 3 == 0) {
+            nvme.log->remove(nvme.ns.ns, nvme.hash(victim), n);
+            removed[victim] = n;
+        }
+        if (n % 120 == 0) {
+            ASSERT_TRUE(nvme.log->sync_removals().ok());
+            ASSERT_TRUE(nvme.reopen().ok());
+        }
+        for (const auto& one : removed) ASSERT_EQ(nvme.check(one.first), 0u) << n;
+    }
+}
+
+}  // namespace
+}  // namespace kvstore
