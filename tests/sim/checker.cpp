@@ -484,6 +484,15 @@ std::set<KeyName> Checker::must_be_readable() {
                 !placed_.contains(id)) {
                 continue;
             }
+            // A newer version takes an older one along, even when it is lost itself later.
+            const auto& all = writes_of_.at(name);
+            if (std::any_of(all.begin(), all.end(), [&](uint64_t other) {
+                    const Write& one = writes_.at(other);
+                    return one.upsert && other != id &&
+                           (!one.ended || one.ended_ns >= write.begun.at_ns);
+                })) {
+                continue;
+            }
             for (size_t i = 0; i < cluster_.node_count(); ++i) {
                 if (placed_.at(id).contains(cluster_.node(i).process)) {
                     out.insert(name);

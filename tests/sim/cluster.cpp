@@ -165,8 +165,8 @@ void Cluster::crash_master(bool silent) {
 }
 
 // The objects of a dead process go without anybody seeing: its sockets lead nowhere.
-void Cluster::bury(std::shared_ptr<MasterLife> life) {
-    runtime_.spawn(life->process, "undertaker", [this, life = std::move(life)] {
+void Cluster::bury(const std::shared_ptr<MasterLife>& life) {
+    runtime_.spawn(life->process, "undertaker", [this, life] {
         // A process that was still starting ends by itself first.
         runtime_.sleep_ms(20);
         if (life->core != nullptr) {

@@ -116,7 +116,7 @@ class Cluster {
     void journal_loop(MasterLife& life);
     bool disk_write(MasterLife& life);
     void trim(MasterLife& life);
-    void bury(std::shared_ptr<MasterLife> life);
+    void bury(const std::shared_ptr<MasterLife>& life);
 
     // A unary call of the control plane from `life`: false when it is lost or nobody answers.
     bool call_master(const LifePtr& life, const std::function<void(MasterLife&)>& handle);

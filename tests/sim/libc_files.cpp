@@ -63,6 +63,7 @@ int put_address(const sockaddr_in& from, sockaddr* to, socklen_t* length) {
 int poll_ours(pollfd* entries, nfds_t count, int timeout_ms) {
     Runtime& runtime = *Runtime::active();
     Network& network = *Network::active();
+    runtime.count_call();
     const uint64_t until_ns =
         timeout_ms < 0 ? kNever : runtime.now_ns() + static_cast<uint64_t>(timeout_ms) * kMs;
     for (;;) {

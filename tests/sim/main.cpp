@@ -37,6 +37,8 @@ using kvstore::sim::Random;
 using kvstore::sim::Runtime;
 using kvstore::sim::Scenario;
 
+constexpr unsigned kWallLimitS = 60;  // of one run, real time
+
 struct Options {
     uint64_t first = 1;
     uint64_t last = 0;
@@ -52,17 +54,22 @@ struct Outcome {
     std::string text;
 };
 
-void on_abort(int) {
+void on_signal(int signal) {
     if (Runtime* const runtime = Runtime::active()) {
-        runtime->fail("assertion", "the product aborts");
+        runtime->fail(signal == SIGALRM ? "progress" : "assertion",
+                      signal == SIGABRT   ? "a process aborts"
+                      : signal == SIGSEGV ? "a process reads or writes where nothing is"
+                                          : "a thread runs for ever");
     }
     _exit(3);
 }
 
 // In the child.
 [[noreturn]] void run_seed(uint64_t seed, const Options& options, int report_fd) {
-    signal(SIGABRT, on_abort);
-    signal(SIGSEGV, on_abort);
+    for (const int number : {SIGABRT, SIGSEGV, SIGALRM}) {
+        signal(number, on_signal);
+    }
+    alarm(kWallLimitS);
     // A name of its own in the report, whatever the run's random numbers are used for.
     Random plans(seed * 0x9E3779B97F4A7C15 + 7);
     Plan plan = draw_plan(plans, seed);

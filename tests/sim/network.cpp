@@ -259,6 +259,7 @@ uint32_t Network::readiness(const File& file) const {
 }
 
 int Network::wait_events(File& epoll, epoll_event* out, int max, int timeout_ms) {
+    runtime_.count_call();
     const uint64_t until_ns =
         timeout_ms < 0 ? kNever : runtime_.now_ns() + static_cast<uint64_t>(timeout_ms) * kMs;
     for (;;) {
@@ -447,6 +448,7 @@ void Network::pump(const std::shared_ptr<Stream>& stream, int to) {
 }
 
 ssize_t Network::receive_bytes(File& socket, const iovec* parts, size_t count) {
+    runtime_.count_call();
     if (dead_here()) {
         return -ECONNRESET;
     }

@@ -125,6 +125,7 @@ void Runtime::resume(Fiber* fiber) {
     std::copy_n(area.begin, area.size, main_locals_.begin());
     std::copy_n(fiber->locals.begin(), area.size, area.begin);
     current_ = fiber;
+    calls_in_turn_ = 0;
     swapcontext(&main_context_, &fiber->context);
     current_ = nullptr;
     std::copy_n(area.begin, area.size, fiber->locals.begin());

@@ -82,6 +82,12 @@ class Runtime {
     void sleep_ns(uint64_t duration_ns);
     void sleep_ms(uint64_t duration_ms) { sleep_ns(duration_ms * kMs); }
     void maybe_preempt();
+    // Every call that looks at the outside world without waiting: too many in one go are a spin.
+    void count_call() {
+        if (++calls_in_turn_ > kMaxCallsInTurn) {
+            fail("progress", current_->name + " spins: it looks again and again without waiting");
+        }
+    }
     // Runs `fn` on the scheduler's stack, which is the process's own (the interpreter needs that).
     void on_main_stack(const std::function<void()>& fn);
     // From anywhere.
@@ -123,7 +129,9 @@ class Runtime {
     const uint64_t seed_;
     Random random_;
     uint64_t now_ns_;
+    static constexpr uint64_t kMaxCallsInTurn = 20'000;
     uint64_t steps_ = 0;
+    uint64_t calls_in_turn_ = 0;
     uint64_t preempt_permille_ = 0;
     std::vector<std::unique_ptr<Fiber>> fibers_;
     std::vector<uint8_t*> free_stacks_;
