@@ -41,7 +41,8 @@ void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {
     std::vector<pollfd> entries;
     int wait_ms = -1;
     for (const GetRequest* request : requests) {
-        if (request->lease_->has_input()) {
+        // What is here of an incomplete reply has been looked at: it needs more from the socket.
+        if (request->replied_ && request->lease_->has_input()) {
             return;
         }
         entries.push_back({request->lease_->fd(), POLLIN, 0});

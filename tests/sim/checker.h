@@ -1,0 +1,142 @@
+// What has to hold: the history of every call of every client, and the state of every process, seen
+// from outside of the protocol.
+//
+// History: who wrote what when, and what each read returned. State: what the master's directory and
+// the nodes' stores hold against the tombstones that the disk has recorded. Each failure names its
+// invariant; main.cpp prints it with the seed.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cluster.h"
+
+namespace kvstore::sim {
+
+struct KeyName {
+    std::string ns;
+    std::string key;
+    friend auto operator<=>(const KeyName&, const KeyName&) = default;
+};
+
+// What must stand still for a claim about the whole of a call.
+struct Moment {
+    uint64_t at_ns = 0;
+    uint64_t disturbances = 0;  // of the network and of processes
+    uint64_t removals = 0;      // begun and ended, that may concern the key
+    bool removing = false;
+    uint32_t master_epoch = 0;  // 0: none that serves, or one that rebuilds
+};
+
+struct Write {
+    uint64_t id = 0;
+    KeyName name;
+    uint64_t size = 0;
+    bool upsert = false;
+    bool one_attempt = false;  // a single message: a refusal is the last word on these bytes
+    uint32_t ttl_ms = 0;
+    Moment begun;
+    bool ended = false;
+    uint64_t ended_ns = 0;
+    Code code = Code::kInternal;
+};
+
+struct Removal {
+    size_t id = 0;
+    KeyName name;  // a flush has no key
+    bool is_flush = false;
+    Moment begun;
+    bool ended = false;
+    uint64_t ended_ns = 0;
+    Code code = Code::kInternal;
+    std::set<std::string> unreached{};
+};
+
+class Checker {
+  public:
+    // `evictions`: objects may go at any time, so that a miss proves nothing.
+    Checker(Cluster& cluster, bool evictions, bool fault_free);
+
+    std::vector<KeyName> names;  // that the workload uses, in order
+
+    Moment moment(const KeyName& name);
+
+    uint64_t begin_write(KeyName name, uint64_t size, bool upsert, bool one_attempt,
+                         uint32_t ttl_ms);
+    static std::string bytes_of(uint64_t write_id, uint64_t size);
+    void end_write(uint64_t id, Code code, uint64_t deadline_ns);
+
+    void end_read(const Moment& begun, const KeyName& name, const std::string* bytes,
+                  MissReason reason, Code code, uint64_t deadline_ns);
+
+    size_t begin_removal(KeyName name, bool is_flush);
+    void end_removal(size_t id, Code code, const std::vector<std::string>& unreached,
+                     uint64_t deadline_ns);
+    void abandon_call(const KeyName& name);  // its client died; its outcome is unknown
+
+    void on_durable(const Op& op);
+    void sample();     // what always holds
+    void at_rest();    // what holds once everything is quiet
+    // What was acknowledged, and neither removed since nor lost with its node's memory.
+    std::set<KeyName> must_be_readable();
+
+    size_t writes() const { return writes_.size(); }
+    size_t hits() const { return hits_; }
+
+  private:
+    struct Tombstone {
+        uint32_t epoch = 0;  // of the namespace
+        Version answered = 0;  // said to a caller, wholly or in part
+        Version ok = 0;        // every holder has applied it
+    };
+    struct LoggedOp {
+        uint64_t at_ns;
+        OpKind kind;
+        uint32_t epoch;
+        Version version;
+        uint64_t arg;
+    };
+    struct Held {
+        std::string node;
+        Process process = 0;
+        KeyName name;
+        uint32_t epoch = 0;
+        Version version = 0;
+    };
+    [[noreturn]] void fail(const std::string& invariant, const std::string& what) const;
+    void check_deadline(const char* what, const KeyName& name, uint64_t deadline_ns) const;
+    void check_value(const Moment& begun, const KeyName& name, const std::string& bytes);
+    bool undisturbed(const Moment& begun, const Moment& now) const;
+    // Whether the directory has the key for readers now.
+    bool is_listed(const KeyName& name);
+    std::vector<Held> stores(const KeyName* only);
+    void check_stores(const std::vector<Held>& held);
+    void check_directory();
+    void check_same_at_rest();
+    std::optional<LoggedOp> logged_since(const KeyName& name, OpKind kind, uint64_t since_ns) const;
+    uint64_t& removal_count(const std::string& ns, const std::string& key);
+
+    Cluster& cluster_;
+    Runtime& runtime_;
+    const bool evictions_;
+    const bool fault_free_;
+    std::map<uint64_t, Write> writes_;
+    std::map<KeyName, std::vector<uint64_t>> writes_of_;
+    std::map<KeyName, std::vector<uint64_t>> ok_writes_;
+    std::vector<Removal> removals_;
+    std::map<KeyName, uint64_t> removal_counts_;  // a flush counts under the empty key
+    std::map<KeyName, uint32_t> removing_;
+    std::map<KeyName, std::vector<LoggedOp>> logged_;
+    std::map<KeyName, Tombstone> tombstones_;
+    std::map<std::string, uint32_t> flushed_answered_;  // namespace → the epoch after it
+    std::map<std::string, uint32_t> flushed_ok_;
+    std::map<KeyName, std::pair<uint32_t, Version>> highest_;  // seen in the directory
+    std::map<uint64_t, std::set<Process>> placed_;  // on whom acknowledged writes lay
+    uint64_t next_write_ = 1;
+    size_t hits_ = 0;
+};
+
+}  // namespace kvstore::sim
