@@ -72,8 +72,9 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
             // Operations that it missed are no longer known: whatever they may have removed counts
             // as removed. What it has announced before cannot have been.
             record.floor = record.synced ? 0 : log_.version_floor();
+            record.applied_seq = log_.trimmed_seq();
         }
-        record.sent_seq = std::max(record.applied_seq, log_.trimmed_seq());
+        record.sent_seq = record.applied_seq;
         record.info.node_epoch = hello.node_epoch;
         link->id = next_link_.fetch_add(1);
         link->node = slot;

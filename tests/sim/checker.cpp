@@ -9,7 +9,8 @@ namespace kvstore::sim {
 namespace {
 
 constexpr const char* kTenant = "default";
-constexpr uint64_t kSlackNs = 100 * kMs;  // a call may need this much to notice that its time is over
+constexpr uint64_t kSlackNs =
+    100 * kMs;  // a call may need this much to notice that its time is over
 
 std::string show(const KeyName& name) { return name.ns + "/" + name.key; }
 std::string hex(uint64_t number) {
@@ -123,8 +124,8 @@ void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
     const bool still = undisturbed(write.begun, now);
     if (fault_free_ && code != Code::kOk && code != Code::kAlreadyExists &&
         code != Code::kRemoved && code != Code::kNoSpace) {
-        fail("no faults", "write " + std::to_string(id) + " of " + show(write.name) + " ends with " +
-                              std::string(code_name(code)));
+        fail("no faults", "write " + std::to_string(id) + " of " + show(write.name) +
+                              " ends with " + std::string(code_name(code)));
     }
     if (code == Code::kAlreadyExists) {
         if (write.upsert) {
@@ -248,8 +249,7 @@ size_t Checker::begin_removal(KeyName name, bool is_flush) {
 void Checker::abandon_call(const KeyName& name) { ++removal_count(name.ns, name.key); }
 
 void Checker::on_durable(const Op& op) {
-    logged_[{op.ns, op.key}].push_back(
-        {runtime_.now_ns(), op.kind, op.epoch, op.version, op.arg});
+    logged_[{op.ns, op.key}].push_back({runtime_.now_ns(), op.kind, op.epoch, op.version, op.arg});
 }
 
 // The lowest operation of this kind that became durable since then: the caller's own, or one that
@@ -288,8 +288,8 @@ void Checker::end_removal(size_t id, Code code, const std::vector<std::string>& 
                  named.c_str());
     check_deadline(what, name, deadline_ns);
     if (fault_free_ && code != Code::kOk && code != Code::kNotFound) {
-        fail("no faults",
-             std::string(what) + " of " + show(name) + " ends with " + std::string(code_name(code)));
+        fail("no faults", std::string(what) + " of " + show(name) + " ends with " +
+                              std::string(code_name(code)));
     }
     if (code != Code::kOk && code != Code::kPartial) {
         return;
@@ -325,9 +325,9 @@ void Checker::end_removal(size_t id, Code code, const std::vector<std::string>& 
         // Whoever still holds something of it has to be named.
         for (const Held& held : stores(nullptr)) {
             const bool concerned =
-                removal.is_flush ? held.name.ns == name.ns && held.epoch < op->arg
-                                 : held.name == name && held.epoch == op->epoch &&
-                                       held.version <= op->version;
+                removal.is_flush
+                    ? held.name.ns == name.ns && held.epoch < op->arg
+                    : held.name == name && held.epoch == op->epoch && held.version <= op->version;
             if (concerned && !removal.unreached.contains(held.node)) {
                 fail("Partial", std::string(what) + " " + std::to_string(id) + " of " + show(name) +
                                     " does not name " + held.node + ", which holds version " +
@@ -412,8 +412,8 @@ void Checker::check_directory() {
             // Only who held the newer version can have taken it along.
             runtime_.log("version of %s goes back from %s to %s", show(name).c_str(),
                          hex(seen).c_str(), hex(object.version).c_str());
-            fail("versions only grow", show(name) + " goes back from " + hex(seen) + " to " +
-                                           hex(object.version));
+            fail("versions only grow",
+                 show(name) + " goes back from " + hex(seen) + " to " + hex(object.version));
         }
         seen_epoch = epoch.epoch;
         seen = object.version;

@@ -78,8 +78,8 @@ class Checker {
     void abandon_call(const KeyName& name);  // its client died; its outcome is unknown
 
     void on_durable(const Op& op);
-    void sample();     // what always holds
-    void at_rest();    // what holds once everything is quiet
+    void sample();   // what always holds
+    void at_rest();  // what holds once everything is quiet
     // What was acknowledged, and neither removed since nor lost with its node's memory.
     std::set<KeyName> must_be_readable();
 
@@ -88,7 +88,7 @@ class Checker {
 
   private:
     struct Tombstone {
-        uint32_t epoch = 0;  // of the namespace
+        uint32_t epoch = 0;    // of the namespace
         Version answered = 0;  // said to a caller, wholly or in part
         Version ok = 0;        // every holder has applied it
     };
@@ -134,7 +134,7 @@ class Checker {
     std::map<std::string, uint32_t> flushed_answered_;  // namespace → the epoch after it
     std::map<std::string, uint32_t> flushed_ok_;
     std::map<KeyName, std::pair<uint32_t, Version>> highest_;  // seen in the directory
-    std::map<uint64_t, std::set<Process>> placed_;  // on whom acknowledged writes lay
+    std::map<uint64_t, std::set<Process>> placed_;             // on whom acknowledged writes lay
     uint64_t next_write_ = 1;
     size_t hits_ = 0;
 };

@@ -4,8 +4,8 @@
 namespace kvstore::sim {
 namespace {
 
-constexpr uint64_t kTickMs = 100;          // of the registry (MasterServer)
-constexpr uint32_t kJournalWaitMs = 200;   // Journal
+constexpr uint64_t kTickMs = 100;         // of the registry (MasterServer)
+constexpr uint32_t kJournalWaitMs = 200;  // Journal
 constexpr uint64_t kTrimIntervalNs = kSecond;
 
 }  // namespace

@@ -30,8 +30,8 @@ struct ClusterOptions {
     uint64_t segment_bytes = 8u << 20;
     uint32_t reservation_ms = 30'000;
     uint32_t loops = 2;
-    bool keep_memory = false;  // a restarted node finds the files of its life before
-    std::string memory_folder;  // on tmpfs; with keep_memory
+    bool keep_memory = false;       // a restarted node finds the files of its life before
+    std::string memory_folder;      // on tmpfs; with keep_memory
     uint64_t disk_min_ns = 50'000;  // one write of the master's disk
     uint64_t disk_max_ns = 3 * kMs;
     uint64_t disk_slow_permille = 20;
@@ -57,7 +57,7 @@ struct MasterLife {
     std::unique_ptr<MasterService> service;
     bool serving = false;
     bool dead = false;
-    size_t threads = 0;  // control and journal
+    size_t threads = 0;                                  // control and journal
     std::deque<std::function<void(MasterLife&)>> calls;  // of the control plane
 };
 

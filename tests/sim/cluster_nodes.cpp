@@ -65,26 +65,26 @@ void Cluster::bury(const LifePtr& life) {
 bool Cluster::call_master(const LifePtr& life, const std::function<void(MasterLife&)>& handle) {
     auto answered = std::make_shared<bool>(false);
     const auto cut = [this, host = life->host] { return network_.is_cut(host, kMasterHost); };
-    runtime_.at(runtime_.now_ns() + network_.message_delay_ns(), [this, life, answered, cut,
-                                                                  handle] {
-        if (cut() || master_ == nullptr || !master_->serving || master_->dead) {
-            return;
-        }
-        master_->calls.push_back([this, life, answered, cut, handle](MasterLife& master) {
-            handle(master);
-            if (master.dead) {
+    runtime_.at(
+        runtime_.now_ns() + network_.message_delay_ns(), [this, life, answered, cut, handle] {
+            if (cut() || master_ == nullptr || !master_->serving || master_->dead) {
                 return;
             }
-            runtime_.at(runtime_.now_ns() + network_.message_delay_ns(), [this, life, answered,
-                                                                          cut] {
-                if (!cut()) {
-                    *answered = true;
-                    runtime_.wake(life.get());
+            master_->calls.push_back([this, life, answered, cut, handle](MasterLife& master) {
+                handle(master);
+                if (master.dead) {
+                    return;
                 }
+                runtime_.at(runtime_.now_ns() + network_.message_delay_ns(),
+                            [this, life, answered, cut] {
+                                if (!cut()) {
+                                    *answered = true;
+                                    runtime_.wake(life.get());
+                                }
+                            });
             });
+            runtime_.wake(master_.get());
         });
-        runtime_.wake(master_.get());
-    });
     const uint64_t until_ns = runtime_.now_ns() + kCallTimeoutMs * kMs;
     while (!*answered && !life->dead && runtime_.now_ns() < until_ns) {
         runtime_.block(life.get(), until_ns);
@@ -110,11 +110,11 @@ bool Cluster::find_master(const LifePtr&) {
 Code Cluster::register_once(const LifePtr& life) {
     auto reply = std::make_shared<policy::Registered>();
     const uint64_t session = runtime_.random().next() | 1;
-    const bool answered = call_master(
-        life, [this, reply, session, id = life->id, incarnation = life->incarnation,
-               epoch = life->epoch, tcp = life->endpoint](MasterLife& master) {
-            *reply = policy::register_node(id, incarnation, epoch, session, tcp,
-                                           options_.segment_bytes);
+    const bool answered =
+        call_master(life, [this, reply, session, id = life->id, incarnation = life->incarnation,
+                           epoch = life->epoch, tcp = life->endpoint](MasterLife& master) {
+            *reply =
+                policy::register_node(id, incarnation, epoch, session, tcp, options_.segment_bytes);
             policy::carry_out(*master.core, reply->calls);
         });
     if (!answered) {
@@ -145,9 +145,9 @@ bool Cluster::join(const LifePtr& life) {
                 runtime_.log("%s gives up", life->id.c_str());
                 return false;
             default:
-                pause_ms(*life, policy::backoff_ms(
-                                    failures,
-                                    static_cast<double>(runtime_.random().below(1000)) / 1000));
+                pause_ms(*life,
+                         policy::backoff_ms(
+                             failures, static_cast<double>(runtime_.random().below(1000)) / 1000));
         }
     }
     return false;
@@ -169,11 +169,18 @@ bool Cluster::create_core(const LifePtr& life) {
     options.index_entries = 1024;
     options.reservation_ms = options_.reservation_ms;
     options.server_threads = options_.loops;
+    std::unique_ptr<StoreFiles> files;
     if (options_.keep_memory) {
-        options.segment_directory = memory_of(*life);
         restore_memory(*life);
+        StoreFiles::Options folder;
+        folder.directory = memory_of(*life);
+        auto opened = StoreFiles::open(folder);
+        if (!opened.ok()) {
+            runtime_.fail("harness", "no folder: " + opened.status().to_string());
+        }
+        files = std::move(*opened);
     }
-    auto core = NodeCore::create(options);
+    auto core = NodeCore::create(options, std::move(files));
     if (!core.ok()) {
         runtime_.fail("harness", "no node: " + core.status().to_string());
     }
@@ -215,13 +222,12 @@ void Cluster::heartbeats(const LifePtr& life) {
         const bool draining = life->state == NodeState::kDraining;
         life->core->set_draining(draining);
         const NodeStats stats = life->core->stats();
-        const bool refuses =
-            draining && stats.store.reservations == 0 && stats.puts_under_way == 0;
+        const bool refuses = draining && stats.store.reservations == 0 && stats.puts_under_way == 0;
         auto reply = std::make_shared<policy::Beaten>();
-        const bool answered = call_master(
-            life, [reply, id = life->id, session = life->session, tcp = life->endpoint, refuses,
-                   capacity = stats.store.capacity_bytes,
-                   used = stats.store.used_bytes](MasterLife& master) {
+        const bool answered =
+            call_master(life, [reply, id = life->id, session = life->session, tcp = life->endpoint,
+                               refuses, capacity = stats.store.capacity_bytes,
+                               used = stats.store.used_bytes](MasterLife& master) {
                 *reply = policy::heartbeat(id, session, capacity, used, tcp, refuses);
                 policy::carry_out(*master.core, reply->calls);
             });

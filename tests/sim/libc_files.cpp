@@ -128,15 +128,13 @@ int connect(int fd, const sockaddr* address, socklen_t length) {
 }
 int accept4(int fd, sockaddr* address, socklen_t* length, int flags) {
     const std::shared_ptr<File> file = ours(fd);
-    return file == nullptr
-               ? static_cast<int>(syscall(SYS_accept4, fd, address, length, flags))
-               : answer(Network::active()->accept_from(*file));
+    return file == nullptr ? static_cast<int>(syscall(SYS_accept4, fd, address, length, flags))
+                           : answer(Network::active()->accept_from(*file));
 }
 int shutdown(int fd, int how) noexcept {
     const std::shared_ptr<File> file = ours(fd);
-    return file == nullptr
-               ? static_cast<int>(syscall(SYS_shutdown, fd, how))
-               : answer(Network::active()->shut(*file, how != SHUT_WR, how != SHUT_RD));
+    return file == nullptr ? static_cast<int>(syscall(SYS_shutdown, fd, how))
+                           : answer(Network::active()->shut(*file, how != SHUT_WR, how != SHUT_RD));
 }
 int getsockname(int fd, sockaddr* address, socklen_t* length) noexcept {
     const std::shared_ptr<File> file = ours(fd);
@@ -190,8 +188,7 @@ ssize_t recvmsg(int fd, msghdr* message, int flags) {
     }
     message->msg_controllen = 0;
     message->msg_flags = 0;
-    return answer(
-        Network::active()->receive_bytes(*file, message->msg_iov, message->msg_iovlen));
+    return answer(Network::active()->receive_bytes(*file, message->msg_iov, message->msg_iovlen));
 }
 ssize_t recv(int fd, void* bytes, size_t size, int flags) {
     const std::shared_ptr<File> file = ours(fd);
@@ -238,8 +235,7 @@ int epoll_ctl(int fd, int operation, int watched_fd, epoll_event* event) noexcep
 int epoll_wait(int fd, epoll_event* events, int max, int timeout_ms) {
     const std::shared_ptr<File> file = ours(fd);
     return file == nullptr
-               ? static_cast<int>(
-                     syscall(SYS_epoll_pwait, fd, events, max, timeout_ms, nullptr, 8))
+               ? static_cast<int>(syscall(SYS_epoll_pwait, fd, events, max, timeout_ms, nullptr, 8))
                : Network::active()->wait_events(*file, events, max, timeout_ms);
 }
 int eventfd(unsigned int initial, int flags) noexcept {
@@ -281,8 +277,7 @@ int clock_gettime(clockid_t clock, timespec* out) noexcept {
     if (Runtime::active() == nullptr) {
         return static_cast<int>(syscall(SYS_clock_gettime, clock, out));
     }
-    const uint64_t now =
-        Runtime::active()->now_ns() + (clock == CLOCK_REALTIME ? kWallBaseNs : 0);
+    const uint64_t now = Runtime::active()->now_ns() + (clock == CLOCK_REALTIME ? kWallBaseNs : 0);
     out->tv_sec = static_cast<time_t>(now / kSecond);
     out->tv_nsec = static_cast<long>(now % kSecond);
     return 0;

@@ -217,8 +217,8 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
     if (runtime == nullptr) {
         return real(&pthread_create, "pthread_create")(thread, attributes, start, argument);
     }
-    Fiber* const fiber = runtime->spawn(runtime->process(), "thread",
-                                        [start, argument] { (void)start(argument); });
+    Fiber* const fiber =
+        runtime->spawn(runtime->process(), "thread", [start, argument] { (void)start(argument); });
     *thread = reinterpret_cast<pthread_t>(fiber);
     return 0;
 }
@@ -251,9 +251,8 @@ int pthread_setname_np(pthread_t thread, const char* name) noexcept {
     return real(&pthread_setname_np, "pthread_setname_np")(thread, name);
 }
 int pthread_sigmask(int how, const sigset_t* set, sigset_t* old) noexcept {
-    return fiber_runtime() != nullptr
-               ? 0
-               : real(&pthread_sigmask, "pthread_sigmask")(how, set, old);
+    return fiber_runtime() != nullptr ? 0
+                                      : real(&pthread_sigmask, "pthread_sigmask")(how, set, old);
 }
 
 // Fibers have no priorities of their own.

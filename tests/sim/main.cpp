@@ -132,7 +132,8 @@ bool parse_range(std::string_view text, Options* options) {
     const std::string_view from = text.substr(0, dots);
     const std::string_view to = dots == std::string_view::npos ? from : text.substr(dots + 2);
     const auto number = [](std::string_view digits, uint64_t* out) {
-        const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), *out);
+        const auto [end, error] =
+            std::from_chars(digits.data(), digits.data() + digits.size(), *out);
         return error == std::errc() && end == digits.data() + digits.size();
     };
     return number(from, &options->first) && number(to, &options->last);

@@ -144,9 +144,9 @@ void Network::break_stream(const std::shared_ptr<Stream>& stream, const char* wh
         const size_t kept = random.chance(500) ? 0 : random.below(direction.queue.size() + 1);
         direction.queue.resize(is_cut(stream->hosts[0], stream->hosts[1]) ? 0 : kept);
         const bool late = !tell || random.chance(200);
-        reset_end(stream, side,
-                  runtime_.now_ns() +
-                      (late ? random.between(kMs, kLateResetNs) : message_delay_ns()));
+        reset_end(
+            stream, side,
+            runtime_.now_ns() + (late ? random.between(kMs, kLateResetNs) : message_delay_ns()));
     }
 }
 
@@ -267,9 +267,7 @@ int Network::wait_events(File& epoll, epoll_event* out, int max, int timeout_ms)
         for (const auto& [fd, event] : epoll.interest) {
             const std::shared_ptr<File> watched = file(fd);
             const uint32_t ready =
-                watched == nullptr
-                    ? 0
-                    : readiness(*watched) & (event.events | EPOLLERR | EPOLLHUP);
+                watched == nullptr ? 0 : readiness(*watched) & (event.events | EPOLLERR | EPOLLHUP);
             if (ready != 0 && count < max) {
                 out[count].events = ready;
                 out[count].data = event.data;
@@ -454,8 +452,7 @@ ssize_t Network::receive_bytes(File& socket, const iovec* parts, size_t count) {
     }
     size_t taken = 0;
     for (size_t i = 0; i < count && socket.input_begin != socket.input.size(); ++i) {
-        const size_t step =
-            std::min(parts[i].iov_len, socket.input.size() - socket.input_begin);
+        const size_t step = std::min(parts[i].iov_len, socket.input.size() - socket.input_begin);
         std::memcpy(parts[i].iov_base, socket.input.data() + socket.input_begin, step);
         socket.input_begin += step;
         taken += step;

@@ -2,9 +2,9 @@
 // epoll, eventfd) through which the product sees them.
 //
 // A stream keeps its order and loses nothing but its tail: a broken connection takes what is on its
-// way with it, and its two ends learn of it at different times, or by their own time-outs. Different
-// streams overtake each other. A partition between two hosts holds everything back until it heals,
-// or breaks the connections that cross it.
+// way with it, and its two ends learn of it at different times, or by their own time-outs.
+// Different streams overtake each other. A partition between two hosts holds everything back until
+// it heals, or breaks the connections that cross it.
 #pragma once
 
 #include <netinet/in.h>
@@ -30,9 +30,9 @@ struct NetworkOptions {
     uint64_t delay_max_ns = 400'000;
     uint64_t slow_permille = 0;  // of chunks take up to slow_max instead
     uint64_t slow_max_ns = 300 * kMs;
-    uint64_t split_permille = 30;   // of chunks arrive in two parts
-    uint64_t break_ppm = 0;         // of chunks are the end of their connection
-    uint64_t refuse_permille = 0;   // of connection attempts are lost
+    uint64_t split_permille = 30;  // of chunks arrive in two parts
+    uint64_t break_ppm = 0;        // of chunks are the end of their connection
+    uint64_t refuse_permille = 0;  // of connection attempts are lost
 };
 
 struct File;

@@ -1,8 +1,8 @@
 // The interpreter, and the conversion of what goes in and comes out.
 #define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
 #include "policy.h"
+
+#include <Python.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -29,8 +29,9 @@ void call(const char* name, const Read& read, const char* format, ...) {
     const auto work = [&] {
         PyObject* const function = PyObject_GetAttrString(bridge, name);
         PyObject* const tuple = Py_VaBuildValue(format, arguments);
-        PyObject* const result =
-            function == nullptr || tuple == nullptr ? nullptr : PyObject_CallObject(function, tuple);
+        PyObject* const result = function == nullptr || tuple == nullptr
+                                     ? nullptr
+                                     : PyObject_CallObject(function, tuple);
         if (result == nullptr) {
             python_failed(name);
         }
@@ -129,8 +130,8 @@ Registered register_node(const std::string& node_id, uint64_t incarnation, uint3
     return out;
 }
 
-Beaten heartbeat(const std::string& node_id, uint64_t session_id, uint64_t capacity,
-                 uint64_t used, const std::string& tcp, bool refuses_writes) {
+Beaten heartbeat(const std::string& node_id, uint64_t session_id, uint64_t capacity, uint64_t used,
+                 const std::string& tcp, bool refuses_writes) {
     Beaten out;
     call(
         "heartbeat",
@@ -146,15 +147,17 @@ Beaten heartbeat(const std::string& node_id, uint64_t session_id, uint64_t capac
 
 PolicyCalls unregister(const std::string& node_id, uint64_t session_id) {
     PolicyCalls out;
-    call("unregister", [&](PyObject* result) { out = calls_from(result); }, "(sK)",
-         node_id.c_str(), session_id);
+    call(
+        "unregister", [&](PyObject* result) { out = calls_from(result); }, "(sK)", node_id.c_str(),
+        session_id);
     return out;
 }
 
 PolicyCalls drain(const std::string& node_id, bool cancel) {
     PolicyCalls out;
-    call("drain", [&](PyObject* result) { out = calls_from(result); }, "(si)", node_id.c_str(),
-         static_cast<int>(cancel));
+    call(
+        "drain", [&](PyObject* result) { out = calls_from(result); }, "(si)", node_id.c_str(),
+        static_cast<int>(cancel));
     return out;
 }
 
@@ -182,15 +185,17 @@ PolicyCalls tick(const std::vector<MasterCore::NodeView>& seen) {
 
 NodeStep after_register(Code status, bool served_before) {
     int out = 0;
-    call("after_register", [&](PyObject* result) { out = static_cast<int>(number(result)); },
-         "(ii)", static_cast<int>(status), static_cast<int>(served_before));
+    call(
+        "after_register", [&](PyObject* result) { out = static_cast<int>(number(result)); }, "(ii)",
+        static_cast<int>(status), static_cast<int>(served_before));
     return static_cast<NodeStep>(out);
 }
 
 NodeStep after_heartbeat(Code status) {
     int out = 0;
-    call("after_heartbeat", [&](PyObject* result) { out = static_cast<int>(number(result)); },
-         "(i)", static_cast<int>(status));
+    call(
+        "after_heartbeat", [&](PyObject* result) { out = static_cast<int>(number(result)); }, "(i)",
+        static_cast<int>(status));
     return static_cast<NodeStep>(out);
 }
 

@@ -1,5 +1,5 @@
-// The Python control plane inside the simulation (policy_bridge.py): an embedded interpreter, called
-// on the scheduler's stack with the simulated clock.
+// The Python control plane inside the simulation (policy_bridge.py): an embedded interpreter,
+// called on the scheduler's stack with the simulated clock.
 #pragma once
 
 #include <string>
@@ -45,8 +45,8 @@ struct Beaten {
     NodeState state = NodeState::kJoining;
     PolicyCalls calls;
 };
-Beaten heartbeat(const std::string& node_id, uint64_t session_id, uint64_t capacity,
-                 uint64_t used, const std::string& tcp, bool refuses_writes);
+Beaten heartbeat(const std::string& node_id, uint64_t session_id, uint64_t capacity, uint64_t used,
+                 const std::string& tcp, bool refuses_writes);
 PolicyCalls unregister(const std::string& node_id, uint64_t session_id);
 PolicyCalls drain(const std::string& node_id, bool cancel);
 PolicyCalls tick(const std::vector<MasterCore::NodeView>& seen);

@@ -32,7 +32,7 @@ struct LocalsArea {
 int find_locals(dl_phdr_info* info, size_t, void* out) {
     auto& area = *static_cast<LocalsArea*>(out);
     for (int i = 0; i < info->dlpi_phnum; ++i) {
-        const ElfW(Phdr)& header = info->dlpi_phdr[i];
+        const ElfW(Phdr) & header = info->dlpi_phdr[i];
         if (header.p_type != PT_TLS) {
             continue;
         }

@@ -113,7 +113,7 @@ class Runtime {
     struct Timer {
         uint64_t at_ns;
         uint64_t number;
-        std::function<void()> fn;        // or
+        std::function<void()> fn;  // or
         Fiber* fiber = nullptr;
         uint64_t block_number = 0;
         bool operator>(const Timer& other) const {

@@ -104,8 +104,7 @@ void Scenario::chaos() {
         runtime_.sleep_ms(kSampleMs);
         checker_.sample();
         if (!plan_.fault_free && runtime_.now_ns() >= next_fault_ns) {
-            next_fault_ns =
-                runtime_.now_ns() + random.between(20, plan_.fault_pause_max_ms) * kMs;
+            next_fault_ns = runtime_.now_ns() + random.between(20, plan_.fault_pause_max_ms) * kMs;
             one_fault();
         }
     }
@@ -152,8 +151,8 @@ void Scenario::fault_in_the_network() {
         return;
     }
     network_.partition(a, b, random.chance(500));
-    const uint64_t heal_ms = random.chance(600) ? random.between(50, 3'000)
-                                                : random.between(3'000, 9'000);
+    const uint64_t heal_ms =
+        random.chance(600) ? random.between(50, 3'000) : random.between(3'000, 9'000);
     later(heal_ms, [this] { network_.heal_all(); });
 }
 
@@ -167,8 +166,8 @@ void Scenario::one_fault() {
     if (draw < 62) {
         if (!cluster_.node_down(index) && !starting_[index]) {
             cluster_.crash_node(index, random.chance(300));
-            restart_node_later(index, random.chance(500) ? random.between(10, 400)
-                                                         : random.between(400, 8'000));
+            restart_node_later(
+                index, random.chance(500) ? random.between(10, 400) : random.between(400, 8'000));
         }
     } else if (draw < 80) {
         if (!cluster_.master_down() && !master_starting_) {
@@ -256,7 +255,8 @@ std::string Scenario::why_unsettled() {
     if (stats.pending_waits != 0 || stats.durable_seq != stats.last_seq) {
         return "operations wait at the master";
     }
-    if (stats.claims.granted + stats.claims.waiting + stats.claims.limbo + stats.claims.parked != 0) {
+    if (stats.claims.granted + stats.claims.waiting + stats.claims.limbo + stats.claims.parked !=
+        0) {
         return "claims are left: granted " + std::to_string(stats.claims.granted) + ", waiting " +
                std::to_string(stats.claims.waiting) + ", limbo " +
                std::to_string(stats.claims.limbo) + ", parked " +

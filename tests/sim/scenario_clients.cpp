@@ -26,8 +26,7 @@ void Scenario::start_client(size_t index) {
     auto client = std::make_shared<Client>();
     client->index = index;
     const std::string name = "c" + std::to_string(index + 1);
-    client->process =
-        network_.start_process(kFirstClientHost + static_cast<Host>(index), name);
+    client->process = network_.start_process(kFirstClientHost + static_cast<Host>(index), name);
     clients_[index] = client;
     runtime_.spawn(client->process, name, [this, client] {
         client_loop(client);
@@ -45,8 +44,7 @@ void Scenario::client_loop(const ClientPtr& client) {
         }
         client->busy = true;
         if (client->core == nullptr) {
-            auto connected =
-                ClientCore::connect(client_options(client->index, ns, timeout_ms_));
+            auto connected = ClientCore::connect(client_options(client->index, ns, timeout_ms_));
             if (!connected.ok()) {
                 runtime_.sleep_ms(100);
                 continue;
@@ -139,10 +137,10 @@ void Scenario::raw_put(Client& client, const KeyName& name, bool upsert) {
     const Status status = (*channel)->exchange(message, &reply, deadline, {{&part, 1}, {}});
     if (!client.dead) {
         const bool answered = status.ok() && reply.status.size() == 1;
-        checker_.end_write(
-            id, answered ? static_cast<Code>(reply.status[0])
-                         : (status.ok() ? Code::kProtocolError : status.code()),
-            deadline_ns);
+        checker_.end_write(id,
+                           answered ? static_cast<Code>(reply.status[0])
+                                    : (status.ok() ? Code::kProtocolError : status.code()),
+                           deadline_ns);
     }
 }
 
@@ -177,8 +175,7 @@ void Scenario::remove(Client& client, ClientCore& core, const KeyName& name) {
     std::vector<std::string> unreached;
     const Status status = core.remove(keys, &codes, &unreached);
     if (!client.dead) {
-        checker_.end_removal(id, status.ok() ? codes.at(0) : status.code(), unreached,
-                             deadline_ns);
+        checker_.end_removal(id, status.ok() ? codes.at(0) : status.code(), unreached, deadline_ns);
     } else {
         checker_.abandon_call(name);
     }
@@ -226,8 +223,8 @@ void Scenario::final_reads() {
                 const bool hit = status.ok() && item.result >= 0;
                 if (expected.contains(name) && !hit) {
                     runtime_.fail("found until removed",
-                                  "in the end " + name.ns + "/" + name.key + " is missing: " +
-                                      std::string(miss_reason_name(item.reason)));
+                                  "in the end " + name.ns + "/" + name.key +
+                                      " is missing: " + std::string(miss_reason_name(item.reason)));
                 }
                 if (hit) {
                     bytes.resize(static_cast<size_t>(item.result));
