@@ -370,6 +370,17 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
     }
 }
 
+void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
+    const uint64_t seq = log_.last_remove(ns.tenant, ns.name, key);
+    for (NodeSlot slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
+        const NodeRecord* record = nodes_.at(slot);
+        if (record != nullptr && !record->removed && record->applied_seq < seq) {
+            row.holders.push_back(slot);
+            row.seq = seq;
+        }
+    }
+}
+
 void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys,
                         uint32_t timeout_ms, RemoveDone done) {
     removes_.fetch_add(keys.size());
@@ -384,11 +395,17 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
                            claims_.has_claim(epoch, keys[i]);
         RemoveOutcome outcome = directory_.remove(epoch, keys[i], force);
         AckRow& row = rows[i].row;
+        {
+            std::lock_guard lock(mutex_);
+            add_behind_held(ns, keys[i], row);
+        }
         if (outcome.tombstone == 0) {
             row.code = Code::kNotFound;
             continue;
         }
-        row.holders = std::move(outcome.holders);
+        for (const NodeSlot slot : outcome.holders) {
+            add_unique(row.holders, slot);
+        }
         add_unique(row.holders, claims_.removed(epoch, keys[i], outcome.tombstone, answers));
         for (const std::vector<NodeSlot>* more : {&std::as_const(targets), &silent}) {
             for (const NodeSlot slot : *more) {
@@ -453,9 +470,11 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
         std::lock_guard lock(mutex_);
         for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
             const NodeRecord* record = nodes_.at(slot);
-            // One that is away and has nothing recorded holds nothing that a flush could end.
+            // One that is away and has nothing recorded holds nothing that a flush could end,
+            // unless an operation that took it from the directory has still to be applied there.
             if (record != nullptr && !record->removed &&
-                (record->connected() || !record->synced || directory_.replicas_of(slot) != 0)) {
+                (record->connected() || !record->synced || directory_.replicas_of(slot) != 0 ||
+                 record->applied_seq < log_.last_seq())) {
                 rows[0].row.holders.push_back(slot);
             }
         }

@@ -29,6 +29,14 @@ T take(std::span<const uint8_t>& in) {
     return value;
 }
 
+// No name contains a zero byte (is_valid_name).
+std::string remove_name(std::string_view tenant, std::string_view ns, std::string_view key) {
+    std::string name;
+    name.reserve(tenant.size() + ns.size() + key.size() + 2);
+    name.append(tenant).append(1, '\0').append(ns).append(1, '\0').append(key);
+    return name;
+}
+
 }  // namespace
 
 OpsLog::OpsLog(uint64_t trimmed_seq, Version version_floor)
@@ -40,6 +48,7 @@ OpsLog::OpsLog(uint64_t trimmed_seq, Version version_floor)
 
 uint64_t OpsLog::append(Op op) {
     op.seq = ++last_seq_;
+    index_remove(op);
     ops_.push_back(std::move(op));
     return last_seq_;
 }
@@ -56,8 +65,21 @@ Status OpsLog::load(std::span<const uint8_t> record) {
         return Status(Code::kInvalidArgument, "journal records out of order");
     }
     last_seq_ = handed_seq_ = durable_seq_ = op->seq;
+    index_remove(*op);
     ops_.push_back(std::move(*op));
     return {};
+}
+
+void OpsLog::index_remove(const Op& op) {
+    if (op.kind == OpKind::kRemove) {
+        removes_[remove_name(op.tenant, op.ns, op.key)] = op.seq;
+    }
+}
+
+uint64_t OpsLog::last_remove(std::string_view tenant, std::string_view ns,
+                             std::string_view key) const {
+    const auto found = removes_.find(remove_name(tenant, ns, key));
+    return found == removes_.end() ? 0 : found->second;
 }
 
 void OpsLog::skip_to(uint64_t seq) {
@@ -105,8 +127,13 @@ std::vector<Op> OpsLog::trim(uint64_t seq) {
     seq = std::min(seq, durable_seq_);
     std::vector<Op> dropped;
     while (!ops_.empty() && ops_.front().seq <= seq) {
-        if (ops_.front().kind == OpKind::kRemove) {
-            version_floor_ = std::max(version_floor_, ops_.front().version);
+        const Op& op = ops_.front();
+        if (op.kind == OpKind::kRemove) {
+            version_floor_ = std::max(version_floor_, op.version);
+            const auto last = removes_.find(remove_name(op.tenant, op.ns, op.key));
+            if (last != removes_.end() && last->second == op.seq) {
+                removes_.erase(last);
+            }
         }
         dropped.push_back(std::move(ops_.front()));
         ops_.pop_front();

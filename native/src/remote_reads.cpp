@@ -251,7 +251,9 @@ bool RemoteReads::choose_replica(Job& job, std::shared_ptr<PeerNode>* peer) {
     if (job.trying >= 0) {
         return true;
     }
-    if ((job.remembered || job.last == MissReason::kVersion) && !last_pass_) {
+    // "Removed" is also what a replica says whose version a newer one elsewhere has replaced.
+    const bool replaced = job.last == MissReason::kVersion || job.last == MissReason::kRemoved;
+    if ((job.remembered || replaced) && !last_pass_) {
         ask_again(job);
     } else {
         miss(job, job.last);

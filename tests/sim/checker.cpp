@@ -161,8 +161,13 @@ void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
         }
     }
     before.push_back(id);
-    for (const Held& held : stores(&write.name)) {
-        placed_[id].insert(held.process);
+    const std::vector<Held> held = stores(&write.name);
+    const auto newest = std::max_element(
+        held.begin(), held.end(), [](const Held& a, const Held& b) { return a.version < b.version; });
+    for (const Held& one : held) {
+        if (one.version == newest->version) {
+            placed_[id].insert(one.process);
+        }
     }
 }
 
@@ -294,8 +299,11 @@ void Checker::end_removal(size_t id, Code code, const std::vector<std::string>& 
     if (code != Code::kOk && code != Code::kPartial) {
         return;
     }
-    const auto op = logged_since(name, removal.is_flush ? OpKind::kFlush : OpKind::kRemove,
-                                 removal.begun.at_ns);
+    const OpKind kind = removal.is_flush ? OpKind::kFlush : OpKind::kRemove;
+    auto op = logged_since(name, kind, removal.begun.at_ns);
+    if (!op && code == Code::kPartial) {
+        op = logged_since(name, kind, 0);  // nothing was recorded; an earlier one is not done yet
+    }
     if (!op) {
         fail("durable before the answer", std::string(what) + " " + std::to_string(id) + " of " +
                                               show(name) + " is not in the journal");

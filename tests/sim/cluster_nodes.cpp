@@ -206,15 +206,17 @@ void Cluster::run_agent(const LifePtr& life) {
             policy::carry_out(*master.core, policy::unregister(id, session));
         });
     }
-    life->agent_ended = true;
     if (!life->dead) {
-        life->dead = true;  // a polite end of the process
-        if (life->core != nullptr) {
+        if (life->core != nullptr) {  // a polite end of the process
             life->core->stop();
         }
-        network_.kill(life->process, false);
-        bury(life);
+        if (!life->dead) {
+            life->dead = true;
+            network_.kill(life->process, false);
+            bury(life);
+        }
     }
+    life->agent_ended = true;
 }
 
 void Cluster::heartbeats(const LifePtr& life) {

@@ -13,6 +13,9 @@ namespace {
 
 constexpr uint64_t kSettleMs = 90'000;
 constexpr uint64_t kSampleMs = 60;
+constexpr uint64_t kLookMs = 150;
+// A node learns from one heartbeat that it no longer drains, and acts on it with the next.
+constexpr size_t kQuietLooks = 9;
 
 }  // namespace
 
@@ -212,7 +215,7 @@ void Scenario::rest() {
     network_.options.refuse_permille = 0;
     runtime_.log("rest");
     size_t quiet = 0;
-    while (quiet < 4) {
+    while (quiet < kQuietLooks) {
         network_.heal_all();
         if (cluster_.master_down() && !master_starting_) {
             cluster_.start_master();
@@ -230,7 +233,7 @@ void Scenario::rest() {
                 start_client(i);
             }
         }
-        runtime_.sleep_ms(150);
+        runtime_.sleep_ms(kLookMs);
         quiet = settled() ? quiet + 1 : 0;
         if (runtime_.now_ns() > until_ns) {
             runtime_.fail("comes to rest", why_unsettled());

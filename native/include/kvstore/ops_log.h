@@ -6,6 +6,8 @@
 #include <deque>
 #include <span>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -35,6 +37,10 @@ class OpsLog {
     Version version_floor() const { return version_floor_; }
     size_t size() const { return ops_.size(); }
 
+    // The last remove of a key that is still kept, so that not everybody is known to have applied
+    // it; 0: none.
+    uint64_t last_remove(std::string_view tenant, std::string_view ns, std::string_view key) const;
+
     // Durable operations above `after`, a run of consecutive numbers of at most `max`.
     std::vector<Op> run_after(uint64_t after, size_t max) const;
     // Drops durable operations up to `seq` and returns them.
@@ -44,9 +50,11 @@ class OpsLog {
     static Result<Op> decode(std::span<const uint8_t> record);
 
   private:
+    void index_remove(const Op& op);
     std::deque<Op>::const_iterator first_after(uint64_t seq) const;
 
     std::deque<Op> ops_;  // ascending numbers
+    std::unordered_map<std::string, uint64_t> removes_;  // tenant, namespace and key → last number
     uint64_t last_seq_;
     uint64_t handed_seq_;
     uint64_t durable_seq_;
