@@ -12,10 +12,11 @@ PEERS_VENV := .venv-peers
 PEERS_PACKAGES := mooncake-transfer-engine-non-cuda==0.3.13.post1 'redis[hiredis]>=5.0'
 PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
+SIM_OPTIONS := --seeds 1..200 --jobs 2
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
 PYTHON_SOURCES := kvstore tests bench
-CXX_SOURCES = $(shell find native -name '*.h' -o -name '*.cpp')
+CXX_SOURCES = $(shell find native tests/sim -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
 PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation -Cbuild-dir=$(NATIVE_BUILD)
 
@@ -26,7 +27,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-deploy wheel proto system-packages clean
+        test-sanitizers test-sim test-deploy wheel proto system-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +120,12 @@ test-deploy: $(VENV)/.installed  ## deploy/: image built and run, systemd units,
 	    apt-get install -y -q --no-install-recommends $(DEPLOY_APT_PACKAGES); \
 	else echo "without root the image is not built"; fi
 	timeout $(DEPLOY_BUDGET_S) $(PY) -m pytest --deploy tests/deploy
+
+# Not part of `make test` yet: some seeds still fail (README, Not there yet).
+test-sim: $(VENV)/.installed  ## seeded simulation of the protocol; SIM_OPTIONS="--seeds 1..20000 --keep-memory"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
+	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet sim
+	$(NATIVE_BUILD)/sim/sim $(SIM_OPTIONS)
 
 wheel: $(VENV)/.dev  ## a wheel in dist/
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

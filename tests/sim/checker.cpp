@@ -162,8 +162,9 @@ void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
     }
     before.push_back(id);
     const std::vector<Held> held = stores(&write.name);
-    const auto newest = std::max_element(
-        held.begin(), held.end(), [](const Held& a, const Held& b) { return a.version < b.version; });
+    const auto newest =
+        std::max_element(held.begin(), held.end(),
+                         [](const Held& a, const Held& b) { return a.version < b.version; });
     for (const Held& one : held) {
         if (one.version == newest->version) {
             placed_[id].insert(one.process);

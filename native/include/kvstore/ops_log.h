@@ -53,7 +53,7 @@ class OpsLog {
     void index_remove(const Op& op);
     std::deque<Op>::const_iterator first_after(uint64_t seq) const;
 
-    std::deque<Op> ops_;  // ascending numbers
+    std::deque<Op> ops_;                                 // ascending numbers
     std::unordered_map<std::string, uint64_t> removes_;  // tenant, namespace and key → last number
     uint64_t last_seq_;
     uint64_t handed_seq_;
