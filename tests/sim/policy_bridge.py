@@ -8,6 +8,7 @@ caller in their order.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -168,19 +169,15 @@ def heartbeat(
 
 def unregister(node_id: str, session_id: int) -> list[tuple[Any, ...]]:
     """Let a node leave."""
-    try:
+    with contextlib.suppress(KvstoreError):  # the session is over already
         _registry.submit(Unregister(node_id, session_id))
-    except KvstoreError:
-        pass  # the session is over already
     return _calls.take()
 
 
 def drain(node_id: str, cancel: int) -> list[tuple[Any, ...]]:
     """Drain a node, or no longer."""
-    try:
+    with contextlib.suppress(KvstoreError):  # not known yet
         _registry.submit(Drain(node_id, bool(cancel)))
-    except KvstoreError:
-        pass  # not known yet
     return _calls.take()
 
 
