@@ -202,7 +202,8 @@ uint64_t NvmeLog::reserve() const {
 bool NvmeLog::leaves_reserve(uint64_t size) const {
     if (reclaim_needs_ == 0) return true;
     const uint64_t free = free_or_prepared() * (segment_bytes_ - kSegmentHeaderBytes);
-    return buffers_->segment_room() + free >= reclaim_needs_ + size;
+    const uint64_t room = buffers_->fits(size) ? buffers_->segment_room() : 0;
+    return room + free >= reclaim_needs_ + size;
 }
 
 // Makes the log's head a segment with room for one more record. False: not now.

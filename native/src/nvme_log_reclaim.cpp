@@ -35,8 +35,9 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
                                              std::unique_lock<std::mutex>& lock) {
     std::vector<Moving> moving;
     uint64_t moved_bytes = 0;
-    const auto share =
-        static_cast<uint64_t>(policy_.readmit_share * static_cast<double>(segment_bytes_));
+    // Always a little less than a segment: then a reclaim never needs more than one to empty one.
+    const double most = std::min(policy_.readmit_share, 15.0 / 16);
+    const auto share = static_cast<uint64_t>(most * static_cast<double>(segment_bytes_));
     uint64_t at = 0;
     ManifestRow row;
     for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
@@ -137,7 +138,19 @@ void NvmeLog::sweep(uint32_t segment, std::unique_lock<std::mutex>& lock) {
     }
 }
 
-// False: there is nothing to reclaim, or it failed.
+// Makes one segment free. Live objects are dropped or moved in the order of the log only: so no
+// older version of an object is on disk any more when its newest one goes. What has no live object
+// left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
+bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
+    for (uint32_t number = 0; number < segments_.size(); ++number) {
+        Segment& segment = segments_[number];
+        if (segment.state != Segment::State::kSealed || segment.live_objects != 0) continue;
+        segment.state = Segment::State::kReclaiming;
+        return free_segment(number, lock);
+    }
+    return reclaim_oldest(lock);
+}
+
 bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     auto oldest = segments_.end();
     for (auto one = segments_.begin(); one != segments_.end(); ++one) {

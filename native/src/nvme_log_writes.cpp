@@ -120,7 +120,7 @@ void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
         const uint64_t target =
             std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
         if (state_ != NvmeState::kActive || free_or_prepared() >= target) break;
-        if (!reclaim_oldest(lock)) break;
+        if (!reclaim(lock)) break;
     }
 }
 

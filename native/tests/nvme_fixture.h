@@ -38,12 +38,18 @@ class FaultyIo : public FileIo {
     std::atomic<bool> fail_reads{false};
     std::atomic<bool> short_writes{false};  // to whole blocks, at least one
     std::atomic<bool> short_reads{false};
+    std::atomic<bool> hold_reads{false};  // those of the pool wait while this is set
+    std::atomic<int> held{0};
 
     int open(const std::string& path, int flags) override {
         return failing() ? -error : FileIo::open(path, flags);
     }
     int64_t read(int fd, void* to, size_t size, uint64_t offset) override {
         if (failing() || fail_reads) return -error;
+        if (hold_reads && size >= kIoAlign) {
+            ++held;
+            hold_reads.wait(true);
+        }
         return FileIo::read(fd, to, short_reads ? shortened(size) : size, offset);
     }
     int64_t write(int fd, const void* from, size_t size, uint64_t offset) override {

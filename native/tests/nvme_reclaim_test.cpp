@@ -145,6 +145,48 @@ TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
     EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
 }
 
+// The same with a read that is held up: its segment is emptied, but not given away before it ends.
+TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    nvme.options.reads.way = NvmeReadEngine::Way::kPool;
+    ASSERT_TRUE(nvme.open().ok());
+    ASSERT_TRUE(nvme.put("k", 1, 10000).ok());
+    ASSERT_TRUE(nvme.log->sync().ok());
+    nvme.log->set_policy({.min_touches = 3, .readmit_share = 0.5});
+    nvme.io.hold_reads = true;
+    std::thread reader([&] {
+        const auto got = nvme.get("k");
+        EXPECT_TRUE(got.result.status.ok()) << got.result.status.to_string();
+        EXPECT_EQ(got.data, test_data(nvme.hash("k"), 1, 10000));
+    });
+    Deadline deadline = Deadline::after_ms(30'000);
+    while (nvme.io.held == 0 && !deadline.expired()) std::this_thread::yield();
+    uint64_t n = 0;
+    const auto dropped = [&] {
+        const std::lock_guard lock(nvme.mutex);
+        return !nvme.dropped.empty();
+    };
+    // Appends go on until the only segment that can be given away is the one that is being read.
+    for (deadline = Deadline::after_ms(30'000); !dropped() && !deadline.expired(); ++n) {
+        const auto data = test_data(nvme.hash(name(n)), n + 1, 10000);
+        nvme.log->append(nvme.object(name(n), n + 1, data), data).ok();
+        if (!nvme.log->await_space(10000, 20)) continue;
+    }
+    EXPECT_TRUE(dropped());
+    for (int i = 0; i < 10; ++i, ++n) {
+        const auto data = test_data(nvme.hash(name(n)), n + 1, 10000);
+        nvme.log->append(nvme.object(name(n), n + 1, data), data).ok();
+        nvme.log->await_space(10000, 20);
+    }
+    EXPECT_EQ(nvme.log->counters().segments_reclaimed, 0u);
+    nvme.io.hold_reads = false;
+    nvme.io.hold_reads.notify_all();
+    reader.join();
+    for (int i = 0; i < 50; ++i, ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    EXPECT_GT(nvme.log->counters().segments_reclaimed, 0u);
+}
+
 // What a reclaim dropped and a remove then named must not come back, nor what was removed while it
 // was being moved.
 TEST(NvmeReclaimTest, RemovedObjectsStayRemovedAcrossReclaims) {

@@ -46,10 +46,11 @@ namespace kvstore {
 
 enum class NvmeState : uint8_t { kActive = 0, kReadOnly = 1, kOff = 2 };
 
-// What to readmit when a segment is reclaimed. Objects with a hard pin always are.
+// What to readmit when a segment is reclaimed. Objects with a hard pin always are, unless no room
+// is left anywhere, which the bound on what may be pinned is to prevent.
 struct NvmePolicy {
     uint8_t min_touches = 1;     // reads since it was written, 0 (everything) to kMaxTouches
-    double readmit_share = 0.5;  // of a segment's bytes, at most
+    double readmit_share = 0.5;  // of a segment's bytes, at most (and at most 15/16)
 };
 
 struct NvmeDropped {
@@ -300,6 +301,7 @@ class NvmeLog {
     void report(const std::vector<NvmeDropped>& dropped);
 
     // nvme_log_reclaim.cpp
+    bool reclaim(std::unique_lock<std::mutex>& lock);
     bool reclaim_oldest(std::unique_lock<std::mutex>& lock);
     std::shared_ptr<const SegmentManifest> manifest_of(uint32_t segment, uint64_t seq);
     std::vector<Moving> choose(uint32_t segment, const SegmentManifest& manifest,
