@@ -130,6 +130,37 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         _live("Tenants whose clients may map this node's memory; others use sockets."),
     ] = ("default",)
+    nvme_dir: Annotated[
+        str, _fixed("Folder on NVMe for what DRAM evicts and for snapshots. Empty: no such tier.")
+    ] = ""
+    nvme_size: Annotated[Size, _fixed("Room for objects in `nvme_dir`.")] = 0
+    discard_foreign_nvme: Annotated[
+        bool,
+        _fixed("Start empty when `nvme_dir` belongs to another node, cluster or format."),
+    ] = False
+    demote_ahead: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        _live("Share of the segment that is kept written to NVMe, ready to be evicted."),
+    ] = 0.5
+    promote_reads: Annotated[
+        int,
+        Meta(ge=1, le=4),
+        _live("Reads from NVMe that bring an object back into a full DRAM. 1: the first one."),
+    ] = 2
+    readmit_share: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        _live("Share of a reclaimed NVMe segment that its objects read since may keep."),
+    ] = 0.5
+    snapshot_interval_ms: Annotated[
+        int,
+        Meta(ge=0, le=7 * 24 * 3600 * 1000),
+        _live("How often objects that only DRAM has are written to NVMe. 0: never."),
+    ] = 0
+    shutdown_grace_ms: Annotated[
+        Ms, _live("How long SIGTERM may take to write them, the last used first.")
+    ] = 20_000
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
     reservation_ms: Annotated[Ms, _live("A write that has not committed by then is over.")] = 30_000
     client_cap_bytes: Annotated[
@@ -142,6 +173,8 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("`segment_size` must not be 0")
         if not self.addresses():
             raise ValueError("`master_address` names no address")
+        if bool(self.nvme_dir) != bool(self.nvme_size):
+            raise ValueError("`nvme_dir` and `nvme_size` must be set together")
         names = [self.node_id, *self.shm_tenants, *self.labels, *self.labels.values()]
         if not all(map(is_valid_name, names)) or len(self.placement_labels()) > MAX_LABELS:
             raise ValueError("`node_id`, `shm_tenants` or `labels` has a name that is not valid")

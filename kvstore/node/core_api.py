@@ -43,7 +43,14 @@ class NodeCoreApi(Protocol):
         """Set how the node presents itself from the next connection on."""
 
     def set_tunables(
-        self, *, client_cap_bytes: int, reservation_ms: int, shm_tenants: list[str]
+        self,
+        *,
+        client_cap_bytes: int,
+        reservation_ms: int,
+        shm_tenants: list[str],
+        demote_ahead: float,
+        promote_reads: int,
+        readmit_share: float,
     ) -> None:
         """Set what may change while it serves, for reservations and sessions from now on."""
 
@@ -61,6 +68,13 @@ class NodeCoreApi(Protocol):
 
     def stop(self) -> None:
         """Close everything; idempotent."""
+
+    def snapshot(self, timeout_ms: int) -> dict[str, int]:
+        """Write to NVMe what only DRAM has: {objects, bytes, left}.
+
+        Raise UnsupportedError without an NVMe tier, OverloadedError while another one is written,
+        the tier's own error when it is not active.
+        """
 
     def audit(self) -> None:
         """Check the store's books; slow. Raise KvstoreError when they are broken."""

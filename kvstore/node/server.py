@@ -19,12 +19,14 @@ from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
 from kvstore.node import activity, http
 from kvstore.node.agent import Agent, Identity, Load, Session
+from kvstore.node.tiering import Tiering
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, Role, load_identity, load_principals
 
 _log = EventLogger("node")
 _SEGMENT = "segment"
+_NVME = "nvme"
 # Of sun_path, less its terminating zero.
 _MAX_SOCKET_PATH_BYTES = 107
 _ANY = ("0.0.0.0", "::", "")
@@ -75,6 +77,9 @@ def core_options(
         "token": principal.secret.reveal() if principal else "",
         "segment_bytes": config.segment_size,
         "server_threads": config.event_loops,
+        "nvme_dir": config.nvme_dir,
+        "nvme_bytes": config.nvme_size,
+        "discard_foreign_nvme": config.discard_foreign_nvme,
         **tunables(config),
     }
 
@@ -85,6 +90,9 @@ def tunables(config: NodeConfig) -> dict[str, Any]:
         "client_cap_bytes": config.client_cap_bytes,
         "reservation_ms": config.reservation_ms,
         "shm_tenants": list(config.shm_tenants),
+        "demote_ahead": config.demote_ahead,
+        "promote_reads": config.promote_reads,
+        "readmit_share": config.readmit_share,
     }
 
 
@@ -123,13 +131,21 @@ class NodeServer:
         self._at = ("", "", 0)
         """Bound TCP and Unix endpoint and HTTP port."""
         self._prefault_reported = False
-        segment = types_pb2.Segment(
-            name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
-        )
+        segments = [
+            types_pb2.Segment(
+                name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
+            )
+        ]
+        if config.nvme_dir:
+            segments.append(
+                types_pb2.Segment(
+                    name=_NVME, tier=types_pb2.TIER_NVME, capacity_bytes=config.nvme_size
+                )
+            )
         identity = Identity(
             node_id=config.name(),
             labels=config.placement_labels(),
-            segments=(segment,),
+            segments=tuple(segments),
             endpoints=types_pb2.Endpoints(),
         )
         directory = config.directory()
@@ -206,10 +222,13 @@ class NodeServer:
     ) -> None:
         options = core_options(self._config, session, self._principal)
         options["principals"] = [principal.native() for principal in self._principals]
+        tiering = Tiering(self._config)
+        options |= await asyncio.to_thread(tiering.open)
         core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
         self._core = core
         self._configure(core)  # a reload may have come while it was being created
         self._report_beginning(core.beginning())
+        tiering.begin(core)
         await asyncio.to_thread(self._check_books)
         render = renderer(http.collector(core), self._reloads.families)
         server = HttpServer(listener, render, self._reloads.readiness(http.readiness(core)))
@@ -230,17 +249,22 @@ class NodeServer:
                 "segment_dir": self._config.directory(),
             }
             ready = asyncio.create_task(self._announce_when_ready(lambda: announce(where)))
+            snapshots = asyncio.create_task(tiering.snapshots(lambda: self._config))
             try:
                 await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
             finally:
                 ready.cancel()
+                snapshots.cancel()
+                await tiering.last_snapshot(self._config.shutdown_grace_ms)
         finally:
             await self._agent.leave()  # first, so that nobody is sent here any more
             await server.stop()
             await asyncio.to_thread(core.stop)
             await asyncio.to_thread(self._check_books)
             self._core = None  # no reload reaches it any more
-            core.close(remove_files=not self._config.keep_segment)
+            # Its threads call the catalog, which takes the interpreter's lock.
+            await asyncio.to_thread(core.close, remove_files=not self._config.keep_segment)
+            tiering.close()
             if not (self._config.keep_segment or self._config.segment_dir):
                 with contextlib.suppress(OSError):  # the folder is ours too
                     Path(self._config.directory()).rmdir()

@@ -27,10 +27,63 @@ struct PySegmentFiles {
     std::unique_ptr<StoreFiles> files;
 };
 
+// The NVMe tier's catalog, kept by Python: called on the tier's threads.
+class PyCatalog final : public SegmentCatalog {
+  public:
+    explicit PyCatalog(nb::object catalog) : catalog_(std::move(catalog)) {}
+
+    Status save(uint64_t seq, std::span<const uint8_t> manifest) override {
+        return call([&] {
+            catalog_.attr("save")(
+                seq, nb::bytes(reinterpret_cast<const char*>(manifest.data()), manifest.size()));
+        });
+    }
+    Result<std::vector<uint8_t>> load(uint64_t seq) override {
+        std::vector<uint8_t> manifest;
+        Status status = call([&] {
+            const nb::object found = catalog_.attr("load")(seq);
+            if (found.is_none()) return;
+            const auto bytes = nb::cast<nb::bytes>(found);
+            const auto* data = reinterpret_cast<const uint8_t*>(bytes.c_str());
+            manifest.assign(data, data + bytes.size());
+        });
+        if (!status.ok()) return status;
+        if (manifest.empty()) return Code::kNotFound;
+        return manifest;
+    }
+    Status drop(uint64_t seq) override {
+        return call([&] { catalog_.attr("drop")(seq); });
+    }
+    Result<std::vector<uint64_t>> list() override {
+        std::vector<uint64_t> seqs;
+        Status status =
+            call([&] { seqs = nb::cast<std::vector<uint64_t>>(catalog_.attr("list")()); });
+        if (!status.ok()) return status;
+        return seqs;
+    }
+
+  private:
+    template <class F>
+    static Status call(F f) {
+        const nb::gil_scoped_acquire acquire;
+        try {
+            f();
+            return {};
+        } catch (const nb::python_error& error) {
+            return {Code::kIoError, std::string("the NVMe catalog: ") + error.what()};
+        } catch (const nb::cast_error&) {
+            return {Code::kIoError, "the NVMe catalog answers something else"};
+        }
+    }
+    nb::object catalog_;
+};
+
 // The native node until close(); then nothing, and every call says so.
 class PyNode {
   public:
-    explicit PyNode(std::unique_ptr<NodeCore> core) : core_(std::move(core)) {}
+    PyNode(std::unique_ptr<NodeCore> core, std::unique_ptr<PyCatalog> catalog)
+        : catalog_(std::move(catalog)), core_(std::move(core)) {}
+    ~PyNode() { close(false); }
 
     template <class F>
     auto run(F f) {
@@ -61,6 +114,7 @@ class PyNode {
 
   private:
     std::shared_mutex mutex_;
+    std::unique_ptr<PyCatalog> catalog_;
     std::unique_ptr<NodeCore> core_;
 };
 
@@ -98,10 +152,66 @@ void add_store(nb::dict& out, const BlockStore::Stats& store) {
     out["hard_pinned_bytes"] = store.hard_pinned_bytes;
     out["evictions"] = store.evictions;
     out["evicted_bytes"] = store.evicted_bytes;
+    out["evicted_unwritten"] = store.evicted_unwritten;
+    out["unwritten"] = store.unwritten;
+    out["unwritten_bytes"] = store.unwritten_bytes;
     out["expirations"] = store.expirations;
     out["removals"] = store.removals;
     out["no_space"] = store.no_space;
     out["reclaims"] = store.reclaims;
+}
+
+const char* nvme_state_name(NvmeState state) {
+    switch (state) {
+        case NvmeState::kActive:
+            return "active";
+        case NvmeState::kReadOnly:
+            return "read_only";
+        case NvmeState::kOff:
+            return "off";
+    }
+    return "unknown";
+}
+
+nb::dict nvme_dict(const NvmeTierStats& nvme) {
+    nb::dict out;
+    out["state"] = nvme_state_name(nvme.state);
+    out["error"] = nvme.error;
+    out["failed"] = nvme.state == NvmeState::kActive ? 0 : 1;
+    out["read_way"] = nvme.read_way;
+    out["objects"] = nvme.log.objects;
+    out["object_bytes"] = nvme.log.bytes_live;
+    out["capacity_bytes"] = nvme.log.bytes_capacity;
+    out["index_bytes"] = nvme.log.index_bytes;
+    out["free_segments"] = nvme.log.free_segments;
+    out["written_bytes"] = nvme.log.bytes_written;
+    out["readmitted_objects"] = nvme.log.readmitted_objects;
+    out["dropped_objects"] = nvme.log.dropped_objects;
+    out["segments_reclaimed"] = nvme.log.segments_reclaimed;
+    out["checksum_errors"] = nvme.log.checksum_errors;
+    out["io_errors"] = nvme.log.io_errors;
+    out["catalog_errors"] = nvme.log.catalog_errors;
+    out["overloaded"] = nvme.log.overloaded;
+    out["recovered_objects"] = nvme.log.recovered_objects;
+    out["scanned_segments"] = nvme.log.scanned_segments;
+    out["damaged_segments"] = nvme.log.damaged_segments;
+    out["damaged_records"] = nvme.log.damaged_records;
+    out["torn_tails"] = nvme.log.torn_tails;
+    out["damaged_removals"] = nvme.log.damaged_removals;
+    out["demoted_objects"] = nvme.demoted_objects;
+    out["demoted_bytes"] = nvme.demoted_bytes;
+    out["demote_failures"] = nvme.demote_failures;
+    out["hits"] = nvme.hits;
+    out["hit_bytes"] = nvme.hit_bytes;
+    out["promoted_objects"] = nvme.promoted_objects;
+    out["promoted_bytes"] = nvme.promoted_bytes;
+    out["promotions_skipped"] = nvme.promotions_skipped;
+    out["snapshots"] = nvme.snapshots;
+    out["snapshot_objects"] = nvme.snapshot_objects;
+    out["snapshot_left"] = nvme.snapshot_left;
+    out["snapshot_at_s"] = static_cast<double>(nvme.snapshot_at_ms) / 1000;
+    out["read_us"] = histogram_dict(nvme.read_us);
+    return out;
 }
 
 nb::dict stats_dict(PyNode& self) {
@@ -138,6 +248,7 @@ nb::dict stats_dict(PyNode& self) {
     out["claim_us"] = histogram_dict(stats.claim_us);
     out["announce_us"] = histogram_dict(stats.announce_us);
     add_store(out, stats.store);
+    out["nvme"] = stats.nvme.on ? nb::object(nvme_dict(stats.nvme)) : nb::none();
     add_server(out, stats.server);
     return out;
 }
@@ -188,6 +299,32 @@ nb::dict probe_master(const std::string& address, int role, const std::string& p
     return out;
 }
 
+NvmeTierTunables tier_tunables(double demote_ahead, uint32_t promote_reads, double readmit_share) {
+    NvmeTierTunables tunables;
+    tunables.demote_ahead = demote_ahead;
+    tunables.promote_reads = promote_reads;
+    tunables.readmission.readmit_share = readmit_share;
+    return tunables;
+}
+
+nb::dict snapshot(PyNode& self, uint32_t timeout_ms) {
+    const NvmeTier::Snapshot done = self.run([&](NodeCore& core) {
+        if (core.nvme() == nullptr) {
+            NvmeTier::Snapshot none;
+            none.status = {Code::kUnsupported,
+                           "this node has no NVMe tier: set nvme_dir and nvme_size"};
+            return none;
+        }
+        return core.nvme()->snapshot(Deadline::after_ms(timeout_ms));
+    });
+    raise_unless_ok(done.status);
+    nb::dict out;
+    out["objects"] = done.objects;
+    out["bytes"] = done.bytes;
+    out["left"] = done.left;
+    return out;
+}
+
 void create(PyNode* self, const std::string& cluster_id, const std::string& node_id,
             uint32_t node_epoch, uint64_t session_id, const nb::bytes& hash_secret,
             const std::string& tcp_endpoint, const std::string& unix_endpoint,
@@ -195,7 +332,10 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
             const std::string& token, const std::vector<PrincipalTuple>& principals,
             PySegmentFiles* files, uint64_t segment_bytes, uint32_t index_entries,
             uint64_t client_cap_bytes, uint64_t lease_cap_bytes, uint32_t reservation_ms,
-            const std::vector<std::string>& shm_tenants, uint32_t server_threads) {
+            const std::vector<std::string>& shm_tenants, uint32_t server_threads,
+            const std::string& nvme_dir, uint64_t nvme_bytes, bool discard_foreign_nvme,
+            const nb::object& nvme_catalog, double demote_ahead, uint32_t promote_reads,
+            double readmit_share, const nb::object& on_nvme_progress) {
     NodeOptions options;
     options.cluster_id = cluster_id;
     options.node_id = node_id;
@@ -215,6 +355,22 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
     options.reservation_ms = reservation_ms;
     options.shm_tenants = shm_tenants;
     options.server_threads = server_threads;
+    options.nvme_dir = nvme_dir;
+    options.nvme_bytes = nvme_bytes;
+    options.discard_foreign_nvme = discard_foreign_nvme;
+    options.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share);
+    std::unique_ptr<PyCatalog> catalog;
+    if (!nvme_catalog.is_none()) {
+        catalog = std::make_unique<PyCatalog>(nvme_catalog);
+        options.nvme_catalog = catalog.get();
+    }
+    if (!on_nvme_progress.is_none()) {
+        // Called while this call runs, which keeps the object alive.
+        options.on_nvme_progress = [handle = on_nvme_progress.ptr()](const NvmeProgress& at) {
+            const nb::gil_scoped_acquire acquire;
+            nb::borrow(handle)(at.segments_done, at.segments, at.objects);
+        };
+    }
     if (files != nullptr && files->files == nullptr) {
         raise_status({Code::kInvalidArgument, "these files have a node already"});
     }
@@ -222,7 +378,7 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
         const nb::gil_scoped_release release;
         return NodeCore::create(options, files != nullptr ? std::move(files->files) : nullptr);
     };
-    new (self) PyNode(value_or_raise(make()));
+    new (self) PyNode(value_or_raise(make()), std::move(catalog));
 }
 
 nb::dict beginning(PyNode& self) {
@@ -280,11 +436,18 @@ void bind_node(nb::module_& module) {
              "principals"_a = std::vector<PrincipalTuple>(), "files"_a = nb::none(),
              "segment_bytes"_a, "index_entries"_a = 0, "client_cap_bytes"_a = 0,
              "lease_cap_bytes"_a = 0, "reservation_ms"_a = limits::kReservationMs,
-             "shm_tenants"_a = Strings{"default"}, "server_threads"_a = 2,
+             "shm_tenants"_a = Strings{"default"}, "server_threads"_a = 2, "nvme_dir"_a = "",
+             "nvme_bytes"_a = 0, "discard_foreign_nvme"_a = false, "nvme_catalog"_a = nb::none(),
+             "demote_ahead"_a = 0.5, "promote_reads"_a = 2, "readmit_share"_a = 0.5,
+             "on_nvme_progress"_a = nb::none(),
              "Takes over or creates the segment and the store; nothing listens yet. files: taken "
              "from their object; None: anonymous memory. session_id 0: no link before "
              "set_session(). principals: [(name, "
-             "role, tenants, secret)] who may connect; none: no authentication.")
+             "role, tenants, secret)] who may connect; none: no authentication. nvme_dir: folder "
+             "of the "
+             "tier below, empty for none; nvme_catalog: save(seq, bytes), load(seq), drop(seq) and "
+             "list(); on_nvme_progress(segments done, segments, objects): told while the folder is "
+             "read.")
         .def("start", &start,
              "Listen and begin to connect to the master: (TCP endpoint, Unix endpoint), \"\" for "
              "none.")
@@ -310,14 +473,17 @@ void bind_node(nb::module_& module) {
         .def(
             "set_tunables",
             [](PyNode& self, uint64_t client_cap_bytes, uint32_t reservation_ms,
-               const Strings& shm_tenants) {
+               const Strings& shm_tenants, double demote_ahead, uint32_t promote_reads,
+               double readmit_share) {
                 NodeTunables tunables;
+                tunables.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share);
                 tunables.client_cap_bytes = client_cap_bytes;
                 tunables.reservation_ms = reservation_ms;
                 tunables.shm_tenants = shm_tenants;
                 self.run([&](NodeCore& core) { core.set_tunables(std::move(tunables)); });
             },
             nb::kw_only(), "client_cap_bytes"_a, "reservation_ms"_a, "shm_tenants"_a,
+            "demote_ahead"_a = 0.5, "promote_reads"_a = 2, "readmit_share"_a = 0.5,
             "As in the constructor, for reservations and sessions from now on.")
         .def(
             "set_draining",
@@ -348,6 +514,11 @@ void bind_node(nb::module_& module) {
             },
             "Check the store's books; for tests.")
         .def("stop", &PyNode::stop, "Close every connection, end the threads; idempotent.")
+        .def(
+            "snapshot", &snapshot, "timeout_ms"_a,
+            "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
+            "UnsupportedError: no NVMe tier; OverloadedError: another one is under way; the tier's "
+            "own error when it is not active.")
         .def("beginning", &beginning,
              "{warm, why_cold, objects, object_bytes, dropped, quarantined, deferred, took_ms}: "
              "what was taken over from an earlier life.")

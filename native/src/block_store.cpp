@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "kvstore/checksum.h"
 #include "kvstore/clock.h"
@@ -25,15 +24,6 @@ constexpr uint64_t kMaxTtlMs = uint64_t{1} << 52;
 uint32_t index_entries_for(uint64_t size_bytes) {
     const uint64_t entries = size_bytes / kDefaultObjectBytes * 5 / 4;
     return static_cast<uint32_t>(std::clamp<uint64_t>(entries, kMinIndexEntries, kMaxIndexEntries));
-}
-
-// Tells clusters apart: a keyed hash of nothing.
-uint64_t cluster_check(const HashSecret& secret) { return siphash64(secret, {}); }
-
-uint64_t wall_ms() {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
 
 BlockStore::Options with_defaults(BlockStore::Options options) {
@@ -272,7 +262,9 @@ Reservation BlockStore::State::reservation_of(const Owner& owner, const Namespac
     reservation.ns = ns;
     reservation.key = item.key;
     reservation.hash = item.hash;
-    reservation.parent = item.parent;
+    reservation.parent =
+        item.parent.empty() ? item.parent_hash : key_hash(options.secret, ns->id, item.parent);
+    reservation.put_wall_ms = item.put_wall_ms;
     reservation.offset = offset;
     reservation.size_bytes = item.size_bytes;
     reservation.ttl_ms = std::min(item.ttl_ms, kMaxTtlMs);
@@ -406,10 +398,8 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
     entry.expiry_ms = reservation.ttl_ms == 0 ? 0 : now() + reservation.ttl_ms;
     entry.gen = generation;
     entry.key = reservation.key;
-    if (!reservation.parent.empty()) {
-        entry.parent = key_hash(options.secret, reservation.ns->id, reservation.parent);
-    }
-    entry.put_wall_ms = wall_ms();
+    entry.parent = reservation.parent;
+    entry.put_wall_ms = reservation.put_wall_ms != 0 ? reservation.put_wall_ms : wall_ms();
     // A pin is durable policy: a new version does not take it away.
     entry.pin = old == kNoEntry ? reservation.pin : std::max(reservation.pin, objects[old].pin);
     Result<EntryRef> inserted = index->insert(entry);
@@ -439,10 +429,8 @@ void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Gene
     object.length = reservation.size_bytes;
     object.expiry_ms = expiry_ms;
     object.ns = use_namespace(reservation.ns);
-    if (!reservation.parent.empty()) {
-        const Hash128 parent_hash =
-            key_hash(options.secret, reservation.ns->id, reservation.parent);
-        link_parent(&object, index->find(reservation.ns->id, parent_hash, reservation.parent));
+    if (!(reservation.parent == Hash128{})) {
+        link_parent(&object, index->find_hash(reservation.ns->id, reservation.parent));
     }
     enter(ref, object);
 }
@@ -463,6 +451,11 @@ void BlockStore::State::enter(EntryRef ref, const StoredObject& object) {
     evictor.touch(ref);
     ++totals.objects;
     totals.object_bytes += object.length;
+    if (options.tiered) {
+        ++totals.unwritten;
+        totals.unwritten_bytes += object.length;
+        to_write.push_back(object.generation);
+    }
     if (object.expiry_ms != 0) {
         expiries.push_back({object.expiry_ms, object.generation});
         std::push_heap(expiries.begin(), expiries.end(), std::greater<>());

@@ -20,6 +20,7 @@ uint64_t read_ns(clockid_t clock) {
 uint64_t boottime_ms() { return read_ns(CLOCK_BOOTTIME) / 1'000'000; }
 uint64_t boottime_us() { return read_ns(CLOCK_BOOTTIME) / 1'000; }
 uint64_t monotonic_ns() { return read_ns(CLOCK_MONOTONIC); }
+uint64_t wall_ms() { return read_ns(CLOCK_REALTIME) / 1'000'000; }
 
 int Deadline::left_ms() const {
     if (at_us_ == UINT64_MAX) return INT_MAX;

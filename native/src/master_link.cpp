@@ -39,7 +39,8 @@ struct MasterLink::Impl {
         : options(std::move(given)),
           server(event_server),
           handler(node),
-          applied_seq(options.applied_seq) {}
+          applied_seq(options.applied_seq),
+          acked_seq(options.applied_seq) {}
 
     void connect_loop();
     Status connect_once(const std::string& endpoint, uint64_t link, const HelloParams& params);
@@ -69,7 +70,8 @@ struct MasterLink::Impl {
     LinkState state = LinkState::kDown;
     uint64_t link = 0;  // number of the current or last attempt
     uint64_t losses = 0;
-    uint64_t applied_seq;
+    uint64_t applied_seq;  // in this life
+    uint64_t acked_seq;    // for every later one
     std::string last_error;
     std::shared_ptr<ConnectionRef> ref;
     AnnounceStream stream;
@@ -94,7 +96,7 @@ HelloParams MasterLink::Impl::hello() const {
     params.session_id = options.session_id;
     params.node_id = options.node_id;
     params.node_epoch = options.node_epoch;
-    params.applied_seq = applied_seq;
+    params.applied_seq = acked_seq;
     params.client_name = options.node_id;
     return params;
 }
@@ -331,14 +333,21 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
     handler.on_ops(ops);
     const bool numbered = message.first_seq != 0 && !message.kinds.empty();
     const uint64_t last_seq = numbered ? message.first_seq + message.kinds.size() - 1 : 0;
+    {
+        std::lock_guard lock(mutex);
+        applied_seq = std::max(applied_seq, last_seq);
+        ops_since_ping = true;
+    }
     if (numbered) {
         handler.on_applied(last_seq);
     }
-    std::lock_guard lock(mutex);
-    applied_seq = std::max(applied_seq, last_seq);
-    ops_since_ping = true;
-    if (is_current(connection)) {
-        ref->send_message(OpsAck{applied_seq}, 0);
+}
+
+void MasterLink::acknowledge(uint64_t seq) {
+    std::lock_guard lock(impl_->mutex);
+    impl_->acked_seq = std::max(impl_->acked_seq, seq);
+    if (impl_->connected && impl_->ref != nullptr) {
+        impl_->ref->send_message(OpsAck{impl_->acked_seq}, 0);
     }
 }
 

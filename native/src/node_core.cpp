@@ -44,15 +44,31 @@ BlockStore::Options store_options(const NodeOptions& options) {
     store.client_cap_bytes = options.client_cap_bytes;
     store.lease_cap_bytes = options.lease_cap_bytes;
     store.reservation_ms = options.reservation_ms;
+    store.tiered = !options.nvme_dir.empty();
     return store;
+}
+
+NvmeTier::Options nvme_options(const NodeOptions& options) {
+    NvmeTier::Options nvme;
+    nvme.log.directory = options.nvme_dir;
+    nvme.log.size_bytes = options.nvme_bytes;
+    nvme.log.node_id = options.node_id;
+    nvme.log.cluster_check = cluster_check(options.hash_secret);
+    nvme.log.discard_foreign = options.discard_foreign_nvme;
+    nvme.log.catalog = options.nvme_catalog;
+    nvme.log.on_progress = options.on_nvme_progress;
+    nvme.tunables = options.nvme;
+    return nvme;
 }
 
 }  // namespace
 
 struct NodeCore::Impl {
-    Impl(const NodeOptions& options, std::unique_ptr<BlockStore> blocks)
-        : store(std::move(blocks)), service(options, *store) {}
+    Impl(const NodeOptions& options, std::unique_ptr<BlockStore> blocks,
+         std::unique_ptr<NvmeTier> tier)
+        : store(std::move(blocks)), nvme(std::move(tier)), service(options, *store, nvme.get()) {}
     std::unique_ptr<BlockStore> store;
+    std::unique_ptr<NvmeTier> nvme;
     NodeService service;
 };
 
@@ -68,8 +84,16 @@ Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options,
     if (!store.ok()) {
         return store.status();
     }
+    std::unique_ptr<NvmeTier> nvme;
+    if (!options.nvme_dir.empty()) {
+        auto opened = NvmeTier::open(nvme_options(options), **store);
+        if (!opened.ok()) {
+            return opened.status();
+        }
+        nvme = std::move(*opened);
+    }
     return std::unique_ptr<NodeCore>(
-        new NodeCore(std::make_unique<Impl>(options, std::move(*store))));
+        new NodeCore(std::make_unique<Impl>(options, std::move(*store), std::move(nvme))));
 }
 
 NodeCore::NodeCore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -112,6 +136,8 @@ std::vector<TenantCounters> NodeCore::client_counters() const {
 }
 
 BlockStore& NodeCore::store() { return *impl_->store; }
+
+NvmeTier* NodeCore::nvme() { return impl_->nvme.get(); }
 
 void NodeCore::stop() { impl_->service.stop(); }
 

@@ -5,12 +5,6 @@
 #include "kvstore/node_service.h"
 
 namespace kvstore {
-namespace {
-
-LinkNamespace link_namespace(const StoreNamespace& ns) { return {ns.tenant, ns.name, ns.epoch}; }
-
-}  // namespace
-
 void NodeService::on_link_down(uint64_t link) {
     flow_->on_link_down(link);
     copier_->drop_link(link);
@@ -30,7 +24,7 @@ void NodeService::on_announced(uint64_t, const LinkNamespace& name,
         if (result.item->ticket == 0 && result.code != Code::kOk && ns.ok()) {
             const std::string& key = result.item->key;
             const Hash128 hash = key_hash(options_.hash_secret, (*ns)->id, key);
-            static_cast<void>(store_.remove_upto(*ns, {key, hash}, result.item->version));
+            remove(*ns, {key, hash}, result.item->version);
         }
     }
 }
@@ -43,7 +37,21 @@ void NodeService::on_ops(std::span<const MasterOp> ops) {
     }
 }
 
-void NodeService::on_applied(uint64_t seq) { store_.note_applied(seq); }
+void NodeService::on_applied(uint64_t seq) {
+    store_.note_applied(seq);
+    if (tier_ != nullptr) {
+        tier_->note_applied(seq);  // acknowledges it once it is on disk
+    } else {
+        link_->acknowledge(seq);
+    }
+}
+
+void NodeService::remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version) {
+    static_cast<void>(store_.remove_upto(ns, key, version));
+    if (tier_ != nullptr) {
+        tier_->remove(ns, key.hash, version);
+    }
+}
 
 void NodeService::apply(const MasterOp& op) {
     if (op.kind == OpKind::kFlush) {
@@ -51,6 +59,9 @@ void NodeService::apply(const MasterOp& op) {
         const Result<NamespaceRef> ended = namespaces_.advance(op.tenant, op.ns, next);
         if (ended.ok() && *ended != nullptr) {
             store_.flush(*ended);
+            if (tier_ != nullptr) {
+                tier_->flush((*ended)->id);
+            }
         }
         return;
     }
@@ -60,9 +71,12 @@ void NodeService::apply(const MasterOp& op) {
     }
     const BlockStore::Key key{op.key, key_hash(options_.hash_secret, (*ns)->id, op.key)};
     if (op.kind == OpKind::kRemove) {
-        static_cast<void>(store_.remove_upto(*ns, key, op.version));
+        remove(*ns, key, op.version);
     } else if (op.kind == OpKind::kPin && op.arg <= static_cast<uint64_t>(Pin::kHard)) {
         static_cast<void>(store_.set_pin(*ns, key, static_cast<Pin>(op.arg)));
+        if (tier_ != nullptr) {
+            tier_->set_pin(*ns, key.hash, static_cast<Pin>(op.arg));
+        }
     }
 }
 
@@ -70,7 +84,19 @@ void NodeService::on_copy(CopyJob job) { copier_->push(std::move(job)); }
 
 // ---- announcements ---------------------------------------------------------------------------
 
+// DRAM first. What is promoted meanwhile is still on NVMe, and what is demoted was listed already.
 uint32_t NodeService::list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
+    if (cursor == 0) {
+        listed_below_ = {};
+    }
+    const uint32_t next = cursor == kListBelow ? 0 : list_dram(cursor, limit, out);
+    if (next != 0 || tier_ == nullptr) {
+        return next;
+    }
+    return tier_->list(&listed_below_, limit, &out) ? kListBelow : 0;
+}
+
+uint32_t NodeService::list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
     std::vector<BlockStore::ObjectInfo> objects;
     const uint32_t next = store_.list_objects(cursor, limit, objects);
     std::unordered_map<const StoreNamespace*, size_t> groups;
@@ -93,6 +119,10 @@ void NodeService::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
         size_t end = first;
         for (; end < items.size() && items[end].ns == ns; ++end) {
             const BlockStore::Withdrawn& item = items[end];
+            if (item.reason == MissReason::kEvicted && tier_ != nullptr &&
+                tier_->has(ns->id, item.hash, item.version)) {
+                continue;  // readable as before
+            }
             wishes_.forget(item.version);
             if (item.reason == MissReason::kVersion) {
                 // The announce of the new version replaces it at the master. Told before that, it

@@ -12,7 +12,7 @@ bool send_status(Connection& connection, const FrameHeader& header,
     return connection.ref()->send_message(reply, header.request_id);
 }
 
-// The rows of one GetReply, and the held blocks whose bytes follow it.
+// The rows of one GetReply, and the bytes that follow it.
 struct GetRows {
     explicit GetRows(size_t rows)
         : status(rows, 0), sizes(rows, 0), versions(rows, 0), crcs(rows, 0), reasons(rows, 0) {}
@@ -24,50 +24,34 @@ struct GetRows {
     std::vector<iovec> payload;
     uint64_t payload_bytes = 0;
 
-    void fill(size_t row, const BlockStore::Found& found, uint64_t max_size);
-    // No bytes are sent after all.
-    void refuse_all();
+    void miss(size_t row, Code code, MissReason reason);
+    void fill(size_t row, const uint8_t* data, uint64_t length, Version version,
+              uint32_t sealed_crc, uint64_t max_size);
 };
 
-// What lives until a reply's last byte is sent.
-struct Sending {
-    std::vector<BlockStore::Found> found;
-    std::shared_ptr<void> share{};  // of the send budget
-};
+void GetRows::miss(size_t row, Code code, MissReason reason) {
+    status[row] = static_cast<int32_t>(code);
+    reasons[row] = static_cast<uint8_t>(reason);
+}
 
-void GetRows::fill(size_t row, const BlockStore::Found& found, uint64_t max_size) {
-    if (found.hold == nullptr) {
-        status[row] = static_cast<int32_t>(Code::kNotFound);
-        reasons[row] = static_cast<uint8_t>(found.reason);
-        return;
-    }
-    sizes[row] = found.length;
-    versions[row] = found.version;
-    crcs[row] = found.sealed_crc;
-    if (found.length > max_size) {
+void GetRows::fill(size_t row, const uint8_t* data, uint64_t length, Version version,
+                   uint32_t sealed_crc, uint64_t max_size) {
+    sizes[row] = length;
+    versions[row] = version;
+    crcs[row] = sealed_crc;
+    if (length > max_size) {
         status[row] = static_cast<int32_t>(Code::kBufferTooSmall);
         return;
     }
-    if (found.length > limits::kMaxPayloadBytes - payload_bytes) {
+    if (length > limits::kMaxPayloadBytes - payload_bytes) {
         status[row] = static_cast<int32_t>(Code::kTooLarge);  // ask for fewer at once
         return;
     }
-    payload_bytes += found.length;
-    if (found.length != 0) {
+    payload_bytes += length;
+    if (length != 0) {
         // Only read from: iovec has no constant form.
-        payload.push_back({const_cast<uint8_t*>(found.data), found.length});
+        payload.push_back({const_cast<uint8_t*>(data), length});
     }
-}
-
-void GetRows::refuse_all() {
-    for (size_t row = 0; row < status.size(); ++row) {
-        if (status[row] == static_cast<int32_t>(Code::kOk)) {
-            status[row] = static_cast<int32_t>(Code::kOverloaded);
-            reasons[row] = static_cast<uint8_t>(MissReason::kUnavailable);
-        }
-    }
-    payload.clear();
-    payload_bytes = 0;
 }
 
 }  // namespace
@@ -83,7 +67,18 @@ std::vector<BlockStore::Key> NodeService::store_keys(const StoreNamespace& ns, c
     return out;
 }
 
-// The bytes go from the segment to the socket; the holds keep them in place until they are sent.
+// Keeps in place what the reply's payload is sent from.
+struct NodeService::Getting {
+    std::shared_ptr<ConnectionRef> to;
+    uint64_t request_id = 0;
+    uint64_t started_us = 0;
+    std::vector<uint64_t> max_sizes;
+    std::vector<BlockStore::Found> found;       // a row each
+    std::vector<NvmeTier::Object> below;        // a row each, where anything is on NVMe
+    std::vector<std::shared_ptr<void>> shares;  // of the send budget
+};
+
+// The bytes go from the segment to the socket; what NVMe alone has is read first.
 void NodeService::get(Connection& connection, const FrameHeader& header, Body body) {
     const uint64_t started_us = boottime_us();
     Get message;
@@ -92,19 +87,100 @@ void NodeService::get(Connection& connection, const FrameHeader& header, Body bo
     }
     const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
     const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, message.versions);
-    auto sending = std::make_shared<Sending>(Sending{store_.find(ns, keys)});
-    GetRows rows(keys.size());
-    for (size_t row = 0; row < keys.size(); ++row) {
-        rows.fill(row, sending->found[row], message.max_sizes[row]);
+    auto get = std::make_shared<Getting>();
+    get->to = connection.ref();
+    get->request_id = header.request_id;
+    get->started_us = started_us;
+    get->max_sizes.assign(message.max_sizes.begin(), message.max_sizes.end());
+    get->max_sizes.resize(keys.size(), 0);
+    get->found = store_.find(ns, keys);
+    if (tier_ == nullptr || !get_from_below(get, ns, keys)) {
+        finish_get(get);
     }
-    if (rows.payload_bytes != 0) {
-        sending->share = send_budget_->take(rows.payload_bytes);
-        if (sending->share == nullptr) {
-            rows.refuse_all();
-            sending->found.clear();
+}
+
+// False: there is nothing to be waited for.
+bool NodeService::get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
+                                 std::span<const BlockStore::Key> keys) {
+    std::vector<BlockStore::Key> wanted;
+    std::vector<size_t> rows;
+    uint64_t bytes = 0;
+    for (size_t row = 0; row < keys.size(); ++row) {
+        if (get->found[row].hold != nullptr || get->found[row].reason == MissReason::kVersion) {
+            continue;
+        }
+        const std::optional<NvmeFound> found = tier_->find(ns, keys[row]);
+        if (!found || (keys[row].version != 0 && found->version != keys[row].version)) {
+            continue;
+        }
+        get->below.resize(keys.size());
+        if (found->length > get->max_sizes[row] ||
+            found->length > limits::kMaxPayloadBytes - bytes) {
+            NvmeTier::Object& object = get->below[row];
+            object.code = Code::kOk;  // it is there; its row will say what is wrong
+            object.length = found->length;
+            object.version = found->version;
+            continue;
+        }
+        bytes += found->length;
+        rows.push_back(row);
+        wanted.push_back(keys[row]);
+    }
+    if (wanted.empty()) {
+        return false;
+    }
+    if (bytes != 0) {
+        get->shares.push_back(send_budget_->take(bytes));
+        if (get->shares.back() == nullptr) {
+            for (const size_t row : rows) {
+                get->below[row].code = Code::kOverloaded;
+                get->below[row].reason = MissReason::kUnavailable;
+            }
+            return false;
         }
     }
-    for (size_t row = 0; row < keys.size(); ++row) {
+    tier_->read(ns, wanted, [this, get, rows](std::vector<NvmeTier::Object> objects) {
+        for (size_t i = 0; i < rows.size(); ++i) {
+            get->below[rows[i]] = std::move(objects[i]);
+        }
+        finish_get(get);
+    });
+    return true;
+}
+
+void NodeService::finish_get(const std::shared_ptr<Getting>& get) {
+    const size_t count = get->found.size();
+    GetRows rows(count);
+    uint64_t segment_bytes = 0;
+    for (size_t row = 0; row < count; ++row) {
+        const BlockStore::Found& found = get->found[row];
+        const NvmeTier::Object* below = get->below.empty() ? nullptr : &get->below[row];
+        const uint64_t before = rows.payload_bytes;
+        if (found.hold != nullptr) {
+            rows.fill(row, found.data, found.length, found.version, found.sealed_crc,
+                      get->max_sizes[row]);
+            segment_bytes += rows.payload_bytes - before;
+        } else if (below != nullptr && below->code == Code::kOk) {
+            rows.fill(row, below->bytes.get(), below->length, below->version, below->sealed_crc,
+                      get->max_sizes[row]);
+        } else if (below != nullptr && below->code != Code::kNotFound) {
+            rows.miss(row, below->code, below->reason);
+        } else {
+            rows.miss(row, Code::kNotFound, found.reason);
+        }
+    }
+    if (segment_bytes != 0) {
+        get->shares.push_back(send_budget_->take(segment_bytes));
+        if (get->shares.back() == nullptr) {
+            rows = GetRows(count);
+            for (size_t row = 0; row < count; ++row) {
+                rows.miss(row, Code::kOverloaded, MissReason::kUnavailable);
+            }
+            get->found.clear();
+            get->below.clear();
+        }
+    }
+    for (size_t row = 0; row < count; ++row) {
         if (rows.status[row] == static_cast<int32_t>(Code::kOk)) {
             metrics_.hits.add();
         } else if (rows.reasons[row] != 0) {
@@ -118,8 +194,8 @@ void NodeService::get(Connection& connection, const FrameHeader& header, Body bo
     reply.versions = rows.versions;
     reply.crcs = rows.crcs;
     reply.reasons = rows.reasons;
-    connection.ref()->send_message(reply, header.request_id, 0, rows.payload, std::move(sending));
-    metrics_.get_us.record(boottime_us() - started_us);
+    get->to->send_message(reply, get->request_id, 0, rows.payload, get);
+    metrics_.get_us.record(boottime_us() - get->started_us);
 }
 
 void NodeService::lease(Connection& connection, const FrameHeader& header, Body body) {
@@ -132,15 +208,39 @@ void NodeService::lease(Connection& connection, const FrameHeader& header, Body 
     reply.node_epoch = options_.node_epoch;
     if (message.lease_ms == 0) {
         reply.code = static_cast<int32_t>(Code::kInvalidArgument);
-    } else {
-        const NamespaceRef ns = session.ns->current();
-        const BlockStore::LeaseGrant grant =
-            store_.lease_acquire(session.by_socket(), ns, store_keys(*ns, message.keys, {}),
-                                 message.stride, message.lease_ms);
+        connection.ref()->send_message(reply, header.request_id);
+        return;
+    }
+    const NamespaceRef ns = session.ns->current();
+    const Owner owner = session.by_socket();
+    const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, {});
+    const BlockStore::LeaseGrant grant =
+        store_.lease_acquire(owner, ns, keys, message.stride, message.lease_ms);
+    const bool more_below = tier_ != nullptr && grant.length < keys.size() &&
+                            tier_->find(ns, keys[grant.length]).has_value();
+    if (!more_below) {
         reply.lease_id = grant.lease_id;
         reply.length = grant.length;
+        connection.ref()->send_message(reply, header.request_id);
+        return;
     }
-    connection.ref()->send_message(reply, header.request_id);
+    // What a lease promises is there to be read at once: it is brought to DRAM first.
+    if (grant.length != 0) {
+        static_cast<void>(store_.lease_release(owner, grant.lease_id));
+    }
+    std::vector<std::string> names(message.keys.begin(), message.keys.end());
+    tier_->promote(ns, keys,
+                   [this, ns, owner, names = std::move(names), stride = message.stride,
+                    lease_ms = message.lease_ms, to = connection.ref(), id = header.request_id] {
+                       LeaseReply late;
+                       late.node_epoch = options_.node_epoch;
+                       const std::vector<std::string_view> views(names.begin(), names.end());
+                       const BlockStore::LeaseGrant granted = store_.lease_acquire(
+                           owner, ns, store_keys(*ns, views, {}), stride, lease_ms);
+                       late.lease_id = granted.lease_id;
+                       late.length = granted.length;
+                       to->send_message(late, id);
+                   });
 }
 
 void NodeService::lease_renew(Connection& connection, const FrameHeader& header, Body body) {

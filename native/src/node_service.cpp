@@ -39,13 +39,24 @@ EventServer::Options server_options(const NodeOptions& options,
     return server;
 }
 
-MasterLink::Options link_options(const NodeOptions& options, const BlockStore& store) {
+// What was applied before: where both tiers keep objects, in both of them.
+uint64_t applied_before(const BlockStore& store, const NvmeTier* tier) {
+    const BlockStore::Beginning& begun = store.beginning();
+    if (tier == nullptr || tier->is_empty()) {
+        return begun.applied_seq;
+    }
+    return begun.warm ? std::min(begun.applied_seq, tier->recovered_applied())
+                      : tier->recovered_applied();
+}
+
+MasterLink::Options link_options(const NodeOptions& options, const BlockStore& store,
+                                 const NvmeTier* tier) {
     MasterLink::Options link;
     link.cluster_id = options.cluster_id;
     link.node_id = options.node_id;
     link.node_epoch = options.node_epoch;
     link.session_id = options.session_id;
-    link.applied_seq = store.beginning().applied_seq;
+    link.applied_seq = applied_before(store, tier);
     link.hash_secret = options.hash_secret;
     link.endpoints = options.master_endpoints;
     link.principal = options.principal;
@@ -56,11 +67,12 @@ MasterLink::Options link_options(const NodeOptions& options, const BlockStore& s
 
 }  // namespace
 
-NodeService::NodeService(const NodeOptions& options, BlockStore& store)
+NodeService::NodeService(const NodeOptions& options, BlockStore& store, NvmeTier* tier)
     : options_(options),
       reservation_ms_(options.reservation_ms),
       shm_tenants_(options.shm_tenants),
       store_(store),
+      tier_(tier),
       namespaces_(options.hash_secret),
       slots_(store.client_slots()),
       send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
@@ -68,22 +80,39 @@ NodeService::NodeService(const NodeOptions& options, BlockStore& store)
     for (const NamespaceRef& ns : store.beginning().namespaces) {
         static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
     }
+    begin_below();
     server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
-    link_ = std::make_unique<MasterLink>(link_options(options, store), *server_, *this);
+    link_ = std::make_unique<MasterLink>(link_options(options, store, tier), *server_, *this);
     flow_ = std::make_unique<PutFlow>(
         PutFlow::Options{options.hash_secret, options.reservation_ms, options.max_timeout_ms},
-        store_, *link_, metrics_, wishes_);
+        store_, tier_, *link_, metrics_, wishes_);
     PeerCopier::Options copier;
     copier.hash_secret = options.hash_secret;
     copier.hello = peer_hello(options);
     copier_ = std::make_unique<PeerCopier>(
-        std::move(copier), store_, namespaces_, wishes_, metrics_,
+        std::move(copier), store_, tier_, namespaces_, wishes_, metrics_,
         [this](const CopyJob& job, Code code) { link_->copy_done(job.link, job.copy_id, code); });
     store_.set_on_withdraw(
         [this](std::span<const BlockStore::Withdrawn> items) { on_withdrawn(items); });
 }
 
 NodeService::~NodeService() { stop(); }
+
+// A flush that DRAM knows of and NVMe does not: the earlier life ended between the two.
+void NodeService::begin_below() {
+    if (tier_ == nullptr) {
+        return;
+    }
+    for (const NamespaceRef& ns : tier_->namespaces()) {
+        static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
+    }
+    for (const NamespaceRef& ns : tier_->namespaces()) {
+        const auto cell = namespaces_.open(ns->tenant, ns->name);
+        if (cell.ok() && (*cell)->current()->epoch > ns->epoch) {
+            tier_->flush(ns->id);
+        }
+    }
+}
 
 Result<NodeEndpoints> NodeService::start() {
     NodeEndpoints bound;
@@ -105,6 +134,12 @@ Result<NodeEndpoints> NodeService::start() {
     if (!status.ok()) {
         return status;
     }
+    if (tier_ != nullptr) {
+        tier_->start({[this](const NamespaceRef& ns, std::vector<WithdrawItem> items) {
+                          link_->withdraw(link_namespace(*ns), std::move(items));
+                      },
+                      [this](uint64_t seq) { link_->acknowledge(seq); }});
+    }
     copier_->start();
     link_->start();
     return bound;
@@ -116,6 +151,9 @@ void NodeService::stop() {
     link_->stop();
     copier_->stop();
     server_->stop();
+    if (tier_ != nullptr) {
+        tier_->stop();
+    }
     store_.set_on_withdraw(nullptr);
 }
 
@@ -136,6 +174,9 @@ void NodeService::set_tunables(NodeTunables tunables) {
     flow_->set_reservation_ms(tunables.reservation_ms);
     reservation_ms_.store(tunables.reservation_ms);
     shm_tenants_ = std::move(tunables.shm_tenants);
+    if (tier_ != nullptr) {
+        tier_->set_tunables(tunables.nvme);
+    }
 }
 
 // ---- sessions --------------------------------------------------------------------------------
@@ -340,6 +381,9 @@ void NodeService::fill(NodeStats& stats) const {
     stats.applied_seq = link_->applied_seq();
     stats.prefault_error = store_.prefault_status().message();
     stats.store = store_.stats();
+    if (tier_ != nullptr) {
+        stats.nvme = tier_->stats();
+    }
     stats.puts_under_way = flow_->under_way();
     stats.hits = metrics_.hits.get();
     for (size_t i = 0; i < stats.misses.size(); ++i) {

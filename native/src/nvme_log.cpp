@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 
 #include "kvstore/checksum.h"
 #include "kvstore/clock.h"
@@ -15,19 +14,13 @@ namespace {
 
 constexpr size_t kRememberedRemovals = 1 << 16;
 
-uint64_t system_wall_ms() {
-    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
-                                     std::chrono::system_clock::now().time_since_epoch())
-                                     .count());
-}
-
 uint32_t to_expiry_s(uint64_t expiry_ms) {
     return static_cast<uint32_t>(std::min<uint64_t>((expiry_ms + 999) / 1000, UINT32_MAX));
 }
 
 NvmeOptions completed(NvmeOptions options) {
     if (options.io == nullptr) options.io = &FileIo::system();
-    if (!options.wall_ms) options.wall_ms = system_wall_ms;
+    if (!options.wall_ms) options.wall_ms = kvstore::wall_ms;
     return options;
 }
 
@@ -400,6 +393,7 @@ std::optional<NvmeFound> NvmeLog::find(NamespaceId ns, const Hash128& hash, bool
     return NvmeFound{.version = entry->version,
                      .length = entry->length,
                      .pin = entry->pin,
+                     .touches = entry->touches,
                      .segment = segment_of(entry->unit),
                      .offset = offset_of(entry->unit)};
 }
@@ -429,6 +423,21 @@ void NvmeLog::flush_namespace(NamespaceId ns) {
         pinned_bytes_ -= slot.pinned_bytes;
     }
     journal_->flush(ns, next_seq_ - 1);
+}
+
+void NvmeLog::note_applied(uint64_t applied_seq) {
+    const std::lock_guard lock(mutex_);
+    journal_->note_applied(applied_seq, next_seq_ - 1);
+}
+
+std::vector<NvmeNamespace> NvmeLog::namespaces() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<NvmeNamespace> with_objects;
+    for (uint16_t number = 0; number < namespaces_.size(); ++number) {
+        const NvmeNamespaces::Slot& slot = namespaces_.slot(number);
+        if (slot.objects != 0 && !slot.flushed) with_objects.push_back(slot.names);
+    }
+    return with_objects;
 }
 
 Status NvmeLog::sync_removals() {

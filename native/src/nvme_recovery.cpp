@@ -56,6 +56,7 @@ Status NvmeLog::recover() {
     status = journal_->load(&removals);
     if (!status.ok()) return status;
     counters_.damaged_removals = removals.damaged;
+    recovered_applied_ = removals.applied_seq;
     if (!shortage.ok()) {
         fail(NvmeState::kReadOnly,
              {shortage.code(), "nvme_dir has no room for nvme_size (lower it, or free room): " +

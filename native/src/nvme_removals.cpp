@@ -16,6 +16,7 @@ constexpr char kPrefix[] = "removals-";
 constexpr uint32_t kMagic = 0x4d52564b;  // "KVRM"
 constexpr uint8_t kRemove = 1;
 constexpr uint8_t kFlush = 2;
+constexpr uint8_t kApplied = 3;
 
 template <class T>
 void store(uint8_t* at, T value) {
@@ -58,6 +59,8 @@ bool RemovalJournal::decode(const Record& record, Removals* removals, uint64_t* 
         const Hash128 hash{load_at<uint64_t>(in + 24), load_at<uint64_t>(in + 32)};
         Version& version = removals->versions[hash];
         version = std::max(version, load_at<uint64_t>(in + 40));
+    } else if (in[8] == kApplied) {
+        removals->applied_seq = std::max(removals->applied_seq, load_at<uint64_t>(in + 40));
     }
     return true;
 }
@@ -107,6 +110,11 @@ void RemovalJournal::remove(const Hash128& hash, Version version, uint64_t seq) 
 void RemovalJournal::flush(NamespaceId ns, uint64_t seq) {
     const std::lock_guard lock(pending_mutex_);
     pending_.push_back({encode(kFlush, {}, 0, ns, seq), seq});
+}
+
+void RemovalJournal::note_applied(uint64_t applied_seq, uint64_t seq) {
+    const std::lock_guard lock(pending_mutex_);
+    pending_.push_back({encode(kApplied, {}, applied_seq, 0, seq), seq});
 }
 
 bool RemovalJournal::has_pending() const {

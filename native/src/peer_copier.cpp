@@ -2,16 +2,19 @@
 #include "kvstore/peer_copier.h"
 
 #include <algorithm>
+#include <future>
 
 #include "kvstore/checksum.h"
 #include "kvstore/messages.h"
 
 namespace kvstore {
 
-PeerCopier::PeerCopier(Options options, BlockStore& store, NodeNamespaces& namespaces,
-                       const ReplicaWishes& wishes, NodeMetrics& metrics, Done done)
+PeerCopier::PeerCopier(Options options, BlockStore& store, NvmeTier* tier,
+                       NodeNamespaces& namespaces, const ReplicaWishes& wishes,
+                       NodeMetrics& metrics, Done done)
     : options_(std::move(options)),
       store_(store),
+      tier_(tier),
       namespaces_(namespaces),
       wishes_(wishes),
       metrics_(metrics),
@@ -105,7 +108,7 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
         if (ns.ok()) {
             identity = {(*ns)->tenant_id, (*ns)->id,
                         key_hash(options_.hash_secret, (*ns)->id, job.key), job.version, 0};
-            found = store_.find(*ns, {job.key, identity.hash, job.version}, false);
+            found = find(*ns, {job.key, identity.hash, job.version});
         }
         identity.length = found.length;
         const uint32_t crc = found.hold != nullptr ? crc32c(found.data, found.length) : 0;
@@ -132,6 +135,19 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
     queue_.insert(queue_.begin(), std::make_move_iterator(jobs.begin()),
                   std::make_move_iterator(jobs.end()));
     return out;
+}
+
+// In DRAM, where it is brought to when only NVMe has it.
+BlockStore::Found PeerCopier::find(const NamespaceRef& ns, const BlockStore::Key& key) {
+    BlockStore::Found found = store_.find(ns, key, false);
+    if (found.hold == nullptr && tier_ != nullptr) {
+        auto promoted = std::make_shared<std::promise<void>>();
+        std::future<void> done = promoted->get_future();
+        tier_->promote(ns, {&key, 1}, [promoted] { promoted->set_value(); });
+        done.wait();  // the tier ends every wait when it stops
+        found = store_.find(ns, key, false);
+    }
+    return found;
 }
 
 void PeerCopier::set_credentials(std::string principal, std::string token) {

@@ -2,6 +2,7 @@
 #include "kvstore/put_flow.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "kvstore/clock.h"
 
@@ -10,8 +11,6 @@ namespace {
 
 constexpr uint64_t kRetryMs = 50;              // a write that is being published right now
 constexpr uint64_t kReservationGraceMs = 100;  // the store is the first to say that time is over
-
-LinkNamespace link_namespace(const StoreNamespace& ns) { return {ns.tenant, ns.name, ns.epoch}; }
 
 // A claim's wait ran out at the master: the object is not there and nobody knows when it will be.
 Code refusal_of(Code code) { return code == Code::kDeadlineExceeded ? Code::kUnavailable : code; }
@@ -41,11 +40,12 @@ void PutReply::send() {
     to_->send_message(message, request_id_);
 }
 
-PutFlow::PutFlow(const Options& options, BlockStore& store, MasterLink& link, NodeMetrics& metrics,
-                 ReplicaWishes& wishes)
+PutFlow::PutFlow(const Options& options, BlockStore& store, NvmeTier* tier, MasterLink& link,
+                 NodeMetrics& metrics, ReplicaWishes& wishes)
     : options_(options),
       reservation_ms_(options.reservation_ms),
       store_(store),
+      tier_(tier),
       link_(link),
       metrics_(metrics),
       wishes_(wishes) {}
@@ -301,6 +301,7 @@ void PutFlow::announce(std::span<const Ready> ready,
     std::vector<Group> groups;
     std::vector<std::pair<Ended, Code>> refused;
     Ended lost;
+    std::vector<std::tuple<NamespaceRef, std::string, Hash128, Version>> older_below;
     {
         std::lock_guard lock(mutex_);
         const uint64_t now = boottime_us();
@@ -313,6 +314,9 @@ void PutFlow::announce(std::span<const Ready> ready,
                 refused.back().second = results[i].code;
                 continue;
             }
+            if (tier_ != nullptr && tier_->find(entry.ns, {entry.key, entry.hash})) {
+                older_below.emplace_back(entry.ns, entry.key, entry.hash, entry.version);
+            }
             wishes_.note(entry.version, entry.replicas);
             entry.step = Step::kAnnouncing;
             entry.announced_us = now;
@@ -324,6 +328,9 @@ void PutFlow::announce(std::span<const Ready> ready,
                                            entry.size_bytes, entry.pin, entry.replicas,
                                            entry.ttl_ms});
         }
+    }
+    for (const auto& [ns, key, hash, version] : older_below) {
+        tier_->supersede(ns, {key, hash, version});
     }
     for (const auto& [ended, code] : refused) {
         free_blocks(ended, code == Code::kInvalidArgument ? Code::kExpired : code);

@@ -71,6 +71,8 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
     uint64_t seen = 0;
     uint64_t bytes = 0;
     Stats pins;
+    uint64_t unwritten = 0;
+    uint64_t unwritten_bytes = 0;
     for (EntryRef ref = 0; ref < objects.size(); ++ref) {
         const StoredObject& object = objects[ref];
         const EntryFields fields = index->entry(ref);
@@ -82,6 +84,8 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
         }
         ++seen;
         bytes += object.length;
+        unwritten += options.tiered && !object.written ? 1 : 0;
+        unwritten_bytes += options.tiered && !object.written ? object.length : 0;
         if (object.pin == Pin::kSoft) pins.soft_pinned_bytes += object.length;
         if (object.pin == Pin::kHard) pins.hard_pinned_bytes += object.length;
         if (fields.offset != object.offset || fields.length != object.length ||
@@ -100,6 +104,9 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
     if (seen != totals.objects || bytes != totals.object_bytes || seen != by_generation.size() ||
         seen != by_offset.size() || seen != index->size()) {
         return broken("object counts differ");
+    }
+    if (unwritten != totals.unwritten || unwritten_bytes != totals.unwritten_bytes) {
+        return broken("counts of what the lower tier lacks differ");
     }
     if (pins.soft_pinned_bytes != totals.soft_pinned_bytes ||
         pins.hard_pinned_bytes != totals.hard_pinned_bytes) {

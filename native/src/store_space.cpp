@@ -144,6 +144,7 @@ void BlockStore::State::evict(EntryRef ref) {
     KV_ASSERT(evictor.contains(ref) && objects[ref].holds == 0);
     ++totals.evictions;
     totals.evicted_bytes += objects[ref].length;
+    if (options.tiered && !objects[ref].written) ++totals.evicted_unwritten;
     withdraw(ref, MissReason::kEvicted);
 }
 
@@ -171,6 +172,7 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     leave_namespace(object.ns);
     --totals.objects;
     totals.object_bytes -= object.length;
+    if (options.tiered) set_written(object, true);
     object = StoredObject{};
     if (unsettled.size() >= kMaxUnsettled) settle();
 }

@@ -61,6 +61,7 @@ class BlockStore {
         uint32_t reservation_ms = limits::kReservationMs;
         uint32_t tombstone_ms = 60'000;    // at least twice reservation_ms is used
         uint32_t prefault_wait_ms = 250;   // how long a reserve waits for pre-faulting, then evicts
+        bool tiered = false;               // a lower tier is told what it lacks (unwritten)
         uint64_t seed = 0;                 // of the eviction sample; 0: drawn from the system
         std::function<uint64_t()> now_ms;  // boottime_ms unless a test says otherwise
         std::function<bool(int slot)> slot_alive;  // the record lock unless a test says otherwise
@@ -73,9 +74,11 @@ class BlockStore {
         uint64_t ttl_ms = 0;  // from publish on; 0: none
         Pin pin = Pin::kNone;
         std::string_view
-            parent;            // key of the previous block of the chain, same namespace; or empty
-        Generation spare = 0;  // write it into this block of reserve_spare(); 0: into a new one
-        bool force = false;    // an upsert or a copy: kAlreadyExists is no obstacle
+            parent;           // key of the previous block of the chain, same namespace; or empty
+        Hash128 parent_hash;  // of it, where the key is not known
+        uint64_t put_wall_ms = 0;  // when it was first put; 0: now
+        Generation spare = 0;      // write it into this block of reserve_spare(); 0: into a new one
+        bool force = false;        // an upsert or a copy: kAlreadyExists is no obstacle
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
     // kInvalidArgument (bad key), kRemoved (the namespace was flushed), kExpired (the spare cannot
@@ -154,6 +157,23 @@ class BlockStore {
         uint64_t left_ms = 0;  // until it expires; 0: never
     };
 
+    // A published object that the lower tier does not have.
+    struct Unwritten {
+        HoldToken hold;
+        NamespaceRef ns;
+        std::string key;
+        Hash128 hash;
+        Hash128 parent;
+        Version version = 0;
+        Generation generation = 0;
+        const uint8_t* data = nullptr;
+        uint64_t length = 0;
+        uint32_t sealed_crc = 0;
+        Pin pin = Pin::kNone;
+        uint64_t left_ms = 0;  // until it expires; 0: never
+        uint64_t put_wall_ms = 0;
+    };
+
     struct Stats {
         uint64_t capacity_bytes = 0;   // pre-faulted so far
         uint64_t segment_bytes = 0;    // in the end
@@ -174,12 +194,15 @@ class BlockStore {
         uint64_t soft_pinned_bytes = 0;
         uint64_t hard_pinned_bytes = 0;
         uint64_t tombstones = 0;
+        uint64_t unwritten = 0;  // objects that the lower tier does not have
+        uint64_t unwritten_bytes = 0;
         // Counters since the start.
         uint64_t reserves = 0;
         uint64_t publishes = 0;
         uint64_t aborts = 0;
         uint64_t evictions = 0;
         uint64_t evicted_bytes = 0;
+        uint64_t evicted_unwritten = 0;  // of them, those that no tier has any more
         uint64_t expirations = 0;
         uint64_t removals = 0;
         uint64_t replaced = 0;
@@ -274,6 +297,24 @@ class BlockStore {
     // Expired reservations, objects and leases; dead slots; deferred blocks; touch rings; the sweep
     // after a flush. Bounded work per call; call it every 100 ms or so.
     void tick();
+
+    // --- the lower tier ---
+    // Hands out the objects that were published first, while more than `keep_bytes` are unwritten:
+    // at most `max_objects` of about `max_bytes` in all. What could not be written after all is put
+    // back.
+    void take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_t max_bytes,
+                        std::vector<Unwritten>* out);
+    void put_back(std::span<const Unwritten> objects);
+    // All of them, the last used first.
+    std::vector<Generation> unwritten_hottest_first();
+    bool describe_unwritten(Generation generation, Unwritten* out);  // false: not any more
+    // The lower tier has these now. Nothing happens to those that are gone.
+    void note_written(std::span<const Generation> generations);
+    // The lower tier has this version no more. Ok: it is here, and unwritten again.
+    Code note_lost_below(const NamespaceRef& ns, const Key& key);
+    uint64_t free_bytes();  // of what is pre-faulted; about
+    // For the answers to later misses.
+    void note_miss_reason(const Hash128& hash, MissReason reason);
 
     // Both as in Options, from the next reservation on; what is reserved keeps its deadline.
     void set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes);

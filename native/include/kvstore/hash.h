@@ -13,6 +13,8 @@ namespace kvstore {
 using HashSecret = std::array<uint8_t, 16>;
 
 uint64_t siphash64(const HashSecret& secret, std::span<const uint8_t> data);
+// Tells clusters apart in what is kept over restarts: a keyed hash of nothing.
+inline uint64_t cluster_check(const HashSecret& secret) { return siphash64(secret, {}); }
 Hash128 siphash128(const HashSecret& secret, std::span<const uint8_t> data);
 
 TenantId tenant_id(const HashSecret& secret, std::string_view tenant);

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kvstore/block_store.h"
 #include "kvstore/hash.h"
 #include "kvstore/messages_link.h"
 #include "kvstore/status.h"
@@ -37,6 +38,9 @@ struct LinkNamespace {
     uint32_t epoch = 0;
     friend bool operator==(const LinkNamespace&, const LinkNamespace&) = default;
 };
+inline LinkNamespace link_namespace(const StoreNamespace& ns) {
+    return {ns.tenant, ns.name, ns.epoch};
+}
 
 // Views: valid during the call that takes it.
 struct ClaimItem {
@@ -112,7 +116,8 @@ class MasterLink {
         virtual void on_announced(uint64_t link, const LinkNamespace& ns,
                                   std::span<const AnnounceResult> results) = 0;
         virtual void on_ops(std::span<const MasterOp> ops) = 0;
-        // Everything up to this operation has been applied here; the acknowledgement follows.
+        // Everything up to this operation has been applied here; acknowledge() is to follow once a
+        // later life of the node would not undo it.
         virtual void on_applied(uint64_t seq) = 0;
         virtual void on_copy(CopyJob job) = 0;
         // The next at most `limit` objects behind `cursor` (0 at the start); returns the cursor for
@@ -149,6 +154,8 @@ class MasterLink {
     bool wait_state(LinkState state, uint32_t timeout_ms);
     uint64_t losses() const;
     uint64_t applied_seq() const;
+    // From any thread: the master need not keep operations up to this one for us.
+    void acknowledge(uint64_t seq);
     std::string last_error() const;  // of the last attempt or connection; for people
 
     // The number of the connection that is up; 0: none is.

@@ -18,6 +18,7 @@
 #include "kvstore/limits.h"
 #include "kvstore/master_link.h"
 #include "kvstore/node_slots.h"
+#include "kvstore/nvme_tier.h"
 #include "kvstore/status.h"
 #include "kvstore/store_files.h"
 #include "kvstore/types.h"
@@ -29,6 +30,7 @@ struct NodeTunables {
     uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
     uint32_t reservation_ms = limits::kReservationMs;
     std::vector<std::string> shm_tenants = {"default"};  // who may map the segment
+    NvmeTierTunables nvme;
 };
 
 struct NodeOptions : NodeTunables {
@@ -55,6 +57,13 @@ struct NodeOptions : NodeTunables {
     uint32_t index_entries = 0;    // 0: from the segment's size
     uint64_t lease_cap_bytes = 0;  // leased bytes of one tenant; 0: half
 
+    // The tier below. Empty: none.
+    std::string nvme_dir;
+    uint64_t nvme_bytes = 0;
+    bool discard_foreign_nvme = false;
+    SegmentCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
+    std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
+
     uint32_t server_threads = 2;
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
     uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
@@ -74,6 +83,7 @@ struct NodeStats {
     uint64_t applied_seq = 0;    // last operation of the master that was applied here
     std::string prefault_error;  // why no more memory will be ready; empty: all is well
     BlockStore::Stats store;
+    NvmeTierStats nvme;
     uint64_t puts_under_way = 0;
     uint64_t hits = 0;
     std::array<uint64_t, kMissReasonCount> misses{};
@@ -124,6 +134,7 @@ class NodeCore {
     NodeStats stats() const;
     std::vector<TenantCounters> client_counters() const;
     BlockStore& store();
+    NvmeTier* nvme();  // null: none
     // Closes every connection and the link, ends the threads. Idempotent. The files of a folder
     // stay for the node's next life.
     void stop();

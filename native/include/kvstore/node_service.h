@@ -26,8 +26,8 @@ namespace kvstore {
 
 class NodeService final : public Service, public MasterLink::Handler {
   public:
-    // `store` outlives the service.
-    NodeService(const NodeOptions& options, BlockStore& store);
+    // Both outlive the service; `tier` may be null.
+    NodeService(const NodeOptions& options, BlockStore& store, NvmeTier* tier);
     ~NodeService() override;
 
     Result<NodeEndpoints> start();
@@ -62,9 +62,12 @@ class NodeService final : public Service, public MasterLink::Handler {
 
   private:
     using Body = std::span<const uint8_t>;
-    struct Incoming;  // a put whose payload is being received
+    static constexpr uint32_t kListBelow = UINT32_MAX;  // a listing's cursor: what NVMe has
+    struct Incoming;                                    // a put whose payload is being received
+    struct Getting;                                     // a get, until its last byte is sent
 
     // node_service.cpp
+    void begin_below();
     bool may_map(const Connection& connection, const Hello& hello) const;
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
     bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);
@@ -75,6 +78,9 @@ class NodeService final : public Service, public MasterLink::Handler {
 
     // node_reads.cpp
     void get(Connection& connection, const FrameHeader& header, Body body);
+    bool get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
+                        std::span<const BlockStore::Key> keys);
+    void finish_get(const std::shared_ptr<Getting>& get);
     void lease(Connection& connection, const FrameHeader& header, Body body);
     void lease_renew(Connection& connection, const FrameHeader& header, Body body);
     void lease_release(Connection& connection, const FrameHeader& header, Body body);
@@ -99,12 +105,15 @@ class NodeService final : public Service, public MasterLink::Handler {
     void on_withdrawn(std::span<const BlockStore::Withdrawn> items);
     void withdraw_replaced();
     void apply(const MasterOp& op);
+    void remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version);
+    uint32_t list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out);
 
     const NodeOptions options_;  // but for the tunables, which are below
     std::atomic<uint32_t> reservation_ms_;
     mutable std::mutex tunables_mutex_;
     std::vector<std::string> shm_tenants_;
     BlockStore& store_;
+    NvmeTier* const tier_;
     NodeMetrics metrics_;
     ReplicaWishes wishes_;
     NodeNamespaces namespaces_;
@@ -118,6 +127,8 @@ class NodeService final : public Service, public MasterLink::Handler {
     std::unique_ptr<MasterLink> link_;
     std::unique_ptr<PutFlow> flow_;
     std::unique_ptr<PeerCopier> copier_;
+
+    NvmeCursor listed_below_;  // of the full announce; the link's loop only
 
     std::mutex replaced_mutex_;
     std::vector<BlockStore::Withdrawn> replaced_;  // older versions, withdrawn behind the new ones

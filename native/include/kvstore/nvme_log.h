@@ -130,6 +130,7 @@ struct NvmeFound {
     Version version = 0;
     uint64_t length = 0;
     Pin pin = Pin::kNone;
+    uint8_t touches = 0;   // reads since it was written, at most kMaxTouches
     uint32_t segment = 0;  // where it lies: for reads in the order of the disk
     uint64_t offset = 0;
 };
@@ -208,6 +209,10 @@ class NvmeLog {
     void flush_namespace(NamespaceId ns);
     // Ok: every remove and flush that returned before is durable.
     Status sync_removals();
+    // The owner's operations up to this one are among the removals and flushes that were called
+    // for. recovered_applied(): the last such number that was durable when the folder was opened.
+    void note_applied(uint64_t applied_seq);
+    uint64_t recovered_applied() const { return recovered_applied_; }
     // Ok: every append that returned before is durable.
     Status sync();
 
@@ -219,6 +224,7 @@ class NvmeLog {
     // to the last is listed at least once.
     Status list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* out);
 
+    std::vector<NvmeNamespace> namespaces() const;  // that have objects and were not flushed
     NvmeState state() const;
     Status error() const;  // Ok while active
     NvmeCounters counters() const;
@@ -330,6 +336,7 @@ class NvmeLog {
     std::unique_ptr<NvmeFolder> folder_;
     std::unique_ptr<RemovalJournal> journal_;
     uint64_t segment_bytes_ = 0;
+    uint64_t recovered_applied_ = 0;
 
     mutable std::mutex mutex_;
     std::condition_variable write_wake_;

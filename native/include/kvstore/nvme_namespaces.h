@@ -29,6 +29,7 @@ class NvmeNamespaces {
     // Empty: kMax namespaces have objects.
     std::optional<uint16_t> add(const NvmeNamespace& ns);
     std::optional<uint16_t> find(NamespaceId ns) const;
+    uint16_t size() const { return static_cast<uint16_t>(slots_.size()); }
     Slot& slot(uint16_t number) { return slots_[number]; }
     const Slot& slot(uint16_t number) const { return slots_[number]; }
 

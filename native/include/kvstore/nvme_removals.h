@@ -5,7 +5,7 @@
 // compacted and nothing of it is kept in memory. Thread-safe.
 //
 //   0 magic u32 | 4 crc u32 (of the rest) | 8 kind u8, zeros | 16 segment seq u64 | 24 hash 16 |
-//   40 version u64 | 48 namespace u64 | 56 zeros
+//   40 version (or number of an operation) u64 | 48 namespace u64 | 56 zeros
 #pragma once
 
 #include <array>
@@ -26,6 +26,7 @@ namespace kvstore {
 
 // What earlier lives removed; needed only until the segments have been read.
 struct Removals {
+    uint64_t applied_seq = 0;                                      // the highest that was noted
     std::unordered_map<Hash128, Version, Hash128Hasher> versions;  // the highest one
     std::unordered_set<NamespaceId> flushed;
     uint64_t damaged = 0;  // records in front of whole ones whose crc is wrong
@@ -47,6 +48,8 @@ class RemovalJournal {
     // `seq`: of the newest segment that may hold what is removed. Durable after sync().
     void remove(const Hash128& hash, Version version, uint64_t seq);
     void flush(NamespaceId ns, uint64_t seq);
+    // The owner's operations up to `applied_seq` are among what was recorded so far.
+    void note_applied(uint64_t applied_seq, uint64_t seq);
     // Ok: everything recorded before the call is on disk. After an error it is tried again by the
     // next call.
     Status sync();

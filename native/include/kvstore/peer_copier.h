@@ -16,6 +16,7 @@
 #include "kvstore/master_link.h"
 #include "kvstore/node_metrics.h"
 #include "kvstore/node_namespaces.h"
+#include "kvstore/nvme_tier.h"
 #include "kvstore/replica_wishes.h"
 
 namespace kvstore {
@@ -32,7 +33,8 @@ class PeerCopier {
     };
     using Done = std::function<void(const CopyJob& job, Code code)>;
 
-    PeerCopier(Options options, BlockStore& store, NodeNamespaces& namespaces,
+    // `tier` may be null.
+    PeerCopier(Options options, BlockStore& store, NvmeTier* tier, NodeNamespaces& namespaces,
                const ReplicaWishes& wishes, NodeMetrics& metrics, Done done);
     ~PeerCopier();
     void start();
@@ -59,12 +61,14 @@ class PeerCopier {
     void loop();
     std::vector<CopyJob> next_batch();
     Outgoing load(std::vector<CopyJob> jobs);
+    BlockStore::Found find(const NamespaceRef& ns, const BlockStore::Key& key);
     void send(Outgoing outgoing);
     Status exchange(Channel& channel, const Outgoing& outgoing, std::vector<Code>* codes);
     Result<Channel*> channel_to(const CopyJob& job);
 
     const Options options_;  // but for the hello, which is below
     BlockStore& store_;
+    NvmeTier* const tier_;
     NodeNamespaces& namespaces_;
     const ReplicaWishes& wishes_;
     NodeMetrics& metrics_;

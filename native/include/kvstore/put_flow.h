@@ -24,6 +24,7 @@
 #include "kvstore/event_server.h"
 #include "kvstore/master_link.h"
 #include "kvstore/node_metrics.h"
+#include "kvstore/nvme_tier.h"
 #include "kvstore/replica_wishes.h"
 
 namespace kvstore {
@@ -73,8 +74,9 @@ class PutFlow {
         uint32_t data_crc = 0;
     };
 
-    PutFlow(const Options& options, BlockStore& store, MasterLink& link, NodeMetrics& metrics,
-            ReplicaWishes& wishes);
+    // `tier` may be null.
+    PutFlow(const Options& options, BlockStore& store, NvmeTier* tier, MasterLink& link,
+            NodeMetrics& metrics, ReplicaWishes& wishes);
 
     // For the puts that begin from now on.
     void set_reservation_ms(uint32_t ms) { reservation_ms_.store(ms); }
@@ -154,6 +156,7 @@ class PutFlow {
     const Options options_;  // but for the next one
     std::atomic<uint32_t> reservation_ms_;
     BlockStore& store_;
+    NvmeTier* const tier_;
     MasterLink& link_;
     NodeMetrics& metrics_;
     ReplicaWishes& wishes_;

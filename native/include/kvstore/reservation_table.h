@@ -24,7 +24,8 @@ struct Reservation {
     NamespaceRef ns;
     std::string key;
     Hash128 hash;
-    std::string parent;
+    Hash128 parent;            // zero: none
+    uint64_t put_wall_ms = 0;  // 0: when it is published
     uint64_t offset = 0;
     uint64_t size_bytes = 0;
     uint64_t ttl_ms = 0;

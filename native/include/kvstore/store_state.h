@@ -1,6 +1,6 @@
 // What a BlockStore consists of. Private to kv_store: block_store.cpp (life and writes),
-// store_reads.cpp, store_policy.cpp, store_space.cpp (room, eviction, reuse) and store_audit.cpp
-// implement it.
+// store_reads.cpp, store_policy.cpp, store_space.cpp (room, eviction, reuse), store_tiering.cpp and
+// store_audit.cpp implement it.
 //
 // Methods expect the mutex to be held unless they say otherwise. What concerns one object lies in
 // flat arrays indexed by its entry number; only what is under way (reservations, leases, deferred
@@ -43,6 +43,7 @@ struct StoredObject {
     uint32_t parent_generation = 0;  // low half
     uint32_t ns = 0;                 // place in State::namespaces
     Pin pin = Pin::kNone;
+    bool written = false;  // the lower tier has it too
 };
 struct GenerationOf {
     const std::vector<StoredObject>* objects;
@@ -183,6 +184,10 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void deliver(std::unique_lock<std::mutex>& lock);
     uint64_t now() const { return options.now_ms(); }
 
+    // --- store_tiering.cpp ---
+    void set_written(StoredObject& object, bool written);  // of a live object
+    void describe(EntryRef ref, Unwritten* out);
+
     // --- store_audit.cpp ---
     Stats collect_stats();
     Status audit();
@@ -237,6 +242,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     std::unordered_map<Generation, Deferred> deferred;
     std::vector<std::pair<Generation, Deferred>>
         unsettled;                       // withdrawn, not yet proved or deferred
+    std::deque<Generation> to_write;     // in the order of publishing; may name what is gone
     std::vector<Expiry> expiries;        // a heap, the soonest first; may name what is gone
     std::vector<EntryRef> exists_batch;  // touches of AlreadyExists answers, in the batch's order
     uint64_t exists_session = 0;

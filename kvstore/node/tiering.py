@@ -1,0 +1,118 @@
+"""The node's NVMe tier, as far as it is policy: its catalog, its start, when snapshots are written."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvstore.config import NodeConfig
+from kvstore.errors import KvstoreError, OverloadedError
+from kvstore.logging import EventLogger
+from kvstore.node.core_api import NodeCoreApi
+
+_log = EventLogger("node.nvme")
+_CATALOG = "catalog"
+_PROGRESS_S = 2.0
+_LOOK_S = 0.5
+# One snapshot may take as long as it needs; the next one starts where it stopped.
+_SNAPSHOT_TIMEOUT_MS = 24 * 3600 * 1000
+
+
+class Tiering:
+    """One node's NVMe tier; does nothing in a node without one."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        """Take the node's configuration; nothing is opened yet."""
+        self._directory = config.nvme_dir
+        self._catalog: Any = None
+        self._core: NodeCoreApi | None = None
+        self._told_s = time.monotonic()
+        self._state = "active"
+
+    def open(self) -> dict[str, Any]:
+        """Open the catalog.
+
+        Returns:
+            Further arguments of the native node.
+
+        Raises:
+            VersionMismatchError: A newer kvstore wrote it.
+            IoError: The operating system or the database refused.
+        """
+        if not self._directory:
+            return {}
+        # The database belongs to the server extra; nodes without a tier do not load it.
+        from kvstore.node.nvme_catalog import NvmeCatalog
+
+        self._catalog = NvmeCatalog(Path(self._directory) / _CATALOG)
+        return {"nvme_catalog": self._catalog, "on_nvme_progress": self._tell}
+
+    def _tell(self, done: int, total: int, objects: int) -> None:
+        """Say how far the reading of the folder is, now and then."""
+        if time.monotonic() - self._told_s >= _PROGRESS_S:
+            self._told_s = time.monotonic()
+            _log.info("nvme_reading", segments_done=done, segments=total, objects=objects)
+
+    def begin(self, core: NodeCoreApi) -> None:
+        """Take the native node, and say what was found."""
+        if self._catalog is None:
+            return
+        self._core = core
+        nvme = core.stats()["nvme"]
+        found = {key: nvme[key] for key in ("recovered_objects", "scanned_segments", "torn_tails")}
+        _log.info("nvme_open", directory=self._directory, way=nvme["read_way"], **found)
+        for damage in ("damaged_segments", "damaged_records", "damaged_removals"):
+            if nvme[damage]:
+                _log.error("nvme_damaged", what=damage, count=nvme[damage])
+
+    async def snapshots(self, config: Callable[[], NodeConfig]) -> None:
+        """Write snapshots until cancelled, and report a tier that fails.
+
+        Args:
+            config: of the moment: the interval may change.
+        """
+        if self._core is None:
+            return
+        last_s = time.monotonic()
+        while True:
+            await asyncio.sleep(min(_LOOK_S, (config().snapshot_interval_ms or 1000) / 1000))
+            self._watch(await asyncio.to_thread(self._core.stats))
+            interval_ms = config().snapshot_interval_ms
+            if interval_ms and (time.monotonic() - last_s) * 1000 >= interval_ms:
+                await self._snapshot(_SNAPSHOT_TIMEOUT_MS)
+                last_s = time.monotonic()
+
+    def _watch(self, stats: dict[str, Any]) -> None:
+        nvme = stats["nvme"]
+        if nvme["state"] != self._state:
+            self._state = nvme["state"]
+            _log.error("nvme_failed", state=self._state, error=nvme["error"])
+
+    async def last_snapshot(self, grace_ms: int) -> None:
+        """Write what only DRAM has, within the time that the shutdown may take."""
+        if self._core is not None:
+            await self._snapshot(grace_ms)
+
+    async def _snapshot(self, timeout_ms: int) -> None:
+        assert self._core is not None
+        started_s = time.monotonic()
+        try:
+            done = await asyncio.to_thread(self._core.snapshot, timeout_ms)
+        except OverloadedError:
+            return  # an operator's is under way
+        except KvstoreError as error:
+            _log.warning("snapshot_failed", error=error)
+            return
+        if done["objects"] or done["left"]:
+            took_ms = round((time.monotonic() - started_s) * 1000)
+            _log.info("snapshot_written", took_ms=took_ms, **done)
+
+    def close(self) -> None:
+        """Close the catalog; the native node is closed already."""
+        self._core = None
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
