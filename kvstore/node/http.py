@@ -43,6 +43,41 @@ ROWS = (
     Counter("kvstore_copies_out_total", "copies_out", "Replicas sent."),
     Counter("kvstore_copies_failed_total", "copies_failed", "Replicas not sent."),
     Counter("kvstore_link_losses_total", "link_losses", "Times the master's link broke."),
+    Gauge("kvstore_unwritten_bytes", "unwritten_bytes", "Bytes that only DRAM has, below it NVMe."),
+    Counter(
+        "kvstore_evicted_unwritten_total", "evicted_unwritten", "Evicted, and not on NVMe either."
+    ),
+)
+NVME_ROWS = (
+    Gauge("kvstore_nvme_failed", "failed", "1 when the NVMe tier is read-only or off: alert."),
+    Gauge("kvstore_nvme_capacity_bytes", "capacity_bytes", "Size of all its segment files."),
+    Gauge("kvstore_nvme_object_bytes", "object_bytes", "Bytes of its objects."),
+    Gauge("kvstore_nvme_objects", "objects", "Objects on NVMe, those that DRAM has too included."),
+    Gauge("kvstore_nvme_index_bytes", "index_bytes", "Memory of its index."),
+    Gauge("kvstore_nvme_free_segments", "free_segments", "Segment files without objects."),
+    Gauge("kvstore_nvme_snapshot_left_objects", "snapshot_left", "Of the snapshot under way."),
+    Gauge(
+        "kvstore_nvme_snapshot_timestamp_seconds", "snapshot_at_s", "End of the last complete one."
+    ),
+    Counter("kvstore_nvme_hits_total", "hits", "Objects read from NVMe."),
+    Counter("kvstore_nvme_hit_bytes_total", "hit_bytes", "Their bytes."),
+    Counter("kvstore_nvme_demoted_objects_total", "demoted_objects", "Objects written to NVMe."),
+    Counter("kvstore_nvme_demoted_bytes_total", "demoted_bytes", "Their bytes."),
+    Counter("kvstore_nvme_demote_failures_total", "demote_failures", "Objects it did not take."),
+    Counter("kvstore_nvme_promoted_objects_total", "promoted_objects", "Brought back to DRAM."),
+    Counter("kvstore_nvme_promoted_bytes_total", "promoted_bytes", "Their bytes."),
+    Counter("kvstore_nvme_promotions_skipped_total", "promotions_skipped", "Reads that were not."),
+    Counter("kvstore_nvme_written_bytes_total", "written_bytes", "To the disk, all in all."),
+    Counter("kvstore_nvme_readmitted_objects_total", "readmitted_objects", "Kept by a reclaim."),
+    Counter("kvstore_nvme_dropped_objects_total", "dropped_objects", "Lost by NVMe, most by age."),
+    Counter("kvstore_nvme_reclaimed_segments_total", "segments_reclaimed", "Segments emptied."),
+    Counter("kvstore_nvme_checksum_errors_total", "checksum_errors", "Damaged objects met."),
+    Counter("kvstore_nvme_io_errors_total", "io_errors", "Calls that the disk refused."),
+    Counter("kvstore_nvme_catalog_errors_total", "catalog_errors", "The next start scans more."),
+    Counter("kvstore_nvme_overloaded_total", "overloaded", "Writes and reads that had to wait."),
+    Counter("kvstore_nvme_damaged_removals_total", "damaged_removals", "At the start: alert."),
+    Counter("kvstore_nvme_snapshots_total", "snapshots", "Snapshots written."),
+    Counter("kvstore_nvme_snapshot_objects_total", "snapshot_objects", "Objects in them."),
 )
 
 
@@ -52,6 +87,8 @@ def collector(core: NodeCoreApi) -> Callable[[], Iterator[Metric]]:
     def collect() -> Iterator[Metric]:
         stats, clients = core.stats(), core.client_counters()
         yield from metrics.families(ROWS, stats)
+        if stats["nvme"] is not None:
+            yield from metrics.families(NVME_ROWS, stats["nvme"])
         yield from families("kvstore", {"": activity.of(stats, clients)})
         link = GaugeMetricFamily("kvstore_link", "State of the master's link.", labels=["state"])
         for state in ("down", "syncing", "up"):
@@ -103,6 +140,10 @@ def readiness(core: NodeCoreApi) -> Readiness:
         details = {"link": stats["link"]}
         if stats["prefault_error"]:  # it serves what it has
             details["prefault_error"] = stats["prefault_error"]
+        if stats["nvme"] is not None:
+            details["nvme"] = stats["nvme"]["state"]
+            if stats["nvme"]["error"]:
+                details["nvme_error"] = stats["nvme"]["error"]
         return stats["link"] == "up", details
 
     return ready
