@@ -35,6 +35,11 @@ class MasterStub:
                 request_serializer=kvstore_dot_v1_dot_master__pb2.DrainRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_master__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/kvstore.v1.Master/Snapshot',
+                request_serializer=kvstore_dot_v1_dot_master__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_master__pb2.SnapshotReply.FromString,
+                _registered_method=True)
         self.Flush = channel.unary_unary(
                 '/kvstore.v1.Master/Flush',
                 request_serializer=kvstore_dot_v1_dot_master__pb2.FlushRequest.SerializeToString,
@@ -89,6 +94,14 @@ class MasterServicer:
     def Drain(self, request, context):
         """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
         Role operator. NOT_FOUND: no such node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """Lets a node write to NVMe what only its DRAM has, or says how far that is. Role operator.
+        NOT_FOUND: no such node, or it is away. A node without NVMe says so in the progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +163,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=kvstore_dot_v1_dot_master__pb2.DrainRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_master__pb2.DrainReply.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=kvstore_dot_v1_dot_master__pb2.SnapshotRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_master__pb2.SnapshotReply.SerializeToString,
             ),
             'Flush': grpc.unary_unary_rpc_method_handler(
                     servicer.Flush,
@@ -285,6 +303,33 @@ class Master:
             '/kvstore.v1.Master/Drain',
             kvstore_dot_v1_dot_master__pb2.DrainRequest.SerializeToString,
             kvstore_dot_v1_dot_master__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Master/Snapshot',
+            kvstore_dot_v1_dot_master__pb2.SnapshotRequest.SerializeToString,
+            kvstore_dot_v1_dot_master__pb2.SnapshotReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class MasterStub:
     """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
     Role operator. NOT_FOUND: no such node.
     """
+    Snapshot: _grpc.UnaryUnaryMultiCallable[_master_pb2.SnapshotRequest, _master_pb2.SnapshotReply]
+    """Lets a node write to NVMe what only its DRAM has, or says how far that is. Role operator.
+    NOT_FOUND: no such node, or it is away. A node without NVMe says so in the progress.
+    """
     Flush: _grpc.UnaryUnaryMultiCallable[_master_pb2.FlushRequest, _master_pb2.FlushReply]
     """Makes every object of a namespace unreachable, in time that does not depend on their number."""
     Remove: _grpc.UnaryUnaryMultiCallable[_master_pb2.RemoveRequest, _master_pb2.RemoveReply]
@@ -72,6 +76,10 @@ class MasterAsyncStub(MasterStub):
     Drain: _aio.UnaryUnaryMultiCallable[_master_pb2.DrainRequest, _master_pb2.DrainReply]  # type: ignore[assignment]
     """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
     Role operator. NOT_FOUND: no such node.
+    """
+    Snapshot: _aio.UnaryUnaryMultiCallable[_master_pb2.SnapshotRequest, _master_pb2.SnapshotReply]  # type: ignore[assignment]
+    """Lets a node write to NVMe what only its DRAM has, or says how far that is. Role operator.
+    NOT_FOUND: no such node, or it is away. A node without NVMe says so in the progress.
     """
     Flush: _aio.UnaryUnaryMultiCallable[_master_pb2.FlushRequest, _master_pb2.FlushReply]  # type: ignore[assignment]
     """Makes every object of a namespace unreachable, in time that does not depend on their number."""
@@ -117,6 +125,16 @@ class MasterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_master_pb2.DrainReply, _abc.Awaitable[_master_pb2.DrainReply]]:
         """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
         Role operator. NOT_FOUND: no such node.
+        """
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _master_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_pb2.SnapshotReply, _abc.Awaitable[_master_pb2.SnapshotReply]]:
+        """Lets a node write to NVMe what only its DRAM has, or says how far that is. Role operator.
+        NOT_FOUND: no such node, or it is away. A node without NVMe says so in the progress.
         """
 
     @_abc_1.abstractmethod

@@ -171,6 +171,7 @@ class HeartbeatRequest(_message.Message):
     REFUSES_WRITES_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
@@ -189,6 +190,10 @@ class HeartbeatRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """as in RegisterRequest; none: they stay what they were"""
 
+    @_builtins.property
+    def snapshot(self) -> _types_pb2.SnapshotProgress:
+        """of the last request that it took up"""
+
     def __init__(
         self,
         *,
@@ -201,10 +206,11 @@ class HeartbeatRequest(_message.Message):
         refuses_writes: _builtins.bool = ...,
         activity: Global___Activity | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        snapshot: _types_pb2.SnapshotProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,19 +312,23 @@ class HeartbeatReply(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_REQUEST_FIELD_NUMBER: _builtins.int
     state: _types_pb2.NodeState.ValueType
     """DRAINING: take no new writes"""
     heartbeat_interval_ms: _builtins.int
     """until the next one; 0: as before"""
+    snapshot_request: _builtins.int
+    """an operator's wish, by number; 0: none. Done once per session"""
     def __init__(
         self,
         *,
         state: _types_pb2.NodeState.ValueType = ...,
         heartbeat_interval_ms: _builtins.int = ...,
+        snapshot_request: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "snapshot_request", b"snapshot_request", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -281,3 +281,43 @@ class Replica(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class SnapshotProgress(_message.Message):
+    """Writing to NVMe what only a node's DRAM has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    request: _builtins.int
+    """whose it is; 0: none was asked for"""
+    done: _builtins.bool
+    objects: _builtins.int
+    """written"""
+    bytes: _builtins.int
+    left: _builtins.int
+    """objects that are not written yet, or could not be"""
+    error: _builtins.str
+    """why it failed; for people"""
+    def __init__(
+        self,
+        *,
+        request: _builtins.int = ...,
+        done: _builtins.bool = ...,
+        objects: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        left: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "done", b"done", "error", b"error", "left", b"left", "objects", b"objects", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotProgress: _TypeAlias = SnapshotProgress  # noqa: Y015

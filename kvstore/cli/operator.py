@@ -40,6 +40,7 @@ for command in (
     cluster.nodes,
     cluster.flush,
     cluster.drain,
+    cluster.snapshot,
     replay.replay,
     bench.bench,
     version,

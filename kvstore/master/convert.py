@@ -142,6 +142,31 @@ def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
         refuses_writes=wire.refuses_writes,
         activity=activity_from(wire.activity),
         labels=labels_from(wire.labels),
+        snapshot=snapshot_from(wire.snapshot),
+    )
+
+
+def snapshot_from(wire: types_pb2.SnapshotProgress) -> model.Snapshot:
+    """Take how far a snapshot is; its error is cut to what a terminal shows."""
+    return model.Snapshot(
+        request=wire.request,
+        done=wire.done,
+        objects=wire.objects,
+        bytes=wire.bytes,
+        left=wire.left,
+        error=wire.error[: limits.MAX_NAME_BYTES],
+    )
+
+
+def snapshot_to(snapshot: model.Snapshot) -> types_pb2.SnapshotProgress:
+    """Describe how far a snapshot is."""
+    return types_pb2.SnapshotProgress(
+        request=snapshot.request,
+        done=snapshot.done,
+        objects=snapshot.objects,
+        bytes=snapshot.bytes,
+        left=snapshot.left,
+        error=snapshot.error,
     )
 
 

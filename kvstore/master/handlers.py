@@ -16,7 +16,7 @@ from kvstore.limits import MAX_LIST_KEYS
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
-from kvstore.master.model import Drain, NodeState, Unregister
+from kvstore.master.model import Drain, NodeState, RequestSnapshot, Snapshot, Unregister
 from kvstore.master.registry import Registry, new_session_id
 
 _LIST_LIMIT = 1000
@@ -73,7 +73,9 @@ class NodeHandlers:
         event = convert.heartbeat_from(request)
         node = self._registry.submit(event).nodes[event.node_id]
         return node_pb2.HeartbeatReply(
-            state=convert.state_to(node.state), heartbeat_interval_ms=node.heartbeat_ms
+            state=convert.state_to(node.state),
+            heartbeat_interval_ms=node.heartbeat_ms,
+            snapshot_request=node.snapshot_request,
         )
 
     def unregister(self, request: node_pb2.UnregisterRequest) -> node_pb2.UnregisterReply:
@@ -132,6 +134,21 @@ class MasterHandlers:
 
     def _drain_left(self, node_id: str) -> int:
         return self._core.drain_remaining(node_id)
+
+    def snapshot(self, request: master_pb2.SnapshotRequest) -> master_pb2.SnapshotReply:
+        """Ask a node for a snapshot, or say how far it is."""
+        node_id = convert.check_node_id(request.node_id)
+        if request.request == 0:
+            node = self._registry.submit(RequestSnapshot(node_id)).nodes[node_id]
+            wanted = node.snapshot_request
+        else:
+            found = self._registry.cluster.nodes.get(node_id)
+            if found is None or found.snapshot_request < request.request:
+                # Its number began anew with the session.
+                raise error_for(Status.NotFound, f"node {node_id!r} has left or started again")
+            node, wanted = found, request.request
+        seen = node.snapshot if node.snapshot.request >= wanted else Snapshot()
+        return master_pb2.SnapshotReply(request=wanted, progress=convert.snapshot_to(seen))
 
     def drain(self, request: master_pb2.DrainRequest) -> master_pb2.DrainReply:
         """Begin, look at or cancel a drain."""

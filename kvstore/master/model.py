@@ -9,6 +9,9 @@ from types import MappingProxyType
 
 from kvstore.activity import Activity
 
+TIER_NVME = 2
+"""As in types.proto: room below the memory, which placement does not count."""
+
 
 class NodeState(IntEnum):
     """Life of a node; the numbers are those of NodeState in native types.h."""
@@ -46,6 +49,20 @@ class Endpoints:
     def serving(self) -> bool:
         """Whether anybody can reach the node's blocks."""
         return bool(self.tcp or self.unix)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a node is with an operator's snapshot."""
+
+    request: int = 0
+    """Its number; 0: none was taken up."""
+    done: bool = False
+    objects: int = 0
+    """Written."""
+    bytes: int = 0
+    left: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,10 @@ class Node:
     segments: tuple[Segment, ...] = ()
     activity: Activity = field(default_factory=Activity)
     """What it told last, for metrics."""
+    snapshot_request: int = 0
+    """The last one that was asked for in this session; 0: none."""
+    snapshot: Snapshot = Snapshot()
+    """What the node says of it."""
     persisted_ms: int = 0
     """When its record was last written to disk."""
 
@@ -144,6 +165,7 @@ class Heartbeat:
     activity: Activity = field(default_factory=Activity)
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Empty: as they were."""
+    snapshot: Snapshot = Snapshot()
 
 
 @dataclass(frozen=True)
@@ -163,6 +185,13 @@ class Drain:
 
 
 @dataclass(frozen=True)
+class RequestSnapshot:
+    """An operator wants what only a node's DRAM has to be written to NVMe."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
 class Observe:
     """What the native side saw of a node's link."""
 
@@ -176,4 +205,4 @@ class Tick:
     """Time has passed."""
 
 
-Event = Register | Heartbeat | Unregister | Drain | Observe | Tick
+Event = Register | Heartbeat | Unregister | Drain | RequestSnapshot | Observe | Tick

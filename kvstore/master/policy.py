@@ -12,6 +12,7 @@ from types import MappingProxyType
 from kvstore.errors import Status
 from kvstore.limits import MAX_NODES
 from kvstore.master.model import (
+    TIER_NVME,
     Cluster,
     Drain,
     Event,
@@ -20,6 +21,7 @@ from kvstore.master.model import (
     NodeState,
     Observe,
     Register,
+    RequestSnapshot,
     Settings,
     Tick,
     Unregister,
@@ -129,6 +131,8 @@ def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> O
             return _heartbeat(settings, cluster, event, now_ms)
         case Unregister():
             return _unregister(settings, cluster, event, now_ms)
+        case RequestSnapshot():
+            return _request_snapshot(cluster, event)
         case Drain():
             return _drain(settings, cluster, event, now_ms)
         case Observe():
@@ -192,7 +196,7 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         endpoints=event.endpoints,
         labels=event.labels,
         segments=event.segments,
-        capacity_bytes=sum(segment.capacity_bytes for segment in event.segments),
+        capacity_bytes=sum(s.capacity_bytes for s in event.segments if s.tier != TIER_NVME),
         persisted_ms=now_ms,
     )
     return _with(cluster, node), [Persist(node), OpenSession(node), _set(settings, node, now_ms)]
@@ -221,6 +225,7 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         segments=event.segments,
         refuses_writes=event.refuses_writes,
         activity=event.activity,
+        snapshot=event.snapshot,
     )
     decisions: list[Decision] = []
     # The retention counts from the last sign of life: its record must not grow old while it lives.
@@ -255,6 +260,13 @@ def _drain(settings: Settings, cluster: Cluster, event: Drain, now_ms: int) -> O
         return cluster, []
     node = replace(node, draining=not event.cancel, refuses_writes=False, persisted_ms=now_ms)
     return _with(cluster, node), [Persist(node), _set(settings, node, now_ms)]
+
+
+def _request_snapshot(cluster: Cluster, event: RequestSnapshot) -> Outcome:
+    node = cluster.nodes.get(event.node_id)
+    if node is None or node.session_id == 0:
+        return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r} is here")]
+    return _with(cluster, replace(node, snapshot_request=node.snapshot_request + 1)), []
 
 
 def _observe(settings: Settings, cluster: Cluster, event: Observe, now_ms: int) -> Outcome:

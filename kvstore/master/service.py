@@ -184,6 +184,13 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Begin, look at or cancel a drain."""
         return await self._run(context, "Drain", _OPERATOR, partial(self._do.drain, request))
 
+    async def Snapshot(
+        self, request: master_pb2.SnapshotRequest, context: Context
+    ) -> master_pb2.SnapshotReply:
+        """Ask a node for a snapshot, or say how far it is."""
+        work = partial(self._do.snapshot, request)
+        return await self._run(context, "Snapshot", _OPERATOR, work)
+
     async def Flush(
         self, request: master_pb2.FlushRequest, context: Context
     ) -> master_pb2.FlushReply:

@@ -36,6 +36,7 @@ class Load:
     used_bytes: int
     refuses_writes: bool
     activity: Activity = field(default_factory=Activity)
+    snapshot: types_pb2.SnapshotProgress = field(default_factory=types_pb2.SnapshotProgress)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Agent:
         self._search: asyncio.Task[tuple[str, MasterHello]] | None = None
         self.session: Session | None = None
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
+        self.snapshot_request = 0
+        """Number of the last snapshot that an operator asked for in this session; 0: none."""
 
     def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
         """Announce these endpoints from the next call on."""
@@ -275,6 +278,7 @@ class Agent:
             refuses_writes=load.refuses_writes,
             activity=activity.to_wire(load.activity),
             labels=self._identity.labels,
+            snapshot=load.snapshot,
         )
         try:
             reply = await self._call(self._stub.Heartbeat, request)
@@ -282,6 +286,7 @@ class Agent:
             _log.warning("heartbeat_failed", error=error, status=error.status.name)
             return error.status
         self.state = reply.state
+        self.snapshot_request = reply.snapshot_request
         if reply.heartbeat_interval_ms:
             self.session = replace(current, heartbeat_ms=reply.heartbeat_interval_ms)
         return Status.Ok

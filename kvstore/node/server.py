@@ -19,8 +19,8 @@ from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
 from kvstore.node import activity, http
 from kvstore.node.agent import Agent, Identity, Load, Session
-from kvstore.node.tiering import Tiering
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
+from kvstore.node.tiering import Tiering
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, Role, load_identity, load_principals
 
@@ -131,6 +131,7 @@ class NodeServer:
         self._at = ("", "", 0)
         """Bound TCP and Unix endpoint and HTTP port."""
         self._prefault_reported = False
+        self._tiering = Tiering(config)
         segments = [
             types_pb2.Segment(
                 name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
@@ -222,7 +223,7 @@ class NodeServer:
     ) -> None:
         options = core_options(self._config, session, self._principal)
         options["principals"] = [principal.native() for principal in self._principals]
-        tiering = Tiering(self._config)
+        tiering = self._tiering
         options |= await asyncio.to_thread(tiering.open)
         core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
         self._core = core
@@ -249,7 +250,9 @@ class NodeServer:
                 "segment_dir": self._config.directory(),
             }
             ready = asyncio.create_task(self._announce_when_ready(lambda: announce(where)))
-            snapshots = asyncio.create_task(tiering.snapshots(lambda: self._config))
+            snapshots = asyncio.create_task(
+                tiering.snapshots(lambda: self._config, lambda: self._agent.snapshot_request)
+            )
             try:
                 await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
             finally:
@@ -289,6 +292,7 @@ class NodeServer:
             used_bytes=stats["used_bytes"],
             refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
             activity=activity.of(stats, self._core.client_counters()),
+            snapshot=self._tiering.progress(stats),
         )
 
     def _report_beginning(self, begun: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The node's NVMe tier, as far as it is policy: its catalog, its start, when snapshots are written."""
+"""What of the node's NVMe tier is policy: its catalog, its start, when snapshots are written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
-from kvstore.errors import KvstoreError, OverloadedError
+from kvstore.errors import KvstoreError
 from kvstore.logging import EventLogger
 from kvstore.node.core_api import NodeCoreApi
 
@@ -31,6 +32,8 @@ class Tiering:
         self._core: NodeCoreApi | None = None
         self._told_s = time.monotonic()
         self._state = "active"
+        self._progress = types_pb2.SnapshotProgress()
+        """Of the last snapshot that an operator asked for."""
 
     def open(self) -> dict[str, Any]:
         """Open the catalog.
@@ -58,9 +61,9 @@ class Tiering:
 
     def begin(self, core: NodeCoreApi) -> None:
         """Take the native node, and say what was found."""
+        self._core = core
         if self._catalog is None:
             return
-        self._core = core
         nvme = core.stats()["nvme"]
         found = {key: nvme[key] for key in ("recovered_objects", "scanned_segments", "torn_tails")}
         _log.info("nvme_open", directory=self._directory, way=nvme["read_way"], **found)
@@ -68,47 +71,70 @@ class Tiering:
             if nvme[damage]:
                 _log.error("nvme_damaged", what=damage, count=nvme[damage])
 
-    async def snapshots(self, config: Callable[[], NodeConfig]) -> None:
+    async def snapshots(self, config: Callable[[], NodeConfig], request: Callable[[], int]) -> None:
         """Write snapshots until cancelled, and report a tier that fails.
 
         Args:
             config: of the moment: the interval may change.
+            request: number of the last snapshot that an operator asked for in this session.
         """
-        if self._core is None:
-            return
+        assert self._core is not None
         last_s = time.monotonic()
         while True:
-            await asyncio.sleep(min(_LOOK_S, (config().snapshot_interval_ms or 1000) / 1000))
-            self._watch(await asyncio.to_thread(self._core.stats))
             interval_ms = config().snapshot_interval_ms
-            if interval_ms and (time.monotonic() - last_s) * 1000 >= interval_ms:
+            await asyncio.sleep(min(_LOOK_S, (interval_ms or 1000) / 1000))
+            self._watch(await asyncio.to_thread(self._core.stats))
+            wanted = request()
+            if wanted not in (0, self._progress.request):
+                self._progress = types_pb2.SnapshotProgress(request=wanted)
+                self._progress = await self._snapshot(_SNAPSHOT_TIMEOUT_MS)
+            elif interval_ms and (time.monotonic() - last_s) * 1000 >= interval_ms:
                 await self._snapshot(_SNAPSHOT_TIMEOUT_MS)
                 last_s = time.monotonic()
 
+    def progress(self, stats: dict[str, Any]) -> types_pb2.SnapshotProgress:
+        """How far the snapshot is that an operator asked for.
+
+        Args:
+            stats: of NodeCoreApi.stats().
+        """
+        progress = types_pb2.SnapshotProgress()
+        progress.CopyFrom(self._progress)
+        if progress.request and not progress.done and stats["nvme"] is not None:
+            progress.left = stats["nvme"]["snapshot_left"]
+        return progress
+
     def _watch(self, stats: dict[str, Any]) -> None:
         nvme = stats["nvme"]
-        if nvme["state"] != self._state:
+        if nvme is not None and nvme["state"] != self._state:
             self._state = nvme["state"]
             _log.error("nvme_failed", state=self._state, error=nvme["error"])
 
     async def last_snapshot(self, grace_ms: int) -> None:
         """Write what only DRAM has, within the time that the shutdown may take."""
-        if self._core is not None:
+        if self._catalog is not None:
             await self._snapshot(grace_ms)
 
-    async def _snapshot(self, timeout_ms: int) -> None:
+    async def _snapshot(self, timeout_ms: int) -> types_pb2.SnapshotProgress:
         assert self._core is not None
         started_s = time.monotonic()
+        progress = types_pb2.SnapshotProgress(request=self._progress.request, done=True)
         try:
             done = await asyncio.to_thread(self._core.snapshot, timeout_ms)
-        except OverloadedError:
-            return  # an operator's is under way
         except KvstoreError as error:
-            _log.warning("snapshot_failed", error=error)
-            return
+            if self._catalog is not None:  # otherwise it is only an operator who should know
+                _log.warning("snapshot_failed", error=error)
+            progress.error = str(error)
+            return progress
+        progress.objects, progress.bytes, progress.left = (
+            done["objects"],
+            done["bytes"],
+            done["left"],
+        )
         if done["objects"] or done["left"]:
             took_ms = round((time.monotonic() - started_s) * 1000)
             _log.info("snapshot_written", took_ms=took_ms, **done)
+        return progress
 
     def close(self) -> None:
         """Close the catalog; the native node is closed already."""

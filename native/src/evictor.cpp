@@ -87,7 +87,8 @@ Evictor::GroupMap::iterator Evictor::group_for(uint64_t size_bytes, bool soft,
 }
 
 std::optional<uint32_t> Evictor::coldest(uint64_t size_bytes, bool soft,
-                                         const SameClass& same_class, const Blocked& blocked) {
+                                         const SameClass& same_class, const Blocked& blocked,
+                                         bool thorough) {
     const auto it = group_for(size_bytes, soft, same_class);
     if (it == groups_.end()) return std::nullopt;
     Group& group = it->second;
@@ -104,6 +105,7 @@ std::optional<uint32_t> Evictor::coldest(uint64_t size_bytes, bool soft,
         group.pool.erase(group.pool.begin() + static_cast<std::ptrdiff_t>(i));
         if (current) return candidate.entry;
     }
+    if (!thorough) return std::nullopt;
     // Everything that the pool knows is blocked: look at all members before giving up.
     std::optional<uint32_t> best;
     for (const uint32_t entry : group.members) {

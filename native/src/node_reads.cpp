@@ -130,7 +130,7 @@ bool NodeService::get_from_below(const std::shared_ptr<Getting>& get, const Name
         return false;
     }
     if (bytes != 0) {
-        get->shares.push_back(send_budget_->take(bytes));
+        get->shares.push_back(below_budget_->take(bytes));
         if (get->shares.back() == nullptr) {
             for (const size_t row : rows) {
                 get->below[row].code = Code::kOverloaded;

@@ -9,6 +9,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kSendShare = 2;  // of the segment may be on its way to readers by socket
+constexpr uint64_t kBelowBytes = 256 << 20;  // memory for what is on its way from NVMe to them
 // Who takes nothing for so long loses its connection: sooner while reads are refused for want of
 // that share, and for a while after the last refusal.
 constexpr uint32_t kStallMs = 30'000;
@@ -76,6 +77,7 @@ NodeService::NodeService(const NodeOptions& options, BlockStore& store, NvmeTier
       namespaces_(options.hash_secret),
       slots_(store.client_slots()),
       send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
+      below_budget_(std::make_shared<SendBudget>(kBelowBytes)),
       authenticator_(std::make_shared<Authenticator>(options.principals)) {
     for (const NamespaceRef& ns : store.beginning().namespaces) {
         static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
@@ -257,7 +259,8 @@ void NodeService::on_tick(size_t loop) {
 
 void NodeService::watch_send_budget() {
     const uint64_t now_ms = boottime_ms();
-    if (const uint64_t refusals = send_budget_->refusals(); refusals != seen_refusals_) {
+    const uint64_t refusals = send_budget_->refusals() + below_budget_->refusals();
+    if (refusals != seen_refusals_) {
         seen_refusals_ = refusals;
         pressed_until_ms_ = now_ms + kPressedMs;
     }

@@ -174,7 +174,7 @@ Status NvmeFolder::read_header(const Expected& expected, SegmentFile* file, bool
         return {};
     }
     *foreign = true;
-    const std::string advice = ": give another nvme_dir, or let it be discarded";
+    const std::string advice = ": give another nvme_dir, or set discard_foreign_nvme";
     if (!header.ok()) return header.status();
     if (header->cluster_check != expected.cluster_check) {
         return {Code::kInvalidArgument, file->path + " belongs to another cluster" + advice};

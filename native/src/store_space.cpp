@@ -79,7 +79,10 @@ bool BlockStore::State::evict_some(uint64_t size_bytes) {
     const auto blocked = [this](uint32_t ref) { return is_blocked(ref); };
     for (const bool soft : {false, true}) {
         if (evictor.size(soft) == 0) continue;
-        if (const auto victim = evictor.coldest(size_bytes, soft, same_class, blocked)) {
+        std::optional<uint32_t> victim;
+        if (!soft) victim = coldest_written(size_bytes);
+        if (!victim) victim = evictor.coldest(size_bytes, soft, same_class, blocked);
+        if (victim) {
             if (is_unbalanced(size_bytes, *victim) && evict_plan(size_bytes, false)) return true;
             evict(*victim);
             return true;
@@ -87,6 +90,22 @@ bool BlockStore::State::evict_some(uint64_t size_bytes) {
         if (evict_plan(size_bytes, soft)) return true;
     }
     return false;
+}
+
+// Where the lower tier is behind with what is cold, it is to hurry, and what it has goes first.
+std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes) {
+    if (!options.tiered || totals.unwritten == totals.objects) return std::nullopt;
+    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
+    bool behind = false;
+    const auto blocked = [&](uint32_t ref) {
+        behind |= !objects[ref].written;
+        return !objects[ref].written || is_blocked(ref);
+    };
+    const auto victim = evictor.coldest(size_bytes, false, same_class, blocked, false);
+    if (behind) {
+        write_soon_bytes = std::min(write_soon_bytes + size_bytes, totals.unwritten_bytes);
+    }
+    return victim;
 }
 
 // A size that came late would churn in the few chunks it got, beside chunks of much colder blocks.

@@ -44,7 +44,8 @@ void BlockStore::take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_
     uint64_t taken = 0;
     const auto wanted = [&] {
         return out->size() < max_objects && taken < max_bytes &&
-               state.totals.unwritten_bytes > keep_bytes + taken;
+               (state.totals.unwritten_bytes > keep_bytes + taken ||
+                state.write_soon_bytes > taken);
     };
     while (!state.to_write.empty() && wanted()) {
         const Generation generation = state.to_write.front();
@@ -55,6 +56,7 @@ void BlockStore::take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_
         state.describe(ref, &out->emplace_back());
         taken += out->back().length;
     }
+    state.write_soon_bytes -= std::min(state.write_soon_bytes, taken);
     // What went another way leaves its number behind; do not let those pile up.
     if (state.to_write.size() <= 2 * state.totals.unwritten + 1024) return;
     std::erase_if(state.to_write, [&](Generation generation) {

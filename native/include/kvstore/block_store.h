@@ -299,9 +299,9 @@ class BlockStore {
     void tick();
 
     // --- the lower tier ---
-    // Hands out the objects that were published first, while more than `keep_bytes` are unwritten:
-    // at most `max_objects` of about `max_bytes` in all. What could not be written after all is put
-    // back.
+    // Hands out the objects that were published first, while more than `keep_bytes` are unwritten
+    // or eviction has met some: at most `max_objects` of about `max_bytes` in all. What could not
+    // be written after all is put back.
     void take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_t max_bytes,
                         std::vector<Unwritten>* out);
     void put_back(std::span<const Unwritten> objects);

@@ -34,11 +34,12 @@ class Evictor {
     uint64_t clock() const { return clock_; }
 
     // About the coldest member of the groups whose blocks serve `size_bytes`, skipping what
-    // `blocked` names. `same_class(block_bytes, size_bytes)` tells which groups these are.
+    // `blocked` names; unless `thorough`, only among the coldest ones that are known.
+    // `same_class(block_bytes, size_bytes)` tells which groups these are.
     using Blocked = std::function<bool(uint32_t entry)>;
     using SameClass = std::function<bool(uint64_t block_bytes, uint64_t size_bytes)>;
     std::optional<uint32_t> coldest(uint64_t size_bytes, bool soft, const SameClass& same_class,
-                                    const Blocked& blocked);
+                                    const Blocked& blocked, bool thorough = true);
     // A small stamp from all groups of a rank but the one that serves `size_bytes`; UINT64_MAX:
     // none.
     uint64_t coldest_elsewhere(uint64_t size_bytes, bool soft, const SameClass& same_class);

@@ -120,6 +120,7 @@ class NodeService final : public Service, public MasterLink::Handler {
     NodeSlots slots_;
     std::atomic<bool> draining_{false};
     const std::shared_ptr<SendBudget> send_budget_;
+    const std::shared_ptr<SendBudget> below_budget_;  // for what is read from NVMe
     uint64_t seen_refusals_ = 0;  // these two: the ticking loop only
     uint64_t pressed_until_ms_ = 0;
     std::shared_ptr<Authenticator> authenticator_;

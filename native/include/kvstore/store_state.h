@@ -168,6 +168,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
                                               uint64_t size_bytes);
     std::optional<uint64_t> evict_for(uint64_t size_bytes);
     bool evict_some(uint64_t size_bytes);
+    std::optional<uint32_t> coldest_written(uint64_t size_bytes);
     bool evict_plan(uint64_t size_bytes, bool soft_too);
     bool is_unbalanced(uint64_t size_bytes, EntryRef victim);
     bool evict_for_index(const Hash128& hash);
@@ -242,6 +243,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     std::unordered_map<Generation, Deferred> deferred;
     std::vector<std::pair<Generation, Deferred>>
         unsettled;                       // withdrawn, not yet proved or deferred
+    uint64_t write_soon_bytes = 0;       // more than the order of publishing asks for
     std::deque<Generation> to_write;     // in the order of publishing; may name what is gone
     std::vector<Expiry> expiries;        // a heap, the soonest first; may name what is gone
     std::vector<EntryRef> exists_batch;  // touches of AlreadyExists answers, in the batch's order

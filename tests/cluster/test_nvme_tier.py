@@ -1,0 +1,161 @@
+"""A node with a tier on NVMe: eviction loses nothing, and neither does the loss of its memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvstore
+from kvstore import Status
+from tests.support.cluster import Cluster
+from tests.support.control import metric
+from tests.support.payloads import proof
+from tests.support.processes import Daemon, wait_for
+
+pytestmark = pytest.mark.cluster
+SIZE = 64 << 10
+SEGMENT = 4 << 20
+COUNT = 200
+"""Of objects: three times what the memory holds."""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "segment_size": SEGMENT,
+        "nvme_dir": str(tmp_path / "nvme"),
+        "nvme_size": "64mb",
+        "log_level": "debug",
+    }
+
+
+def fill(store: kvstore.Store, node: Daemon, first: int = 0, count: int = COUNT) -> list[str]:
+    """Put objects, never faster than the tier writes them."""
+    keys = [f"k/{i}" for i in range(first, first + count)]
+    for key in keys:
+        assert store.put(key, proof(key, SIZE)) is Status.Ok
+        wait_for(
+            lambda: metric(node, "kvstore_unwritten_bytes") <= SEGMENT / 2, "NVMe to keep up", 20
+        )
+    return keys
+
+
+def lose_memory(cluster: Cluster) -> None:
+    """As a power loss does, once the process is gone."""
+    shutil.rmtree(cluster.segment_dirs["a"])
+
+
+def test_what_memory_evicts_is_read_from_nvme(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    keys = fill(store, node)
+    assert metric(node, "kvstore_evictions_total") > 0
+    assert metric(node, "kvstore_evicted_unwritten_total") == 0
+    assert store.prefix_length(keys) == COUNT
+    assert store.batch_get(keys) == [proof(key, SIZE) for key in keys]
+    assert cluster.connect(transport="tcp").batch_get(keys) == [proof(key, SIZE) for key in keys]
+    assert metric(node, "kvstore_nvme_hits_total") > 0
+    with store.view(keys[0]) as view:
+        assert bytes(view) == proof(keys[0], SIZE)
+    with store.lookup(keys[:20], lease_ms=5000) as leased:
+        assert leased.length == 20
+    assert store.put(keys[0], b"other") is Status.AlreadyExists
+
+
+@pytest.mark.parametrize("ending", ["kill", "terminate"])
+def test_both_tiers_survive_a_restart(
+    cluster: Cluster, config: dict[str, Any], ending: str
+) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    keys = fill(store, node)
+    assert store.remove(keys[0]) is Status.Ok
+    getattr(node, ending)()
+    node = cluster.start_node("a", **config)
+    fresh = cluster.connect()
+    assert fresh.get(keys[0]) is None
+    assert fresh.batch_get(keys[1:]) == [proof(key, SIZE) for key in keys[1:]]
+
+
+def test_a_stop_saves_everything_for_a_power_loss(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    keys = fill(store, node)
+    assert node.terminate() == 0
+    assert "snapshot_written" in node.log.read_text()
+    lose_memory(cluster)
+    node = cluster.start_node("a", **config)
+    fresh = cluster.connect()
+    assert fresh.batch_get(keys) == [proof(key, SIZE) for key in keys]
+    assert metric(node, "kvstore_nvme_promoted_objects_total") > 0
+
+
+def test_a_power_loss_costs_what_no_snapshot_has(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    saved = fill(store, node, 0, 40)
+    written = cluster.cli("snapshot", "a")
+    assert written["done"] and written["left"] == 0 and not written["error"]
+    lost = [f"late/{i}" for i in range(5)]
+    for key in lost:
+        assert store.put(key, proof(key, SIZE)) is Status.Ok
+    assert store.remove(saved[7]) is Status.Ok
+    node.kill()
+    lose_memory(cluster)
+    cluster.start_node("a", **config)
+    fresh = cluster.connect()
+    expected = [None if key == saved[7] else proof(key, SIZE) for key in saved]
+    assert fresh.batch_get(saved) == expected
+    assert fresh.batch_get(lost) == [None] * len(lost)
+    # What is lost may be put again, and what was removed too.
+    assert fresh.put(lost[0], proof(lost[0], SIZE)) is Status.Ok
+    assert fresh.put(saved[7], b"again") is Status.Ok
+
+
+def test_snapshots_are_written_by_themselves(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config, snapshot_interval_ms=200)
+    store = cluster.connect()
+    keys = fill(store, node, 0, 20)
+    wait_for(lambda: metric(node, "kvstore_unwritten_bytes") == 0, "a snapshot", 20)
+    assert metric(node, "kvstore_nvme_snapshot_objects_total") == len(keys)
+
+
+def test_a_snapshot_without_nvme_says_what_is_missing(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    from click.testing import CliRunner
+
+    from kvstore.cli.operator import main
+
+    result = CliRunner().invoke(main, ["snapshot", "a", "--master", cluster.address])
+    assert result.exit_code == 5
+    assert "nvme_dir" in result.stderr
+    result = CliRunner().invoke(main, ["snapshot", "nobody", "--master", cluster.address])
+    assert result.exit_code == 5
+    assert "nobody" in result.stderr
+
+
+def test_objects_on_nvme_alone_are_drained(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    keys = fill(store, node, 0, 100)
+    cluster.start_node("b")
+    assert cluster.cli("drain", "a")["drained"] is True
+    assert node.terminate() == 0
+    cluster.wait_state("a", "dead")
+    assert cluster.connect().batch_get(keys) == [proof(key, SIZE) for key in keys]
+
+
+def test_the_folder_of_another_node_is_refused(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config)
+    fill(cluster.connect(), node, 0, 5)
+    other = cluster.start_node("b", wait=False, **config)
+    assert other.process.wait(20) == 3
+    assert "nvme" in other.log.read_text()
+    assert node.terminate() == 0
+    other = cluster.start_node("b", wait=False, **config)
+    assert other.process.wait(20) != 0
+    assert "discard_foreign_nvme" in other.log.read_text()
+    cluster.start_node("b", **config, discard_foreign_nvme=True)
