@@ -153,6 +153,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(ge=0, le=1),
         _live("Share of a reclaimed NVMe segment that its objects read since may keep."),
     ] = 0.5
+    prefetch_depth: Annotated[
+        int,
+        Meta(ge=0, le=4096),
+        _live("Pages of a chain brought up from NVMe ahead of the one that is read. 0: none."),
+    ] = 16
+    prefetch_rate: Annotated[
+        Size, _live("Bytes a second that prefetches may read from NVMe; 0: none are made.")
+    ] = 256 << 20
     snapshot_interval_ms: Annotated[
         int,
         Meta(ge=0, le=7 * 24 * 3600 * 1000),

@@ -1,4 +1,4 @@
-"""Commands on objects: put, get, exists, rm, ls, inspect."""
+"""Commands on objects: put, get, exists, rm, ls, inspect, explain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 import click
 
-from kvstore.cli.output import Exit, fail, print_fields, print_json, reports_errors
+from kvstore.cli.output import (
+    Exit,
+    fail,
+    format_time,
+    print_fields,
+    print_json,
+    print_table,
+    reports_errors,
+)
 from kvstore.cli.session import json_option, target, target_options
 from kvstore.errors import Status
 
@@ -121,6 +129,37 @@ def ls(prefix: str, limit: int, as_json: bool, **options: Any) -> None:
     else:
         for key in keys:
             click.echo(key)
+
+
+@click.command(epilog="Example: kvstore explain greeting --json")
+@click.argument("key")
+@json_option
+@target_options
+@reports_errors
+def explain(key: str, as_json: bool, **options: Any) -> None:
+    """Tell where KEY is or was: node by node, when it was put, read and lost, and why."""
+    with target(options).connect() as store:
+        known = store.explain(key)
+    if as_json:
+        print_json([{**one, "reason": one["reason"].value} for one in known])
+    else:
+        print_table(
+            ["node", "tiers", "size", "put", "last used", "gone", "reason"],
+            [
+                [
+                    one["node_id"],
+                    " ".join(one["tiers"]) or "-",
+                    one["size"] if one["tiers"] else "-",
+                    format_time(one["put_ms"]),
+                    format_time(one["used_ms"]),
+                    format_time(one["gone_ms"]),
+                    one["reason"].value if not one["tiers"] else "-",
+                ]
+                for one in known
+            ],
+        )
+    if not any(one["tiers"] for one in known):
+        sys.exit(Exit.MISS)
 
 
 @click.command(epilog="Example: kvstore inspect greeting --json")

@@ -36,6 +36,7 @@ for command in (
     data.rm,
     data.ls,
     data.inspect,
+    data.explain,
     cluster.status,
     cluster.nodes,
     cluster.flush,

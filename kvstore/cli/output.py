@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from enum import IntEnum
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -91,3 +92,10 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+def format_time(unix_ms: int | None) -> str:
+    """Return a time of the wall clock in UTC, to the second; "-" for one that is not known."""
+    if unix_ms is None:
+        return "-"
+    return datetime.fromtimestamp(unix_ms / 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

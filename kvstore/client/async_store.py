@@ -188,6 +188,8 @@ class AsyncStore:
     size = _awaited(Store.size)
     prefix_length = _awaited(Store.prefix_length)
     inspect = _awaited(Store.inspect)
+    explain = _awaited(Store.explain)
+    prefetch = _awaited(Store.prefetch)
 
     remove = _awaited(Store.remove)
     batch_remove = _awaited(Store.batch_remove)

@@ -411,6 +411,54 @@ class Store:
             "created_ms": found["create_ms"],
         }
 
+    def explain(self, key: str) -> list[dict[str, Any]]:
+        """Tell what each node that answers knows of a key, for people.
+
+        Args:
+            key: of the object.
+
+        Returns:
+            A dict a node: ``node_id``, ``tiers`` (those that hold it), ``version``, ``size``,
+            ``put_ms``, ``used_ms`` (about) and ``gone_ms`` (since 1970; None: not known) and
+            ``reason``, a MissReason when no tier has it. A node remembers the last 65,536 objects
+            that left it or so.
+
+        Raises:
+            InvalidArgumentError: The key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return [
+            {
+                "node_id": known["node_id"],
+                "tiers": [tier for tier in TIERS.values() if known[tier]],
+                "version": known["version"],
+                "size": known["size"],
+                "put_ms": known["put_ms"] or None,
+                "used_ms": known["used_ms"] or None,
+                "gone_ms": known["gone_ms"] or None,
+                "reason": MissReason(known["reason"]),
+            }
+            for known in self._client.explain(key)
+        ]
+
+    def prefetch(self, keys: Sequence[str]) -> int:
+        """Ask the nodes to have these objects in memory when they are read.
+
+        It is a wish: what is only on NVMe is brought up in the background, within the nodes'
+        limits, and the call does not wait for that.
+
+        Args:
+            keys: of the objects, in the order in which they will be read.
+
+        Returns:
+            How many of them some node has, in whatever tier.
+
+        Raises:
+            InvalidArgumentError: A key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return self._client.prefetch(keys)
+
     # --- removing and keeping ---
 
     def remove(self, key: str) -> Status:

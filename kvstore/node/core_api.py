@@ -51,6 +51,8 @@ class NodeCoreApi(Protocol):
         demote_ahead: float,
         promote_reads: int,
         readmit_share: float,
+        prefetch_depth: int,
+        prefetch_bytes_per_s: int,
     ) -> None:
         """Set what may change while it serves, for reservations and sessions from now on."""
 

@@ -93,6 +93,8 @@ def tunables(config: NodeConfig) -> dict[str, Any]:
         "demote_ahead": config.demote_ahead,
         "promote_reads": config.promote_reads,
         "readmit_share": config.readmit_share,
+        "prefetch_depth": config.prefetch_depth,
+        "prefetch_bytes_per_s": config.prefetch_rate,
     }
 
 

@@ -380,6 +380,40 @@ nb::object inspect(Client& client, nb::handle key) {
     return out;
 }
 
+nb::list explain(Client& client, nb::handle key) {
+    const KeyArguments arguments = KeyArguments::one(key);
+    Result<std::vector<ClientCore::Explanation>> result = Code::kInternal;
+    {
+        nb::gil_scoped_release unlocked;
+        result = client->explain(arguments.keys()[0]);
+    }
+    nb::list out;
+    for (const ClientCore::Explanation& known : value_or_raise(std::move(result))) {
+        nb::dict one;
+        one["node_id"] = known.node;
+        one["dram"] = known.in_dram;
+        one["nvme"] = known.on_nvme;
+        one["version"] = known.version;
+        one["size"] = known.size;
+        one["put_ms"] = known.put_ms;
+        one["used_ms"] = known.used_ms;
+        one["gone_ms"] = known.gone_ms;
+        one["reason"] = std::string(miss_reason_name(known.reason));
+        out.append(one);
+    }
+    return out;
+}
+
+size_t prefetch(Client& client, nb::handle keys) {
+    const KeyArguments arguments = KeyArguments::many(keys);
+    Result<size_t> result = Code::kInternal;
+    {
+        nb::gil_scoped_release unlocked;
+        result = client->prefetch(arguments.keys());
+    }
+    return value_or_raise(std::move(result));
+}
+
 nb::dict counters(Client& client) {
     nb::dict out;
     for (int i = 0; i < kClientCounterCount; ++i) {
@@ -558,6 +592,8 @@ void bind_client(nb::module_& module) {
     bind_reads(client);
     bind_writes(client);
     client.def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)
+        .def("explain", &explain, "key"_a.none())
+        .def("prefetch", &prefetch, "keys"_a.none())
         .def("inspect", &inspect, "key"_a.none())
         .def("counters", &counters)
         .def("nodes", &nodes)

@@ -173,7 +173,7 @@ const char* nvme_state_name(NvmeState state) {
     return "unknown";
 }
 
-nb::dict nvme_dict(const NvmeTierStats& nvme) {
+nb::dict nvme_dict(const NvmeTierStats& nvme, const BlockStore::Stats& store) {
     nb::dict out;
     out["state"] = nvme_state_name(nvme.state);
     out["error"] = nvme.error;
@@ -206,6 +206,10 @@ nb::dict nvme_dict(const NvmeTierStats& nvme) {
     out["promoted_objects"] = nvme.promoted_objects;
     out["promoted_bytes"] = nvme.promoted_bytes;
     out["promotions_skipped"] = nvme.promotions_skipped;
+    out["prefetched_objects"] = nvme.prefetched_objects;
+    out["prefetched_bytes"] = nvme.prefetched_bytes;
+    out["prefetch_used"] = store.prefetch_used;
+    out["prefetch_wasted"] = store.prefetch_wasted;
     out["snapshots"] = nvme.snapshots;
     out["snapshot_objects"] = nvme.snapshot_objects;
     out["snapshot_left"] = nvme.snapshot_left;
@@ -248,7 +252,7 @@ nb::dict stats_dict(PyNode& self) {
     out["claim_us"] = histogram_dict(stats.claim_us);
     out["announce_us"] = histogram_dict(stats.announce_us);
     add_store(out, stats.store);
-    out["nvme"] = stats.nvme.on ? nb::object(nvme_dict(stats.nvme)) : nb::none();
+    out["nvme"] = stats.nvme.on ? nb::object(nvme_dict(stats.nvme, stats.store)) : nb::none();
     add_server(out, stats.server);
     return out;
 }
@@ -299,11 +303,14 @@ nb::dict probe_master(const std::string& address, int role, const std::string& p
     return out;
 }
 
-NvmeTierTunables tier_tunables(double demote_ahead, uint32_t promote_reads, double readmit_share) {
+NvmeTierTunables tier_tunables(double demote_ahead, uint32_t promote_reads, double readmit_share,
+                               uint32_t prefetch_depth, uint64_t prefetch_bytes_per_s) {
     NvmeTierTunables tunables;
     tunables.demote_ahead = demote_ahead;
     tunables.promote_reads = promote_reads;
     tunables.readmission.readmit_share = readmit_share;
+    tunables.prefetch_depth = prefetch_depth;
+    tunables.prefetch_bytes_per_s = prefetch_bytes_per_s;
     return tunables;
 }
 
@@ -335,7 +342,8 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
             const std::vector<std::string>& shm_tenants, uint32_t server_threads,
             const std::string& nvme_dir, uint64_t nvme_bytes, bool discard_foreign_nvme,
             const nb::object& nvme_catalog, double demote_ahead, uint32_t promote_reads,
-            double readmit_share, const nb::object& on_nvme_progress) {
+            double readmit_share, uint32_t prefetch_depth, uint64_t prefetch_bytes_per_s,
+            const nb::object& on_nvme_progress) {
     NodeOptions options;
     options.cluster_id = cluster_id;
     options.node_id = node_id;
@@ -358,7 +366,8 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
     options.nvme_dir = nvme_dir;
     options.nvme_bytes = nvme_bytes;
     options.discard_foreign_nvme = discard_foreign_nvme;
-    options.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share);
+    options.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share, prefetch_depth,
+                                 prefetch_bytes_per_s);
     std::unique_ptr<PyCatalog> catalog;
     if (!nvme_catalog.is_none()) {
         catalog = std::make_unique<PyCatalog>(nvme_catalog);
@@ -439,6 +448,7 @@ void bind_node(nb::module_& module) {
              "shm_tenants"_a = Strings{"default"}, "server_threads"_a = 2, "nvme_dir"_a = "",
              "nvme_bytes"_a = 0, "discard_foreign_nvme"_a = false, "nvme_catalog"_a = nb::none(),
              "demote_ahead"_a = 0.5, "promote_reads"_a = 2, "readmit_share"_a = 0.5,
+             "prefetch_depth"_a = 16, "prefetch_bytes_per_s"_a = 256 << 20,
              "on_nvme_progress"_a = nb::none(),
              "Takes over or creates the segment and the store; nothing listens yet. files: taken "
              "from their object; None: anonymous memory. session_id 0: no link before "
@@ -474,9 +484,10 @@ void bind_node(nb::module_& module) {
             "set_tunables",
             [](PyNode& self, uint64_t client_cap_bytes, uint32_t reservation_ms,
                const Strings& shm_tenants, double demote_ahead, uint32_t promote_reads,
-               double readmit_share) {
+               double readmit_share, uint32_t prefetch_depth, uint64_t prefetch_bytes_per_s) {
                 NodeTunables tunables;
-                tunables.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share);
+                tunables.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share,
+                                              prefetch_depth, prefetch_bytes_per_s);
                 tunables.client_cap_bytes = client_cap_bytes;
                 tunables.reservation_ms = reservation_ms;
                 tunables.shm_tenants = shm_tenants;
@@ -484,6 +495,7 @@ void bind_node(nb::module_& module) {
             },
             nb::kw_only(), "client_cap_bytes"_a, "reservation_ms"_a, "shm_tenants"_a,
             "demote_ahead"_a = 0.5, "promote_reads"_a = 2, "readmit_share"_a = 0.5,
+            "prefetch_depth"_a = 16, "prefetch_bytes_per_s"_a = 256 << 20,
             "As in the constructor, for reservations and sessions from now on.")
         .def(
             "set_draining",

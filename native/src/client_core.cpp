@@ -2,6 +2,7 @@
 #include "kvstore/client_core.h"
 
 #include <algorithm>
+#include <map>
 
 namespace kvstore {
 namespace {
@@ -313,34 +314,108 @@ Result<ClientCore::Inspection> ClientCore::inspect(std::string_view key) {
     return out;
 }
 
-std::vector<std::pair<std::string, ClientCore::Counters>> ClientCore::node_counters() {
-    std::vector<std::pair<std::string, Counters>> out;
-    if (!context_->check_open().ok()) {
-        return out;
-    }
+// Every node that may answer, with a time-out of its own. `ask`: whether it did.
+void ClientCore::ask_nodes(const std::function<bool(PeerNode&, Deadline)>& ask) {
     const Deadline deadline = context_->deadline();
     context_->nodes().keep_fresh(kTableAgeMs, deadline);
     for (const std::shared_ptr<PeerNode>& peer : context_->nodes().all()) {
-        StatsReply reply;
-        ChannelPool::Lease lease;
         if (peer->info()->state == NodeState::kDead || !peer->breaker().allow()) {
             continue;
         }
         const uint64_t patience_ms =
             std::min<uint64_t>(kStatsMs, static_cast<uint64_t>(deadline.left_ms()));
-        if (!peer->sockets()
-                 .exchange(Stats{}, &reply, &lease, Deadline::after_ms(patience_ms))
-                 .ok()) {
+        if (ask(*peer, Deadline::after_ms(patience_ms))) {
+            peer->breaker().success();
+        } else {
             peer->breaker().failure();
-            continue;
         }
-        peer->breaker().success();
-        Counters& counters = out.emplace_back(peer->info()->id, Counters{}).second;
+    }
+}
+
+std::vector<std::pair<std::string, ClientCore::Counters>> ClientCore::node_counters() {
+    std::vector<std::pair<std::string, Counters>> out;
+    if (!context_->check_open().ok()) {
+        return out;
+    }
+    ask_nodes([&out](PeerNode& peer, Deadline deadline) {
+        StatsReply reply;
+        ChannelPool::Lease lease;
+        if (!peer.sockets().exchange(Stats{}, &reply, &lease, deadline).ok()) {
+            return false;
+        }
+        Counters& counters = out.emplace_back(peer.info()->id, Counters{}).second;
         for (size_t row = 0; row < reply.names.size(); ++row) {
             counters.emplace_back(reply.names[row], reply.values[row]);
         }
-    }
+        return true;
+    });
     return out;
+}
+
+Result<std::vector<ClientCore::Explanation>> ClientCore::explain(std::string_view key) {
+    if (Status status = context_->check_open(); !status.ok()) {
+        return status;
+    }
+    std::vector<Explanation> out;
+    ask_nodes([&](PeerNode& peer, Deadline deadline) {
+        Explain request;
+        request.keys = KeyList(key);
+        ExplainReply reply;
+        ChannelPool::Lease lease;
+        if (!peer.sockets().exchange(request, &reply, &lease, deadline).ok() ||
+            reply.places.size() != 1) {
+            return false;
+        }
+        Explanation& known = out.emplace_back();
+        known.node = peer.info()->id;
+        known.in_dram = (reply.places[0] & kInDram) != 0;
+        known.on_nvme = (reply.places[0] & kOnNvme) != 0;
+        known.version = reply.versions[0];
+        known.size = reply.sizes[0];
+        known.put_ms = reply.put_ms[0];
+        known.used_ms = reply.used_ms[0];
+        known.gone_ms = reply.gone_ms[0];
+        known.reason =
+            static_cast<MissReason>(reply.reasons[0] < kMissReasonCount ? reply.reasons[0] : 0);
+        return true;
+    });
+    return out;
+}
+
+Result<size_t> ClientCore::prefetch(std::span<const std::string_view> keys) {
+    if (Status status = context_->check_open(); !status.ok()) {
+        return status;
+    }
+    const Deadline deadline = context_->deadline();
+    LocatePath located(*context_);
+    located.run(keys, false, deadline);
+    size_t here = 0;
+    std::map<std::shared_ptr<PeerNode>, std::vector<std::string_view>> below;
+    for (const Located& one : located.found()) {
+        if (one.local >= 0) {
+            ++here;  // in this host's memory
+        } else if (one.present() && one.placement.count > 0) {
+            const auto peer = context_->nodes().at(one.placement.nodes[0]);
+            if (peer != nullptr && peer->breaker().allow()) {
+                below[peer].push_back(one.key.key);
+            }
+        }
+    }
+    for (const auto& [peer, names] : below) {
+        for (size_t first = 0; first < names.size(); first += limits::kMaxBatchKeys) {
+            Prefetch request;
+            request.keys = std::span(names).subspan(
+                first, std::min(limits::kMaxBatchKeys, names.size() - first));
+            StatusReply reply;
+            ChannelPool::Lease lease;
+            // A wish: a node that cannot hear it is not asked again, and nothing is lost.
+            if (!peer->sockets().exchange(request, &reply, &lease, deadline).ok()) {
+                break;
+            }
+            here += static_cast<size_t>(std::count(reply.status.begin(), reply.status.end(), 0));
+        }
+    }
+    return here;
 }
 
 std::vector<ClientCore::NodeSummary> ClientCore::nodes() const {

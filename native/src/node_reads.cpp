@@ -97,6 +97,9 @@ void NodeService::get(Connection& connection, const FrameHeader& header, Body bo
     if (tier_ == nullptr || !get_from_below(get, ns, keys)) {
         finish_get(get);
     }
+    if (tier_ != nullptr && !keys.empty()) {
+        tier_->read_ahead(ns, keys.back().hash);
+    }
 }
 
 // False: there is nothing to be waited for.
@@ -196,6 +199,71 @@ void NodeService::finish_get(const std::shared_ptr<Getting>& get) {
     reply.reasons = rows.reasons;
     get->to->send_message(reply, get->request_id, 0, rows.payload, get);
     metrics_.get_us.record(boottime_us() - get->started_us);
+}
+
+void NodeService::prefetch(Connection& connection, const FrameHeader& header, Body body) {
+    Prefetch message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
+    std::vector<int32_t> status;
+    std::vector<BlockStore::Key> below;
+    for (const BlockStore::Key& key : store_keys(*ns, message.keys, {})) {
+        const bool in_dram = store_.contains(ns, key);
+        const bool on_nvme = !in_dram && tier_ != nullptr && tier_->find(ns, key).has_value();
+        status.push_back(static_cast<int32_t>(in_dram || on_nvme ? Code::kOk : Code::kNotFound));
+        if (on_nvme) {
+            below.push_back(key);
+        }
+    }
+    if (!below.empty()) {
+        tier_->prefetch(ns, below);
+    }
+    send_status(connection, header, status);
+}
+
+void NodeService::explain(Connection& connection, const FrameHeader& header, Body body) {
+    Explain message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
+    const size_t count = message.keys.size();
+    std::vector<uint8_t> places(count, 0);
+    std::vector<uint64_t> versions(count, 0);
+    std::vector<uint64_t> sizes(count, 0);
+    std::vector<uint64_t> put_ms(count, 0);
+    std::vector<uint64_t> used_ms(count, 0);
+    std::vector<uint8_t> reasons(count, 0);
+    std::vector<uint64_t> gone_ms(count, 0);
+    const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, {});
+    for (size_t row = 0; row < count; ++row) {
+        const BlockStore::Explained known = store_.explain(ns, keys[row]);
+        places[row] = known.here ? kInDram : 0;
+        versions[row] = known.version;
+        sizes[row] = known.length;
+        put_ms[row] = known.put_wall_ms;
+        used_ms[row] = known.used_wall_ms;
+        gone_ms[row] = known.gone_wall_ms;
+        const std::optional<NvmeFound> found =
+            tier_ == nullptr ? std::nullopt : tier_->find(ns, keys[row]);
+        if (found && (!known.here || found->version == known.version)) {
+            places[row] |= kOnNvme;
+            versions[row] = found->version;
+            sizes[row] = found->length;
+        }
+        reasons[row] = static_cast<uint8_t>(places[row] == 0 ? known.reason : MissReason::kNone);
+    }
+    ExplainReply reply;
+    reply.places = places;
+    reply.versions = versions;
+    reply.sizes = sizes;
+    reply.put_ms = put_ms;
+    reply.used_ms = used_ms;
+    reply.reasons = reasons;
+    reply.gone_ms = gone_ms;
+    connection.ref()->send_message(reply, header.request_id);
 }
 
 void NodeService::lease(Connection& connection, const FrameHeader& header, Body body) {

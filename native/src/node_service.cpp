@@ -358,6 +358,10 @@ bool NodeService::on_object_frame(Connection& connection, const FrameHeader& hea
             return abort(connection, header, body), true;
         case MessageType::kGet:
             return get(connection, header, body), true;
+        case MessageType::kPrefetch:
+            return prefetch(connection, header, body), true;
+        case MessageType::kExplain:
+            return explain(connection, header, body), true;
         case MessageType::kLease:
             return lease(connection, header, body), true;
         case MessageType::kLeaseRenew:

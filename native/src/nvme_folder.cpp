@@ -24,7 +24,8 @@ constexpr uint64_t kDefaultSegmentBytes = 64 << 20;
 constexpr uint64_t kMaxSegmentBytes = 4ull << 30;
 // One descriptor each: greater tiers have greater segments.
 constexpr uint64_t kManySegments = 512;
-// Some are always free, and the oldest leaves as a whole: fewer would hold much less than they could.
+// Some are always free, and the oldest leaves as a whole: fewer would hold much less than they
+// could.
 constexpr uint64_t kFewSegments = 32;
 
 // Record locks belong to the process: a second owner inside it has to be told apart here.

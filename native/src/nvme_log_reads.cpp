@@ -91,6 +91,7 @@ NvmeReadResult NvmeLog::ReadTask::result(const Status& status) const {
     answer.put_wall_ms = head.put_wall_ms;
     answer.pin = head.pin;
     answer.parent = head.parent;
+    answer.key = key;
     return answer;
 }
 

@@ -14,6 +14,10 @@ constexpr size_t kDemoteObjects = 64;  // held at a time, so that eviction passe
 constexpr uint64_t kDemoteBytes = 8 << 20;
 constexpr uint32_t kSpaceWaitMs = 100;
 constexpr size_t kKeptBuffers = 64 << 20;
+// Memory of the chains: 24 bytes a place, 24 MiB at most.
+constexpr uint64_t kBytesAChainPlace = 4096;
+constexpr uint64_t kFewChainPlaces = 1 << 12;
+constexpr uint64_t kManyChainPlaces = 1 << 20;
 
 MissReason reason_of(NvmeDropped::Reason reason) {
     switch (reason) {
@@ -40,6 +44,8 @@ NvmeTier::NvmeTier(Options options, BlockStore& store)
     : store_(store),
       buffers_(kKeptBuffers),
       tunables_(options.tunables),
+      chains_(std::clamp<uint64_t>(options.log.size_bytes / kBytesAChainPlace, kFewChainPlaces,
+                                   kManyChainPlaces)),
       counts_(std::make_unique<Counts>()) {}
 
 Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, BlockStore& store) {
@@ -183,7 +189,9 @@ Status NvmeTier::append(const BlockStore::Unwritten& object) {
     record.pin = object.pin;
     record.parent = object.parent;
     record.key = object.key;
-    return log_->append(record, {object.data, static_cast<size_t>(object.length)});
+    Status status = log_->append(record, {object.data, static_cast<size_t>(object.length)});
+    if (status.ok()) chains_.note(object.parent, object.hash);
+    return status;
 }
 
 Status NvmeTier::declare(const NamespaceRef& ns) {
@@ -281,6 +289,7 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
     for (NvmeListed& object : objects) {
         const NamespaceRef ns = namespace_of(object.ns.ns);
         if (ns == nullptr) continue;
+        chains_.note(object.parent, object.identity.hash);
         const BlockStore::Found here =
             store_.find(ns, {object.key, object.identity.hash}, /*touch=*/false);
         if (here.hold != nullptr) {
@@ -360,6 +369,8 @@ NvmeTierStats NvmeTier::stats() const {
     stats.promoted_objects = counts_->promoted_objects.get();
     stats.promoted_bytes = counts_->promoted_bytes.get();
     stats.promotions_skipped = counts_->promotions_skipped.get();
+    stats.prefetched_objects = counts_->prefetched_objects.get();
+    stats.prefetched_bytes = counts_->prefetched_bytes.get();
     stats.snapshots = counts_->snapshots.get();
     stats.snapshot_objects = counts_->snapshot_objects.get();
     stats.snapshot_left = counts_->snapshot_left.load();

@@ -18,6 +18,8 @@ struct NvmeTier::Counts {
     Counter promoted_objects;
     Counter promoted_bytes;
     Counter promotions_skipped;
+    Counter prefetched_objects;
+    Counter prefetched_bytes;
     Counter snapshots;
     Counter snapshot_objects;
     std::atomic<uint64_t> snapshot_left{0};
@@ -27,6 +29,7 @@ struct NvmeTier::Counts {
 
 class NvmeTier::Reading {
   public:
+    enum class Purpose : uint8_t { kGet, kPromote, kAhead };
     struct Row {
         std::string key;
         NvmeReadResult what;
@@ -34,13 +37,17 @@ class NvmeTier::Reading {
         bool promote = false;  // whatever comes of it is worth a place in DRAM
     };
 
-    NamespaceRef ns;
+    explicit Reading(NamespaceRef of, Purpose why) : ns(std::move(of)), purpose(why) {}
+
+    const NamespaceRef ns;
+    const Purpose purpose;
     std::vector<Row> rows;
     std::vector<Object> objects;
     std::atomic<size_t> left{0};
     ReadDone done;
-    std::shared_ptr<void> waiting;  // for the promotions of a promote()
+    std::shared_ptr<void> waiting;  // for the promotions of all rows
     uint64_t started_us = 0;
+    bool under_way = false;  // counted as such
 };
 
 }  // namespace kvstore

@@ -8,7 +8,8 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kPlaceAlign = 64;
-constexpr uint64_t kFreeShare = 16;  // DRAM with so much free takes everything that is read
+constexpr uint64_t kRateWindowUs = 250'000;  // what was not used of the rate is kept so long
+constexpr uint64_t kFreeShare = 16;          // DRAM with so much free takes everything that is read
 // Writes of the node itself: no session has this number.
 constexpr Owner kTier{UINT64_MAX, -1};
 
@@ -39,7 +40,9 @@ bool NvmeTier::has(NamespaceId ns, const Hash128& hash, Version version) {
 }
 
 void NvmeTier::read(const NamespaceRef& ns, std::span<const BlockStore::Key> keys, ReadDone done) {
-    start_reading(ns, keys, std::move(done), nullptr);
+    auto reading = std::make_shared<Reading>(ns, Reading::Purpose::kGet);
+    reading->done = std::move(done);
+    start_reading(std::move(reading), keys);
 }
 
 void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> keys,
@@ -53,18 +56,83 @@ void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> 
         bytes += found->length;
         below.push_back(key);
     }
+    auto reading = std::make_shared<Reading>(ns, Reading::Purpose::kPromote);
     // Runs when nobody waits for a promotion any more, whatever has become of it.
-    const std::shared_ptr<void> waiting(this, [done = std::move(done)](void*) { done(); });
-    if (!below.empty()) start_reading(ns, below, [](std::vector<Object>) {}, waiting);
+    reading->waiting = std::shared_ptr<void>(this, [done = std::move(done)](void*) { done(); });
+    if (!below.empty()) start_reading(std::move(reading), below);
 }
 
-void NvmeTier::start_reading(const NamespaceRef& ns, std::span<const BlockStore::Key> keys,
-                             ReadDone done, std::shared_ptr<void> waiting) {
-    auto reading = std::make_shared<Reading>();
-    reading->ns = ns;
+void NvmeTier::prefetch(const NamespaceRef& ns, std::span<const BlockStore::Key> keys) {
+    std::vector<BlockStore::Key> taken;
+    for (const BlockStore::Key& key : keys) {
+        if (take_ahead(ns, key.hash)) taken.push_back(key);
+    }
+    start_ahead(ns, taken);
+}
+
+void NvmeTier::read_ahead(const NamespaceRef& ns, const Hash128& hash) {
+    uint32_t depth = 0;
+    {
+        const std::lock_guard lock(mutex_);
+        depth = tunables_.prefetch_depth;
+    }
+    std::vector<BlockStore::Key> taken;
+    std::optional<Hash128> at = hash;
+    for (uint32_t i = 0; i < depth; ++i) {
+        at = chains_.next(*at);
+        if (!at) break;
+        if (take_ahead(ns, *at)) taken.push_back({{}, *at});
+    }
+    start_ahead(ns, taken);
+}
+
+void NvmeTier::start_ahead(const NamespaceRef& ns, std::span<const BlockStore::Key> taken) {
+    if (taken.empty()) return;
+    auto reading = std::make_shared<Reading>(ns, Reading::Purpose::kAhead);
+    std::vector<Hash128> hashes;
+    for (const BlockStore::Key& key : taken) hashes.push_back(key.hash);
+    reading->waiting = std::shared_ptr<void>(
+        this, [this, hashes = std::move(hashes)](void*) { end_ahead(hashes); });
+    start_reading(std::move(reading), taken);
+}
+
+// They are in DRAM now, or will not be.
+void NvmeTier::end_ahead(std::span<const Hash128> hashes) {
+    const std::lock_guard lock(mutex_);
+    for (const Hash128& hash : hashes) {
+        const auto found = ahead_.find(hash);
+        ahead_bytes_ -= found->second;
+        ahead_.erase(found);
+    }
+}
+
+// True: it is on NVMe alone, nobody brings it yet, and the bounds allow it.
+bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
+    if (store_.has_hash(ns->id, hash)) return false;
+    const std::optional<NvmeFound> found = log_->find(ns->id, hash);
+    if (!found) return false;
+    const std::lock_guard lock(mutex_);
+    const uint64_t rate = tunables_.prefetch_bytes_per_s;
+    const uint64_t now_us = boottime_us();
+    const uint64_t passed_us = std::min<uint64_t>(now_us - ahead_filled_us_, kRateWindowUs);
+    ahead_filled_us_ = now_us;
+    ahead_room_bytes_ = std::min(ahead_room_bytes_ + rate * passed_us / 1'000'000,
+                                 rate * kRateWindowUs / 1'000'000);
+    if (stopping_ || found->length > ahead_room_bytes_ ||
+        ahead_bytes_ + found->length > kMaxAheadBytes ||
+        !ahead_.emplace(hash, found->length).second) {
+        return false;
+    }
+    ahead_room_bytes_ -= found->length;
+    ahead_bytes_ += found->length;
+    return true;
+}
+
+void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
+                             std::span<const BlockStore::Key> keys) {
+    const NamespaceRef& ns = reading->ns;
     reading->rows.resize(keys.size());
     reading->objects.resize(keys.size());
-    reading->done = std::move(done);
     reading->started_us = boottime_us();
     std::vector<uint64_t> places(keys.size(), 0);
     uint64_t total = 0;
@@ -80,30 +148,28 @@ void NvmeTier::start_reading(const NamespaceRef& ns, std::span<const BlockStore:
         Reading::Row& row = reading->rows[i];
         row.key = keys[i].key;
         row.asked = true;
-        row.promote = waiting != nullptr || is_admitted(*found);
+        row.promote = reading->purpose != Reading::Purpose::kGet || is_admitted(*found);
         object.version = found->version;
         object.length = found->length;
         places[i] = total;
         total += (found->length + kPlaceAlign - 1) / kPlaceAlign * kPlaceAlign;
         ++asked;
     }
-    std::shared_ptr<uint8_t> memory;
-    if (asked != 0) memory = buffers_.take(static_cast<size_t>(total));
-    bool refused = memory == nullptr;
-    if (!refused) {
+    const std::shared_ptr<uint8_t> memory =
+        asked == 0 ? nullptr : buffers_.take(static_cast<size_t>(total));
+    if (memory != nullptr) {
         const std::lock_guard lock(mutex_);
-        refused = stopping_;
-        if (!refused) ++reads_under_way_;
+        reading->under_way = !stopping_;
+        reads_under_way_ += reading->under_way ? 1 : 0;
     }
-    if (refused) {
+    if (!reading->under_way) {
         for (size_t i = 0; i < keys.size(); ++i) {
             if (!reading->rows[i].asked) continue;
             reading->objects[i].code = Code::kOverloaded;
             reading->objects[i].reason = MissReason::kUnavailable;
         }
-        return reading->done(std::move(reading->objects));
+        return finish(*reading);
     }
-    reading->waiting = std::move(waiting);
     reading->left.store(asked);
     std::vector<NvmeRead> reads;
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -113,7 +179,6 @@ void NvmeTier::start_reading(const NamespaceRef& ns, std::span<const BlockStore:
         reads.push_back({ns->id, keys[i].hash, object.version, reading->rows[i].key,
                          object.bytes.get(), object.length, i});
     }
-    memory.reset();
     log_->read(reads, [this, reading](uint64_t row, const NvmeReadResult& result) {
         take_read(*reading, row, result);
     });
@@ -126,8 +191,7 @@ void NvmeTier::take_read(Reading& reading, size_t row, const NvmeReadResult& res
         object.reason = MissReason::kNone;
         object.sealed_crc = result.sealed_crc;
         reading.rows[row].what = result;
-        counts_->hits.add();
-        counts_->hit_bytes.add(object.length);
+        reading.rows[row].key = result.key;
     } else {
         object.reason = reason_of(object.code);
         object.bytes.reset();
@@ -136,19 +200,25 @@ void NvmeTier::take_read(Reading& reading, size_t row, const NvmeReadResult& res
 }
 
 void NvmeTier::finish(Reading& reading) {
-    counts_->read_us.record(boottime_us() - reading.started_us);
+    const bool is_get = reading.purpose == Reading::Purpose::kGet;
+    if (is_get) counts_->read_us.record(boottime_us() - reading.started_us);
     for (size_t i = 0; i < reading.rows.size(); ++i) {
         Reading::Row& row = reading.rows[i];
-        if (!row.asked || reading.objects[i].code != Code::kOk) continue;
+        const Object& object = reading.objects[i];
+        if (!row.asked || object.code != Code::kOk) continue;
+        counts_->hits.add(is_get ? 1 : 0);
+        counts_->hit_bytes.add(is_get ? object.length : 0);
         if (!row.promote) {
             counts_->promotions_skipped.add();
             continue;
         }
-        push({reading.ns, std::move(row.key), row.what, reading.objects[i].bytes, reading.waiting});
+        row.what.key = {};  // of a call that is over
+        push({reading.ns, std::move(row.key), row.what, object.bytes, reading.waiting,
+              reading.purpose == Reading::Purpose::kAhead});
     }
     reading.waiting.reset();
-    const ReadDone done = std::move(reading.done);
-    done(std::move(reading.objects));
+    if (is_get) reading.done(std::move(reading.objects));
+    if (!reading.under_way) return;
     const std::lock_guard lock(mutex_);
     --reads_under_way_;
     changed_.notify_all();
@@ -220,6 +290,7 @@ void NvmeTier::promote_one(const Promotion& promotion) {
         return;
     }
     store_.note_written({&block.generation, 1});
+    if (promotion.ahead) store_.note_prefetched(block.generation);
     // Removed, replaced or dropped meanwhile: what was read is no longer to be had.
     const std::optional<NvmeFound> still = log_->find(promotion.ns->id, identity.hash);
     if (!still || still->version != identity.version) {
@@ -229,6 +300,8 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     }
     counts_->promoted_objects.add();
     counts_->promoted_bytes.add(identity.length);
+    counts_->prefetched_objects.add(promotion.ahead ? 1 : 0);
+    counts_->prefetched_bytes.add(promotion.ahead ? identity.length : 0);
 }
 
 }  // namespace kvstore

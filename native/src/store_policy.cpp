@@ -1,6 +1,7 @@
 // What masters and clients may ask of published objects: remove, flush, pins, leases; and the tick.
 #include <algorithm>
 
+#include "kvstore/clock.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -225,6 +226,7 @@ void BlockStore::tick() {
         state.use_ready_memory();
         state.apply_exists();
         state.drain_rings();
+        state.uses.note(state.evictor.clock(), wall_ms());
         state.reservations.quarantine_expired(state.now());
         state.end_leases(state.leases.take_expired(state.now()));
         state.expire_objects(State::kExpiriesPerTick);

@@ -1,6 +1,7 @@
 // Reads of the block store: find with a held token, holds by socket, recency, the full listing.
 #include <algorithm>
 
+#include "kvstore/clock.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -16,7 +17,7 @@ EntryRef BlockStore::State::find_valid(const NamespaceRef& ns, std::string_view 
     KV_ASSERT(object.generation != 0);
     if (object.expiry_ms == 0 || object.expiry_ms > now()) return ref;
     if (object.holds > 0) {
-        history.note(hash, MissReason::kExpired);
+        history.note(hash, MissReason::kExpired, wall_ms());
         return kNoEntry;
     }
     withdraw(ref, MissReason::kExpired);
@@ -116,9 +117,16 @@ BlockStore::State::SocketHolds::iterator BlockStore::State::end_socket_hold(
 void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
     for (size_t i = refs.size(); i-- > 0;) {
         if (refs[i] == kNoEntry || objects[refs[i]].generation == 0) continue;
-        evictor.touch(refs[i]);
-        ++totals.touches;
+        touch(refs[i]);
     }
+}
+
+void BlockStore::State::touch(EntryRef ref) {
+    evictor.touch(ref);
+    ++totals.touches;
+    if (!objects[ref].prefetched) return;
+    objects[ref].prefetched = false;
+    ++totals.prefetch_used;
 }
 
 // The keys of one put batch arrive one by one, head first, and their touches have to be written
@@ -137,9 +145,7 @@ void BlockStore::State::apply_exists() {
 void BlockStore::State::drain_rings() {
     slots->drain_touches([this](uint32_t ref) {
         // Clients write the rings: only numbers of live objects count.
-        if (ref >= objects.size() || objects[ref].generation == 0) return;
-        evictor.touch(ref);
-        ++totals.touches;
+        if (ref < objects.size() && objects[ref].generation != 0) touch(ref);
     });
 }
 
@@ -203,6 +209,24 @@ Code BlockStore::unhold(const Owner& owner, Generation generation) {
     if (--it->second.count > 0) return Code::kOk;
     state_->end_socket_hold(it);
     return Code::kOk;
+}
+
+BlockStore::Explained BlockStore::explain(const NamespaceRef& ns, const Key& key) {
+    State::Lock lock(*state_);
+    const EntryRef ref = state_->find_valid(ns, key.key, key.hash);
+    Explained known;
+    if (ref == kNoEntry) {
+        known.reason = state_->miss_reason(ns, key);
+        known.gone_wall_ms = state_->history.time_ms(key.hash);
+        return known;
+    }
+    state_->drain_rings();
+    known.here = true;
+    known.version = state_->index->entry(ref).version;
+    known.length = state_->objects[ref].length;
+    known.put_wall_ms = state_->index->cold(ref).put_wall_ms;
+    known.used_wall_ms = state_->uses.time_ms(state_->evictor.stamp(ref));
+    return known;
 }
 
 uint32_t BlockStore::list_objects(uint32_t cursor, size_t max, std::vector<ObjectInfo>& out) {

@@ -171,7 +171,7 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     StoredObject& object = objects[ref];
     KV_ASSERT(object.generation != 0);
     const EntryFields fields = index->entry(ref);
-    if (reason != MissReason::kVersion) history.note(fields.hash, reason);
+    if (reason != MissReason::kVersion) history.note(fields.hash, reason, wall_ms());
     if (tell && on_withdraw) {
         withdrawn.push_back({namespaces[object.ns].ns, std::string(index->cold(ref).key),
                              fields.hash, fields.version, reason});
@@ -192,6 +192,7 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     --totals.objects;
     totals.object_bytes -= object.length;
     if (options.tiered) set_written(object, true);
+    if (object.prefetched) ++totals.prefetch_wasted;
     object = StoredObject{};
     if (unsettled.size() >= kMaxUnsettled) settle();
 }

@@ -1,6 +1,7 @@
 // What the lower tier does not have yet: counted, and handed out in the order of publishing.
 #include <algorithm>
 
+#include "kvstore/clock.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -104,6 +105,17 @@ void BlockStore::note_written(std::span<const Generation> generations) {
     }
 }
 
+void BlockStore::note_prefetched(Generation generation) {
+    State::Lock lock(*state_);
+    const EntryRef ref = state_->by_generation.find(generation);
+    if (ref != kNoEntry) state_->objects[ref].prefetched = true;
+}
+
+bool BlockStore::has_hash(NamespaceId ns, const Hash128& hash) {
+    const std::lock_guard lock(state_->mutex);
+    return state_->index->find_hash(ns, hash) != kNoEntry;
+}
+
 uint64_t BlockStore::free_bytes() {
     State::Lock lock(*state_);
     const ChunkAllocator::Stats blocks = state_->allocator.stats();
@@ -124,7 +136,7 @@ Code BlockStore::note_lost_below(const NamespaceRef& ns, const Key& key) {
 
 void BlockStore::note_miss_reason(const Hash128& hash, MissReason reason) {
     const std::lock_guard lock(state_->mutex);
-    state_->history.note(hash, reason);
+    state_->history.note(hash, reason, wall_ms());
 }
 
 }  // namespace kvstore

@@ -177,6 +177,15 @@ void node_messages(Visit&& visit) {
                   .versions = u64s(),
                   .crcs = u32s(),
                   .timeout_ms = 250});
+    visit(Prefetch{.keys = keys(), .timeout_ms = 250});
+    visit(Explain{.keys = keys(), .timeout_ms = 250});
+    visit(ExplainReply{.places = small(),
+                       .versions = u64s(),
+                       .sizes = sizes(),
+                       .put_ms = u64s(),
+                       .used_ms = u64s(),
+                       .reasons = small(),
+                       .gone_ms = u64s()});
     visit(Stats{.timeout_ms = 250});
     visit(StatsReply{.names = names(), .values = u64s()});
 }

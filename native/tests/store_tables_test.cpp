@@ -143,11 +143,13 @@ TEST(TombstoneTable, OverflowMeltsIntoAFloor) {
 TEST(MissHistory, RemembersTheLastReason) {
     MissHistory history;
     EXPECT_EQ(history.reason({1, 2}), MissReason::kNone);
-    history.note({1, 2}, MissReason::kEvicted);
-    history.note({3, 4}, MissReason::kRemoved);
+    history.note({1, 2}, MissReason::kEvicted, 7);
+    history.note({3, 4}, MissReason::kRemoved, 8);
+    EXPECT_EQ(history.time_ms({1, 2}), 7u);
     EXPECT_EQ(history.reason({1, 2}), MissReason::kEvicted);
     EXPECT_EQ(history.reason({1, 3}), MissReason::kNone);
-    history.note({1, 3}, MissReason::kFlushed);  // same place
+    history.note({1, 3}, MissReason::kFlushed, 9);  // same place
+    EXPECT_EQ(history.time_ms({1, 2}), 0u);
     EXPECT_EQ(history.reason({1, 2}), MissReason::kNone);
 }
 

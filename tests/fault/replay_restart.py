@@ -3,7 +3,8 @@
 `python -m tests.fault.replay_restart --trace FILE --way kill` prints what the restart cost:
 the same requests at the same pace are replayed on an undisturbed node first, and what both found
 is compared request by request. Ways: kill (SIGKILL), upgrade (SIGTERM, then a package with another
-version number).
+version number), power-loss (SIGKILL, and the shared memory is gone; NVMe with snapshots every 5 s
+is not).
 """
 
 from __future__ import annotations
@@ -72,10 +73,12 @@ def other_version(folder: Path) -> Path:
 def restart(cluster: Cluster, node: Daemon, way: str, package: Path | None) -> dict[str, Any]:
     """End the node and start it again; how long both took."""
     begun = time.monotonic()
-    if way == "kill":
-        node.kill()
-    else:
+    if way == "upgrade":
         assert node.terminate() == 0
+    else:
+        node.kill()
+    if way == "power-loss":
+        shutil.rmtree(cluster.segment_dirs["a"])
     ended = time.monotonic()
     started = cluster.start_node("a", wait=False, package=package, **cluster.configs["a"])
     started.wait_started()
@@ -83,6 +86,15 @@ def restart(cluster: Cluster, node: Daemon, way: str, package: Path | None) -> d
         "end_s": round(ended - begun, 2),
         "start_s": round(time.monotonic() - ended, 2),
         "killed_at": begun,
+    }
+
+
+def nvme_tier(folder: Path, segment: int) -> dict[str, Any]:
+    """Configure a tier with room for what the memory holds, and then some."""
+    return {
+        "nvme_dir": str(folder / "nvme"),
+        "nvme_size": 2 * segment,
+        "snapshot_interval_ms": 5000,
     }
 
 
@@ -95,7 +107,8 @@ def measure(requests: Sequence[Request], blocks: int, rate: float, way: str) -> 
         folder = Path(tempfile.mkdtemp(prefix="kvstore-replay-"))
         cluster = Cluster(folder)
         try:
-            node = cluster.start_node("a", segment_size=segment)
+            tier = nvme_tier(folder, segment) if way == "power-loss" else {}
+            node = cluster.start_node("a", segment_size=segment, **tier)
             package = other_version(folder) if way == "upgrade" and disturbed else None
             begin = time.monotonic()
             half_s = len(requests) / rate / 2
@@ -144,7 +157,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--way", choices=("kill", "upgrade"), default="kill")
+    parser.add_argument("--way", choices=("kill", "upgrade", "power-loss"), default="kill")
     parser.add_argument("--blocks", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=400.0, help="requests a second")
     parser.add_argument("--limit", type=int, help="only the first N requests")

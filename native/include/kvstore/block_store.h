@@ -130,6 +130,17 @@ class BlockStore {
         Pin pin = Pin::kNone;
     };
 
+    // What is known of a key, for people.
+    struct Explained {
+        bool here = false;
+        Version version = 0;
+        uint64_t length = 0;
+        uint64_t put_wall_ms = 0;
+        uint64_t used_wall_ms = 0;              // last use, about; 0: before this life
+        MissReason reason = MissReason::kNone;  // when it is not here
+        uint64_t gone_wall_ms = 0;              // since when; 0: not known
+    };
+
     struct LeaseGrant {
         uint64_t lease_id = 0;  // 0 when length is 0
         uint32_t length = 0;    // leading keys that are leased
@@ -202,6 +213,8 @@ class BlockStore {
         uint64_t aborts = 0;
         uint64_t evictions = 0;
         uint64_t evicted_bytes = 0;
+        uint64_t prefetch_used = 0;      // objects brought ahead of a read that came
+        uint64_t prefetch_wasted = 0;    // … and that were gone before one came
         uint64_t evicted_unwritten = 0;  // of them, those that no tier has any more
         uint64_t expirations = 0;
         uint64_t removals = 0;
@@ -274,7 +287,8 @@ class BlockStore {
     Found find(const NamespaceRef& ns, const Key& key, bool touch = true);
     // All keys of one batch; recency is written tail first, head last.
     std::vector<Found> find(const NamespaceRef& ns, std::span<const Key> keys, bool touch = true);
-    bool contains(const NamespaceRef& ns, const Key& key);  // neither holds nor touches
+    bool contains(const NamespaceRef& ns, const Key& key);      // neither holds nor touches
+    Explained explain(const NamespaceRef& ns, const Key& key);  // as contains()
     // Key of the object before this one in its chain; empty without one, or when it is not here.
     std::string parent_key(Generation generation);
     // A hold by socket for a client whose slot is full; ended by unhold or the session's end.
@@ -310,6 +324,9 @@ class BlockStore {
     bool describe_unwritten(Generation generation, Unwritten* out);  // false: not any more
     // The lower tier has these now. Nothing happens to those that are gone.
     void note_written(std::span<const Generation> generations);
+    // It was brought from there before anybody asked for it.
+    void note_prefetched(Generation generation);
+    bool has_hash(NamespaceId ns, const Hash128& hash);
     // The lower tier has this version no more. Ok: it is here, and unwritten again.
     Code note_lost_below(const NamespaceRef& ns, const Key& key);
     uint64_t free_bytes();  // of what is pre-faulted; about

@@ -5,6 +5,7 @@
 // key stands in the items. After close(), and in a forked child, every call answers kClosed.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -88,6 +89,23 @@ class ClientCore {
     };
     Result<Inspection> inspect(std::string_view key);
 
+    // Asks the nodes that hold these to have them in memory soon; waits for nothing else. The
+    // number of keys that a node has.
+    Result<size_t> prefetch(std::span<const std::string_view> keys);
+    // What each node that answers knows of a key.
+    struct Explanation {
+        std::string node;
+        bool in_dram = false;
+        bool on_nvme = false;
+        Version version = 0;
+        uint64_t size = 0;
+        uint64_t put_ms = 0;   // these three: wall clock; 0: not known
+        uint64_t used_ms = 0;  // about
+        uint64_t gone_ms = 0;
+        MissReason reason = MissReason::kNone;  // when it is in neither
+    };
+    Result<std::vector<Explanation>> explain(std::string_view key);
+
     struct NodeSummary {
         PeerInfo info;
         bool attached = false;
@@ -103,6 +121,7 @@ class ClientCore {
     void lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
                         std::vector<char>* leased, std::vector<LeaseKeeper::Grant>* grants,
                         Deadline deadline);
+    void ask_nodes(const std::function<bool(PeerNode&, Deadline)>& ask);
     template <class Request, class Reply>
     Status ask_master(Request& request, Reply* reply, ChannelPool::Lease* lease);
 

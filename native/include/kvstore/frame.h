@@ -62,6 +62,9 @@ enum class MessageType : uint16_t {
     kCopyPut = 0x58,  // → kStatusReply
     kStats = 0x5A,
     kStatsReply = 0x5B,
+    kPrefetch = 0x5C,  // → kStatusReply
+    kExplain = 0x5E,
+    kExplainReply = 0x5F,
     // Node link, both directions (messages_link.h)
     kClaim = 0x80,
     kClaimReply = 0x81,

@@ -267,6 +267,50 @@ struct CopyPut {
     }
 };
 
+// Wishes that these be in DRAM when they are read. Status: kOk it is, or is being brought, or the
+// node has no time for it now; kNotFound.
+struct Prefetch {
+    static constexpr MessageType kType = MessageType::kPrefetch;
+    KeyList keys{};
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.keys);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+
+// What a node knows of keys, for people: where each is, or why it is not there any more.
+struct Explain {
+    static constexpr MessageType kType = MessageType::kExplain;
+    KeyList keys{};
+    uint32_t timeout_ms = 0;
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.keys);
+        v.timeout(40, m.timeout_ms);
+    }
+};
+inline constexpr uint8_t kInDram = 1;  // of ExplainReply::places
+inline constexpr uint8_t kOnNvme = 2;
+struct ExplainReply {
+    static constexpr MessageType kType = MessageType::kExplainReply;
+    U8Column places{};
+    U64Column versions{};
+    U64Column sizes{};
+    U64Column put_ms{};   // wall clock; 0: not known
+    U64Column used_ms{};  // wall clock, about; 0: not known
+    U8Column reasons{};   // MissReason, where it is in no tier
+    U64Column gone_ms{};  // wall clock, when that was; 0: not known
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.places);
+        v.row(2, m.versions);
+        v.row(3, m.sizes);
+        v.row(4, m.put_ms);
+        v.row(5, m.used_ms);
+        v.row(6, m.reasons);
+        v.row(7, m.gone_ms);
+    }
+};
+
 struct Stats {
     static constexpr MessageType kType = MessageType::kStats;
     uint32_t timeout_ms = 0;

@@ -81,6 +81,8 @@ class NodeService final : public Service, public MasterLink::Handler {
     bool get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
                         std::span<const BlockStore::Key> keys);
     void finish_get(const std::shared_ptr<Getting>& get);
+    void prefetch(Connection& connection, const FrameHeader& header, Body body);
+    void explain(Connection& connection, const FrameHeader& header, Body body);
     void lease(Connection& connection, const FrameHeader& header, Body body);
     void lease_renew(Connection& connection, const FrameHeader& header, Body body);
     void lease_release(Connection& connection, const FrameHeader& header, Body body);
@@ -121,7 +123,7 @@ class NodeService final : public Service, public MasterLink::Handler {
     std::atomic<bool> draining_{false};
     const std::shared_ptr<SendBudget> send_budget_;
     const std::shared_ptr<SendBudget> below_budget_;  // for what is read from NVMe
-    uint64_t seen_refusals_ = 0;  // these two: the ticking loop only
+    uint64_t seen_refusals_ = 0;                      // these two: the ticking loop only
     uint64_t pressed_until_ms_ = 0;
     std::shared_ptr<Authenticator> authenticator_;
     std::unique_ptr<EventServer> server_;

@@ -155,6 +155,7 @@ struct NvmeReadResult {
     uint64_t put_wall_ms = 0;
     Pin pin = Pin::kNone;
     Hash128 parent;
+    std::string_view key;  // valid during the call that brings this
 };
 using NvmeReadDone = std::function<void(uint64_t tag, const NvmeReadResult& result)>;
 

@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "kvstore/block_store.h"
+#include "kvstore/chain_map.h"
 #include "kvstore/clock.h"
 #include "kvstore/histogram.h"
 #include "kvstore/master_link.h"
@@ -43,6 +44,9 @@ struct NvmeTierTunables {
     // Reads from NVMe that make an object worth a place in a full DRAM.
     uint32_t promote_reads = 2;
     NvmePolicy readmission;
+    // How many pages of a chain are brought to DRAM ahead of the one that was read. 0: none.
+    uint32_t prefetch_depth = 16;
+    uint64_t prefetch_bytes_per_s = 256 << 20;
 };
 
 struct NvmeTierStats {
@@ -59,6 +63,8 @@ struct NvmeTierStats {
     uint64_t promoted_objects = 0;
     uint64_t promoted_bytes = 0;
     uint64_t promotions_skipped = 0;  // not read often enough, or too many were waiting
+    uint64_t prefetched_objects = 0;
+    uint64_t prefetched_bytes = 0;
     uint64_t snapshots = 0;
     uint64_t snapshot_objects = 0;  // written by them
     uint64_t snapshot_left = 0;     // objects that the one under way has still to write
@@ -114,6 +120,11 @@ class NvmeTier {
     void promote(const NamespaceRef& ns, std::span<const BlockStore::Key> keys,
                  std::function<void()> done);
 
+    // Begins to bring into DRAM what of these is on NVMe alone, within the rate.
+    void prefetch(const NamespaceRef& ns, std::span<const BlockStore::Key> keys);
+    // The same for what follows an object in its chain.
+    void read_ahead(const NamespaceRef& ns, const Hash128& hash);
+
     // --- the master's operations ---
     void remove(const NamespaceRef& ns, const Hash128& hash, Version version);
     void flush(NamespaceId ns);
@@ -145,9 +156,11 @@ class NvmeTier {
         NvmeReadResult what;
         std::shared_ptr<uint8_t> bytes;
         std::shared_ptr<void> waiting;  // somebody waits until this is given up
+        bool ahead = false;             // nobody has asked for it yet
     };
     enum class Demoted : uint8_t { kWritten, kNotNow, kNever };
     static constexpr size_t kMaxWaitingBytes = 64 << 20;
+    static constexpr size_t kMaxAheadBytes = 32 << 20;
 
     NvmeTier(Options options, BlockStore& store);
 
@@ -166,8 +179,10 @@ class NvmeTier {
     void write_snapshot(Deadline deadline, Snapshot* result);
 
     // nvme_tier_reads.cpp
-    void start_reading(const NamespaceRef& ns, std::span<const BlockStore::Key> keys, ReadDone done,
-                       std::shared_ptr<void> waiting);
+    void start_reading(std::shared_ptr<Reading> reading, std::span<const BlockStore::Key> keys);
+    bool take_ahead(const NamespaceRef& ns, const Hash128& hash);
+    void start_ahead(const NamespaceRef& ns, std::span<const BlockStore::Key> taken);
+    void end_ahead(std::span<const Hash128> hashes);
     void take_read(Reading& reading, size_t row, const NvmeReadResult& result);
     void finish(Reading& reading);
     bool is_admitted(const NvmeFound& found);
@@ -188,11 +203,16 @@ class NvmeTier {
     std::vector<NamespaceRef> begun_with_;
     std::deque<Promotion> promotions_;
     uint64_t promotion_bytes_ = 0;
+    std::unordered_map<Hash128, uint64_t, Hash128Hasher> ahead_;  // being brought, and its length
+    uint64_t ahead_bytes_ = 0;
+    uint64_t ahead_room_bytes_ = 0;  // what the rate still allows …
+    uint64_t ahead_filled_us_ = 0;   // … since then
     uint64_t reads_under_way_ = 0;
     uint64_t applied_seq_ = 0;  // these two: noted, and told
     uint64_t durable_seq_ = 0;
     bool in_snapshot_ = false;
 
+    ChainMap chains_;
     std::unique_ptr<Counts> counts_;
     std::unique_ptr<NvmeLog> log_;
     std::array<std::thread, 3> threads_;

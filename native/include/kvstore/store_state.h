@@ -27,6 +27,7 @@
 #include "kvstore/reservation_table.h"
 #include "kvstore/segment.h"
 #include "kvstore/store_files.h"
+#include "kvstore/use_times.h"
 #include "kvstore/withdrawal_memory.h"
 
 namespace kvstore {
@@ -43,7 +44,8 @@ struct StoredObject {
     uint32_t parent_generation = 0;  // low half
     uint32_t ns = 0;                 // place in State::namespaces
     Pin pin = Pin::kNone;
-    bool written = false;  // the lower tier has it too
+    bool written = false;     // the lower tier has it too
+    bool prefetched = false;  // brought from there before anybody asked, and not used yet
 };
 struct GenerationOf {
     const std::vector<StoredObject>* objects;
@@ -143,6 +145,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     SocketHolds::iterator end_socket_hold(SocketHolds::iterator hold);
     uint64_t left_ms(const StoredObject& object) const;
     void touch_reversed(std::span<const EntryRef> refs);
+    void touch(EntryRef ref);
     void note_exists(uint64_t session, EntryRef ref);
     void apply_exists();
     void drain_rings();
@@ -228,6 +231,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     ReservationTable reservations;
     TombstoneTable tombstones;
     MissHistory history;
+    UseTimes uses;
 
     std::vector<NamespaceUse> namespaces;
     std::vector<uint32_t> free_namespaces;

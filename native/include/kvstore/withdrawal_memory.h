@@ -44,12 +44,14 @@ class TombstoneTable {
     std::deque<std::pair<uint64_t, Hash128>> order_;  // by time; a renewed one appears again
 };
 
-// The last reason why a key went away: direct-mapped, so an older one may be overwritten.
+// The last reason why a key went away, and when: direct-mapped, so an older one may be overwritten.
 class MissHistory {
   public:
-    MissHistory() : tags_(kPlaces, 0), reasons_(kPlaces, MissReason::kNone) {}
-    void note(const Hash128& hash, MissReason reason) {
+    MissHistory()
+        : tags_(kPlaces, 0), times_ms_(kPlaces, 0), reasons_(kPlaces, MissReason::kNone) {}
+    void note(const Hash128& hash, MissReason reason, uint64_t wall_ms) {
         tags_[hash.lo % kPlaces] = hash.hi;
+        times_ms_[hash.lo % kPlaces] = wall_ms;
         reasons_[hash.lo % kPlaces] = reason;
     }
     // kNone when nothing is known.
@@ -57,10 +59,15 @@ class MissHistory {
         return tags_[hash.lo % kPlaces] == hash.hi ? reasons_[hash.lo % kPlaces]
                                                    : MissReason::kNone;
     }
+    // Wall clock, of what reason() says; 0 when nothing is known.
+    uint64_t time_ms(const Hash128& hash) const {
+        return tags_[hash.lo % kPlaces] == hash.hi ? times_ms_[hash.lo % kPlaces] : 0;
+    }
 
   private:
     static constexpr size_t kPlaces = 1u << 16;
     std::vector<uint64_t> tags_;
+    std::vector<uint64_t> times_ms_;
     std::vector<MissReason> reasons_;
 };
 
