@@ -7,10 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kvstore import _native
+from kvstore.client import describe
 from kvstore.client.answers import (
     PAGE_KEYS,
-    PIN_NAMES,
-    TIERS,
     PinLevel,
     answer,
     check_stride,
@@ -21,7 +20,7 @@ from kvstore.client.answers import (
 )
 from kvstore.client.lookup import Lookup
 from kvstore.client.view import View
-from kvstore.errors import MissReason, Status, error_for
+from kvstore.errors import Status, error_for
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -395,21 +394,7 @@ class Store:
             ClosedError: The store is closed, or this is a forked child.
         """
         found = self._client.inspect(key)
-        if found is None:
-            return None
-        tiers = [tier for _, tier in found["replicas"]]
-        return {
-            "key": key,
-            "size": found["size"],
-            "version": found["version"],
-            "pin": PIN_NAMES.get(found["pin"]),
-            "tier": TIERS.get(min(tiers, default=0)),
-            "replicas": [
-                {"node_id": node, "tier": TIERS.get(tier)} for node, tier in found["replicas"]
-            ],
-            "replicas_wanted": found["replicas_wanted"],
-            "created_ms": found["create_ms"],
-        }
+        return None if found is None else describe.inspection(key, found)
 
     def explain(self, key: str) -> list[dict[str, Any]]:
         """Tell what each node that answers knows of a key, for people.
@@ -427,19 +412,7 @@ class Store:
             InvalidArgumentError: The key is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return [
-            {
-                "node_id": known["node_id"],
-                "tiers": [tier for tier in TIERS.values() if known[tier]],
-                "version": known["version"],
-                "size": known["size"],
-                "put_ms": known["put_ms"] or None,
-                "used_ms": known["used_ms"] or None,
-                "gone_ms": known["gone_ms"] or None,
-                "reason": MissReason(known["reason"]),
-            }
-            for known in self._client.explain(key)
-        ]
+        return [describe.explanation(known) for known in self._client.explain(key)]
 
     def prefetch(self, keys: Sequence[str]) -> int:
         """Ask the nodes to have these objects in memory when they are read.
@@ -563,35 +536,8 @@ class Store:
             started) and ``evictions`` (their sum); of an embedded store also ``node`` and
             ``master`` (all of their counters).
         """
-        counts = self._client.counters()
-        misses = {
-            reason.value: counts[f"misses_{reason.value}"]
-            for reason in MissReason
-            if reason is not MissReason.None_
-        }
-        stats: dict[str, Any] = {
-            "keys_read": counts["keys_read"],
-            "hits": counts["hits_shm"] + counts["hits_socket"],
-            "hits_shm": counts["hits_shm"],
-            "hits_tcp": counts["hits_socket"],
-            "misses": misses,
-            "bytes_shm": counts["bytes_read_shm"],
-            "bytes_tcp": counts["bytes_read_socket"],
-            "put_bytes_shm": counts["bytes_put_shm"],
-            "put_bytes_tcp": counts["bytes_put_socket"],
-            "puts": {
-                "ok": counts["puts_ok"],
-                "existing": counts["puts_existing"],
-                "failed": counts["puts_failed"],
-            },
-            "wrong_checksums": counts["wrong_checksums"],
-            "retries": counts["retries"],
-            "lookups": counts["lookups"],
-            "master_failures": counts["master_failures"],
-            "views": counts["views"],
-            "leases": counts["leases"],
-            "nodes": self._client.nodes(),
-        }
+        stats = describe.counted(self._client.counters())
+        stats["nodes"] = self._client.nodes()
         if not self.closed:
             nodes = self._client.node_counters()
             stats["node_counters"] = nodes

@@ -260,7 +260,7 @@ class NodeServer:
             finally:
                 ready.cancel()
                 snapshots.cancel()
-                await tiering.last_snapshot(self._config.shutdown_grace_ms)
+                await self._save(tiering)
         finally:
             await self._agent.leave()  # first, so that nobody is sent here any more
             await server.stop()
@@ -273,6 +273,15 @@ class NodeServer:
             if not (self._config.keep_segment or self._config.segment_dir):
                 with contextlib.suppress(OSError):  # the folder is ours too
                     Path(self._config.directory()).rmdir()
+
+    async def _save(self, tiering: Tiering) -> None:
+        """Write the last snapshot; the node stays in the cluster, and serves, until it is there."""
+        alive = asyncio.create_task(self._agent.heartbeats(self._load, self._renew))
+        try:
+            await tiering.last_snapshot(self._config.shutdown_grace_ms)
+        finally:
+            alive.cancel()
+            await asyncio.gather(alive, return_exceptions=True)
 
     async def _announce_when_ready(self, announce: Callable[[], None]) -> None:
         """Wait until the cluster sends reads and writes here."""

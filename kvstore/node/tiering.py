@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kvstore import clock
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError
@@ -16,7 +16,7 @@ from kvstore.node.core_api import NodeCoreApi
 
 _log = EventLogger("node.nvme")
 _CATALOG = "catalog"
-_PROGRESS_S = 2.0
+_PROGRESS_MS = 2000
 _LOOK_S = 0.5
 # One snapshot may take as long as it needs; the next one starts where it stopped.
 _SNAPSHOT_TIMEOUT_MS = 24 * 3600 * 1000
@@ -30,7 +30,7 @@ class Tiering:
         self._directory = config.nvme_dir
         self._catalog: Any = None
         self._core: NodeCoreApi | None = None
-        self._told_s = time.monotonic()
+        self._told_ms = clock.monotonic_ms()
         self._state = "active"
         self._progress = types_pb2.SnapshotProgress()
         """Of the last snapshot that an operator asked for."""
@@ -55,8 +55,8 @@ class Tiering:
 
     def _tell(self, done: int, total: int, objects: int) -> None:
         """Say how far the reading of the folder is, now and then."""
-        if time.monotonic() - self._told_s >= _PROGRESS_S:
-            self._told_s = time.monotonic()
+        if clock.monotonic_ms() - self._told_ms >= _PROGRESS_MS:
+            self._told_ms = clock.monotonic_ms()
             _log.info("nvme_reading", segments_done=done, segments=total, objects=objects)
 
     def begin(self, core: NodeCoreApi) -> None:
@@ -79,7 +79,7 @@ class Tiering:
             request: number of the last snapshot that an operator asked for in this session.
         """
         assert self._core is not None
-        last_s = time.monotonic()
+        last_ms = clock.monotonic_ms()
         while True:
             interval_ms = config().snapshot_interval_ms
             await asyncio.sleep(min(_LOOK_S, (interval_ms or 1000) / 1000))
@@ -88,9 +88,9 @@ class Tiering:
             if wanted not in (0, self._progress.request):
                 self._progress = types_pb2.SnapshotProgress(request=wanted)
                 self._progress = await self._snapshot(_SNAPSHOT_TIMEOUT_MS)
-            elif interval_ms and (time.monotonic() - last_s) * 1000 >= interval_ms:
+            elif interval_ms and clock.monotonic_ms() - last_ms >= interval_ms:
                 await self._snapshot(_SNAPSHOT_TIMEOUT_MS)
-                last_s = time.monotonic()
+                last_ms = clock.monotonic_ms()
 
     def progress(self, stats: dict[str, Any]) -> types_pb2.SnapshotProgress:
         """How far the snapshot is that an operator asked for.
@@ -117,7 +117,7 @@ class Tiering:
 
     async def _snapshot(self, timeout_ms: int) -> types_pb2.SnapshotProgress:
         assert self._core is not None
-        started_s = time.monotonic()
+        started_ms = clock.monotonic_ms()
         progress = types_pb2.SnapshotProgress(request=self._progress.request, done=True)
         try:
             done = await asyncio.to_thread(self._core.snapshot, timeout_ms)
@@ -132,7 +132,7 @@ class Tiering:
             done["left"],
         )
         if done["objects"] or done["left"]:
-            took_ms = round((time.monotonic() - started_s) * 1000)
+            took_ms = clock.monotonic_ms() - started_ms
             _log.info("snapshot_written", took_ms=took_ms, **done)
         return progress
 

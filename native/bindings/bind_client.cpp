@@ -107,6 +107,12 @@ class Leases {
     std::unique_ptr<LeasedPrefix> prefix_;
 };
 
+template <class F>
+auto without_gil(F f) {
+    const nb::gil_scoped_release release;
+    return f();
+}
+
 nb::list list_of(const std::vector<int64_t>& numbers) {
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(numbers.size())));
     for (size_t i = 0; i < numbers.size(); ++i) {
@@ -340,16 +346,13 @@ nb::list set_pin(Client& client, nb::handle keys, uint8_t level) {
 }
 
 nb::tuple list_keys(Client& client, nb::handle prefix, const nb::bytes& cursor, uint32_t limit) {
-    Result<ClientCore::KeyPage> page = Code::kInternal;
     const std::string_view from(cursor.c_str(), cursor.size());
     const std::string_view start = utf8_of(prefix, "prefix");
     if (start.size() > limits::kMaxKeyBytes) {
         raise_status(Status(Code::kInvalidArgument, "prefix is longer than 1024 bytes of UTF-8"));
     }
-    {
-        nb::gil_scoped_release unlocked;
-        page = client->list(start, from, limit);
-    }
+    Result<ClientCore::KeyPage> page =
+        without_gil([&] { return client->list(start, from, limit); });
     const ClientCore::KeyPage found = value_or_raise(std::move(page));
     return nb::make_tuple(nb::cast(found.keys),
                           nb::bytes(found.cursor.data(), found.cursor.size()));
@@ -357,11 +360,8 @@ nb::tuple list_keys(Client& client, nb::handle prefix, const nb::bytes& cursor, 
 
 nb::object inspect(Client& client, nb::handle key) {
     const KeyArguments arguments = KeyArguments::one(key);
-    Result<ClientCore::Inspection> result = Code::kInternal;
-    {
-        nb::gil_scoped_release unlocked;
-        result = client->inspect(arguments.keys()[0]);
-    }
+    Result<ClientCore::Inspection> result =
+        without_gil([&] { return client->inspect(arguments.keys()[0]); });
     const ClientCore::Inspection found = value_or_raise(std::move(result));
     if (!found.found) {
         return nb::none();
@@ -382,35 +382,20 @@ nb::object inspect(Client& client, nb::handle key) {
 
 nb::list explain(Client& client, nb::handle key) {
     const KeyArguments arguments = KeyArguments::one(key);
-    Result<std::vector<ClientCore::Explanation>> result = Code::kInternal;
-    {
-        nb::gil_scoped_release unlocked;
-        result = client->explain(arguments.keys()[0]);
-    }
+    Result<std::vector<ClientCore::Explanation>> result =
+        without_gil([&] { return client->explain(arguments.keys()[0]); });
     nb::list out;
     for (const ClientCore::Explanation& known : value_or_raise(std::move(result))) {
-        nb::dict one;
-        one["node_id"] = known.node;
-        one["dram"] = known.in_dram;
-        one["nvme"] = known.on_nvme;
-        one["version"] = known.version;
-        one["size"] = known.size;
-        one["put_ms"] = known.put_ms;
-        one["used_ms"] = known.used_ms;
-        one["gone_ms"] = known.gone_ms;
-        one["reason"] = std::string(miss_reason_name(known.reason));
-        out.append(one);
+        out.append(nb::make_tuple(known.node, known.in_dram, known.on_nvme, known.version,
+                                  known.size, known.put_ms, known.used_ms, known.gone_ms,
+                                  std::string(miss_reason_name(known.reason))));
     }
     return out;
 }
 
 size_t prefetch(Client& client, nb::handle keys) {
     const KeyArguments arguments = KeyArguments::many(keys);
-    Result<size_t> result = Code::kInternal;
-    {
-        nb::gil_scoped_release unlocked;
-        result = client->prefetch(arguments.keys());
-    }
+    Result<size_t> result = without_gil([&] { return client->prefetch(arguments.keys()); });
     return value_or_raise(std::move(result));
 }
 

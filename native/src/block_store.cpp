@@ -217,7 +217,7 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
                                           std::to_string(options.client_cap_bytes) +
                                           " of unpublished data");
     }
-    const auto offset = obtain_block(lock, item.size_bytes);
+    const auto offset = obtain_block(lock, item.size_bytes, item.lossless);
     if (!offset) {
         ++totals.no_space;
         return refuse(Code::kNoSpace, "nothing evictable makes room for " + size() +
@@ -288,7 +288,7 @@ BlockStore::Reserved BlockStore::State::reserve_spare(std::unique_lock<std::mute
         !reservations.has_room(owner, size_bytes)) {
         return none;
     }
-    const auto offset = obtain_block(lock, size_bytes);
+    const auto offset = obtain_block(lock, size_bytes, false);
     if (!offset) return none;
     ReserveItem nothing;
     nothing.size_bytes = size_bytes;

@@ -280,6 +280,7 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     item.pin = what.pin;
     item.parent_hash = what.parent;
     item.put_wall_ms = what.put_wall_ms;
+    item.lossless = true;
     const BlockStore::Reserved block = store_.reserve(kTier, promotion.ns, item);
     if (block.code != Code::kOk) return;
     const uint32_t crc = copy_crc32c(block.data, promotion.bytes.get(), identity.length, 0);

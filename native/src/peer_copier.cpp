@@ -112,6 +112,12 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
         }
         identity.length = found.length;
         const uint32_t crc = found.hold != nullptr ? crc32c(found.data, found.length) : 0;
+        // The batch may hold all the memory there is: it goes first.
+        if (found.hold == nullptr && !out.jobs.empty() && tier_ != nullptr &&
+            tier_->has(identity.ns, identity.hash, job.version)) {
+            jobs.insert(jobs.begin(), std::move(job));
+            break;
+        }
         const bool whole =
             found.hold != nullptr && seal_checksum(crc, identity) == found.sealed_crc;
         if (!whole || found.length > limits::kMaxPayloadBytes) {

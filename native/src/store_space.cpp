@@ -29,7 +29,7 @@ void BlockStore::State::use_ready_memory() {
 // From the cheapest to the dearest: free memory, what is over anyway, memory that is about to be
 // ready, and last of all other objects.
 std::optional<uint64_t> BlockStore::State::obtain_block(std::unique_lock<std::mutex>& lock,
-                                                        uint64_t size_bytes) {
+                                                        uint64_t size_bytes, bool lossless) {
     if (const auto offset = try_allocate(size_bytes)) return offset;
     end_leases(leases.take_expired(now()));
     expire_objects(SIZE_MAX);
@@ -38,7 +38,7 @@ std::optional<uint64_t> BlockStore::State::obtain_block(std::unique_lock<std::mu
     recheck_deferred();
     if (const auto offset = try_allocate(size_bytes)) return offset;
     if (const auto offset = wait_for_prefault(lock, size_bytes)) return offset;
-    return evict_for(size_bytes);
+    return evict_for(size_bytes, lossless);
 }
 
 std::optional<uint64_t> BlockStore::State::wait_for_prefault(std::unique_lock<std::mutex>& lock,
@@ -55,12 +55,12 @@ std::optional<uint64_t> BlockStore::State::wait_for_prefault(std::unique_lock<st
     return std::nullopt;
 }
 
-std::optional<uint64_t> BlockStore::State::evict_for(uint64_t size_bytes) {
+std::optional<uint64_t> BlockStore::State::evict_for(uint64_t size_bytes, bool lossless) {
     apply_exists();
     drain_rings();
     slots->collect_hazards(&hazards);
     // Every round evicts something, so this ends.
-    while (evict_some(size_bytes)) {
+    while (lossless ? evict_lossless(size_bytes) : evict_some(size_bytes)) {
         settle();
         if (const auto offset = allocator.allocate(size_bytes)) return offset;
     }
@@ -80,7 +80,7 @@ bool BlockStore::State::evict_some(uint64_t size_bytes) {
     for (const bool soft : {false, true}) {
         if (evictor.size(soft) == 0) continue;
         std::optional<uint32_t> victim;
-        if (!soft) victim = coldest_written(size_bytes);
+        if (!soft) victim = coldest_written(size_bytes, false);
         if (!victim) victim = evictor.coldest(size_bytes, soft, same_class, blocked);
         if (victim) {
             if (is_unbalanced(size_bytes, *victim) && evict_plan(size_bytes, false)) return true;
@@ -93,7 +93,7 @@ bool BlockStore::State::evict_some(uint64_t size_bytes) {
 }
 
 // Where the lower tier is behind with what is cold, it is to hurry, and what it has goes first.
-std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes) {
+std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes, bool thorough) {
     if (!options.tiered || totals.unwritten == totals.objects) return std::nullopt;
     const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
     bool behind = false;
@@ -101,11 +101,17 @@ std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes) 
         behind |= !objects[ref].written;
         return !objects[ref].written || is_blocked(ref);
     };
-    const auto victim = evictor.coldest(size_bytes, false, same_class, blocked, false);
+    const auto victim = evictor.coldest(size_bytes, false, same_class, blocked, thorough);
     if (behind) {
         write_soon_bytes = std::min(write_soon_bytes + size_bytes, totals.unwritten_bytes);
     }
     return victim;
+}
+
+bool BlockStore::State::evict_lossless(uint64_t size_bytes) {
+    const auto victim = coldest_written(size_bytes, true);
+    if (victim) evict(*victim);
+    return victim.has_value();
 }
 
 // A size that came late would churn in the few chunks it got, beside chunks of much colder blocks.

@@ -159,3 +159,63 @@ def test_the_folder_of_another_node_is_refused(cluster: Cluster, config: dict[st
     assert other.process.wait(20) != 0
     assert "discard_foreign_nvme" in other.log.read_text()
     cluster.start_node("b", **config, discard_foreign_nvme=True)
+
+
+def test_a_chain_is_brought_up_ahead_of_its_reader(
+    cluster: Cluster, config: dict[str, Any]
+) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    chain = [f"chain/{i}" for i in range(20)]
+    for i, key in enumerate(chain):
+        parent = chain[i - 1] if i else None
+        assert store.put(key, proof(key, SIZE), parent=parent) is Status.Ok
+    fill(store, node)
+    assert "dram" not in store.explain(chain[5])[0]["tiers"]
+    assert store.get(chain[0]) == proof(chain[0], SIZE)
+    wait_for(
+        lambda: all("dram" in store.explain(key)[0]["tiers"] for key in chain[1:16]),
+        "the pages that follow to be in memory",
+        20,
+    )
+    before = metric(node, "kvstore_nvme_hits_total")
+    assert store.batch_get(chain[1:16]) == [proof(key, SIZE) for key in chain[1:16]]
+    assert metric(node, "kvstore_nvme_hits_total") == before
+    wait_for(
+        lambda: metric(node, "kvstore_nvme_prefetch_used_total") >= 15, "the uses to be counted", 20
+    )
+
+
+def test_a_prefetch_brings_up_what_is_asked_for(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config, prefetch_depth=0)
+    store = cluster.connect()
+    keys = fill(store, node)
+    wanted = keys[10:20]
+    assert not any("dram" in store.explain(key)[0]["tiers"] for key in wanted)
+    assert store.prefetch([*wanted, "never put"]) == len(wanted)
+    wait_for(
+        lambda: all("dram" in store.explain(key)[0]["tiers"] for key in wanted),
+        "them to be in memory",
+        20,
+    )
+    assert metric(node, "kvstore_nvme_prefetched_objects_total") == len(wanted)
+    fill(store, node, 1000)
+    assert metric(node, "kvstore_nvme_prefetch_wasted_total") == len(wanted)
+
+
+def test_explain_tells_where_an_object_is_and_was(cluster: Cluster, config: dict[str, Any]) -> None:
+    node = cluster.start_node("a", **config)
+    cluster.start_node("b")
+    store = cluster.connect(transport="tcp")
+    keys = fill(store, node, 0, 30)
+    (known,) = [one for one in cluster.cli("explain", keys[0]) if one["tiers"]]
+    assert known["size"] == SIZE
+    assert known["put_ms"] is not None
+    assert store.remove(keys[0]) is Status.Ok
+    from click.testing import CliRunner
+
+    from kvstore.cli.operator import main
+
+    result = CliRunner().invoke(main, ["explain", keys[0], "--master", cluster.address])
+    assert result.exit_code == 1
+    assert "removed" in result.stdout

@@ -125,6 +125,7 @@ class FakeNode:
         stats["misses"] = {reason.value: 0 for reason in MissReason if reason.value != "none"}
         stats["link"] = "syncing"
         stats["prefault_error"] = self.prefault_error
+        stats["nvme"] = None
         return stats
 
     def client_counters(self) -> list[dict[str, Any]]:

@@ -79,6 +79,7 @@ class BlockStore {
         uint64_t put_wall_ms = 0;  // when it was first put; 0: now
         Generation spare = 0;      // write it into this block of reserve_spare(); 0: into a new one
         bool force = false;        // an upsert or a copy: kAlreadyExists is no obstacle
+        bool lossless = false;     // rather kNoSpace than evict what the lower tier lacks
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
     // kInvalidArgument (bad key), kRemoved (the namespace was flushed), kExpired (the spare cannot

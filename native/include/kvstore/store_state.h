@@ -165,13 +165,15 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
 
     // --- store_space.cpp ---
     // Unlocks while it waits for pre-faulting.
-    std::optional<uint64_t> obtain_block(std::unique_lock<std::mutex>& lock, uint64_t size_bytes);
+    std::optional<uint64_t> obtain_block(std::unique_lock<std::mutex>& lock, uint64_t size_bytes,
+                                         bool lossless);
     std::optional<uint64_t> try_allocate(uint64_t size_bytes);
     std::optional<uint64_t> wait_for_prefault(std::unique_lock<std::mutex>& lock,
                                               uint64_t size_bytes);
-    std::optional<uint64_t> evict_for(uint64_t size_bytes);
+    std::optional<uint64_t> evict_for(uint64_t size_bytes, bool lossless);
     bool evict_some(uint64_t size_bytes);
-    std::optional<uint32_t> coldest_written(uint64_t size_bytes);
+    bool evict_lossless(uint64_t size_bytes);
+    std::optional<uint32_t> coldest_written(uint64_t size_bytes, bool thorough);
     bool evict_plan(uint64_t size_bytes, bool soft_too);
     bool is_unbalanced(uint64_t size_bytes, EntryRef victim);
     bool evict_for_index(const Hash128& hash);

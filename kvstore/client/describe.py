@@ -1,0 +1,72 @@
+"""What the library tells people: objects, nodes and counters, out of the native side's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvstore import _native
+from kvstore.client.answers import PIN_NAMES, TIERS
+from kvstore.errors import MissReason
+
+
+def inspection(key: str, found: _native.Inspection) -> dict[str, Any]:
+    """Describe an object as Store.inspect does."""
+    tiers = [tier for _, tier in found["replicas"]]
+    return {
+        "key": key,
+        "size": found["size"],
+        "version": found["version"],
+        "pin": PIN_NAMES.get(found["pin"]),
+        "tier": TIERS.get(min(tiers, default=0)),
+        "replicas": [
+            {"node_id": node, "tier": TIERS.get(tier)} for node, tier in found["replicas"]
+        ],
+        "replicas_wanted": found["replicas_wanted"],
+        "created_ms": found["create_ms"],
+    }
+
+
+def explanation(known: _native.Explanation) -> dict[str, Any]:
+    """Describe what one node knows of a key, as Store.explain does."""
+    node_id, dram, nvme, version, size, put_ms, used_ms, gone_ms, reason = known
+    return {
+        "node_id": node_id,
+        "tiers": [tier for tier, there in zip(TIERS.values(), (dram, nvme), strict=True) if there],
+        "version": version,
+        "size": size,
+        "put_ms": put_ms or None,
+        "used_ms": used_ms or None,
+        "gone_ms": gone_ms or None,
+        "reason": MissReason(reason),
+    }
+
+
+def counted(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Name a store's own counters as Store.stats does."""
+    return {
+        "keys_read": counts["keys_read"],
+        "hits": counts["hits_shm"] + counts["hits_socket"],
+        "hits_shm": counts["hits_shm"],
+        "hits_tcp": counts["hits_socket"],
+        "misses": {
+            reason.value: counts[f"misses_{reason.value}"]
+            for reason in MissReason
+            if reason is not MissReason.None_
+        },
+        "bytes_shm": counts["bytes_read_shm"],
+        "bytes_tcp": counts["bytes_read_socket"],
+        "put_bytes_shm": counts["bytes_put_shm"],
+        "put_bytes_tcp": counts["bytes_put_socket"],
+        "puts": {
+            "ok": counts["puts_ok"],
+            "existing": counts["puts_existing"],
+            "failed": counts["puts_failed"],
+        },
+        "wrong_checksums": counts["wrong_checksums"],
+        "retries": counts["retries"],
+        "lookups": counts["lookups"],
+        "master_failures": counts["master_failures"],
+        "views": counts["views"],
+        "leases": counts["leases"],
+    }
