@@ -14,6 +14,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -132,9 +133,9 @@ class NvmeTester {
         return open();
     }
 
-    Hash128 hash(const std::string& key) const { return key_hash(kTestSecret, ns.ns, key); }
-    NvmeObject object(const std::string& key, Version version,
-                      std::span<const uint8_t> data) const {
+    Hash128 hash(std::string_view key) const { return key_hash(kTestSecret, ns.ns, key); }
+    // `key` must outlive the object: a literal, or a string of the caller's.
+    NvmeObject object(std::string_view key, Version version, std::span<const uint8_t> data) const {
         NvmeObject one;
         one.identity = {.tenant = ns.tenant,
                         .ns = ns.ns,
