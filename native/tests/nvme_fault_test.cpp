@@ -90,28 +90,27 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
             EXPECT_FALSE(nvme.log->error().message().empty());
             EXPECT_FALSE(nvme.put("after", 1, 100).ok());
         }
-        const std::set<std::string> lost = [&] {
-            std::set<std::string> keys;
-            const std::lock_guard lock(nvme.mutex);
-            for (const NvmeDropped& one : nvme.dropped) keys.insert(one.key);
-            return keys;
-        }();
         nvme.close();
         nvme.io.fail_from = 0;
         ASSERT_TRUE(nvme.open().ok());
         EXPECT_EQ(nvme.log->state(), NvmeState::kActive);
-        for (uint64_t i = 0; i < kPuts; ++i) {
-            const Version version = nvme.check(name(i));
-            EXPECT_TRUE(version == 0 || version == i + 1);
-            if (told.removals_synced && told.removed.contains(name(i))) {
-                EXPECT_EQ(version, 0u) << "a removed object came back";
-            }
-            if (told.synced && told.acknowledged.contains(name(i)) && !lost.contains(name(i))) {
-                EXPECT_EQ(version, i + 1) << "a durable object is lost";
-            }
-        }
+        std::vector<Version> found;
+        for (uint64_t i = 0; i < kPuts; ++i) found.push_back(nvme.check(name(i)));
         EXPECT_TRUE(nvme.put("new", 1, 1000).ok());
         EXPECT_EQ(nvme.check("new"), 1u);
+        // This life too reclaims, and tells of a drop after it: all is told when it has ended.
+        nvme.close();
+        std::set<std::string> dropped;
+        for (const NvmeDropped& one : nvme.dropped) dropped.insert(one.key);
+        for (uint64_t i = 0; i < kPuts; ++i) {
+            EXPECT_TRUE(found[i] == 0 || found[i] == i + 1);
+            if (told.removals_synced && told.removed.contains(name(i))) {
+                EXPECT_EQ(found[i], 0u) << name(i) << ": a removed object came back";
+            }
+            if (told.synced && told.acknowledged.contains(name(i)) && !dropped.contains(name(i))) {
+                EXPECT_EQ(found[i], i + 1) << name(i) << ": a durable object is lost";
+            }
+        }
         if (HasFailure()) return;
     }
     EXPECT_GT(degraded, 5u);
