@@ -11,6 +11,17 @@ namespace {
 
 constexpr size_t kRowsUnderLock = 256;
 
+NvmeDropped::Reason reason_of(const Status& status) {
+    switch (status.code()) {
+        case Code::kChecksumMismatch:
+            return NvmeDropped::Reason::kChecksum;
+        case Code::kIoError:
+            return NvmeDropped::Reason::kIoError;
+        default:
+            return NvmeDropped::Reason::kReclaimed;
+    }
+}
+
 }  // namespace
 
 // From the catalog, else from the segment itself.
@@ -71,12 +82,12 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
     return moving;
 }
 
-// Appends an object of a segment again. False: it could not, and is to be dropped.
-bool NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
-                   std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
+// Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
+Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
+                     std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
-    if (!slot) return false;
+    if (!slot) return {Code::kNotFound, "its namespace is gone"};
     const NvmeObject object{.identity = {.tenant = namespaces_.slot(*slot).names.tenant,
                                          .ns = moving.ns,
                                          .hash = row.hash,
@@ -121,7 +132,7 @@ bool NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
         ++counters_.io_errors;
     }
     // Removed: somebody else took it away meanwhile.
-    return status.ok() || status.code() == Code::kRemoved;
+    return status.code() == Code::kRemoved ? Status() : status;
 }
 
 // Entries that no manifest speaks of, because it was lost and the segment is damaged.
@@ -154,10 +165,12 @@ bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
 bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     auto oldest = segments_.end();
     for (auto one = segments_.begin(); one != segments_.end(); ++one) {
-        if (one->state != Segment::State::kSealed) continue;
+        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared)
+            continue;
         if (oldest == segments_.end() || one->seq < oldest->seq) oldest = one;
     }
-    if (oldest == segments_.end()) return false;
+    // A younger one may be sealed before it, but must not go before it.
+    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) return false;
     const auto number = static_cast<uint32_t>(oldest - segments_.begin());
     oldest->state = Segment::State::kReclaiming;
     reclaiming_ = true;
@@ -185,7 +198,8 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
         if (stopping_ || state_ != NvmeState::kActive) break;
         reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
         left -= record_bytes(one.key.size(), one.row.length);
-        if (move(number, one, window, data, lock)) continue;
+        const Status moved = move(number, one, window, data, lock);
+        if (moved.ok()) continue;
         if (stopping_ || state_ != NvmeState::kActive) break;
         const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
         if (!entry || entry->unit != unit_of(number, one.row.offset)) continue;
@@ -195,8 +209,7 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
                            .hash = one.row.hash,
                            .version = one.row.version,
                            .key = one.key,
-                           .reason = window.status().ok() ? NvmeDropped::Reason::kChecksum
-                                                          : NvmeDropped::Reason::kIoError});
+                           .reason = reason_of(moved)});
     }
     reclaim_needs_ = 0;
     // What moved must be on disk before its old place is given away.
@@ -213,12 +226,18 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
 }
 
 // The header goes first, so that nothing of the segment comes back; then its row and what the
-// journal says of it.
+// journal says of it. But while the journal does not say yet that an object of the segment was
+// removed, that object hides the older versions that other segments still hold.
 bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) {
     Segment& segment = segments_[number];
     changed_.wait(lock, [&] { return segment.readers == 0; });
     const uint64_t seq = segment.seq;
     lock.unlock();
+    if (!sync_removals().ok()) {
+        lock.lock();
+        segment.state = Segment::State::kSealed;
+        return false;
+    }
     Status status = write_header(number, 0);
     if (status.ok() && catalog_ != nullptr && !catalog_->drop(seq).ok()) {
         const std::lock_guard guard(mutex_);

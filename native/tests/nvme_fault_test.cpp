@@ -134,17 +134,41 @@ TEST(NvmeFaultTest, AFailedWriteMakesItReadOnlyAndReadsGoOn) {
     EXPECT_EQ(nvme.put("more", 1, 10).code(), Code::kNoSpace);
     EXPECT_EQ(nvme.log->sync_removals().code(), Code::kNoSpace) << "nothing is durable any more";
     EXPECT_GT(nvme.log->counters().io_errors, 0u);
-    {
-        const std::lock_guard lock(nvme.mutex);
-        ASSERT_EQ(nvme.dropped.size(), 1u);
-        EXPECT_EQ(nvme.dropped[0].key, "lost");
-        EXPECT_EQ(nvme.dropped[0].reason, NvmeDropped::Reason::kWriteFailed);
-    }
     nvme.io.fail_writes = false;
-    ASSERT_TRUE(nvme.reopen().ok());
+    nvme.close();
+    ASSERT_EQ(nvme.dropped.size(), 1u);
+    EXPECT_EQ(nvme.dropped[0].key, "lost");
+    EXPECT_EQ(nvme.dropped[0].reason, NvmeDropped::Reason::kWriteFailed);
+    ASSERT_TRUE(nvme.open().ok());
     EXPECT_EQ(nvme.check("old"), 1u);
     EXPECT_EQ(nvme.check("lost"), 0u);
     EXPECT_TRUE(nvme.put("more", 1, 10).ok());
+}
+
+// What was written behind it is not found again, and the kernel tells of a failed sync only once.
+TEST(NvmeFaultTest, SyncIsNotOkAgainAfterAFailure) {
+    for (const bool write : {true, false}) {
+        TempDir dir;
+        NvmeTester nvme(dir.path());
+        ASSERT_TRUE(nvme.open().ok());
+        std::atomic<bool>& failing = write ? nvme.io.fail_writes : nvme.io.fail_syncs;
+        failing = true;
+        ASSERT_TRUE(nvme.put("k", 1, 5000).ok());
+        if (write) {
+            // Its buffer is written without being asked for.
+            const Deadline deadline = Deadline::after_ms(30'000);
+            while (nvme.log->counters().dropped_objects == 0 && !deadline.expired()) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            }
+        } else {
+            EXPECT_EQ(nvme.log->sync().code(), Code::kIoError);
+        }
+        failing = false;
+        EXPECT_EQ(nvme.log->sync().code(), Code::kIoError);
+        EXPECT_EQ(nvme.log->sync().code(), Code::kIoError);
+        ASSERT_TRUE(nvme.reopen().ok());
+        EXPECT_TRUE(nvme.log->sync().ok());
+    }
 }
 
 TEST(NvmeFaultTest, ReadsThatKeepFailingTurnItOff) {

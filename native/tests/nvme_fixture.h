@@ -37,6 +37,7 @@ class FaultyIo : public FileIo {
     std::atomic<int> error{EIO};
     std::atomic<bool> fail_writes{false};
     std::atomic<bool> fail_reads{false};
+    std::atomic<bool> fail_syncs{false};
     std::atomic<bool> short_writes{false};  // to whole blocks, at least one
     std::atomic<bool> short_reads{false};
     std::atomic<bool> hold_reads{false};  // those of the pool wait while this is set
@@ -60,7 +61,7 @@ class FaultyIo : public FileIo {
     int allocate(int fd, uint64_t size) override {
         return failing() ? -error : FileIo::allocate(fd, size);
     }
-    int sync(int fd) override { return failing() ? -error : FileIo::sync(fd); }
+    int sync(int fd) override { return failing() || fail_syncs ? -error : FileIo::sync(fd); }
     int unlink(const std::string& path) override {
         return failing() ? -error : FileIo::unlink(path);
     }
