@@ -27,6 +27,13 @@
 
 namespace kvstore {
 
+// Long loops are this many times shorter where a call costs that much more.
+#ifdef __SANITIZE_THREAD__
+inline constexpr int kSlowdown = 8;
+#else
+inline constexpr int kSlowdown = 1;
+#endif
+
 // Counts calls; from the `fail_from`th on (1 is the first) the next `fail_count` end with `error`.
 // Writes can be cut short instead, as can reads.
 class FaultyIo : public FileIo {
