@@ -24,6 +24,21 @@ NvmeDropped::Reason reason_of(const Status& status) {
 
 }  // namespace
 
+// Its key is the row's: a view into the manifest.
+NvmeObject NvmeLog::object_of(const NvmeNamespace& ns, const ManifestRow& row) {
+    return {.identity = {.tenant = ns.tenant,
+                         .ns = ns.ns,
+                         .hash = row.hash,
+                         .version = row.version,
+                         .length = row.length},
+            .sealed_crc = row.sealed_crc,
+            .expiry_ms = row.expiry_ms,
+            .put_wall_ms = row.put_wall_ms,
+            .pin = row.pin,
+            .parent = row.parent,
+            .key = row.key};
+}
+
 // From the catalog, else from the segment itself.
 std::shared_ptr<const SegmentManifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
     if (catalog_ != nullptr) {
@@ -88,17 +103,8 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
     if (!slot) return {Code::kNotFound, "its namespace is gone"};
-    const NvmeObject object{.identity = {.tenant = namespaces_.slot(*slot).names.tenant,
-                                         .ns = moving.ns,
-                                         .hash = row.hash,
-                                         .version = row.version,
-                                         .length = row.length},
-                            .sealed_crc = row.sealed_crc,
-                            .expiry_ms = row.expiry_ms,
-                            .put_wall_ms = row.put_wall_ms,
-                            .pin = row.pin,
-                            .parent = row.parent,
-                            .key = moving.key};
+    NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
+    object.key = moving.key;
     const uint64_t unit = unit_of(segment, row.offset);
     lock.unlock();
     data.resize(row.length);
@@ -315,11 +321,7 @@ bool NvmeLog::list_rows(uint32_t number, const SegmentManifest& manifest, NvmeCu
         if (!visible(*entry, names.ns) || (row.expiry_ms != 0 && row.expiry_ms <= now)) continue;
         out->push_back({.ns = names,
                         .key = std::string(row.key),
-                        .identity = {.tenant = names.tenant,
-                                     .ns = names.ns,
-                                     .hash = row.hash,
-                                     .version = row.version,
-                                     .length = row.length},
+                        .identity = object_of(names, row).identity,
                         .sealed_crc = row.sealed_crc,
                         .ttl_ms = row.expiry_ms == 0 ? 0 : row.expiry_ms - now,
                         .put_wall_ms = row.put_wall_ms,

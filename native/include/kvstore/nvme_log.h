@@ -315,6 +315,7 @@ class NvmeLog {
                 std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock);
     void sweep(uint32_t segment, std::unique_lock<std::mutex>& lock);
     bool free_segment(uint32_t segment, std::unique_lock<std::mutex>& lock);
+    static NvmeObject object_of(const NvmeNamespace& ns, const ManifestRow& row);
     bool list_rows(uint32_t segment, const SegmentManifest& manifest, NvmeCursor* cursor,
                    size_t* wanted, std::vector<NvmeListed>* out);
 
