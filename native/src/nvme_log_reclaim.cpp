@@ -218,12 +218,10 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
                            .reason = reason_of(moved)});
     }
     reclaim_needs_ = 0;
-    // What moved must be on disk before its old place is given away.
-    Status synced = moving.empty() ? Status() : sync_locked(lock);
     lock.unlock();
     report(dropped);
     lock.lock();
-    if (!synced.ok() || stopping_ || state_ != NvmeState::kActive) {
+    if (stopping_ || state_ != NvmeState::kActive) {
         oldest->state = Segment::State::kSealed;
         return false;
     }
@@ -231,15 +229,17 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     return free_segment(number, lock);
 }
 
+// What moved must be on disk before its old place is given away, and so must what replaced or
+// removed an object of the segment: that object hides the older versions that others still hold.
 // The header goes first, so that nothing of the segment comes back; then its row and what the
-// journal says of it. But while the journal does not say yet that an object of the segment was
-// removed, that object hides the older versions that other segments still hold.
+// journal says of it.
 bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) {
     Segment& segment = segments_[number];
     changed_.wait(lock, [&] { return segment.readers == 0; });
     const uint64_t seq = segment.seq;
+    const Status appends = sync_locked(lock);
     lock.unlock();
-    if (!sync_removals().ok()) {
+    if (!appends.ok() || !sync_removals().ok()) {
         lock.lock();
         segment.state = Segment::State::kSealed;
         return false;
