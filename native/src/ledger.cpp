@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kvstore/checksum.h"
+#include "kvstore/little_endian.h"
 
 namespace kvstore {
 namespace {
@@ -20,49 +21,36 @@ constexpr size_t kNameHeadBytes = 28;
 
 size_t padded(size_t bytes) { return (bytes + 7) / 8 * 8; }
 
-template <class T>
-void put(std::vector<uint8_t>& out, T value) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
-    out.insert(out.end(), bytes, bytes + sizeof(T));
-}
-
-template <class T>
-T take(std::span<const uint8_t> bytes, size_t offset) {
-    T value;
-    std::memcpy(&value, bytes.data() + offset, sizeof(T));
-    return value;
-}
-
 }  // namespace
 
 std::vector<uint8_t> encode_ledger_name(const LedgerName& name) {
     std::vector<uint8_t> out;
-    put(out, uint32_t{0});
-    put(out, name.epoch);
-    put(out, name.tenant_id);
-    put(out, name.id);
-    put(out, static_cast<uint16_t>(name.tenant.size()));
-    put(out, static_cast<uint16_t>(name.name.size()));
+    append_word(out, uint32_t{0});
+    append_word(out, name.epoch);
+    append_word(out, name.tenant_id);
+    append_word(out, name.id);
+    append_word(out, static_cast<uint16_t>(name.tenant.size()));
+    append_word(out, static_cast<uint16_t>(name.name.size()));
     out.insert(out.end(), name.tenant.begin(), name.tenant.end());
     out.insert(out.end(), name.name.begin(), name.name.end());
     out.resize(padded(out.size()));
     const uint32_t crc = crc32c(out.data() + sizeof crc, out.size() - sizeof crc);
-    std::memcpy(out.data(), &crc, sizeof crc);
+    store_word(out.data(), crc);
     return out;
 }
 
 std::optional<LedgerName> decode_ledger_name(std::span<const uint8_t> bytes, size_t* record_bytes) {
     if (bytes.size() < kNameHeadBytes) return std::nullopt;
-    const size_t tenant_bytes = take<uint16_t>(bytes, 24);
-    const size_t name_bytes = take<uint16_t>(bytes, 26);
+    const size_t tenant_bytes = load_word<uint16_t>(bytes.data() + 24);
+    const size_t name_bytes = load_word<uint16_t>(bytes.data() + 26);
     *record_bytes = padded(kNameHeadBytes + tenant_bytes + name_bytes);
     if (*record_bytes > bytes.size()) return std::nullopt;
     const uint32_t crc = crc32c(bytes.data() + sizeof crc, *record_bytes - sizeof crc);
-    if (crc != take<uint32_t>(bytes, 0)) return std::nullopt;
+    if (crc != load_word<uint32_t>(bytes.data())) return std::nullopt;
     const auto* text = reinterpret_cast<const char*>(bytes.data()) + kNameHeadBytes;
-    return LedgerName{take<uint32_t>(bytes, 4),
-                      take<uint64_t>(bytes, 8),
-                      take<uint64_t>(bytes, 16),
+    return LedgerName{load_word<uint32_t>(bytes.data() + 4),
+                      load_word<uint64_t>(bytes.data() + 8),
+                      load_word<uint64_t>(bytes.data() + 16),
                       {text, tenant_bytes},
                       {text + tenant_bytes, name_bytes}};
 }

@@ -309,6 +309,11 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
     Status status = genuine ? check_append(object, moved_from)
                             : Status(Code::kChecksumMismatch, "the data is not what was sealed");
     if (status.ok()) {
+        // An older version that got its room later lies in a segment that goes later.
+        const std::optional<NvmeEntry> old = index_->find(object.identity.hash);
+        if (old && segments_[segment_of(old->unit)].seq > segments_[segment].seq) {
+            journal_->remove(object.identity.hash, old->version, next_seq_ - 1);
+        }
         insert(object, slot, segment, room->offset());
         if (!moved_from) ++counters_.appended_objects;
     } else {

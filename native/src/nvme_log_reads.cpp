@@ -272,7 +272,7 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     {
         const std::lock_guard lock(mutex_);
         count_read(*task, result, &drop);
-        --segments_[task->segment].readers;
+        if (--segments_[task->segment].readers == 0) changed_.notify_all();
     }
     if (drop) {
         report(

@@ -11,7 +11,33 @@ namespace {
 
 constexpr size_t kRowsUnderLock = 256;
 
+NvmeDropped::Reason reason_of(const Status& status) {
+    switch (status.code()) {
+        case Code::kChecksumMismatch:
+            return NvmeDropped::Reason::kChecksum;
+        case Code::kIoError:
+            return NvmeDropped::Reason::kIoError;
+        default:
+            return NvmeDropped::Reason::kReclaimed;
+    }
+}
+
 }  // namespace
+
+// Its key is the row's: a view into the manifest.
+NvmeObject NvmeLog::object_of(const NvmeNamespace& ns, const ManifestRow& row) {
+    return {.identity = {.tenant = ns.tenant,
+                         .ns = ns.ns,
+                         .hash = row.hash,
+                         .version = row.version,
+                         .length = row.length},
+            .sealed_crc = row.sealed_crc,
+            .expiry_ms = row.expiry_ms,
+            .put_wall_ms = row.put_wall_ms,
+            .pin = row.pin,
+            .parent = row.parent,
+            .key = row.key};
+}
 
 // From the catalog, else from the segment itself.
 std::shared_ptr<const SegmentManifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
@@ -71,23 +97,14 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
     return moving;
 }
 
-// Appends an object of a segment again. False: it could not, and is to be dropped.
-bool NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
-                   std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
+// Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
+Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
+                     std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
-    if (!slot) return false;
-    const NvmeObject object{.identity = {.tenant = namespaces_.slot(*slot).names.tenant,
-                                         .ns = moving.ns,
-                                         .hash = row.hash,
-                                         .version = row.version,
-                                         .length = row.length},
-                            .sealed_crc = row.sealed_crc,
-                            .expiry_ms = row.expiry_ms,
-                            .put_wall_ms = row.put_wall_ms,
-                            .pin = row.pin,
-                            .parent = row.parent,
-                            .key = moving.key};
+    if (!slot) return {Code::kNotFound, "its namespace is gone"};
+    NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
+    object.key = moving.key;
     const uint64_t unit = unit_of(segment, row.offset);
     lock.unlock();
     data.resize(row.length);
@@ -121,7 +138,7 @@ bool NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
         ++counters_.io_errors;
     }
     // Removed: somebody else took it away meanwhile.
-    return status.ok() || status.code() == Code::kRemoved;
+    return status.code() == Code::kRemoved ? Status() : status;
 }
 
 // Entries that no manifest speaks of, because it was lost and the segment is damaged.
@@ -154,10 +171,12 @@ bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
 bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     auto oldest = segments_.end();
     for (auto one = segments_.begin(); one != segments_.end(); ++one) {
-        if (one->state != Segment::State::kSealed) continue;
+        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared)
+            continue;
         if (oldest == segments_.end() || one->seq < oldest->seq) oldest = one;
     }
-    if (oldest == segments_.end()) return false;
+    // A younger one may be sealed before it, but must not go before it.
+    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) return false;
     const auto number = static_cast<uint32_t>(oldest - segments_.begin());
     oldest->state = Segment::State::kReclaiming;
     reclaiming_ = true;
@@ -185,7 +204,8 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
         if (stopping_ || state_ != NvmeState::kActive) break;
         reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
         left -= record_bytes(one.key.size(), one.row.length);
-        if (move(number, one, window, data, lock)) continue;
+        const Status moved = move(number, one, window, data, lock);
+        if (moved.ok()) continue;
         if (stopping_ || state_ != NvmeState::kActive) break;
         const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
         if (!entry || entry->unit != unit_of(number, one.row.offset)) continue;
@@ -195,16 +215,13 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
                            .hash = one.row.hash,
                            .version = one.row.version,
                            .key = one.key,
-                           .reason = window.status().ok() ? NvmeDropped::Reason::kChecksum
-                                                          : NvmeDropped::Reason::kIoError});
+                           .reason = reason_of(moved)});
     }
     reclaim_needs_ = 0;
-    // What moved must be on disk before its old place is given away.
-    Status synced = moving.empty() ? Status() : sync_locked(lock);
     lock.unlock();
     report(dropped);
     lock.lock();
-    if (!synced.ok() || stopping_ || state_ != NvmeState::kActive) {
+    if (stopping_ || state_ != NvmeState::kActive) {
         oldest->state = Segment::State::kSealed;
         return false;
     }
@@ -212,13 +229,21 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     return free_segment(number, lock);
 }
 
+// What moved must be on disk before its old place is given away, and so must what replaced or
+// removed an object of the segment: that object hides the older versions that others still hold.
 // The header goes first, so that nothing of the segment comes back; then its row and what the
 // journal says of it.
 bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) {
     Segment& segment = segments_[number];
     changed_.wait(lock, [&] { return segment.readers == 0; });
     const uint64_t seq = segment.seq;
+    const Status appends = sync_locked(lock);
     lock.unlock();
+    if (!appends.ok() || !sync_removals().ok()) {
+        lock.lock();
+        segment.state = Segment::State::kSealed;
+        return false;
+    }
     Status status = write_header(number, 0);
     if (status.ok() && catalog_ != nullptr && !catalog_->drop(seq).ok()) {
         const std::lock_guard guard(mutex_);
@@ -296,11 +321,7 @@ bool NvmeLog::list_rows(uint32_t number, const SegmentManifest& manifest, NvmeCu
         if (!visible(*entry, names.ns) || (row.expiry_ms != 0 && row.expiry_ms <= now)) continue;
         out->push_back({.ns = names,
                         .key = std::string(row.key),
-                        .identity = {.tenant = names.tenant,
-                                     .ns = names.ns,
-                                     .hash = row.hash,
-                                     .version = row.version,
-                                     .length = row.length},
+                        .identity = object_of(names, row).identity,
                         .sealed_crc = row.sealed_crc,
                         .ttl_ms = row.expiry_ms == 0 ? 0 : row.expiry_ms - now,
                         .put_wall_ms = row.put_wall_ms,

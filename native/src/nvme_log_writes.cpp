@@ -40,6 +40,7 @@ void NvmeLog::write_loop() {
             counters_.bytes_written += buffer->used;
         } else {
             ++counters_.io_errors;
+            lost_writes_ = true;
             fail(NvmeState::kReadOnly, status);
             drop_failed(*buffer, &dropped);
         }
@@ -142,6 +143,7 @@ void NvmeLog::seal_ready(std::unique_lock<std::mutex>& lock) {
         lock.lock();
         if (synced < 0) {
             ++counters_.io_errors;
+            lost_writes_ = true;
             fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
         }
         if (synced >= 0) segment.synced_writes = writes;
@@ -211,30 +213,28 @@ Status NvmeLog::sync_locked(std::unique_lock<std::mutex>& lock) {
                    one->state == WriteBuffer::State::kFailed;
         });
     });
-    const bool failed = std::any_of(wanted.begin(), wanted.end(), [](const auto& one) {
-        return one->state == WriteBuffer::State::kFailed;
-    });
     wanted.clear();
     std::vector<std::pair<uint32_t, uint64_t>> dirty;
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         const Segment& segment = segments_[number];
         if (segment.writes != segment.synced_writes) dirty.emplace_back(number, segment.writes);
     }
-    Status status;
     for (const auto& [number, writes] : dirty) {
         lock.unlock();
         const int synced = io_.sync(fd_of(number));
         lock.lock();
         if (synced < 0) {
-            status = io_status("fdatasync", path_of(number), synced);
             ++counters_.io_errors;
-            fail(NvmeState::kReadOnly, status);
+            lost_writes_ = true;
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
         } else {
             uint64_t& done = segments_[number].synced_writes;
             done = std::max(done, writes);
         }
     }
-    return failed || !status.ok() || state_ == NvmeState::kOff ? error_ : Status();
+    // A failed sync may have cost the kernel's copy, and behind a failed write nothing is found
+    // again: that the next call succeeds says nothing about them.
+    return lost_writes_ || state_ == NvmeState::kOff ? error_ : Status();
 }
 
 }  // namespace kvstore

@@ -7,6 +7,7 @@
 #include "kvstore/checksum.h"
 #include "kvstore/hash.h"
 #include "kvstore/limits.h"
+#include "kvstore/little_endian.h"
 
 namespace kvstore {
 namespace {
@@ -18,20 +19,6 @@ constexpr size_t kCrcAt = 12;
 constexpr size_t kRowBytes = 4 + 4 + 16 + 8 + 4 + 4 + 8 + 8 + 16 + 1 + 2;
 constexpr size_t kNamespaceBytes = 8 + 8 + 4 + 1 + 1;
 
-template <class T>
-void put(std::vector<uint8_t>& out, T value) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
-    out.insert(out.end(), bytes, bytes + sizeof(T));
-}
-
-template <class T>
-T take(const uint8_t*& in) {
-    T value;
-    std::memcpy(&value, in, sizeof(T));
-    in += sizeof(T);
-    return value;
-}
-
 uint32_t crc_of(std::span<const uint8_t> bytes) {
     constexpr uint8_t kZeros[4] = {};
     uint32_t crc = crc32c(bytes.data(), kCrcAt);
@@ -39,18 +26,22 @@ uint32_t crc_of(std::span<const uint8_t> bytes) {
     return crc32c(bytes.data() + kCrcAt + 4, bytes.size() - kCrcAt - 4, crc);
 }
 
+std::string take_text(std::span<const uint8_t>& in, size_t size) {
+    const std::string text(reinterpret_cast<const char*>(in.data()), size);
+    in = in.subspan(size);
+    return text;
+}
+
 bool decode_namespace(std::span<const uint8_t>& in, NvmeNamespace* ns) {
     if (in.size() < kNamespaceBytes) return false;
-    const uint8_t* at = in.data();
-    ns->ns = take<uint64_t>(at);
-    ns->tenant = take<uint64_t>(at);
-    ns->epoch = take<uint32_t>(at);
-    const size_t tenant_bytes = take<uint8_t>(at);
-    const size_t name_bytes = take<uint8_t>(at);
-    if (in.size() - kNamespaceBytes < tenant_bytes + name_bytes) return false;
-    ns->tenant_name.assign(reinterpret_cast<const char*>(at), tenant_bytes);
-    ns->name.assign(reinterpret_cast<const char*>(at + tenant_bytes), name_bytes);
-    in = in.subspan(kNamespaceBytes + tenant_bytes + name_bytes);
+    ns->ns = take_word<uint64_t>(in);
+    ns->tenant = take_word<uint64_t>(in);
+    ns->epoch = take_word<uint32_t>(in);
+    const size_t tenant_bytes = take_word<uint8_t>(in);
+    const size_t name_bytes = take_word<uint8_t>(in);
+    if (in.size() < tenant_bytes + name_bytes) return false;
+    ns->tenant_name = take_text(in, tenant_bytes);
+    ns->name = take_text(in, name_bytes);
     return is_valid_name(ns->tenant_name) && is_valid_name(ns->name) && ns->epoch <= kMaxEpoch;
 }
 
@@ -64,41 +55,41 @@ uint32_t SegmentManifest::add_namespace(const NvmeNamespace& ns) {
 }
 
 void SegmentManifest::add(const ManifestRow& row) {
-    put(rows_, row.ns_index);
-    put(rows_, static_cast<uint32_t>(row.offset / kRecordAlign));
-    put(rows_, row.hash.lo);
-    put(rows_, row.hash.hi);
-    put(rows_, row.version);
-    put(rows_, row.length);
-    put(rows_, row.sealed_crc);
-    put(rows_, row.expiry_ms);
-    put(rows_, row.put_wall_ms);
-    put(rows_, row.parent.lo);
-    put(rows_, row.parent.hi);
-    put(rows_, row.pin);
-    put(rows_, static_cast<uint16_t>(row.key.size()));
+    append_word(rows_, row.ns_index);
+    append_word(rows_, static_cast<uint32_t>(row.offset / kRecordAlign));
+    append_word(rows_, row.hash.lo);
+    append_word(rows_, row.hash.hi);
+    append_word(rows_, row.version);
+    append_word(rows_, row.length);
+    append_word(rows_, row.sealed_crc);
+    append_word(rows_, row.expiry_ms);
+    append_word(rows_, row.put_wall_ms);
+    append_word(rows_, row.parent.lo);
+    append_word(rows_, row.parent.hi);
+    append_word(rows_, row.pin);
+    append_word(rows_, static_cast<uint16_t>(row.key.size()));
     rows_.insert(rows_.end(), row.key.begin(), row.key.end());
     ++objects_;
 }
 
 bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
     if (*at > rows_.size() || rows_.size() - *at < kRowBytes) return false;
-    const uint8_t* in = rows_.data() + *at;
-    row->ns_index = take<uint32_t>(in);
-    row->offset = uint64_t{take<uint32_t>(in)} * kRecordAlign;
-    row->hash.lo = take<uint64_t>(in);
-    row->hash.hi = take<uint64_t>(in);
-    row->version = take<uint64_t>(in);
-    row->length = take<uint32_t>(in);
-    row->sealed_crc = take<uint32_t>(in);
-    row->expiry_ms = take<uint64_t>(in);
-    row->put_wall_ms = take<uint64_t>(in);
-    row->parent.lo = take<uint64_t>(in);
-    row->parent.hi = take<uint64_t>(in);
-    row->pin = take<Pin>(in);
-    const size_t key_bytes = take<uint16_t>(in);
-    if (rows_.size() - *at - kRowBytes < key_bytes) return false;
-    row->key = {reinterpret_cast<const char*>(in), key_bytes};
+    std::span<const uint8_t> in(rows_.data() + *at, rows_.size() - *at);
+    row->ns_index = take_word<uint32_t>(in);
+    row->offset = uint64_t{take_word<uint32_t>(in)} * kRecordAlign;
+    row->hash.lo = take_word<uint64_t>(in);
+    row->hash.hi = take_word<uint64_t>(in);
+    row->version = take_word<uint64_t>(in);
+    row->length = take_word<uint32_t>(in);
+    row->sealed_crc = take_word<uint32_t>(in);
+    row->expiry_ms = take_word<uint64_t>(in);
+    row->put_wall_ms = take_word<uint64_t>(in);
+    row->parent.lo = take_word<uint64_t>(in);
+    row->parent.hi = take_word<uint64_t>(in);
+    row->pin = take_word<Pin>(in);
+    const size_t key_bytes = take_word<uint16_t>(in);
+    if (in.size() < key_bytes) return false;
+    row->key = {reinterpret_cast<const char*>(in.data()), key_bytes};
     *at += kRowBytes + key_bytes;
     return true;
 }
@@ -106,28 +97,27 @@ bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
 std::vector<uint8_t> SegmentManifest::encode() const {
     std::vector<uint8_t> names;
     for (const NvmeNamespace& ns : namespaces_) {
-        put(names, ns.ns);
-        put(names, ns.tenant);
-        put(names, ns.epoch);
-        put(names, static_cast<uint8_t>(ns.tenant_name.size()));
-        put(names, static_cast<uint8_t>(ns.name.size()));
+        append_word(names, ns.ns);
+        append_word(names, ns.tenant);
+        append_word(names, ns.epoch);
+        append_word(names, static_cast<uint8_t>(ns.tenant_name.size()));
+        append_word(names, static_cast<uint8_t>(ns.name.size()));
         names.insert(names.end(), ns.tenant_name.begin(), ns.tenant_name.end());
         names.insert(names.end(), ns.name.begin(), ns.name.end());
     }
     std::vector<uint8_t> out(sizeof(kMagic));
     std::memcpy(out.data(), kMagic, sizeof(kMagic));
     out.reserve(kHeadBytes + names.size() + rows_.size());
-    put(out, kNvmeFormat);
-    put(out, uint32_t{0});
-    put(out, seq_);
-    put(out, static_cast<uint32_t>(namespaces_.size()));
-    put(out, objects_);
-    put(out, uint64_t{names.size()});
-    put(out, uint64_t{rows_.size()});
+    append_word(out, kNvmeFormat);
+    append_word(out, uint32_t{0});
+    append_word(out, seq_);
+    append_word(out, static_cast<uint32_t>(namespaces_.size()));
+    append_word(out, objects_);
+    append_word(out, uint64_t{names.size()});
+    append_word(out, uint64_t{rows_.size()});
     out.insert(out.end(), names.begin(), names.end());
     out.insert(out.end(), rows_.begin(), rows_.end());
-    const uint32_t crc = crc_of(out);
-    std::memcpy(out.data() + kCrcAt, &crc, sizeof(crc));
+    store_word(out.data() + kCrcAt, crc_of(out));
     return out;
 }
 
@@ -136,15 +126,15 @@ Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) 
     if (bytes.size() < kHeadBytes || std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) != 0) {
         return damaged;
     }
-    const uint8_t* in = bytes.data() + sizeof(kMagic);
-    const auto format = take<uint32_t>(in);
-    if (take<uint32_t>(in) != crc_of(bytes)) return damaged;
+    std::span<const uint8_t> in = bytes.subspan(sizeof(kMagic));
+    const auto format = take_word<uint32_t>(in);
+    if (take_word<uint32_t>(in) != crc_of(bytes)) return damaged;
     if (format != kNvmeFormat) return {Code::kVersionMismatch, "manifest of another format"};
-    SegmentManifest manifest(take<uint64_t>(in));
-    const auto namespaces = take<uint32_t>(in);
-    const auto objects = take<uint32_t>(in);
-    const auto name_bytes = take<uint64_t>(in);
-    const auto row_bytes = take<uint64_t>(in);
+    SegmentManifest manifest(take_word<uint64_t>(in));
+    const auto namespaces = take_word<uint32_t>(in);
+    const auto objects = take_word<uint32_t>(in);
+    const auto name_bytes = take_word<uint64_t>(in);
+    const auto row_bytes = take_word<uint64_t>(in);
     const size_t body = bytes.size() - kHeadBytes;
     if (name_bytes > body || row_bytes != body - name_bytes) return damaged;
     std::span<const uint8_t> names = bytes.subspan(kHeadBytes, name_bytes);

@@ -148,18 +148,7 @@ void NvmeLog::recover_rows(uint32_t number, const SegmentManifest& manifest,
         // Of equal versions the later one: it was moved, and its old place may be given away.
         const std::optional<NvmeEntry> present = index_->find(row.hash);
         if (present && present->version > row.version) continue;
-        insert({.identity = {.tenant = namespaces_.slot(*slot).names.tenant,
-                             .ns = namespaces_.slot(*slot).names.ns,
-                             .hash = row.hash,
-                             .version = row.version,
-                             .length = row.length},
-                .sealed_crc = row.sealed_crc,
-                .expiry_ms = row.expiry_ms,
-                .put_wall_ms = row.put_wall_ms,
-                .pin = row.pin,
-                .parent = row.parent,
-                .key = row.key},
-               *slot, number, row.offset);
+        insert(object_of(namespaces_.slot(*slot).names, row), *slot, number, row.offset);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kvstore/checksum.h"
+#include "kvstore/little_endian.h"
 
 namespace kvstore {
 namespace {
@@ -18,49 +19,37 @@ constexpr uint8_t kRemove = 1;
 constexpr uint8_t kFlush = 2;
 constexpr uint8_t kApplied = 3;
 
-template <class T>
-void store(uint8_t* at, T value) {
-    std::memcpy(at, &value, sizeof(T));
-}
-
-template <class T>
-T load_at(const uint8_t* at) {
-    T value;
-    std::memcpy(&value, at, sizeof(T));
-    return value;
-}
-
 }  // namespace
 
 RemovalJournal::Record RemovalJournal::encode(uint8_t kind, const Hash128& hash, Version version,
                                               NamespaceId ns, uint64_t seq) {
     Record record{};
-    store(record.data(), kMagic);
-    store(record.data() + 8, kind);
-    store(record.data() + 16, seq);
-    store(record.data() + 24, hash.lo);
-    store(record.data() + 32, hash.hi);
-    store(record.data() + 40, version);
-    store(record.data() + 48, ns);
-    store(record.data() + 4, crc32c(record.data() + 8, record.size() - 8));
+    store_word(record.data(), kMagic);
+    store_word(record.data() + 8, kind);
+    store_word(record.data() + 16, seq);
+    store_word(record.data() + 24, hash.lo);
+    store_word(record.data() + 32, hash.hi);
+    store_word(record.data() + 40, version);
+    store_word(record.data() + 48, ns);
+    store_word(record.data() + 4, crc32c(record.data() + 8, record.size() - 8));
     return record;
 }
 
 bool RemovalJournal::decode(const Record& record, Removals* removals, uint64_t* seq) {
     const uint8_t* in = record.data();
-    if (load_at<uint32_t>(in) != kMagic ||
-        load_at<uint32_t>(in + 4) != crc32c(in + 8, record.size() - 8)) {
+    if (load_word<uint32_t>(in) != kMagic ||
+        load_word<uint32_t>(in + 4) != crc32c(in + 8, record.size() - 8)) {
         return false;
     }
-    *seq = load_at<uint64_t>(in + 16);
+    *seq = load_word<uint64_t>(in + 16);
     if (in[8] == kFlush) {
-        removals->flushed.insert(load_at<uint64_t>(in + 48));
+        removals->flushed.insert(load_word<uint64_t>(in + 48));
     } else if (in[8] == kRemove) {
-        const Hash128 hash{load_at<uint64_t>(in + 24), load_at<uint64_t>(in + 32)};
+        const Hash128 hash{load_word<uint64_t>(in + 24), load_word<uint64_t>(in + 32)};
         Version& version = removals->versions[hash];
-        version = std::max(version, load_at<uint64_t>(in + 40));
+        version = std::max(version, load_word<uint64_t>(in + 40));
     } else if (in[8] == kApplied) {
-        removals->applied_seq = std::max(removals->applied_seq, load_at<uint64_t>(in + 40));
+        removals->applied_seq = std::max(removals->applied_seq, load_word<uint64_t>(in + 40));
     }
     return true;
 }

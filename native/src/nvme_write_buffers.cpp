@@ -256,17 +256,13 @@ std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::find(uint64_t seq, uint6
 }
 
 void WriteBuffers::copy_out(const std::vector<std::shared_ptr<WriteBuffer>>& buffers,
-                            uint64_t offset, uint8_t* to, size_t size, uint32_t* crc) {
+                            uint64_t offset, uint8_t* to, size_t size) {
     for (const auto& buffer : buffers) {
-        const uint64_t end = buffer->start + buffer->used;
+        // Not `used`, which appends change: find() has seen that the record is there.
+        const uint64_t end = buffer->start + buffer->capacity;
         if (size == 0 || offset < buffer->start || offset >= end) continue;
         const auto part = static_cast<size_t>(std::min<uint64_t>(size, end - offset));
-        const uint8_t* from = buffer->memory.data() + (offset - buffer->start);
-        if (crc != nullptr) {
-            *crc = copy_crc32c(to, from, part, *crc);
-        } else {
-            std::memcpy(to, from, part);
-        }
+        std::memcpy(to, buffer->memory.data() + (offset - buffer->start), part);
         offset += part;
         to += part;
         size -= part;

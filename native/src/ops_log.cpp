@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "kvstore/checksum.h"
 #include "kvstore/limits.h"
+#include "kvstore/little_endian.h"
 
 namespace kvstore {
 namespace {
@@ -14,20 +14,6 @@ namespace {
 // magic, seq, kind, epoch, version, arg, three u16 lengths, the three strings, crc
 constexpr std::array<uint8_t, 4> kMagic = {'K', 'V', 'J', 1};
 constexpr size_t kHeadBytes = 4 + 8 + 1 + 4 + 8 + 8 + 3 * 2;
-
-template <class T>
-void put(std::vector<uint8_t>& out, T value) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
-    out.insert(out.end(), bytes, bytes + sizeof(T));
-}
-
-template <class T>
-T take(std::span<const uint8_t>& in) {
-    T value;
-    std::memcpy(&value, in.data(), sizeof(T));
-    in = in.subspan(sizeof(T));
-    return value;
-}
 
 // No name contains a zero byte (is_valid_name).
 std::string remove_name(std::string_view tenant, std::string_view ns, std::string_view key) {
@@ -146,18 +132,18 @@ std::vector<uint8_t> OpsLog::encode(const Op& op) {
     std::vector<uint8_t> out;
     out.reserve(kHeadBytes + op.tenant.size() + op.ns.size() + op.key.size() + 4);
     out.insert(out.end(), kMagic.begin(), kMagic.end());
-    put(out, op.seq);
-    put(out, op.kind);
-    put(out, op.epoch);
-    put(out, op.version);
-    put(out, op.arg);
+    append_word(out, op.seq);
+    append_word(out, op.kind);
+    append_word(out, op.epoch);
+    append_word(out, op.version);
+    append_word(out, op.arg);
     for (const std::string* text : {&op.tenant, &op.ns, &op.key}) {
-        put(out, static_cast<uint16_t>(text->size()));
+        append_word(out, static_cast<uint16_t>(text->size()));
     }
     for (const std::string* text : {&op.tenant, &op.ns, &op.key}) {
         out.insert(out.end(), text->begin(), text->end());
     }
-    put(out, crc32c(out.data(), out.size()));
+    append_word(out, crc32c(out.data(), out.size()));
     return out;
 }
 
@@ -168,17 +154,18 @@ Result<Op> OpsLog::decode(std::span<const uint8_t> record) {
         return bad;
     }
     std::span<const uint8_t> tail = record.last(4);
-    if (crc32c(record.data(), record.size() - 4) != take<uint32_t>(tail)) {
+    if (crc32c(record.data(), record.size() - 4) != take_word<uint32_t>(tail)) {
         return bad;
     }
     std::span<const uint8_t> in = record.subspan(kMagic.size(), record.size() - kMagic.size() - 4);
     Op op;
-    op.seq = take<uint64_t>(in);
-    op.kind = take<OpKind>(in);
-    op.epoch = take<uint32_t>(in);
-    op.version = take<uint64_t>(in);
-    op.arg = take<uint64_t>(in);
-    const size_t sizes[] = {take<uint16_t>(in), take<uint16_t>(in), take<uint16_t>(in)};
+    op.seq = take_word<uint64_t>(in);
+    op.kind = take_word<OpKind>(in);
+    op.epoch = take_word<uint32_t>(in);
+    op.version = take_word<uint64_t>(in);
+    op.arg = take_word<uint64_t>(in);
+    const size_t sizes[] = {take_word<uint16_t>(in), take_word<uint16_t>(in),
+                            take_word<uint16_t>(in)};
     if (sizes[0] + sizes[1] + sizes[2] != in.size()) {
         return bad;
     }

@@ -14,6 +14,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -26,6 +27,13 @@
 
 namespace kvstore {
 
+// Long loops are this many times shorter where a call costs that much more.
+#ifdef __SANITIZE_THREAD__
+inline constexpr int kSlowdown = 8;
+#else
+inline constexpr int kSlowdown = 1;
+#endif
+
 // Counts calls; from the `fail_from`th on (1 is the first) the next `fail_count` end with `error`.
 // Writes can be cut short instead, as can reads.
 class FaultyIo : public FileIo {
@@ -36,6 +44,7 @@ class FaultyIo : public FileIo {
     std::atomic<int> error{EIO};
     std::atomic<bool> fail_writes{false};
     std::atomic<bool> fail_reads{false};
+    std::atomic<bool> fail_syncs{false};
     std::atomic<bool> short_writes{false};  // to whole blocks, at least one
     std::atomic<bool> short_reads{false};
     std::atomic<bool> hold_reads{false};  // those of the pool wait while this is set
@@ -59,7 +68,7 @@ class FaultyIo : public FileIo {
     int allocate(int fd, uint64_t size) override {
         return failing() ? -error : FileIo::allocate(fd, size);
     }
-    int sync(int fd) override { return failing() ? -error : FileIo::sync(fd); }
+    int sync(int fd) override { return failing() || fail_syncs ? -error : FileIo::sync(fd); }
     int unlink(const std::string& path) override {
         return failing() ? -error : FileIo::unlink(path);
     }
@@ -132,9 +141,9 @@ class NvmeTester {
         return open();
     }
 
-    Hash128 hash(const std::string& key) const { return key_hash(kTestSecret, ns.ns, key); }
-    NvmeObject object(const std::string& key, Version version,
-                      std::span<const uint8_t> data) const {
+    Hash128 hash(std::string_view key) const { return key_hash(kTestSecret, ns.ns, key); }
+    // `key` must outlive the object: a literal, or a string of the caller's.
+    NvmeObject object(std::string_view key, Version version, std::span<const uint8_t> data) const {
         NvmeObject one;
         one.identity = {.tenant = ns.tenant,
                         .ns = ns.ns,

@@ -289,7 +289,7 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
     std::map<std::string, Version> model;
     std::map<std::string, Version> removed;
     Version version = 0;
-    for (int step = 0; step < 1500; ++step) {
+    for (int step = 0; step < 1500 / kSlowdown; ++step) {
         const std::string key = "key" + std::to_string(random() % 60);
         const uint64_t action = random() % 100;
         if (action < 55) {
@@ -360,6 +360,31 @@ TEST(NvmeLogTest, SeveralThreadsAppendFindReadAndRemove) {
     EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
     EXPECT_TRUE(nvme.log->sync().ok());
     EXPECT_TRUE(nvme.log->sync_removals().ok());
+}
+
+// A head across two buffers is read from both, while appends go on in the second.
+TEST(NvmeLogTest, ASplitHeadIsReadWhileItsBufferFills) {
+    TempDir dir;
+    NvmeTester nvme(dir.path());
+    nvme.options.flush_after_ms = 60'000;
+    ASSERT_TRUE(nvme.open().ok());
+    const uint64_t names = record_head_bytes(nvme.ns.tenant_name.size() + nvme.ns.name.size());
+    const std::string split(1000, 's');
+    ASSERT_TRUE(nvme.put("k", 1, (64 << 10) - kRecordAlign - names - record_head_bytes(1)).ok());
+    ASSERT_TRUE(nvme.put(split, 1, 100).ok());
+    const uint64_t second = kSegmentHeaderBytes + (64 << 10);
+    ASSERT_EQ(nvme.log->find(nvme.ns.ns, nvme.hash(split))->offset, second - kRecordAlign);
+    std::atomic<bool> stop{false};
+    std::thread reader([&] {
+        while (!stop) EXPECT_TRUE(nvme.get_all({split}, 100).front().result.status.ok());
+    });
+    for (int i = 0; i < 250; ++i) {
+        ASSERT_TRUE(nvme.put("k" + std::to_string(i), 1, 20).ok());
+        std::this_thread::yield();
+    }
+    stop = true;
+    reader.join();
+    EXPECT_EQ(nvme.log->counters().bytes_written, kIoAlign * 16) << "the first buffer";
 }
 
 TEST(NvmeLogTest, AppendsAreRefusedWhenBuffersAreInFlight) {

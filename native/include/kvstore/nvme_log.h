@@ -112,6 +112,9 @@ struct NvmeOptions {
     FileIo* io = nullptr;               // not owned; null: the system
     SegmentCatalog* catalog = nullptr;  // not owned; null: none, every open scans
     std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread
+    // Once for each object that is dropped, after it went: reads may miss it before this is said.
+    // All is said when the log is closed. Only of a segment that cannot be read any more, without a
+    // row in the catalog, nobody knows what it held: that is counted.
     std::function<void(const NvmeDropped&)> on_dropped;
     std::function<uint64_t()> wall_ms;  // for tests; null: the system's clock
 };
@@ -214,7 +217,8 @@ class NvmeLog {
     // for. recovered_applied(): the last such number that was durable when the folder was opened.
     void note_applied(uint64_t applied_seq);
     uint64_t recovered_applied() const { return recovered_applied_; }
-    // Ok: every append that returned before is durable.
+    // Ok: every append that returned before is durable. Never Ok again once a write of objects, or
+    // its sync, has failed.
     Status sync();
 
     // Not durable by itself: the pin on disk is that of the append. NoSpace: too much is pinned.
@@ -314,10 +318,11 @@ class NvmeLog {
     std::vector<Moving> choose(uint32_t segment, const SegmentManifest& manifest,
                                std::vector<NvmeDropped>* dropped,
                                std::unique_lock<std::mutex>& lock);
-    bool move(uint32_t segment, const Moving& moving, FileWindow& window,
-              std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock);
+    Status move(uint32_t segment, const Moving& moving, FileWindow& window,
+                std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock);
     void sweep(uint32_t segment, std::unique_lock<std::mutex>& lock);
     bool free_segment(uint32_t segment, std::unique_lock<std::mutex>& lock);
+    static NvmeObject object_of(const NvmeNamespace& ns, const ManifestRow& row);
     bool list_rows(uint32_t segment, const SegmentManifest& manifest, NvmeCursor* cursor,
                    size_t* wanted, std::vector<NvmeListed>* out);
 
@@ -352,6 +357,7 @@ class NvmeLog {
     uint64_t reclaim_needs_ = 0;  // of room for what the reclaim under way still has to move
     uint64_t failed_reads_in_a_row_ = 0;
     bool must_maintain_ = false;
+    bool lost_writes_ = false;  // something that was appended is not on disk, or may not be
 
     std::unique_ptr<NvmeIndex> index_;
     NvmeNamespaces namespaces_;

@@ -96,7 +96,7 @@ class WriteBuffers {
                                                    uint64_t size) const;
     // Copies a part of a record out of such buffers.
     static void copy_out(const std::vector<std::shared_ptr<WriteBuffer>>& buffers, uint64_t offset,
-                         uint8_t* to, size_t size, uint32_t* crc = nullptr);
+                         uint8_t* to, size_t size);
 
   private:
     size_t free_count();
