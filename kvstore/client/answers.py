@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from kvstore import _native
-from kvstore.errors import RAISED, InvalidArgumentError, Status, error_for
+from kvstore.errors import RAISED, InvalidArgumentError, MissReason, Status, error_for
 
 PinLevel = Literal["soft", "hard"]
 
@@ -27,6 +27,17 @@ def status_of(code: int) -> Status:
 def statuses_of(codes: list[int]) -> list[Status]:
     """Return the status of each row of a batch."""
     return [_STATUS.get(code, Status.Internal) for code in codes]
+
+
+REASONS = tuple(
+    MissReason(_native.miss_reason_name(number)) for number in range(_native.MISS_REASON_COUNT)
+)
+
+
+def name_reasons(reasons: list[MissReason] | None) -> None:
+    """Turn the numbers that the native side left in a caller's list into their names."""
+    if reasons is not None:
+        reasons[:] = [REASONS[cast(int, number)] for number in reasons]
 
 
 def answer(code: int) -> Status:

@@ -22,7 +22,7 @@ from kvstore.client.call_pool import BusyError, CallPool, run_alone
 from kvstore.client.connect import Transport, connect
 from kvstore.client.lookup import Lookup
 from kvstore.client.store import Store
-from kvstore.errors import Status, error_for
+from kvstore.errors import MissReason, Status, error_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,6 +96,11 @@ class AsyncLookup:
     def length(self) -> int:
         """Leading keys that are present (and leased, when leases were asked for)."""
         return self._lookup.length
+
+    @property
+    def reason(self) -> MissReason:
+        """Why the prefix ends where it does; as `Lookup.reason`."""
+        return self._lookup.reason
 
     async def alive(self) -> bool:
         """Say whether every lease still stands; as `Lookup.alive`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 
 from kvstore import _native
+from kvstore.client.answers import REASONS
+from kvstore.errors import MissReason
 
 
 class Lookup:
@@ -14,17 +16,26 @@ class Lookup:
     process ends. Dropping the object releases them too.
     """
 
-    __slots__ = ("_leases", "_length")
+    __slots__ = ("_leases", "_length", "_reason")
 
-    def __init__(self, length: int, leases: _native.Leases | None = None) -> None:
+    def __init__(self, length: int, reason: int, leases: _native.Leases | None = None) -> None:
         """Wrap a result; made by Store.lookup."""
         self._length = length
+        self._reason = REASONS[reason]
         self._leases = leases
 
     @property
     def length(self) -> int:
         """Leading keys that are present (and leased, when leases were asked for)."""
         return self._length
+
+    @property
+    def reason(self) -> MissReason:
+        """Why the prefix ends where it does; None_ when it is the whole list.
+
+        Unavailable also when an object is there and could not be leased.
+        """
+        return self._reason
 
     @property
     def alive(self) -> bool:

@@ -16,11 +16,12 @@ from kvstore.client.answers import (
     checked_lease,
     checked_wait,
     kept_as,
+    name_reasons,
     statuses_of,
 )
 from kvstore.client.lookup import Lookup
 from kvstore.client.view import View
-from kvstore.errors import Status, error_for
+from kvstore.errors import MissReason, Status, error_for
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -168,11 +169,14 @@ class Store:
         """
         return self._client.get(key)
 
-    def batch_get(self, keys: Sequence[str]) -> list[bytes | None]:
+    def batch_get(
+        self, keys: Sequence[str], *, reasons: list[MissReason] | None = None
+    ) -> list[bytes | None]:
         """Read several objects; as `get` for each key.
 
         Args:
             keys: of the objects.
+            reasons: a list that is to hold, for each key, why it is a miss (None_ for a hit).
 
         Returns:
             Bytes or None for each key.
@@ -182,7 +186,9 @@ class Store:
             ClosedError: The store is closed, or this is a forked child.
             MemoryError: The objects do not fit this process.
         """
-        return self._client.batch_get(keys)
+        found = self._client.batch_get(keys, reasons)
+        name_reasons(reasons)
+        return found
 
     def get_into(self, key: str, out: Buffer) -> int | None:
         """Read an object into a buffer.
@@ -203,13 +209,20 @@ class Store:
             raise error_for(size, f"out is shorter than the object under {key!r}")
         return size if size >= 0 else None
 
-    def batch_get_into(self, keys: Sequence[str], buffers: Sequence[Buffer]) -> list[int]:
+    def batch_get_into(
+        self,
+        keys: Sequence[str],
+        buffers: Sequence[Buffer],
+        *,
+        reasons: list[MissReason] | None = None,
+    ) -> list[int]:
         """Read several objects, each into its buffer.
 
         Args:
             keys: of the objects.
             buffers: writable and C-contiguous, one for each key; the contents of those whose read
                 failed are undefined.
+            reasons: as in `batch_get`.
 
         Returns:
             For each key the size (0 for an empty object), or a negative status: NotFound,
@@ -219,10 +232,17 @@ class Store:
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return self._client.batch_get_into(keys, buffers)
+        sizes = self._client.batch_get_into(keys, buffers, reasons)
+        name_reasons(reasons)
+        return sizes
 
     def batch_get_into_pointers(
-        self, keys: Sequence[str], pointers: Sequence[int], sizes: Sequence[int]
+        self,
+        keys: Sequence[str],
+        pointers: Sequence[int],
+        sizes: Sequence[int],
+        *,
+        reasons: list[MissReason] | None = None,
     ) -> list[int]:
         """Read several objects to the given addresses.
 
@@ -230,6 +250,7 @@ class Store:
             keys: of the objects.
             pointers: addresses of writable host memory that stays valid during the call.
             sizes: how many bytes fit at each address.
+            reasons: as in `batch_get`.
 
         Returns:
             As `batch_get_into`.
@@ -238,7 +259,9 @@ class Store:
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return self._client.batch_get_into_pointers(keys, pointers, sizes)
+        found = self._client.batch_get_into_pointers(keys, pointers, sizes, reasons)
+        name_reasons(reasons)
+        return found
 
     def view(self, key: str) -> View | None:
         """Hold an object's block and look at it without a copy.
@@ -319,7 +342,7 @@ class Store:
             ClosedError: The store is closed, or this is a forked child.
         """
         check_stride(stride)
-        return self._client.prefix_length(keys, stride)
+        return self._client.prefix_length(keys, stride)[0]
 
     def lookup(
         self,
@@ -353,9 +376,9 @@ class Store:
         lease_ms = checked_lease(lease_ms)
         wait_ms = checked_wait(wait_ms)
         if lease_ms == 0:
-            return Lookup(self._client.prefix_length(keys, stride, wait_ms))
+            return Lookup(*self._client.prefix_length(keys, stride, wait_ms))
         leases = self._client.lease(keys, stride, lease_ms, wait_ms)
-        return Lookup(leases.length, leases)
+        return Lookup(leases.length, leases.reason, leases)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """List keys, page by page, in no particular order.
@@ -403,10 +426,9 @@ class Store:
             key: of the object.
 
         Returns:
-            A dict a node: ``node_id``, ``tiers`` (those that hold it), ``version``, ``size``,
-            ``put_ms``, ``used_ms`` (about) and ``gone_ms`` (since 1970; None: not known) and
-            ``reason``, a MissReason when no tier has it. A node remembers the last 65,536 objects
-            that left it or so.
+            A dict a node: ``node_id``, ``tiers`` (that hold it), ``version``, ``size``, ``put_ms``,
+            ``used_ms`` (about) and ``gone_ms`` (since 1970; None: not known, or long ago) and
+            ``reason``, a MissReason when no tier has it.
 
         Raises:
             InvalidArgumentError: The key is wrong.
@@ -417,8 +439,7 @@ class Store:
     def prefetch(self, keys: Sequence[str]) -> int:
         """Ask the nodes to have these objects in memory when they are read.
 
-        It is a wish: what is only on NVMe is brought up in the background, within the nodes'
-        limits, and the call does not wait for that.
+        A wish: what only NVMe has is brought up behind the call, within the nodes' limits.
 
         Args:
             keys: of the objects, in the order in which they will be read.

@@ -185,19 +185,24 @@ std::vector<GetItem> get_items(const KeyArguments& keys) {
     return items;
 }
 
-nb::list get_bytes(Client& client, const KeyArguments& keys) {
+// Into a list of the caller's, one number a key; None: it does not want them.
+void tell_reasons(std::span<const GetItem> items, const nb::object& reasons) {
+    if (reasons.is_none()) return;
+    auto list = nb::cast<nb::list>(reasons);
+    list.clear();
+    for (const GetItem& item : items) list.append(static_cast<int>(item.reason));
+}
+
+nb::list get_bytes(Client& client, const KeyArguments& keys,
+                   const nb::object& reasons = nb::none()) {
     std::vector<GetItem> items = get_items(keys);
     BytesMemory memory(items.size());
-    Status status;
-    {
-        nb::gil_scoped_release unlocked;
-        status = client->get(items, &memory);
-    }
-    raise_unless_ok(status);
+    raise_unless_ok(without_gil([&] { return client->get(items, &memory); }));
     if (memory.out_of_memory()) {
         PyErr_NoMemory();
         throw nb::python_error();
     }
+    tell_reasons(items, reasons);
     nb::list out;
     for (size_t i = 0; i < items.size(); ++i) {
         out.append(memory.take(i, items[i].result));
@@ -206,18 +211,15 @@ nb::list get_bytes(Client& client, const KeyArguments& keys) {
 }
 
 std::vector<int64_t> get_into(Client& client, const KeyArguments& keys,
-                              const std::vector<BufferArguments::Extent>& extents) {
+                              const std::vector<BufferArguments::Extent>& extents,
+                              const nb::object& reasons = nb::none()) {
     std::vector<GetItem> items = get_items(keys);
     for (size_t i = 0; i < items.size(); ++i) {
         items[i].data = extents[i].data;
         items[i].capacity = extents[i].size;
     }
-    Status status;
-    {
-        nb::gil_scoped_release unlocked;
-        status = client->get(items, nullptr);
-    }
-    raise_unless_ok(status);
+    raise_unless_ok(without_gil([&] { return client->get(items, nullptr); }));
+    tell_reasons(items, reasons);
     std::vector<int64_t> results(items.size());
     std::transform(items.begin(), items.end(), results.begin(),
                    [](const GetItem& item) { return item.result; });
@@ -252,12 +254,7 @@ std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
     options.replicas = how.replicas;
     options.pin = static_cast<Pin>(how.pin);
     options.ttl_ms = how.ttl_ms;
-    Status status;
-    {
-        nb::gil_scoped_release unlocked;
-        status = client->put(items, options);
-    }
-    raise_unless_ok(status);
+    raise_unless_ok(without_gil([&] { return client->put(items, options); }));
     std::vector<Code> codes(items.size());
     std::transform(items.begin(), items.end(), codes.begin(),
                    [](const PutItem& item) { return item.result; });
@@ -278,43 +275,29 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.timeout_ms = timeout_ms;
     options.transport = static_cast<Transport>(transport);
     options.stripes = stripes;
-    Result<std::unique_ptr<ClientCore>> core = Code::kInternal;
-    {
-        nb::gil_scoped_release unlocked;
-        core = ClientCore::connect(std::move(options));
-    }
+    Result<std::unique_ptr<ClientCore>> core =
+        without_gil([&] { return ClientCore::connect(std::move(options)); });
     return new Client(value_or_raise(std::move(core)));
 }
 
 std::vector<int64_t> sizes(Client& client, const KeyArguments& keys) {
     std::vector<int64_t> out;
-    Status status;
-    {
-        nb::gil_scoped_release unlocked;
-        status = client->sizes(keys.keys(), &out);
-    }
-    raise_unless_ok(status);
+    raise_unless_ok(without_gil([&] { return client->sizes(keys.keys(), &out); }));
     return out;
 }
 
 nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_ms,
                  uint32_t wait_ms) {
     const KeyArguments arguments = KeyArguments::many(keys);
-    Result<std::unique_ptr<LeasedPrefix>> prefix = Code::kInternal;
-    {
-        nb::gil_scoped_release unlocked;
-        prefix = client->lease_prefix(arguments.keys(), stride, lease_ms, wait_ms);
-    }
+    Result<std::unique_ptr<LeasedPrefix>> prefix = without_gil(
+        [&] { return client->lease_prefix(arguments.keys(), stride, lease_ms, wait_ms); });
     return nb::cast(new Leases(value_or_raise(std::move(prefix))), nb::rv_policy::take_ownership);
 }
 
 nb::object view(Client& client, nb::handle key) {
     const KeyArguments arguments = KeyArguments::one(key);
-    Result<std::unique_ptr<ObjectView>> opened = Code::kInternal;
-    {
-        nb::gil_scoped_release unlocked;
-        opened = client->view(arguments.keys()[0]);
-    }
+    Result<std::unique_ptr<ObjectView>> opened =
+        without_gil([&] { return client->view(arguments.keys()[0]); });
     std::unique_ptr<ObjectView> found = value_or_raise(std::move(opened));
     return found == nullptr ? nb::none()
                             : nb::cast(new Block(std::move(found)), nb::rv_policy::take_ownership);
@@ -324,24 +307,16 @@ nb::tuple remove(Client& client, nb::handle keys) {
     const KeyArguments arguments = KeyArguments::many(keys);
     std::vector<Code> codes;
     std::vector<std::string> unreached;
-    Status status;
-    {
-        nb::gil_scoped_release unlocked;
-        status = client->remove(arguments.keys(), &codes, &unreached);
-    }
-    raise_unless_ok(status);
+    raise_unless_ok(
+        without_gil([&] { return client->remove(arguments.keys(), &codes, &unreached); }));
     return nb::make_tuple(list_of(codes), nb::cast(unreached));
 }
 
 nb::list set_pin(Client& client, nb::handle keys, uint8_t level) {
     const KeyArguments arguments = KeyArguments::many(keys);
     std::vector<Code> codes;
-    Status status;
-    {
-        nb::gil_scoped_release unlocked;
-        status = client->set_pin(arguments.keys(), static_cast<Pin>(level), &codes);
-    }
-    raise_unless_ok(status);
+    raise_unless_ok(without_gil(
+        [&] { return client->set_pin(arguments.keys(), static_cast<Pin>(level), &codes); }));
     return list_of(codes);
 }
 
@@ -454,8 +429,10 @@ void bind_reads(nb::class_<Client>& client) {
             "key"_a.none())
         .def(
             "batch_get",
-            [](Client& self, nb::handle keys) { return get_bytes(self, KeyArguments::many(keys)); },
-            "keys"_a.none())
+            [](Client& self, nb::handle keys, const nb::object& reasons) {
+                return get_bytes(self, KeyArguments::many(keys), reasons);
+            },
+            "keys"_a.none(), "reasons"_a = nb::none())
         .def(
             "get_into",
             [](Client& self, nb::handle key, nb::handle out) {
@@ -466,20 +443,22 @@ void bind_reads(nb::class_<Client>& client) {
             "key"_a.none(), "out"_a.none())
         .def(
             "batch_get_into",
-            [](Client& self, nb::handle keys, nb::handle outs) {
+            [](Client& self, nb::handle keys, nb::handle outs, const nb::object& reasons) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 const BufferArguments buffers(outs, true, arguments.size());
-                return list_of(get_into(self, arguments, buffers.extents()));
+                return list_of(get_into(self, arguments, buffers.extents(), reasons));
             },
-            "keys"_a.none(), "buffers"_a.none())
+            "keys"_a.none(), "buffers"_a.none(), "reasons"_a = nb::none())
         .def(
             "batch_get_into_pointers",
-            [](Client& self, nb::handle keys, nb::handle pointers, nb::handle capacities) {
+            [](Client& self, nb::handle keys, nb::handle pointers, nb::handle capacities,
+               const nb::object& reasons) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 return list_of(get_into(self, arguments,
-                                        pointer_arguments(pointers, capacities, arguments.size())));
+                                        pointer_arguments(pointers, capacities, arguments.size()),
+                                        reasons));
             },
-            "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none())
+            "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "reasons"_a = nb::none())
         .def(
             "size",
             [](Client& self, nb::handle key) { return sizes(self, KeyArguments::one(key))[0]; },
@@ -494,12 +473,11 @@ void bind_reads(nb::class_<Client>& client) {
             "prefix_length",
             [](Client& self, nb::handle keys, size_t stride, uint32_t wait_ms) {
                 const KeyArguments arguments = KeyArguments::many(keys);
-                Result<size_t> length = size_t{0};
-                {
-                    nb::gil_scoped_release unlocked;
-                    length = self->prefix_length(arguments.keys(), stride, wait_ms);
-                }
-                return value_or_raise(std::move(length));
+                MissReason reason = MissReason::kNone;
+                const size_t length = value_or_raise(without_gil([&] {
+                    return self->prefix_length(arguments.keys(), stride, wait_ms, &reason);
+                }));
+                return nb::make_tuple(length, static_cast<int>(reason));
             },
             "keys"_a.none(), "stride"_a, "wait_ms"_a = 0)
         .def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
@@ -543,12 +521,7 @@ void bind_writes(nb::class_<Client>& client) {
         .def("remove", &remove, "keys"_a.none())
         .def("set_pin", &set_pin, "keys"_a.none(), "level"_a)
         .def("flush", [](Client& self) {
-            Status status;
-            {
-                nb::gil_scoped_release unlocked;
-                status = self->flush();
-            }
-            return static_cast<int32_t>(status.code());
+            return static_cast<int32_t>(without_gil([&] { return self->flush(); }).code());
         });
 }
 
@@ -563,6 +536,7 @@ void bind_client(nb::module_& module) {
 
     nb::class_<Leases>(module, "Leases")
         .def_prop_ro("length", [](Leases& self) { return self->length(); })
+        .def_prop_ro("reason", [](Leases& self) { return static_cast<int>(self->reason()); })
         .def(
             "alive", [](Leases& self) { return self->alive(); },
             nb::call_guard<nb::gil_scoped_release>())

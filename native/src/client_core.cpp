@@ -110,7 +110,7 @@ Deadline ClientCore::waiting_deadline(uint32_t wait_ms) const {
 }
 
 Result<size_t> ClientCore::prefix_length(std::span<const std::string_view> keys, size_t stride,
-                                         uint32_t wait_ms) {
+                                         uint32_t wait_ms, MissReason* reason) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
@@ -118,6 +118,9 @@ Result<size_t> ClientCore::prefix_length(std::span<const std::string_view> keys,
     path.run(keys, true, waiting_deadline(wait_ms), wait_ms);
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
+    }
+    if (reason != nullptr) {
+        *reason = path.gap_reason();
     }
     return path.prefix_length(stride);
 }
@@ -143,7 +146,9 @@ Result<std::unique_ptr<LeasedPrefix>> ClientCore::lease_prefix(
     CallTally tally;
     tally.add(ClientCounter::kLeases, grants.size());
     context_->count(tally, nullptr);
-    auto prefix = std::make_unique<LeasedPrefix>(keeper_, length, std::move(grants));
+    // What is there and could not be leased: the node is away, or its tenants have leased enough.
+    const MissReason reason = gap == leased.end() ? path.gap_reason() : MissReason::kUnavailable;
+    auto prefix = std::make_unique<LeasedPrefix>(keeper_, length, reason, std::move(grants));
     if (length == 0) {
         prefix->release();
     }

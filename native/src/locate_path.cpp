@@ -6,6 +6,21 @@
 #include "kvstore/pipeline.h"
 
 namespace kvstore {
+namespace {
+
+MissReason reason_of(const LookupReply& reply, size_t row) {
+    if (reply.status[row] == static_cast<int32_t>(Code::kRebuilding)) {
+        return MissReason::kRebuilding;
+    }
+    if (reply.status[row] == 0) {
+        return MissReason::kNodeDown;  // known, and nobody has it now
+    }
+    const uint8_t reason = reply.reasons[row];
+    return reason == 0 || reason >= kMissReasonCount ? MissReason::kAbsent
+                                                     : static_cast<MissReason>(reason);
+}
+
+}  // namespace
 
 void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
                      uint32_t wait_ms) {
@@ -96,6 +111,7 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline w
                 located.size = static_cast<int64_t>(known->size);
             } else {
                 located.size = static_cast<int64_t>(Code::kUnavailable);
+                located.reason = MissReason::kUnavailable;
             }
         } else {
             Placement& placement = located.placement;
@@ -108,8 +124,9 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline w
             if (reply.status[i] == 0 && placement.count > 0) {
                 located.size = static_cast<int64_t>(placement.size);
                 context_.placements().note(located.key.hash, placement);
-            } else if (reply.status[i] < 0) {
-                located.size = reply.status[i];
+            } else {
+                located.size = reply.status[i] < 0 ? reply.status[i] : located.size;
+                located.reason = reason_of(reply, i);
             }
         }
         complete &= located.present();
@@ -125,6 +142,12 @@ Status LocatePath::exchange(Lookup request, LookupReply* reply, ChannelPool::Lea
         status = context_.master().exchange(request, reply, lease, deadline);
     }
     return status;
+}
+
+MissReason LocatePath::gap_reason() const {
+    const auto gap = std::find_if(found_.begin(), found_.end(),
+                                  [](const Located& located) { return !located.present(); });
+    return gap == found_.end() ? MissReason::kNone : gap->reason;
 }
 
 size_t LocatePath::prefix_length(size_t stride) const {

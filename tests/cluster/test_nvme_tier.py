@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import kvstore
-from kvstore import Status
+from kvstore import MissReason, Status
 from tests.support.cluster import Cluster
 from tests.support.control import metric
 from tests.support.payloads import proof
@@ -219,3 +219,25 @@ def test_explain_tells_where_an_object_is_and_was(cluster: Cluster, config: dict
     result = CliRunner().invoke(main, ["explain", keys[0], "--master", cluster.address])
     assert result.exit_code == 1
     assert "removed" in result.stdout
+
+
+def test_batches_and_lookups_say_why_a_key_is_a_miss(
+    cluster: Cluster, config: dict[str, Any]
+) -> None:
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()
+    keys = fill(store, node, 0, 20)
+    assert store.remove(keys[3]) is Status.Ok
+    assert store.put("short-lived", b"x", ttl_ms=1) is Status.Ok
+    wanted = [keys[0], keys[3], "never put"]
+    reasons: list[MissReason] = []
+    assert store.batch_get(wanted, reasons=reasons)[0] == proof(keys[0], SIZE)
+    assert reasons == [MissReason.None_, MissReason.Removed, MissReason.Absent]
+    buffers = [bytearray(SIZE) for _ in wanted]
+    assert store.batch_get_into(wanted, buffers, reasons=reasons)[0] == SIZE
+    assert reasons == [MissReason.None_, MissReason.Removed, MissReason.Absent]
+    assert store.lookup(keys).reason is MissReason.Removed
+    assert store.lookup(keys[:3]).reason is MissReason.None_
+    assert store.lookup([*keys[:3], "never put"]).reason is MissReason.Absent
+    node.kill()
+    wait_for(lambda: store.lookup(keys).reason is MissReason.NodeDown, "the node to be missed", 20)

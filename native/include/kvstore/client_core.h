@@ -23,14 +23,18 @@ namespace kvstore {
 // Leases on the leading keys of a list; ended by release() or with the store.
 class LeasedPrefix {
   public:
-    LeasedPrefix(std::shared_ptr<LeaseKeeper> keeper, size_t length,
+    LeasedPrefix(std::shared_ptr<LeaseKeeper> keeper, size_t length, MissReason reason,
                  std::vector<LeaseKeeper::Grant> grants)
-        : keeper_(std::move(keeper)), length_(length), grants_(std::move(grants)) {}
+        : keeper_(std::move(keeper)),
+          length_(length),
+          reason_(reason),
+          grants_(std::move(grants)) {}
     ~LeasedPrefix() { release(); }
     LeasedPrefix(const LeasedPrefix&) = delete;
     LeasedPrefix& operator=(const LeasedPrefix&) = delete;
 
     size_t length() const { return length_; }
+    MissReason reason() const { return reason_; }  // why it ends there; kNone: it is the whole list
     // Whether every node still keeps its part.
     bool alive();
     void release();
@@ -40,6 +44,7 @@ class LeasedPrefix {
     std::mutex mutex_;
     std::shared_ptr<LeaseKeeper> keeper_;
     const size_t length_;
+    const MissReason reason_;
     std::vector<LeaseKeeper::Grant> grants_;
 };
 
@@ -59,8 +64,9 @@ class ClientCore {
     Status sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out);
     // Both wait up to `wait_ms` for the whole list to be present; a call then has the longer of
     // this and the store's time-out.
+    // `*reason`, if asked for: why the prefix ends where it does.
     Result<size_t> prefix_length(std::span<const std::string_view> keys, size_t stride,
-                                 uint32_t wait_ms = 0);
+                                 uint32_t wait_ms = 0, MissReason* reason = nullptr);
     Result<std::unique_ptr<LeasedPrefix>> lease_prefix(std::span<const std::string_view> keys,
                                                        size_t stride, uint32_t lease_ms,
                                                        uint32_t wait_ms = 0);

@@ -13,6 +13,7 @@ namespace kvstore {
 // One key's answer.
 struct Located {
     int64_t size = static_cast<int64_t>(Code::kNotFound);  // or a negative code
+    MissReason reason = MissReason::kNone;                 // when it is absent
     HashedKey key;
     Placement placement;  // from the master; empty for what this host has
     int local = -1;       // position in LocatePath::locals()
@@ -32,6 +33,8 @@ class LocatePath {
     std::span<const LocalPeer> locals() const { return locals_; }
     // Leading keys that are present, in whole pages of `stride`.
     size_t prefix_length(size_t stride) const;
+    // Why the first absent key is; kNone when none is.
+    MissReason gap_reason() const;
 
   private:
     void probe(std::span<const std::string_view> keys, Deadline deadline);
