@@ -32,7 +32,6 @@ class NvmeTier::Reading {
     enum class Purpose : uint8_t { kGet, kPromote, kAhead };
     struct Row {
         std::string key;
-        NvmeReadResult what;
         bool asked = false;    // of the log
         bool promote = false;  // whatever comes of it is worth a place in DRAM
     };

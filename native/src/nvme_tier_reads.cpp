@@ -190,8 +190,7 @@ void NvmeTier::take_read(Reading& reading, size_t row, const NvmeReadResult& res
     if (object.code == Code::kOk) {
         object.reason = MissReason::kNone;
         object.sealed_crc = result.sealed_crc;
-        reading.rows[row].what = result;
-        reading.rows[row].key = result.key;
+        push(reading, row, result);
     } else {
         object.reason = reason_of(object.code);
         object.bytes.reset();
@@ -200,24 +199,11 @@ void NvmeTier::take_read(Reading& reading, size_t row, const NvmeReadResult& res
 }
 
 void NvmeTier::finish(Reading& reading) {
-    const bool is_get = reading.purpose == Reading::Purpose::kGet;
-    if (is_get) counts_->read_us.record(boottime_us() - reading.started_us);
-    for (size_t i = 0; i < reading.rows.size(); ++i) {
-        Reading::Row& row = reading.rows[i];
-        const Object& object = reading.objects[i];
-        if (!row.asked || object.code != Code::kOk) continue;
-        counts_->hits.add(is_get ? 1 : 0);
-        counts_->hit_bytes.add(is_get ? object.length : 0);
-        if (!row.promote) {
-            counts_->promotions_skipped.add();
-            continue;
-        }
-        row.what.key = {};  // of a call that is over
-        push({reading.ns, std::move(row.key), row.what, object.bytes, reading.waiting,
-              reading.purpose == Reading::Purpose::kAhead});
-    }
     reading.waiting.reset();
-    if (is_get) reading.done(std::move(reading.objects));
+    if (reading.purpose == Reading::Purpose::kGet) {
+        counts_->read_us.record(boottime_us() - reading.started_us);
+        reading.done(std::move(reading.objects));
+    }
     if (!reading.under_way) return;
     const std::lock_guard lock(mutex_);
     --reads_under_way_;
@@ -235,10 +221,21 @@ bool NvmeTier::is_admitted(const NvmeFound& found) {
     return store_.free_bytes() >= store_.segment_bytes() / kFreeShare + found.length;
 }
 
-void NvmeTier::push(Promotion promotion) {
+// As soon as it is there: the next reader may be here before the rest of them.
+void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& result) {
+    const Object& object = reading.objects[row];
+    if (reading.purpose == Reading::Purpose::kGet) {
+        counts_->hits.add();
+        counts_->hit_bytes.add(object.length);
+    }
+    if (!reading.rows[row].promote) return counts_->promotions_skipped.add();
+    Promotion promotion{reading.ns,      std::string(result.key),
+                        result,          object.bytes,
+                        reading.waiting, reading.purpose == Reading::Purpose::kAhead};
+    promotion.what.key = {};  // of a call that is about to be over
     {
         const std::lock_guard lock(mutex_);
-        const uint64_t bytes = promotion.what.identity.length;
+        const uint64_t bytes = object.length;
         // Somebody waits for it, and has bounded how much.
         const bool wanted = promotion.waiting != nullptr;
         if (!stopping_ && (wanted || promotion_bytes_ + bytes <= kMaxWaitingBytes)) {

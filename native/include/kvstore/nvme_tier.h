@@ -186,7 +186,7 @@ class NvmeTier {
     void take_read(Reading& reading, size_t row, const NvmeReadResult& result);
     void finish(Reading& reading);
     bool is_admitted(const NvmeFound& found);
-    void push(Promotion promotion);
+    void push(const Reading& reading, size_t row, const NvmeReadResult& result);
     void promote_one(const Promotion& promotion);
 
     BlockStore& store_;
