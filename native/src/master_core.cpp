@@ -371,7 +371,7 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
 }
 
 void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
-    const uint64_t seq = log_.last_remove(ns.tenant, ns.name, key);
+    const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
     for (NodeSlot slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && !record->removed && record->applied_seq < seq) {

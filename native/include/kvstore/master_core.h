@@ -181,8 +181,8 @@ class MasterCore {
     std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
     AckNode look_held(NodeSlot slot) const;
     std::vector<NodeSlot> unsynced() const;
-    // Sets a remove's row to wait for those who have not applied an earlier remove of the key: what
-    // that one covered may still lie there.
+    // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
+    // flush of its namespace: what that one covered may still lie there.
     void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
     std::vector<std::string> names(const std::vector<NodeSlot>& slots) const;
     void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);

@@ -37,9 +37,9 @@ class OpsLog {
     Version version_floor() const { return version_floor_; }
     size_t size() const { return ops_.size(); }
 
-    // The last remove of a key that is still kept, so that not everybody is known to have applied
-    // it; 0: none.
-    uint64_t last_remove(std::string_view tenant, std::string_view ns, std::string_view key) const;
+    // The last remove of a key or flush of its namespace that is still kept, so that not everybody
+    // is known to have applied it; 0: none.
+    uint64_t last_ending(std::string_view tenant, std::string_view ns, std::string_view key) const;
 
     // Durable operations above `after`, a run of consecutive numbers of at most `max`.
     std::vector<Op> run_after(uint64_t after, size_t max) const;
@@ -50,11 +50,12 @@ class OpsLog {
     static Result<Op> decode(std::span<const uint8_t> record);
 
   private:
-    void index_remove(const Op& op);
+    void index_ending(const Op& op);
     std::deque<Op>::const_iterator first_after(uint64_t seq) const;
 
-    std::deque<Op> ops_;                                 // ascending numbers
-    std::unordered_map<std::string, uint64_t> removes_;  // tenant, namespace and key → last number
+    std::deque<Op> ops_;  // ascending numbers
+    // Tenant, namespace and key (of a flush: none) → last number.
+    std::unordered_map<std::string, uint64_t> endings_;
     uint64_t last_seq_;
     uint64_t handed_seq_;
     uint64_t durable_seq_;
