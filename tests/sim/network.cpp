@@ -167,6 +167,20 @@ void Network::reset_end(const std::shared_ptr<Stream>& stream, int side, uint64_
     });
 }
 
+size_t Network::half_broken() const {
+    return static_cast<size_t>(
+        std::count_if(streams_.begin(), streams_.end(), [this](const auto& entry) {
+            const std::shared_ptr<Stream> stream = entry.second.lock();
+            return stream != nullptr && stream->broken &&
+                   std::any_of(std::begin(stream->ends), std::end(stream->ends),
+                               [&](const auto& end) {
+                                   const std::shared_ptr<File> file = end.lock();
+                                   return file != nullptr && file->state != File::State::kBroken &&
+                                          !is_dead(file->process);
+                               });
+        }));
+}
+
 // ---- descriptors -----------------------------------------------------------------------------
 
 int Network::open_file(File::Kind kind) {

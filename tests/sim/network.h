@@ -107,6 +107,8 @@ class Network {
     // Breaks one random stream between the two; false when there is none.
     bool break_one(Host a, Host b);
     uint64_t message_delay_ns();
+    // Broken ones of which an end has still to learn.
+    size_t half_broken() const;
     // Counts everything that may have disturbed somebody: deaths, breaks, partitions, heals.
     uint64_t disturbances() const { return disturbances_; }
     void note_disturbance() { ++disturbances_; }

@@ -249,6 +249,9 @@ std::string Scenario::why_unsettled() {
     if (master == nullptr || master->core->rebuilding()) {
         return master == nullptr ? "no master serves" : "the master is rebuilding";
     }
+    if (network_.half_broken() != 0) {
+        return "somebody has still to learn that a connection is broken";
+    }
     for (const ClientPtr& client : clients_) {
         if (client->busy || client->dead) {
             return "client " + std::to_string(client->index) + " is in a call";
