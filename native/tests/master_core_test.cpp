@@ -343,6 +343,43 @@ TEST_F(MasterCoreTest, FlushReachesEveryNode) {
     put(b, "k");
 }
 
+// What it has not applied covers what it may still show to clients of its host.
+TEST_F(MasterCoreTest, NoRemoveIsOkWhileANodeIsBehindAnEarlierEnding) {
+    for (const bool flush : {true, false}) {
+        restart(options());
+        Node a = add_node("a");
+        Node b = add_node("b");
+        put(b, "k");
+        core_->close_link(b.link);
+        Answer first;
+        if (flush) {
+            core_->flush(*ns_, 1000, [&](Code code, std::vector<std::string> unreached, uint32_t) {
+                first.done()({code}, std::move(unreached));
+            });
+        } else {
+            core_->remove(*ns_, {"k"}, 1000, first.done());
+        }
+        ack(a);
+        EXPECT_EQ(first.codes, std::vector<Code>{Code::kPartial});
+        // With a new object at another node, and with none at all.
+        put(a, "k");
+        for (int turn = 0; turn < 2; ++turn) {
+            Answer answer;
+            core_->remove(*ns_, {"k"}, 1000, answer.done());
+            ack(a);
+            EXPECT_EQ(answer.codes, std::vector<Code>{Code::kPartial});
+            EXPECT_EQ(answer.unreached, std::vector<std::string>{"b"});
+        }
+        connect(b);
+        ack(b);
+        put(a, "k");
+        Answer answer;
+        core_->remove(*ns_, {"k"}, 1000, answer.done());
+        ack(a);
+        EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+    }
+}
+
 TEST_F(MasterCoreTest, PinsGoThroughTheLog) {
     Node a = add_node("a");
     put(a, "k");
