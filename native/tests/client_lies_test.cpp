@@ -250,7 +250,7 @@ TEST(ClientLiesTest, AReadFollowsVersionsThatOvertakeIt) {
     EXPECT_EQ(liar.reads.load(), 3u);
 }
 
-// Passes everything on, but waits in the middle of the answers to reads.
+// Passes everything on, but waits in the middle of the answers.
 class HalfwayProxy {
   public:
     explicit HalfwayProxy(const std::string& to) : to_(*Endpoint::parse(to)) {
@@ -267,6 +267,8 @@ class HalfwayProxy {
     std::atomic<bool> pause{false};
 
   private:
+    static constexpr ssize_t kFirstBytes = 12;  // not even a whole header
+
     static bool readable(int fd) {
         pollfd entry{fd, POLLIN, 0};
         return poll(&entry, 1, 5) == 1;
@@ -278,7 +280,7 @@ class HalfwayProxy {
         if (count <= 0) {
             return false;
         }
-        const ssize_t first = answers && pause ? count / 2 : count;
+        const ssize_t first = answers && pause ? std::min<ssize_t>(count, kFirstBytes) : count;
         (void)!send(to, bytes, static_cast<size_t>(first), MSG_NOSIGNAL);
         if (first != count) {
             std::this_thread::sleep_for(std::chrono::milliseconds(500));
