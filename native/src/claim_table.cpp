@@ -214,6 +214,11 @@ bool ClaimTable::has_claim(const NamespaceEpoch& ns, std::string_view key) const
     return entries_.contains(NsKey(ns.ref, key).view());
 }
 
+bool ClaimTable::has_limbo(NodeSlot node) const {
+    std::lock_guard lock(mutex_);
+    return limbo_.contains(node);
+}
+
 void ClaimTable::flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswer>& out) {
     std::lock_guard lock(mutex_);
     for (auto at = entries_.begin(); at != entries_.end();) {

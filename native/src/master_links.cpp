@@ -15,10 +15,12 @@ constexpr size_t kOpsPerFrame = 1024;
 constexpr uint64_t kOpsWindow = 16'384;  // operations on their way to a node: bounds its send queue
 
 // A node without the log's history (a new one, or the log was trimmed) has to know which namespaces
-// were flushed, or its claims would name ended epochs. Without a number: they may come again.
+// were flushed, or its claims would name ended epochs. Without a number: they may come again. Only
+// what the journal has: a node that were ahead of the next life of the master could not claim.
 void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
     std::vector<Op> ops;
-    for (const auto& [ns, epoch] : namespaces.all()) {
+    for (const auto& [ns, current] : namespaces.all()) {
+        const uint32_t epoch = ns->durable_epoch.load();
         if (epoch != 0) {
             ops.push_back({.kind = OpKind::kFlush,
                            .epoch = epoch - 1,

@@ -114,7 +114,10 @@ std::vector<std::pair<uint64_t, std::vector<uint8_t>>> OpsLog::take_records(size
     return records;
 }
 
-void OpsLog::make_durable(uint64_t seq) {
+void OpsLog::make_durable(uint64_t seq, const std::function<void(const Op&)>& each) {
+    for (auto op = first_after(durable_seq_); each && op != ops_.end() && op->seq <= seq; ++op) {
+        each(*op);
+    }
     durable_seq_ = std::max(durable_seq_, std::min(seq, last_seq_));
     handed_seq_ = std::max(handed_seq_, durable_seq_);
 }

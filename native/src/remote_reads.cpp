@@ -262,6 +262,10 @@ bool RemoteReads::choose_replica(Job& job, std::shared_ptr<PeerNode>* peer) {
     const bool asked = job.unasked == MissReason::kNone;
     if (job.remembered || (replaced && asked && !job.repeated)) {
         ask_again(job);
+    } else if (job.last == MissReason::kVersion && job.repeated && !job.newer) {
+        job.newer = true;
+        job.tried = 0;
+        return choose_replica(job, peer);
     } else {
         miss(job, asked || job.last == MissReason::kNodeDown ? job.last : job.unasked);
     }
@@ -381,7 +385,8 @@ void RemoteReads::send(Slice& slice) {
     std::vector<GetRequest::Row> rows;
     for (const Job* job : slice.jobs) {
         GetItem& item = items_[job->item];
-        rows.push_back({item.key, job->placement.version, item.data, item.capacity});
+        const Version version = job->newer ? 0 : job->placement.version;
+        rows.push_back({item.key, version, item.data, item.capacity});
     }
     const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline);
     slice.under_way = status.ok();
@@ -429,6 +434,10 @@ void RemoteReads::take_answers(Slice& slice) {
             refuse(job, too_small                            ? MissReason::kVersion
                         : answer.reason == MissReason::kNone ? MissReason::kAbsent
                                                              : answer.reason);
+            continue;
+        }
+        if (answer.version < job.placement.version) {
+            refuse(job, MissReason::kVersion);
             continue;
         }
         const Verdict verdict = verify(keys_[job.item], slice, answer);

@@ -60,9 +60,16 @@ Moment Checker::moment(const KeyName& name) {
     const KeyName all{name.ns, ""};
     now.removing = removing_[name] != 0 || removing_[all] != 0 || half_removed_.contains(name) ||
                    half_removed_.contains(all);
-    if (const MasterLife* master = cluster_.master();
+    if (MasterLife* const master = cluster_.master();
         master != nullptr && !master->core->rebuilding()) {
-        now.master_epoch = master->core->options().epoch;
+        ++master->threads;  // it is not buried while this one may wait for a mutex
+        const std::vector<MasterCore::NodeView> nodes = master->core->nodes();
+        if (std::all_of(nodes.begin(), nodes.end(), [](const MasterCore::NodeView& node) {
+                return node.connected && node.synced;
+            })) {
+            now.master_epoch = master->core->options().epoch;
+        }
+        --master->threads;
     }
     return now;
 }

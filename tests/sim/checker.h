@@ -29,7 +29,8 @@ struct Moment {
     uint64_t disturbances = 0;  // of the network and of processes
     uint64_t removals = 0;      // begun and ended, that may concern the key
     bool removing = false;      // one is under way, or not applied everywhere
-    uint32_t master_epoch = 0;  // 0: none that serves, or one that rebuilds
+    // 0: none that serves, or one that rebuilds or has still to hear what a node holds.
+    uint32_t master_epoch = 0;
 };
 
 struct Write {

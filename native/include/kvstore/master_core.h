@@ -174,6 +174,7 @@ class MasterCore {
     void end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
     void deliver(const std::vector<ClaimAnswer>& answers);
     std::shared_ptr<LinkState> lose_link_held(NodeRecord& record, const std::string& reason);
+    void make_durable_held(uint64_t seq);
     void push_ops_held();
     void push_ops_held(NodeRecord& record);
     void trim_held();

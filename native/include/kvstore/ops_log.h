@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,7 +31,8 @@ class OpsLog {
     // Records not handed out yet, at most `max`; the first is the oldest.
     std::vector<std::pair<uint64_t, std::vector<uint8_t>>> take_records(size_t max);
     bool has_records() const { return handed_seq_ < last_seq_; }
-    void make_durable(uint64_t seq);
+    // Up to `seq`; `each` is called for those that were not before.
+    void make_durable(uint64_t seq, const std::function<void(const Op&)>& each = {});
     uint64_t last_seq() const { return last_seq_; }
     uint64_t durable_seq() const { return durable_seq_; }
     uint64_t trimmed_seq() const { return trimmed_seq_; }

@@ -31,6 +31,7 @@ class RemoteReads {
         bool done = false;
         bool remembered = false;  // its placement is an earlier lookup's
         bool repeated = false;    // the lookup says again what was refused before
+        bool newer = false;       // then a newer version, not announced yet, is right too
         // Not kNone: the master could not be asked, so an absence at its replicas proves nothing.
         MissReason unasked = MissReason::kNone;
         MissReason last = MissReason::kNodeDown;
