@@ -31,6 +31,7 @@ enum class Lie {
     kHangUpAtResolve,  // … breaks the link
     kFlushedTwice,     // … is answered after another flush
     kOvertaken,        // the first two versions that a lookup names are replaced before the read
+    kUnannounced,      // the node has a newer version than the master has heard of
 };
 constexpr Lie kGetLies[] = {Lie::kRowsMissing,       Lie::kTooLong,          Lie::kPayloadTooShort,
                             Lie::kPayloadMissing,    Lie::kOtherBytes,       Lie::kOtherObject,
@@ -142,11 +143,15 @@ class Liar : public Service {
         Get request;
         ASSERT_TRUE(decode_message(body, &request).ok());
         const Lie now = lie.load();
-        if (reads.fetch_add(1) < 2 && now == Lie::kOvertaken) {
+        const bool early = reads.fetch_add(1) < 2;
+        if ((now == Lie::kOvertaken && early) ||
+            (now == Lie::kUnannounced && request.versions[0] != 0)) {
             const std::vector<int32_t> none(request.keys.size(),
                                             static_cast<int32_t>(Code::kNotFound));
-            const std::vector<uint8_t> reasons(request.keys.size(),
-                                               static_cast<uint8_t>(MissReason::kRemoved));
+            const std::vector<uint8_t> reasons(
+                request.keys.size(),
+                static_cast<uint8_t>(now == Lie::kOvertaken ? MissReason::kRemoved
+                                                            : MissReason::kVersion));
             GetReply reply;
             reply.status = none;
             reply.reasons = reasons;
@@ -248,6 +253,13 @@ TEST(ClientLiesTest, AReadFollowsVersionsThatOvertakeIt) {
     liar.lie = Lie::kOvertaken;
     EXPECT_EQ(client.get("k", 100), bytes_of("k", 100));
     EXPECT_EQ(liar.reads.load(), 3u);
+}
+
+TEST(ClientLiesTest, AVersionThatIsNotAnnouncedYetIsReadWhereTheOldOneWas) {
+    Liar liar;
+    TestClient client(liar.endpoint, Transport::kAuto, 1000);
+    liar.lie = Lie::kUnannounced;
+    EXPECT_EQ(client.get("k", 100), bytes_of("k", 100));
 }
 
 // Passes everything on, but waits in the middle of the answers.

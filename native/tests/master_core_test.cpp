@@ -310,6 +310,24 @@ TEST_F(MasterCoreTest, NothingIsPushedOrAnsweredBeforeTheJournalHasIt) {
     EXPECT_EQ(core_->journal_trimmed().first, 1u);
 }
 
+// A node that knew of an epoch which the next life of the master has never heard of could not
+// claim.
+TEST_F(MasterCoreTest, AFlushThatIsNotDurableIsToldToNobody) {
+    MasterCore::Options with = options();
+    with.journal_auto_ack = false;
+    restart(with);
+    Node a = add_node("a");
+    core_->flush(*ns_, 60'000, [](Code, const std::vector<std::string>&, uint32_t) {});
+    connect(a);
+    EXPECT_TRUE(a.to->ops.empty());
+    core_->journal_done(core_->wait_journal(1000).at(0).first);
+    ASSERT_EQ(a.to->ops.size(), 1u);
+    EXPECT_EQ(a.to->ops[0].kind, OpKind::kFlush);
+    connect(a);
+    EXPECT_FALSE(a.to->ops.empty()) << "with or without the log";
+    EXPECT_EQ(a.to->ops[0].arg, 1u);
+}
+
 TEST_F(MasterCoreTest, FlushReachesEveryNode) {
     Node a = add_node("a");
     Node b = add_node("b");
@@ -570,6 +588,31 @@ TEST_F(MasterCoreTest, AFailedCopyIsTriedElsewhere) {
     ack(b);
     ack(c);
     EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+}
+
+// It may have arrived there, with its announcement lost.
+TEST_F(MasterCoreTest, ACopyThatFailedOnTheWayIsRemovedWithTheRest) {
+    for (const Code failure : {Code::kClosed, Code::kNoSpace}) {
+        restart(options());
+        Node a = add_node("a");
+        Node b = add_node("b");
+        put(a, "k", 2);
+        core_->maintain(boottime_ms());
+        ASSERT_EQ(a.to->copies.size(), 1u);
+        core_->close_link(b.link);
+        core_->copy_done(a.link, a.to->copies.front().copy_id, failure);
+        Answer answer;
+        core_->remove(*ns_, {"k"}, 1000, answer.done());
+        ack(a);
+        const bool perhaps = failure == Code::kClosed;
+        EXPECT_EQ(answer.codes, std::vector<Code>{perhaps ? Code::kPartial : Code::kOk});
+        EXPECT_EQ(answer.unreached.size(), perhaps ? 1u : 0u);
+        Code flushed = Code::kInternal;
+        core_->flush(*ns_, 1000,
+                     [&](Code code, const std::vector<std::string>&, uint32_t) { flushed = code; });
+        ack(a);
+        EXPECT_EQ(flushed, Code::kPartial);
+    }
 }
 
 TEST_F(MasterCoreTest, DrainMovesEverythingAway) {
