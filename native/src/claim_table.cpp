@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "kvstore/mutation.h"
+
 namespace kvstore {
 
 void ClaimTable::claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests,
@@ -246,6 +248,10 @@ void ClaimTable::link_lost(LinkId link) {
     for (const auto& [claim_id, key] : claims->second) {
         const auto at = entries_.find(*key);
         if (!drop_waiter(at, link, claim_id)) {
+            if (!KV_GUARD("limbo", true) && at->second.waiters.empty()) {
+                entries_.erase(at);  // as if the link's loss were its node's death
+                continue;
+            }
             at->second.limbo = true;
             limbo_[at->second.holder.node].push_back(at->first);
         } else if (at->second.version == 0 && at->second.waiters.empty()) {

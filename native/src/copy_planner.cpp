@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kvstore/channel_pool.h"
+#include "kvstore/mutation.h"
 #include "kvstore/ns_key.h"
 
 namespace kvstore {
@@ -110,6 +111,9 @@ void CopyPlanner::done(uint64_t copy_id, Code code, uint64_t now_ms) {
 }
 
 void CopyPlanner::doubt(const std::string& name, NodeSlot target, uint64_t now_ms) {
+    if (!KV_GUARD("unheard-copies", true)) {
+        return;
+    }
     doubts_[name].push_back({target, now_ms + policy_.order_timeout_ms + kDoubtMs});
     doubts_count_.store(doubts_.size(), std::memory_order_relaxed);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -33,7 +34,8 @@ MasterCore::MasterCore(const Options& options)
       claims_(directory_),
       planner_(directory_, options.epoch),
       lookup_waits_(directory_, options.secret),
-      log_(options.trimmed_seq, options.version_floor) {
+      log_(options.trimmed_seq, options.version_floor),
+      nodes_id_(pack_epoch(options.epoch, 1)) {
     directory_.set_rebuilding(options.rebuilding);
     if (options.maintenance_ms != 0) {
         maintenance_ = std::thread([this] { maintenance_loop(); });
@@ -384,7 +386,8 @@ void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckR
     const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
     for (NodeSlot slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
-        if (record != nullptr && !record->removed && record->applied_seq < seq) {
+        if (record != nullptr && !record->removed &&
+            KV_GUARD("earlier-endings", record->applied_seq < seq)) {
             row.holders.push_back(slot);
             row.seq = seq;
         }

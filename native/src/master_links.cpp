@@ -6,6 +6,7 @@
 #include "kvstore/clock.h"
 #include "kvstore/master_core.h"
 #include "kvstore/messages_node.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -39,8 +40,8 @@ void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
 Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
     std::lock_guard lock(mutex_);
     const NodeRecord* record = nodes_.find(hello.node_id);
-    if (record == nullptr || record->info.session_id != hello.session_id ||
-        record->info.state == NodeState::kDead) {
+    if (record == nullptr || KV_GUARD("session", record->info.session_id != hello.session_id ||
+                                                     record->info.state == NodeState::kDead)) {
         return Status(Code::kExpired,
                       "no such session of node " + hello.node_id + ": register first");
     }
@@ -56,13 +57,14 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
     {
         std::lock_guard lock(mutex_);
         const NodeSlot slot = nodes_.slot_of(hello.node_id);
-        if (slot == kNoNode || nodes_.at(slot)->info.session_id != hello.session_id) {
+        if (slot == kNoNode ||
+            KV_GUARD("session", nodes_.at(slot)->info.session_id != hello.session_id)) {
             return Status(Code::kExpired, "this session was replaced: register first");
         }
         NodeRecord& record = *nodes_.at(slot);
         lose_link_held(record, "a newer link of this node has opened");
         log_.skip_to(hello.applied_seq);
-        if (record.linked_epoch != hello.node_epoch) {
+        if (KV_GUARD("node-epoch", record.linked_epoch != hello.node_epoch)) {
             // Only this life of the node knows what its memory has seen: what an earlier one has
             // acknowledged may have been another memory.
             record.linked_epoch = hello.node_epoch;
@@ -174,7 +176,7 @@ Result<const NamespaceEpoch*> MasterCore::epoch_of(std::string_view tenant, std:
         return space.status();
     }
     const NamespaceEpoch* current = (*space)->current.load(std::memory_order_acquire);
-    if (epoch < current->epoch) {
+    if (KV_GUARD("flushed-epoch", epoch < current->epoch)) {
         return Status(Code::kRemoved, "this epoch of the namespace was flushed");
     }
     if (epoch > current->epoch) {

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kvstore/checksum.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -466,7 +467,7 @@ RemoteReads::Verdict RemoteReads::verify(HashedKey& key, Slice& slice,
         return seal_checksum(answer.data_crc, identity) == answer.sealed_crc;
     };
     context_.rehash(&key, context_.namespace_now());
-    if (is_sealed()) {
+    if (!KV_GUARD("checksum", !is_sealed())) {
         return Verdict::kRight;
     }
     // After a flush the same key belongs to another namespace id: ask which one it is now.

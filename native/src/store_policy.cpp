@@ -1,6 +1,7 @@
 // What masters and clients may ask of published objects: remove, flush, pins, leases; and the tick.
 #include <algorithm>
 
+#include "kvstore/mutation.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -214,6 +215,15 @@ void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) 
     state.tombstones.keep_at_least(2 * uint64_t{reservation_ms});
 }
 
+// Only mutations do so.
+void BlockStore::State::drop_quarantined() {
+    std::vector<Generation> over;
+    for (const auto& [generation, reservation] : reservations.all()) {
+        if (reservation.quarantined) over.push_back(generation);
+    }
+    for (const Generation generation : over) drop_reservation(generation);
+}
+
 void BlockStore::tick() {
     // System calls, one a slot: before the mutex is taken.
     const std::vector<uint32_t> dead = state_->slots->collect_dead();
@@ -226,6 +236,7 @@ void BlockStore::tick() {
         state.apply_exists();
         state.drain_rings();
         state.reservations.quarantine_expired(state.now());
+        if (!KV_GUARD("quarantine", true)) state.drop_quarantined();
         state.end_leases(state.leases.take_expired(state.now()));
         state.expire_objects(State::kExpiriesPerTick);
         state.sweep_flushed(State::kSweepPerTick);

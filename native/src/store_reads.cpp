@@ -1,6 +1,7 @@
 // Reads of the block store: find with a held token, holds by socket, recency, the full listing.
 #include <algorithm>
 
+#include "kvstore/mutation.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -100,6 +101,7 @@ void BlockStore::State::release_hold(Generation generation, EntryRef ref) {
         return;
     }
     const auto it = deferred.find(generation);
+    if (!KV_GUARD("hold", true)) return;
     KV_ASSERT(it != deferred.end() && it->second.holds > 0);
     if (--it->second.holds > 0) return;
     unsettled.emplace_back(generation, it->second);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <set>
 #include <thread>
 
 #include "kvstore/clock.h"
@@ -212,6 +213,18 @@ TEST_F(MasterCoreTest, OnlyARegisteredSessionGetsALink) {
     EXPECT_FALSE(a.to->closed.empty());
     std::vector<int32_t> codes;
     EXPECT_FALSE(core_->announce(a.link, {}, codes).ok());
+}
+
+// A client that took one life's table for another's would read from the wrong nodes.
+TEST_F(MasterCoreTest, TheNodeTablesOfTwoLivesAreTwo) {
+    std::set<uint64_t> seen;
+    for (const uint32_t epoch : {1u, 2u}) {
+        restart(options(epoch));
+        for (const char* id : {"a", "b"}) {
+            add_node(epoch == 1 ? id : id[0] == 'a' ? "b" : "a");
+            EXPECT_TRUE(seen.insert(core_->nodes_id()).second);
+        }
+    }
 }
 
 TEST_F(MasterCoreTest, AGapEndsTheLink) {

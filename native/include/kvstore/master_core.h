@@ -212,7 +212,7 @@ class MasterCore {
     std::condition_variable journal_ready_;
     std::condition_variable wake_;
     bool stopping_ = false;
-    std::atomic<uint64_t> nodes_id_{1};
+    std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
     std::atomic<uint64_t> next_link_{1};
 
     mutable std::shared_mutex links_mutex_;
