@@ -126,6 +126,7 @@ std::shared_ptr<MasterCore::LinkState> MasterCore::lose_link_held(NodeRecord& re
     record.link->close(reason);
     record.link = nullptr;
     record.link_id = 0;
+    directory_.set_readable(link->node, record.readable());
     claims_.link_lost(link->id);
     return link;
 }
@@ -255,6 +256,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     }
     std::vector<ClaimAnswer> answers;
     const Namespace* recorded_in = nullptr;
+    bool came = false;
     {
         std::lock_guard work(link->work);
         if (link->closed) {
@@ -278,10 +280,13 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
             }
         }
         if (message.phase == AnnouncePhase::kEnd) {
-            end_announce(*link, answers);
+            came = end_announce(*link, answers);
         }
     }
     deliver(answers);
+    if (came) {
+        lookup_waits_.recheck();
+    }
     if (recorded_in != nullptr) {
         lookup_waits_.announced(*recorded_in, message.keys);
     }
@@ -334,19 +339,22 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
     }
 }
 
-void MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers) {
+bool MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers) {
     directory_.end_full(link.node);
     link.floor = 0;
+    bool came = false;
     {
         std::lock_guard lock(mutex_);
         NodeRecord* record = nodes_.at(link.node);
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
             record->floor = 0;
+            came = change_state_held(link.node, *record, record->info.state);
         }
     }
     claims_.end_limbo(link.node, answers);
     scan_requests_.fetch_add(1);
+    return came;
 }
 
 Status MasterCore::withdraw(LinkId id, const Withdraw& message) {

@@ -227,6 +227,24 @@ TEST_F(MasterCoreTest, TheNodeTablesOfTwoLivesAreTwo) {
     }
 }
 
+// Its puts are Ok from then on, so everybody has to find them.
+TEST_F(MasterCoreTest, AJoiningNodeIsReadOnceItHasAnnouncedEverything) {
+    Node a{.id = "a", .session = 1, .to = nullptr};
+    const NodeInfo joining{.node_id = "a", .session_id = 1, .state = NodeState::kJoining};
+    ASSERT_TRUE(core_->register_node(joining, false).ok());
+    connect(a);
+    const Version version = core_->directory().next_version();
+    announce(a, AnnouncePhase::kBegin, {});
+    announce(a, AnnouncePhase::kMiddle, {{"k", version}});
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+    announce(a, AnnouncePhase::kEnd, {});
+    EXPECT_EQ(find("k").code, Code::kOk);
+    put(a, "new");
+    EXPECT_EQ(find("new").code, Code::kOk);
+    core_->close_link(a.link);
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+}
+
 TEST_F(MasterCoreTest, AGapEndsTheLink) {
     Node a = add_node("a");
     put(a, "k");

@@ -171,7 +171,8 @@ class MasterCore {
     void record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
                          std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers);
     void lost_while_claiming(const LinkState& link);
-    void end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
+    // Whether the node's replicas have become readable by it.
+    bool end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
     void deliver(const std::vector<ClaimAnswer>& answers);
     std::shared_ptr<LinkState> lose_link_held(NodeRecord& record, const std::string& reason);
     void make_durable_held(uint64_t seq);
