@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "kvstore/mutation.h"
+
 namespace kvstore {
 
 void AckWaits::add(std::vector<AckRow> rows, uint64_t deadline_ms, Done done) {
@@ -18,7 +20,7 @@ AckWaits::Ready AckWaits::finish(Wait& wait, uint64_t durable_seq, const Look& l
     for (const AckRow& row : wait.rows) {
         Code code = row.code;
         for (const NodeSlot holder : row.holders) {
-            if (look(holder).applied_seq < row.seq) {
+            if (KV_GUARD("holders", look(holder).applied_seq < row.seq)) {
                 code = Code::kPartial;
                 if (std::find(ready.unreached.begin(), ready.unreached.end(), holder) ==
                     ready.unreached.end()) {
@@ -26,7 +28,7 @@ AckWaits::Ready AckWaits::finish(Wait& wait, uint64_t durable_seq, const Look& l
                 }
             }
         }
-        if (row.seq > durable_seq) {
+        if (KV_GUARD("journal", row.seq > durable_seq)) {
             code = Code::kDeadlineExceeded;  // the journal has not written it: it may be forgotten
         }
         ready.codes.push_back(code);
@@ -40,11 +42,11 @@ std::vector<AckWaits::Ready> AckWaits::collect(uint64_t durable_seq, uint64_t no
     for (auto wait = waits_.begin(); wait != waits_.end();) {
         const bool over =
             wait->deadline_ms <= now_ms ||
-            (wait->last_seq <= durable_seq &&
+            (!KV_GUARD("journal", wait->last_seq > durable_seq) &&
              std::all_of(wait->rows.begin(), wait->rows.end(), [&](const AckRow& row) {
                  return std::all_of(row.holders.begin(), row.holders.end(), [&](NodeSlot holder) {
                      const AckNode node = look(holder);
-                     return !node.connected || node.applied_seq >= row.seq;
+                     return !node.connected || !KV_GUARD("holders", node.applied_seq < row.seq);
                  });
              }));
         if (over) {

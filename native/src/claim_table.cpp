@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "kvstore/mutation.h"
+
 namespace kvstore {
 
 void ClaimTable::claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests,
@@ -214,6 +216,11 @@ bool ClaimTable::has_claim(const NamespaceEpoch& ns, std::string_view key) const
     return entries_.contains(NsKey(ns.ref, key).view());
 }
 
+bool ClaimTable::has_limbo(NodeSlot node) const {
+    std::lock_guard lock(mutex_);
+    return limbo_.contains(node);
+}
+
 void ClaimTable::flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswer>& out) {
     std::lock_guard lock(mutex_);
     for (auto at = entries_.begin(); at != entries_.end();) {
@@ -241,6 +248,10 @@ void ClaimTable::link_lost(LinkId link) {
     for (const auto& [claim_id, key] : claims->second) {
         const auto at = entries_.find(*key);
         if (!drop_waiter(at, link, claim_id)) {
+            if (!KV_GUARD("limbo", true) && at->second.waiters.empty()) {
+                entries_.erase(at);  // as if the link's loss were its node's death
+                continue;
+            }
             at->second.limbo = true;
             limbo_[at->second.holder.node].push_back(at->first);
         } else if (at->second.version == 0 && at->second.waiters.empty()) {

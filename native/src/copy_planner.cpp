@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "kvstore/channel_pool.h"
+#include "kvstore/mutation.h"
 #include "kvstore/ns_key.h"
 
 namespace kvstore {
@@ -10,6 +12,8 @@ namespace {
 
 constexpr uint64_t kLandingMs = 2'000;  // from CopyDone to the target's announcement
 constexpr uint64_t kBackoffMs = 50;     // doubled with every attempt
+constexpr uint64_t kDoubtMs = 10'000;   // beyond an order's time: a lost link is noticed, and back
+constexpr uint64_t kDoubtsMs = 1'000;   // between two looks at all of them
 
 const CopyNode* node_at(const std::vector<CopyNode>& nodes, NodeSlot slot) {
     return slot < nodes.size() && nodes[slot].slot == slot ? &nodes[slot] : nullptr;
@@ -66,7 +70,11 @@ void CopyPlanner::landed(const NamespaceEpoch& ns, std::string_view key, NodeSlo
         return;
     }
     std::lock_guard lock(mutex_);
-    const auto at = tasks_.find(NsKey(ns.ref, key).view());
+    const NsKey name(ns.ref, key);
+    if (const auto doubts = doubts_.find(name.view()); doubts != doubts_.end()) {
+        std::erase_if(doubts->second, [&](const Doubt& one) { return one.target == node; });
+    }
+    const auto at = tasks_.find(name.view());
     if (at == tasks_.end()) {
         return;
     }
@@ -95,8 +103,34 @@ void CopyPlanner::done(uint64_t copy_id, Code code, uint64_t now_ms) {
         order->landing = true;
         order->deadline_ms = now_ms + kLandingMs;
     } else {
+        if (is_connection_failure(code)) {
+            doubt(at->first, order->target, now_ms);
+        }
         fail(at, order, now_ms);
     }
+}
+
+void CopyPlanner::doubt(const std::string& name, NodeSlot target, uint64_t now_ms) {
+    if (!KV_GUARD("unheard-copies", true)) {
+        return;
+    }
+    doubts_[name].push_back({target, now_ms + policy_.order_timeout_ms + kDoubtMs});
+    doubts_count_.store(doubts_.size(), std::memory_order_relaxed);
+}
+
+void CopyPlanner::end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes) {
+    if (doubts_.empty() || now_ms < doubts_seen_ms_ + kDoubtsMs) {
+        return;
+    }
+    doubts_seen_ms_ = now_ms;
+    for (auto& [name, doubts] : doubts_) {
+        std::erase_if(doubts, [&](const Doubt& one) {
+            const CopyNode* target = node_at(nodes, one.target);
+            return target == nullptr || (target->connected && one.until_ms <= now_ms);
+        });
+    }
+    std::erase_if(doubts_, [](const auto& entry) { return entry.second.empty(); });
+    doubts_count_.store(doubts_.size(), std::memory_order_relaxed);
 }
 
 void CopyPlanner::fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms) {
@@ -123,13 +157,34 @@ std::vector<NodeSlot> CopyPlanner::targets(const NamespaceEpoch& ns, std::string
         return out;
     }
     std::lock_guard lock(mutex_);
-    const auto at = tasks_.find(NsKey(ns.ref, key).view());
-    if (at != tasks_.end()) {
+    const NsKey name(ns.ref, key);
+    if (const auto at = tasks_.find(name.view()); at != tasks_.end()) {
         for (const InFlight& order : at->second.orders) {
             out.push_back(order.target);
         }
     }
+    if (const auto at = doubts_.find(name.view()); at != doubts_.end()) {
+        for (const Doubt& doubt : at->second) {
+            out.push_back(doubt.target);
+        }
+    }
     return out;
+}
+
+bool CopyPlanner::may_hold(NodeSlot node) const {
+    if (idle()) {
+        return false;
+    }
+    const auto is_node = [&](const auto& one) { return one.target == node; };
+    std::lock_guard lock(mutex_);
+    return std::any_of(tasks_.begin(), tasks_.end(),
+                       [&](const auto& entry) {
+                           const std::vector<InFlight>& orders = entry.second.orders;
+                           return std::any_of(orders.begin(), orders.end(), is_node);
+                       }) ||
+           std::any_of(doubts_.begin(), doubts_.end(), [&](const auto& entry) {
+               return std::any_of(entry.second.begin(), entry.second.end(), is_node);
+           });
 }
 
 void CopyPlanner::expire(uint64_t now_ms, const std::vector<CopyNode>& nodes) {
@@ -149,10 +204,11 @@ void CopyPlanner::expire(uint64_t now_ms, const std::vector<CopyNode>& nodes) {
     for (const auto& [name, copy_id] : over) {
         const auto at = tasks_.find(name);
         std::vector<InFlight>& orders = at->second.orders;
-        fail(at,
-             std::find_if(orders.begin(), orders.end(),
-                          [&](const InFlight& one) { return one.copy_id == copy_id; }),
-             now_ms);
+        const auto order = std::find_if(orders.begin(), orders.end(), [&](const InFlight& one) {
+            return one.copy_id == copy_id;
+        });
+        doubt(name, order->target, now_ms);
+        fail(at, order, now_ms);
     }
 }
 
@@ -169,6 +225,7 @@ std::vector<CopyPlanner::Dispatch> CopyPlanner::plan(uint64_t now_ms,
     std::lock_guard lock(mutex_);
     refill(now_ms);
     expire(now_ms, nodes);
+    end_doubts(now_ms, nodes);
     std::vector<Dispatch> out;
     while (!queue_.empty() && queue_.begin()->first <= now_ms && copy_tokens_ >= 1 &&
            byte_tokens_ > 0 && orders_.size() < policy_.max_in_flight) {

@@ -7,6 +7,7 @@
 
 #include "directory_shard.h"
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 #include "shard_hash.h"
 
 namespace kvstore {
@@ -173,7 +174,7 @@ AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
     // Looked at under the lock: a flush is followed by a sweep that takes every lock. A version
     // that this master never drew would outlast everything that it will draw.
     if (!ns.is_current() || item.version == 0 || item.version > last_version() ||
-        shard.tombstone(ns.ref, item.key) >= item.version) {
+        KV_GUARD("tombstone", shard.tombstone(ns.ref, item.key) >= item.version)) {
         return outcome;
     }
     uint32_t number = shard.objects.find(at.hash, ns.ref, item.key);

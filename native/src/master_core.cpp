@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -33,7 +34,8 @@ MasterCore::MasterCore(const Options& options)
       claims_(directory_),
       planner_(directory_, options.epoch),
       lookup_waits_(directory_, options.secret),
-      log_(options.trimmed_seq, options.version_floor) {
+      log_(options.trimmed_seq, options.version_floor),
+      nodes_id_(pack_epoch(options.epoch, 1)) {
     directory_.set_rebuilding(options.rebuilding);
     if (options.maintenance_ms != 0) {
         maintenance_ = std::thread([this] { maintenance_loop(); });
@@ -234,6 +236,7 @@ Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
         const uint32_t epoch =
             op->kind == OpKind::kFlush ? static_cast<uint32_t>(op->arg) : op->epoch;
         const NamespaceEpoch* current = directory_.namespaces().advance(**ns, epoch);
+        (*ns)->durable_epoch.store(current->epoch);
         if (op->kind == OpKind::kRemove && current->epoch == op->epoch) {
             directory_.set_tombstone(*current, op->key, op->version);
         }
@@ -247,7 +250,7 @@ Status MasterCore::set_namespace_epoch(const std::string& tenant, const std::str
     if (!space.ok()) {
         return space.status();
     }
-    directory_.namespaces().advance(**space, epoch);
+    (*space)->durable_epoch.store(directory_.namespaces().advance(**space, epoch)->epoch);
     return {};
 }
 
@@ -263,14 +266,25 @@ void MasterCore::journal_done(uint64_t seq) {
     std::vector<AckWaits::Ready> ready;
     {
         std::lock_guard lock(mutex_);
-        log_.make_durable(seq);
-        push_ops_held();
-        trim_held();
+        make_durable_held(seq);
         ready = ready_held(boottime_ms());
     }
     for (AckWaits::Ready& one : ready) {
         one.run();
     }
+}
+
+void MasterCore::make_durable_held(uint64_t seq) {
+    log_.make_durable(seq, [this](const Op& op) {
+        if (op.kind == OpKind::kFlush) {
+            // Flushes of one namespace may stand in the log in another order than they happened in.
+            std::atomic<uint32_t>& epoch =
+                directory_.namespaces().find(op.tenant, op.ns)->durable_epoch;
+            epoch.store(std::max(epoch.load(), static_cast<uint32_t>(op.arg)));
+        }
+    });
+    push_ops_held();
+    trim_held();
 }
 
 std::pair<uint64_t, Version> MasterCore::journal_trimmed() const {
@@ -356,9 +370,7 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
                        }
                    });
         if (options_.journal_auto_ack) {
-            log_.make_durable(log_.last_seq());
-            push_ops_held();
-            trim_held();
+            make_durable_held(log_.last_seq());
         }
         ready = stopping_ ? waits_.collect_all(log_.durable_seq(),
                                                [this](NodeSlot slot) { return look_held(slot); })
@@ -371,10 +383,11 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
 }
 
 void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
-    const uint64_t seq = log_.last_remove(ns.tenant, ns.name, key);
+    const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
     for (NodeSlot slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
-        if (record != nullptr && !record->removed && record->applied_seq < seq) {
+        if (record != nullptr && !record->removed &&
+            KV_GUARD("earlier-endings", record->applied_seq < seq)) {
             row.holders.push_back(slot);
             row.seq = seq;
         }
@@ -471,10 +484,12 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
         for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
             const NodeRecord* record = nodes_.at(slot);
             // One that is away and has nothing recorded holds nothing that a flush could end,
-            // unless an operation that took it from the directory has still to be applied there.
+            // unless an operation that took it from the directory has still to be applied there, or
+            // it has not said yet what it has published.
             if (record != nullptr && !record->removed &&
                 (record->connected() || !record->synced || directory_.replicas_of(slot) != 0 ||
-                 record->applied_seq < log_.last_seq())) {
+                 record->applied_seq < log_.last_seq() || planner_.may_hold(slot) ||
+                 claims_.has_limbo(slot))) {
                 rows[0].row.holders.push_back(slot);
             }
         }

@@ -9,6 +9,7 @@
 #include "kvstore/announce_stream.h"
 #include "kvstore/channel.h"
 #include "kvstore/event_server.h"
+#include "kvstore/mutation.h"
 #include "kvstore/node_session.h"
 
 namespace kvstore {
@@ -374,7 +375,8 @@ void MasterLink::Impl::on_pong() {
         if (state != LinkState::kSyncing || sync != Sync::kCatchingUp) {
             return;
         }
-        if (applied_seq < wanted_seq && std::exchange(ops_since_ping, false)) {
+        if (KV_GUARD("catch-up", applied_seq < wanted_seq) &&
+            std::exchange(ops_since_ping, false)) {
             return ping();
         }
         sync = Sync::kListing;

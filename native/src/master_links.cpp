@@ -6,6 +6,7 @@
 #include "kvstore/clock.h"
 #include "kvstore/master_core.h"
 #include "kvstore/messages_node.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -15,10 +16,12 @@ constexpr size_t kOpsPerFrame = 1024;
 constexpr uint64_t kOpsWindow = 16'384;  // operations on their way to a node: bounds its send queue
 
 // A node without the log's history (a new one, or the log was trimmed) has to know which namespaces
-// were flushed, or its claims would name ended epochs. Without a number: they may come again.
+// were flushed, or its claims would name ended epochs. Without a number: they may come again. Only
+// what the journal has: a node that were ahead of the next life of the master could not claim.
 void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
     std::vector<Op> ops;
-    for (const auto& [ns, epoch] : namespaces.all()) {
+    for (const auto& [ns, current] : namespaces.all()) {
+        const uint32_t epoch = ns->durable_epoch.load();
         if (epoch != 0) {
             ops.push_back({.kind = OpKind::kFlush,
                            .epoch = epoch - 1,
@@ -37,8 +40,8 @@ void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
 Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
     std::lock_guard lock(mutex_);
     const NodeRecord* record = nodes_.find(hello.node_id);
-    if (record == nullptr || record->info.session_id != hello.session_id ||
-        record->info.state == NodeState::kDead) {
+    if (record == nullptr || KV_GUARD("session", record->info.session_id != hello.session_id ||
+                                                     record->info.state == NodeState::kDead)) {
         return Status(Code::kExpired,
                       "no such session of node " + hello.node_id + ": register first");
     }
@@ -54,13 +57,14 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
     {
         std::lock_guard lock(mutex_);
         const NodeSlot slot = nodes_.slot_of(hello.node_id);
-        if (slot == kNoNode || nodes_.at(slot)->info.session_id != hello.session_id) {
+        if (slot == kNoNode ||
+            KV_GUARD("session", nodes_.at(slot)->info.session_id != hello.session_id)) {
             return Status(Code::kExpired, "this session was replaced: register first");
         }
         NodeRecord& record = *nodes_.at(slot);
         lose_link_held(record, "a newer link of this node has opened");
         log_.skip_to(hello.applied_seq);
-        if (record.linked_epoch != hello.node_epoch) {
+        if (KV_GUARD("node-epoch", record.linked_epoch != hello.node_epoch)) {
             // Only this life of the node knows what its memory has seen: what an earlier one has
             // acknowledged may have been another memory.
             record.linked_epoch = hello.node_epoch;
@@ -122,6 +126,7 @@ std::shared_ptr<MasterCore::LinkState> MasterCore::lose_link_held(NodeRecord& re
     record.link->close(reason);
     record.link = nullptr;
     record.link_id = 0;
+    directory_.set_readable(link->node, record.readable());
     claims_.link_lost(link->id);
     return link;
 }
@@ -172,7 +177,7 @@ Result<const NamespaceEpoch*> MasterCore::epoch_of(std::string_view tenant, std:
         return space.status();
     }
     const NamespaceEpoch* current = (*space)->current.load(std::memory_order_acquire);
-    if (epoch < current->epoch) {
+    if (KV_GUARD("flushed-epoch", epoch < current->epoch)) {
         return Status(Code::kRemoved, "this epoch of the namespace was flushed");
     }
     if (epoch > current->epoch) {
@@ -251,6 +256,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     }
     std::vector<ClaimAnswer> answers;
     const Namespace* recorded_in = nullptr;
+    bool came = false;
     {
         std::lock_guard work(link->work);
         if (link->closed) {
@@ -274,10 +280,13 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
             }
         }
         if (message.phase == AnnouncePhase::kEnd) {
-            end_announce(*link, answers);
+            came = end_announce(*link, answers);
         }
     }
     deliver(answers);
+    if (came) {
+        lookup_waits_.recheck();
+    }
     if (recorded_in != nullptr) {
         lookup_waits_.announced(*recorded_in, message.keys);
     }
@@ -330,19 +339,22 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
     }
 }
 
-void MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers) {
+bool MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers) {
     directory_.end_full(link.node);
     link.floor = 0;
+    bool came = false;
     {
         std::lock_guard lock(mutex_);
         NodeRecord* record = nodes_.at(link.node);
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
             record->floor = 0;
+            came = change_state_held(link.node, *record, record->info.state);
         }
     }
     claims_.end_limbo(link.node, answers);
     scan_requests_.fetch_add(1);
+    return came;
 }
 
 Status MasterCore::withdraw(LinkId id, const Withdraw& message) {

@@ -15,8 +15,11 @@ namespace {
 constexpr std::array<uint8_t, 4> kMagic = {'K', 'V', 'J', 1};
 constexpr size_t kHeadBytes = 4 + 8 + 1 + 4 + 8 + 8 + 3 * 2;
 
-// No name contains a zero byte (is_valid_name).
-std::string remove_name(std::string_view tenant, std::string_view ns, std::string_view key) {
+// A flush ends what every key of its namespace named before.
+bool ends_objects(const Op& op) { return op.kind == OpKind::kRemove || op.kind == OpKind::kFlush; }
+
+// No name contains a zero byte (is_valid_name), and no key is empty, as that of a flush is.
+std::string ending_name(std::string_view tenant, std::string_view ns, std::string_view key) {
     std::string name;
     name.reserve(tenant.size() + ns.size() + key.size() + 2);
     name.append(tenant).append(1, '\0').append(ns).append(1, '\0').append(key);
@@ -34,7 +37,7 @@ OpsLog::OpsLog(uint64_t trimmed_seq, Version version_floor)
 
 uint64_t OpsLog::append(Op op) {
     op.seq = ++last_seq_;
-    index_remove(op);
+    index_ending(op);
     ops_.push_back(std::move(op));
     return last_seq_;
 }
@@ -51,21 +54,25 @@ Status OpsLog::load(std::span<const uint8_t> record) {
         return Status(Code::kInvalidArgument, "journal records out of order");
     }
     last_seq_ = handed_seq_ = durable_seq_ = op->seq;
-    index_remove(*op);
+    index_ending(*op);
     ops_.push_back(std::move(*op));
     return {};
 }
 
-void OpsLog::index_remove(const Op& op) {
-    if (op.kind == OpKind::kRemove) {
-        removes_[remove_name(op.tenant, op.ns, op.key)] = op.seq;
+void OpsLog::index_ending(const Op& op) {
+    if (ends_objects(op)) {
+        endings_[ending_name(op.tenant, op.ns, op.key)] = op.seq;
     }
 }
 
-uint64_t OpsLog::last_remove(std::string_view tenant, std::string_view ns,
+uint64_t OpsLog::last_ending(std::string_view tenant, std::string_view ns,
                              std::string_view key) const {
-    const auto found = removes_.find(remove_name(tenant, ns, key));
-    return found == removes_.end() ? 0 : found->second;
+    uint64_t last = 0;
+    for (const std::string_view ended : {key, std::string_view()}) {
+        const auto found = endings_.find(ending_name(tenant, ns, ended));
+        last = std::max(last, found == endings_.end() ? 0 : found->second);
+    }
+    return last;
 }
 
 void OpsLog::skip_to(uint64_t seq) {
@@ -93,7 +100,10 @@ std::vector<std::pair<uint64_t, std::vector<uint8_t>>> OpsLog::take_records(size
     return records;
 }
 
-void OpsLog::make_durable(uint64_t seq) {
+void OpsLog::make_durable(uint64_t seq, const std::function<void(const Op&)>& each) {
+    for (auto op = first_after(durable_seq_); each && op != ops_.end() && op->seq <= seq; ++op) {
+        each(*op);
+    }
     durable_seq_ = std::max(durable_seq_, std::min(seq, last_seq_));
     handed_seq_ = std::max(handed_seq_, durable_seq_);
 }
@@ -116,9 +126,11 @@ std::vector<Op> OpsLog::trim(uint64_t seq) {
         const Op& op = ops_.front();
         if (op.kind == OpKind::kRemove) {
             version_floor_ = std::max(version_floor_, op.version);
-            const auto last = removes_.find(remove_name(op.tenant, op.ns, op.key));
-            if (last != removes_.end() && last->second == op.seq) {
-                removes_.erase(last);
+        }
+        if (ends_objects(op)) {
+            const auto last = endings_.find(ending_name(op.tenant, op.ns, op.key));
+            if (last != endings_.end() && last->second == op.seq) {
+                endings_.erase(last);
             }
         }
         dropped.push_back(std::move(ops_.front()));

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -250,7 +251,7 @@ void PutFlow::on_claims(uint64_t link, std::span<const ClaimResult> results) {
             }
             Entry& entry = at->second;
             metrics_.claim_us.record(now - entry.started_us);
-            if (result.code == Code::kOk && result.version != 0) {
+            if (!KV_GUARD("claim", result.code != Code::kOk) && result.version != 0) {
                 entry.claim = Claim::kGranted;
                 entry.version = result.version;
                 if (entry.committed) {
@@ -481,7 +482,9 @@ void PutFlow::on_link_down(uint64_t link) {
             }
         }
     }
-    take_back(published, Code::kUnavailable);
+    if (KV_GUARD("take-back", true)) {
+        take_back(published, Code::kUnavailable);
+    }
     free_blocks(committed, Code::kUnavailable);
 }
 

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "kvstore/checksum.h"
+#include "kvstore/mutation.h"
 
 namespace kvstore {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a single larger object
 constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
 constexpr uint64_t kTableAgeMs = 1000;
+constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
 constexpr int kMinAttemptMs = 100;
 constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
@@ -34,14 +36,15 @@ void RemoteReads::run(std::span<GetItem> items, std::span<HashedKey> keys,
     items_ = items;
     keys_ = keys;
     deadline_ = deadline;
-    again_.assign(pending.begin(), pending.end());
-    for (int pass = 0; pass < 2 && !again_.empty(); ++pass) {
-        last_pass_ = pass == 1;
-        std::vector<size_t> now = std::move(again_);
+    for (const size_t item : pending) {
+        again_.push_back({item, 0});
+    }
+    for (bool first_pass = true; !again_.empty(); first_pass = false) {
+        std::vector<Again> now = std::move(again_);
         again_.clear();
         jobs_.clear();
         jobs_.reserve(now.size());
-        if (pass == 0) {
+        if (first_pass) {
             take_known(&now);
         }
         for (size_t first = 0; first < now.size(); first += limits::kMaxBatchKeys) {
@@ -55,8 +58,9 @@ void RemoteReads::run(std::span<GetItem> items, std::span<HashedKey> keys,
 
 // What was found lately is asked for where it was found, without a lookup: one round trip less. The
 // request names the version, so a placement that is no longer true is only a trip that was wasted.
-void RemoteReads::take_known(std::vector<size_t>* pending) {
-    std::erase_if(*pending, [&](size_t item) {
+void RemoteReads::take_known(std::vector<Again>* pending) {
+    std::erase_if(*pending, [&](const Again& again) {
+        const size_t item = again.item;
         const auto known = context_.placements().find(keys_[item].hash);
         if (!known) {
             return false;
@@ -74,11 +78,11 @@ void RemoteReads::take_known(std::vector<size_t>* pending) {
     }
 }
 
-void RemoteReads::lookup(std::span<const size_t> pending) {
+void RemoteReads::lookup(std::span<const Again> pending) {
     std::vector<std::string_view> names;
     names.reserve(pending.size());
-    for (const size_t item : pending) {
-        names.push_back(items_[item].key);
+    for (const Again& again : pending) {
+        names.push_back(items_[again.item].key);
     }
     Lookup request;
     request.keys = names;
@@ -97,14 +101,15 @@ void RemoteReads::lookup(std::span<const size_t> pending) {
     take_lookup(reply, pending);
 }
 
-void RemoteReads::take_lookup(const LookupReply& reply, std::span<const size_t> pending) {
+void RemoteReads::take_lookup(const LookupReply& reply, std::span<const Again> pending) {
     // A table that cannot be refreshed now leaves unknown nodes, which count as down.
     (void)context_.nodes().ensure(reply.nodes_id, deadline_);
     size_t next_node = 0;
     for (size_t row = 0; row < pending.size(); ++row) {
-        const size_t item = pending[row];
+        const size_t item = pending[row].item;
         Job job;
         job.item = item;
+        job.repeated = pending[row].refused != 0 && pending[row].refused == reply.versions[row];
         job.placement.version = reply.versions[row];
         job.placement.size = reply.sizes[row];
         job.placement.count = reply.replica_counts[row];
@@ -128,16 +133,17 @@ void RemoteReads::take_lookup(const LookupReply& reply, std::span<const size_t> 
     }
 }
 
-void RemoteReads::use_known_placements(std::span<const size_t> pending, Code why) {
-    for (const size_t item : pending) {
+void RemoteReads::use_known_placements(std::span<const Again> pending, Code why) {
+    for (const Again& again : pending) {
         Job job;
-        job.item = item;
-        if (const auto known = context_.placements().find(keys_[item].hash)) {
+        job.item = again.item;
+        job.unasked = why == Code::kRebuilding ? MissReason::kRebuilding : MissReason::kUnavailable;
+        const auto known = context_.placements().find(keys_[again.item].hash);
+        if (known && known->version != again.refused) {
             job.placement = *known;
             jobs_.push_back(job);
         } else {
-            miss(job,
-                 why == Code::kRebuilding ? MissReason::kRebuilding : MissReason::kUnavailable);
+            miss(job, job.unasked);
         }
     }
 }
@@ -178,10 +184,11 @@ void RemoteReads::provide_memory() {
     }
 }
 
-// The master knows more than what was remembered; its answer replaces that.
+// The master knows more than what was remembered, or than it said before a newer version came; its
+// answer replaces that. Each further time takes a version that was published in between.
 void RemoteReads::ask_again(Job& job) {
     job.done = true;
-    again_.push_back(job.item);
+    again_.push_back({job.item, job.placement.version});
 }
 
 void RemoteReads::read_all_replicas() {
@@ -253,10 +260,15 @@ bool RemoteReads::choose_replica(Job& job, std::shared_ptr<PeerNode>* peer) {
     }
     // "Removed" is also what a replica says whose version a newer one elsewhere has replaced.
     const bool replaced = job.last == MissReason::kVersion || job.last == MissReason::kRemoved;
-    if ((job.remembered || replaced) && !last_pass_) {
+    const bool asked = job.unasked == MissReason::kNone;
+    if (job.remembered || (replaced && asked && !job.repeated)) {
         ask_again(job);
+    } else if (job.last == MissReason::kVersion && job.repeated && !job.newer) {
+        job.newer = true;
+        job.tried = 0;
+        return choose_replica(job, peer);
     } else {
-        miss(job, job.last);
+        miss(job, asked || job.last == MissReason::kNodeDown ? job.last : job.unasked);
     }
     return false;
 }
@@ -374,7 +386,8 @@ void RemoteReads::send(Slice& slice) {
     std::vector<GetRequest::Row> rows;
     for (const Job* job : slice.jobs) {
         GetItem& item = items_[job->item];
-        rows.push_back({item.key, job->placement.version, item.data, item.capacity});
+        const Version version = job->newer ? 0 : job->placement.version;
+        rows.push_back({item.key, version, item.data, item.capacity});
     }
     const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline);
     slice.under_way = status.ok();
@@ -424,9 +437,16 @@ void RemoteReads::take_answers(Slice& slice) {
                                                              : answer.reason);
             continue;
         }
-        if (!verify(keys_[job.item], slice, answer)) {
-            tally_.add(ClientCounter::kWrongChecksums);
-            refuse(job, MissReason::kChecksum);
+        if (answer.version < job.placement.version) {
+            refuse(job, MissReason::kVersion);
+            continue;
+        }
+        const Verdict verdict = verify(keys_[job.item], slice, answer);
+        if (verdict != Verdict::kRight) {
+            tally_.add(ClientCounter::kWrongChecksums, verdict == Verdict::kWrong ? 1 : 0);
+            refuse(job, verdict == Verdict::kWrong     ? MissReason::kChecksum
+                        : verdict == Verdict::kFlushed ? MissReason::kVersion
+                                                       : MissReason::kNodeDown);
             continue;
         }
         GetItem& item = items_[job.item];
@@ -438,28 +458,38 @@ void RemoteReads::take_answers(Slice& slice) {
     }
 }
 
-bool RemoteReads::verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer) {
+// What the checksum says of an answer. It covers the namespace's id, which a flush changes: bytes
+// are wrong only where they are nobody's in any epoch that the node may have read them in.
+RemoteReads::Verdict RemoteReads::verify(HashedKey& key, Slice& slice,
+                                         const GetRequest::Answer& answer) {
     const auto is_sealed = [&] {
         const Identity identity = context_.identity(key, answer.version, answer.size);
         return seal_checksum(answer.data_crc, identity) == answer.sealed_crc;
     };
     context_.rehash(&key, context_.namespace_now());
-    if (is_sealed()) {
-        return true;
+    if (!KV_GUARD("checksum", !is_sealed())) {
+        return Verdict::kRight;
     }
     // After a flush the same key belongs to another namespace id: ask which one it is now.
     Channel& channel = *slice.request.lease();
     ResolveReply now;
     if (!channel.alive() || !channel.exchange(Resolve{}, &now, slice.request.deadline()).ok() ||
-        now.code != 0 || now.namespace_id == key.ns) {
-        return false;
+        now.code != 0) {
+        return Verdict::kUnknown;
     }
     context_.rehash(&key, now.namespace_id);
-    if (!is_sealed()) {
-        return false;
-    }
     context_.set_namespace(now.namespace_id);
-    return true;
+    if (is_sealed()) {
+        return Verdict::kRight;
+    }
+    // It may have read them before a flush and answered the question after it.
+    bool was_sealed = false;
+    for (uint32_t age = 1; !was_sealed && age <= std::min(now.ns_epoch, kEndedEpochs); ++age) {
+        context_.rehash(&key, context_.namespace_at(now.ns_epoch - age));
+        was_sealed = is_sealed();
+    }
+    context_.rehash(&key, now.namespace_id);
+    return was_sealed ? Verdict::kFlushed : Verdict::kWrong;
 }
 
 // The node did not answer: another replica for all of them. An idle session that turned out to be

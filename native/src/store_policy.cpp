@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -215,6 +216,15 @@ void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) 
     state.tombstones.keep_at_least(2 * uint64_t{reservation_ms});
 }
 
+// Only mutations do so.
+void BlockStore::State::drop_quarantined() {
+    std::vector<Generation> over;
+    for (const auto& [generation, reservation] : reservations.all()) {
+        if (reservation.quarantined) over.push_back(generation);
+    }
+    for (const Generation generation : over) drop_reservation(generation);
+}
+
 void BlockStore::tick() {
     // System calls, one a slot: before the mutex is taken.
     const std::vector<uint32_t> dead = state_->slots->collect_dead();
@@ -228,6 +238,7 @@ void BlockStore::tick() {
         state.drain_rings();
         state.uses.note(state.evictor.clock(), wall_ms());
         state.reservations.quarantine_expired(state.now());
+        if (!KV_GUARD("quarantine", true)) state.drop_quarantined();
         state.end_leases(state.leases.take_expired(state.now()));
         state.expire_objects(State::kExpiriesPerTick);
         state.sweep_flushed(State::kSweepPerTick);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -101,6 +102,7 @@ void BlockStore::State::release_hold(Generation generation, EntryRef ref) {
         return;
     }
     const auto it = deferred.find(generation);
+    if (!KV_GUARD("hold", true)) return;
     KV_ASSERT(it != deferred.end() && it->second.holds > 0);
     if (--it->second.holds > 0) return;
     unsettled.emplace_back(generation, it->second);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kvstore/clock.h"
+#include "kvstore/mutation.h"
 #include "kvstore/store_state.h"
 
 namespace kvstore {
@@ -210,7 +211,7 @@ void BlockStore::State::settle() {
     std::vector<Generation> held_now;
     slots->collect_hazards(&held_now);
     for (const auto& [generation, block] : unsettled) {
-        if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) {
+        if (KV_GUARD("hold", block.holds > 0) || std::ranges::binary_search(held_now, generation)) {
             deferred.emplace(generation, block);
         } else {
             free_deferred(block);

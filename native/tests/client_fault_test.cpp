@@ -49,6 +49,24 @@ TEST_F(ClientFaultTest, WithTheMasterAwayKnownPlacementsAreReadAndPutsFailFast) 
     }
 }
 
+// The remembered place has it no more; whether another has, only the master could say.
+TEST_F(ClientFaultTest, WithTheMasterAwayAnAbsenceAtARememberedPlaceIsUnavailable) {
+    const auto node = start_node("a", 1);
+    TestClient writer(master.endpoint);
+    TestClient far(master.endpoint, Transport::kTcp);
+    for (const char* key : {"first", "second"}) {
+        ASSERT_EQ(writer.put(key, "bytes"), Code::kOk);
+        ASSERT_EQ(far.get(key), "bytes");
+        ASSERT_EQ(writer.remove(key), Code::kOk);
+    }
+    master.stop();
+    for (const char* key : {"first", "second"}) {  // finds it out, and knows it already
+        EXPECT_EQ(far.get(key), std::nullopt);
+        EXPECT_EQ(far.last.result, static_cast<int64_t>(Code::kUnavailable));
+        EXPECT_EQ(far.last.reason, MissReason::kUnavailable);
+    }
+}
+
 TEST_F(ClientFaultTest, AReplicaTakesOverWhenItsNodeIsGone) {
     auto a = start_node("a", 1);
     const auto b = start_node("b", 2);

@@ -1,5 +1,12 @@
 // The client against a master and a node that lie: every lie is a miss or a code, never other
-// bytes, never a crash, and the client goes on afterwards.
+// bytes, never a crash, and the client goes on afterwards. And against one that speaks the truth at
+// a bad moment, which is no lie.
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <ctime>
+#include <thread>
+
 #include "client_fixture.h"
 
 namespace kvstore::testing {
@@ -19,6 +26,12 @@ enum class Lie {
     kLookupRowsMissing,
     kLookupUnknownNode,
     kLookupOtherSize,
+    // Not lies: the bytes are those of an earlier epoch of the namespace than the client knows of,
+    // and the question which one it is now …
+    kHangUpAtResolve,  // … breaks the link
+    kFlushedTwice,     // … is answered after another flush
+    kOvertaken,        // the first two versions that a lookup names are replaced before the read
+    kUnannounced,      // the node has a newer version than the master has heard of
 };
 constexpr Lie kGetLies[] = {Lie::kRowsMissing,       Lie::kTooLong,          Lie::kPayloadTooShort,
                             Lie::kPayloadMissing,    Lie::kOtherBytes,       Lie::kOtherObject,
@@ -56,8 +69,12 @@ class Liar : public Service {
             case MessageType::kGet:
                 return get(connection, header, body);
             case MessageType::kResolve: {
+                if (lie.load() == Lie::kHangUpAtResolve) {
+                    return connection.ref()->close(Code::kInternal, "no more");
+                }
                 ResolveReply reply;
-                reply.namespace_id = namespace_id(test_secret(), "default", "", 0);
+                reply.ns_epoch = lie.load() == Lie::kFlushedTwice ? 2 : 0;
+                reply.namespace_id = namespace_id(test_secret(), "default", "", reply.ns_epoch);
                 connection.ref()->send_message(reply, header.request_id);
                 return;
             }
@@ -78,13 +95,16 @@ class Liar : public Service {
     }
 
     std::string endpoint;
+    std::string node_endpoint;  // empty: the same
     std::atomic<Lie> lie{Lie::kNone};
+    std::atomic<uint64_t> reads{0};
 
   private:
     void nodes(Connection& connection, const FrameHeader& header) {
         const std::vector<uint32_t> zero{0}, weight{1000}, epoch{1};
         const std::vector<uint8_t> alive{static_cast<uint8_t>(NodeState::kAlive)};
-        const std::vector<std::string_view> ids{"liar"}, tcp{endpoint}, none{""};
+        const std::vector<std::string_view> ids{"liar"}, none{""};
+        const std::vector<std::string_view> tcp{node_endpoint.empty() ? endpoint : node_endpoint};
         const std::vector<uint64_t> bytes{1 << 20};
         NodesReply reply;
         reply.indexes = zero;
@@ -106,7 +126,7 @@ class Liar : public Service {
         const Lie now = lie.load();
         const size_t rows = request.keys.size() - (now == Lie::kLookupRowsMissing ? 1 : 0);
         const std::vector<int32_t> status(rows, 0);
-        const std::vector<uint64_t> versions(rows, 7);
+        const std::vector<uint64_t> versions(rows, now == Lie::kOvertaken ? 5 + reads.load() : 7);
         const std::vector<uint64_t> sizes(rows, now == Lie::kLookupOtherSize ? 90 : 100);
         const std::vector<uint8_t> counts(rows, 1);
         const std::vector<uint32_t> at(rows, now == Lie::kLookupUnknownNode ? 4711 : 0);
@@ -123,6 +143,21 @@ class Liar : public Service {
         Get request;
         ASSERT_TRUE(decode_message(body, &request).ok());
         const Lie now = lie.load();
+        const bool early = reads.fetch_add(1) < 2;
+        if ((now == Lie::kOvertaken && early) ||
+            (now == Lie::kUnannounced && request.versions[0] != 0)) {
+            const std::vector<int32_t> none(request.keys.size(),
+                                            static_cast<int32_t>(Code::kNotFound));
+            const std::vector<uint8_t> reasons(
+                request.keys.size(),
+                static_cast<uint8_t>(now == Lie::kOvertaken ? MissReason::kRemoved
+                                                            : MissReason::kVersion));
+            GetReply reply;
+            reply.status = none;
+            reply.reasons = reasons;
+            connection.ref()->send_message(reply, header.request_id);
+            return;
+        }
         if (now == Lie::kHangUp) {
             return connection.ref()->close(Code::kInternal, "no more");
         }
@@ -136,7 +171,8 @@ class Liar : public Service {
             return;
         }
         const size_t rows = request.keys.size() - (now == Lie::kRowsMissing ? 1 : 0);
-        const NamespaceId ns = namespace_id(test_secret(), "default", "", 0);
+        const bool other_epoch = now == Lie::kHangUpAtResolve || now == Lie::kFlushedTwice;
+        const NamespaceId ns = namespace_id(test_secret(), "default", "", other_epoch ? 1 : 0);
         auto bytes = std::make_shared<std::vector<std::string>>();
         std::vector<uint64_t> sizes, versions(rows, 7);
         std::vector<uint32_t> crcs;
@@ -197,6 +233,114 @@ TEST(ClientLiesTest, EveryLieIsAMissAndTheNextTruthIsRead) {
     // The master may be out of date about a size: what counts is what the node has.
     liar.lie = Lie::kLookupOtherSize;
     EXPECT_EQ(client.get("k", 100), bytes_of("k", 100));
+}
+
+TEST(ClientLiesTest, BytesOfAnUnknownEpochAreNoWrongChecksum) {
+    for (const Lie lie : {Lie::kHangUpAtResolve, Lie::kFlushedTwice}) {
+        Liar liar;
+        TestClient client(liar.endpoint, Transport::kAuto, 1000);
+        liar.lie = lie;
+        EXPECT_EQ(client.get("k", 100), std::nullopt);
+        EXPECT_EQ(client.last.result, static_cast<int64_t>(Code::kNotFound));
+        EXPECT_NE(client.last.reason, MissReason::kChecksum);
+        EXPECT_EQ(client.count(ClientCounter::kWrongChecksums), 0u);
+    }
+}
+
+TEST(ClientLiesTest, AReadFollowsVersionsThatOvertakeIt) {
+    Liar liar;
+    TestClient client(liar.endpoint, Transport::kAuto, 1000);
+    liar.lie = Lie::kOvertaken;
+    EXPECT_EQ(client.get("k", 100), bytes_of("k", 100));
+    EXPECT_EQ(liar.reads.load(), 3u);
+}
+
+TEST(ClientLiesTest, AVersionThatIsNotAnnouncedYetIsReadWhereTheOldOneWas) {
+    Liar liar;
+    TestClient client(liar.endpoint, Transport::kAuto, 1000);
+    liar.lie = Lie::kUnannounced;
+    EXPECT_EQ(client.get("k", 100), bytes_of("k", 100));
+}
+
+// Passes everything on, but waits in the middle of the answers.
+class HalfwayProxy {
+  public:
+    explicit HalfwayProxy(const std::string& to) : to_(*Endpoint::parse(to)) {
+        const Endpoint asked = *Endpoint::parse("tcp://127.0.0.1:0");
+        listener_ = std::move(*listen_on(asked));
+        endpoint = bound_endpoint(listener_.get(), asked)->to_string();
+        thread_ = std::thread([this] { run(); });
+    }
+    ~HalfwayProxy() {
+        stopping_ = true;
+        thread_.join();
+    }
+    std::string endpoint;
+    std::atomic<bool> pause{false};
+
+  private:
+    static constexpr ssize_t kFirstBytes = 12;  // not even a whole header
+
+    static bool readable(int fd) {
+        pollfd entry{fd, POLLIN, 0};
+        return poll(&entry, 1, 5) == 1;
+    }
+    // One step; false when the connection has ended.
+    bool pass(int from, int to, bool answers) {
+        char bytes[4096];
+        const ssize_t count = recv(from, bytes, sizeof bytes, MSG_DONTWAIT);
+        if (count <= 0) {
+            return false;
+        }
+        const ssize_t first = answers && pause ? std::min<ssize_t>(count, kFirstBytes) : count;
+        (void)!send(to, bytes, static_cast<size_t>(first), MSG_NOSIGNAL);
+        if (first != count) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(500));
+            (void)!send(to, bytes + first, static_cast<size_t>(count - first), MSG_NOSIGNAL);
+        }
+        return true;
+    }
+    void run() {
+        std::vector<std::pair<Fd, Fd>> pairs;
+        while (!stopping_) {
+            if (readable(listener_.get())) {
+                Fd client(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+                pairs.emplace_back(std::move(client),
+                                   std::move(*connect_to(to_, Deadline::after_ms(1000))));
+            }
+            std::erase_if(pairs, [this](const auto& pair) {
+                const int client = pair.first.get();
+                const int server = pair.second.get();
+                return (readable(client) && !pass(client, server, false)) ||
+                       (readable(server) && !pass(server, client, true));
+            });
+        }
+    }
+
+    const Endpoint to_;
+    Fd listener_;
+    std::atomic<bool> stopping_{false};
+    std::thread thread_;
+};
+
+uint64_t cpu_ms_of_this_thread() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1000000;
+}
+
+TEST(ClientLiesTest, HalfAReplyIsWaitedForWithoutWork) {
+    Liar liar;
+    HalfwayProxy proxy(liar.endpoint);
+    liar.node_endpoint = proxy.endpoint;
+    TestClient client(liar.endpoint, Transport::kTcp, 5000);
+    ASSERT_EQ(client.get("k", 100), bytes_of("k", 100));
+    proxy.pause = true;
+    const uint64_t begin_ms = boottime_ms();
+    const uint64_t cpu_ms = cpu_ms_of_this_thread();
+    EXPECT_EQ(client.get("k", 100), bytes_of("k", 100));
+    EXPECT_GE(boottime_ms() - begin_ms, 450u) << "the answer came in one piece";
+    EXPECT_LT(cpu_ms_of_this_thread() - cpu_ms, 100u);
 }
 
 TEST(ClientLiesTest, OddAnswersToPutsAreNoSuccess) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <set>
 #include <thread>
 
 #include "kvstore/clock.h"
@@ -214,6 +215,36 @@ TEST_F(MasterCoreTest, OnlyARegisteredSessionGetsALink) {
     EXPECT_FALSE(core_->announce(a.link, {}, codes).ok());
 }
 
+// A client that took one life's table for another's would read from the wrong nodes.
+TEST_F(MasterCoreTest, TheNodeTablesOfTwoLivesAreTwo) {
+    std::set<uint64_t> seen;
+    for (const uint32_t epoch : {1u, 2u}) {
+        restart(options(epoch));
+        for (const char* id : {"a", "b"}) {
+            add_node(epoch == 1 ? id : id[0] == 'a' ? "b" : "a");
+            EXPECT_TRUE(seen.insert(core_->nodes_id()).second);
+        }
+    }
+}
+
+// Its puts are Ok from then on, so everybody has to find them.
+TEST_F(MasterCoreTest, AJoiningNodeIsReadOnceItHasAnnouncedEverything) {
+    Node a{.id = "a", .session = 1, .to = nullptr};
+    const NodeInfo joining{.node_id = "a", .session_id = 1, .state = NodeState::kJoining};
+    ASSERT_TRUE(core_->register_node(joining, false).ok());
+    connect(a);
+    const Version version = core_->directory().next_version();
+    announce(a, AnnouncePhase::kBegin, {});
+    announce(a, AnnouncePhase::kMiddle, {{"k", version}});
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+    announce(a, AnnouncePhase::kEnd, {});
+    EXPECT_EQ(find("k").code, Code::kOk);
+    put(a, "new");
+    EXPECT_EQ(find("new").code, Code::kOk);
+    core_->close_link(a.link);
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+}
+
 TEST_F(MasterCoreTest, AGapEndsTheLink) {
     Node a = add_node("a");
     put(a, "k");
@@ -310,6 +341,24 @@ TEST_F(MasterCoreTest, NothingIsPushedOrAnsweredBeforeTheJournalHasIt) {
     EXPECT_EQ(core_->journal_trimmed().first, 1u);
 }
 
+// A node that knew of an epoch which the next life of the master has never heard of could not
+// claim.
+TEST_F(MasterCoreTest, AFlushThatIsNotDurableIsToldToNobody) {
+    MasterCore::Options with = options();
+    with.journal_auto_ack = false;
+    restart(with);
+    Node a = add_node("a");
+    core_->flush(*ns_, 60'000, [](Code, const std::vector<std::string>&, uint32_t) {});
+    connect(a);
+    EXPECT_TRUE(a.to->ops.empty());
+    core_->journal_done(core_->wait_journal(1000).at(0).first);
+    ASSERT_EQ(a.to->ops.size(), 1u);
+    EXPECT_EQ(a.to->ops[0].kind, OpKind::kFlush);
+    connect(a);
+    EXPECT_FALSE(a.to->ops.empty()) << "with or without the log";
+    EXPECT_EQ(a.to->ops[0].arg, 1u);
+}
+
 TEST_F(MasterCoreTest, FlushReachesEveryNode) {
     Node a = add_node("a");
     Node b = add_node("b");
@@ -341,6 +390,43 @@ TEST_F(MasterCoreTest, FlushReachesEveryNode) {
     EXPECT_TRUE(core_->announce(b.link, late, codes).ok());
     EXPECT_EQ(codes, std::vector<int32_t>{static_cast<int32_t>(Code::kRemoved)});
     put(b, "k");
+}
+
+// What it has not applied covers what it may still show to clients of its host.
+TEST_F(MasterCoreTest, NoRemoveIsOkWhileANodeIsBehindAnEarlierEnding) {
+    for (const bool flush : {true, false}) {
+        restart(options());
+        Node a = add_node("a");
+        Node b = add_node("b");
+        put(b, "k");
+        core_->close_link(b.link);
+        Answer first;
+        if (flush) {
+            core_->flush(*ns_, 1000, [&](Code code, std::vector<std::string> unreached, uint32_t) {
+                first.done()({code}, std::move(unreached));
+            });
+        } else {
+            core_->remove(*ns_, {"k"}, 1000, first.done());
+        }
+        ack(a);
+        EXPECT_EQ(first.codes, std::vector<Code>{Code::kPartial});
+        // With a new object at another node, and with none at all.
+        put(a, "k");
+        for (int turn = 0; turn < 2; ++turn) {
+            Answer answer;
+            core_->remove(*ns_, {"k"}, 1000, answer.done());
+            ack(a);
+            EXPECT_EQ(answer.codes, std::vector<Code>{Code::kPartial});
+            EXPECT_EQ(answer.unreached, std::vector<std::string>{"b"});
+        }
+        connect(b);
+        ack(b);
+        put(a, "k");
+        Answer answer;
+        core_->remove(*ns_, {"k"}, 1000, answer.done());
+        ack(a);
+        EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+    }
 }
 
 TEST_F(MasterCoreTest, PinsGoThroughTheLog) {
@@ -533,6 +619,31 @@ TEST_F(MasterCoreTest, AFailedCopyIsTriedElsewhere) {
     ack(b);
     ack(c);
     EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+}
+
+// It may have arrived there, with its announcement lost.
+TEST_F(MasterCoreTest, ACopyThatFailedOnTheWayIsRemovedWithTheRest) {
+    for (const Code failure : {Code::kClosed, Code::kNoSpace}) {
+        restart(options());
+        Node a = add_node("a");
+        Node b = add_node("b");
+        put(a, "k", 2);
+        core_->maintain(boottime_ms());
+        ASSERT_EQ(a.to->copies.size(), 1u);
+        core_->close_link(b.link);
+        core_->copy_done(a.link, a.to->copies.front().copy_id, failure);
+        Answer answer;
+        core_->remove(*ns_, {"k"}, 1000, answer.done());
+        ack(a);
+        const bool perhaps = failure == Code::kClosed;
+        EXPECT_EQ(answer.codes, std::vector<Code>{perhaps ? Code::kPartial : Code::kOk});
+        EXPECT_EQ(answer.unreached.size(), perhaps ? 1u : 0u);
+        Code flushed = Code::kInternal;
+        core_->flush(*ns_, 1000,
+                     [&](Code code, const std::vector<std::string>&, uint32_t) { flushed = code; });
+        ack(a);
+        EXPECT_EQ(flushed, Code::kPartial);
+    }
 }
 
 TEST_F(MasterCoreTest, DrainMovesEverythingAway) {

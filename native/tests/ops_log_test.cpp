@@ -83,6 +83,27 @@ TEST(OpsLogTest, TrimmingRaisesTheFloorAndARestartGoesOn) {
     EXPECT_TRUE(next.has_records());
 }
 
+TEST(OpsLogTest, TheLastEndingIsARemoveOrAFlushThatIsKept) {
+    OpsLog log(0, 0);
+    const auto last = [&](std::string_view key) { return log.last_ending("tenant", "space", key); };
+    log.append(remove_op("k", 1));
+    Op flush = remove_op("", 2);
+    flush.kind = OpKind::kFlush;
+    log.append(flush);
+    Op pin = remove_op("k", 2);
+    pin.kind = OpKind::kPin;
+    log.append(pin);
+    EXPECT_EQ(last("k"), 2u);
+    EXPECT_EQ(last("other"), 2u);
+    EXPECT_EQ(log.last_ending("tenant", "elsewhere", "k"), 0u);
+    log.append(remove_op("k", 3));
+    EXPECT_EQ(last("k"), 4u);
+    log.make_durable(4);
+    log.trim(3);
+    EXPECT_EQ(last("k"), 4u);
+    EXPECT_EQ(last("other"), 0u);
+}
+
 TEST(OpsLogTest, SkippedNumbersLeaveRunsConsecutive) {
     OpsLog log(0, 0);
     log.append(remove_op("a", 1));

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cluster.h"
@@ -27,8 +28,9 @@ struct Moment {
     uint64_t at_ns = 0;
     uint64_t disturbances = 0;  // of the network and of processes
     uint64_t removals = 0;      // begun and ended, that may concern the key
-    bool removing = false;
-    uint32_t master_epoch = 0;  // 0: none that serves, or one that rebuilds
+    bool removing = false;      // one is under way, or not applied everywhere
+    // 0: none that serves, or one that rebuilds or has still to hear what a node holds.
+    uint32_t master_epoch = 0;
 };
 
 struct Write {
@@ -117,6 +119,8 @@ class Checker {
     void check_directory();
     void check_same_at_rest();
     std::optional<LoggedOp> logged_since(const KeyName& name, OpKind kind, uint64_t since_ns) const;
+    // Whether an operation that became durable before this time covers what the node holds.
+    bool is_ended(const Held& held, uint64_t before_ns) const;
     uint64_t& removal_count(const std::string& ns, const std::string& key);
 
     Cluster& cluster_;
@@ -129,12 +133,17 @@ class Checker {
     std::vector<Removal> removals_;
     std::map<KeyName, uint64_t> removal_counts_;  // a flush counts under the empty key
     std::map<KeyName, uint32_t> removing_;
+    // Where the last removal ended with less than Ok: until the next that is Ok, or the next rest,
+    // a node that it has not reached shows its clients what it covers.
+    std::set<KeyName> half_removed_;
     std::map<KeyName, std::vector<LoggedOp>> logged_;
     std::map<KeyName, Tombstone> tombstones_;
     std::map<std::string, uint32_t> flushed_answered_;  // namespace → the epoch after it
     std::map<std::string, uint32_t> flushed_ok_;
-    std::map<KeyName, std::pair<uint32_t, Version>> highest_;  // seen in the directory
-    std::map<uint64_t, std::set<Process>> placed_;             // on whom acknowledged writes lay
+    // Seen in the directory, with the epochs of the master, which learns versions anew as the nodes
+    // announce them, and of the namespace.
+    std::map<KeyName, std::tuple<uint32_t, uint32_t, Version>> highest_;
+    std::map<uint64_t, std::set<Process>> placed_;  // on whom acknowledged writes lay
     uint64_t next_write_ = 1;
     size_t hits_ = 0;
 };

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kvstore/master_core.h"
@@ -138,7 +139,11 @@ class Cluster {
     MasterDisk disk_;
     std::shared_ptr<MasterLife> master_;
     std::vector<LifePtr> nodes_;
-    std::map<std::string, std::map<std::string, std::string>> saved_memory_;  // by node, by file
+    struct SavedFile {
+        off_t size = 0;
+        std::vector<std::pair<off_t, std::string>> parts{};
+    };
+    std::map<std::string, std::map<std::string, SavedFile>> saved_memory_;  // by node, by file
 };
 
 }  // namespace kvstore::sim

@@ -1,12 +1,13 @@
 // Lives and deaths of the nodes: what kvstore/node/agent.py and server.py do around NodeCore.
-#include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
-#include <fstream>
-#include <iterator>
+#include <filesystem>
 
 #include "cluster.h"
 #include "kvstore/channel.h"
+#include "kvstore/file.h"
 
 namespace kvstore::sim {
 namespace {
@@ -276,18 +277,19 @@ std::string Cluster::memory_of(const NodeLife& life) const {
 
 // A process that is killed leaves its files as they are at that moment; ours goes on to tidy up.
 void Cluster::save_memory(const NodeLife& life) {
-    const std::string folder = memory_of(life);
     auto& files = saved_memory_[life.id];
     files.clear();
-    DIR* const listing = opendir(folder.c_str());
-    while (const dirent* entry = listing == nullptr ? nullptr : readdir(listing)) {
-        if (entry->d_type == DT_REG) {
-            std::ifstream in(folder + "/" + entry->d_name, std::ios::binary);
-            files[entry->d_name].assign(std::istreambuf_iterator<char>(in), {});
+    for (const auto& entry : std::filesystem::directory_iterator(memory_of(life))) {
+        const Fd fd(open(entry.path().c_str(), O_RDONLY | O_CLOEXEC));
+        SavedFile& saved = files[entry.path().filename()];
+        saved.size = static_cast<off_t>(entry.file_size());
+        // Most of them is holes.
+        for (off_t end = 0, begin; (begin = lseek(fd.get(), end, SEEK_DATA)) >= 0;) {
+            end = lseek(fd.get(), begin, SEEK_HOLE);
+            auto& [offset, bytes] = saved.parts.emplace_back(begin, std::string());
+            bytes.resize(static_cast<size_t>(end - begin));
+            KV_ASSERT(pread(fd.get(), bytes.data(), bytes.size(), offset) == end - begin);
         }
-    }
-    if (listing != nullptr) {
-        closedir(listing);
     }
 }
 
@@ -295,8 +297,14 @@ void Cluster::restore_memory(const NodeLife& life) {
     const std::string folder = memory_of(life);
     mkdir(options_.memory_folder.c_str(), 0700);
     mkdir(folder.c_str(), 0700);
-    for (const auto& [name, bytes] : saved_memory_[life.id]) {
-        std::ofstream(folder + "/" + name, std::ios::binary | std::ios::trunc) << bytes;
+    for (const auto& [name, saved] : saved_memory_[life.id]) {
+        const Fd fd(
+            open((folder + "/" + name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+        KV_ASSERT(ftruncate(fd.get(), saved.size) == 0);
+        for (const auto& [offset, bytes] : saved.parts) {
+            KV_ASSERT(pwrite(fd.get(), bytes.data(), bytes.size(), offset) ==
+                      static_cast<ssize_t>(bytes.size()));
+        }
     }
     saved_memory_.erase(life.id);
 }

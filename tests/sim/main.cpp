@@ -12,14 +12,17 @@
 // What is played: gRPC, LMDB, and who restarts a process.
 #include <signal.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <string_view>
@@ -37,7 +40,14 @@ using kvstore::sim::Random;
 using kvstore::sim::Runtime;
 using kvstore::sim::Scenario;
 
+namespace fs = std::filesystem;
+
 constexpr unsigned kWallLimitS = 60;  // of one run, real time
+// With --keep-memory each run has a folder here, named after it and its parent.
+const fs::path kMemory = "/dev/shm";
+const std::string kMemoryPrefix = "kvstore-sim-";
+
+volatile sig_atomic_t stopped = 0;
 
 struct Options {
     uint64_t first = 1;
@@ -47,11 +57,6 @@ struct Options {
     bool twice = false;
     bool keep_memory = false;
     uint64_t max_failures = 5;
-};
-
-struct Outcome {
-    uint64_t failed_seed = 0;
-    std::string text;
 };
 
 void on_signal(int signal) {
@@ -64,17 +69,36 @@ void on_signal(int signal) {
     _exit(3);
 }
 
+fs::path memory_of(pid_t parent, pid_t run) {
+    return kMemory / (kMemoryPrefix + std::to_string(parent) + "-" + std::to_string(run));
+}
+
+// What runs have left whose parent was killed.
+void remove_orphaned_memory() {
+    std::error_code ignored;
+    for (const fs::directory_entry& entry : fs::directory_iterator(kMemory, ignored)) {
+        const std::string name = entry.path().filename();
+        if (name.starts_with(kMemoryPrefix)) {
+            const long parent = strtol(name.c_str() + kMemoryPrefix.size(), nullptr, 10);
+            if (parent > 0 && kill(static_cast<pid_t>(parent), 0) != 0 && errno == ESRCH) {
+                fs::remove_all(entry.path(), ignored);
+            }
+        }
+    }
+}
+
 // In the child.
 [[noreturn]] void run_seed(uint64_t seed, const Options& options, int report_fd) {
     for (const int number : {SIGABRT, SIGSEGV, SIGALRM}) {
         signal(number, on_signal);
     }
     alarm(kWallLimitS);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     // A name of its own in the report, whatever the run's random numbers are used for.
     Random plans(seed * 0x9E3779B97F4A7C15 + 7);
     Plan plan = draw_plan(plans, seed);
     plan.cluster.keep_memory = options.keep_memory;
-    plan.cluster.memory_folder = "/dev/shm/kvstore-sim-" + std::to_string(getpid());
+    plan.cluster.memory_folder = memory_of(getppid(), getpid());
     auto* const runtime = new Runtime(seed);
     runtime->report_fd = report_fd;
     runtime->set_trace(options.trace);
@@ -115,12 +139,20 @@ Child start_seed(uint64_t seed, const Options& options) {
 std::string end_seed(const Child& child) {
     std::string report;
     char bytes[1024];
+    if (stopped != 0) {
+        kill(child.pid, SIGKILL);
+    }
     for (ssize_t count; (count = read(child.report_fd, bytes, sizeof bytes)) > 0;) {
         report.append(bytes, static_cast<size_t>(count));
     }
     close(child.report_fd);
+    if (stopped != 0) {
+        kill(child.pid, SIGKILL);
+    }
     int status = 0;
     waitpid(child.pid, &status, 0);
+    std::error_code ignored;
+    fs::remove_all(memory_of(getpid(), child.pid), ignored);
     if (report.empty()) {
         report = "FAIL crash: the run ended without a report, status " + std::to_string(status);
     }
@@ -186,6 +218,12 @@ int main(int argc, char** argv) {
     const Options options = parse(argc, argv);
     fix_addresses(argv);
     kvstore::sim::policy::start_interpreter();
+    remove_orphaned_memory();
+    struct sigaction stop{};
+    stop.sa_handler = [](int) { stopped = 1; };  // without SA_RESTART: waits end
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+        sigaction(number, &stop, nullptr);
+    }
     const uint64_t begin_ms = kvstore::boottime_ms();
     std::vector<Child> running;
     std::map<uint64_t, std::string> first_hash;
@@ -203,7 +241,7 @@ int main(int argc, char** argv) {
     size_t next = 0;
     while (next < todo.size() || !running.empty()) {
         while (next < todo.size() && running.size() < options.jobs &&
-               failures < options.max_failures) {
+               failures < options.max_failures && stopped == 0) {
             running.push_back(start_seed(todo[next++], options));
         }
         if (running.empty()) {
@@ -228,6 +266,9 @@ int main(int argc, char** argv) {
             }
             report = "FAIL determinism: two runs have the hashes " + at->second + " and " + hash;
         }
+        if (stopped != 0) {
+            continue;
+        }
         ++failures;
         printf("seed %llu: %s\n", static_cast<unsigned long long>(child.seed), report.c_str());
         fflush(stdout);
@@ -235,5 +276,5 @@ int main(int argc, char** argv) {
     printf("%llu runs passed, %llu failed; %llu writes, %llu reads with a value; %.1f s\n",
            static_cast<unsigned long long>(passed), static_cast<unsigned long long>(failures),
            writes, hits, static_cast<double>(kvstore::boottime_ms() - begin_ms) / 1000);
-    return failures == 0 ? 0 : 1;
+    return failures == 0 && stopped == 0 ? 0 : 1;
 }

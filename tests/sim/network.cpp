@@ -11,7 +11,6 @@
 namespace kvstore::sim {
 namespace {
 
-constexpr size_t kWindowBytes = 256 * 1024;  // on its way or unread; more is EAGAIN
 constexpr uint64_t kLateResetNs = 6 * kSecond;
 
 // "AnnounceReply" for a chunk that begins with a frame's header.
@@ -167,6 +166,20 @@ void Network::reset_end(const std::shared_ptr<Stream>& stream, int side, uint64_
     });
 }
 
+size_t Network::half_broken() const {
+    return static_cast<size_t>(
+        std::count_if(streams_.begin(), streams_.end(), [this](const auto& entry) {
+            const std::shared_ptr<Stream> stream = entry.second.lock();
+            return stream != nullptr && stream->broken &&
+                   std::any_of(std::begin(stream->ends), std::end(stream->ends),
+                               [&](const auto& end) {
+                                   const std::shared_ptr<File> file = end.lock();
+                                   return file != nullptr && file->state != File::State::kBroken &&
+                                          !is_dead(file->process);
+                               });
+        }));
+}
+
 // ---- descriptors -----------------------------------------------------------------------------
 
 int Network::open_file(File::Kind kind) {
@@ -249,7 +262,7 @@ uint32_t Network::readiness(const File& file) const {
             if (file.input_begin != file.input.size() || file.input_ended || file.reading_shut) {
                 ready |= EPOLLIN;
             }
-            if (file.stream->to[1 - file.side].queued_bytes < kWindowBytes) {
+            if (file.stream->to[1 - file.side].queued_bytes < options.window_bytes) {
                 ready |= EPOLLOUT;
             }
             return ready;
@@ -378,14 +391,14 @@ ssize_t Network::send_bytes(File& socket, const iovec* parts, size_t count) {
     }
     const std::shared_ptr<Stream> stream = socket.stream;
     Stream::Direction& direction = stream->to[1 - socket.side];
-    if (direction.queued_bytes >= kWindowBytes) {
+    if (direction.queued_bytes >= options.window_bytes) {
         return -EAGAIN;
     }
     std::string bytes;
     for (size_t i = 0; i < count; ++i) {
         bytes.append(static_cast<const char*>(parts[i].iov_base), parts[i].iov_len);
     }
-    bytes.resize(std::min(bytes.size(), kWindowBytes - direction.queued_bytes));
+    bytes.resize(std::min(bytes.size(), options.window_bytes - direction.queued_bytes));
     const auto sent = static_cast<ssize_t>(bytes.size());
     runtime_.log("send #%llu %s>%s %s %zu", static_cast<unsigned long long>(stream->id),
                  name_of(stream->hosts[socket.side]).c_str(),
@@ -463,7 +476,7 @@ ssize_t Network::receive_bytes(File& socket, const iovec* parts, size_t count) {
             socket.input_begin = 0;
         }
         Stream::Direction& direction = socket.stream->to[socket.side];
-        const bool was_full = direction.queued_bytes >= kWindowBytes;
+        const bool was_full = direction.queued_bytes >= options.window_bytes;
         direction.queued_bytes -= std::min(direction.queued_bytes, taken);
         if (was_full) {
             if (const std::shared_ptr<File> sender = socket.stream->ends[1 - socket.side].lock()) {

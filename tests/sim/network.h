@@ -30,9 +30,10 @@ struct NetworkOptions {
     uint64_t delay_max_ns = 400'000;
     uint64_t slow_permille = 0;  // of chunks take up to slow_max instead
     uint64_t slow_max_ns = 300 * kMs;
-    uint64_t split_permille = 30;  // of chunks arrive in two parts
-    uint64_t break_ppm = 0;        // of chunks are the end of their connection
-    uint64_t refuse_permille = 0;  // of connection attempts are lost
+    uint64_t split_permille = 30;        // of chunks arrive in two parts
+    uint64_t break_ppm = 0;              // of chunks are the end of their connection
+    uint64_t refuse_permille = 0;        // of connection attempts are lost
+    uint64_t window_bytes = 256 * 1024;  // on their way or unread; more is EAGAIN
 };
 
 struct File;
@@ -107,6 +108,8 @@ class Network {
     // Breaks one random stream between the two; false when there is none.
     bool break_one(Host a, Host b);
     uint64_t message_delay_ns();
+    // Broken ones of which an end has still to learn.
+    size_t half_broken() const;
     // Counts everything that may have disturbed somebody: deaths, breaks, partitions, heals.
     uint64_t disturbances() const { return disturbances_; }
     void note_disturbance() { ++disturbances_; }

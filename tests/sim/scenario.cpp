@@ -35,6 +35,8 @@ Plan draw_plan(Random& random, uint64_t seed) {
     plan.cluster.segment_bytes = plan.evictions ? 1u << 20 : 8u << 20;
     plan.cluster.loops = static_cast<uint32_t>(random.between(1, 2));
     plan.cluster.reservation_ms = random.chance(300) ? 2'000 : 30'000;
+    // Large objects then take many round trips, while their neighbours come and go.
+    plan.network.window_bytes = plan.evictions && seed % 2 == 0 ? 16 * 1024 : 256 * 1024;
     if (plan.fault_free) {
         plan.cluster.disk_slow_permille = 0;
         return plan;
@@ -248,6 +250,9 @@ std::string Scenario::why_unsettled() {
     MasterLife* const master = cluster_.master();
     if (master == nullptr || master->core->rebuilding()) {
         return master == nullptr ? "no master serves" : "the master is rebuilding";
+    }
+    if (network_.half_broken() != 0) {
+        return "somebody has still to learn that a connection is broken";
     }
     for (const ClientPtr& client : clients_) {
         if (client->busy || client->dead) {

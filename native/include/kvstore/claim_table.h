@@ -49,6 +49,9 @@ class ClaimTable {
     // A tombstone cancels a granted claim below it. Returns the claim's node, or kNoNode.
     NodeSlot removed(const NamespaceEpoch& ns, std::string_view key, Version tombstone,
                      std::vector<ClaimAnswer>& out);
+    // Whether the node's link was lost with claims on it, so that it may have published what it has
+    // not announced.
+    bool has_limbo(NodeSlot node) const;
     bool has_claim(const NamespaceEpoch& ns, std::string_view key) const;
     void flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswer>& out);
 

@@ -66,6 +66,10 @@ class ClientContext {
     // The namespace's id as last heard from the master or a node.
     NamespaceId namespace_now() const { return namespace_id_.load(std::memory_order_relaxed); }
     void set_namespace(NamespaceId id) { namespace_id_.store(id, std::memory_order_relaxed); }
+    // The id that it has, or had, in this epoch.
+    NamespaceId namespace_at(uint32_t epoch) const {
+        return namespace_id(secret_, options_.tenant, options_.ns, epoch);
+    }
     // Makes the hash that of `ns`.
     void rehash(HashedKey* key, NamespaceId ns) const {
         if (key->ns != ns) {

@@ -56,13 +56,16 @@ class CopyPlanner {
 
     // Looks at this object soon. False when the queue is full (a later scan finds it again).
     bool want(const NamespaceEpoch& ns, std::string_view key);
-    bool idle() const { return tasks_count_.load(std::memory_order_relaxed) == 0; }
+    bool idle() const { return size() == 0 && doubts_count_.load(std::memory_order_relaxed) == 0; }
     size_t size() const { return tasks_count_.load(std::memory_order_relaxed); }
     // The node has announced the object: its copy has landed.
     void landed(const NamespaceEpoch& ns, std::string_view key, NodeSlot node);
     void done(uint64_t copy_id, Code code, uint64_t now_ms);
-    // Targets of orders that may still land.
+    // Targets of orders that may still land, or have landed without the master's knowing: an order
+    // that failed on the way there may have arrived.
     std::vector<NodeSlot> targets(const NamespaceEpoch& ns, std::string_view key) const;
+    // Whether the node is such a target of any object.
+    bool may_hold(NodeSlot node) const;
 
     struct Dispatch {
         NodeSlot source = kNoNode;
@@ -96,11 +99,20 @@ class CopyPlanner {
         std::vector<InFlight> orders;
         NodeSlot avoid = kNoNode;  // the target that failed last
     };
+    // A copy that may lie at the target all the same.
+    struct Doubt {
+        NodeSlot target;
+        uint64_t until_ms;  // then it has been announced, if the target is connected
+    };
     using Tasks = std::unordered_map<std::string, Task, NsKey::Hash, std::equal_to<>>;
+    using Doubts =
+        std::unordered_map<std::string, std::vector<Doubt>, NsKey::Hash, std::equal_to<>>;
 
     void enqueue(Tasks::iterator at, uint64_t due_ms);
     void end_order(Tasks::iterator at, std::vector<InFlight>::iterator order);
     void fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms);
+    void doubt(const std::string& name, NodeSlot target, uint64_t now_ms);
+    void end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes);
     void retry(Tasks::iterator at, uint64_t now_ms);
     void drop_if_done(Tasks::iterator at);
     void refill(uint64_t now_ms);
@@ -120,6 +132,9 @@ class CopyPlanner {
     std::multimap<uint64_t, std::string> queue_;        // by due time
     std::unordered_map<uint64_t, std::string> orders_;  // copy id → task
     std::atomic<size_t> tasks_count_{0};
+    Doubts doubts_;  // as many as orders fail until they are over, at most
+    std::atomic<size_t> doubts_count_{0};
+    uint64_t doubts_seen_ms_ = 0;
     uint64_t next_copy_id_ = 1;
     double copy_tokens_ = 0;
     double byte_tokens_ = 0;

@@ -171,9 +171,11 @@ class MasterCore {
     void record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
                          std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers);
     void lost_while_claiming(const LinkState& link);
-    void end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
+    // Whether the node's replicas have become readable by it.
+    bool end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
     void deliver(const std::vector<ClaimAnswer>& answers);
     std::shared_ptr<LinkState> lose_link_held(NodeRecord& record, const std::string& reason);
+    void make_durable_held(uint64_t seq);
     void push_ops_held();
     void push_ops_held(NodeRecord& record);
     void trim_held();
@@ -181,8 +183,8 @@ class MasterCore {
     std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
     AckNode look_held(NodeSlot slot) const;
     std::vector<NodeSlot> unsynced() const;
-    // Sets a remove's row to wait for those who have not applied an earlier remove of the key: what
-    // that one covered may still lie there.
+    // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
+    // flush of its namespace: what that one covered may still lie there.
     void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
     std::vector<std::string> names(const std::vector<NodeSlot>& slots) const;
     void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
@@ -211,7 +213,7 @@ class MasterCore {
     std::condition_variable journal_ready_;
     std::condition_variable wake_;
     bool stopping_ = false;
-    std::atomic<uint64_t> nodes_id_{1};
+    std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
     std::atomic<uint64_t> next_link_{1};
 
     mutable std::shared_mutex links_mutex_;

@@ -35,6 +35,8 @@ struct Namespace {
     std::string tenant;
     std::string name;
     std::atomic<const NamespaceEpoch*> current{nullptr};
+    // The last one that the journal has: a later life of the master may know of no other.
+    std::atomic<uint32_t> durable_epoch{0};
 };
 
 inline bool NamespaceEpoch::is_current() const {

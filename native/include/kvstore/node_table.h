@@ -42,7 +42,11 @@ struct NodeRecord {
 
     bool connected() const { return link != nullptr; }
     bool readable() const {
-        return !removed && (info.state == NodeState::kAlive || info.state == NodeState::kDraining);
+        // One that joins takes writes, and they are Ok, once it has announced everything: before
+        // the policy has seen that.
+        const bool joined = info.state == NodeState::kJoining && synced && connected();
+        return !removed &&
+               (info.state == NodeState::kAlive || info.state == NodeState::kDraining || joined);
     }
 };
 

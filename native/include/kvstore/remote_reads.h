@@ -30,8 +30,18 @@ class RemoteReads {
         int trying = -1;     // replica of this round
         bool done = false;
         bool remembered = false;  // its placement is an earlier lookup's
+        bool repeated = false;    // the lookup says again what was refused before
+        bool newer = false;       // then a newer version, not announced yet, is right too
+        // Not kNone: the master could not be asked, so an absence at its replicas proves nothing.
+        MissReason unasked = MissReason::kNone;
         MissReason last = MissReason::kNodeDown;
     };
+    // To be looked up, where `refused` (0: none) is not what it was said to be.
+    struct Again {
+        size_t item;
+        Version refused;
+    };
+    enum class Verdict : uint8_t { kRight, kWrong, kFlushed, kUnknown };
     // What is asked of one node in one round.
     struct Slice {
         std::shared_ptr<PeerNode> peer;
@@ -42,10 +52,10 @@ class RemoteReads {
         uint64_t bytes() const;  // of all its objects
     };
 
-    void take_known(std::vector<size_t>* pending);
-    void lookup(std::span<const size_t> pending);
-    void take_lookup(const LookupReply& reply, std::span<const size_t> pending);
-    void use_known_placements(std::span<const size_t> pending, Code why);
+    void take_known(std::vector<Again>* pending);
+    void lookup(std::span<const Again> pending);
+    void take_lookup(const LookupReply& reply, std::span<const Again> pending);
+    void use_known_placements(std::span<const Again> pending, Code why);
     void miss(Job& job, MissReason reason);
     void ask_again(Job& job);
     void provide_memory();
@@ -57,7 +67,7 @@ class RemoteReads {
     void send(Slice& slice);
     void receive_all(std::span<Slice> slices);
     void take_answers(Slice& slice);
-    bool verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
+    Verdict verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
     void give_up(Slice& slice, const Status& why);
     void refuse(Job& job, MissReason reason);
     Deadline attempt_deadline(const Slice& slice) const;
@@ -69,8 +79,7 @@ class RemoteReads {
     std::span<HashedKey> keys_;
     Deadline deadline_ = Deadline::never();
     std::vector<Job> jobs_;
-    std::vector<size_t> again_;  // not where it was said to be: look up (once more)
-    bool last_pass_ = false;
+    std::vector<Again> again_;
 };
 
 }  // namespace kvstore

@@ -129,6 +129,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void link_parent(StoredObject* object, EntryRef parent) const;
     void stamp_batch(std::span<const EntryRef> published);
     void drop_reservation(Generation generation);
+    void drop_quarantined();
     // Frees the block or quarantines it, as may_reuse_reservation() decides.
     void end_reservation(Generation generation, bool writer_said_stopped, bool writer_lock_held);
     void session_closed(uint64_t session);
