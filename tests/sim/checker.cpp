@@ -366,12 +366,18 @@ void Checker::end_removal(size_t id, Code code, const std::vector<std::string>& 
     if (code == Code::kPartial && unreached.empty()) {
         fail("Partial", std::string(what) + " " + std::to_string(id) + " names nobody");
     }
-    // Whoever still holds something of it, or of what was ended before, has to be named.
+    // Whoever still holds something of it, or of what was ended before, has to be named. Where
+    // others were under way at the same time the operation may be theirs.
+    const bool alone = std::none_of(removals_.begin(), removals_.end(), [&](const Removal& other) {
+        return other.id != id && other.name == name &&
+               (!other.ended || other.ended_ns >= removal.begun.at_ns);
+    });
     for (const Held& held : stores(nullptr)) {
         const bool concerned = removal.is_flush ? held.name.ns == name.ns : held.name == name;
         const bool by_it =
-            op && (removal.is_flush ? held.epoch < op->arg
-                                    : held.epoch == op->epoch && held.version <= op->version);
+            op && alone &&
+            (removal.is_flush ? held.epoch < op->arg
+                              : held.epoch == op->epoch && held.version <= op->version);
         if (concerned && (by_it || is_ended(held, removal.begun.at_ns)) &&
             !removal.unreached.contains(held.node)) {
             fail(code == Code::kOk ? "never comes back" : "Partial",
