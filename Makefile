@@ -129,11 +129,12 @@ test-sim: $(VENV)/.installed  ## seeded simulation of the protocol; SIM_OPTIONS=
 	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet sim
 	$(NATIVE_BUILD)/sim/sim $(SIM_OPTIONS)
 
-test-mutations: $(VENV)/.installed  ## takes guards out one by one: does the simulation see it?
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(MUTATION_BUILD) -G Ninja -DKVSTORE_PYTHON=OFF \
+test-mutations: $(VENV)/.installed  ## takes guards out one by one: do simulation and fault suite see it?
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(MUTATION_BUILD) -G Ninja \
 	    -DKVSTORE_MUTATIONS=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
-	$(VENV)/bin/ninja -C $(MUTATION_BUILD) --quiet sim
+	$(VENV)/bin/ninja -C $(MUTATION_BUILD) --quiet sim _native
 	$(PY) tests/sim/mutations.py $(MUTATION_BUILD)/sim/sim $(MUTATION_OPTIONS)
+	$(PY) -m tests.fault.mutations $(MUTATION_BUILD)
 
 wheel: $(VENV)/.dev  ## a wheel in dist/
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

@@ -9,7 +9,7 @@ export PATH="$bin:$PATH"
 source="$(dirname "$0")/../native"
 
 # The names are those of tests.cmake; model_test explores its own memory model and gains nothing.
-tsan_tests='^(directory_test|ops_log_test|lookup_waits_test|event_server_test|block_store_test|master_core_test|node_core_test|page_mapper_test|client_core_test|client_fault_test|client_lies_test|nvme_(log|reclaim|recovery|fault|power_loss)_test)$'
+tsan_tests='^(directory_test|ops_log_test|lookup_waits_test|event_server_test|block_store_test|master_core_test|node_core_test|page_mapper_test|client_core_test|client_fault_test|client_lies_test|nvme_(log|reclaim|recovery|fault|power_loss|tier)_test)$'
 
 run() {  # run SANITIZERS CTEST_ARGUMENTS...
     local folder="$build/${1//,/-}" sanitizers=$1

@@ -210,6 +210,15 @@ bool ClientSlots::hazard_present(Generation gen) const {
     });
 }
 
+bool ClientSlots::holds_block(Generation gen, uint64_t offset) const {
+    const std::lock_guard lock(mutex_);
+    return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
+        const auto& hazards = page(slot).hazards;
+        return steps::slot_holds(steps::RealMemory{}, hazards, gen) ||
+               steps::slot_holds_block(steps::RealMemory{}, hazards, offset);
+    });
+}
+
 void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
     const std::lock_guard lock(mutex_);
     out->clear();

@@ -2,6 +2,7 @@
 #include "kvstore/object_reader.h"
 
 #include "kvstore/checksum.h"
+#include "kvstore/mutation.h"
 #include "kvstore/protocol_steps.h"
 
 namespace kvstore {
@@ -24,8 +25,9 @@ CopyResult copy_object(const IndexReader& reader, const uint8_t* segment,
     const bool stable = steps::read_stable(
         steps::RealMemory{}, view.entries[found.ref].gen, view.header->retired, found.gen, &seen,
         [&] { data_crc = copy_crc32c(dst, segment + found.offset, found.length); });
-    if (!stable) return CopyResult::kStale;
-    return seal(data_crc, found, identity) == found.crc ? CopyResult::kOk : CopyResult::kChecksum;
+    if (KV_GUARD("generation", !stable)) return CopyResult::kStale;
+    const bool is_sealed = seal(data_crc, found, identity) == found.crc;
+    return KV_GUARD("checksum", !is_sealed) ? CopyResult::kChecksum : CopyResult::kOk;
 }
 
 CopyResult read_object(const IndexReader& reader, const uint8_t* segment, const Identity& identity,

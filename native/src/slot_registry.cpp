@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "kvstore/mutation.h"
 #include "kvstore/protocol_steps.h"
 
 namespace kvstore {
@@ -168,7 +169,8 @@ Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
     if (!file) file = std::make_unique<File>();
     const int raw = fd.get();
     file->fds.push_back(std::move(fd));
-    if (file->owner || !set_lock(raw, F_WRLCK, kOwnerByte)) {
+    const bool is_taken = file->owner || !set_lock(raw, F_WRLCK, kOwnerByte);
+    if (KV_GUARD("owner-lock", is_taken)) {
         close_if_unused(*key);
         return {Code::kUnavailable, "this clients file has an owner already"};
     }

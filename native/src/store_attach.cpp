@@ -6,6 +6,7 @@
 // costs an object; where it could cost a living client its block, nothing is taken over at all.
 #include <algorithm>
 
+#include "kvstore/mutation.h"
 #include "kvstore/protocol_steps.h"
 #include "kvstore/store_state.h"
 
@@ -36,14 +37,13 @@ class BlockStore::State::TakeOver {
 
     void read_namespaces();
     void read_blocks();
-    const NamespaceRef* goes_on(const KeptObject& object) const;
+    bool goes_on(const KeptObject& object) const;
     void drop_overlapping();
     Status place_blocks();
     void insert_objects();
     EntryRef insert(const KeptObject& object, const NamespaceRef& ns);
     Status settle_others();
     Status check_hazards(const Named& named) const;
-    bool is_read(const Block& block) const;
     void keep_holds(const Named& named);
 
     State& state_;
@@ -101,7 +101,7 @@ void BlockStore::State::TakeOver::read_blocks() {
     for (const KeptObject& object : objects_) {
         owned.insert(object.gen);
         blocks_.push_back({object.offset, object.identity.length, object.gen,
-                           goes_on(object) != nullptr ? &object : nullptr});
+                           goes_on(object) ? &object : nullptr});
     }
     for (const KeptBlock& block : kept_.blocks(&damaged_records_)) {
         if (block.use == BlockUse::kHeld) {
@@ -116,13 +116,12 @@ void BlockStore::State::TakeOver::read_blocks() {
     std::ranges::sort(blocks_, {}, &Block::offset);
 }
 
-const NamespaceRef* BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
-    if (!object.whole) return nullptr;
+bool BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
+    if (!object.whole) return false;
     const auto ns = namespaces_.find(object.identity.ns);
-    if (ns == namespaces_.end() || ns->second->tenant_id != object.identity.tenant) return nullptr;
-    if (object.expiry_ms != 0 && object.expiry_ms <= state_.now()) return nullptr;
-    const Hash128 hash = key_hash(state_.options.secret, object.identity.ns, object.key);
-    return hash == object.identity.hash ? &ns->second : nullptr;
+    if (ns == namespaces_.end() || ns->second->tenant_id != object.identity.tenant) return false;
+    if (object.expiry_ms != 0 && object.expiry_ms <= state_.now()) return false;
+    return key_hash(state_.options.secret, object.identity.ns, object.key) == object.identity.hash;
 }
 
 // Of blocks that overlap at least one is not what it says, and nobody knows which.
@@ -221,7 +220,9 @@ Status BlockStore::State::TakeOver::settle_others() {
     Ledger& ledger = state_.index->ledger();
     for (const Block& block : blocks_) {
         if (!block.placed || block.object != nullptr) continue;
-        if (!steps::may_reuse_old_reservation(steps::RealMemory{}, state_.is_alive(block.writer))) {
+        const bool is_written =
+            !steps::may_reuse_old_reservation(steps::RealMemory{}, state_.is_alive(block.writer));
+        if (KV_GUARD("attach-reservations", is_written)) {
             Reservation reservation;
             reservation.owner = {0, block.writer};
             reservation.offset = block.offset;
@@ -239,10 +240,9 @@ Status BlockStore::State::TakeOver::settle_others() {
     }
     keep_holds(named);
     std::erase_if(state_.deferred, [&](const auto& item) {
-        const auto found = named.find(item.first);
-        if (item.second.holds > 0 || (found != named.end() && is_read(*found->second))) {
-            return false;
-        }
+        const bool is_read =
+            KV_GUARD("attach-hazards", state_.slots->holds_block(item.first, item.second.offset));
+        if (item.second.holds > 0 || is_read) return false;
         state_.free_deferred(item.second);
         return true;
     });
@@ -261,12 +261,6 @@ Status BlockStore::State::TakeOver::check_hazards(const Named& named) const {
         }
     }
     return {};
-}
-
-bool BlockStore::State::TakeOver::is_read(const Block& block) const {
-    return std::ranges::any_of(hazards_, [&](const auto& hazard) {
-        return hazard.first == block.gen || hazard.second == block.offset;
-    });
 }
 
 // Holds by socket of processes that live. They end with their processes: the session in which they

@@ -4,7 +4,8 @@
 
 Runs seeds until a checker says so, and prints a table; fails when no seed does. The build is made
 with -DKVSTORE_MUTATIONS=ON (`make test-mutations` does so); the names are those of KV_GUARD in
-native/src. Where another guard hides the loss of one, both are taken out.
+native/src; those that only clients with mapped memory or several processes need are in
+tests/fault/mutations.py. Where another guard hides the loss of one, both are taken out.
 """
 
 from __future__ import annotations
@@ -52,21 +53,6 @@ MUTATIONS = (
         "limbo",
         "the claims of a lost link wait for their node",
         unseen="not found in seeds 1..400: nearly always nobody else writes the key meanwhile",
-    ),
-    Mutation(
-        "generation",
-        "a reader of mapped memory looks again",
-        unseen="simulated clients map no memory; native/tests/model explores it",
-    ),
-    Mutation(
-        "reserved-drop",
-        "attach carries no block on that was only reserved, and quarantines a living writer's",
-        unseen="only clients that map memory write over a node's restart; store_attach_test",
-    ),
-    Mutation(
-        "owner-lock",
-        "one process owns a folder",
-        unseen="all simulated processes are one, which fcntl locks do not part",
     ),
 )
 

@@ -70,7 +70,10 @@ class ClientSlots {
     bool hazard_present(Generation gen) const;
     // The same for many generations at once: every generation held now, sorted.
     void collect_hazards(std::vector<Generation>* out) const;
-    // Every hazard with the block that it names, for a node that attaches.
+    // Whether a client holds the block, by its generation or by its place: for a node that
+    // attaches, whose earlier life may have died before its scan.
+    bool holds_block(Generation gen, uint64_t offset) const;
+    // Every hazard with the block that it names.
     std::vector<std::pair<Generation, uint64_t>> hazards() const;
 
     // Hands over the entries that clients read since the last call, oldest first per client. The

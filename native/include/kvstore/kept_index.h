@@ -62,7 +62,6 @@ class KeptIndex {
     uint64_t ready_bytes() const { return ready_bytes_; }
     void cut(uint64_t ready_bytes) { ready_bytes_ = std::min(ready_bytes_, ready_bytes); }
     uint64_t applied_seq() const { return ledger_->applied_seq.load(); }
-    uint64_t flush_counter() const { return view_.header->flush_counter.load(); }
 
     // Every entry that names a block inside the segment, in no order, and every record; `damaged`
     // is raised by those whose numbers are impossible.

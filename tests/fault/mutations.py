@@ -1,0 +1,122 @@
+"""Proof that the fault suite finds what it is there for: takes out one guard at a time.
+
+    python -m tests.fault.mutations BUILD_FOLDER
+
+BUILD_FOLDER holds the extension of a build with -DKVSTORE_MUTATIONS=ON (`make test-mutations` makes
+it). The package, with that extension, and the tests are copied aside; each guard is taken out
+there, and a test of the suite has to fail. Prints a table; exits with 1 when a loss is not seen.
+The names are those of KV_GUARD in native/src; tests/sim/mutations.py has what a simulation sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A guard to take out, and the test that is to fail without it."""
+
+    guard: str
+    protects: str
+    test: str
+    masked_by: tuple[str, ...] = ()
+
+
+MUTATIONS = (
+    Mutation(
+        "generation",
+        "a reader of mapped memory looks again",
+        "tests/fault/test_node_points.py::test_a_node_dies_at[evict]",
+        ("checksum",),
+    ),
+    Mutation(
+        "attach-reservations",
+        "a block that a living client may write is not given to the next",
+        "tests/fault/test_client_kill.py::test_clients_sleep_through_restarts",
+        ("checksum",),
+    ),
+    Mutation(
+        "attach-hazards",
+        "a block that a living client reads is not given to a writer",
+        "tests/fault/test_client_kill.py::test_clients_sleep_through_restarts",
+    ),
+    Mutation(
+        "owner-lock",
+        "one process owns a folder",
+        "tests/cluster/test_warm_restart.py::test_a_second_owner_is_refused_and_the_first_one_stays",
+    ),
+)
+
+
+def copy_aside(build: Path, target: Path) -> None:
+    """Copy the package, with the extension of a build inside, and the tests."""
+    ignored = shutil.ignore_patterns("__pycache__", "sim")
+    for name in ("kvstore", "tests"):
+        shutil.copytree(ROOT / name, target / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", target)
+    (extension,) = build.glob("_native*.so")
+    shutil.copy(extension, target / "kvstore" / extension.name)
+
+
+def run(folder: Path, mutation: Mutation) -> tuple[str, float]:
+    """What the failing test said, "" when none failed, and the seconds it took."""
+    guards = ",".join((mutation.guard, *mutation.masked_by))
+    started = time.monotonic()
+    for _ in range(_TRIES):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder), "KVSTORE_REMOVED_GUARDS": guards},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode == 1:
+            said = re.findall(r"^E +(?:AssertionError: )?(.*)$", done.stdout, re.MULTILINE)
+            return (said or ["failed"])[0][:100], time.monotonic() - started
+        assert done.returncode == 0, done.stdout[-4000:]
+    return "", time.monotonic() - started
+
+
+def main() -> int:
+    """Run the chosen mutations, or all, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("guards", nargs="*")
+    options = parser.parse_args()
+    print("| guard | protects | also taken out | s | the test said |")
+    print("|---|---|---|---|---|")
+    unseen = 0
+    with tempfile.TemporaryDirectory(prefix="kvstore-mutations-") as folder:
+        copy_aside(options.build, Path(folder))
+        for mutation in MUTATIONS:
+            if options.guards and mutation.guard not in options.guards:
+                continue
+            said, seconds = run(Path(folder), mutation)
+            unseen += not said
+            masks = ", ".join(mutation.masked_by) or "-"
+            print(
+                f"| {mutation.guard} | {mutation.protects} | {masks} | {seconds:.0f} | "
+                f"{said or f'nothing in {_TRIES} runs'} |",
+                flush=True,
+            )
+    return 1 if unseen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
