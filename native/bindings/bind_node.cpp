@@ -377,7 +377,11 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
         // Called while this call runs, which keeps the object alive.
         options.on_nvme_progress = [handle = on_nvme_progress.ptr()](const NvmeProgress& at) {
             const nb::gil_scoped_acquire acquire;
-            nb::borrow(handle)(at.segments_done, at.segments, at.objects);
+            try {
+                nb::borrow(handle)(at.segments_done, at.segments, at.objects);
+            } catch (nb::python_error& error) {
+                error.discard_as_unraisable("on_nvme_progress");
+            }
         };
     }
     if (files != nullptr && files->files == nullptr) {

@@ -141,6 +141,8 @@ Result<NodeEndpoints> NodeService::start() {
                           link_->withdraw(link_namespace(*ns), std::move(items));
                       },
                       [this](uint64_t seq) { link_->acknowledge(seq); }});
+        // On its disk from the start: an earlier mark goes with the file that it is in.
+        tier_->note_applied(applied_before(store_, tier_));
     }
     copier_->start();
     link_->start();
