@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -106,7 +107,7 @@ class Attach : public ::testing::Test {
         const Identity identity{ns_->tenant_id, ns_->id, key_hash(secret_, ns_->id, key),
                                 found.version, size};
         const std::vector<uint8_t> bytes = bytes_of(key, size);
-        return std::memcmp(found.data, bytes.data(), size) == 0 &&
+        return std::equal(bytes.begin(), bytes.end(), found.data) &&
                seal_checksum(crc32c(found.data, size), identity) == found.sealed_crc;
     }
     std::string path(const std::string& name) const { return directory_ + "/" + name; }
