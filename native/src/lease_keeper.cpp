@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kvstore/fault_point.h"
+
 namespace kvstore {
 namespace {
 
@@ -90,6 +92,7 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
         *length = 0;
         return Grant{};
     }
+    fault_point("client_leased");
     session->leases[reply.lease_id] = lease_ms;
     std::lock_guard lock(mutex_);
     shortest_ms_ = std::min(shortest_ms_, lease_ms);

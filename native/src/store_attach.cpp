@@ -6,6 +6,7 @@
 // costs an object; where it could cost a living client its block, nothing is taken over at all.
 #include <algorithm>
 
+#include "kvstore/fault_point.h"
 #include "kvstore/protocol_steps.h"
 #include "kvstore/store_state.h"
 
@@ -63,9 +64,11 @@ Status BlockStore::State::TakeOver::run() {
     if (damaged_records_ > 0 && !state_.slots->live_slots().empty()) {
         return {Code::kIoError, "the ledger is damaged, and clients may be writing"};
     }
+    fault_point("attach_read");
     drop_overlapping();
     if (Status status = place_blocks(); !status.ok()) return status;
     insert_objects();
+    fault_point("attach_inserted");
     Status status;
     steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] { status = settle_others(); });
     state_.beginning.warm = true;
@@ -212,6 +215,7 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
 
 // The old index is retired: who held a block says so in its slot, and nobody begins to.
 Status BlockStore::State::TakeOver::settle_others() {
+    fault_point("attach_retired");
     hazards_ = state_.slots->hazards();
     Named named;
     for (Block& block : blocks_) {
@@ -301,12 +305,15 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Optio
     auto state = std::make_shared<State>(options, files.options().directory, std::move(*segment),
                                          std::move(*index), files.take_slots());
     Status status = TakeOver(*state, kept).run();
+    fault_point("attach_settled");
     if (status.ok()) status = state->index->install();
+    fault_point("attach_installed");
     if (!status.ok()) {
         files.give_back(std::move(state->slots));
         return status;
     }
     files.drop_kept();
+    fault_point("attach_done");
     return state;
 }
 
