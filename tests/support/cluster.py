@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,17 @@ class Cluster:
         self.master = self._start_master()
 
     def start_node(
-        self, node_id: str, wait: bool = True, package: Path | None = None, **config: Any
+        self,
+        node_id: str,
+        wait: bool = True,
+        package: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        **config: Any,
     ) -> Daemon:
         """Start a node.
 
-        `config` overrides keys of its config.json; `package` is the folder of another installation.
+        `config` overrides keys of its config.json; `package` is the folder of another installation;
+        `environment` is added to this process's.
         """
         self.configs[node_id] = config
         segment_dir = self.segment_dirs.setdefault(
@@ -77,7 +84,7 @@ class Cluster:
         path = self.folder / f"{node_id}.json"
         path.write_text(json.dumps(values))
         arguments = ["-m", "kvstore.cli.node", "--config", str(path)]
-        node = Daemon(node_id, arguments, self.folder, package)
+        node = Daemon(node_id, arguments, self.folder, package, environment)
         self.nodes[node_id] = node
         if wait:
             node.wait_started()
