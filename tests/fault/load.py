@@ -1,0 +1,242 @@
+"""Clients that put, read and remove while something else is made to fail, and record it all.
+
+Threads of the test use the shared memory of their host's node, a second process uses sockets.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import kvstore
+from tests.fault import history
+from tests.fault.history import Op, Recorder, number_of, payload
+from tests.support.processes import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_MS = 3000
+_SLACK_S = 2.0  # of a call's deadline, on a busy machine
+_KEYS = 400
+_MAX_SIZE = 48 << 10
+_PAUSE_S = 0.001
+_REMOVE_PAUSE_S = 0.004
+_LEASE_MS = 500
+
+
+@dataclass
+class Counts:
+    """What this process's workers have got done so far; a lost count does not matter."""
+
+    hits: int = 0
+    puts: int = 0
+    removes: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+class Worker:
+    """One thread with a store of its own."""
+
+    def __init__(
+        self, address: str, folder: Path, number: int, role: str, transport: str, counts: Counts
+    ) -> None:
+        self._store = kvstore.connect(address, timeout_ms=TIMEOUT_MS, transport=transport)
+        self._record = Recorder(folder, number)
+        self._random = random.Random(number)
+        self._counts = counts
+        self._work: Callable[[], None] = getattr(self, f"_{role}")
+
+    def run(self, stop: threading.Event) -> None:
+        try:
+            while not stop.is_set():
+                self._work()
+        except BaseException as error:
+            self._counts.errors.append(f"{self._work.__name__}: {error!r}")
+        finally:
+            self._store.close()
+            self._record.close()
+
+    def _key(self) -> str:
+        return f"key/{self._random.randrange(_KEYS)}"
+
+    def _writer(self) -> None:
+        count = self._random.choice((1, 1, 1, 4))
+        keys = list({self._key() for _ in range(count)})
+        numbers = [self._record.number() for _ in keys]
+        sizes = [self._random.randrange(100, _MAX_SIZE) for _ in keys]
+        data = [payload(*row) for row in zip(keys, numbers, sizes, strict=True)]
+        for key, number in zip(keys, numbers, strict=True):
+            self._record.begin("put", key, number)
+        start = time.monotonic()
+        if count == 1:
+            statuses = [self._store.put(keys[0], data[0])]
+        else:
+            statuses = self._store.batch_put(keys, data)
+        for key, number, status in zip(keys, numbers, statuses, strict=True):
+            self._record.end("put", key, number, start, status.name)
+            self._counts.puts += status.ok
+        time.sleep(_PAUSE_S if all(status.ok for status in statuses) else 10 * _PAUSE_S)
+
+    def _note_read(self, key: str, data: bytes | None, start: float) -> None:
+        if data is None:
+            self._record.end("get", key, -1, start, "miss")
+            return
+        self._record.end("get", key, number_of(key, data), start, "hit")
+        self._counts.hits += 1
+
+    def _reader(self) -> None:
+        way = self._random.randrange(12)
+        start = time.monotonic()
+        if way == 0:
+            keys = list({self._key() for _ in range(4)})
+            values = self._store.batch_get(keys)
+            for key, value in zip(keys, values, strict=True):
+                self._note_read(key, value, start)
+        elif way == 1:
+            key = self._key()
+            view = self._store.view(key)
+            if view is None:
+                self._note_read(key, None, start)
+            else:
+                with view as held:
+                    self._note_read(key, bytes(held), start)
+                    time.sleep(5 * _PAUSE_S)
+                    still = bytes(held)
+                # A removed object's block must stay as it is for as long as it is looked at.
+                if number_of(key, still) == history.NOBODY:
+                    self._record.end("get", key, history.NOBODY, start, "hit")
+        elif way == 2:
+            with self._store.lookup([self._key()], lease_ms=_LEASE_MS):
+                pass
+        else:
+            key = self._key()
+            self._note_read(key, self._store.get(key), start)
+        time.sleep(_PAUSE_S)
+
+    def _remover(self) -> None:
+        key = self._key()
+        self._record.begin("remove", key, 0)
+        start = time.monotonic()
+        status = self._store.remove(key)
+        self._record.end("remove", key, 0, start, status.name)
+        self._counts.removes += status is kvstore.Status.Ok
+        time.sleep(_REMOVE_PAUSE_S)
+
+
+def _start(
+    address: str, folder: Path, roles: list[str], first: int, transport: str, counts: Counts
+) -> tuple[list[threading.Thread], threading.Event]:
+    stop = threading.Event()
+    threads = []
+    for number, role in enumerate(roles, first):
+        worker = Worker(address, folder, number, role, transport, counts)
+        threads.append(threading.Thread(target=worker.run, args=(stop,), name=f"load-{role}"))
+    for thread in threads:
+        thread.start()
+    return threads, stop
+
+
+class Load:
+    """Three threads of this process and three of another one; `stop` ends and judges them."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self._folder = folder / f"history-{time.monotonic_ns()}"
+        self._folder.mkdir()
+        self.counts = Counts()
+        self._begin = time.monotonic()
+        self._threads, self._stop = _start(
+            address, self._folder, ["writer", "reader", "remover"], 1, "auto", self.counts
+        )
+        self._other = subprocess.Popen(
+            [sys.executable, "-m", "tests.fault.load", address, str(self._folder)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def wait_progress(self, what: str, timeout_s: float = 20.0, reads: int = 20) -> None:
+        """Wait until reads find and puts keep something again."""
+        hits, puts = self.counts.hits, self.counts.puts
+        wait_for(
+            lambda: (
+                self.counts.errors
+                or (self.counts.hits >= hits + reads and self.counts.puts >= puts + reads)
+            ),
+            f"the load to go on {what}",
+            timeout_s,
+        )
+        assert not self.counts.errors, self.counts.errors
+
+    def _end(self) -> str:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        try:
+            return self._other.communicate(timeout=20)[1]
+        except subprocess.TimeoutExpired:
+            self._other.kill()
+            return self._other.communicate()[1] + "the other process did not end"
+
+    def stop(self) -> Judgement:
+        errors = self._end()
+        end = time.monotonic()
+        assert not self.counts.errors, self.counts.errors
+        assert self._other.returncode == 0, errors
+        ops = history.load(self._folder)
+        return Judgement(
+            ops=len(ops),
+            wrong=history.check(ops),
+            late=history.late(ops, TIMEOUT_MS / 1000 + _SLACK_S),
+            outage_s=history.longest_outage(ops, self._begin, end),
+            outcomes=_outcomes(ops),
+        )
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._stop.is_set():
+            self._end()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of one load."""
+
+    ops: int
+    wrong: list[str]
+    late: list[str]
+    outage_s: float
+    outcomes: dict[str, int]
+
+
+def _outcomes(ops: list[Op]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for op in ops:
+        name = f"{op.kind} {op.outcome or 'unknown'}"
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def main() -> None:
+    """The second process: runs until its input ends."""
+    address, folder = sys.argv[1], Path(sys.argv[2])
+    counts = Counts()
+    roles = ["writer", "reader", "remover"]
+    threads, stop = _start(address, folder, roles, 11, "tcp", counts)
+    sys.stdin.read()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    if counts.errors:
+        sys.exit("\n".join(counts.errors))
+
+
+if __name__ == "__main__":
+    main()
