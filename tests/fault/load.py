@@ -5,6 +5,7 @@ Threads of the test use the shared memory of their host's node, a second process
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -141,24 +142,35 @@ def _start(
     return threads, stop
 
 
+def other_process(
+    address: str, folder: Path, first: int, roles: list[str], transport: str, fault: str = ""
+) -> subprocess.Popen[str]:
+    """Start workers in a process of their own, until its input ends or it passes `fault`."""
+    arguments = [address, str(folder), str(first), transport, *roles]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.fault.load", *arguments],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "KVSTORE_FAULT_POINT": fault},
+    )
+
+
+_ROLES = ["writer", "reader", "remover"]
+_OTHER_FIRST = 11
+
+
 class Load:
     """Three threads of this process and three of another one; `stop` ends and judges them."""
 
     def __init__(self, address: str, folder: Path) -> None:
-        self._folder = folder / f"history-{time.monotonic_ns()}"
-        self._folder.mkdir()
+        self.folder = folder / f"history-{time.monotonic_ns()}"
+        self.folder.mkdir()
         self.counts = Counts()
         self._begin = time.monotonic()
-        self._threads, self._stop = _start(
-            address, self._folder, ["writer", "reader", "remover"], 1, "auto", self.counts
-        )
-        self._other = subprocess.Popen(
-            [sys.executable, "-m", "tests.fault.load", address, str(self._folder)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        self._threads, self._stop = _start(address, self.folder, _ROLES, 1, "auto", self.counts)
+        self._other = other_process(address, self.folder, _OTHER_FIRST, _ROLES, "tcp")
 
     def wait_progress(self, what: str, timeout_s: float = 20.0, reads: int = 20) -> None:
         """Wait until reads find and puts keep something again."""
@@ -188,7 +200,7 @@ class Load:
         end = time.monotonic()
         assert not self.counts.errors, self.counts.errors
         assert self._other.returncode == 0, errors
-        ops = history.load(self._folder)
+        ops = history.load(self.folder)
         return Judgement(
             ops=len(ops),
             wrong=history.check(ops),
@@ -225,11 +237,10 @@ def _outcomes(ops: list[Op]) -> dict[str, int]:
 
 
 def main() -> None:
-    """The second process: runs until its input ends."""
-    address, folder = sys.argv[1], Path(sys.argv[2])
+    """Another process: runs until its input ends."""
+    address, folder, first, transport, *roles = sys.argv[1:]
     counts = Counts()
-    roles = ["writer", "reader", "remover"]
-    threads, stop = _start(address, folder, roles, 11, "tcp", counts)
+    threads, stop = _start(address, Path(folder), roles, int(first), transport, counts)
     sys.stdin.read()
     stop.set()
     for thread in threads:
