@@ -37,6 +37,7 @@ class BlockStore::State::TakeOver {
 
     void read_namespaces();
     void read_blocks();
+    void add_block(Block block, std::unordered_map<Generation, size_t>* owners);
     const NamespaceRef* goes_on(const KeptObject& object) const;
     void drop_overlapping();
     Status place_blocks();
@@ -100,11 +101,11 @@ void BlockStore::State::TakeOver::read_namespaces() {
 
 void BlockStore::State::TakeOver::read_blocks() {
     objects_ = kept_.objects(&damaged_objects_);
-    std::unordered_set<Generation> owned;
+    std::unordered_map<Generation, size_t> owners;
     for (const KeptObject& object : objects_) {
-        owned.insert(object.gen);
-        blocks_.push_back({object.offset, object.identity.length, object.gen,
-                           goes_on(object) != nullptr ? &object : nullptr});
+        add_block({object.offset, object.identity.length, object.gen,
+                   goes_on(object) != nullptr ? &object : nullptr},
+                  &owners);
     }
     for (const KeptBlock& block : kept_.blocks(&damaged_records_)) {
         if (block.use == BlockUse::kHeld) {
@@ -112,11 +113,21 @@ void BlockStore::State::TakeOver::read_blocks() {
             continue;
         }
         // Its entry had taken over, or had not been invalidated yet.
-        if (!owned.insert(block.gen).second) continue;
+        const auto owner = owners.find(block.gen);
+        if (owner != owners.end() && blocks_[owner->second].offset == block.offset) continue;
         const int writer = block.use == BlockUse::kReserved ? block.slot : -1;
-        blocks_.push_back({block.offset, block.length, block.gen, nullptr, writer});
+        add_block({block.offset, block.length, block.gen, nullptr, writer}, &owners);
     }
     std::ranges::sort(blocks_, {}, &Block::offset);
+}
+
+// A generation is drawn for one block: where two claim it, at least one is not what it says, and
+// nobody knows which.
+void BlockStore::State::TakeOver::add_block(Block block,
+                                            std::unordered_map<Generation, size_t>* owners) {
+    const auto [first, added] = owners->emplace(block.gen, blocks_.size());
+    if (!added) blocks_[first->second].placed = block.placed = false;
+    blocks_.push_back(block);
 }
 
 const NamespaceRef* BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
