@@ -171,6 +171,10 @@ class Load:
         self._begin = time.monotonic()
         self._threads, self._stop = _start(address, self.folder, _ROLES, 1, "auto", self.counts)
         self._other = other_process(address, self.folder, _OTHER_FIRST, _ROLES, "tcp")
+        last = self.folder / f"worker-{_OTHER_FIRST + len(_ROLES) - 1}.history"
+        wait_for(
+            lambda: self._other.poll() is not None or last.exists(), "the other process to connect"
+        )
 
     def wait_progress(self, what: str, timeout_s: float = 20.0, reads: int = 20) -> None:
         """Wait until reads find and puts keep something again."""
