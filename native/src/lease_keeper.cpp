@@ -9,6 +9,7 @@
 namespace kvstore {
 namespace {
 
+constexpr uint64_t kAcquireCallMs = 1000;  // then another replica is asked
 constexpr uint64_t kRenewCallMs = 1000;
 constexpr uint64_t kReleaseCallMs = 500;
 constexpr uint32_t kShortestRenewMs = 10;
@@ -67,8 +68,15 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     if (session == nullptr) {
         return {Code::kClosed, "the store is closed"};
     }
+    // A node that hangs would cost every lookup its time again.
+    if (!peer->breaker().allow()) {
+        return {Code::kUnavailable, "the node did not answer a moment ago"};
+    }
+    deadline =
+        Deadline::after_ms(std::min(kAcquireCallMs, static_cast<uint64_t>(deadline.left_ms())));
     std::lock_guard talking(session->mutex);
     if (Status status = connect(*session, deadline); !status.ok()) {
+        peer->breaker().failure();
         return status;
     }
     Lease request;
@@ -81,9 +89,11 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     if (Status status = session->channel->exchange(request, &reply, deadline); !status.ok()) {
         if (!session->channel->alive()) {
             lose(*session);
+            peer->breaker().failure();
         }
         return status;
     }
+    peer->breaker().success();
     if (reply.code != 0) {
         return static_cast<Code>(reply.code);
     }

@@ -79,11 +79,12 @@ class Worker:
         data = [payload(*row) for row in zip(keys, numbers, sizes, strict=True)]
         for key, number in zip(keys, numbers, strict=True):
             self._record.begin("put", key, number)
+        replicas = self._random.choice((1, 1, 2))
         start = time.monotonic()
         if count == 1:
-            statuses = [self._store.put(keys[0], data[0])]
+            statuses = [self._store.put(keys[0], data[0], replicas=replicas)]
         else:
-            statuses = self._store.batch_put(keys, data)
+            statuses = self._store.batch_put(keys, data, replicas=replicas)
         for key, number, status in zip(keys, numbers, statuses, strict=True):
             self._record.end("put", key, number, start, status.name)
             self._counts.puts += status.ok

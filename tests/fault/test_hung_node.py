@@ -16,6 +16,8 @@ import kvstore
 from kvstore import Status
 from tests.fault import report
 from tests.fault.leaks import Footprint, leaks_of
+from tests.fault.load import Load
+from tests.fault.test_node_points import config
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, wait_for
@@ -112,6 +114,30 @@ def test_a_node_hangs(cluster: Cluster, cycles: int) -> None:
     case = f"node hung {frozen_s:.0f} s (other's p99 {baseline * 1e3:.1f} → {hung * 1e3:.1f} ms)"
     report.add(case, 1, wrong, leaks)
     assert hung <= 3 * max(baseline, _NOISE_S)
+
+
+def test_a_node_hangs_under_load(cluster: Cluster, tmp_path: Path, cycles: int) -> None:
+    """Long enough for its session to end: what was removed meanwhile does not come back with it."""
+    nodes = {name: cluster.start_node(name, **config(tmp_path / name)) for name in "ab"}
+    starts = {name: Footprint.of(node.pid) for name, node in nodes.items()}
+    rounds = max(1, cycles // 10)
+    with Load(cluster.address, tmp_path) as load:
+        load.wait_progress("before the first fault")
+        for _ in range(rounds):
+            nodes["a"].freeze()
+            cluster.wait_state("a", "dead")
+            load.wait_progress("on the other node", 30)
+            nodes["a"].signal(signal.SIGCONT)
+            cluster.wait_state("a", "alive")
+            load.wait_progress("with both nodes", 30, reads=500)
+        judged = load.stop()
+    leaks = [
+        f"{name}: {leak}"
+        for name, node in nodes.items()
+        for leak in leaks_of(node, starts[name], cluster.segment_dirs[name])
+    ]
+    wrong = judged.wrong + judged.late
+    report.add("node hung until it is dead, under load", rounds, wrong, leaks, judged.outage_s)
 
 
 def cpu_s(pid: int) -> float:

@@ -115,3 +115,36 @@ def test_a_node_dies_while_it_takes_over(
             assert "segment_kept" in node.log.read_text()
             load.wait_progress(f"after {point} at {kept}")
         finish(cluster, start, load, f"node killed at {point}", cycles)
+
+
+@pytest.mark.parametrize(
+    "point", ["claim_granted", "published", "announced", "remove", "removal_applied"]
+)
+def test_one_of_two_nodes_dies_at(
+    cluster: Cluster, tmp_path: Path, point: str, cycles: int
+) -> None:
+    """The other one takes the puts, and holds replicas and later versions of the same keys."""
+    how = config(tmp_path)
+    chance = random.Random(f"{SEED} two {point}")
+    node = cluster.start_node("a", **how)
+    other = cluster.start_node("b", segment_size=4 << 20, log_level="debug")
+    starts = {"a": Footprint.of(node.pid), "b": Footprint.of(other.pid)}
+    with Load(cluster.address, tmp_path) as load:
+        load.wait_progress("before the first fault")
+        for _ in range(cycles):
+            node.kill()
+            passages = chance.randint(1, 50)
+            armed = {"KVSTORE_FAULT_POINT": f"{point}:{passages}"}
+            node = cluster.start_node("a", wait=False, environment=armed, **how)
+            wait_death(node, f"{point}:{passages}")
+            load.wait_progress(f"on the other node after {point}:{passages}")
+            node = cluster.start_node("a", **how)
+            load.wait_progress(f"after {point}:{passages}")
+        judged = load.stop()
+    leaks = [
+        f"{name}: {leak}"
+        for name, start in starts.items()
+        for leak in leaks_of(cluster.nodes[name], start, cluster.segment_dirs[name])
+    ]
+    wrong = judged.wrong + judged.late
+    report.add(f"one of two nodes killed at {point}", cycles, wrong, leaks, judged.outage_s)
