@@ -14,6 +14,7 @@ PEERS_VENV := .venv-peers
 PEERS_PACKAGES := mooncake-transfer-engine-non-cuda==0.3.13.post1 'redis[hiredis]>=5.0'
 PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
+FAULT_CYCLES := 50
 SIM_OPTIONS := --seeds 1..2000 --jobs 2
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
@@ -29,7 +30,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-sim test-mutations test-deploy wheel proto system-packages clean
+        test-sanitizers test-sim test-fault test-mutations test-deploy wheel proto system-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +75,7 @@ native-test: $(VENV)/.installed  ## GoogleTest, one executable per class
 	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet
 	$(VENV)/bin/ctest --test-dir $(NATIVE_BUILD) --output-on-failure
 
-python-test: $(VENV)/.installed  ## unit, property, cluster and fault tests
+python-test: $(VENV)/.installed  ## unit, property and cluster tests, each fault of tests/fault once
 	$(PY) -m pytest
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
@@ -128,6 +129,10 @@ test-sim: $(VENV)/.installed  ## seeded simulation of the protocol; SIM_OPTIONS=
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
 	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet sim
 	$(NATIVE_BUILD)/sim/sim $(SIM_OPTIONS)
+
+# Ends with a table: case, cycles, wrong bytes, leaks, longest outage.
+test-fault: $(VENV)/.installed  ## every fault of tests/fault FAULT_CYCLES (50) times: an hour or two
+	$(PY) -m tests.fault.table --fault-cycles $(FAULT_CYCLES)
 
 test-mutations: $(VENV)/.installed  ## takes guards out one by one: do simulation and fault suite see it?
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(MUTATION_BUILD) -G Ninja \

@@ -2,12 +2,17 @@
 
 It is a cache of what the segment files say themselves. A row that is missing or damaged costs the
 next start a scan of that segment, never an object, so writes are durable when they return but a
-failing one is only reported. Keys are segment sequence numbers (8 bytes, big-endian): LMDB's limit
-of 511 bytes a key says nothing about object keys, which are inside the rows.
+failing one is only reported, and a database that cannot be read is begun anew. LMDB has no
+checksums, and reading pages that are damaged may end the process: a file that is shorter than it
+says is not read, and neither is one whose last reading did not end (`read`).
+
+Keys are segment sequence numbers (8 bytes, big-endian): LMDB's limit of 511 bytes a key says
+nothing about object keys, which are inside the rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +21,17 @@ from typing import TypeVar
 import lmdb
 
 from kvstore.errors import IoError, VersionMismatchError
+from kvstore.logging import EventLogger
 
+_log = EventLogger("node.nvme")
 FORMAT_VERSION = 1
 DEFAULT_MAX_BYTES = 16 << 30
 _FIRST_MAP_BYTES = 16 << 20
 _MAX_SEQ = 2**64 - 1
 _TABLES = ("meta", "manifests")
+_FILES = ("data.mdb", "lock.mdb")
+# Lies in the folder while what an earlier process wrote is read for the first time.
+_READING = "reading"
 
 T = TypeVar("T")
 
@@ -50,35 +60,60 @@ class NvmeCatalog:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise IoError(f"NVMe catalog {directory}: {error.strerror}") from error
+        self._reading = directory / _READING
         try:
-            self._env = lmdb.open(
-                str(directory),
-                map_size=min(_FIRST_MAP_BYTES, max_bytes),
-                max_dbs=len(_TABLES),
-                mode=0o600,
-            )
-        except lmdb.Error as error:
+            if self._reading.exists():
+                self._discard("a start ended while it was read")
+            self._reading.touch(mode=0o600)
+            try:
+                self._open()
+            except lmdb.Error as error:
+                self._discard(str(error))
+                self._open()
+        except (lmdb.Error, OSError) as error:
+            self.read()
             raise IoError(f"NVMe catalog {directory}: {error}") from error
+        except VersionMismatchError:
+            self.read()
+            raise
+
+    def _discard(self, why: str) -> None:
+        _log.warning("nvme_catalog_discarded", directory=str(self._directory), why=why)
+        for name in _FILES:
+            (self._directory / name).unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        self._env = lmdb.open(
+            str(self._directory),
+            map_size=min(_FIRST_MAP_BYTES, self._max_bytes),
+            max_dbs=len(_TABLES),
+            mode=0o600,
+        )
         try:
+            self._check_length()
             self._tables = {name: self._env.open_db(name.encode()) for name in _TABLES}
             self._check_format()
-        except lmdb.Error as error:
-            self._env.close()
-            raise IoError(f"NVMe catalog {directory}: {error}") from error
         except BaseException:
             self._env.close()
             raise
 
+    def _check_length(self) -> None:
+        """Refuse a file that was cut: touching the missing pages of its map would be SIGBUS."""
+        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        size = (self._directory / _FILES[0]).stat().st_size
+        if size < needed:
+            raise lmdb.CorruptedError(f"{size} bytes of {needed}")
+
     def _check_format(self) -> None:
-        def step(txn: lmdb.Transaction) -> int:
-            meta = self._tables["meta"]
+        meta = self._tables["meta"]
+        with self._env.begin(write=True) as txn:
             found = txn.get(b"format", db=meta)
             if found is None:
                 txn.put(b"format", b"%d" % FORMAT_VERSION, db=meta)
-                return FORMAT_VERSION
-            return int(bytes(found)) if bytes(found).isdigit() else -1
-
-        version = self._write(step)
+                return
+            if not bytes(found).isdigit():
+                raise lmdb.CorruptedError("no format number")
+            version = int(bytes(found))
         if version != FORMAT_VERSION:
             raise VersionMismatchError(
                 f"NVMe catalog {self._directory} has format {version}, this kvstore knows "
@@ -154,8 +189,17 @@ class NvmeCatalog:
         except lmdb.Error as error:
             raise IoError(f"NVMe catalog {self._directory}: {error}") from error
 
+    def read(self) -> None:
+        """Say that the first reading is over; a process that dies before makes the next start scan.
+
+        Reading a damaged database may be what ended it, and would end every start.
+        """
+        with contextlib.suppress(OSError):  # the folder may be gone, or its disk
+            self._reading.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close the database; further calls fail."""
+        self.read()
         with self._mutex:
             self._env.close()
 

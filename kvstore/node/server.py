@@ -227,7 +227,11 @@ class NodeServer:
         options["principals"] = [principal.native() for principal in self._principals]
         tiering = self._tiering
         options |= await asyncio.to_thread(tiering.open)
-        core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
+        try:
+            core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
+        except BaseException:
+            tiering.close()
+            raise
         self._core = core
         self._configure(core)  # a reload may have come while it was being created
         self._report_beginning(core.beginning())

@@ -64,6 +64,7 @@ class Tiering:
         self._core = core
         if self._catalog is None:
             return
+        self._catalog.read()
         nvme = core.stats()["nvme"]
         found = {key: nvme[key] for key in ("recovered_objects", "scanned_segments", "torn_tails")}
         _log.info("nvme_open", directory=self._directory, way=nvme["read_way"], **found)

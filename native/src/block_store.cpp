@@ -7,6 +7,7 @@
 
 #include "kvstore/checksum.h"
 #include "kvstore/clock.h"
+#include "kvstore/fault_point.h"
 #include "kvstore/hmac.h"
 #include "kvstore/protocol_steps.h"
 #include "kvstore/store_state.h"
@@ -381,6 +382,7 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
     const auto inserted = insert(*reservation, item.generation, version, sealed_crc, old);
     if (!inserted.ok()) return refuse(Code::kNoSpace);
     *published = *inserted;
+    fault_point("entry_inserted");  // two records own the block
     index->ledger().drop_block(reservations.take(item.generation).line);
     ++totals.publishes;
     return {Code::kOk, sealed_crc, make_hold(*inserted)};
@@ -412,6 +414,7 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
         }
         inserted = index->insert(entry);
     }
+    fault_point("entry_replacing");  // two entries of one key
     adopt(*inserted, reservation, generation, entry.expiry_ms);
     set_pin(*inserted, entry.pin);
     if (old != kNoEntry) {

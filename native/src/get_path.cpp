@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kvstore/fault_point.h"
 #include "kvstore/pipeline.h"
 #include "kvstore/remote_reads.h"
 
@@ -119,6 +120,7 @@ bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
         result = read_object(node.index(), node.segment(), identity, item.key, now_ms, item.data,
                              item.capacity, &probe.found);
     }
+    fault_point("client_get_copied");
     switch (result) {
         case CopyResult::kOk:
             item.result = static_cast<int64_t>(probe.found.length);

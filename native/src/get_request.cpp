@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "kvstore/fault_point.h"
 #include "kvstore/master_client.h"
 #include "kvstore/messages.h"
 
@@ -34,7 +35,9 @@ Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadlin
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
     std::vector<uint8_t> body;
     encode_message(request, body);
-    return lease_->send(Get::kType, body, {}, deadline);
+    Status sent = lease_->send(Get::kType, body, {}, deadline);
+    fault_point("client_get_sent");
+    return sent;
 }
 
 void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {

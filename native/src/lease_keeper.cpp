@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kvstore/fault_point.h"
+
 namespace kvstore {
 namespace {
 
+constexpr uint64_t kAcquireCallMs = 1000;  // then another replica is asked
 constexpr uint64_t kRenewCallMs = 1000;
 constexpr uint64_t kReleaseCallMs = 500;
 constexpr uint32_t kShortestRenewMs = 10;
@@ -65,8 +68,15 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     if (session == nullptr) {
         return {Code::kClosed, "the store is closed"};
     }
+    // A node that hangs would cost every lookup its time again.
+    if (!peer->breaker().allow()) {
+        return {Code::kUnavailable, "the node did not answer a moment ago"};
+    }
+    deadline =
+        Deadline::after_ms(std::min(kAcquireCallMs, static_cast<uint64_t>(deadline.left_ms())));
     std::lock_guard talking(session->mutex);
     if (Status status = connect(*session, deadline); !status.ok()) {
+        peer->breaker().failure();
         return status;
     }
     Lease request;
@@ -79,9 +89,11 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     if (Status status = session->channel->exchange(request, &reply, deadline); !status.ok()) {
         if (!session->channel->alive()) {
             lose(*session);
+            peer->breaker().failure();
         }
         return status;
     }
+    peer->breaker().success();
     if (reply.code != 0) {
         return static_cast<Code>(reply.code);
     }
@@ -90,6 +102,7 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
         *length = 0;
         return Grant{};
     }
+    fault_point("client_leased");
     session->leases[reply.lease_id] = lease_ms;
     std::lock_guard lock(mutex_);
     shortest_ms_ = std::min(shortest_ms_, lease_ms);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kvstore/fault_point.h"
 #include "kvstore/node_service.h"
 
 namespace kvstore {
@@ -39,6 +40,7 @@ void NodeService::on_ops(std::span<const MasterOp> ops) {
 
 void NodeService::on_applied(uint64_t seq) {
     store_.note_applied(seq);
+    fault_point("removal_applied");
     if (tier_ != nullptr) {
         tier_->note_applied(seq);  // acknowledges it once it is on disk
     } else {
@@ -47,7 +49,9 @@ void NodeService::on_applied(uint64_t seq) {
 }
 
 void NodeService::remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version) {
+    fault_point("remove");
     static_cast<void>(store_.remove_upto(ns, key, version));
+    fault_point("removed");
     if (tier_ != nullptr) {
         tier_->remove(ns, key.hash, version);
     }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kvstore/fault_point.h"
 #include "nvme_tier_reading.h"
 
 namespace kvstore {
@@ -151,9 +152,11 @@ bool NvmeTier::is_stopping() const {
 
 NvmeTier::Demoted NvmeTier::demote(const BlockStore::Unwritten& object, Deadline deadline) {
     while (true) {
+        fault_point("demote");
         const Status status = append(object);
         switch (status.code()) {
             case Code::kOk:
+                fault_point("demoted");
                 counts_->demoted_objects.add();
                 counts_->demoted_bytes.add(object.length);
                 return Demoted::kWritten;
@@ -262,6 +265,7 @@ void NvmeTier::durable_loop() {
         lock.unlock();
         log_->note_applied(seq);
         static_cast<void>(log_->sync_removals());
+        fault_point("removal_durable");
         {
             const std::lock_guard events(events_mutex_);
             if (events_.applied) events_.applied(seq);
@@ -337,6 +341,7 @@ void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
         if (deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive) break;
         BlockStore::Unwritten object;
         if (store_.describe_unwritten(generation, &object)) {
+            fault_point("snapshot");
             const Demoted done = demote(object, deadline);
             if (done == Demoted::kNotNow) continue;
             if (done == Demoted::kWritten) {

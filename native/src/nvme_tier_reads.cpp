@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kvstore/checksum.h"
+#include "kvstore/fault_point.h"
 #include "nvme_tier_reading.h"
 
 namespace kvstore {
@@ -282,11 +283,13 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     if (block.code != Code::kOk) return;
     const uint32_t crc = copy_crc32c(block.data, promotion.bytes.get(), identity.length, 0);
     const BlockStore::PublishItem publish{block.generation, crc, identity.version};
+    fault_point("promote");
     const std::vector<BlockStore::Published> published = store_.publish(kTier, {&publish, 1});
     if (published[0].code != Code::kOk) {
         static_cast<void>(store_.abort(kTier, block.generation));  // unknown where it is freed
         return;
     }
+    fault_point("promoted");
     store_.note_written({&block.generation, 1});
     if (promotion.ahead) store_.note_prefetched(block.generation);
     // Removed, replaced or dropped meanwhile: what was read is no longer to be had.

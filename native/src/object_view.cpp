@@ -1,6 +1,7 @@
 // Holding a block by hazard, else by socket, else copying the object.
 #include "kvstore/object_view.h"
 
+#include "kvstore/fault_point.h"
 #include "kvstore/get_path.h"
 
 namespace kvstore {
@@ -70,6 +71,7 @@ std::unique_ptr<ObjectView> ObjectView::hold(const std::shared_ptr<LocalNode>& n
             }
             return nullptr;
         }
+        fault_point("client_view_held");
         view->data_ = node->segment() + found->offset;
         view->size_ = found->length;
         if (!verify_object(node->segment(), *found, identity)) {

@@ -168,6 +168,10 @@ Result<Channel*> PeerCopier::channel_to(const CopyJob& job) {
         return channel.get();
     }
     channel = nullptr;
+    // A peer that was started again has another port: nobody would ask for its old one.
+    std::erase_if(channels_, [](const auto& item) {
+        return item.second != nullptr && !item.second->usable();
+    });
     const Result<Endpoint> endpoint = Endpoint::parse(job.target_endpoint);
     if (!endpoint.ok()) {
         return endpoint.status();

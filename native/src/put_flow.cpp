@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kvstore/clock.h"
+#include "kvstore/fault_point.h"
 #include "kvstore/mutation.h"
 
 namespace kvstore {
@@ -107,6 +108,7 @@ std::vector<PutFlow::Begun> PutFlow::begin(const Owner& owner, const NamespaceRe
         items.back().force = row.upsert || is_being_published(items.back().hash);
     }
     const std::vector<BlockStore::Reserved> reserved = store_.reserve_all(owner, ns, items);
+    fault_point("reserve");
     for (size_t i = 0; i < rows.size(); ++i) {
         begun[i] = {reserved[i].code, reserved[i].generation, reserved[i].offset, reserved[i].data};
         if (begun[i].code == Code::kOk) {
@@ -140,7 +142,9 @@ bool PutFlow::send_claims(uint64_t link, const NamespaceRef& ns, std::span<const
                               std::max<uint8_t>(rows[i].replicas, 1), rows[i].upsert});
         }
     }
-    return claims.empty() || link_.claim(link, link_namespace(*ns), claims, timeout_ms);
+    const bool sent = claims.empty() || link_.claim(link, link_namespace(*ns), claims, timeout_ms);
+    fault_point("claim_sent");
+    return sent;
 }
 
 PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, const Row& row,
@@ -252,6 +256,7 @@ void PutFlow::on_claims(uint64_t link, std::span<const ClaimResult> results) {
             Entry& entry = at->second;
             metrics_.claim_us.record(now - entry.started_us);
             if (!KV_GUARD("claim", result.code != Code::kOk) && result.version != 0) {
+                fault_point("claim_granted");
                 entry.claim = Claim::kGranted;
                 entry.version = result.version;
                 if (entry.committed) {
@@ -286,7 +291,9 @@ void PutFlow::publish(std::span<const Ready> ready) {
             ++end;
         }
         // The holds live until the announces are queued: no withdraw can be queued before them.
+        fault_point("commit");
         const std::vector<BlockStore::Published> results = store_.publish(owner, items);
+        fault_point("published");
         announce(ready.subspan(first, end - first), results);
         first = end;
     }
@@ -355,6 +362,7 @@ void PutFlow::announce(std::span<const Ready> ready,
 }
 
 void PutFlow::on_announced(std::span<const AnnounceResult> results) {
+    fault_point("announced");
     std::vector<std::pair<Ended, Code>> ended;
     {
         std::lock_guard lock(mutex_);

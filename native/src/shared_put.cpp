@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kvstore/checksum.h"
+#include "kvstore/fault_point.h"
 #include "kvstore/protocol_steps.h"
 
 namespace kvstore {
@@ -151,6 +152,7 @@ Status SharedPut::await_reserved(Group& group) {
 }
 
 void SharedPut::copy(Group& group) {
+    fault_point("client_reserved");
     for (size_t row = 0; row < group.items.size(); ++row) {
         PutItem& item = *group.items[row];
         if (group.generations[row] == 0) {
@@ -163,6 +165,7 @@ void SharedPut::copy(Group& group) {
             continue;
         }
         group.crcs.push_back(copy_crc32c(block, item.data, item.size));
+        fault_point("client_copying");
         group.copied.push_back(&item);
         group.copied_generations.push_back(group.generations[row]);
     }
@@ -174,6 +177,7 @@ Status SharedPut::commit(Group& group) {
         group.ended = true;
         return {};
     }
+    fault_point("client_commit");
     Commit request;
     request.generations = group.copied_generations;
     request.crcs = group.crcs;
@@ -182,6 +186,7 @@ Status SharedPut::commit(Group& group) {
     encode_message(request, body_);
     const Status sent = lease_->send(Commit::kType, body_, {}, deadline_);
     group.commit_id = lease_->last_request();
+    fault_point("client_committed");
     return sent;
 }
 

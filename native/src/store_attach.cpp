@@ -6,6 +6,7 @@
 // costs an object; where it could cost a living client its block, nothing is taken over at all.
 #include <algorithm>
 
+#include "kvstore/fault_point.h"
 #include "kvstore/mutation.h"
 #include "kvstore/protocol_steps.h"
 #include "kvstore/store_state.h"
@@ -37,6 +38,7 @@ class BlockStore::State::TakeOver {
 
     void read_namespaces();
     void read_blocks();
+    void add_block(Block block, std::unordered_map<Generation, size_t>* owners);
     bool goes_on(const KeptObject& object) const;
     void drop_overlapping();
     Status place_blocks();
@@ -63,9 +65,11 @@ Status BlockStore::State::TakeOver::run() {
     if (damaged_records_ > 0 && !state_.slots->live_slots().empty()) {
         return {Code::kIoError, "the ledger is damaged, and clients may be writing"};
     }
+    fault_point("attach_read");
     drop_overlapping();
     if (Status status = place_blocks(); !status.ok()) return status;
     insert_objects();
+    fault_point("attach_inserted");
     Status status;
     steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] { status = settle_others(); });
     state_.beginning.warm = true;
@@ -97,11 +101,11 @@ void BlockStore::State::TakeOver::read_namespaces() {
 
 void BlockStore::State::TakeOver::read_blocks() {
     objects_ = kept_.objects(&damaged_objects_);
-    std::unordered_set<Generation> owned;
+    std::unordered_map<Generation, size_t> owners;
     for (const KeptObject& object : objects_) {
-        owned.insert(object.gen);
-        blocks_.push_back({object.offset, object.identity.length, object.gen,
-                           goes_on(object) ? &object : nullptr});
+        add_block({object.offset, object.identity.length, object.gen,
+                   goes_on(object) ? &object : nullptr},
+                  &owners);
     }
     for (const KeptBlock& block : kept_.blocks(&damaged_records_)) {
         if (block.use == BlockUse::kHeld) {
@@ -109,11 +113,21 @@ void BlockStore::State::TakeOver::read_blocks() {
             continue;
         }
         // Its entry had taken over, or had not been invalidated yet.
-        if (!owned.insert(block.gen).second) continue;
+        const auto owner = owners.find(block.gen);
+        if (owner != owners.end() && blocks_[owner->second].offset == block.offset) continue;
         const int writer = block.use == BlockUse::kReserved ? block.slot : -1;
-        blocks_.push_back({block.offset, block.length, block.gen, nullptr, writer});
+        add_block({block.offset, block.length, block.gen, nullptr, writer}, &owners);
     }
     std::ranges::sort(blocks_, {}, &Block::offset);
+}
+
+// A generation is drawn for one block: where two claim it, at least one is not what it says, and
+// nobody knows which.
+void BlockStore::State::TakeOver::add_block(Block block,
+                                            std::unordered_map<Generation, size_t>* owners) {
+    const auto [first, added] = owners->emplace(block.gen, blocks_.size());
+    if (!added) blocks_[first->second].placed = block.placed = false;
+    blocks_.push_back(block);
 }
 
 bool BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
@@ -211,6 +225,7 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
 
 // The old index is retired: who held a block says so in its slot, and nobody begins to.
 Status BlockStore::State::TakeOver::settle_others() {
+    fault_point("attach_retired");
     hazards_ = state_.slots->hazards();
     Named named;
     for (Block& block : blocks_) {
@@ -295,12 +310,15 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Optio
     auto state = std::make_shared<State>(options, files.options().directory, std::move(*segment),
                                          std::move(*index), files.take_slots());
     Status status = TakeOver(*state, kept).run();
+    fault_point("attach_settled");
     if (status.ok()) status = state->index->install();
+    fault_point("attach_installed");
     if (!status.ok()) {
         files.give_back(std::move(state->slots));
         return status;
     }
     files.drop_kept();
+    fault_point("attach_done");
     return state;
 }
 

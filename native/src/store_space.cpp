@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kvstore/clock.h"
+#include "kvstore/fault_point.h"
 #include "kvstore/mutation.h"
 #include "kvstore/store_state.h"
 
@@ -168,6 +169,7 @@ bool BlockStore::State::evict_for_index(const Hash128& hash) {
 
 void BlockStore::State::evict(EntryRef ref) {
     KV_ASSERT(evictor.contains(ref) && objects[ref].holds == 0);
+    fault_point("evict");
     ++totals.evictions;
     totals.evicted_bytes += objects[ref].length;
     if (options.tiered && !objects[ref].written) ++totals.evicted_unwritten;
@@ -187,7 +189,9 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     const Ledger::Line line =
         ledger.add_block(BlockUse::kDeferred, object.generation, object.offset, object.length, -1);
     if (line == Ledger::kNoLine) index->forbid_keeping();
+    fault_point("withdraw_noted");  // entry and ledger own the block
     index->invalidate(ref);
+    fault_point("withdraw_invalidated");
     index->release(ref);
     unsettled.emplace_back(object.generation,
                            Deferred{object.offset, object.length, object.holds, line});

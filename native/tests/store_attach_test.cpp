@@ -417,6 +417,47 @@ TEST_F(Attach, AFlippedByteInEveryRegion) {
     EXPECT_LT(cold, 50u);
 }
 
+// Where two blocks claim one generation, neither is believed.
+TEST_F(Attach, AGenerationIsOneBlocksOnly) {
+    const auto over_entry_of = [this](Generation from, Generation to) {
+        std::fstream file(path("index"), std::ios::in | std::ios::out | std::ios::binary);
+        const IndexGeometry geometry = *IndexGeometry::of(64, 64 * 32 * 128);
+        for (uint64_t at = geometry.entries_offset; at < geometry.heap_offset;
+             at += sizeof(IndexEntry)) {
+            Generation gen = 0;
+            file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(&gen), 8);
+            if (gen != from) continue;
+            file.seekp(static_cast<std::streamoff>(at))
+                .write(reinterpret_cast<const char*>(&to), 8);
+            return true;
+        }
+        return false;
+    };
+    ASSERT_TRUE(open().ok());
+    for (const char* key : {"one", "two", "three"}) ASSERT_EQ(put(key, 3000), Code::kOk);
+    const Generation one = find("one").generation;
+    const Generation two = find("two").generation;
+    end_life();
+    ASSERT_TRUE(over_entry_of(one, two));
+    next_life();
+    EXPECT_GE(store_->beginning().dropped, 2u);
+    EXPECT_FALSE(reads("one", 3000));
+    EXPECT_FALSE(reads("two", 3000));
+    EXPECT_TRUE(reads("three", 3000));
+    for (int i = 0; i < 2000; ++i) ASSERT_EQ(put("fill" + std::to_string(i), 4096), Code::kOk);
+    // An entry must not hide the block that a living client writes.
+    alive_[1] = true;
+    const auto written = reserve("written", 64 * 1024, {20, 1});
+    ASSERT_EQ(written.code, Code::kOk);
+    ASSERT_EQ(put("other", 3000), Code::kOk);
+    const Generation other = find("other").generation;
+    end_life();
+    ASSERT_TRUE(over_entry_of(other, written.generation));
+    ASSERT_TRUE(open().ok());
+    EXPECT_FALSE(store_->beginning().warm);  // whose block it is cannot be told: nothing is kept
+    EXPECT_TRUE(store_->audit().ok());
+}
+
 TEST_F(Attach, ATruncatedSegmentLosesItsTailOnly) {
     ASSERT_TRUE(open().ok());
     for (int i = 0; i < 60; ++i) ASSERT_EQ(put("k" + std::to_string(i), 32 * 1024), Code::kOk);

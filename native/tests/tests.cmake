@@ -1,6 +1,7 @@
 # One line per test executable: kv_test(<file without .cpp> DEPENDS <libraries>).
 kv_test(status_test DEPENDS kv_base)
 kv_test(clock_test DEPENDS kv_base)
+kv_test(fault_point_test DEPENDS kv_base)
 kv_test(file_test DEPENDS kv_base)
 kv_test(hash_test DEPENDS kv_base)
 kv_test(hmac_test DEPENDS kv_base)

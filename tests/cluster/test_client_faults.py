@@ -157,3 +157,24 @@ def test_a_striped_read_brings_the_same_bytes(cluster: Cluster, stripes: int) ->
     for _ in range(3):
         assert store.batch_get(asked) == expected
     assert metric(cluster.nodes["a"], "kvstore_connections") == connections + stripes
+
+
+def test_a_hung_node_is_not_asked_for_leases_again_and_again(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    store = cluster.connect(timeout_ms=3000)
+    assert store.put("k", bytes(1000)) is Status.Ok
+    with store.lookup(["k"], lease_ms=1000) as leased:
+        assert leased.length == 1
+    cluster.nodes["a"].freeze()
+    start = time.monotonic()
+    for _ in range(50):
+        with store.lookup(["k"], lease_ms=1000) as leased:
+            assert leased.length == 0
+    assert time.monotonic() - start < 5, "it costs a second at first, and little from then on"
+    cluster.nodes["a"].signal(signal.SIGCONT)
+
+    def leased_again() -> bool:
+        with store.lookup(["k"], lease_ms=1000) as found:
+            return found.length == 1
+
+    wait_for(leased_again, "leases to be had again", 10, 0.05)

@@ -226,3 +226,27 @@ def test_a_flipped_byte_in_the_segment_is_a_counted_miss(cluster: Cluster) -> No
         reader = cluster.connect(transport=transport)
         assert reader.get("flip") is None
         assert reader.stats()["misses"]["checksum"] >= 1
+
+
+def test_copies_keep_no_connection_to_a_peer_that_is_gone(cluster: Cluster) -> None:
+    node = cluster.start_node("a")
+    cluster.start_node("b")
+    store = cluster.connect(transport="tcp")
+
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{node.pid}/fd").iterdir()))
+
+    most = 0
+    for life in range(6):
+        keys = [f"{life}/{i}" for i in range(20)]
+        assert store.batch_put(keys, [bytes(100)] * 20, replicas=2) == [Status.Ok] * 20
+
+        def copied(keys: list[str] = keys) -> bool:
+            found = [store.inspect(key) for key in keys]
+            return all(one is not None and len(one["replicas"]) == 2 for one in found)
+
+        wait_for(copied, "two replicas of each", 20, poll_s=0.1)
+        most = most or descriptors() + 3
+        assert descriptors() <= most
+        cluster.nodes["b"].kill()
+        cluster.start_node("b")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,12 @@ class Daemon:
     """One server process with its log and the ports it printed to its port file."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], folder: Path, package: Path | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        folder: Path,
+        package: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
@@ -48,7 +53,11 @@ class Daemon:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 # Found before the working folder's package, which -m would put first.
-                env={**os.environ, "PYTHONPATH": str(package)} if package else None,
+                env={
+                    **os.environ,
+                    **({"PYTHONPATH": str(package)} if package else {}),
+                    **(environment or {}),
+                },
                 cwd=package,
             )
         self.ports: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +39,7 @@ import os, signal, sys
 from pathlib import Path
 from kvstore.node.nvme_catalog import NvmeCatalog
 catalog = NvmeCatalog(Path(sys.argv[1]))
+catalog.read()
 catalog.save(7, bytes(100_000))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -86,10 +88,62 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(IoError, match="NVMe catalog"):
         NvmeCatalog(tmp_path / "file" / "below")
-    (tmp_path / "garbage").mkdir()
-    (tmp_path / "garbage" / "data.mdb").write_bytes(b"no database" * 1000)
+    (tmp_path / "folder" / "data.mdb").mkdir(parents=True)
     with pytest.raises(IoError, match="NVMe catalog"):
-        NvmeCatalog(tmp_path / "garbage")
+        NvmeCatalog(tmp_path / "folder")
+
+
+def noise(file: Path) -> None:
+    file.write_bytes(b"no database" * 1000)
+
+
+def cut(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [noise, cut, empty])
+def test_a_file_that_is_no_database_any_more_is_begun_anew(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    catalog = NvmeCatalog(tmp_path)
+    catalog.save(1, bytes(100_000))
+    catalog.close()
+    damage(tmp_path / "data.mdb")
+    again = NvmeCatalog(tmp_path)
+    assert again.list() == []
+    again.save(2, b"row")
+    again.close()
+    third = NvmeCatalog(tmp_path)
+    assert third.list() == [2]
+    third.close()
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from kvstore.node.nvme_catalog import NvmeCatalog
+catalog = NvmeCatalog(Path(sys.argv[1]))
+if sys.argv[2] == "later":
+    catalog.read()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_ended_a_process_that_read_it_is_not_read_again(tmp_path: Path) -> None:
+    catalog = NvmeCatalog(tmp_path)
+    catalog.save(1, b"row")
+    catalog.close()
+    for when, found in (("later", [1]), ("reading", [])):
+        done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path), when], check=False)
+        assert done.returncode == -9
+        again = NvmeCatalog(tmp_path)
+        assert again.list() == found
+        again.close()
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:

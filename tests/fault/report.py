@@ -1,0 +1,40 @@
+"""The table of what was made to fail, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case; `outage_s` is None where no load was running."""
+
+    case: str
+    cycles: int
+    wrong: int
+    leaks: int
+    outage_s: float | None
+
+
+rows: list[Row] = []
+
+
+def add(
+    case: str, cycles: int, wrong: list[str], leaks: list[str], outage_s: float | None = None
+) -> None:
+    """Note a row, then fail on what is wrong with it."""
+    rows.append(Row(case, cycles, len(wrong), len(leaks), outage_s))
+    assert not wrong, f"{case}: {len(wrong)} wrong reads\n" + "\n".join(wrong[:10])
+    assert not leaks, f"{case}: leaks\n" + "\n".join(leaks)
+
+
+def table() -> str:
+    """Return the rows as a Markdown table."""
+    lines = [
+        "| case | cycles | wrong bytes | leaks | longest outage (s) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        outage = "-" if row.outage_s is None else f"{row.outage_s:.2f}"
+        lines.append(f"| {row.case} | {row.cycles} | {row.wrong} | {row.leaks} | {outage} |")
+    return "\n".join(lines)
