@@ -18,6 +18,17 @@ class Row:
 
 rows: list[Row] = []
 
+ELSEWHERE = {
+    "another node's or format's memory": "cluster/test_warm_restart.py",
+    "a second owner of the same memory": "cluster/test_warm_restart.py",
+    "a view held by a sleeping client through restarts": "cluster/test_warm_restart.py",
+    "one flipped byte in each region, a cut segment, many lives": "native store_attach_test.cpp",
+    "a sleeping writer without a restart": "cluster/test_faults.py",
+    "NVMe: torn tails, failing calls, losses of power": "native nvme_{fault,power_loss}_test.cpp",
+    "NVMe: the folder of another node": "cluster/test_nvme_tier.py",
+}
+"""Cases that other tests make already."""
+
 
 def add(
     case: str, cycles: int, wrong: list[str], leaks: list[str], outage_s: float | None = None
@@ -37,4 +48,5 @@ def table() -> str:
     for row in rows:
         outage = "-" if row.outage_s is None else f"{row.outage_s:.2f}"
         lines.append(f"| {row.case} | {row.cycles} | {row.wrong} | {row.leaks} | {outage} |")
+    lines += ["", "Made elsewhere:", *(f"- {case}: {where}" for case, where in ELSEWHERE.items())]
     return "\n".join(lines)
