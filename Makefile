@@ -136,7 +136,8 @@ test-fault: $(VENV)/.installed  ## every fault of tests/fault FAULT_CYCLES (50) 
 
 test-mutations: $(VENV)/.installed  ## takes guards out one by one: do simulation and fault suite see it?
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(MUTATION_BUILD) -G Ninja \
-	    -DKVSTORE_MUTATIONS=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
+	    -DKVSTORE_MUTATIONS=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY) \
+	    -Dnanobind_DIR="$$($(PY) -m nanobind --cmake_dir)" >/dev/null
 	$(VENV)/bin/ninja -C $(MUTATION_BUILD) --quiet sim _native
 	$(PY) tests/sim/mutations.py $(MUTATION_BUILD)/sim/sim $(MUTATION_OPTIONS)
 	$(PY) -m tests.fault.mutations $(MUTATION_BUILD)
