@@ -430,10 +430,7 @@ void NvmeLog::flush_namespace(NamespaceId ns) {
     journal_->flush(ns, next_seq_ - 1);
 }
 
-void NvmeLog::note_applied(uint64_t applied_seq) {
-    const std::lock_guard lock(mutex_);
-    journal_->note_applied(applied_seq, next_seq_ - 1);
-}
+void NvmeLog::note_applied(uint64_t applied_seq) { journal_->note_applied(applied_seq); }
 
 std::vector<NvmeNamespace> NvmeLog::namespaces() const {
     const std::lock_guard lock(mutex_);

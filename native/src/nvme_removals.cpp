@@ -59,7 +59,7 @@ Status RemovalJournal::load_file(uint64_t number, Removals* removals) {
     const int opened = io_.open(path, O_RDONLY);
     if (opened < 0) return io_status("open", path, opened);
     const Fd fd(opened);
-    std::vector<uint8_t> bytes(kFileBytes);
+    std::vector<uint8_t> bytes(kMostFileBytes);
     const Result<size_t> got = read_fully(io_, fd.get(), bytes.data(), bytes.size(), 0, path);
     if (!got.ok()) return got.status();
     uint64_t unread = 0;  // records that were not whole, since the last one that was
@@ -88,6 +88,8 @@ Status RemovalJournal::load(Removals* removals) {
         if (Status status = load_file(number, removals); !status.ok()) return status;
         next_number_ = std::max(next_number_, number + 1);
     }
+    // The first sync of this life may drop the file that it stands in.
+    if (removals->applied_seq != 0) note_applied(removals->applied_seq);
     return {};
 }
 
@@ -101,9 +103,9 @@ void RemovalJournal::flush(NamespaceId ns, uint64_t seq) {
     pending_.push_back({encode(kFlush, {}, 0, ns, seq), seq});
 }
 
-void RemovalJournal::note_applied(uint64_t applied_seq, uint64_t seq) {
+void RemovalJournal::note_applied(uint64_t applied_seq) {
     const std::lock_guard lock(pending_mutex_);
-    pending_.push_back({encode(kApplied, {}, applied_seq, 0, seq), seq});
+    pending_.push_back({encode(kApplied, {}, applied_seq, 0, 0), 0});
 }
 
 bool RemovalJournal::has_pending() const {
@@ -123,8 +125,10 @@ Status RemovalJournal::sync() {
     if (!status.ok()) {
         const std::lock_guard lock(pending_mutex_);
         pending_.insert(pending_.begin(), records.begin(), records.end());
+        return status;
     }
-    return status;
+    drop_files_before(1);  // those that say nothing of any segment
+    return {};
 }
 
 // Written from where the last successful sync ended: what a failed one left there is overwritten.
@@ -178,6 +182,10 @@ Status RemovalJournal::open_next() {
 
 void RemovalJournal::drop_before(uint64_t oldest_seq) {
     const std::lock_guard lock(file_mutex_);
+    drop_files_before(oldest_seq);
+}
+
+void RemovalJournal::drop_files_before(uint64_t oldest_seq) {
     for (auto file = last_seqs_.begin(); file != last_seqs_.end();) {
         const bool current = file_.valid() && file->first == next_number_ - 1;
         if (current || file->second >= oldest_seq) {

@@ -266,14 +266,14 @@ TEST(NvmeFaultTest, ADiskThatIsTooSmallIsSaidAtTheStart) {
 }
 
 TEST(NvmeFaultTest, ADiskThatFillsUpMakesItReadOnly) {
-    SmallDisk disk(3 << 20);
+    SmallDisk disk(3 << 19);
     if (!disk.mounted()) GTEST_SKIP() << "mounting needs root; the sweep has ENOSPC too";
     NvmeTester nvme(disk.path());
     ASSERT_TRUE(nvme.open().ok());
     ASSERT_TRUE(nvme.put("k", 1, 5000).ok());
     ASSERT_TRUE(nvme.put("other", 1, 5000).ok());
     ASSERT_TRUE(nvme.log->sync().ok());
-    // The segments have their blocks; the journal of 4 MiB finds none.
+    // The segments have their blocks; the journal of 1 MiB finds none.
     nvme.log->remove(nvme.ns.ns, nvme.hash("k"), 1);
     EXPECT_EQ(nvme.log->sync_removals().code(), Code::kNoSpace);
     EXPECT_EQ(nvme.log->state(), NvmeState::kReadOnly);

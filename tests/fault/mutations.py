@@ -21,7 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.package import ROOT, copy_package
+
 _TRIES = 5
 
 
@@ -39,7 +40,7 @@ MUTATIONS = (
     Mutation(
         "generation",
         "a reader of mapped memory looks again",
-        "tests/fault/test_node_points.py::test_a_node_dies_at[evict]",
+        "tests/fault/test_churn.py::test_readers_meet_eviction",
         ("checksum",),
     ),
     Mutation(
@@ -51,7 +52,7 @@ MUTATIONS = (
     Mutation(
         "attach-hazards",
         "a block that a living client reads is not given to a writer",
-        "tests/fault/test_client_kill.py::test_clients_sleep_through_restarts",
+        "tests/cluster/test_warm_restart.py::test_views_keep_their_bytes",
     ),
     Mutation(
         "owner-lock",
@@ -63,12 +64,11 @@ MUTATIONS = (
 
 def copy_aside(build: Path, target: Path) -> None:
     """Copy the package, with the extension of a build inside, and the tests."""
-    ignored = shutil.ignore_patterns("__pycache__", "sim")
-    for name in ("kvstore", "tests"):
-        shutil.copytree(ROOT / name, target / name, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", target)
     (extension,) = build.glob("_native*.so")
-    shutil.copy(extension, target / "kvstore" / extension.name)
+    copy_package(target, extension)
+    ignored = shutil.ignore_patterns("__pycache__", "sim")
+    shutil.copytree(ROOT / "tests", target / "tests", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", target)
 
 
 def run(folder: Path, mutation: Mutation) -> tuple[str, float]:

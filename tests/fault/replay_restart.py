@@ -24,6 +24,7 @@ import kvstore
 from kvstore.replay.runner import Replay
 from kvstore.replay.trace import Request, read_trace
 from tests.support.cluster import Cluster
+from tests.support.package import copy_package
 from tests.support.processes import Daemon
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,14 +58,11 @@ def replay(store: kvstore.Store, requests: Sequence[Request], rate: float) -> Ru
 
 
 def other_version(folder: Path) -> Path:
-    """Copy the package, extension included, and give it another version number."""
-    target = folder / "other-version"
-    source = Path(kvstore.__file__).parent
-    shutil.copytree(source, target / "kvstore", ignore=shutil.ignore_patterns("__pycache__"))
+    """Copy the package and give it another version number."""
     from kvstore import _native
 
-    extension = Path(str(_native.__file__))
-    shutil.copy(extension, target / "kvstore" / extension.name)
+    target = folder / "other-version"
+    copy_package(target, Path(str(_native.__file__)))
     init = target / "kvstore" / "__init__.py"
     init.write_text(init.read_text() + '\n__version__ = "99.0.0"\n')
     return target

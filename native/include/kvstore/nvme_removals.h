@@ -39,7 +39,8 @@ struct Removals {
 
 class RemovalJournal {
   public:
-    static constexpr uint64_t kFileBytes = 4 << 20;
+    static constexpr uint64_t kFileBytes = 1 << 20;
+    static constexpr uint64_t kMostFileBytes = 4 << 20;  // of any build that wrote this format
 
     RemovalJournal(FileIo& io, const NvmeFolder& folder) : io_(io), folder_(folder) {}
     // Reads the files of earlier lives; later records go to a new file.
@@ -48,8 +49,9 @@ class RemovalJournal {
     // `seq`: of the newest segment that may hold what is removed. Durable after sync().
     void remove(const Hash128& hash, Version version, uint64_t seq);
     void flush(NamespaceId ns, uint64_t seq);
-    // The owner's operations up to `applied_seq` are among what was recorded so far.
-    void note_applied(uint64_t applied_seq, uint64_t seq);
+    // The owner's operations up to `applied_seq` are among what was recorded so far. A file of an
+    // earlier life with nothing but such notes goes when a later one is on disk.
+    void note_applied(uint64_t applied_seq);
     // Ok: everything recorded before the call is on disk. After an error it is tried again by the
     // next call.
     Status sync();
@@ -69,6 +71,7 @@ class RemovalJournal {
     Status load_file(uint64_t number, Removals* removals);
     Status write(const std::deque<PendingRecord>& records);
     Status open_next();
+    void drop_files_before(uint64_t oldest_seq);
 
     FileIo& io_;
     const NvmeFolder& folder_;
