@@ -117,12 +117,15 @@ bool NodeService::get_from_below(const std::shared_ptr<Getting>& get, const Name
             continue;
         }
         get->below.resize(keys.size());
-        if (found->length > get->max_sizes[row] ||
-            found->length > limits::kMaxPayloadBytes - bytes) {
-            NvmeTier::Object& object = get->below[row];
-            object.code = Code::kOk;  // it is there; its row will say what is wrong
-            object.length = found->length;
-            object.version = found->version;
+        NvmeTier::Object& object = get->below[row];
+        object.length = found->length;
+        object.version = found->version;
+        if (found->length > get->max_sizes[row]) {
+            object.code = Code::kBufferTooSmall;
+            continue;
+        }
+        if (found->length > limits::kMaxPayloadBytes - bytes) {
+            object.code = Code::kTooLarge;  // ask for fewer at once
             continue;
         }
         bytes += found->length;
@@ -168,6 +171,8 @@ void NodeService::finish_get(const std::shared_ptr<Getting>& get) {
                       get->max_sizes[row]);
         } else if (below != nullptr && below->code != Code::kNotFound) {
             rows.miss(row, below->code, below->reason);
+            rows.sizes[row] = below->length;
+            rows.versions[row] = below->version;
         } else {
             rows.miss(row, Code::kNotFound, found.reason);
         }

@@ -275,12 +275,11 @@ void NvmeTier::durable_loop() {
     }
 }
 
-void NvmeTier::supersede(const NamespaceRef& ns, const BlockStore::Key& key) {
-    const std::optional<NvmeFound> found = log_->find(ns->id, key.hash);
-    if (!found || found->version >= key.version) return;
-    // The tombstone keeps away a promotion of it that is under way.
-    static_cast<void>(store_.remove_upto(ns, key, key.version - 1));
-    log_->remove(ns->id, key.hash, key.version - 1);
+void NvmeTier::supersede(const NamespaceRef& ns, const Hash128& hash, Version version) {
+    const std::optional<NvmeFound> found = log_->find(ns->id, hash);
+    if (!found || found->version >= version) return;
+    store_.refuse_upto(hash, version - 1);  // a promotion of it may be under way
+    log_->remove(ns->id, hash, version - 1);
 }
 
 // ---- the node's view -------------------------------------------------------------------------

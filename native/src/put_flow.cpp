@@ -255,7 +255,8 @@ void PutFlow::on_claims(uint64_t link, std::span<const ClaimResult> results) {
             }
             Entry& entry = at->second;
             metrics_.claim_us.record(now - entry.started_us);
-            if (!KV_GUARD("claim", result.code != Code::kOk) && result.version != 0) {
+            const bool is_refused = KV_GUARD("claim", result.code != Code::kOk);
+            if (!is_refused && result.version != 0) {
                 fault_point("claim_granted");
                 entry.claim = Claim::kGranted;
                 entry.version = result.version;
@@ -309,7 +310,7 @@ void PutFlow::announce(std::span<const Ready> ready,
     std::vector<Group> groups;
     std::vector<std::pair<Ended, Code>> refused;
     Ended lost;
-    std::vector<std::tuple<NamespaceRef, std::string, Hash128, Version>> older_below;
+    std::vector<std::tuple<NamespaceRef, Hash128, Version>> newer;  // than what NVMe may have
     {
         std::lock_guard lock(mutex_);
         const uint64_t now = boottime_us();
@@ -322,8 +323,8 @@ void PutFlow::announce(std::span<const Ready> ready,
                 refused.back().second = results[i].code;
                 continue;
             }
-            if (tier_ != nullptr && tier_->find(entry.ns, {entry.key, entry.hash})) {
-                older_below.emplace_back(entry.ns, entry.key, entry.hash, entry.version);
+            if (tier_ != nullptr) {
+                newer.emplace_back(entry.ns, entry.hash, entry.version);
             }
             wishes_.note(entry.version, entry.replicas);
             entry.step = Step::kAnnouncing;
@@ -337,8 +338,8 @@ void PutFlow::announce(std::span<const Ready> ready,
                                            entry.ttl_ms});
         }
     }
-    for (const auto& [ns, key, hash, version] : older_below) {
-        tier_->supersede(ns, {key, hash, version});
+    for (const auto& [ns, hash, version] : newer) {
+        tier_->supersede(ns, hash, version);
     }
     for (const auto& [ended, code] : refused) {
         free_blocks(ended, code == Code::kInvalidArgument ? Code::kExpired : code);

@@ -26,6 +26,11 @@ Code BlockStore::remove_upto(const NamespaceRef& ns, const Key& key, Version ver
     return Code::kOk;
 }
 
+void BlockStore::refuse_upto(const Hash128& hash, Version version) {
+    State::Lock lock(*state_);
+    state_->tombstones.note(hash, version, state_->now());
+}
+
 void BlockStore::flush(const NamespaceRef& old_ns) {
     State::Lock lock(*state_);
     State& state = *state_;

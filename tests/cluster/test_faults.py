@@ -14,25 +14,10 @@ from kvstore import Status
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 from tests.support.processes import python_process, read_line, wait_for
+from tests.support.wire import HALF_A_PUT
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
-
-# Reserves a block by hand, maps it, writes half of it, and then waits to be told how to go on.
-HALF_A_PUT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from tests.support.wire import LocalClient, crc32c
-client = LocalClient(sys.argv[2])
-size = int(sys.argv[3])
-status, generation, offset = client.reserve(b"half", size)
-assert status == 0, status
-client.write(offset, b"A" * (size // 2))
-print(generation)
-sys.stdin.readline()
-client.write(offset, b"B" * size)
-print(client.commit(generation, crc32c(b"B" * 8)))
-"""
 
 
 def _used(cluster: Cluster, node_id: str) -> int:

@@ -22,6 +22,7 @@ from tests.support.cluster import Cluster
 from tests.support.control import metric
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, python_process, read_line, wait_for
+from tests.support.wire import HALF_A_PUT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(3600)]
 
@@ -116,24 +117,6 @@ def test_clients_die_at_any_moment(
     wrong = judged.wrong + judged.late
     report.add(f"client killed at any moment, {transport}", rounds, wrong, leaks)
 
-
-HALF_A_PUT = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from tests.support.wire import LocalClient, crc32c
-client = LocalClient(sys.argv[2])
-size = int(sys.argv[3])
-status, generation, offset = client.reserve(b"half", size)
-assert status == 0, status
-client.write(offset, b"A" * (size // 2))
-print(generation)
-sys.stdin.readline()
-client.write(offset, b"B" * size)
-try:
-    print(client.commit(generation, crc32c(b"B" * 8)))
-except (ConnectionError, OSError):
-    print("connection lost")
-"""
 
 HOLD_VIEW_AND_LEASE = """
 import sys

@@ -69,6 +69,9 @@ Moment Checker::moment(const KeyName& name) {
             })) {
             now.master_epoch = master->core->options().epoch;
         }
+        for (const MasterCore::NodeView& node : nodes) {
+            now.sessions += node.info.session_id;
+        }
         --master->threads;
     }
     return now;
@@ -77,8 +80,9 @@ Moment Checker::moment(const KeyName& name) {
 // Between the two nothing has happened that could explain an object's absence, or a second claim.
 bool Checker::undisturbed(const Moment& begun, const Moment& now) const {
     return !evictions_ && begun.master_epoch != 0 && begun.master_epoch == now.master_epoch &&
-           begun.disturbances == now.disturbances && begun.removals == now.removals &&
-           !begun.removing && !now.removing && cluster_.network().cuts() == 0;
+           begun.sessions == now.sessions && begun.disturbances == now.disturbances &&
+           begun.removals == now.removals && !begun.removing && !now.removing &&
+           cluster_.network().cuts() == 0;
 }
 
 bool Checker::is_listed(const KeyName& name) {

@@ -31,6 +31,8 @@ struct Moment {
     bool removing = false;      // one is under way, or not applied everywhere
     // 0: none that serves, or one that rebuilds or has still to hear what a node holds.
     uint32_t master_epoch = 0;
+    // Sum of the nodes' sessions: a master that has not yet met a node's end still calls it synced.
+    uint64_t sessions = 0;
 };
 
 struct Write {

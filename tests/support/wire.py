@@ -232,3 +232,25 @@ def crc32c(data: bytes) -> int:
         for _ in range(8):
             crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     return crc ^ 0xFFFFFFFF
+
+
+# A program for python_process with the repository's root, a node's Unix endpoint and a size: it
+# reserves a block by hand, maps it, writes half of it, prints the generation, and commits once it
+# is sent a line.
+HALF_A_PUT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tests.support.wire import LocalClient, crc32c
+client = LocalClient(sys.argv[2])
+size = int(sys.argv[3])
+status, generation, offset = client.reserve(b"half", size)
+assert status == 0, status
+client.write(offset, b"A" * (size // 2))
+print(generation)
+sys.stdin.readline()
+client.write(offset, b"B" * size)
+try:
+    print(client.commit(generation, crc32c(b"B" * 8)))
+except (ConnectionError, OSError):
+    print("connection lost")
+"""

@@ -299,6 +299,8 @@ class BlockStore {
     // --- policy ---
     // kOk when an object was withdrawn, kNotFound otherwise. Either way the tombstone is kept.
     Code remove_upto(const NamespaceRef& ns, const Key& key, Version version);
+    // The tombstone alone: no version up to this one is published any more.
+    void refuse_upto(const Hash128& hash, Version version);
     // Every id of this incarnation is unreachable at once; blocks are swept by tick().
     void flush(const NamespaceRef& old_ns);
     Code set_pin(const NamespaceRef& ns, const Key& key, Pin pin);  // kOk or kNotFound

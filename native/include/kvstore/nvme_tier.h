@@ -133,7 +133,7 @@ class NvmeTier {
     void note_applied(uint64_t seq);
     uint64_t recovered_applied() const { return log_->recovered_applied(); }
     // A version was published in DRAM: older ones must not come back.
-    void supersede(const NamespaceRef& ns, const BlockStore::Key& key);
+    void supersede(const NamespaceRef& ns, const Hash128& hash, Version version);
 
     // --- the node's view ---
     std::vector<NamespaceRef> namespaces() const { return begun_with_; }
