@@ -18,6 +18,7 @@ FAULT_CYCLES := 50
 SIM_OPTIONS := --seeds 1..2000 --jobs 2
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
+ENGINES_BUDGET_S := 2400
 PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native tests/sim -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
@@ -30,7 +31,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-sim test-fault test-mutations test-deploy wheel proto system-packages clean
+        test-sanitizers test-sim test-fault test-mutations test-deploy test-engines wheel proto system-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +124,11 @@ test-deploy: $(VENV)/.installed  ## deploy/: image built and run, systemd units,
 	    apt-get install -y -q --no-install-recommends $(DEPLOY_APT_PACKAGES); \
 	else echo "without root the image is not built"; fi
 	timeout $(DEPLOY_BUDGET_S) $(PY) -m pytest --deploy tests/deploy
+
+# The engines' environments (2 to 4 GB each) stay in $$KVSTORE_ENGINES, else in the user's cache folder.
+test-engines: $(VENV)/.installed  ## the integrations inside real vLLM, SGLang and LMCache, without a GPU
+	$(PY) -m tests.engines.environments
+	timeout $(ENGINES_BUDGET_S) $(PY) -m pytest --engines tests/engines
 
 # `make test` runs seeds 1..200, with and without --keep-memory (nodes find their files again).
 test-sim: $(VENV)/.installed  ## seeded simulation of the protocol; SIM_OPTIONS="--seeds 1..20000 --keep-memory"

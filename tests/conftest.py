@@ -12,6 +12,7 @@ from tests.support.cluster import Cluster
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--deploy", action="store_true", help="run what is marked deploy, too")
+    parser.addoption("--engines", action="store_true", help="run what is marked engines, too")
     parser.addoption(
         "--fault-cycles", type=int, default=1, help="how often each fault of tests/fault is made"
     )

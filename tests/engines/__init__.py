@@ -1,0 +1,1 @@
+"""kvstore inside real engines, in environments of their own: make test-engines."""

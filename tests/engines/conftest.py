@@ -1,0 +1,39 @@
+"""Tests inside engines' environments. They run with --engines only, where these are built."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from kvstore import _native
+from tests.engines.environments import python_of
+from tests.support.package import copy_package
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--engines"):
+        return
+    later = pytest.mark.skip(reason="needs environments of several GB: make test-engines")
+    for item in items:
+        if item.get_closest_marker("engines"):
+            item.add_marker(later)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this tree's package, for the engines' PYTHONPATH."""
+    folder = tmp_path_factory.mktemp("package")
+    extension = Path(str(_native.__file__))
+    assert extension.name.endswith(str(sysconfig.get_config_var("EXT_SUFFIX")))
+    copy_package(folder, extension)
+    return folder
+
+
+def environment(name: str) -> Path:
+    """Return the interpreter of an environment; skips the test where it is not built."""
+    python = python_of(name)
+    if python is None:
+        pytest.skip(f"the environment {name!r} is not built: make test-engines")
+    return python

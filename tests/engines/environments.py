@@ -1,0 +1,111 @@
+"""The engines' environments: virtual environments of several GB in a cache folder.
+
+`python -m tests.engines.environments [NAME …]` builds what is missing. The folder is
+$KVSTORE_ENGINES, or kvstore-engines in the user's cache folder. An environment is built anew when
+its recipe changes. kvstore itself is not installed there: processes get a copy of this tree's
+package by PYTHONPATH (tests.support.package), so the environments must have this Python's version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass, field
+from email.parser import Parser
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the folder of all environments, whether it exists or not."""
+    chosen = os.environ.get("KVSTORE_ENGINES")
+    if chosen:
+        return Path(chosen)
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "kvstore-engines"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an environment is made; each list is one call of pip, in this order."""
+
+    no_deps: list[str] = field(default_factory=list)
+    # A wheel whose requirements are installed but for some names: CUDA builds, mostly.
+    requirements_of: str = ""
+    without: frozenset[str] = frozenset()
+    packages: list[str] = field(default_factory=list)
+    probe: str = "pass"  # must run in the finished environment
+
+    def digest(self) -> str:
+        """Tell this recipe from its other versions."""
+        text = repr((self.no_deps, self.requirements_of, sorted(self.without), self.packages))
+        return hashlib.sha256((text + sys.version).encode()).hexdigest()
+
+
+RECIPES: dict[str, Recipe] = {}
+
+
+def python_of(name: str) -> Path | None:
+    """Return an environment's interpreter; None when it is not built, or by another recipe."""
+    folder = cache_folder() / name
+    stamp = folder / "recipe"
+    built = stamp.is_file() and stamp.read_text() == RECIPES[name].digest()
+    return folder / "bin" / "python" if built else None
+
+
+def _requirements(wheel: Path, without: frozenset[str]) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        wanted = Parser().parsestr(archive.read(metadata).decode()).get_all("Requires-Dist") or []
+    names = {
+        line: line.split(";")[0].split("[")[0].strip(" ()<>=!~0123456789.,") for line in wanted
+    }
+    return [
+        line
+        for line, name in names.items()
+        if "extra ==" not in line and name.lower() not in without
+    ]
+
+
+def build(name: str) -> Path:
+    """Build an environment, or find it built; returns its interpreter."""
+    found = python_of(name)
+    if found is not None:
+        return found
+    recipe = RECIPES[name]
+    folder = cache_folder() / name
+    print(f"{name}: building {folder}, some minutes and GB", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    python = folder / "bin" / "python"
+
+    def pip(*arguments: str) -> None:
+        subprocess.run([python, "-m", "pip", "--quiet", *arguments], check=True)
+
+    if recipe.packages:
+        pip("install", *recipe.packages)
+    if recipe.no_deps:
+        pip("install", "--no-deps", *recipe.no_deps)
+    if recipe.requirements_of:
+        wheels = folder / "wheels"
+        pip("download", "--no-deps", "--dest", str(wheels), recipe.requirements_of)
+        pip("install", *_requirements(next(wheels.glob("*.whl")), recipe.without))
+    subprocess.run([python, "-c", recipe.probe], check=True)
+    (folder / "recipe").write_text(recipe.digest())
+    return python
+
+
+def main() -> None:
+    """Build the named environments, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
+    for name in parser.parse_args().names or RECIPES:
+        if name not in RECIPES:
+            parser.error(f"no environment {name!r}; there are {', '.join(RECIPES)}")
+        print(f"{name}: {build(name)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
