@@ -49,7 +49,7 @@ def test_a_shared_store_has_it_too_and_its_time_counts() -> None:
     assert quick.fetched_tokens > 0 and alone.hit_rate < quick.hit_rate
     assert quick.hit_rate == pytest.approx(REPEATED / TOKENS, rel=0.02)
     slow = run(WORK, Engine(1e6, device_pages=0, host_pages=64), Everything(seconds=1.0))
-    assert slow.mean_ttft_s > quick.mean_ttft_s + 0.5
+    assert slow.fetch_s > 0 and slow.mean_ttft_s > 10 * quick.mean_ttft_s
 
 
 def test_a_slower_engine_takes_longer() -> None:
