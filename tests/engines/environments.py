@@ -46,7 +46,22 @@ class Recipe:
         return hashlib.sha256((text + sys.version).encode()).hexdigest()
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {
+    # Without its own requirements, which are a CUDA stack: what its HiCache classes import.
+    "sglang": Recipe(
+        packages=[
+            *("torch==2.13.0", "transformers==5.19.0", "triton==3.9.0"),
+            *("orjson", "psutil", "pyzmq", "requests", "msgspec", "pydantic", "fastapi", "aiohttp"),
+            *("pillow", "pybase64", "setproctitle", "ninja", "einops", "interegular", "IPython"),
+            *("distro", "xxhash", "dill"),
+        ],
+        no_deps=[
+            *("sglang==0.5.23", "torchvision==0.28.0", "apache-tvm-ffi==0.1.11"),
+            *("compressed-tensors", "loguru", "gguf", "sentencepiece"),
+        ],
+        probe="import tests.engines.torchvision_ops, sglang.srt.managers.cache_controller",
+    ),
+}
 
 
 def python_of(name: str) -> Path | None:
