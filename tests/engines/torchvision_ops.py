@@ -1,8 +1,8 @@
 """Declares the two operators without which torchvision's Python does not import.
 
-torchvision's wheels are built for a CUDA torch: beside a CPU torch their compiled part does not load,
-and the package fails at import because two operators that it names were never declared. SGLang
-imports it for images; nothing here ever calls them.
+torchvision's wheels are built for a CUDA torch: beside a CPU torch their compiled part does not
+load, and the package fails at import because two operators that it names were never declared.
+SGLang imports it for images; nothing here ever calls them.
 """
 
 from __future__ import annotations
