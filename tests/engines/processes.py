@@ -23,10 +23,7 @@ class EngineProcess:
         log: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it; its first answer is in `about`.
-
-        `package` is the copy of kvstore that it is to run, `arguments` those of its Python.
-        """
+        """Start it: `package` is the copy of kvstore that it runs, `arguments` its Python's."""
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -43,13 +40,10 @@ class EngineProcess:
                     **(environment or {}),
                 },
             )
-        try:
-            self.about = self._answer()
-        except BaseException:
-            self.kill()
-            raise
+        self.about: dict[str, Any] = {}
 
-    def _answer(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
+        """Return the next answer; a driver that ended instead is a failure."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -63,9 +57,6 @@ class EngineProcess:
         """Give a command; `receive` waits for its answer."""
         assert self.process.stdin is not None
         print(json.dumps({"do": do, **command}), file=self.process.stdin, flush=True)
-
-    def receive(self) -> dict[str, Any]:
-        return self._answer()
 
     def ask(self, do: str, **command: Any) -> dict[str, Any]:
         """Give a command and return its answer."""

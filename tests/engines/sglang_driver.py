@@ -1,20 +1,21 @@
 """SGLang's own HiCache controller on a CPU, told what to do line by line.
 
-    python -m tests.engines.sglang_driver '{"backend": "dynamic", "extra": {…}, "pool": "mha"}'
+    python -m tests.engines.sglang_driver
 
-A line of JSON on stdin is a command, a line of JSON on stdout its answer; the end of stdin ends the
-process. The backend is any that SGLang knows. Pages are filled with bytes derived from their hash,
-pool and rank, so that any page tells whose it is.
+A line of JSON on stdin is a command, a line of JSON on stdout its answer, the first one says that all
+is imported; the end of stdin ends the process. {"do": "open", "backend": "dynamic", "extra": {…}}
+makes an engine, of any backend that SGLang knows, in place of the one before it. Pages are filled with
+bytes derived from their hash, pool and rank, so that any page tells whose it is.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
+import os
 import queue
 import sys
 import threading
+import traceback
 import zlib
 from typing import Any
 
@@ -259,6 +260,10 @@ class Engine:
         stats = self.controller.storage_backend.get_stats()
         return {"prefetched": list(stats.prefetch_pgs), "stored": list(stats.backup_pgs)}
 
+    def close(self) -> dict[str, Any]:
+        self.controller.detach_storage_backend()
+        return {}
+
     def clear(self) -> dict[str, Any]:
         self.controller.storage_backend.clear()
         return {}
@@ -288,18 +293,35 @@ def chained(chain: str, pages: int) -> tuple[list[int], list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("config", type=json.loads, help="a JSON object, see Engine")
     answers, sys.stdout = sys.stdout, sys.stderr  # what the engine prints is no answer
-    engine = Engine(parser.parse_args().config)
-    for line in itertools.chain(['{"do": "about"}'], iter(sys.stdin.readline, "")):
-        command = json.loads(line)
+    engine: Engine | None = None
+
+    def carry_out(do: str, **how: Any) -> dict[str, Any]:
+        nonlocal engine
+        if do == "open":
+            if engine is not None:
+                engine.close()
+                engine = None
+            os.environ.update(how.pop("environ", {}))  # SGLang reads it when it makes a backend
+            engine = Engine(how)
+            return engine.about()
+        assert engine is not None, "no engine is open"
+        answer = getattr(engine, do)(**how)
+        assert isinstance(answer, dict)
+        return answer
+
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in iter(sys.stdin.readline, ""):
         try:
-            answer = getattr(engine, command.pop("do"))(**command)
+            answer = carry_out(**json.loads(line))
         except queue.Empty:
             answer = {"stuck": True}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
-    engine.controller.detach_storage_backend()
+    if engine is not None:
+        engine.close()
 
 
 if __name__ == "__main__":

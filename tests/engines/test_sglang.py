@@ -14,7 +14,14 @@ from tests.support.cluster import Cluster
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
 
-Start = Callable[..., EngineProcess]
+NOTHING = {"found": 0, "loaded": 0, "same": 0}
+NO_INJECTION = {"SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0"}
+
+Open = Callable[..., EngineProcess]
+
+
+def whole(pages: int) -> dict[str, int]:
+    return {"found": pages, "loaded": pages, "same": pages}
 
 
 @pytest.fixture
@@ -27,18 +34,38 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         cluster.close()
 
 
-@pytest.fixture
-def start(cluster: Cluster, package: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts an engine of SGLang on the cluster; all are ended with the test."""
+@pytest.fixture(scope="module")
+def processes(
+    package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[EngineProcess]]:
+    """Two processes that have imported SGLang, which takes long; tests open engines in them."""
     python = environment("sglang")
-    engines: list[EngineProcess] = []
+    logs = tmp_path_factory.mktemp("sglang")
+    arguments = ["-m", "tests.engines.sglang_driver"]
+    started: list[EngineProcess] = []
+    try:
+        for name in ("first", "second"):
+            started.append(EngineProcess(python, package, arguments, logs / f"{name}.log"))
+        for process in started:
+            assert process.receive() == {"ready": True}
+        yield started
+        for process in started:
+            process.end()
+    finally:
+        for process in started:
+            process.kill()
 
-    def start(
+
+@pytest.fixture
+def open_engine(cluster: Cluster, processes: list[EngineProcess]) -> Iterator[Open]:
+    """Opens an engine on the cluster in the next process; closed with the test."""
+    opened: list[EngineProcess] = []
+
+    def open_engine(
         pool: str = "mha",
         layout: str = "page_first",
         interface_v1: int = 1,
         extra: dict[str, Any] | None = None,
-        environ: dict[str, str] | None = None,
         **config: Any,
     ) -> EngineProcess:
         own = {
@@ -49,47 +76,31 @@ def start(cluster: Cluster, package: Path, tmp_path: Path) -> Iterator[Start]:
             "master": cluster.address,
             **(extra or {}),
         }
-        config = {"pool": pool, "layout": layout, "extra": own, **config}
-        engine = EngineProcess(
-            python,
-            package,
-            ["-m", "tests.engines.sglang_driver", json_of(config)],
-            tmp_path / f"engine-{len(engines)}.log",
-            environ,
-        )
-        engines.append(engine)
-        return engine
+        process = processes[len(opened) % len(processes)]
+        opened.append(process)
+        process.about = process.ask("open", pool=pool, layout=layout, extra=own, **config)
+        return process
 
-    try:
-        yield start
-    finally:
-        for engine in engines:
-            engine.kill()
-
-
-def json_of(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
+    yield open_engine
+    for process in dict.fromkeys(opened):
+        assert process.ask("alive") == {"alive": True}, "a storage thread of SGLang has ended"
+        assert process.ask("close") == {}
 
 
 @pytest.mark.parametrize("interface_v1", [0, 1])
 @pytest.mark.parametrize("layout", ["page_first", "layer_first", "page_first_direct"])
 @pytest.mark.parametrize("pool", ["mha", "mla"])
 def test_one_process_writes_and_another_prefetches_the_same_bytes(
-    start: Start, pool: str, layout: str, interface_v1: int
+    open_engine: Open, pool: str, layout: str, interface_v1: int
 ) -> None:
-    writer = start(pool, layout, interface_v1)
-    reader = start(pool, layout, interface_v1)
-    zero_copy = "_page_get_zero_copy" if interface_v1 else "_generic_page_get"
+    writer = open_engine(pool, layout, interface_v1)
+    reader = open_engine(pool, layout, interface_v1)
     assert writer.about["backend"] == "KVStoreHiCache"
-    assert writer.about["get"] == zero_copy
+    assert writer.about["get"] == ("_page_get_zero_copy" if interface_v1 else "_generic_page_get")
     assert writer.ask("write", chain="a", pages=5) == {"stored": 5}
-    assert reader.ask("prefetch", chain="a", pages=8) == {"found": 5, "loaded": 5, "same": 5}
-    assert reader.ask("prefetch", chain="b", pages=8) == {"found": 0, "loaded": 0, "same": 0}
+    assert reader.ask("prefetch", chain="a", pages=8) == whole(5)
+    assert reader.ask("prefetch", chain="b", pages=8) == NOTHING
     written, read = writer.ask("counters"), reader.ask("counters")
     assert written["bytes_written"] == read["bytes_read"] == 5 * writer.about["page_bytes"]
     assert reader.ask("stats") == {"prefetched": [5], "stored": []}
-    for engine in (writer, reader):
-        assert engine.ask("alive") == {"alive": True}
-        engine.end()
+    assert writer.ask("stats") == {"prefetched": [], "stored": [5]}
