@@ -63,6 +63,7 @@ class Client:
     def batch_get(
         self, keys: Sequence[str], reasons: list[Any] | None = None
     ) -> list[bytes | None]: ...
+    def batch_get_bytearrays(self, keys: Sequence[str]) -> list[bytearray | None]: ...
     def get_into(self, key: str, out: Buffer) -> int: ...
     def batch_get_into(
         self, keys: Sequence[str], buffers: Sequence[Buffer], reasons: list[Any] | None = None
@@ -70,8 +71,8 @@ class Client:
     def batch_get_into_pointers(
         self,
         keys: Sequence[str],
-        pointers: Sequence[int],
-        sizes: Sequence[int],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
         reasons: list[Any] | None = None,
     ) -> list[int]: ...
     def size(self, key: str) -> int: ...
@@ -98,8 +99,8 @@ class Client:
     def batch_put_from(
         self,
         keys: Sequence[str],
-        pointers: Sequence[int],
-        sizes: Sequence[int],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
         replicas: int,
         pin: int,
         ttl_ms: int,

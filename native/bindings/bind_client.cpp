@@ -128,11 +128,28 @@ nb::list list_of(const std::vector<Code>& codes) {
     return list_of(numbers);
 }
 
-// Makes the bytes objects that get() returns as soon as their sizes are known.
-class BytesMemory final : public GetMemory {
+// The two kinds of objects that a get returns. Both are made without touching their bytes.
+struct Bytes {
+    static PyObject* make(Py_ssize_t size) { return PyBytes_FromStringAndSize(nullptr, size); }
+    static char* data(PyObject* object) { return PyBytes_AS_STRING(object); }
+    static Py_ssize_t size(PyObject* object) { return PyBytes_GET_SIZE(object); }
+    static int resize(PyObject** object, Py_ssize_t size) { return _PyBytes_Resize(object, size); }
+};
+struct ByteArray {
+    static PyObject* make(Py_ssize_t size) { return PyByteArray_FromStringAndSize(nullptr, size); }
+    static char* data(PyObject* object) { return PyByteArray_AS_STRING(object); }
+    static Py_ssize_t size(PyObject* object) { return PyByteArray_GET_SIZE(object); }
+    static int resize(PyObject** object, Py_ssize_t size) {
+        return PyByteArray_Resize(*object, size);
+    }
+};
+
+// Makes the objects that get() returns as soon as their sizes are known.
+template <class Kind>
+class ObjectMemory final : public GetMemory {
   public:
-    explicit BytesMemory(size_t count) : objects_(count, nullptr) {}
-    ~BytesMemory() override {
+    explicit ObjectMemory(size_t count) : objects_(count, nullptr) {}
+    ~ObjectMemory() override {
         for (PyObject* object : objects_) {
             Py_XDECREF(object);
         }
@@ -142,19 +159,16 @@ class BytesMemory final : public GetMemory {
         for (const Want& want : wants) {
             PyObject*& object = objects_[want.item];
             Py_XDECREF(object);
-            object = want.size <= PY_SSIZE_T_MAX
-                         ? PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(want.size))
-                         : nullptr;
+            object = want.size <= PY_SSIZE_T_MAX ? Kind::make(static_cast<Py_ssize_t>(want.size))
+                                                 : nullptr;
             GetItem& item = items[want.item];
-            item.data = nullptr;
-            item.capacity = 0;
+            item.data = Pieces();
             if (object == nullptr) {
                 PyErr_Clear();
                 out_of_memory_ = true;
                 continue;
             }
-            item.data = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(object));
-            item.capacity = want.size;
+            item.data = Pieces(Kind::data(object), want.size);
         }
     }
     bool out_of_memory() const { return out_of_memory_; }
@@ -165,8 +179,8 @@ class BytesMemory final : public GetMemory {
             Py_XDECREF(object);
             return nb::none();
         }
-        if (PyBytes_GET_SIZE(object) != result &&
-            _PyBytes_Resize(&object, static_cast<Py_ssize_t>(result)) != 0) {
+        if (Kind::size(object) != result &&
+            Kind::resize(&object, static_cast<Py_ssize_t>(result)) != 0) {
             throw nb::python_error();
         }
         return nb::steal(object);
@@ -193,10 +207,11 @@ void tell_reasons(std::span<const GetItem> items, const nb::object& reasons) {
     for (const GetItem& item : items) list.append(static_cast<int>(item.reason));
 }
 
-nb::list get_bytes(Client& client, const KeyArguments& keys,
-                   const nb::object& reasons = nb::none()) {
+template <class Kind>
+nb::list get_objects(Client& client, const KeyArguments& keys,
+                     const nb::object& reasons = nb::none()) {
     std::vector<GetItem> items = get_items(keys);
-    BytesMemory memory(items.size());
+    ObjectMemory<Kind> memory(items.size());
     raise_unless_ok(without_gil([&] { return client->get(items, &memory); }));
     if (memory.out_of_memory()) {
         PyErr_NoMemory();
@@ -211,12 +226,11 @@ nb::list get_bytes(Client& client, const KeyArguments& keys,
 }
 
 std::vector<int64_t> get_into(Client& client, const KeyArguments& keys,
-                              const std::vector<BufferArguments::Extent>& extents,
+                              const std::vector<Pieces>& pieces,
                               const nb::object& reasons = nb::none()) {
     std::vector<GetItem> items = get_items(keys);
     for (size_t i = 0; i < items.size(); ++i) {
-        items[i].data = extents[i].data;
-        items[i].capacity = extents[i].size;
+        items[i].data = pieces[i];
     }
     raise_unless_ok(without_gil([&] { return client->get(items, nullptr); }));
     tell_reasons(items, reasons);
@@ -234,9 +248,8 @@ struct PutHow {
     nb::object parent;
 };
 
-std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
-                              const std::vector<BufferArguments::Extent>& extents,
-                              const PutHow& how) {
+std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
+                             const std::vector<Pieces>& pieces, const PutHow& how) {
     std::vector<PutItem> items(keys.size());
     const std::string_view parent =
         how.parent.is_none() ? std::string_view() : utf8_of(how.parent, "parent");
@@ -245,8 +258,7 @@ std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
     }
     for (size_t i = 0; i < items.size(); ++i) {
         items[i].key = keys.keys()[i];
-        items[i].data = extents[i].data;
-        items[i].size = extents[i].size;
+        items[i].data = pieces[i];
         // A batch with a parent is a chain: each block follows the one before it.
         items[i].parent = parent.empty() || i == 0 ? parent : items[i - 1].key;
     }
@@ -424,21 +436,27 @@ void bind_reads(nb::class_<Client>& client) {
         .def(
             "get",
             [](Client& self, nb::handle key) -> nb::object {
-                return get_bytes(self, KeyArguments::one(key))[0];
+                return get_objects<Bytes>(self, KeyArguments::one(key))[0];
             },
             "key"_a.none())
         .def(
             "batch_get",
             [](Client& self, nb::handle keys, const nb::object& reasons) {
-                return get_bytes(self, KeyArguments::many(keys), reasons);
+                return get_objects<Bytes>(self, KeyArguments::many(keys), reasons);
             },
             "keys"_a.none(), "reasons"_a = nb::none())
+        .def(
+            "batch_get_bytearrays",
+            [](Client& self, nb::handle keys) {
+                return get_objects<ByteArray>(self, KeyArguments::many(keys));
+            },
+            "keys"_a.none())
         .def(
             "get_into",
             [](Client& self, nb::handle key, nb::handle out) {
                 const KeyArguments keys = KeyArguments::one(key);
                 const BufferArguments buffers(out, true);
-                return get_into(self, keys, buffers.extents())[0];
+                return get_into(self, keys, buffers.pieces())[0];
             },
             "key"_a.none(), "out"_a.none())
         .def(
@@ -446,7 +464,7 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, nb::handle outs, const nb::object& reasons) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 const BufferArguments buffers(outs, true, arguments.size());
-                return list_of(get_into(self, arguments, buffers.extents(), reasons));
+                return list_of(get_into(self, arguments, buffers.pieces(), reasons));
             },
             "keys"_a.none(), "buffers"_a.none(), "reasons"_a = nb::none())
         .def(
@@ -454,9 +472,9 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle capacities,
                const nb::object& reasons) {
                 const KeyArguments arguments = KeyArguments::many(keys);
-                return list_of(get_into(self, arguments,
-                                        pointer_arguments(pointers, capacities, arguments.size()),
-                                        reasons));
+                return list_of(get_into(
+                    self, arguments,
+                    PointerArguments(pointers, capacities, arguments.size()).pieces(), reasons));
             },
             "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "reasons"_a = nb::none())
         .def(
@@ -492,8 +510,8 @@ void bind_writes(nb::class_<Client>& client) {
                uint32_t ttl_ms, nb::object parent) {
                 const KeyArguments keys = KeyArguments::one(key);
                 const BufferArguments buffers(buffer, false);
-                return static_cast<int64_t>(put_extents(
-                    self, keys, buffers.extents(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
+                return static_cast<int64_t>(put_pieces(
+                    self, keys, buffers.pieces(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
             },
             "key"_a.none(), "buffer"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
         .def(
@@ -502,8 +520,8 @@ void bind_writes(nb::class_<Client>& client) {
                uint32_t ttl_ms, nb::object parent) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 const BufferArguments data(buffers, false, arguments.size());
-                return list_of(put_extents(self, arguments, data.extents(),
-                                           {replicas, pin, ttl_ms, std::move(parent)}));
+                return list_of(put_pieces(self, arguments, data.pieces(),
+                                          {replicas, pin, ttl_ms, std::move(parent)}));
             },
             "keys"_a.none(), "buffers"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a,
             "parent"_a.none())
@@ -512,9 +530,9 @@ void bind_writes(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle lengths,
                uint8_t replicas, uint8_t pin, uint32_t ttl_ms, nb::object parent) {
                 const KeyArguments arguments = KeyArguments::many(keys);
-                return list_of(put_extents(self, arguments,
-                                           pointer_arguments(pointers, lengths, arguments.size()),
-                                           {replicas, pin, ttl_ms, std::move(parent)}));
+                return list_of(put_pieces(
+                    self, arguments, PointerArguments(pointers, lengths, arguments.size()).pieces(),
+                    {replicas, pin, ttl_ms, std::move(parent)}));
             },
             "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "replicas"_a, "pin"_a,
             "ttl_ms"_a, "parent"_a.none())
