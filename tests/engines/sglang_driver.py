@@ -2,10 +2,10 @@
 
     python -m tests.engines.sglang_driver
 
-A line of JSON on stdin is a command, a line of JSON on stdout its answer, the first one says that all
-is imported; the end of stdin ends the process. {"do": "open", "backend": "dynamic", "extra": {…}}
-makes an engine, of any backend that SGLang knows, in place of the one before it. Pages are filled with
-bytes derived from their hash, pool and rank, so that any page tells whose it is.
+A line of JSON on stdin is a command, a line of JSON on stdout its answer, the first one says that
+all is imported; the end of stdin ends the process. {"do": "open", "backend": "dynamic",
+"extra": {…}} makes an engine, of any backend that SGLang knows, in place of the one before it. Pages
+are filled with bytes derived from their hash, pool and rank, so that any page tells whose it is.
 """
 
 from __future__ import annotations
@@ -295,6 +295,7 @@ def chained(chain: str, pages: int) -> tuple[list[int], list[str]]:
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what the engine prints is no answer
     engine: Engine | None = None
+    later: list[str] = []  # of the environment, to be taken out again
 
     def carry_out(do: str, **how: Any) -> dict[str, Any]:
         nonlocal engine
@@ -302,7 +303,11 @@ def main() -> None:
             if engine is not None:
                 engine.close()
                 engine = None
-            os.environ.update(how.pop("environ", {}))  # SGLang reads it when it makes a backend
+            while later:
+                del os.environ[later.pop()]
+            for name, value in how.pop("environ", {}).items():  # read when a backend is made
+                os.environ[name] = value
+                later.append(name)
             engine = Engine(how)
             return engine.about()
         assert engine is not None, "no engine is open"

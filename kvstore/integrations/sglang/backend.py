@@ -286,7 +286,9 @@ class HiCacheBackend:
             pointers, sizes = self._spans(targets, target_sizes, first, len(names))
             return exact(self._open().batch_get_into_pointers(names, pointers, sizes), sizes)
 
-        there = self._batched(FLAT, keys, lambda pages, first: self._got(FLAT, *read(pages, first)))
+        there = self._batched(
+            "get", FLAT, keys, lambda pages, first: self._got(FLAT, *read(pages, first))
+        )
         return [targets[i] if here else None for i, here in enumerate(there)]
 
     def set(
@@ -330,7 +332,7 @@ class HiCacheBackend:
             statuses = self._open().batch_put_from(names, pointers, sizes, **self._how(FLAT, None))
             return self._put(FLAT, statuses, sizes)
 
-        return all(self._batched(FLAT, keys, write))
+        return all(self._batched("set", FLAT, keys, write))
 
     # --- within ---
 
@@ -435,7 +437,7 @@ class HiCacheBackend:
                 name, *pool.read(self._open(), pages, _of(indices, pool, pages, first))
             )
 
-        return self._batched(name, keys, read)
+        return self._batched("get", name, keys, read)
 
     def _write(self, name: str, keys: Sequence[str], indices: Any, extra_info: Any) -> list[bool]:
         prefix = getattr(extra_info, "prefix_keys", None) or ()
@@ -447,14 +449,14 @@ class HiCacheBackend:
             own = _of(indices, pool, pages, first)
             return self._put(name, *pool.write(self._open(), pages, own, how))
 
-        return self._batched(name, keys, write, "set")
+        return self._batched("set", name, keys, write)
 
     def _batched(
         self,
+        what: str,
         name: str,
         keys: Sequence[str],
         move: Callable[[Sequence[str], int], _Answer],
-        what: str = "get",
     ) -> list[bool]:
         """Move pages batch by batch, each guarded; the rest is a miss once the store is away."""
         there: list[bool] = []
