@@ -174,6 +174,12 @@ void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
         }
     }
     before.push_back(id);
+    for (size_t i = 0; i < cluster_.node_count(); ++i) {
+        // It may have taken the write, and its store cannot be asked any more.
+        if (!cluster_.node_down(i) && cluster_.node(i).stopping) {
+            return;
+        }
+    }
     const std::vector<Held> held = stores(&write.name);
     const auto newest =
         std::max_element(held.begin(), held.end(),
