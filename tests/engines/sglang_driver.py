@@ -4,8 +4,8 @@
 
 A line of JSON on stdin is a command, a line of JSON on stdout its answer, the first one says that
 all is imported; the end of stdin ends the process. {"do": "open", "backend": "dynamic",
-"extra": {…}} makes an engine, of any backend that SGLang knows, in place of the one before it. Pages
-are filled with bytes derived from their hash, pool and rank, so that any page tells whose it is.
+"extra": {…}} makes an engine, of any backend that SGLang knows, in place of the one before it.
+Pages are filled with bytes derived from their hash, pool and rank: any page tells whose it is.
 """
 
 from __future__ import annotations
