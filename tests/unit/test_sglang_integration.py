@@ -434,10 +434,16 @@ def test_clear_empties_this_format_only(make: Make) -> None:
 
 def test_nothing_escapes(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(HostPool):
-        def get_page_buffer_meta(self, indices: list[int]) -> tuple[list[int], list[int]]:
-            raise RuntimeError("the pool is gone")
+        broken = False
 
-    backend = make(Broken())
+        def get_page_buffer_meta(self, indices: list[int]) -> tuple[list[int], list[int]]:
+            if self.broken:
+                raise ValueError("the pool is gone")
+            return super().get_page_buffer_meta(indices)
+
+    pool = Broken()
+    backend = make(pool)
+    pool.broken = True
     with caplog.at_level(logging.WARNING):
         assert backend.batch_get_v1(names(2), indices(2)) == [False, False]
         assert backend.batch_get_v1(names(2), indices(2)) == [False, False]

@@ -67,6 +67,7 @@ class HiCacheBackend:
         self._guard = Guard("sglang", prefill_tokens_per_s=self.settings.prefill_tokens_per_s)
         self._pools: dict[str, Pool] = {}
         self._namespace = ""
+        self._opening = threading.Lock()  # held while connecting, which may take its time
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._closed = False
@@ -338,12 +339,21 @@ class HiCacheBackend:
 
     def _open(self) -> Store:
         """Return the store; connects where that has not worked so far."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the backend is closed")
+        store = self._store
+        if store is not None:
+            return store
+        with self._opening:
             if self._store is not None:
                 return self._store
-            self._store = store = self._connect(self._namespace)
+            if self._closed:
+                raise ClosedError("the backend is closed")
+            store = self._connect(self._namespace)
+            with self._lock:
+                if not self._closed:
+                    self._store = store
+            if self._store is None:
+                store.close()
+                raise ClosedError("the backend is closed")
         _log.info("sglang: pages are in namespace %s", self._namespace)
         if self._ranks.first:
             self._warn_of_strangers()

@@ -25,7 +25,7 @@ from kvstore.integrations.identity import namespace_of
 _SHAPE = (
     *("dtype", "layout", "page_size", "layer_num", "start_layer", "end_layer"),
     *("head_dim", "v_head_dim", "kv_cache_dim", "kv_lora_rank", "qk_rope_head_dim"),
-    *("indexer_dtype", "item_bytes", "conv_dtype", "conv_state_shapes"),
+    *("indexer_dtype", "item_bytes", "state_page_bytes", "conv_dtype", "conv_state_shapes"),
     *("temporal_dtype", "temporal_state_shape", "num_mamba_layers"),
 )
 _SHAPE_OF_HEADS = ("head_num", "size_per_token")  # divided where a page is split by heads

@@ -12,9 +12,6 @@ from kvstore.integrations.sglang.naming import Ranks, pool_digest
 KV = "kv"  # SGLang's name of the model's own pool
 FLAT = "flat"  # the same pool by the old interface: pages in SGLang's own order of bytes
 
-# A pool that cannot tell where its pages lie says so by one of these.
-_NO_ADDRESSES = (NotImplementedError, AttributeError, ValueError)
-
 
 class Pool:
     """One of SGLang's host pools, and the names of its pages' objects.
@@ -37,14 +34,18 @@ class Pool:
         self.logical = name == KV and getattr(host_pool, "kv_buffer", "physical") is None
         self._host_pool = host_pool
         self._split = ranks.split if name == KV else 1
+        # Settled here, once: the same page by address has another order of bytes, and another key.
+        self._addressed = name != FLAT and not self.logical and self._tells_addresses()
+        if not self._addressed:
+            self._split = 1
         # Where a model's KV is the same on all ranks, another pool's state or heads may not be.
         own = name in (KV, FLAT)
         apart = not own and (name == "mamba" or hasattr(host_pool, "head_num"))
         sharded = not ranks.replicated or apart
         suffixes = ranks.suffixes(sharded, self._split)
         digest = pool_digest(host_pool, self._split)
-        self._endings = [f".{name}.{digest}{suffix}" for suffix in suffixes]
-        self._flat = False
+        kind = name if self._addressed or name == FLAT else f"{name}-flat"
+        self._endings = [f".{kind}.{digest}{suffix}" for suffix in suffixes]
 
     @property
     def objects_per_page(self) -> int:
@@ -71,10 +72,9 @@ class Pool:
         """
         self._check(pages, indices)
         keys = self.keys(pages)
-        places = None if self._flat else self._places(indices, len(keys))
-        if places is None:
+        if not self._addressed:
             return self._read_flat(store, keys, indices)
-        pointers, sizes = places
+        pointers, sizes = self._places(indices, len(keys))
         return exact(store.batch_get_into_pointers(keys, pointers, sizes), sizes)
 
     def write(
@@ -96,9 +96,8 @@ class Pool:
         """
         self._check(pages, indices)
         keys = self.keys(pages)
-        places = None if self._flat else self._places(indices, len(keys))
-        if places is not None:
-            pointers, sizes = places
+        if self._addressed:
+            pointers, sizes = self._places(indices, len(keys))
         else:
             starts = [indices[i * self.page_size] for i in range(len(pages))]
             tensors = [on_host(self._host_pool.get_data_page(start)) for start in starts]
@@ -112,16 +111,20 @@ class Pool:
                 f"{len(indices)} indices"
             )
 
-    def _places(self, indices: Any, objects: int) -> tuple[list[Any], list[Any]] | None:
-        """Return addresses and sizes for each object; None where the pool has flat pages only."""
+    def _tells_addresses(self) -> bool:
+        """Ask for the first page: a pool that cannot say where it lies raises, in several ways."""
         try:
-            if self._split > 1:
-                found = self._host_pool.get_split_heads_page_buffer_meta(indices, self._split)
-            else:
-                found = self._host_pool.get_page_buffer_meta(indices)
-        except _NO_ADDRESSES:
-            self._flat = True
-            return None
+            self._places(_first_indices(self.page_size), self._split)
+        except Exception:
+            return False
+        return True
+
+    def _places(self, indices: Any, objects: int) -> tuple[list[Any], list[Any]]:
+        """Return addresses and sizes for each object."""
+        if self._split > 1:
+            found = self._host_pool.get_split_heads_page_buffer_meta(indices, self._split)
+        else:
+            found = self._host_pool.get_page_buffer_meta(indices)
         pointers, sizes = found
         parts, rest = divmod(len(pointers), objects)
         if rest or not parts or len(sizes) != len(pointers):
@@ -143,6 +146,14 @@ class Pool:
                 start = indices[i * self.page_size]
                 self._host_pool.set_from_flat_data_page(start, tensors[i])
         return found, read
+
+
+def _first_indices(page_size: int) -> Any:
+    try:
+        import torch
+    except ImportError:  # there is no SGLang then, either
+        return list(range(page_size))
+    return torch.arange(page_size)
 
 
 def on_host(tensor: Any) -> Any:
