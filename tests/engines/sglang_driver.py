@@ -1,4 +1,4 @@
-"""SGLang's own HiCache controller on a CPU, told what to do line by line.
+"""SGLang 0.5.23's own HiCache controller on a CPU, told what to do line by line.
 
     python -m tests.engines.sglang_driver
 
@@ -10,18 +10,14 @@ Pages are filled with bytes derived from their hash, pool and rank: any page tel
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import sys
 import threading
-import traceback
-import zlib
 from typing import Any
 
 import torch
 
 from tests.engines import torchvision_ops  # noqa: F401 - before SGLang imports torchvision
+from tests.engines.driver_loop import serve
+from tests.engines.sglang_pages import LAYERS, PAGE, PAGES, Pages, tokens_of
 
 # ruff: isort: split
 import sglang.srt.managers.cache_controller as controllers
@@ -38,9 +34,6 @@ from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_parallel
 
-PAGE = 16  # tokens
-PAGES = 64  # of the device pool; the host pool has twice as many
-LAYERS = 2
 SWA_WINDOW = 2  # pages
 WAIT_S = 60
 
@@ -85,13 +78,14 @@ class Engine:
         get_parallel().override_permanently(**ranks)
         controllers.is_dp_attention_enabled = lambda: False  # it would ask a server's context
         pool_host_base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0  # a test's pools are small
-        self.rank = ranks["tp_rank"] if config["pool"] != "mla" else 0
-        self.layout = config.get("layout", "page_first")
+        rank = ranks["tp_rank"] if config["pool"] != "mla" else 0
+        layout = config.get("layout", "page_first")
         device = device_pool(config["pool"])
         allocator = PagedTokenToKVPoolAllocator(
             PAGE * PAGES, PAGE, torch.bfloat16, "cpu", device, need_sort=False
         )
-        self.pools = {"kv": host_pool(device, self.layout)}
+        self.host = host_pool(device, layout)
+        hosts = {"kv": self.host}
         storage = {
             "tp_group": None,
             "load_cache_event": threading.Event(),
@@ -105,55 +99,20 @@ class Engine:
         }
         self.hybrid = config["pool"] == "hybrid"
         if self.hybrid:
-            self.pools["mamba"] = mamba_pool(self.layout)
-            self.pools["swa"] = host_pool(device, self.layout)
-            self.pools["draft"] = host_pool(device, self.layout)
+            hosts["mamba"] = mamba_pool(layout)
+            hosts["swa"] = host_pool(device, layout)
+            hosts["draft"] = host_pool(device, layout)
             entries = [
                 PoolEntry(PoolName(name), pool, device, lambda layer: layer, name == "kv")
-                for name, pool in self.pools.items()
+                for name, pool in hosts.items()
             ]
             group = HostPoolGroup(entries)
             self.controller = HybridCacheController(allocator, group, PAGE, **storage)
         else:
-            self.controller = controllers.HiCacheController(
-                allocator, self.pools["kv"], PAGE, **storage
-            )
+            self.controller = controllers.HiCacheController(allocator, self.host, PAGE, **storage)
+        self.pools = {name: Pages(name, pool, rank) for name, pool in hosts.items()}
         backend = self.controller.storage_backend
         self.backend = getattr(backend, "_backend", backend)  # behind SGLang's failure injection
-
-    # --- pages ---
-
-    def page(self, pool: str, page_hash: str) -> torch.Tensor:
-        """Return what a page must hold."""
-        like = self.pools[pool].get_dummy_flat_data_page()
-        seed = int(page_hash[:14], 16) ^ zlib.crc32(pool.encode()) ^ (self.rank << 40)
-        size = like.numel() * like.element_size()
-        drawn = torch.randint(0, 256, (size,), generator=torch.Generator().manual_seed(seed))
-        return drawn.to(torch.uint8).view(like.dtype).reshape(like.shape)
-
-    def fill(self, pool: str, indices: torch.Tensor, hashes: list[str]) -> None:
-        step = self.pools[pool].page_size
-        for i, page_hash in enumerate(hashes):
-            self.pools[pool].set_from_flat_data_page(
-                int(indices[i * step]), self.page(pool, page_hash)
-            )
-
-    def same(self, pool: str, indices: torch.Tensor, hashes: list[str]) -> int:
-        """Count the pages that hold what they must."""
-        step = self.pools[pool].page_size
-        count = 0
-        for i, page_hash in enumerate(hashes):
-            here = self.pools[pool].get_data_page(int(indices[i * step])).contiguous()
-            want = self.page(pool, page_hash)
-            count += torch.equal(here.view(torch.uint8), want.view(torch.uint8))
-        return count
-
-    def poison(self, pool: str, indices: torch.Tensor) -> None:
-        """Make sure that no page is right because it was there before."""
-        step = self.pools[pool].page_size
-        for start in indices[::step]:
-            empty = self.pools[pool].get_dummy_flat_data_page()
-            self.pools[pool].set_from_flat_data_page(int(start), torch.zeros_like(empty))
 
     # --- commands ---
 
@@ -161,18 +120,19 @@ class Engine:
         """Store the pages first … first + pages - 1 of a chain, as a backup of SGLang does."""
         tokens, hashes = chained(chain, first + pages)
         part = hashes[first:]
-        indices = self.pools["kv"].alloc(PAGE * pages)
-        self.fill("kv", indices, part)
+        indices = self.host.alloc(PAGE * pages)
+        self.pools["kv"].fill(indices, part)
         more: dict[str, Any] = {"prefix_keys": hashes[:first]}
         if self.hybrid:
             more["extra_pools"] = transfers = self.transfers(part)
             for transfer in transfers:
                 if transfer.host_indices is not None:
-                    self.fill(str(transfer.name), transfer.host_indices, transfer.keys)
-            self.fill("draft", indices, part)
+                    self.pools[str(transfer.name)].fill(transfer.host_indices, transfer.keys)
+            self.pools["draft"].fill(indices, part)
         self.controller.write_storage(indices, tokens[first * PAGE :], hash_value=part, **more)
         done = self.controller.ack_backup_queue.get(timeout=WAIT_S)
-        self.pools["kv"].free(indices)
+        self.host.free(indices)
+        self.release(more.get("extra_pools", []))
         return {"stored": done.completed_tokens // PAGE}
 
     def transfers(self, hashes: list[str]) -> list[Any]:
@@ -182,13 +142,13 @@ class Engine:
         return [
             PoolTransfer(
                 PoolName.MAMBA,
-                host_indices=self.pools["mamba"].alloc(1),
+                host_indices=self.pools["mamba"].host_pool.alloc(1),
                 keys=hashes[-1:],
                 hit_policy=trailing,
             ),
             PoolTransfer(
                 PoolName.SWA,
-                host_indices=self.pools["swa"].alloc(PAGE * len(tail)),
+                host_indices=self.pools["swa"].host_pool.alloc(PAGE * len(tail)),
                 keys=tail,
                 hit_policy=trailing,
             ),
@@ -213,27 +173,34 @@ class Engine:
         found = operation.storage_hit_count // PAGE
         answer = {"found": found, "loaded": 0, "same": 0}
         if not found:
+            self.release(side)
             return answer
-        indices = self.pools["kv"].alloc(operation.storage_hit_count)
-        self.poison("kv", indices)
+        indices = self.host.alloc(operation.storage_hit_count)
+        self.pools["kv"].poison(indices)
         operation.host_indices = indices
         for transfer in side:
             if transfer.host_indices is not None:
-                self.poison(str(transfer.name), transfer.host_indices)
+                self.pools[str(transfer.name)].poison(transfer.host_indices)
         if side:
-            self.poison("draft", indices)
+            self.pools["draft"].poison(indices)
         self.controller.prefetch_buffer.put(operation)
         loaded, pool_hits = self.wait()
         answer["loaded"] = loaded
-        answer["same"] = self.same("kv", indices, hashes[:loaded])
+        answer["same"] = self.pools["kv"].same(indices, hashes[:loaded])
         for transfer in side:
             name = str(transfer.name)
             where = indices if transfer.host_indices is None else transfer.host_indices
             wanted = hashes[:loaded] if name == "draft" else transfer.keys
             hits = loaded if name == "draft" else pool_hits.get(name, 0)
-            answer[name] = {"loaded": hits, "same": self.same(name, where, wanted[:hits])}
-        self.pools["kv"].free(indices)
+            answer[name] = {"loaded": hits, "same": self.pools[name].same(where, wanted[:hits])}
+        self.host.free(indices)
+        self.release(side)
         return answer
+
+    def release(self, transfers: list[Any]) -> None:
+        for transfer in transfers:
+            if transfer.indices_from_pool is None:
+                self.pools[str(transfer.name)].host_pool.free(transfer.host_indices)
 
     def wait(self) -> tuple[int, dict[str, int]]:
         """Wait for the end of a prefetch; returns pages loaded, and pages by side pool."""
@@ -274,7 +241,7 @@ class Engine:
             "injected": self.backend is not self.controller.storage_backend,
             "get": self.controller.page_get_func.__name__,
             "namespace": getattr(self.backend, "namespace", None),
-            "page_bytes": self.page("kv", "0" * 64).view(torch.uint8).numel(),
+            "page_bytes": self.pools["kv"].page_bytes,
         }
 
 
@@ -287,47 +254,9 @@ _RANKS = {
 
 def chained(chain: str, pages: int) -> tuple[list[int], list[str]]:
     """Return the tokens of a chain's first pages and SGLang's hashes of these pages."""
-    first = zlib.crc32(chain.encode()) % 100_000
-    tokens = list(range(first, first + pages * PAGE))
+    tokens = tokens_of(chain, pages)
     return tokens, get_storage_hash_str(tokens, None, page_size=PAGE)
 
 
-def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the engine prints is no answer
-    engine: Engine | None = None
-    later: list[str] = []  # of the environment, to be taken out again
-
-    def carry_out(do: str, **how: Any) -> dict[str, Any]:
-        nonlocal engine
-        if do == "open":
-            if engine is not None:
-                engine.close()
-                engine = None
-            while later:
-                del os.environ[later.pop()]
-            for name, value in how.pop("environ", {}).items():  # read when a backend is made
-                os.environ[name] = value
-                later.append(name)
-            engine = Engine(how)
-            return engine.about()
-        assert engine is not None, "no engine is open"
-        answer = getattr(engine, do)(**how)
-        assert isinstance(answer, dict)
-        return answer
-
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in iter(sys.stdin.readline, ""):
-        try:
-            answer = carry_out(**json.loads(line))
-        except queue.Empty:
-            answer = {"stuck": True}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
-    if engine is not None:
-        engine.close()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Engine)
