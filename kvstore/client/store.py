@@ -64,6 +64,7 @@ class Store(Administration):
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> Status:
         """Store an object. After Ok every client of the cluster can read it.
 
@@ -74,6 +75,9 @@ class Store(Administration):
             pin: "soft" is evicted last, "hard" never, until `unpin`.
             ttl_ms: the object expires after this many milliseconds; None never.
             parent: key of the block before it in a chain, which helps eviction to cut tails.
+            upsert: publish a new version where the key has an object, in place of AlreadyExists.
+                Whoever reads meanwhile gets the one or the other, never a mixture; another node's
+                copy of the old one may be read until that node has been told, some milliseconds.
 
         Returns:
             Ok; AlreadyExists when the key has a published object, whatever its bytes (a normal
@@ -85,7 +89,8 @@ class Store(Administration):
             PermissionDeniedError: The principal may not write here.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return answer(self._client.put(key, buffer, *kept_as(replicas, pin, ttl_ms), parent))
+        how = kept_as(replicas, pin, ttl_ms)
+        return answer(self._client.put(key, buffer, *how, parent, upsert))
 
     def batch_put(
         self,
@@ -96,6 +101,7 @@ class Store(Administration):
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> list[Status]:
         """Store several objects, with one message per step.
 
@@ -107,6 +113,7 @@ class Store(Administration):
             ttl_ms: as in `put`.
             parent: key of the block before the first; then each further block's parent is the key
                 before it in the list. None: the objects are no chain.
+            upsert: as in `put`.
 
         Returns:
             One status per key, as in `put`.
@@ -116,7 +123,7 @@ class Store(Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return statuses_of(self._client.batch_put(keys, buffers, *how, parent))
+        return statuses_of(self._client.batch_put(keys, buffers, *how, parent, upsert))
 
     def batch_put_from(
         self,
@@ -128,6 +135,7 @@ class Store(Administration):
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> list[Status]:
         """Store several objects whose bytes lie at the given addresses.
 
@@ -140,6 +148,7 @@ class Store(Administration):
             pin: as in `put`.
             ttl_ms: as in `put`.
             parent: as in `batch_put`.
+            upsert: as in `put`.
 
         Returns:
             One status per key, as in `put`.
@@ -149,7 +158,7 @@ class Store(Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent))
+        return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert))
 
     # --- reading ---
 
