@@ -337,6 +337,22 @@ class Store(Administration):
         size = self._client.size(key)
         return size if size >= 0 else None
 
+    def batch_sizes(self, keys: Sequence[str]) -> list[int]:
+        """Return the sizes of several objects, and why there is none.
+
+        Args:
+            keys: of the objects.
+
+        Returns:
+            For each key the size (0 for an empty object), or a negative status: NotFound where it
+            is absent, Unavailable, … where nobody could be asked.
+
+        Raises:
+            InvalidArgumentError: A key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return self._client.sizes(keys)
+
     def prefix_length(self, keys: Sequence[str], stride: int = 1) -> int:
         """Count the leading keys that are present.
 

@@ -40,6 +40,11 @@ def test_a_miss_is_none_and_counted(store: Store) -> None:
     assert store.stats()["misses"]["absent"] == 3
 
 
+def test_sizes_say_what_is_absent(store: Store) -> None:
+    assert store.batch_put(["a", "empty"], [b"abc", b""]) == [Status.Ok, Status.Ok]
+    assert store.batch_sizes(["a", "nobody", "empty"]) == [3, Status.NotFound, 0]
+
+
 def test_the_first_put_wins(store: Store) -> None:
     assert store.put("k", b"first") is Status.Ok
     assert store.put("k", b"second") is Status.AlreadyExists
