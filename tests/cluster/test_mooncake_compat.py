@@ -17,6 +17,7 @@ from kvstore.compat.mooncake import (
     ReplicateConfig,
 )
 from kvstore.compat.mooncake.memory import Addresses
+from kvstore.compat.mooncake.tensors import metadata_size
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
@@ -51,6 +52,7 @@ def test_bytes_go_in_and_come_back(store: MooncakeDistributedStore) -> None:
     assert store.is_exist("a") == 1 and store.is_exist("nobody") == 0
     assert store.get_size("b") == 2
     assert store.get_size("nobody") == ErrorCode.OBJECT_NOT_FOUND
+    assert type(store.get_size("nobody")) is int, "vLLM asks for exactly that type"
     assert store.get_hostname() == "localhost"
     assert store.health_check() == 0
 
@@ -74,7 +76,11 @@ def test_memory_by_address(store: MooncakeDistributedStore) -> None:
     source = [proof(key, size) for key, size in zip(keys, sizes, strict=True)]
     targets = [bytearray(size) for size in sizes]
     with Addresses(source) as of, Addresses(targets) as to:
-        assert [store.register_buffer(p, s) for p, s in zip(to.pointers, to.sizes)] == [0, 0, 0]
+        assert [store.register_buffer(p, s) for p, s in zip(to.pointers, sizes, strict=True)] == [
+            0,
+            0,
+            0,
+        ]
         assert store.batch_put_from(keys, of.pointers, of.sizes, ReplicateConfig()) == [0, 0, 0]
         found = store.batch_get_into([*keys, "nobody"], [*to.pointers, 4096], [*sizes, 1])
         assert found == [*sizes, ErrorCode.OBJECT_NOT_FOUND]
@@ -316,3 +322,65 @@ def test_a_lost_cluster_is_numbers_not_exceptions(cluster: Cluster) -> None:
     assert store.health_check() == 1
     other = MooncakeDistributedStore()
     assert other.setup("h", "m", 0, 0, "tcp", "", cluster.address) == ErrorCode.RPC_FAIL
+
+
+def test_tensors(store: MooncakeDistributedStore) -> None:
+    numpy = pytest.importorskip("numpy")
+    grid = numpy.arange(24, dtype="float32").reshape(4, 6)
+    assert store.put_tensor("t", grid) == 0
+    assert numpy.array_equal(store.get_tensor("t"), grid)
+    assert store.upsert_tensor("t", grid[:, ::2]) == 0
+    assert numpy.array_equal(store.get_tensor("t"), grid[:, ::2])
+    assert store.batch_put_tensor(["a", "b"], [grid, grid.T]) == [0, 0]
+    found = store.batch_get_tensor(["b", "nobody", "a"])
+    assert numpy.array_equal(found[0], grid.T) and found[1] is None
+    assert store.put("bytes", b"no tensor") == 0
+    assert store.get_tensor("bytes") is None
+    assert store.put_tensor("c", "text") == ErrorCode.INVALID_PARAMS
+    config = ReplicateConfig(with_soft_pin=True)
+    assert store.pub_tensor("p", grid, config) == 0
+    assert store.batch_pub_tensor(["q"], [grid], config) == [0]
+    assert store.upsert_pub_tensor("p", grid + 1, config) == 0
+    assert store.batch_upsert_pub_tensor(["q"], [grid + 2]) == [0]
+    assert store.batch_upsert_tensor(["b"], [grid + 3]) == [0]
+    for key, more in (("p", 1), ("q", 2), ("b", 3)):
+        assert numpy.array_equal(store.get_tensor(key), grid + more)
+
+
+def test_tensors_as_shards(store: MooncakeDistributedStore) -> None:
+    numpy = pytest.importorskip("numpy")
+    grid = numpy.arange(48, dtype="int16").reshape(4, 12)
+    assert store.put_tensor_with_tp("t", grid, tp_size=3, split_dim=1) == 0
+    for rank in range(3):
+        shard = store.get_tensor_with_tp("t", rank, 3, 1)
+        assert numpy.array_equal(shard, grid[:, 4 * rank : 4 * rank + 4])
+    assert store.is_exist("t_tp_2") == 1 and store.is_exist("t") == 0
+    assert store.put_tensor_with_tp("u", grid, tp_size=5) == ErrorCode.INVALID_PARAMS
+    assert store.batch_put_tensor_with_tp(["x", "y"], [grid, grid + 1], tp_size=2) == [0, 0]
+    found = store.batch_get_tensor_with_tp(["x", "y", "z"], 1, 2)
+    assert numpy.array_equal(found[1], grid[2:] + 1) and found[2] is None
+    assert store.pub_tensor_with_tp("v", grid, ReplicateConfig(), tp_size=1) == 0
+    assert numpy.array_equal(store.get_tensor_with_tp("v"), grid)
+    assert store.batch_pub_tensor_with_tp(["w"], [grid], tp_size=4) == [0]
+    assert numpy.array_equal(store.get_tensor_with_tp("w", 3, 4), grid[3:])
+
+
+def test_tensors_by_address(store: MooncakeDistributedStore) -> None:
+    numpy = pytest.importorskip("numpy")
+    grid = numpy.arange(24, dtype="float64").reshape(2, 3, 4)
+    assert store.put_tensor("t", grid) == 0
+    room = metadata_size() + grid.nbytes
+    memory = bytearray(room)
+    with Addresses([memory]) as at:
+        pointer = at.pointers[0]
+        assert numpy.array_equal(store.get_tensor_into("t", pointer, room), grid)
+        assert store.put_tensor_from("copy", pointer, room) == 0
+        assert store.upsert_tensor_from("copy", pointer, room) == 0
+        assert store.put_tensor_with_tp_from("tp", pointer, room, tp_size=2) == 0
+        shard = store.get_tensor_with_tp_into("tp", pointer, room, 1, 2)
+        assert numpy.array_equal(shard, grid[1:])
+        assert store.get_tensor_into("t", pointer, 100) is None, "it does not fit"
+        memory[:8] = b"rubbish!"
+        assert store.put_tensor_from("bad", pointer, room) == ErrorCode.INVALID_PARAMS
+    assert numpy.array_equal(store.get_tensor("copy"), grid)
+    assert store.get_size("copy") == store.get_size("t")

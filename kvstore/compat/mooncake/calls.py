@@ -46,21 +46,21 @@ class Calls:
         store = self._store
         if store is None:
             self._guard.say("no setup", f"{what} before a successful setup, or after close")
-            return failed(ErrorCode.INVALID_PARAMS)
+            return failed(int(ErrorCode.INVALID_PARAMS))
 
         def call() -> _T:
             try:
                 return function(store)
             except (TypeError, ValueError, BufferError, OverflowError) as error:
                 self._guard.say(f"{what}: argument", f"{what}: {error}")
-                return failed(ErrorCode.INVALID_PARAMS)
+                return failed(int(ErrorCode.INVALID_PARAMS))
             except KvstoreError as error:
                 if error.status in AWAY:
                     raise
                 self._guard.say(f"{what}: {error.status}", f"{what}: {error}")
                 return failed(code_of(error.status))
 
-        return self._guard.call(what, call, failed(ErrorCode.RPC_FAIL), _is_away)
+        return self._guard.call(what, call, failed(int(ErrorCode.RPC_FAIL)), _is_away)
 
     def _codes(
         self, what: str, function: Callable[[Store], list[int]], keys: Sequence[object]

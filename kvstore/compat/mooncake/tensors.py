@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvstore.client.store import Store
+from kvstore.client.tensor_format import header_bytes, memory_of, parse_header, tensor_in
 from kvstore.compat.mooncake.memory import Addresses, BufferHandle, bytes_at
 from kvstore.compat.mooncake.pointers import Pointers
-from kvstore.compat.mooncake.tensor_format import HEADER_BYTES, read_header
-from kvstore.compat.mooncake.tensor_library import Flat, split, tensor_at
 from kvstore.compat.mooncake.values import ReplicateConfig
+from kvstore.errors import InvalidArgumentError
 
-Config = ReplicateConfig | None
+_USUAL_DIMENSIONS = 8
 
 
 def shard_key(key: str, rank: int) -> str:
@@ -46,22 +46,30 @@ class Tensors(Pointers):
         """Store or replace several tensors."""
         return self._put_tensors("batch_upsert_tensor", keys, tensors_list, upsert=True)
 
-    def pub_tensor(self, key: str, tensor: Any, config: Config = None) -> int:
+    def pub_tensor(self, key: str, tensor: Any, config: ReplicateConfig | None = None) -> int:
         """Store a tensor, kept as `config` says."""
         return self._put_tensors("pub_tensor", [key], [tensor], config)[0]
 
     def batch_pub_tensor(
-        self, keys: Sequence[str], tensors_list: Sequence[Any], config: Config = None
+        self,
+        keys: Sequence[str],
+        tensors_list: Sequence[Any],
+        config: ReplicateConfig | None = None,
     ) -> list[int]:
         """Store several tensors, kept as `config` says."""
         return self._put_tensors("batch_pub_tensor", keys, tensors_list, config)
 
-    def upsert_pub_tensor(self, key: str, tensor: Any, config: Config = None) -> int:
+    def upsert_pub_tensor(
+        self, key: str, tensor: Any, config: ReplicateConfig | None = None
+    ) -> int:
         """Store or replace a tensor, kept as `config` says."""
         return self._put_tensors("upsert_pub_tensor", [key], [tensor], config, True)[0]
 
     def batch_upsert_pub_tensor(
-        self, keys: Sequence[str], tensors_list: Sequence[Any], config: Config = None
+        self,
+        keys: Sequence[str],
+        tensors_list: Sequence[Any],
+        config: ReplicateConfig | None = None,
     ) -> list[int]:
         """Store or replace several tensors, kept as `config` says."""
         return self._put_tensors("batch_upsert_pub_tensor", keys, tensors_list, config, True)
@@ -88,7 +96,7 @@ class Tensors(Pointers):
         self,
         key: str,
         tensor: Any,
-        config: Config = None,
+        config: ReplicateConfig | None = None,
         tp_rank: int = 0,
         tp_size: int = 1,
         split_dim: int = 0,
@@ -101,7 +109,7 @@ class Tensors(Pointers):
         self,
         base_keys: Sequence[str],
         tensors_list: Sequence[Any],
-        config: Config = None,
+        config: ReplicateConfig | None = None,
         tp_rank: int = 0,
         tp_size: int = 1,
         split_dim: int = 0,
@@ -158,8 +166,8 @@ class Tensors(Pointers):
         if tp_size == 1:
             return self._put_laid_out(what, base_keys, buffer_ptrs, sizes, False)
         tensors = [
-            _tensor_in(bytes_at(pointer, size))
-            for pointer, size in zip(buffer_ptrs, sizes, strict=False)
+            self._made(key, bytes_at(pointer, size)[: _tensor_bytes(bytes_at(pointer, size))])
+            for key, pointer, size in zip(base_keys, buffer_ptrs, sizes, strict=False)
         ]
         return self._put_shards(what, base_keys, tensors, None, tp_size, split_dim)
 
@@ -168,16 +176,19 @@ class Tensors(Pointers):
         what: str,
         keys: Sequence[str],
         tensors: Sequence[Any],
-        config: Config = None,
+        config: ReplicateConfig | None = None,
         upsert: bool = False,
     ) -> list[int]:
         def call(store: Store) -> list[int]:
-            flat = [Flat(tensor) for tensor in tensors]
-            with Addresses([one.header for one in flat]) as headers:
+            found = [memory_of(tensor) for tensor in tensors]
+            with Addresses([one.layout.header() for one in found]) as headers:
                 pointers = [
-                    [at, one.pointer] for at, one in zip(headers.pointers, flat, strict=True)
+                    [at, one.pointer] for at, one in zip(headers.pointers, found, strict=True)
                 ]
-                sizes = [[HEADER_BYTES, one.layout.data_bytes] for one in flat]
+                sizes = [
+                    [size, one.layout.size_bytes]
+                    for size, one in zip(headers.sizes, found, strict=True)
+                ]
                 how = self._kept(config)
                 return self._put_gathered(store, keys, pointers, sizes, how, upsert)
 
@@ -188,7 +199,7 @@ class Tensors(Pointers):
         what: str,
         keys: Sequence[str],
         tensors: Sequence[Any],
-        config: Config,
+        config: ReplicateConfig | None,
         parts: int,
         dimension: int,
     ) -> list[int]:
@@ -217,8 +228,10 @@ class Tensors(Pointers):
         def call(store: Store) -> list[int]:
             exact = []
             for pointer, size in zip(pointers, sizes, strict=True):
-                layout = read_header(bytes_at(pointer, min(size, HEADER_BYTES)), size)
-                exact.append(HEADER_BYTES + layout.data_bytes)
+                length = _tensor_bytes(bytes_at(pointer, size))
+                if length is None:
+                    raise InvalidArgumentError("no whole tensor lies there")
+                exact.append(length)
             return self._put_gathered(store, keys, pointers, exact, self._kept(None), upsert)
 
         return self._codes(what, call, keys)
@@ -294,8 +307,8 @@ class Tensors(Pointers):
         if stored is None:
             return None
         try:
-            return _tensor_in(stored)
-        except (ValueError, ImportError) as error:
+            return tensor_in(stored, None)
+        except InvalidArgumentError as error:
             self._guard.say(f"tensor: {error}", f"the object under {key!r}: {error}")
             return None
 
@@ -304,12 +317,33 @@ def _names(keys: Sequence[str], rank: int, size: int) -> list[str]:
     return [shard_key(key, rank) if size > 1 else key for key in keys]
 
 
-def _tensor_in(stored: Any) -> Any:
-    """Make a tensor over bytes with their header, without a copy."""
-    layout = read_header(stored, len(stored))
-    return tensor_at(layout, memoryview(stored)[HEADER_BYTES : HEADER_BYTES + layout.data_bytes])
+def _tensor_bytes(memory: memoryview) -> int | None:
+    """Length of the tensor, header included, at the start of some memory; None for no whole one."""
+    found = parse_header(memory)
+    length = 0 if found is None else found[1] + found[0].size_bytes
+    return length if 0 < length <= len(memory) else None
+
+
+def split(tensor: Any, parts: int, dimension: int) -> list[Any]:
+    """Cut a tensor into equal parts along a dimension.
+
+    Raises:
+        InvalidArgumentError: There is no such dimension, or it does not divide evenly.
+    """
+    shape = tuple(int(size) for size in tensor.shape)
+    if parts < 1 or not -len(shape) <= dimension < len(shape):
+        raise InvalidArgumentError(f"no {parts} parts along dimension {dimension} of {shape}")
+    if shape[dimension] % parts:
+        raise InvalidArgumentError(f"dimension {dimension} of {shape} is no multiple of {parts}")
+    step = shape[dimension] // parts
+    shards = []
+    for part in range(parts):
+        index = [slice(None)] * len(shape)
+        index[dimension] = slice(part * step, (part + 1) * step)
+        shards.append(tensor[tuple(index)])
+    return shards
 
 
 def metadata_size() -> int:
-    """Return how many bytes lie before a tensor's own (Mooncake's `_tensor_metadata_size`)."""
-    return HEADER_BYTES
+    """Return how many bytes lie at most before a tensor's own, of up to 8 dimensions."""
+    return header_bytes(_USUAL_DIMENSIONS)
