@@ -154,3 +154,12 @@ def test_what_cannot_work_is_refused() -> None:
     for arguments in (["-E", "-m", LAUNCHER, "-c", ""], ["-m", LAUNCHER, "/nowhere"]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
         assert done.returncode != 0 and "kvstore.compat.mooncake" in done.stderr
+
+
+def test_the_drop_in_needs_nothing_but_the_client() -> None:
+    code = """
+    import sys, kvstore.compat.mooncake
+    heavy = ("grpc", "msgspec", "aiohttp", "google", "numpy", "torch", "lmdb", "asyncio")
+    print([name for name in heavy if name in sys.modules])
+    """
+    assert run("-c", textwrap.dedent(code)) == "[]"
