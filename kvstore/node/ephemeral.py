@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import threading
@@ -13,16 +14,31 @@ from kvstore import _native
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
 from kvstore.errors import UnavailableError
-from kvstore.logging import EventLogger
 from kvstore.node import activity
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.server import advertised, core_options
 from kvstore.security import Role, load_identity, load_principals
+from kvstore.sizes import format_size
 
-_log = EventLogger("node.ephemeral")
+# Sentences, not events: it speaks in other programs' logs.
+_log = logging.getLogger("kvstore.node.ephemeral")
+_agents_log = logging.getLogger("kvstore.node.agent")
 _READY_S = 15.0
 _READY_POLL_S = 0.02
 _LEAVE_S = 5.0
+
+
+class _Once(logging.Filter):
+    """Lets each of the agent's events through once: another program's log is not for repeating."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        new = record.msg not in self._said
+        self._said.add(record.msg)
+        return new
 
 
 class EphemeralNode:
@@ -68,6 +84,8 @@ class EphemeralNode:
             identity,
             _native.probe_master,
         )
+        self._once = _Once()
+        _agents_log.addFilter(self._once)
         self._thread = threading.Thread(target=self._run, name="kvstore-node", daemon=True)
         self._thread.start()
         if not self._ready.wait(_READY_S):
@@ -78,10 +96,10 @@ class EphemeralNode:
             raise self._failure
         _running.add(self)
         _log.warning(
-            "ephemeral_node_joined",
-            node_id=config.name(),
-            segment_bytes=config.segment_size,
-            note="its objects end with this process",
+            "this process carries node %s of the cluster, %s of anonymous memory: its objects end "
+            "with this process",
+            config.name(),
+            format_size(config.segment_size),
         )
 
     @property
@@ -102,8 +120,9 @@ class EphemeralNode:
         except BaseException as error:
             self._failure = error
             if self._ready.is_set():
-                _log.error("ephemeral_node_failed", node_id=self.node_id, error=error)
+                _log.error("node %s of this process has ended: %s", self.node_id, error)
         finally:
+            _agents_log.removeFilter(self._once)
             self._ready.set()
             self._loop.close()
 
@@ -139,7 +158,7 @@ class EphemeralNode:
             # nobody else waits for this loop.
             core.stop()
             core.close()
-            _log.warning("ephemeral_node_left", node_id=self.node_id, objects_gone=objects)
+            _log.warning("node %s of this process left; %d objects end", self.node_id, objects)
 
     async def _unless_stopped(self, work: asyncio.Task[Any]) -> Any:
         stopped = asyncio.create_task(self._stop.wait())
