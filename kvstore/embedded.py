@@ -228,6 +228,7 @@ def join(
                 "segment_size": segment_bytes,
                 "shm_tenants": sorted({"default", tenant}),
                 "auth_token_file": token_file or "",
+                "labels": {"ephemeral": "true"},  # the master forgets it soon after it has ended
             },
         )
     )
