@@ -242,6 +242,8 @@ class NodeServer:
         tiering.begin(core)
         await asyncio.to_thread(self._check_books)
         render = renderer(http.collector(core), self._reloads.families)
+        if self._config.rest_api == "all" and not self._principals:
+            _log.warning("rest_without_authentication", hint="set auth_token_file")
         objects = self._rest = Rest(self._config, session.master, self._principals)
         server = HttpServer(
             listener,
