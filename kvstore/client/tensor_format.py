@@ -215,8 +215,8 @@ def _module(name: str, what: str) -> Any:
 # ---- from memory to a tensor ------------------------------------------------------------------
 
 
-def tensor_in(stored: bytearray, kind: TensorKind | None) -> Any:
-    """Make the tensor whose object this is; it owns the bytearray, and nothing is copied.
+def tensor_in(stored: bytearray | memoryview, kind: TensorKind | None) -> Any:
+    """Make the tensor whose object this is; it keeps the memory alive, and nothing is copied.
 
     Args:
         stored: a whole object.
@@ -237,7 +237,7 @@ def tensor_in(stored: bytearray, kind: TensorKind | None) -> Any:
         raise InvalidArgumentError(f"the object's tensor cannot be made: {error}") from error
 
 
-def _torch_in(stored: bytearray, layout: Layout, start: int) -> Any:
+def _torch_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any:
     torch = _module("torch", "a torch.Tensor")
     dtype = getattr(torch, layout.dtype, None)
     if dtype is None:
@@ -248,7 +248,7 @@ def _torch_in(stored: bytearray, layout: Layout, start: int) -> Any:
     return flat.as_strided(layout.shape, layout.strides)
 
 
-def _numpy_in(stored: bytearray, layout: Layout, start: int) -> Any:
+def _numpy_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any:
     numpy = _module("numpy", "a NumPy array")
     if layout.dtype in _NOT_NUMPYS:
         dtype = numpy.dtype(getattr(_module("ml_dtypes", f"NumPy's {layout.dtype}"), layout.dtype))
