@@ -70,8 +70,8 @@ class Client:
     def batch_get_into_pointers(
         self,
         keys: Sequence[str],
-        pointers: Sequence[int],
-        sizes: Sequence[int],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
         reasons: list[Any] | None = None,
     ) -> list[int]: ...
     def size(self, key: str) -> int: ...
@@ -98,8 +98,8 @@ class Client:
     def batch_put_from(
         self,
         keys: Sequence[str],
-        pointers: Sequence[int],
-        sizes: Sequence[int],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
         replicas: int,
         pin: int,
         ttl_ms: int,

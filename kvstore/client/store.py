@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kvstore import _native
-from kvstore.client import describe
+from kvstore.client.administration import Administration
 from kvstore.client.answers import (
-    PAGE_KEYS,
     PinLevel,
     answer,
     check_stride,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Store:
+class Store(Administration):
     """An open store; made by `kvstore.connect` or `kvstore.open`.
 
     Thread-safe: the calling thread does its own I/O with the GIL released, and no call outlives the
@@ -122,8 +121,8 @@ class Store:
     def batch_put_from(
         self,
         keys: Sequence[str],
-        pointers: Sequence[int],
-        sizes: Sequence[int],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
         *,
         replicas: int = 1,
         pin: PinLevel | None = None,
@@ -134,8 +133,9 @@ class Store:
 
         Args:
             keys: of the objects.
-            pointers: addresses in host memory, which stays valid and unchanged during the call.
-            sizes: bytes at each address.
+            pointers: addresses in host memory, which stays valid and unchanged during the call;
+                for an object that is gathered from several pieces, a list of them.
+            sizes: bytes at each address, in the same form.
             replicas: as in `put`.
             pin: as in `put`.
             ttl_ms: as in `put`.
@@ -239,8 +239,8 @@ class Store:
     def batch_get_into_pointers(
         self,
         keys: Sequence[str],
-        pointers: Sequence[int],
-        sizes: Sequence[int],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
         *,
         reasons: list[MissReason] | None = None,
     ) -> list[int]:
@@ -248,8 +248,9 @@ class Store:
 
         Args:
             keys: of the objects.
-            pointers: addresses of writable host memory that stays valid during the call.
-            sizes: how many bytes fit at each address.
+            pointers: addresses of writable host memory that stays valid during the call; for an
+                object that is scattered over several pieces, a list of them.
+            sizes: how many bytes fit at each address, in the same form.
             reasons: as in `batch_get`.
 
         Returns:
@@ -380,62 +381,6 @@ class Store:
         leases = self._client.lease(keys, stride, lease_ms, wait_ms)
         return Lookup(leases.length, leases.reason, leases)
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
-        """List keys, page by page, in no particular order.
-
-        Args:
-            prefix: what they start with; "" is all of this namespace.
-
-        Yields:
-            Each key that was present all the while once; others may or may not come.
-
-        Raises:
-            UnavailableError: The master cannot be asked.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        cursor = b""
-        while True:
-            page, cursor = self._client.list_keys(prefix, cursor, PAGE_KEYS)
-            yield from page
-            if not cursor:
-                return
-
-    def inspect(self, key: str) -> dict[str, Any] | None:
-        """Tell what the master knows of an object.
-
-        Args:
-            key: of the object.
-
-        Returns:
-            None when it is absent, else a dict: ``size``, ``version``, ``pin`` (None, "soft",
-            "hard"), ``tier`` (the fastest that holds it), ``replicas`` (a list of ``node_id`` and
-            ``tier``), ``replicas_wanted``, ``created_ms`` (since 1970).
-
-        Raises:
-            InvalidArgumentError: The key is wrong.
-            UnavailableError: The master cannot be asked.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        found = self._client.inspect(key)
-        return None if found is None else describe.inspection(key, found)
-
-    def explain(self, key: str) -> list[dict[str, Any]]:
-        """Tell what each node that answers knows of a key, for people.
-
-        Args:
-            key: of the object.
-
-        Returns:
-            A dict a node: ``node_id``, ``tiers`` (that hold it), ``version``, ``size``, ``put_ms``,
-            ``used_ms`` (about) and ``gone_ms`` (since 1970; None: not known, or long ago) and
-            ``reason``, a MissReason when no tier has it.
-
-        Raises:
-            InvalidArgumentError: The key is wrong.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        return [describe.explanation(known) for known in self._client.explain(key)]
-
     def prefetch(self, keys: Sequence[str]) -> int:
         """Ask the nodes to have these objects in memory when they are read.
 
@@ -489,32 +434,6 @@ class Store:
         codes, _ = self._client.remove(keys)
         return statuses_of(codes)
 
-    def remove_prefix(self, prefix: str) -> int:
-        """Remove every object whose key starts with a prefix.
-
-        Args:
-            prefix: what the keys start with; "" is all of this namespace.
-
-        Returns:
-            How many were removed, those with status Partial included.
-
-        Raises:
-            UnavailableError: The master cannot be asked; some may have been removed.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        removed = 0
-        cursor = b""
-        while True:
-            page, cursor = self._client.list_keys(prefix, cursor, PAGE_KEYS)
-            codes, unreached = self._client.remove(page)
-            for code in codes:
-                if code in (Status.Ok, Status.Partial):
-                    removed += 1
-                elif code != Status.NotFound:
-                    raise error_for(code, f"stopped after {removed}; unreached: {unreached}")
-            if not cursor:
-                return removed
-
     def unpin(self, key: str) -> Status:
         """Take an object's pin away; it is evicted like any other from then on.
 
@@ -531,41 +450,7 @@ class Store:
         """
         return answer(self._client.set_pin((key,), 0)[0])
 
-    def flush(self) -> Status:
-        """Make every object of this namespace unreachable, in constant time.
-
-        Returns:
-            Ok when every node has applied it, else Partial or Unavailable.
-
-        Raises:
-            PermissionDeniedError: The principal may not do this.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        return answer(self._client.flush())
-
     # --- the store itself ---
-
-    def stats(self) -> dict[str, Any]:
-        """Return what this store has counted since it was opened.
-
-        Returns:
-            ``keys_read``, ``hits``, ``hits_shm``, ``hits_tcp``, ``misses`` (by reason),
-            ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm``, ``put_bytes_tcp``,
-            ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``lookups``,
-            ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master);
-            while the store is open also ``node_counters`` (of each node that answers, since it
-            started) and ``evictions`` (their sum); of an embedded store also ``node`` and
-            ``master`` (all of their counters).
-        """
-        stats = describe.counted(self._client.counters())
-        stats["nodes"] = self._client.nodes()
-        if not self.closed:
-            nodes = self._client.node_counters()
-            stats["node_counters"] = nodes
-            stats["evictions"] = sum(node.get("evictions", 0) for node in nodes.values())
-            if self._server_stats is not None:
-                stats |= self._server_stats()
-        return stats
 
     @property
     def closed(self) -> bool:

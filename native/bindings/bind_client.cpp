@@ -146,15 +146,13 @@ class BytesMemory final : public GetMemory {
                          ? PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(want.size))
                          : nullptr;
             GetItem& item = items[want.item];
-            item.data = nullptr;
-            item.capacity = 0;
+            item.data = Pieces();
             if (object == nullptr) {
                 PyErr_Clear();
                 out_of_memory_ = true;
                 continue;
             }
-            item.data = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(object));
-            item.capacity = want.size;
+            item.data = Pieces(PyBytes_AS_STRING(object), want.size);
         }
     }
     bool out_of_memory() const { return out_of_memory_; }
@@ -211,12 +209,11 @@ nb::list get_bytes(Client& client, const KeyArguments& keys,
 }
 
 std::vector<int64_t> get_into(Client& client, const KeyArguments& keys,
-                              const std::vector<BufferArguments::Extent>& extents,
+                              const std::vector<Pieces>& pieces,
                               const nb::object& reasons = nb::none()) {
     std::vector<GetItem> items = get_items(keys);
     for (size_t i = 0; i < items.size(); ++i) {
-        items[i].data = extents[i].data;
-        items[i].capacity = extents[i].size;
+        items[i].data = pieces[i];
     }
     raise_unless_ok(without_gil([&] { return client->get(items, nullptr); }));
     tell_reasons(items, reasons);
@@ -234,9 +231,8 @@ struct PutHow {
     nb::object parent;
 };
 
-std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
-                              const std::vector<BufferArguments::Extent>& extents,
-                              const PutHow& how) {
+std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
+                             const std::vector<Pieces>& pieces, const PutHow& how) {
     std::vector<PutItem> items(keys.size());
     const std::string_view parent =
         how.parent.is_none() ? std::string_view() : utf8_of(how.parent, "parent");
@@ -245,8 +241,7 @@ std::vector<Code> put_extents(Client& client, const KeyArguments& keys,
     }
     for (size_t i = 0; i < items.size(); ++i) {
         items[i].key = keys.keys()[i];
-        items[i].data = extents[i].data;
-        items[i].size = extents[i].size;
+        items[i].data = pieces[i];
         // A batch with a parent is a chain: each block follows the one before it.
         items[i].parent = parent.empty() || i == 0 ? parent : items[i - 1].key;
     }
@@ -438,7 +433,7 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle key, nb::handle out) {
                 const KeyArguments keys = KeyArguments::one(key);
                 const BufferArguments buffers(out, true);
-                return get_into(self, keys, buffers.extents())[0];
+                return get_into(self, keys, buffers.pieces())[0];
             },
             "key"_a.none(), "out"_a.none())
         .def(
@@ -446,7 +441,7 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, nb::handle outs, const nb::object& reasons) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 const BufferArguments buffers(outs, true, arguments.size());
-                return list_of(get_into(self, arguments, buffers.extents(), reasons));
+                return list_of(get_into(self, arguments, buffers.pieces(), reasons));
             },
             "keys"_a.none(), "buffers"_a.none(), "reasons"_a = nb::none())
         .def(
@@ -454,9 +449,9 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle capacities,
                const nb::object& reasons) {
                 const KeyArguments arguments = KeyArguments::many(keys);
-                return list_of(get_into(self, arguments,
-                                        pointer_arguments(pointers, capacities, arguments.size()),
-                                        reasons));
+                return list_of(get_into(
+                    self, arguments,
+                    PointerArguments(pointers, capacities, arguments.size()).pieces(), reasons));
             },
             "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "reasons"_a = nb::none())
         .def(
@@ -492,8 +487,8 @@ void bind_writes(nb::class_<Client>& client) {
                uint32_t ttl_ms, nb::object parent) {
                 const KeyArguments keys = KeyArguments::one(key);
                 const BufferArguments buffers(buffer, false);
-                return static_cast<int64_t>(put_extents(
-                    self, keys, buffers.extents(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
+                return static_cast<int64_t>(put_pieces(
+                    self, keys, buffers.pieces(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
             },
             "key"_a.none(), "buffer"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
         .def(
@@ -502,8 +497,8 @@ void bind_writes(nb::class_<Client>& client) {
                uint32_t ttl_ms, nb::object parent) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 const BufferArguments data(buffers, false, arguments.size());
-                return list_of(put_extents(self, arguments, data.extents(),
-                                           {replicas, pin, ttl_ms, std::move(parent)}));
+                return list_of(put_pieces(self, arguments, data.pieces(),
+                                          {replicas, pin, ttl_ms, std::move(parent)}));
             },
             "keys"_a.none(), "buffers"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a,
             "parent"_a.none())
@@ -512,9 +507,9 @@ void bind_writes(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle lengths,
                uint8_t replicas, uint8_t pin, uint32_t ttl_ms, nb::object parent) {
                 const KeyArguments arguments = KeyArguments::many(keys);
-                return list_of(put_extents(self, arguments,
-                                           pointer_arguments(pointers, lengths, arguments.size()),
-                                           {replicas, pin, ttl_ms, std::move(parent)}));
+                return list_of(put_pieces(
+                    self, arguments, PointerArguments(pointers, lengths, arguments.size()).pieces(),
+                    {replicas, pin, ttl_ms, std::move(parent)}));
             },
             "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "replicas"_a, "pin"_a,
             "ttl_ms"_a, "parent"_a.none())

@@ -73,6 +73,15 @@ uint64_t number_of(nb::handle value, const char* what, long row) {
     return number;
 }
 
+iovec piece_of(nb::handle address, nb::handle size, long row) {
+    const uint64_t where = number_of(address, "pointers", row);
+    const uint64_t length = number_of(size, "sizes", row);
+    if (where == 0 && length != 0) {
+        invalid(at("pointers", row) + " is null");
+    }
+    return {reinterpret_cast<void*>(where), length};
+}
+
 }  // namespace
 
 KeyArguments KeyArguments::one(nb::handle key) {
@@ -116,7 +125,7 @@ BufferArguments::BufferArguments(nb::handle many, bool writable, size_t expected
     const Py_ssize_t count = PyTuple_GET_SIZE(tuple.ptr());
     check_count("buffers", static_cast<size_t>(count), expected);
     buffers_.reserve(expected);
-    extents_.reserve(expected);
+    pieces_.reserve(expected);
     try {
         for (Py_ssize_t row = 0; row < count; ++row) {
             add(PyTuple_GET_ITEM(tuple.ptr(), row), writable, "buffers", row);
@@ -147,29 +156,43 @@ void BufferArguments::add(nb::handle object, bool writable, const char* what, lo
                 "; this " + class_name(object) + " is not");
     }
     buffers_.push_back(buffer);
-    extents_.push_back({static_cast<uint8_t*>(buffer.buf), static_cast<uint64_t>(buffer.len)});
+    pieces_.emplace_back(buffer.buf, static_cast<uint64_t>(buffer.len));
 }
 
-std::vector<BufferArguments::Extent> pointer_arguments(nb::handle pointers, nb::handle sizes,
-                                                       size_t expected) {
+PointerArguments::PointerArguments(nb::handle pointers, nb::handle sizes, size_t expected) {
     const nb::object addresses = as_tuple(pointers, "pointers");
     const nb::object lengths = as_tuple(sizes, "sizes");
     check_count("pointers", static_cast<size_t>(PyTuple_GET_SIZE(addresses.ptr())), expected);
     check_count("sizes", static_cast<size_t>(PyTuple_GET_SIZE(lengths.ptr())), expected);
-    std::vector<BufferArguments::Extent> extents;
-    extents.reserve(expected);
+    pieces_.reserve(expected);
     for (size_t i = 0; i < expected; ++i) {
-        const auto row = static_cast<Py_ssize_t>(i);
-        const uint64_t address =
-            number_of(PyTuple_GET_ITEM(addresses.ptr(), row), "pointers", static_cast<long>(i));
-        const uint64_t size =
-            number_of(PyTuple_GET_ITEM(lengths.ptr(), row), "sizes", static_cast<long>(i));
-        if (address == 0 && size != 0) {
-            invalid(at("pointers", static_cast<long>(i)) + " is null");
+        const auto row = static_cast<long>(i);
+        const nb::handle address = PyTuple_GET_ITEM(addresses.ptr(), static_cast<Py_ssize_t>(i));
+        const nb::handle size = PyTuple_GET_ITEM(lengths.ptr(), static_cast<Py_ssize_t>(i));
+        if (PyLong_Check(address.ptr())) {
+            const iovec one = piece_of(address, size, row);
+            pieces_.emplace_back(one.iov_base, one.iov_len);
+            continue;
         }
-        extents.push_back({reinterpret_cast<uint8_t*>(address), size});
+        const nb::object parts = as_tuple(address, at("pointers", row).c_str());
+        const nb::object part_sizes = as_tuple(size, at("sizes", row).c_str());
+        const auto count = static_cast<size_t>(PyTuple_GET_SIZE(parts.ptr()));
+        if (count == 0 || count != static_cast<size_t>(PyTuple_GET_SIZE(part_sizes.ptr()))) {
+            invalid(at("pointers", row) + " and " + at("sizes", row) +
+                    " must be lists of the same length, 1 or more");
+        }
+        std::vector<iovec>& list = lists_.emplace_back();
+        uint64_t room = UINT64_MAX;
+        for (Py_ssize_t part = 0; part < static_cast<Py_ssize_t>(count); ++part) {
+            list.push_back(piece_of(PyTuple_GET_ITEM(parts.ptr(), part),
+                                    PyTuple_GET_ITEM(part_sizes.ptr(), part), row));
+            if (list.back().iov_len > room) {
+                invalid(at("sizes", row) + " sum up to more than 64 bits");
+            }
+            room -= list.back().iov_len;
+        }
+        pieces_.emplace_back(std::span<const iovec>(list));
     }
-    return extents;
 }
 
 }  // namespace kvstore

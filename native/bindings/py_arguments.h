@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kvstore/pieces.h"
+
 namespace kvstore {
 
 // One or many keys. Raises InvalidArgumentError unless each is a str of 1 to 1,024 bytes of UTF-8.
@@ -31,26 +33,30 @@ std::string_view utf8_of(nanobind::handle text, const char* what);
 // C-contiguous buffers, locked for as long as this lives.
 class BufferArguments {
   public:
-    struct Extent {
-        uint8_t* data;
-        uint64_t size;
-    };
     BufferArguments(nanobind::handle one, bool writable);
     BufferArguments(nanobind::handle many, bool writable, size_t expected);
     ~BufferArguments();
     BufferArguments(const BufferArguments&) = delete;
     BufferArguments& operator=(const BufferArguments&) = delete;
-    const std::vector<Extent>& extents() const { return extents_; }
+    const std::vector<Pieces>& pieces() const { return pieces_; }
 
   private:
     void add(nanobind::handle object, bool writable, const char* what, long row);
 
     std::vector<Py_buffer> buffers_;
-    std::vector<Extent> extents_;
+    std::vector<Pieces> pieces_;
 };
 
-// Two lists of integers, addresses and sizes, that belong to `expected` keys.
-std::vector<BufferArguments::Extent> pointer_arguments(nanobind::handle pointers,
-                                                       nanobind::handle sizes, size_t expected);
+// Two lists that belong to `expected` keys: of an address and a size each, or, for an object in
+// several pieces, of a list of addresses and a list of as many sizes.
+class PointerArguments {
+  public:
+    PointerArguments(nanobind::handle pointers, nanobind::handle sizes, size_t expected);
+    const std::vector<Pieces>& pieces() const { return pieces_; }
+
+  private:
+    std::vector<std::vector<iovec>> lists_;  // of the objects in several pieces
+    std::vector<Pieces> pieces_;
+};
 
 }  // namespace kvstore

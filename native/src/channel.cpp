@@ -225,7 +225,7 @@ Status Channel::send_checked(const Payload& payload, Deadline deadline) {
     if (Status status = send_all(fd_.get(), parts_, deadline, MSG_MORE); !status.ok()) {
         return status;
     }
-    TransferCursor cursor(payload.parts, payload.crcs);
+    TransferCursor cursor(payload.parts, payload.crcs, payload.crc_of);
     if (Status status = send_all(fd_.get(), &cursor, deadline, MSG_MORE); !status.ok()) {
         return status;
     }

@@ -109,7 +109,7 @@ void GetPath::provide_memory(std::span<GetItem> items) {
 // True when the item is done. Otherwise another replica, or the socket, may still have it.
 bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
     const LocalNode& node = *locals_[static_cast<size_t>(probe.local)].node;
-    if (probe.found.length > item.capacity) {
+    if (probe.found.length > item.data.size()) {
         item.result = static_cast<int64_t>(Code::kBufferTooSmall);
         item.reason = MissReason::kNone;
         return true;
@@ -118,7 +118,7 @@ bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
     CopyResult result = copy_object(node.index(), node.segment(), probe.found, item.data, identity);
     if (result == CopyResult::kStale) {
         result = read_object(node.index(), node.segment(), identity, item.key, now_ms, item.data,
-                             item.capacity, &probe.found);
+                             &probe.found);
     }
     fault_point("client_get_copied");
     switch (result) {

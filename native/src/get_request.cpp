@@ -26,7 +26,7 @@ Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadlin
     for (const Row& row : rows_) {
         names.push_back(row.key);
         versions.push_back(row.version);
-        sizes.push_back(row.capacity);
+        sizes.push_back(row.data.size());
     }
     Get request;
     request.keys = names;
@@ -81,10 +81,10 @@ Result<bool> GetRequest::advance() {
         }
     }
     if (replied_ && cursor_.done()) {
-        size_t next_part = 0;
+        size_t next = 0;
         for (Answer& answer : answers_) {
             if (answer.code == Code::kOk) {
-                answer.data_crc = crcs_[next_part++];
+                answer.data_crc = crcs_[next++];
             }
         }
         return true;
@@ -122,17 +122,22 @@ Status GetRequest::take_reply() {
         if (answer.code != Code::kOk) {
             continue;
         }
-        if (answer.size > rows_[i].capacity) {
+        if (answer.size > rows_[i].data.size()) {
             return broken("the reply is longer than asked for");
         }
         total += answer.size;
-        parts_.push_back({rows_[i].data, answer.size});
+        uint64_t left = answer.size;
+        for (const iovec& piece : rows_[i].data.list()) {
+            parts_.push_back({piece.iov_base, std::min<uint64_t>(piece.iov_len, left)});
+            left -= parts_.back().iov_len;
+        }
+        crc_of_.resize(parts_.size(), static_cast<uint32_t>(crcs_.size()));
+        crcs_.push_back(0);
     }
     if (total != lease_->payload_left()) {
         return broken("sizes and payload disagree");
     }
-    crcs_.resize(parts_.size());
-    cursor_ = TransferCursor(parts_, crcs_);
+    cursor_ = TransferCursor(parts_, crcs_, crc_of_);
     return {};
 }
 

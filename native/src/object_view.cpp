@@ -13,8 +13,7 @@ class OwnMemory final : public GetMemory {
     void provide(std::span<const Want> wants, std::span<GetItem> items) override {
         for (const Want& want : wants) {
             bytes_->resize(std::max<uint64_t>(want.size, 1));
-            items[want.item].data = bytes_->data();
-            items[want.item].capacity = want.size;
+            items[want.item].data = Pieces(bytes_->data(), want.size);
         }
     }
 

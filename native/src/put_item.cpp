@@ -8,7 +8,7 @@ PutRows::PutRows(std::span<PutItem* const> items, const PutOptions& options) {
     for (const PutItem* item : items) {
         keys.push_back(item->key);
         parents.push_back(item->parent);
-        sizes.push_back(item->size);
+        sizes.push_back(item->data.size());
         chained |= !item->parent.empty();
     }
     if (!chained) {

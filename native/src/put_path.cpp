@@ -21,7 +21,7 @@ size_t batch_length(std::span<const PutItem> items) {
     uint64_t text = 0;
     size_t count = 0;
     for (const PutItem& item : items) {
-        bytes += item.size;
+        bytes += item.data.size();
         text += item.key.size() + item.parent.size();
         if (count > 0 &&
             (count == limits::kMaxBatchKeys || bytes > kBatchBytes || text > kBatchText)) {
@@ -58,7 +58,7 @@ void PutPath::run(std::span<PutItem> items, Deadline deadline) {
 
 void PutPath::put_batch(std::span<PutItem> batch) {
     for (PutItem& item : batch) {
-        item.result = item.size > limits::kMaxObjectBytes ? Code::kTooLarge : kPutOpen;
+        item.result = item.data.size() > limits::kMaxObjectBytes ? Code::kTooLarge : kPutOpen;
     }
     // One batch may wait for a node that restarts; those behind it fail at once until one is back.
     const uint64_t patience_ms = context_.write_breaker().allow() ? kReattachMs : 0;
@@ -154,8 +154,11 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     }
     std::vector<uint32_t> crcs(open.size());
     std::vector<iovec> parts;
-    for (const PutItem* item : open) {
-        parts.push_back({const_cast<uint8_t*>(item->data), item->size});
+    std::vector<uint32_t> crc_of;
+    for (uint32_t row = 0; row < open.size(); ++row) {
+        const std::span<const iovec> pieces = open[row]->data.list();
+        parts.insert(parts.end(), pieces.begin(), pieces.end());
+        crc_of.resize(parts.size(), row);
     }
     const PutRows rows(open, options_);
     Put request;
@@ -165,7 +168,7 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     StatusReply reply;
     ChannelPool::Lease lease;
     const Status status =
-        peer.sockets().exchange(request, &reply, &lease, deadline_, {parts, crcs});
+        peer.sockets().exchange(request, &reply, &lease, deadline_, {parts, crcs, crc_of});
     if (!status.ok()) {
         const bool answered = lease && lease->alive();
         answered ? peer.breaker().success() : peer.breaker().failure();
@@ -180,7 +183,7 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
         item.result =
             row < reply.status.size() ? static_cast<Code>(reply.status[row]) : Code::kProtocolError;
         if (item.result == Code::kOk) {
-            tally_.add(ClientCounter::kBytesPutSocket, item.size);
+            tally_.add(ClientCounter::kBytesPutSocket, item.data.size());
         }
     }
 }

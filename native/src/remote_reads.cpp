@@ -162,7 +162,7 @@ void RemoteReads::provide_memory() {
     std::vector<GetMemory::Want> wants;
     for (const Job& job : jobs_) {
         const GetItem& item = items_[job.item];
-        if (memory_ != nullptr && (item.capacity < job.placement.size || item.data == nullptr)) {
+        if (memory_ != nullptr && (item.data.size() < job.placement.size || item.data.is_null())) {
             wants.push_back({job.item, job.placement.size});
         }
     }
@@ -171,7 +171,7 @@ void RemoteReads::provide_memory() {
     }
     for (Job& job : jobs_) {
         GetItem& item = items_[job.item];
-        if (item.capacity >= job.placement.size) {
+        if (item.data.size() >= job.placement.size) {
             continue;
         }
         if (job.remembered) {  // it may be smaller now
@@ -292,7 +292,7 @@ void RemoteReads::read_shared(Slice& slice) {
         IndexReader::Found found;
         const CopyResult result =
             read_object(node->index(), node->segment(), context_.identity(key), item.key, now_ms,
-                        item.data, item.capacity, &found);
+                        item.data, &found);
         if (result == CopyResult::kOk) {
             item.result = static_cast<int64_t>(found.length);
             item.reason = MissReason::kNone;
@@ -387,7 +387,7 @@ void RemoteReads::send(Slice& slice) {
     for (const Job* job : slice.jobs) {
         GetItem& item = items_[job->item];
         const Version version = job->newer ? 0 : job->placement.version;
-        rows.push_back({item.key, version, item.data, item.capacity});
+        rows.push_back({item.key, version, item.data});
     }
     const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline);
     slice.under_way = status.ok();

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "kvstore/checksum.h"
 #include "kvstore/fault_point.h"
 #include "kvstore/protocol_steps.h"
 
@@ -28,7 +27,7 @@ constexpr size_t kAhead = 3;
 void SharedPut::cut(std::span<PutItem*> items) {
     uint64_t left = 0;
     for (const PutItem* item : items) {
-        left += item->size;
+        left += item->data.size();
     }
     uint64_t grown = kLeastGroupBytes;
     for (size_t first = 0; first < items.size();) {
@@ -39,7 +38,7 @@ void SharedPut::cut(std::span<PutItem*> items) {
         while (first + count < items.size() && count < limits::kMaxBatchKeys && bytes < enough &&
                text < kGroupText) {
             const PutItem& item = *items[first + count];
-            bytes += item.size;
+            bytes += item.data.size();
             text += item.key.size() + item.parent.size();
             ++count;
         }
@@ -117,7 +116,7 @@ void SharedPut::use_spare() {
         return;
     }
     Group& group = groups_[0];
-    spare_ = node_.spares().take(group.items[0]->size, boottime_ms());
+    spare_ = node_.spares().take(group.items[0]->data.size(), boottime_ms());
     if (spare_) {
         group.generations = {spare_->generation};
         group.offsets = {spare_->offset};
@@ -131,8 +130,8 @@ Status SharedPut::send_reserve(Group& group) {
     if (spare_) {
         request.spares = group.generations;
     }
-    if (group.items.size() == 1 && node_.spares().wants(group.items[0]->size)) {
-        request.spare_size = group.items[0]->size;
+    if (group.items.size() == 1 && node_.spares().wants(group.items[0]->data.size())) {
+        request.spare_size = group.items[0]->data.size();
     }
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     body_.clear();
@@ -158,13 +157,13 @@ void SharedPut::copy(Group& group) {
         if (group.generations[row] == 0) {
             continue;
         }
-        uint8_t* block = node_.block(group.offsets[row], item.size);
+        uint8_t* block = node_.block(group.offsets[row], item.data.size());
         if (block == nullptr) {
             item.result = Code::kProtocolError;
             node_.abandon({&group.generations[row], 1});
             continue;
         }
-        group.crcs.push_back(copy_crc32c(block, item.data, item.size));
+        group.crcs.push_back(gather_crc32c(block, item.data));
         fault_point("client_copying");
         group.copied.push_back(&item);
         group.copied_generations.push_back(group.generations[row]);
@@ -216,7 +215,7 @@ Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
     if (reply.status.size() != group.items.size()) {
         return {Code::kProtocolError, "the reply has another number of rows"};
     }
-    keep_new_spare(reply, group.items[0]->size);
+    keep_new_spare(reply, group.items[0]->data.size());
     group.reserved = true;
     if (spare_) {
         return take_assigned(group, static_cast<Code>(reply.status[0])), Status();
@@ -271,7 +270,7 @@ Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
         PutItem& item = *group.copied[row];
         item.result = static_cast<Code>(reply.status[row]);
         if (item.result == Code::kOk) {
-            tally_.add(ClientCounter::kBytesPutShm, item.size);
+            tally_.add(ClientCounter::kBytesPutShm, item.data.size());
         } else if (item.result == Code::kExpired) {
             node_.abandon({&group.copied_generations[row], 1});
         }

@@ -8,9 +8,10 @@
 
 namespace kvstore {
 
-TransferCursor::TransferCursor(std::span<const iovec> parts, std::span<uint32_t> crcs)
-    : parts_(parts), crcs_(crcs) {
-    KV_ASSERT(crcs.empty() || crcs.size() == parts.size());
+TransferCursor::TransferCursor(std::span<const iovec> parts, std::span<uint32_t> crcs,
+                               std::span<const uint32_t> crc_of)
+    : parts_(parts), crcs_(crcs), crc_of_(crc_of) {
+    KV_ASSERT(crcs.empty() || parts.size() == (crc_of.empty() ? crcs.size() : crc_of.size()));
     std::fill(crcs.begin(), crcs.end(), 0);
     skip_full();
 }
@@ -43,7 +44,8 @@ void TransferCursor::passed(size_t count) {
         const size_t step = std::min(count, parts_[at_].iov_len - offset_);
         if (!crcs_.empty()) {
             const auto* bytes = static_cast<const uint8_t*>(parts_[at_].iov_base) + offset_;
-            crcs_[at_] = crc32c(bytes, step, crcs_[at_]);
+            uint32_t& crc = crcs_[crc_of_.empty() ? at_ : crc_of_[at_]];
+            crc = crc32c(bytes, step, crc);
         }
         offset_ += step;
         count -= step;

@@ -300,13 +300,11 @@ TEST_F(ClientTest, ManyThreadsShareOneClient) {
                 const std::string bytes = bytes_of(key, 3000);
                 PutItem put;
                 put.key = key;
-                put.data = reinterpret_cast<const uint8_t*>(bytes.data());
-                put.size = bytes.size();
+                put.data = Pieces(bytes.data(), bytes.size());
                 std::string out(4000, '\0');
                 GetItem get;
                 get.key = key;
-                get.data = reinterpret_cast<uint8_t*>(out.data());
-                get.capacity = out.size();
+                get.data = Pieces(out.data(), out.size());
                 const bool fine = core.put({&put, 1}, {}).ok() &&
                                   (put.result == Code::kOk || put.result == Code::kAlreadyExists) &&
                                   core.get({&get, 1}, nullptr).ok() && get.result == 3000 &&

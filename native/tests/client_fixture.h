@@ -29,8 +29,7 @@ class TestClient {
         std::vector<PutItem> items(keys.size());
         for (size_t i = 0; i < keys.size(); ++i) {
             items[i].key = keys[i];
-            items[i].data = reinterpret_cast<const uint8_t*>(values[i].data());
-            items[i].size = values[i].size();
+            items[i].data = Pieces(values[i].data(), values[i].size());
         }
         const Status status = core->put(items, options);
         std::vector<Code> codes;
@@ -44,8 +43,7 @@ class TestClient {
         std::string out(capacity, '\0');
         last = {};
         last.key = key;
-        last.data = reinterpret_cast<uint8_t*>(out.data());
-        last.capacity = capacity;
+        last.data = Pieces(out.data(), capacity);
         const Status status = core->get({&last, 1}, nullptr);
         if (!status.ok()) {
             last.result = static_cast<int64_t>(status.code());
@@ -62,8 +60,7 @@ class TestClient {
         values->assign(keys.size(), std::string(capacity, '\0'));
         for (size_t i = 0; i < keys.size(); ++i) {
             items[i].key = keys[i];
-            items[i].data = reinterpret_cast<uint8_t*>((*values)[i].data());
-            items[i].capacity = capacity;
+            items[i].data = Pieces((*values)[i].data(), capacity);
         }
         EXPECT_TRUE(core->get(items, nullptr).ok());
         std::vector<int64_t> results;

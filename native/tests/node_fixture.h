@@ -348,8 +348,8 @@ class ShmClient : public NodeClient {
         const Identity identity{tenant, ns, key_hash(test_secret(), ns, key), 0, 0};
         std::string out(1 << 20, '\0');
         IndexReader::Found found;
-        if (read_object(*index, segment.data(), identity, key, boottime_ms(), out.data(),
-                        out.size(), &found) != CopyResult::kOk) {
+        if (read_object(*index, segment.data(), identity, key, boottime_ms(),
+                        Pieces(out.data(), out.size()), &found) != CopyResult::kOk) {
             return std::nullopt;
         }
         out.resize(found.length);

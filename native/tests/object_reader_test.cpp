@@ -90,8 +90,8 @@ TEST_F(ObjectReaderTest, CopiesExactlyTheBytes) {
         put(key, size + 1, 64, bytes);
         std::string out(size, 'x');
         IndexReader::Found found;
-        ASSERT_EQ(read_object(*reader_, segment_.data(), identity_of(key), key, 0, out.data(),
-                              out.size(), &found),
+        ASSERT_EQ(read_object(*reader_, segment_.data(), identity_of(key), key, 0,
+                              Pieces(out.data(), out.size()), &found),
                   CopyResult::kOk);
         EXPECT_EQ(out, bytes);
         EXPECT_EQ(found.length, size);
@@ -103,10 +103,12 @@ TEST_F(ObjectReaderTest, NamesWhatIsMissingOrTooLarge) {
     put("a", 1, 0, "hello");
     char out[8];
     IndexReader::Found found;
-    EXPECT_EQ(read_object(*reader_, segment_.data(), identity_of("b"), "b", 0, out, 8, &found),
-              CopyResult::kNotFound);
-    EXPECT_EQ(read_object(*reader_, segment_.data(), identity_of("a"), "a", 0, out, 4, &found),
-              CopyResult::kTooSmall);
+    EXPECT_EQ(
+        read_object(*reader_, segment_.data(), identity_of("b"), "b", 0, Pieces(out, 8), &found),
+        CopyResult::kNotFound);
+    EXPECT_EQ(
+        read_object(*reader_, segment_.data(), identity_of("a"), "a", 0, Pieces(out, 4), &found),
+        CopyResult::kTooSmall);
     EXPECT_EQ(found.length, 5u);
 }
 
@@ -117,11 +119,12 @@ TEST_F(ObjectReaderTest, StaleAfterInvalidationAndAfterRetirement) {
     const auto b = probe("b");
     char out[8];
     index_->invalidate(ref);
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), *a, out, identity_of("a")),
+    EXPECT_EQ(copy_object(*reader_, segment_.data(), *a, Pieces(out, sizeof out), identity_of("a")),
               CopyResult::kStale);
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), *b, out, identity_of("b")), CopyResult::kOk);
+    EXPECT_EQ(copy_object(*reader_, segment_.data(), *b, Pieces(out, sizeof out), identity_of("b")),
+              CopyResult::kOk);
     index_->retire();
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), *b, out, identity_of("b")),
+    EXPECT_EQ(copy_object(*reader_, segment_.data(), *b, Pieces(out, sizeof out), identity_of("b")),
               CopyResult::kStale);
 }
 
@@ -139,7 +142,7 @@ TEST_F(ObjectReaderTest, RightBytesOrNoneWhileTheObjectIsReplaced) {
         IndexReader::Found found;
         while (!done) {
             const CopyResult result = read_object(*reader_, segment_.data(), identity_of("a"), "a",
-                                                  0, out.data(), kSize, &found);
+                                                  0, Pieces(out.data(), kSize), &found);
             ++results[static_cast<size_t>(result)];
             if (result != CopyResult::kOk) continue;
             EXPECT_EQ(out, std::string(kSize, static_cast<char>(found.gen)));
@@ -167,7 +170,8 @@ TEST_F(ObjectReaderTest, AFlippedByteIsAChecksumFailure) {
     put("a", 1, 0, "hello");
     segment_[2] ^= 1;
     char out[8];
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), *probe("a"), out, identity_of("a")),
+    EXPECT_EQ(copy_object(*reader_, segment_.data(), *probe("a"), Pieces(out, sizeof out),
+                          identity_of("a")),
               CopyResult::kChecksum);
     EXPECT_FALSE(verify_object(segment_.data(), *probe("a"), identity_of("a")));
 }
@@ -178,7 +182,7 @@ TEST_F(ObjectReaderTest, TheSealBindsTheIdentity) {
     const auto found = *probe("a");
     char out[8];
     const auto copy_as = [&](const IndexReader::Found& f, const Identity& identity) {
-        return copy_object(*reader_, segment_.data(), f, out, identity);
+        return copy_object(*reader_, segment_.data(), f, Pieces(out, sizeof out), identity);
     };
     EXPECT_EQ(copy_as(found, identity_of("a")), CopyResult::kOk);
     Identity other = identity_of("a");
@@ -201,16 +205,19 @@ TEST_F(ObjectReaderTest, RefusesExtentsOutsideTheSegment) {
     IndexReader::Found found = *probe("a");
     char out[8];
     found.offset = kSegmentBytes - 1;
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), found, out, identity_of("a")),
-              CopyResult::kStale);
+    EXPECT_EQ(
+        copy_object(*reader_, segment_.data(), found, Pieces(out, sizeof out), identity_of("a")),
+        CopyResult::kStale);
     found = *probe("a");
     found.ref = 64;
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), found, out, identity_of("a")),
-              CopyResult::kStale);
+    EXPECT_EQ(
+        copy_object(*reader_, segment_.data(), found, Pieces(out, sizeof out), identity_of("a")),
+        CopyResult::kStale);
     found = *probe("a");
     found.length = UINT64_MAX;
-    EXPECT_EQ(copy_object(*reader_, segment_.data(), found, out, identity_of("a")),
-              CopyResult::kStale);
+    EXPECT_EQ(
+        copy_object(*reader_, segment_.data(), found, Pieces(out, sizeof out), identity_of("a")),
+        CopyResult::kStale);
 }
 
 TEST_F(ObjectReaderTest, AHoldIsSeenByTheNodeUntilItIsReleased) {

@@ -74,6 +74,27 @@ TEST_F(TransferCursorTest, EveryByteOnceAndEachPartsChecksum) {
     }
 }
 
+TEST_F(TransferCursorTest, PartsOfOneObjectShareAChecksum) {
+    for (uint32_t seed = 1; seed <= 100; ++seed) {
+        SCOPED_TRACE(seed);
+        make(seed, 20, seed % 3 == 0 ? 100'000 : 50);
+        std::mt19937 random(seed);
+        std::vector<uint32_t> crc_of;
+        for (uint32_t object = 0; crc_of.size() < parts.size(); ++object) {
+            crc_of.resize(std::min(parts.size(), crc_of.size() + 1 + random() % 5), object);
+        }
+        std::vector<uint32_t> crcs(crc_of.back() + 1);
+        TransferCursor cursor(parts, crcs, crc_of);
+        EXPECT_EQ(walk(cursor, random, 1 + seed % 8), memory);
+        std::vector<uint32_t> expected(crcs.size(), 0);
+        for (size_t i = 0; i < parts.size(); ++i) {
+            uint32_t& crc = expected[crc_of[i]];
+            crc = crc32c(parts[i].iov_base, parts[i].iov_len, crc);
+        }
+        EXPECT_EQ(crcs, expected);
+    }
+}
+
 TEST_F(TransferCursorTest, StepsAreShortOnlyWhereChecksumsWantIt) {
     std::vector<uint8_t> bytes(3 * TransferCursor::kStepBytes);
     const iovec part{bytes.data(), bytes.size()};

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -257,3 +259,48 @@ def test_replies_of_every_length_end_when_their_last_byte_is_there(
         start = time.monotonic()
         assert store.batch_get(keys[:count]) == pages[:count], count
         assert time.monotonic() - start < 10, "it waited for more than there is"
+
+
+def _cut(draw: random.Random, base: int, size: int) -> tuple[list[int], list[int]]:
+    """Addresses and sizes of the pieces that a buffer is cut into, empty ones among them."""
+    ends = sorted(draw.randrange(size + 1) for _ in range(draw.randrange(9)))
+    starts = [0, *ends]
+    return [base + at for at in starts], [b - a for a, b in pairwise([*starts, size])]
+
+
+@pytest.mark.parametrize("transport", ["auto", "tcp"])
+def test_an_object_is_gathered_from_and_scattered_to_pieces(
+    cluster: Cluster, transport: str
+) -> None:
+    """Engines keep a page layer by layer; it is one object all the same."""
+    node = cluster.start_node("a")
+    store = cluster.connect(transport=transport)
+    seed = 11
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    sizes = [draw.choice([0, 1, 100, 70_000, 2_000_000]) for _ in range(24)]
+    keys = [f"piece/{i}" for i in range(len(sizes))]
+    values = [proof(key, size) for key, size in zip(keys, sizes, strict=True)]
+    sources = [ctypes.create_string_buffer(value, max(len(value), 1)) for value in values]
+    cuts = [_cut(draw, ctypes.addressof(s), n) for s, n in zip(sources, sizes, strict=True)]
+    # One piece, given as numbers, may stand beside objects in several.
+    whole = (ctypes.addressof(sources[0]), sizes[0])
+    pointers, lengths = [whole[0], *[c[0] for c in cuts[1:]]], [whole[1], *[c[1] for c in cuts[1:]]]
+    assert store.batch_put_from(keys, pointers, lengths) == [Status.Ok] * len(keys)
+    assert store.batch_get(keys) == values
+
+    targets = [ctypes.create_string_buffer(size + 100) for size in sizes]
+    places = [_cut(draw, ctypes.addressof(t), len(t)) for t in targets]  # 100 bytes are left over
+    found = store.batch_get_into_pointers(keys, [p[0] for p in places], [p[1] for p in places])
+    assert found == sizes
+    for target, value in zip(targets, values, strict=True):
+        assert target.raw == value + bytes(100)
+    short = [
+        _cut(draw, ctypes.addressof(t), max(n - 1, 0)) for t, n in zip(targets, sizes, strict=True)
+    ]
+    expected = [Status.BufferTooSmall if n else 0 for n in sizes]
+    assert (
+        store.batch_get_into_pointers(keys, [s[0] for s in short], [s[1] for s in short])
+        == expected
+    )
+    assert node.process.poll() is None

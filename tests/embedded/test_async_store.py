@@ -43,7 +43,8 @@ def waiting(store: AsyncStore) -> int:
 
 
 def public(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    found = {name: value for c in reversed(cls.__mro__) for name, value in vars(c).items()}
+    return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
 def test_every_call_of_a_store_is_there_with_the_same_arguments() -> None:

@@ -171,6 +171,22 @@ def test_addresses_go_in_and_out(store: Store) -> None:
     assert target.raw == source.raw
 
 
+def test_bad_pieces_are_named(store: Store) -> None:
+    for pointers, sizes, word in (
+        ([[1, 2]], [[3]], "same length"),
+        ([[]], [[]], "1 or more"),
+        ([[1]], [5], r"sizes\[0\] must be a list"),
+        ([5], [[1]], "sizes"),
+        ([[0]], [[5]], "null"),
+        ([[1, 2]], [[2**63, 2**63]], "64 bits"),
+        ([["a"]], [[1]], "pointers"),
+    ):
+        with pytest.raises(kvstore.InvalidArgumentError, match=word):
+            store.batch_put_from(["x"], pointers, sizes)  # type: ignore[arg-type]
+        with pytest.raises(kvstore.InvalidArgumentError, match=word):
+            store.batch_get_into_pointers(["x"], pointers, sizes)  # type: ignore[arg-type]
+
+
 def test_prefixes_count_whole_pages(store: Store) -> None:
     keys = [f"chain/{i}" for i in range(10)]
     for key in (*keys[:7], *keys[8:]):

@@ -98,8 +98,7 @@ void Scenario::put(Client& client, ClientCore& core, const KeyName& name) {
     const std::string bytes = Checker::bytes_of(id, size);
     PutItem item;
     item.key = name.key;
-    item.data = reinterpret_cast<const uint8_t*>(bytes.data());
-    item.size = bytes.size();
+    item.data = Pieces(bytes.data(), bytes.size());
     const Status status = core.put({&item, 1}, options);
     if (!client.dead) {
         checker_.end_write(id, status.ok() ? item.result : status.code(), deadline_ns);
@@ -150,8 +149,7 @@ void Scenario::get(Client& client, ClientCore& core, const KeyName& name) {
     std::string bytes(kReadBytes, '\0');
     GetItem item;
     item.key = name.key;
-    item.data = reinterpret_cast<uint8_t*>(bytes.data());
-    item.capacity = bytes.size();
+    item.data = Pieces(bytes.data(), bytes.size());
     const Status status = core.get({&item, 1}, nullptr);
     if (client.dead) {
         return;
@@ -213,8 +211,7 @@ void Scenario::final_reads() {
                 std::string bytes(kReadBytes, '\0');
                 GetItem item;
                 item.key = name.key;
-                item.data = reinterpret_cast<uint8_t*>(bytes.data());
-                item.capacity = bytes.size();
+                item.data = Pieces(bytes.data(), bytes.size());
                 if (name.ns != ns) {
                     continue;
                 }
@@ -235,8 +232,7 @@ void Scenario::final_reads() {
             const std::string bytes = Checker::bytes_of(0, 100);
             PutItem item;
             item.key = "last";
-            item.data = reinterpret_cast<const uint8_t*>(bytes.data());
-            item.size = bytes.size();
+            item.data = Pieces(bytes.data(), bytes.size());
             const Status put = (*connected)->put({&item, 1}, {});
             if (!put.ok() || item.result != Code::kOk) {
                 runtime_.fail("serves in the end",

@@ -21,9 +21,10 @@ namespace kvstore {
 // The bytes behind a request.
 struct Payload {
     std::span<const iovec> parts{};
-    // One per part, or none: computed while the bytes are sent, and sent behind them, so that no
-    // pass of its own is needed.
+    // As a TransferCursor takes them: computed while the bytes are sent, and sent behind them, so
+    // that no pass of its own is needed.
     std::span<uint32_t> crcs{};
+    std::span<const uint32_t> crc_of{};
 };
 
 class Channel {

@@ -8,14 +8,14 @@
 #include <vector>
 
 #include "kvstore/client_context.h"
+#include "kvstore/pieces.h"
 
 namespace kvstore {
 
 // One object to be read.
 struct GetItem {
     std::string_view key;
-    uint8_t* data = nullptr;  // at least `capacity` bytes, written also when the read fails
-    uint64_t capacity = 0;
+    Pieces data;  // written also when the read fails
     // After the call: the size, or a negative Code. A miss is kNotFound, or a code that says more
     // (kUnavailable, kChecksumMismatch); `reason` tells why.
     int64_t result = static_cast<int64_t>(Code::kNotFound);
@@ -30,7 +30,7 @@ class GetMemory {
         uint64_t size;
     };
     virtual ~GetMemory() = default;
-    // Sets data and capacity of each wanted item; one left below its size fails as too small.
+    // Sets the data of each wanted item; one left below its size fails as too small.
     virtual void provide(std::span<const Want> wants, std::span<GetItem> items) = 0;
 };
 

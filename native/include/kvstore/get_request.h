@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kvstore/channel_pool.h"
+#include "kvstore/pieces.h"
 #include "kvstore/status.h"
 #include "kvstore/transfer_cursor.h"
 #include "kvstore/types.h"
@@ -19,8 +20,7 @@ class GetRequest {
     struct Row {
         std::string_view key;
         Version version = 0;
-        uint8_t* data = nullptr;
-        uint64_t capacity = 0;
+        Pieces data;
     };
     struct Answer {
         Code code = Code::kInternal;
@@ -52,7 +52,8 @@ class GetRequest {
     bool replied_ = false;
     std::vector<Answer> answers_;
     std::vector<iovec> parts_;
-    std::vector<uint32_t> crcs_;
+    std::vector<uint32_t> crcs_;    // of each object that comes
+    std::vector<uint32_t> crc_of_;  // of each part
     TransferCursor cursor_;
 };
 

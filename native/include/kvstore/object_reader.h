@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "kvstore/index.h"
+#include "kvstore/pieces.h"
 #include "kvstore/slot_registry.h"
 #include "kvstore/types.h"
 
@@ -15,7 +16,7 @@ enum class CopyResult : uint8_t {
     kStale,     // replaced, evicted or index retired while copying: probe again
     kChecksum,  // the entry stood still, but the bytes are not the ones that were put
     kNotFound,  // read_object: no such object here (any more); use the socket
-    kTooSmall,  // read_object: `capacity` is below the object's length (see `found`)
+    kTooSmall,  // read_object: `dst` is below the object's length (see `found`)
 };
 inline constexpr int kCopyTries = 4;
 
@@ -23,12 +24,13 @@ inline constexpr int kCopyTries = 4;
 // of generation and `retired`, comparison of the sealed CRC. `identity` carries tenant, namespace
 // and hash; version and length are taken from `found`. dst's contents are garbage unless kOk.
 CopyResult copy_object(const IndexReader& reader, const uint8_t* segment,
-                       const IndexReader::Found& found, void* dst, const Identity& identity);
+                       const IndexReader::Found& found, const Pieces& dst,
+                       const Identity& identity);
 
 // probe() and copy_object(), at most kCopyTries times: a generation never comes back, so only a new
 // probe can succeed after kStale. `found` tells what was read last.
 CopyResult read_object(const IndexReader& reader, const uint8_t* segment, const Identity& identity,
-                       std::string_view key, uint64_t now_ms, void* dst, uint64_t capacity,
+                       std::string_view key, uint64_t now_ms, const Pieces& dst,
                        IndexReader::Found* found);
 
 enum class HoldResult : uint8_t {

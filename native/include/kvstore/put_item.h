@@ -7,13 +7,13 @@
 #include <vector>
 
 #include "kvstore/client_context.h"
+#include "kvstore/pieces.h"
 
 namespace kvstore {
 
 struct PutItem {
     std::string_view key;
-    const uint8_t* data = nullptr;
-    uint64_t size = 0;
+    Pieces data;
     std::string_view parent;        // key of the previous block of the chain, or empty
     Code result = Code::kInternal;  // after the call
 };

@@ -1,4 +1,5 @@
-// Bytes on their way into or out of a list of parts, with the CRC32C of each part on the way.
+// Bytes on their way into or out of a list of parts, with the CRC32C of each part, or of each run
+// of parts, on the way.
 #pragma once
 
 #include <sys/uio.h>
@@ -18,8 +19,10 @@ class TransferCursor {
     static constexpr size_t kStepBytes = 256u << 10;
 
     TransferCursor() = default;
-    // `crcs`: one per part, set to that of nothing here; or none at all.
-    explicit TransferCursor(std::span<const iovec> parts, std::span<uint32_t> crcs = {});
+    // `crcs`: set to that of nothing here; none at all, or one per part, or, where objects have
+    // several parts, one per object: then `crc_of` has a part's position in `crcs`.
+    explicit TransferCursor(std::span<const iovec> parts, std::span<uint32_t> crcs = {},
+                            std::span<const uint32_t> crc_of = {});
 
     bool done() const { return at_ == parts_.size(); }
     // The next step's extents; how many of `out` were filled (none: done, or `out` is empty).
@@ -32,6 +35,7 @@ class TransferCursor {
 
     std::span<const iovec> parts_;
     std::span<uint32_t> crcs_;
+    std::span<const uint32_t> crc_of_;
     size_t at_ = 0;      // the part under way
     size_t offset_ = 0;  // bytes of it that have passed
 };
