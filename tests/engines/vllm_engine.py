@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -129,10 +130,8 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         # A session of its own: its engine core and workers end with it, by their group.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
