@@ -11,7 +11,7 @@ import pytest
 
 from kvstore.errors import MissReason, Status
 from kvstore.integrations.guard import Guard
-from kvstore.integrations.vllm.link import Link
+from kvstore.integrations.link import Link
 from kvstore.integrations.vllm.messages import Answer, Load, Loaded, Save, Saved, Step
 from kvstore.integrations.vllm.options import Options
 from kvstore.integrations.vllm.pages import Blocks, Pages, Region, joined, layout_of, regions_of

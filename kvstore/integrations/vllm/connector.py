@@ -24,8 +24,8 @@ from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 from kvstore.errors import Status
 from kvstore.integrations.guard import Guard
 from kvstore.integrations.identity import peers_that_share_no_key
+from kvstore.integrations.link import Link
 from kvstore.integrations.vllm import facts
-from kvstore.integrations.vllm.link import Link
 from kvstore.integrations.vllm.memory import memory_of
 from kvstore.integrations.vllm.messages import Answer, Step
 from kvstore.integrations.vllm.options import Options

@@ -12,7 +12,7 @@ from kvstore.client.lookup import Lookup
 from kvstore.clock import monotonic_ns
 from kvstore.errors import MissReason, Status
 from kvstore.integrations.guard import Guard
-from kvstore.integrations.vllm.link import Link
+from kvstore.integrations.link import Link
 from kvstore.integrations.vllm.messages import Answer, Load, Save, Step
 from kvstore.integrations.vllm.options import Options
 from kvstore.integrations.vllm.pages import Blocks, Pages

@@ -12,7 +12,7 @@ from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import Status
 from kvstore.integrations.guard import AWAY, Guard
-from kvstore.integrations.vllm.link import Link
+from kvstore.integrations.link import Link
 from kvstore.integrations.vllm.memory import CALL_BYTES, Memory
 from kvstore.integrations.vllm.messages import Answer, Load, Loaded, Save, Saved, Step
 from kvstore.integrations.vllm.pages import Blocks
