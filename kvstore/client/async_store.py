@@ -152,9 +152,10 @@ class AsyncStore:
     for its turn, and when none comes within its `wait_ms` it tells what is present then.
 
     A cancelled await ends at once and the call goes on unseen, but for calls that lend the native
-    side the caller's memory (``put``, ``batch_put``, ``get_into``, ``batch_get_into`` and those
-    with pointers): there the cancellation waits until the memory is the caller's again, within the
-    store's ``timeout_ms``. Arguments are kept alive until their call is over in any case.
+    side the caller's memory (``put``, ``batch_put``, ``get_into``, ``batch_get_into``, their
+    tensor twins and those with pointers): there the cancellation waits until the memory is the
+    caller's again, within the store's ``timeout_ms``. Arguments are kept alive until their call is
+    over in any case.
     """
 
     def __init__(
@@ -187,6 +188,13 @@ class AsyncStore:
     get_into = _awaited(Store.get_into, lends_memory=True)
     batch_get_into = _awaited(Store.batch_get_into, lends_memory=True)
     batch_get_into_pointers = _awaited(Store.batch_get_into_pointers, lends_memory=True)
+
+    put_tensor = _awaited(Store.put_tensor, lends_memory=True)
+    batch_put_tensor = _awaited(Store.batch_put_tensor, lends_memory=True)
+    get_tensor = _awaited(Store.get_tensor)
+    batch_get_tensor = _awaited(Store.batch_get_tensor)
+    get_tensor_into = _awaited(Store.get_tensor_into, lends_memory=True)
+    batch_get_tensor_into = _awaited(Store.batch_get_tensor_into, lends_memory=True)
 
     exists = _awaited(Store.exists)
     batch_exists = _awaited(Store.batch_exists)

@@ -19,6 +19,7 @@ from kvstore.client.answers import (
     statuses_of,
 )
 from kvstore.client.lookup import Lookup
+from kvstore.client.tensors import TensorCalls
 from kvstore.client.view import View
 from kvstore.errors import MissReason, Status, error_for
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Store(Administration):
+class Store(TensorCalls, Administration):
     """An open store; made by `kvstore.connect` or `kvstore.open`.
 
     Thread-safe: the calling thread does its own I/O with the GIL released, and no call outlives the

@@ -128,11 +128,28 @@ nb::list list_of(const std::vector<Code>& codes) {
     return list_of(numbers);
 }
 
-// Makes the bytes objects that get() returns as soon as their sizes are known.
-class BytesMemory final : public GetMemory {
+// The two kinds of objects that a get returns. Both are made without touching their bytes.
+struct Bytes {
+    static PyObject* make(Py_ssize_t size) { return PyBytes_FromStringAndSize(nullptr, size); }
+    static char* data(PyObject* object) { return PyBytes_AS_STRING(object); }
+    static Py_ssize_t size(PyObject* object) { return PyBytes_GET_SIZE(object); }
+    static int resize(PyObject** object, Py_ssize_t size) { return _PyBytes_Resize(object, size); }
+};
+struct ByteArray {
+    static PyObject* make(Py_ssize_t size) { return PyByteArray_FromStringAndSize(nullptr, size); }
+    static char* data(PyObject* object) { return PyByteArray_AS_STRING(object); }
+    static Py_ssize_t size(PyObject* object) { return PyByteArray_GET_SIZE(object); }
+    static int resize(PyObject** object, Py_ssize_t size) {
+        return PyByteArray_Resize(*object, size);
+    }
+};
+
+// Makes the objects that get() returns as soon as their sizes are known.
+template <class Kind>
+class ObjectMemory final : public GetMemory {
   public:
-    explicit BytesMemory(size_t count) : objects_(count, nullptr) {}
-    ~BytesMemory() override {
+    explicit ObjectMemory(size_t count) : objects_(count, nullptr) {}
+    ~ObjectMemory() override {
         for (PyObject* object : objects_) {
             Py_XDECREF(object);
         }
@@ -142,9 +159,8 @@ class BytesMemory final : public GetMemory {
         for (const Want& want : wants) {
             PyObject*& object = objects_[want.item];
             Py_XDECREF(object);
-            object = want.size <= PY_SSIZE_T_MAX
-                         ? PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(want.size))
-                         : nullptr;
+            object = want.size <= PY_SSIZE_T_MAX ? Kind::make(static_cast<Py_ssize_t>(want.size))
+                                                 : nullptr;
             GetItem& item = items[want.item];
             item.data = Pieces();
             if (object == nullptr) {
@@ -152,7 +168,7 @@ class BytesMemory final : public GetMemory {
                 out_of_memory_ = true;
                 continue;
             }
-            item.data = Pieces(PyBytes_AS_STRING(object), want.size);
+            item.data = Pieces(Kind::data(object), want.size);
         }
     }
     bool out_of_memory() const { return out_of_memory_; }
@@ -163,8 +179,8 @@ class BytesMemory final : public GetMemory {
             Py_XDECREF(object);
             return nb::none();
         }
-        if (PyBytes_GET_SIZE(object) != result &&
-            _PyBytes_Resize(&object, static_cast<Py_ssize_t>(result)) != 0) {
+        if (Kind::size(object) != result &&
+            Kind::resize(&object, static_cast<Py_ssize_t>(result)) != 0) {
             throw nb::python_error();
         }
         return nb::steal(object);
@@ -191,10 +207,11 @@ void tell_reasons(std::span<const GetItem> items, const nb::object& reasons) {
     for (const GetItem& item : items) list.append(static_cast<int>(item.reason));
 }
 
-nb::list get_bytes(Client& client, const KeyArguments& keys,
-                   const nb::object& reasons = nb::none()) {
+template <class Kind>
+nb::list get_objects(Client& client, const KeyArguments& keys,
+                     const nb::object& reasons = nb::none()) {
     std::vector<GetItem> items = get_items(keys);
-    BytesMemory memory(items.size());
+    ObjectMemory<Kind> memory(items.size());
     raise_unless_ok(without_gil([&] { return client->get(items, &memory); }));
     if (memory.out_of_memory()) {
         PyErr_NoMemory();
@@ -419,15 +436,21 @@ void bind_reads(nb::class_<Client>& client) {
         .def(
             "get",
             [](Client& self, nb::handle key) -> nb::object {
-                return get_bytes(self, KeyArguments::one(key))[0];
+                return get_objects<Bytes>(self, KeyArguments::one(key))[0];
             },
             "key"_a.none())
         .def(
             "batch_get",
             [](Client& self, nb::handle keys, const nb::object& reasons) {
-                return get_bytes(self, KeyArguments::many(keys), reasons);
+                return get_objects<Bytes>(self, KeyArguments::many(keys), reasons);
             },
             "keys"_a.none(), "reasons"_a = nb::none())
+        .def(
+            "batch_get_bytearrays",
+            [](Client& self, nb::handle keys) {
+                return get_objects<ByteArray>(self, KeyArguments::many(keys));
+            },
+            "keys"_a.none())
         .def(
             "get_into",
             [](Client& self, nb::handle key, nb::handle out) {
