@@ -12,7 +12,7 @@ import pytest
 
 import kvstore
 from tests.engines.conftest import environment
-from tests.engines.tiny_model import HEAD, KV_HEADS, LAYERS, write_llama
+from tests.engines.tiny_model import HEAD, KV_HEADS, LAYERS, write_gemma3, write_llama
 from tests.engines.vllm_engine import Engine, Generated, prompt
 from tests.support.cluster import Cluster
 from tests.support.processes import wait_for
@@ -24,6 +24,7 @@ PAGE_BYTES = BLOCK * LAYERS * 2 * KV_HEADS * HEAD * 4
 SHORT, LONG = prompt(200), prompt(333)
 SHORT_PAGES, LONG_PAGES = 192 // BLOCK, 320 // BLOCK
 GENERATED = 24
+FAULT = ("vllm_fault", "FaultConnector")
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ class Engines:
     def __init__(self, cluster: Cluster, package: Path, folder: Path) -> None:
         self.python = environment("vllm")
         self.cluster = cluster
+        self.model = write_llama(folder / "model")
         self._package = package
         self._folder = folder
-        self._model = write_llama(folder / "model")
 
     def start(
         self,
@@ -71,7 +72,7 @@ class Engines:
             name,
             self.python,
             self._package,
-            self._model,
+            self.model,
             self._folder,
             transfer,
             environment,
@@ -110,7 +111,7 @@ def greetings(cluster: Cluster, model: Path) -> list[int]:
 def test_a_second_engine_computes_only_what_the_first_has_not(
     engines: Engines, cluster: Cluster, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model"
+    model = engines.model
     with engines.start("writer") as writer:
         writer.wait_started()
         first = [writer.generate(SHORT), writer.generate(LONG)]
@@ -124,11 +125,10 @@ def test_a_second_engine_computes_only_what_the_first_has_not(
         writer.end()
 
     kill = tmp_path / "kill"
-    fault = ("vllm_fault", "FaultConnector")
     before = counters(store)
     with engines.start(
         "reader",
-        connector=fault,
+        connector=FAULT,
         environment={"KVSTORE_TEST_KILL": str(kill)},
         transport="tcp",
     ) as reader:
@@ -182,6 +182,7 @@ def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[G
     short = reader.generate(SHORT)  # with no node at all
     assert (short.cached, short.tokens) == (0, first[0].tokens)
 
+    cluster.nodes["n1"].kill()  # it is dead; wait for it
     cluster.start_node("n1")  # what it held is still there
     reader.forget()
     wait_for(
@@ -217,3 +218,59 @@ def test_a_prefill_engine_writes_what_a_decode_engine_reads(
         assert (alone.cached, alone.tokens) == (0, second.tokens)
         decode.end()
         prefill.end()
+
+
+def test_a_hybrid_models_groups_are_found_together_and_fail_together(
+    engines: Engines, cluster: Cluster, tmp_path: Path
+) -> None:
+    """One layer has a sliding window: its blocks that a prompt's rest no longer needs stay away."""
+    engines.model = write_gemma3(tmp_path / "gemma", window=2 * BLOCK)
+    kill = tmp_path / "kill"
+    with engines.start(
+        "hybrid",
+        connector=FAULT,
+        environment={"KVSTORE_TEST_KILL": str(kill)},
+        engine={"max_num_batched_tokens": 4 * BLOCK},
+    ) as engine:
+        engine.wait_started()
+        store = cluster.connect(namespace=namespace_of(engine))
+        first = engine.generate(LONG)
+        pages = (333 + GENERATED - 1) // BLOCK
+        wait_for(lambda: len(list(store.keys())) == 2 * pages, f"{pages} pages of two groups")
+        assert set(map(store.size, store.keys())) == {PAGE_BYTES // 2}
+
+        engine.forget()
+        second = engine.generate(LONG)
+        assert (first.cached, second.cached) == (0, 320)
+        assert second.tokens == first.tokens
+
+        engine.forget()
+        kill.write_text(str(cluster.nodes["n1"].pid))
+        third = engine.generate(LONG)
+        assert not kill.exists(), "no load was begun"
+        assert third.tokens == first.tokens
+        cluster.nodes["n1"].kill()  # it is dead; wait for it
+        engine.end()
+
+
+def test_each_of_two_tensor_parallel_ranks_has_its_own_objects(
+    engines: Engines, cluster: Cluster
+) -> None:
+    with engines.start(
+        "parallel",
+        environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        engine={"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+    ) as engine:
+        engine.wait_started()
+        store = cluster.connect(namespace=namespace_of(engine))
+        first = engine.generate(LONG)
+        pages = (333 + GENERATED - 1) // BLOCK
+        wait_for(lambda: len(list(store.keys())) == 2 * pages, f"{pages} pages of two ranks")
+        assert set(map(store.size, store.keys())) == {PAGE_BYTES // 2}
+        assert {key.rpartition("-")[2] for key in store.keys()} == {"r0", "r1"}  # noqa: SIM118
+
+        engine.forget()
+        second = engine.generate(LONG)
+        assert (first.cached, second.cached) == (0, 320)
+        assert second.tokens == first.tokens
+        engine.end()

@@ -129,9 +129,20 @@ class Engine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # A session of its own: its engine core and workers end with it, by their group.
+        # A session of its own: its engine core and workers end with it, by their group. Once it has
+        # ended by itself, Python's resource tracker still cleans up behind it.
+        if self.process.poll() is not None:
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: not self._group_lives(), "the engine's processes to end")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+    def _group_lives(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
