@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kvstore.client.store import Store
+from kvstore.errors import ClosedError
 from kvstore.integrations.guard import Guard
 
 _T = TypeVar("_T")
@@ -31,6 +32,8 @@ class Link:
         is_failure: Callable[[_T], bool] | None = None,
     ) -> _T:
         """Run a call of the store as `Guard.call` does; connecting is part of it."""
+        if self._closed:
+            return fallback
         return self._guard.call(what, lambda: function(self._connected()), fallback, is_failure)
 
     def close(self) -> None:
@@ -44,7 +47,7 @@ class Link:
     def _connected(self) -> Store:
         with self._lock:
             if self._closed:
-                raise RuntimeError("the engine is shutting down")
+                raise ClosedError("the engine is shutting down")
             if self._store is None:
                 self._store = self._open()
             return self._store

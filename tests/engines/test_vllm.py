@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,12 @@ def test_a_prefill_engine_writes_what_a_decode_engine_reads(
         prefill.forget()
         alone = prefill.generate(LONG)  # a producer computes everything
         assert (alone.cached, alone.tokens) == (0, second.tokens)
+
+        decode.forget()
+        next_turn = [*LONG, *second.tokens, *prompt(20)]
+        third = decode.generate(next_turn)
+        assert third.cached == 320 + BLOCK
+        assert third.tokens == prefill.generate(next_turn).tokens
         decode.end()
         prefill.end()
 
@@ -274,3 +282,14 @@ def test_each_of_two_tensor_parallel_ranks_has_its_own_objects(
         assert (first.cached, second.cached) == (0, 320)
         assert second.tokens == first.tokens
         engine.end()
+
+
+def test_staging_memory_and_addresses_write_the_same_objects(package: Path) -> None:
+    ran = subprocess.run(
+        [environment("vllm"), str(Path(__file__).with_name("vllm_memory_check.py"))],
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0 and ran.stdout.splitlines()[-1].startswith("ok"), ran.stderr

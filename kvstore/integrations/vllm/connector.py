@@ -132,6 +132,9 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
             for (pp, tp), one in sorted(metadata.items())
             if isinstance(one, LayoutMetadata)
         }
+        if len(layouts) != self._vllm_config.parallel_config.world_size:
+            _log.warning("kvstore is not used: not every worker can share its KV cache")
+            return
         options = self._options
         namespace = facts.namespace(self._vllm_config, options, self._pages, layouts)
         self._namespace = namespace
@@ -231,10 +234,9 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         if self._greeted or not self._namespace:
             return
         self._greeted = True
-        probe = facts.probe(self._vllm_config, self._pages)  # vLLM's seed is set by now
-        threading.Thread(target=self._meet_peers, args=(probe,), daemon=True).start()
+        threading.Thread(target=self._meet_peers, daemon=True).start()
 
-    def _meet_peers(self, probe: str) -> None:
+    def _meet_peers(self) -> None:
         options = self._options
         none: list[str] = []
         sentences = self._guard.call(
@@ -243,7 +245,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
                 lambda namespace: options.open_store(namespace, options.timeout_ms),
                 facts.model_name(self._vllm_config, options),
                 self._namespace,
-                probe,
+                facts.probe(self._vllm_config, self._pages),  # vLLM's seed is set by now
             ),
             none,
         )
@@ -263,8 +265,8 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         }
         try:
             memory = memory_of(kv_caches, groups, cache.num_blocks)
-        except ValueError as error:
-            self._refusal = str(error)
+        except Exception as error:  # a cache that is made in another way: run without the store
+            self._refusal = f"{type(error).__name__}: {error}"
             _log.warning("kvstore is not used: %s", self._refusal)
             return
         tensor, pipeline = get_tp_group(), get_pp_group()

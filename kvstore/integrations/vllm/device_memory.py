@@ -157,8 +157,10 @@ class DeviceMemory:
         with cuda.device(self._device), cuda.stream(stream):
             if after is not None:
                 stream.wait_event(after)
-            yield
-            stream.synchronize()
+            try:
+                yield
+            finally:
+                stream.synchronize()
 
 
 def _rows(torch: Any, storages: Sequence[Any], region: Region, blocks: int, device: Any) -> Any:

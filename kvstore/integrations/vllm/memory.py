@@ -58,12 +58,15 @@ def memory_of(
         Host memory goes to the store as it lies; a device's is staged in pinned memory.
 
     Raises:
-        ValueError: A layer has no tensor, or its tensor does not consist of blocks.
+        ValueError: A group has no layer here, a layer has no tensor of its own, or the tensor
+            does not consist of blocks.
     """
     regions: dict[int, list[Region]] = {}
     layout: list[str] = []
     device: Any = None
     for group, layers in groups.items():
+        if not layers:  # a stage of a pipeline without any of a hybrid model's layers of one kind
+            raise ValueError(f"group {group} has no layer here")
         of_group: list[Region] = []
         for layer in layers:
             cache: Any = caches.get(layer)
