@@ -140,6 +140,7 @@ def test_a_second_engine_computes_only_what_the_first_has_not(
         second = [reader.generate(SHORT), reader.generate(LONG)]
         assert [one.cached for one in second] == [192, 320]
         assert [one.tokens for one in second] == [one.tokens for one in first]
+        assert reader.count("vllm:kvstore_connector")["tokens_loaded"] == 192 + 320
         wait_for(lambda: len(greetings(cluster, model)) == 2, "the reader to greet")
         read = counters(store)["get_bytes_tcp"] - before["get_bytes_tcp"]
         assert read == (SHORT_PAGES + LONG_PAGES) * PAGE_BYTES + sum(written)

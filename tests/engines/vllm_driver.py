@@ -3,9 +3,9 @@
 usage: vllm_driver.py MODEL ANSWERS ENGINE-JSON
 
 ENGINE-JSON holds arguments of vllm.LLM, "transfer" those of its KVTransferConfig. A line on stdin
-is {"prompt": [token, …], "max_tokens": n}, or {"forget": true} to empty the engine's own prefix
-cache; the answers go to the file ANSWERS, as vLLM prints where it likes. The end of stdin ends the
-engine.
+is {"prompt": [token, …], "max_tokens": n}, {"forget": true} to empty the engine's own prefix cache,
+or {"count": name} for a counter of vLLM's metrics by the values of its labels; the answers go to
+the file ANSWERS, as vLLM prints where it likes. The end of stdin ends the engine.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def main() -> None:
             order = json.loads(line)
             if order.get("forget"):
                 answer(forgotten=llm.reset_prefix_cache())
+                continue
+            if "count" in order:
+                found = [one for one in llm.get_metrics() if one.name == order["count"]]
+                answer(counted={one.labels.get("what", ""): one.value for one in found})
                 continue
             sampling = SamplingParams(
                 temperature=0,

@@ -90,6 +90,12 @@ class Engine:
         """Empty the engine's own prefix cache."""
         wait_for(self._forgets, "the engine to forget: no block may be in use", poll_s=0.1)
 
+    def count(self, name: str) -> dict[str, float]:
+        """Return a counter of vLLM's metrics, by its label "what"."""
+        self._order(count=name)
+        counted: dict[str, float] = self._answer(ANSWER_S)["counted"]
+        return counted
+
     def _forgets(self) -> bool:
         self._order(forget=True)
         return bool(self._answer(ANSWER_S)["forgotten"])

@@ -11,7 +11,8 @@ pages      from tokens and block tables to keys, from tensors to addresses
 memory     moves blocks between the KV cache and the store
 messages   what scheduler and workers tell each other
 scheduler  what to load and to save; worker: loads and saves, in threads
-connector  joins them to vLLM's interface; the only module that imports vLLM
+connector  joins them to vLLM's interface, with facts (the namespace) and telemetry (counters);
+           only these import vLLM
 """
 
 from typing import TYPE_CHECKING, Any

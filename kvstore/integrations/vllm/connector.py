@@ -30,6 +30,7 @@ from kvstore.integrations.vllm.memory import memory_of
 from kvstore.integrations.vllm.messages import Answer, Step
 from kvstore.integrations.vllm.options import Options
 from kvstore.integrations.vllm.scheduler import SchedulerSide, Stored
+from kvstore.integrations.vllm.telemetry import Counted, Intervals, PrometheusCounters
 from kvstore.integrations.vllm.worker import WorkerSide
 
 _log = init_logger("vllm.kvstore")  # below vLLM's own logger, whose handlers show it
@@ -83,6 +84,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         self._options = Options.of(self._kv_transfer_config.kv_connector_extra_config or {})
         rate = self._options.prefill_tokens_per_s
         self._guard = Guard("vLLM", prefill_tokens_per_s=rate)
+        self._intervals = Intervals(self._guard)
         self._namespace = ""
         self._greeted = False
         self._failed_blocks: set[int] = set()
@@ -102,6 +104,20 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def requires_kv_delivery(self) -> bool:
         """Say that a save that is dropped does no harm: its tokens are computed again."""
         return False
+
+    def get_kv_connector_stats(self) -> Counted | None:
+        """Return what this side has counted since the last call."""
+        return self._intervals.take()
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Counted:
+        """Wrap counters that came from another process."""
+        return Counted(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *of_vllm: Any) -> PrometheusCounters:
+        """Register the counters with vLLM's metrics."""
+        return PrometheusCounters(*of_vllm)
 
     # --- scheduler's side ---
 
