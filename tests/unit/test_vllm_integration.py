@@ -394,11 +394,13 @@ def test_slow_saves_do_not_take_the_engines_memory() -> None:
     side, pool = side_of(FakeStore(), pool_blocks=8)
     side.allocated(FakeRequest(), [[4, 5, 6]], 0)
     side.allocated(FakeRequest("s"), [[1, 2, 3]], 0)
-    (save,) = side.step({"r": 64}, tables(4, 5, 6)).saves
+    (save,) = side.step({"r": 96}, tables(4, 5, 6)).saves
+    assert save.blocks.ids == [4, 5]  # a quarter of the blocks
     assert not side.step({"s": 64}, tables(1, 2, 3)).saves
     side.answered(Answer({}, {save.job: Saved(1, frozenset())}))
-    assert side.step({"s": 64}, tables(1, 2, 3)).saves[0].blocks.ids == [1, 2]
-    assert pool.references == {4: 0, 5: 0, 1: 1, 2: 1}
+    rest, other = side.step({"r": 96, "s": 64}, tables(4, 5, 6)).saves
+    assert (rest.blocks.ids, other.blocks.ids) == ([6], [4])
+    assert pool.references == {4: 1, 5: 0, 6: 1}
 
 
 # --- the worker's side ---

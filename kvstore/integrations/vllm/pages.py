@@ -47,9 +47,14 @@ class Pages:
     ranks: int
 
     @property
+    def blocks_each(self) -> int:
+        """How many blocks a page is."""
+        return sum(self.tokens // tokens for _, tokens in self.groups)
+
+    @property
     def objects(self) -> int:
         """How many objects a page is: the stride of its lookup."""
-        return self.ranks * sum(self.tokens // tokens for _, tokens in self.groups)
+        return self.ranks * self.blocks_each
 
     def whole(self, tokens: int) -> int:
         """Return how many pages so many tokens fill."""

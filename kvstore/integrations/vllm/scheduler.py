@@ -63,6 +63,7 @@ class _Found:
     first_page: int
     lookup: Lookup | None
     at_ns: int
+    worth_fetching: bool
 
     @property
     def objects(self) -> int:
@@ -196,9 +197,7 @@ class SchedulerSide:
                 return None
         assert tracked.found is not None
         pages = max(0, tracked.found.objects // self._pages.objects - self._keep_back)
-        if pages and not self._guard.worth_fetching():
-            pages = 0
-        return pages * self._pages.tokens
+        return pages * self._pages.tokens if tracked.found.worth_fetching else 0
 
     def allocated(
         self, request: Request, tables: Sequence[Sequence[int]], external_tokens: int
@@ -228,7 +227,8 @@ class SchedulerSide:
             if not tracked.waited.done():
                 return False
             lookup, tracked.waited = tracked.waited.result(), None
-        tracked.found = _Found(first, lookup, monotonic_ns())
+        worth_fetching = not lookup or self._guard.worth_fetching()
+        tracked.found = _Found(first, lookup, monotonic_ns(), worth_fetching)
         return True
 
     def _look_up(
@@ -280,15 +280,16 @@ class SchedulerSide:
             first = max(first, self._pages.whole(request.num_prompt_tokens))
         # A page is hashed once its tokens are known, so that no rejected draft is in it.
         last = min(self._pages.whole(computed_tokens), self._whole_pages(request))
-        if last <= first:
+        if last <= first or self._pool is None:
             return None
+        free_blocks = int(_HELD_SHARE * len(self._pool.blocks)) - self._held_blocks
+        if last - first > free_blocks // self._pages.blocks_each:  # the rest: at a later step
+            self._guard.count("saves_put_off")
+            last = first + max(0, free_blocks // self._pages.blocks_each)
         tables = tables_of(request.request_id)
-        if tables is None or self._pool is None:
+        if tables is None or last <= first:
             return None
         blocks = self._pages.blocks(request.block_hashes, first, last, tables)
-        if self._held_blocks + len(blocks) > _HELD_SHARE * len(self._pool.blocks):
-            self._guard.count("saves_put_off")
-            return None
         tracked.saved_pages = last
         self._pool.touch([self._pool.blocks[block] for block in blocks.ids])
         self._held_blocks += len(blocks)
