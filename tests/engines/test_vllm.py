@@ -196,6 +196,10 @@ def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[G
     )
     assert reader.generate(LONG).tokens == first[1].tokens
 
+    cluster.master.kill()
+    reader.forget()
+    assert reader.generate(LONG).tokens == first[1].tokens
+
 
 def test_a_prefill_engine_writes_what_a_decode_engine_reads(
     engines: Engines, cluster: Cluster
