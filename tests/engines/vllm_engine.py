@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,8 +87,15 @@ class Engine:
 
     def generate(self, tokens: list[int], max_tokens: int = 24) -> Generated:
         """Continue a prompt greedily."""
-        self._order(prompt=tokens, max_tokens=max_tokens)
-        return Generated(**self._answer(ANSWER_S))
+        return self.generate_together([tokens], max_tokens)[0]
+
+    def generate_together(
+        self, prompts: Sequence[list[int]], max_tokens: int = 24
+    ) -> list[Generated]:
+        """Continue several prompts at once."""
+        self._order(prompts=prompts, max_tokens=max_tokens)
+        answer = self._answer(ANSWER_S)
+        return [Generated(*one) for one in zip(answer["tokens"], answer["cached"], strict=True)]
 
     def forget(self) -> None:
         """Empty the engine's own prefix cache."""
