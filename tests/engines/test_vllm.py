@@ -313,7 +313,8 @@ def test_rejected_drafts_are_in_no_page(engines: Engines, cluster: Cluster) -> N
 def test_preempted_requests_lose_nothing(engines: Engines, cluster: Cluster) -> None:
     """Three requests need more blocks than there are, while a part of these is being saved."""
     prompts = [prompt(200, seed) for seed in (1, 2, 3)]
-    with engines.start("short", engine={"num_gpu_blocks_override": 24}) as engine:
+    few = {"num_gpu_blocks_override": 24, "max_model_len": 512}
+    with engines.start("short", engine=few) as engine:
         engine.wait_started()
         store = cluster.connect(namespace=namespace_of(engine))
         alone = [engine.generate(one, max_tokens=100).tokens for one in prompts]
