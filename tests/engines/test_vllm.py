@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -238,12 +239,15 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
 ) -> None:
     """One layer has a sliding window: its blocks that a prompt's rest no longer needs stay away."""
     engines.model = write_gemma3(tmp_path / "gemma", window=2 * BLOCK)
-    kill = tmp_path / "kill"
+    kill, told = tmp_path / "kill", tmp_path / "events"
     with engines.start(
         "hybrid",
         connector=FAULT,
-        environment={"KVSTORE_TEST_KILL": str(kill)},
-        engine={"max_num_batched_tokens": 4 * BLOCK},
+        environment={"KVSTORE_TEST_KILL": str(kill), "KVSTORE_TEST_EVENTS": str(told)},
+        engine={
+            "max_num_batched_tokens": 4 * BLOCK,
+            "events": {"enable_kv_cache_events": True, "publisher": "null"},
+        },
     ) as engine:
         engine.wait_started()
         store = cluster.connect(namespace=namespace_of(engine))
@@ -256,6 +260,9 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
         second = engine.generate(LONG)
         assert (first.cached, second.cached) == (0, 320)
         assert second.tokens == first.tokens
+        events = [json.loads(line) for line in told.read_text().splitlines()]
+        for group in (0, 1):
+            assert_told(events, group, [*LONG, *first.tokens][: pages * BLOCK])
 
         engine.forget()
         kill.write_text(str(cluster.nodes["n1"].pid))
@@ -264,6 +271,17 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
         assert third.tokens == first.tokens
         cluster.nodes["n1"].kill()  # it is dead; wait for it
         engine.end()
+
+
+def assert_told(events: list[dict[str, Any]], group: int, tokens: list[int]) -> None:
+    """The events of a group are a chain of blocks that holds the tokens."""
+    mine = [event for event in events if event["group"] == group]
+    parent = None
+    for event in mine:
+        assert (event["parent"], event["size"], event["medium"]) == (parent, BLOCK, "STORAGE")
+        assert len(event["tokens"]) == BLOCK * len(event["hashes"])
+        parent = event["hashes"][-1]
+    assert [token for event in mine for token in event["tokens"]] == tokens
 
 
 def test_each_of_two_tensor_parallel_ranks_has_its_own_objects(

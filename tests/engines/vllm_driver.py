@@ -2,8 +2,8 @@
 
 usage: vllm_driver.py MODEL ANSWERS ENGINE-JSON
 
-ENGINE-JSON holds arguments of vllm.LLM, "transfer" those of its KVTransferConfig. A line on stdin
-is one of
+ENGINE-JSON holds arguments of vllm.LLM, "transfer" those of its KVTransferConfig and "events" those
+of its KVEventsConfig. A line on stdin is one of
 
     {"prompts": [[token, …], …], "max_tokens": n}
     {"forget": true}                                empty the engine's own prefix cache
@@ -22,12 +22,14 @@ from typing import Any
 def main() -> None:
     model, answers_path, arguments = sys.argv[1:]
     from vllm import LLM, SamplingParams
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
 
     engine: dict[str, Any] = json.loads(arguments)
     transfer = engine.pop("transfer", None)
     if transfer is not None:
         engine["kv_transfer_config"] = KVTransferConfig(**transfer)
+    if "events" in engine:
+        engine["kv_events_config"] = KVEventsConfig(**engine.pop("events"))
     defaults = {
         "skip_tokenizer_init": True,
         "dtype": "float32",
