@@ -149,6 +149,19 @@ def test_ranks_with_heads_of_their_own_never_mix(open_engine: Open) -> None:
     assert first.ask("prefetch", chain="a", pages=3) == whole(3)
 
 
+def test_engines_with_other_numbers_of_ranks_share_pages_split_by_heads(open_engine: Open) -> None:
+    split = {"tp_lcm_size": 2}
+    whole_model = open_engine("mha", "page_head", extra=split, tp_rank=0, tp_size=1)
+    assert whole_model.ask("write", chain="a", pages=3) == {"stored": 3}
+    for rank in (0, 1):
+        half = open_engine("mha", "page_head", extra=split, tp_rank=rank, tp_size=2)
+        assert half.about["namespace"] == whole_model.about["namespace"]
+        assert half.ask("prefetch", chain="a", pages=4) == whole(3)
+        assert half.ask("write", chain="b", pages=2) == {"stored": 2}
+    again = open_engine("mha", "page_head", extra=split, tp_rank=0, tp_size=1)
+    assert again.ask("prefetch", chain="b", pages=4) == whole(2)
+
+
 def test_replicated_pages_have_one_writer_and_all_ranks_read_them(open_engine: Open) -> None:
     first = open_engine("mla", tp_rank=0, tp_size=2)
     second = open_engine("mla", tp_rank=1, tp_size=2)
@@ -180,7 +193,7 @@ def test_prefill_and_decode_engines_give_each_other_what_they_computed(open_engi
     decode = open_engine(extra={"hicache_storage_pass_prefix_keys": True})
     assert prefill.ask("write", chain="turn", pages=6) == {"stored": 6}
     assert decode.ask("prefetch", chain="turn", pages=6) == whole(6)
-    assert decode.ask("write", chain="turn", first=6, pages=3) == {"stored": 3}  # its own tokens
+    assert decode.ask("offload", chain="turn", first=6, pages=3) == {"last": True}  # its own tokens
     assert prefill.ask("prefetch", chain="turn", pages=12) == whole(9)
     assert decode.ask("counters")["bytes_written"] == 3 * decode.about["page_bytes"]
 
