@@ -85,7 +85,14 @@ class Client:
     ) -> Leases: ...
     def view(self, key: str) -> Block | None: ...
     def put(
-        self, key: str, buffer: Buffer, replicas: int, pin: int, ttl_ms: int, parent: str | None
+        self,
+        key: str,
+        buffer: Buffer,
+        replicas: int,
+        pin: int,
+        ttl_ms: int,
+        parent: str | None,
+        upsert: bool = False,
     ) -> int: ...
     def batch_put(
         self,
@@ -95,6 +102,7 @@ class Client:
         pin: int,
         ttl_ms: int,
         parent: str | None,
+        upsert: bool = False,
     ) -> list[int]: ...
     def batch_put_from(
         self,
@@ -105,6 +113,7 @@ class Client:
         pin: int,
         ttl_ms: int,
         parent: str | None,
+        upsert: bool = False,
     ) -> list[int]: ...
     def remove(self, keys: Sequence[str]) -> tuple[list[int], list[str]]: ...
     def set_pin(self, keys: Sequence[str], level: int) -> list[int]: ...

@@ -174,6 +174,12 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     client_cap_bytes: Annotated[
         Size, _live("Unpublished bytes one client may hold. 0: half of the segment.")
     ] = 0
+    rest_api: Annotated[
+        str,
+        Meta(pattern="^(off|localhost|all)$"),
+        _fixed("Who may use /api/put, /api/get/KEY, … on the HTTP port: off, localhost or all."),
+    ] = "off"
+    rest_max_body: Annotated[Size, _fixed("A longer body of /api/put is refused.")] = 64 << 20
 
     def __post_init__(self) -> None:
         """Check what a type cannot say."""

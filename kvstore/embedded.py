@@ -7,15 +7,18 @@ left behind. Durability ends with the process too.
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import secrets
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from kvstore import _native
 from kvstore.client.connect import connect
 from kvstore.client.store import Store
-from kvstore.errors import InvalidArgumentError, UnavailableError
+from kvstore.errors import InvalidArgumentError, UnavailableError, UnsupportedError
 from kvstore.sizes import parse_size
 
 _NODE_ID = "embedded"
@@ -158,3 +161,81 @@ def open(
     end = weakref.finalize(store, _end, store._client, servers, os.getpid())
     store._attach(servers.stats, end)
     return store
+
+
+class MemberNode(Protocol):
+    """A node of a cluster that lives inside this process; made by `join`."""
+
+    @property
+    def node_id(self) -> str:
+        """Its name in the cluster."""
+
+    def close(self) -> None:
+        """Leave the cluster; its objects end here. Does nothing the second time."""
+
+
+def join(
+    masters: Sequence[str],
+    segment_bytes: int,
+    *,
+    name: str = "",
+    tenant: str = "default",
+    token_file: str | None = None,
+) -> MemberNode:
+    """Carry a node of a cluster inside this process: anonymous memory, no files.
+
+    Its objects end with the process, whatever ends it. Needs the server extra (its control plane is
+    that of kvstore-node).
+
+    Args:
+        masters: their block addresses, in the order to try them.
+        segment_bytes: memory for objects, lent to the cluster.
+        name: "host" or "host:port" by which other hosts reach this one, and how the node's name
+            begins; without effect on the address when the master is on this host.
+        tenant: whose clients may map the memory, beside those of the tenant "default".
+        token_file: of principals, one of role node among them; None without authentication.
+
+    Returns:
+        The node; close it. It also leaves when the interpreter exits.
+
+    Raises:
+        InvalidArgumentError: An argument is wrong.
+        UnsupportedError: The server extra is not installed.
+        UnavailableError: The node could not join in time.
+        NoSpaceError: The memory does not fit the machine or the cgroup.
+    """
+    if segment_bytes < _MIN_SEGMENT_BYTES:
+        raise InvalidArgumentError("a node needs a segment of 1 MiB or more")
+    try:
+        from kvstore.config import NodeConfig, load
+        from kvstore.node.ephemeral import EphemeralNode
+    except ImportError as error:
+        raise UnsupportedError(
+            f"memory of this process needs the server extra, pip install 'kvcache-store[server]' "
+            f"({error}); or give it none and run kvstore-node on this host"
+        ) from None
+    host = re.sub(r":\d+$", "", name).strip("[]")
+    local = all(_is_local(master) for master in masters) or host in ("", "localhost")
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", name) or "process"
+    node = EphemeralNode(
+        load(
+            NodeConfig,
+            None,
+            {
+                "master_address": list(masters),
+                "node_id": f"{readable[:64]}-{os.getpid()}-{secrets.token_hex(4)}",
+                "host": "127.0.0.1" if local else host,
+                "segment_size": segment_bytes,
+                "shm_tenants": sorted({"default", tenant}),
+                "auth_token_file": token_file or "",
+                "labels": {"ephemeral": "true"},  # the master forgets it soon after it has ended
+            },
+        )
+    )
+    atexit.register(node.close)
+    return node
+
+
+def _is_local(address: str) -> bool:
+    host = re.sub(r":\d+$", "", address)
+    return host.startswith("unix:") or host in ("127.0.0.1", "localhost", "[::1]", "::1")

@@ -1,10 +1,10 @@
-"""The small HTTP server of master and node: /metrics, /healthz and /readyz."""
+"""The small HTTP server of master and node: /metrics, /healthz, /readyz, and what they add."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,8 @@ from aiohttp import web
 
 from kvstore.errors import UnavailableError
 from kvstore.metrics import CONTENT_TYPE
+
+_MAX_BODY_BYTES = 64 << 10
 
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether the process does its work now, and a JSON object that says why (not)."""
@@ -36,15 +38,26 @@ def bind(host: str, port: int) -> socket.socket:
 class HttpServer:
     """Serves one process's metrics and health."""
 
-    def __init__(self, listener: socket.socket, render: Callable[[], bytes], ready: Readiness):
+    def __init__(
+        self,
+        listener: socket.socket,
+        render: Callable[[], bytes],
+        ready: Readiness,
+        routes: Iterable[web.RouteDef] = (),
+        max_body_bytes: int = _MAX_BODY_BYTES,
+    ) -> None:
         """Take a bound socket and what to show.
 
         Args:
             listener: from bind(); owned from here on.
             render: writes the metrics; runs in a thread.
             ready: for /readyz.
+            routes: further paths.
+            max_body_bytes: a longer body is refused before it is read whole.
         """
         self._listener = listener
+        self._routes = tuple(routes)
+        self._max_body_bytes = max_body_bytes
         self._render = render
         self._ready = ready
         self._runner: web.AppRunner | None = None
@@ -56,10 +69,11 @@ class HttpServer:
 
     async def start(self) -> None:
         """Begin to answer."""
-        app = web.Application()
+        app = web.Application(client_max_size=self._max_body_bytes)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_routes(self._routes)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.SockSite(self._runner, self._listener).start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import kvstore
-from kvstore.cli import bench, cluster, data, replay
+from kvstore.cli import bench, cluster, config, data, replay
 from kvstore.cli.output import print_json
 from kvstore.cli.session import json_option
 
@@ -44,6 +44,7 @@ for command in (
     cluster.snapshot,
     replay.replay,
     bench.bench,
+    config.config,
     version,
 ):
     main.add_command(command)

@@ -199,6 +199,7 @@ class AsyncStore:
     exists = _awaited(Store.exists)
     batch_exists = _awaited(Store.batch_exists)
     size = _awaited(Store.size)
+    batch_sizes = _awaited(Store.batch_sizes)
     prefix_length = _awaited(Store.prefix_length)
     inspect = _awaited(Store.inspect)
     explain = _awaited(Store.explain)

@@ -65,6 +65,7 @@ class Store(TensorCalls, Administration):
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> Status:
         """Store an object. After Ok every client of the cluster can read it.
 
@@ -75,6 +76,9 @@ class Store(TensorCalls, Administration):
             pin: "soft" is evicted last, "hard" never, until `unpin`.
             ttl_ms: the object expires after this many milliseconds; None never.
             parent: key of the block before it in a chain, which helps eviction to cut tails.
+            upsert: publish a new version where the key has an object, in place of AlreadyExists.
+                Whoever reads meanwhile gets the one or the other, never a mixture; another node's
+                copy of the old one may be read until that node has been told, some milliseconds.
 
         Returns:
             Ok; AlreadyExists when the key has a published object, whatever its bytes (a normal
@@ -86,7 +90,8 @@ class Store(TensorCalls, Administration):
             PermissionDeniedError: The principal may not write here.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return answer(self._client.put(key, buffer, *kept_as(replicas, pin, ttl_ms), parent))
+        how = kept_as(replicas, pin, ttl_ms)
+        return answer(self._client.put(key, buffer, *how, parent, upsert))
 
     def batch_put(
         self,
@@ -97,6 +102,7 @@ class Store(TensorCalls, Administration):
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> list[Status]:
         """Store several objects, with one message per step.
 
@@ -108,6 +114,7 @@ class Store(TensorCalls, Administration):
             ttl_ms: as in `put`.
             parent: key of the block before the first; then each further block's parent is the key
                 before it in the list. None: the objects are no chain.
+            upsert: as in `put`.
 
         Returns:
             One status per key, as in `put`.
@@ -117,7 +124,7 @@ class Store(TensorCalls, Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return statuses_of(self._client.batch_put(keys, buffers, *how, parent))
+        return statuses_of(self._client.batch_put(keys, buffers, *how, parent, upsert))
 
     def batch_put_from(
         self,
@@ -129,6 +136,7 @@ class Store(TensorCalls, Administration):
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> list[Status]:
         """Store several objects whose bytes lie at the given addresses.
 
@@ -141,6 +149,7 @@ class Store(TensorCalls, Administration):
             pin: as in `put`.
             ttl_ms: as in `put`.
             parent: as in `batch_put`.
+            upsert: as in `put`.
 
         Returns:
             One status per key, as in `put`.
@@ -150,7 +159,7 @@ class Store(TensorCalls, Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent))
+        return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert))
 
     # --- reading ---
 
@@ -328,6 +337,22 @@ class Store(TensorCalls, Administration):
         """
         size = self._client.size(key)
         return size if size >= 0 else None
+
+    def batch_sizes(self, keys: Sequence[str]) -> list[int]:
+        """Return the sizes of several objects, and why there is none.
+
+        Args:
+            keys: of the objects.
+
+        Returns:
+            For each key the size (0 for an empty object), or a negative status: NotFound where it
+            is absent, Unavailable, … where nobody could be asked.
+
+        Raises:
+            InvalidArgumentError: A key is wrong.
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        return self._client.sizes(keys)
 
     def prefix_length(self, keys: Sequence[str], stride: int = 1) -> int:
         """Count the leading keys that are present.

@@ -76,6 +76,14 @@ class Layout:
             count *= extent
         return count * _DTYPES[_CODE_OF[self.dtype]].size_bytes
 
+    def elements(self) -> tuple[object, ...]:
+        """Return what says where each element lies: a dimension of 1 may have any stride."""
+        strides = [
+            0 if extent == 1 else stride
+            for extent, stride in zip(self.shape, self.strides, strict=True)
+        ]
+        return self.dtype, self.shape, self.size_bytes and strides
+
     def header(self) -> bytearray:
         """Encode it."""
         dims = len(self.shape)
@@ -215,8 +223,8 @@ def _module(name: str, what: str) -> Any:
 # ---- from memory to a tensor ------------------------------------------------------------------
 
 
-def tensor_in(stored: bytearray, kind: TensorKind | None) -> Any:
-    """Make the tensor whose object this is; it owns the bytearray, and nothing is copied.
+def tensor_in(stored: bytearray | memoryview, kind: TensorKind | None) -> Any:
+    """Make the tensor whose object this is; it keeps the memory alive, and nothing is copied.
 
     Args:
         stored: a whole object.
@@ -237,7 +245,7 @@ def tensor_in(stored: bytearray, kind: TensorKind | None) -> Any:
         raise InvalidArgumentError(f"the object's tensor cannot be made: {error}") from error
 
 
-def _torch_in(stored: bytearray, layout: Layout, start: int) -> Any:
+def _torch_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any:
     torch = _module("torch", "a torch.Tensor")
     dtype = getattr(torch, layout.dtype, None)
     if dtype is None:
@@ -248,7 +256,7 @@ def _torch_in(stored: bytearray, layout: Layout, start: int) -> Any:
     return flat.as_strided(layout.shape, layout.strides)
 
 
-def _numpy_in(stored: bytearray, layout: Layout, start: int) -> Any:
+def _numpy_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any:
     numpy = _module("numpy", "a NumPy array")
     if layout.dtype in _NOT_NUMPYS:
         dtype = numpy.dtype(getattr(_module("ml_dtypes", f"NumPy's {layout.dtype}"), layout.dtype))

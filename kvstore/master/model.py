@@ -114,6 +114,11 @@ class Node:
     """When its record was last written to disk."""
 
     @property
+    def ephemeral(self) -> bool:
+        """Whether it has nothing to come back with: its memory ends with its process."""
+        return self.labels.get("ephemeral") == "true"
+
+    @property
     def state(self) -> NodeState:
         """The state that follows from what is known."""
         if self.session_id == 0:

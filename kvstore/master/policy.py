@@ -287,7 +287,7 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
         if node.session_id and silent_ms >= ttl_ms:
             cluster, more = _end_session(settings, cluster, node, now_ms, left=False)
             decisions += more
-        elif not node.session_id and silent_ms >= settings.retention_ms:
+        elif not node.session_id and silent_ms >= _kept_ms(settings, cluster, node):
             rest = {k: v for k, v in cluster.nodes.items() if k != node.node_id}
             cluster = replace(cluster, nodes=MappingProxyType(rest))
             decisions.append(Forget(node.node_id))
@@ -297,6 +297,12 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
     decisions += more
     decisions.append(SetCopyRate(0 if cluster.rebuilding else settings.repair_copies))
     return cluster, decisions
+
+
+def _kept_ms(settings: Settings, cluster: Cluster, node: Node) -> int:
+    """How long a node that is away is remembered, with the removes that it has not applied."""
+    awaited = cluster.rebuilding and node.node_id in cluster.awaited
+    return settings.node_ttl_ms if node.ephemeral and not awaited else settings.retention_ms
 
 
 def _excuse(settings: Settings, cluster: Cluster, now_ms: int) -> Cluster:

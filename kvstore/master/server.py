@@ -26,6 +26,7 @@ from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
 from kvstore.master.journal import Journal
 from kvstore.master.model import Settings
+from kvstore.master.queries import Queries
 from kvstore.master.registry import Registry
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.metrics import renderer
@@ -172,7 +173,8 @@ class MasterServer:
         calls = Calls(self._guard)
         collect = http.collector(core, registry, journal, calls.counts)
         ready = self._reloads.readiness(http.readiness(registry))
-        web = HttpServer(listener, renderer(collect, self._reloads.families), ready)
+        questions = Queries(core, registry, self._guard).routes()
+        web = HttpServer(listener, renderer(collect, self._reloads.families), ready, questions)
         journal.start()
         try:
             block = urlsplit((await asyncio.to_thread(core.start))[0])

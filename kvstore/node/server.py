@@ -20,6 +20,7 @@ from kvstore.metrics import renderer
 from kvstore.node import activity, http
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
+from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, Role, load_identity, load_principals
@@ -130,6 +131,7 @@ class NodeServer:
         self._reloads = reloads
         self._principals, self._principal = _read_tokens(config)
         self._core: NodeCoreApi | None = None
+        self._rest: Rest | None = None
         self._at = ("", "", 0)
         """Bound TCP and Unix endpoint and HTTP port."""
         self._prefault_reported = False
@@ -182,6 +184,8 @@ class NodeServer:
     def _configure(self, core: NodeCoreApi) -> None:
         """Set at the native node all that may change while it serves."""
         core.set_principals([principal.native() for principal in self._principals])
+        if self._rest is not None:
+            self._rest.replace(self._principals)
         if self._principal is not None:
             core.set_credentials(self._principal.name, self._principal.secret.reveal())
         core.set_tunables(**tunables(self._config))
@@ -238,7 +242,16 @@ class NodeServer:
         tiering.begin(core)
         await asyncio.to_thread(self._check_books)
         render = renderer(http.collector(core), self._reloads.families)
-        server = HttpServer(listener, render, self._reloads.readiness(http.readiness(core)))
+        if self._config.rest_api == "all" and not self._principals:
+            _log.warning("rest_without_authentication", hint="set auth_token_file")
+        objects = self._rest = Rest(self._config, session.master, self._principals)
+        server = HttpServer(
+            listener,
+            render,
+            self._reloads.readiness(http.readiness(core)),
+            objects.routes(),
+            self._config.rest_max_body,
+        )
         try:
             tcp, unix = await asyncio.to_thread(core.start)
             await server.start()
@@ -268,6 +281,7 @@ class NodeServer:
         finally:
             await self._agent.leave()  # first, so that nobody is sent here any more
             await server.stop()
+            await asyncio.to_thread(objects.close)
             await asyncio.to_thread(core.stop)
             await asyncio.to_thread(self._check_books)
             self._core = None  # no reload reaches it any more

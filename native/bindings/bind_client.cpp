@@ -246,6 +246,7 @@ struct PutHow {
     uint8_t pin = 0;
     uint32_t ttl_ms = 0;
     nb::object parent;
+    bool upsert = false;
 };
 
 std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
@@ -266,6 +267,7 @@ std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
     options.replicas = how.replicas;
     options.pin = static_cast<Pin>(how.pin);
     options.ttl_ms = how.ttl_ms;
+    options.upsert = how.upsert;
     raise_unless_ok(without_gil([&] { return client->put(items, options); }));
     std::vector<Code> codes(items.size());
     std::transform(items.begin(), items.end(), codes.begin(),
@@ -507,35 +509,37 @@ void bind_writes(nb::class_<Client>& client) {
         .def(
             "put",
             [](Client& self, nb::handle key, nb::handle buffer, uint8_t replicas, uint8_t pin,
-               uint32_t ttl_ms, nb::object parent) {
+               uint32_t ttl_ms, nb::object parent, bool upsert) {
                 const KeyArguments keys = KeyArguments::one(key);
                 const BufferArguments buffers(buffer, false);
-                return static_cast<int64_t>(put_pieces(
-                    self, keys, buffers.pieces(), {replicas, pin, ttl_ms, std::move(parent)})[0]);
+                return static_cast<int64_t>(
+                    put_pieces(self, keys, buffers.pieces(),
+                               {replicas, pin, ttl_ms, std::move(parent), upsert})[0]);
             },
-            "key"_a.none(), "buffer"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none())
+            "key"_a.none(), "buffer"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a, "parent"_a.none(),
+            "upsert"_a = false)
         .def(
             "batch_put",
             [](Client& self, nb::handle keys, nb::handle buffers, uint8_t replicas, uint8_t pin,
-               uint32_t ttl_ms, nb::object parent) {
+               uint32_t ttl_ms, nb::object parent, bool upsert) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 const BufferArguments data(buffers, false, arguments.size());
                 return list_of(put_pieces(self, arguments, data.pieces(),
-                                          {replicas, pin, ttl_ms, std::move(parent)}));
+                                          {replicas, pin, ttl_ms, std::move(parent), upsert}));
             },
             "keys"_a.none(), "buffers"_a.none(), "replicas"_a, "pin"_a, "ttl_ms"_a,
-            "parent"_a.none())
+            "parent"_a.none(), "upsert"_a = false)
         .def(
             "batch_put_from",
             [](Client& self, nb::handle keys, nb::handle pointers, nb::handle lengths,
-               uint8_t replicas, uint8_t pin, uint32_t ttl_ms, nb::object parent) {
+               uint8_t replicas, uint8_t pin, uint32_t ttl_ms, nb::object parent, bool upsert) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 return list_of(put_pieces(
                     self, arguments, PointerArguments(pointers, lengths, arguments.size()).pieces(),
-                    {replicas, pin, ttl_ms, std::move(parent)}));
+                    {replicas, pin, ttl_ms, std::move(parent), upsert}));
             },
             "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "replicas"_a, "pin"_a,
-            "ttl_ms"_a, "parent"_a.none())
+            "ttl_ms"_a, "parent"_a.none(), "upsert"_a = false)
         .def("remove", &remove, "keys"_a.none())
         .def("set_pin", &set_pin, "keys"_a.none(), "level"_a)
         .def("flush", [](Client& self) {

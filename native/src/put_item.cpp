@@ -1,6 +1,8 @@
 // The columns of a put's messages.
 #include "kvstore/put_item.h"
 
+#include "kvstore/messages_node.h"
+
 namespace kvstore {
 
 PutRows::PutRows(std::span<PutItem* const> items, const PutOptions& options) {
@@ -17,6 +19,7 @@ PutRows::PutRows(std::span<PutItem* const> items, const PutOptions& options) {
     pins.assign(options.pin == Pin::kNone ? 0 : items.size(), static_cast<uint8_t>(options.pin));
     replicas.assign(items.size(), options.replicas);
     ttl_ms.assign(options.ttl_ms == 0 ? 0 : items.size(), options.ttl_ms);
+    flags.assign(options.upsert ? items.size() : 0, kPutUpsert);
 }
 
 }  // namespace kvstore

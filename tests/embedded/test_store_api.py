@@ -40,6 +40,11 @@ def test_a_miss_is_none_and_counted(store: Store) -> None:
     assert store.stats()["misses"]["absent"] == 3
 
 
+def test_sizes_say_what_is_absent(store: Store) -> None:
+    assert store.batch_put(["a", "empty"], [b"abc", b""]) == [Status.Ok, Status.Ok]
+    assert store.batch_sizes(["a", "nobody", "empty"]) == [3, Status.NotFound, 0]
+
+
 def test_the_first_put_wins(store: Store) -> None:
     assert store.put("k", b"first") is Status.Ok
     assert store.put("k", b"second") is Status.AlreadyExists
@@ -349,3 +354,27 @@ def test_many_threads_share_a_store(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
+
+
+def test_an_upsert_is_a_new_version(store: Store) -> None:
+    for turn, size in enumerate([100, 100, 100, 5000, 0, 100]):
+        assert store.put("k", proof("k", size, str(turn)), upsert=True) is Status.Ok
+        assert store.get("k") == proof("k", size, str(turn))
+    assert store.put("k", b"late") is Status.AlreadyExists
+    before = store.inspect("k")
+    assert store.batch_put(["k", "l"], [b"x", b"y"], upsert=True) == [Status.Ok, Status.Ok]
+    memory = ctypes.create_string_buffer(b"z", 1)
+    assert store.batch_put_from(["l"], [ctypes.addressof(memory)], [1], upsert=True) == [Status.Ok]
+    assert store.batch_get(["k", "l"]) == [b"x", b"z"]
+    after = store.inspect("k")
+    assert before is not None and after is not None and after["version"] > before["version"]
+
+
+def test_a_view_outlives_an_upsert(store: Store) -> None:
+    assert store.put("k", b"old") is Status.Ok
+    view = store.view("k")
+    assert view is not None
+    with view as block:
+        assert store.put("k", b"new", upsert=True) is Status.Ok
+        assert bytes(block) == b"old"
+    assert store.get("k") == b"new"

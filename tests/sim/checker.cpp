@@ -548,11 +548,14 @@ std::set<KeyName> Checker::must_be_readable() {
                 !placed_.contains(id)) {
                 continue;
             }
-            // A newer version takes an older one along, even when it is lost itself later.
+            // A newer version takes an older one along, even when it is lost itself later. A plain
+            // write is one, too, where the master had given up the older one's holders.
             const auto& all = writes_of_.at(name);
             if (std::any_of(all.begin(), all.end(), [&](uint64_t other) {
                     const Write& one = writes_.at(other);
-                    return one.upsert && other != id &&
+                    const bool is_refused =
+                        one.ended && !one.upsert && one.code == Code::kAlreadyExists;
+                    return other != id && !is_refused &&
                            (!one.ended || one.ended_ns >= write.begun.at_ns);
                 })) {
                 continue;

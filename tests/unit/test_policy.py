@@ -179,6 +179,21 @@ def test_a_node_that_is_away_is_forgotten_after_the_retention() -> None:
     assert cluster.nodes == {} and only(decisions, Forget) == [Forget("a")]
 
 
+def test_an_ephemeral_node_is_forgotten_with_its_ttl() -> None:
+    node = replace(joined().nodes["a"], labels={"ephemeral": "true"})
+    cluster = Cluster(started_ms=0, nodes={"a": node})
+    gone, _ = run(cluster, (Unregister("a", 1), 10))
+    gone, decisions = run(gone, (Tick(), SETTINGS.node_ttl_ms - 1))
+    assert "a" in gone.nodes
+    gone, decisions = run(gone, (Tick(), SETTINGS.node_ttl_ms))
+    assert gone.nodes == {} and only(decisions, Forget) == [Forget("a")]
+    # A master that starts again waits for it like for any other: it may be alive.
+    cluster = policy.start([replace(node, session_id=0)], 3600_000)
+    assert cluster.rebuilding
+    cluster, decisions = run(cluster, (Tick(), 3600_001))
+    assert "a" in cluster.nodes and only(decisions, Forget) == []
+
+
 def test_the_record_of_a_living_node_does_not_grow_old() -> None:
     cluster = joined()
     written = []

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "embedded": {"client", "master", "node"},
     "replay": set(),
     "integrations": {"", "client"},
-    "compat": {"", "client", "embedded"},
+    "compat": {"", "client", "embedded", "integrations"},  # the guard is for any engine
     "cli": {"", "_proto", "client", "compat", "embedded", "master", "node", "replay"},
 }
 CLIENT_SIDE = ("client", "embedded", "")

@@ -22,6 +22,7 @@ struct PutOptions {
     uint8_t replicas = 1;
     Pin pin = Pin::kNone;
     uint32_t ttl_ms = 0;  // 0: none
+    bool upsert = false;  // a new version where the key has an object, never kAlreadyExists
 };
 
 // An item that has no final answer yet; no code has this number.
@@ -38,6 +39,7 @@ struct PutRows {
         message->replicas = replicas;
         message->ttl_ms = ttl_ms;
         message->parents = parents;
+        message->flags = flags;
     }
     std::vector<std::string_view> keys;
     std::vector<std::string_view> parents;  // empty when no row has one
@@ -45,6 +47,7 @@ struct PutRows {
     std::vector<uint8_t> pins;
     std::vector<uint8_t> replicas;
     std::vector<uint32_t> ttl_ms;
+    std::vector<uint8_t> flags;
 };
 
 }  // namespace kvstore

@@ -1,0 +1,1 @@
+"""Other stores' programming interfaces on kvstore. Each is switched on explicitly."""

@@ -1,0 +1,5 @@
+"""mooncake.mooncake_config, as kvstore offers it."""
+
+from kvstore.compat.mooncake.settings import MooncakeConfig
+
+__all__ = ["MooncakeConfig"]

@@ -1,0 +1,3 @@
+"""Mooncake's package, as kvstore offers it."""
+
+__all__: list[str] = []

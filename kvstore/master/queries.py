@@ -1,0 +1,133 @@
+"""Read-only questions over HTTP: which nodes there are, which keys, where a key lies.
+
+The paths and forms are those that engines and routers poll at a Mooncake master. A question about
+keys is about one namespace: ?tenant_id= (default "default") and ?namespace= (default "mooncake",
+that of the drop-in). With a token file it needs a client's `authorization: Bearer name:secret`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from kvstore.errors import KvstoreError, Status
+from kvstore.limits import is_valid_key, is_valid_name
+from kvstore.master.core_api import CoreObject, MasterCoreApi
+from kvstore.master.model import NodeState
+from kvstore.master.registry import Registry
+from kvstore.security import Guard, Role, require
+
+_TEXT = "text/plain"
+_PAGE_KEYS = 1000
+_MAX_KEYS = 1000
+_REFUSALS = {Status.Unauthenticated: 401, Status.PermissionDenied: 403}
+
+Answer = Callable[[web.Request, str, str], Awaitable[web.StreamResponse]]
+
+
+class Queries:
+    """Answers from the master's directory."""
+
+    def __init__(self, core: MasterCoreApi, registry: Registry, guard: Guard) -> None:
+        """Take whom to ask, and who may."""
+        self._core = core
+        self._registry = registry
+        self._guard = guard
+
+    def routes(self) -> list[web.RouteDef]:
+        """The paths, for the HTTP server."""
+        return [
+            web.get("/health", self._health),
+            web.get("/get_all_segments", self._segments),
+            web.get("/get_all_keys", self._about_keys(self._keys)),
+            web.get("/query_key", self._about_keys(self._key)),
+            web.get("/batch_query_keys", self._about_keys(self._batch)),
+        ]
+
+    def _about_keys(self, answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def checked(request: web.Request) -> web.StreamResponse:
+            tenant = request.query.get("tenant_id", "default")
+            namespace = request.query.get("namespace", "mooncake")
+            if not (is_valid_name(tenant) and is_valid_name(namespace)):
+                return web.Response(status=400, text="not a tenant or namespace\n")
+            try:
+                caller = self._guard.identify(request.headers.get("Authorization"))
+                require(caller, (Role.CLIENT,), tenant)
+            except KvstoreError as error:
+                return web.Response(status=_REFUSALS[error.status], text=f"{error}\n")
+            return await answer(request, tenant, namespace)
+
+        return checked
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(text="OK")
+
+    async def _segments(self, request: web.Request) -> web.Response:
+        nodes = self._registry.cluster.nodes.values()
+        names = sorted(node.node_id for node in nodes if node.state is not NodeState.DEAD)
+        return web.Response(text="".join(f"{name}\n" for name in names))
+
+    async def _keys(self, request: web.Request, tenant: str, namespace: str) -> web.StreamResponse:
+        """One key a line; written as it is read, so that millions need no memory."""
+        response = web.StreamResponse(headers={"Content-Type": f"{_TEXT}; charset=utf-8"})
+        await response.prepare(request)
+        cursor = 0
+        while True:
+            page, cursor = await asyncio.to_thread(
+                self._core.list_keys, tenant, namespace, "", cursor, _PAGE_KEYS
+            )
+            await response.write("".join(f"{key}\n" for key in page).encode())
+            if cursor == 0:
+                break
+        await response.write_eof()
+        return response
+
+    async def _key(self, request: web.Request, tenant: str, namespace: str) -> web.Response:
+        """The replicas of a key, one a line, as JSON."""
+        key = request.query.get("key", "")
+        if not is_valid_key(key):
+            return web.Response(status=400, text="?key= is missing or wrong\n")
+        found = await asyncio.to_thread(self._core.inspect, tenant, namespace, key)
+        if found is None:
+            return web.Response(status=404, text="OBJECT_NOT_FOUND")
+        lines = [msgspec.json.encode(replica).decode() for replica in _replicas(found)]
+        return web.Response(text="".join(f"{line}\n" for line in lines))
+
+    async def _batch(self, request: web.Request, tenant: str, namespace: str) -> web.Response:
+        """The replicas of several keys, separated by commas, as one JSON object."""
+        keys = [key for key in request.query.get("keys", "").split(",") if key]
+        if not keys or len(keys) > _MAX_KEYS:
+            wrong = f"?keys=a,b,… names no key, or more than {_MAX_KEYS}"
+            return _json({"success": False, "error": wrong}, status=400)
+
+        def look() -> dict[str, Any]:
+            return {key: self._known(tenant, namespace, key) for key in keys}
+
+        return _json({"success": True, "data": await asyncio.to_thread(look)})
+
+    def _known(self, tenant: str, namespace: str, key: str) -> dict[str, Any]:
+        found = self._core.inspect(tenant, namespace, key) if is_valid_key(key) else None
+        if found is None:
+            return {"ok": False, "error": "OBJECT_NOT_FOUND"}
+        return {"ok": True, "values": _replicas(found)}
+
+
+def _replicas(found: CoreObject) -> list[dict[str, Any]]:
+    return [
+        {
+            "size_": found["size"],
+            "buffer_address_": 0,
+            "protocol_": "",
+            "transport_endpoint_": replica["node_id"],
+        }
+        for replica in found["replicas"]
+    ]
+
+
+def _json(content: dict[str, Any], status: int = 200) -> web.Response:
+    body = msgspec.json.encode(content)
+    return web.Response(status=status, body=body, content_type="application/json")

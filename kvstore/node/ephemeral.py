@@ -1,0 +1,206 @@
+"""A node inside another program's process: anonymous memory, no files, gone with the process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+import weakref
+from typing import Any
+
+from kvstore import _native
+from kvstore._proto import types_pb2
+from kvstore.config import NodeConfig
+from kvstore.errors import UnavailableError
+from kvstore.node import activity
+from kvstore.node.agent import Agent, Identity, Load, Session
+from kvstore.node.server import advertised, core_options
+from kvstore.security import Role, load_identity, load_principals
+from kvstore.sizes import format_size
+
+# Sentences, not events: it speaks in other programs' logs.
+_log = logging.getLogger("kvstore.node.ephemeral")
+_agents_log = logging.getLogger("kvstore.node.agent")
+_READY_S = 15.0
+_READY_POLL_S = 0.02
+_LEAVE_S = 5.0
+
+
+class _Once(logging.Filter):
+    """Lets each of the agent's events through once: another program's log is not for repeating."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        new = record.msg not in self._said
+        self._said.add(record.msg)
+        return new
+
+
+class EphemeralNode:
+    """One such node: a thread that speaks with the master, and the native node's own threads."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        """Join the cluster; returns once the cluster sends reads and writes here.
+
+        Args:
+            config: of the node. What it says of files has no effect.
+
+        Raises:
+            InvalidArgumentError: The token file names no principal of role node.
+            UnavailableError: The node could not join in time.
+            NoSpaceError: The segment does not fit the machine or the cgroup.
+            KvstoreError: Any other reason the master has.
+        """
+        self._config = config
+        self._core: Any = None
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._pid = os.getpid()
+        path = config.auth_token_file
+        self._principals = load_principals(path) if path else ()
+        identity = load_identity(path, (Role.NODE,), config.name()) if path else None
+        self._principal = identity
+        self._agent = Agent(
+            config.addresses(),
+            Identity(
+                node_id=config.name(),
+                labels=config.placement_labels(),
+                segments=(
+                    types_pb2.Segment(
+                        name="memory",
+                        tier=types_pb2.TIER_DRAM,
+                        capacity_bytes=config.segment_size,
+                    ),
+                ),
+                endpoints=types_pb2.Endpoints(),
+            ),
+            identity,
+            _native.probe_master,
+        )
+        self._once = _Once()
+        _agents_log.addFilter(self._once)
+        self._thread = threading.Thread(target=self._run, name="kvstore-node", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_READY_S):
+            self.close()
+            raise UnavailableError(f"the node did not join {config.addresses()} in time")
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        _running.add(self)
+        _log.warning(
+            "this process carries node %s of the cluster, %s of anonymous memory: its objects end "
+            "with this process",
+            config.name(),
+            format_size(config.segment_size),
+        )
+
+    @property
+    def node_id(self) -> str:
+        """Its name in the cluster."""
+        return self._config.name()
+
+    def close(self) -> None:
+        """Leave the cluster; its objects end here. Does nothing the second time, or in a child."""
+        if os.getpid() != self._pid or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_READY_S)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            self._failure = error
+            if self._ready.is_set():
+                _log.error("node %s of this process has ended: %s", self.node_id, error)
+        finally:
+            _agents_log.removeFilter(self._once)
+            self._ready.set()
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        try:
+            session = await self._unless_stopped(asyncio.create_task(self._agent.join()))
+            if session is not None:
+                await self._serve_as(session)
+        finally:
+            await asyncio.wait_for(self._agent.leave(), _LEAVE_S)
+
+    async def _serve_as(self, session: Session) -> None:
+        options = core_options(self._config, session, self._principal)
+        options["principals"] = [principal.native() for principal in self._principals]
+        options["unix_endpoint"] = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
+        core = await asyncio.to_thread(lambda: _native.NodeCore(files=None, **options))
+        self._core = core
+        try:
+            tcp, unix = await asyncio.to_thread(core.start)
+            self._agent.serve_at(types_pb2.Endpoints(tcp=advertised(tcp, self._config), unix=unix))
+            ready = asyncio.create_task(self._tell_when_ready())
+            try:
+                await self._unless_stopped(
+                    asyncio.create_task(self._agent.heartbeats(self._load, self._renew))
+                )
+            finally:
+                ready.cancel()
+        finally:
+            await asyncio.wait_for(self._agent.leave(), _LEAVE_S)
+            objects = core.stats()["objects"]
+            self._core = None
+            # Not in the loop's executor: at the interpreter's exit that takes no work any more, and
+            # nobody else waits for this loop.
+            core.stop()
+            core.close()
+            _log.warning("node %s of this process left; %d objects end", self.node_id, objects)
+
+    async def _unless_stopped(self, work: asyncio.Task[Any]) -> Any:
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finished = work.done()
+        work.cancel()
+        stopped.cancel()
+        await asyncio.gather(work, stopped, return_exceptions=True)
+        return work.result() if finished else None
+
+    async def _tell_when_ready(self) -> None:
+        while self._agent.state != types_pb2.NODE_STATE_ALIVE or self._core.link_state() != "up":
+            await asyncio.sleep(_READY_POLL_S)
+        self._ready.set()
+
+    def _load(self) -> Load:
+        """What the heartbeat says."""
+        core = self._core
+        draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
+        core.set_draining(draining)
+        stats = core.stats()
+        return Load(
+            capacity_bytes=stats["ready_bytes"],
+            used_bytes=stats["used_bytes"],
+            refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
+            activity=activity.of(stats, core.client_counters()),
+        )
+
+    async def _renew(self, session: Session) -> None:
+        await asyncio.to_thread(self._core.set_session, session.session_id, [session.master])
+
+
+_running: weakref.WeakSet[EphemeralNode] = weakref.WeakSet()
+
+
+def _abandon_in_child() -> None:
+    """A forked child has the node's memory but not its threads: it must never end it."""
+    for node in list(_running):
+        _native.leak(node)
+        if node._core is not None:
+            _native.leak(node._core)
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)

@@ -1,0 +1,210 @@
+"""Objects over HTTP, for scripts and for what spoke to Mooncake's store service before.
+
+Off unless `rest_api` says otherwise; then for this host alone, or for everybody who reaches the
+HTTP port. With a token file each request carries a client's `authorization: Bearer name:secret`,
+and is that client's. Objects are those of the tenant "default" and the namespace "mooncake"; other
+ones are named by ?tenant_id= and ?namespace=.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from kvstore import _native
+from kvstore.config import NodeConfig
+from kvstore.errors import KvstoreError, Status
+from kvstore.limits import is_valid_key, is_valid_name
+from kvstore.security import Guard, Principal, Role, require
+
+_PAGE_KEYS = 1000
+_MAX_CLIENTS = 16
+_TIMEOUT_MS = 10_000
+_HTTP = {
+    Status.InvalidArgument: 400,
+    Status.Unauthenticated: 401,
+    Status.PermissionDenied: 403,
+    Status.NotFound: 404,
+    Status.TooLarge: 413,
+    Status.NoSpace: 507,
+    Status.Unavailable: 503,
+    Status.Rebuilding: 503,
+    Status.Overloaded: 503,
+    Status.DeadlineExceeded: 504,
+}
+
+Answer = Callable[[web.Request, "_native.Client"], Awaitable[web.Response]]
+
+
+class _Put(msgspec.Struct):
+    """Body of /api/put."""
+
+    key: str
+    value: str
+
+
+class Rest:
+    """The paths, and the clients that carry them out."""
+
+    def __init__(self, config: NodeConfig, master: str, principals: tuple[Principal, ...]) -> None:
+        """Take what the configuration allows; nothing is connected yet.
+
+        Args:
+            config: of the node.
+            master: block address of the master.
+            principals: of the token file; empty without one.
+        """
+        self._allowed = config.rest_api
+        self._masters = [master, *(one for one in config.addresses() if one != master)]
+        self._guard = Guard(principals or None)
+        self._clients: OrderedDict[tuple[str, str, str], _native.Client] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """The paths, for the HTTP server; none when they are off."""
+        if self._allowed == "off":
+            return []
+        return [
+            web.put("/api/put", self._for_client(self._put)),
+            web.get("/api/get/{key:.+}", self._for_client(self._get)),
+            web.get("/api/exist/{key:.+}", self._for_client(self._exist)),
+            web.delete("/api/remove/{key:.+}", self._for_client(self._remove)),
+            web.delete("/api/remove_all", self._for_client(self._remove_all)),
+        ]
+
+    def replace(self, principals: tuple[Principal, ...]) -> None:
+        """Take other principals from now on."""
+        self._guard.replace(principals or None)
+        with self._lock:
+            self._clients.clear()  # dropped, not closed: requests may be using them
+
+    def close(self) -> None:
+        """Disconnect the clients."""
+        with self._lock:
+            clients = list(self._clients.values())
+            self._clients.clear()
+        for client in clients:
+            client.close()
+
+    def _for_client(self, answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def checked(request: web.Request) -> web.Response:
+            if self._allowed == "localhost" and not _is_local(request):
+                return _error(403, "this interface is for this host only (rest_api)")
+            tenant = request.query.get("tenant_id", "default")
+            namespace = request.query.get("namespace", "mooncake")
+            if not (is_valid_name(tenant) and is_valid_name(namespace)):
+                return _error(400, "not a tenant or namespace")
+            if not is_valid_key(request.match_info.get("key", "-")):
+                return _error(400, "not a key")
+            try:
+                caller = self._guard.identify(request.headers.get("Authorization"))
+                require(caller, (Role.CLIENT,), tenant)
+                client = await asyncio.to_thread(self._client, caller, tenant, namespace)
+                return await answer(request, client)
+            except KvstoreError as error:
+                return _error(_HTTP.get(error.status, 500), str(error))
+
+        return checked
+
+    def _client(self, caller: Principal, tenant: str, namespace: str) -> _native.Client:
+        named = self._guard.required
+        key = (caller.name, tenant, namespace)
+        with self._lock:
+            client = self._clients.get(key)
+            if client is None:
+                client = self._clients[key] = _native.Client(
+                    masters=self._masters,
+                    tenant=tenant,
+                    namespace=namespace,
+                    principal=caller.name if named else "",
+                    token=caller.secret.reveal() if named else "",
+                    client_name="node's HTTP port",
+                    timeout_ms=_TIMEOUT_MS,
+                    transport=0,
+                    stripes=1,
+                )
+            self._clients.move_to_end(key)
+            # Dropped, not closed: another request may be using it.
+            while len(self._clients) > _MAX_CLIENTS:
+                self._clients.popitem(last=False)
+        return client
+
+    async def _put(self, request: web.Request, client: _native.Client) -> web.Response:
+        try:
+            put = msgspec.json.decode(await request.read(), type=_Put)
+        except msgspec.MsgspecError as error:
+            return _error(400, f'the body is not {{"key": …, "value": …}}: {error}')
+        if not is_valid_key(put.key):
+            return _error(400, "not a key")
+        value = put.value.encode()
+        code = await asyncio.to_thread(client.put, put.key, value, 1, 0, 0, None)
+        if code in (Status.Ok, Status.AlreadyExists):
+            return _json({"status": "success"})
+        return _failed("PUT operation failed", code)
+
+    async def _get(self, request: web.Request, client: _native.Client) -> web.Response:
+        key = request.match_info["key"]
+        found = await asyncio.to_thread(client.get, key)
+        if found is not None:
+            return web.Response(body=found, content_type="application/octet-stream")
+        size = await asyncio.to_thread(client.size, key)
+        if size in (Status.NotFound, Status.Removed, Status.Expired):
+            return _error(404, "Key not found")
+        return _failed("GET operation failed", size)
+
+    async def _exist(self, request: web.Request, client: _native.Client) -> web.Response:
+        size = await asyncio.to_thread(client.size, request.match_info["key"])
+        if size >= 0 or size == Status.NotFound:
+            return _json({"exists": size >= 0})
+        return _failed("Exist check failed", size)
+
+    async def _remove(self, request: web.Request, client: _native.Client) -> web.Response:
+        codes, _ = await asyncio.to_thread(client.remove, [request.match_info["key"]])
+        if codes[0] in (Status.Ok, Status.Partial):
+            return _json({"status": "success"})
+        return _failed("Remove operation failed", codes[0])
+
+    async def _remove_all(self, request: web.Request, client: _native.Client) -> web.Response:
+        def carry_out() -> tuple[int, int]:
+            count, cursor = 0, b""
+            while True:
+                page, cursor = client.list_keys("", cursor, _PAGE_KEYS)
+                count += len(page)
+                if not cursor:
+                    return count, client.flush()
+
+        count, code = await asyncio.to_thread(carry_out)
+        if code in (Status.Ok, Status.Partial):
+            return _json({"status": f"success removed {count} keys"})
+        return _failed("RemoveAll operation failed", code)
+
+
+def _is_local(request: web.Request) -> bool:
+    try:
+        return ipaddress.ip_address(request.remote or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _failed(what: str, code: int) -> web.Response:
+    """The answer for a status of the store; an object that is read is no failure by then."""
+    if code >= 0:
+        return _error(503, what)
+    status = Status(code) if code in Status._value2member_map_ else Status.Internal
+    return _error(_HTTP.get(status, 500), f"{what}: {status}")
+
+
+def _error(status: int, text: str) -> web.Response:
+    return _json({"error": text}, status)
+
+
+def _json(content: dict[str, Any], status: int = 200) -> web.Response:
+    body = msgspec.json.encode(content)
+    return web.Response(status=status, body=body, content_type="application/json")

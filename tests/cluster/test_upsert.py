@@ -1,0 +1,101 @@
+"""An upsert in a cluster: the new version on every path, whole ones only, one in the end."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import pytest
+
+from kvstore import Status, Store
+from tests.support.cluster import Cluster
+from tests.support.payloads import proof
+from tests.support.processes import wait_for
+
+pytestmark = pytest.mark.cluster
+
+SIZE = 20_000
+
+
+def replicas_of(store: Store, key: str) -> list[Any]:
+    found = store.inspect(key)
+    return [] if found is None else list(found["replicas"])
+
+
+def wait_for_bytes(store: Store, key: str, data: bytes) -> None:
+    wait_for(lambda: store.get(key) == data, f"the new version of {key}")
+
+
+def test_every_path_turns_to_the_new_version(cluster: Cluster) -> None:
+    for node in ("a", "b"):
+        cluster.start_node(node)
+    writers = [cluster.connect(), cluster.connect(transport="tcp")]
+    readers = [cluster.connect(), cluster.connect(transport="tcp")]
+    for key in ("one", "two"):
+        replicas = 1 if key == "one" else 2
+        for turn in range(40):
+            data = proof(key, SIZE, str(turn))
+            status = writers[turn % 2].put(key, data, replicas=replicas, upsert=True)
+            assert status is Status.Ok
+            old = proof(key, SIZE, str(turn - 1))
+            for reader in [*readers, *writers]:
+                # A copy on the other node goes once that node has been told.
+                assert reader.get(key) in (data, old), f"{key}, version {turn}"
+                wait_for_bytes(reader, key, data)
+            if replicas == 2 and turn % 8 == 0:
+                wait_for(lambda: len(replicas_of(readers[0], "two")) == 2, "the second replica")
+
+
+def test_a_reader_beside_an_upsert_sees_whole_versions_in_order(cluster: Cluster) -> None:
+    cluster.start_node("a")
+    writer = cluster.connect()
+    versions = [proof("k", SIZE, str(turn)) for turn in range(200)]
+    number = {data: turn for turn, data in enumerate(versions)}
+    assert writer.put("k", versions[0]) is Status.Ok
+    done = threading.Event()
+    seen: list[list[int | None]] = [[], []]
+
+    def read(transport: str, into: list[int | None]) -> None:
+        with cluster.connect(transport=transport) as reader:
+            while not done.is_set():
+                data = reader.get("k")
+                into.append(None if data is None else number[data])
+
+    threads = [
+        threading.Thread(target=read, args=(transport, into))
+        for transport, into in zip(("auto", "tcp"), seen, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for data in versions[1:]:
+        assert writer.put("k", data, upsert=True) is Status.Ok
+    done.set()
+    for thread in threads:
+        thread.join()
+    for turns in seen:
+        found = [turn for turn in turns if turn is not None]
+        assert found == sorted(found)
+        assert len(found) >= len(turns) * 0.9, "an upsert is no miss"
+
+
+def test_upserts_of_many_writers_end_in_one_version(cluster: Cluster) -> None:
+    for node in ("a", "b"):
+        cluster.start_node(node)
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+
+    def write(who: int) -> None:
+        store = cluster.connect(transport=("auto", "tcp")[who % 2])
+        for turn in range(30):
+            status = store.put("k", proof("k", SIZE, f"{who}/{turn}"), upsert=True)
+            assert status is Status.Ok, status
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    last = {proof("k", SIZE, f"{who}/29") for who in range(4)}
+    ends = {cluster.connect(transport=transport).get("k") for transport in ("auto", "tcp", "auto")}
+    assert len(ends) == 1 and ends <= last
