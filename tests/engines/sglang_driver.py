@@ -10,6 +10,7 @@ Pages are filled with bytes derived from their hash, pool and rank: any page tel
 
 from __future__ import annotations
 
+import json
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,9 @@ class Engine:
         )
         self.host = host_pool(device, layout)
         hosts = {"kv": self.host}
+        # As SGLang reads its command line's flag.
+        parse = HybridCacheController.parse_storage_backend_extra_config
+        extra = parse(json.dumps(config["extra"]))[0]
         storage = {
             "tp_group": None,
             "load_cache_event": threading.Event(),
@@ -100,7 +104,7 @@ class Engine:
             "storage_backend": config.get("backend", "dynamic"),
             "prefetch_threshold": PAGE,
             "model_name": config.get("model", "tiny/llama"),
-            "storage_backend_extra_config": dict(config["extra"]),
+            "storage_backend_extra_config": extra,
             "enable_storage_metrics": True,
         }
         self.hybrid = config["pool"] == "hybrid"

@@ -114,6 +114,18 @@ def test_one_process_writes_and_another_prefetches_the_same_bytes(
     assert writer.ask("stats") == {"prefetched": [], "stored": [5]}
 
 
+def test_what_is_compared_is_what_the_store_gave(open_engine: Open, cluster: Cluster) -> None:
+    """The control: with other bytes of the same size under the same keys, no page is right."""
+    writer, reader = open_engine(), open_engine()
+    assert writer.ask("write", chain="a", pages=3) == {"stored": 3}
+    store = cluster.connect(namespace=writer.about["namespace"])
+    keys = list(store.keys())
+    assert [store.size(key) for key in keys] == [writer.about["page_bytes"]] * 3
+    store.batch_remove(keys)
+    store.batch_put(keys, [bytes(writer.about["page_bytes"])] * 3)
+    assert reader.ask("prefetch", chain="a", pages=3) == {"found": 3, "loaded": 3, "same": 0}
+
+
 @pytest.mark.parametrize(
     "other",
     [{"layout": "layer_first"}, {"pool": "mla"}, {"interface_v1": 0}, {"tp_size": 2}],

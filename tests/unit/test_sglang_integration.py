@@ -217,6 +217,8 @@ def test_settings_are_read_from_among_sglangs_own() -> None:
         ({"master": []}, "'master' must be a string"),
         ({"master": "a:1", "timeout_ms": "5"}, "'timeout_ms' must be a whole number"),
         ({"master": "a:1", "timeout_ms": True}, "'timeout_ms' must be a whole number"),
+        ({"master": "a:1", "replicas": 0}, "replicas must be 1 to 8"),
+        ({"master": "a:1", "ttl_ms": 1 << 40}, "ttl_ms must be"),
         ({"master": "a:1", "tenant": 7}, "'tenant' must be a string"),
         ({"master": "a:1", "prefill_tokens_per_s": -1}, "must be a number, 0 or more"),
     ],
