@@ -201,8 +201,9 @@ def test_all_pools_of_a_hybrid_model(open_engine: Open, interface_v1: int) -> No
 
 
 def test_prefill_and_decode_engines_give_each_other_what_they_computed(open_engine: Open) -> None:
-    prefill = open_engine(extra={"hicache_storage_pass_prefix_keys": True})
-    decode = open_engine(extra={"hicache_storage_pass_prefix_keys": True})
+    extra = {"hicache_storage_pass_prefix_keys": True}
+    prefill = open_engine("mha", "layer_first", extra=extra)
+    decode = open_engine("mha", "layer_first", extra={**extra, "transport": "tcp"})
     assert prefill.ask("write", chain="turn", pages=6) == {"stored": 6}
     assert decode.ask("prefetch", chain="turn", pages=6) == whole(6)
     assert decode.ask("offload", chain="turn", first=6, pages=3) == {"last": True}  # its own tokens

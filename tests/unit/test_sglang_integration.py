@@ -326,6 +326,13 @@ def test_pages_come_back_where_they_are_wanted(make: Make, addresses: bool) -> N
     assert reader.counters()["pages_missed"] == 1
 
 
+def test_pages_in_another_order_of_bytes_have_other_names(make: Make) -> None:
+    assert make(HostPool(addresses=True)).batch_set_v1(names(2), indices(2)) == [True, True]
+    flat = make(HostPool(addresses=False))
+    assert flat.batch_exists(names(2)) == 0
+    assert flat.batch_get_v1(names(2), indices(2)) == [False, False]
+
+
 def test_what_is_there_already_is_a_success(make: Make) -> None:
     backend = make()
     assert backend.batch_set_v1(names(2), indices(2)) == [True, True]
