@@ -184,6 +184,10 @@ def test_the_class_fits_both_versions(
         stats = backend.get_stats()
         assert isinstance(stats, Metrics)
         assert (stats.backup_pgs, stats.prefetch_pgs) == ([2], [])
+        with monkeypatch.context() as another_version:
+            for name in ("observability.metrics_collector", "metrics.collector"):
+                another_version.setitem(sys.modules, f"sglang.srt.{name}", None)
+            assert backend.get_stats() is None
         if version == NEW:
             result = backend.batch_exists_v2(names(3), [PoolTransfer("unknown")])
             assert result == PoolTransferResult(0, {}, [])
