@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,28 @@ def test_a_node_killed_in_the_middle_is_misses_and_its_return_hits(
     wait_for(
         lambda: writer.ask("write", chain="later", pages=2) == {"stored": 2}, "writes", 30, 0.2
     )
+
+
+def test_a_node_that_hangs_costs_deadlines_and_no_more(open_engine: Open, cluster: Cluster) -> None:
+    writer = open_engine()
+    reader = open_engine(extra={"timeout_ms": 300, "transport": "tcp"})
+    assert writer.ask("write", chain="a", pages=8) == {"stored": 8}
+    node = cluster.nodes["a"]
+    node.freeze()
+    started = time.monotonic()
+    for _ in range(10):
+        answer = reader.ask("prefetch", chain="a", pages=8)
+        assert answer["same"] == answer["loaded"]
+    assert time.monotonic() - started < 10  # a deadline for a lookup and a read each, on a busy day
+    counters = reader.ask("counters")
+    assert counters["get_failures"] > 0
+    assert counters["skipped"] > 0  # and not even that for most
+    node.signal(signal.SIGCONT)
+
+    def found() -> bool:
+        return reader.ask("prefetch", chain="a", pages=8) == whole(8)
+
+    wait_for(found, "the pages of the node that goes on", 30, poll_s=0.2)
 
 
 def test_without_its_master_an_engine_starts_and_finds_it_later(
