@@ -479,10 +479,26 @@ def test_a_store_that_is_away_is_asked_by_few(caplog: pytest.LogCaptureFixture) 
             assert backend.batch_set_v1(names(2), indices(2)) == [False, False]
     counters = backend.counters()
     assert counters["breaker_open"] == 1
-    assert counters["skipped"] == 12
+    assert counters["skipped"] == 6
     assert not backend.clear()
     assert "starting without the store" in caplog.text
     backend.close()
+
+
+def test_where_no_page_can_be_read_none_is_looked_up(make: Make) -> None:
+    backend = make()
+    backend.batch_set_v1(names(2), indices(2))
+    store = backend._open()
+    away = [int(Status.DeadlineExceeded)] * 2
+    backend._store = SimpleNamespace(
+        lookup=store.lookup, batch_get_into_pointers=lambda *_: away, close=store.close
+    )
+    for _ in range(3):
+        assert backend.batch_exists(names(2)) == 2
+        assert backend.batch_get_v1(names(2), indices(2)) == [False, False]
+    assert backend.batch_exists(names(2)) == 0
+    counters = backend.counters()
+    assert (counters["get_failures"], counters["skipped"], counters["breaker_open"]) == (3, 1, 1)
 
 
 def test_after_the_end_all_is_a_miss(make: Make) -> None:
