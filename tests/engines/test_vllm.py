@@ -196,6 +196,10 @@ def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[G
     )
     assert reader.generate(LONG).tokens == first[1].tokens
 
+    cluster.master.kill()
+    reader.forget()
+    assert reader.generate(LONG).tokens == first[1].tokens
+
 
 def test_a_prefill_engine_writes_what_a_decode_engine_reads(
     engines: Engines, cluster: Cluster
@@ -282,6 +286,47 @@ def test_each_of_two_tensor_parallel_ranks_has_its_own_objects(
         second = engine.generate(LONG)
         assert (first.cached, second.cached) == (0, 320)
         assert second.tokens == first.tokens
+        engine.end()
+
+
+def test_rejected_drafts_are_in_no_page(engines: Engines, cluster: Cluster) -> None:
+    draft = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
+    repetitive = prompt(40) * 5
+    with engines.start("speculating", engine={"speculative_config": draft}) as engine:
+        engine.wait_started()
+        store = cluster.connect(namespace=namespace_of(engine))
+        first = engine.generate(repetitive, max_tokens=100)
+        pages = (200 + 100 - 1) // BLOCK
+        wait_for(lambda: len(list(store.keys())) == pages, f"{pages} pages")
+
+        engine.forget()
+        next_turn = [*repetitive, *first.tokens, *prompt(10)]
+        second = engine.generate(next_turn)
+        assert second.cached == pages * BLOCK
+        assert store.flush() is kvstore.Status.Ok
+        engine.forget()
+        third = engine.generate(next_turn)  # everything computed
+        assert (third.cached, third.tokens) == (0, second.tokens)
+        engine.end()
+
+
+def test_preempted_requests_lose_nothing(engines: Engines, cluster: Cluster) -> None:
+    """Three requests need more blocks than there are, while a part of these is being saved."""
+    prompts = [prompt(200, seed) for seed in (1, 2, 3)]
+    few = {"num_gpu_blocks_override": 24, "max_model_len": 512}
+    with engines.start("short", engine=few) as engine:
+        engine.wait_started()
+        store = cluster.connect(namespace=namespace_of(engine))
+        alone = [engine.generate(one, max_tokens=100).tokens for one in prompts]
+        assert store.flush() is kvstore.Status.Ok
+        engine.forget()
+        together = engine.generate_together(prompts, max_tokens=100)
+        assert [one.tokens for one in together] == alone
+        assert engine.count("vllm:num_preemptions")[""] > 0
+        engine.forget()
+        again = engine.generate_together(prompts, max_tokens=100)
+        assert [one.tokens for one in again] == alone
+        assert sum(one.cached for one in again) > 0
         engine.end()
 
 

@@ -3,9 +3,13 @@
 usage: vllm_driver.py MODEL ANSWERS ENGINE-JSON
 
 ENGINE-JSON holds arguments of vllm.LLM, "transfer" those of its KVTransferConfig. A line on stdin
-is {"prompt": [token, …], "max_tokens": n}, {"forget": true} to empty the engine's own prefix cache,
-or {"count": name} for a counter of vLLM's metrics by the values of its labels; the answers go to
-the file ANSWERS, as vLLM prints where it likes. The end of stdin ends the engine.
+is one of
+
+    {"prompts": [[token, …], …], "max_tokens": n}
+    {"forget": true}                                empty the engine's own prefix cache
+    {"count": name}                                 a counter of vLLM's metrics, by label
+
+The answers go to the file ANSWERS, as vLLM prints where it likes. The end of stdin ends the engine.
 """
 
 from __future__ import annotations
@@ -58,9 +62,12 @@ def main() -> None:
                 ignore_eos=True,
                 detokenize=False,
             )
-            prompt = {"prompt_token_ids": order["prompt"]}
-            (output,) = llm.generate([prompt], sampling, use_tqdm=False)
-            answer(tokens=list(output.outputs[0].token_ids), cached=output.num_cached_tokens)
+            prompts = [{"prompt_token_ids": tokens} for tokens in order["prompts"]]
+            outputs = llm.generate(prompts, sampling, use_tqdm=False)
+            answer(
+                tokens=[list(output.outputs[0].token_ids) for output in outputs],
+                cached=[output.num_cached_tokens for output in outputs],
+            )
     llm.llm_engine.engine_core.shutdown()
 
 
