@@ -76,6 +76,14 @@ class Layout:
             count *= extent
         return count * _DTYPES[_CODE_OF[self.dtype]].size_bytes
 
+    def elements(self) -> tuple[object, ...]:
+        """Return what says where each element lies: a dimension of 1 may have any stride."""
+        strides = [
+            0 if extent == 1 else stride
+            for extent, stride in zip(self.shape, self.strides, strict=True)
+        ]
+        return self.dtype, self.shape, self.size_bytes and strides
+
     def header(self) -> bytearray:
         """Encode it."""
         dims = len(self.shape)

@@ -39,6 +39,7 @@ class TensorCalls:
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> Status:
         """Store a tensor; as `Store.put`.
 
@@ -51,6 +52,7 @@ class TensorCalls:
             pin: as in `Store.put`.
             ttl_ms: as in `Store.put`.
             parent: as in `Store.put`.
+            upsert: as in `Store.put`.
 
         Returns:
             As `Store.put`.
@@ -60,7 +62,7 @@ class TensorCalls:
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return answer(self._put_tensors([key], [tensor], how, parent)[0])
+        return answer(self._put_tensors([key], [tensor], how, parent, upsert)[0])
 
     def batch_put_tensor(
         self,
@@ -71,6 +73,7 @@ class TensorCalls:
         pin: PinLevel | None = None,
         ttl_ms: int | None = None,
         parent: str | None = None,
+        upsert: bool = False,
     ) -> list[Status]:
         """Store several tensors; as `Store.batch_put`.
 
@@ -81,6 +84,7 @@ class TensorCalls:
             pin: as in `Store.put`.
             ttl_ms: as in `Store.put`.
             parent: as in `Store.batch_put`.
+            upsert: as in `Store.put`.
 
         Returns:
             One status per key.
@@ -90,7 +94,7 @@ class TensorCalls:
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return statuses_of(self._put_tensors(keys, tensors, how, parent))
+        return statuses_of(self._put_tensors(keys, tensors, how, parent, upsert))
 
     def get_tensor(self, key: str, *, kind: TensorKind | None = None) -> Any:
         """Read a tensor.
@@ -176,11 +180,12 @@ class TensorCalls:
         tensors: Sequence[Any],
         how: tuple[int, int, int],
         parent: str | None,
+        upsert: bool,
     ) -> list[int]:
         memories = [memory_of(tensor) for tensor in tensors]
         headers = [memory.layout.header() for memory in memories]
         pointers, sizes = _pieces(headers, memories)
-        return self._client.batch_put_from(keys, pointers, sizes, *how, parent)
+        return self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert)
 
 
 def _pieces(
@@ -202,10 +207,10 @@ def _check_fit(key: str, size: int, header: bytearray, wanted: Layout) -> None:
     if size < 0:
         return
     found = parse_header(header)
-    if found is None:
-        raise InvalidArgumentError(f"the object under {key!r} is no tensor of out's dimensions")
+    if found is None or size != len(header) + wanted.size_bytes:
+        raise InvalidArgumentError(f"the object under {key!r} is no tensor of out's size")
     there = found[0]
-    if (there.dtype, there.shape, there.strides) != (wanted.dtype, wanted.shape, wanted.strides):
+    if there.elements() != wanted.elements():
         raise InvalidArgumentError(
             f"under {key!r} is a tensor of {there.dtype} {there.shape} with strides "
             f"{there.strides}; out has {wanted.dtype} {wanted.shape} and {wanted.strides}"

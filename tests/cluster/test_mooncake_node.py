@@ -102,7 +102,9 @@ def test_it_dies_with_its_process(cluster: Cluster) -> None:
         os.kill(engine.pid, signal.SIGKILL)
         engine.wait()
         reader = cluster.connect(namespace="mooncake", timeout_ms=2000)
-        wait_for(lambda: cluster.node_states().get(node, "dead") == "dead", "the node to be dead", 20)
+        wait_for(
+            lambda: cluster.node_states().get(node, "dead") == "dead", "the node to be dead", 20
+        )
         assert reader.put("other", b"x").ok
         assert reader.get("other") == b"x"
     assert files() == []

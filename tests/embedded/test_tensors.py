@@ -99,12 +99,14 @@ def test_batches(store: Store) -> None:
 def test_what_does_not_fit_is_named(store: Store) -> None:
     store.put_tensor("t", np.zeros((2, 3), np.float32))
     store.put("bytes", bytes(200))
+    store.put("cut", (store.get("t") or b"")[:-1])
     for key, out, word in (
         ("t", np.zeros((3, 2), np.float32), "strides"),
         ("t", np.zeros((2, 3), np.int32), "float32"),
         ("t", np.zeros(5, np.int8), "smaller"),
         ("t", np.zeros((4, 3), np.float32)[::2], "without gaps"),
         ("bytes", np.zeros(100, np.float32), "no tensor"),
+        ("cut", np.zeros((2, 3), np.float32), "no tensor"),
     ):
         with pytest.raises(InvalidArgumentError, match=word):
             store.get_tensor_into(key, out)
@@ -120,6 +122,19 @@ def test_what_does_not_fit_is_named(store: Store) -> None:
         with pytest.raises(InvalidArgumentError, match=r"tensor|stored"):
             store.put_tensor("x", thing)
     assert not store.exists("x")
+
+
+def test_a_dimension_of_one_may_have_any_stride(store: Store) -> None:
+    store.put_tensor("t", np.arange(6.0).reshape(1, 6))
+    out = np.zeros((6, 1)).transpose()
+    assert out.strides[0] != np.zeros((1, 6)).strides[0]
+    assert store.get_tensor_into("t", out) and out[0, 5] == 5
+
+
+def test_an_upsert_is_a_new_version(store: Store) -> None:
+    assert store.put_tensor("t", np.zeros(3)) is Status.Ok
+    assert store.put_tensor("t", np.ones(4), upsert=True) is Status.Ok
+    assert same(store.get_tensor("t"), np.ones(4))
 
 
 class Exporter:

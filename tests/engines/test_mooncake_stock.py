@@ -54,7 +54,7 @@ def mooncake(cluster: Cluster, segment: int = 0) -> dict[str, Any]:
 def test_lmcache(cluster: Cluster, package: Path, tmp_path: Path, save_chunk_meta: bool) -> None:
     python = environment("vllm")
     extra = {**mooncake(cluster), "save_chunk_meta": save_chunk_meta, "transfer_timeout": 30}
-    arguments = [*LAUNCHER, "-m", "tests.engines.lmcache_driver", json.dumps(extra)]
+    arguments = [*LAUNCHER, "-m", "tests.engines.lmcache_mooncake_driver", json.dumps(extra)]
     numbers = list(range(6))
     for name in ("writer", "reader"):
         engine = EngineProcess(python, package, arguments, tmp_path / f"{name}.log")

@@ -174,6 +174,12 @@ void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
         }
     }
     before.push_back(id);
+    for (size_t i = 0; i < cluster_.node_count(); ++i) {
+        // It may have taken the write, and its store cannot be asked any more.
+        if (!cluster_.node_down(i) && cluster_.node(i).stopping) {
+            return;
+        }
+    }
     const std::vector<Held> held = stores(&write.name);
     const auto newest =
         std::max_element(held.begin(), held.end(),
@@ -542,11 +548,14 @@ std::set<KeyName> Checker::must_be_readable() {
                 !placed_.contains(id)) {
                 continue;
             }
-            // A newer version takes an older one along, even when it is lost itself later.
+            // A newer version takes an older one along, even when it is lost itself later. A plain
+            // write is one, too, where the master had given up the older one's holders.
             const auto& all = writes_of_.at(name);
             if (std::any_of(all.begin(), all.end(), [&](uint64_t other) {
                     const Write& one = writes_.at(other);
-                    return one.upsert && other != id &&
+                    const bool is_refused =
+                        one.ended && !one.upsert && one.code == Code::kAlreadyExists;
+                    return other != id && !is_refused &&
                            (!one.ended || one.ended_ns >= write.begun.at_ns);
                 })) {
                 continue;

@@ -1,0 +1,132 @@
+"""Memory: moves whole blocks between vLLM's KV cache and the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from kvstore.client.store import Store
+from kvstore.errors import Status
+from kvstore.integrations.vllm.device_memory import DeviceMemory
+from kvstore.integrations.vllm.pages import Region, joined, layout_of, regions_of
+
+CALL_BYTES = 64 << 20  # in one call of the store: its deadline is short
+
+
+class Memory(Protocol):
+    """The KV cache of one worker, by group and block."""
+
+    layout: str
+    """The order of a block's bytes; equal layouts read each other's objects."""
+
+    def block_bytes(self, group: int) -> int:
+        """Return the size of a block's object."""
+
+    def mark(self) -> Any:
+        """Remember what the device was told to compute up to now, for `put`; engine's thread."""
+
+    def put(
+        self,
+        store: Store,
+        keys: Sequence[str],
+        groups: Sequence[int],
+        ids: Sequence[int],
+        *,
+        parent: str | None,
+        replicas: int,
+        after: Any,
+    ) -> list[Status]:
+        """Store blocks as they are after that mark, an object each; CALL_BYTES at most."""
+
+    def get(
+        self, store: Store, keys: Sequence[str], groups: Sequence[int], ids: Sequence[int]
+    ) -> list[int]:
+        """Fill blocks from their objects, CALL_BYTES at most; answers as `batch_get_into`."""
+
+
+def memory_of(
+    caches: Mapping[str, Any], groups: Mapping[int, Sequence[str]], blocks: int
+) -> HostMemory | DeviceMemory:
+    """Describe a worker's KV cache.
+
+    Args:
+        caches: each layer's tensor, blocks first.
+        groups: names of the layers of each group that is stored.
+        blocks: how many blocks the KV cache has.
+
+    Returns:
+        Host memory goes to the store as it lies; a device's is staged in pinned memory.
+
+    Raises:
+        ValueError: A group has no layer here, a layer has no tensor of its own, or the tensor
+            does not consist of blocks.
+    """
+    regions: dict[int, list[Region]] = {}
+    layout: list[str] = []
+    device: Any = None
+    for group, layers in groups.items():
+        if not layers:  # a stage of a pipeline without any of a hybrid model's layers of one kind
+            raise ValueError(f"group {group} has no layer here")
+        of_group: list[Region] = []
+        for layer in layers:
+            cache: Any = caches.get(layer)
+            if not hasattr(cache, "data_ptr"):
+                raise ValueError(f"layer {layer} keeps its state in no single tensor")
+            shape, strides, size = cache.shape, cache.stride(), cache.element_size()
+            device = cache.device if device is None else device
+            layout.append(f"{group} {layer} {layout_of(shape, strides, str(cache.dtype), blocks)}")
+            found = regions_of(cache.data_ptr(), shape, strides, size, blocks)
+            of_group += [region for region in found if region not in of_group]
+        regions[group] = joined(of_group)
+    text = "\n".join(layout)
+    if device is None or device.type == "cpu":
+        return HostMemory(regions, text)
+    return DeviceMemory(regions, text, list(caches.values()), blocks, device)
+
+
+class HostMemory:
+    """A KV cache in host memory: the store copies from and to its blocks directly."""
+
+    def __init__(self, regions: Mapping[int, Sequence[Region]], layout: str) -> None:
+        """Use the regions of each group."""
+        self.layout = layout
+        self._regions = regions
+        self._sizes = {group: [one.size for one in of] for group, of in regions.items()}
+
+    def block_bytes(self, group: int) -> int:
+        """Return the size of a block's object."""
+        return sum(self._sizes[group])
+
+    def mark(self) -> None:
+        """Do nothing: on a CPU the forward pass is through when it returns."""
+
+    def put(
+        self,
+        store: Store,
+        keys: Sequence[str],
+        groups: Sequence[int],
+        ids: Sequence[int],
+        *,
+        parent: str | None,
+        replicas: int,
+        after: Any,
+    ) -> list[Status]:
+        """Store blocks, one object each."""
+        pointers, sizes = self._places(groups, ids)
+        return store.batch_put_from(keys, pointers, sizes, parent=parent, replicas=replicas)
+
+    def get(
+        self, store: Store, keys: Sequence[str], groups: Sequence[int], ids: Sequence[int]
+    ) -> list[int]:
+        """Fill blocks from their objects."""
+        pointers, sizes = self._places(groups, ids)
+        return store.batch_get_into_pointers(keys, pointers, sizes)
+
+    def _places(
+        self, groups: Sequence[int], ids: Sequence[int]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        pointers = [
+            [region.address + block * region.stride for region in self._regions[group]]
+            for group, block in zip(groups, ids, strict=True)
+        ]
+        return pointers, [self._sizes[group] for group in groups]
