@@ -77,8 +77,8 @@ class Store(TensorCalls, Administration):
             ttl_ms: the object expires after this many milliseconds; None never.
             parent: key of the block before it in a chain, which helps eviction to cut tails.
             upsert: publish a new version where the key has an object, in place of AlreadyExists.
-                Whoever reads meanwhile gets the one or the other, never a mixture; another node's
-                copy of the old one may be read until that node has been told, some milliseconds.
+                Whoever reads meanwhile gets the one or the other, never a mixture. Ok waits until
+                no other node shows an older one, a second at most for a node that hangs.
 
         Returns:
             Ok; AlreadyExists when the key has a published object, whatever its bytes (a normal

@@ -113,11 +113,14 @@ void AnnounceStream::send_withdraw(ConnectionRef& to, const Queued& queued) {
 }
 
 bool AnnounceStream::take_acked(uint64_t seq, size_t rows, Sent* out) {
-    if (sent_.empty() || sent_.front().seq != seq || sent_.front().items.size() != rows) {
+    // Mostly the first; one that overtook versions of other nodes is answered when these know.
+    const auto at = std::find_if(sent_.begin(), sent_.end(),
+                                 [seq](const Sent& sent) { return sent.seq == seq; });
+    if (at == sent_.end() || at->items.size() != rows) {
         return false;
     }
-    *out = std::move(sent_.front());
-    sent_.pop_front();
+    *out = std::move(*at);
+    sent_.erase(at);
     return true;
 }
 

@@ -190,7 +190,9 @@ AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
     if (item.version != current) {
         while (!entry.replicas[0].empty()) {
             const NodeSlot old = entry.replicas[0].node();
-            outcome.superseded = outcome.superseded || old != node;
+            if (old != node) {
+                outcome.superseded.push_back(old);
+            }
             emit(WatchKind::kWithdraw, entry, old);
             drop_replica(shard, entry, 0);
         }

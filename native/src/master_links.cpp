@@ -12,6 +12,8 @@ namespace kvstore {
 namespace {
 
 constexpr uint32_t kDefaultClaimMs = 5'000;
+// How long an announce waits for nodes that hold older versions; one that hangs is not waited for.
+constexpr uint32_t kOvertakenMs = 1'000;
 constexpr size_t kOpsPerFrame = 1024;
 constexpr uint64_t kOpsWindow = 16'384;  // operations on their way to a node: bounds its send queue
 
@@ -248,7 +250,8 @@ Status MasterCore::check_seq(LinkState& link, uint64_t seq) {
     return {};
 }
 
-Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int32_t>& codes) {
+Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int32_t>& codes,
+                            const Announced& answer) {
     codes.clear();
     const std::shared_ptr<LinkState> link = find_link(id);
     if (link == nullptr) {
@@ -257,6 +260,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     std::vector<ClaimAnswer> answers;
     const Namespace* recorded_in = nullptr;
     bool came = false;
+    std::vector<Pending> overtaken;
     {
         std::lock_guard work(link->work);
         if (link->closed) {
@@ -273,7 +277,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
             const Result<const NamespaceEpoch*> ns =
                 epoch_of(message.tenant, message.ns, message.epoch);
             if (ns.ok()) {
-                record_announce(*link, **ns, message, codes, answers);
+                record_announce(*link, **ns, message, codes, answers, overtaken);
                 recorded_in = (*ns)->owner;
             } else {
                 codes.assign(message.keys.size(), static_cast<int32_t>(ns.code()));
@@ -290,13 +294,27 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     if (recorded_in != nullptr) {
         lookup_waits_.announced(*recorded_in, message.keys);
     }
+    // A full announce is answered in its order; and no put waits for it.
+    const bool waits = answer && !overtaken.empty() && message.phase == AnnouncePhase::kIncremental;
+    if (answer && !waits) {
+        answer(codes);
+    }
+    if (!overtaken.empty()) {
+        RemoveDone done;
+        if (waits) {
+            done = [answer, codes](const std::vector<Code>&, const std::vector<std::string>&) {
+                answer(codes);
+            };
+        }
+        submit(std::move(overtaken), kOvertakenMs, std::move(done));
+    }
     return {};
 }
 
 void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
-                                 std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers) {
+                                 std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
+                                 std::vector<Pending>& overtaken) {
     const bool settled = message.phase == AnnouncePhase::kIncremental && !directory_.rebuilding();
-    std::vector<Pending> overtaken;
     bool copies = false;
     for (size_t i = 0; i < message.keys.size(); ++i) {
         const AnnouncedObject item{.key = message.keys[i],
@@ -319,10 +337,11 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
                 copies = planner_.want(ns, item.key) || copies;
             }
         }
-        if (outcome.superseded) {
+        if (!outcome.superseded.empty()) {
             // Other nodes hold an older version: for them this is a remove up to just below it.
             directory_.set_tombstone(ns, item.key, item.version - 1);
             Pending& pending = overtaken.emplace_back();
+            pending.row.holders = outcome.superseded;
             pending.op = Op{.kind = OpKind::kRemove,
                             .epoch = ns.epoch,
                             .version = item.version - 1,
@@ -330,9 +349,6 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
                             .ns = ns.owner->name,
                             .key = std::string(item.key)};
         }
-    }
-    if (!overtaken.empty()) {
-        submit(std::move(overtaken), 0, nullptr);
     }
     if (copies) {
         wake_.notify_one();

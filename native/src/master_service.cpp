@@ -239,10 +239,13 @@ void MasterService::on_link_frame(Connection& connection, const FrameHeader& hea
         }
         case MessageType::kAnnounce: {
             Announce announce;
-            if (connection.decode(body, &announce) &&
-                check(core_.announce(session.link, announce, session.codes))) {
-                reply(connection, header,
-                      AnnounceReply{.seq = announce.seq, .status = session.codes});
+            if (connection.decode(body, &announce)) {
+                check(core_.announce(session.link, announce, session.codes,
+                                     [ref = connection.ref(), id = header.request_id,
+                                      seq = announce.seq](const std::vector<int32_t>& codes) {
+                                         ref->send_message(
+                                             AnnounceReply{.seq = seq, .status = codes}, id);
+                                     }));
             }
             return;
         }

@@ -59,7 +59,7 @@ TEST_F(DirectoryTest, HigherVersionsWinAndLowerOnesAreRefused) {
     const Version third = directory_.next_version();
     const AnnounceOutcome upsert = put("k", third, 2, 9);
     EXPECT_EQ(upsert.code, Code::kOk);
-    EXPECT_TRUE(upsert.superseded);
+    EXPECT_EQ(upsert.superseded.size(), 1u);
     place = find("k");
     EXPECT_EQ(place.version, third);
     EXPECT_EQ(place.size, 9u);

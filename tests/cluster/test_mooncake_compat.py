@@ -30,11 +30,35 @@ def set_up(store: MooncakeDistributedStore, address: str, segment: int = 0, **mo
     assert code == 0
 
 
+TENANTS = [f"t{number}" for number in range(32)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of all tests that do it no harm; each has a tenant of its own."""
+    running = Cluster(tmp_path_factory.mktemp("shared"))
+    try:
+        for node in ("a", "b"):
+            running.start_node(node, shm_tenants=["default", *TENANTS])
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def tenants() -> Iterator[str]:
+    return iter(TENANTS)
+
+
 @pytest.fixture
-def store(cluster: Cluster) -> Iterator[MooncakeDistributedStore]:
-    cluster.start_node("a")
+def tenant(tenants: Iterator[str]) -> str:
+    return next(tenants)
+
+
+@pytest.fixture
+def store(shared: Cluster, tenant: str) -> Iterator[MooncakeDistributedStore]:
     made = MooncakeDistributedStoreAsync()
-    set_up(made, cluster.address)
+    set_up(made, shared.address, tenant_id=tenant)
     yield made
     assert made.close() == 0
 
@@ -202,8 +226,7 @@ def test_a_put_session(store: MooncakeDistributedStore) -> None:
     assert store.is_exist("given-up") == 0
 
 
-def test_replicas_and_tasks(cluster: Cluster, store: MooncakeDistributedStore) -> None:
-    cluster.start_node("b")
+def test_replicas_and_tasks(store: MooncakeDistributedStore) -> None:
     two = ReplicateConfig(replica_num=2)
     assert store.put("two", proof("two", 5000), two) == 0
     wait_for(lambda: len(store.get_replica_desc("two")) == 2, "the second replica")
@@ -234,10 +257,10 @@ def test_replicas_and_tasks(cluster: Cluster, store: MooncakeDistributedStore) -
     assert store.query_task((1, 2)) == (None, ErrorCode.TASK_NOT_FOUND)
 
 
-def test_pins(cluster: Cluster, store: MooncakeDistributedStore) -> None:
+def test_pins(shared: Cluster, store: MooncakeDistributedStore, tenant: str) -> None:
     assert store.put("hard", b"x", ReplicateConfig(with_hard_pin=True)) == 0
     assert store.put("soft", b"x", ReplicateConfig(with_soft_pin=True)) == 0
-    native = cluster.connect(namespace="mooncake")
+    native = shared.connect(namespace="mooncake", tenant=tenant)
     pins = [(native.inspect(key) or {})["pin"] for key in ("hard", "soft")]
     assert pins == ["hard", "soft"]
 
@@ -268,11 +291,10 @@ def test_no_space_is_minus_200(cluster: Cluster) -> None:
     store.close()
 
 
-def test_setup_takes_both_forms_and_both_spellings(cluster: Cluster) -> None:
-    cluster.start_node("a")
+def test_setup_takes_both_forms_and_both_spellings(shared: Cluster) -> None:
     both = [
-        {"master_server_addr": cluster.address, "rdma_devices": ""},
-        {"master_server_address": cluster.address, "device_name": ""},
+        {"master_server_addr": shared.address, "rdma_devices": ""},
+        {"master_server_address": shared.address, "device_name": ""},
     ]
     for spelling in both:
         store = MooncakeDistributedStore()
@@ -282,15 +304,14 @@ def test_setup_takes_both_forms_and_both_spellings(cluster: Cluster) -> None:
         assert store.put("k", b"v") == 0
         store.close()
     store = MooncakeDistributedStore()
-    set_up(store, cluster.address, engine=None, tenant_id="default")
+    set_up(store, shared.address, engine=None, tenant_id="default")
     store.close()
 
 
-def test_tenants_do_not_see_each_other(cluster: Cluster) -> None:
-    cluster.start_node("a", shm_tenants=["default", "t2"])
+def test_tenants_do_not_see_each_other(shared: Cluster, tenant: str) -> None:
     one, two = MooncakeDistributedStore(), MooncakeDistributedStore()
-    set_up(one, cluster.address)
-    set_up(two, cluster.address, tenant_id="t2")
+    set_up(one, shared.address)
+    set_up(two, shared.address, tenant_id=tenant)
     assert one.put("k", b"mine") == 0
     assert two.get("k") == b"" and two.is_exist("k") == 0
     one.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvstore
 from tests.engines.conftest import environment
 from tests.engines.processes import EngineProcess
 from tests.engines.tiny_model import write_llama
@@ -137,53 +139,93 @@ def launched(python: Path, folder: Path) -> Path:
     return program
 
 
-@pytest.mark.parametrize("segment", [0, 128 << 20])
-def test_vllm(cluster: Cluster, package: Path, tmp_path: Path, segment: int) -> None:
-    """The second engine finds the first one's pages and says the same; a lost node changes nothing.
+# Two layers, keys and values, 32 tokens, 2 heads of 32 float32.
+PAGE_BYTES = 2 * 2 * 32 * 2 * 32 * 4
+PROMPTS = [prompt(200), prompt(333)]
+CACHED = [192, 320]
 
-    With `segment` the engines lend the memory themselves, and no other node is there.
-    """
+
+@pytest.fixture
+def engines(
+    cluster: Cluster, package: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[list[Engine]]:
+    """Two engines with vLLM's own connector; its parameter is the memory that each lends."""
+    segment = int(request.param)
     python = launched(environment("vllm"), tmp_path)
     model = write_llama(tmp_path / "model")
     config = tmp_path / "mooncake.json"
-    config.write_text(
-        json.dumps(
-            {
-                **mooncake(cluster, segment),
-                "mode": "embedded" if segment else "standalone-store",
-            }
-        )
-    )
-    if segment:
-        cluster.nodes["a"].terminate()
-        wait_for(lambda: "alive" not in cluster.node_states().values(), "the node to leave")
+    mode = "embedded" if segment else "standalone-store"
+    config.write_text(json.dumps({**mooncake(cluster, segment), "mode": mode}))
     transfer = {
         "kv_connector": "MooncakeStoreConnector",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
     }
     environ = {"MOONCAKE_CONFIG_PATH": str(config), "PYTHONHASHSEED": "0"}
-    prompts = [prompt(200), prompt(333)]
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(Engine(name, python, package, model, tmp_path, transfer, environ))
+            for name in ("first", "second")
+        ]
+        for engine in started:
+            engine.wait_started()
+        yield started
+        for engine in started:
+            engine.end()
 
-    def engine(name: str) -> Engine:
-        return Engine(name, python, package, model, tmp_path, transfer, environ)
 
-    with engine("first") as first:
-        first.wait_started()
-        said = [first.generate(tokens) for tokens in prompts]
-        assert [one.cached for one in said] == [0, 0]
-        store = cluster.connect(namespace="mooncake")
-        wait_for(lambda: sum(1 for _ in store.keys("")) >= 16, "the pages to be stored", 60)
-        with engine("second") as second:
-            second.wait_started()
-            again = [second.generate(tokens) for tokens in prompts]
-            assert [one.tokens for one in again] == [one.tokens for one in said]
-            assert again[0].cached >= 192 and again[1].cached >= 320
-            if not segment:
-                cluster.nodes["a"].kill()
-                second.forget()
-                lost = [second.generate(tokens) for tokens in prompts]
-                assert [one.tokens for one in lost] == [one.tokens for one in said]
-                assert all(one.cached == 0 for one in lost), "computed again"
-            second.end()
-        first.end()
+def stored(store: kvstore.Store) -> list[int]:
+    """Sizes of the pages that are stored."""
+    return store.batch_sizes(list(store.keys("")))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engines", [0], indirect=True)
+def test_vllm(cluster: Cluster, engines: list[Engine]) -> None:
+    """The second engine finds the first one's pages and says the same; a lost node costs time."""
+    first, second = engines
+    said = [first.generate(tokens) for tokens in PROMPTS]
+    assert [one.cached for one in said] == [0, 0]
+    store = cluster.connect(namespace="mooncake")
+    wait_for(lambda: len(stored(store)) >= 16, "the pages to be stored", 60)
+    again = [second.generate(tokens) for tokens in PROMPTS]
+    assert [one.tokens for one in again] == [one.tokens for one in said]
+    assert [one.cached for one in again] == CACHED
+    pages = stored(store)
+    assert set(pages) == {PAGE_BYTES}
+    counted = store.stats()["node_counters"]["a"]
+    assert counted["put_bytes_shm"] + counted["put_bytes_tcp"] == len(pages) * PAGE_BYTES
+
+    # The control: what is stored is what the engine computes with.
+    keys = list(store.keys(""))
+    kept = store.batch_get(keys)
+    zeros = [bytes(PAGE_BYTES)] * len(keys)
+    assert all(status.ok for status in store.batch_put(keys, zeros, upsert=True))
+    second.forget()
+    wrong = second.generate(PROMPTS[1])
+    assert wrong.cached == CACHED[1] and wrong.tokens != said[1].tokens
+    right = [page for page in kept if page is not None]
+    assert all(status.ok for status in store.batch_put(keys, right, upsert=True))
+    second.forget()
+    assert second.generate(PROMPTS[1]) == again[1]
+
+    cluster.nodes["a"].kill()
+    second.forget()
+    lost = [second.generate(tokens) for tokens in PROMPTS]
+    assert [one.tokens for one in lost] == [one.tokens for one in said]
+    assert all(one.cached == 0 for one in lost), "computed again"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engines", [128 << 20], indirect=True)
+def test_vllm_with_memory_of_the_engines_alone(cluster: Cluster, engines: list[Engine]) -> None:
+    cluster.nodes["a"].terminate()
+    wait_for(lambda: cluster.node_states().get("a") == "dead", "the other node to leave")
+    first, second = engines
+    assert list(cluster.node_states().values()).count("alive") == 2
+    said = [first.generate(tokens) for tokens in PROMPTS]
+    store = cluster.connect(namespace="mooncake")
+    wait_for(lambda: len(stored(store)) >= 16, "the pages to be stored", 60)
+    again = [second.generate(tokens) for tokens in PROMPTS]
+    assert [one.tokens for one in again] == [one.tokens for one in said]
+    assert [one.cached for one in again] == CACHED

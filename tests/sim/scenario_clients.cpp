@@ -105,8 +105,8 @@ void Scenario::put(Client& client, ClientCore& core, const KeyName& name) {
     }
 }
 
-// One message to one node, as no client of the library sends it: an upsert, or a put that is not
-// tried again, so that its refusal is final.
+// One message to one node, an upsert or a put; as no client of the library does, it is not tried
+// again, so that its refusal is final.
 void Scenario::raw_put(Client& client, const KeyName& name, bool upsert) {
     NodeLife& life = cluster_.node(runtime_.random().below(cluster_.node_count()));
     if (life.endpoint.empty()) {

@@ -45,10 +45,10 @@ struct AnnouncedObject {
 };
 
 struct AnnounceOutcome {
-    Code code = Code::kOk;    // kRemoved: unpublish it (tombstone, flush or a higher version)
-    uint8_t readable = 0;     // replicas of this version that can be read now …
-    uint8_t wanted = 1;       // … and how many there should be
-    bool superseded = false;  // an older version lay elsewhere: its replicas must be told
+    Code code = Code::kOk;  // kRemoved: unpublish it (tombstone, flush or a higher version)
+    uint8_t readable = 0;   // replicas of this version that can be read now …
+    uint8_t wanted = 1;     // … and how many there should be
+    std::vector<NodeSlot> superseded{};  // an older version lay there: these nodes must be told
 };
 
 struct RemoveOutcome {

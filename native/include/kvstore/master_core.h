@@ -117,7 +117,11 @@ class MasterCore {
     void abandon(LinkId link, const Abandon& message);
     // A status other than Ok (a gap, an unknown namespace epoch …) ends the link: the node starts
     // over with a full announce.
-    Status announce(LinkId link, const Announce& message, std::vector<int32_t>& codes);
+    // `answer` is called with the codes if it is Ok: at once, or when a newer version of an object
+    // has overtaken those of other nodes only after these do not show them any more.
+    using Announced = std::function<void(const std::vector<int32_t>& codes)>;
+    Status announce(LinkId link, const Announce& message, std::vector<int32_t>& codes,
+                    const Announced& answer = {});
     Status withdraw(LinkId link, const Withdraw& message);
     void ops_ack(LinkId link, uint64_t seq);
     void copy_done(LinkId link, uint64_t copy_id, Code code);
@@ -169,7 +173,8 @@ class MasterCore {
     Result<const NamespaceEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
                                            uint32_t epoch);
     void record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
-                         std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers);
+                         std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
+                         std::vector<Pending>& overtaken);
     void lost_while_claiming(const LinkState& link);
     // Whether the node's replicas have become readable by it.
     bool end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
