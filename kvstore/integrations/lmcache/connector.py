@@ -74,6 +74,8 @@ class KVStoreRemoteConnector(RemoteConnector):
         self._chunk_tokens = context.metadata.chunk_size
         self._layerwise = bool(context.config.use_layerwise)
         self._guard = Guard("LMCache", prefill_tokens_per_s=options.prefill_tokens_per_s)
+        # Of the reads alone: a master that answers lookups says nothing of a node that hangs.
+        self._reads = Guard("LMCache")
         namespace = self._namespace(context, options)
         self._link = Link(self._guard, lambda: options.open_store(namespace))
         self._threads = ThreadPoolExecutor(_THREADS, "kvstore-lmcache")
@@ -110,6 +112,8 @@ class KVStoreRemoteConnector(RemoteConnector):
 
     def batched_contains(self, keys: list[Any]) -> int:
         """Return how many leading chunks can be read; the caller's thread waits for the store."""
+        if self._reads.resting():
+            return 0
         names = [key.to_string() for key in keys]
         found = self._link.call("lookup", lambda store: store.lookup(names), None, _is_away)
         return len(found) if found is not None and found and self._guard.worth_fetching() else 0
@@ -247,12 +251,17 @@ class KVStoreRemoteConnector(RemoteConnector):
         self, names: list[str], pointers: list[list[int]], sizes: list[list[int]]
     ) -> list[int]:
         wanted = names[: len(pointers)]
-        return self._link.call(
-            "load",
-            lambda store: store.batch_get_into_pointers(wanted, pointers, sizes),
-            [int(Status.Unavailable)] * len(wanted),
-            _says_away,
-        )
+        away = [int(Status.Unavailable)] * len(wanted)
+
+        def read() -> list[int]:
+            return self._link.call(
+                "load",
+                lambda store: store.batch_get_into_pointers(wanted, pointers, sizes),
+                away,
+                _says_away,
+            )
+
+        return self._reads.call("load", read, away, _says_away)
 
     # --- writing ---
 
