@@ -93,6 +93,11 @@ class Guard:
                 self._failures = 0
         return answer
 
+    def resting(self) -> bool:
+        """Say whether the breaker is open and the next try still ahead: `call` would skip."""
+        with self._lock:
+            return self._failures >= FAILURES_TO_OPEN and monotonic_ns() < self._closed_again_ns
+
     def worth_fetching(self) -> bool:
         """Say whether fetching has lately been faster than computing; counts a no."""
         with self._lock:

@@ -10,7 +10,9 @@ Pages are filled with bytes derived from their hash, pool and rank: any page tel
 
 from __future__ import annotations
 
+import json
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from tests.engines.sglang_pages import LAYERS, PAGE, PAGES, Pages, tokens_of
 # ruff: isort: split
 import sglang.srt.managers.cache_controller as controllers
 import sglang.srt.mem_cache.pool_host.base as pool_host_base
+from sglang.srt.disaggregation.decode_kvcache_offload_manager import DecodeKVCacheOffloadManager
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import CacheRequestHandle
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
@@ -34,11 +37,12 @@ from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_parallel
 
+HEADS = 4
 SWA_WINDOW = 2  # pages
 WAIT_S = 60
 
 
-def device_pool(kind: str) -> Any:
+def device_pool(kind: str, heads: int) -> Any:
     common = {
         "size": PAGE * PAGES,
         "page_size": PAGE,
@@ -49,7 +53,7 @@ def device_pool(kind: str) -> Any:
     }
     if kind == "mla":
         return MLATokenToKVPool(kv_lora_rank=32, qk_rope_head_dim=8, **common)
-    return MHATokenToKVPool(head_num=4, head_dim=16, **common)
+    return MHATokenToKVPool(head_num=heads, head_dim=16, **common)
 
 
 def host_pool(device: Any, layout: str) -> Any:
@@ -80,12 +84,18 @@ class Engine:
         pool_host_base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0  # a test's pools are small
         rank = ranks["tp_rank"] if config["pool"] != "mla" else 0
         layout = config.get("layout", "page_first")
-        device = device_pool(config["pool"])
+        share = (0, 1)
+        if "tp_lcm_size" in config["extra"]:  # ranks share the heads of one model
+            rank, share = 0, (ranks["tp_rank"], ranks["tp_size"])
+        device = device_pool(config["pool"], HEADS // share[1])
         allocator = PagedTokenToKVPoolAllocator(
             PAGE * PAGES, PAGE, torch.bfloat16, "cpu", device, need_sort=False
         )
         self.host = host_pool(device, layout)
         hosts = {"kv": self.host}
+        # As SGLang reads its command line's flag.
+        parse = HybridCacheController.parse_storage_backend_extra_config
+        extra = parse(json.dumps(config["extra"]))[0]
         storage = {
             "tp_group": None,
             "load_cache_event": threading.Event(),
@@ -94,7 +104,7 @@ class Engine:
             "storage_backend": config.get("backend", "dynamic"),
             "prefetch_threshold": PAGE,
             "model_name": config.get("model", "tiny/llama"),
-            "storage_backend_extra_config": dict(config["extra"]),
+            "storage_backend_extra_config": extra,
             "enable_storage_metrics": True,
         }
         self.hybrid = config["pool"] == "hybrid"
@@ -110,7 +120,7 @@ class Engine:
             self.controller = HybridCacheController(allocator, group, PAGE, **storage)
         else:
             self.controller = controllers.HiCacheController(allocator, self.host, PAGE, **storage)
-        self.pools = {name: Pages(name, pool, rank) for name, pool in hosts.items()}
+        self.pools = {name: Pages(name, pool, rank, share) for name, pool in hosts.items()}
         backend = self.controller.storage_backend
         self.backend = getattr(backend, "_backend", backend)  # behind SGLang's failure injection
 
@@ -134,6 +144,21 @@ class Engine:
         self.host.free(indices)
         self.release(more.get("extra_pools", []))
         return {"stored": done.completed_tokens // PAGE}
+
+    def offload(self, chain: str, pages: int, first: int) -> dict[str, Any]:
+        """Store pages after the first ones as a decode instance does, by SGLang's own manager."""
+        tokens, hashes = chained(chain, first + pages)
+        indices = self.host.alloc(PAGE * pages)
+        self.pools["kv"].fill(indices, hashes[first:])
+        manager = DecodeKVCacheOffloadManager.__new__(DecodeKVCacheOffloadManager)
+        manager.cache_controller, manager.decode_host_mem_pool = self.controller, self.host
+        manager.page_size, manager.ongoing_backup = PAGE, {}
+        request = SimpleNamespace(rid="request", extra_key=None, cache_salt=None)
+        last = manager._trigger_backup(
+            request, indices, tokens[first * PAGE :], 0.0, hashes[first - 1]
+        )
+        manager._check_backup_progress(1)
+        return {"last": last == hashes[-1]}
 
     def transfers(self, hashes: list[str]) -> list[Any]:
         """Return the side pools' part of an operation on these pages."""

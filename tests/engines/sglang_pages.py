@@ -21,18 +21,24 @@ def tokens_of(chain: str, pages: int) -> list[int]:
 class Pages:
     """What must lie, and what lies, in one host pool."""
 
-    def __init__(self, name: str, host_pool: Any, rank: int) -> None:
+    def __init__(
+        self, name: str, host_pool: Any, rank: int, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """`share` says which of how many equal groups of heads lie here (layout page_head)."""
         self.name = name
         self.host_pool = host_pool
         self.rank = rank
+        self.share = share
 
     def wanted(self, page_hash: str) -> torch.Tensor:
         """Return what a page must hold."""
         like = self.host_pool.get_dummy_flat_data_page()
         seed = int(page_hash[:14], 16) ^ zlib.crc32(self.name.encode()) ^ (self.rank << 40)
-        size = like.numel() * like.element_size()
+        group, groups = self.share
+        size = like.numel() * like.element_size() * groups
         drawn = torch.randint(0, 256, (size,), generator=torch.Generator().manual_seed(seed))
-        return drawn.to(torch.uint8).view(like.dtype).reshape(like.shape)
+        own = drawn.to(torch.uint8).reshape(2, groups, -1)[:, group] if groups > 1 else drawn
+        return own.to(torch.uint8).reshape(-1).view(like.dtype).reshape(like.shape)
 
     @property
     def page_bytes(self) -> int:

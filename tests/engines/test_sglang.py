@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,18 @@ def test_one_process_writes_and_another_prefetches_the_same_bytes(
     assert writer.ask("stats") == {"prefetched": [], "stored": [5]}
 
 
+def test_what_is_compared_is_what_the_store_gave(open_engine: Open, cluster: Cluster) -> None:
+    """The control: with other bytes of the same size under the same keys, no page is right."""
+    writer, reader = open_engine(), open_engine()
+    assert writer.ask("write", chain="a", pages=3) == {"stored": 3}
+    store = cluster.connect(namespace=writer.about["namespace"])
+    keys = list(store.keys())
+    assert [store.size(key) for key in keys] == [writer.about["page_bytes"]] * 3
+    store.batch_remove(keys)
+    store.batch_put(keys, [bytes(writer.about["page_bytes"])] * 3)
+    assert reader.ask("prefetch", chain="a", pages=3) == {"found": 3, "loaded": 3, "same": 0}
+
+
 @pytest.mark.parametrize(
     "other",
     [{"layout": "layer_first"}, {"pool": "mla"}, {"interface_v1": 0}, {"tp_size": 2}],
@@ -149,6 +163,19 @@ def test_ranks_with_heads_of_their_own_never_mix(open_engine: Open) -> None:
     assert first.ask("prefetch", chain="a", pages=3) == whole(3)
 
 
+def test_engines_with_other_numbers_of_ranks_share_pages_split_by_heads(open_engine: Open) -> None:
+    split = {"tp_lcm_size": 2}
+    whole_model = open_engine("mha", "page_head", extra=split, tp_rank=0, tp_size=1)
+    assert whole_model.ask("write", chain="a", pages=3) == {"stored": 3}
+    for rank in (0, 1):
+        half = open_engine("mha", "page_head", extra=split, tp_rank=rank, tp_size=2)
+        assert half.about["namespace"] == whole_model.about["namespace"]
+        assert half.ask("prefetch", chain="a", pages=4) == whole(3)
+        assert half.ask("write", chain="b", pages=2) == {"stored": 2}
+    again = open_engine("mha", "page_head", extra=split, tp_rank=0, tp_size=1)
+    assert again.ask("prefetch", chain="b", pages=4) == whole(2)
+
+
 def test_replicated_pages_have_one_writer_and_all_ranks_read_them(open_engine: Open) -> None:
     first = open_engine("mla", tp_rank=0, tp_size=2)
     second = open_engine("mla", tp_rank=1, tp_size=2)
@@ -176,11 +203,12 @@ def test_all_pools_of_a_hybrid_model(open_engine: Open, interface_v1: int) -> No
 
 
 def test_prefill_and_decode_engines_give_each_other_what_they_computed(open_engine: Open) -> None:
-    prefill = open_engine(extra={"hicache_storage_pass_prefix_keys": True})
-    decode = open_engine(extra={"hicache_storage_pass_prefix_keys": True})
+    extra = {"hicache_storage_pass_prefix_keys": True}
+    prefill = open_engine("mha", "layer_first", extra=extra)
+    decode = open_engine("mha", "layer_first", extra={**extra, "transport": "tcp"})
     assert prefill.ask("write", chain="turn", pages=6) == {"stored": 6}
     assert decode.ask("prefetch", chain="turn", pages=6) == whole(6)
-    assert decode.ask("write", chain="turn", first=6, pages=3) == {"stored": 3}  # its own tokens
+    assert decode.ask("offload", chain="turn", first=6, pages=3) == {"last": True}  # its own tokens
     assert prefill.ask("prefetch", chain="turn", pages=12) == whole(9)
     assert decode.ask("counters")["bytes_written"] == 3 * decode.about["page_bytes"]
 
@@ -246,6 +274,28 @@ def test_a_node_killed_in_the_middle_is_misses_and_its_return_hits(
     wait_for(
         lambda: writer.ask("write", chain="later", pages=2) == {"stored": 2}, "writes", 30, 0.2
     )
+
+
+def test_a_node_that_hangs_costs_deadlines_and_no_more(open_engine: Open, cluster: Cluster) -> None:
+    writer = open_engine()
+    reader = open_engine(extra={"timeout_ms": 300, "transport": "tcp"})
+    assert writer.ask("write", chain="a", pages=8) == {"stored": 8}
+    node = cluster.nodes["a"]
+    node.freeze()
+    started = time.monotonic()
+    for _ in range(10):
+        answer = reader.ask("prefetch", chain="a", pages=8)
+        assert answer["same"] == answer["loaded"]
+    assert time.monotonic() - started < 10  # a deadline for a lookup and a read each, on a busy day
+    counters = reader.ask("counters")
+    assert counters["get_failures"] > 0
+    assert counters["skipped"] > 0  # and not even that for most
+    node.signal(signal.SIGCONT)
+
+    def found() -> bool:
+        return reader.ask("prefetch", chain="a", pages=8) == whole(8)
+
+    wait_for(found, "the pages of the node that goes on", 30, poll_s=0.2)
 
 
 def test_without_its_master_an_engine_starts_and_finds_it_later(

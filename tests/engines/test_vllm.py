@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -196,6 +197,10 @@ def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[G
     )
     assert reader.generate(LONG).tokens == first[1].tokens
 
+    cluster.master.kill()
+    reader.forget()
+    assert reader.generate(LONG).tokens == first[1].tokens
+
 
 def test_a_prefill_engine_writes_what_a_decode_engine_reads(
     engines: Engines, cluster: Cluster
@@ -234,12 +239,15 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
 ) -> None:
     """One layer has a sliding window: its blocks that a prompt's rest no longer needs stay away."""
     engines.model = write_gemma3(tmp_path / "gemma", window=2 * BLOCK)
-    kill = tmp_path / "kill"
+    kill, told = tmp_path / "kill", tmp_path / "events"
     with engines.start(
         "hybrid",
         connector=FAULT,
-        environment={"KVSTORE_TEST_KILL": str(kill)},
-        engine={"max_num_batched_tokens": 4 * BLOCK},
+        environment={"KVSTORE_TEST_KILL": str(kill), "KVSTORE_TEST_EVENTS": str(told)},
+        engine={
+            "max_num_batched_tokens": 4 * BLOCK,
+            "events": {"enable_kv_cache_events": True, "publisher": "null"},
+        },
     ) as engine:
         engine.wait_started()
         store = cluster.connect(namespace=namespace_of(engine))
@@ -252,6 +260,9 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
         second = engine.generate(LONG)
         assert (first.cached, second.cached) == (0, 320)
         assert second.tokens == first.tokens
+        events = [json.loads(line) for line in told.read_text().splitlines()]
+        for group in (0, 1):
+            assert_told(events, group, [*LONG, *first.tokens][: pages * BLOCK])
 
         engine.forget()
         kill.write_text(str(cluster.nodes["n1"].pid))
@@ -260,6 +271,17 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
         assert third.tokens == first.tokens
         cluster.nodes["n1"].kill()  # it is dead; wait for it
         engine.end()
+
+
+def assert_told(events: list[dict[str, Any]], group: int, tokens: list[int]) -> None:
+    """The events of a group are a chain of blocks that holds the tokens."""
+    mine = [event for event in events if event["group"] == group]
+    parent = None
+    for event in mine:
+        assert (event["parent"], event["size"], event["medium"]) == (parent, BLOCK, "STORAGE")
+        assert len(event["tokens"]) == BLOCK * len(event["hashes"])
+        parent = event["hashes"][-1]
+    assert [token for event in mine for token in event["tokens"]] == tokens
 
 
 def test_each_of_two_tensor_parallel_ranks_has_its_own_objects(
@@ -282,6 +304,47 @@ def test_each_of_two_tensor_parallel_ranks_has_its_own_objects(
         second = engine.generate(LONG)
         assert (first.cached, second.cached) == (0, 320)
         assert second.tokens == first.tokens
+        engine.end()
+
+
+def test_rejected_drafts_are_in_no_page(engines: Engines, cluster: Cluster) -> None:
+    draft = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
+    repetitive = prompt(40) * 5
+    with engines.start("speculating", engine={"speculative_config": draft}) as engine:
+        engine.wait_started()
+        store = cluster.connect(namespace=namespace_of(engine))
+        first = engine.generate(repetitive, max_tokens=100)
+        pages = (200 + 100 - 1) // BLOCK
+        wait_for(lambda: len(list(store.keys())) == pages, f"{pages} pages")
+
+        engine.forget()
+        next_turn = [*repetitive, *first.tokens, *prompt(10)]
+        second = engine.generate(next_turn)
+        assert second.cached == pages * BLOCK
+        assert store.flush() is kvstore.Status.Ok
+        engine.forget()
+        third = engine.generate(next_turn)  # everything computed
+        assert (third.cached, third.tokens) == (0, second.tokens)
+        engine.end()
+
+
+def test_preempted_requests_lose_nothing(engines: Engines, cluster: Cluster) -> None:
+    """Three requests need more blocks than there are, while a part of these is being saved."""
+    prompts = [prompt(200, seed) for seed in (1, 2, 3)]
+    few = {"num_gpu_blocks_override": 24, "max_model_len": 512}
+    with engines.start("short", engine=few) as engine:
+        engine.wait_started()
+        store = cluster.connect(namespace=namespace_of(engine))
+        alone = [engine.generate(one, max_tokens=100).tokens for one in prompts]
+        assert store.flush() is kvstore.Status.Ok
+        engine.forget()
+        together = engine.generate_together(prompts, max_tokens=100)
+        assert [one.tokens for one in together] == alone
+        assert engine.count("vllm:num_preemptions")[""] > 0
+        engine.forget()
+        again = engine.generate_together(prompts, max_tokens=100)
+        assert [one.tokens for one in again] == alone
+        assert sum(one.cached for one in again) > 0
         engine.end()
 
 

@@ -2,10 +2,14 @@
 
 usage: vllm_driver.py MODEL ANSWERS ENGINE-JSON
 
-ENGINE-JSON holds arguments of vllm.LLM, "transfer" those of its KVTransferConfig. A line on stdin
-is {"prompt": [token, …], "max_tokens": n}, {"forget": true} to empty the engine's own prefix cache,
-or {"count": name} for a counter of vLLM's metrics by the values of its labels; the answers go to
-the file ANSWERS, as vLLM prints where it likes. The end of stdin ends the engine.
+ENGINE-JSON holds arguments of vllm.LLM, "transfer" those of its KVTransferConfig and "events" those
+of its KVEventsConfig. A line on stdin is one of
+
+    {"prompts": [[token, …], …], "max_tokens": n}
+    {"forget": true}                                empty the engine's own prefix cache
+    {"count": name}                                 a counter of vLLM's metrics, by label
+
+The answers go to the file ANSWERS, as vLLM prints where it likes. The end of stdin ends the engine.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ from typing import Any
 def main() -> None:
     model, answers_path, arguments = sys.argv[1:]
     from vllm import LLM, SamplingParams
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
 
     engine: dict[str, Any] = json.loads(arguments)
     transfer = engine.pop("transfer", None)
     if transfer is not None:
         engine["kv_transfer_config"] = KVTransferConfig(**transfer)
+    if "events" in engine:
+        engine["kv_events_config"] = KVEventsConfig(**engine.pop("events"))
     defaults = {
         "skip_tokenizer_init": True,
         "dtype": "float32",
@@ -58,9 +64,12 @@ def main() -> None:
                 ignore_eos=True,
                 detokenize=False,
             )
-            prompt = {"prompt_token_ids": order["prompt"]}
-            (output,) = llm.generate([prompt], sampling, use_tqdm=False)
-            answer(tokens=list(output.outputs[0].token_ids), cached=output.num_cached_tokens)
+            prompts = [{"prompt_token_ids": tokens} for tokens in order["prompts"]]
+            outputs = llm.generate(prompts, sampling, use_tqdm=False)
+            answer(
+                tokens=[list(output.outputs[0].token_ids) for output in outputs],
+                cached=[output.num_cached_tokens for output in outputs],
+            )
     llm.llm_engine.engine_core.shutdown()
 
 

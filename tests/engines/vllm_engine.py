@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from tests.support.processes import wait_for
 
 DRIVER = Path(__file__).with_name("vllm_driver.py")
 HOOKS = Path(__file__).with_name("hooks")  # what only tests plug into engines
+SHM = Path("/dev/shm")
+OF_VLLM = ("vllm_", "psm_", "sem.mp-")  # its own and Python's, not a node's
 START_S = 300.0
 ANSWER_S = 120.0
 
@@ -54,6 +57,7 @@ class Engine:
         self._answers = folder / f"{name}.answers"
         self._answers.unlink(missing_ok=True)
         self._read = 0
+        self._shared: set[Path] = set()
         arguments = json.dumps({**engine, "transfer": transfer})
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -83,8 +87,15 @@ class Engine:
 
     def generate(self, tokens: list[int], max_tokens: int = 24) -> Generated:
         """Continue a prompt greedily."""
-        self._order(prompt=tokens, max_tokens=max_tokens)
-        return Generated(**self._answer(ANSWER_S))
+        return self.generate_together([tokens], max_tokens)[0]
+
+    def generate_together(
+        self, prompts: Sequence[list[int]], max_tokens: int = 24
+    ) -> list[Generated]:
+        """Continue several prompts at once."""
+        self._order(prompts=prompts, max_tokens=max_tokens)
+        answer = self._answer(ANSWER_S)
+        return [Generated(*one) for one in zip(answer["tokens"], answer["cached"], strict=True)]
 
     def forget(self) -> None:
         """Empty the engine's own prefix cache."""
@@ -121,6 +132,7 @@ class Engine:
 
     def end(self, timeout_s: float = 60.0) -> None:
         """End the engine as its user would; it must succeed."""
+        self._shared |= self._shared_memory()
         assert self.process.stdin is not None
         self.process.stdin.close()
         code = self.process.wait(timeout_s)
@@ -135,16 +147,33 @@ class Engine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._shared |= self._shared_memory()
         # A session of its own: its engine core and workers end with it, by their group. Once it has
         # ended by itself, Python's resource tracker still cleans up behind it.
         if self.process.poll() is not None:
             with contextlib.suppress(AssertionError):
                 wait_for(lambda: not self._group_lives(), "the engine's processes to end")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None or self._group_lives():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for path in self._shared:
+            path.unlink(missing_ok=True)
         assert self.process.stdin is not None
         self.process.stdin.close()
+
+    def _shared_memory(self) -> set[Path]:
+        """Return the files of vLLM's shared memory: with several ranks, it leaves them behind."""
+        found: set[Path] = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getpgid(int(process.name)) != self.process.pid:
+                    continue
+                for line in (process / "maps").read_text().splitlines():
+                    path = Path(line.rpartition(" ")[2])
+                    if path.parent == SHM and path.name.startswith(OF_VLLM):
+                        found.add(path)
+        return found
 
     def _group_lives(self) -> bool:
         try:

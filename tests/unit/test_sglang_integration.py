@@ -184,6 +184,10 @@ def test_the_class_fits_both_versions(
         stats = backend.get_stats()
         assert isinstance(stats, Metrics)
         assert (stats.backup_pgs, stats.prefetch_pgs) == ([2], [])
+        with monkeypatch.context() as another_version:
+            for name in ("observability.metrics_collector", "metrics.collector"):
+                another_version.setitem(sys.modules, f"sglang.srt.{name}", None)
+            assert backend.get_stats() is None
         if version == NEW:
             result = backend.batch_exists_v2(names(3), [PoolTransfer("unknown")])
             assert result == PoolTransferResult(0, {}, [])
@@ -217,6 +221,8 @@ def test_settings_are_read_from_among_sglangs_own() -> None:
         ({"master": []}, "'master' must be a string"),
         ({"master": "a:1", "timeout_ms": "5"}, "'timeout_ms' must be a whole number"),
         ({"master": "a:1", "timeout_ms": True}, "'timeout_ms' must be a whole number"),
+        ({"master": "a:1", "replicas": 0}, "replicas must be 1 to 8"),
+        ({"master": "a:1", "ttl_ms": 1 << 40}, "ttl_ms must be"),
         ({"master": "a:1", "tenant": 7}, "'tenant' must be a string"),
         ({"master": "a:1", "prefill_tokens_per_s": -1}, "must be a number, 0 or more"),
     ],
@@ -322,6 +328,13 @@ def test_pages_come_back_where_they_are_wanted(make: Make, addresses: bool) -> N
     np.testing.assert_array_equal(target.page(4 * PAGE), source.page(2 * PAGE))
     assert reader.counters()["bytes_read"] == 3 * 2 * LAYERS * PAGE * ROW
     assert reader.counters()["pages_missed"] == 1
+
+
+def test_pages_in_another_order_of_bytes_have_other_names(make: Make) -> None:
+    assert make(HostPool(addresses=True)).batch_set_v1(names(2), indices(2)) == [True, True]
+    flat = make(HostPool(addresses=False))
+    assert flat.batch_exists(names(2)) == 0
+    assert flat.batch_get_v1(names(2), indices(2)) == [False, False]
 
 
 def test_what_is_there_already_is_a_success(make: Make) -> None:
@@ -466,10 +479,26 @@ def test_a_store_that_is_away_is_asked_by_few(caplog: pytest.LogCaptureFixture) 
             assert backend.batch_set_v1(names(2), indices(2)) == [False, False]
     counters = backend.counters()
     assert counters["breaker_open"] == 1
-    assert counters["skipped"] == 12
+    assert counters["skipped"] == 6
     assert not backend.clear()
     assert "starting without the store" in caplog.text
     backend.close()
+
+
+def test_where_no_page_can_be_read_none_is_looked_up(make: Make) -> None:
+    backend = make()
+    backend.batch_set_v1(names(2), indices(2))
+    store = backend._open()
+    away = [int(Status.DeadlineExceeded)] * 2
+    backend._store = SimpleNamespace(
+        lookup=store.lookup, batch_get_into_pointers=lambda *_: away, close=store.close
+    )
+    for _ in range(3):
+        assert backend.batch_exists(names(2)) == 2
+        assert backend.batch_get_v1(names(2), indices(2)) == [False, False]
+    assert backend.batch_exists(names(2)) == 0
+    counters = backend.counters()
+    assert (counters["get_failures"], counters["skipped"], counters["breaker_open"]) == (3, 1, 1)
 
 
 def test_after_the_end_all_is_a_miss(make: Make) -> None:

@@ -299,13 +299,17 @@ def test_a_store_that_is_away_is_a_miss_and_then_not_asked() -> None:
     assert len(store.asked) == 3
 
 
-def test_failing_loads_open_the_breaker_too() -> None:
-    store = FakeStore()
+def test_failing_loads_rest_whatever_the_lookups_say() -> None:
+    """A master answers for a node that hangs."""
+    store = FakeStore(*[FakeLookup(2) for _ in range(4)])
     side, _ = side_of(store)
     for number in range(3):
+        request = FakeRequest(str(number))
+        assert side.matched(request, 0) == 64
+        side.allocated(request, [[4, 5, 6]], 64)
         side.answered(Answer({str(number): Loaded(64, 0.1, 2, True)}))
-    assert side.matched(FakeRequest(), 0) == 0
-    assert not store.asked
+    assert side.matched(FakeRequest("s"), 0) == 0
+    assert len(store.asked) == 3
 
 
 def test_slow_fetches_are_not_made() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +65,8 @@ class HiCacheBackend:
         self._ranks = Ranks.of(storage_config)
         self._model = str(storage_config.model_name or "")
         self._guard = Guard("sglang", prefill_tokens_per_s=self.settings.prefill_tokens_per_s)
+        # Breakers of their own: the master may answer every lookup while no node can be reached.
+        self._moves = {"get": Guard("sglang"), "set": Guard("sglang")}
         self._pools: dict[str, Pool] = {}
         self._namespace = ""
         self._opening = threading.Lock()  # held while connecting, which may take its time
@@ -138,7 +140,12 @@ class HiCacheBackend:
 
     def counters(self) -> dict[str, int | float]:
         """Return what was counted since the start: pages, bytes, failures, the guard's state."""
-        return self._guard.stats()
+        counted = Counter(self._guard.stats())
+        rate = counted.pop("fetched_tokens_per_s")
+        for guard in self._moves.values():
+            counted.update(guard.stats())
+        open_breakers = counted.pop("breaker_open")
+        return {**counted, "breaker_open": min(1, open_breakers), "fetched_tokens_per_s": rate}
 
     def take_transfers(self) -> dict[str, deque[tuple[int, float]]]:
         """Return pages and GB/s of each batch since the last call, under "get" and "set"."""
@@ -158,7 +165,7 @@ class HiCacheBackend:
         Returns:
             Pages; 0 also when the store is away, or slower than computing.
         """
-        if not keys or not self._guard.worth_fetching():
+        if not keys or not self._may_fetch():
             return 0
         found, _ = self._guard.call(
             "exists", lambda: self._prefix(self._kv_pool(), keys), (0, False), lambda a: a[1]
@@ -185,7 +192,7 @@ class HiCacheBackend:
             where that is not 0; all lengths that every pool can serve.
         """
         nothing: tuple[int, dict[Any, int], list[int]] = (0, {}, [])
-        if not keys or not self._guard.worth_fetching():
+        if not keys or not self._may_fetch():
             return nothing
         found, _ = self._guard.call(
             "exists",
@@ -337,6 +344,13 @@ class HiCacheBackend:
 
     # --- within ---
 
+    def _may_fetch(self) -> bool:
+        """Say whether pages that were found would be fetched: else a lookup is of no use."""
+        if self._moves["get"].resting():
+            self._guard.count("skipped")
+            return False
+        return self._guard.worth_fetching()
+
     def _open(self) -> Store:
         """Return the store; connects where that has not worked so far."""
         store = self._store
@@ -474,7 +488,9 @@ class HiCacheBackend:
             pages = keys[first : first + _BATCH_PAGES]
             lost = _Answer([False] * len(pages), away=True)
             started = monotonic_ns()
-            answer = self._guard.call(what, partial(move, pages, first), lost, lambda a: a.away)
+            answer = self._moves[what].call(
+                what, partial(move, pages, first), lost, lambda a: a.away
+            )
             self._measure(what, name, answer, monotonic_ns() - started)
             there += answer.pages
             if answer.away:

@@ -39,13 +39,19 @@ class KVStoreHiCache(HiCacheBackend, sglang_storage.HiCacheStorage):  # type: ig
         return sglang_storage.PoolTransferResult(longest, by_pool, lengths)
 
     def get_stats(self) -> Any:
-        """Return SGLang's StorageMetrics since the last call: pages and GB/s of each batch."""
+        """Return SGLang's StorageMetrics since the last call: pages and GB/s of each batch.
+
+        None where this version of SGLang keeps its metrics otherwise: its scheduler asks.
+        """
         taken = self.take_transfers()
-        metrics = _storage_metrics()()
-        metrics.prefetch_pgs.extend(pages for pages, _ in taken["get"])
-        metrics.prefetch_bandwidth.extend(rate for _, rate in taken["get"])
-        metrics.backup_pgs.extend(pages for pages, _ in taken["set"])
-        metrics.backup_bandwidth.extend(rate for _, rate in taken["set"])
+        try:
+            metrics = _storage_metrics()()
+            metrics.prefetch_pgs.extend(pages for pages, _ in taken["get"])
+            metrics.prefetch_bandwidth.extend(rate for _, rate in taken["get"])
+            metrics.backup_pgs.extend(pages for pages, _ in taken["set"])
+            metrics.backup_bandwidth.extend(rate for _, rate in taken["set"])
+        except (ImportError, AttributeError):
+            return None
         return metrics
 
 

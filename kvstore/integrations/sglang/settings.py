@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from kvstore.client.answers import kept_as
 from kvstore.client.connect import Transport
 from kvstore.errors import InvalidArgumentError
 
@@ -67,7 +68,7 @@ def read(extra_config: Mapping[str, Any] | None) -> Settings:
         The settings, each of its type.
 
     Raises:
-        InvalidArgumentError: A key is unknown or missing, or a value is of the wrong type.
+        InvalidArgumentError: A key is unknown or missing, or a value is wrong.
     """
     given = dict(extra_config or {})
     for key in given:
@@ -89,11 +90,13 @@ def read(extra_config: Mapping[str, Any] | None) -> Settings:
                 f"hicache-storage-backend-extra-config: {field.name!r} is missing, as in "
                 '"master": "127.0.0.1:50051"'
             )
-    return Settings(**values)
+    checked = Settings(**values)
+    kept_as(checked.replicas, None, checked.ttl_ms or None)
+    return checked
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    """Return a value of the same type as the default; the store checks the range."""
+    """Return a value of the same type as the default; what takes it checks its range."""
     if name == "master":
         several = isinstance(value, (list, tuple)) and value
         if isinstance(value, str) or (several and all(isinstance(one, str) for one in value)):

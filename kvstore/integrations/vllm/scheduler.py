@@ -152,6 +152,8 @@ class SchedulerSide:
         self._options = options
         self._pages = pages
         self._guard = guard
+        # Of what the workers say: a master that answers lookups says nothing of a node that hangs.
+        self._load_guard = Guard("vLLM")
         self._loads = loads
         self._saves_prompt = saves
         self._saves_decode = saves if options.save_decode is None else options.save_decode
@@ -190,6 +192,9 @@ class SchedulerSide:
         if last <= first or computed_tokens % self._pages.tokens:
             return 0
         if tracked.load_failed:  # what is found again may fail again
+            return 0
+        if self._load_guard.resting():
+            self._guard.count("lookups_left_out")
             return 0
         if tracked.found is None or not tracked.found.still_good(first):
             tracked.release_found()
@@ -310,7 +315,8 @@ class SchedulerSide:
     def answered(self, answer: Answer) -> None:
         """Take the workers' answers: free what was saved, learn how fast and well loads went."""
         for request_id, loaded in answer.loads.items():
-            self._guard.call("load", partial(bool, loaded.away), False, bool)
+            self._load_guard.call("load", partial(bool, loaded.away), False, bool)
+            self._guard.count("load_failures", int(loaded.away))
             if loaded.failed_blocks:
                 self._guard.count("blocks_failed_to_load", loaded.failed_blocks)
                 if request_id in self._tracked:
