@@ -121,7 +121,8 @@ class MasterCoreTest : public testing::Test {
                                .sizes = sizes,
                                .replicas = wanted};
         std::vector<int32_t> codes;
-        EXPECT_TRUE(core_->announce(node.link, message, codes).ok());
+        const auto count = [this](const std::vector<int32_t>&) { ++announces_answered_; };
+        EXPECT_TRUE(core_->announce(node.link, message, codes, count).ok());
         return codes;
     }
     std::vector<int32_t> announce_all(Node& node,
@@ -195,6 +196,7 @@ class MasterCoreTest : public testing::Test {
         return done;
     }
 
+    int announces_answered_ = 0;
     std::unique_ptr<MasterCore> core_;
     Namespace* ns_ = nullptr;
 };
@@ -557,12 +559,22 @@ TEST_F(MasterCoreTest, AnUpsertTellsTheHoldersOfTheOldVersion) {
                   .flags = std::span(&upsert, 1)},
                  out);
     ASSERT_EQ(out.at(0).code, Code::kOk);
+    const int answered = announces_answered_;
     announce(b, AnnouncePhase::kIncremental, {{"k", out[0].version}});
+    EXPECT_EQ(announces_answered_, answered) << "a still shows the old version";
     ASSERT_EQ(a.to->ops.size(), 1u);
     EXPECT_EQ(a.to->ops[0].version, out[0].version - 1);
     EXPECT_GE(a.to->ops[0].version, old);
     EXPECT_EQ(find("k").version, out[0].version);
-    withdraw(b, "k", out[0].version);
+    ack(a);
+    EXPECT_EQ(announces_answered_, answered + 1);
+    const Version newest = core_->directory().next_version();
+    announce(a, AnnouncePhase::kIncremental, {{"k", newest}});
+    core_->maintain(boottime_ms() + 500);
+    EXPECT_EQ(announces_answered_, answered + 1);
+    core_->maintain(boottime_ms() + 1'100);
+    EXPECT_EQ(announces_answered_, answered + 2) << "b hangs: it is not waited for";
+    withdraw(a, "k", newest);
     EXPECT_EQ(announce(a, AnnouncePhase::kIncremental, {{"k", old}})[0],
               static_cast<int32_t>(Code::kRemoved))
         << "what was overtaken stays so";
