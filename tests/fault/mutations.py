@@ -44,6 +44,12 @@ MUTATIONS = (
         ("checksum",),
     ),
     Mutation(
+        "quarantine",
+        "an expired write's block is not given to the next",
+        "tests/cluster/test_faults.py::test_a_sleeping_writers_block_is_never_handed_out",
+        ("checksum",),
+    ),
+    Mutation(
         "attach-reservations",
         "a block that a living client may write is not given to the next",
         "tests/fault/test_client_kill.py::test_clients_sleep_through_restarts",

@@ -33,7 +33,6 @@ class Mutation:
 MUTATIONS = (
     Mutation("hold", "a block on its way to a reader is not reused"),
     Mutation("hold", "no other bytes are handed out even then", ("checksum",)),
-    Mutation("quarantine", "an expired write's block is not given to the next", ("checksum",)),
     Mutation("session", "a link is the node's current session's"),
     Mutation("node-epoch", "what an earlier life acknowledged does not count for this one"),
     Mutation("claim", "only a granted claim publishes"),
