@@ -88,10 +88,10 @@ proto: $(VENV)/.dev  ## regenerate kvstore/_proto from proto/
 	$(PY) proto/generate.py
 
 # The checksums that it measures are the store's own.
-LIMITS_SOURCES := bench/limits.cpp $(addprefix native/src/,checksum.cpp checksum_wide.cpp status.cpp transfer_cursor.cpp)
+LIMITS_SOURCES := bench/limits.cpp $(addprefix native/src/,base/checksum.cpp base/checksum_wide.cpp base/status.cpp net/transfer_cursor.cpp)
 build/bench/limits: $(LIMITS_SOURCES)
 	mkdir -p $(@D)
-	$(CXX) -std=c++20 -O3 -Wall -Wextra -Inative/include $^ -o $@
+	$(CXX) -std=c++20 -O3 -Wall -Wextra -Inative/src $^ -o $@
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(REQUIREMENTS) bench > $(VENV)/bench-requirements.txt

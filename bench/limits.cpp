@@ -27,8 +27,8 @@
 #include <string>
 #include <vector>
 
-#include "kvstore/checksum.h"
-#include "kvstore/transfer_cursor.h"
+#include "base/checksum.h"
+#include "net/transfer_cursor.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

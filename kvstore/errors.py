@@ -1,6 +1,6 @@
 """Every outcome in one table: code, name, exception class, gRPC status, retryable.
 
-The numbers are those of ``native/include/kvstore/status.h``; a test compares the two. A miss is not
+The numbers are those of ``native/src/base/status.h``; a test compares the two. A miss is not
 an exception, and neither is AlreadyExists: exceptions are for what the caller has to fix.
 
 Exception tree::

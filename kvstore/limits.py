@@ -1,6 +1,6 @@
 """Bounds on what the control plane accepts; those that the native side shares are its numbers.
 
-Source: native/include/kvstore/limits.h (a test compares the two).
+Source: native/src/base/limits.h (a test compares the two).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@
 #include <thread>
 #include <vector>
 
-#include "kvstore/directory.h"
+#include "directory/directory.h"
 
 namespace kvstore {
 namespace {

@@ -20,10 +20,10 @@
 #include <thread>
 #include <vector>
 
-#include "kvstore/checksum.h"
-#include "kvstore/clock.h"
-#include "kvstore/hash.h"
-#include "kvstore/nvme_log.h"
+#include "base/checksum.h"
+#include "base/clock.h"
+#include "base/hash.h"
+#include "nvme/log.h"
 
 namespace kvstore {
 namespace {

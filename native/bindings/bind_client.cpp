@@ -9,7 +9,7 @@
 #include <memory>
 
 #include "bindings.h"
-#include "kvstore/client_core.h"
+#include "client/client_core.h"
 #include "py_arguments.h"
 
 namespace nb = nanobind;

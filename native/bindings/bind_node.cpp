@@ -11,9 +11,9 @@
 #include <shared_mutex>
 #include <tuple>
 
-#include "kvstore/channel.h"
-#include "kvstore/client_counters.h"
-#include "kvstore/node_core.h"
+#include "base/client_counters.h"
+#include "net/channel.h"
+#include "node/node_core.h"
 #include "server_values.h"
 
 namespace nb = nanobind;

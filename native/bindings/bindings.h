@@ -4,7 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "kvstore/status.h"
+#include "base/status.h"
 
 namespace kvstore {
 

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "kvstore/master_service.h"
+#include "master/master_service.h"
 
 namespace kvstore {
 

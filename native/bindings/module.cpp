@@ -2,8 +2,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
+#include "base/limits.h"
 #include "bindings.h"
-#include "kvstore/limits.h"
 
 namespace nb = nanobind;
 

@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "base/limits.h"
 #include "bindings.h"
-#include "kvstore/limits.h"
 
 namespace nb = nanobind;
 

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvstore/pieces.h"
+#include "base/pieces.h"
 
 namespace kvstore {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "bindings.h"
-#include "kvstore/event_server.h"
+#include "net/event_server.h"
 
 namespace kvstore {
 

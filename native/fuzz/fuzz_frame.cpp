@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kvstore/frame.h"
+#include "wire/frame.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace kvstore;

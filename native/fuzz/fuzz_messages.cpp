@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "message_samples.h"
+#include "tests/wire/message_samples.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace kvstore;

@@ -1,7 +1,7 @@
 """What happens to a node's disk, while it runs and while it does not: an object less, never wrong.
 
 The log itself, its torn tails, failing calls and losses of power are in
-native/tests/nvme_*_test.cpp.
+native/tests/nvme/.
 """
 
 from __future__ import annotations

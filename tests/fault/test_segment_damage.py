@@ -1,7 +1,7 @@
 """What lies in a node's memory is damaged while the node is away: an object less, never wrong.
 
 With clients that live through it. One byte in each region without clients, missing files, other
-formats and other owners: native/tests/store_attach_test.cpp and cluster/test_warm_restart.py.
+formats and other owners: native/tests/store/store_attach_test.cpp and cluster/test_warm_restart.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Region(NamedTuple):
 
 
 def regions(folder: Path) -> dict[str, Region]:
-    """Where each part lies, as native/include/kvstore/shared_layout.h says; only what is used."""
+    """Where each part lies, as native/src/index/shared_layout.h says; only what is used."""
     with (folder / "index").open("rb") as file:
         _, _, _, buckets, heap, _, ledger = _HEADER.unpack(file.read(_HEADER.size))
     entries = _PAGE + buckets * 64

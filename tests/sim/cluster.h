@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "kvstore/master_core.h"
-#include "kvstore/master_service.h"
-#include "kvstore/node_core.h"
+#include "master/master_core.h"
+#include "master/master_service.h"
 #include "network.h"
+#include "node/node_core.h"
 #include "policy.h"
 #include "runtime.h"
 

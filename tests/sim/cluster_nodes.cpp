@@ -5,9 +5,9 @@
 
 #include <filesystem>
 
+#include "base/file.h"
 #include "cluster.h"
-#include "kvstore/channel.h"
-#include "kvstore/file.h"
+#include "net/channel.h"
 
 namespace kvstore::sim {
 namespace {

@@ -28,7 +28,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kvstore/clock.h"
+#include "base/clock.h"
 #include "policy.h"
 #include "scenario.h"
 

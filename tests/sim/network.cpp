@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kvstore/frame.h"
+#include "wire/frame.h"
 
 namespace kvstore::sim {
 namespace {

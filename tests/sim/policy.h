@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kvstore/master_core.h"
+#include "master/master_core.h"
 #include "runtime.h"
 
 namespace kvstore::sim {

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "kvstore/client_core.h"
+#include "client/client_core.h"
 
 namespace kvstore::sim {
 namespace {

@@ -1,8 +1,8 @@
 // The clients: the product's client library in fibers, every call recorded.
 #include <algorithm>
 
-#include "kvstore/channel.h"
-#include "kvstore/client_core.h"
+#include "client/client_core.h"
+#include "net/channel.h"
 #include "scenario.h"
 
 namespace kvstore::sim {

@@ -1,6 +1,6 @@
 """A second implementation of the block protocol, for tests that must misbehave.
 
-Written from the comments of native/include/kvstore/{frame,fields,messages_*}.h. It shares no code
+Written from the comments of native/src/wire/{frame,fields,messages_*}.h. It shares no code
 with the product, so what both agree on is the format and not a common mistake.
 """
 

@@ -8,7 +8,7 @@ import pytest
 from kvstore import _native, errors
 from kvstore.errors import RAISED, TABLE, KvstoreError, MissReason, Status
 
-STATUS_H = Path(__file__).resolve().parents[2] / "native/include/kvstore/status.h"
+STATUS_H = Path(__file__).resolve().parents[2] / "native/src/base/status.h"
 
 
 def native_codes() -> dict[str, int]:

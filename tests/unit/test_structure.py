@@ -107,25 +107,57 @@ def test_only_clock_reads_time_and_only_config_reads_the_environment(path: Path)
         assert "os.environ" not in path.read_text(), f"{path}: only config reads the environment"
 
 
-NATIVE_LAYERS = {
-    # header -> the layers (by library) whose headers it may not see
-    "storage": ("segment", "chunk_allocator", "index", "client_slots", "block_store", "evictor"),
-    "transport": ("frame", "messages", "socket", "channel", "event_server", "handshake"),
-}
+NATIVE = ROOT / "native"
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 
-def native_includes(path: Path) -> set[str]:
-    return set(re.findall(r'#include "kvstore/(\w+)\.h"', path.read_text()))
+def rooms_below() -> dict[str, set[str]]:
+    """Each room of native/src with all rooms below it, as native/CMakeLists.txt declares them."""
+    declared = re.findall(r"^kv_room\((\w+)([^)]*)\)", (NATIVE / "CMakeLists.txt").read_text(), re.M)
+    below: dict[str, set[str]] = {}
+    for room, rest in declared:  # lowest first: what it names must stand above it in the file
+        direct = rest.split()[1:]
+        below[room] = set(direct).union(*(below[name] for name in direct))
+    return below
 
 
-def test_storage_and_transport_never_include_each_other() -> None:
-    files = [*(ROOT / "native/src").glob("*.cpp"), *(ROOT / "native/include/kvstore").glob("*.h")]
-    assert files
-    for path in files:
-        for own, other in (("storage", "transport"), ("transport", "storage")):
-            if path.stem in NATIVE_LAYERS[own]:
-                wrong = native_includes(path) & set(NATIVE_LAYERS[other])
-                assert not wrong, f"{path} ({own}) includes {wrong}"
+def wrong_includes(path: Path, text: str) -> list[str]:
+    """What a file of native/src includes although its room's DEPENDS do not reach it."""
+    room = path.relative_to(NATIVE / "src").parts[0]
+    allowed = rooms_below()[room] | {room}
+    return [name for name in INCLUDE.findall(text) if name.split("/")[0] not in allowed]
+
+
+def native_sources() -> list[Path]:
+    return sorted(path for path in (NATIVE / "src").rglob("*") if path.suffix in {".h", ".cpp"})
+
+
+def test_native_includes_follow_from_the_rooms_that_cmake_declares() -> None:
+    assert {path.name for path in (NATIVE / "src").iterdir()} == set(rooms_below())
+    assert len(native_sources()) > 200
+    wrong = {
+        str(path.relative_to(NATIVE)): found
+        for path in native_sources()
+        if (found := wrong_includes(path, path.read_text()))
+    }
+    assert not wrong, f"only the room's own headers and those below it: {wrong}"
+    for path in native_sources():
+        for name in INCLUDE.findall(path.read_text()):
+            assert (NATIVE / "src" / name).is_file(), f"{path} includes {name}"
+
+
+@pytest.mark.parametrize(
+    ("file", "include"),
+    [
+        ("base/status.h", "wire/frame.h"),
+        ("store/evictor.h", "net/channel.h"),
+        ("master/copy_planner.cpp", "client/channel_pool.h"),
+        ("nvme/log.h", "index/index.h"),
+    ],
+)
+def test_an_include_from_above_is_found(file: str, include: str) -> None:
+    planted = f'#include "base/status.h"\n#include "{include}"\n'
+    assert wrong_includes(NATIVE / "src" / file, planted) == [include]
 
 
 def test_only_the_bindings_see_nanobind() -> None:
@@ -135,7 +167,7 @@ def test_only_the_bindings_see_nanobind() -> None:
 
 
 def test_files_stay_small() -> None:
-    for pattern in ("kvstore/**/*.py", "native/**/*.cpp", "native/**/*.h", "tests/**/*.py"):
+    for pattern in ("kvstore/**/*.py", "native/**/*.cpp", "native/**/*.h", "tests/**/*.py", "tests/**/*.cpp", "tests/**/*.h"):
         for path in ROOT.glob(pattern):
             if "_proto" in path.parts:
                 continue

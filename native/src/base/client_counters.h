@@ -1,0 +1,38 @@
+// What a client counts. The numbers are positions in a slot's counters (shared_layout.h), so that
+// the node can export its clients' figures; a number is never reused.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace kvstore {
+
+enum class ClientCounter : uint8_t {
+    kMissFirst = 0,  // + MissReason; position 0 itself (kNone) counts keys that were asked for
+    kKeysRead = 0,
+    kHitsShm = 12,     // keys read from a mapped segment
+    kHitsSocket = 13,  // keys read through a socket
+    kBytesReadShm = 14,
+    kBytesReadSocket = 15,
+    kPutsOk = 16,
+    kPutsExisting = 17,
+    kPutsFailed = 18,
+    kBytesPutShm = 19,
+    kBytesPutSocket = 20,
+    kWrongChecksums = 21,  // copies that were refused because their bytes were not those put
+    kRetries = 22,         // reads that went on to another replica, writes that were tried again
+    kLookups = 23,         // requests sent to the master
+    kMasterFailures = 24,
+    kViews = 25,
+    kLeases = 26,
+};
+inline constexpr int kClientCounterCount = 27;
+static_assert(static_cast<int>(ClientCounter::kHitsShm) == kMissReasonCount);
+
+// "keys_read", "misses_absent", "hits_shm", …; empty behind the end.
+std::string_view client_counter_name(int counter);
+
+}  // namespace kvstore

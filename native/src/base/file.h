@@ -1,0 +1,60 @@
+// RAII for descriptors and mappings, and how files are opened (O_CLOEXEC, O_NOFOLLOW, 0600).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+
+namespace kvstore {
+
+class Fd {
+  public:
+    Fd() = default;
+    explicit Fd(int fd) : fd_(fd) {}
+    Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Fd& operator=(Fd&& other) noexcept;
+    ~Fd() { reset(); }
+    int get() const { return fd_; }
+    bool valid() const { return fd_ >= 0; }
+    int release() { return std::exchange(fd_, -1); }
+    void reset();
+
+  private:
+    int fd_ = -1;
+};
+
+class Mapping {
+  public:
+    Mapping() = default;
+    Mapping(Mapping&& other) noexcept;
+    Mapping& operator=(Mapping&& other) noexcept;
+    ~Mapping();
+    static Result<Mapping> map(int fd, uint64_t size, bool writable, uint64_t offset = 0);
+    uint8_t* data() const { return data_; }
+    uint64_t size() const { return size_; }
+
+  private:
+    uint8_t* data_ = nullptr;
+    uint64_t size_ = 0;
+};
+
+// Where a shared region lives: a file in `directory` (created 0600, never followed through a link),
+// or an anonymous memfd when `directory` is empty (embedded mode: nothing is left behind).
+Result<Fd> create_region(const std::string& directory, const std::string& name);
+// An existing region, for reading and writing: kNotFound when there is none, kIoError when it is
+// not a regular file of this user.
+Result<Fd> open_region(const std::string& directory, const std::string& name);
+// The same, but created empty (0600) when there is none.
+Result<Fd> keep_region(const std::string& directory, const std::string& name);
+// Whether the name in the directory still leads to this very file.
+bool is_named(int fd, const std::string& directory, const std::string& name);
+// Gives a region in `directory` its final name, in place of whatever had it.
+Status rename_region(const std::string& directory, const std::string& from, const std::string& to);
+// Another descriptor of the same file that cannot write, to hand to processes that only read.
+Result<Fd> reopen_read_only(const Fd& fd);
+Status errno_status(const char* call, const std::string& path);  // kIoError, or kNoSpace for ENOSPC
+
+}  // namespace kvstore

@@ -1,0 +1,93 @@
+// Open sessions with one server: a calling thread takes one, does its own I/O on it, and gives it
+// back.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "net/channel.h"
+
+namespace kvstore {
+
+// Thread-safe. No lock is held during I/O. A session that failed is dropped when it is given back.
+class ChannelPool {
+  public:
+    using Connect = std::function<Result<std::unique_ptr<Channel>>(Deadline)>;
+    static constexpr size_t kMaxIdle = 16;
+
+    // A session in use; gives it back when it goes.
+    class Lease {
+      public:
+        Lease() = default;
+        Lease(ChannelPool* pool, std::unique_ptr<Channel> channel, bool fresh)
+            : pool_(pool), channel_(std::move(channel)), fresh_(fresh) {}
+        Lease(Lease&&) = default;
+        Lease& operator=(Lease&& other) noexcept {
+            give_back();
+            pool_ = other.pool_;
+            channel_ = std::move(other.channel_);
+            fresh_ = other.fresh_;
+            return *this;
+        }
+        ~Lease() { give_back(); }
+        Channel* operator->() const { return channel_.get(); }
+        Channel& operator*() const { return *channel_; }
+        explicit operator bool() const { return channel_ != nullptr; }
+        // False for a session that had been idle: its first failure may only mean that the server
+        // was restarted meanwhile.
+        bool fresh() const { return fresh_; }
+        void give_back();
+
+      private:
+        ChannelPool* pool_ = nullptr;
+        std::unique_ptr<Channel> channel_;
+        bool fresh_ = false;
+    };
+
+    explicit ChannelPool(Connect connect) : connect_(std::move(connect)) {}
+    ~ChannelPool() = default;  // every Lease has to be gone
+    ChannelPool(const ChannelPool&) = delete;
+    ChannelPool& operator=(const ChannelPool&) = delete;
+
+    Result<Lease> checkout(Deadline deadline);
+    // Adds a session that was opened elsewhere.
+    void adopt(std::unique_ptr<Channel> channel);
+    // Drops the idle sessions: after a failure they are most likely gone too.
+    void drop_idle();
+    // For closing: blocked calls return kClosed and nothing can be taken any more.
+    void shutdown();
+
+    // One request on some session, tried again on a fresh one when an idle session turned out to be
+    // dead. `reply` views the session's buffer: keep `lease` while it is used.
+    template <class Request, class Reply>
+    Status exchange(const Request& request, Reply* reply, Lease* lease, Deadline deadline,
+                    const Payload& payload = {}) {
+        while (true) {
+            Result<Lease> taken = checkout(deadline);
+            if (!taken.ok()) {
+                return taken.status();
+            }
+            *lease = std::move(*taken);
+            Status status = (*lease)->exchange(request, reply, deadline, payload);
+            if (status.ok() || (*lease)->alive() || lease->fresh() ||
+                status.code() == Code::kDeadlineExceeded) {
+                return status;
+            }
+            drop_idle();
+        }
+    }
+
+  private:
+    friend class Lease;
+    void give_back(std::unique_ptr<Channel> channel);
+
+    const Connect connect_;
+    std::mutex mutex_;
+    bool closed_ = false;
+    std::vector<std::unique_ptr<Channel>> idle_;
+    std::vector<Channel*> busy_;
+};
+
+}  // namespace kvstore

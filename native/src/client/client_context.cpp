@@ -1,0 +1,107 @@
+// Opening and closing what a client's paths share.
+#include "client/client_context.h"
+
+#include <algorithm>
+
+namespace kvstore {
+namespace {
+
+Status check_options(const ClientOptions& options) {
+    if (options.masters.empty()) {
+        return {Code::kInvalidArgument, "no master address given"};
+    }
+    if (!is_valid_name(options.tenant) || options.tenant.empty()) {
+        return {Code::kInvalidArgument, "tenant must be 1 to 255 bytes of plain UTF-8"};
+    }
+    if (!is_valid_name(options.ns)) {
+        return {Code::kInvalidArgument, "namespace must be at most 255 bytes of plain UTF-8"};
+    }
+    if (options.timeout_ms == 0 || options.timeout_ms > limits::kMaxTimeoutMs) {
+        return {Code::kInvalidArgument,
+                "timeout_ms must be 1 to " + std::to_string(limits::kMaxTimeoutMs)};
+    }
+    return {};
+}
+
+Result<std::vector<Endpoint>> parse_all(const std::vector<std::string>& texts) {
+    std::vector<Endpoint> endpoints;
+    for (const std::string& text : texts) {
+        Result<Endpoint> endpoint = Endpoint::parse(text);
+        if (!endpoint.ok()) {
+            return endpoint.status();
+        }
+        endpoints.push_back(std::move(*endpoint));
+    }
+    return endpoints;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ClientContext>> ClientContext::open(ClientOptions options) {
+    if (Status status = check_options(options); !status.ok()) {
+        return status;
+    }
+    Result<std::vector<Endpoint>> endpoints = parse_all(options.masters);
+    if (!endpoints.ok()) {
+        return endpoints.status();
+    }
+    std::unique_ptr<ClientContext> context(new ClientContext(std::move(options)));
+    const ClientOptions& given = context->options_;
+    HelloParams hello;
+    hello.role = Role::kClient;
+    hello.tenant = given.tenant;
+    hello.ns = given.ns;
+    hello.principal = given.principal;
+    hello.token = given.token;
+    hello.client_name = given.client_name;
+    const Deadline deadline = context->deadline();
+    context->master_ = std::make_unique<MasterClient>(std::move(*endpoints), hello);
+    if (Status status = context->master_->open(deadline); !status.ok()) {
+        return status;
+    }
+    hello.cluster_id = context->master_->cluster_id();
+    context->secret_ = context->master_->hash_secret();
+    context->tenant_id_ = tenant_id(context->secret_, given.tenant);
+    context->set_namespace(namespace_id(context->secret_, given.tenant, given.ns,
+                                        context->master_->namespace_epoch()));
+    context->nodes_ = std::make_unique<PeerTable>(*context->master_, hello, given.transport);
+    if (Status status = context->nodes_->refresh(deadline); !status.ok()) {
+        return status;
+    }
+    return context;
+}
+
+Deadline ClientContext::deadline(uint32_t timeout_ms) const {
+    return Deadline::after_ms(timeout_ms != 0 ? timeout_ms : options_.timeout_ms);
+}
+
+Status ClientContext::check_open() const {
+    if (in_forked_child()) {
+        return {Code::kClosed,
+                "this process was forked from the one that opened the store: open a new one"};
+    }
+    return closed() ? Status(Code::kClosed, "the store is closed") : Status();
+}
+
+void ClientContext::shutdown() {
+    closed_.store(true, std::memory_order_release);
+    master_->shutdown();
+    nodes_->shutdown();
+}
+
+void ClientContext::count(const CallTally& tally, ClientSlot* slot) {
+    for (size_t i = 0; i < tally.values.size(); ++i) {
+        if (tally.values[i] != 0) {
+            counters_[i].fetch_add(tally.values[i], std::memory_order_relaxed);
+            if (slot != nullptr) {
+                slot->add_counter(static_cast<uint32_t>(i), tally.values[i]);
+            }
+        }
+    }
+}
+
+uint64_t ClientContext::counter(ClientCounter which) const {
+    return counters_[static_cast<size_t>(which)].load(std::memory_order_relaxed);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,104 @@
+// What every path of a client shares: who it is, the master, the nodes, the counters.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/client_counters.h"
+#include "base/fork_guard.h"
+#include "base/hash.h"
+#include "client/master_client.h"
+#include "client/peer_table.h"
+#include "client/placement_cache.h"
+
+namespace kvstore {
+
+struct ClientOptions {
+    std::vector<std::string> masters;  // tried in order
+    std::string tenant = "default";
+    std::string ns;
+    std::string principal;
+    std::string token;
+    std::string client_name;
+    uint32_t timeout_ms = 5000;
+    Transport transport = Transport::kAuto;
+    uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
+};
+
+// What one call counts, added up at its end.
+struct CallTally {
+    std::array<uint64_t, kClientCounterCount> values{};
+    void add(ClientCounter counter, uint64_t amount = 1) {
+        values[static_cast<size_t>(counter)] += amount;
+    }
+    void miss(MissReason reason) { values[static_cast<size_t>(reason)] += 1; }
+};
+
+// An object's key with its hash, computed once per namespace id (a flush in between changes the
+// id).
+struct HashedKey {
+    std::string_view key;
+    Hash128 hash;
+    NamespaceId ns = 0;
+};
+
+class ClientContext {
+  public:
+    static Result<std::unique_ptr<ClientContext>> open(ClientOptions options);
+
+    const ClientOptions& options() const { return options_; }
+    MasterClient& master() { return *master_; }
+    PeerTable& nodes() { return *nodes_; }
+    PlacementCache& placements() { return placements_; }
+    // Open while no node could be written to: puts then do not wait for one.
+    Breaker& write_breaker() { return write_breaker_; }
+    Deadline deadline(uint32_t timeout_ms = 0) const;
+
+    // Whether calls are still allowed: not closed, not in a forked child.
+    Status check_open() const;
+    bool in_forked_child() const { return fork_guard_.in_child(); }
+    bool closed() const { return closed_.load(std::memory_order_acquire); }
+    void shutdown();
+
+    // The namespace's id as last heard from the master or a node.
+    NamespaceId namespace_now() const { return namespace_id_.load(std::memory_order_relaxed); }
+    void set_namespace(NamespaceId id) { namespace_id_.store(id, std::memory_order_relaxed); }
+    // The id that it has, or had, in this epoch.
+    NamespaceId namespace_at(uint32_t epoch) const {
+        return namespace_id(secret_, options_.tenant, options_.ns, epoch);
+    }
+    // Makes the hash that of `ns`.
+    void rehash(HashedKey* key, NamespaceId ns) const {
+        if (key->ns != ns) {
+            key->hash = key_hash(secret_, ns, key->key);
+            key->ns = ns;
+        }
+    }
+    Identity identity(const HashedKey& key, Version version = 0, uint64_t length = 0) const {
+        return {tenant_id_, key.ns, key.hash, version, length};
+    }
+
+    // Adds to this store's counters and to the slot that the home node reads.
+    void count(const CallTally& tally, ClientSlot* slot);
+    uint64_t counter(ClientCounter which) const;
+
+  private:
+    explicit ClientContext(ClientOptions options) : options_(std::move(options)) {}
+
+    const ClientOptions options_;
+    ForkGuard fork_guard_;
+    std::atomic<bool> closed_{false};
+    HashSecret secret_{};
+    TenantId tenant_id_ = 0;
+    std::atomic<NamespaceId> namespace_id_{0};
+    std::array<std::atomic<uint64_t>, kClientCounterCount> counters_{};
+    PlacementCache placements_;
+    Breaker write_breaker_;
+    std::unique_ptr<MasterClient> master_;
+    std::unique_ptr<PeerTable> nodes_;
+};
+
+}  // namespace kvstore

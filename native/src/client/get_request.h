@@ -1,0 +1,60 @@
+// One Get at one node: asked, and its reply taken as it arrives.
+#pragma once
+
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/pieces.h"
+#include "base/status.h"
+#include "base/types.h"
+#include "client/channel_pool.h"
+#include "net/transfer_cursor.h"
+
+namespace kvstore {
+
+// Several of these can be under way at once, at one node or at many: none waits for another. The
+// destinations are the caller's and stay where they are until the request is over.
+class GetRequest {
+  public:
+    struct Row {
+        std::string_view key;
+        Version version = 0;
+        Pieces data;
+    };
+    struct Answer {
+        Code code = Code::kInternal;
+        MissReason reason = MissReason::kNone;
+        Version version = 0;
+        uint64_t size = 0;
+        uint32_t sealed_crc = 0;
+        uint32_t data_crc = 0;  // of the bytes that arrived
+    };
+
+    // Any failure ends the request; the lease then says whether the connection lives.
+    Status send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline);
+    // Waits until one of `requests` may go on, at most until the earliest deadline.
+    static void wait_for_any(std::span<GetRequest* const> requests);
+    // Takes what has arrived, without waiting for more. True: all answers are there.
+    // kDeadlineExceeded: they are not, and the time is over.
+    Result<bool> advance();
+
+    std::span<const Answer> answers() const { return answers_; }
+    const ChannelPool::Lease& lease() const { return lease_; }
+    Deadline deadline() const { return deadline_; }
+
+  private:
+    Status take_reply();
+
+    ChannelPool::Lease lease_;
+    Deadline deadline_ = Deadline::never();
+    std::vector<Row> rows_;
+    bool replied_ = false;
+    std::vector<Answer> answers_;
+    std::vector<iovec> parts_;
+    std::vector<uint32_t> crcs_;    // of each object that comes
+    std::vector<uint32_t> crc_of_;  // of each part
+    TransferCursor cursor_;
+};
+
+}  // namespace kvstore

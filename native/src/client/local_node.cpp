@@ -1,0 +1,282 @@
+// Attaching to a node of this host, and noticing that it is gone.
+#include "client/local_node.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kOwnerCheckMs = 10;
+constexpr uint64_t kUnholdMs = 500;
+constexpr int kSlotTries = 4;  // another process may have locked the slot that we were offered
+
+// The mapping must not reach behind the file's end: touching it would raise SIGBUS.
+Status check_file_holds(int fd, uint64_t bytes) {
+    struct stat info{};
+    if (fstat(fd, &info) != 0) {
+        return errno_status("fstat", "segment");
+    }
+    if (bytes == 0 || static_cast<uint64_t>(info.st_size) < bytes) {
+        return {Code::kProtocolError, "the segment is shorter than the node says"};
+    }
+    return {};
+}
+
+// A clients file is never closed directly: that would drop this process's locks on it.
+void dispose(std::vector<Fd> fds) {
+    if (fds.size() == 3) {
+        SlotRegistry::instance().dispose(std::move(fds[2]));
+    }
+}
+
+}  // namespace
+
+Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
+                                                     const HelloParams& hello,
+                                                     const std::string& node_id,
+                                                     Deadline deadline) {
+    Status last;
+    for (int i = 0; i < kSlotTries; ++i) {
+        Result<std::unique_ptr<Channel>> channel = Channel::connect(endpoint, hello, deadline);
+        if (!channel.ok()) {
+            return channel.status();
+        }
+        const WelcomeData& welcome = (*channel)->welcome();
+        std::vector<Fd> fds = (*channel)->take_fds();
+        if (welcome.node_id != node_id) {
+            dispose(std::move(fds));
+            return {Code::kUnavailable, endpoint.to_string() + " is another node"};
+        }
+        if (fds.size() != 3 || welcome.slot < 0) {
+            dispose(std::move(fds));
+            return {Code::kUnsupported, node_id + " does not share its memory with this tenant"};
+        }
+        std::shared_ptr<LocalNode> node(new LocalNode());
+        node->endpoint_ = endpoint;
+        node->hello_ = hello;
+        Fd clients = std::move(fds[2]);
+        fds.pop_back();
+        last = node->take_slot(std::move(clients), **channel, welcome.slot, deadline);
+        if (last.ok()) {
+            last = node->map(std::move(fds), welcome);
+        }
+        if (last.ok()) {
+            LocalNode* raw = node.get();
+            node->sessions_ = std::make_unique<ChannelPool>(
+                [raw](Deadline until) { return raw->open_session(until); });
+            node->sessions_->adopt(std::move(*channel));
+            // Asked for now, so that reads go on when the node hangs later.
+            (void)node->current_namespace(deadline);
+            return node;
+        }
+        if (last.code() != Code::kUnavailable) {
+            break;
+        }
+    }
+    return last;
+}
+
+Status LocalNode::take_slot(Fd clients, Channel& channel, int number, Deadline deadline) {
+    Result<std::shared_ptr<ClientSlot>> slot =
+        SlotRegistry::instance().acquire(std::move(clients), static_cast<uint32_t>(number));
+    if (!slot.ok()) {
+        return slot.status();
+    }
+    if (Status status = confirm_slot(**slot, channel, deadline); !status.ok()) {
+        return status;
+    }
+    // From here on the node scans this slot, so its hazards count.
+    (*slot)->set_confirmed();
+    if (slot_ == nullptr) {
+        slot_ = std::move(*slot);
+    }
+    return {};
+}
+
+Status LocalNode::confirm_slot(ClientSlot& slot, Channel& channel, Deadline deadline) {
+    SlotReady ready;
+    ready.slot = slot.number();
+    const uint32_t epoch = channel.welcome().node_epoch;
+    const bool ended = slot.end_earlier_writes(epoch);
+    ready.writes_ended_below = ended ? epoch : 0;
+    StatusReply reply;
+    if (Status status = channel.exchange(ready, &reply, deadline); !status.ok()) {
+        return status;
+    }
+    if (reply.status.size() != 1 || reply.status[0] != 0) {
+        return {Code::kUnavailable, "the node does not see this process's slot lock"};
+    }
+    if (ended) {
+        earlier_writes_ended_.store(true, std::memory_order_relaxed);
+    }
+    return {};
+}
+
+Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
+    if (Status status = check_file_holds(fds[0].get(), welcome.segment_bytes); !status.ok()) {
+        return status;
+    }
+    Result<Mapping> reading = Mapping::map(fds[0].get(), welcome.segment_bytes, false);
+    if (!reading.ok()) {
+        return reading.status();
+    }
+    Result<Mapping> writing = Mapping::map(fds[0].get(), welcome.segment_bytes, true);
+    if (!writing.ok()) {
+        return writing.status();
+    }
+    Result<std::unique_ptr<IndexReader>> index =
+        IndexReader::attach(fds[1].get(), welcome.segment_bytes);
+    if (!index.ok()) {
+        return index.status();
+    }
+    segment_ = std::move(*reading);
+    writable_ = std::move(*writing);
+    mapper_ = std::make_unique<PageMapper>(std::span(writable_.data(), writable_.size()),
+                                           std::span(segment_.data(), segment_.size()));
+    index_ = std::move(*index);
+    if (index_->node_epoch() != welcome.node_epoch || index_->node_id() != welcome.node_id) {
+        return {Code::kProtocolError, "index and node disagree about who they are"};
+    }
+    return {};
+}
+
+Result<std::unique_ptr<Channel>> LocalNode::open_session(Deadline deadline) {
+    Result<std::unique_ptr<Channel>> channel = Channel::connect(endpoint_, hello_, deadline);
+    if (!channel.ok()) {
+        // Nobody listens: the node is gone, and a new incarnation has to be attached.
+        if (channel.code() != Code::kDeadlineExceeded && channel.code() != Code::kOverloaded) {
+            mark_gone();
+        }
+        return channel.status();
+    }
+    const WelcomeData& welcome = (*channel)->welcome();
+    std::vector<Fd> fds = (*channel)->take_fds();
+    if (fds.size() != 3 || welcome.slot < 0 || welcome.node_epoch != node_epoch() ||
+        welcome.node_id != node_id()) {
+        dispose(std::move(fds));
+        mark_gone();
+        return {Code::kUnavailable, node_id() + " was restarted"};
+    }
+    Status status = take_slot(std::move(fds[2]), **channel, welcome.slot, deadline);
+    if (!status.ok()) {
+        return status;
+    }
+    return std::move(*channel);
+}
+
+uint8_t* LocalNode::block(uint64_t offset, uint64_t size) {
+    if (offset > writable_.size() || size > writable_.size() - offset) {
+        return nullptr;
+    }
+    mapper_->map(offset, size);
+    return writable_.data() + offset;
+}
+
+bool LocalNode::usable() {
+    if (gone_.load(std::memory_order_relaxed) || index_->retired()) {
+        return false;
+    }
+    const uint64_t now = boottime_ms();
+    if (now - owner_checked_ms_.load(std::memory_order_relaxed) >= kOwnerCheckMs) {
+        if (!slot_->usable() || !slot_->owner_alive()) {
+            mark_gone();
+            return false;
+        }
+        owner_checked_ms_.store(now, std::memory_order_relaxed);
+    }
+    return true;
+}
+
+Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
+    if (resolved_flushes_.load(std::memory_order_acquire) == index_->flush_counter()) {
+        return namespace_id_.load(std::memory_order_relaxed);
+    }
+    std::lock_guard lock(resolve_mutex_);
+    const uint64_t flushes = index_->flush_counter();
+    if (resolved_flushes_.load(std::memory_order_relaxed) == flushes) {
+        return namespace_id_.load(std::memory_order_relaxed);
+    }
+    Resolve request;
+    ResolveReply reply;
+    ChannelPool::Lease lease;
+    const Status status = sessions_->exchange(request, &reply, &lease, deadline);
+    if (!status.ok()) {
+        return status;
+    }
+    if (reply.code != 0) {
+        return static_cast<Code>(reply.code);
+    }
+    // Whatever was flushed after the older of the two readings makes us ask again.
+    namespace_id_.store(reply.namespace_id, std::memory_order_relaxed);
+    resolved_flushes_.store(std::min(flushes, reply.flush_counter), std::memory_order_release);
+    return NamespaceId{reply.namespace_id};
+}
+
+Status LocalNode::hold(Generation gen, Deadline deadline) {
+    std::lock_guard talking(holder_mutex_);
+    if (holder_ == nullptr || !holder_->alive()) {
+        Result<std::unique_ptr<Channel>> opened = open_session(deadline);
+        if (!opened.ok()) {
+            return opened.status();
+        }
+        holder_ = std::move(*opened);
+    }
+    const Generation generations[] = {gen};
+    Hold request;
+    request.generations = std::span<const Generation>(generations);
+    StatusReply reply;
+    if (Status status = holder_->exchange(request, &reply, deadline); !status.ok()) {
+        return status;
+    }
+    return reply.status.size() == 1 ? Status(static_cast<Code>(reply.status[0]))
+                                    : Status(Code::kProtocolError);
+}
+
+void LocalNode::unhold(Generation gen) {
+    std::lock_guard talking(holder_mutex_);
+    if (holder_ == nullptr || !holder_->alive()) {
+        return;  // the node gives the block back when this process ends
+    }
+    const Generation generations[] = {gen};
+    Unhold request;
+    request.generations = std::span<const Generation>(generations);
+    StatusReply reply;
+    (void)holder_->exchange(request, &reply, Deadline::after_ms(kUnholdMs));
+}
+
+void LocalNode::abandon(std::span<const Generation> generations) {
+    if (generations.empty()) {
+        return;
+    }
+    std::lock_guard lock(abandoned_mutex_);
+    abandoned_.insert(abandoned_.end(), generations.begin(), generations.end());
+    any_abandoned_.store(true, std::memory_order_relaxed);
+}
+
+void LocalNode::send_abandoned(Channel& channel, Deadline deadline) {
+    if (!earlier_writes_ended_.load(std::memory_order_relaxed)) {
+        (void)confirm_slot(*slot_, channel, deadline);
+    }
+    if (!any_abandoned_.load(std::memory_order_relaxed)) {
+        return;
+    }
+    std::vector<Generation> generations;
+    {
+        std::lock_guard lock(abandoned_mutex_);
+        const size_t count = std::min(abandoned_.size(), limits::kMaxBatchKeys);
+        generations.assign(abandoned_.end() - static_cast<ptrdiff_t>(count), abandoned_.end());
+        abandoned_.resize(abandoned_.size() - count);
+        any_abandoned_.store(!abandoned_.empty(), std::memory_order_relaxed);
+    }
+    Abort request;
+    request.generations = generations;
+    StatusReply reply;
+    // What the node does not know (any more) is none of its blocks: the statuses say nothing new.
+    if (!channel.exchange(request, &reply, deadline).ok()) {
+        abandon(generations);
+    }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,94 @@
+// A node on this host, attached: its index and segment mapped, a slot of its own, sessions by
+// socket.
+//
+// One object is one incarnation of the node. When the node restarts (another epoch, `retired`, its
+// lock gone) the object stays behind for those who still hold blocks, and a new one is attached.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/channel_pool.h"
+#include "client/page_mapper.h"
+#include "client/spare_blocks.h"
+#include "index/index.h"
+#include "index/object_reader.h"
+#include "index/slot_registry.h"
+
+namespace kvstore {
+
+class LocalNode {
+  public:
+    // Connects over the Unix endpoint; `node_id` is who has to answer there. kUnsupported when the
+    // node passes no descriptors (the tenant may not use shared memory).
+    static Result<std::shared_ptr<LocalNode>> attach(const Endpoint& endpoint,
+                                                     const HelloParams& hello,
+                                                     const std::string& node_id, Deadline deadline);
+
+    const IndexReader& index() const { return *index_; }
+    const uint8_t* segment() const { return segment_.data(); }
+    uint64_t segment_bytes() const { return segment_.size(); }
+    // Where a reserved block of this process is written; null when the extent leaves the segment.
+    uint8_t* block(uint64_t offset, uint64_t size);
+    ClientSlot& slot() const { return *slot_; }
+    ChannelPool& sessions() { return *sessions_; }
+    const std::string& node_id() const { return index_->node_id(); }
+    uint32_t node_epoch() const { return index_->node_epoch(); }
+
+    // False once the node is gone or has been replaced: nothing new may be read or written through
+    // this object. The owner's lock is looked at every few milliseconds only.
+    bool usable();
+    void mark_gone() { gone_.store(true, std::memory_order_relaxed); }
+
+    // The namespace's id as this node has it now; asks the node after a flush of any namespace.
+    Result<NamespaceId> current_namespace(Deadline deadline);
+
+    // Holds a block by socket, for when the slot has no free hazard; until unhold(), or until this
+    // process is gone. The caller checks the generation afterwards.
+    Status hold(Generation gen, Deadline deadline);
+    void unhold(Generation gen);
+
+    // Blocks granted ahead of their keys.
+    SpareBlocks& spares() { return spares_; }
+
+    // Reservations that will not be committed and into which nothing is being copied any more. They
+    // are told to the node on a session that works, now or with the next put.
+    void abandon(std::span<const Generation> generations);
+    void send_abandoned(Channel& channel, Deadline deadline);
+
+  private:
+    LocalNode() = default;
+    Status map(std::vector<Fd> fds, const WelcomeData& welcome);
+    Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
+    // Tells the node that copies into blocks of its earlier lives have ended, as soon as they have.
+    Status confirm_slot(ClientSlot& slot, Channel& channel, Deadline deadline);
+    Result<std::unique_ptr<Channel>> open_session(Deadline deadline);
+
+    Endpoint endpoint_;
+    HelloParams hello_;
+    Mapping segment_;  // read-only: a forked child may still look at a view
+    Mapping writable_;
+    std::unique_ptr<PageMapper> mapper_;  // of both; goes before them
+    std::unique_ptr<IndexReader> index_;
+    std::shared_ptr<ClientSlot> slot_;
+    std::unique_ptr<ChannelPool> sessions_;
+    std::mutex holder_mutex_;          // held during I/O on holder_
+    std::unique_ptr<Channel> holder_;  // the node takes unhold only from the session that held
+    SpareBlocks spares_;
+    std::mutex abandoned_mutex_;
+    std::vector<Generation> abandoned_;
+    std::atomic<bool> any_abandoned_{false};
+    std::atomic<bool> earlier_writes_ended_{false};  // and the node knows it
+    std::atomic<bool> gone_{false};
+    std::atomic<uint64_t> owner_checked_ms_{0};
+    std::mutex resolve_mutex_;
+    std::atomic<uint64_t> namespace_id_{0};
+    std::atomic<uint64_t> resolved_flushes_{
+        UINT64_MAX};  // flush_counter that namespace_id_ is good for
+};
+
+}  // namespace kvstore

@@ -1,0 +1,160 @@
+// Local probes, then one lookup for the keys that this host does not have.
+#include "client/locate_path.h"
+
+#include <algorithm>
+
+#include "client/pipeline.h"
+
+namespace kvstore {
+namespace {
+
+MissReason reason_of(const LookupReply& reply, size_t row) {
+    if (reply.status[row] == static_cast<int32_t>(Code::kRebuilding)) {
+        return MissReason::kRebuilding;
+    }
+    if (reply.status[row] == 0) {
+        return MissReason::kNodeDown;  // known, and nobody has it now
+    }
+    const uint8_t reason = reply.reasons[row];
+    return reason == 0 || reason >= kMissReasonCount ? MissReason::kAbsent
+                                                     : static_cast<MissReason>(reason);
+}
+
+}  // namespace
+
+void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
+                     uint32_t wait_ms) {
+    const Deadline wait_until = Deadline::after_ms(wait_ms);
+    probe(keys, deadline);
+    std::vector<size_t> rows;
+    for (size_t row = 0; row <= keys.size(); ++row) {
+        const bool end = row == keys.size();
+        if (!end && !found_[row].present()) {
+            rows.push_back(row);
+        }
+        if (!rows.empty() && (end || rows.size() == limits::kMaxBatchKeys)) {
+            const bool complete = ask(rows, deadline, wait_until);
+            rows.clear();
+            if (!complete && stop_at_gap) {
+                break;
+            }
+        }
+    }
+    context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
+}
+
+void LocatePath::probe(std::span<const std::string_view> keys, Deadline deadline) {
+    context_.nodes().locals(deadline, &locals_);
+    found_.resize(keys.size());
+    const uint64_t now_ms = boottime_ms();
+    NamespaceId ns = context_.namespace_now();
+    for (size_t row = 0; row < keys.size(); ++row) {
+        found_[row].key.key = keys[row];
+    }
+    for (size_t n = 0; n < locals_.size(); ++n) {
+        const Result<NamespaceId> here = locals_[n].node->current_namespace(deadline);
+        if (!here.ok()) {
+            continue;
+        }
+        ns = *here;
+        const IndexReader& index = locals_[n].node->index();
+        in_pipeline<IndexReader::kPrefetchStages + 1>(keys.size(), [&](size_t stage, size_t row) {
+            Located& located = found_[row];
+            if (stage == 0) {
+                context_.rehash(&located.key, ns);
+            }
+            if (stage < IndexReader::kPrefetchStages) {
+                return index.prefetch(stage, located.key.hash);
+            }
+            if (located.present()) {
+                return;
+            }
+            if (const auto hit = index.probe(ns, located.key.hash, located.key.key, now_ms)) {
+                located.size = static_cast<int64_t>(hit->length);
+                located.local = static_cast<int>(n);
+            }
+        });
+    }
+    for (Located& located : found_) {
+        context_.rehash(&located.key, ns);
+    }
+}
+
+// False when a key of them is absent.
+bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline wait_until) {
+    std::vector<std::string_view> names;
+    names.reserve(rows.size());
+    for (const size_t row : rows) {
+        names.push_back(found_[row].key.key);
+    }
+    Lookup request;
+    request.keys = names;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
+    request.wait_ms = std::min(static_cast<uint32_t>(wait_until.left_ms()), request.timeout_ms);
+    LookupReply reply;
+    ChannelPool::Lease lease;
+    const Status status = exchange(request, &reply, &lease, deadline);
+    tally_.add(ClientCounter::kLookups);
+    const bool answered = status.ok() && reply.status.size() == rows.size();
+    if (!answered) {
+        tally_.add(ClientCounter::kMasterFailures);
+    } else {
+        (void)context_.nodes().ensure(reply.nodes_id, deadline);  // unknown nodes count as down
+    }
+    size_t next_node = 0;
+    bool complete = true;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        Located& located = found_[rows[i]];
+        if (!answered) {
+            if (const auto known = context_.placements().find(located.key.hash)) {
+                located.placement = *known;
+                located.size = static_cast<int64_t>(known->size);
+            } else {
+                located.size = static_cast<int64_t>(Code::kUnavailable);
+                located.reason = MissReason::kUnavailable;
+            }
+        } else {
+            Placement& placement = located.placement;
+            placement.version = reply.versions[i];
+            placement.size = reply.sizes[i];
+            placement.count = reply.replica_counts[i];
+            for (size_t r = 0; r < placement.count; ++r) {
+                placement.nodes[r] = reply.nodes[next_node++];
+            }
+            if (reply.status[i] == 0 && placement.count > 0) {
+                located.size = static_cast<int64_t>(placement.size);
+                context_.placements().note(located.key.hash, placement);
+            } else {
+                located.size = reply.status[i] < 0 ? reply.status[i] : located.size;
+                located.reason = reason_of(reply, i);
+            }
+        }
+        complete &= located.present();
+    }
+    return complete;
+}
+
+Status LocatePath::exchange(Lookup request, LookupReply* reply, ChannelPool::Lease* lease,
+                            Deadline deadline) {
+    Status status = context_.master().exchange(request, reply, lease, deadline);
+    if (request.wait_ms != 0 && status.code() == Code::kOverloaded) {
+        request.wait_ms = 0;  // too many wait there already: then what is present now
+        status = context_.master().exchange(request, reply, lease, deadline);
+    }
+    return status;
+}
+
+MissReason LocatePath::gap_reason() const {
+    const auto gap = std::find_if(found_.begin(), found_.end(),
+                                  [](const Located& located) { return !located.present(); });
+    return gap == found_.end() ? MissReason::kNone : gap->reason;
+}
+
+size_t LocatePath::prefix_length(size_t stride) const {
+    const auto gap = std::find_if(found_.begin(), found_.end(),
+                                  [](const Located& located) { return !located.present(); });
+    const auto length = static_cast<size_t>(gap - found_.begin());
+    return length - length % stride;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,66 @@
+// One node as a client knows it: what the master says of it, and the ways to reach it.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "client/breaker.h"
+#include "client/local_node.h"
+
+namespace kvstore {
+
+enum class Transport : uint8_t { kAuto = 0, kShm = 1, kTcp = 2 };
+
+struct PeerInfo {
+    uint32_t index = 0;  // the master's number for it
+    std::string id;
+    NodeState state = NodeState::kJoining;
+    std::string tcp_endpoint;
+    std::string unix_endpoint;
+    std::string host;
+    uint32_t weight = 0;
+    uint64_t free_bytes = 0;
+    uint64_t capacity_bytes = 0;
+    uint32_t epoch = 0;
+};
+
+// Thread-safe. Lives as long as its store, through restarts of the node.
+class PeerNode {
+  public:
+    PeerNode(PeerInfo info, HelloParams hello, Transport transport);
+
+    std::shared_ptr<const PeerInfo> info() const;
+    void update(PeerInfo info);
+    // Whether new objects may be put there.
+    bool takes_puts() const { return info()->state == NodeState::kAlive && breaker_.ready(); }
+
+    // The node's memory when it is on this host: attached before, or now. Null when it is not to be
+    // had; then nothing is tried again for a short while.
+    std::shared_ptr<LocalNode> local(Deadline deadline);
+    // The same, without trying to attach.
+    std::shared_ptr<LocalNode> attached() const;
+
+    // Sessions for reads and writes by socket.
+    ChannelPool& sockets() { return sockets_; }
+    Breaker& breaker() { return breaker_; }
+    const HelloParams& hello() const { return hello_; }
+    Result<std::unique_ptr<Channel>> open_socket(Deadline deadline) const;
+
+    void shutdown();
+
+  private:
+    const HelloParams hello_;
+    const Transport transport_;
+    mutable std::mutex mutex_;
+    std::shared_ptr<const PeerInfo> info_;
+    std::shared_ptr<LocalNode> local_;
+    std::mutex attach_mutex_;
+    std::atomic<bool> closed_{false};
+    Breaker breaker_;
+    Breaker attach_breaker_;
+    ChannelPool sockets_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,73 @@
+// The nodes of the cluster as a client knows them: the master's table, refreshed when it has
+// changed.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "client/master_client.h"
+#include "client/peer_node.h"
+
+namespace kvstore {
+
+// A node of this host with the memory that is mapped now.
+struct LocalPeer {
+    std::shared_ptr<PeerNode> peer;
+    std::shared_ptr<LocalNode> node;
+};
+
+// Thread-safe. Nodes are never forgotten while the store lives: a PeerNode stays valid.
+class PeerTable {
+  public:
+    PeerTable(MasterClient& master, HelloParams node_hello, Transport transport);
+
+    Status refresh(Deadline deadline);
+    // Refreshes when the table is of another state than `nodes_id`.
+    Status ensure(uint64_t nodes_id, Deadline deadline);
+    // Refreshes a table older than `max_age_ms`; when that fails it stays as it is.
+    void keep_fresh(uint64_t max_age_ms, Deadline deadline);
+
+    std::shared_ptr<PeerNode> at(uint32_t index) const;
+    std::vector<std::shared_ptr<PeerNode>> all() const;
+    // The nodes whose memory is usable, re-attached where they have restarted; the home node first.
+    // Fills `out`, which the caller reuses.
+    void locals(Deadline deadline, std::vector<LocalPeer>* out);
+    bool on_this_host(const PeerInfo& info) const;
+
+    // Where the next put goes: two draws by weight, the one with more free space wins. Only nodes
+    // that are alive and `eligible`; null when there is none.
+    std::shared_ptr<PeerNode> choose(std::span<const std::shared_ptr<PeerNode>> eligible) const;
+    static std::vector<std::shared_ptr<PeerNode>> taking_puts(
+        std::span<const std::shared_ptr<PeerNode>> nodes);
+    void shutdown();
+
+  private:
+    Status fetch(Deadline deadline);
+    struct Snapshot {
+        uint64_t nodes_id = 0;
+        uint64_t fetched_ms = 0;
+        std::vector<std::shared_ptr<PeerNode>> nodes;            // in the master's order
+        std::unordered_map<uint32_t, size_t> by_index;           // position in `nodes`
+        std::vector<std::shared_ptr<PeerNode>> host_candidates;  // with a Unix endpoint
+    };
+    std::shared_ptr<const Snapshot> snapshot() const;
+    void install(const NodesReply& reply);
+
+    MasterClient& master_;
+    const HelloParams node_hello_;
+    const Transport transport_;
+    const std::string host_;
+    mutable std::mutex mutex_;
+    std::shared_ptr<const Snapshot> snapshot_;
+    std::unordered_map<std::string, std::shared_ptr<PeerNode>> known_;  // by node id
+    std::mutex refresh_mutex_;
+};
+
+// A cheap draw for choices that need no quality: replicas, nodes. Thread-safe.
+uint64_t cheap_random();
+
+}  // namespace kvstore

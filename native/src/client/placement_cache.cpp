@@ -1,0 +1,33 @@
+// A direct-mapped table of placements.
+#include "client/placement_cache.h"
+
+namespace kvstore {
+
+void PlacementCache::note(const Hash128& hash, const Placement& placement) {
+    std::lock_guard lock(mutex_);
+    if (entries_.empty()) {
+        entries_.resize(kEntries);
+    }
+    entries_[hash.lo % kEntries] = {hash, placement};
+}
+
+void PlacementCache::forget(const Hash128& hash) {
+    std::lock_guard lock(mutex_);
+    if (!entries_.empty() && entries_[hash.lo % kEntries].hash == hash) {
+        entries_[hash.lo % kEntries] = {};
+    }
+}
+
+std::optional<Placement> PlacementCache::find(const Hash128& hash) const {
+    std::lock_guard lock(mutex_);
+    if (entries_.empty()) {
+        return std::nullopt;
+    }
+    const Entry& entry = entries_[hash.lo % kEntries];
+    if (entry.hash != hash || entry.placement.count == 0) {
+        return std::nullopt;
+    }
+    return entry.placement;
+}
+
+}  // namespace kvstore

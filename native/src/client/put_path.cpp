@@ -1,0 +1,200 @@
+// Batches of puts: to a node of this host through its memory, else one Put by socket; tried again.
+#include "client/put_path.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "client/shared_put.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kBatchBytes = 32u << 20;  // data of one message, but for a single larger object
+constexpr uint64_t kBatchText = 4u << 20;    // keys and parents of one message
+constexpr int kReattachMs = 1000;            // how long a put waits for a node that is restarting
+constexpr int kRetryPauseMs = 10;
+constexpr uint64_t kTableAgeMs = 1000;  // states and weights older than this are asked for again
+
+size_t batch_length(std::span<const PutItem> items) {
+    uint64_t bytes = 0;
+    uint64_t text = 0;
+    size_t count = 0;
+    for (const PutItem& item : items) {
+        bytes += item.data.size();
+        text += item.key.size() + item.parent.size();
+        if (count > 0 &&
+            (count == limits::kMaxBatchKeys || bytes > kBatchBytes || text > kBatchText)) {
+            break;
+        }
+        ++count;
+    }
+    return count;
+}
+
+// Another node may still take what this one refused.
+bool may_go_elsewhere(Code code) {
+    return code == Code::kNoSpace || code == Code::kTooLarge || code == Code::kUnavailable;
+}
+
+void set_all(std::span<PutItem*> items, Code code) {
+    for (PutItem* item : items) {
+        item->result = code;
+    }
+}
+
+}  // namespace
+
+void PutPath::run(std::span<PutItem> items, Deadline deadline) {
+    deadline_ = deadline;
+    context_.nodes().keep_fresh(kTableAgeMs, deadline);
+    for (size_t first = 0; first < items.size();) {
+        const size_t count = batch_length(items.subspan(first));
+        put_batch(items.subspan(first, count));
+        first += count;
+    }
+    count_results(items);
+}
+
+void PutPath::put_batch(std::span<PutItem> batch) {
+    for (PutItem& item : batch) {
+        item.result = item.data.size() > limits::kMaxObjectBytes ? Code::kTooLarge : kPutOpen;
+    }
+    // One batch may wait for a node that restarts; those behind it fail at once until one is back.
+    const uint64_t patience_ms = context_.write_breaker().allow() ? kReattachMs : 0;
+    const uint64_t give_up_ms = boottime_ms() + patience_ms;
+    std::vector<PutItem*> open;
+    for (int attempts = 0;; ++attempts) {
+        open.clear();
+        for (PutItem& item : batch) {
+            if (item.result == kPutOpen) {
+                open.push_back(&item);
+            }
+        }
+        if (open.empty()) {
+            context_.write_breaker().success();
+            return;
+        }
+        if (context_.closed()) {
+            return set_all(open, Code::kClosed);
+        }
+        if (deadline_.expired()) {
+            return set_all(open, Code::kDeadlineExceeded);
+        }
+        if (attempts > 0 && boottime_ms() >= give_up_ms) {
+            context_.write_breaker().failure();
+            return set_all(open, Code::kUnavailable);
+        }
+        if (attempts == 1) {
+            tally_.add(ClientCounter::kRetries, open.size());
+        } else if (attempts > 1) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(kRetryPauseMs));
+        }
+        if (!put_shared(open)) {
+            put_by_socket(open, nullptr);
+        }
+    }
+}
+
+// Local first: into the memory of a node of this host. False when there is none that takes puts.
+bool PutPath::put_shared(std::span<PutItem*> open) {
+    context_.nodes().locals(deadline_, &locals_);
+    std::vector<std::shared_ptr<PeerNode>> eligible;
+    for (const LocalPeer& local : locals_) {
+        if (local.peer->takes_puts()) {
+            eligible.push_back(local.peer);
+        }
+    }
+    const std::shared_ptr<PeerNode> chosen = context_.nodes().choose(eligible);
+    const auto local = std::find_if(locals_.begin(), locals_.end(),
+                                    [&](const LocalPeer& l) { return l.peer == chosen; });
+    if (local == locals_.end() || !chosen->breaker().allow()) {
+        return false;
+    }
+    // What is open then, because the node did not answer, is tried again: elsewhere, or here once
+    // it has restarted.
+    if (SharedPut(*local->node, options_, deadline_, &tally_).run(open)) {
+        chosen->breaker().success();
+    } else {
+        chosen->breaker().failure();
+    }
+    std::vector<PutItem*> refused;
+    std::copy_if(open.begin(), open.end(), std::back_inserter(refused),
+                 [](const PutItem* item) { return may_go_elsewhere(item->result); });
+    if (!refused.empty() && !deadline_.expired()) {
+        put_by_socket(refused, chosen.get());
+    }
+    return true;
+}
+
+void PutPath::put_by_socket(std::span<PutItem*> open, const PeerNode* except) {
+    if (context_.options().transport == Transport::kShm) {
+        for (PutItem* item : open) {
+            if (item->result == kPutOpen) {
+                item->result = Code::kUnavailable;
+            }
+        }
+        return;
+    }
+    std::vector<std::shared_ptr<PeerNode>> eligible =
+        PeerTable::taking_puts(context_.nodes().all());
+    std::erase_if(eligible, [&](const auto& peer) { return peer.get() == except; });
+    const std::shared_ptr<PeerNode> peer = context_.nodes().choose(eligible);
+    if (peer != nullptr) {
+        return send_put(*peer, open);
+    }
+    if (except == nullptr && context_.nodes().refresh(deadline_).code() != Code::kOk) {
+        set_all(open, Code::kUnavailable);  // neither a node nor a master: nothing to wait for
+    }
+}
+
+void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
+    if (!peer.breaker().allow()) {
+        return;
+    }
+    std::vector<uint32_t> crcs(open.size());
+    std::vector<iovec> parts;
+    std::vector<uint32_t> crc_of;
+    for (uint32_t row = 0; row < open.size(); ++row) {
+        const std::span<const iovec> pieces = open[row]->data.list();
+        parts.insert(parts.end(), pieces.begin(), pieces.end());
+        crc_of.resize(parts.size(), row);
+    }
+    const PutRows rows(open, options_);
+    Put request;
+    rows.fill(&request);
+    request.crcs_behind = true;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    StatusReply reply;
+    ChannelPool::Lease lease;
+    const Status status =
+        peer.sockets().exchange(request, &reply, &lease, deadline_, {parts, crcs, crc_of});
+    if (!status.ok()) {
+        const bool answered = lease && lease->alive();
+        answered ? peer.breaker().success() : peer.breaker().failure();
+        if (answered || status.code() == Code::kDeadlineExceeded) {
+            set_all(open, status.code());
+        }
+        return;
+    }
+    peer.breaker().success();
+    for (size_t row = 0; row < open.size(); ++row) {
+        PutItem& item = *open[row];
+        item.result =
+            row < reply.status.size() ? static_cast<Code>(reply.status[row]) : Code::kProtocolError;
+        if (item.result == Code::kOk) {
+            tally_.add(ClientCounter::kBytesPutSocket, item.data.size());
+        }
+    }
+}
+
+void PutPath::count_results(std::span<const PutItem> items) {
+    for (const PutItem& item : items) {
+        tally_.add(item.result == Code::kOk              ? ClientCounter::kPutsOk
+                   : item.result == Code::kAlreadyExists ? ClientCounter::kPutsExisting
+                                                         : ClientCounter::kPutsFailed);
+    }
+    context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
+}
+
+}  // namespace kvstore

@@ -1,0 +1,544 @@
+// Lookup, then rounds: every open object picks its nearest untried replica, every node gets one
+// request (or several, on as many connections), all are sent before the first reply is awaited.
+#include "client/remote_reads.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+
+#include "base/checksum.h"
+#include "base/mutation.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a single larger object
+constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
+constexpr uint64_t kTableAgeMs = 1000;
+constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
+constexpr int kMinAttemptMs = 100;
+constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
+constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
+
+int replicas_left(const Placement& placement, uint32_t tried) {
+    return placement.count - std::popcount(tried);
+}
+
+}  // namespace
+
+uint64_t RemoteReads::Slice::bytes() const {
+    return std::accumulate(jobs.begin(), jobs.end(), uint64_t{0},
+                           [](uint64_t sum, const Job* job) { return sum + job->placement.size; });
+}
+
+void RemoteReads::run(std::span<GetItem> items, std::span<HashedKey> keys,
+                      std::span<const size_t> pending, Deadline deadline) {
+    items_ = items;
+    keys_ = keys;
+    deadline_ = deadline;
+    for (const size_t item : pending) {
+        again_.push_back({item, 0});
+    }
+    for (bool first_pass = true; !again_.empty(); first_pass = false) {
+        std::vector<Again> now = std::move(again_);
+        again_.clear();
+        jobs_.clear();
+        jobs_.reserve(now.size());
+        if (first_pass) {
+            take_known(&now);
+        }
+        for (size_t first = 0; first < now.size(); first += limits::kMaxBatchKeys) {
+            const size_t count = std::min(limits::kMaxBatchKeys, now.size() - first);
+            lookup(std::span(now).subspan(first, count));
+        }
+        provide_memory();
+        read_all_replicas();
+    }
+}
+
+// What was found lately is asked for where it was found, without a lookup: one round trip less. The
+// request names the version, so a placement that is no longer true is only a trip that was wasted.
+void RemoteReads::take_known(std::vector<Again>* pending) {
+    std::erase_if(*pending, [&](const Again& again) {
+        const size_t item = again.item;
+        const auto known = context_.placements().find(keys_[item].hash);
+        if (!known) {
+            return false;
+        }
+        Job job;
+        job.item = item;
+        job.placement = *known;
+        job.remembered = true;
+        jobs_.push_back(job);
+        return true;
+    });
+    if (!jobs_.empty()) {
+        // A node that the master has given up must not be read from for long.
+        context_.nodes().keep_fresh(kTableAgeMs, deadline_);
+    }
+}
+
+void RemoteReads::lookup(std::span<const Again> pending) {
+    std::vector<std::string_view> names;
+    names.reserve(pending.size());
+    for (const Again& again : pending) {
+        names.push_back(items_[again.item].key);
+    }
+    Lookup request;
+    request.keys = names;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    LookupReply reply;
+    ChannelPool::Lease lease;
+    Status status = context_.master().exchange(request, &reply, &lease, deadline_);
+    tally_.add(ClientCounter::kLookups);
+    if (status.ok() && reply.status.size() != pending.size()) {
+        status = Status(Code::kProtocolError, "the lookup's reply has another number of rows");
+    }
+    if (!status.ok()) {
+        tally_.add(ClientCounter::kMasterFailures);
+        return use_known_placements(pending, status.code());
+    }
+    take_lookup(reply, pending);
+}
+
+void RemoteReads::take_lookup(const LookupReply& reply, std::span<const Again> pending) {
+    // A table that cannot be refreshed now leaves unknown nodes, which count as down.
+    (void)context_.nodes().ensure(reply.nodes_id, deadline_);
+    size_t next_node = 0;
+    for (size_t row = 0; row < pending.size(); ++row) {
+        const size_t item = pending[row].item;
+        Job job;
+        job.item = item;
+        job.repeated = pending[row].refused != 0 && pending[row].refused == reply.versions[row];
+        job.placement.version = reply.versions[row];
+        job.placement.size = reply.sizes[row];
+        job.placement.count = reply.replica_counts[row];
+        for (size_t i = 0; i < job.placement.count; ++i) {
+            job.placement.nodes[i] = reply.nodes[next_node++];
+        }
+        if (reply.status[row] != 0 || job.placement.count == 0) {
+            const auto code = static_cast<Code>(reply.status[row]);
+            auto reason = static_cast<MissReason>(reply.reasons[row]);
+            if (code == Code::kRebuilding) {
+                reason = MissReason::kRebuilding;
+            } else if (reason == MissReason::kNone) {
+                reason = code == Code::kOk ? MissReason::kNodeDown : MissReason::kAbsent;
+            }
+            context_.placements().forget(keys_[item].hash);
+            miss(job, reason);
+            continue;
+        }
+        context_.placements().note(keys_[item].hash, job.placement);
+        jobs_.push_back(job);
+    }
+}
+
+void RemoteReads::use_known_placements(std::span<const Again> pending, Code why) {
+    for (const Again& again : pending) {
+        Job job;
+        job.item = again.item;
+        job.unasked = why == Code::kRebuilding ? MissReason::kRebuilding : MissReason::kUnavailable;
+        const auto known = context_.placements().find(keys_[again.item].hash);
+        if (known && known->version != again.refused) {
+            job.placement = *known;
+            jobs_.push_back(job);
+        } else {
+            miss(job, job.unasked);
+        }
+    }
+}
+
+void RemoteReads::miss(Job& job, MissReason reason) {
+    GetItem& item = items_[job.item];
+    // Bytes that were refused say more than that nobody else has the object.
+    if (item.reason != MissReason::kChecksum) {
+        item.reason = reason;
+    }
+    item.result = static_cast<int64_t>(code_of_miss(item.reason));
+    job.done = true;
+}
+
+void RemoteReads::provide_memory() {
+    std::vector<GetMemory::Want> wants;
+    for (const Job& job : jobs_) {
+        const GetItem& item = items_[job.item];
+        if (memory_ != nullptr && (item.data.size() < job.placement.size || item.data.is_null())) {
+            wants.push_back({job.item, job.placement.size});
+        }
+    }
+    if (!wants.empty()) {
+        memory_->provide(wants, items_);
+    }
+    for (Job& job : jobs_) {
+        GetItem& item = items_[job.item];
+        if (item.data.size() >= job.placement.size) {
+            continue;
+        }
+        if (job.remembered) {  // it may be smaller now
+            ask_again(job);
+        } else {
+            item.result = static_cast<int64_t>(Code::kBufferTooSmall);
+            item.reason = MissReason::kNone;
+            job.done = true;
+        }
+    }
+}
+
+// The master knows more than what was remembered, or than it said before a newer version came; its
+// answer replaces that. Each further time takes a version that was published in between.
+void RemoteReads::ask_again(Job& job) {
+    job.done = true;
+    again_.push_back({job.item, job.placement.version});
+}
+
+void RemoteReads::read_all_replicas() {
+    while (true) {
+        std::vector<Slice> slices;
+        for (Job& job : jobs_) {
+            std::shared_ptr<PeerNode> peer;
+            if (job.done || !choose_replica(job, &peer)) {
+                continue;
+            }
+            auto slice = std::find_if(slices.begin(), slices.end(),
+                                      [&](const Slice& s) { return s.peer == peer; });
+            if (slice == slices.end()) {
+                slices.emplace_back();
+                slice = std::prev(slices.end());
+                slice->peer = std::move(peer);
+            }
+            slice->jobs.push_back(&job);
+        }
+        if (slices.empty()) {
+            return;
+        }
+        for (Slice& slice : slices) {
+            read_shared(slice);
+            limit(slice);
+        }
+        stripe(&slices);
+        for (Slice& slice : slices) {
+            send(slice);
+        }
+        receive_all(slices);
+    }
+}
+
+// The nearest replica that was not tried. Without one the object is a miss.
+bool RemoteReads::choose_replica(Job& job, std::shared_ptr<PeerNode>* peer) {
+    if (deadline_.expired()) {
+        job.last = MissReason::kUnavailable;
+        job.tried = UINT32_MAX;
+    }
+    int best = 0;
+    job.trying = -1;
+    for (int i = 0; i < job.placement.count; ++i) {
+        const size_t replica = static_cast<size_t>(i);
+        if ((job.tried >> i & 1) != 0) {
+            continue;
+        }
+        std::shared_ptr<PeerNode> candidate = context_.nodes().at(job.placement.nodes[replica]);
+        if (candidate == nullptr || candidate->info()->state == NodeState::kDead) {
+            job.tried |= 1u << i;
+            continue;
+        }
+        int score = 2 + static_cast<int>(cheap_random() % 16);
+        if (candidate->breaker().is_open()) {
+            score = 1;
+        } else if (candidate->attached() != nullptr) {
+            score = 200;
+        } else if (context_.nodes().on_this_host(*candidate->info())) {
+            score += 100;
+        }
+        if (score > best) {
+            best = score;
+            job.trying = i;
+            *peer = std::move(candidate);
+        }
+    }
+    if (job.trying >= 0) {
+        return true;
+    }
+    // "Removed" is also what a replica says whose version a newer one elsewhere has replaced.
+    const bool replaced = job.last == MissReason::kVersion || job.last == MissReason::kRemoved;
+    const bool asked = job.unasked == MissReason::kNone;
+    if (job.remembered || (replaced && asked && !job.repeated)) {
+        ask_again(job);
+    } else if (job.last == MissReason::kVersion && job.repeated && !job.newer) {
+        job.newer = true;
+        job.tried = 0;
+        return choose_replica(job, peer);
+    } else {
+        miss(job, asked || job.last == MissReason::kNodeDown ? job.last : job.unasked);
+    }
+    return false;
+}
+
+// A node of this host: what its index has is copied; the rest asks it by socket.
+void RemoteReads::read_shared(Slice& slice) {
+    const std::shared_ptr<LocalNode> node = slice.peer->local(deadline_);
+    if (node == nullptr) {
+        return;
+    }
+    const Result<NamespaceId> ns = node->current_namespace(deadline_);
+    if (!ns.ok()) {
+        return;
+    }
+    const uint64_t now_ms = boottime_ms();
+    std::vector<EntryRef> touched;
+    for (Job* job : slice.jobs) {
+        GetItem& item = items_[job->item];
+        HashedKey& key = keys_[job->item];
+        context_.rehash(&key, *ns);
+        IndexReader::Found found;
+        const CopyResult result =
+            read_object(node->index(), node->segment(), context_.identity(key), item.key, now_ms,
+                        item.data, &found);
+        if (result == CopyResult::kOk) {
+            item.result = static_cast<int64_t>(found.length);
+            item.reason = MissReason::kNone;
+            job->done = true;
+            tally_.add(ClientCounter::kHitsShm);
+            tally_.add(ClientCounter::kBytesReadShm, found.length);
+            touched.push_back(found.ref);
+        } else if (result == CopyResult::kChecksum) {
+            // The socket would bring the same bytes.
+            if (item.reason != MissReason::kChecksum) {
+                tally_.add(ClientCounter::kWrongChecksums);
+            }
+            refuse(*job, MissReason::kChecksum);
+        } else if (job->remembered) {
+            refuse(*job, MissReason::kAbsent);  // it was here; the master knows where it is now
+        }
+    }
+    for (size_t i = touched.size(); i-- > 0;) {
+        node->slot().touch(touched[i]);
+    }
+}
+
+// Leaves in the slice what one request may carry; the others come again in the next round.
+void RemoteReads::limit(Slice& slice) const {
+    std::vector<Job*> kept;
+    uint64_t bytes = 0;
+    for (Job* job : slice.jobs) {
+        const bool open = !job->done && job->trying >= 0;
+        if (open && kept.size() < limits::kMaxBatchKeys &&
+            (kept.empty() || bytes + job->placement.size <= kSliceBytes)) {
+            bytes += job->placement.size;
+            kept.push_back(job);
+        }
+    }
+    slice.jobs = std::move(kept);
+}
+
+// Spreads what one node is asked for over several connections, where that is wished and each gets
+// enough to be worth its request.
+void RemoteReads::stripe(std::vector<Slice>* slices) const {
+    const uint64_t most = context_.options().stripes;
+    if (most < 2) {
+        return;
+    }
+    std::vector<Slice> more;
+    for (Slice& slice : *slices) {
+        const uint64_t bytes = slice.bytes();
+        const uint64_t count = std::min({most, bytes / kStripeBytes, slice.jobs.size()});
+        if (count < 2) {
+            continue;
+        }
+        const std::vector<Job*> jobs = std::move(slice.jobs);
+        slice.jobs.clear();
+        Slice* to = &slice;
+        uint64_t given = 0;
+        uint64_t stripe_end = bytes / count;
+        for (Job* job : jobs) {
+            if (given >= stripe_end && !to->jobs.empty()) {
+                to = &more.emplace_back();
+                to->peer = slice.peer;
+                stripe_end += bytes / count;
+            }
+            to->jobs.push_back(job);
+            given += job->placement.size;
+        }
+    }
+    std::move(more.begin(), more.end(), std::back_inserter(*slices));
+}
+
+void RemoteReads::send(Slice& slice) {
+    if (slice.jobs.empty()) {
+        return;
+    }
+    if (context_.options().transport == Transport::kShm) {
+        for (Job* job : slice.jobs) {
+            refuse(*job, MissReason::kUnavailable);
+        }
+        return;
+    }
+    if (!slice.peer->breaker().allow()) {  // it failed a moment ago: not asked, so no new failure
+        for (Job* job : slice.jobs) {
+            refuse(*job, MissReason::kNodeDown);
+        }
+        return;
+    }
+    const Deadline deadline = attempt_deadline(slice);
+    Result<ChannelPool::Lease> lease = slice.peer->sockets().checkout(deadline);
+    if (!lease.ok()) {
+        return give_up(slice, lease.status());
+    }
+    std::vector<GetRequest::Row> rows;
+    for (const Job* job : slice.jobs) {
+        GetItem& item = items_[job->item];
+        const Version version = job->newer ? 0 : job->placement.version;
+        rows.push_back({item.key, version, item.data});
+    }
+    const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline);
+    slice.under_way = status.ok();
+    if (!status.ok()) {
+        give_up(slice, status);
+    }
+}
+
+// Whichever has something: a node that is slow or hangs delays nobody's bytes but its own.
+void RemoteReads::receive_all(std::span<Slice> slices) {
+    std::vector<Slice*> open;
+    std::vector<GetRequest*> requests;
+    while (true) {
+        open.clear();
+        requests.clear();
+        for (Slice& slice : slices) {
+            if (slice.under_way) {
+                open.push_back(&slice);
+                requests.push_back(&slice.request);
+            }
+        }
+        if (open.empty()) {
+            return;
+        }
+        GetRequest::wait_for_any(requests);
+        for (Slice* slice : open) {
+            const Result<bool> whole = slice->request.advance();
+            slice->under_way = whole.ok() && !*whole;
+            if (!whole.ok()) {
+                give_up(*slice, whole.status());
+            } else if (*whole) {
+                take_answers(*slice);
+                slice->peer->breaker().success();
+            }
+        }
+    }
+}
+
+void RemoteReads::take_answers(Slice& slice) {
+    for (size_t row = 0; row < slice.jobs.size(); ++row) {
+        Job& job = *slice.jobs[row];
+        const GetRequest::Answer& answer = slice.request.answers()[row];
+        if (answer.code != Code::kOk) {
+            const bool too_small = answer.code == Code::kBufferTooSmall;
+            refuse(job, too_small                            ? MissReason::kVersion
+                        : answer.reason == MissReason::kNone ? MissReason::kAbsent
+                                                             : answer.reason);
+            continue;
+        }
+        if (answer.version < job.placement.version) {
+            refuse(job, MissReason::kVersion);
+            continue;
+        }
+        const Verdict verdict = verify(keys_[job.item], slice, answer);
+        if (verdict != Verdict::kRight) {
+            tally_.add(ClientCounter::kWrongChecksums, verdict == Verdict::kWrong ? 1 : 0);
+            refuse(job, verdict == Verdict::kWrong     ? MissReason::kChecksum
+                        : verdict == Verdict::kFlushed ? MissReason::kVersion
+                                                       : MissReason::kNodeDown);
+            continue;
+        }
+        GetItem& item = items_[job.item];
+        item.result = static_cast<int64_t>(answer.size);
+        item.reason = MissReason::kNone;
+        job.done = true;
+        tally_.add(ClientCounter::kHitsSocket);
+        tally_.add(ClientCounter::kBytesReadSocket, answer.size);
+    }
+}
+
+// What the checksum says of an answer. It covers the namespace's id, which a flush changes: bytes
+// are wrong only where they are nobody's in any epoch that the node may have read them in.
+RemoteReads::Verdict RemoteReads::verify(HashedKey& key, Slice& slice,
+                                         const GetRequest::Answer& answer) {
+    const auto is_sealed = [&] {
+        const Identity identity = context_.identity(key, answer.version, answer.size);
+        return seal_checksum(answer.data_crc, identity) == answer.sealed_crc;
+    };
+    context_.rehash(&key, context_.namespace_now());
+    if (!KV_GUARD("checksum", !is_sealed())) {
+        return Verdict::kRight;
+    }
+    // After a flush the same key belongs to another namespace id: ask which one it is now.
+    Channel& channel = *slice.request.lease();
+    ResolveReply now;
+    if (!channel.alive() || !channel.exchange(Resolve{}, &now, slice.request.deadline()).ok() ||
+        now.code != 0) {
+        return Verdict::kUnknown;
+    }
+    context_.rehash(&key, now.namespace_id);
+    context_.set_namespace(now.namespace_id);
+    if (is_sealed()) {
+        return Verdict::kRight;
+    }
+    // It may have read them before a flush and answered the question after it.
+    bool was_sealed = false;
+    for (uint32_t age = 1; !was_sealed && age <= std::min(now.ns_epoch, kEndedEpochs); ++age) {
+        context_.rehash(&key, context_.namespace_at(now.ns_epoch - age));
+        was_sealed = is_sealed();
+    }
+    context_.rehash(&key, now.namespace_id);
+    return was_sealed ? Verdict::kFlushed : Verdict::kWrong;
+}
+
+// The node did not answer: another replica for all of them. An idle session that turned out to be
+// dead says nothing about the node: then the same node is asked once more.
+void RemoteReads::give_up(Slice& slice, const Status& why) {
+    const ChannelPool::Lease& lease = slice.request.lease();
+    const bool stale =
+        lease && !lease.fresh() && !lease->alive() && why.code() != Code::kDeadlineExceeded;
+    if (stale) {
+        slice.peer->sockets().drop_idle();
+        return;
+    }
+    const bool connection = !lease || !lease->alive();
+    if (connection) {
+        slice.peer->breaker().failure();
+    } else {
+        slice.peer->breaker().success();  // it answers, if only with an error
+    }
+    for (Job* job : slice.jobs) {
+        refuse(*job, connection ? MissReason::kNodeDown : MissReason::kUnavailable);
+    }
+}
+
+void RemoteReads::refuse(Job& job, MissReason reason) {
+    GetItem& item = items_[job.item];
+    if (reason == MissReason::kChecksum) {
+        item.reason = reason;
+    }
+    job.tried |= 1u << job.trying;
+    job.trying = -1;
+    job.last = reason;
+    if (replicas_left(job.placement, job.tried) > 0) {
+        tally_.add(ClientCounter::kRetries);
+    }
+}
+
+// A slow replica must leave time for the others.
+Deadline RemoteReads::attempt_deadline(const Slice& slice) const {
+    int others = 0;
+    for (const Job* job : slice.jobs) {
+        others = std::max(others, replicas_left(job->placement, job->tried) - 1);
+    }
+    const int left = deadline_.left_ms();
+    if (others == 0) {
+        return Deadline::after_ms(static_cast<uint64_t>(left));
+    }
+    const uint64_t slow_ms = kMaxAttemptMs + slice.bytes() / kSlowestBytesPerMs;
+    const int share = std::max(left / (others + 1), std::min(left, kMinAttemptMs));
+    return Deadline::after_ms(std::min(slow_ms, static_cast<uint64_t>(share)));
+}
+
+}  // namespace kvstore

@@ -1,0 +1,85 @@
+// Reading what this host's indexes did not have: where it was found lately, else one lookup at the
+// master; then replica by replica.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "client/get_path.h"
+#include "client/get_request.h"
+
+namespace kvstore {
+
+class RemoteReads {
+  public:
+    RemoteReads(ClientContext& context, GetMemory* memory, CallTally* tally)
+        : context_(context), memory_(memory), tally_(*tally) {}
+    // Reads items[i] for every i of `pending`. An item whose reason is kChecksum already was
+    // refused at a node of this host.
+    void run(std::span<GetItem> items, std::span<HashedKey> keys, std::span<const size_t> pending,
+             Deadline deadline);
+
+  private:
+    // One object and what is left of its replicas.
+    struct Job {
+        size_t item = 0;
+        Placement placement;
+        uint32_t tried = 0;  // bit per replica
+        int trying = -1;     // replica of this round
+        bool done = false;
+        bool remembered = false;  // its placement is an earlier lookup's
+        bool repeated = false;    // the lookup says again what was refused before
+        bool newer = false;       // then a newer version, not announced yet, is right too
+        // Not kNone: the master could not be asked, so an absence at its replicas proves nothing.
+        MissReason unasked = MissReason::kNone;
+        MissReason last = MissReason::kNodeDown;
+    };
+    // To be looked up, where `refused` (0: none) is not what it was said to be.
+    struct Again {
+        size_t item;
+        Version refused;
+    };
+    enum class Verdict : uint8_t { kRight, kWrong, kFlushed, kUnknown };
+    // What is asked of one node in one round.
+    struct Slice {
+        std::shared_ptr<PeerNode> peer;
+        std::vector<Job*> jobs;
+        GetRequest request;
+        bool under_way = false;
+
+        uint64_t bytes() const;  // of all its objects
+    };
+
+    void take_known(std::vector<Again>* pending);
+    void lookup(std::span<const Again> pending);
+    void take_lookup(const LookupReply& reply, std::span<const Again> pending);
+    void use_known_placements(std::span<const Again> pending, Code why);
+    void miss(Job& job, MissReason reason);
+    void ask_again(Job& job);
+    void provide_memory();
+    void read_all_replicas();
+    bool choose_replica(Job& job, std::shared_ptr<PeerNode>* peer);
+    void read_shared(Slice& slice);
+    void limit(Slice& slice) const;
+    void stripe(std::vector<Slice>* slices) const;
+    void send(Slice& slice);
+    void receive_all(std::span<Slice> slices);
+    void take_answers(Slice& slice);
+    Verdict verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
+    void give_up(Slice& slice, const Status& why);
+    void refuse(Job& job, MissReason reason);
+    Deadline attempt_deadline(const Slice& slice) const;
+
+    ClientContext& context_;
+    GetMemory* memory_;
+    CallTally& tally_;
+    std::span<GetItem> items_;
+    std::span<HashedKey> keys_;
+    Deadline deadline_ = Deadline::never();
+    std::vector<Job> jobs_;
+    std::vector<Again> again_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,301 @@
+// The pipeline of a put into shared memory: reserve ahead, copy with the checksum, commit, collect.
+#include "client/shared_put.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/fault_point.h"
+#include "index/protocol_steps.h"
+
+namespace kvstore {
+namespace {
+
+// Groups grow from the lower bound to the upper one and shrink again towards the end: long in the
+// middle, so that their messages weigh little beside the copy; short at the ends, where reserving
+// the first and publishing the last are waited for.
+constexpr uint64_t kLeastGroupBytes = 2u << 20;
+constexpr uint64_t kMostGroupBytes = 4u << 20;
+constexpr uint64_t kGroupText = 1u << 20;  // keys and parents
+// Groups that are reserved ahead of the one that is being copied. A process that dies or stops
+// keeps no more blocks than this from others.
+constexpr size_t kAhead = 3;
+
+}  // namespace
+
+// A chain must lose its tail before its head: what is published later counts as newer, unless it
+// names its parent, whose stamp it then renews. So a list without parents goes tail first.
+void SharedPut::cut(std::span<PutItem*> items) {
+    uint64_t left = 0;
+    for (const PutItem* item : items) {
+        left += item->data.size();
+    }
+    uint64_t grown = kLeastGroupBytes;
+    for (size_t first = 0; first < items.size();) {
+        const uint64_t enough = std::max(kLeastGroupBytes, std::min(grown, left / 2));
+        uint64_t bytes = 0;
+        uint64_t text = 0;
+        size_t count = 0;
+        while (first + count < items.size() && count < limits::kMaxBatchKeys && bytes < enough &&
+               text < kGroupText) {
+            const PutItem& item = *items[first + count];
+            bytes += item.data.size();
+            text += item.key.size() + item.parent.size();
+            ++count;
+        }
+        groups_.emplace_back().items = items.subspan(first, count);
+        first += count;
+        left -= bytes;
+        grown = std::min(kMostGroupBytes, 2 * grown);
+    }
+    if (std::none_of(items.begin(), items.end(),
+                     [](auto* item) { return !item->parent.empty(); })) {
+        std::reverse(groups_.begin(), groups_.end());
+    }
+}
+
+bool SharedPut::run(std::span<PutItem*> items) {
+    Result<ChannelPool::Lease> lease = node_.sessions().checkout(deadline_);
+    if (!lease.ok()) {
+        return false;
+    }
+    lease_ = std::move(*lease);
+    node_.send_abandoned(*lease_, deadline_);
+    if (!node_.slot().begin_writing(node_.node_epoch())) {
+        return false;
+    }
+    cut(items);
+    const Status status = work();
+    node_.slot().end_writing(node_.node_epoch());
+    if (!status.ok()) {
+        give_up(status);
+        // Other answers may still be on their way: nobody else may meet them.
+        const bool answered = lease_->alive();
+        lease_->shutdown();
+        return answered || status.code() == Code::kDeadlineExceeded;
+    }
+    node_.send_abandoned(*lease_, deadline_);
+    return true;
+}
+
+Status SharedPut::work() {
+    use_spare();
+    size_t asked = 0;
+    for (size_t now = 0; now < groups_.size(); ++now) {
+        Group& group = groups_[now];
+        for (; asked < std::min(groups_.size(), now + 1 + kAhead); ++asked) {
+            if (Status status = send_reserve(groups_[asked]); !status.ok()) {
+                return status;
+            }
+        }
+        const bool copy_first = spare_.has_value();
+        if (copy_first) {
+            copy(group);
+        }
+        if (Status status = await_reserved(group); !status.ok()) {
+            return status;
+        }
+        if (!copy_first) {
+            copy(group);
+        }
+        if (Status status = commit(group); !status.ok()) {
+            return status;
+        }
+    }
+    for (const Group& group : groups_) {
+        while (!group.ended) {
+            if (Status status = receive(); !status.ok()) {
+                return status;
+            }
+        }
+    }
+    return {};
+}
+
+void SharedPut::use_spare() {
+    if (groups_.size() != 1 || groups_[0].items.size() != 1) {
+        return;
+    }
+    Group& group = groups_[0];
+    spare_ = node_.spares().take(group.items[0]->data.size(), boottime_ms());
+    if (spare_) {
+        group.generations = {spare_->generation};
+        group.offsets = {spare_->offset};
+    }
+}
+
+Status SharedPut::send_reserve(Group& group) {
+    const PutRows rows(group.items, options_);
+    Reserve request;
+    rows.fill(&request);
+    if (spare_) {
+        request.spares = group.generations;
+    }
+    if (group.items.size() == 1 && node_.spares().wants(group.items[0]->data.size())) {
+        request.spare_size = group.items[0]->data.size();
+    }
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    body_.clear();
+    encode_message(request, body_);
+    const Status sent = lease_->send(Reserve::kType, body_, {}, deadline_);
+    group.reserve_id = lease_->last_request();
+    return sent;
+}
+
+Status SharedPut::await_reserved(Group& group) {
+    while (!group.reserved) {
+        if (Status status = receive(); !status.ok()) {
+            return status;
+        }
+    }
+    return {};
+}
+
+void SharedPut::copy(Group& group) {
+    fault_point("client_reserved");
+    for (size_t row = 0; row < group.items.size(); ++row) {
+        PutItem& item = *group.items[row];
+        if (group.generations[row] == 0) {
+            continue;
+        }
+        uint8_t* block = node_.block(group.offsets[row], item.data.size());
+        if (block == nullptr) {
+            item.result = Code::kProtocolError;
+            node_.abandon({&group.generations[row], 1});
+            continue;
+        }
+        group.crcs.push_back(gather_crc32c(block, item.data));
+        fault_point("client_copying");
+        group.copied.push_back(&item);
+        group.copied_generations.push_back(group.generations[row]);
+    }
+    steps::finish_writing(steps::RealMemory{});
+}
+
+Status SharedPut::commit(Group& group) {
+    if (group.copied.empty()) {
+        group.ended = true;
+        return {};
+    }
+    fault_point("client_commit");
+    Commit request;
+    request.generations = group.copied_generations;
+    request.crcs = group.crcs;
+    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    body_.clear();
+    encode_message(request, body_);
+    const Status sent = lease_->send(Commit::kType, body_, {}, deadline_);
+    group.commit_id = lease_->last_request();
+    fault_point("client_committed");
+    return sent;
+}
+
+// The next answer, of whichever group.
+Status SharedPut::receive() {
+    Result<Channel::Reply> answer = lease_->receive_any(deadline_);
+    if (!answer.ok()) {
+        return answer.status();
+    }
+    const uint64_t id = answer->header.request_id;
+    for (Group& group : groups_) {
+        if (id == group.reserve_id && !group.reserved) {
+            return take_reserved(group, *answer);
+        }
+        if (id == group.commit_id && !group.ended) {
+            return take_committed(group, *answer);
+        }
+    }
+    return {Code::kProtocolError, "an answer to no request"};
+}
+
+Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
+    ReserveReply reply;
+    if (Status status = lease_->decode_reply(answer, &reply); !status.ok()) {
+        return status;
+    }
+    if (reply.status.size() != group.items.size()) {
+        return {Code::kProtocolError, "the reply has another number of rows"};
+    }
+    keep_new_spare(reply, group.items[0]->data.size());
+    group.reserved = true;
+    if (spare_) {
+        return take_assigned(group, static_cast<Code>(reply.status[0])), Status();
+    }
+    for (size_t row = 0; row < group.items.size(); ++row) {
+        const auto code = static_cast<Code>(reply.status[row]);
+        if (code != Code::kOk) {
+            group.items[row]->result = code;
+        }
+        group.generations.push_back(code == Code::kOk ? reply.generations[row] : 0);
+        group.offsets.push_back(reply.offsets[row]);
+    }
+    return {};
+}
+
+void SharedPut::keep_new_spare(const ReserveReply& reply, uint64_t size_bytes) {
+    if (reply.spare_generation == 0) {
+        return;
+    }
+    // Given back long before its time is over: its first byte may be written at the last moment.
+    const uint64_t now_ms = boottime_ms();
+    node_.abandon(node_.spares().put(
+        {size_bytes, reply.spare_generation, reply.spare_offset, now_ms + reply.spare_ms / 2},
+        now_ms));
+}
+
+// The object lies in the spare already; a refusal leaves the spare for another one.
+void SharedPut::take_assigned(Group& group, Code code) {
+    if (code == Code::kOk) {
+        return;
+    }
+    group.copied.clear();
+    group.generations = {0};
+    const SpareBlocks::Block spare = *std::exchange(spare_, std::nullopt);
+    if (code == Code::kExpired) {
+        node_.abandon({&spare.generation, 1});  // the item is tried again, without it
+        return;
+    }
+    group.items[0]->result = code;
+    node_.abandon(node_.spares().put(spare, boottime_ms()));
+}
+
+Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
+    StatusReply reply;
+    if (Status status = lease_->decode_reply(answer, &reply); !status.ok()) {
+        return status;
+    }
+    if (reply.status.size() != group.copied.size()) {
+        return {Code::kProtocolError, "the reply has another number of rows"};
+    }
+    for (size_t row = 0; row < group.copied.size(); ++row) {
+        PutItem& item = *group.copied[row];
+        item.result = static_cast<Code>(reply.status[row]);
+        if (item.result == Code::kOk) {
+            tally_.add(ClientCounter::kBytesPutShm, item.data.size());
+        } else if (item.result == Code::kExpired) {
+            node_.abandon({&group.copied_generations[row], 1});
+        }
+    }
+    group.ended = true;
+    return {};
+}
+
+// Our copies have stopped: the node may have the blocks back as soon as it can be told.
+void SharedPut::give_up(const Status& why) {
+    const bool decided = why.code() == Code::kDeadlineExceeded || lease_->alive();
+    for (Group& group : groups_) {
+        if (group.ended) {
+            continue;
+        }
+        std::vector<Generation> reserved;
+        std::copy_if(group.generations.begin(), group.generations.end(),
+                     std::back_inserter(reserved), [](Generation gen) { return gen != 0; });
+        node_.abandon(reserved);
+        for (PutItem* item : group.items) {
+            if (item->result == kPutOpen && decided) {
+                item->result = why.code();
+            }
+        }
+    }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,63 @@
+// Writing a list of objects into the memory of one node of this host, as a pipeline.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "client/put_item.h"
+
+namespace kvstore {
+
+// The list is cut into groups. While one group is copied, the blocks of the next ones are being
+// reserved and their keys claimed, and the groups before it are being published: all on one
+// session, so that the copying thread waits for the first reservation and the last publication
+// only. A single object goes into a spare block where one of its size is at hand: then not even the
+// first reservation is waited for.
+class SharedPut {
+  public:
+    SharedPut(LocalNode& node, const PutOptions& options, Deadline deadline, CallTally* tally)
+        : node_(node), options_(options), deadline_(deadline), tally_(*tally) {}
+    // Fills the results; what the node has not decided stays kPutOpen. False when it did not
+    // answer.
+    bool run(std::span<PutItem*> items);
+
+  private:
+    struct Group {
+        std::span<PutItem*> items;
+        uint64_t reserve_id = 0;  // request ids; 0: not sent yet
+        uint64_t commit_id = 0;
+        bool reserved = false;
+        bool ended = false;
+        std::vector<uint64_t> generations;  // of each item; 0: it got no block
+        std::vector<uint64_t> offsets;
+        std::vector<PutItem*> copied;  // the rows of the commit
+        std::vector<uint64_t> copied_generations;
+        std::vector<uint32_t> crcs;
+    };
+
+    void cut(std::span<PutItem*> items);
+    Status work();
+    Status send_reserve(Group& group);
+    void use_spare();
+    Status await_reserved(Group& group);
+    void copy(Group& group);
+    Status commit(Group& group);
+    void keep_new_spare(const ReserveReply& reply, uint64_t size_bytes);
+    void take_assigned(Group& group, Code code);
+    Status receive();
+    Status take_reserved(Group& group, const Channel::Reply& answer);
+    Status take_committed(Group& group, const Channel::Reply& answer);
+    void give_up(const Status& why);
+
+    LocalNode& node_;
+    const PutOptions& options_;
+    const Deadline deadline_;
+    CallTally& tally_;
+    ChannelPool::Lease lease_;
+    std::vector<Group> groups_;
+    std::optional<SpareBlocks::Block> spare_;  // that the only item is written into
+    std::vector<uint8_t> body_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,353 @@
+// The shards and what happens to one object; whole-directory passes are in directory_scan.cpp.
+#include "directory/directory.h"
+
+#include <ctime>
+#include <mutex>
+#include <shared_mutex>
+
+#include "base/clock.h"
+#include "base/mutation.h"
+#include "directory/directory_shard.h"
+#include "directory/shard_hash.h"
+
+namespace kvstore {
+namespace {
+
+// Keys whose shards are locked together: enough to overlap the cache misses and to take each lock
+// once for several keys (beside a writer, waiting for locks is most of a lookup's time), few enough
+// that a writer is kept waiting for some 15 us at most.
+constexpr size_t kGroup = 128;
+
+}  // namespace
+
+Directory::Directory(const HashSecret& secret, uint32_t master_epoch)
+    : secret_(secret),
+      epoch_(master_epoch),
+      namespaces_(secret),
+      shards_(std::make_unique<std::array<Shard, kShards>>()) {
+    KV_ASSERT(master_epoch != 0 && master_epoch <= kMaxEpoch);
+}
+
+Directory::~Directory() = default;
+
+void Directory::set_readable(NodeSlot node, bool readable) {
+    readable_[node].store(readable, std::memory_order_relaxed);
+}
+
+Directory::Place Directory::place(const NamespaceEpoch& ns, std::string_view key) const {
+    const uint64_t hash = ShardHash(secret_)(ns.id, key);
+    return {static_cast<uint32_t>(hash >> 58), static_cast<uint32_t>(hash)};
+}
+
+uint8_t Directory::count_readable(const ObjectEntry& entry) const {
+    uint8_t count = 0;
+    for (const Replica replica : entry.replicas) {
+        count =
+            static_cast<uint8_t>(count + (!replica.empty() && readable(replica.node()) ? 1 : 0));
+    }
+    return count;
+}
+
+void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const NamespaceEpoch& ns,
+                       std::string_view key, uint64_t now_ms, ObjectPlace& out) const {
+    out = ObjectPlace();
+    if (number == ObjectTable::kNone) {
+        out.reason = rebuilding() ? MissReason::kRebuilding : shard.why_absent(hash, ns.ref, key);
+        return;
+    }
+    const ObjectEntry& entry = shard.objects.at(number);
+    if (entry.expiry_ms != 0 && entry.expiry_ms <= now_ms) {
+        out.reason = MissReason::kExpired;
+        return;
+    }
+    for (const Replica replica : entry.replicas) {
+        if (replica.empty()) {
+            break;
+        }
+        if (readable(replica.node())) {
+            out.nodes[out.replica_count++] = replica.node();
+        }
+    }
+    if (out.replica_count == 0) {
+        out.reason = MissReason::kNodeDown;
+        return;
+    }
+    out.code = Code::kOk;
+    out.reason = MissReason::kNone;
+    out.version = entry.version;
+    out.size = entry.size;
+}
+
+void Directory::lookup(const Namespace& ns, std::span<const std::string_view> keys,
+                       std::span<ObjectPlace> out) {
+    KV_ASSERT(out.size() >= keys.size());
+    const NamespaceEpoch& epoch = *ns.current.load(std::memory_order_acquire);
+    const uint64_t now_ms = boottime_ms();
+    std::array<uint64_t, kMissReasonCount> reasons{};
+    for (size_t begin = 0; begin < keys.size(); begin += kGroup) {
+        const size_t count = std::min(kGroup, keys.size() - begin);
+        std::array<Place, kGroup> places;
+        uint64_t used = 0;
+        for (size_t i = 0; i < count; ++i) {
+            places[i] = place(epoch, keys[begin + i]);
+            used |= uint64_t{1} << places[i].shard;
+        }
+        // Ascending order: two lookups and the writers (one lock at a time) cannot deadlock.
+        for (uint64_t left = used; left != 0; left &= left - 1) {
+            (*shards_)[static_cast<size_t>(__builtin_ctzll(left))].lock.lock_shared();
+        }
+        for (size_t i = 0; i < count; ++i) {
+            (*shards_)[places[i].shard].objects.prefetch_index(places[i].hash);
+        }
+        std::array<uint32_t, kGroup> hints;
+        for (size_t i = 0; i < count; ++i) {
+            hints[i] = (*shards_)[places[i].shard].objects.prefetch_entry(places[i].hash);
+        }
+        for (size_t i = 0; i < count; ++i) {
+            (*shards_)[places[i].shard].objects.prefetch_key(hints[i]);
+        }
+        for (size_t i = 0; i < count; ++i) {
+            const Shard& shard = (*shards_)[places[i].shard];
+            const std::string_view key = keys[begin + i];
+            ObjectPlace& one = out[begin + i];
+            answer(shard, shard.objects.find_hinted(hints[i], places[i].hash, epoch.ref, key),
+                   places[i].hash, epoch, key, now_ms, one);
+            ++reasons[static_cast<size_t>(one.reason)];
+        }
+        for (uint64_t left = used; left != 0; left &= left - 1) {
+            (*shards_)[static_cast<size_t>(__builtin_ctzll(left))].lock.unlock_shared();
+        }
+    }
+    for (size_t i = 0; i < reasons.size(); ++i) {
+        if (reasons[i] != 0) {
+            lookups_[i].fetch_add(reasons[i], std::memory_order_relaxed);
+        }
+    }
+}
+
+ObjectPlace Directory::lookup_one(const NamespaceEpoch& ns, std::string_view key) const {
+    const Place at = place(ns, key);
+    const Shard& shard = (*shards_)[at.shard];
+    ObjectPlace out;
+    std::shared_lock lock(shard.lock);
+    answer(shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key, boottime_ms(), out);
+    return out;
+}
+
+void Directory::emit(WatchKind kind, const ObjectEntry& entry, NodeSlot node) {
+    if (watch_.active()) {
+        const Namespace& ns = *namespaces_.at(entry.ns)->owner;
+        watch_.record(kind, ns.tenant, ns.name, entry.key(), entry.version,
+                      kind == WatchKind::kPublish ? entry.size : 0, node);
+    }
+}
+
+void Directory::add_replica(Shard& shard, ObjectEntry& entry, Replica replica) {
+    entry.replicas[entry.replica_count()] = replica;
+    ++shard.replicas;
+    replicas_[replica.node()].fetch_add(1, std::memory_order_relaxed);
+    emit(WatchKind::kPublish, entry, replica.node());
+}
+
+void Directory::drop_replica(Shard& shard, ObjectEntry& entry, size_t position) {
+    const NodeSlot node = entry.replicas[position].node();
+    entry.erase_replica(position);
+    --shard.replicas;
+    replicas_[node].fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Directory::drop_object(Shard& shard, uint32_t number) {
+    ObjectEntry& entry = shard.objects.at(number);
+    while (!entry.replicas[0].empty()) {
+        drop_replica(shard, entry, 0);
+    }
+    shard.bytes -= entry.size;
+    shard.objects.erase(number);
+}
+
+AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
+                                    const AnnouncedObject& item, Version floor) {
+    const Place at = place(ns, item.key);
+    Shard& shard = (*shards_)[at.shard];
+    std::unique_lock lock(shard.lock);
+    AnnounceOutcome outcome{.code = Code::kRemoved};
+    // Looked at under the lock: a flush is followed by a sweep that takes every lock. A version
+    // that this master never drew would outlast everything that it will draw.
+    if (!ns.is_current() || item.version == 0 || item.version > last_version() ||
+        KV_GUARD("tombstone", shard.tombstone(ns.ref, item.key) >= item.version)) {
+        return outcome;
+    }
+    uint32_t number = shard.objects.find(at.hash, ns.ref, item.key);
+    const bool known = number != ObjectTable::kNone;
+    const Version current = known ? shard.objects.at(number).version : 0;
+    if (item.version < current || (item.version != current && item.version <= floor)) {
+        return outcome;
+    }
+    if (!known) {
+        number = shard.objects.insert(at.hash, ns.ref, item.key);
+    }
+    ObjectEntry& entry = shard.objects.at(number);
+    if (item.version != current) {
+        while (!entry.replicas[0].empty()) {
+            const NodeSlot old = entry.replicas[0].node();
+            if (old != node) {
+                outcome.superseded.push_back(old);
+            }
+            emit(WatchKind::kWithdraw, entry, old);
+            drop_replica(shard, entry, 0);
+        }
+        shard.bytes += item.size - entry.size;
+        entry.version = item.version;
+        entry.size = item.size;
+        entry.pin = item.pin;
+        entry.replicas_wanted = std::max<uint8_t>(item.replicas_wanted, 1);
+        entry.expiry_ms = item.ttl_ms == 0 ? 0 : boottime_ms() + item.ttl_ms;
+        entry.created_s = static_cast<uint32_t>(std::time(nullptr));
+    }
+    outcome.code = record_replica(shard, entry, Replica(node, 0, mark_[node].load()), item.size);
+    outcome.readable = count_readable(entry);
+    outcome.wanted = entry.replicas_wanted;
+    return outcome;
+}
+
+Code Directory::record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size) {
+    if (entry.size != size) {
+        return Code::kInvalidArgument;  // a version has one size
+    }
+    const int position = entry.find_replica(replica.node());
+    if (position >= 0) {
+        entry.replicas[static_cast<size_t>(position)] = replica;
+        return Code::kOk;
+    }
+    for (size_t i = 0; entry.replica_count() == entry.replicas.size(); ++i) {
+        if (i == entry.replicas.size()) {
+            return Code::kNoSpace;
+        }
+        if (!readable(entry.replicas[i].node())) {
+            drop_replica(shard, entry, i);
+        }
+    }
+    add_replica(shard, entry, replica);
+    return Code::kOk;
+}
+
+bool Directory::withdraw(const NamespaceEpoch& ns, NodeSlot node, std::string_view key,
+                         Version version, MissReason reason) {
+    const Place at = place(ns, key);
+    Shard& shard = (*shards_)[at.shard];
+    std::unique_lock lock(shard.lock);
+    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    if (number == ObjectTable::kNone || shard.objects.at(number).version != version) {
+        return false;
+    }
+    ObjectEntry& entry = shard.objects.at(number);
+    const int position = entry.find_replica(node);
+    if (position < 0) {
+        return false;
+    }
+    emit(WatchKind::kWithdraw, entry, node);
+    drop_replica(shard, entry, static_cast<size_t>(position));
+    if (entry.replicas[0].empty()) {
+        shard.remember(at.hash, reason);
+        drop_object(shard, number);
+    } else {
+        // An evicted copy is not made again: repair answers deaths and drains only.
+        entry.replicas_wanted =
+            std::min(entry.replicas_wanted, static_cast<uint8_t>(entry.replica_count()));
+    }
+    return true;
+}
+
+RemoveOutcome Directory::remove(const NamespaceEpoch& ns, std::string_view key, bool force) {
+    const Place at = place(ns, key);
+    Shard& shard = (*shards_)[at.shard];
+    std::unique_lock lock(shard.lock);
+    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    RemoveOutcome outcome;
+    if (number == ObjectTable::kNone) {
+        outcome.code = Code::kNotFound;
+        if (!force) {
+            return outcome;
+        }
+    } else {
+        const ObjectEntry& entry = shard.objects.at(number);
+        for (size_t i = 0; i < entry.replica_count(); ++i) {
+            outcome.holders.push_back(entry.replicas[i].node());
+        }
+        emit(WatchKind::kRemove, entry, kNoNode);
+        drop_object(shard, number);
+    }
+    outcome.tombstone = next_version();
+    shard.set_tombstone(ns.ref, key, outcome.tombstone);
+    return outcome;
+}
+
+void Directory::set_tombstone(const NamespaceEpoch& ns, std::string_view key, Version version) {
+    const Place at = place(ns, key);
+    Shard& shard = (*shards_)[at.shard];
+    std::unique_lock lock(shard.lock);
+    shard.set_tombstone(ns.ref, key, version);
+}
+
+void Directory::drop_tombstone(const NamespaceEpoch& ns, std::string_view key, Version version) {
+    const Place at = place(ns, key);
+    Shard& shard = (*shards_)[at.shard];
+    std::unique_lock lock(shard.lock);
+    const auto found = shard.tombstones.find(NsKey(ns.ref, key).view());
+    if (found != shard.tombstones.end() && found->second <= version) {
+        shard.tombstones.erase(found);
+    }
+}
+
+Version Directory::set_pin(const NamespaceEpoch& ns, std::string_view key, Pin pin,
+                           std::vector<NodeSlot>& holders) {
+    const Place at = place(ns, key);
+    Shard& shard = (*shards_)[at.shard];
+    std::unique_lock lock(shard.lock);
+    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    if (number == ObjectTable::kNone) {
+        return 0;
+    }
+    ObjectEntry& entry = shard.objects.at(number);
+    entry.pin = pin;
+    for (size_t i = 0; i < entry.replica_count(); ++i) {
+        holders.push_back(entry.replicas[i].node());
+    }
+    return entry.version;
+}
+
+const NamespaceEpoch* Directory::flush(Namespace& ns) {
+    const NamespaceEpoch* next = namespaces_.advance(ns, ns.current.load()->epoch + 1);
+    watch_.record(WatchKind::kFlush, ns.tenant, ns.name, {}, 0, 0, kNoNode);
+    flushes_.fetch_add(1);
+    return next;
+}
+
+bool Directory::inspect(const NamespaceEpoch& ns, std::string_view key, ObjectInfo& out) const {
+    const Place at = place(ns, key);
+    const Shard& shard = (*shards_)[at.shard];
+    std::shared_lock lock(shard.lock);
+    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    if (number == ObjectTable::kNone) {
+        return false;
+    }
+    const ObjectEntry& entry = shard.objects.at(number);
+    const uint64_t now_ms = boottime_ms();
+    if (entry.expiry_ms != 0 && entry.expiry_ms <= now_ms) {
+        return false;
+    }
+    out.key = key;
+    out.version = entry.version;
+    out.size = entry.size;
+    out.pin = entry.pin;
+    out.replicas_wanted = entry.replicas_wanted;
+    out.created_ms = uint64_t{entry.created_s} * 1000;
+    out.ttl_left_ms = entry.expiry_ms == 0 ? 0 : entry.expiry_ms - now_ms;
+    out.ns = &ns;
+    out.replicas.assign(
+        entry.replicas.begin(),
+        entry.replicas.begin() + static_cast<std::ptrdiff_t>(entry.replica_count()));
+    return true;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,56 @@
+// One shard of the directory as its two source files see it.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "directory/directory.h"
+#include "directory/ns_key.h"
+#include "directory/rw_lock.h"
+
+namespace kvstore {
+
+struct alignas(64) Directory::Shard {
+    mutable RwLock lock;
+    ObjectTable objects;
+    std::unordered_map<std::string, Version, NsKey::Hash, std::equal_to<>> tombstones;
+    uint64_t bytes = 0;
+    uint64_t replicas = 0;
+
+    struct Memory {
+        uint32_t hash = 0;
+        MissReason reason = MissReason::kNone;
+    };
+    std::vector<Memory> history = std::vector<Memory>(kHistory);  // lossy: by hash, the last wins
+
+    Version tombstone(uint32_t ns, std::string_view key) const {
+        if (tombstones.empty()) {
+            return 0;
+        }
+        const auto at = tombstones.find(NsKey(ns, key).view());
+        return at == tombstones.end() ? 0 : at->second;
+    }
+    void set_tombstone(uint32_t ns, std::string_view key, Version version) {
+        const auto at = tombstones.find(NsKey(ns, key).view());
+        if (at == tombstones.end()) {
+            tombstones.emplace(NsKey(ns, key).view(), version);
+        } else {
+            at->second = std::max(at->second, version);
+        }
+    }
+    void remember(uint32_t hash, MissReason reason) {
+        history[(hash >> 8) % kHistory] = {hash, reason};
+    }
+    MissReason why_absent(uint32_t hash, uint32_t ns, std::string_view key) const {
+        if (tombstone(ns, key) != 0) {
+            return MissReason::kRemoved;
+        }
+        const Memory& memory = history[(hash >> 8) % kHistory];
+        return memory.hash == hash && memory.reason != MissReason::kNone ? memory.reason
+                                                                         : MissReason::kAbsent;
+    }
+};
+
+}  // namespace kvstore

@@ -1,0 +1,116 @@
+// The node's side of the `clients` file: who is alive, what is held, what was read.
+//
+// Each client process owns one slot and proves its life by a record lock (fcntl) on the slot's
+// first byte, which the kernel drops when the process dies and keeps while it is merely stopped.
+// The slot's memory is writable by its client, so the node believes nothing in it that can hurt
+// another: hazards only delay reuse, touches are checked by the caller, counters are shown.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/file.h"
+#include "base/types.h"
+#include "index/shared_layout.h"
+
+namespace kvstore {
+
+using SlotCounters = std::array<uint64_t, kSlotCounterCount>;
+
+// Thread-safe (one internal mutex).
+//
+// A slot's life: free → assign() → assigned → confirm() → live → collect_dead() → dead →
+// free_slot() → free. The client locks between assign and confirm, and uses the slot only after the
+// confirm: the node scans confirmed slots only.
+class ClientSlots {
+  public:
+    // Takes the owner's lock on the file: kUnavailable when another process has it. A file that is
+    // there is kept, with the slots of the processes that live: they may still write into blocks
+    // that they reserved in an earlier life of the node, and read what they hold. One of another
+    // format is kVersionMismatch, or replaced with `discard_foreign`. `directory` empty: an
+    // anonymous memfd.
+    static Result<std::unique_ptr<ClientSlots>> open(const std::string& directory,
+                                                     const std::string& name,
+                                                     bool discard_foreign = false);
+    ~ClientSlots();
+    ClientSlots(const ClientSlots&) = delete;
+    ClientSlots& operator=(const ClientSlots&) = delete;
+
+    bool kept() const { return kept_; }  // the file was there before
+    const std::string& name() const { return name_; }
+    int fd() const { return fd_; }  // to be passed to clients; owned by the SlotRegistry
+
+    // A free slot, cleared, its memory reserved. kOverloaded when all are taken, kNoSpace when the
+    // file system cannot hold it.
+    Result<uint32_t> assign();
+    // The client says that it has locked `slot`: kOk when its lock is seen (also for a slot that is
+    // already live: another session of the same process), kInvalidArgument otherwise.
+    Status confirm(uint32_t slot);
+    // Whether the slot's process still holds its lock; one system call.
+    bool is_alive(uint32_t slot) const;
+    // Who holds the slot's lock; 0: nobody, or a process that this one cannot see.
+    pid_t holder(uint32_t slot) const;
+    // Live slots whose lock is gone, each once: give back what they owned, then free_slot().
+    std::vector<uint32_t> collect_dead();
+    // Makes the slot assignable. For an assigned slot that was never confirmed, or a dead one; a
+    // live slot, or one whose lock is still held, is left alone and answers false.
+    bool free_slot(uint32_t slot);
+    std::vector<uint32_t> live_slots() const;
+
+    // Scan of all live slots. Call after Index::invalidate(), whose full fence orders the scan:
+    // false means that no client holds the generation or can come to hold it.
+    bool hazard_present(Generation gen) const;
+    // The same for many generations at once: every generation held now, sorted.
+    void collect_hazards(std::vector<Generation>* out) const;
+    // Whether a client holds the block, by its generation or by its place: for a node that
+    // attaches, whose earlier life may have died before its scan.
+    bool holds_block(Generation gen, uint64_t offset) const;
+    // Every hazard with the block that it names.
+    std::vector<std::pair<Generation, uint64_t>> hazards() const;
+
+    // Hands over the entries that clients read since the last call, oldest first per client. The
+    // ring is lossy. Numbers come from clients: check them against the index before use. `fn` is
+    // called under the mutex and must not call back.
+    void drain_touches(const std::function<void(uint32_t entry_ref)>& fn);
+
+    SlotCounters counters(uint32_t slot) const;
+    // Of live slots and of all that were live before: never shrinks.
+    SlotCounters total_counters() const;
+
+  private:
+    enum class State : uint8_t { kFree, kAssigned, kLive, kDead };
+    struct Slot {
+        State state = State::kFree;
+        bool backed = false;        // its pages are reserved in the file system
+        uint64_t touches_seen = 0;  // the touch counter up to which the ring was drained
+    };
+
+    ClientSlots() = default;
+    Status read_or_write_header(const std::string& directory, const std::string& name);
+    void adopt_live_slots();
+    SlotPage& page(uint32_t slot) const;
+    void clear(uint32_t slot);
+    Status back(uint32_t slot);
+    bool lock_seen(uint32_t slot) const;
+
+    int fd_ = -1;
+    bool kept_ = false;
+    std::string name_;
+    FileKey key_;
+    Mapping mapping_;
+    mutable std::mutex mutex_;
+    std::vector<Slot> slots_;
+    std::vector<uint32_t> live_;  // what the scans go through
+    uint32_t next_ = 0;           // round-robin, so that a number is not reused at once
+    SlotCounters retired_counters_{};
+};
+
+}  // namespace kvstore

@@ -1,0 +1,172 @@
+// A client's side of the index: bounded, lock-free lookups in memory that another process writes.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+
+#include "index/index.h"
+#include "index/index_words.h"
+#include "index/protocol_steps.h"
+
+namespace kvstore {
+namespace {
+
+constexpr auto kRelaxed = std::memory_order_relaxed;
+constexpr int kProbeTries = 4;
+
+template <class T>
+T field(const std::array<uint8_t, kIndexHeaderBytes>& header, size_t offset) {
+    T value;
+    std::memcpy(&value, header.data() + offset, sizeof(T));
+    return value;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segment_bytes) {
+    // The header is copied before it is judged, so that it cannot change between check and use.
+    std::array<uint8_t, kIndexHeaderBytes> header{};
+    struct stat info{};
+    if (fstat(fd, &info) != 0) return errno_status("fstat", "index");
+    if (pread(fd, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
+        return {Code::kVersionMismatch, "index file is shorter than its header"};
+    }
+    if (field<uint64_t>(header, offsetof(IndexHeader, magic)) != kIndexMagic) {
+        return {Code::kVersionMismatch, "not an index file"};
+    }
+    const auto version = field<uint32_t>(header, offsetof(IndexHeader, layout_version));
+    if (version != kLayoutVersion) {
+        return {Code::kVersionMismatch, "index format " + std::to_string(version) +
+                                            ", this client reads " +
+                                            std::to_string(kLayoutVersion)};
+    }
+    const auto geometry =
+        IndexGeometry::of(field<uint64_t>(header, offsetof(IndexHeader, bucket_count)),
+                          field<uint64_t>(header, offsetof(IndexHeader, heap_bytes)));
+    const auto claimed_segment = field<uint64_t>(header, offsetof(IndexHeader, segment_bytes));
+    const auto node_id_bytes = field<uint16_t>(header, offsetof(IndexHeader, node_id_bytes));
+    if (!geometry ||
+        field<uint64_t>(header, offsetof(IndexHeader, total_bytes)) != geometry->total_bytes ||
+        static_cast<uint64_t>(info.st_size) < geometry->total_bytes ||
+        claimed_segment > segment_bytes || node_id_bytes > limits::kMaxNameBytes) {
+        return {Code::kVersionMismatch, "index header contradicts itself or the segment"};
+    }
+    auto mapping = Mapping::map(fd, geometry->total_bytes, false);
+    if (!mapping.ok()) return mapping.status();
+    std::unique_ptr<IndexReader> reader(new IndexReader);
+    reader->mapping_ = std::move(*mapping);
+    reader->geometry_ = *geometry;
+    reader->view_ = IndexView::over(reader->mapping_.data(), *geometry);
+    reader->node_epoch_ = field<uint32_t>(header, offsetof(IndexHeader, node_epoch));
+    reader->node_id_.assign(
+        reinterpret_cast<const char*>(header.data()) + offsetof(IndexHeader, node_id),
+        node_id_bytes);
+    reader->segment_bytes_ = claimed_segment;
+    return reader;
+}
+
+void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
+    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
+    for (const uint64_t bucket : place.buckets) {
+        if (stage == 0) {
+            __builtin_prefetch(&view_.tags[bucket]);
+            continue;
+        }
+        for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
+            const IndexEntry& entry = view_.entries[bucket * kBucketSlots + slot];
+            if (stage == 1) {
+                __builtin_prefetch(&entry);
+                return false;
+            }
+            const uint64_t offset = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
+            if (offset < geometry_.heap_bytes) {
+                const auto* record = reinterpret_cast<const uint8_t*>(view_.heap) + offset;
+                __builtin_prefetch(record);
+                __builtin_prefetch(record + 64);  // most keys end here
+            }
+            return false;
+        });
+    }
+}
+
+bool IndexReader::cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const {
+    const uint64_t offset = uint64_t{cold} * kGranuleBytes;
+    if (offset + cold_record_bytes(key.size()) > geometry_.heap_bytes) return false;
+    const SharedWord* words = view_.heap + offset / 8;
+    return (words[kColdKeyBytesPin].load(kRelaxed) & 0xffff) == key.size() &&
+           words[kColdNamespace].load(kRelaxed) == ns && key_equals(words + kColdKey, key);
+}
+
+bool IndexReader::in_segment(uint64_t offset, uint64_t length) const {
+    return length <= segment_bytes_ && offset <= segment_bytes_ - length;
+}
+
+IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash128& hash,
+                                      std::string_view key, uint64_t now_ms, Found* found) const {
+    const IndexEntry& e = view_.entries[ref];
+    bool equal = false;
+    Found f;
+    f.ref = ref;
+    const bool stable =
+        steps::read_stable(steps::RealMemory{}, e.gen, view_.header->retired, 0, &f.gen, [&] {
+            if (e.hash_lo.load(kRelaxed) != hash.lo || e.hash_hi.load(kRelaxed) != hash.hi) return;
+            const uint64_t crc_cold = e.crc_cold.load(kRelaxed);
+            const uint64_t expiry_ms = e.expiry_ms.load(kRelaxed);
+            f.offset = e.offset.load(kRelaxed);
+            f.length = e.length.load(kRelaxed);
+            f.version = e.version.load(kRelaxed);
+            f.crc = static_cast<uint32_t>(crc_cold);
+            equal = (expiry_ms == 0 || now_ms < expiry_ms) && in_segment(f.offset, f.length) &&
+                    cold_matches(static_cast<uint32_t>(crc_cold >> 32), ns, key);
+        });
+    if (!stable) return Match::kChanged;
+    if (!equal) return Match::kNo;
+    *found = f;
+    return Match::kYes;
+}
+
+std::optional<IndexReader::Found> IndexReader::probe(NamespaceId ns, const Hash128& hash,
+                                                     std::string_view key, uint64_t now_ms) const {
+    if (key.empty() || key.size() > limits::kMaxKeyBytes) return std::nullopt;
+    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
+    Found found;
+    for (int attempt = 0; attempt < kProbeTries; ++attempt) {
+        if (retired()) return std::nullopt;
+        bool changed = false;
+        for (const uint64_t bucket : place.buckets) {
+            const bool hit = for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
+                const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
+                const Match m = match(ref, ns, hash, key, now_ms, &found);
+                changed |= m == Match::kChanged;
+                return m == Match::kYes;
+            });
+            if (hit) return found;
+        }
+        // An entry that changed under us may have been this key's, replaced by one in a bucket that
+        // we had already left: look again.
+        if (!changed) return std::nullopt;
+    }
+    return std::nullopt;
+}
+
+bool IndexReader::still_valid(EntryRef ref, Generation gen) const {
+    if (ref >= geometry_.entry_count() || gen == 0) return false;
+    return steps::still_valid(steps::RealMemory{}, view_.entries[ref].gen, view_.header->retired,
+                              gen);
+}
+
+bool IndexReader::well_formed(const Found& found) const {
+    return found.ref < geometry_.entry_count() && found.gen != 0 &&
+           in_segment(found.offset, found.length);
+}
+
+uint64_t IndexReader::flush_counter() const {
+    return view_.header->flush_counter.load(std::memory_order_acquire);
+}
+
+bool IndexReader::retired() const {
+    return view_.header->retired.load(std::memory_order_acquire) != 0;
+}
+
+}  // namespace kvstore

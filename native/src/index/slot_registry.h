@@ -1,0 +1,113 @@
+// The process-wide registry of client slots: one slot and one lock per process and `clients` file.
+//
+// Why process-wide: a record lock belongs to (process, inode), and closing *any* descriptor of the
+// inode drops it. So every descriptor of a clients file that reaches this process is handed to the
+// registry, which keeps it open until the slot is given back.
+//
+// Fork: a child inherits neither the lock nor (MADV_DONTFORK) the slot's memory. Calls on a slot
+// that was acquired before the fork do nothing and answer "no"; usable() says so. The child may
+// acquire a slot of its own.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "base/file.h"
+#include "base/fork_guard.h"
+#include "base/types.h"
+#include "index/shared_layout.h"
+
+namespace kvstore {
+
+class SlotRegistry;
+
+// This process's slot in one node's clients file. Thread-safe. Destroying the last handle clears
+// the slot and drops the lock; keep a handle for as long as anything is held or being written.
+class ClientSlot {
+  public:
+    using Handle = uint32_t;  // of a published hazard
+    ~ClientSlot();
+    ClientSlot(const ClientSlot&) = delete;
+    ClientSlot& operator=(const ClientSlot&) = delete;
+
+    uint32_t number() const;  // may differ from the number asked for; tell the node this one
+    // The node has answered Ok to "slot ready". Until then the node does not look into this slot,
+    // so every hazard is refused.
+    void set_confirmed();
+    bool usable() const;       // confirmed, and not in a forked child
+    bool owner_alive() const;  // the node's own lock is still there; one system call
+
+    // First half of a hold (hold_object() in object_reader.h does all of it): enters the generation
+    // into the slot. Nothing when all hazards are in use or the slot is not usable: hold by socket
+    // instead. The caller must then pass steps::confirm_hold() before it reads.
+    std::optional<Handle> publish_hazard(uint64_t offset, Generation gen);
+    void clear_hazard(Handle handle);
+    uint32_t hazards_in_use() const;
+
+    // Recency: touch a chain's tail first and its head last, so that the chain loses its tail
+    // first.
+    void touch(uint32_t entry_ref);
+    // Around the copies of this process into blocks that it reserved in an epoch of the node. False
+    // once it was said that they have ended: nothing may be written then.
+    bool begin_writing(uint32_t node_epoch);
+    void end_writing(uint32_t node_epoch);
+    // Whether no copies of epochs below are under way; then none will begin, and the node may be
+    // told so.
+    bool end_earlier_writes(uint32_t node_epoch);
+    void add_counter(uint32_t counter, uint64_t amount);
+
+  private:
+    friend class SlotRegistry;
+    struct State;
+    bool in_own_process() const;
+    ClientSlot(SlotRegistry* registry, State* state);
+    SlotRegistry* registry_;
+    State* state_;  // owned by the registry, alive while a handle is
+    ForkGuard fork_guard_;
+};
+
+class SlotRegistry {
+  public:
+    // The registry of this process; a forked child gets a new, empty one.
+    static SlotRegistry& instance();
+
+    // Locks slot `number` of the clients file behind `fd`, or returns a further handle on the slot
+    // that this process has there already. Takes `fd` over in every case, failures included.
+    // kUnavailable: another process holds that slot (connect again for another one).
+    // kVersionMismatch: not a clients file of this format.
+    Result<std::shared_ptr<ClientSlot>> acquire(Fd fd, uint32_t number);
+    // For a received descriptor of a clients file that is not wanted after all.
+    void dispose(Fd fd);
+
+    // The node's side, so that a node and a client in one process do not drop each other's locks.
+    Result<int> adopt_owner(Fd fd, FileKey* key);  // locks the owner's byte; the fd stays open
+    void release_owner(const FileKey& key);
+    // Whether this very process holds `number` (a process does not see its own record locks).
+    bool holds(const FileKey& key, uint32_t number) const;
+    // Whether another process holds a record lock on this byte of the file.
+    static bool locked_elsewhere(int fd, uint64_t byte);
+    // Its process; 0 when there is none, or none that this process can see.
+    static pid_t lock_holder(int fd, uint64_t byte);
+
+  private:
+    friend class ClientSlot;
+    struct File;
+    SlotRegistry();
+    ~SlotRegistry();
+    Status open_slot(File& file, const FileKey& key, int fd, uint32_t number);
+    bool owner_alive(const ClientSlot::State& state) const;
+    void release(ClientSlot::State* state);
+    void close_if_unused(const FileKey& key);
+
+    mutable std::mutex mutex_;
+    std::map<FileKey, std::unique_ptr<File>> files_;
+};
+
+}  // namespace kvstore

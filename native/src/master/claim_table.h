@@ -1,0 +1,125 @@
+// Who may write a key now: granted claims, and those that wait for another one's outcome.
+//
+// A claim is granted with a fresh version when the key has no readable object and nobody else's
+// claim; otherwise it waits within its deadline. When the other write is published the waiters hear
+// AlreadyExists (an upsert is granted instead), when it is abandoned, removed or its node died, the
+// first waiter inherits the key with a new version. The claims of a lost link stay in limbo until
+// that node has announced everything again or was declared dead. Thread-safe; calls the directory,
+// and only while it holds its own mutex.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <queue>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "directory/directory.h"
+#include "directory/ns_key.h"
+#include "wire/node_link.h"
+
+namespace kvstore {
+
+struct ClaimRequest {
+    LinkId link = 0;
+    NodeSlot node = kNoNode;
+    uint64_t claim_id = 0;
+    std::string_view key{};
+    bool upsert = false;
+};
+
+class ClaimTable {
+  public:
+    static constexpr size_t kMaxWaiting = 1u << 20;  // of all keys; more are kOverloaded
+
+    explicit ClaimTable(Directory& directory) : directory_(directory) {}
+
+    // Appends an answer for every request that need not wait.
+    void claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests,
+               uint64_t deadline_ms, std::vector<ClaimAnswer>& out);
+    // The announcement of (key, version) was accepted (`published`) or refused.
+    void settle(const NamespaceEpoch& ns, std::string_view key, Version version, bool published,
+                std::vector<ClaimAnswer>& out);
+    void abandon(LinkId link, std::span<const uint64_t> claim_ids, std::vector<ClaimAnswer>& out);
+    // A tombstone cancels a granted claim below it. Returns the claim's node, or kNoNode.
+    NodeSlot removed(const NamespaceEpoch& ns, std::string_view key, Version tombstone,
+                     std::vector<ClaimAnswer>& out);
+    // Whether the node's link was lost with claims on it, so that it may have published what it has
+    // not announced.
+    bool has_limbo(NodeSlot node) const;
+    bool has_claim(const NamespaceEpoch& ns, std::string_view key) const;
+    void flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswer>& out);
+
+    void link_lost(LinkId link);  // its waiters are dropped, its granted claims fall into limbo
+    // Ends every limbo claim of the node (it has resynced, or is dead).
+    void end_limbo(NodeSlot node, std::vector<ClaimAnswer>& out);
+    void finish_rebuild(std::vector<ClaimAnswer>& out);
+    void expire(uint64_t now_ms, std::vector<ClaimAnswer>& out);
+
+    struct Stats {
+        uint64_t granted = 0;  // now
+        uint64_t waiting = 0;
+        uint64_t limbo = 0;
+        uint64_t parked = 0;  // until the rebuild is over
+        uint64_t total_granted = 0;
+        uint64_t total_exists = 0;
+        uint64_t total_inherited = 0;
+        uint64_t total_expired = 0;
+    };
+    Stats stats() const;
+
+  private:
+    struct Waiter {
+        LinkId link;
+        NodeSlot node;
+        uint64_t claim_id;
+        uint64_t deadline_ms;
+        bool upsert;
+    };
+    struct Entry {
+        const NamespaceEpoch* ns = nullptr;
+        Waiter holder{};
+        Version version = 0;  // 0: nobody holds it yet (parked until the rebuild is over)
+        bool limbo = false;
+        std::deque<Waiter> waiters;
+    };
+    using Entries = std::unordered_map<std::string, Entry, NsKey::Hash, std::equal_to<>>;
+    using Links = std::unordered_map<LinkId, std::unordered_map<uint64_t, const std::string*>>;
+
+    void claim_one(const NamespaceEpoch& ns, const ClaimRequest& request, uint64_t deadline_ms,
+                   std::vector<ClaimAnswer>& out);
+    void grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out);
+    // The holder is gone without publishing: the first waiter inherits, or the entry goes.
+    void pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out);
+    // The key has a published version: only an upsert may go on.
+    void published(Entries::iterator at, Version version, std::vector<ClaimAnswer>& out);
+    void wait(Entries::iterator at, const Waiter& waiter);
+    // Takes the waiter out of its entry; false when it is that entry's holder.
+    bool drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_id);
+    void end_wait(const Waiter& waiter, Code code, Version version, std::vector<ClaimAnswer>& out);
+    void forget(LinkId link, uint64_t claim_id);
+    Entries::iterator entry_of(LinkId link, uint64_t claim_id);
+
+    struct Timeout {
+        uint64_t deadline_ms;
+        LinkId link;
+        uint64_t claim_id;
+        bool operator>(const Timeout& other) const { return deadline_ms > other.deadline_ms; }
+    };
+
+    Directory& directory_;
+    mutable std::mutex mutex_;
+    Entries entries_;
+    Links links_;  // every unanswered or granted claim of a live link, to find its entry
+    std::unordered_map<NodeSlot, std::vector<std::string>> limbo_;
+    std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_;
+    uint64_t waiting_ = 0;
+    Stats stats_;  // the totals
+};
+
+}  // namespace kvstore

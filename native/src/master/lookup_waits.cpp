@@ -1,0 +1,199 @@
+// Parking, waking and ending waits.
+//
+// No wake is lost: a wait is counted and parked before its key is looked at again, and an
+// announcement is recorded before it asks who waits. Both go through the lock of the key's shard,
+// so one of them sees the other; recheck() and parking both take the mutex, to the same end.
+#include "master/lookup_waits.h"
+
+#include "directory/shard_hash.h"
+
+namespace kvstore {
+
+uint64_t LookupWaits::hash(const Namespace& ns, std::string_view key) const {
+    // Namespaces are never freed. Not the epoch's id: a wait outlasts a flush.
+    return ShardHash(secret_)(reinterpret_cast<uintptr_t>(&ns), key);
+}
+
+bool LookupWaits::present(const Wait& wait, size_t row) const {
+    const NamespaceEpoch& epoch = *wait.request.ns->current.load(std::memory_order_acquire);
+    return directory_.lookup_one(epoch, wait.request.keys[row]).code == Code::kOk;
+}
+
+// Goes on behind the key it waited for, and looks at every key again before it says "none": what
+// came early may have been removed.
+std::optional<size_t> LookupWaits::next_missing(Wait& wait) const {
+    const size_t count = wait.request.keys.size();
+    for (size_t step = 0; step < count; ++step) {
+        const size_t row = (wait.row + step) % count;
+        if (!present(wait, row)) {
+            wait.row = row;
+            return row;
+        }
+    }
+    return std::nullopt;
+}
+
+Status LookupWaits::park(Request request) {
+    const auto wait = std::make_shared<Wait>(Wait{.request = std::move(request)});
+    {
+        std::lock_guard lock(mutex_);
+        if (closed_) {
+            wait->ended = true;
+        } else {
+            const size_t bytes = wait->request.body.size();
+            const auto owner = owners_.find(wait->request.owner);
+            if (waits_.size() >= limits::kMaxWaitingLookups ||
+                bytes_ + bytes > limits::kMaxWaitingLookupBytes ||
+                (owner != owners_.end() &&
+                 owner->second >= limits::kMaxWaitingLookupsPerConnection)) {
+                return {Code::kOverloaded, "too many lookups wait already"};
+            }
+            ++owners_[wait->request.owner];
+            bytes_ += bytes;
+            wait->id = ++next_id_;
+            waits_[{wait->request.deadline_ms, wait->id}] = wait;
+            count_.store(waits_.size(), std::memory_order_relaxed);
+        }
+    }
+    if (wait->ended) {
+        wait->request.done(wait->request.keys);
+    } else {
+        settle(wait);
+    }
+    return {};
+}
+
+void LookupWaits::settle(const WaitPtr& wait) {
+    while (const std::optional<size_t> row = next_missing(*wait)) {
+        if (!wait_for(wait, *row)) {
+            return;
+        }
+        // Announced between the look and the wait, it would wake nobody.
+        if (!present(*wait, *row) || !take_back(*wait)) {
+            return;
+        }
+    }
+    {
+        std::lock_guard lock(mutex_);
+        if (wait->ended) {
+            return;
+        }
+        end_held(*wait);
+    }
+    wait->request.done(wait->request.keys);
+}
+
+bool LookupWaits::wait_for(const WaitPtr& wait, size_t row) {
+    const uint64_t key = hash(*wait->request.ns, wait->request.keys[row]);
+    std::lock_guard lock(mutex_);
+    if (!wait->ended) {
+        wait->parked = missing_.emplace(key, wait);
+    }
+    return !wait->ended;
+}
+
+bool LookupWaits::take_back(Wait& wait) {
+    std::lock_guard lock(mutex_);
+    if (!wait.parked) {
+        return false;
+    }
+    unpark_held(*wait.parked);
+    return true;
+}
+
+LookupWaits::Missing::iterator LookupWaits::unpark_held(Missing::iterator at) {
+    at->second->parked.reset();
+    return missing_.erase(at);
+}
+
+void LookupWaits::end_held(Wait& wait) {
+    wait.ended = true;
+    if (wait.parked) {
+        unpark_held(*wait.parked);
+    }
+    const auto owner = owners_.find(wait.request.owner);
+    if (--owner->second == 0) {
+        owners_.erase(owner);
+    }
+    bytes_ -= wait.request.body.size();
+    waits_.erase({wait.request.deadline_ms, wait.id});
+    count_.store(waits_.size(), std::memory_order_relaxed);
+}
+
+void LookupWaits::announced(const Namespace& ns, const KeyList& keys) {
+    if (size() == 0) {
+        return;
+    }
+    std::vector<WaitPtr> woken;
+    {
+        std::lock_guard lock(mutex_);
+        for (const std::string_view key : keys) {
+            const auto [first, last] = missing_.equal_range(hash(ns, key));
+            for (auto at = first; at != last; at = unpark_held(at)) {
+                woken.push_back(at->second);
+            }
+        }
+    }
+    for (const WaitPtr& wait : woken) {
+        settle(wait);
+    }
+}
+
+void LookupWaits::recheck() {
+    std::vector<WaitPtr> woken;
+    {
+        std::lock_guard lock(mutex_);
+        for (auto at = missing_.begin(); at != missing_.end(); at = unpark_held(at)) {
+            woken.push_back(at->second);
+        }
+    }
+    for (const WaitPtr& wait : woken) {
+        settle(wait);
+    }
+}
+
+void LookupWaits::expire(uint64_t now_ms) {
+    if (size() == 0) {
+        return;
+    }
+    std::vector<WaitPtr> over;
+    {
+        std::lock_guard lock(mutex_);
+        while (!waits_.empty() && waits_.begin()->first.first <= now_ms) {
+            over.push_back(waits_.begin()->second);
+            end_held(*over.back());
+        }
+    }
+    for (const WaitPtr& wait : over) {
+        wait->request.done(wait->request.keys);
+    }
+}
+
+void LookupWaits::drop(uint64_t owner) {
+    if (size() == 0) {
+        return;
+    }
+    std::vector<WaitPtr> dropped;  // freed outside the mutex
+    std::lock_guard lock(mutex_);
+    if (!owners_.contains(owner)) {
+        return;
+    }
+    for (const auto& [deadline, wait] : waits_) {
+        if (wait->request.owner == owner) {
+            dropped.push_back(wait);
+        }
+    }
+    for (const WaitPtr& wait : dropped) {
+        end_held(*wait);
+    }
+}
+
+void LookupWaits::end_all() {
+    {
+        std::lock_guard lock(mutex_);
+        closed_ = true;
+    }
+    expire(UINT64_MAX);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,242 @@
+// The master without its policy: directory, claims, operations log, copy orders and the nodes'
+// links.
+//
+// Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is
+// durable) and calls the functions under "Policy"; the block port (master_service.h) calls those
+// under "Links" and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or
+// copy planner, shard, watch ring. The waits of lookups have a mutex of their own, taken with no
+// other.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "directory/directory.h"
+#include "master/ack_waits.h"
+#include "master/claim_table.h"
+#include "master/copy_planner.h"
+#include "master/lookup_waits.h"
+#include "master/node_table.h"
+#include "master/ops_log.h"
+
+namespace kvstore {
+
+class MasterCore {
+  public:
+    struct Options {
+        HashSecret secret{};
+        uint32_t epoch = 1;
+        bool rebuilding = false;
+        bool journal_auto_ack = false;  // operations are durable at once (embedded)
+        uint64_t trimmed_seq = 0;       // what journal_trimmed() said last
+        Version version_floor = 0;
+        uint32_t maintenance_ms = 10;  // 0: no thread, the owner calls maintain()
+    };
+    explicit MasterCore(const Options& options);
+    ~MasterCore();
+    void stop();  // ends waits (Partial; lookups: what is there) and the maintenance thread
+
+    Directory& directory() { return directory_; }
+    LookupWaits& lookup_waits() { return lookup_waits_; }
+    const Options& options() const { return options_; }
+
+    // Policy: nodes.
+    // Before start() with `known`: a node of a previous life. A new session ends the old one's
+    // link.
+    Result<NodeSlot> register_node(const NodeInfo& info, bool known);
+    Status set_node(const std::string& node_id, NodeState state, uint32_t weight,
+                    uint64_t free_bytes, uint64_t capacity_bytes);
+    Status set_endpoints(const std::string& node_id, const std::string& tcp,
+                         const std::string& unix_endpoint, const std::string& host);
+    Status remove_node(const std::string& node_id);
+    struct NodeView {
+        NodeSlot slot = kNoNode;
+        NodeInfo info;
+        bool connected = false;
+        bool synced = false;
+        uint64_t applied_seq = 0;
+        uint64_t replicas = 0;
+    };
+    std::vector<NodeView> nodes() const;
+    uint64_t nodes_id() const { return nodes_id_.load(std::memory_order_acquire); }
+    void finish_rebuild();
+    bool rebuilding() const { return directory_.rebuilding(); }
+    void set_copy_policy(const CopyPolicy& policy) { planner_.set_policy(policy); }
+    CopyPolicy copy_policy() const { return planner_.policy(); }
+    // Readable objects on this node that no living, not draining node has: 0 means drained.
+    uint64_t drain_remaining(const std::string& node_id) const;
+    uint64_t under_replicated() const;  // readable objects with fewer living replicas than wanted
+
+    // Policy: the journal.
+    Status load_ops(const std::vector<std::vector<uint8_t>>& records);
+    Status set_namespace_epoch(const std::string& tenant, const std::string& ns, uint32_t epoch);
+    // Blocks until there are records (or the time is over: empty).
+    std::vector<std::pair<uint64_t, std::vector<uint8_t>>> wait_journal(uint32_t timeout_ms);
+    void journal_done(uint64_t seq);
+    // (trimmed_seq, version_floor): records up to trimmed_seq may be deleted once both are durable.
+    std::pair<uint64_t, Version> journal_trimmed() const;
+
+    // Clients. `done` is called exactly once, from any thread, without locks held.
+    using RemoveDone = std::function<void(std::vector<Code>, std::vector<std::string> unreached)>;
+    void remove(Namespace& ns, const std::vector<std::string_view>& keys, uint32_t timeout_ms,
+                RemoveDone done);
+    void set_pins(Namespace& ns, const std::vector<std::string_view>& keys,
+                  const std::vector<Pin>& levels, uint32_t timeout_ms, RemoveDone done);
+    using FlushDone =
+        std::function<void(Code, std::vector<std::string> unreached, uint32_t ns_epoch)>;
+    void flush(Namespace& ns, uint32_t timeout_ms, FlushDone done);
+    // For each node, how long a prefix of `keys` it holds; longest first. And the prefix of keys
+    // that are readable anywhere.
+    std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> locate(
+        const Namespace& ns, const std::vector<std::string_view>& keys);
+
+    // Links. Frames of one link come from one thread at a time.
+    struct LinkHello {
+        std::string node_id{};
+        uint64_t session_id = 0;
+        uint32_t node_epoch = 0;
+        uint64_t applied_seq = 0;
+    };
+    // The last operation that the node has to apply before it announces; kExpired: register first.
+    Result<uint64_t> check_link(const LinkHello& hello);
+    // Operations and orders are pushed from here on, those that it missed first. Ends the node's
+    // older link.
+    Result<LinkId> open_link(const LinkHello& hello, std::shared_ptr<NodeLink> to);
+    void close_link(LinkId link);
+    void claim(LinkId link, const Claim& message, std::vector<ClaimAnswer>& out);
+    void abandon(LinkId link, const Abandon& message);
+    // A status other than Ok (a gap, an unknown namespace epoch …) ends the link: the node starts
+    // over with a full announce.
+    // `answer` is called with the codes if it is Ok: at once, or when a newer version of an object
+    // has overtaken those of other nodes only after these do not show them any more.
+    using Announced = std::function<void(const std::vector<int32_t>& codes)>;
+    Status announce(LinkId link, const Announce& message, std::vector<int32_t>& codes,
+                    const Announced& answer = {});
+    Status withdraw(LinkId link, const Withdraw& message);
+    void ops_ack(LinkId link, uint64_t seq);
+    void copy_done(LinkId link, uint64_t copy_id, Code code);
+
+    // Time: claims, waits, copies, sweeps. Called by the maintenance thread.
+    void maintain(uint64_t now_ms);
+
+    struct Stats {
+        Directory::Stats directory;
+        ClaimTable::Stats claims;
+        CopyPlanner::Stats copies;
+        uint64_t last_seq = 0;
+        uint64_t durable_seq = 0;
+        uint64_t trimmed_seq = 0;
+        uint64_t log_ops = 0;
+        uint64_t pending_waits = 0;
+        uint64_t waiting_lookups = 0;
+        uint64_t nodes = 0;
+        uint64_t connected = 0;
+        uint64_t announced = 0;
+        uint64_t refused_announces = 0;
+        uint64_t withdrawn = 0;
+        uint64_t removes = 0;
+        uint64_t flushes = 0;
+    };
+    Stats stats() const;
+
+  private:
+    // What a link's own thread needs; found by id under a shared lock.
+    struct LinkState {
+        LinkId id = 0;
+        NodeSlot node = kNoNode;
+        std::atomic<Version> floor{0};
+        uint64_t next_seq = 0;  // 0: any (the first frame of the link)
+        std::shared_ptr<NodeLink> to;
+        std::mutex work;      // held while it changes the directory; taken before the master's
+        bool closed = false;  // under `work`: nothing of it is recorded any more
+    };
+    using Links = std::unordered_map<LinkId, std::shared_ptr<LinkState>>;
+    // A row of a remove, flush or pin, and its operation if there is one.
+    struct Pending {
+        AckRow row;
+        std::optional<Op> op;
+    };
+
+    // "Held" says that the caller holds the master's mutex.
+    std::shared_ptr<LinkState> find_link(LinkId link) const;
+    Status check_seq(LinkState& link, uint64_t seq);
+    Result<const NamespaceEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
+                                           uint32_t epoch);
+    void record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
+                         std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
+                         std::vector<Pending>& overtaken);
+    void lost_while_claiming(const LinkState& link);
+    // Whether the node's replicas have become readable by it.
+    bool end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
+    void deliver(const std::vector<ClaimAnswer>& answers);
+    std::shared_ptr<LinkState> lose_link_held(NodeRecord& record, const std::string& reason);
+    void make_durable_held(uint64_t seq);
+    void push_ops_held();
+    void push_ops_held(NodeRecord& record);
+    void trim_held();
+    void drop_tombstones_held(uint64_t now_ms);
+    std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
+    AckNode look_held(NodeSlot slot) const;
+    std::vector<NodeSlot> unsynced() const;
+    // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
+    // flush of its namespace: what that one covered may still lie there.
+    void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
+    std::vector<std::string> names(const std::vector<NodeSlot>& slots) const;
+    void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
+    // Whether its replicas have become readable: lookups that wait are then looked at again.
+    bool change_state_held(NodeSlot slot, NodeRecord& record, NodeState state);
+    void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
+    std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
+    void run_copies(uint64_t now_ms);
+    void scan_for_copies(uint64_t now_ms);
+    uint64_t count_objects(const std::function<bool(const ObjectEntry&)>& counts) const;
+    std::vector<bool> living() const;  // by slot: alive, not draining
+    void maintenance_loop();
+
+    const Options options_;
+    Directory directory_;
+    ClaimTable claims_;
+    CopyPlanner planner_;
+    LookupWaits lookup_waits_;
+
+    mutable std::mutex mutex_;  // nodes_, log_, waits_, retired_
+    NodeTable nodes_;
+    OpsLog log_;
+    AckWaits waits_;
+    std::deque<std::pair<uint64_t, Op>> retired_;  // removes that everybody applied, and until when
+    std::mutex flush_mutex_;                       // taken before every other
+    std::condition_variable journal_ready_;
+    std::condition_variable wake_;
+    bool stopping_ = false;
+    std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
+    std::atomic<uint64_t> next_link_{1};
+
+    mutable std::shared_mutex links_mutex_;
+    Links links_;
+
+    // The scan for missing copies, the maintenance thread's own but for the requests.
+    std::atomic<uint64_t> scan_requests_{0};
+    uint64_t scanned_requests_ = 0;
+    uint64_t scan_target_ = 0;
+    uint64_t scan_cursor_ = 0;
+    uint64_t scanned_ms_ = 0;
+
+    std::atomic<uint64_t> announced_{0};
+    std::atomic<uint64_t> refused_announces_{0};
+    std::atomic<uint64_t> withdrawn_{0};
+    std::atomic<uint64_t> removes_{0};
+    std::atomic<uint64_t> flushes_{0};
+    std::thread maintenance_;
+};
+
+}  // namespace kvstore

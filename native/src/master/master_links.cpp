@@ -1,0 +1,425 @@
+// The links of the nodes: hello, claims, announcements, acknowledgements, and what is pushed to
+// them.
+#include <algorithm>
+#include <span>
+
+#include "base/clock.h"
+#include "base/mutation.h"
+#include "master/master_core.h"
+#include "wire/messages_node.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint32_t kDefaultClaimMs = 5'000;
+// How long an announce waits for nodes that hold older versions; one that hangs is not waited for.
+constexpr uint32_t kOvertakenMs = 1'000;
+constexpr size_t kOpsPerFrame = 1024;
+constexpr uint64_t kOpsWindow = 16'384;  // operations on their way to a node: bounds its send queue
+
+// A node without the log's history (a new one, or the log was trimmed) has to know which namespaces
+// were flushed, or its claims would name ended epochs. Without a number: they may come again. Only
+// what the journal has: a node that were ahead of the next life of the master could not claim.
+void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
+    std::vector<Op> ops;
+    for (const auto& [ns, current] : namespaces.all()) {
+        const uint32_t epoch = ns->durable_epoch.load();
+        if (epoch != 0) {
+            ops.push_back({.kind = OpKind::kFlush,
+                           .epoch = epoch - 1,
+                           .arg = epoch,
+                           .tenant = ns->tenant,
+                           .ns = ns->name});
+        }
+    }
+    for (size_t first = 0; first < ops.size(); first += kOpsPerFrame) {
+        to.send_ops(std::span(ops).subspan(first, std::min(kOpsPerFrame, ops.size() - first)));
+    }
+}
+
+}  // namespace
+
+Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
+    std::lock_guard lock(mutex_);
+    const NodeRecord* record = nodes_.find(hello.node_id);
+    if (record == nullptr || KV_GUARD("session", record->info.session_id != hello.session_id ||
+                                                     record->info.state == NodeState::kDead)) {
+        return Status(Code::kExpired,
+                      "no such session of node " + hello.node_id + ": register first");
+    }
+    const bool same_life = record->linked_epoch == hello.node_epoch;
+    const uint64_t applied =
+        same_life ? std::max(record->applied_seq, hello.applied_seq) : hello.applied_seq;
+    return log_.run_after(applied, 1).empty() ? hello.applied_seq : log_.durable_seq();
+}
+
+Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<NodeLink> to) {
+    auto link = std::make_shared<LinkState>();
+    std::vector<AckWaits::Ready> ready;
+    {
+        std::lock_guard lock(mutex_);
+        const NodeSlot slot = nodes_.slot_of(hello.node_id);
+        if (slot == kNoNode ||
+            KV_GUARD("session", nodes_.at(slot)->info.session_id != hello.session_id)) {
+            return Status(Code::kExpired, "this session was replaced: register first");
+        }
+        NodeRecord& record = *nodes_.at(slot);
+        lose_link_held(record, "a newer link of this node has opened");
+        log_.skip_to(hello.applied_seq);
+        if (KV_GUARD("node-epoch", record.linked_epoch != hello.node_epoch)) {
+            // Only this life of the node knows what its memory has seen: what an earlier one has
+            // acknowledged may have been another memory.
+            record.linked_epoch = hello.node_epoch;
+            record.applied_seq = hello.applied_seq;
+            record.synced = false;
+        }
+        record.applied_seq = std::max(record.applied_seq, hello.applied_seq);
+        if (record.applied_seq < log_.trimmed_seq()) {
+            // Operations that it missed are no longer known: whatever they may have removed counts
+            // as removed. What it has announced before cannot have been.
+            record.floor = record.synced ? 0 : log_.version_floor();
+            record.applied_seq = log_.trimmed_seq();
+        }
+        record.sent_seq = record.applied_seq;
+        record.info.node_epoch = hello.node_epoch;
+        link->id = next_link_.fetch_add(1);
+        link->node = slot;
+        link->floor = record.floor;
+        link->to = std::move(to);
+        record.link = link->to;
+        record.link_id = link->id;
+        std::unique_lock links(links_mutex_);
+        links_.emplace(link->id, link);
+        links.unlock();
+        send_epochs(directory_.namespaces(), *record.link);
+        push_ops_held(record);
+        ready = ready_held(boottime_ms());
+    }
+    for (AckWaits::Ready& one : ready) {
+        one.run();
+    }
+    return link->id;
+}
+
+void MasterCore::push_ops_held(NodeRecord& record) {
+    while (record.sent_seq < std::min(log_.durable_seq(), record.applied_seq + kOpsWindow)) {
+        const std::vector<Op> run = log_.run_after(record.sent_seq, kOpsPerFrame);
+        if (run.empty()) {
+            record.sent_seq = log_.durable_seq();
+            return;
+        }
+        record.sent_seq = run.back().seq;
+        record.link->send_ops(run);
+    }
+}
+
+std::shared_ptr<MasterCore::LinkState> MasterCore::lose_link_held(NodeRecord& record,
+                                                                  const std::string& reason) {
+    if (!record.connected()) {
+        return nullptr;
+    }
+    std::shared_ptr<LinkState> link;
+    {
+        std::unique_lock links(links_mutex_);
+        const auto at = links_.find(record.link_id);
+        link = at->second;
+        links_.erase(at);
+    }
+    record.link->close(reason);
+    record.link = nullptr;
+    record.link_id = 0;
+    directory_.set_readable(link->node, record.readable());
+    claims_.link_lost(link->id);
+    return link;
+}
+
+void MasterCore::close_link(LinkId id) {
+    const std::shared_ptr<LinkState> link = find_link(id);
+    if (link == nullptr) {
+        return;  // replaced before
+    }
+    std::vector<AckWaits::Ready> ready;
+    {
+        std::lock_guard lock(mutex_);
+        NodeRecord* record = nodes_.at(link->node);
+        if (record != nullptr && record->link_id == id) {
+            lose_link_held(*record, "closed");
+        }
+        ready = ready_held(boottime_ms());
+    }
+    for (AckWaits::Ready& one : ready) {
+        one.run();
+    }
+}
+
+std::shared_ptr<MasterCore::LinkState> MasterCore::find_link(LinkId link) const {
+    std::shared_lock lock(links_mutex_);
+    const auto at = links_.find(link);
+    return at == links_.end() ? nullptr : at->second;
+}
+
+void MasterCore::deliver(const std::vector<ClaimAnswer>& answers) {
+    for (size_t begin = 0; begin < answers.size();) {
+        size_t end = begin + 1;
+        while (end < answers.size() && answers[end].link == answers[begin].link &&
+               end - begin < limits::kMaxBatchKeys) {
+            ++end;
+        }
+        if (const std::shared_ptr<LinkState> link = find_link(answers[begin].link)) {
+            link->to->send_claims(std::span(answers).subspan(begin, end - begin));
+        }
+        begin = end;
+    }
+}
+
+Result<const NamespaceEpoch*> MasterCore::epoch_of(std::string_view tenant, std::string_view ns,
+                                                   uint32_t epoch) {
+    Result<Namespace*> space = directory_.namespaces().open(tenant, ns);
+    if (!space.ok()) {
+        return space.status();
+    }
+    const NamespaceEpoch* current = (*space)->current.load(std::memory_order_acquire);
+    if (KV_GUARD("flushed-epoch", epoch < current->epoch)) {
+        return Status(Code::kRemoved, "this epoch of the namespace was flushed");
+    }
+    if (epoch > current->epoch) {
+        return Status(Code::kVersionMismatch, "this epoch of the namespace is not known here");
+    }
+    return current;
+}
+
+void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>& out) {
+    const std::shared_ptr<LinkState> link = find_link(id);
+    if (link == nullptr) {
+        return;
+    }
+    const Result<const NamespaceEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
+    std::vector<ClaimRequest> requests;
+    requests.reserve(message.keys.size());
+    for (size_t i = 0; i < message.keys.size(); ++i) {
+        const std::string_view key = message.keys[i];
+        if (!ns.ok() || !is_valid_key(key)) {
+            out.push_back(
+                {id, message.claim_ids[i], ns.ok() ? Code::kInvalidArgument : ns.code(), 0});
+            continue;
+        }
+        requests.push_back({.link = id,
+                            .node = link->node,
+                            .claim_id = message.claim_ids[i],
+                            .key = key,
+                            .upsert = (message.flags[i] & kPutUpsert) != 0});
+    }
+    if (!requests.empty()) {
+        const uint32_t timeout_ms = message.timeout_ms == 0 ? kDefaultClaimMs : message.timeout_ms;
+        claims_.claim(**ns, requests, boottime_ms() + timeout_ms, out);
+    }
+    if (find_link(id) == nullptr) {
+        lost_while_claiming(*link);
+    }
+}
+
+void MasterCore::lost_while_claiming(const LinkState& link) {
+    // What was granted after the link was lost falls into limbo too, and ends when its node has.
+    claims_.link_lost(link.id);
+    std::vector<ClaimAnswer> answers;
+    {
+        std::lock_guard lock(mutex_);
+        const NodeRecord* record = nodes_.at(link.node);
+        if (record == nullptr || record->removed || record->info.state == NodeState::kDead) {
+            claims_.end_limbo(link.node, answers);
+        }
+    }
+    deliver(answers);
+}
+
+void MasterCore::abandon(LinkId link, const Abandon& message) {
+    std::vector<ClaimAnswer> answers;
+    const std::vector<uint64_t> ids(message.claim_ids.begin(), message.claim_ids.end());
+    claims_.abandon(link, ids, answers);
+    deliver(answers);
+}
+
+Status MasterCore::check_seq(LinkState& link, uint64_t seq) {
+    if (link.next_seq != 0 && seq != link.next_seq) {
+        return Status(Code::kProtocolError, "a gap in the announcements, expected number " +
+                                                std::to_string(link.next_seq) + ", got " +
+                                                std::to_string(seq) +
+                                                ": announce everything again");
+    }
+    link.next_seq = seq + 1;
+    return {};
+}
+
+Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int32_t>& codes,
+                            const Announced& answer) {
+    codes.clear();
+    const std::shared_ptr<LinkState> link = find_link(id);
+    if (link == nullptr) {
+        return Status(Code::kClosed, "this link was replaced");
+    }
+    std::vector<ClaimAnswer> answers;
+    const Namespace* recorded_in = nullptr;
+    bool came = false;
+    std::vector<Pending> overtaken;
+    {
+        std::lock_guard work(link->work);
+        if (link->closed) {
+            return Status(Code::kClosed, "this node was removed");
+        }
+        const Status in_order = check_seq(*link, message.seq);
+        if (!in_order.ok()) {
+            return in_order;
+        }
+        if (message.phase == AnnouncePhase::kBegin) {
+            directory_.begin_full(link->node);
+        }
+        if (!message.keys.empty()) {
+            const Result<const NamespaceEpoch*> ns =
+                epoch_of(message.tenant, message.ns, message.epoch);
+            if (ns.ok()) {
+                record_announce(*link, **ns, message, codes, answers, overtaken);
+                recorded_in = (*ns)->owner;
+            } else {
+                codes.assign(message.keys.size(), static_cast<int32_t>(ns.code()));
+            }
+        }
+        if (message.phase == AnnouncePhase::kEnd) {
+            came = end_announce(*link, answers);
+        }
+    }
+    deliver(answers);
+    if (came) {
+        lookup_waits_.recheck();
+    }
+    if (recorded_in != nullptr) {
+        lookup_waits_.announced(*recorded_in, message.keys);
+    }
+    // A full announce is answered in its order; and no put waits for it.
+    const bool waits = answer && !overtaken.empty() && message.phase == AnnouncePhase::kIncremental;
+    if (answer && !waits) {
+        answer(codes);
+    }
+    if (!overtaken.empty()) {
+        RemoveDone done;
+        if (waits) {
+            done = [answer, codes](const std::vector<Code>&, const std::vector<std::string>&) {
+                answer(codes);
+            };
+        }
+        submit(std::move(overtaken), kOvertakenMs, std::move(done));
+    }
+    return {};
+}
+
+void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
+                                 std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
+                                 std::vector<Pending>& overtaken) {
+    const bool settled = message.phase == AnnouncePhase::kIncremental && !directory_.rebuilding();
+    bool copies = false;
+    for (size_t i = 0; i < message.keys.size(); ++i) {
+        const AnnouncedObject item{.key = message.keys[i],
+                                   .version = message.versions[i],
+                                   .size = message.sizes[i],
+                                   .pin = static_cast<Pin>(message.pins[i]),
+                                   .replicas_wanted = message.replicas[i],
+                                   .ttl_ms = message.expiry_ms[i]};
+        const AnnounceOutcome outcome = is_valid_key(item.key)
+                                            ? directory_.announce(ns, link.node, item, link.floor)
+                                            : AnnounceOutcome{.code = Code::kInvalidArgument};
+        const bool accepted = outcome.code == Code::kOk;
+        codes.push_back(static_cast<int32_t>(outcome.code));
+        (accepted ? announced_ : refused_announces_).fetch_add(1, std::memory_order_relaxed);
+        claims_.settle(ns, item.key, item.version, accepted, answers);
+        if (accepted) {
+            planner_.landed(ns, item.key, link.node);
+            // After a full announce or a rebuild the scan finds what is missing.
+            if (settled && outcome.readable < outcome.wanted) {
+                copies = planner_.want(ns, item.key) || copies;
+            }
+        }
+        if (!outcome.superseded.empty()) {
+            // Other nodes hold an older version: for them this is a remove up to just below it.
+            directory_.set_tombstone(ns, item.key, item.version - 1);
+            Pending& pending = overtaken.emplace_back();
+            pending.row.holders = outcome.superseded;
+            pending.op = Op{.kind = OpKind::kRemove,
+                            .epoch = ns.epoch,
+                            .version = item.version - 1,
+                            .tenant = ns.owner->tenant,
+                            .ns = ns.owner->name,
+                            .key = std::string(item.key)};
+        }
+    }
+    if (copies) {
+        wake_.notify_one();
+    }
+}
+
+bool MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers) {
+    directory_.end_full(link.node);
+    link.floor = 0;
+    bool came = false;
+    {
+        std::lock_guard lock(mutex_);
+        NodeRecord* record = nodes_.at(link.node);
+        if (record != nullptr && record->link_id == link.id) {
+            record->synced = true;
+            record->floor = 0;
+            came = change_state_held(link.node, *record, record->info.state);
+        }
+    }
+    claims_.end_limbo(link.node, answers);
+    scan_requests_.fetch_add(1);
+    return came;
+}
+
+Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
+    const std::shared_ptr<LinkState> link = find_link(id);
+    if (link == nullptr) {
+        return Status(Code::kClosed, "this link was replaced");
+    }
+    std::lock_guard work(link->work);
+    const Status in_order = check_seq(*link, message.seq);
+    if (!in_order.ok() || link->closed || message.keys.empty()) {
+        return in_order;
+    }
+    const Result<const NamespaceEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
+    for (size_t i = 0; ns.ok() && i < message.keys.size(); ++i) {
+        const uint8_t reason = message.reasons[i];
+        directory_.withdraw(
+            **ns, link->node, message.keys[i], message.versions[i],
+            reason < kMissReasonCount ? static_cast<MissReason>(reason) : MissReason::kAbsent);
+        withdrawn_.fetch_add(1, std::memory_order_relaxed);
+    }
+    return {};
+}
+
+void MasterCore::ops_ack(LinkId id, uint64_t seq) {
+    const std::shared_ptr<LinkState> link = find_link(id);
+    if (link == nullptr) {
+        return;
+    }
+    std::vector<AckWaits::Ready> ready;
+    {
+        std::lock_guard lock(mutex_);
+        NodeRecord* record = nodes_.at(link->node);
+        if (record == nullptr || record->link_id != id) {
+            return;
+        }
+        record->applied_seq = std::max(record->applied_seq, std::min(seq, record->sent_seq));
+        push_ops_held(*record);
+        trim_held();
+        ready = ready_held(boottime_ms());
+    }
+    for (AckWaits::Ready& one : ready) {
+        one.run();
+    }
+}
+
+void MasterCore::copy_done(LinkId link, uint64_t copy_id, Code code) {
+    if (find_link(link) != nullptr) {
+        planner_.done(copy_id, code, boottime_ms());
+    }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,451 @@
+// Frames to calls and back. Everything here runs on the event server's loops and never blocks; what
+// has to wait for nodes answers later through the connection's reference.
+#include "master/master_service.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "master/master_wire.h"
+
+namespace kvstore {
+namespace {
+
+constexpr int kListCalls = 8;  // of bounded scans for one page, so that few pages come empty
+
+template <class M>
+bool reply(Connection& connection, const FrameHeader& header, const M& message) {
+    return connection.ref()->send_message(message, header.request_id);
+}
+
+// One lookup in the directory and its answer; a thread reuses its memory for every lookup.
+class LookupAnswer {
+  public:
+    static LookupAnswer& of_this_thread() {
+        static thread_local LookupAnswer answer;
+        return answer;
+    }
+    void find(MasterCore& core, const Namespace& ns, const KeyList& keys) {
+        keys_.assign(keys.begin(), keys.end());
+        places_.resize(std::max(places_.size(), keys_.size()));
+        core.directory().lookup(ns, keys_, places_);
+    }
+    bool complete() const {
+        return std::ranges::all_of(
+            found(), [](const ObjectPlace& place) { return place.code == Code::kOk; });
+    }
+    void send(const MasterCore& core, uint32_t flags, ConnectionRef& to, uint64_t request_id) {
+        columns_.fill(found(), (flags & kLookupNoNodes) == 0);
+        to.send_message(columns_.reply(core.nodes_id()), request_id);
+    }
+
+  private:
+    std::span<const ObjectPlace> found() const { return std::span(places_).first(keys_.size()); }
+
+    std::vector<std::string_view> keys_;
+    std::vector<ObjectPlace> places_;
+    LookupColumns columns_;
+};
+
+}  // namespace
+
+struct MasterService::Session {
+    Namespace* ns = nullptr;      // clients and operators
+    MasterCore::LinkHello hello;  // node links
+    LinkId link = 0;
+    bool is_link = false;
+    std::vector<int32_t> codes;  // reused by the connection's frames
+    std::vector<ClaimAnswer> answers;
+};
+
+MasterService::MasterService(MasterCore& core, Options options)
+    : core_(core),
+      options_(std::move(options)),
+      authenticator_(std::make_shared<Authenticator>(options_.principals)) {
+    EventServer::Options server;
+    server.loops = options_.loops;
+    server.cluster_id = options_.cluster_id;
+    server.authenticator = authenticator_;
+    server.log = options_.log;
+    server_ = std::make_unique<EventServer>(std::move(server), *this);
+}
+
+MasterService::~MasterService() { stop(); }
+
+Result<std::vector<std::string>> MasterService::start() {
+    std::vector<std::string> bound;
+    for (const std::string& text : options_.listen) {
+        Result<Endpoint> endpoint = Endpoint::parse(text);
+        if (!endpoint.ok()) {
+            return endpoint.status();
+        }
+        Result<Endpoint> real = server_->listen(*endpoint);
+        if (!real.ok()) {
+            return real.status();
+        }
+        bound.push_back(real->to_string());
+    }
+    const Status started = server_->start();
+    if (!started.ok()) {
+        return started;
+    }
+    return bound;
+}
+
+void MasterService::stop() { server_->stop(); }
+
+void MasterService::set_principals(std::vector<Principal> principals) {
+    authenticator_->replace(std::move(principals));
+}
+
+void MasterService::set_endpoints(const std::string& grpc, const std::string& http) {
+    std::lock_guard lock(mutex_);
+    options_.grpc_endpoint = grpc;
+    options_.http_endpoint = http;
+}
+
+Result<HelloAnswer> MasterService::on_hello(Connection& connection, const Hello& hello) {
+    auto session = std::make_shared<Session>();
+    HelloAnswer answer;
+    if (hello.role == Role::kNode) {
+        session->is_link = true;
+        session->hello = {.node_id = std::string(hello.node_id),
+                          .session_id = hello.session_id,
+                          .node_epoch = hello.node_epoch,
+                          .applied_seq = hello.applied_seq};
+        // Without a session it only asks where the control plane is, to register there.
+        if (hello.session_id != 0) {
+            const Result<uint64_t> ops_seq = core_.check_link(session->hello);
+            if (!ops_seq.ok()) {
+                return ops_seq.status();
+            }
+            answer.welcome.ops_seq = *ops_seq;
+        }
+        answer.welcome.session_id = hello.session_id;
+    } else {
+        Result<Namespace*> ns = core_.directory().namespaces().open(hello.tenant, hello.ns);
+        if (!ns.ok()) {
+            return ns.status();
+        }
+        session->ns = *ns;
+        answer.welcome.ns_epoch = (*ns)->current.load()->epoch;
+        answer.welcome.session_id = connection.id();
+    }
+    answer.welcome.master_epoch = core_.options().epoch;
+    answer.welcome.hash_secret = core_.options().secret;
+    {
+        std::lock_guard lock(mutex_);
+        answer.welcome.grpc_endpoint = options_.grpc_endpoint;
+        answer.welcome.http_endpoint = options_.http_endpoint;
+        answer.welcome.peers = options_.peers;
+    }
+    answer.session = std::move(session);
+    return answer;
+}
+
+void MasterService::on_open(Connection& connection) {
+    Session& session = *connection.session_as<Session>();
+    if (!session.is_link || session.hello.session_id == 0) {
+        return;
+    }
+    Result<LinkId> link =
+        core_.open_link(session.hello, std::make_shared<WireNodeLink>(connection.ref()));
+    if (!link.ok()) {
+        connection.fail(link.code(), link.status().message());
+        return;
+    }
+    session.link = *link;
+}
+
+void MasterService::on_close(Connection& connection, Code, std::string_view) {
+    const Session* session = connection.session_as<Session>();
+    if (session != nullptr && session->link != 0) {
+        core_.close_link(session->link);
+    }
+    core_.lookup_waits().drop(connection.id());
+}
+
+void MasterService::on_frame(Connection& connection, const FrameHeader& header,
+                             std::span<const uint8_t> body, PayloadPlan*) {
+    if (header.payload_bytes != 0) {
+        return connection.fail(Code::kProtocolError, "no message to a master has a payload");
+    }
+    if (header.message() == MessageType::kPing) {
+        Ping ping;
+        if (connection.decode(body, &ping)) {
+            reply(connection, header, Pong{.token = ping.token});
+        }
+        return;
+    }
+    if (const Session& session = *connection.session_as<Session>(); session.is_link) {
+        if (session.link == 0) {
+            return connection.fail(Code::kPermissionDenied, "a node link needs a session");
+        }
+        on_link_frame(connection, header, body);
+    } else {
+        on_client_frame(connection, header, body);
+    }
+}
+
+void MasterService::on_client_frame(Connection& connection, const FrameHeader& header,
+                                    std::span<const uint8_t> body) {
+    switch (header.message()) {
+        case MessageType::kLookup:
+            return lookup(connection, header, body);
+        case MessageType::kNodes:
+            return nodes(connection, header);
+        case MessageType::kRemove:
+            return remove(connection, header, body);
+        case MessageType::kList:
+            return list(connection, header, body);
+        case MessageType::kInspect:
+            return inspect(connection, header, body);
+        case MessageType::kSetPin:
+            return set_pin(connection, header, body);
+        case MessageType::kFlush:
+            return flush(connection, header, body);
+        default:
+            connection.ref()->send_error(header.request_id, Code::kUnsupported,
+                                         "a master does not answer this message from a client");
+    }
+}
+
+void MasterService::on_link_frame(Connection& connection, const FrameHeader& header,
+                                  std::span<const uint8_t> body) {
+    Session& session = *connection.session_as<Session>();
+    const auto check = [&](const Status& status) {
+        if (!status.ok()) {
+            connection.fail(status.code(), status.message());
+        }
+        return status.ok();
+    };
+    switch (header.message()) {
+        case MessageType::kClaim: {
+            Claim claim;
+            if (connection.decode(body, &claim)) {
+                session.answers.clear();
+                core_.claim(session.link, claim, session.answers);
+                const bool more = session.answers.size() < claim.keys.size();
+                send_claim_reply(*connection.ref(), header.request_id,
+                                 more ? kFlagMore : uint16_t{0}, session.answers);
+            }
+            return;
+        }
+        case MessageType::kAbandon: {
+            Abandon abandon;
+            if (connection.decode(body, &abandon)) {
+                core_.abandon(session.link, abandon);
+            }
+            return;
+        }
+        case MessageType::kAnnounce: {
+            Announce announce;
+            if (connection.decode(body, &announce)) {
+                check(core_.announce(session.link, announce, session.codes,
+                                     [ref = connection.ref(), id = header.request_id,
+                                      seq = announce.seq](const std::vector<int32_t>& codes) {
+                                         ref->send_message(
+                                             AnnounceReply{.seq = seq, .status = codes}, id);
+                                     }));
+            }
+            return;
+        }
+        case MessageType::kWithdraw: {
+            Withdraw withdraw;
+            if (connection.decode(body, &withdraw)) {
+                check(core_.withdraw(session.link, withdraw));
+            }
+            return;
+        }
+        case MessageType::kOpsAck: {
+            OpsAck ack;
+            if (connection.decode(body, &ack)) {
+                core_.ops_ack(session.link, ack.seq);
+            }
+            return;
+        }
+        case MessageType::kCopyDone: {
+            CopyDone done;
+            if (connection.decode(body, &done)) {
+                core_.copy_done(session.link, done.copy_id, static_cast<Code>(done.code));
+            }
+            return;
+        }
+        default:
+            connection.ref()->send_error(header.request_id, Code::kUnsupported,
+                                         "a master does not answer this message from a node");
+    }
+}
+
+void MasterService::lookup(Connection& connection, const FrameHeader& header,
+                           std::span<const uint8_t> body) {
+    Lookup request;
+    if (!connection.decode(body, &request)) {
+        return;
+    }
+    LookupAnswer& answer = LookupAnswer::of_this_thread();
+    answer.find(core_, *connection.session_as<Session>()->ns, request.keys);
+    if (request.wait_ms != 0 && !answer.complete()) {
+        return wait_for_keys(connection, header, body);
+    }
+    answer.send(core_, request.flags, *connection.ref(), header.request_id);
+}
+
+void MasterService::wait_for_keys(Connection& connection, const FrameHeader& header,
+                                  std::span<const uint8_t> body) {
+    LookupWaits::Request wait;
+    wait.body.assign(body.begin(), body.end());  // the frame's own memory is used again
+    Lookup request;
+    if (!connection.decode(wait.body, &request)) {
+        return;
+    }
+    const Namespace* ns = connection.session_as<Session>()->ns;
+    wait.owner = connection.id();
+    wait.ns = ns;
+    wait.keys = request.keys;
+    // The client's own deadline bounds it too: nobody would hear a later answer.
+    wait.deadline_ms =
+        boottime_ms() +
+        (request.timeout_ms == 0 ? request.wait_ms : std::min(request.wait_ms, request.timeout_ms));
+    wait.done = [&core = core_, ns, flags = request.flags, ref = connection.ref(),
+                 id = header.request_id](const KeyList& keys) {
+        LookupAnswer& answer = LookupAnswer::of_this_thread();
+        answer.find(core, *ns, keys);
+        answer.send(core, flags, *ref, id);
+    };
+    const Status parked = core_.lookup_waits().park(std::move(wait));
+    if (!parked.ok()) {
+        connection.ref()->send_error(header.request_id, parked.code(), parked.message());
+    }
+}
+
+void MasterService::nodes(Connection& connection, const FrameHeader& header) {
+    const uint64_t nodes_id =
+        core_.nodes_id();  // before the table: a change makes it stale, not lost
+    const std::vector<MasterCore::NodeView> views = core_.nodes();
+    NodeColumns columns;
+    columns.fill(views);
+    reply(connection, header, columns.reply(nodes_id));
+}
+
+void MasterService::remove(Connection& connection, const FrameHeader& header,
+                           std::span<const uint8_t> body) {
+    Remove request;
+    if (!connection.decode(body, &request)) {
+        return;
+    }
+    KeyFilter filter(request.keys);
+    core_.remove(*connection.session_as<Session>()->ns, filter.valid(), request.timeout_ms,
+                 [ref = connection.ref(), id = header.request_id, filter](
+                     const std::vector<Code>& codes, const std::vector<std::string>& unreached) {
+                     const std::vector<int32_t> status = filter.merge(codes);
+                     const std::vector<std::string_view> names(unreached.begin(), unreached.end());
+                     ref->send_message(RemoveReply{.status = status, .unreached = names}, id);
+                 });
+}
+
+void MasterService::set_pin(Connection& connection, const FrameHeader& header,
+                            std::span<const uint8_t> body) {
+    SetPin request;
+    if (!connection.decode(body, &request)) {
+        return;
+    }
+    KeyFilter filter(request.keys);
+    std::vector<Pin> levels;
+    for (const size_t row : filter.rows()) {
+        levels.push_back(static_cast<Pin>(request.levels[row]));
+    }
+    core_.set_pins(*connection.session_as<Session>()->ns, filter.valid(), levels,
+                   request.timeout_ms,
+                   [ref = connection.ref(), id = header.request_id, filter](
+                       const std::vector<Code>& codes, const std::vector<std::string>&) {
+                       const std::vector<int32_t> status = filter.merge(codes);
+                       ref->send_message(StatusReply{.status = status}, id);
+                   });
+}
+
+void MasterService::flush(Connection& connection, const FrameHeader& header,
+                          std::span<const uint8_t> body) {
+    Flush request;
+    if (!connection.decode(body, &request)) {
+        return;
+    }
+    core_.flush(*connection.session_as<Session>()->ns, request.timeout_ms,
+                [ref = connection.ref(), id = header.request_id](
+                    Code code, const std::vector<std::string>& unreached, uint32_t ns_epoch) {
+                    const std::vector<std::string_view> names(unreached.begin(), unreached.end());
+                    ref->send_message(FlushReply{.code = static_cast<int32_t>(code),
+                                                 .unreached = names,
+                                                 .ns_epoch = ns_epoch},
+                                      id);
+                });
+}
+
+void MasterService::list(Connection& connection, const FrameHeader& header,
+                         std::span<const uint8_t> body) {
+    List request;
+    if (!connection.decode(body, &request)) {
+        return;
+    }
+    uint64_t cursor = 0;
+    const char* const end = request.cursor.data() + request.cursor.size();
+    if (!request.cursor.empty()) {
+        const auto parsed = std::from_chars(request.cursor.data(), end, cursor, 16);
+        if (parsed.ec != std::errc() || parsed.ptr != end || cursor == 0) {
+            connection.ref()->send_error(header.request_id, Code::kInvalidArgument, "bad cursor");
+            return;
+        }
+    }
+    const size_t limit = request.limit == 0
+                             ? limits::kMaxBatchKeys
+                             : std::min<size_t>(request.limit, limits::kMaxBatchKeys);
+    const Namespace& ns = *connection.session_as<Session>()->ns;
+    std::vector<std::string> keys;
+    for (int call = 0; call == 0 || (call < kListCalls && keys.empty() && cursor != 0); ++call) {
+        cursor = core_.directory().list(*ns.current.load(), request.prefix, cursor, limit, keys);
+    }
+    const std::vector<std::string_view> views(keys.begin(), keys.end());
+    char text[16];
+    const auto written = std::to_chars(text, text + sizeof(text), cursor, 16);
+    reply(connection, header,
+          ListReply{
+              .keys = views,
+              .cursor = cursor == 0 ? std::string_view() : std::string_view(text, written.ptr)});
+}
+
+void MasterService::inspect(Connection& connection, const FrameHeader& header,
+                            std::span<const uint8_t> body) {
+    Inspect request;
+    if (!connection.decode(body, &request)) {
+        return;
+    }
+    const NamespaceEpoch& ns = *connection.session_as<Session>()->ns->current.load();
+    const ObjectPlace found = core_.directory().lookup_one(ns, request.key);
+    ObjectInfo info;
+    if (found.code != Code::kOk || !core_.directory().inspect(ns, request.key, info)) {
+        const MissReason reason = found.code == Code::kOk ? MissReason::kAbsent : found.reason;
+        reply(connection, header, InspectReply{.reason = static_cast<uint8_t>(reason)});
+        return;
+    }
+    std::vector<std::string> ids;
+    std::vector<uint8_t> tiers;
+    for (const MasterCore::NodeView& node : core_.nodes()) {
+        for (const Replica replica : info.replicas) {
+            if (replica.node() == node.slot && core_.directory().readable(node.slot)) {
+                ids.push_back(node.info.node_id);
+                tiers.push_back(replica.tier());
+            }
+        }
+    }
+    const std::vector<std::string_view> names(ids.begin(), ids.end());
+    reply(connection, header,
+          InspectReply{.found = true,
+                       .size = info.size,
+                       .version = info.version,
+                       .pin = info.pin,
+                       .create_ms = info.created_ms,
+                       .replica_node_ids = names,
+                       .replica_tiers = tiers,
+                       .replicas_wanted = info.replicas_wanted});
+}
+
+}  // namespace kvstore

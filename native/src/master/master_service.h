@@ -1,0 +1,67 @@
+// The master's block port: sessions of clients and links of nodes, decoded and handed to
+// MasterCore.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "master/master_core.h"
+#include "net/event_server.h"
+
+namespace kvstore {
+
+class MasterService final : public Service {
+  public:
+    struct Options {
+        std::vector<std::string> listen;  // block endpoints, port 0 works
+        size_t loops = 2;
+        std::string cluster_id;
+        std::string grpc_endpoint;
+        std::string http_endpoint;
+        std::vector<std::string> peers;
+        std::vector<Principal> principals;  // none: no authentication
+        std::function<void(Code, std::string_view)> log;
+    };
+    MasterService(MasterCore& core, Options options);
+    ~MasterService() override;
+
+    // Returns the bound endpoints, in the order of Options::listen.
+    Result<std::vector<std::string>> start();
+    void stop();
+    void set_principals(std::vector<Principal> principals);
+    // What the hello names; before start() when they are known, or any time later.
+    void set_endpoints(const std::string& grpc, const std::string& http);
+    ServerStats stats() const { return server_->stats(); }
+
+    Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
+    void on_open(Connection& connection) override;
+    void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
+                  PayloadPlan* plan) override;
+    void on_close(Connection& connection, Code code, std::string_view reason) override;
+
+  private:
+    struct Session;
+
+    void on_client_frame(Connection& connection, const FrameHeader& header,
+                         std::span<const uint8_t> body);
+    void on_link_frame(Connection& connection, const FrameHeader& header,
+                       std::span<const uint8_t> body);
+    void lookup(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void wait_for_keys(Connection& connection, const FrameHeader& header,
+                       std::span<const uint8_t> body);
+    void nodes(Connection& connection, const FrameHeader& header);
+    void remove(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void list(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void inspect(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void set_pin(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void flush(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+
+    MasterCore& core_;
+    Options options_;
+    std::mutex mutex_;  // options_' endpoints
+    std::shared_ptr<Authenticator> authenticator_;
+    std::unique_ptr<EventServer> server_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,220 @@
+// What the master does by itself: expired claims and waits, copy orders, the scan for missing
+// copies.
+#include <algorithm>
+#include <chrono>
+
+#include "base/clock.h"
+#include "master/master_core.h"
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kScanBudget = 16'384;  // entries looked at in one round
+constexpr size_t kSweepBudget = 16'384;
+constexpr uint64_t kRescanMs = 1'000;  // while a node is draining or dead
+
+}  // namespace
+
+void MasterCore::maintenance_loop() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+        wake_.wait_for(lock, std::chrono::milliseconds(options_.maintenance_ms));
+        if (stopping_) {
+            return;
+        }
+        lock.unlock();
+        maintain(boottime_ms());
+        lock.lock();
+    }
+}
+
+void MasterCore::maintain(uint64_t now_ms) {
+    std::vector<ClaimAnswer> answers;
+    claims_.expire(now_ms, answers);
+    deliver(answers);
+    std::vector<AckWaits::Ready> ready;
+    {
+        std::lock_guard lock(mutex_);
+        ready = ready_held(now_ms);
+        drop_tombstones_held(now_ms);
+    }
+    for (AckWaits::Ready& one : ready) {
+        one.run();
+    }
+    lookup_waits_.expire(now_ms);
+    directory_.sweep(kSweepBudget);
+    directory_.watch().expire(now_ms);
+    scan_for_copies(now_ms);
+    run_copies(now_ms);
+}
+
+void MasterCore::drop_tombstones_held(uint64_t now_ms) {
+    for (; !retired_.empty() && retired_.front().first <= now_ms; retired_.pop_front()) {
+        const Op& op = retired_.front().second;
+        const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);
+        const NamespaceEpoch* current = ns == nullptr ? nullptr : ns->current.load();
+        if (current != nullptr && current->epoch == op.epoch) {  // else the flush's sweep drops it
+            directory_.drop_tombstone(*current, op.key, op.version);
+        }
+    }
+}
+
+std::vector<CopyNode> MasterCore::copy_nodes(uint64_t now_ms, bool* all_alive) const {
+    const CopyPolicy policy = planner_.policy();
+    std::lock_guard lock(mutex_);
+    std::vector<CopyNode> out(nodes_.end());
+    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+        const NodeRecord* record = nodes_.at(slot);
+        if (record == nullptr || record->removed) {
+            continue;
+        }
+        const NodeState state = record->info.state;
+        const bool alive = state == NodeState::kAlive;
+        // A node that is starting, or has been dead for a short time, will have its replicas again.
+        const bool coming_back =
+            state == NodeState::kJoining ||
+            (state == NodeState::kDead &&
+             (!policy.repair || now_ms < record->changed_ms + policy.repair_delay_ms));
+        CopyNode& node = out[slot];
+        node.slot = slot;
+        node.connected = record->connected();
+        node.counts = alive || coming_back;
+        node.source = record->connected() && record->readable();
+        node.target = record->connected() && alive && record->info.weight != 0 &&
+                      !record->info.tcp_endpoint.empty();
+        node.weight = record->info.weight;
+        node.id = record->info.node_id;
+        node.host = record->info.host;
+        node.endpoint = record->info.tcp_endpoint;
+        *all_alive = *all_alive && alive;
+    }
+    return out;
+}
+
+void MasterCore::run_copies(uint64_t now_ms) {
+    if (planner_.idle() || directory_.rebuilding()) {
+        return;
+    }
+    bool all_alive = true;
+    const std::vector<CopyPlanner::Dispatch> orders =
+        planner_.plan(now_ms, copy_nodes(now_ms, &all_alive));
+    for (const CopyPlanner::Dispatch& dispatch : orders) {
+        std::shared_ptr<NodeLink> link;
+        {
+            std::lock_guard lock(mutex_);
+            const NodeRecord* record = nodes_.at(dispatch.source);
+            link = record == nullptr ? nullptr : record->link;
+        }
+        if (link != nullptr) {
+            link->send_copy(dispatch.order);
+        } else {
+            planner_.done(dispatch.order.copy_id, Code::kUnavailable, now_ms);
+        }
+    }
+}
+
+void MasterCore::scan_for_copies(uint64_t now_ms) {
+    if (directory_.rebuilding() || planner_.size() > CopyPlanner::kMaxTasks / 2) {
+        return;
+    }
+    const uint64_t requests = scan_requests_.load();
+    bool all_alive = true;
+    std::vector<CopyNode> nodes;
+    if (scan_cursor_ == 0) {
+        const bool asked = requests != scanned_requests_;
+        if (!asked && now_ms < scanned_ms_ + kRescanMs) {
+            return;
+        }
+        nodes = copy_nodes(now_ms, &all_alive);
+        if (!asked && all_alive) {
+            scanned_ms_ = now_ms;
+            return;
+        }
+        scan_target_ = requests;
+    } else {
+        nodes = copy_nodes(now_ms, &all_alive);
+    }
+    std::vector<std::pair<uint32_t, std::string>> missing;
+    scan_cursor_ = directory_.scan(scan_cursor_, kScanBudget, [&](const ObjectEntry& entry) {
+        size_t have = 0;
+        bool source = false;
+        for (size_t i = 0; i < entry.replica_count(); ++i) {
+            const NodeSlot slot = entry.replicas[i].node();
+            if (slot < nodes.size() && nodes[slot].slot == slot) {
+                have += nodes[slot].counts ? 1 : 0;
+                source = source || nodes[slot].source;
+            }
+        }
+        if (source && have < entry.replicas_wanted) {
+            missing.emplace_back(entry.ns, entry.key());
+        }
+    });
+    for (const auto& [ref, key] : missing) {
+        planner_.want(*directory_.namespaces().at(ref), key);
+    }
+    if (scan_cursor_ == 0) {
+        scanned_requests_ = scan_target_;
+        scanned_ms_ = now_ms;
+    }
+}
+
+std::vector<bool> MasterCore::living() const {
+    std::lock_guard lock(mutex_);
+    std::vector<bool> out(limits::kMaxNodes);
+    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+        const NodeRecord* record = nodes_.at(slot);
+        out[slot] =
+            record != nullptr && !record->removed && record->info.state == NodeState::kAlive;
+    }
+    return out;
+}
+
+uint64_t MasterCore::count_objects(const std::function<bool(const ObjectEntry&)>& counts) const {
+    const uint64_t now_ms = boottime_ms();
+    uint64_t total = 0;
+    uint64_t cursor = 0;
+    do {
+        cursor = directory_.scan(cursor, kScanBudget, [&](const ObjectEntry& entry) {
+            const bool expired = entry.expiry_ms != 0 && entry.expiry_ms <= now_ms;
+            if (!expired && directory_.namespaces().at(entry.ns)->is_current() && counts(entry)) {
+                ++total;
+            }
+        });
+    } while (cursor != 0);
+    return total;
+}
+
+uint64_t MasterCore::drain_remaining(const std::string& node_id) const {
+    const std::vector<bool> alive = living();
+    NodeSlot slot = kNoNode;
+    {
+        std::lock_guard lock(mutex_);
+        slot = nodes_.slot_of(node_id);
+    }
+    if (slot == kNoNode) {
+        return 0;
+    }
+    return count_objects([&](const ObjectEntry& entry) {
+        if (entry.find_replica(slot) < 0) {
+            return false;
+        }
+        return std::none_of(entry.replicas.begin(), entry.replicas.end(), [&](Replica replica) {
+            return !replica.empty() && replica.node() != slot && alive[replica.node()];
+        });
+    });
+}
+
+uint64_t MasterCore::under_replicated() const {
+    const std::vector<bool> alive = living();
+    return count_objects([&](const ObjectEntry& entry) {
+        size_t have = 0;
+        size_t readable = 0;
+        for (size_t i = 0; i < entry.replica_count(); ++i) {
+            have += alive[entry.replicas[i].node()] ? 1 : 0;
+            readable += directory_.readable(entry.replicas[i].node()) ? 1 : 0;
+        }
+        return readable != 0 && have < entry.replicas_wanted;
+    });
+}
+
+}  // namespace kvstore

@@ -1,0 +1,71 @@
+// The nodes as the master knows them: registration, state, link, progress in the operations log.
+// Not thread-safe: the master's mutex guards it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/status.h"
+#include "directory/object_table.h"
+#include "wire/node_link.h"
+
+namespace kvstore {
+
+struct NodeInfo {
+    std::string node_id{};
+    uint64_t session_id = 0;
+    uint32_t node_epoch = 0;
+    std::string tcp_endpoint{};
+    std::string unix_endpoint{};
+    std::string host{};
+    uint32_t weight = 0;  // for the choice of copy targets; 0: none
+    uint64_t free_bytes = 0;
+    uint64_t capacity_bytes = 0;
+    NodeState state = NodeState::kJoining;
+};
+
+struct NodeRecord {
+    NodeInfo info;
+    LinkId link_id = 0;  // 0: not connected
+    std::shared_ptr<NodeLink> link;
+    uint32_t linked_epoch = 0;  // the life of the node that was linked last
+    bool synced = false;        // has announced everything since this master started
+    uint64_t applied_seq = 0;   // operations it has acknowledged
+    uint64_t sent_seq = 0;
+    Version floor = 0;        // versions that it may announce only when they are recorded
+    uint64_t changed_ms = 0;  // when its state last changed
+    bool removed = false;     // being swept; the slot is not reused before that is over
+
+    bool connected() const { return link != nullptr; }
+    bool readable() const {
+        // One that joins takes writes, and they are Ok, once it has announced everything: before
+        // the policy has seen that.
+        const bool joined = info.state == NodeState::kJoining && synced && connected();
+        return !removed &&
+               (info.state == NodeState::kAlive || info.state == NodeState::kDraining || joined);
+    }
+};
+
+class NodeTable {
+  public:
+    NodeRecord* find(std::string_view node_id);
+    NodeRecord* at(NodeSlot slot);  // nullptr for a free slot
+    const NodeRecord* at(NodeSlot slot) const;
+    NodeSlot slot_of(std::string_view node_id) const;  // kNoNode when unknown
+    // Finds or creates; kTooLarge when the table is full.
+    Result<NodeSlot> add(const std::string& node_id);
+    void remove(NodeSlot slot);   // unknown from here on, the slot still taken
+    void release(NodeSlot slot);  // its replicas are swept
+    NodeSlot end() const { return static_cast<NodeSlot>(slots_.size()); }
+    uint64_t min_applied_seq(uint64_t otherwise) const;
+
+  private:
+    std::vector<std::unique_ptr<NodeRecord>> slots_;
+    std::unordered_map<std::string, NodeSlot> by_id_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,66 @@
+// A segment: a shared-memory region of a node that holds blocks, pre-faulted in the background.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "base/file.h"
+
+namespace kvstore {
+
+// Owner's side. Pages are fallocated and pre-faulted slice by slice by a background thread, and
+// only bytes below `ready_bytes` may be handed out (DESIGN.md, shared-memory rule 6).
+class Segment {
+  public:
+    struct Options {
+        std::string directory;  // tmpfs or hugetlbfs mount; empty: an anonymous memfd
+        std::string name;       // file name inside `directory`
+        uint64_t size_bytes = 0;
+        uint64_t slice_bytes = 16u << 20;
+        uint64_t huge_pages_from_bytes = 16ull
+                                         << 30;  // from this size on 2 MiB pages are asked for
+    };
+    // Checks room (statvfs, cgroup limit) before anything is created: kNoSpace with a sentence that
+    // names the setting. Blocks until the first slice is ready.
+    static Result<std::unique_ptr<Segment>> create(const Options& options);
+    // The file that an earlier life has left, grown to the size asked for; its first `kept_bytes`
+    // are ready at once, as far as the file goes. kNotFound when there is none, kNoSpace as above.
+    static Result<std::unique_ptr<Segment>> attach(const Options& options, uint64_t kept_bytes);
+    ~Segment();  // stops the thread, unmaps; the file stays unless remove_file() was called
+
+    uint8_t* data() const { return mapping_.data(); }
+    uint64_t size() const { return mapping_.size(); }
+    int fd() const { return fd_.get(); }
+    uint64_t ready_bytes() const { return ready_bytes_.load(std::memory_order_acquire); }
+    // True when the first `ready_bytes` (at most the size) are ready; false when `timeout_ms`
+    // passed or pre-faulting stopped.
+    bool wait_ready(uint64_t ready_bytes, uint32_t timeout_ms);
+    Status prefault_status() const;  // why pre-faulting stopped early, Ok otherwise
+    void remove_file();
+
+  private:
+    Segment() = default;
+    static Result<std::unique_ptr<Segment>> over(const Options& options, Fd fd, uint64_t unit,
+                                                 uint64_t kept_bytes);
+    Status open_memory();
+    std::string path() const;
+    void prefault_loop();
+    Status prefault_slice(uint64_t begin, uint64_t end);
+    Status reserve(uint64_t begin, uint64_t end);
+
+    Options options_;
+    Fd fd_;
+    Mapping mapping_;
+    std::atomic<uint64_t> ready_bytes_{0};
+    mutable std::mutex mutex_;
+    std::condition_variable changed_;
+    bool stopping_ = false;
+    Status status_;
+    std::thread thread_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,495 @@
+// Handshake and frames of one connection. Everything here runs on the loop's thread.
+#include "net/event_connection.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kHandshakeInputBytes = 1024;
+constexpr size_t kInputBytes = 16 * 1024;
+constexpr size_t kKeptInputBytes = 256 * 1024;  // a larger buffer is given back when it is empty
+constexpr size_t kBytesPerTurn = 4u << 20;
+constexpr uint64_t kLingerMs = 1000;  // for the peer to read why its connection ends
+
+bool is_ours_or_root(uid_t uid) { return uid == geteuid() || uid == 0; }
+
+}  // namespace
+
+EventConnection::EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop,
+                                 ServerState& state, Service& service, std::span<uint8_t> scratch)
+    : outbox_(std::move(outbox)),
+      ref_(outbox_),
+      peer_(std::move(peer)),
+      loop_(loop),
+      state_(state),
+      service_(service),
+      scratch_(scratch),
+      since_ms_(boottime_ms()),
+      input_(kHandshakeInputBytes) {}
+
+EventConnection::~EventConnection() {
+    if (phase_ == Phase::kHello || phase_ == Phase::kAuth) {
+        --state_.handshakes;
+    }
+}
+
+void EventConnection::fail(Code code, std::string_view reason) {
+    outbox_->end(code, reason, false);
+}
+
+void EventConnection::enter(Phase phase) {
+    const bool was_handshake = phase_ == Phase::kHello || phase_ == Phase::kAuth;
+    if (was_handshake && phase != Phase::kAuth) {
+        --state_.handshakes;
+    }
+    phase_ = phase;
+}
+
+void EventConnection::start_adopted(std::shared_ptr<void> adopted_session) {
+    session = std::move(adopted_session);
+    session_open_ = true;
+    ++state_.sessions;
+    enter(Phase::kOpen);
+    input_.resize(kInputBytes);
+    service_.on_open(*this);
+}
+
+void EventConnection::on_event(uint32_t events) {
+    if ((events & EPOLLOUT) != 0) {
+        if (!outbox_->flush()) {
+            outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+            finished_ = phase_ == Phase::kDraining;
+        } else if (phase_ == Phase::kDraining && outbox_->drained()) {
+            outbox_->shut_down_sending();
+        }
+    }
+    if (!outbox_->reading() && phase_ == Phase::kOpen && !outbox_->congested()) {
+        outbox_->set_reading(true);
+        events |= EPOLLIN;  // frames may wait in the buffer
+    }
+    const bool hung_up = (events & (EPOLLHUP | EPOLLERR)) != 0;
+    if (outbox_->reading() && ((events & EPOLLIN) != 0 || hung_up)) {
+        phase_ == Phase::kDraining ? drain_input() : read();
+    } else if (hung_up) {
+        outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+    }
+}
+
+void EventConnection::settle() {
+    const std::optional<Outbox::Ending> ending = outbox_->ending();
+    if (!ending || phase_ == Phase::kDraining || finished_) {
+        return;
+    }
+    const bool opened = phase_ == Phase::kOpen;
+    enter(Phase::kDraining);
+    if (ending->code != Code::kOk && ending->code != Code::kClosed) {
+        const std::string who = peer_.principal.empty() ? "" : " (" + peer_.principal + ")";
+        state_.count_refusal(ending->code, peer_.address + who + ": " + ending->reason);
+    }
+    if (session_open_) {
+        session_open_ = false;
+        --state_.sessions;
+        service_.on_close(*this, ending->code, ending->reason);
+    }
+    transfer_ = {};
+    plan_ = {};
+    session.reset();
+    handshake_.reset();
+    if (ending->at_once) {
+        finished_ = true;
+        return;
+    }
+    if (ending->code != Code::kOk) {
+        std::vector<uint8_t> body;
+        encode_message(
+            Error{.code = static_cast<int32_t>(ending->code),
+                  .message = std::string_view(ending->reason).substr(0, kMaxErrorTextBytes)},
+            body);
+        outbox_->send_last(opened ? MessageType::kError : MessageType::kRefused, body);
+    }
+    since_ms_ = boottime_ms();
+    outbox_->set_reading(true);
+    if (outbox_->drained()) {
+        outbox_->shut_down_sending();
+    }
+}
+
+void EventConnection::tick(uint64_t now_ms) {
+    switch (phase_) {
+        case Phase::kHello:
+        case Phase::kAuth:
+            if (now_ms > since_ms_ + state_.options.handshake_ms) {
+                fail(Code::kDeadlineExceeded, "no complete handshake in time");
+            }
+            break;
+        case Phase::kOpen:
+            if (outbox_->stalled(now_ms)) {
+                outbox_->end(Code::kOverloaded, "a slow reader: its replies do not move", true);
+            }
+            if (std::exchange(moved_, false) || !outbox_->reading() ||
+                (buffered() == 0 && !receiving_)) {
+                since_ms_ = now_ms;
+            } else if (now_ms > since_ms_ + state_.options.read_stall_ms) {
+                fail(Code::kDeadlineExceeded, "a begun frame does not go on");
+            }
+            break;
+        case Phase::kDraining:
+            finished_ = finished_ || now_ms > since_ms_ + kLingerMs;
+            break;
+    }
+}
+
+// ------------------------------------------------------------------------------------ the stream
+
+void EventConnection::read() {
+    size_t taken = 0;
+    bool more = true;
+    while (consume() && more && taken < kBytesPerTurn) {
+        const ssize_t count = receiving_ ? read_payload(&more) : read_input(&more);
+        if (count == 0) {
+            return peer_ended();
+        }
+        if (count < 0) {
+            if (errno != EAGAIN && errno != EINTR) {
+                outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+            }
+            return;
+        }
+        moved_ = true;
+        taken += static_cast<size_t>(count);
+        state_.bytes_in.fetch_add(static_cast<uint64_t>(count), std::memory_order_relaxed);
+    }
+}
+
+void EventConnection::peer_ended() {
+    if (receiving_ || buffered() != 0) {
+        fail(Code::kProtocolError, "the stream ended in the middle of a frame");
+    } else {
+        outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+    }
+}
+
+void EventConnection::drain_input() {
+    const ssize_t count = recv(outbox_->fd(), scratch_.data(), scratch_.size(), MSG_DONTWAIT);
+    finished_ = count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR);
+}
+
+// Handles what is buffered. False: read no further now.
+bool EventConnection::consume() {
+    for (;;) {
+        if (outbox_->ending()) {
+            return false;
+        }
+        if (phase_ == Phase::kOpen && outbox_->congested()) {
+            outbox_->set_reading(false);
+            return false;
+        }
+        if (receiving_) {
+            take_buffered_payload();
+            if (payload_left_ != 0) {
+                return true;
+            }
+            finish_payload();
+            continue;
+        }
+        if (!header_known_ && (buffered() < kFrameHeaderBytes || !take_header())) {
+            return !outbox_->ending();
+        }
+        if (buffered() < header_.body_bytes) {
+            return true;
+        }
+        const std::span<const uint8_t> body(input_.data() + begin_, header_.body_bytes);
+        begin_ += header_.body_bytes;
+        header_known_ = false;
+        state_.frames_in.fetch_add(1, std::memory_order_relaxed);
+        dispatch(body);
+    }
+}
+
+bool EventConnection::take_header() {
+    const std::span<const uint8_t, kFrameHeaderBytes> bytes(input_.data() + begin_,
+                                                            kFrameHeaderBytes);
+    const Status status = phase_ == Phase::kOpen ? decode_header(bytes, &header_)
+                                                 : decode_handshake_header(bytes, &header_);
+    if (!status.ok()) {
+        fail(status.code(), status.message());
+        return false;
+    }
+    begin_ += kFrameHeaderBytes;
+    header_known_ = true;
+    return true;
+}
+
+void EventConnection::dispatch(std::span<const uint8_t> body) {
+    const MessageType expected = phase_ == Phase::kHello ? MessageType::kHello : MessageType::kAuth;
+    if (phase_ == Phase::kOpen) {
+        on_frame(body);
+    } else if (header_.message() != expected) {
+        fail(Code::kProtocolError,
+             std::string(message_type_name(header_.type)) + " instead of " +
+                 std::string(message_type_name(static_cast<uint16_t>(expected))));
+    } else if (phase_ == Phase::kHello) {
+        on_hello(body);
+    } else {
+        on_auth(body);
+    }
+}
+
+// The buffer grows with what has arrived, not with what a header announces.
+ssize_t EventConnection::read_input(bool* more) {
+    if (buffered() == 0) {
+        begin_ = end_ = 0;
+        if (input_.size() > kKeptInputBytes) {
+            std::vector<uint8_t>(kInputBytes).swap(input_);
+        }
+    }
+    const size_t wanted = header_known_ ? header_.body_bytes : kFrameHeaderBytes;
+    if (begin_ != 0 && input_.size() - begin_ < wanted) {
+        std::memmove(input_.data(), input_.data() + begin_, buffered());
+        end_ -= begin_;
+        begin_ = 0;
+    }
+    if (end_ == input_.size()) {
+        input_.resize(std::min(begin_ + wanted, 2 * input_.size()));
+    }
+    const size_t room = input_.size() - end_;
+    const ssize_t count = recv(outbox_->fd(), input_.data() + end_, room, MSG_DONTWAIT);
+    if (count > 0) {
+        end_ += static_cast<size_t>(count);
+        *more = static_cast<size_t>(count) == room;
+    }
+    return count;
+}
+
+void EventConnection::begin_payload(PayloadPlan plan) {
+    plan_ = std::move(plan);
+    transfer_ = TransferCursor(plan_.into, plan_.crcs);
+    payload_left_ = header_.payload_bytes;
+    uint64_t planned = 0;
+    for (const iovec& part : plan_.into) {
+        planned += part.iov_len;
+    }
+    if (!plan_.into.empty() && planned != payload_left_) {
+        return fail(Code::kInternal, "the payload has another size than its plan");
+    }
+    receiving_ = true;
+}
+
+void EventConnection::take_buffered_payload() {
+    while (buffered() != 0 && payload_left_ != 0) {
+        size_t count = std::min<uint64_t>(buffered(), payload_left_);
+        if (iovec next; transfer_.gather({&next, 1}) != 0) {
+            count = std::min(count, next.iov_len);
+            std::memcpy(next.iov_base, input_.data() + begin_, count);
+            transfer_.passed(count);
+        }
+        begin_ += count;
+        payload_left_ -= count;
+    }
+}
+
+ssize_t EventConnection::read_payload(bool* more) {
+    std::array<iovec, kIovecsPerStep> extents;
+    const bool discard = transfer_.done();
+    msghdr message{};
+    message.msg_iov = extents.data();
+    message.msg_iovlen = transfer_.gather(extents);
+    if (discard) {
+        extents[0] = {scratch_.data(), std::min<uint64_t>(scratch_.size(), payload_left_)};
+        message.msg_iovlen = 1;
+    }
+    const ssize_t count = recvmsg(outbox_->fd(), &message, MSG_DONTWAIT);
+    if (count > 0) {
+        payload_left_ -= static_cast<uint64_t>(count);
+        if (!discard) {
+            transfer_.passed(static_cast<size_t>(count));
+        }
+        *more = true;
+    }
+    return count;
+}
+
+void EventConnection::finish_payload() {
+    receiving_ = false;
+    transfer_ = {};
+    const std::shared_ptr<void> context = std::move(plan_.context);
+    plan_ = {};
+    service_.on_payload(*this, header_, body_, context);
+}
+
+// ------------------------------------------------------------------------------------ frames
+
+void EventConnection::on_frame(std::span<const uint8_t> body) {
+    switch (header_.message()) {
+        case MessageType::kPing:
+            if (Ping ping; decode(body, &ping)) {
+                outbox_->send_message(Pong{.token = ping.token}, header_.request_id);
+            }
+            return;
+        case MessageType::kHello:
+        case MessageType::kChallenge:
+        case MessageType::kAuth:
+        case MessageType::kWelcome:
+        case MessageType::kRefused:
+            return fail(Code::kProtocolError,
+                        std::string(message_type_name(header_.type)) + " inside a session");
+        case MessageType::kError:
+            if ((header_.flags & kFlagFatal) != 0) {
+                Error error;
+                if (decode(body, &error)) {
+                    const Status status = remote_status(error.code, error.message);
+                    outbox_->end(status.code(), "the peer ends: " + status.message(), true);
+                }
+                return;
+            }
+            break;
+        default:
+            break;
+    }
+    PayloadPlan plan;
+    body_ = body;
+    service_.on_frame(*this, header_, body, &plan);
+    if (header_.payload_bytes != 0 && !outbox_->ending()) {
+        begin_payload(std::move(plan));
+    }
+}
+
+// ------------------------------------------------------------------------------------ handshake
+
+uint64_t EventConnection::offered_features() const {
+    return peer_.is_unix ? state_.options.features
+                         : state_.options.features & ~kFeatureSharedMemory;
+}
+
+Status EventConnection::check_hello(const Hello& hello) const {
+    for (const std::string_view name : {hello.tenant, hello.ns, hello.principal, hello.node_id,
+                                        hello.cluster_id, hello.client_name}) {
+        if (!is_valid_name(name)) {
+            return {Code::kInvalidArgument, "a name in the hello is not well-formed"};
+        }
+    }
+    const uint64_t lacking = hello.required & ~offered_features();
+    if (lacking != 0) {
+        return {Code::kVersionMismatch,
+                "required features are not offered here: " + feature_names(lacking)};
+    }
+    const std::string cluster = state_.cluster();
+    if (!hello.cluster_id.empty() && !cluster.empty() && hello.cluster_id != cluster) {
+        return {Code::kInvalidArgument,
+                "this is cluster " + cluster + ", not " + std::string(hello.cluster_id)};
+    }
+    return {};
+}
+
+void EventConnection::on_hello(std::span<const uint8_t> body) {
+    handshake_ = std::make_unique<Handshake>();
+    handshake_->hello_body.assign(body.begin(), body.end());
+    Hello& hello = handshake_->hello;
+    if (!decode(handshake_->hello_body, &hello)) {
+        return;
+    }
+    const EventServer::Options& options = state_.options;
+    const Result<uint32_t> version = negotiate_version(options.version_min, options.version_max,
+                                                       hello.version_min, hello.version_max);
+    const Status checked = version.ok() ? check_hello(hello) : version.status();
+    if (!checked.ok()) {
+        return fail(checked.code(), checked.message());
+    }
+    peer_.version = *version;
+    peer_.features = hello.features & offered_features();
+    if (options.authenticator != nullptr && options.authenticator->required()) {
+        if (hello.auth_method != AuthMethod::kToken) {
+            return fail(Code::kUnauthenticated, "a token is required");
+        }
+        return challenge();
+    }
+    if (peer_.is_unix && !is_ours_or_root(peer_.uid)) {
+        return fail(Code::kPermissionDenied, "this Unix socket serves its owner only");
+    }
+    open_session(Digest{});
+}
+
+void EventConnection::challenge() {
+    Nonce nonce;
+    random_bytes(nonce);
+    const std::string cluster = state_.cluster();
+    encode_message(Challenge{.nonce = nonce, .cluster_id = cluster}, handshake_->challenge_body);
+    enter(Phase::kAuth);
+    if (!outbox_->send_handshake(MessageType::kChallenge, handshake_->challenge_body, {})) {
+        outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+    }
+}
+
+void EventConnection::on_auth(std::span<const uint8_t> body) {
+    Auth auth;
+    Digest proof{};
+    if (!decode(body, &auth)) {
+        return;
+    }
+    const Status status = state_.options.authenticator->verify(
+        handshake_->hello, handshake_->hello_body, handshake_->challenge_body, auth.mac, &proof);
+    if (!status.ok()) {
+        return fail(status.code(), status.message());
+    }
+    peer_.principal = handshake_->hello.principal;
+    open_session(proof);
+}
+
+void EventConnection::open_session(const Digest& proof) {
+    const Hello& hello = handshake_->hello;
+    peer_.role = hello.role;
+    peer_.tenant = hello.tenant;
+    peer_.ns = hello.ns;
+    peer_.client_name = hello.client_name;
+    peer_.node_id = hello.node_id;
+    peer_.node_epoch = hello.node_epoch;
+    peer_.session_id = hello.session_id;
+    peer_.applied_seq = hello.applied_seq;
+    Result<HelloAnswer> answer = service_.on_hello(*this, hello);
+    if (!answer.ok()) {
+        return fail(answer.code(), answer.status().message());
+    }
+    session_open_ = true;
+    ++state_.sessions;
+    session = std::move(answer->session);
+    if (outbox_->ending() || !send_welcome(&*answer, proof)) {
+        return;
+    }
+    handshake_.reset();
+    enter(Phase::kOpen);
+    input_.resize(std::max(input_.size(), kInputBytes));
+    outbox_->set_opened();
+    service_.on_open(*this);
+}
+
+bool EventConnection::send_welcome(HelloAnswer* answer, const Digest& proof) {
+    if ((peer_.features & kFeatureSharedMemory) == 0) {
+        answer->fds.clear();
+    }
+    answer->welcome.version = peer_.version;
+    answer->welcome.features = peer_.features;
+    if (answer->welcome.cluster_id.empty()) {
+        answer->welcome.cluster_id = state_.cluster();
+    }
+    std::vector<uint8_t> body;
+    answer->welcome.encode(static_cast<uint32_t>(answer->fds.size()), proof, body);
+    if (body.size() > kMaxWelcomeBodyBytes || answer->fds.size() > kMaxPassedFds) {
+        fail(Code::kInternal, "the Welcome exceeds its limits");
+        return false;
+    }
+    if (!outbox_->send_handshake(MessageType::kWelcome, body, answer->fds)) {
+        outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+        return false;
+    }
+    return true;
+}
+
+}  // namespace kvstore

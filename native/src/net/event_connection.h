@@ -1,0 +1,91 @@
+// One connection of the event server, as its loop's thread sees it: the handshake, the cutting of
+// the stream into frames, payload on its way into the service's memory. Private to the event
+// server.
+#pragma once
+
+#include "net/event_outbox.h"
+
+namespace kvstore {
+
+class EventConnection final : public Connection {
+  public:
+    // `scratch` is the loop's: where discarded bytes go. Whoever creates it has counted it as a
+    // handshake.
+    EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop, ServerState& state,
+                    Service& service, std::span<uint8_t> scratch);
+    ~EventConnection() override;
+
+    const Peer& peer() const override { return peer_; }
+    const std::shared_ptr<ConnectionRef>& ref() const override { return ref_; }
+    size_t loop() const override { return loop_; }
+    void fail(Code code, std::string_view reason) override;
+
+    Outbox& outbox() { return *outbox_; }
+    void start_adopted(std::shared_ptr<void> adopted_session);
+    void on_event(uint32_t events);
+    // Acts on the wish to end the session, whoever had it. Called after everything that runs code
+    // of the service, so that on_close never comes from within another callback.
+    void settle();
+    void tick(uint64_t now_ms);
+    bool finished() const { return finished_; }
+
+  private:
+    enum class Phase : uint8_t { kHello, kAuth, kOpen, kDraining };
+    struct Handshake {
+        std::vector<uint8_t> hello_body;
+        std::vector<uint8_t> challenge_body;
+        Hello hello;  // views hello_body
+    };
+
+    void read();
+    bool consume();
+    bool take_header();
+    void dispatch(std::span<const uint8_t> body);
+    ssize_t read_input(bool* more);
+    ssize_t read_payload(bool* more);
+    void take_buffered_payload();
+    void begin_payload(PayloadPlan plan);
+    void finish_payload();
+    void peer_ended();
+    void drain_input();
+
+    void on_hello(std::span<const uint8_t> body);
+    Status check_hello(const Hello& hello) const;
+    void challenge();
+    void on_auth(std::span<const uint8_t> body);
+    void open_session(const Digest& proof);
+    bool send_welcome(HelloAnswer* answer, const Digest& proof);
+    void on_frame(std::span<const uint8_t> body);
+    void enter(Phase phase);
+    uint64_t offered_features() const;
+    size_t buffered() const { return end_ - begin_; }
+
+    const std::shared_ptr<Outbox> outbox_;
+    const std::shared_ptr<ConnectionRef> ref_;
+    Peer peer_;
+    const size_t loop_;
+    ServerState& state_;
+    Service& service_;
+    const std::span<uint8_t> scratch_;
+
+    Phase phase_ = Phase::kHello;
+    bool session_open_ = false;  // on_hello was accepted, on_close is owed
+    bool finished_ = false;
+    bool moved_ = false;  // bytes came in since the last tick
+    uint64_t since_ms_;   // start of the phase, or of the silence in the middle of a frame
+    std::unique_ptr<Handshake> handshake_;
+
+    std::vector<uint8_t> input_;  // [begin_, end_) is received and not yet consumed
+    size_t begin_ = 0;
+    size_t end_ = 0;
+    FrameHeader header_;
+    bool header_known_ = false;
+
+    bool receiving_ = false;  // payload of header_
+    uint64_t payload_left_ = 0;
+    std::span<const uint8_t> body_;  // of the frame whose payload is being received
+    PayloadPlan plan_;
+    TransferCursor transfer_;  // over the plan's parts
+};
+
+}  // namespace kvstore

@@ -1,0 +1,268 @@
+// The epoll thread: events, accepted sockets, posted work, ticks.
+#include "net/event_loop.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kWakeId = 0;
+constexpr uint64_t kListenerBit = uint64_t{1} << 63;
+constexpr size_t kScratchBytes = 256 * 1024;
+constexpr int kAcceptsPerTurn = 64;
+
+std::atomic<uint64_t> next_connection_id{1};
+
+Peer peer_of(int fd) {
+    Peer peer;
+    if (const std::optional<PeerCredentials> credentials = peer_credentials(fd)) {
+        peer.is_unix = true;
+        peer.uid = credentials->uid;
+        peer.pid = credentials->pid;
+    }
+    peer.address = peer_address(fd);
+    return peer;
+}
+
+}  // namespace
+
+EventLoop::EventLoop(size_t index, std::shared_ptr<ServerState> state, Service& service,
+                     std::function<EventLoop&()> place)
+    : index_(index),
+      state_(std::move(state)),
+      service_(service),
+      place_(std::move(place)),
+      epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      scratch_(kScratchBytes) {}
+
+EventLoop::~EventLoop() { stop(); }
+
+Status EventLoop::start() {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u64 = kWakeId;
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, mailbox_->event_fd(), &event) != 0) {
+        return errno_status("epoll_ctl", "event loop");
+    }
+    // Signals belong to the program's own threads.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    thread_ = std::thread([this] { run(); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pthread_setname_np(thread_.native_handle(), ("kv-loop-" + std::to_string(index_)).c_str());
+    return {};
+}
+
+void EventLoop::stop() {
+    if (thread_.joinable()) {
+        mailbox_->post([this] { stopping_ = true; });
+        thread_.join();
+    }
+    mailbox_->close();
+}
+
+void EventLoop::run() {
+    std::array<epoll_event, 128> events;
+    next_tick_ms_ = boottime_ms() + state_->options.tick_ms;
+    while (!stopping_) {
+        const uint64_t now_ms = boottime_ms();
+        const int patience = now_ms >= next_tick_ms_ ? 0 : static_cast<int>(next_tick_ms_ - now_ms);
+        const int count =
+            epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), patience);
+        for (int i = 0; i < count; ++i) {
+            handle(events[static_cast<size_t>(i)].data.u64, events[static_cast<size_t>(i)].events);
+        }
+        if (boottime_ms() >= next_tick_ms_) {
+            tick();
+        }
+    }
+    close_all();
+}
+
+void EventLoop::handle(uint64_t id, uint32_t events) {
+    if (id == kWakeId) {
+        return work();
+    }
+    if ((id & kListenerBit) != 0) {
+        return accept_some(static_cast<size_t>(id & ~kListenerBit));
+    }
+    const auto found = connections_.find(id);
+    if (found != connections_.end()) {
+        found->second->on_event(events);
+        after(*found->second);
+    }
+}
+
+void EventLoop::work() {
+    for (const std::function<void()>& fn : mailbox_->take()) {
+        fn();
+    }
+}
+
+void EventLoop::tick() {
+    const uint64_t now_ms = boottime_ms();
+    next_tick_ms_ = now_ms + state_->options.tick_ms;
+    for (const size_t listener : std::exchange(paused_listeners_, {})) {
+        watch_listener(listener, true);
+    }
+    std::vector<EventConnection*> ended;
+    for (const auto& [id, connection] : connections_) {
+        connection->tick(now_ms);
+        if (connection->finished() || connection->outbox().ending()) {
+            ended.push_back(connection.get());
+        }
+    }
+    for (EventConnection* connection : ended) {
+        after(*connection);
+    }
+    service_.on_tick(index_);
+}
+
+void EventLoop::after(EventConnection& connection) {
+    connection.settle();
+    if (connection.finished()) {
+        connection.outbox().close_socket();
+        --state_->open;
+        connections_.erase(connection.outbox().id());
+    }
+}
+
+void EventLoop::settle(uint64_t id) {
+    const auto found = connections_.find(id);
+    if (found != connections_.end()) {
+        after(*found->second);
+    }
+}
+
+void EventLoop::visit(uint64_t id, const std::function<void(Connection&)>& fn) {
+    const auto found = connections_.find(id);
+    if (found != connections_.end() && found->second->outbox().open()) {
+        fn(*found->second);
+        after(*found->second);
+    }
+}
+
+void EventLoop::close_all() {
+    for (const auto& [id, connection] : connections_) {
+        connection->outbox().end(Code::kClosed, "the server stops", true);
+        connection->settle();
+        connection->outbox().close_socket();
+        --state_->open;
+    }
+    connections_.clear();
+    listeners_.clear();
+}
+
+// ------------------------------------------------------------------------------------ new sockets
+
+void EventLoop::add_listener(Fd fd) {
+    mailbox_->post([this, shared = std::make_shared<Fd>(std::move(fd))] {
+        listeners_.push_back(std::move(*shared));
+        watch_listener(listeners_.size() - 1, true);
+    });
+}
+
+void EventLoop::watch_listener(size_t listener, bool on) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u64 = kListenerBit | listener;
+    (void)epoll_ctl(epoll_.get(), on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, listeners_[listener].get(),
+                    &event);
+}
+
+void EventLoop::accept_some(size_t listener) {
+    for (int i = 0; i < kAcceptsPerTurn; ++i) {
+        Fd fd(accept4(listeners_[listener].get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+        if (!fd.valid()) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+                state_->count_refusal(Code::kOverloaded, "out of descriptors: accepting pauses");
+                watch_listener(listener, false);
+                paused_listeners_.push_back(listener);
+            }
+            if (errno != ECONNABORTED && errno != EINTR) {
+                return;
+            }
+            continue;
+        }
+        ++state_->accepted;
+        if (!refuse_when_full(fd)) {
+            ++state_->open;  // counted here, not where it is served, so that the caps are exact
+            ++state_->handshakes;
+            place_().add_accepted(std::move(fd));
+        }
+    }
+}
+
+bool EventLoop::refuse_when_full(const Fd& fd) {
+    const EventServer::Options& options = state_->options;
+    const bool full = state_->open >= options.max_connections;
+    if (!full && state_->handshakes < options.max_handshakes) {
+        return false;
+    }
+    const Refused refused{
+        .code = static_cast<int32_t>(Code::kOverloaded),
+        .message = full ? "too many connections" : "too many connections before their Welcome"};
+    std::vector<uint8_t> body;
+    encode_message(refused, body);
+    const FrameHeaderBytes head = encode_header({.body_bytes = static_cast<uint32_t>(body.size()),
+                                                 .type = static_cast<uint16_t>(Refused::kType),
+                                                 .flags = kFlagFatal});
+    body.insert(body.begin(), head.begin(), head.end());
+    (void)!send(fd.get(), body.data(), body.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    state_->count_refusal(Code::kOverloaded, refused.message);
+    return true;
+}
+
+std::shared_ptr<Outbox> EventLoop::make_outbox(Fd fd) {
+    return std::make_shared<Outbox>(std::move(fd), next_connection_id++, *this, mailbox_, state_);
+}
+
+EventConnection* EventLoop::insert(std::shared_ptr<Outbox> outbox, Peer peer) {
+    const uint64_t id = outbox->id();
+    const Status enrolled = outbox->enroll(epoll_.get());
+    auto connection = std::make_unique<EventConnection>(std::move(outbox), std::move(peer), index_,
+                                                        *state_, service_, scratch_);
+    if (!enrolled.ok()) {
+        connection->outbox().end(enrolled.code(), enrolled.message(), true);
+    }
+    return (connections_[id] = std::move(connection)).get();
+}
+
+void EventLoop::add_accepted(Fd fd) {
+    mailbox_->post([this, shared = std::make_shared<Fd>(std::move(fd))] {
+        const int on = 1;
+        (void)setsockopt(shared->get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        Peer peer = peer_of(shared->get());
+        after(*insert(make_outbox(std::move(*shared)), std::move(peer)));
+    });
+}
+
+std::shared_ptr<Outbox> EventLoop::add_adopted(Fd fd, Peer peer, std::shared_ptr<void> session) {
+    const Peer found = peer_of(fd.get());
+    peer.is_unix = found.is_unix;
+    peer.uid = found.uid;
+    peer.pid = found.pid;
+    peer.address = found.address;
+    ++state_->open;
+    ++state_->handshakes;
+    std::shared_ptr<Outbox> outbox = make_outbox(std::move(fd));
+    outbox->set_opened();
+    mailbox_->post([this, outbox, peer = std::move(peer), session = std::move(session)] {
+        EventConnection* connection = insert(outbox, peer);
+        connection->start_adopted(session);
+        after(*connection);
+    });
+    return outbox;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,62 @@
+// One epoll thread of the event server: its connections, its listeners, its ticks. Private to it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "net/event_connection.h"
+
+namespace kvstore {
+
+class EventLoop {
+  public:
+    // `place` chooses the loop that serves a freshly accepted connection.
+    EventLoop(size_t index, std::shared_ptr<ServerState> state, Service& service,
+              std::function<EventLoop&()> place);
+    ~EventLoop();
+
+    Status start();
+    void stop();  // from another thread; joins
+    const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
+
+    // From any thread.
+    void add_listener(Fd fd);
+    void add_accepted(Fd fd);
+    std::shared_ptr<Outbox> add_adopted(Fd fd, Peer peer, std::shared_ptr<void> session);
+
+    // On the loop's thread.
+    void settle(uint64_t id);
+    void visit(uint64_t id, const std::function<void(Connection&)>& fn);
+
+  private:
+    void run();
+    void handle(uint64_t id, uint32_t events);
+    void work();
+    void tick();
+    void accept_some(size_t listener);
+    bool refuse_when_full(const Fd& fd);
+    void watch_listener(size_t listener, bool on);
+    EventConnection* insert(std::shared_ptr<Outbox> outbox, Peer peer);
+    void after(EventConnection& connection);
+    void close_all();
+    std::shared_ptr<Outbox> make_outbox(Fd fd);
+
+    const size_t index_;
+    const std::shared_ptr<ServerState> state_;
+    Service& service_;
+    const std::function<EventLoop&()> place_;
+    const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
+    Fd epoll_;
+    std::vector<Fd> listeners_;
+    std::vector<size_t> paused_listeners_;  // out of descriptors: tried again at the next tick
+    std::unordered_map<uint64_t, std::unique_ptr<EventConnection>> connections_;
+    std::vector<uint8_t> scratch_;
+    uint64_t next_tick_ms_ = 0;
+    bool stopping_ = false;
+    std::thread thread_;
+};
+
+}  // namespace kvstore

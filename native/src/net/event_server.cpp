@@ -1,0 +1,132 @@
+// The event server's outside: listeners, loops, adoption, stopping.
+#include "net/event_server.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "net/event_loop.h"
+
+namespace kvstore {
+
+bool ConnectionRef::send_error(uint64_t request_id, Code code, std::string_view message) {
+    return send_message(
+        Error{.code = static_cast<int32_t>(code), .message = message.substr(0, kMaxErrorTextBytes)},
+        request_id);
+}
+
+struct EventServer::Impl {
+    std::shared_ptr<ServerState> state = std::make_shared<ServerState>();
+    std::vector<std::unique_ptr<EventLoop>> loops;
+    std::atomic<size_t> next_loop{0};
+    std::mutex stop_mutex;
+    std::mutex mutex;  // guards what follows
+    std::vector<std::string> unix_paths;
+    bool started = false;
+    bool stopped = false;
+
+    EventLoop& place() { return *loops[next_loop++ % loops.size()]; }
+};
+
+EventServer::EventServer(Options options, Service& service) : impl_(std::make_unique<Impl>()) {
+    impl_->state->cluster_id = options.cluster_id;
+    impl_->state->write_stall_ms = options.write_stall_ms;
+    impl_->state->options = std::move(options);
+    const size_t count = std::max<size_t>(impl_->state->options.loops, 1);
+    for (size_t i = 0; i < count; ++i) {
+        impl_->loops.push_back(std::make_unique<EventLoop>(
+            i, impl_->state, service,
+            [impl = impl_.get()]() -> EventLoop& { return impl->place(); }));
+    }
+}
+
+EventServer::~EventServer() { stop(); }
+
+Result<Endpoint> EventServer::listen(const Endpoint& endpoint) {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->stopped) {
+        return {Code::kClosed, "the server has stopped"};
+    }
+    Result<Fd> fd = listen_on(endpoint);
+    if (!fd.ok()) {
+        return fd.status();
+    }
+    Result<Endpoint> bound = bound_endpoint(fd->get(), endpoint);
+    if (!bound.ok()) {
+        return bound;
+    }
+    if (endpoint.is_unix() && !endpoint.path.starts_with('@')) {
+        impl_->unix_paths.push_back(endpoint.path);
+    }
+    impl_->loops.front()->add_listener(std::move(*fd));
+    return bound;
+}
+
+Status EventServer::start() {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->started || impl_->stopped) {
+        return {Code::kInternal, "an event server starts once"};
+    }
+    impl_->started = true;
+    for (const std::unique_ptr<EventLoop>& loop : impl_->loops) {
+        if (Status status = loop->start(); !status.ok()) {
+            return status;
+        }
+    }
+    return {};
+}
+
+void EventServer::stop() {
+    std::lock_guard stopping(impl_->stop_mutex);
+    {
+        // Not held while joining: a callback on a loop may be asking for it.
+        std::lock_guard lock(impl_->mutex);
+        impl_->stopped = true;
+    }
+    for (const std::unique_ptr<EventLoop>& loop : impl_->loops) {
+        loop->stop();
+    }
+    for (const std::string& path : std::exchange(impl_->unix_paths, {})) {
+        (void)unlink(path.c_str());
+    }
+}
+
+Result<std::shared_ptr<ConnectionRef>> EventServer::adopt(Fd fd, Peer peer,
+                                                          std::shared_ptr<void> session) {
+    std::lock_guard lock(impl_->mutex);
+    if (!impl_->started || impl_->stopped || !fd.valid()) {
+        return {Code::kClosed, "the server does not run, or the socket is closed"};
+    }
+    return std::shared_ptr<ConnectionRef>(
+        impl_->place().add_adopted(std::move(fd), std::move(peer), std::move(session)));
+}
+
+void EventServer::set_cluster_id(std::string cluster_id) {
+    std::lock_guard lock(impl_->state->mutex);
+    impl_->state->cluster_id = std::move(cluster_id);
+}
+
+void EventServer::set_write_stall_ms(uint32_t stall_ms) {
+    impl_->state->write_stall_ms.store(stall_ms, std::memory_order_relaxed);
+}
+
+void EventServer::post(size_t loop, std::function<void()> fn) {
+    impl_->loops[loop % impl_->loops.size()]->mailbox()->post(std::move(fn));
+}
+
+ServerStats EventServer::stats() const {
+    const ServerState& state = *impl_->state;
+    ServerStats stats;
+    stats.accepted = state.accepted;
+    stats.open = state.open;
+    stats.sessions = state.sessions;
+    stats.frames_in = state.frames_in;
+    stats.frames_out = state.frames_out;
+    stats.bytes_in = state.bytes_in;
+    stats.bytes_out = state.bytes_out;
+    std::ranges::copy(state.refusals, stats.refusals.begin());
+    return stats;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,159 @@
+// Hello parameters, owned welcomes, and the proofs of the token challenge.
+#include "net/handshake.h"
+
+#include <algorithm>
+
+namespace kvstore {
+namespace {
+
+// The hashes have a fixed length, so no two different pairs of bodies give the same message.
+Digest transcript_mac(std::string_view label, std::string_view secret,
+                      std::span<const uint8_t> hello_body,
+                      std::span<const uint8_t> challenge_body) {
+    std::vector<uint8_t> message(label.begin(), label.end());
+    for (const std::span<const uint8_t> body : {hello_body, challenge_body}) {
+        const Digest digest = sha256(body);
+        message.insert(message.end(), digest.begin(), digest.end());
+    }
+    return hmac_sha256({reinterpret_cast<const uint8_t*>(secret.data()), secret.size()}, message);
+}
+
+bool may_come_as(const Principal& principal, Role role) {
+    return principal.role == role || (principal.role == Role::kOperator && role == Role::kClient);
+}
+
+bool may_use(const Principal& principal, std::string_view tenant) {
+    return std::ranges::any_of(principal.tenants, [tenant](const std::string& allowed) {
+        return allowed == "*" || allowed == tenant;
+    });
+}
+
+}  // namespace
+
+Hello HelloParams::hello(const Nonce& nonce) const {
+    Hello hello;
+    hello.version_min = version_min;
+    hello.version_max = version_max;
+    hello.features = features;
+    hello.required = required;
+    hello.cluster_id = cluster_id;
+    hello.role = role;
+    hello.tenant = tenant;
+    hello.ns = ns;
+    hello.principal = principal;
+    hello.auth_method = token.empty() ? AuthMethod::kNone : AuthMethod::kToken;
+    hello.client_nonce = nonce;
+    hello.session_id = session_id;
+    hello.node_id = node_id;
+    hello.node_epoch = node_epoch;
+    hello.applied_seq = applied_seq;
+    hello.client_name = client_name;
+    return hello;
+}
+
+void WelcomeData::encode(uint32_t fd_count, const Digest& server_mac,
+                         std::vector<uint8_t>& out) const {
+    const std::vector<std::string_view> peer_views(peers.begin(), peers.end());
+    Welcome welcome;
+    welcome.version = version;
+    welcome.features = features;
+    welcome.cluster_id = cluster_id;
+    welcome.master_epoch = master_epoch;
+    welcome.session_id = session_id;
+    welcome.hash_secret = hash_secret;
+    welcome.ns_epoch = ns_epoch;
+    welcome.grpc_endpoint = grpc_endpoint;
+    welcome.http_endpoint = http_endpoint;
+    welcome.peers = peer_views;
+    welcome.node_id = node_id;
+    welcome.node_epoch = node_epoch;
+    welcome.slot_plus_one = slot + 1;
+    welcome.flush_counter = flush_counter;
+    welcome.segment_bytes = segment_bytes;
+    welcome.fd_count = fd_count;
+    welcome.server_mac = server_mac;
+    welcome.ops_seq = ops_seq;
+    encode_message(welcome, out);
+}
+
+WelcomeData WelcomeData::from(const Welcome& welcome) {
+    WelcomeData data;
+    data.version = welcome.version;
+    data.features = welcome.features;
+    data.cluster_id = welcome.cluster_id;
+    data.master_epoch = welcome.master_epoch;
+    data.session_id = welcome.session_id;
+    data.hash_secret = welcome.hash_secret;
+    data.ns_epoch = welcome.ns_epoch;
+    data.grpc_endpoint = welcome.grpc_endpoint;
+    data.http_endpoint = welcome.http_endpoint;
+    for (const std::string_view peer : welcome.peers) {
+        data.peers.emplace_back(peer);
+    }
+    data.node_id = welcome.node_id;
+    data.node_epoch = welcome.node_epoch;
+    data.slot = welcome.slot_plus_one - 1;
+    data.flush_counter = welcome.flush_counter;
+    data.segment_bytes = welcome.segment_bytes;
+    data.ops_seq = welcome.ops_seq;
+    return data;
+}
+
+Status remote_status(int32_t code, std::string_view message) {
+    std::string text(message);
+    std::ranges::replace_if(
+        text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }, '?');
+    return {code < 0 ? static_cast<Code>(code) : Code::kProtocolError, std::move(text)};
+}
+
+Digest client_mac(std::string_view secret, std::span<const uint8_t> hello_body,
+                  std::span<const uint8_t> challenge_body) {
+    return transcript_mac("kvstore 1 client proof", secret, hello_body, challenge_body);
+}
+
+Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
+                  std::span<const uint8_t> challenge_body) {
+    return transcript_mac("kvstore 1 server proof", secret, hello_body, challenge_body);
+}
+
+Authenticator::Authenticator(std::vector<Principal> principals) { replace(std::move(principals)); }
+
+void Authenticator::replace(std::vector<Principal> principals) {
+    auto fresh = std::make_shared<const std::vector<Principal>>(std::move(principals));
+    std::lock_guard lock(mutex_);
+    principals_ = std::move(fresh);
+}
+
+bool Authenticator::required() const {
+    std::lock_guard lock(mutex_);
+    return !principals_->empty();
+}
+
+Status Authenticator::verify(const Hello& hello, std::span<const uint8_t> hello_body,
+                             std::span<const uint8_t> challenge_body, const Digest& mac,
+                             Digest* proof) const {
+    std::shared_ptr<const std::vector<Principal>> principals;
+    {
+        std::lock_guard lock(mutex_);
+        principals = principals_;
+    }
+    const auto found = std::ranges::find(*principals, hello.principal, &Principal::name);
+    const bool known = found != principals->end() && !found->secret.empty();
+    // An unknown name costs the same work, so that names cannot be told by the time it takes.
+    const std::string_view secret = known ? std::string_view(found->secret) : "unknown principal";
+    const bool right = equal_constant_time(client_mac(secret, hello_body, challenge_body), mac);
+    if (!known || !right) {
+        return {Code::kUnauthenticated, "unknown principal or wrong token"};
+    }
+    if (!may_come_as(*found, hello.role)) {
+        return {Code::kPermissionDenied, "principal " + found->name + " may not take this role"};
+    }
+    if (hello.role != Role::kNode && !may_use(*found, hello.tenant)) {
+        return {Code::kPermissionDenied,
+                "principal " + found->name + " may not use tenant " + std::string(hello.tenant)};
+    }
+    *proof = server_mac(secret, hello_body, challenge_body);
+    return {};
+}
+
+}  // namespace kvstore

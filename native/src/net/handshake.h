@@ -1,0 +1,95 @@
+// Who may open a session: principals, the HMAC-SHA-256 challenge, and both sides' hello parameters.
+//
+// Hello → Challenge → Auth → Welcome with tokens, Hello → Welcome without. The MACs cover the exact
+// bodies of Hello and Challenge, so both nonces, version range, features, role, tenant, namespace,
+// principal and cluster id; the Welcome proves in return that the server knows the secret. Bytes
+// after the handshake are neither encrypted nor signed: that needs TLS or a trusted network.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "wire/messages_session.h"
+
+namespace kvstore {
+
+// What a client says of itself; owns its strings.
+struct HelloParams {
+    Role role = Role::kClient;
+    std::string cluster_id;  // empty: any
+    std::string tenant = "default";
+    std::string ns;
+    std::string principal;  // with a token
+    std::string token;      // the secret; empty: no authentication
+    uint64_t features = kAllFeatures;
+    uint64_t required = 0;
+    uint64_t session_id = 0;
+    std::string node_id;
+    uint32_t node_epoch = 0;
+    uint64_t applied_seq = 0;
+    std::string client_name;
+    uint32_t version_min = kProtocolVersionMin;
+    uint32_t version_max = kProtocolVersionMax;
+
+    Hello hello(const Nonce& nonce) const;  // views into *this
+};
+
+// A Welcome that owns its strings: what a service answers and what a client has received.
+struct WelcomeData {
+    uint32_t version = 0;   // set by the event server
+    uint64_t features = 0;  // set by the event server
+    std::string cluster_id;
+    uint32_t master_epoch = 0;
+    uint64_t session_id = 0;
+    HashSecret hash_secret{};
+    uint32_t ns_epoch = 0;
+    std::string grpc_endpoint;
+    std::string http_endpoint;
+    std::vector<std::string> peers;
+    std::string node_id;
+    uint32_t node_epoch = 0;
+    int slot = -1;
+    uint64_t flush_counter = 0;
+    uint64_t segment_bytes = 0;
+    uint64_t ops_seq = 0;
+
+    void encode(uint32_t fd_count, const Digest& server_mac, std::vector<uint8_t>& out) const;
+    static WelcomeData from(const Welcome& welcome);
+};
+
+// The code and sentence of a Refused or Error: printable, and never Ok.
+Status remote_status(int32_t code, std::string_view message);
+
+struct Principal {
+    std::string name;
+    Role role = Role::kClient;         // an operator may also come as a client
+    std::vector<std::string> tenants;  // "*": every tenant
+    std::string secret;
+};
+
+Digest client_mac(std::string_view secret, std::span<const uint8_t> hello_body,
+                  std::span<const uint8_t> challenge_body);
+Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
+                  std::span<const uint8_t> challenge_body);
+
+// The principals of the token file; replaceable while the server runs. Without any, authentication
+// is off: TCP peers are trusted, Unix peers must have our uid or be root. Thread-safe.
+class Authenticator {
+  public:
+    explicit Authenticator(std::vector<Principal> principals = {});
+    void replace(std::vector<Principal> principals);
+    bool required() const;
+    // Whether `mac` proves the hello's principal, and that one may have its role and tenant.
+    // On success `proof` is the server's MAC for the Welcome.
+    Status verify(const Hello& hello, std::span<const uint8_t> hello_body,
+                  std::span<const uint8_t> challenge_body, const Digest& mac, Digest* proof) const;
+
+  private:
+    mutable std::mutex mutex_;
+    std::shared_ptr<const std::vector<Principal>> principals_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,584 @@
+// Connecting to the master, and the frames of both directions.
+#include "node/master_link.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "base/mutation.h"
+#include "net/channel.h"
+#include "net/event_server.h"
+#include "node/announce_stream.h"
+#include "node/node_session.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kFirstBackoffMs = 10;
+constexpr size_t kListBatch = 2048;  // objects of one frame of the full announce
+
+}  // namespace
+
+const char* link_state_name(LinkState state) {
+    switch (state) {
+        case LinkState::kDown:
+            return "down";
+        case LinkState::kSyncing:
+            return "syncing";
+        case LinkState::kUp:
+            return "up";
+    }
+    return "unknown";
+}
+
+struct MasterLink::Impl {
+    // Where a connection stands between its hello and being up.
+    enum class Sync : uint8_t { kCatchingUp, kListing, kEnding, kDone };
+
+    Impl(Options given, EventServer& event_server, Handler& node)
+        : options(std::move(given)),
+          server(event_server),
+          handler(node),
+          applied_seq(options.applied_seq),
+          acked_seq(options.applied_seq) {}
+
+    void connect_loop();
+    Status connect_once(const std::string& endpoint, uint64_t link, const HelloParams& params);
+    HelloParams hello() const;     // mutex held
+    void set_state(LinkState to);  // mutex held
+    void ping();                   // mutex held
+    void send_stream();            // mutex held
+    bool take_connection(Connection& connection);
+    bool is_current(const Connection& connection) const;  // mutex held
+
+    void on_claim_reply(Connection& connection, std::span<const uint8_t> body);
+    void on_announce_reply(Connection& connection, std::span<const uint8_t> body);
+    void on_ops(Connection& connection, std::span<const uint8_t> body);
+    void on_copy(Connection& connection, std::span<const uint8_t> body);
+    void on_pong();
+    void on_error(std::span<const uint8_t> body);
+    void announce_everything();
+
+    Options options;
+    EventServer& server;
+    Handler& handler;
+
+    mutable std::mutex mutex;
+    std::condition_variable changed;
+    bool stopping = false;
+    bool connected = false;  // adopted, or about to be
+    LinkState state = LinkState::kDown;
+    uint64_t link = 0;  // number of the current or last attempt
+    uint64_t losses = 0;
+    uint64_t applied_seq;  // in this life
+    uint64_t acked_seq;    // for every later one
+    std::string last_error;
+    std::shared_ptr<ConnectionRef> ref;
+    AnnounceStream stream;
+
+    Sync sync = Sync::kCatchingUp;
+    uint64_t wanted_seq = 0;  // the master's last operation when it welcomed us
+    bool ops_since_ping = false;
+    uint32_t cursor = 0;  // of the full announce; the connection's loop only
+    uint64_t heard_ms = 0;
+    uint64_t pinged_ms = 0;
+    std::thread thread;
+};
+
+// ---- connecting ------------------------------------------------------------------------------
+
+HelloParams MasterLink::Impl::hello() const {
+    HelloParams params;
+    params.role = Role::kNode;
+    params.cluster_id = options.cluster_id;
+    params.principal = options.principal;
+    params.token = options.token;
+    params.session_id = options.session_id;
+    params.node_id = options.node_id;
+    params.node_epoch = options.node_epoch;
+    params.applied_seq = acked_seq;
+    params.client_name = options.node_id;
+    return params;
+}
+
+void MasterLink::Impl::connect_loop() {
+    uint64_t backoff_ms = kFirstBackoffMs;
+    std::unique_lock lock(mutex);
+    while (!stopping) {
+        changed.wait(lock, [&] {
+            return stopping ||
+                   (!connected && options.session_id != 0 && !options.endpoints.empty());
+        });
+        if (stopping) {
+            return;
+        }
+        const uint64_t number = ++link;
+        connected = true;
+        sync = Sync::kCatchingUp;
+        const HelloParams params = hello();
+        const std::vector<std::string> endpoints = options.endpoints;
+        lock.unlock();
+        Status status(Code::kUnavailable, "no master address");
+        for (const std::string& endpoint : endpoints) {
+            status = connect_once(endpoint, number, params);
+            if (status.ok()) {
+                break;
+            }
+        }
+        lock.lock();
+        if (status.ok()) {
+            changed.wait(lock, [&] { return stopping || !connected || sync == Sync::kDone; });
+            if (sync == Sync::kDone) {
+                backoff_ms = kFirstBackoffMs;
+                continue;
+            }
+        } else {
+            last_error = status.to_string();
+            connected = false;
+        }
+        const uint64_t session = options.session_id;
+        changed.wait_for(lock, std::chrono::milliseconds(backoff_ms),
+                         [&] { return stopping || options.session_id != session; });
+        backoff_ms = std::min<uint64_t>(backoff_ms * 2, options.backoff_max_ms);
+    }
+}
+
+Status MasterLink::Impl::connect_once(const std::string& text, uint64_t number,
+                                      const HelloParams& params) {
+    Result<Endpoint> endpoint = Endpoint::parse(text);
+    if (!endpoint.ok()) {
+        return endpoint.status();
+    }
+    Result<std::unique_ptr<Channel>> channel =
+        Channel::connect(*endpoint, params, Deadline::after_ms(options.connect_ms));
+    if (!channel.ok()) {
+        return channel.status();
+    }
+    const WelcomeData welcome = (*channel)->welcome();
+    if (options.hash_secret != HashSecret{} && welcome.hash_secret != options.hash_secret) {
+        return {Code::kInvalidArgument, text + " hashes with another secret: another cluster?"};
+    }
+    {
+        std::lock_guard lock(mutex);
+        wanted_seq = welcome.ops_seq;
+    }
+    Peer peer;
+    peer.role = Role::kNode;
+    peer.address = text;
+    peer.version = welcome.version;
+    peer.features = welcome.features;
+    peer.session_id = params.session_id;
+    const auto adopted = server.adopt((*channel)->release_fd(), std::move(peer),
+                                      std::make_shared<LinkSession>(number));
+    return adopted.status();
+}
+
+void MasterLink::Impl::set_state(LinkState to) {
+    state = to;
+    changed.notify_all();
+}
+
+bool MasterLink::Impl::is_current(const Connection& connection) const {
+    const auto* session = connection.session_as<LinkSession>();
+    return connected && session->link == link && ref != nullptr;
+}
+
+void MasterLink::Impl::ping() {
+    pinged_ms = boottime_ms();
+    ref->send_message(Ping{link}, link);
+}
+
+// ---- what the node sends ---------------------------------------------------------------------
+
+void MasterLink::Impl::send_stream() {
+    while (state == LinkState::kUp && stream.send_next(*ref)) {
+    }
+}
+
+bool MasterLink::claim(uint64_t link, const LinkNamespace& ns, std::span<const ClaimItem> items,
+                       uint32_t timeout_ms) {
+    std::vector<uint64_t> ids;
+    std::vector<std::string_view> keys;
+    std::vector<uint64_t> sizes;
+    std::vector<uint8_t> flags;
+    std::vector<uint8_t> pins;
+    std::vector<uint8_t> replicas;
+    for (const ClaimItem& item : items) {
+        ids.push_back(item.claim_id);
+        keys.push_back(item.key);
+        sizes.push_back(item.size_bytes);
+        flags.push_back(item.upsert ? kPutUpsert : 0);
+        pins.push_back(static_cast<uint8_t>(item.pin));
+        replicas.push_back(item.replicas);
+    }
+    Claim message;
+    message.tenant = ns.tenant;
+    message.ns = ns.ns;
+    message.epoch = ns.epoch;
+    message.claim_ids = ids;
+    message.keys = keys;
+    message.sizes = sizes;
+    message.flags = flags;
+    message.pins = pins;
+    message.replicas = replicas;
+    message.timeout_ms = timeout_ms;
+    std::shared_ptr<ConnectionRef> to;
+    {
+        std::lock_guard lock(impl_->mutex);
+        if (impl_->state != LinkState::kUp || impl_->link != link) {
+            return false;
+        }
+        to = impl_->ref;
+    }
+    return to->send_message(message, 0);
+}
+
+void MasterLink::abandon(uint64_t link, std::span<const uint64_t> claim_ids) {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->state != LinkState::kUp || impl_->link != link) {
+        return;  // the master has forgotten them with the connection
+    }
+    for (size_t first = 0; first < claim_ids.size(); first += limits::kMaxBatchKeys) {
+        Abandon message;
+        message.claim_ids =
+            claim_ids.subspan(first, std::min(limits::kMaxBatchKeys, claim_ids.size() - first));
+        impl_->ref->send_message(message, 0);
+    }
+}
+
+bool MasterLink::announce(uint64_t link, const LinkNamespace& ns, std::vector<AnnounceItem> items) {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->state != LinkState::kUp || impl_->link != link) {
+        return false;
+    }
+    impl_->stream.push(ns, std::move(items));
+    impl_->send_stream();
+    return true;
+}
+
+void MasterLink::withdraw(const LinkNamespace& ns, std::vector<WithdrawItem> items) {
+    std::lock_guard lock(impl_->mutex);
+    if (!impl_->connected || impl_->sync == Impl::Sync::kCatchingUp) {
+        return;  // the full announce will not list them
+    }
+    impl_->stream.push(ns, std::move(items));
+    impl_->send_stream();
+}
+
+void MasterLink::copy_done(uint64_t link, uint64_t copy_id, Code code) {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->state != LinkState::kDown && impl_->link == link) {
+        impl_->ref->send_message(CopyDone{copy_id, static_cast<int32_t>(code)}, 0);
+    }
+}
+
+// ---- what the master sends -------------------------------------------------------------------
+
+void MasterLink::Impl::on_claim_reply(Connection& connection, std::span<const uint8_t> body) {
+    ClaimReply reply;
+    if (!connection.decode(body, &reply)) {
+        return;
+    }
+    std::vector<ClaimResult> results;
+    results.reserve(reply.claim_ids.size());
+    for (size_t row = 0; row < reply.claim_ids.size(); ++row) {
+        results.push_back(
+            {reply.claim_ids[row], static_cast<Code>(reply.status[row]), reply.versions[row]});
+    }
+    handler.on_claims(connection.session_as<LinkSession>()->link, results);
+}
+
+void MasterLink::Impl::on_announce_reply(Connection& connection, std::span<const uint8_t> body) {
+    AnnounceReply reply;
+    if (!connection.decode(body, &reply)) {
+        return;
+    }
+    AnnounceStream::Sent sent;
+    {
+        std::lock_guard lock(mutex);
+        if (!stream.take_acked(reply.seq, reply.status.size(), &sent)) {
+            return connection.fail(Code::kProtocolError, "an answer to no announce");
+        }
+        if (sent.phase == AnnouncePhase::kEnd) {
+            sync = Sync::kDone;
+            set_state(LinkState::kUp);
+        }
+        send_stream();
+    }
+    std::vector<AnnounceResult> results;
+    for (size_t row = 0; row < sent.items.size(); ++row) {
+        results.push_back({&sent.items[row], static_cast<Code>(reply.status[row])});
+    }
+    if (!results.empty()) {
+        handler.on_announced(connection.session_as<LinkSession>()->link, sent.ns, results);
+    }
+    announce_everything();
+}
+
+void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> body) {
+    Ops message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    std::vector<MasterOp> ops;
+    for (size_t row = 0; row < message.kinds.size(); ++row) {
+        // What was applied on an earlier connection may come again.
+        if (message.first_seq != 0 && message.first_seq + row <= applied_seq) {
+            continue;
+        }
+        ops.push_back({static_cast<OpKind>(message.kinds[row]), message.tenants[row],
+                       message.namespaces[row], message.epochs[row], message.keys[row],
+                       message.versions[row], message.args[row]});
+    }
+    handler.on_ops(ops);
+    const bool numbered = message.first_seq != 0 && !message.kinds.empty();
+    const uint64_t last_seq = numbered ? message.first_seq + message.kinds.size() - 1 : 0;
+    {
+        std::lock_guard lock(mutex);
+        applied_seq = std::max(applied_seq, last_seq);
+        ops_since_ping = true;
+    }
+    if (numbered) {
+        handler.on_applied(last_seq);
+    }
+}
+
+void MasterLink::acknowledge(uint64_t seq) {
+    std::lock_guard lock(impl_->mutex);
+    impl_->acked_seq = std::max(impl_->acked_seq, seq);
+    if (impl_->connected && impl_->ref != nullptr) {
+        impl_->ref->send_message(OpsAck{impl_->acked_seq}, 0);
+    }
+}
+
+void MasterLink::Impl::on_copy(Connection& connection, std::span<const uint8_t> body) {
+    Copy message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    handler.on_copy({connection.session_as<LinkSession>()->link,
+                     message.copy_id,
+                     {std::string(message.tenant), std::string(message.ns), message.epoch},
+                     std::string(message.key),
+                     message.version,
+                     std::string(message.target_endpoint),
+                     std::string(message.target_node)});
+}
+
+// The answer comes behind every operation that was sent before it, so this tells the end of the
+// missed ones even where the log no longer has those that we never needed.
+void MasterLink::Impl::on_pong() {
+    {
+        std::lock_guard lock(mutex);
+        pinged_ms = 0;
+        if (state != LinkState::kSyncing || sync != Sync::kCatchingUp) {
+            return;
+        }
+        if (KV_GUARD("catch-up", applied_seq < wanted_seq) &&
+            std::exchange(ops_since_ping, false)) {
+            return ping();
+        }
+        sync = Sync::kListing;
+        cursor = 0;
+        stream.send_phase(*ref, AnnouncePhase::kBegin, {}, {});
+    }
+    announce_everything();
+}
+
+// As much of the full announce as the window takes. Only the connection's loop comes here, and the
+// listing runs without the mutex: it may call withdraw().
+void MasterLink::Impl::announce_everything() {
+    std::vector<AnnounceGroup> groups;
+    while (true) {
+        {
+            std::lock_guard lock(mutex);
+            if (state != LinkState::kSyncing || sync != Sync::kListing || stream.window_full()) {
+                return;
+            }
+        }
+        groups.clear();
+        cursor = handler.list_objects(cursor, kListBatch, groups);
+        std::lock_guard lock(mutex);
+        if (ref == nullptr) {
+            return;
+        }
+        for (AnnounceGroup& group : groups) {
+            stream.send_phase(*ref, AnnouncePhase::kMiddle, std::move(group.ns),
+                              std::move(group.items));
+        }
+        if (cursor == 0) {
+            stream.send_phase(*ref, AnnouncePhase::kEnd, {}, {});
+            sync = Sync::kEnding;
+        }
+    }
+}
+
+void MasterLink::Impl::on_error(std::span<const uint8_t> body) {
+    Error error;
+    if (decode_message(body, &error).ok()) {
+        std::lock_guard lock(mutex);
+        last_error = std::string(code_name(static_cast<Code>(error.code))) + ": " +
+                     std::string(error.message);
+    }
+}
+
+// ---- the interface ---------------------------------------------------------------------------
+
+MasterLink::MasterLink(Options options, EventServer& server, Handler& handler)
+    : impl_(std::make_unique<Impl>(std::move(options), server, handler)) {}
+
+MasterLink::~MasterLink() { stop(); }
+
+void MasterLink::start() {
+    impl_->thread = std::thread([this] { impl_->connect_loop(); });
+}
+
+void MasterLink::stop() {
+    {
+        std::lock_guard lock(impl_->mutex);
+        impl_->stopping = true;
+        impl_->changed.notify_all();
+        if (impl_->ref != nullptr) {
+            impl_->ref->close(Code::kClosed, "the node is stopping");
+        }
+    }
+    if (impl_->thread.joinable()) {
+        impl_->thread.join();
+    }
+}
+
+void MasterLink::set_session(uint64_t session_id, std::vector<std::string> endpoints) {
+    std::lock_guard lock(impl_->mutex);
+    Options& options = impl_->options;
+    if (options.session_id == session_id && options.endpoints == endpoints) {
+        return;
+    }
+    options.session_id = session_id;
+    options.endpoints = std::move(endpoints);
+    if (impl_->ref != nullptr) {
+        impl_->ref->close(Code::kExpired, "a new session begins");
+    }
+    impl_->changed.notify_all();
+}
+
+void MasterLink::set_credentials(std::string principal, std::string token) {
+    std::lock_guard lock(impl_->mutex);
+    impl_->options.principal = std::move(principal);
+    impl_->options.token = std::move(token);
+}
+
+LinkState MasterLink::state() const {
+    std::lock_guard lock(impl_->mutex);
+    return impl_->state;
+}
+
+bool MasterLink::wait_state(LinkState state, uint32_t timeout_ms) {
+    std::unique_lock lock(impl_->mutex);
+    return impl_->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+                                   [&] { return impl_->state == state; });
+}
+
+uint64_t MasterLink::losses() const {
+    std::lock_guard lock(impl_->mutex);
+    return impl_->losses;
+}
+
+uint64_t MasterLink::applied_seq() const {
+    std::lock_guard lock(impl_->mutex);
+    return impl_->applied_seq;
+}
+
+std::string MasterLink::last_error() const {
+    std::lock_guard lock(impl_->mutex);
+    return impl_->last_error;
+}
+
+uint64_t MasterLink::up() const {
+    std::lock_guard lock(impl_->mutex);
+    return impl_->state == LinkState::kUp ? impl_->link : 0;
+}
+
+bool MasterLink::is_link(const Connection& connection) {
+    return connection.session_as<NodeSession>()->is_link();
+}
+
+void MasterLink::on_open(Connection& connection) {
+    std::lock_guard lock(impl_->mutex);
+    const auto* session = connection.session_as<LinkSession>();
+    if (impl_->stopping || !impl_->connected || session->link != impl_->link) {
+        return connection.ref()->close(Code::kClosed, "superseded");
+    }
+    impl_->ref = connection.ref();
+    impl_->stream.reset();
+    impl_->heard_ms = boottime_ms();
+    impl_->ops_since_ping = false;
+    impl_->set_state(LinkState::kSyncing);
+    impl_->ping();
+}
+
+void MasterLink::on_frame(Connection& connection, const FrameHeader& header,
+                          std::span<const uint8_t> body) {
+    {
+        std::lock_guard lock(impl_->mutex);
+        if (!impl_->is_current(connection)) {
+            return;
+        }
+        impl_->heard_ms = boottime_ms();
+    }
+    switch (header.message()) {
+        case MessageType::kClaimReply:
+            return impl_->on_claim_reply(connection, body);
+        case MessageType::kAnnounceReply:
+            return impl_->on_announce_reply(connection, body);
+        case MessageType::kOps:
+            return impl_->on_ops(connection, body);
+        case MessageType::kCopy:
+            return impl_->on_copy(connection, body);
+        case MessageType::kPong:
+            return impl_->on_pong();
+        case MessageType::kPing:
+            connection.ref()->send_message(Pong{header.request_id}, header.request_id);
+            return;
+        case MessageType::kError:
+            return impl_->on_error(body);
+        default:
+            return connection.fail(Code::kProtocolError, "not a message of the master to a node");
+    }
+}
+
+void MasterLink::on_close(Connection& connection, std::string_view reason) {
+    const uint64_t link = connection.session_as<LinkSession>()->link;
+    {
+        std::lock_guard lock(impl_->mutex);
+        if (link != impl_->link || !impl_->connected) {
+            return;
+        }
+        impl_->connected = false;
+        impl_->ref = nullptr;
+        impl_->stream.reset();
+        ++impl_->losses;
+        if (impl_->last_error.empty() || impl_->state == LinkState::kUp) {
+            impl_->last_error = reason;
+        }
+        impl_->sync = Impl::Sync::kCatchingUp;
+        impl_->set_state(LinkState::kDown);
+    }
+    impl_->handler.on_link_down(link);
+}
+
+void MasterLink::tick() {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->ref == nullptr) {
+        return;
+    }
+    const uint64_t now = boottime_ms();
+    const uint64_t silent_ms = now - std::min(now, impl_->heard_ms);
+    if (silent_ms >= impl_->options.silent_ms) {
+        impl_->ref->close(Code::kDeadlineExceeded, "the master is silent");
+    } else if (silent_ms >= impl_->options.ping_ms && impl_->pinged_ms == 0) {
+        impl_->ping();
+    }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,185 @@
+// A node's connection to its master: keeps it alive with backoff, carries claims, the numbered
+// stream of announces and withdraws, the master's operations in order, and its copy orders.
+//
+// Life of one connection: connect and hello (a thread of its own) → adopted by the node's event
+// server → missed operations are applied → everything is announced → up. A link number names one
+// connection; whatever was claimed or announced on a lost one is void.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/status.h"
+#include "base/types.h"
+#include "store/block_store.h"
+#include "wire/messages_link.h"
+
+namespace kvstore {
+
+class Connection;
+class EventServer;
+struct FrameHeader;
+
+enum class LinkState : uint8_t {
+    kDown = 0,     // no connection: puts are refused, reads go on
+    kSyncing = 1,  // connected: missed operations are applied, then everything is announced
+    kUp = 2,       // puts are served
+};
+const char* link_state_name(LinkState state);
+
+// The namespace part of a message to the master.
+struct LinkNamespace {
+    std::string tenant;
+    std::string ns;
+    uint32_t epoch = 0;
+    friend bool operator==(const LinkNamespace&, const LinkNamespace&) = default;
+};
+inline LinkNamespace link_namespace(const StoreNamespace& ns) {
+    return {ns.tenant, ns.name, ns.epoch};
+}
+
+// Views: valid during the call that takes it.
+struct ClaimItem {
+    uint64_t claim_id = 0;  // drawn by the node; unique in this incarnation
+    std::string_view key;
+    uint64_t size_bytes = 0;
+    Pin pin = Pin::kNone;
+    uint8_t replicas = 1;
+    bool upsert = false;
+};
+struct ClaimResult {
+    uint64_t claim_id = 0;
+    Code code = Code::kInternal;
+    Version version = 0;
+};
+
+// One published object, as the master shall know it.
+struct AnnounceItem {
+    uint64_t ticket = 0;  // given back with the answer; 0: nobody waits
+    std::string key;
+    Version version = 0;
+    uint64_t size_bytes = 0;
+    Pin pin = Pin::kNone;
+    uint8_t replicas = 0;    // wanted; 0: not known here
+    uint64_t expiry_ms = 0;  // remaining; 0: none
+};
+struct AnnounceGroup {
+    LinkNamespace ns;
+    std::vector<AnnounceItem> items;
+};
+struct AnnounceResult {
+    const AnnounceItem* item = nullptr;
+    Code code = Code::kInternal;
+};
+
+struct WithdrawItem {
+    std::string key;
+    Version version = 0;
+    MissReason reason = MissReason::kNone;
+};
+
+// Views into the frame: valid during on_ops.
+struct MasterOp {
+    OpKind kind = OpKind::kNone;
+    std::string_view tenant;
+    std::string_view ns;
+    uint32_t epoch = 0;  // of the namespace; kFlush: the epoch that ends
+    std::string_view key;
+    Version version = 0;
+    uint64_t arg = 0;  // kPin: the level; kFlush: the next epoch
+};
+
+// "Send your replica of this version to that node."
+struct CopyJob {
+    uint64_t link = 0;
+    uint64_t copy_id = 0;
+    LinkNamespace ns;
+    std::string key;
+    Version version = 0;
+    std::string target_endpoint;
+    std::string target_node;
+};
+
+class MasterLink {
+  public:
+    // What the link tells the node. Called from one server thread at a time, without locks held.
+    class Handler {
+      public:
+        virtual ~Handler() = default;
+        // Every claim and announce of this connection is void.
+        virtual void on_link_down(uint64_t link) = 0;
+        virtual void on_claims(uint64_t link, std::span<const ClaimResult> results) = 0;
+        virtual void on_announced(uint64_t link, const LinkNamespace& ns,
+                                  std::span<const AnnounceResult> results) = 0;
+        virtual void on_ops(std::span<const MasterOp> ops) = 0;
+        // Everything up to this operation has been applied here; acknowledge() is to follow once a
+        // later life of the node would not undo it.
+        virtual void on_applied(uint64_t seq) = 0;
+        virtual void on_copy(CopyJob job) = 0;
+        // The next at most `limit` objects behind `cursor` (0 at the start); returns the cursor for
+        // the next call, 0 when there is nothing behind.
+        virtual uint32_t list_objects(uint32_t cursor, size_t limit,
+                                      std::vector<AnnounceGroup>& out) = 0;
+    };
+    struct Options {
+        std::string cluster_id;
+        std::string node_id;
+        uint32_t node_epoch = 0;
+        uint64_t session_id = 0;   // 0: not registered yet, no connection is tried
+        uint64_t applied_seq = 0;  // last operation that an earlier life of the node has applied
+        HashSecret hash_secret{};
+        std::vector<std::string> endpoints;  // tried in order
+        std::string principal;
+        std::string token;
+        uint32_t connect_ms = 3'000;
+        uint32_t backoff_max_ms = 1'000;
+        uint32_t ping_ms = 1'000;    // a silent master is asked …
+        uint32_t silent_ms = 5'000;  // … and given up
+    };
+    // `server` and `handler` outlive the link.
+    MasterLink(Options options, EventServer& server, Handler& handler);
+    ~MasterLink();
+
+    void start();
+    void stop();  // idempotent; before the server stops
+    // A new registration: reconnects with it.
+    void set_session(uint64_t session_id, std::vector<std::string> endpoints);
+    // How it presents itself from the next connection on.
+    void set_credentials(std::string principal, std::string token);
+    LinkState state() const;
+    bool wait_state(LinkState state, uint32_t timeout_ms);
+    uint64_t losses() const;
+    uint64_t applied_seq() const;
+    // From any thread: the master need not keep operations up to this one for us.
+    void acknowledge(uint64_t seq);
+    std::string last_error() const;  // of the last attempt or connection; for people
+
+    // The number of the connection that is up; 0: none is.
+    uint64_t up() const;
+
+    // From any thread. False: connection `link` is not up any more, and nothing was sent.
+    bool claim(uint64_t link, const LinkNamespace& ns, std::span<const ClaimItem> items,
+               uint32_t timeout_ms);
+    void abandon(uint64_t link, std::span<const uint64_t> claim_ids);
+    bool announce(uint64_t link, const LinkNamespace& ns, std::vector<AnnounceItem> items);
+    // Dropped while nothing has been announced on the current connection.
+    void withdraw(const LinkNamespace& ns, std::vector<WithdrawItem> items);
+    void copy_done(uint64_t link, uint64_t copy_id, Code code);
+
+    // The server's calls for a connection whose session is_link() says to be this link's.
+    static bool is_link(const Connection& connection);
+    void on_open(Connection& connection);
+    void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void on_close(Connection& connection, std::string_view reason);
+    void tick();  // every 100 ms or so, one thread at a time
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,144 @@
+// Creating a node, and its owner's calls.
+#include "node/node_core.h"
+
+#include <sys/un.h>
+
+#include <algorithm>
+
+#include "node/node_service.h"
+
+namespace kvstore {
+namespace {
+
+Status check_options(const NodeOptions& options) {
+    if (options.node_id.empty() || !is_valid_name(options.node_id)) {
+        return {Code::kInvalidArgument, "node_id: a name of 1 to 255 bytes is needed"};
+    }
+    if (options.node_epoch == 0 || options.node_epoch > kMaxEpoch) {
+        return {Code::kInvalidArgument, "node_epoch: out of range"};
+    }
+    for (const std::string& text : {options.tcp_endpoint, options.unix_endpoint}) {
+        if (text.empty()) {
+            continue;
+        }
+        const Result<Endpoint> endpoint = Endpoint::parse(text);
+        if (!endpoint.ok()) {
+            return endpoint.status();
+        }
+        if (endpoint->is_unix() && endpoint->path.size() >= sizeof(sockaddr_un::sun_path)) {
+            return {Code::kInvalidArgument,
+                    "unix_endpoint: " + endpoint->path + " is longer than the system's " +
+                        std::to_string(sizeof(sockaddr_un::sun_path) - 1) + " bytes"};
+        }
+    }
+    return {};
+}
+
+BlockStore::Options store_options(const NodeOptions& options) {
+    BlockStore::Options store;
+    store.size_bytes = options.segment_bytes;
+    store.index_entries = options.index_entries;
+    store.node_id = options.node_id;
+    store.node_epoch = options.node_epoch;
+    store.secret = options.hash_secret;
+    store.client_cap_bytes = options.client_cap_bytes;
+    store.lease_cap_bytes = options.lease_cap_bytes;
+    store.reservation_ms = options.reservation_ms;
+    store.tiered = !options.nvme_dir.empty();
+    return store;
+}
+
+NvmeTier::Options nvme_options(const NodeOptions& options) {
+    NvmeTier::Options nvme;
+    nvme.log.directory = options.nvme_dir;
+    nvme.log.size_bytes = options.nvme_bytes;
+    nvme.log.node_id = options.node_id;
+    nvme.log.cluster_check = cluster_check(options.hash_secret);
+    nvme.log.discard_foreign = options.discard_foreign_nvme;
+    nvme.log.catalog = options.nvme_catalog;
+    nvme.log.on_progress = options.on_nvme_progress;
+    nvme.tunables = options.nvme;
+    return nvme;
+}
+
+}  // namespace
+
+struct NodeCore::Impl {
+    Impl(const NodeOptions& options, std::unique_ptr<BlockStore> blocks,
+         std::unique_ptr<NvmeTier> tier)
+        : store(std::move(blocks)), nvme(std::move(tier)), service(options, *store, nvme.get()) {}
+    std::unique_ptr<BlockStore> store;
+    std::unique_ptr<NvmeTier> nvme;
+    NodeService service;
+};
+
+Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options,
+                                                   std::unique_ptr<StoreFiles> files) {
+    const Status checked = check_options(options);
+    if (!checked.ok()) {
+        return checked;
+    }
+    Result<std::unique_ptr<BlockStore>> store =
+        files == nullptr ? BlockStore::create(store_options(options))
+                         : BlockStore::create(store_options(options), std::move(files));
+    if (!store.ok()) {
+        return store.status();
+    }
+    std::unique_ptr<NvmeTier> nvme;
+    if (!options.nvme_dir.empty()) {
+        auto opened = NvmeTier::open(nvme_options(options), **store);
+        if (!opened.ok()) {
+            return opened.status();
+        }
+        nvme = std::move(*opened);
+    }
+    return std::unique_ptr<NodeCore>(
+        new NodeCore(std::make_unique<Impl>(options, std::move(*store), std::move(nvme))));
+}
+
+NodeCore::NodeCore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+NodeCore::~NodeCore() { stop(); }
+
+Result<NodeEndpoints> NodeCore::start() { return impl_->service.start(); }
+
+void NodeCore::set_session(uint64_t session_id, const std::vector<std::string>& master_endpoints) {
+    impl_->service.link().set_session(session_id, master_endpoints);
+}
+
+void NodeCore::set_principals(std::vector<Principal> principals) {
+    impl_->service.set_principals(std::move(principals));
+}
+
+void NodeCore::set_credentials(std::string principal, std::string token) {
+    impl_->service.set_credentials(std::move(principal), std::move(token));
+}
+
+void NodeCore::set_tunables(NodeTunables tunables) {
+    impl_->service.set_tunables(std::move(tunables));
+}
+
+void NodeCore::set_draining(bool draining) { impl_->service.set_draining(draining); }
+
+LinkState NodeCore::link_state() const { return impl_->service.link().state(); }
+
+bool NodeCore::wait_link(LinkState state, uint32_t timeout_ms) {
+    return impl_->service.link().wait_state(state, timeout_ms);
+}
+
+NodeStats NodeCore::stats() const {
+    NodeStats stats;
+    impl_->service.fill(stats);
+    return stats;
+}
+
+std::vector<TenantCounters> NodeCore::client_counters() const {
+    return impl_->service.slots().counters();
+}
+
+BlockStore& NodeCore::store() { return *impl_->store; }
+
+NvmeTier* NodeCore::nvme() { return impl_->nvme.get(); }
+
+void NodeCore::stop() { impl_->service.stop(); }
+
+}  // namespace kvstore

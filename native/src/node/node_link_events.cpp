@@ -1,0 +1,160 @@
+// What the master's link brings to the node, and what the node's store has to tell the master.
+#include <algorithm>
+#include <utility>
+
+#include "base/fault_point.h"
+#include "node/node_service.h"
+
+namespace kvstore {
+void NodeService::on_link_down(uint64_t link) {
+    flow_->on_link_down(link);
+    copier_->drop_link(link);
+}
+
+void NodeService::on_claims(uint64_t link, std::span<const ClaimResult> results) {
+    flow_->on_claims(link, results);
+}
+
+void NodeService::on_announced(uint64_t, const LinkNamespace& name,
+                               std::span<const AnnounceResult> results) {
+    flow_->on_announced(results);
+    const Result<NamespaceRef> ns = namespaces_.at(name.tenant, name.ns, name.epoch);
+    for (const AnnounceResult& result : results) {
+        // Of the full announce: what the master does not take (removed, flushed, older than what
+        // others have) nobody shall read here either.
+        if (result.item->ticket == 0 && result.code != Code::kOk && ns.ok()) {
+            const std::string& key = result.item->key;
+            const Hash128 hash = key_hash(options_.hash_secret, (*ns)->id, key);
+            remove(*ns, {key, hash}, result.item->version);
+        }
+    }
+}
+
+// ---- operations ------------------------------------------------------------------------------
+
+void NodeService::on_ops(std::span<const MasterOp> ops) {
+    for (const MasterOp& op : ops) {
+        apply(op);
+    }
+}
+
+void NodeService::on_applied(uint64_t seq) {
+    store_.note_applied(seq);
+    fault_point("removal_applied");
+    if (tier_ != nullptr) {
+        tier_->note_applied(seq);  // acknowledges it once it is on disk
+    } else {
+        link_->acknowledge(seq);
+    }
+}
+
+void NodeService::remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version) {
+    fault_point("remove");
+    static_cast<void>(store_.remove_upto(ns, key, version));
+    fault_point("removed");
+    if (tier_ != nullptr) {
+        tier_->remove(ns, key.hash, version);
+    }
+}
+
+void NodeService::apply(const MasterOp& op) {
+    if (op.kind == OpKind::kFlush) {
+        const uint32_t next = std::max(static_cast<uint32_t>(op.arg), op.epoch + 1);
+        const Result<NamespaceRef> ended = namespaces_.advance(op.tenant, op.ns, next);
+        if (ended.ok() && *ended != nullptr) {
+            store_.flush(*ended);
+            if (tier_ != nullptr) {
+                tier_->flush((*ended)->id);
+            }
+        }
+        return;
+    }
+    const Result<NamespaceRef> ns = namespaces_.at(op.tenant, op.ns, op.epoch);
+    if (!ns.ok()) {
+        return;  // no such name can exist, so there is nothing to do
+    }
+    const BlockStore::Key key{op.key, key_hash(options_.hash_secret, (*ns)->id, op.key)};
+    if (op.kind == OpKind::kRemove) {
+        remove(*ns, key, op.version);
+    } else if (op.kind == OpKind::kPin && op.arg <= static_cast<uint64_t>(Pin::kHard)) {
+        static_cast<void>(store_.set_pin(*ns, key, static_cast<Pin>(op.arg)));
+        if (tier_ != nullptr) {
+            tier_->set_pin(*ns, key.hash, static_cast<Pin>(op.arg));
+        }
+    }
+}
+
+void NodeService::on_copy(CopyJob job) { copier_->push(std::move(job)); }
+
+// ---- announcements ---------------------------------------------------------------------------
+
+// DRAM first. What is promoted meanwhile is still on NVMe, and what is demoted was listed already.
+uint32_t NodeService::list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
+    if (cursor == 0) {
+        listed_below_ = {};
+    }
+    const uint32_t next = cursor == kListBelow ? 0 : list_dram(cursor, limit, out);
+    if (next != 0 || tier_ == nullptr) {
+        return next;
+    }
+    return tier_->list(&listed_below_, limit, &out) ? kListBelow : 0;
+}
+
+uint32_t NodeService::list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
+    std::vector<BlockStore::ObjectInfo> objects;
+    const uint32_t next = store_.list_objects(cursor, limit, objects);
+    std::unordered_map<const StoreNamespace*, size_t> groups;
+    for (BlockStore::ObjectInfo& object : objects) {
+        const auto [at, added] = groups.emplace(object.ns.get(), out.size());
+        if (added) {
+            out.push_back({link_namespace(*object.ns), {}});
+        }
+        out[at->second].items.push_back({0, std::move(object.key), object.version, object.length,
+                                         object.pin, wishes_.wanted(object.version),
+                                         object.left_ms});
+    }
+    return next;
+}
+
+void NodeService::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
+    for (size_t first = 0; first < items.size();) {
+        const NamespaceRef& ns = items[first].ns;
+        std::vector<WithdrawItem> withdraws;
+        size_t end = first;
+        for (; end < items.size() && items[end].ns == ns; ++end) {
+            const BlockStore::Withdrawn& item = items[end];
+            if (item.reason == MissReason::kEvicted && tier_ != nullptr &&
+                tier_->has(ns->id, item.hash, item.version)) {
+                continue;  // readable as before
+            }
+            wishes_.forget(item.version);
+            if (item.reason == MissReason::kVersion) {
+                // The announce of the new version replaces it at the master. Told before that, it
+                // would make a moment in which nobody finds the key.
+                std::lock_guard lock(replaced_mutex_);
+                replaced_.push_back(item);
+            } else if (item.reason != MissReason::kRemoved && item.reason != MissReason::kFlushed) {
+                // Removes and flushes come from the master: it knows.
+                withdraws.push_back({item.key, item.version, item.reason});
+            }
+        }
+        if (!withdraws.empty()) {
+            link_->withdraw(link_namespace(*ns), std::move(withdraws));
+        }
+        first = end;
+    }
+}
+
+// For the case that the new version never came to be announced.
+void NodeService::withdraw_replaced() {
+    std::vector<BlockStore::Withdrawn> replaced;
+    {
+        std::lock_guard lock(replaced_mutex_);
+        replaced.swap(replaced_);
+    }
+    for (const BlockStore::Withdrawn& item : replaced) {
+        link_->withdraw(link_namespace(*item.ns), {{item.key, item.version, item.reason}});
+    }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,48 @@
+// Opening and advancing a node's namespaces.
+#include "node/node_namespaces.h"
+
+namespace kvstore {
+
+Result<std::shared_ptr<NamespaceCell>> NodeNamespaces::open(std::string_view tenant,
+                                                            std::string_view name) {
+    if (tenant.empty() || !is_valid_name(tenant) || !is_valid_name(name)) {
+        return {Code::kInvalidArgument, "not a tenant or namespace name"};
+    }
+    std::lock_guard lock(mutex_);
+    const Name full{tenant, name};
+    const auto found = cells_.find(full);
+    if (found != cells_.end()) {
+        return found->second;
+    }
+    if (cells_.size() >= kMaxNamespaces) {
+        return {Code::kOverloaded, "too many namespaces"};
+    }
+    auto cell = std::make_shared<NamespaceCell>(make_namespace(secret_, tenant, name, 0));
+    cells_.emplace(full, cell);
+    return cell;
+}
+
+Result<NamespaceRef> NodeNamespaces::at(std::string_view tenant, std::string_view name,
+                                        uint32_t epoch) {
+    const Result<std::shared_ptr<NamespaceCell>> cell = open(tenant, name);
+    if (!cell.ok()) {
+        return cell.status();
+    }
+    NamespaceRef current = (*cell)->current();
+    return current->epoch == epoch ? current : make_namespace(secret_, tenant, name, epoch);
+}
+
+Result<NamespaceRef> NodeNamespaces::advance(std::string_view tenant, std::string_view name,
+                                             uint32_t epoch) {
+    const Result<std::shared_ptr<NamespaceCell>> cell = open(tenant, name);
+    if (!cell.ok()) {
+        return cell.status();
+    }
+    std::lock_guard lock((*cell)->mutex_);
+    if ((*cell)->current_->epoch >= epoch) {
+        return NamespaceRef();
+    }
+    return std::exchange((*cell)->current_, make_namespace(secret_, tenant, name, epoch));
+}
+
+}  // namespace kvstore

@@ -1,0 +1,51 @@
+// The namespaces that a node has heard of, each with its current incarnation (epoch).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "store/block_store.h"
+
+namespace kvstore {
+
+// One (tenant, name); sessions keep it, so that a flush reaches them all at once. Thread-safe.
+class NamespaceCell {
+  public:
+    explicit NamespaceCell(NamespaceRef ns) : current_(std::move(ns)) {}
+    NamespaceRef current() const {
+        std::lock_guard lock(mutex_);
+        return current_;
+    }
+
+  private:
+    friend class NodeNamespaces;
+    mutable std::mutex mutex_;
+    NamespaceRef current_;
+};
+
+// Thread-safe. Nothing is ever forgotten: the epochs are what a flush has left behind.
+class NodeNamespaces {
+  public:
+    static constexpr size_t kMaxNamespaces = 1u << 16;
+    explicit NodeNamespaces(const HashSecret& secret) : secret_(secret) {}
+
+    // kInvalidArgument for a bad name, kOverloaded when the table is full.
+    Result<std::shared_ptr<NamespaceCell>> open(std::string_view tenant, std::string_view name);
+    // The incarnation `epoch` of a namespace: the current one when it is that.
+    Result<NamespaceRef> at(std::string_view tenant, std::string_view name, uint32_t epoch);
+    // Makes `epoch` current when it is higher. Returns the incarnation that ended, or null.
+    Result<NamespaceRef> advance(std::string_view tenant, std::string_view name, uint32_t epoch);
+
+  private:
+    using Name = std::pair<std::string, std::string>;
+    const HashSecret secret_;
+    std::mutex mutex_;
+    std::map<Name, std::shared_ptr<NamespaceCell>> cells_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,447 @@
+// The node's life as a server: hello, dispatch, sessions and their slots, ticks, figures.
+#include "node/node_service.h"
+
+#include <algorithm>
+
+#include "base/clock.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kSendShare = 2;  // of the segment may be on its way to readers by socket
+constexpr uint64_t kBelowBytes = 256 << 20;  // memory for what is on its way from NVMe to them
+// Who takes nothing for so long loses its connection: sooner while reads are refused for want of
+// that share, and for a while after the last refusal.
+constexpr uint32_t kStallMs = 30'000;
+constexpr uint32_t kPressedStallMs = 1'000;
+constexpr uint64_t kPressedMs = 5'000;
+
+HelloParams peer_hello(const NodeOptions& options) {
+    HelloParams hello;
+    hello.role = Role::kNode;
+    hello.cluster_id = options.cluster_id;
+    hello.principal = options.principal;
+    hello.token = options.token;
+    hello.features = kAllFeatures & ~kFeatureSharedMemory;
+    hello.node_id = options.node_id;
+    hello.node_epoch = options.node_epoch;
+    hello.client_name = options.node_id;
+    return hello;
+}
+
+EventServer::Options server_options(const NodeOptions& options,
+                                    std::shared_ptr<Authenticator> authenticator) {
+    EventServer::Options server;
+    server.loops = std::max<uint32_t>(options.server_threads, 1);
+    server.write_stall_ms = kStallMs;
+    server.cluster_id = options.cluster_id;
+    server.authenticator = std::move(authenticator);
+    server.log = options.log;
+    return server;
+}
+
+// What was applied before: where both tiers keep objects, in both of them.
+uint64_t applied_before(const BlockStore& store, const NvmeTier* tier) {
+    const BlockStore::Beginning& begun = store.beginning();
+    if (tier == nullptr || tier->is_empty()) {
+        return begun.applied_seq;
+    }
+    return begun.warm ? std::min(begun.applied_seq, tier->recovered_applied())
+                      : tier->recovered_applied();
+}
+
+MasterLink::Options link_options(const NodeOptions& options, const BlockStore& store,
+                                 const NvmeTier* tier) {
+    MasterLink::Options link;
+    link.cluster_id = options.cluster_id;
+    link.node_id = options.node_id;
+    link.node_epoch = options.node_epoch;
+    link.session_id = options.session_id;
+    link.applied_seq = applied_before(store, tier);
+    link.hash_secret = options.hash_secret;
+    link.endpoints = options.master_endpoints;
+    link.principal = options.principal;
+    link.token = options.token;
+    link.backoff_max_ms = options.backoff_max_ms;
+    return link;
+}
+
+}  // namespace
+
+NodeService::NodeService(const NodeOptions& options, BlockStore& store, NvmeTier* tier)
+    : options_(options),
+      reservation_ms_(options.reservation_ms),
+      shm_tenants_(options.shm_tenants),
+      store_(store),
+      tier_(tier),
+      namespaces_(options.hash_secret),
+      slots_(store.client_slots()),
+      send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
+      below_budget_(std::make_shared<SendBudget>(kBelowBytes)),
+      authenticator_(std::make_shared<Authenticator>(options.principals)) {
+    for (const NamespaceRef& ns : store.beginning().namespaces) {
+        static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
+    }
+    begin_below();
+    server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
+    link_ = std::make_unique<MasterLink>(link_options(options, store, tier), *server_, *this);
+    flow_ = std::make_unique<PutFlow>(
+        PutFlow::Options{options.hash_secret, options.reservation_ms, options.max_timeout_ms},
+        store_, tier_, *link_, metrics_, wishes_);
+    PeerCopier::Options copier;
+    copier.hash_secret = options.hash_secret;
+    copier.hello = peer_hello(options);
+    copier_ = std::make_unique<PeerCopier>(
+        std::move(copier), store_, tier_, namespaces_, wishes_, metrics_,
+        [this](const CopyJob& job, Code code) { link_->copy_done(job.link, job.copy_id, code); });
+    store_.set_on_withdraw(
+        [this](std::span<const BlockStore::Withdrawn> items) { on_withdrawn(items); });
+}
+
+NodeService::~NodeService() { stop(); }
+
+// A flush that DRAM knows of and NVMe does not: the earlier life ended between the two.
+void NodeService::begin_below() {
+    if (tier_ == nullptr) {
+        return;
+    }
+    for (const NamespaceRef& ns : tier_->namespaces()) {
+        static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
+    }
+    for (const NamespaceRef& ns : tier_->namespaces()) {
+        const auto cell = namespaces_.open(ns->tenant, ns->name);
+        if (cell.ok() && (*cell)->current()->epoch > ns->epoch) {
+            tier_->flush(ns->id);
+        }
+    }
+}
+
+Result<NodeEndpoints> NodeService::start() {
+    NodeEndpoints bound;
+    for (const std::string* text : {&options_.tcp_endpoint, &options_.unix_endpoint}) {
+        if (text->empty()) {
+            continue;
+        }
+        const Result<Endpoint> endpoint = Endpoint::parse(*text);
+        if (!endpoint.ok()) {
+            return endpoint.status();
+        }
+        const Result<Endpoint> real = server_->listen(*endpoint);
+        if (!real.ok()) {
+            return real.status();
+        }
+        (real->is_unix() ? bound.unix_socket : bound.tcp) = real->to_string();
+    }
+    const Status status = server_->start();
+    if (!status.ok()) {
+        return status;
+    }
+    if (tier_ != nullptr) {
+        tier_->start({[this](const NamespaceRef& ns, std::vector<WithdrawItem> items) {
+                          link_->withdraw(link_namespace(*ns), std::move(items));
+                      },
+                      [this](uint64_t seq) { link_->acknowledge(seq); }});
+        // On its disk from the start: an earlier mark goes with the file that it is in.
+        tier_->note_applied(applied_before(store_, tier_));
+    }
+    copier_->start();
+    link_->start();
+    return bound;
+}
+
+// The link first, so that it does not come back; the server's end closes every session, which frees
+// what the sessions had reserved.
+void NodeService::stop() {
+    link_->stop();
+    copier_->stop();
+    server_->stop();
+    if (tier_ != nullptr) {
+        tier_->stop();
+    }
+    store_.set_on_withdraw(nullptr);
+}
+
+void NodeService::set_principals(std::vector<Principal> principals) {
+    authenticator_->replace(std::move(principals));
+}
+
+void NodeService::set_credentials(std::string principal, std::string token) {
+    copier_->set_credentials(principal, token);
+    link_->set_credentials(std::move(principal), std::move(token));
+}
+
+void NodeService::set_tunables(NodeTunables tunables) {
+    const std::lock_guard lock(tunables_mutex_);
+    // The shorter time first: what is said of a spare's time is never above what the store gives.
+    reservation_ms_.store(std::min(reservation_ms_.load(), tunables.reservation_ms));
+    store_.set_limits(tunables.reservation_ms, tunables.client_cap_bytes);
+    flow_->set_reservation_ms(tunables.reservation_ms);
+    reservation_ms_.store(tunables.reservation_ms);
+    shm_tenants_ = std::move(tunables.shm_tenants);
+    if (tier_ != nullptr) {
+        tier_->set_tunables(tunables.nvme);
+    }
+}
+
+// ---- sessions --------------------------------------------------------------------------------
+
+bool NodeService::may_map(const Connection& connection, const Hello& hello) const {
+    const std::lock_guard lock(tunables_mutex_);
+    const std::vector<std::string>& tenants = shm_tenants_;
+    return connection.peer().is_unix && hello.role != Role::kNode &&
+           (connection.peer().features & kFeatureSharedMemory) != 0 &&
+           std::find(tenants.begin(), tenants.end(), hello.tenant) != tenants.end();
+}
+
+Result<HelloAnswer> NodeService::on_hello(Connection& connection, const Hello& hello) {
+    auto session = std::make_shared<ClientSession>();
+    session->role = hello.role;
+    session->id = connection.id();
+    HelloAnswer answer;
+    WelcomeData& welcome = answer.welcome;
+    welcome.session_id = session->id;
+    welcome.hash_secret = options_.hash_secret;
+    welcome.node_id = options_.node_id;
+    welcome.node_epoch = options_.node_epoch;
+    welcome.segment_bytes = store_.segment_bytes();
+    welcome.flush_counter = store_.flush_counter();  // before the epoch: at worst, asked again
+    if (hello.role == Role::kNode) {
+        if (hello.node_id.empty()) {
+            return {Code::kInvalidArgument, "a node's hello without a node id"};
+        }
+    } else {
+        Result<std::shared_ptr<NamespaceCell>> ns = namespaces_.open(hello.tenant, hello.ns);
+        if (!ns.ok()) {
+            return ns.status();
+        }
+        session->ns = *ns;
+        welcome.ns_epoch = session->ns->current()->epoch;
+    }
+    if (may_map(connection, hello)) {
+        session->offered_slot = slots_.offer(connection.peer().pid);
+        if (session->offered_slot >= 0) {
+            welcome.slot = session->offered_slot;
+            answer.fds = {store_.segment_fd(), store_.index_fd(), store_.clients_fd()};
+        }
+    }
+    answer.session = std::move(session);
+    return answer;
+}
+
+void NodeService::on_open(Connection& connection) {
+    if (MasterLink::is_link(connection)) {
+        link_->on_open(connection);
+    }
+}
+
+void NodeService::on_close(Connection& connection, Code, std::string_view reason) {
+    if (MasterLink::is_link(connection)) {
+        return link_->on_close(connection, reason);
+    }
+    auto& session = *connection.session_as<ClientSession>();
+    if (session.offered_slot >= 0) {
+        slots_.give_back(session.offered_slot);
+    }
+    // The end of a socket only marks: what a living process may still write into is quarantined.
+    flow_->on_session_closed(session.id);
+    store_.on_session_closed(session.id);
+}
+
+void NodeService::on_tick(size_t loop) {
+    if (loop != 0) {
+        return;
+    }
+    slots_.tick();
+    store_.tick();
+    flow_->tick();
+    withdraw_replaced();
+    link_->tick();
+    watch_send_budget();
+}
+
+void NodeService::watch_send_budget() {
+    const uint64_t now_ms = boottime_ms();
+    const uint64_t refusals = send_budget_->refusals() + below_budget_->refusals();
+    if (refusals != seen_refusals_) {
+        seen_refusals_ = refusals;
+        pressed_until_ms_ = now_ms + kPressedMs;
+    }
+    server_->set_write_stall_ms(now_ms < pressed_until_ms_ ? kPressedStallMs : kStallMs);
+}
+
+void NodeService::slot_ready(Connection& connection, const FrameHeader& header, Body body) {
+    SlotReady message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    auto& session = *connection.session_as<ClientSession>();
+    Code code = Code::kUnsupported;
+    if (session.slot >= 0 && message.slot == static_cast<uint32_t>(session.slot)) {
+        code = Code::kOk;  // again, for what else it says
+    } else if (session.offered_slot >= 0) {
+        code = slots_.confirm(message.slot, connection.peer().pid, connection.peer().tenant);
+        if (code == Code::kOk) {
+            if (message.slot != static_cast<uint32_t>(session.offered_slot)) {
+                slots_.give_back(session.offered_slot);
+            }
+            session.offered_slot = -1;
+            session.slot = static_cast<int>(message.slot);
+        }
+    }
+    if (code == Code::kOk) {
+        store_.end_earlier_writes(session.slot, message.writes_ended_below);
+    }
+    const int32_t status = static_cast<int32_t>(code);
+    StatusReply reply;
+    reply.status = std::span(&status, 1);
+    connection.ref()->send_message(reply, header.request_id);
+}
+
+void NodeService::resolve(Connection& connection, const FrameHeader& header) {
+    const auto& session = *connection.session_as<ClientSession>();
+    ResolveReply reply;
+    reply.flush_counter = store_.flush_counter();
+    const NamespaceRef ns = session.ns->current();
+    reply.namespace_id = ns->id;
+    reply.ns_epoch = ns->epoch;
+    connection.ref()->send_message(reply, header.request_id);
+}
+
+// ---- dispatch --------------------------------------------------------------------------------
+
+void NodeService::on_frame(Connection& connection, const FrameHeader& header, Body body,
+                           PayloadPlan* plan) {
+    if (MasterLink::is_link(connection)) {
+        return link_->on_frame(connection, header, body);
+    }
+    const bool is_peer = connection.session_as<ClientSession>()->role == Role::kNode;
+    switch (header.message()) {
+        case MessageType::kPut:
+            if (!is_peer) {
+                return begin_put(connection, header, body, plan);
+            }
+            break;
+        case MessageType::kCopyPut:
+            if (is_peer) {
+                return begin_copy(connection, header, body, plan);
+            }
+            break;
+        default:
+            if (header.payload_bytes == 0 &&
+                (on_session_frame(connection, header, body) ||
+                 (!is_peer && on_object_frame(connection, header, body)))) {
+                return;
+            }
+            break;
+    }
+    connection.ref()->send_error(
+        header.request_id, Code::kPermissionDenied,
+        std::string(message_type_name(header.type)) + " is not a request of this role to a node");
+}
+
+bool NodeService::on_session_frame(Connection& connection, const FrameHeader& header, Body body) {
+    switch (header.message()) {
+        case MessageType::kSlotReady:
+            return slot_ready(connection, header, body), true;
+        case MessageType::kStats:
+            return answer_stats(connection, header), true;
+        default:
+            return false;
+    }
+}
+
+bool NodeService::on_object_frame(Connection& connection, const FrameHeader& header, Body body) {
+    switch (header.message()) {
+        case MessageType::kReserve:
+            return reserve(connection, header, body), true;
+        case MessageType::kCommit:
+            return commit(connection, header, body), true;
+        case MessageType::kAbort:
+            return abort(connection, header, body), true;
+        case MessageType::kGet:
+            return get(connection, header, body), true;
+        case MessageType::kPrefetch:
+            return prefetch(connection, header, body), true;
+        case MessageType::kExplain:
+            return explain(connection, header, body), true;
+        case MessageType::kLease:
+            return lease(connection, header, body), true;
+        case MessageType::kLeaseRenew:
+            return lease_renew(connection, header, body), true;
+        case MessageType::kLeaseRelease:
+            return lease_release(connection, header, body), true;
+        case MessageType::kHold:
+            return hold(connection, header, body), true;
+        case MessageType::kUnhold:
+            return unhold(connection, header, body), true;
+        case MessageType::kResolve:
+            return resolve(connection, header), true;
+        default:
+            return false;
+    }
+}
+
+// ---- figures ---------------------------------------------------------------------------------
+
+void NodeService::fill(NodeStats& stats) const {
+    stats.link = link_->state();
+    stats.link_error = link_->last_error();
+    stats.link_losses = link_->losses();
+    stats.applied_seq = link_->applied_seq();
+    stats.prefault_error = store_.prefault_status().message();
+    stats.store = store_.stats();
+    if (tier_ != nullptr) {
+        stats.nvme = tier_->stats();
+    }
+    stats.puts_under_way = flow_->under_way();
+    stats.hits = metrics_.hits.get();
+    for (size_t i = 0; i < stats.misses.size(); ++i) {
+        stats.misses[i] = metrics_.misses[i].get();
+    }
+    stats.puts_ok = metrics_.puts_ok.get();
+    stats.puts_exist = metrics_.puts_exist.get();
+    stats.puts_failed = metrics_.puts_failed.get();
+    stats.put_bytes_shm = metrics_.put_bytes_shm.get();
+    stats.put_bytes_tcp = metrics_.put_bytes_socket.get();
+    stats.get_bytes_tcp = metrics_.get_bytes_socket.get();
+    stats.copies_in = metrics_.copies_in.get();
+    stats.copies_out = metrics_.copies_out.get();
+    stats.copies_failed = metrics_.copies_failed.get();
+    stats.copy_bytes_in = metrics_.copy_bytes_in.get();
+    stats.copy_bytes_out = metrics_.copy_bytes_out.get();
+    stats.live_slots = slots_.live();
+    stats.server = server_->stats();
+    stats.put_us = metrics_.put_us.snapshot();
+    stats.get_us = metrics_.get_us.snapshot();
+    stats.claim_us = metrics_.claim_us.snapshot();
+    stats.announce_us = metrics_.announce_us.snapshot();
+}
+
+void NodeService::answer_stats(Connection& connection, const FrameHeader& header) {
+    NodeStats stats;
+    fill(stats);
+    const std::pair<std::string_view, uint64_t> rows[] = {
+        {"capacity_bytes", stats.store.segment_bytes},
+        {"used_bytes", stats.store.used_bytes},
+        {"objects", stats.store.objects},
+        {"evictions", stats.store.evictions},
+        {"hits", stats.hits},
+        {"puts_ok", stats.puts_ok},
+        {"put_bytes_shm", stats.put_bytes_shm},
+        {"put_bytes_tcp", stats.put_bytes_tcp},
+        {"get_bytes_tcp", stats.get_bytes_tcp},
+        {"connections", stats.server.open},
+    };
+    std::vector<std::string_view> names;
+    std::vector<uint64_t> values;
+    for (const auto& [name, value] : rows) {
+        names.push_back(name);
+        values.push_back(value);
+    }
+    StatsReply reply;
+    reply.names = names;
+    reply.values = values;
+    connection.ref()->send_message(reply, header.request_id);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,140 @@
+// What a node answers: the block protocol's messages for clients, peers and the master, joined with
+// the block store. Owns the server, the link to the master and the copier.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "net/event_server.h"
+#include "node/master_link.h"
+#include "node/node_core.h"
+#include "node/node_metrics.h"
+#include "node/node_namespaces.h"
+#include "node/node_session.h"
+#include "node/node_slots.h"
+#include "node/peer_copier.h"
+#include "node/put_flow.h"
+#include "node/replica_wishes.h"
+#include "node/send_budget.h"
+
+namespace kvstore {
+
+class NodeService final : public Service, public MasterLink::Handler {
+  public:
+    // Both outlive the service; `tier` may be null.
+    NodeService(const NodeOptions& options, BlockStore& store, NvmeTier* tier);
+    ~NodeService() override;
+
+    Result<NodeEndpoints> start();
+    void stop();
+    MasterLink& link() { return *link_; }
+    const NodeSlots& slots() const { return slots_; }
+    void set_draining(bool draining) { draining_.store(draining); }
+    void set_principals(std::vector<Principal> principals);
+    void set_credentials(std::string principal, std::string token);
+    void set_tunables(NodeTunables tunables);
+    void fill(NodeStats& stats) const;
+
+    // node_service.cpp
+    Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
+    void on_open(Connection& connection) override;
+    void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
+                  PayloadPlan* plan) override;
+    void on_payload(Connection& connection, const FrameHeader& header,
+                    std::span<const uint8_t> body, const std::shared_ptr<void>& context) override;
+    void on_close(Connection& connection, Code code, std::string_view reason) override;
+    void on_tick(size_t loop) override;
+
+    // node_link_events.cpp
+    void on_link_down(uint64_t link) override;
+    void on_claims(uint64_t link, std::span<const ClaimResult> results) override;
+    void on_announced(uint64_t link, const LinkNamespace& ns,
+                      std::span<const AnnounceResult> results) override;
+    void on_ops(std::span<const MasterOp> ops) override;
+    void on_applied(uint64_t seq) override;
+    void on_copy(CopyJob job) override;
+    uint32_t list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) override;
+
+  private:
+    using Body = std::span<const uint8_t>;
+    static constexpr uint32_t kListBelow = UINT32_MAX;  // a listing's cursor: what NVMe has
+    struct Incoming;                                    // a put whose payload is being received
+    struct Getting;                                     // a get, until its last byte is sent
+
+    // node_service.cpp
+    void begin_below();
+    bool may_map(const Connection& connection, const Hello& hello) const;
+    bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
+    bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);
+    void slot_ready(Connection& connection, const FrameHeader& header, Body body);
+    void resolve(Connection& connection, const FrameHeader& header);
+    void answer_stats(Connection& connection, const FrameHeader& header);
+    void watch_send_budget();
+
+    // node_reads.cpp
+    void get(Connection& connection, const FrameHeader& header, Body body);
+    bool get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
+                        std::span<const BlockStore::Key> keys);
+    void finish_get(const std::shared_ptr<Getting>& get);
+    void prefetch(Connection& connection, const FrameHeader& header, Body body);
+    void explain(Connection& connection, const FrameHeader& header, Body body);
+    void lease(Connection& connection, const FrameHeader& header, Body body);
+    void lease_renew(Connection& connection, const FrameHeader& header, Body body);
+    void lease_release(Connection& connection, const FrameHeader& header, Body body);
+    void hold(Connection& connection, const FrameHeader& header, Body body);
+    void unhold(Connection& connection, const FrameHeader& header, Body body);
+    std::vector<BlockStore::Key> store_keys(const StoreNamespace& ns, const KeyList& keys,
+                                            const U64Column& versions) const;
+
+    // node_writes.cpp
+    void reserve(Connection& connection, const FrameHeader& header, Body body);
+    void commit(Connection& connection, const FrameHeader& header, Body body);
+    void abort(Connection& connection, const FrameHeader& header, Body body);
+    void begin_put(Connection& connection, const FrameHeader& header, Body body, PayloadPlan* plan);
+    void begin_copy(Connection& connection, const FrameHeader& header, Body body,
+                    PayloadPlan* plan);
+    void plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,
+                      std::span<const PutFlow::Begun> begun, const U64Column& sizes,
+                      uint64_t crcs_behind, PayloadPlan* plan);
+    void finish_put(Incoming& incoming);
+
+    // node_link_events.cpp
+    void on_withdrawn(std::span<const BlockStore::Withdrawn> items);
+    void withdraw_replaced();
+    void apply(const MasterOp& op);
+    void remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version);
+    uint32_t list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out);
+
+    const NodeOptions options_;  // but for the tunables, which are below
+    std::atomic<uint32_t> reservation_ms_;
+    mutable std::mutex tunables_mutex_;
+    std::vector<std::string> shm_tenants_;
+    BlockStore& store_;
+    NvmeTier* const tier_;
+    NodeMetrics metrics_;
+    ReplicaWishes wishes_;
+    NodeNamespaces namespaces_;
+    NodeSlots slots_;
+    std::atomic<bool> draining_{false};
+    const std::shared_ptr<SendBudget> send_budget_;
+    const std::shared_ptr<SendBudget> below_budget_;  // for what is read from NVMe
+    uint64_t seen_refusals_ = 0;                      // these two: the ticking loop only
+    uint64_t pressed_until_ms_ = 0;
+    std::shared_ptr<Authenticator> authenticator_;
+    std::unique_ptr<EventServer> server_;
+    std::unique_ptr<MasterLink> link_;
+    std::unique_ptr<PutFlow> flow_;
+    std::unique_ptr<PeerCopier> copier_;
+
+    NvmeCursor listed_below_;  // of the full announce; the link's loop only
+
+    std::mutex replaced_mutex_;
+    std::vector<BlockStore::Withdrawn> replaced_;  // older versions, withdrawn behind the new ones
+};
+
+}  // namespace kvstore

@@ -1,0 +1,36 @@
+// What a node's event server keeps with each connection: a client's (or peer's) session, or the
+// link.
+#pragma once
+
+#include <cstdint>
+
+#include "node/node_namespaces.h"
+#include "store/block_store.h"
+
+namespace kvstore {
+
+struct NodeSession {
+    virtual ~NodeSession() = default;
+    virtual bool is_link() const { return false; }
+};
+
+// Used by the connection's own loop thread only.
+struct ClientSession final : NodeSession {
+    Role role = Role::kClient;
+    std::shared_ptr<NamespaceCell> ns;  // null for a peer node, which names it in every message
+    uint64_t id = 0;                    // owner of reservations, leases and holds
+    int offered_slot = -1;              // assigned at hello, not confirmed yet
+    int slot = -1;                      // confirmed
+
+    // Who writes blocks and holds them: the client's process, or the node on behalf of a socket.
+    Owner process() const { return {id, slot}; }
+    Owner by_socket() const { return {id, -1}; }
+};
+
+struct LinkSession final : NodeSession {
+    explicit LinkSession(uint64_t link_number) : link(link_number) {}
+    bool is_link() const override { return true; }
+    const uint64_t link;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,99 @@
+// Offering, confirming and reading the client slots.
+#include "node/node_slots.h"
+
+#include <algorithm>
+
+namespace kvstore {
+
+static_assert(kClientCounterCount <= static_cast<int>(kSlotCounterCount));
+
+// The clients of an earlier life of the node: their slots are theirs still, and they come back.
+NodeSlots::NodeSlots(ClientSlots& slots) : slots_(slots) {
+    for (const uint32_t slot : slots.live_slots()) {
+        live_.emplace(slot, Tenant{slots.holder(slot), {}, {}});
+    }
+}
+
+int NodeSlots::offer(pid_t pid) {
+    std::lock_guard lock(mutex_);
+    const Result<uint32_t> slot = slots_.assign();
+    if (!slot.ok()) {
+        return -1;
+    }
+    offered_[*slot] = pid;
+    return static_cast<int>(*slot);
+}
+
+void NodeSlots::give_back(int slot) {
+    std::lock_guard lock(mutex_);
+    const auto offer = offered_.find(static_cast<uint32_t>(slot));
+    // While it is locked, another session of that process may be about to confirm it.
+    if (offer != offered_.end() && slots_.free_slot(offer->first)) {
+        offered_.erase(offer);
+    }
+}
+
+Code NodeSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
+    std::lock_guard lock(mutex_);
+    const auto known = live_.find(slot);
+    const auto offer = offered_.find(slot);
+    const bool offered = offer != offered_.end();
+    // A slot is one process: nobody speaks for the slot of another.
+    if (offered ? offer->second != pid : known == live_.end() || known->second.pid != pid) {
+        return Code::kPermissionDenied;
+    }
+    const Status confirmed = slots_.confirm(slot);
+    if (confirmed.ok() && !offered && known->second.tenant.empty()) {
+        known->second.tenant = tenant;
+    }
+    if (confirmed.ok() && offered) {
+        if (known != live_.end()) {
+            add(retired_[known->second.tenant], known->second.seen);
+        }
+        live_.insert_or_assign(slot, Tenant{pid, tenant, {}});
+        offered_.erase(offer);
+    }
+    return confirmed.code();
+}
+
+void NodeSlots::add(Values& to, const Values& more) {
+    std::transform(to.begin(), to.end(), more.begin(), to.begin(), std::plus<>());
+}
+
+void NodeSlots::tick() {
+    std::lock_guard lock(mutex_);
+    const std::vector<uint32_t> live = slots_.live_slots();
+    for (auto at = live_.begin(); at != live_.end();) {
+        if (std::find(live.begin(), live.end(), at->first) == live.end()) {
+            add(retired_[at->second.tenant], at->second.seen);
+            at = live_.erase(at);
+            continue;
+        }
+        const SlotCounters counted = slots_.counters(at->first);
+        std::copy_n(counted.begin(), at->second.seen.size(), at->second.seen.begin());
+        ++at;
+    }
+}
+
+uint64_t NodeSlots::live() const { return slots_.live_slots().size(); }
+
+std::vector<TenantCounters> NodeSlots::counters() const {
+    std::map<std::string, TenantCounters> by_tenant;
+    std::lock_guard lock(mutex_);
+    for (const auto& [tenant, values] : retired_) {
+        add(by_tenant[tenant].values, values);
+    }
+    for (const auto& [slot, owner] : live_) {
+        TenantCounters& sum = by_tenant[owner.tenant];
+        add(sum.values, owner.seen);
+        ++sum.live_slots;
+    }
+    std::vector<TenantCounters> out;
+    for (auto& [tenant, sum] : by_tenant) {
+        sum.tenant = tenant;
+        out.push_back(std::move(sum));
+    }
+    return out;
+}
+
+}  // namespace kvstore

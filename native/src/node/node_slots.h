@@ -1,0 +1,59 @@
+// Whose the client slots of a node are: the processes behind them, and what they have counted.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/client_counters.h"
+#include "index/client_slots.h"
+
+namespace kvstore {
+
+// What the clients of one tenant counted in their slots, the dead ones included.
+struct TenantCounters {
+    std::string tenant;
+    uint64_t live_slots = 0;
+    std::array<uint64_t, kClientCounterCount> values{};
+};
+
+// Thread-safe.
+class NodeSlots {
+  public:
+    explicit NodeSlots(ClientSlots& slots);
+
+    // A slot to offer to a session of process `pid`, or -1: then that client uses sockets.
+    int offer(pid_t pid);
+    // The session to which `slot` was offered will not use it. One that another session of the
+    // process has confirmed stays.
+    void give_back(int slot);
+    // The client says that it has locked `slot`: one that was offered to a session of its process,
+    // this one or another (the first of two that connect at once locks for both).
+    Code confirm(uint32_t slot, pid_t pid, const std::string& tenant);
+    // Notes what the slots have counted, before the dead ones are cleared.
+    void tick();
+    uint64_t live() const;
+    std::vector<TenantCounters> counters() const;
+
+  private:
+    using Values = std::array<uint64_t, kClientCounterCount>;
+    struct Tenant {
+        pid_t pid = 0;
+        std::string tenant;
+        Values seen{};
+    };
+    static void add(Values& to, const Values& more);
+
+    ClientSlots& slots_;
+    mutable std::mutex mutex_;
+    std::unordered_map<uint32_t, pid_t> offered_;
+    std::unordered_map<uint32_t, Tenant> live_;
+    std::map<std::string, Values> retired_;
+};
+
+}  // namespace kvstore

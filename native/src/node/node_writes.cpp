@@ -1,0 +1,264 @@
+// Reserve, commit and abort of clients that map the segment; puts and copies by socket.
+#include <algorithm>
+
+#include "node/node_service.h"
+
+namespace kvstore {
+namespace {
+
+// Bytes of refused rows are received here, over and over.
+constexpr size_t kDiscardBytes = 256 * 1024;
+uint8_t* discard_area() {
+    static thread_local std::unique_ptr<uint8_t[]> area(new uint8_t[kDiscardBytes]);
+    return area.get();
+}
+
+// Of Reserve and Put, whose rows have the same columns; and of CopyPut, which has no flags.
+template <class Message>
+std::vector<PutFlow::Row> put_rows(const Message& message) {
+    std::vector<PutFlow::Row> rows(message.keys.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+        rows[i].key = message.keys[i];
+        rows[i].size_bytes = message.sizes[i];
+        rows[i].pin = static_cast<Pin>(message.pins[i]);
+        rows[i].replicas = message.replicas[i];
+        rows[i].ttl_ms = message.ttl_ms[i];
+        rows[i].parent = message.parents[i];
+        if constexpr (requires { message.spares; }) {
+            rows[i].spare = message.spares[i];
+        }
+        if constexpr (requires { message.flags; }) {
+            rows[i].upsert = (message.flags[i] & kPutUpsert) != 0;
+        }
+    }
+    return rows;
+}
+
+// Whether the sizes add up to what follows the body.
+bool sizes_match(const U64Column& sizes, uint64_t payload_bytes) {
+    uint64_t left = payload_bytes;
+    for (const uint64_t size : sizes) {
+        if (size > left) {
+            return false;
+        }
+        left -= size;
+    }
+    return left == 0;
+}
+
+}  // namespace
+
+// A put whose bytes are on their way into reserved blocks.
+struct NodeService::Incoming {
+    struct Block {
+        size_t row = 0;
+        Generation generation = 0;
+        size_t part = 0;  // of the payload
+    };
+    Owner owner;
+    uint32_t timeout_ms = 0;
+    std::vector<Block> blocks;
+    std::vector<uint32_t> crcs;      // of each row, as the sender says; empty: it says nothing
+    std::vector<uint32_t> received;  // of each part of the payload, as it lies in memory
+    std::shared_ptr<PutReply> reply;
+};
+
+void NodeService::reserve(Connection& connection, const FrameHeader& header, Body body) {
+    Reserve message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    const auto& session = *connection.session_as<ClientSession>();
+    if (session.slot < 0) {
+        connection.ref()->send_error(header.request_id, Code::kPermissionDenied,
+                                     "reserve needs a confirmed client slot; use put");
+        return;
+    }
+    std::vector<PutFlow::Begun> begun(message.keys.size());
+    if (!draining_.load()) {
+        begun = flow_->begin(session.process(), session.ns->current(), put_rows(message),
+                             message.timeout_ms);
+    }
+    std::vector<int32_t> status;
+    std::vector<uint64_t> generations;
+    std::vector<uint64_t> offsets;
+    for (const PutFlow::Begun& one : begun) {
+        status.push_back(static_cast<int32_t>(one.code));
+        generations.push_back(one.generation);
+        offsets.push_back(one.offset);
+    }
+    ReserveReply reply;
+    reply.status = status;
+    reply.generations = generations;
+    reply.offsets = offsets;
+    if (message.spare_size != 0 && !draining_.load()) {
+        const uint32_t before_ms = reservation_ms_.load();
+        const BlockStore::Reserved spare =
+            store_.reserve_spare(session.process(), message.spare_size);
+        if (spare.code == Code::kOk) {
+            reply.spare_generation = spare.generation;
+            reply.spare_offset = spare.offset;
+            // The store may have used either when it changes now: never promise the longer one.
+            reply.spare_ms = std::min(before_ms, reservation_ms_.load());
+        }
+    }
+    connection.ref()->send_message(reply, header.request_id);
+}
+
+void NodeService::commit(Connection& connection, const FrameHeader& header, Body body) {
+    Commit message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    std::vector<PutFlow::Committed> rows;
+    for (size_t i = 0; i < message.generations.size(); ++i) {
+        rows.push_back({i, message.generations[i], message.crcs[i]});
+    }
+    const auto reply = std::make_shared<PutReply>(connection.ref(), header.request_id, rows.size());
+    reply->send_if_empty();
+    flow_->commit(connection.session_as<ClientSession>()->process(), rows, message.timeout_ms,
+                  reply);
+}
+
+void NodeService::abort(Connection& connection, const FrameHeader& header, Body body) {
+    Abort message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    const Owner owner = connection.session_as<ClientSession>()->process();
+    std::vector<int32_t> status;
+    for (const Generation generation : message.generations) {
+        status.push_back(static_cast<int32_t>(flow_->abort(owner, generation)));
+    }
+    StatusReply reply;
+    reply.status = status;
+    connection.ref()->send_message(reply, header.request_id);
+}
+
+// ---- by socket -------------------------------------------------------------------------------
+
+void NodeService::begin_put(Connection& connection, const FrameHeader& header, Body body,
+                            PayloadPlan* plan) {
+    Put message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    const uint64_t behind = message.crcs_behind ? sizeof(uint32_t) * message.keys.size() : 0;
+    if (header.payload_bytes < behind ||
+        !sizes_match(message.sizes, header.payload_bytes - behind)) {
+        return connection.fail(Code::kProtocolError, "the sizes do not add up to the payload");
+    }
+    const auto& session = *connection.session_as<ClientSession>();
+    auto incoming = std::make_shared<Incoming>();
+    incoming->owner = session.by_socket();
+    incoming->timeout_ms = message.timeout_ms;
+    incoming->crcs.assign(message.crcs.begin(), message.crcs.end());
+    if (message.crcs_behind) {
+        incoming->crcs.assign(message.keys.size(), 0);
+    }
+    incoming->reply =
+        std::make_shared<PutReply>(connection.ref(), header.request_id, message.keys.size());
+    std::vector<PutFlow::Begun> begun(message.keys.size());
+    if (!draining_.load()) {
+        begun = flow_->begin(incoming->owner, session.ns->current(), put_rows(message),
+                             message.timeout_ms);
+    }
+    plan_payload(header, std::move(incoming), begun, message.sizes, behind, plan);
+}
+
+void NodeService::begin_copy(Connection& connection, const FrameHeader& header, Body body,
+                             PayloadPlan* plan) {
+    CopyPut message;
+    if (!connection.decode(body, &message)) {
+        return;
+    }
+    if (!sizes_match(message.sizes, header.payload_bytes) ||
+        message.crcs.size() != message.keys.size()) {
+        return connection.fail(Code::kProtocolError, "the columns of a copy disagree");
+    }
+    const Result<std::shared_ptr<NamespaceCell>> cell =
+        namespaces_.open(message.tenant, message.ns);
+    const Result<NamespaceRef> ns = namespaces_.at(message.tenant, message.ns, message.epoch);
+    if (!ns.ok() || !cell.ok()) {
+        return connection.fail(ns.code(), ns.status().message());
+    }
+    auto incoming = std::make_shared<Incoming>();
+    incoming->owner = connection.session_as<ClientSession>()->by_socket();
+    incoming->timeout_ms = message.timeout_ms;
+    incoming->crcs.assign(message.crcs.begin(), message.crcs.end());
+    incoming->reply =
+        std::make_shared<PutReply>(connection.ref(), header.request_id, message.keys.size());
+    std::vector<PutFlow::Begun> begun(message.keys.size());
+    const bool flushed = (*cell)->current()->epoch > message.epoch;
+    const std::vector<PutFlow::Row> rows = put_rows(message);
+    for (size_t i = 0; i < rows.size() && !draining_.load(); ++i) {
+        if (flushed) {
+            begun[i].code = Code::kRemoved;
+        } else {
+            begun[i] = flow_->begin_copy(incoming->owner, *ns, rows[i], message.versions[i]);
+        }
+    }
+    plan_payload(header, std::move(incoming), begun, message.sizes, 0, plan);
+}
+
+// Straight into the blocks; the bytes of refused rows are read and dropped.
+void NodeService::plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,
+                               std::span<const PutFlow::Begun> begun, const U64Column& sizes,
+                               uint64_t crcs_behind, PayloadPlan* plan) {
+    incoming->reply->send_if_empty();
+    for (size_t row = 0; row < begun.size(); ++row) {
+        uint64_t left = sizes[row];
+        if (begun[row].code == Code::kOk) {
+            incoming->blocks.push_back({row, begun[row].generation, plan->into.size()});
+            plan->into.push_back({begun[row].data, left});
+            continue;
+        }
+        while (left != 0) {
+            const size_t part = std::min<uint64_t>(left, kDiscardBytes);
+            plan->into.push_back({discard_area(), part});
+            left -= part;
+        }
+    }
+    if (crcs_behind != 0) {
+        plan->into.push_back({incoming->crcs.data(), crcs_behind});
+    }
+    incoming->received.resize(plan->into.size());
+    const std::shared_ptr<PutReply> reply = incoming->reply;
+    if (header.payload_bytes == 0) {
+        plan->into.clear();
+        finish_put(*incoming);
+    } else {
+        plan->crcs = incoming->received;
+        plan->context = std::move(incoming);
+    }
+    for (size_t row = 0; row < begun.size(); ++row) {
+        if (begun[row].code != Code::kOk) {
+            reply->finish(row, begun[row].code);
+        }
+    }
+}
+
+void NodeService::on_payload(Connection&, const FrameHeader&, Body,
+                             const std::shared_ptr<void>& context) {
+    if (context != nullptr) {
+        finish_put(*static_cast<Incoming*>(context.get()));
+    }
+}
+
+// The checksum is that of the bytes as they lie in the block, not as they were on the way.
+void NodeService::finish_put(Incoming& incoming) {
+    std::vector<PutFlow::Committed> rows;
+    for (const Incoming::Block& block : incoming.blocks) {
+        const uint32_t crc = incoming.received[block.part];
+        if (!incoming.crcs.empty() && incoming.crcs[block.row] != crc) {
+            static_cast<void>(flow_->abort(incoming.owner, block.generation));
+            metrics_.puts_failed.add();
+            incoming.reply->finish(block.row, Code::kChecksumMismatch);
+            continue;
+        }
+        rows.push_back({block.row, block.generation, crc});
+    }
+    flow_->commit(incoming.owner, rows, incoming.timeout_ms, incoming.reply);
+}
+
+}  // namespace kvstore

@@ -1,0 +1,386 @@
+// Demoting, promoting, and what the master has to be told of it.
+#include "node/nvme_tier.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/fault_point.h"
+#include "node/nvme_tier_reading.h"
+
+namespace kvstore {
+namespace {
+
+constexpr auto kDemotePause = std::chrono::milliseconds(5);
+constexpr size_t kDemoteObjects = 64;  // held at a time, so that eviction passes them over
+constexpr uint64_t kDemoteBytes = 8 << 20;
+constexpr uint32_t kSpaceWaitMs = 100;
+constexpr size_t kKeptBuffers = 64 << 20;
+// Memory of the chains: 24 bytes a place, 24 MiB at most.
+constexpr uint64_t kBytesAChainPlace = 4096;
+constexpr uint64_t kFewChainPlaces = 1 << 12;
+constexpr uint64_t kManyChainPlaces = 1 << 20;
+
+MissReason reason_of(NvmeDropped::Reason reason) {
+    switch (reason) {
+        case NvmeDropped::Reason::kReclaimed:
+            return MissReason::kEvicted;
+        case NvmeDropped::Reason::kExpired:
+            return MissReason::kExpired;
+        case NvmeDropped::Reason::kChecksum:
+            return MissReason::kChecksum;
+        case NvmeDropped::Reason::kIoError:
+        case NvmeDropped::Reason::kWriteFailed:
+            return MissReason::kIoError;
+    }
+    return MissReason::kAbsent;
+}
+
+NvmeNamespace nvme_namespace(const StoreNamespace& ns) {
+    return {ns.id, ns.tenant_id, ns.epoch, ns.tenant, ns.name};
+}
+
+}  // namespace
+
+NvmeTier::NvmeTier(Options options, BlockStore& store)
+    : store_(store),
+      buffers_(kKeptBuffers),
+      tunables_(options.tunables),
+      chains_(std::clamp<uint64_t>(options.log.size_bytes / kBytesAChainPlace, kFewChainPlaces,
+                                   kManyChainPlaces)),
+      counts_(std::make_unique<Counts>()) {}
+
+Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, BlockStore& store) {
+    std::unique_ptr<NvmeTier> tier(new NvmeTier(options, store));
+    options.log.policy = options.tunables.readmission;
+    options.log.on_dropped = [raw = tier.get()](const NvmeDropped& dropped) {
+        raw->on_dropped(dropped);
+    };
+    Result<std::unique_ptr<NvmeLog>> log = NvmeLog::open(options.log);
+    if (!log.ok()) return log.status();
+    tier->log_ = std::move(*log);
+    for (const NvmeNamespace& names : tier->log_->namespaces()) {
+        auto ns = std::make_shared<const StoreNamespace>(
+            StoreNamespace{names.tenant_name, names.name, names.epoch, names.tenant, names.ns});
+        const std::lock_guard lock(tier->mutex_);
+        tier->namespaces_.emplace(names.ns, ns);
+        tier->begun_with_.push_back(std::move(ns));
+    }
+    return tier;
+}
+
+NvmeTier::~NvmeTier() {
+    stop();
+    log_.reset();  // its last reports still come here
+}
+
+void NvmeTier::start(Events events) {
+    {
+        const std::lock_guard lock(events_mutex_);
+        events_ = std::move(events);
+    }
+    const std::lock_guard lock(mutex_);
+    if (started_) return;
+    started_ = true;
+    threads_ = {std::thread([this] { demote_loop(); }), std::thread([this] { promote_loop(); }),
+                std::thread([this] { durable_loop(); })};
+}
+
+void NvmeTier::stop() {
+    std::deque<Promotion> dropped;
+    {
+        std::unique_lock lock(mutex_);
+        stopping_ = true;
+        dropped.swap(promotions_);
+        changed_.notify_all();
+    }
+    dropped.clear();  // who waits for them is told, without the mutex
+    for (std::thread& thread : threads_) {
+        if (thread.joinable()) thread.join();
+    }
+    {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [this] { return reads_under_way_ == 0 && !in_snapshot_; });
+    }
+    const std::lock_guard lock(events_mutex_);
+    events_ = {};
+}
+
+void NvmeTier::set_tunables(const NvmeTierTunables& tunables) {
+    log_->set_policy(tunables.readmission);
+    const std::lock_guard lock(mutex_);
+    tunables_ = tunables;
+}
+
+// ---- demotion --------------------------------------------------------------------------------
+
+uint64_t NvmeTier::keep_unwritten_bytes() const {
+    const std::lock_guard lock(mutex_);
+    const double kept = 1 - std::clamp(tunables_.demote_ahead, 0.0, 1.0);
+    return static_cast<uint64_t>(kept * static_cast<double>(store_.segment_bytes()));
+}
+
+void NvmeTier::demote_loop() {
+    std::vector<BlockStore::Unwritten> batch;
+    std::vector<Generation> written;
+    while (true) {
+        batch.clear();
+        if (log_->state() == NvmeState::kActive) {
+            store_.take_unwritten(keep_unwritten_bytes(), kDemoteObjects, kDemoteBytes, &batch);
+        }
+        if (batch.empty()) {
+            std::unique_lock lock(mutex_);
+            if (changed_.wait_for(lock, kDemotePause, [this] { return stopping_; })) return;
+            continue;
+        }
+        written.clear();
+        size_t done = 0;
+        while (done < batch.size() && !is_stopping()) {
+            const Demoted result = demote(batch[done], Deadline::after_ms(kSpaceWaitMs));
+            if (result == Demoted::kWritten) written.push_back(batch[done].generation);
+            if (result == Demoted::kNotNow) break;
+            ++done;
+        }
+        store_.note_written(written);
+        store_.put_back(std::span(batch).subspan(done));
+    }
+}
+
+bool NvmeTier::is_stopping() const {
+    const std::lock_guard lock(mutex_);
+    return stopping_;
+}
+
+NvmeTier::Demoted NvmeTier::demote(const BlockStore::Unwritten& object, Deadline deadline) {
+    while (true) {
+        fault_point("demote");
+        const Status status = append(object);
+        switch (status.code()) {
+            case Code::kOk:
+                fault_point("demoted");
+                counts_->demoted_objects.add();
+                counts_->demoted_bytes.add(object.length);
+                return Demoted::kWritten;
+            case Code::kAlreadyExists:
+                return Demoted::kWritten;
+            case Code::kRemoved:
+                return Demoted::kNever;
+            case Code::kOverloaded: {
+                const auto left = static_cast<uint32_t>(deadline.left_ms());
+                if (!log_->await_space(object.length, left) && deadline.expired()) {
+                    return Demoted::kNotNow;
+                }
+                if (is_stopping()) return Demoted::kNotNow;
+                break;
+            }
+            default:
+                if (log_->state() != NvmeState::kActive) return Demoted::kNotNow;
+                counts_->demote_failures.add();
+                if (status.code() == Code::kChecksumMismatch) drop_damaged(object);
+                return Demoted::kNever;
+        }
+    }
+}
+
+Status NvmeTier::append(const BlockStore::Unwritten& object) {
+    if (Status status = declare(object.ns); !status.ok()) return status;
+    NvmeObject record;
+    record.identity = {object.ns->tenant_id, object.ns->id, object.hash, object.version,
+                       object.length};
+    record.sealed_crc = object.sealed_crc;
+    record.put_wall_ms = object.put_wall_ms;
+    record.expiry_ms = object.left_ms == 0 ? 0 : wall_ms() + object.left_ms;
+    record.pin = object.pin;
+    record.parent = object.parent;
+    record.key = object.key;
+    Status status = log_->append(record, {object.data, static_cast<size_t>(object.length)});
+    if (status.ok()) chains_.note(object.parent, object.hash);
+    return status;
+}
+
+Status NvmeTier::declare(const NamespaceRef& ns) {
+    {
+        const std::lock_guard lock(mutex_);
+        namespaces_.emplace(ns->id, ns);
+    }
+    return log_->register_namespace(nvme_namespace(*ns));
+}
+
+NamespaceRef NvmeTier::namespace_of(NamespaceId id) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = namespaces_.find(id);
+    return found == namespaces_.end() ? nullptr : found->second;
+}
+
+// What DRAM holds is not what was put: nobody shall find it.
+void NvmeTier::drop_damaged(const BlockStore::Unwritten& object) {
+    if (store_.unpublish(object.generation) != Code::kOk) return;
+    store_.note_miss_reason(object.hash, MissReason::kChecksum);
+    withdraw(object.ns, {object.key, object.version, MissReason::kChecksum});
+}
+
+void NvmeTier::withdraw(const NamespaceRef& ns, WithdrawItem item) {
+    const std::lock_guard lock(events_mutex_);
+    if (events_.withdraw) events_.withdraw(ns, {std::move(item)});
+}
+
+void NvmeTier::on_dropped(const NvmeDropped& dropped) {
+    const NamespaceRef ns = namespace_of(dropped.ns);
+    if (ns == nullptr) return;
+    const BlockStore::Key key{dropped.key, dropped.hash, dropped.version};
+    if (dropped.reason != NvmeDropped::Reason::kExpired &&
+        store_.note_lost_below(ns, key) == Code::kOk) {
+        return;
+    }
+    const MissReason reason = reason_of(dropped.reason);
+    store_.note_miss_reason(dropped.hash, reason);
+    withdraw(ns, {dropped.key, dropped.version, reason});
+}
+
+// ---- the master's operations -----------------------------------------------------------------
+
+void NvmeTier::remove(const NamespaceRef& ns, const Hash128& hash, Version version) {
+    log_->remove(ns->id, hash, version);
+}
+
+void NvmeTier::flush(NamespaceId ns) { log_->flush_namespace(ns); }
+
+void NvmeTier::set_pin(const NamespaceRef& ns, const Hash128& hash, Pin pin) {
+    // Too much is pinned: the object stays for as long as it is in DRAM.
+    static_cast<void>(log_->set_pin(ns->id, hash, pin));
+}
+
+void NvmeTier::note_applied(uint64_t seq) {
+    const std::lock_guard lock(mutex_);
+    applied_seq_ = std::max(applied_seq_, seq);
+    changed_.notify_all();
+}
+
+// After an error the number on disk stays lower, and the next life applies again what is not there.
+void NvmeTier::durable_loop() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+        changed_.wait(lock, [this] { return stopping_ || applied_seq_ > durable_seq_; });
+        if (stopping_) return;
+        const uint64_t seq = applied_seq_;
+        lock.unlock();
+        log_->note_applied(seq);
+        static_cast<void>(log_->sync_removals());
+        fault_point("removal_durable");
+        {
+            const std::lock_guard events(events_mutex_);
+            if (events_.applied) events_.applied(seq);
+        }
+        lock.lock();
+        durable_seq_ = seq;
+    }
+}
+
+void NvmeTier::supersede(const NamespaceRef& ns, const Hash128& hash, Version version) {
+    const std::optional<NvmeFound> found = log_->find(ns->id, hash);
+    if (!found || found->version >= version) return;
+    store_.refuse_upto(hash, version - 1);  // a promotion of it may be under way
+    log_->remove(ns->id, hash, version - 1);
+}
+
+// ---- the node's view -------------------------------------------------------------------------
+
+bool NvmeTier::is_empty() const { return log_->counters().objects == 0; }
+
+bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out) {
+    std::vector<NvmeListed> objects;
+    if (!log_->list(cursor, max, &objects).ok()) return false;
+    for (NvmeListed& object : objects) {
+        const NamespaceRef ns = namespace_of(object.ns.ns);
+        if (ns == nullptr) continue;
+        chains_.note(object.parent, object.identity.hash);
+        const BlockStore::Found here =
+            store_.find(ns, {object.key, object.identity.hash}, /*touch=*/false);
+        if (here.hold != nullptr) {
+            if (here.version > object.identity.version) {
+                log_->remove(ns->id, object.identity.hash, here.version - 1);
+            }
+            continue;
+        }
+        const LinkNamespace name = link_namespace(*ns);
+        if (out->empty() || out->back().ns != name) out->push_back({name, {}});
+        out->back().items.push_back({0, std::move(object.key), object.identity.version,
+                                     object.identity.length, object.pin, 0, object.ttl_ms});
+    }
+    return !cursor->done;
+}
+
+NvmeTier::Snapshot NvmeTier::snapshot(Deadline deadline) {
+    Snapshot result;
+    {
+        const std::lock_guard lock(mutex_);
+        if (in_snapshot_ || stopping_) {
+            result.status = {Code::kOverloaded, stopping_ ? "the node is stopping"
+                                                          : "a snapshot is being written already"};
+            return result;
+        }
+        in_snapshot_ = true;
+    }
+    write_snapshot(deadline, &result);
+    counts_->snapshots.add();
+    counts_->snapshot_objects.add(result.objects);
+    counts_->snapshot_left.store(0);
+    if (result.left == 0 && result.status.ok()) counts_->snapshot_at_ms.store(wall_ms());
+    const std::lock_guard lock(mutex_);
+    in_snapshot_ = false;
+    changed_.notify_all();
+    return result;
+}
+
+void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
+    const std::vector<Generation> wanted = store_.unwritten_hottest_first();
+    std::vector<Generation> written;
+    result->left = wanted.size();
+    for (const Generation generation : wanted) {
+        counts_->snapshot_left.store(result->left);
+        if (deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive) break;
+        BlockStore::Unwritten object;
+        if (store_.describe_unwritten(generation, &object)) {
+            fault_point("snapshot");
+            const Demoted done = demote(object, deadline);
+            if (done == Demoted::kNotNow) continue;
+            if (done == Demoted::kWritten) {
+                ++result->objects;
+                result->bytes += object.length;
+                written.push_back(generation);
+            }
+        }
+        --result->left;
+        if (written.size() < kDemoteObjects) continue;
+        store_.note_written(written);
+        written.clear();
+    }
+    store_.note_written(written);
+    result->status = log_->state() == NvmeState::kActive ? log_->sync() : log_->error();
+}
+
+NvmeTierStats NvmeTier::stats() const {
+    NvmeTierStats stats;
+    stats.on = true;
+    stats.state = log_->state();
+    stats.error = log_->error().message();
+    stats.read_way = log_->read_way();
+    stats.log = log_->counters();
+    stats.demoted_objects = counts_->demoted_objects.get();
+    stats.demoted_bytes = counts_->demoted_bytes.get();
+    stats.demote_failures = counts_->demote_failures.get();
+    stats.hits = counts_->hits.get();
+    stats.hit_bytes = counts_->hit_bytes.get();
+    stats.promoted_objects = counts_->promoted_objects.get();
+    stats.promoted_bytes = counts_->promoted_bytes.get();
+    stats.promotions_skipped = counts_->promotions_skipped.get();
+    stats.prefetched_objects = counts_->prefetched_objects.get();
+    stats.prefetched_bytes = counts_->prefetched_bytes.get();
+    stats.snapshots = counts_->snapshots.get();
+    stats.snapshot_objects = counts_->snapshot_objects.get();
+    stats.snapshot_left = counts_->snapshot_left.load();
+    stats.snapshot_at_ms = counts_->snapshot_at_ms.load();
+    stats.read_us = counts_->read_us.snapshot();
+    return stats;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,221 @@
+// The tier below the block store: what DRAM evicts stays readable from NVMe.
+//
+// Joins the store (DRAM) with the log (NVMe). A demoting thread writes the objects that were
+// published first while they still are in DRAM, so that eviction finds them written and only has
+// to forget them; an object that eviction meets unwritten is gone. Reads of what is on NVMe alone
+// are served from there; those that are read again, and those that were asked for, are promoted by
+// a promoting thread. A third one makes removals durable before the master hears of them.
+//
+// An object may be in both tiers, in the same version. What leaves the last of them is withdrawn
+// at the master: whoever takes it from one tier looks into the other one afterwards, so of two that
+// do so at the same moment at least one finds it in neither.
+//
+// Thread-safe. A failing log makes this tier read-only or ends it: DRAM serves on.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/histogram.h"
+#include "node/chain_map.h"
+#include "node/master_link.h"
+#include "node/read_buffers.h"
+#include "nvme/log.h"
+#include "store/block_store.h"
+
+namespace kvstore {
+
+struct NvmeTierTunables {
+    // As much of DRAM is kept written, so that it may be evicted without a loss: 0 to 1.
+    double demote_ahead = 0.5;
+    // Reads from NVMe that make an object worth a place in a full DRAM.
+    uint32_t promote_reads = 2;
+    NvmePolicy readmission;
+    // How many pages of a chain are brought to DRAM ahead of the one that was read. 0: none.
+    uint32_t prefetch_depth = 16;
+    uint64_t prefetch_bytes_per_s = 256 << 20;
+};
+
+struct NvmeTierStats {
+    bool on = false;  // configured
+    NvmeState state = NvmeState::kActive;
+    std::string error;  // why it is not active; for people
+    std::string read_way;
+    NvmeCounters log;
+    uint64_t demoted_objects = 0;
+    uint64_t demoted_bytes = 0;
+    uint64_t demote_failures = 0;
+    uint64_t hits = 0;
+    uint64_t hit_bytes = 0;
+    uint64_t promoted_objects = 0;
+    uint64_t promoted_bytes = 0;
+    uint64_t promotions_skipped = 0;  // not read often enough, or too many were waiting
+    uint64_t prefetched_objects = 0;
+    uint64_t prefetched_bytes = 0;
+    uint64_t snapshots = 0;
+    uint64_t snapshot_objects = 0;  // written by them
+    uint64_t snapshot_left = 0;     // objects that the one under way has still to write
+    uint64_t snapshot_at_ms = 0;    // wall clock; end of the last complete one
+    Histogram::Snapshot read_us;
+};
+
+class NvmeTier {
+  public:
+    struct Options {
+        NvmeOptions log;
+        NvmeTierTunables tunables;
+    };
+    // Called on the tier's and the log's threads, one at a time; they may not call the tier.
+    struct Events {
+        std::function<void(const NamespaceRef&, std::vector<WithdrawItem>)> withdraw;
+        // Everything up to this operation of the master is durable here.
+        std::function<void(uint64_t seq)> applied;
+    };
+    // One object of a read. Anything but kOk: not from here, for that reason.
+    struct Object {
+        Code code = Code::kNotFound;
+        MissReason reason = MissReason::kAbsent;
+        Version version = 0;
+        uint64_t length = 0;
+        uint32_t sealed_crc = 0;
+        std::shared_ptr<uint8_t> bytes;
+    };
+    using ReadDone = std::function<void(std::vector<Object>)>;
+    struct Snapshot {
+        uint64_t objects = 0;  // written by this call
+        uint64_t bytes = 0;
+        uint64_t left = 0;  // in DRAM alone, because the time was over or they could not be written
+        Status status;
+    };
+
+    // Opens the log and what is in it. `store` (with Options::tiered) outlives the tier.
+    static Result<std::unique_ptr<NvmeTier>> open(Options options, BlockStore& store);
+    ~NvmeTier();
+    void start(Events events);
+    // Ends the threads and waits for the reads under way: no event comes afterwards. Idempotent.
+    void stop();
+
+    // --- reads ---
+    std::optional<NvmeFound> find(const NamespaceRef& ns, const BlockStore::Key& key);
+    // In this version or a later one?
+    bool has(NamespaceId ns, const Hash128& hash, Version version);
+    // Reads, verifies and counts; calls `done` once, perhaps before it returns. What is read again
+    // is promoted behind it.
+    void read(const NamespaceRef& ns, std::span<const BlockStore::Key> keys, ReadDone done);
+    // Brings into DRAM what of these is on NVMe alone, whatever the admission says; then calls
+    // `done`, perhaps before it returns.
+    void promote(const NamespaceRef& ns, std::span<const BlockStore::Key> keys,
+                 std::function<void()> done);
+
+    // Begins to bring into DRAM what of these is on NVMe alone, within the rate.
+    void prefetch(const NamespaceRef& ns, std::span<const BlockStore::Key> keys);
+    // The same for what follows an object in its chain.
+    void read_ahead(const NamespaceRef& ns, const Hash128& hash);
+
+    // --- the master's operations ---
+    void remove(const NamespaceRef& ns, const Hash128& hash, Version version);
+    void flush(NamespaceId ns);
+    void set_pin(const NamespaceRef& ns, const Hash128& hash, Pin pin);
+    // Events::applied follows once what was applied is durable.
+    void note_applied(uint64_t seq);
+    uint64_t recovered_applied() const { return log_->recovered_applied(); }
+    // A version was published in DRAM: older ones must not come back.
+    void supersede(const NamespaceRef& ns, const Hash128& hash, Version version);
+
+    // --- the node's view ---
+    std::vector<NamespaceRef> namespaces() const { return begun_with_; }
+    bool is_empty() const;
+    // The next objects that are on NVMe and not in DRAM, as the master shall know them. False:
+    // there are no more. Starts with an empty cursor.
+    bool list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out);
+    // Writes what DRAM alone has, the last used first, until the deadline. kOverloaded: another
+    // one is under way.
+    Snapshot snapshot(Deadline deadline);
+    void set_tunables(const NvmeTierTunables& tunables);
+    NvmeTierStats stats() const;
+
+  private:
+    class Reading;
+    struct Counts;
+    struct Promotion {
+        NamespaceRef ns;
+        std::string key;
+        NvmeReadResult what;
+        std::shared_ptr<uint8_t> bytes;
+        std::shared_ptr<void> waiting;  // somebody waits until this is given up
+        bool ahead = false;             // nobody has asked for it yet
+    };
+    enum class Demoted : uint8_t { kWritten, kNotNow, kNever };
+    static constexpr size_t kMaxWaitingBytes = 64 << 20;
+    static constexpr size_t kMaxAheadBytes = 32 << 20;
+
+    NvmeTier(Options options, BlockStore& store);
+
+    void demote_loop();
+    void promote_loop();
+    void durable_loop();
+    uint64_t keep_unwritten_bytes() const;
+    bool is_stopping() const;
+    Demoted demote(const BlockStore::Unwritten& object, Deadline deadline);
+    Status append(const BlockStore::Unwritten& object);
+    Status declare(const NamespaceRef& ns);
+    NamespaceRef namespace_of(NamespaceId id) const;
+    void drop_damaged(const BlockStore::Unwritten& object);
+    void withdraw(const NamespaceRef& ns, WithdrawItem item);
+    void on_dropped(const NvmeDropped& dropped);
+    void write_snapshot(Deadline deadline, Snapshot* result);
+
+    // nvme_tier_reads.cpp
+    void start_reading(std::shared_ptr<Reading> reading, std::span<const BlockStore::Key> keys);
+    bool take_ahead(const NamespaceRef& ns, const Hash128& hash);
+    void start_ahead(const NamespaceRef& ns, std::span<const BlockStore::Key> taken);
+    void end_ahead(std::span<const Hash128> hashes);
+    void take_read(Reading& reading, size_t row, const NvmeReadResult& result);
+    void finish(Reading& reading);
+    bool is_admitted(const NvmeFound& found);
+    void push(const Reading& reading, size_t row, const NvmeReadResult& result);
+    void promote_one(const Promotion& promotion);
+
+    BlockStore& store_;
+    ReadBuffers buffers_;
+    std::mutex events_mutex_;  // held while one is told, so that none comes after stop()
+    Events events_;
+
+    mutable std::mutex mutex_;
+    std::condition_variable changed_;
+    bool started_ = false;
+    bool stopping_ = false;
+    NvmeTierTunables tunables_;
+    std::unordered_map<NamespaceId, NamespaceRef> namespaces_;  // declared to the log
+    std::vector<NamespaceRef> begun_with_;
+    std::deque<Promotion> promotions_;
+    uint64_t promotion_bytes_ = 0;
+    std::unordered_map<Hash128, uint64_t, Hash128Hasher> ahead_;  // being brought, and its length
+    uint64_t ahead_bytes_ = 0;
+    uint64_t ahead_room_bytes_ = 0;  // what the rate still allows …
+    uint64_t ahead_filled_us_ = 0;   // … since then
+    uint64_t reads_under_way_ = 0;
+    uint64_t applied_seq_ = 0;  // these two: noted, and told
+    uint64_t durable_seq_ = 0;
+    bool in_snapshot_ = false;
+
+    ChainMap chains_;
+    std::unique_ptr<Counts> counts_;
+    std::unique_ptr<NvmeLog> log_;
+    std::array<std::thread, 3> threads_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,124 @@
+// The system calls themselves, and the loops around short reads and writes.
+#include "nvme/file_io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <system_error>
+
+namespace kvstore {
+namespace {
+
+template <class T>
+T or_errno(T result) {
+    return result < 0 ? static_cast<T>(-errno) : result;
+}
+
+}  // namespace
+
+FileIo& FileIo::system() {
+    static FileIo io;
+    return io;
+}
+
+int FileIo::open(const std::string& path, int flags) {
+    return or_errno(::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600));
+}
+
+int FileIo::make_directory(const std::string& path) {
+    const int result = or_errno(::mkdir(path.c_str(), 0700));
+    return result == -EEXIST ? 0 : result;
+}
+
+int FileIo::list(const std::string& path, std::vector<std::string>* names) {
+    std::error_code error;
+    std::filesystem::directory_iterator entry(path, error);
+    while (!error && entry != std::filesystem::directory_iterator()) {
+        names->push_back(entry->path().filename().string());
+        entry.increment(error);
+    }
+    return -error.value();
+}
+
+int64_t FileIo::read(int fd, void* to, size_t size, uint64_t offset) {
+    return or_errno(int64_t{::pread(fd, to, size, static_cast<off_t>(offset))});
+}
+
+int64_t FileIo::write(int fd, const void* from, size_t size, uint64_t offset) {
+    return or_errno(int64_t{::pwrite(fd, from, size, static_cast<off_t>(offset))});
+}
+
+int FileIo::allocate(int fd, uint64_t size) {
+    const int result = or_errno(::fallocate(fd, 0, 0, static_cast<off_t>(size)));
+    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
+    return or_errno(::ftruncate(fd, static_cast<off_t>(size)));
+}
+
+int FileIo::sync(int fd) { return or_errno(::fdatasync(fd)); }
+
+int FileIo::unlink(const std::string& path) { return or_errno(::unlink(path.c_str())); }
+
+int FileIo::stat(const std::string& path, struct stat* info) {
+    return or_errno(::lstat(path.c_str(), info));
+}
+
+int FileIo::stat(int fd, struct stat* info) { return or_errno(::fstat(fd, info)); }
+
+int64_t FileIo::ring_result(int64_t result, size_t) { return result; }
+
+AlignedBuffer::AlignedBuffer(size_t size) {
+    const size_t rounded = align_up(size, kIoAlign);
+    data_.reset(static_cast<uint8_t*>(std::aligned_alloc(kIoAlign, rounded)));
+    size_ = data_ == nullptr ? 0 : rounded;
+}
+
+Status io_status(const char* call, const std::string& path, int64_t result) {
+    const int error = static_cast<int>(-result);
+    const Code code = error == ENOSPC || error == EDQUOT ? Code::kNoSpace : Code::kIoError;
+    return {code, std::string(call) + "(" + path + "): " + std::generic_category().message(error)};
+}
+
+Status write_fully(FileIo& io, int fd, const void* from, size_t size, uint64_t offset,
+                   const std::string& path) {
+    const auto* bytes = static_cast<const uint8_t*>(from);
+    size_t done = 0;
+    while (done < size) {
+        const int64_t result = io.write(fd, bytes + done, size - done, offset + done);
+        if (result == -EINTR) continue;
+        if (result < 0) return io_status("pwrite", path, result);
+        if (result == 0) return io_status("pwrite", path, -EIO);
+        done += static_cast<size_t>(result);
+        // O_DIRECT goes on from a block's start: what was cut inside one is written again.
+        if (done < size && done % kIoAlign != 0) {
+            const size_t back = align_down(done, kIoAlign);
+            if (back + kIoAlign > size || static_cast<size_t>(result) < done - back) {
+                return io_status("pwrite", path, -EIO);
+            }
+            done = back;
+        }
+    }
+    return {};
+}
+
+Result<size_t> read_fully(FileIo& io, int fd, void* to, size_t size, uint64_t offset,
+                          const std::string& path) {
+    auto* bytes = static_cast<uint8_t*>(to);
+    size_t done = 0;
+    size_t last_end = SIZE_MAX;
+    while (done < size) {
+        const int64_t result = io.read(fd, bytes + done, size - done, offset + done);
+        if (result == -EINTR) continue;
+        if (result < 0) return io_status("pread", path, result);
+        const size_t end = done + static_cast<size_t>(result);
+        if (end >= size) return size;
+        // Short inside a block, twice in a row at the same place: that is the end of the file.
+        if (result == 0 || end == last_end) return end;
+        last_end = end;
+        done = align_down(end, kIoAlign);
+    }
+    return done;
+}
+
+}  // namespace kvstore

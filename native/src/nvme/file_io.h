@@ -1,0 +1,73 @@
+// The one seam through which every system call on the NVMe tier's files goes, so that a test can
+// fail the Nth of them, cut a write short, or fill the disk.
+//
+// Calls return what the system call returns, with -errno in place of -1: no errno to lose between
+// threads.
+#pragma once
+
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+
+namespace kvstore {
+
+class FileIo {
+  public:
+    virtual ~FileIo() = default;
+    static FileIo& system();
+
+    virtual int open(const std::string& path, int flags);  // O_CLOEXEC | O_NOFOLLOW are added, 0600
+    virtual int make_directory(const std::string& path);   // 0700; an existing one is fine
+    virtual int list(const std::string& path, std::vector<std::string>* names);
+    virtual int64_t read(int fd, void* to, size_t size, uint64_t offset);
+    virtual int64_t write(int fd, const void* from, size_t size, uint64_t offset);
+    // Gives the file this size, with its blocks where the file system can.
+    virtual int allocate(int fd, uint64_t size);
+    virtual int sync(int fd);  // data, and the metadata that finding it needs
+    virtual int unlink(const std::string& path);
+    virtual int stat(const std::string& path, struct stat* info);
+    virtual int stat(int fd, struct stat* info);
+    // What io_uring said of a read of `size` bytes: the seam's chance to say something else.
+    virtual int64_t ring_result(int64_t result, size_t size);
+};
+
+// O_DIRECT wants memory, offsets and sizes in these steps.
+inline constexpr uint64_t kIoAlign = 4096;
+constexpr uint64_t align_down(uint64_t value, uint64_t step) { return value - value % step; }
+constexpr uint64_t align_up(uint64_t value, uint64_t step) {
+    return align_down(value + step - 1, step);
+}
+
+class AlignedBuffer {
+  public:
+    AlignedBuffer() = default;
+    // Rounds up to kIoAlign; empty (size 0) when there is no memory.
+    explicit AlignedBuffer(size_t size);
+    uint8_t* data() const { return data_.get(); }
+    size_t size() const { return size_; }
+
+  private:
+    struct Free {
+        void operator()(uint8_t* data) const { std::free(data); }
+    };
+    std::unique_ptr<uint8_t, Free> data_;
+    size_t size_ = 0;
+};
+
+// A negative result of a FileIo call as a Status: kNoSpace for ENOSPC and EDQUOT, else kIoError.
+Status io_status(const char* call, const std::string& path, int64_t result);
+// Repeats short writes; sizes and offsets are multiples of kIoAlign when `fd` is O_DIRECT.
+Status write_fully(FileIo& io, int fd, const void* from, size_t size, uint64_t offset,
+                   const std::string& path);
+// Repeats short reads; the value is less than `size` only at the end of the file.
+Result<size_t> read_fully(FileIo& io, int fd, void* to, size_t size, uint64_t offset,
+                          const std::string& path);
+
+}  // namespace kvstore

@@ -1,0 +1,384 @@
+// The node's tier on NVMe: objects appended to segment files, found through an index in memory.
+//
+// append() copies into a write buffer and returns; writer threads write whole buffers, the
+// maintenance thread seals full segments (their manifest goes to the catalog), prepares empty ones
+// and reclaims the oldest, moving what is still hot to the head of the log. Every read is verified
+// against the checksum that is bound to the object's identity before Ok is said.
+//
+// Durable are: objects after sync(), removals and flushes after sync_removals(). A process that
+// dies loses at most what was appended after the last sync() or within flush_after_ms; after a
+// power loss every object is there whole or not at all.
+//
+// Failures never throw and never stop anything: after a failed write the tier is read-only, after
+// repeated failed reads or without its folder it is off; error() says why. Only opening it again
+// ends that. Thread-safe. Callbacks run on the log's own threads without its mutex, unless said
+// otherwise; they may call it, but not destroy it.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/status.h"
+#include "base/types.h"
+#include "nvme/file_io.h"
+#include "nvme/folder.h"
+#include "nvme/index.h"
+#include "nvme/manifest.h"
+#include "nvme/namespaces.h"
+#include "nvme/reads.h"
+#include "nvme/removals.h"
+#include "nvme/scan.h"
+#include "nvme/write_buffers.h"
+
+namespace kvstore {
+
+enum class NvmeState : uint8_t { kActive = 0, kReadOnly = 1, kOff = 2 };
+
+// What to readmit when a segment is reclaimed. Objects with a hard pin always are, unless no room
+// is left anywhere, which the bound on what may be pinned is to prevent.
+struct NvmePolicy {
+    uint8_t min_touches = 1;     // reads since it was written, 0 (everything) to kMaxTouches
+    double readmit_share = 0.5;  // of a segment's bytes, at most (and at most 15/16)
+};
+
+struct NvmeDropped {
+    enum class Reason : uint8_t { kReclaimed, kExpired, kChecksum, kIoError, kWriteFailed };
+    NamespaceId ns = 0;
+    Hash128 hash;
+    Version version = 0;
+    std::string key;
+    Reason reason = Reason::kReclaimed;
+};
+
+struct NvmeCounters {
+    uint64_t objects = 0;           // findable now (expired ones included until reclaimed)
+    uint64_t bytes_live = 0;        // their data
+    uint64_t bytes_capacity = 0;    // of all segment files
+    uint64_t index_bytes = 0;       // memory of the index
+    uint64_t free_segments = 0;     // prepared ones included
+    uint64_t bytes_written = 0;     // to segment files, by append and readmission
+    uint64_t appended_objects = 0;  // readmitted ones left out
+    uint64_t reads = 0;             // answered Ok
+    uint64_t bytes_read = 0;        // of their data
+    uint64_t readmitted_objects = 0;
+    uint64_t readmitted_bytes = 0;
+    uint64_t dropped_objects = 0;  // for whatever reason that NvmeDropped names
+    uint64_t segments_reclaimed = 0;
+    uint64_t checksum_errors = 0;
+    uint64_t io_errors = 0;
+    uint64_t catalog_errors = 0;
+    uint64_t overloaded = 0;  // appends and reads refused for want of buffers, segments or queue
+    // What open() met.
+    uint64_t recovered_objects = 0;
+    uint64_t scanned_segments = 0;  // without a usable manifest
+    uint64_t damaged_segments = 0;  // unreadable header: their objects are lost
+    uint64_t damaged_records = 0;   // data that does not match
+    uint64_t torn_tails = 0;        // segments that were cut
+    uint64_t damaged_removals = 0;  // journal records lost: alert, what they removed may be back
+};
+
+struct NvmeProgress {
+    uint64_t segments_done = 0;
+    uint64_t segments = 0;
+    uint64_t objects = 0;
+};
+
+struct NvmeOptions {
+    std::string directory;       // nvme_dir; created when missing
+    uint64_t size_bytes = 0;     // nvme_size
+    uint64_t segment_bytes = 0;  // 0: as the files there, else chosen from the size
+    std::string node_id;
+    uint64_t cluster_check = 0;    // tells clusters apart: derived from the hash secret
+    bool discard_foreign = false;  // of another format, cluster, node or segment size
+    size_t buffer_bytes = 2 << 20;
+    size_t buffers = 10;
+    size_t writers = 2;
+    NvmeReadEngine::Options reads;
+    size_t max_queued_reads = 4096;
+    NvmePolicy policy;
+    uint32_t flush_after_ms = 200;      // an appended object waits so long for its buffer to fill
+    FileIo* io = nullptr;               // not owned; null: the system
+    SegmentCatalog* catalog = nullptr;  // not owned; null: none, every open scans
+    std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread
+    // Once for each object that is dropped, after it went: reads may miss it before this is said.
+    // All is said when the log is closed. Only of a segment that cannot be read any more, without a
+    // row in the catalog, nobody knows what it held: that is counted.
+    std::function<void(const NvmeDropped&)> on_dropped;
+    std::function<uint64_t()> wall_ms;  // for tests; null: the system's clock
+};
+
+struct NvmeObject {
+    Identity identity;
+    uint32_t sealed_crc = 0;
+    uint64_t expiry_ms = 0;  // wall clock; 0: never
+    uint64_t put_wall_ms = 0;
+    Pin pin = Pin::kNone;
+    Hash128 parent;
+    std::string_view key;
+};
+
+struct NvmeFound {
+    Version version = 0;
+    uint64_t length = 0;
+    Pin pin = Pin::kNone;
+    uint8_t touches = 0;   // reads since it was written, at most kMaxTouches
+    uint32_t segment = 0;  // where it lies: for reads in the order of the disk
+    uint64_t offset = 0;
+};
+
+struct NvmeRead {
+    NamespaceId ns = 0;
+    Hash128 hash;
+    Version version = 0;   // 0: the one that is there
+    std::string_view key;  // copied; empty: not compared
+    uint8_t* to = nullptr;
+    uint64_t capacity = 0;
+    uint64_t tag = 0;
+};
+
+// NotFound, BufferTooSmall, ChecksumMismatch and IoError (the object is dropped), Overloaded,
+// Closed. The rest is set when Ok; until then what lies at `to` is nobody's data.
+struct NvmeReadResult {
+    Status status;
+    Identity identity;
+    uint32_t sealed_crc = 0;
+    uint64_t expiry_ms = 0;
+    uint64_t put_wall_ms = 0;
+    Pin pin = Pin::kNone;
+    Hash128 parent;
+    std::string_view key;  // valid during the call that brings this
+};
+using NvmeReadDone = std::function<void(uint64_t tag, const NvmeReadResult& result)>;
+
+struct NvmeListed {
+    NvmeNamespace ns;
+    std::string key;
+    Identity identity;
+    uint32_t sealed_crc = 0;
+    uint64_t ttl_ms = 0;  // remaining; 0: for ever
+    uint64_t put_wall_ms = 0;
+    Pin pin = Pin::kNone;
+    Hash128 parent;
+};
+
+// Where a listing goes on; starts empty.
+struct NvmeCursor {
+    bool done = false;
+    uint64_t seq = 0;
+    uint64_t at = 0;
+    std::shared_ptr<const SegmentManifest> manifest;  // of segment `seq`, when it was loaded
+};
+
+class NvmeLog {
+  public:
+    // Recovers what is in the folder. Unavailable: somebody else uses it. VersionMismatch,
+    // InvalidArgument: it belongs to something else, or the options fit nothing. A full disk gives
+    // a read-only log.
+    static Result<std::unique_ptr<NvmeLog>> open(const NvmeOptions& options);
+    ~NvmeLog();  // writes what is buffered, ends all reads
+    NvmeLog(const NvmeLog&) = delete;
+    NvmeLog& operator=(const NvmeLog&) = delete;
+
+    // Once before the first append into a namespace. NoSpace: too many have objects.
+    Status register_namespace(const NvmeNamespace& ns);
+
+    // Ok: readable. AlreadyExists: this version or a higher one is there. Overloaded: nothing can
+    // be taken now, see await_space(). Removed: a remove or flush came first. ChecksumMismatch:
+    // `data` is not what sealed_crc says. TooLarge; NoSpace: too much is pinned; InvalidArgument;
+    // or why the log is not active.
+    Status append(const NvmeObject& object, std::span<const uint8_t> data);
+    // Waits until an append of this size may succeed. False: not in time, or not active.
+    bool await_space(uint64_t data_bytes, uint32_t timeout_ms);
+    uint64_t max_object_bytes() const;
+
+    std::optional<NvmeFound> find(NamespaceId ns, const Hash128& hash, bool touch = false);
+    // Calls `done` once for each, on a thread of the reads; for what is answered without the disk
+    // on this one, before it returns. Destinations are the caller's and must live until then.
+    void read(std::span<const NvmeRead> reads, const NvmeReadDone& done);
+
+    // Drops every version up to `version`. True: one was there.
+    bool remove(NamespaceId ns, const Hash128& hash, Version version);
+    void flush_namespace(NamespaceId ns);
+    // Ok: every remove and flush that returned before is durable.
+    Status sync_removals();
+    // The owner's operations up to this one are among the removals and flushes that were called
+    // for. recovered_applied(): the last such number that was durable when the folder was opened.
+    void note_applied(uint64_t applied_seq);
+    uint64_t recovered_applied() const { return recovered_applied_; }
+    // Ok: every append that returned before is durable. Never Ok again once a write of objects, or
+    // its sync, has failed.
+    Status sync();
+
+    // Not durable by itself: the pin on disk is that of the append. NoSpace: too much is pinned.
+    Status set_pin(NamespaceId ns, const Hash128& hash, Pin pin);
+    void set_policy(const NvmePolicy& policy);
+
+    // Appends at most `max` live objects to `*out`. Each object that is there from the first call
+    // to the last is listed at least once.
+    Status list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* out);
+
+    std::vector<NvmeNamespace> namespaces() const;  // that have objects and were not flushed
+    NvmeState state() const;
+    Status error() const;  // Ok while active
+    NvmeCounters counters() const;
+    const char* read_way() const { return engine_->name(); }
+    uint64_t segment_bytes() const { return segment_bytes_; }
+
+  private:
+    class ReadTask;
+    struct Segment {
+        enum class State : uint8_t { kFree, kPrepared, kHead, kSealing, kSealed, kReclaiming };
+        State state = State::kFree;
+        uint64_t seq = 0;
+        uint32_t readers = 0;
+        uint64_t live_objects = 0;
+        uint64_t writes = 0;                        // of this life
+        uint64_t synced_writes = 0;                 // of them, the first so many are durable
+        std::shared_ptr<SegmentManifest> manifest;  // of a head, and until it is sealed
+    };
+    // An object that a reclaim may move.
+    struct Moving {
+        ManifestRow row;
+        std::string key;
+        NamespaceId ns = 0;
+    };
+
+    explicit NvmeLog(const NvmeOptions& options);
+    Status start();
+
+    // nvme_log.cpp
+    Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
+                         std::optional<uint64_t> moved_from);
+    Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const;
+    Status check_pinned(uint64_t more) const;
+    uint64_t reserve() const;
+    bool leaves_reserve(uint64_t size) const;
+    bool ensure_head(uint64_t record_size, bool reserve_too);
+    bool declare_namespace(const NvmeNamespace& ns);
+    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment, uint64_t offset);
+    void account(const NvmeEntry& entry, bool added);
+    void erase(const Hash128& hash, const NvmeEntry& entry);
+    bool visible(const NvmeEntry& entry, NamespaceId ns) const;
+    void fail(NvmeState state, const Status& why);
+    void remember_removal(const Hash128& hash, Version version);
+    bool removed_lately(const Hash128& hash, Version version) const;
+    uint64_t unit_of(uint32_t segment, uint64_t offset) const {
+        return (uint64_t{segment} * segment_bytes_ + offset) / kRecordAlign;
+    }
+    uint32_t segment_of(uint64_t unit) const {
+        return static_cast<uint32_t>(unit * kRecordAlign / segment_bytes_);
+    }
+    static uint64_t entry_bytes(const NvmeEntry& entry) {
+        return entry.head_units * kRecordAlign + align_up(entry.length, kRecordAlign);
+    }
+    static constexpr uint64_t kMinReserve = 1;
+    uint64_t offset_of(uint64_t unit) const { return unit * kRecordAlign % segment_bytes_; }
+    int fd_of(uint32_t segment) { return folder_->files()[segment].fd.get(); }
+    const std::string& path_of(uint32_t segment) { return folder_->files()[segment].path; }
+    uint64_t now_ms() const { return options_.wall_ms(); }
+    uint64_t free_or_prepared() const;
+
+    // nvme_log_reads.cpp
+    Status prepare_read(const NvmeRead& read, ReadTask* task);
+    void read_from_memory(std::unique_ptr<ReadTask> task,
+                          std::vector<std::shared_ptr<WriteBuffer>>& buffers);
+    static Status take_split_head(ReadTask& task,
+                                  const std::vector<std::shared_ptr<WriteBuffer>>& buffers);
+    void start_reads();
+    void finish_read(ReadTask* task, const NvmeReadResult& result);
+    void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop);
+
+    // nvme_log_writes.cpp: the writer and maintenance threads
+    void write_loop();
+    void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped);
+    void maintain_loop();
+    void maintain(std::unique_lock<std::mutex>& lock);
+    void seal_ready(std::unique_lock<std::mutex>& lock);
+    void prepare_segments(std::unique_lock<std::mutex>& lock);
+    Status write_header(uint32_t segment, uint64_t seq);
+    Status sync_locked(std::unique_lock<std::mutex>& lock);
+    void report(const std::vector<NvmeDropped>& dropped);
+
+    // nvme_log_reclaim.cpp
+    bool reclaim(std::unique_lock<std::mutex>& lock);
+    bool reclaim_oldest(std::unique_lock<std::mutex>& lock);
+    std::shared_ptr<const SegmentManifest> manifest_of(uint32_t segment, uint64_t seq);
+    std::vector<Moving> choose(uint32_t segment, const SegmentManifest& manifest,
+                               std::vector<NvmeDropped>* dropped,
+                               std::unique_lock<std::mutex>& lock);
+    Status move(uint32_t segment, const Moving& moving, FileWindow& window,
+                std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock);
+    void sweep(uint32_t segment, std::unique_lock<std::mutex>& lock);
+    bool free_segment(uint32_t segment, std::unique_lock<std::mutex>& lock);
+    static NvmeObject object_of(const NvmeNamespace& ns, const ManifestRow& row);
+    bool list_rows(uint32_t segment, const SegmentManifest& manifest, NvmeCursor* cursor,
+                   size_t* wanted, std::vector<NvmeListed>* out);
+
+    // nvme_recovery.cpp
+    Status recover();
+    std::vector<uint32_t> used_segments() const;
+    void recover_segments(const Removals& removals);
+    bool recover_segment(uint32_t segment, bool cataloged, const Removals& removals,
+                         SegmentScan* scan);
+    void recover_rows(uint32_t segment, const SegmentManifest& manifest, const Removals& removals);
+    void save_scanned(uint32_t segment, const SegmentScan& scan);
+    bool continue_head(uint32_t segment, const SegmentScan& scan);
+
+    NvmeOptions options_;
+    FileIo& io_;
+    SegmentCatalog* const catalog_;
+    std::unique_ptr<NvmeFolder> folder_;
+    std::unique_ptr<RemovalJournal> journal_;
+    uint64_t segment_bytes_ = 0;
+    uint64_t recovered_applied_ = 0;
+
+    mutable std::mutex mutex_;
+    std::condition_variable write_wake_;
+    std::condition_variable maintain_wake_;
+    std::condition_variable changed_;  // something was written, freed, read or has failed
+    NvmeState state_ = NvmeState::kActive;
+    Status error_;
+    bool stopping_ = false;
+    NvmePolicy policy_;
+    NvmeCounters counters_;
+    uint64_t pinned_bytes_ = 0;   // of records with a hard pin
+    uint64_t reclaim_needs_ = 0;  // of room for what the reclaim under way still has to move
+    uint64_t failed_reads_in_a_row_ = 0;
+    bool must_maintain_ = false;
+    bool lost_writes_ = false;  // something that was appended is not on disk, or may not be
+
+    std::unique_ptr<NvmeIndex> index_;
+    NvmeNamespaces namespaces_;
+    std::vector<Segment> segments_;
+    std::deque<uint32_t> prepared_;
+    uint64_t next_seq_ = 1;
+    // Between an object's drop and the end of its segment's header a power loss would bring it
+    // back: meanwhile every remove is recorded, found or not.
+    bool reclaiming_ = false;
+    std::unique_ptr<WriteBuffers> buffers_;
+    // The last removals, for appends that were on their way when the remove came.
+    std::unordered_map<Hash128, Version, Hash128Hasher> lately_removed_;
+    std::deque<Hash128> lately_order_;
+
+    std::deque<std::unique_ptr<ReadTask>> waiting_reads_;
+    size_t reads_under_way_ = 0;
+    std::vector<AlignedBuffer> bounce_buffers_;
+
+    std::unique_ptr<NvmeReadEngine> engine_;
+    std::vector<std::thread> writers_;
+    std::thread maintainer_;
+};
+
+}  // namespace kvstore

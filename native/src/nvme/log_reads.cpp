@@ -1,0 +1,298 @@
+// Reading: what is in a write buffer from there, the rest in bounded numbers through the engine.
+#include <algorithm>
+#include <array>
+
+#include "base/checksum.h"
+#include "nvme/log.h"
+#include "nvme/read_task.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kFailuresToOff = 8;  // failed reads with no good one in between
+
+}  // namespace
+
+void NvmeLog::ReadTask::aim() {
+    const uint64_t from = has_head ? place + head_bytes() + copied : place;
+    const uint64_t end = place + head_bytes() + entry.length;
+    fd = log.fd_of(segment);
+    to = bounce.data();
+    first = offset = align_down(from, kIoAlign);
+    size =
+        static_cast<uint32_t>(std::min<uint64_t>(align_up(end, kIoAlign) - offset, bounce.size()));
+    filled = 0;
+}
+
+// What has arrived was not enough: the rest of this step, or the next step. False: three times
+// nothing new came.
+bool NvmeLog::ReadTask::go_on(uint64_t got, bool took_something) {
+    const auto whole = static_cast<uint32_t>(align_down(got, kIoAlign));
+    stalls = took_something || whole > 0 ? 0 : stalls + 1;
+    if (whole < size) {
+        filled += whole;
+        to += whole;
+        offset += whole;
+        size -= whole;
+    } else {
+        aim();
+    }
+    return stalls < 3;
+}
+
+Status NvmeLog::ReadTask::check_head(std::span<const uint8_t> bytes) {
+    uint64_t total = 0;
+    const Status wrong(Code::kChecksumMismatch, "the object on NVMe is damaged");
+    if (!decode_record_head(bytes.first(head_bytes()), &head, &total) ||
+        head.kind != RecordKind::kObject || head.seq != seq ||
+        head.identity.version != entry.version || head.identity.length != entry.length ||
+        head.identity.hash.hi != request.hash.hi ||
+        record_head_bytes(head.key.size()) != head_bytes()) {
+        return wrong;
+    }
+    if (!(head.identity.hash == request.hash) || head.identity.ns != request.ns ||
+        (!key.empty() && head.key != key)) {
+        return {Code::kNotFound, "another key with the same hash is on NVMe"};
+    }
+    if (head.expiry_ms != 0 && head.expiry_ms <= log.now_ms()) return {Code::kNotFound, "expired"};
+    key.assign(head.key);
+    head.key = {};
+    return {};
+}
+
+Status NvmeLog::ReadTask::take(uint64_t at, std::span<const uint8_t> bytes) {
+    if (!has_head) {
+        if (at != 0 || bytes.size() < head_bytes()) return {};
+        if (Status status = check_head(bytes); !status.ok()) return status;
+        has_head = true;
+    }
+    const uint64_t wanted = head_bytes() + copied;
+    if (at > wanted || at + bytes.size() <= wanted) return {};
+    const auto skip = static_cast<size_t>(wanted - at);
+    const auto part =
+        static_cast<size_t>(std::min<uint64_t>(bytes.size() - skip, entry.length - copied));
+    crc = copy_crc32c(request.to + copied, bytes.data() + skip, part, crc);
+    copied += part;
+    return {};
+}
+
+Status NvmeLog::ReadTask::verify() {
+    if (seal_checksum(crc, head.identity) == head.sealed_crc) return {};
+    return {Code::kChecksumMismatch, "the object's data on NVMe is damaged"};
+}
+
+NvmeReadResult NvmeLog::ReadTask::result(const Status& status) const {
+    NvmeReadResult answer;
+    answer.status = status;
+    if (!status.ok()) return answer;
+    answer.identity = head.identity;
+    answer.sealed_crc = head.sealed_crc;
+    answer.expiry_ms = head.expiry_ms;
+    answer.put_wall_ms = head.put_wall_ms;
+    answer.pin = head.pin;
+    answer.parent = head.parent;
+    answer.key = key;
+    return answer;
+}
+
+void NvmeLog::ReadTask::complete(int64_t got) {
+    Status status;
+    const uint64_t before = copied;
+    const bool had_head = has_head;
+    if (got < 0) {
+        status = io_status("read", log.path_of(segment), got);
+    } else {
+        const uint64_t start = std::max(first, place);
+        const uint64_t end = first + filled + static_cast<uint64_t>(got);
+        if (end > start) {
+            status = take(start - place,
+                          {bounce.data() + (start - first), static_cast<size_t>(end - start)});
+        }
+        if (status.ok() && !complete_record()) {
+            if (go_on(static_cast<uint64_t>(got), copied != before || has_head != had_head)) {
+                log.engine_->submit(this);
+                return;
+            }
+            status = {Code::kIoError, "read(" + log.path_of(segment) + "): the file ends early"};
+        }
+    }
+    if (status.ok()) status = verify();
+    log.finish_read(this, result(status));
+}
+
+// Under mutex_. Ok: the task knows its place.
+Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
+    if (stopping_) return {Code::kClosed, "the NVMe tier is closing"};
+    if (state_ == NvmeState::kOff) return error_;
+    const std::optional<NvmeEntry> entry = index_->find(read.hash);
+    if (!entry || !visible(*entry, read.ns) ||
+        (read.version != 0 && read.version != entry->version)) {
+        return {Code::kNotFound, "not on NVMe"};
+    }
+    if (entry->length > read.capacity) {
+        return {Code::kBufferTooSmall, std::to_string(entry->length) + " bytes are needed"};
+    }
+    index_->touch(read.hash);
+    task->entry = *entry;
+    task->segment = segment_of(entry->unit);
+    task->seq = segments_[task->segment].seq;
+    task->place = offset_of(entry->unit);
+    return {};
+}
+
+void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
+    for (const NvmeRead& read : reads) {
+        auto task = std::make_unique<ReadTask>(*this, read, done);
+        std::vector<std::shared_ptr<WriteBuffer>> in_memory;
+        Status status;
+        uint64_t size = 0;
+        {
+            const std::lock_guard lock(mutex_);
+            status = prepare_read(read, task.get());
+            if (status.ok()) {
+                size = task->entry.head_units * kRecordAlign + task->entry.length;
+                in_memory = buffers_->find(task->seq, task->place, size);
+                if (in_memory.empty() && waiting_reads_.size() >= options_.max_queued_reads) {
+                    ++counters_.overloaded;
+                    status = {Code::kOverloaded, "too many reads wait for NVMe"};
+                }
+            }
+            if (status.ok()) {
+                ++segments_[task->segment].readers;
+                if (in_memory.empty()) waiting_reads_.push_back(std::move(task));
+            }
+        }
+        if (!status.ok()) {
+            done(read.tag, task->result(status));
+        } else if (task != nullptr) {
+            read_from_memory(std::move(task), in_memory);
+        }
+    }
+    start_reads();
+}
+
+void NvmeLog::read_from_memory(std::unique_ptr<ReadTask> task,
+                               std::vector<std::shared_ptr<WriteBuffer>>& buffers) {
+    Status status;
+    for (const auto& buffer : buffers) {
+        const uint64_t end =
+            std::min(buffer->start + buffer->capacity,
+                     task->place + task->entry.head_units * kRecordAlign + task->entry.length);
+        const uint64_t start = std::max(buffer->start, task->place);
+        if (!status.ok() || end <= start) continue;
+        // A head may lie across two buffers.
+        if (!task->has_head && end - start < task->entry.head_units * kRecordAlign) {
+            status = take_split_head(*task, buffers);
+            if (!status.ok()) continue;
+        }
+        status = task->take(start - task->place, {buffer->memory.data() + (start - buffer->start),
+                                                  static_cast<size_t>(end - start)});
+    }
+    if (status.ok()) {
+        status = task->complete_record() ? task->verify()
+                                         : Status(Code::kInternal, "a write buffer has a gap");
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        buffers.clear();
+    }
+    ReadTask* raw = task.release();
+    finish_read(raw, raw->result(status));
+}
+
+Status NvmeLog::take_split_head(ReadTask& task,
+                                const std::vector<std::shared_ptr<WriteBuffer>>& buffers) {
+    std::array<uint8_t, kMaxRecordHeadBytes> bytes;
+    const size_t size = task.entry.head_units * kRecordAlign;
+    WriteBuffers::copy_out(buffers, task.place, bytes.data(), size);
+    return task.take(0, std::span(bytes).first(size));
+}
+
+// Starts as many waiting reads as the depth allows. Takes mutex_ itself.
+void NvmeLog::start_reads() {
+    const size_t depth = std::max<size_t>(options_.reads.depth, 1);
+    while (true) {
+        ReadTask* task = nullptr;
+        {
+            const std::lock_guard lock(mutex_);
+            if (waiting_reads_.empty() || reads_under_way_ >= depth) return;
+            task = waiting_reads_.front().release();
+            waiting_reads_.pop_front();
+            ++reads_under_way_;
+            task->under_way = true;
+            if (!bounce_buffers_.empty()) {
+                task->bounce = std::move(bounce_buffers_.back());
+                bounce_buffers_.pop_back();
+            }
+        }
+        if (task->bounce.size() == 0) task->bounce = AlignedBuffer(ReadTask::kBounceBytes);
+        if (task->bounce.size() == 0) {
+            finish_read(task, task->result(Status(Code::kOverloaded, "no memory to read NVMe")));
+            continue;
+        }
+        task->aim();
+        engine_->submit(task);
+    }
+}
+
+// Under mutex_.
+void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop) {
+    switch (result.status.code()) {
+        case Code::kOk:
+            ++counters_.reads;
+            counters_.bytes_read += task.entry.length;
+            failed_reads_in_a_row_ = 0;
+            return;
+        case Code::kChecksumMismatch:
+            ++counters_.checksum_errors;
+            break;
+        case Code::kIoError:
+            ++counters_.io_errors;
+            if (++failed_reads_in_a_row_ >= kFailuresToOff) {
+                fail(NvmeState::kOff,
+                     {Code::kIoError, "reads from NVMe fail, last: " + result.status.message()});
+            }
+            break;
+        default:
+            return;
+    }
+    // What is dropped here must not let an older version of it come back.
+    const std::optional<NvmeEntry> entry = index_->find(task.request.hash);
+    *drop = entry && entry->unit == task.entry.unit && entry->version == task.entry.version;
+    if (!*drop) return;
+    erase(task.request.hash, *entry);
+    journal_->remove(task.request.hash, entry->version, next_seq_ - 1);
+    ++counters_.dropped_objects;
+}
+
+// Ends a task that was released from its owner. Takes mutex_ itself.
+void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
+    std::unique_ptr<ReadTask> task(raw);
+    bool drop = false;
+    {
+        const std::lock_guard lock(mutex_);
+        count_read(*task, result, &drop);
+        if (--segments_[task->segment].readers == 0) changed_.notify_all();
+    }
+    if (drop) {
+        report(
+            {{.ns = task->request.ns,
+              .hash = task->request.hash,
+              .version = task->entry.version,
+              .key = task->key,
+              .reason = result.status.code() == Code::kIoError ? NvmeDropped::Reason::kIoError
+                                                               : NvmeDropped::Reason::kChecksum}});
+    }
+    task->done(task->request.tag, result);
+    bool more = false;
+    {
+        const std::lock_guard lock(mutex_);
+        if (task->under_way) --reads_under_way_;
+        more = task->bounce.size() != 0;
+        if (more) bounce_buffers_.push_back(std::move(task->bounce));
+        changed_.notify_all();
+    }
+    if (more) start_reads();  // without memory, start_reads() is what called this
+}
+
+}  // namespace kvstore

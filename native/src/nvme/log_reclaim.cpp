@@ -1,0 +1,335 @@
+// Emptying the oldest segment: what is still hot moves to the head of the log, the rest is dropped.
+// Also listing, which reads the same manifests.
+#include <algorithm>
+#include <chrono>
+
+#include "nvme/log.h"
+#include "nvme/read_task.h"
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kRowsUnderLock = 256;
+
+NvmeDropped::Reason reason_of(const Status& status) {
+    switch (status.code()) {
+        case Code::kChecksumMismatch:
+            return NvmeDropped::Reason::kChecksum;
+        case Code::kIoError:
+            return NvmeDropped::Reason::kIoError;
+        default:
+            return NvmeDropped::Reason::kReclaimed;
+    }
+}
+
+}  // namespace
+
+// Its key is the row's: a view into the manifest.
+NvmeObject NvmeLog::object_of(const NvmeNamespace& ns, const ManifestRow& row) {
+    return {.identity = {.tenant = ns.tenant,
+                         .ns = ns.ns,
+                         .hash = row.hash,
+                         .version = row.version,
+                         .length = row.length},
+            .sealed_crc = row.sealed_crc,
+            .expiry_ms = row.expiry_ms,
+            .put_wall_ms = row.put_wall_ms,
+            .pin = row.pin,
+            .parent = row.parent,
+            .key = row.key};
+}
+
+// From the catalog, else from the segment itself.
+std::shared_ptr<const SegmentManifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
+    if (catalog_ != nullptr) {
+        const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
+        if (bytes.ok()) {
+            Result<SegmentManifest> manifest = SegmentManifest::decode(*bytes);
+            if (manifest.ok() && manifest->seq() == seq) {
+                return std::make_shared<const SegmentManifest>(std::move(*manifest));
+            }
+        }
+    }
+    SegmentScan scan =
+        scan_segment(io_, fd_of(segment), path_of(segment), seq, segment_bytes_, false);
+    return std::make_shared<const SegmentManifest>(std::move(scan.manifest));
+}
+
+// Decides about every row; what is not to be moved is dropped at once.
+std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentManifest& manifest,
+                                             std::vector<NvmeDropped>* dropped,
+                                             std::unique_lock<std::mutex>& lock) {
+    std::vector<Moving> moving;
+    uint64_t moved_bytes = 0;
+    // Always a little less than a segment: then a reclaim never needs more than one to empty one.
+    const double most = std::min(policy_.readmit_share, 15.0 / 16);
+    const auto share = static_cast<uint64_t>(most * static_cast<double>(segment_bytes_));
+    uint64_t at = 0;
+    ManifestRow row;
+    for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
+        if (rows % kRowsUnderLock == 0) {
+            lock.unlock();
+            lock.lock();
+        }
+        const std::optional<NvmeEntry> entry = index_->find(row.hash);
+        if (!entry || entry->unit != unit_of(segment, row.offset)) continue;
+        const NamespaceId ns = namespaces_.slot(entry->ns_slot).names.ns;
+        const bool live = visible(*entry, ns);
+        const uint64_t size = record_bytes(row.key.size(), row.length);
+        const bool hot = entry->touches >= policy_.min_touches && moved_bytes + size <= share;
+        if (live && (hot || entry->pin == Pin::kHard)) {
+            moved_bytes += size;
+            row.pin = entry->pin;
+            moving.push_back({.row = row, .key = std::string(row.key), .ns = ns});
+            continue;
+        }
+        const bool flushed = namespaces_.slot(entry->ns_slot).flushed;
+        erase(row.hash, *entry);
+        if (flushed) continue;
+        ++counters_.dropped_objects;
+        dropped->push_back(
+            {.ns = ns,
+             .hash = row.hash,
+             .version = row.version,
+             .key = std::string(row.key),
+             .reason = live ? NvmeDropped::Reason::kReclaimed : NvmeDropped::Reason::kExpired});
+    }
+    return moving;
+}
+
+// Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
+Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
+                     std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
+    const ManifestRow& row = moving.row;
+    const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
+    if (!slot) return {Code::kNotFound, "its namespace is gone"};
+    NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
+    object.key = moving.key;
+    const uint64_t unit = unit_of(segment, row.offset);
+    lock.unlock();
+    data.resize(row.length);
+    const bool got =
+        window.copy(row.offset + record_head_bytes(moving.key.size()), data.data(), data.size());
+    Status status = window.status();
+    if (got) {
+        status = append_record(object, data, unit);
+    } else if (status.ok()) {
+        status = {Code::kIoError, path_of(segment) + " ends early"};
+    }
+    lock.lock();
+    while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
+        // This thread is the one that seals and prepares.
+        seal_ready(lock);
+        prepare_segments(lock);
+        changed_.wait_for(lock, std::chrono::milliseconds(1));
+        // Nothing is left to write to, and nothing will be: every other segment is full.
+        const bool hopeless = prepared_.empty() && free_or_prepared() == 0 && buffers_->idle();
+        lock.unlock();
+        status = append_record(object, data, unit);
+        lock.lock();
+        if (hopeless && status.code() == Code::kOverloaded) break;
+    }
+    if (status.ok()) {
+        ++counters_.readmitted_objects;
+        counters_.readmitted_bytes += row.length;
+    } else if (status.code() == Code::kChecksumMismatch) {
+        ++counters_.checksum_errors;
+    } else if (!got) {
+        ++counters_.io_errors;
+    }
+    // Removed: somebody else took it away meanwhile.
+    return status.code() == Code::kRemoved ? Status() : status;
+}
+
+// Entries that no manifest speaks of, because it was lost and the segment is damaged.
+void NvmeLog::sweep(uint32_t segment, std::unique_lock<std::mutex>& lock) {
+    for (size_t shard = 0; shard < index_->shards(); ++shard) {
+        index_->erase_if(shard, [&](const NvmeEntry& entry) {
+            if (segment_of(entry.unit) != segment) return false;
+            account(entry, false);
+            ++counters_.dropped_objects;
+            return true;
+        });
+        lock.unlock();
+        lock.lock();
+    }
+}
+
+// Makes one segment free. Live objects are dropped or moved in the order of the log only: so no
+// older version of an object is on disk any more when its newest one goes. What has no live object
+// left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
+bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
+    for (uint32_t number = 0; number < segments_.size(); ++number) {
+        Segment& segment = segments_[number];
+        if (segment.state != Segment::State::kSealed || segment.live_objects != 0) continue;
+        segment.state = Segment::State::kReclaiming;
+        return free_segment(number, lock);
+    }
+    return reclaim_oldest(lock);
+}
+
+bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
+    auto oldest = segments_.end();
+    for (auto one = segments_.begin(); one != segments_.end(); ++one) {
+        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared)
+            continue;
+        if (oldest == segments_.end() || one->seq < oldest->seq) oldest = one;
+    }
+    // A younger one may be sealed before it, but must not go before it.
+    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) return false;
+    const auto number = static_cast<uint32_t>(oldest - segments_.begin());
+    oldest->state = Segment::State::kReclaiming;
+    reclaiming_ = true;
+    reclaim_needs_ = segment_bytes_;
+    const uint64_t seq = oldest->seq;
+    lock.unlock();
+    const std::shared_ptr<const SegmentManifest> manifest = manifest_of(number, seq);
+    FileWindow window(io_, fd_of(number), path_of(number), segment_bytes_);
+    lock.lock();
+
+    std::vector<NvmeDropped> dropped;
+    std::vector<Moving> moving = choose(number, *manifest, &dropped, lock);
+    std::sort(moving.begin(), moving.end(),
+              [](const Moving& a, const Moving& b) { return a.row.offset < b.row.offset; });
+    // The last record of a segment may not fit and leave its room unused.
+    uint64_t largest = 0;
+    uint64_t left = 0;
+    for (const Moving& one : moving) {
+        const uint64_t size = record_bytes(one.key.size(), one.row.length);
+        largest = std::max(largest, size);
+        left += size;
+    }
+    std::vector<uint8_t> data;
+    for (const Moving& one : moving) {
+        if (stopping_ || state_ != NvmeState::kActive) break;
+        reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
+        left -= record_bytes(one.key.size(), one.row.length);
+        const Status moved = move(number, one, window, data, lock);
+        if (moved.ok()) continue;
+        if (stopping_ || state_ != NvmeState::kActive) break;
+        const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
+        if (!entry || entry->unit != unit_of(number, one.row.offset)) continue;
+        erase(one.row.hash, *entry);
+        ++counters_.dropped_objects;
+        dropped.push_back({.ns = one.ns,
+                           .hash = one.row.hash,
+                           .version = one.row.version,
+                           .key = one.key,
+                           .reason = reason_of(moved)});
+    }
+    reclaim_needs_ = 0;
+    lock.unlock();
+    report(dropped);
+    lock.lock();
+    if (stopping_ || state_ != NvmeState::kActive) {
+        oldest->state = Segment::State::kSealed;
+        return false;
+    }
+    if (oldest->live_objects != 0) sweep(number, lock);
+    return free_segment(number, lock);
+}
+
+// What moved must be on disk before its old place is given away, and so must what replaced or
+// removed an object of the segment: that object hides the older versions that others still hold.
+// The header goes first, so that nothing of the segment comes back; then its row and what the
+// journal says of it.
+bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) {
+    Segment& segment = segments_[number];
+    changed_.wait(lock, [&] { return segment.readers == 0; });
+    const uint64_t seq = segment.seq;
+    const Status appends = sync_locked(lock);
+    lock.unlock();
+    if (!appends.ok() || !sync_removals().ok()) {
+        lock.lock();
+        segment.state = Segment::State::kSealed;
+        return false;
+    }
+    Status status = write_header(number, 0);
+    if (status.ok() && catalog_ != nullptr && !catalog_->drop(seq).ok()) {
+        const std::lock_guard guard(mutex_);
+        ++counters_.catalog_errors;
+    }
+    lock.lock();
+    if (!status.ok()) {
+        ++counters_.io_errors;
+        segment.state = Segment::State::kSealed;
+        fail(NvmeState::kReadOnly, status);
+        return false;
+    }
+    segment.state = Segment::State::kFree;
+    segment.seq = 0;
+    reclaiming_ = false;
+    ++counters_.segments_reclaimed;
+    uint64_t oldest = next_seq_;
+    for (const Segment& one : segments_) {
+        if (one.seq != 0) oldest = std::min(oldest, one.seq);
+    }
+    changed_.notify_all();
+    lock.unlock();
+    journal_->drop_before(oldest);
+    lock.lock();
+    return true;
+}
+
+Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* out) {
+    size_t wanted = std::min<size_t>(max, 1 << 16);
+    std::unique_lock lock(mutex_);
+    while (!cursor->done && wanted > 0) {
+        if (state_ == NvmeState::kOff) return error_;
+        uint32_t number = 0;
+        uint64_t seq = UINT64_MAX;
+        for (uint32_t i = 0; i < segments_.size(); ++i) {
+            const Segment::State at = segments_[i].state;
+            const bool holds = at != Segment::State::kFree && at != Segment::State::kPrepared;
+            if (!holds || segments_[i].seq < cursor->seq || segments_[i].seq >= seq) continue;
+            number = i;
+            seq = segments_[i].seq;
+        }
+        if (seq == UINT64_MAX) {
+            cursor->done = true;
+            break;
+        }
+        if (seq != cursor->seq) *cursor = {.seq = seq, .manifest = nullptr};
+        if (segments_[number].manifest == nullptr &&
+            (cursor->manifest == nullptr || cursor->manifest->seq() != seq)) {
+            lock.unlock();
+            // Its rows may stand in another order than those of the open segment did.
+            *cursor = {.seq = seq, .manifest = manifest_of(number, seq)};
+            lock.lock();
+            continue;  // look again: it may have been reclaimed meanwhile
+        }
+        const SegmentManifest& manifest =
+            segments_[number].manifest != nullptr ? *segments_[number].manifest : *cursor->manifest;
+        if (!list_rows(number, manifest, cursor, &wanted, out))
+            *cursor = {.seq = seq + 1, .manifest = nullptr};
+        lock.unlock();
+        lock.lock();
+    }
+    return {};
+}
+
+// At most kRowsUnderLock rows. False: there are no more.
+bool NvmeLog::list_rows(uint32_t number, const SegmentManifest& manifest, NvmeCursor* cursor,
+                        size_t* wanted, std::vector<NvmeListed>* out) {
+    ManifestRow row;
+    for (size_t rows = 0; rows < kRowsUnderLock && *wanted > 0; ++rows) {
+        if (!manifest.next(&cursor->at, &row)) return false;
+        const std::optional<NvmeEntry> entry = index_->find(row.hash);
+        if (!entry || entry->unit != unit_of(number, row.offset)) continue;
+        const NvmeNamespace& names = namespaces_.slot(entry->ns_slot).names;
+        const uint64_t now = now_ms();
+        if (!visible(*entry, names.ns) || (row.expiry_ms != 0 && row.expiry_ms <= now)) continue;
+        out->push_back({.ns = names,
+                        .key = std::string(row.key),
+                        .identity = object_of(names, row).identity,
+                        .sealed_crc = row.sealed_crc,
+                        .ttl_ms = row.expiry_ms == 0 ? 0 : row.expiry_ms - now,
+                        .put_wall_ms = row.put_wall_ms,
+                        .pin = entry->pin,
+                        .parent = row.parent});
+        --*wanted;
+    }
+    return true;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,240 @@
+// The writer threads, and the maintenance that seals full segments and prepares empty ones.
+#include <algorithm>
+#include <chrono>
+
+#include "base/clock.h"
+#include "nvme/log.h"
+#include "nvme/read_task.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kFolderCheckMs = 1000;
+constexpr size_t kPreparedSegments = 2;
+constexpr uint64_t kMaxFreeTarget = 8;
+
+}  // namespace
+
+void NvmeLog::report(const std::vector<NvmeDropped>& dropped) {
+    if (!options_.on_dropped) return;
+    for (const NvmeDropped& one : dropped) options_.on_dropped(one);
+}
+
+void NvmeLog::write_loop() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+        std::shared_ptr<WriteBuffer> buffer;
+        write_wake_.wait(lock, [&] {
+            buffer = buffers_->next_to_write();
+            return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_segment());
+        });
+        if (buffer == nullptr) return;
+        const int fd = fd_of(buffer->segment);
+        lock.unlock();
+        Status status = write_fully(io_, fd, buffer->memory.data(), buffer->used, buffer->start,
+                                    path_of(buffer->segment));
+        lock.lock();
+        std::vector<NvmeDropped> dropped;
+        ++segments_[buffer->segment].writes;
+        if (status.ok()) {
+            counters_.bytes_written += buffer->used;
+        } else {
+            ++counters_.io_errors;
+            lost_writes_ = true;
+            fail(NvmeState::kReadOnly, status);
+            drop_failed(*buffer, &dropped);
+        }
+        buffers_->written(buffer, status.ok());
+        buffer.reset();
+        must_maintain_ = true;
+        maintain_wake_.notify_one();
+        changed_.notify_all();
+        if (!dropped.empty()) {
+            lock.unlock();
+            report(dropped);
+            lock.lock();
+        }
+    }
+}
+
+// What was in a buffer that could not be written is gone, although it was readable.
+void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped) {
+    const auto manifest = segments_[buffer.segment].manifest;
+    if (manifest == nullptr) return;
+    uint64_t at = 0;
+    ManifestRow row;
+    while (manifest->next(&at, &row)) {
+        if (row.offset >= buffer.start + buffer.used ||
+            row.offset + record_bytes(row.key.size(), row.length) <= buffer.start) {
+            continue;
+        }
+        const std::optional<NvmeEntry> entry = index_->find(row.hash);
+        if (!entry || entry->unit != unit_of(buffer.segment, row.offset)) continue;
+        erase(row.hash, *entry);
+        // The bytes may have reached the disk all the same: they must not come back.
+        journal_->remove(row.hash, row.version, next_seq_ - 1);
+        ++counters_.dropped_objects;
+        dropped->push_back({.ns = manifest->namespaces()[row.ns_index].ns,
+                            .hash = row.hash,
+                            .version = row.version,
+                            .key = std::string(row.key),
+                            .reason = NvmeDropped::Reason::kWriteFailed});
+    }
+}
+
+void NvmeLog::maintain_loop() {
+    std::unique_lock lock(mutex_);
+    const auto pause = std::chrono::milliseconds(std::clamp(options_.flush_after_ms, 5u, 1000u));
+    uint64_t checked_ms = boottime_ms();
+    while (!stopping_) {
+        maintain_wake_.wait_for(lock, pause, [this] { return stopping_ || must_maintain_; });
+        must_maintain_ = false;
+        maintain(lock);
+        if (boottime_ms() - checked_ms >= kFolderCheckMs) {
+            checked_ms = boottime_ms();
+            lock.unlock();
+            const bool there = folder_->still_there();
+            lock.lock();
+            if (!there) {
+                fail(NvmeState::kOff,
+                     {Code::kIoError, "nvme_dir " + folder_->path() + " was removed or replaced"});
+            }
+        }
+    }
+}
+
+void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
+    const uint64_t since_ms = buffers_->open_since_ms();
+    if (since_ms != UINT64_MAX &&
+        boottime_ms() - std::min(since_ms, boottime_ms()) >= options_.flush_after_ms &&
+        buffers_->close_buffer()) {
+        write_wake_.notify_all();
+    }
+    seal_ready(lock);
+    if (journal_->has_pending() && state_ == NvmeState::kActive) {
+        lock.unlock();
+        sync_removals().ok();  // counted; the state says so
+        lock.lock();
+    }
+    while (state_ == NvmeState::kActive && !stopping_) {
+        prepare_segments(lock);
+        const uint64_t target =
+            std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
+        if (state_ != NvmeState::kActive || free_or_prepared() >= target) break;
+        if (!reclaim(lock)) break;
+    }
+}
+
+// Segments that are full and wholly written: durable first, then their manifest, so that no row
+// speaks of what a power loss may still take.
+void NvmeLog::seal_ready(std::unique_lock<std::mutex>& lock) {
+    for (uint32_t number = 0; number < segments_.size(); ++number) {
+        Segment& segment = segments_[number];
+        if (segment.state != Segment::State::kSealing || buffers_->unwritten(segment.seq)) continue;
+        const std::shared_ptr<SegmentManifest> manifest = segment.manifest;
+        const bool whole = state_ == NvmeState::kActive;
+        const uint64_t writes = segment.writes;
+        lock.unlock();
+        const int synced = io_.sync(fd_of(number));
+        Status saved;
+        if (synced >= 0 && whole && catalog_ != nullptr) {
+            saved = catalog_->save(manifest->seq(), manifest->encode());
+        }
+        lock.lock();
+        if (synced < 0) {
+            ++counters_.io_errors;
+            lost_writes_ = true;
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
+        }
+        if (synced >= 0) segment.synced_writes = writes;
+        if (!saved.ok()) ++counters_.catalog_errors;
+        segment.state = Segment::State::kSealed;
+        // Without a row in the catalog the segment itself is asked, when that is needed.
+        segment.manifest = nullptr;
+        changed_.notify_all();
+    }
+}
+
+Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
+    AlignedBuffer block(kSegmentHeaderBytes);
+    if (block.size() == 0) return {Code::kNoSpace, "no memory for a segment's header"};
+    std::fill(block.data(), block.data() + block.size(), uint8_t{0});
+    if (seq != 0) {
+        encode_segment_header({.seq = seq,
+                               .segment_bytes = segment_bytes_,
+                               .cluster_check = options_.cluster_check,
+                               .node_id = options_.node_id},
+                              {block.data(), block.size()});
+    }
+    const int fd = fd_of(segment);
+    Status status = write_fully(io_, fd, block.data(), block.size(), 0, path_of(segment));
+    if (!status.ok()) return status;
+    const int synced = io_.sync(fd);
+    return synced < 0 ? io_status("fdatasync", path_of(segment), synced) : Status();
+}
+
+void NvmeLog::prepare_segments(std::unique_lock<std::mutex>& lock) {
+    while (prepared_.size() < kPreparedSegments && state_ == NvmeState::kActive) {
+        const auto free = std::find_if(segments_.begin(), segments_.end(), [](const Segment& one) {
+            return one.state == Segment::State::kFree;
+        });
+        if (free == segments_.end()) return;
+        const auto number = static_cast<uint32_t>(free - segments_.begin());
+        const uint64_t seq = next_seq_++;
+        free->state = Segment::State::kPrepared;
+        free->seq = seq;
+        lock.unlock();
+        Status status = write_header(number, seq);
+        lock.lock();
+        if (!status.ok()) {
+            ++counters_.io_errors;
+            free->state = Segment::State::kFree;
+            fail(NvmeState::kReadOnly, status);
+            return;
+        }
+        prepared_.push_back(number);
+        changed_.notify_all();
+    }
+}
+
+Status NvmeLog::sync() {
+    std::unique_lock lock(mutex_);
+    return sync_locked(lock);
+}
+
+// Lets mutex_ go meanwhile.
+Status NvmeLog::sync_locked(std::unique_lock<std::mutex>& lock) {
+    buffers_->close_buffer();
+    write_wake_.notify_all();
+    std::vector<std::shared_ptr<WriteBuffer>> wanted = buffers_->unwritten_buffers();
+    changed_.wait(lock, [&] {
+        return std::all_of(wanted.begin(), wanted.end(), [](const auto& one) {
+            return one->state == WriteBuffer::State::kWritten ||
+                   one->state == WriteBuffer::State::kFailed;
+        });
+    });
+    wanted.clear();
+    std::vector<std::pair<uint32_t, uint64_t>> dirty;
+    for (uint32_t number = 0; number < segments_.size(); ++number) {
+        const Segment& segment = segments_[number];
+        if (segment.writes != segment.synced_writes) dirty.emplace_back(number, segment.writes);
+    }
+    for (const auto& [number, writes] : dirty) {
+        lock.unlock();
+        const int synced = io_.sync(fd_of(number));
+        lock.lock();
+        if (synced < 0) {
+            ++counters_.io_errors;
+            lost_writes_ = true;
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
+        } else {
+            uint64_t& done = segments_[number].synced_writes;
+            done = std::max(done, writes);
+        }
+    }
+    // A failed sync may have cost the kernel's copy, and behind a failed write nothing is found
+    // again: that the next call succeeds says nothing about them.
+    return lost_writes_ || state_ == NvmeState::kOff ? error_ : Status();
+}
+
+}  // namespace kvstore

@@ -1,0 +1,272 @@
+// The chain of write buffers: reserving, closing, releasing, and reading from it.
+#include "nvme/write_buffers.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/checksum.h"
+
+namespace kvstore {
+
+// The longest run of the reservation's memory from at_ on, at most `size`.
+std::span<uint8_t> Reservation::room(size_t size) {
+    for (const auto& buffer : buffers_) {
+        const uint64_t end = buffer->start + buffer->capacity;
+        if (at_ < buffer->start || at_ >= end) continue;
+        return {buffer->memory.data() + (at_ - buffer->start),
+                static_cast<size_t>(std::min<uint64_t>(size, end - at_))};
+    }
+    KV_ASSERT(!"a write beyond the reservation");
+    return {};
+}
+
+void Reservation::write(const void* bytes, size_t size, uint32_t* crc) {
+    const auto* from = static_cast<const uint8_t*>(bytes);
+    KV_ASSERT(at_ + size <= offset_ + size_);
+    while (size > 0) {
+        const std::span<uint8_t> to = room(size);
+        if (crc != nullptr) {
+            *crc = copy_crc32c(to.data(), from, to.size(), *crc);
+        } else {
+            std::memcpy(to.data(), from, to.size());
+        }
+        at_ += to.size();
+        from += to.size();
+        size -= to.size();
+    }
+}
+
+void Reservation::zero(size_t size) {
+    KV_ASSERT(at_ + size <= offset_ + size_);
+    while (size > 0) {
+        const std::span<uint8_t> to = room(size);
+        std::fill(to.begin(), to.end(), uint8_t{0});
+        at_ += to.size();
+        size -= to.size();
+    }
+}
+
+void Reservation::make_pad(uint64_t session) {
+    RecordHead pad;
+    pad.seq = buffers_.front()->seq;
+    pad.session = session;
+    pad.identity.length = size_;
+    std::array<uint8_t, kPadHeadBytes> bytes{};
+    encode_record_head(pad, bytes.data());
+    at_ = offset_;
+    write(bytes.data(), bytes.size());
+}
+
+WriteBuffers::WriteBuffers(size_t buffer_bytes, size_t count)
+    : buffer_bytes_(buffer_bytes), count_(count) {
+    for (size_t i = 0; i < count; ++i) {
+        free_.emplace_back(buffer_bytes);
+        has_memory_ = has_memory_ && free_.back().size() == buffer_bytes;
+    }
+}
+
+size_t WriteBuffers::free_count() {
+    // What nobody reads any more is free again.
+    for (auto one = retired_.begin(); one != retired_.end();) {
+        if (one->use_count() > 1) {
+            ++one;
+            continue;
+        }
+        free_.push_back(std::move((*one)->memory));
+        one = retired_.erase(one);
+    }
+    return free_.size();
+}
+
+void WriteBuffers::add_buffer(uint64_t start, uint64_t now_ms) {
+    auto buffer = std::make_shared<WriteBuffer>();
+    KV_ASSERT(!free_.empty());
+    buffer->memory = std::move(free_.back());
+    free_.pop_back();
+    buffer->segment = segment_;
+    buffer->seq = seq_;
+    buffer->start = start;
+    buffer->capacity = std::min<uint64_t>(buffer_bytes_, segment_bytes_ - start);
+    buffer->opened_ms = now_ms;
+    open_ = buffer;
+    chain_.push_back(std::move(buffer));
+}
+
+bool WriteBuffers::begin_segment(uint32_t segment, uint64_t seq, uint64_t position,
+                                 uint64_t segment_bytes, uint64_t session,
+                                 std::span<const uint8_t> head, uint64_t now_ms) {
+    KV_ASSERT(!has_segment() && position % kRecordAlign == 0 && position <= segment_bytes);
+    if (free_count() == 0) return false;
+    segment_ = segment;
+    seq_ = seq;
+    session_ = session;
+    position_ = position;
+    segment_bytes_ = segment_bytes;
+    if (head.empty()) return true;
+    KV_ASSERT(align_down(position, kIoAlign) + head.size() == position);
+    add_buffer(position - head.size(), now_ms);
+    std::memcpy(open_->memory.data(), head.data(), head.size());
+    open_->used = head.size();
+    return true;
+}
+
+bool WriteBuffers::has_room(uint64_t size) {
+    const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
+    return size <= room || free_count() > (size - 1) / buffer_bytes_;
+}
+
+std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_ms) {
+    KV_ASSERT(has_segment() && size % kRecordAlign == 0 && fits(size));
+    const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
+    const uint64_t more = size > room ? (size - room + buffer_bytes_ - 1) / buffer_bytes_ : 0;
+    if (more > free_count()) return nullptr;
+    auto reservation = std::make_unique<Reservation>();
+    reservation->offset_ = reservation->at_ = position_;
+    reservation->size_ = size;
+    const uint64_t end = position_ + size;
+    while (position_ < end) {
+        if (open_ == nullptr) add_buffer(position_, now_ms);
+        const uint64_t part = std::min(end - position_, open_->capacity - open_->used);
+        if (part > 0) {
+            ++open_->copying;
+            open_->needed_until = end;
+            reservation->buffers_.push_back(open_);
+        }
+        open_->used += part;
+        position_ += part;
+        if (open_->used == open_->capacity) {
+            open_->state = WriteBuffer::State::kClosed;
+            open_ = nullptr;
+        }
+    }
+    return reservation;
+}
+
+void WriteBuffers::finish(std::unique_ptr<Reservation> reservation) {
+    for (const auto& buffer : reservation->buffers_) --buffer->copying;
+}
+
+bool WriteBuffers::close_buffer() {
+    if (open_ == nullptr || open_->needed_until == 0) return false;
+    const uint64_t end = align_up(open_->used, kIoAlign);
+    if (end > open_->used) {
+        // A pad's head lies within the first 64 bytes of what is left of the block.
+        RecordHead pad;
+        pad.seq = seq_;
+        pad.session = session_;
+        pad.identity.length = end - open_->used;
+        uint8_t* at = open_->memory.data() + open_->used;
+        std::memset(at, 0, end - open_->used);
+        encode_record_head(pad, at);
+        position_ += end - open_->used;
+        open_->used = end;
+    }
+    open_->state = WriteBuffer::State::kClosed;
+    open_ = nullptr;
+    return true;
+}
+
+void WriteBuffers::end_segment() {
+    if (!close_buffer() && open_ != nullptr) {
+        // Only the repeated head of a block: nothing new to write.
+        KV_ASSERT(chain_.back() == open_);
+        free_.push_back(std::move(open_->memory));
+        chain_.pop_back();
+        open_ = nullptr;
+    }
+    seq_ = 0;
+}
+
+uint64_t WriteBuffers::open_since_ms() const {
+    return open_ == nullptr || open_->needed_until == 0 ? UINT64_MAX : open_->opened_ms;
+}
+
+std::shared_ptr<WriteBuffer> WriteBuffers::next_to_write() {
+    for (const auto& buffer : chain_) {
+        if (buffer->state == WriteBuffer::State::kClosed && buffer->copying == 0) {
+            buffer->state = WriteBuffer::State::kWriting;
+            return buffer;
+        }
+    }
+    return nullptr;
+}
+
+void WriteBuffers::written(const std::shared_ptr<WriteBuffer>& buffer, bool ok) {
+    buffer->state = ok ? WriteBuffer::State::kWritten : WriteBuffer::State::kFailed;
+    release_written();
+}
+
+void WriteBuffers::release_written() {
+    const auto on_disk = [](const WriteBuffer& buffer) {
+        return buffer.state == WriteBuffer::State::kWritten ||
+               buffer.state == WriteBuffer::State::kFailed;
+    };
+    while (!chain_.empty()) {
+        const WriteBuffer& front = *chain_.front();
+        for (const auto& buffer : chain_) {
+            if (buffer->seq != front.seq || buffer->start >= front.needed_until) break;
+            if (!on_disk(*buffer)) return;
+        }
+        if (!on_disk(front)) return;
+        retired_.push_back(std::move(chain_.front()));
+        chain_.pop_front();
+    }
+}
+
+bool WriteBuffers::idle() const {
+    return std::all_of(chain_.begin(), chain_.end(), [this](const auto& buffer) {
+        return buffer->state == WriteBuffer::State::kWritten ||
+               buffer->state == WriteBuffer::State::kFailed ||
+               (buffer == open_ && buffer->copying == 0);
+    });
+}
+
+bool WriteBuffers::unwritten(uint64_t seq) const {
+    return std::any_of(chain_.begin(), chain_.end(), [seq](const auto& buffer) {
+        return buffer->seq == seq && buffer->state != WriteBuffer::State::kWritten &&
+               buffer->state != WriteBuffer::State::kFailed;
+    });
+}
+
+std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::unwritten_buffers() const {
+    std::vector<std::shared_ptr<WriteBuffer>> found;
+    for (const auto& buffer : chain_) {
+        if (buffer->state == WriteBuffer::State::kClosed ||
+            buffer->state == WriteBuffer::State::kWriting) {
+            found.push_back(buffer);
+        }
+    }
+    return found;
+}
+
+std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::find(uint64_t seq, uint64_t offset,
+                                                             uint64_t size) const {
+    std::vector<std::shared_ptr<WriteBuffer>> found;
+    uint64_t covered = 0;
+    for (const auto& buffer : chain_) {
+        const uint64_t end = buffer->start + buffer->used;
+        if (buffer->seq != seq || buffer->start >= offset + size || end <= offset) continue;
+        covered += std::min(end, offset + size) - std::max(buffer->start, offset);
+        found.push_back(buffer);
+    }
+    // The block that an earlier life began is in memory from its start: older records end in it.
+    if (covered < size) found.clear();
+    return found;
+}
+
+void WriteBuffers::copy_out(const std::vector<std::shared_ptr<WriteBuffer>>& buffers,
+                            uint64_t offset, uint8_t* to, size_t size) {
+    for (const auto& buffer : buffers) {
+        // Not `used`, which appends change: find() has seen that the record is there.
+        const uint64_t end = buffer->start + buffer->capacity;
+        if (size == 0 || offset < buffer->start || offset >= end) continue;
+        const auto part = static_cast<size_t>(std::min<uint64_t>(size, end - offset));
+        std::memcpy(to, buffer->memory.data() + (offset - buffer->start), part);
+        offset += part;
+        to += part;
+        size -= part;
+    }
+}
+
+}  // namespace kvstore

@@ -1,0 +1,121 @@
+// The memory between append() and the segment files: a chain of buffers in the order of the log.
+//
+// A record's room is reserved under the log's mutex, its bytes are copied without it, and a buffer
+// is written once it is closed and nobody copies into it any more. Buffers are as large as one
+// write, records may lie across several. A buffer stays readable until every record that touches it
+// is on disk as a whole: what the chain has a part of, it has all of. Not thread-safe: the log's
+// mutex guards it, except the bytes themselves.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "nvme/file_io.h"
+#include "nvme/format.h"
+
+namespace kvstore {
+
+struct WriteBuffer {
+    enum class State : uint8_t { kFilling, kClosed, kWriting, kWritten, kFailed };
+    AlignedBuffer memory;
+    uint32_t segment = 0;  // the file's number
+    uint64_t seq = 0;
+    uint64_t start = 0;         // in the segment, a multiple of kIoAlign
+    uint64_t capacity = 0;      // multiple of kIoAlign
+    uint64_t used = 0;          // multiple of kRecordAlign; of kIoAlign once closed
+    uint64_t needed_until = 0;  // where in the segment the last record that touches it ends
+    uint32_t copying = 0;
+    State state = State::kFilling;
+    uint64_t opened_ms = 0;
+};
+
+// The room of one record. Writing goes on where the last piece ended.
+class Reservation {
+  public:
+    uint64_t offset() const { return offset_; }
+    uint64_t size() const { return size_; }
+    // Copies; `crc` (of the data so far) is continued when it is given.
+    void write(const void* bytes, size_t size, uint32_t* crc = nullptr);
+    void zero(size_t size);
+    // Replaces what was written by a pad of the same size.
+    void make_pad(uint64_t session);
+
+  private:
+    friend class WriteBuffers;
+    std::span<uint8_t> room(size_t size);
+    std::vector<std::shared_ptr<WriteBuffer>> buffers_;
+    uint64_t offset_ = 0;  // in the segment
+    uint64_t size_ = 0;
+    uint64_t at_ = 0;  // in the segment: where write() goes on
+};
+
+class WriteBuffers {
+  public:
+    WriteBuffers(size_t buffer_bytes, size_t count);  // a multiple of kIoAlign; 2 at least
+    bool has_memory() const { return has_memory_; }   // else it must not be used
+
+    // The most that one record may have: a buffer less than there are, since a record rarely starts
+    // at a buffer's start.
+    uint64_t max_record_bytes() const { return buffer_bytes_ * (count_ - 1); }
+
+    // The log goes on in this segment at `position`. `head`: the bytes of its block in front of
+    // `position`, which are written again with it. Only while no buffer is open. False: no buffer
+    // is free.
+    bool begin_segment(uint32_t segment, uint64_t seq, uint64_t position, uint64_t segment_bytes,
+                       uint64_t session, std::span<const uint8_t> head, uint64_t now_ms);
+    bool has_segment() const { return seq_ != 0; }
+    uint32_t segment() const { return segment_; }
+    uint64_t seq() const { return seq_; }
+    uint64_t segment_room() const { return has_segment() ? segment_bytes_ - position_ : 0; }
+    bool fits(uint64_t size) const { return size <= segment_room(); }
+
+    bool has_room(uint64_t size);  // enough free buffers for a record of this size, in any segment
+
+    // `size` is a multiple of kRecordAlign that fits. Empty: too few buffers are free now.
+    std::unique_ptr<Reservation> reserve(uint64_t size, uint64_t now_ms);
+    void finish(std::unique_ptr<Reservation> reservation);
+
+    // Closes the open buffer, if it holds anything, padded to whole blocks. True: it did.
+    bool close_buffer();
+    void end_segment();              // close_buffer(), and no segment until begin_segment()
+    uint64_t open_since_ms() const;  // UINT64_MAX: nothing waits in an open buffer
+
+    std::shared_ptr<WriteBuffer> next_to_write();  // its state becomes kWriting
+    void written(const std::shared_ptr<WriteBuffer>& buffer, bool ok);
+    bool idle() const;                   // nothing is closed and unwritten, or being copied
+    bool unwritten(uint64_t seq) const;  // of that segment, the open buffer included
+
+    std::vector<std::shared_ptr<WriteBuffer>> unwritten_buffers() const;  // closed ones
+
+    // The buffers that hold the record at `offset`: all of it, or none when it is on disk. They are
+    // let go under the mutex, so that the next writer into them comes after.
+    std::vector<std::shared_ptr<WriteBuffer>> find(uint64_t seq, uint64_t offset,
+                                                   uint64_t size) const;
+    // Copies a part of a record out of such buffers.
+    static void copy_out(const std::vector<std::shared_ptr<WriteBuffer>>& buffers, uint64_t offset,
+                         uint8_t* to, size_t size);
+
+  private:
+    size_t free_count();
+    void add_buffer(uint64_t start, uint64_t now_ms);
+    void release_written();
+
+    const size_t buffer_bytes_;
+    const size_t count_;
+    bool has_memory_ = true;
+    std::deque<std::shared_ptr<WriteBuffer>> chain_;
+    std::vector<AlignedBuffer> free_;
+    std::vector<std::shared_ptr<WriteBuffer>> retired_;  // still read by somebody
+
+    uint32_t segment_ = 0;
+    uint64_t seq_ = 0;
+    uint64_t position_ = 0;
+    uint64_t segment_bytes_ = 0;
+    uint64_t session_ = 0;
+    std::shared_ptr<WriteBuffer> open_;
+};
+
+}  // namespace kvstore

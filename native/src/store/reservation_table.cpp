@@ -1,0 +1,156 @@
+// Reservations by generation, their deadlines in order, and the bytes of each client.
+#include "store/reservation_table.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace kvstore {
+
+uint64_t ReservationTable::client_of(const Owner& owner) {
+    constexpr uint64_t kSessionBit = uint64_t{1} << 63;
+    return owner.slot >= 0 ? static_cast<uint64_t>(owner.slot) : owner.session | kSessionBit;
+}
+
+bool ReservationTable::has_room(const Owner& owner, uint64_t size_bytes) const {
+    const auto it = clients_.find(client_of(owner));
+    if (it == clients_.end()) return true;
+    const uint64_t used = it->second.bytes;
+    return used <= client_cap_bytes_ && size_bytes <= client_cap_bytes_ - used;
+}
+
+void ReservationTable::add(Generation generation, Reservation reservation) {
+    note_deadline(reservation.deadline_ms, generation);
+    Client& client = clients_[client_of(reservation.owner)];
+    client.bytes += reservation.size_bytes;
+    ++client.count;
+    bytes_ += reservation.size_bytes;
+    count_spare(reservation, true);
+    const bool added = by_generation_.emplace(generation, std::move(reservation)).second;
+    KV_ASSERT(added);
+}
+
+Reservation* ReservationTable::find(Generation generation) {
+    const auto it = by_generation_.find(generation);
+    return it == by_generation_.end() ? nullptr : &it->second;
+}
+
+Reservation ReservationTable::take(Generation generation) {
+    const auto it = by_generation_.find(generation);
+    KV_ASSERT(it != by_generation_.end());
+    Reservation reservation = std::move(it->second);
+    by_generation_.erase(it);
+    bytes_ -= reservation.size_bytes;
+    count_spare(reservation, false);
+    if (reservation.quarantined) {
+        --quarantined_;
+        quarantined_bytes_ -= reservation.size_bytes;
+    }
+    const auto client = clients_.find(client_of(reservation.owner));
+    KV_ASSERT(client != clients_.end() && client->second.bytes >= reservation.size_bytes);
+    client->second.bytes -= reservation.size_bytes;
+    if (--client->second.count == 0) clients_.erase(client);
+    return reservation;
+}
+
+void ReservationTable::quarantine(Generation generation) {
+    Reservation* reservation = find(generation);
+    KV_ASSERT(reservation != nullptr);
+    if (reservation->quarantined) return;
+    count_spare(*reservation, false);
+    reservation->quarantined = true;
+    ++quarantined_;
+    quarantined_bytes_ += reservation->size_bytes;
+}
+
+void ReservationTable::count_spare(const Reservation& reservation, bool add) {
+    if (!reservation.spare || reservation.quarantined) return;
+    spares_ = add ? spares_ + 1 : spares_ - 1;
+    spare_bytes_ =
+        add ? spare_bytes_ + reservation.size_bytes : spare_bytes_ - reservation.size_bytes;
+}
+
+void ReservationTable::assign(Generation generation, Reservation object) {
+    Reservation* spare = find(generation);
+    KV_ASSERT(spare != nullptr && spare->spare && !spare->quarantined && !object.spare);
+    KV_ASSERT(spare->offset == object.offset && spare->size_bytes == object.size_bytes);
+    KV_ASSERT(client_of(spare->owner) == client_of(object.owner));
+    note_deadline(object.deadline_ms, generation);
+    count_spare(*spare, false);
+    object.line = spare->line;
+    *spare = std::move(object);
+}
+
+// At the end, but for the time after a shortening.
+void ReservationTable::note_deadline(uint64_t deadline_ms, Generation generation) {
+    auto at = deadlines_.end();
+    while (at != deadlines_.begin() && std::prev(at)->first > deadline_ms) --at;
+    KV_ASSERT(at == deadlines_.end() || deadline_ms < shortened_until_ms_);
+    deadlines_.emplace(at, deadline_ms, generation);
+}
+
+// What is gone is dropped from the list, so that the search for a place in it stays short.
+void ReservationTable::shorten_deadlines() {
+    std::erase_if(deadlines_, [this](const std::pair<uint64_t, Generation>& noted) {
+        const Reservation* reservation = find(noted.second);
+        return reservation == nullptr || reservation->deadline_ms != noted.first;
+    });
+    shortened_until_ms_ = deadlines_.empty() ? 0 : deadlines_.back().first;
+}
+
+void ReservationTable::quarantine_expired(uint64_t now_ms) {
+    while (!deadlines_.empty() && deadlines_.front().first <= now_ms) {
+        const Generation generation = deadlines_.front().second;
+        deadlines_.pop_front();
+        const Reservation* reservation = find(generation);
+        // One that was assigned later has a later deadline.
+        if (reservation != nullptr && reservation->deadline_ms <= now_ms) quarantine(generation);
+    }
+}
+
+std::vector<Generation> ReservationTable::of_session(uint64_t session) const {
+    std::vector<Generation> found;
+    for (const auto& [generation, reservation] : by_generation_) {
+        if (reservation.owner.session == session) found.push_back(generation);
+    }
+    return found;
+}
+
+std::vector<Generation> ReservationTable::of_slot(int slot) const {
+    std::vector<Generation> found;
+    for (const auto& [generation, reservation] : by_generation_) {
+        if (reservation.owner.slot == slot) found.push_back(generation);
+    }
+    return found;
+}
+
+std::vector<int> ReservationTable::slots() const {
+    std::vector<int> found;
+    for (const auto& [client, sums] : clients_) {
+        if (client >> 63 == 0) found.push_back(static_cast<int>(client));
+    }
+    return found;
+}
+
+bool ReservationTable::consistent() const {
+    uint64_t bytes = 0;
+    uint64_t quarantined_bytes = 0;
+    size_t quarantined = 0;
+    uint64_t spare_bytes = 0;
+    std::unordered_map<uint64_t, uint64_t> clients;
+    for (const auto& [generation, reservation] : by_generation_) {
+        bytes += reservation.size_bytes;
+        clients[client_of(reservation.owner)] += reservation.size_bytes;
+        if (reservation.spare && !reservation.quarantined) spare_bytes += reservation.size_bytes;
+        if (!reservation.quarantined) continue;
+        ++quarantined;
+        quarantined_bytes += reservation.size_bytes;
+    }
+    if (bytes != bytes_ || quarantined != quarantined_ || spare_bytes != spare_bytes_) return false;
+    if (quarantined_bytes != quarantined_bytes_ || clients.size() != clients_.size()) return false;
+    return std::ranges::all_of(clients, [&](const auto& item) {
+        const auto it = clients_.find(item.first);
+        return it != clients_.end() && it->second.bytes == item.second;
+    });
+}
+
+}  // namespace kvstore

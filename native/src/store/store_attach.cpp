@@ -1,0 +1,325 @@
+// A store that takes over the memory of an earlier life of its node.
+//
+// Nothing of the old index is changed before the new one is complete: whatever goes wrong until
+// then, the next attempt finds everything as it was. Then the old index is retired, and only after
+// that blocks become free: those that nobody is left to read or write. What could not be believed
+// costs an object; where it could cost a living client its block, nothing is taken over at all.
+#include <algorithm>
+
+#include "base/fault_point.h"
+#include "base/mutation.h"
+#include "index/protocol_steps.h"
+#include "store/store_state.h"
+
+namespace kvstore {
+namespace {
+
+// Stands for the sessions of an earlier life, one for each slot; connections count from 1.
+constexpr uint64_t kEarlierSession = uint64_t{1} << 63;
+
+}  // namespace
+
+class BlockStore::State::TakeOver {
+  public:
+    TakeOver(State& state, KeptIndex& kept) : state_(state), kept_(kept) {}
+    Status run();
+
+  private:
+    // A block of the earlier life, and what becomes of it.
+    struct Block {
+        uint64_t offset = 0;
+        uint64_t length = 0;
+        Generation gen = 0;
+        const KeptObject* object = nullptr;  // null: it goes on only if somebody still uses it
+        int writer = -1;                     // slot of who was writing it
+        bool placed = true;
+    };
+    using Named = std::unordered_map<Generation, Block*>;
+
+    void read_namespaces();
+    void read_blocks();
+    void add_block(Block block, std::unordered_map<Generation, size_t>* owners);
+    bool goes_on(const KeptObject& object) const;
+    void drop_overlapping();
+    Status place_blocks();
+    void insert_objects();
+    EntryRef insert(const KeptObject& object, const NamespaceRef& ns);
+    Status settle_others();
+    Status check_hazards(const Named& named) const;
+    void keep_holds(const Named& named);
+
+    State& state_;
+    KeptIndex& kept_;
+    uint64_t damaged_objects_ = 0;
+    uint64_t damaged_records_ = 0;
+    std::vector<KeptObject> objects_;
+    std::vector<Block> blocks_;  // ascending offsets
+    std::vector<KeptBlock> holds_;
+    std::unordered_map<NamespaceId, NamespaceRef> namespaces_;
+    std::vector<std::pair<Generation, uint64_t>> hazards_;
+};
+
+Status BlockStore::State::TakeOver::run() {
+    read_namespaces();
+    read_blocks();
+    if (damaged_records_ > 0 && !state_.slots->live_slots().empty()) {
+        return {Code::kIoError, "the ledger is damaged, and clients may be writing"};
+    }
+    fault_point("attach_read");
+    drop_overlapping();
+    if (Status status = place_blocks(); !status.ok()) return status;
+    insert_objects();
+    fault_point("attach_inserted");
+    Status status;
+    steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] { status = settle_others(); });
+    state_.beginning.warm = true;
+    state_.beginning.objects = state_.totals.objects;
+    state_.beginning.object_bytes = state_.totals.object_bytes;
+    state_.beginning.quarantined = state_.reservations.quarantined();
+    state_.beginning.deferred = state_.deferred.size();
+    state_.beginning.dropped = damaged_objects_ + objects_.size() -
+                               std::min<size_t>(objects_.size(), state_.totals.objects);
+    state_.beginning.applied_seq = kept_.applied_seq();
+    state_.index->ledger().note_applied(kept_.applied_seq());
+    return status;
+}
+
+// Only the last incarnation of a namespace still has objects: a flush ended the others.
+void BlockStore::State::TakeOver::read_namespaces() {
+    std::map<std::pair<std::string, std::string>, uint32_t> epochs;
+    for (const KeptNamespace& ns : kept_.namespaces()) {
+        uint32_t& epoch = epochs[{ns.tenant, ns.name}];
+        epoch = std::max(epoch, ns.epoch);
+    }
+    for (const auto& [name, epoch] : epochs) {
+        NamespaceRef ns = make_namespace(state_.options.secret, name.first, name.second, epoch);
+        (void)state_.note_namespace(*ns);
+        state_.beginning.namespaces.push_back(ns);
+        namespaces_.emplace(ns->id, std::move(ns));
+    }
+}
+
+void BlockStore::State::TakeOver::read_blocks() {
+    objects_ = kept_.objects(&damaged_objects_);
+    std::unordered_map<Generation, size_t> owners;
+    for (const KeptObject& object : objects_) {
+        add_block({object.offset, object.identity.length, object.gen,
+                   goes_on(object) ? &object : nullptr},
+                  &owners);
+    }
+    for (const KeptBlock& block : kept_.blocks(&damaged_records_)) {
+        if (block.use == BlockUse::kHeld) {
+            holds_.push_back(block);
+            continue;
+        }
+        // Its entry had taken over, or had not been invalidated yet.
+        const auto owner = owners.find(block.gen);
+        if (owner != owners.end() && blocks_[owner->second].offset == block.offset) continue;
+        const int writer = block.use == BlockUse::kReserved ? block.slot : -1;
+        add_block({block.offset, block.length, block.gen, nullptr, writer}, &owners);
+    }
+    std::ranges::sort(blocks_, {}, &Block::offset);
+}
+
+// A generation is drawn for one block: where two claim it, at least one is not what it says, and
+// nobody knows which.
+void BlockStore::State::TakeOver::add_block(Block block,
+                                            std::unordered_map<Generation, size_t>* owners) {
+    const auto [first, added] = owners->emplace(block.gen, blocks_.size());
+    if (!added) blocks_[first->second].placed = block.placed = false;
+    blocks_.push_back(block);
+}
+
+bool BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
+    if (!object.whole) return false;
+    const auto ns = namespaces_.find(object.identity.ns);
+    if (ns == namespaces_.end() || ns->second->tenant_id != object.identity.tenant) return false;
+    if (object.expiry_ms != 0 && object.expiry_ms <= state_.now()) return false;
+    return key_hash(state_.options.secret, object.identity.ns, object.key) == object.identity.hash;
+}
+
+// Of blocks that overlap at least one is not what it says, and nobody knows which.
+void BlockStore::State::TakeOver::drop_overlapping() {
+    Block* before = nullptr;
+    uint64_t end = 0;
+    for (Block& block : blocks_) {
+        if (before != nullptr && block.offset < end) {
+            before->placed = block.placed = false;
+        }
+        if (block.offset + block.length >= end) {
+            end = block.offset + std::max<uint64_t>(block.length, 1);
+            before = &block;
+        }
+    }
+}
+
+Status BlockStore::State::TakeOver::place_blocks() {
+    std::vector<ChunkAllocator::Block> wanted;
+    std::vector<Block*> whose;
+    for (Block& block : blocks_) {
+        if (!block.placed) continue;
+        wanted.push_back({block.offset, block.length});
+        whose.push_back(&block);
+    }
+    const std::vector<bool> adopted = state_.allocator.adopt(wanted);
+    for (size_t i = 0; i < whose.size(); ++i) whose[i]->placed = adopted[i];
+    for (const Block& block : blocks_) {
+        if (block.placed) continue;
+        ++damaged_objects_;
+        if (state_.is_alive(block.writer)) {
+            return {Code::kIoError, "a block that a client may be writing cannot be told apart"};
+        }
+    }
+    return {};
+}
+
+// The coldest first, so that the order of their last uses is the same as before.
+void BlockStore::State::TakeOver::insert_objects() {
+    std::vector<Block*> carried;
+    for (Block& block : blocks_) {
+        if (block.placed && block.object != nullptr) carried.push_back(&block);
+    }
+    std::ranges::sort(carried, {}, [](const Block* block) { return block->object->recency; });
+    for (Block* block : carried) {
+        const KeptObject& object = *block->object;
+        if (insert(object, namespaces_.at(object.identity.ns)) == kNoEntry) block->object = nullptr;
+    }
+    for (const Block* block : carried) {
+        if (block->object == nullptr || block->object->parent == Hash128{}) continue;
+        const KeptObject& object = *block->object;
+        const EntryRef ref = state_.by_generation.find(object.gen);
+        state_.link_parent(&state_.objects[ref],
+                           state_.index->find_hash(object.identity.ns, object.parent));
+    }
+}
+
+EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const NamespaceRef& ns) {
+    Index::NewEntry entry;
+    entry.identity = object.identity;
+    entry.offset = object.offset;
+    entry.crc = object.crc;
+    entry.expiry_ms = object.expiry_ms;
+    entry.gen = object.gen;
+    entry.key = object.key;
+    entry.parent = object.parent;
+    entry.put_wall_ms = object.put_wall_ms;
+    entry.pin = object.pin;
+    // Two entries of one key: the earlier life ended in the middle of a replacement.
+    const EntryRef other = state_.index->find(ns->id, object.identity.hash, object.key);
+    if (other != kNoEntry) {
+        if (state_.index->entry(other).version >= object.identity.version) return kNoEntry;
+        state_.withdraw(other, MissReason::kVersion, false);
+    }
+    const Result<EntryRef> ref = state_.index->insert(entry);
+    if (!ref.ok()) return kNoEntry;
+    StoredObject stored;
+    stored.generation = object.gen;
+    stored.offset = object.offset;
+    stored.length = object.identity.length;
+    stored.expiry_ms = object.expiry_ms;
+    stored.ns = state_.use_namespace(ns);
+    state_.enter(*ref, stored);
+    state_.set_pin(*ref, object.pin);
+    return *ref;
+}
+
+// The old index is retired: who held a block says so in its slot, and nobody begins to.
+Status BlockStore::State::TakeOver::settle_others() {
+    fault_point("attach_retired");
+    hazards_ = state_.slots->hazards();
+    Named named;
+    for (Block& block : blocks_) {
+        if (block.placed) named.emplace(block.gen, &block);
+    }
+    if (Status status = check_hazards(named); !status.ok()) return status;
+    Ledger& ledger = state_.index->ledger();
+    for (const Block& block : blocks_) {
+        if (!block.placed || block.object != nullptr) continue;
+        const bool is_written =
+            !steps::may_reuse_old_reservation(steps::RealMemory{}, state_.is_alive(block.writer));
+        if (KV_GUARD("attach-reservations", is_written)) {
+            Reservation reservation;
+            reservation.owner = {0, block.writer};
+            reservation.offset = block.offset;
+            reservation.size_bytes = block.length;
+            reservation.deadline_ms = state_.now();
+            if (!state_.add_reservation(block.gen, std::move(reservation))) {
+                return {Code::kIoError, "no room for the writes under way"};
+            }
+            state_.reservations.quarantine(block.gen);
+            continue;
+        }
+        const Ledger::Line line =
+            ledger.add_block(BlockUse::kDeferred, block.gen, block.offset, block.length, -1);
+        state_.deferred.emplace(block.gen, Deferred{block.offset, block.length, 0, line});
+    }
+    keep_holds(named);
+    std::erase_if(state_.deferred, [&](const auto& item) {
+        const bool is_read =
+            KV_GUARD("attach-hazards", state_.slots->holds_block(item.first, item.second.offset));
+        if (item.second.holds > 0 || is_read) return false;
+        state_.free_deferred(item.second);
+        return true;
+    });
+    return {};
+}
+
+// Every block that a living client holds has to be one of ours. Of a damaged index that is not
+// certain.
+Status BlockStore::State::TakeOver::check_hazards(const Named& named) const {
+    for (const auto& [gen, offset] : hazards_) {
+        const auto found = named.find(gen);
+        const bool here = found != named.end() && found->second->offset == offset;
+        // One that names no block at all was published too late, and its client has noticed.
+        if (!here && (found != named.end() || damaged_objects_ > 0)) {
+            return {Code::kIoError, "the index is damaged, and a client holds a block of it"};
+        }
+    }
+    return {};
+}
+
+// Holds by socket of processes that live. They end with their processes: the session in which they
+// could be given back is gone.
+void BlockStore::State::TakeOver::keep_holds(const Named& named) {
+    for (const KeptBlock& hold : holds_) {
+        if (!state_.is_alive(hold.slot) || !named.contains(hold.gen)) continue;
+        const std::pair name{kEarlierSession | static_cast<uint64_t>(hold.slot), hold.gen};
+        const EntryRef ref = state_.by_generation.find(hold.gen);
+        const auto deferred = state_.deferred.find(hold.gen);
+        if (state_.socket_holds.contains(name)) continue;
+        if (ref == kNoEntry && deferred == state_.deferred.end()) continue;
+        ref != kNoEntry ? ++state_.objects[ref].holds : ++deferred->second.holds;
+        const Ledger::Line line = state_.index->ledger().add_block(
+            BlockUse::kHeld, hold.gen, hold.offset, hold.length, hold.slot);
+        const EntryRef place = ref == kNoEntry ? 0 : ref;  // another generation's: no object's
+        state_.socket_holds.emplace(name, SocketHold{{name.first, hold.slot}, place, 1, line});
+    }
+}
+
+Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Options& options,
+                                                                     StoreFiles& files) {
+    KeptIndex& kept = *files.kept();
+    auto segment = Segment::attach(segment_options(options, files), kept.ready_bytes());
+    if (!segment.ok()) return segment.status();
+    kept.cut((*segment)->ready_bytes());
+    auto index = Index::create(index_options(options, files));
+    if (!index.ok()) {
+        return {index.code(), "segment_dir needs room for a second index while one takes over: " +
+                                  index.status().message()};
+    }
+    auto state = std::make_shared<State>(options, files.options().directory, std::move(*segment),
+                                         std::move(*index), files.take_slots());
+    Status status = TakeOver(*state, kept).run();
+    fault_point("attach_settled");
+    if (status.ok()) status = state->index->install();
+    fault_point("attach_installed");
+    if (!status.ok()) {
+        files.give_back(std::move(state->slots));
+        return status;
+    }
+    files.drop_kept();
+    fault_point("attach_done");
+    return state;
+}
+
+}  // namespace kvstore

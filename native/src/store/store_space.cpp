@@ -1,0 +1,301 @@
+// Room for blocks: waiting for pre-faulting, eviction, and the proof that a block may be reused.
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/fault_point.h"
+#include "base/mutation.h"
+#include "store/store_state.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint64_t kUntouchable = UINT64_MAX;      // what reclaim_plan must not evict
+constexpr uint64_t kSoftHeat = uint64_t{1} << 62;  // soft pins are hotter than everything else
+constexpr uint32_t kEvictionsPerBalance = 32;
+constexpr uint64_t kUnbalancedAges = 4;
+
+}  // namespace
+
+std::optional<uint64_t> BlockStore::State::try_allocate(uint64_t size_bytes) {
+    use_ready_memory();
+    return allocator.allocate(size_bytes);
+}
+
+void BlockStore::State::use_ready_memory() {
+    const uint64_t ready = segment->ready_bytes();
+    if (ready == allocator.stats().capacity_bytes) return;
+    index->ledger().note_ready(ready);
+    allocator.grow(ready);
+}
+
+// From the cheapest to the dearest: free memory, what is over anyway, memory that is about to be
+// ready, and last of all other objects.
+std::optional<uint64_t> BlockStore::State::obtain_block(std::unique_lock<std::mutex>& lock,
+                                                        uint64_t size_bytes, bool lossless) {
+    if (const auto offset = try_allocate(size_bytes)) return offset;
+    end_leases(leases.take_expired(now()));
+    expire_objects(SIZE_MAX);
+    sweep_flushed(UINT32_MAX);
+    settle();
+    recheck_deferred();
+    if (const auto offset = try_allocate(size_bytes)) return offset;
+    if (const auto offset = wait_for_prefault(lock, size_bytes)) return offset;
+    return evict_for(size_bytes, lossless);
+}
+
+std::optional<uint64_t> BlockStore::State::wait_for_prefault(std::unique_lock<std::mutex>& lock,
+                                                             uint64_t size_bytes) {
+    const Deadline deadline = Deadline::after_ms(options.prefault_wait_ms);
+    while (segment->ready_bytes() < segment->size() && !deadline.expired()) {
+        const uint64_t more = segment->ready_bytes() + 1;
+        lock.unlock();
+        const bool grown = segment->wait_ready(more, static_cast<uint32_t>(deadline.left_ms()));
+        lock.lock();
+        if (const auto offset = try_allocate(size_bytes)) return offset;
+        if (!grown) break;
+    }
+    return std::nullopt;
+}
+
+std::optional<uint64_t> BlockStore::State::evict_for(uint64_t size_bytes, bool lossless) {
+    apply_exists();
+    drain_rings();
+    slots->collect_hazards(&hazards);
+    // Every round evicts something, so this ends.
+    while (lossless ? evict_lossless(size_bytes) : evict_some(size_bytes)) {
+        settle();
+        if (const auto offset = allocator.allocate(size_bytes)) return offset;
+    }
+    return std::nullopt;
+}
+
+bool BlockStore::State::is_blocked(EntryRef ref) const {
+    return objects[ref].holds > 0 ||
+           std::binary_search(hazards.begin(), hazards.end(), objects[ref].generation);
+}
+
+// Evicts one object of the same class, or the coldest chunk (or run of chunks) where no such object
+// is left; soft pins only when nothing else helps.
+bool BlockStore::State::evict_some(uint64_t size_bytes) {
+    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
+    const auto blocked = [this](uint32_t ref) { return is_blocked(ref); };
+    for (const bool soft : {false, true}) {
+        if (evictor.size(soft) == 0) continue;
+        std::optional<uint32_t> victim;
+        if (!soft) victim = coldest_written(size_bytes, false);
+        if (!victim) victim = evictor.coldest(size_bytes, soft, same_class, blocked);
+        if (victim) {
+            if (is_unbalanced(size_bytes, *victim) && evict_plan(size_bytes, false)) return true;
+            evict(*victim);
+            return true;
+        }
+        if (evict_plan(size_bytes, soft)) return true;
+    }
+    return false;
+}
+
+// Where the lower tier is behind with what is cold, it is to hurry, and what it has goes first.
+std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes, bool thorough) {
+    if (!options.tiered || totals.unwritten == totals.objects) return std::nullopt;
+    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
+    bool behind = false;
+    const auto blocked = [&](uint32_t ref) {
+        behind |= !objects[ref].written;
+        return !objects[ref].written || is_blocked(ref);
+    };
+    const auto victim = evictor.coldest(size_bytes, false, same_class, blocked, thorough);
+    if (behind) {
+        write_soon_bytes = std::min(write_soon_bytes + size_bytes, totals.unwritten_bytes);
+    }
+    return victim;
+}
+
+bool BlockStore::State::evict_lossless(uint64_t size_bytes) {
+    const auto victim = coldest_written(size_bytes, true);
+    if (victim) evict(*victim);
+    return victim.has_value();
+}
+
+// A size that came late would churn in the few chunks it got, beside chunks of much colder blocks.
+// Now and then the ages are compared, and a whole cold chunk changes sides.
+bool BlockStore::State::is_unbalanced(uint64_t size_bytes, EntryRef victim) {
+    if (++evictions_since_balance < kEvictionsPerBalance) return false;
+    evictions_since_balance = 0;
+    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
+    const uint64_t elsewhere = evictor.coldest_elsewhere(size_bytes, false, same_class);
+    if (elsewhere == UINT64_MAX) return false;
+    const uint64_t own_age = evictor.clock() - evictor.stamp(victim);
+    const uint64_t other_age = evictor.clock() - elsewhere;
+    return other_age / kUnbalancedAges > own_age;
+}
+
+bool BlockStore::State::evict_plan(uint64_t size_bytes, bool soft_too) {
+    const auto heat = [&](uint64_t offset) {
+        const EntryRef ref = by_offset.find(offset);
+        if (ref == kNoEntry || !evictor.contains(ref) || is_blocked(ref)) return kUntouchable;
+        if (!evictor.is_soft(ref)) return evictor.stamp(ref);
+        return soft_too ? evictor.stamp(ref) + kSoftHeat : kUntouchable;
+    };
+    const std::vector<uint64_t> plan = allocator.reclaim_plan(size_bytes, heat);
+    for (const uint64_t offset : plan) {
+        const EntryRef ref = by_offset.find(offset);
+        KV_ASSERT(ref != kNoEntry);
+        evict(ref);
+    }
+    if (!plan.empty()) ++totals.reclaims;
+    return !plan.empty();
+}
+
+// The key's two buckets are full: the coldest of those entries goes.
+bool BlockStore::State::evict_for_index(const Hash128& hash) {
+    apply_exists();
+    drain_rings();
+    slots->collect_hazards(&hazards);
+    std::vector<EntryRef> refs;
+    index->candidates(hash, &refs);
+    EntryRef victim = kNoEntry;
+    const auto colder = [this](EntryRef a, EntryRef b) {
+        return std::pair(evictor.is_soft(a), evictor.stamp(a)) <
+               std::pair(evictor.is_soft(b), evictor.stamp(b));
+    };
+    for (const EntryRef ref : refs) {
+        if (!evictor.contains(ref) || is_blocked(ref)) continue;
+        if (victim == kNoEntry || colder(ref, victim)) victim = ref;
+    }
+    if (victim == kNoEntry) return false;
+    evict(victim);
+    return true;
+}
+
+void BlockStore::State::evict(EntryRef ref) {
+    KV_ASSERT(evictor.contains(ref) && objects[ref].holds == 0);
+    fault_point("evict");
+    ++totals.evictions;
+    totals.evicted_bytes += objects[ref].length;
+    if (options.tiered && !objects[ref].written) ++totals.evicted_unwritten;
+    withdraw(ref, MissReason::kEvicted);
+}
+
+void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
+    StoredObject& object = objects[ref];
+    KV_ASSERT(object.generation != 0);
+    const EntryFields fields = index->entry(ref);
+    if (reason != MissReason::kVersion) history.note(fields.hash, reason, wall_ms());
+    if (tell && on_withdraw) {
+        withdrawn.push_back({namespaces[object.ns].ns, std::string(index->cold(ref).key),
+                             fields.hash, fields.version, reason});
+    }
+    Ledger& ledger = index->ledger();
+    const Ledger::Line line =
+        ledger.add_block(BlockUse::kDeferred, object.generation, object.offset, object.length, -1);
+    if (line == Ledger::kNoLine) index->forbid_keeping();
+    fault_point("withdraw_noted");  // entry and ledger own the block
+    index->invalidate(ref);
+    fault_point("withdraw_invalidated");
+    index->release(ref);
+    unsettled.emplace_back(object.generation,
+                           Deferred{object.offset, object.length, object.holds, line});
+    evictor.remove(ref);
+    by_generation.erase(object.generation);
+    by_offset.erase(object.offset);
+    count_pin(object, false);
+    leave_namespace(object.ns);
+    --totals.objects;
+    totals.object_bytes -= object.length;
+    if (options.tiered) set_written(object, true);
+    if (object.prefetched) ++totals.prefetch_wasted;
+    object = StoredObject{};
+    if (unsettled.size() >= kMaxUnsettled) settle();
+}
+
+// Shared-memory rule 1: the generations were invalidated; a full fence and a scan of the hazards of
+// all living slots decide which blocks may be reused. The others wait.
+void BlockStore::State::settle() {
+    if (unsettled.empty()) return;
+    std::vector<Generation> held_now;
+    slots->collect_hazards(&held_now);
+    for (const auto& [generation, block] : unsettled) {
+        if (KV_GUARD("hold", block.holds > 0) || std::ranges::binary_search(held_now, generation)) {
+            deferred.emplace(generation, block);
+        } else {
+            free_deferred(block);
+        }
+    }
+    unsettled.clear();
+}
+
+void BlockStore::State::free_deferred(const Deferred& block) {
+    index->ledger().drop_block(block.line);
+    allocator.free(block.offset);
+}
+
+void BlockStore::State::recheck_deferred() {
+    if (deferred.empty()) return;
+    std::vector<Generation> held_now;
+    slots->collect_hazards(&held_now);
+    std::erase_if(deferred, [&](const auto& item) {
+        const auto& [generation, block] = item;
+        if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) return false;
+        free_deferred(block);
+        return true;
+    });
+}
+
+void BlockStore::State::expire_objects(size_t max) {
+    constexpr uint64_t kHeldRetryMs = 100;
+    const uint64_t time = now();
+    std::vector<Expiry> again;
+    for (size_t i = 0; i < max && !expiries.empty() && expiries.front().at_ms <= time; ++i) {
+        const Expiry due = expiries.front();
+        std::pop_heap(expiries.begin(), expiries.end(), std::greater<>());
+        expiries.pop_back();
+        const EntryRef ref = by_generation.find(due.generation);
+        if (ref == kNoEntry) continue;
+        if (objects[ref].holds > 0) {
+            again.push_back({time + kHeldRetryMs, due.generation});
+            continue;
+        }
+        withdraw(ref, MissReason::kExpired);
+        ++totals.expirations;
+    }
+    for (const Expiry& expiry : again) {
+        expiries.push_back(expiry);
+        std::push_heap(expiries.begin(), expiries.end(), std::greater<>());
+    }
+    // Objects that went another way leave their lines behind; do not let those pile up.
+    if (expiries.size() <= 2 * totals.objects + 1024) return;
+    std::erase_if(expiries,
+                  [this](const Expiry& e) { return by_generation.find(e.generation) == kNoEntry; });
+    std::make_heap(expiries.begin(), expiries.end(), std::greater<>());
+}
+
+void BlockStore::State::sweep_flushed(uint32_t max) {
+    for (uint32_t i = 0; i < max && sweep_left > 0; ++i, --sweep_left) {
+        const EntryRef ref = sweep_at;
+        sweep_at = static_cast<EntryRef>((sweep_at + 1) % objects.size());
+        const StoredObject& object = objects[ref];
+        if (object.generation == 0 || !is_flushed(namespaces[object.ns].ns->id)) continue;
+        withdraw(ref, MissReason::kFlushed);
+        ++totals.flushed;
+    }
+}
+
+// Whoever comes first delivers for all, so that the order stays; a callback that calls the store
+// again only adds to the queue.
+void BlockStore::State::deliver(std::unique_lock<std::mutex>& lock) {
+    if (delivering) return;
+    delivering = true;
+    while (!withdrawn.empty()) {
+        std::vector<Withdrawn> batch;
+        batch.swap(withdrawn);
+        const WithdrawFn fn = on_withdraw;
+        if (!fn) break;
+        lock.unlock();
+        fn(batch);
+        lock.lock();
+    }
+    delivering = false;
+    delivered.notify_all();
+}
+
+}  // namespace kvstore

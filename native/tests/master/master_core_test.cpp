@@ -1,0 +1,787 @@
+// MasterCore with nodes that are objects: links, removes, flushes, restart, replicas, drain,
+// repair.
+#include "master/master_core.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <deque>
+#include <set>
+#include <thread>
+
+#include "base/clock.h"
+#include "wire/messages.h"
+
+namespace kvstore {
+namespace {
+
+// What a node has been sent; acknowledges operations only when told to.
+class FakeLink final : public NodeLink {
+  public:
+    void send_claims(std::span<const ClaimAnswer> answers) override {
+        std::lock_guard lock(mutex_);
+        claims.insert(claims.end(), answers.begin(), answers.end());
+    }
+    void send_ops(std::span<const Op> run) override {
+        std::lock_guard lock(mutex_);
+        ops.insert(ops.end(), run.begin(), run.end());
+    }
+    void send_copy(const CopyOrder& order) override {
+        std::lock_guard lock(mutex_);
+        copies.push_back(order);
+    }
+    void close(const std::string& reason) override { closed = reason; }
+
+    std::mutex mutex_;
+    std::vector<ClaimAnswer> claims;
+    std::vector<Op> ops;
+    std::deque<CopyOrder> copies;
+    std::string closed;
+};
+
+struct Answer {
+    int calls = 0;
+    std::vector<Code> codes;
+    std::vector<std::string> unreached;
+    MasterCore::RemoveDone done() {
+        return [this](std::vector<Code> c, std::vector<std::string> u) {
+            ++calls;
+            codes = std::move(c);
+            unreached = std::move(u);
+        };
+    }
+};
+
+class MasterCoreTest : public testing::Test {
+  protected:
+    struct Node {
+        std::string id;
+        uint64_t session = 0;
+        LinkId link = 0;
+        uint64_t seq = 0;
+        uint64_t claim_id = 0;
+        std::shared_ptr<FakeLink> to;
+    };
+
+    static MasterCore::Options options(uint32_t epoch = 1) {
+        MasterCore::Options out;
+        out.secret = {9};
+        out.epoch = epoch;
+        out.journal_auto_ack = true;
+        out.maintenance_ms = 0;
+        return out;
+    }
+    void restart(MasterCore::Options with) {
+        core_ = std::make_unique<MasterCore>(with);
+        ns_ = *core_->directory().namespaces().open("tenant", "space");
+    }
+    void SetUp() override { restart(options()); }
+
+    Node add_node(const std::string& id, uint64_t session = 1, const std::string& host = "") {
+        Node node{.id = id, .session = session, .to = nullptr};
+        EXPECT_TRUE(core_
+                        ->register_node({.node_id = id,
+                                         .session_id = session,
+                                         .tcp_endpoint = "tcp://" + id,
+                                         .host = host.empty() ? id : host,
+                                         .weight = 100,
+                                         .state = NodeState::kAlive},
+                                        false)
+                        .ok());
+        connect(node);
+        announce_all(node, {});
+        return node;
+    }
+    void connect(Node& node, uint64_t applied_seq = 0) {
+        node.to = std::make_shared<FakeLink>();
+        node.seq = 100;
+        const MasterCore::LinkHello hello{
+            .node_id = node.id, .session_id = node.session, .applied_seq = applied_seq};
+        ASSERT_TRUE(core_->check_link(hello).ok());
+        node.link = *core_->open_link(hello, node.to);
+    }
+    std::vector<int32_t> announce(Node& node, AnnouncePhase phase,
+                                  const std::vector<std::pair<std::string, Version>>& objects,
+                                  uint8_t replicas = 1) {
+        std::vector<std::string_view> keys;
+        std::vector<uint64_t> versions;
+        std::vector<uint64_t> sizes(objects.size(), 10);
+        std::vector<uint8_t> wanted(objects.size(), replicas);
+        for (const auto& [key, version] : objects) {
+            keys.push_back(key);
+            versions.push_back(version);
+        }
+        const Announce message{.seq = node.seq++,
+                               .phase = phase,
+                               .tenant = "tenant",
+                               .ns = "space",
+                               .epoch = epoch().epoch,
+                               .keys = keys,
+                               .versions = versions,
+                               .sizes = sizes,
+                               .replicas = wanted};
+        std::vector<int32_t> codes;
+        const auto count = [this](const std::vector<int32_t>&) { ++announces_answered_; };
+        EXPECT_TRUE(core_->announce(node.link, message, codes, count).ok());
+        return codes;
+    }
+    std::vector<int32_t> announce_all(Node& node,
+                                      const std::vector<std::pair<std::string, Version>>& objects) {
+        announce(node, AnnouncePhase::kBegin, {});
+        const std::vector<int32_t> codes = announce(node, AnnouncePhase::kMiddle, objects);
+        announce(node, AnnouncePhase::kEnd, {});
+        return codes;
+    }
+    // The answer given at once, or kInternal.
+    ClaimAnswer claim(Node& node, std::string_view key, uint32_t timeout_ms = 60'000) {
+        const std::vector<uint64_t> ids{++node.claim_id};
+        const Claim message{.tenant = "tenant",
+                            .ns = "space",
+                            .epoch = epoch().epoch,
+                            .claim_ids = ids,
+                            .keys = key,
+                            .timeout_ms = timeout_ms};
+        std::vector<ClaimAnswer> out;
+        core_->claim(node.link, message, out);
+        return out.empty() ? ClaimAnswer{.code = Code::kInternal} : out[0];
+    }
+    Version put(Node& node, const std::string& key, uint8_t replicas = 1) {
+        const ClaimAnswer granted = claim(node, key);
+        EXPECT_EQ(granted.code, Code::kOk);
+        EXPECT_EQ(announce(node, AnnouncePhase::kIncremental, {{key, granted.version}}, replicas),
+                  std::vector<int32_t>{0});
+        return granted.version;
+    }
+    void withdraw(Node& node, std::string_view key, Version version) {
+        const std::vector<uint64_t> versions{version};
+        const std::vector<uint8_t> reasons{static_cast<uint8_t>(MissReason::kEvicted)};
+        EXPECT_TRUE(core_
+                        ->withdraw(node.link, {.seq = node.seq++,
+                                               .tenant = "tenant",
+                                               .ns = "space",
+                                               .keys = key,
+                                               .versions = versions,
+                                               .reasons = reasons})
+                        .ok());
+    }
+    void ack(Node& node) {
+        if (!node.to->ops.empty()) {
+            core_->ops_ack(node.link, node.to->ops.back().seq);
+        }
+    }
+    ObjectPlace find(std::string_view key) { return core_->directory().lookup_one(epoch(), key); }
+    const NamespaceEpoch& epoch() const { return *ns_->current.load(); }
+    // Carries out the copy orders of all the nodes until none is left; returns how many.
+    size_t copy(std::vector<Node*> nodes, uint64_t& now_ms) {
+        size_t done = 0;
+        for (int idle = 0; idle < 5;) {
+            core_->maintain(now_ms += 100);
+            ++idle;
+            for (Node* node : nodes) {
+                while (!node->to->copies.empty()) {
+                    const CopyOrder order = node->to->copies.front();
+                    node->to->copies.pop_front();
+                    for (Node* target : nodes) {
+                        if (target->id == order.target_node) {
+                            announce(*target, AnnouncePhase::kIncremental,
+                                     {{order.key, order.version}}, 1);
+                        }
+                    }
+                    core_->copy_done(node->link, order.copy_id, Code::kOk);
+                    ++done;
+                    idle = 0;
+                }
+            }
+        }
+        return done;
+    }
+
+    int announces_answered_ = 0;
+    std::unique_ptr<MasterCore> core_;
+    Namespace* ns_ = nullptr;
+};
+
+TEST_F(MasterCoreTest, OnlyARegisteredSessionGetsALink) {
+    Node a = add_node("a");
+    EXPECT_EQ(core_->check_link({.node_id = "a", .session_id = 2}).code(), Code::kExpired);
+    EXPECT_EQ(core_->check_link({.node_id = "b", .session_id = 1}).code(), Code::kExpired);
+    const std::shared_ptr<FakeLink> first = a.to;
+    connect(a);
+    EXPECT_FALSE(first->closed.empty());
+    EXPECT_TRUE(a.to->closed.empty());
+    EXPECT_TRUE(
+        core_->register_node({.node_id = "a", .session_id = 2, .state = NodeState::kAlive}, false)
+            .ok());
+    EXPECT_FALSE(a.to->closed.empty());
+    std::vector<int32_t> codes;
+    EXPECT_FALSE(core_->announce(a.link, {}, codes).ok());
+}
+
+// A client that took one life's table for another's would read from the wrong nodes.
+TEST_F(MasterCoreTest, TheNodeTablesOfTwoLivesAreTwo) {
+    std::set<uint64_t> seen;
+    for (const uint32_t epoch : {1u, 2u}) {
+        restart(options(epoch));
+        for (const char* id : {"a", "b"}) {
+            add_node(epoch == 1 ? id : id[0] == 'a' ? "b" : "a");
+            EXPECT_TRUE(seen.insert(core_->nodes_id()).second);
+        }
+    }
+}
+
+// Its puts are Ok from then on, so everybody has to find them.
+TEST_F(MasterCoreTest, AJoiningNodeIsReadOnceItHasAnnouncedEverything) {
+    Node a{.id = "a", .session = 1, .to = nullptr};
+    const NodeInfo joining{.node_id = "a", .session_id = 1, .state = NodeState::kJoining};
+    ASSERT_TRUE(core_->register_node(joining, false).ok());
+    connect(a);
+    const Version version = core_->directory().next_version();
+    announce(a, AnnouncePhase::kBegin, {});
+    announce(a, AnnouncePhase::kMiddle, {{"k", version}});
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+    announce(a, AnnouncePhase::kEnd, {});
+    EXPECT_EQ(find("k").code, Code::kOk);
+    put(a, "new");
+    EXPECT_EQ(find("new").code, Code::kOk);
+    core_->close_link(a.link);
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+}
+
+TEST_F(MasterCoreTest, AGapEndsTheLink) {
+    Node a = add_node("a");
+    put(a, "k");
+    a.seq += 1;
+    std::vector<int32_t> codes;
+    EXPECT_EQ(core_->announce(a.link, {.seq = a.seq}, codes).code(), Code::kProtocolError);
+    EXPECT_EQ(core_->withdraw(a.link, {.seq = a.seq}).code(), Code::kProtocolError);
+}
+
+TEST_F(MasterCoreTest, RemoveIsOkWhenAllHoldersHaveAcknowledged) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    Node c = add_node("c");
+    const Version version = put(a, "k");
+    announce(b, AnnouncePhase::kIncremental, {{"k", version}});
+    EXPECT_EQ(claim(c, "pending").code, Code::kOk);
+    Answer answer;
+    core_->remove(*ns_, {"k", "absent", "pending"}, 1000, answer.done());
+    EXPECT_EQ(find("k").reason, MissReason::kRemoved);
+    EXPECT_EQ(answer.calls, 0);
+    for (Node* node : {&a, &b, &c}) {
+        ASSERT_EQ(node->to->ops.size(), 2u) << "every node hears of it";
+        EXPECT_EQ(node->to->ops[0].key, "k");
+        EXPECT_GT(node->to->ops[0].version, version);
+    }
+    ack(a);
+    ack(b);
+    EXPECT_EQ(answer.calls, 0) << "a granted claim is a holder";
+    ack(c);
+    EXPECT_EQ(answer.codes, (std::vector<Code>{Code::kOk, Code::kNotFound, Code::kOk}));
+    EXPECT_TRUE(answer.unreached.empty());
+    EXPECT_EQ(announce(a, AnnouncePhase::kIncremental, {{"k", version}})[0],
+              static_cast<int32_t>(Code::kRemoved));
+    EXPECT_EQ(core_->stats().log_ops, 0u) << "all known nodes acknowledged";
+    core_->maintain(boottime_ms() + 11'000);
+    EXPECT_EQ(core_->stats().directory.tombstones, 0u);
+}
+
+TEST_F(MasterCoreTest, ARemoveIsPartialWhileAHolderIsAway) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version version = put(a, "k");
+    announce(b, AnnouncePhase::kIncremental, {{"k", version}});
+    core_->close_link(b.link);
+    Answer answer;
+    core_->remove(*ns_, {"k"}, 1000, answer.done());
+    EXPECT_EQ(answer.calls, 0);
+    ack(a);
+    EXPECT_EQ(answer.codes, std::vector<Code>{Code::kPartial});
+    EXPECT_EQ(answer.unreached, std::vector<std::string>{"b"});
+    EXPECT_EQ(core_->stats().directory.tombstones, 1u);
+    // Back again: it hears of the remove first, and its copy is refused whatever it has done.
+    connect(b);
+    ASSERT_EQ(b.to->ops.size(), 1u);
+    EXPECT_EQ(announce_all(b, {{"k", version}})[0], static_cast<int32_t>(Code::kRemoved));
+    EXPECT_EQ(core_->stats().log_ops, 1u);
+    ack(b);
+    EXPECT_EQ(core_->stats().log_ops, 0u);
+}
+
+TEST_F(MasterCoreTest, ARemoveEndsAtItsDeadlineAndAtALostLink) {
+    Node a = add_node("a");
+    put(a, "k");
+    put(a, "l");
+    Answer timed;
+    Answer lost;
+    core_->remove(*ns_, {"k"}, 50, timed.done());
+    core_->remove(*ns_, {"l"}, 50'000, lost.done());
+    core_->maintain(boottime_ms() + 60);
+    EXPECT_EQ(timed.codes, std::vector<Code>{Code::kPartial});
+    EXPECT_EQ(lost.calls, 0);
+    core_->close_link(a.link);
+    EXPECT_EQ(lost.codes, std::vector<Code>{Code::kPartial});
+    EXPECT_EQ(lost.unreached, std::vector<std::string>{"a"});
+}
+
+TEST_F(MasterCoreTest, NothingIsPushedOrAnsweredBeforeTheJournalHasIt) {
+    MasterCore::Options with = options();
+    with.journal_auto_ack = false;
+    restart(with);
+    Node a = add_node("a");
+    put(a, "k");
+    Answer answer;
+    core_->remove(*ns_, {"k"}, 60'000, answer.done());
+    EXPECT_TRUE(a.to->ops.empty());
+    const auto records = core_->wait_journal(1000);
+    ASSERT_EQ(records.size(), 1u);
+    EXPECT_TRUE(core_->wait_journal(0).empty());
+    core_->journal_done(records[0].first);
+    EXPECT_EQ(a.to->ops.size(), 1u);
+    EXPECT_EQ(answer.calls, 0);
+    ack(a);
+    EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+    EXPECT_EQ(core_->journal_trimmed().first, 1u);
+}
+
+// A node that knew of an epoch which the next life of the master has never heard of could not
+// claim.
+TEST_F(MasterCoreTest, AFlushThatIsNotDurableIsToldToNobody) {
+    MasterCore::Options with = options();
+    with.journal_auto_ack = false;
+    restart(with);
+    Node a = add_node("a");
+    core_->flush(*ns_, 60'000, [](Code, const std::vector<std::string>&, uint32_t) {});
+    connect(a);
+    EXPECT_TRUE(a.to->ops.empty());
+    core_->journal_done(core_->wait_journal(1000).at(0).first);
+    ASSERT_EQ(a.to->ops.size(), 1u);
+    EXPECT_EQ(a.to->ops[0].kind, OpKind::kFlush);
+    connect(a);
+    EXPECT_FALSE(a.to->ops.empty()) << "with or without the log";
+    EXPECT_EQ(a.to->ops[0].arg, 1u);
+}
+
+TEST_F(MasterCoreTest, FlushReachesEveryNode) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    Node empty = add_node("empty");
+    put(a, "k");
+    core_->close_link(empty.link);
+    const ClaimAnswer pending = claim(b, "pending");
+    Code code = Code::kInternal;
+    uint32_t ns_epoch = 0;
+    core_->flush(*ns_, 1000, [&](Code c, std::vector<std::string> unreached, uint32_t e) {
+        code = c;
+        ns_epoch = e;
+        EXPECT_TRUE(unreached.empty());
+    });
+    EXPECT_EQ(find("k").reason, MissReason::kAbsent);
+    EXPECT_EQ(a.to->ops.at(0).kind, OpKind::kFlush);
+    EXPECT_EQ(a.to->ops.at(0).epoch, 0u);
+    ack(a);
+    EXPECT_EQ(code, Code::kInternal);
+    ack(b);
+    EXPECT_EQ(code, Code::kOk);
+    EXPECT_EQ(ns_epoch, 1u);
+    Announce late{.seq = b.seq++, .tenant = "tenant", .ns = "space"};
+    const std::string_view key = "pending";
+    late.keys = key;
+    const std::vector<uint64_t> versions{pending.version};
+    late.versions = versions;
+    std::vector<int32_t> codes;
+    EXPECT_TRUE(core_->announce(b.link, late, codes).ok());
+    EXPECT_EQ(codes, std::vector<int32_t>{static_cast<int32_t>(Code::kRemoved)});
+    put(b, "k");
+}
+
+// What it has not applied covers what it may still show to clients of its host.
+TEST_F(MasterCoreTest, NoRemoveIsOkWhileANodeIsBehindAnEarlierEnding) {
+    for (const bool flush : {true, false}) {
+        restart(options());
+        Node a = add_node("a");
+        Node b = add_node("b");
+        put(b, "k");
+        core_->close_link(b.link);
+        Answer first;
+        if (flush) {
+            core_->flush(*ns_, 1000, [&](Code code, std::vector<std::string> unreached, uint32_t) {
+                first.done()({code}, std::move(unreached));
+            });
+        } else {
+            core_->remove(*ns_, {"k"}, 1000, first.done());
+        }
+        ack(a);
+        EXPECT_EQ(first.codes, std::vector<Code>{Code::kPartial});
+        // With a new object at another node, and with none at all.
+        put(a, "k");
+        for (int turn = 0; turn < 2; ++turn) {
+            Answer answer;
+            core_->remove(*ns_, {"k"}, 1000, answer.done());
+            ack(a);
+            EXPECT_EQ(answer.codes, std::vector<Code>{Code::kPartial});
+            EXPECT_EQ(answer.unreached, std::vector<std::string>{"b"});
+        }
+        connect(b);
+        ack(b);
+        put(a, "k");
+        Answer answer;
+        core_->remove(*ns_, {"k"}, 1000, answer.done());
+        ack(a);
+        EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+    }
+}
+
+TEST_F(MasterCoreTest, PinsGoThroughTheLog) {
+    Node a = add_node("a");
+    put(a, "k");
+    Answer answer;
+    core_->set_pins(*ns_, {"k", "absent"}, {Pin::kHard, Pin::kSoft}, 1000, answer.done());
+    ASSERT_EQ(a.to->ops.size(), 1u);
+    EXPECT_EQ(a.to->ops[0].kind, OpKind::kPin);
+    EXPECT_EQ(a.to->ops[0].arg, 2u);
+    ack(a);
+    EXPECT_EQ(answer.codes, (std::vector<Code>{Code::kOk, Code::kNotFound}));
+    ObjectInfo info;
+    ASSERT_TRUE(core_->directory().inspect(epoch(), "k", info));
+    EXPECT_EQ(info.pin, Pin::kHard);
+}
+
+TEST_F(MasterCoreTest, TheClaimsOfADeadNodeAreInherited) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    EXPECT_EQ(claim(a, "k").code, Code::kOk);
+    EXPECT_EQ(claim(b, "k").code, Code::kInternal);
+    core_->close_link(a.link);
+    EXPECT_TRUE(b.to->claims.empty()) << "in limbo";
+    EXPECT_TRUE(core_->set_node("a", NodeState::kDead, 0, 0, 0).ok());
+    ASSERT_EQ(b.to->claims.size(), 1u);
+    EXPECT_EQ(b.to->claims[0].code, Code::kOk);
+    EXPECT_EQ(claim(a, "other").code, Code::kInternal) << "its link is gone";
+    EXPECT_EQ(core_->stats().claims.granted, 1u);
+}
+
+TEST_F(MasterCoreTest, AResyncEndsLimboToo) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const ClaimAnswer kept = claim(a, "kept");
+    claim(a, "dropped");
+    claim(b, "kept");
+    claim(b, "dropped");
+    core_->close_link(a.link);
+    connect(a);
+    announce_all(a, {{"kept", kept.version}});
+    ASSERT_EQ(b.to->claims.size(), 2u);
+    EXPECT_EQ(b.to->claims[0].code, Code::kAlreadyExists);
+    EXPECT_EQ(b.to->claims[1].code, Code::kOk);
+}
+
+TEST_F(MasterCoreTest, ARestartedMasterLearnsEverythingBack) {
+    MasterCore::Options with = options();
+    with.journal_auto_ack = false;
+    restart(with);
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version kept = put(a, "kept");
+    const Version gone = put(a, "gone");
+    announce(b, AnnouncePhase::kIncremental, {{"gone", gone}});
+    core_->close_link(b.link);
+    Answer answer;
+    core_->remove(*ns_, {"gone"}, 1000, answer.done());
+    std::vector<std::vector<uint8_t>> journal;
+    for (auto& [seq, record] : core_->wait_journal(0)) {
+        journal.push_back(record);
+        core_->journal_done(seq);
+    }
+    ack(a);
+    EXPECT_EQ(answer.codes, std::vector<Code>{Code::kPartial});
+
+    MasterCore::Options next = options(2);
+    next.rebuilding = true;
+    restart(next);
+    ASSERT_TRUE(core_->load_ops(journal).ok());
+    for (const char* id : {"a", "b"}) {
+        const NodeInfo known{.node_id = id, .session_id = 0, .state = NodeState::kDead};
+        ASSERT_TRUE(core_->register_node(known, true).ok());
+    }
+    a = add_node("a", 2);
+    EXPECT_EQ(find("kept").reason, MissReason::kRebuilding);
+    EXPECT_EQ(announce_all(a, {{"kept", kept}})[0], 0);
+    EXPECT_EQ(find("kept").code, Code::kOk);
+    EXPECT_EQ(claim(a, "kept").code, Code::kAlreadyExists);
+    EXPECT_EQ(claim(a, "new").code, Code::kInternal);
+    b = add_node("b", 2);
+    ASSERT_EQ(b.to->ops.size(), 1u);
+    EXPECT_EQ(b.to->ops[0].key, "gone");
+    EXPECT_EQ(announce_all(b, {{"gone", gone}})[0], static_cast<int32_t>(Code::kRemoved));
+    core_->finish_rebuild();
+    ASSERT_EQ(a.to->claims.size(), 1u);
+    EXPECT_EQ(a.to->claims[0].code, Code::kOk);
+    EXPECT_GT(a.to->claims[0].version, gone);
+    EXPECT_EQ(epoch_of(a.to->claims[0].version), 2u);
+}
+
+TEST_F(MasterCoreTest, ANodeBeyondTheLogIsCheckedAgainstTheFloor) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version removed = put(a, "removed");
+    const Version shared = put(a, "shared");
+    announce(b, AnnouncePhase::kIncremental, {{"removed", removed}, {"shared", shared}});
+    EXPECT_TRUE(core_->remove_node("b").ok());
+    Answer answer;
+    core_->remove(*ns_, {"removed"}, 1000, answer.done());
+    ack(a);
+    core_->maintain(boottime_ms() + 11'000);
+    EXPECT_EQ(core_->stats().directory.tombstones, 0u);
+    EXPECT_EQ(core_->stats().log_ops, 0u);
+    b = Node{.id = "b", .session = 5, .to = nullptr};
+    EXPECT_TRUE(
+        core_->register_node({.node_id = "b", .session_id = 5, .state = NodeState::kAlive}, false)
+            .ok());
+    connect(b);
+    const std::vector<int32_t> codes = announce_all(b, {{"removed", removed}, {"shared", shared}});
+    EXPECT_EQ(codes, (std::vector<int32_t>{static_cast<int32_t>(Code::kRemoved), 0}));
+    put(b, "fresh");
+}
+
+TEST_F(MasterCoreTest, AnUpsertTellsTheHoldersOfTheOldVersion) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version old = put(a, "k");
+    const uint8_t upsert = kPutUpsert;
+    const std::vector<uint64_t> ids{77};
+    const std::string_view key = "k";
+    std::vector<ClaimAnswer> out;
+    core_->claim(b.link,
+                 {.tenant = "tenant",
+                  .ns = "space",
+                  .claim_ids = ids,
+                  .keys = key,
+                  .flags = std::span(&upsert, 1)},
+                 out);
+    ASSERT_EQ(out.at(0).code, Code::kOk);
+    const int answered = announces_answered_;
+    announce(b, AnnouncePhase::kIncremental, {{"k", out[0].version}});
+    EXPECT_EQ(announces_answered_, answered) << "a still shows the old version";
+    ASSERT_EQ(a.to->ops.size(), 1u);
+    EXPECT_EQ(a.to->ops[0].version, out[0].version - 1);
+    EXPECT_GE(a.to->ops[0].version, old);
+    EXPECT_EQ(find("k").version, out[0].version);
+    ack(a);
+    EXPECT_EQ(announces_answered_, answered + 1);
+    const Version newest = core_->directory().next_version();
+    announce(a, AnnouncePhase::kIncremental, {{"k", newest}});
+    core_->maintain(boottime_ms() + 500);
+    EXPECT_EQ(announces_answered_, answered + 1);
+    core_->maintain(boottime_ms() + 1'100);
+    EXPECT_EQ(announces_answered_, answered + 2) << "b hangs: it is not waited for";
+    withdraw(a, "k", newest);
+    EXPECT_EQ(announce(a, AnnouncePhase::kIncremental, {{"k", old}})[0],
+              static_cast<int32_t>(Code::kRemoved))
+        << "what was overtaken stays so";
+}
+
+TEST_F(MasterCoreTest, ReplicasGoToOtherHosts) {
+    Node a = add_node("a", 1, "host1");
+    Node b = add_node("b", 1, "host1");
+    Node c = add_node("c", 1, "host2");
+    uint64_t now_ms = boottime_ms();
+    for (int i = 0; i < 20; ++i) {
+        put(a, "two" + std::to_string(i), 2);
+    }
+    EXPECT_EQ(copy({&a, &b, &c}, now_ms), 20u);
+    for (int i = 0; i < 20; ++i) {
+        const ObjectPlace place = find("two" + std::to_string(i));
+        ASSERT_EQ(place.replica_count, 2);
+        EXPECT_EQ(place.nodes[1], 2);
+    }
+    put(a, "three", 3);
+    EXPECT_EQ(copy({&a, &b, &c}, now_ms), 2u);
+    EXPECT_EQ(find("three").replica_count, 3);
+    EXPECT_EQ(core_->under_replicated(), 0u);
+    put(a, "nine", 8);
+    copy({&a, &b, &c}, now_ms);
+    EXPECT_EQ(find("nine").replica_count, 3) << "as many as there are nodes";
+    EXPECT_EQ(core_->stats().copies.in_flight, 0u);
+}
+
+TEST_F(MasterCoreTest, AFailedCopyIsTriedElsewhere) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    Node c = add_node("c");
+    uint64_t now_ms = boottime_ms();
+    put(a, "k", 2);
+    core_->maintain(now_ms += 100);
+    ASSERT_EQ(a.to->copies.size(), 1u);
+    const CopyOrder first = a.to->copies.front();
+    a.to->copies.pop_front();
+    Answer answer;
+    core_->copy_done(a.link, first.copy_id, Code::kNoSpace);
+    core_->maintain(now_ms += 1000);
+    ASSERT_EQ(a.to->copies.size(), 1u);
+    EXPECT_NE(a.to->copies.front().target_node, first.target_node);
+    // Silence counts as failure too.
+    a.to->copies.clear();
+    core_->maintain(now_ms += 31'000);
+    core_->maintain(now_ms += 1'000);
+    EXPECT_EQ(a.to->copies.size(), 1u);
+    // The target of an order in flight is a holder.
+    core_->remove(*ns_, {"k"}, 60'000, answer.done());
+    ack(a);
+    EXPECT_EQ(answer.calls, 0);
+    ack(b);
+    ack(c);
+    EXPECT_EQ(answer.codes, std::vector<Code>{Code::kOk});
+}
+
+// It may have arrived there, with its announcement lost.
+TEST_F(MasterCoreTest, ACopyThatFailedOnTheWayIsRemovedWithTheRest) {
+    for (const Code failure : {Code::kClosed, Code::kNoSpace}) {
+        restart(options());
+        Node a = add_node("a");
+        Node b = add_node("b");
+        put(a, "k", 2);
+        core_->maintain(boottime_ms());
+        ASSERT_EQ(a.to->copies.size(), 1u);
+        core_->close_link(b.link);
+        core_->copy_done(a.link, a.to->copies.front().copy_id, failure);
+        Answer answer;
+        core_->remove(*ns_, {"k"}, 1000, answer.done());
+        ack(a);
+        const bool perhaps = failure == Code::kClosed;
+        EXPECT_EQ(answer.codes, std::vector<Code>{perhaps ? Code::kPartial : Code::kOk});
+        EXPECT_EQ(answer.unreached.size(), perhaps ? 1u : 0u);
+        Code flushed = Code::kInternal;
+        core_->flush(*ns_, 1000,
+                     [&](Code code, const std::vector<std::string>&, uint32_t) { flushed = code; });
+        ack(a);
+        EXPECT_EQ(flushed, Code::kPartial);
+    }
+}
+
+TEST_F(MasterCoreTest, DrainMovesEverythingAway) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    uint64_t now_ms = boottime_ms();
+    for (int i = 0; i < 50; ++i) {
+        put(a, "k" + std::to_string(i));
+    }
+    EXPECT_TRUE(core_->set_node("a", NodeState::kDraining, 0, 0, 0).ok());
+    EXPECT_EQ(core_->drain_remaining("a"), 50u);
+    copy({&a, &b}, now_ms);
+    EXPECT_EQ(core_->drain_remaining("a"), 0u);
+    EXPECT_TRUE(core_->remove_node("a").ok());
+    EXPECT_EQ(find("k7").replica_count, 1);
+    EXPECT_EQ(find("k7").code, Code::kOk);
+}
+
+TEST_F(MasterCoreTest, ADeathIsRepairedAfterItsDelayAnEvictionIsNot) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    Node c = add_node("c");
+    core_->set_copy_policy({.repair_delay_ms = 5000});
+    uint64_t now_ms = boottime_ms();
+    const Version evicted = put(a, "evicted", 2);
+    put(a, "kept", 2);
+    EXPECT_EQ(copy({&a, &b, &c}, now_ms), 2u);
+    const ObjectPlace place = find("evicted");
+    Node& other = place.nodes[1] == 1 ? b : c;
+    withdraw(other, "evicted", evicted);
+    Node& dead = find("kept").nodes[1] == 1 ? b : c;
+    Node& alive = &dead == &b ? c : b;
+    EXPECT_TRUE(core_->set_node(dead.id, NodeState::kDead, 0, 0, 0).ok());
+    EXPECT_EQ(core_->under_replicated(), 1u);
+    EXPECT_EQ(copy({&a, &alive}, now_ms), 0u) << "it may come back";
+    now_ms += 6000;
+    EXPECT_EQ(copy({&a, &alive}, now_ms), 1u);
+    EXPECT_EQ(find("kept").replica_count, 2);
+    EXPECT_EQ(find("evicted").replica_count, 1);
+}
+
+TEST_F(MasterCoreTest, LocateGivesPrefixesPerNode) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    std::vector<std::string> keys;
+    for (int i = 0; i < 300; ++i) {
+        keys.push_back("k" + std::to_string(i));
+        const Version version = i < 250 ? put(a, keys.back()) : 0;
+        if (i < 40 || (i > 50 && i < 250)) {
+            announce(b, AnnouncePhase::kIncremental, {{keys.back(), version}});
+        }
+    }
+    const std::vector<std::string_view> views(keys.begin(), keys.end());
+    const auto [prefixes, anywhere] = core_->locate(*ns_, views);
+    EXPECT_EQ(anywhere, 250u);
+    ASSERT_EQ(prefixes.size(), 2u);
+    EXPECT_EQ(prefixes[0], (std::pair<std::string, uint32_t>{"a", 250}));
+    EXPECT_EQ(prefixes[1], (std::pair<std::string, uint32_t>{"b", 40}));
+}
+
+TEST_F(MasterCoreTest, StopAnswersWhatWaits) {
+    MasterCore::Options with = options();
+    with.maintenance_ms = 1;
+    restart(with);
+    Node a = add_node("a");
+    put(a, "k");
+    Answer answer;
+    core_->remove(*ns_, {"k"}, 60'000, answer.done());
+    core_->stop();
+    EXPECT_EQ(answer.codes, std::vector<Code>{Code::kPartial});
+}
+
+TEST_F(MasterCoreTest, ThreadsOfNodesAndClients) {
+    MasterCore::Options with = options();
+    with.maintenance_ms = 1;
+    restart(with);
+    std::atomic<bool> stop{false};
+    std::atomic<uint64_t> removed{0};
+    std::vector<Node> nodes;
+    for (int i = 0; i < 2; ++i) {
+        nodes.push_back(add_node("node" + std::to_string(i)));
+    }
+    std::vector<std::thread> threads;
+    for (Node& node : nodes) {
+        threads.emplace_back([&] {
+            for (uint64_t i = 0; !stop; ++i) {
+                const std::string key = "k" + std::to_string(i % 50);
+                const ClaimAnswer granted = claim(node, key, 5);
+                if (granted.code == Code::kOk) {
+                    announce(node, AnnouncePhase::kIncremental, {{key, granted.version}}, 2);
+                }
+                uint64_t last = 0;
+                {
+                    std::lock_guard lock(node.to->mutex_);
+                    last = node.to->ops.empty() ? 0 : node.to->ops.back().seq;
+                }
+                core_->ops_ack(node.link, last);
+                if (i % 200 == 199) {
+                    core_->close_link(node.link);
+                    connect(node, last);
+                    announce_all(node, {});
+                }
+            }
+        });
+    }
+    threads.emplace_back([&] {
+        for (int i = 0; !stop; ++i) {
+            core_->remove(*ns_, {"k" + std::to_string(i % 50)}, 20,
+                          [&](std::vector<Code>, std::vector<std::string>) { ++removed; });
+            core_->under_replicated();
+            core_->nodes();
+            std::this_thread::yield();
+        }
+    });
+    const Deadline deadline = Deadline::after_ms(500);
+    while (!deadline.expired()) {
+        std::this_thread::yield();
+    }
+    stop = true;
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    core_->stop();
+    EXPECT_EQ(core_->stats().removes, removed.load());
+    EXPECT_EQ(core_->stats().pending_waits, 0u);
+}
+
+}  // namespace
+}  // namespace kvstore
