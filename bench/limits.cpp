@@ -90,8 +90,12 @@ __attribute__((target("avx2"))) void copy_nt_avx2(uint8_t* to, const uint8_t* fr
 // Null where the processor has no such stores.
 Copy copy_nt() {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) return copy_nt_avx512;
-    if (__builtin_cpu_supports("avx2")) return copy_nt_avx2;
+    if (__builtin_cpu_supports("avx512f")) {
+        return copy_nt_avx512;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        return copy_nt_avx2;
+    }
 #endif
     return nullptr;
 }
@@ -100,7 +104,9 @@ Copy copy_nt() {
 
 uint8_t* map_region(uint64_t bytes, int sharing, int fill) {
     void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED) die("mmap");
+    if (at == MAP_FAILED) {
+        die("mmap");
+    }
     std::memset(at, fill, bytes);
     return static_cast<uint8_t*>(at);
 }
@@ -144,9 +150,13 @@ bool transfer(int fd, std::vector<iovec>& parts, bool write) {
         const int count = static_cast<int>(std::min<size_t>(parts.size() - first, 1024));
         const ssize_t got =
             write ? writev(fd, &parts[first], count) : readv(fd, &parts[first], count);
-        if (got == 0) return false;
+        if (got == 0) {
+            return false;
+        }
         if (got < 0) {
-            if (errno == EINTR) continue;
+            if (errno == EINTR) {
+                continue;
+            }
             return false;
         }
         for (size_t left = static_cast<size_t>(got); left > 0;) {
@@ -154,7 +164,9 @@ bool transfer(int fd, std::vector<iovec>& parts, bool write) {
             parts[first].iov_base = static_cast<uint8_t*>(parts[first].iov_base) + taken;
             parts[first].iov_len -= taken;
             left -= taken;
-            if (parts[first].iov_len == 0) ++first;
+            if (parts[first].iov_len == 0) {
+                ++first;
+            }
         }
     }
     return true;
@@ -168,8 +180,12 @@ bool transfer_sum(int fd, const std::vector<iovec>& parts, bool write) {
     while (!cursor.done()) {
         const int count = static_cast<int>(cursor.gather(step));
         const ssize_t got = write ? writev(fd, step, count) : readv(fd, step, count);
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return false;
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            return false;
+        }
         cursor.passed(static_cast<size_t>(got));
     }
     last_sum = crcs.back();
@@ -215,14 +231,18 @@ std::vector<iovec> parts_of(const Regions& regions, const Walk& walk, uint64_t c
                 ok = transfer(fd, parts, true);
             }
         }
-        if (!ok) break;
+        if (!ok) {
+            break;
+        }
     }
     std::_Exit(0);
 }
 
 void set_no_delay(int fd) {
     const int on = 1;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) != 0) die("TCP_NODELAY");
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) != 0) {
+        die("TCP_NODELAY");
+    }
 }
 
 // A child has the mapping but not its pages: they would fault in, one by one, in the timed part.
@@ -237,7 +257,9 @@ void touch_shared(const Regions& regions) {
 // A connection over loopback to a process that serves it.
 int connect_tcp(const Regions& regions, const std::string& congestion, int unix_fd) {
     const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0) die("socket");
+    if (listener < 0) {
+        die("socket");
+    }
     if (congestion != "-" && setsockopt(listener, IPPROTO_TCP, TCP_CONGESTION, congestion.c_str(),
                                         static_cast<socklen_t>(congestion.size())) != 0) {
         die("TCP_CONGESTION");
@@ -252,13 +274,17 @@ int connect_tcp(const Regions& regions, const std::string& congestion, int unix_
         die("listen");
     }
     const pid_t child = fork();
-    if (child < 0) die("fork");
+    if (child < 0) {
+        die("fork");
+    }
     if (child == 0) {
         // Not held open here: the Unix server must see its end when the driver goes.
         close(unix_fd);
         touch_shared(regions);
         const int fd = accept(listener, nullptr, nullptr);
-        if (fd < 0) die("accept");
+        if (fd < 0) {
+            die("accept");
+        }
         close(listener);
         set_no_delay(fd);
         serve(fd, regions);
@@ -269,16 +295,22 @@ int connect_tcp(const Regions& regions, const std::string& congestion, int unix_
                                         static_cast<socklen_t>(congestion.size())) != 0) {
         die("TCP_CONGESTION");
     }
-    if (connect(fd, raw, length) != 0) die("connect");
+    if (connect(fd, raw, length) != 0) {
+        die("connect");
+    }
     set_no_delay(fd);
     return fd;
 }
 
 int connect_unix(const Regions& regions) {
     int ends[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) die("socketpair");
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+        die("socketpair");
+    }
     const pid_t child = fork();
-    if (child < 0) die("fork");
+    if (child < 0) {
+        die("fork");
+    }
     if (child == 0) {
         close(ends[0]);
         serve(ends[1], regions);
@@ -297,7 +329,9 @@ struct Limits {
 
 std::string summary(std::vector<uint64_t> times, uint64_t bytes_a_call) {
     uint64_t total = 0;
-    for (const uint64_t time : times) total += time;
+    for (const uint64_t time : times) {
+        total += time;
+    }
     std::sort(times.begin(), times.end());
     const size_t count = times.size();
     const uint64_t median = (times[(count - 1) / 2] + times[count / 2]) / 2;
@@ -312,7 +346,9 @@ std::string error(const std::string& what) { return R"({"error":")" + what + "\"
 
 std::string init(Limits& limits, std::istringstream& words) {
     std::string congestion;
-    if (!(words >> limits.regions.bytes >> congestion) || limits.tcp >= 0) return error("init");
+    if (!(words >> limits.regions.bytes >> congestion) || limits.tcp >= 0) {
+        return error("init");
+    }
     limits.regions.shared = map_region(limits.regions.bytes, MAP_SHARED, 1);
     limits.unix_socket = connect_unix(limits.regions);
     limits.tcp = connect_tcp(limits.regions, congestion, limits.unix_socket);
@@ -320,7 +356,9 @@ std::string init(Limits& limits, std::istringstream& words) {
     limits.regions.own = map_region(limits.regions.bytes, MAP_PRIVATE, 2);
     char name[16] = {};
     socklen_t length = sizeof(name);
-    if (getsockopt(limits.tcp, IPPROTO_TCP, TCP_CONGESTION, name, &length) != 0) die("getsockopt");
+    if (getsockopt(limits.tcp, IPPROTO_TCP, TCP_CONGESTION, name, &length) != 0) {
+        die("getsockopt");
+    }
     return R"({"congestion":")" + std::string(name) + R"(","nt":)" +
            (copy_nt() != nullptr ? "true" : "false") + "}";
 }
@@ -337,7 +375,9 @@ std::string copy(const Limits& limits, std::istringstream& words) {
     Walk walk{};
     words >> direction >> kind;
     const Copy how = kind == "nt" ? copy_nt() : kind == "sum" ? copy_sum : copy_plain;
-    if (!read_walk(words, limits.regions, walk) || how == nullptr) return error("copy");
+    if (!read_walk(words, limits.regions, walk) || how == nullptr) {
+        return error("copy");
+    }
     const bool get = direction == "get";
     std::vector<uint64_t> times;
     for (uint64_t call = 0; call < walk.calls; ++call) {
@@ -356,7 +396,9 @@ std::string tcp(const Limits& limits, std::istringstream& words) {
     std::string kind;
     Walk walk{};
     words >> kind;
-    if (!read_walk(words, limits.regions, walk)) return error("tcp");
+    if (!read_walk(words, limits.regions, walk)) {
+        return error("tcp");
+    }
     const bool stream = kind == "stream";
     const bool sum = kind == "put_sum" || kind == "get_sum";
     const bool put = kind == "put" || kind == "put_sum";
@@ -367,7 +409,9 @@ std::string tcp(const Limits& limits, std::istringstream& words) {
         one.start = walk.start + call * walk.batch;
         one.calls = 1;
         auto parts = parts_of(limits.regions, one, 0, false);
-        if (!stream) begin = now_ns();
+        if (!stream) {
+            begin = now_ns();
+        }
         bool ok = true;
         if (put) {
             Request request{sum ? Kind::kPutSum : Kind::kPut, one};
@@ -384,7 +428,9 @@ std::string tcp(const Limits& limits, std::istringstream& words) {
             ok = ok && (sum ? transfer_sum(limits.tcp, parts, false)
                             : transfer(limits.tcp, parts, false));
         }
-        if (!ok) return error("the connection ended");
+        if (!ok) {
+            return error("the connection ended");
+        }
         const uint64_t end = now_ns();
         times.push_back(end - begin);
         begin = end;
@@ -401,7 +447,9 @@ std::string round_trip(const Limits& limits, std::istringstream& words) {
     }
     const int fd = kind == "unix" ? limits.unix_socket : limits.tcp;
     std::vector<uint8_t> message(request.walk.size, 7);
-    if (!transfer_one(fd, &request, sizeof(request), true)) return error("the connection ended");
+    if (!transfer_one(fd, &request, sizeof(request), true)) {
+        return error("the connection ended");
+    }
     std::vector<uint64_t> times;
     for (uint64_t call = 0; call < request.walk.calls; ++call) {
         const uint64_t start = now_ns();
@@ -418,11 +466,21 @@ std::string answer(Limits& limits, const std::string& line) {
     std::istringstream words(line);
     std::string command;
     words >> command;
-    if (command == "init") return init(limits, words);
-    if (limits.tcp < 0) return error("init comes first");
-    if (command == "copy") return copy(limits, words);
-    if (command == "tcp") return tcp(limits, words);
-    if (command == "rtt") return round_trip(limits, words);
+    if (command == "init") {
+        return init(limits, words);
+    }
+    if (limits.tcp < 0) {
+        return error("init comes first");
+    }
+    if (command == "copy") {
+        return copy(limits, words);
+    }
+    if (command == "tcp") {
+        return tcp(limits, words);
+    }
+    if (command == "rtt") {
+        return round_trip(limits, words);
+    }
     return error("unknown command");
 }
 

@@ -43,7 +43,9 @@ class Keys {
         std::mt19937_64 random(kSeed);
         for (size_t at = 0; at < text_.size(); at += 16) {
             uint64_t word = random();
-            for (size_t i = 0; i < 16; ++i, word >>= 4) text_[at + i] = kDigits[word & 15];
+            for (size_t i = 0; i < 16; ++i, word >>= 4) {
+                text_[at + i] = kDigits[word & 15];
+            }
         }
     }
     size_t count() const { return count_; }
@@ -108,7 +110,9 @@ class DirectoryBench {
     uint64_t key_bytes() const { return keys_.count() * kKeyBytes; }
 
     double announce_all() {
-        for (Version& version : versions_) version = directory_.next_version();
+        for (Version& version : versions_) {
+            version = directory_.next_version();
+        }
         return announce_range(kNode, keys_.count());
     }
 
@@ -118,7 +122,9 @@ class DirectoryBench {
         for (size_t i = 0; i < count; ++i) {
             const AnnounceOutcome outcome = directory_.announce(
                 epoch(), node, {.key = keys_[i], .version = versions_[i], .size = kObjectBytes});
-            if (outcome.code != Code::kOk) fail("an announcement was refused");
+            if (outcome.code != Code::kOk) {
+                fail("an announcement was refused");
+            }
         }
         return static_cast<double>(count) * 1e9 / static_cast<double>(cpu_ns() - start);
     }
@@ -139,7 +145,9 @@ class DirectoryBench {
             for (size_t i = 0; i < kBatch; ++i) {
                 // Copied, because a request's keys have just been received and lie in the cache.
                 made[i].assign(keys_[random() % keys_.count()]);
-                if (absent) made[i][0] = 'x';
+                if (absent) {
+                    made[i][0] = 'x';
+                }
                 keys[i] = made[i];
             }
             const uint64_t cpu_start = cpu_ns();

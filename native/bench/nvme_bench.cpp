@@ -39,7 +39,9 @@ constexpr HashSecret kSecret = {7};
 }
 
 void must(const Status& status) {
-    if (!status.ok()) fail(status.to_string());
+    if (!status.ok()) {
+        fail(status.to_string());
+    }
 }
 
 double gib_per_s(uint64_t bytes, uint64_t ns) {
@@ -88,7 +90,9 @@ class NvmeBench {
         }
         raw_ =
             Fd(::open((folder_ + "/raw").c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600));
-        if (!raw_.valid()) fail("O_DIRECT is not possible in " + folder_);
+        if (!raw_.valid()) {
+            fail("O_DIRECT is not possible in " + folder_);
+        }
         if (fallocate(raw_.get(), 0, 0, static_cast<off_t>(objects_ * kObjectBytes)) != 0) {
             fail("no room in " + folder_);
         }
@@ -123,8 +127,12 @@ class NvmeBench {
                 }
             });
         }
-        for (std::thread& writer : writers) writer.join();
-        if (fdatasync(raw_.get()) != 0) fail("fdatasync");
+        for (std::thread& writer : writers) {
+            writer.join();
+        }
+        if (fdatasync(raw_.get()) != 0) {
+            fail("fdatasync");
+        }
         return gib_per_s(objects_ * kObjectBytes, monotonic_ns() - start);
     }
 
@@ -145,7 +153,9 @@ class NvmeBench {
             Window* window = nullptr;
             std::atomic<bool> busy{false};
             void complete(int64_t result) override {
-                if (result != static_cast<int64_t>(kObjectBytes)) fail("raw read");
+                if (result != static_cast<int64_t>(kObjectBytes)) {
+                    fail("raw read");
+                }
                 busy = false;
                 window->leave();
             }
@@ -223,7 +233,9 @@ class NvmeBench {
             const uint64_t before = monotonic_ns();
             log = open("/recovery", tier_bytes, used);
             const double seconds = static_cast<double>(monotonic_ns() - before) / 1e9;
-            if (log->counters().objects != count) fail("objects were lost");
+            if (log->counters().objects != count) {
+                fail("objects were lost");
+            }
             std::cout << (used != nullptr ? R"(,"recovery_by_manifests_s":)"
                                           : R"(,"recovery_by_scan_s":)")
                       << seconds;
@@ -256,7 +268,9 @@ class NvmeBench {
         object.key = key;
         while (true) {
             Status status = log.append(object, data);
-            if (status.code() != Code::kOverloaded) return must(status);
+            if (status.code() != Code::kOverloaded) {
+                return must(status);
+            }
             log.await_space(data.size(), 1000);
         }
     }
@@ -273,7 +287,9 @@ class NvmeBench {
 
 void print(const char* name, const std::vector<double>& values) {
     std::cout << ",\"" << name << "\":[";
-    for (size_t i = 0; i < values.size(); ++i) std::cout << (i == 0 ? "" : ",") << values[i];
+    for (size_t i = 0; i < values.size(); ++i) {
+        std::cout << (i == 0 ? "" : ",") << values[i];
+    }
     std::cout << "]";
 }
 
@@ -303,7 +319,9 @@ void run(const std::string& folder, size_t mib, size_t rounds, size_t depth, uin
     print("log_read_gib_per_s", log_reads);
     std::cout << R"(,"write_ratio":)" << median(log_writes) / median(raw_writes)
               << R"(,"read_ratio":)" << median(log_reads) / median(raw_reads);
-    if (small > 0) bench.recovery(small);
+    if (small > 0) {
+        bench.recovery(small);
+    }
     std::cout << "}" << std::endl;
 }
 

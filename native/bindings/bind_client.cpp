@@ -201,10 +201,14 @@ std::vector<GetItem> get_items(const KeyArguments& keys) {
 
 // Into a list of the caller's, one number a key; None: it does not want them.
 void tell_reasons(std::span<const GetItem> items, const nb::object& reasons) {
-    if (reasons.is_none()) return;
+    if (reasons.is_none()) {
+        return;
+    }
     auto list = nb::cast<nb::list>(reasons);
     list.clear();
-    for (const GetItem& item : items) list.append(static_cast<int>(item.reason));
+    for (const GetItem& item : items) {
+        list.append(static_cast<int>(item.reason));
+    }
 }
 
 template <class Kind>

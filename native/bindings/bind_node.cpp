@@ -42,13 +42,19 @@ class PyCatalog final : public SegmentCatalog {
         std::vector<uint8_t> manifest;
         Status status = call([&] {
             const nb::object found = catalog_.attr("load")(seq);
-            if (found.is_none()) return;
+            if (found.is_none()) {
+                return;
+            }
             const auto bytes = nb::cast<nb::bytes>(found);
             const auto* data = reinterpret_cast<const uint8_t*>(bytes.c_str());
             manifest.assign(data, data + bytes.size());
         });
-        if (!status.ok()) return status;
-        if (manifest.empty()) return Code::kNotFound;
+        if (!status.ok()) {
+            return status;
+        }
+        if (manifest.empty()) {
+            return Code::kNotFound;
+        }
         return manifest;
     }
     Status drop(uint64_t seq) override {
@@ -58,7 +64,9 @@ class PyCatalog final : public SegmentCatalog {
         std::vector<uint64_t> seqs;
         Status status =
             call([&] { seqs = nb::cast<std::vector<uint64_t>>(catalog_.attr("list")()); });
-        if (!status.ok()) return status;
+        if (!status.ok()) {
+            return status;
+        }
         return seqs;
     }
 

@@ -16,13 +16,17 @@ void bind_node(nanobind::module_& module);
 [[noreturn]] void raise_status(const Status& status);
 
 inline void raise_unless_ok(const Status& status) {
-    if (!status.ok()) raise_status(status);
+    if (!status.ok()) {
+        raise_status(status);
+    }
 }
 
 // The value, or the exception for its Status.
 template <class T>
 T value_or_raise(Result<T>&& result) {
-    if (!result.ok()) raise_status(result.status());
+    if (!result.ok()) {
+        raise_status(result.status());
+    }
     return std::move(result).value();
 }
 

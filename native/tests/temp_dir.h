@@ -15,13 +15,17 @@ class TempDir {
         const std::string parent =
             shared_memory ? "/dev/shm" : std::filesystem::temp_directory_path().string();
         path_ = parent + "/kvstore-test-XXXXXX";
-        if (mkdtemp(path_.data()) == nullptr) path_.clear();
+        if (mkdtemp(path_.data()) == nullptr) {
+            path_.clear();
+        }
     }
     TempDir(const TempDir&) = delete;
     TempDir& operator=(const TempDir&) = delete;
     ~TempDir() {
         std::error_code ignored;
-        if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
+        if (!path_.empty()) {
+            std::filesystem::remove_all(path_, ignored);
+        }
     }
     const std::string& path() const { return path_; }
 

@@ -32,7 +32,9 @@ constexpr auto make_slices() {
     std::array<ByteTable, 8> slices{};
     for (uint32_t byte = 0; byte < 256; ++byte) {
         uint32_t crc = byte;
-        for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? kPolynomial : 0);
+        for (int bit = 0; bit < 8; ++bit) {
+            crc = (crc >> 1) ^ ((crc & 1) != 0 ? kPolynomial : 0);
+        }
         slices[0][byte] = crc;
     }
     for (size_t k = 1; k < 8; ++k) {
@@ -56,9 +58,13 @@ uint32_t raw_portable(uint32_t crc, const uint8_t* data, size_t size) {
     for (; size >= 8; data += 8, size -= 8) {
         const uint64_t word = load_word(data) ^ crc;
         crc = 0;
-        for (size_t k = 0; k < 8; ++k) crc ^= kSlices[7 - k][word >> (8 * k) & 0xff];
+        for (size_t k = 0; k < 8; ++k) {
+            crc ^= kSlices[7 - k][word >> (8 * k) & 0xff];
+        }
     }
-    for (; size > 0; ++data, --size) crc = (crc >> 8) ^ kSlices[0][(crc ^ *data) & 0xff];
+    for (; size > 0; ++data, --size) {
+        crc = (crc >> 8) ^ kSlices[0][(crc ^ *data) & 0xff];
+    }
     return crc;
 }
 
@@ -118,7 +124,9 @@ inline void store_word(uint8_t* to, uint64_t word) {
         return;
     }
 #endif
-    if constexpr (store != Store::kNone) std::memcpy(to, &word, sizeof(word));
+    if constexpr (store != Store::kNone) {
+        std::memcpy(to, &word, sizeof(word));
+    }
 }
 
 // Lengths of one stream: whole cache lines, so that non-temporal stores fill lines, and no multiple
@@ -132,14 +140,18 @@ constexpr ShiftTable make_shift(size_t zero_bytes) {
     std::array<uint32_t, 32> bits{};  // the image of each bit of the register
     for (size_t i = 0; i < 32; ++i) {
         uint32_t crc = uint32_t{1} << i;
-        for (size_t n = 0; n < zero_bytes; ++n) crc = (crc >> 8) ^ kSlices[0][crc & 0xff];
+        for (size_t n = 0; n < zero_bytes; ++n) {
+            crc = (crc >> 8) ^ kSlices[0][crc & 0xff];
+        }
         bits[i] = crc;
     }
     ShiftTable table{};
     for (size_t k = 0; k < 4; ++k) {
         for (size_t byte = 0; byte < 256; ++byte) {
             for (size_t bit = 0; bit < 8; ++bit) {
-                if ((byte >> bit & 1) != 0) table[k][byte] ^= bits[8 * k + bit];
+                if ((byte >> bit & 1) != 0) {
+                    table[k][byte] ^= bits[8 * k + bit];
+                }
             }
         }
     }
@@ -160,7 +172,9 @@ struct Cursor {
     size_t left;
 
     void advance(size_t bytes) {
-        if (to != nullptr) to += bytes;
+        if (to != nullptr) {
+            to += bytes;
+        }
         from += bytes;
         left -= bytes;
     }
@@ -210,13 +224,17 @@ uint32_t sum_plain(uint32_t crc, Cursor& at, size_t bytes) {
     for (; bytes >= 8; bytes -= 8) {
         const uint64_t word = load_word(at.from);
         crc = sum_word(crc, word);
-        if constexpr (store != Store::kNone) std::memcpy(at.to, &word, sizeof(word));
+        if constexpr (store != Store::kNone) {
+            std::memcpy(at.to, &word, sizeof(word));
+        }
         at.advance(8);
     }
     for (; bytes > 0; --bytes) {
         const uint8_t byte = *at.from;
         crc = sum_byte(crc, byte);
-        if constexpr (store != Store::kNone) *at.to = byte;
+        if constexpr (store != Store::kNone) {
+            *at.to = byte;
+        }
         at.advance(1);
     }
     return crc;

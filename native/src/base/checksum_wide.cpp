@@ -58,7 +58,9 @@ KVSTORE_WIDE inline __m512i take(uint8_t* to, const uint8_t* from) {
     // What is stored must be what was summed, even when another process changes the source
     // meanwhile: the compiler may not load it twice.
     __asm__("" : "+v"(line));
-    if constexpr (copy == Copy::kCached) _mm512_storeu_si512(to, line);
+    if constexpr (copy == Copy::kCached) {
+        _mm512_storeu_si512(to, line);
+    }
     if constexpr (copy == Copy::kPastCaches) {
         _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
     }
@@ -79,7 +81,9 @@ KVSTORE_WIDE uint32_t sum(uint32_t crc, uint8_t* to, const uint8_t* from, size_t
     const __m512i by_four = spread(kFourLines);
     for (from += 4 * kLine, to += 4 * kStored, size -= 4 * kLine; size >= 4 * kLine;
          from += 4 * kLine, to += 4 * kStored, size -= 4 * kLine) {
-        for (size_t i = 0; i < 4; ++i) __builtin_prefetch(from + kAhead + i * kLine);
+        for (size_t i = 0; i < 4; ++i) {
+            __builtin_prefetch(from + kAhead + i * kLine);
+        }
         a = fold(a, take<copy>(to, from), by_four);
         b = fold(b, take<copy>(to + kStored, from + kLine), by_four);
         c = fold(c, take<copy>(to + 2 * kStored, from + 2 * kLine), by_four);
@@ -95,7 +99,9 @@ KVSTORE_WIDE uint32_t sum(uint32_t crc, uint8_t* to, const uint8_t* from, size_t
     std::array<uint64_t, 8> words;
     _mm512_storeu_si512(words.data(), a);
     uint64_t rest = 0;
-    for (const uint64_t word : words) rest = _mm_crc32_u64(rest, word);
+    for (const uint64_t word : words) {
+        rest = _mm_crc32_u64(rest, word);
+    }
     return static_cast<uint32_t>(rest);
 }
 

@@ -23,9 +23,13 @@ uint64_t monotonic_ns() { return read_ns(CLOCK_MONOTONIC); }
 uint64_t wall_ms() { return read_ns(CLOCK_REALTIME) / 1'000'000; }
 
 int Deadline::left_ms() const {
-    if (at_us_ == UINT64_MAX) return INT_MAX;
+    if (at_us_ == UINT64_MAX) {
+        return INT_MAX;
+    }
     const uint64_t now_us = boottime_us();
-    if (now_us >= at_us_) return 0;
+    if (now_us >= at_us_) {
+        return 0;
+    }
     // Rounded up: a poll(2) that wakes a fraction of a millisecond early would spin.
     const uint64_t left = (at_us_ - now_us - 1) / 1000 + 1;
     return static_cast<int>(std::min<uint64_t>(left, INT_MAX));

@@ -27,7 +27,9 @@ Status discard_stale(const std::string& path) {
     if (!S_ISREG(info.st_mode) || info.st_uid != geteuid()) {
         return refused(path);
     }
-    if (unlink(path.c_str()) != 0 && errno != ENOENT) return errno_status("unlink", path);
+    if (unlink(path.c_str()) != 0 && errno != ENOENT) {
+        return errno_status("unlink", path);
+    }
     return {};
 }
 
@@ -43,7 +45,9 @@ Fd& Fd::operator=(Fd&& other) noexcept {
 
 void Fd::reset() {
     // Linux releases the descriptor even when close(2) reports EINTR, so it is never repeated.
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+    if (fd_ >= 0) {
+        ::close(std::exchange(fd_, -1));
+    }
 }
 
 Mapping::Mapping(Mapping&& other) noexcept
@@ -56,13 +60,17 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
 }
 
 Mapping::~Mapping() {
-    if (data_ != nullptr) munmap(data_, size_);
+    if (data_ != nullptr) {
+        munmap(data_, size_);
+    }
 }
 
 Result<Mapping> Mapping::map(int fd, uint64_t size, bool writable, uint64_t offset) {
     const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
     void* data = mmap(nullptr, size, protection, MAP_SHARED, fd, static_cast<off_t>(offset));
-    if (data == MAP_FAILED) return errno_status("mmap", std::to_string(size) + " bytes");
+    if (data == MAP_FAILED) {
+        return errno_status("mmap", std::to_string(size) + " bytes");
+    }
     Mapping mapping;
     mapping.data_ = static_cast<uint8_t*>(data);
     mapping.size_ = size;
@@ -79,13 +87,19 @@ Result<Fd> create_region(const std::string& directory, const std::string& name) 
     }
     if (directory.empty()) {
         Fd fd(memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-        if (!fd.valid()) return errno_status("memfd_create", name);
+        if (!fd.valid()) {
+            return errno_status("memfd_create", name);
+        }
         return fd;
     }
     const std::string path = directory + "/" + name;
-    if (Status status = discard_stale(path); !status.ok()) return status;
+    if (Status status = discard_stale(path); !status.ok()) {
+        return status;
+    }
     Fd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
-    if (!fd.valid()) return errno_status("open", path);
+    if (!fd.valid()) {
+        return errno_status("open", path);
+    }
     return fd;
 }
 
@@ -99,8 +113,12 @@ Result<Fd> open_own(const std::string& directory, const std::string& name, int f
                                : errno_status("open", path);
     }
     struct stat info{};
-    if (fstat(fd.get(), &info) != 0) return errno_status("fstat", path);
-    if (!S_ISREG(info.st_mode) || info.st_uid != geteuid()) return refused(path);
+    if (fstat(fd.get(), &info) != 0) {
+        return errno_status("fstat", path);
+    }
+    if (!S_ISREG(info.st_mode) || info.st_uid != geteuid()) {
+        return refused(path);
+    }
     return fd;
 }
 
@@ -124,14 +142,18 @@ bool is_named(int fd, const std::string& directory, const std::string& name) {
 Status rename_region(const std::string& directory, const std::string& from, const std::string& to) {
     const std::string old_path = directory + "/" + from;
     const std::string new_path = directory + "/" + to;
-    if (rename(old_path.c_str(), new_path.c_str()) != 0) return errno_status("rename", new_path);
+    if (rename(old_path.c_str(), new_path.c_str()) != 0) {
+        return errno_status("rename", new_path);
+    }
     return {};
 }
 
 Result<Fd> reopen_read_only(const Fd& fd) {
     const std::string path = "/proc/self/fd/" + std::to_string(fd.get());
     Fd again(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!again.valid()) return errno_status("open", path);
+    if (!again.valid()) {
+        return errno_status("open", path);
+    }
     return again;
 }
 

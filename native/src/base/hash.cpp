@@ -39,9 +39,13 @@ class SipState {
 
     // Absorbs the last bytes; `total_size` counts everything absorbed since the start.
     void finish(const uint8_t* data, size_t size, size_t total_size) {
-        for (; size >= 8; data += 8, size -= 8) absorb(load_word(data));
+        for (; size >= 8; data += 8, size -= 8) {
+            absorb(load_word(data));
+        }
         uint64_t last = uint64_t{total_size & 0xff} << 56;
-        for (size_t i = 0; i < size; ++i) last |= uint64_t{data[i]} << (8 * i);
+        for (size_t i = 0; i < size; ++i) {
+            last |= uint64_t{data[i]} << (8 * i);
+        }
         absorb(last);
         v2_ ^= Wide ? 0xee : 0xff;
         squeeze();
@@ -68,14 +72,18 @@ class SipState {
         v2_ = std::rotl(v2_, 32);
     }
     void squeeze() {
-        for (int i = 0; i < 4; ++i) round();
+        for (int i = 0; i < 4; ++i) {
+            round();
+        }
     }
 
     uint64_t v0_, v1_, v2_, v3_;
 };
 
 void append_u32(std::string& out, uint64_t value) {
-    for (int shift = 0; shift < 32; shift += 8) out.push_back(static_cast<char>(value >> shift));
+    for (int shift = 0; shift < 32; shift += 8) {
+        out.push_back(static_cast<char>(value >> shift));
+    }
 }
 
 uint64_t hash_string(const HashSecret& secret, const std::string& text) {
@@ -85,19 +93,35 @@ uint64_t hash_string(const HashSecret& secret, const std::string& text) {
 // Bytes of the well-formed UTF-8 sequence at `s` (RFC 3629, section 4), 0 when it is malformed.
 size_t sequence_size(const uint8_t* s, size_t left) {
     const uint8_t lead = s[0];
-    if (lead < 0x80) return 1;
+    if (lead < 0x80) {
+        return 1;
+    }
     const size_t size = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || size > left) return 0;
+    if (lead < 0xc2 || lead > 0xf4 || size > left) {
+        return 0;
+    }
     // The second byte rules out overlong forms, surrogates and what lies beyond U+10FFFF.
     uint8_t low = 0x80;
     uint8_t high = 0xbf;
-    if (lead == 0xe0) low = 0xa0;
-    if (lead == 0xed) high = 0x9f;
-    if (lead == 0xf0) low = 0x90;
-    if (lead == 0xf4) high = 0x8f;
-    if (s[1] < low || s[1] > high) return 0;
+    if (lead == 0xe0) {
+        low = 0xa0;
+    }
+    if (lead == 0xed) {
+        high = 0x9f;
+    }
+    if (lead == 0xf0) {
+        low = 0x90;
+    }
+    if (lead == 0xf4) {
+        high = 0x8f;
+    }
+    if (s[1] < low || s[1] > high) {
+        return 0;
+    }
     for (size_t i = 2; i < size; ++i) {
-        if ((s[i] & 0xc0) != 0x80) return 0;
+        if ((s[i] & 0xc0) != 0x80) {
+            return 0;
+        }
     }
     return size;
 }
@@ -116,7 +140,9 @@ bool is_text(std::string_view text, bool allow_control) {
             continue;
         }
         const size_t size = sequence_size(s, left);
-        if (size == 0 || (!allow_control && is_control(s))) return false;
+        if (size == 0 || (!allow_control && is_control(s))) {
+            return false;
+        }
         s += size;
         left -= size;
     }

@@ -21,7 +21,9 @@ class Histogram {
         uint64_t sum = 0;
         // Upper bound of the bucket that holds the quantile (0 to 1); 0 when nothing was recorded.
         uint64_t quantile(double q) const {
-            if (total == 0) return 0;
+            if (total == 0) {
+                return 0;
+            }
             const double wanted = q * static_cast<double>(total);
             uint64_t seen = 0;
             for (size_t bucket = 0; bucket < kBuckets; ++bucket) {
@@ -49,7 +51,9 @@ class Histogram {
     }
 
     static constexpr size_t bucket_of(uint64_t value) {
-        if (value < 8) return static_cast<size_t>(value);
+        if (value < 8) {
+            return static_cast<size_t>(value);
+        }
         const auto top = static_cast<size_t>(std::bit_width(value)) - 1;  // 3 or more
         const size_t quarter = (value >> (top - 2)) & 3;
         const size_t bucket = 8 + 4 * (top - 3) + quarter;
@@ -57,7 +61,9 @@ class Histogram {
     }
     // The greatest value that counts in `bucket`.
     static constexpr uint64_t upper_bound(size_t bucket) {
-        if (bucket < 8) return bucket;
+        if (bucket < 8) {
+            return bucket;
+        }
         const size_t top = 3 + (bucket - 8) / 4;
         const size_t quarter = (bucket - 8) % 4;
         return ((4 + quarter + 1) << (top - 2)) - 1;

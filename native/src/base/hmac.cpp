@@ -40,7 +40,9 @@ class Sha256 {
             std::memcpy(block_.data() + filled_, data.data(), taken);
             filled_ += taken;
             data = data.subspan(taken);
-            if (filled_ == kBlockBytes) compress();
+            if (filled_ == kBlockBytes) {
+                compress();
+            }
         }
     }
 
@@ -91,7 +93,9 @@ class Sha256 {
             a = t1 + t2;
         }
         const std::array<uint32_t, 8> added = {a, b, c, d, e, f, g, h};
-        for (size_t i = 0; i < state_.size(); ++i) state_[i] += added[i];
+        for (size_t i = 0; i < state_.size(); ++i) {
+            state_[i] += added[i];
+        }
         filled_ = 0;
     }
 
@@ -118,12 +122,16 @@ Digest hmac_sha256(std::span<const uint8_t> secret, std::span<const uint8_t> mes
     } else {
         std::copy(secret.begin(), secret.end(), key.begin());
     }
-    for (uint8_t& byte : key) byte ^= 0x36;
+    for (uint8_t& byte : key) {
+        byte ^= 0x36;
+    }
     Sha256 inner;
     inner.update(key);
     inner.update(message);
     const Digest inner_digest = inner.finish();
-    for (uint8_t& byte : key) byte ^= 0x36 ^ 0x5c;
+    for (uint8_t& byte : key) {
+        byte ^= 0x36 ^ 0x5c;
+    }
     Sha256 outer;
     outer.update(key);
     outer.update(inner_digest);
@@ -132,7 +140,9 @@ Digest hmac_sha256(std::span<const uint8_t> secret, std::span<const uint8_t> mes
 
 bool equal_constant_time(const Digest& a, const Digest& b) {
     uint8_t difference = 0;
-    for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<uint8_t>(a[i] ^ b[i]);
+    for (size_t i = 0; i < a.size(); ++i) {
+        difference |= static_cast<uint8_t>(a[i] ^ b[i]);
+    }
     return difference == 0;
 }
 
@@ -140,7 +150,9 @@ void random_bytes(std::span<uint8_t> out) {
     while (!out.empty()) {
         const ssize_t got = getrandom(out.data(), out.size(), 0);
         KV_ASSERT(got > 0 || errno == EINTR);
-        if (got > 0) out = out.subspan(static_cast<size_t>(got));
+        if (got > 0) {
+            out = out.subspan(static_cast<size_t>(got));
+        }
     }
 }
 

@@ -44,7 +44,9 @@ constexpr std::array<std::string_view, kMissReasonCount> kReasonNames = {
 
 std::string_view code_name(Code code) {
     const int64_t index = -int64_t{static_cast<int32_t>(code)};
-    if (index < 0 || index >= static_cast<int64_t>(kCodeNames.size())) return "Unknown";
+    if (index < 0 || index >= static_cast<int64_t>(kCodeNames.size())) {
+        return "Unknown";
+    }
     return kCodeNames[static_cast<size_t>(index)];
 }
 
@@ -55,7 +57,9 @@ std::string_view miss_reason_name(MissReason r) {
 
 std::string Status::to_string() const {
     std::string text(code_name(code_));
-    if (!message_.empty()) text.append(": ").append(message_);
+    if (!message_.empty()) {
+        text.append(": ").append(message_);
+    }
     return text;
 }
 

@@ -16,7 +16,9 @@ namespace {
 constexpr auto kRelaxed = std::memory_order_relaxed;
 
 void add_to(SlotCounters& sum, const SlotPage& page) {
-    for (uint32_t i = 0; i < kSlotCounterCount; ++i) sum[i] += page.counters[i].load(kRelaxed);
+    for (uint32_t i = 0; i < kSlotCounterCount; ++i) {
+        sum[i] += page.counters[i].load(kRelaxed);
+    }
 }
 
 }  // namespace
@@ -30,7 +32,9 @@ Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& direct
     slots->name_ = name;
     slots->slots_.resize(kSlotCount);
     auto fd = directory.empty() ? create_region(directory, name) : keep_region(directory, name);
-    if (!fd.ok()) return fd.status();
+    if (!fd.ok()) {
+        return fd.status();
+    }
     auto owned = SlotRegistry::instance().adopt_owner(std::move(*fd), &slots->key_);
     if (!owned.ok()) {
         return {owned.code(), directory + "/" + name +
@@ -42,15 +46,23 @@ Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& direct
         // Its clients keep the old inode, and its lock, which says nothing about the new one.
         slots.reset();
         auto fresh = create_region(directory, name);
-        if (!fresh.ok()) return fresh.status();
+        if (!fresh.ok()) {
+            return fresh.status();
+        }
         fresh->reset();
         return open(directory, name, false);
     }
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+        return status;
+    }
     auto mapping = Mapping::map(slots->fd_, kClientsFileBytes, true);
-    if (!mapping.ok()) return mapping.status();
+    if (!mapping.ok()) {
+        return mapping.status();
+    }
     slots->mapping_ = std::move(*mapping);
-    if (slots->kept_) slots->adopt_live_slots();
+    if (slots->kept_) {
+        slots->adopt_live_slots();
+    }
     return slots;
 }
 
@@ -59,7 +71,9 @@ Status ClientSlots::read_or_write_header(const std::string& directory, const std
         return {Code::kUnavailable, directory + "/" + name + " was replaced by another node"};
     }
     struct stat info{};
-    if (fstat(fd_, &info) != 0) return errno_status("fstat", name);
+    if (fstat(fd_, &info) != 0) {
+        return errno_status("fstat", name);
+    }
     ClientsHeader header{};
     if (info.st_size != 0) {
         if (info.st_size != static_cast<off_t>(kClientsFileBytes)) {
@@ -90,7 +104,9 @@ Status ClientSlots::read_or_write_header(const std::string& directory, const std
 // A slot whose lock is held counts as live, confirmed or not: its scan is on the safe side.
 void ClientSlots::adopt_live_slots() {
     for (uint32_t slot = 0; slot < kSlotCount; ++slot) {
-        if (!lock_seen(slot)) continue;
+        if (!lock_seen(slot)) {
+            continue;
+        }
         slots_[slot].state = State::kLive;
         slots_[slot].backed = true;
         // Entry numbers of the earlier index say nothing about the new one.
@@ -100,7 +116,9 @@ void ClientSlots::adopt_live_slots() {
 }
 
 ClientSlots::~ClientSlots() {
-    if (fd_ >= 0) SlotRegistry::instance().release_owner(key_);
+    if (fd_ >= 0) {
+        SlotRegistry::instance().release_owner(key_);
+    }
 }
 
 SlotPage& ClientSlots::page(uint32_t slot) const {
@@ -118,15 +136,23 @@ void ClientSlots::clear(uint32_t slot) {
         steps::clear_hazard(steps::RealMemory{}, hazard);
         hazard.offset.store(0, kRelaxed);
     }
-    for (SharedWord& counter : p.counters) counter.store(0, kRelaxed);
-    for (SharedHalf& touch : p.touches) touch.store(0, kRelaxed);
+    for (SharedWord& counter : p.counters) {
+        counter.store(0, kRelaxed);
+    }
+    for (SharedHalf& touch : p.touches) {
+        touch.store(0, kRelaxed);
+    }
     p.touch_count.store(0, kRelaxed);
 }
 
 Status ClientSlots::back(uint32_t slot) {
-    if (slots_[slot].backed) return {};
+    if (slots_[slot].backed) {
+        return {};
+    }
     while (fallocate(fd_, 0, static_cast<off_t>(slot_offset(slot)), kSlotBytes) != 0) {
-        if (errno != EINTR) return errno_status("fallocate", "clients");
+        if (errno != EINTR) {
+            return errno_status("fallocate", "clients");
+        }
     }
     slots_[slot].backed = true;
     return {};
@@ -137,8 +163,12 @@ Result<uint32_t> ClientSlots::assign() {
     for (uint32_t tried = 0; tried < kSlotCount; ++tried) {
         const uint32_t slot = (next_ + tried) % kSlotCount;
         // A lock on a free slot: its client was given up before it came to lock. Not ours to clear.
-        if (slots_[slot].state != State::kFree || lock_seen(slot)) continue;
-        if (Status backed = back(slot); !backed.ok()) return backed;
+        if (slots_[slot].state != State::kFree || lock_seen(slot)) {
+            continue;
+        }
+        if (Status backed = back(slot); !backed.ok()) {
+            return backed;
+        }
         steps::recycle_slot(
             steps::RealMemory{}, [&] { clear(slot); },
             [&] {
@@ -177,7 +207,9 @@ std::vector<uint32_t> ClientSlots::collect_dead() {
     const std::lock_guard lock(mutex_);
     std::vector<uint32_t> dead;
     for (const uint32_t slot : live_) {
-        if (steps::slot_is_dead(steps::RealMemory{}, lock_seen(slot), false)) dead.push_back(slot);
+        if (steps::slot_is_dead(steps::RealMemory{}, lock_seen(slot), false)) {
+            dead.push_back(slot);
+        }
     }
     for (const uint32_t slot : dead) {
         slots_[slot].state = State::kDead;
@@ -189,11 +221,17 @@ std::vector<uint32_t> ClientSlots::collect_dead() {
 
 bool ClientSlots::free_slot(uint32_t slot) {
     const std::lock_guard lock(mutex_);
-    if (slot >= kSlotCount) return false;
+    if (slot >= kSlotCount) {
+        return false;
+    }
     const State state = slots_[slot].state;
-    if (state == State::kFree) return true;
+    if (state == State::kFree) {
+        return true;
+    }
     // A live slot goes through collect_dead() first, so that what its client owned is given back.
-    if (state == State::kLive || lock_seen(slot)) return false;
+    if (state == State::kLive || lock_seen(slot)) {
+        return false;
+    }
     slots_[slot].state = State::kFree;
     return true;
 }
@@ -235,7 +273,9 @@ std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {
     for (const uint32_t slot : live_) {
         for (const Hazard& hazard : page(slot).hazards) {
             const Generation gen = hazard.gen.load(std::memory_order_acquire);
-            if (gen != 0) found.emplace_back(gen, hazard.offset.load(kRelaxed));
+            if (gen != 0) {
+                found.emplace_back(gen, hazard.offset.load(kRelaxed));
+            }
         }
     }
     return found;
@@ -248,10 +288,14 @@ void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& f
         const uint64_t count = p.touch_count.load(std::memory_order_acquire);
         uint64_t& seen = slots_[slot].touches_seen;
         // Whatever the client wrote there, at most one ring's worth is read.
-        if (count - seen > kSlotTouches) seen = count - kSlotTouches;
+        if (count - seen > kSlotTouches) {
+            seen = count - kSlotTouches;
+        }
         for (; seen != count; ++seen) {
             const uint32_t touch = p.touches[seen % kSlotTouches].load(kRelaxed);
-            if (touch != 0) fn(touch - 1);
+            if (touch != 0) {
+                fn(touch - 1);
+            }
         }
     }
 }
@@ -259,14 +303,18 @@ void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& f
 SlotCounters ClientSlots::counters(uint32_t slot) const {
     SlotCounters counters{};
     const std::lock_guard lock(mutex_);
-    if (slot < kSlotCount && slots_[slot].backed) add_to(counters, page(slot));
+    if (slot < kSlotCount && slots_[slot].backed) {
+        add_to(counters, page(slot));
+    }
     return counters;
 }
 
 SlotCounters ClientSlots::total_counters() const {
     const std::lock_guard lock(mutex_);
     SlotCounters sum = retired_counters_;
-    for (const uint32_t slot : live_) add_to(sum, page(slot));
+    for (const uint32_t slot : live_) {
+        add_to(sum, page(slot));
+    }
     return sum;
 }
 

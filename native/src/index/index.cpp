@@ -23,7 +23,9 @@ constexpr const char* kNewSuffix = ".new";
 // So that a later first touch cannot fail with SIGBUS.
 Status reserve_bytes(int fd, uint64_t begin, uint64_t end) {
     while (fallocate(fd, 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin)) != 0) {
-        if (errno != EINTR) return errno_status("fallocate", "index");
+        if (errno != EINTR) {
+            return errno_status("fallocate", "index");
+        }
     }
     return {};
 }
@@ -76,28 +78,40 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
                 "index of " + std::to_string(options.entries) + " entries is out of range"};
     }
     auto fd = create_region(options.directory, options.name + kNewSuffix);
-    if (!fd.ok()) return fd.status();
+    if (!fd.ok()) {
+        return fd.status();
+    }
     std::unique_ptr<Index> index(new Index);
     index->directory_ = options.directory;
     index->name_ = options.name;
     index->fd_ = std::move(*fd);
     auto client_fd = reopen_read_only(index->fd_);
-    if (!client_fd.ok()) return client_fd.status();
+    if (!client_fd.ok()) {
+        return client_fd.status();
+    }
     index->client_fd_ = std::move(*client_fd);
     index->geometry_ = *geometry;
     if (ftruncate(index->fd_.get(), static_cast<off_t>(geometry->file_bytes())) != 0) {
         return errno_status("ftruncate", options.name);
     }
     Status reserved = reserve_bytes(index->fd_.get(), 0, geometry->heap_offset);
-    if (!reserved.ok()) return reserved;
+    if (!reserved.ok()) {
+        return reserved;
+    }
     auto mapping = Mapping::map(index->fd_.get(), geometry->total_bytes, true);
-    if (!mapping.ok()) return mapping.status();
+    if (!mapping.ok()) {
+        return mapping.status();
+    }
     index->mapping_ = std::move(*mapping);
     index->view_ = IndexView::over(index->mapping_.data(), *geometry);
     index->heap_ = std::make_unique<ChunkAllocator>(heap_bytes, kGranuleBytes);
-    if (Status grown = index->grow_heap(); !grown.ok()) return grown;
+    if (Status grown = index->grow_heap(); !grown.ok()) {
+        return grown;
+    }
     auto ledger = Ledger::create(index->fd_.get(), *geometry);
-    if (!ledger.ok()) return ledger.status();
+    if (!ledger.ok()) {
+        return ledger.status();
+    }
     index->ledger_ = std::move(*ledger);
     index->write_header(options);
     return index;
@@ -129,10 +143,14 @@ Index::~Index() = default;
 
 Status Index::grow_heap() {
     const uint64_t end = std::min(geometry_.heap_bytes, heap_ready_bytes_ + kHeapStepBytes);
-    if (end == heap_ready_bytes_) return {Code::kNoSpace, "key heap is full"};
+    if (end == heap_ready_bytes_) {
+        return {Code::kNoSpace, "key heap is full"};
+    }
     Status reserved = reserve_bytes(fd_.get(), geometry_.heap_offset + heap_ready_bytes_,
                                     geometry_.heap_offset + end);
-    if (!reserved.ok()) return reserved;
+    if (!reserved.ok()) {
+        return reserved;
+    }
     heap_ready_bytes_ = end;
     heap_->grow(end);
     return {};
@@ -142,7 +160,9 @@ std::optional<uint32_t> Index::store_cold(const NewEntry& entry) {
     const uint64_t bytes = cold_record_bytes(entry.key.size());
     auto offset = heap_->allocate(bytes);
     while (!offset) {
-        if (!grow_heap().ok()) return std::nullopt;
+        if (!grow_heap().ok()) {
+            return std::nullopt;
+        }
         offset = heap_->allocate(bytes);
     }
     KV_ASSERT(*offset % kGranuleBytes == 0 && *offset + bytes <= geometry_.heap_bytes);
@@ -176,13 +196,19 @@ EntryRef Index::find(NamespaceId ns, const Hash128& hash, std::string_view key) 
         for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
             const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
             const EntryFields fields = load_entry(view_.entries[ref]);
-            if (fields.gen == 0 || fields.hash != hash) return false;
+            if (fields.gen == 0 || fields.hash != hash) {
+                return false;
+            }
             const ColdFields record = cold(ref);
-            if (record.ns != ns || record.key != key) return false;
+            if (record.ns != ns || record.key != key) {
+                return false;
+            }
             found = ref;
             return true;
         });
-        if (found != kNoEntry) break;
+        if (found != kNoEntry) {
+            break;
+        }
     }
     return found;
 }
@@ -194,11 +220,15 @@ EntryRef Index::find_hash(NamespaceId ns, const Hash128& hash) const {
         for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
             const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
             const EntryFields fields = load_entry(view_.entries[ref]);
-            if (fields.gen == 0 || fields.hash != hash || cold(ref).ns != ns) return false;
+            if (fields.gen == 0 || fields.hash != hash || cold(ref).ns != ns) {
+                return false;
+            }
             found = ref;
             return true;
         });
-        if (found != kNoEntry) break;
+        if (found != kNoEntry) {
+            break;
+        }
     }
     return found;
 }
@@ -211,9 +241,13 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
     const bool first =
         free_slots(view_.tags[place.buckets[0]]) >= free_slots(view_.tags[place.buckets[1]]);
     const EntryRef ref = free_entry_in(place.buckets[first ? 0 : 1]);
-    if (ref == kNoEntry) return Code::kNoSpace;
+    if (ref == kNoEntry) {
+        return Code::kNoSpace;
+    }
     const auto cold_ref = store_cold(entry);
-    if (!cold_ref) return Code::kNoSpace;
+    if (!cold_ref) {
+        return Code::kNoSpace;
+    }
 
     IndexEntry& e = view_.entries[ref];
     KV_ASSERT(e.gen.load(kRelaxed) == 0);
@@ -278,7 +312,9 @@ void Index::set_pin(EntryRef ref, Pin pin) {
 void Index::candidates(const Hash128& hash, std::vector<EntryRef>* out) const {
     for (const uint64_t bucket : IndexPlace::of(hash, geometry_.bucket_count).buckets) {
         for (uint32_t slot = 0; slot < kBucketSlots; ++slot) {
-            if (tag_of(view_.tags[bucket], slot) == 0) continue;
+            if (tag_of(view_.tags[bucket], slot) == 0) {
+                continue;
+            }
             out->push_back(static_cast<EntryRef>(bucket * kBucketSlots + slot));
         }
     }
@@ -287,12 +323,18 @@ void Index::candidates(const Hash128& hash, std::vector<EntryRef>* out) const {
 void Index::for_each(const std::function<void(EntryRef, const EntryFields&)>& fn) const {
     for (uint64_t word = 0; word < geometry_.bucket_count * kTagWords; ++word) {
         const TagLine& line = view_.tags[word / kTagWords];
-        if (line.words[word % kTagWords].load(kRelaxed) == 0) continue;
+        if (line.words[word % kTagWords].load(kRelaxed) == 0) {
+            continue;
+        }
         for (uint32_t lane = 0; lane < 4; ++lane) {
             const auto ref = static_cast<EntryRef>(word * 4 + lane);
-            if (tag_of(line, ref % kBucketSlots) == 0) continue;
+            if (tag_of(line, ref % kBucketSlots) == 0) {
+                continue;
+            }
             const EntryFields fields = load_entry(view_.entries[ref]);
-            if (fields.gen != 0) fn(ref, fields);
+            if (fields.gen != 0) {
+                fn(ref, fields);
+            }
         }
     }
 }
@@ -311,7 +353,9 @@ Status Index::audit() const {
         const uint16_t tag = tag_of(view_.tags[ref / kBucketSlots], ref % kBucketSlots);
         const std::string name = "entry " + std::to_string(ref);
         if (tag == 0) {
-            if (fields.gen != 0) return {Code::kInternal, name + " is valid but has no tag"};
+            if (fields.gen != 0) {
+                return {Code::kInternal, name + " is valid but has no tag"};
+            }
             continue;
         }
         ++used;

@@ -28,7 +28,9 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
     // The header is copied before it is judged, so that it cannot change between check and use.
     std::array<uint8_t, kIndexHeaderBytes> header{};
     struct stat info{};
-    if (fstat(fd, &info) != 0) return errno_status("fstat", "index");
+    if (fstat(fd, &info) != 0) {
+        return errno_status("fstat", "index");
+    }
     if (pread(fd, header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) {
         return {Code::kVersionMismatch, "index file is shorter than its header"};
     }
@@ -53,7 +55,9 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
         return {Code::kVersionMismatch, "index header contradicts itself or the segment"};
     }
     auto mapping = Mapping::map(fd, geometry->total_bytes, false);
-    if (!mapping.ok()) return mapping.status();
+    if (!mapping.ok()) {
+        return mapping.status();
+    }
     std::unique_ptr<IndexReader> reader(new IndexReader);
     reader->mapping_ = std::move(*mapping);
     reader->geometry_ = *geometry;
@@ -92,7 +96,9 @@ void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
 
 bool IndexReader::cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const {
     const uint64_t offset = uint64_t{cold} * kGranuleBytes;
-    if (offset + cold_record_bytes(key.size()) > geometry_.heap_bytes) return false;
+    if (offset + cold_record_bytes(key.size()) > geometry_.heap_bytes) {
+        return false;
+    }
     const SharedWord* words = view_.heap + offset / 8;
     return (words[kColdKeyBytesPin].load(kRelaxed) & 0xffff) == key.size() &&
            words[kColdNamespace].load(kRelaxed) == ns && key_equals(words + kColdKey, key);
@@ -110,7 +116,9 @@ IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash12
     f.ref = ref;
     const bool stable =
         steps::read_stable(steps::RealMemory{}, e.gen, view_.header->retired, 0, &f.gen, [&] {
-            if (e.hash_lo.load(kRelaxed) != hash.lo || e.hash_hi.load(kRelaxed) != hash.hi) return;
+            if (e.hash_lo.load(kRelaxed) != hash.lo || e.hash_hi.load(kRelaxed) != hash.hi) {
+                return;
+            }
             const uint64_t crc_cold = e.crc_cold.load(kRelaxed);
             const uint64_t expiry_ms = e.expiry_ms.load(kRelaxed);
             f.offset = e.offset.load(kRelaxed);
@@ -120,19 +128,27 @@ IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash12
             equal = (expiry_ms == 0 || now_ms < expiry_ms) && in_segment(f.offset, f.length) &&
                     cold_matches(static_cast<uint32_t>(crc_cold >> 32), ns, key);
         });
-    if (!stable) return Match::kChanged;
-    if (!equal) return Match::kNo;
+    if (!stable) {
+        return Match::kChanged;
+    }
+    if (!equal) {
+        return Match::kNo;
+    }
     *found = f;
     return Match::kYes;
 }
 
 std::optional<IndexReader::Found> IndexReader::probe(NamespaceId ns, const Hash128& hash,
                                                      std::string_view key, uint64_t now_ms) const {
-    if (key.empty() || key.size() > limits::kMaxKeyBytes) return std::nullopt;
+    if (key.empty() || key.size() > limits::kMaxKeyBytes) {
+        return std::nullopt;
+    }
     const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
     Found found;
     for (int attempt = 0; attempt < kProbeTries; ++attempt) {
-        if (retired()) return std::nullopt;
+        if (retired()) {
+            return std::nullopt;
+        }
         bool changed = false;
         for (const uint64_t bucket : place.buckets) {
             const bool hit = for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
@@ -141,17 +157,23 @@ std::optional<IndexReader::Found> IndexReader::probe(NamespaceId ns, const Hash1
                 changed |= m == Match::kChanged;
                 return m == Match::kYes;
             });
-            if (hit) return found;
+            if (hit) {
+                return found;
+            }
         }
         // An entry that changed under us may have been this key's, replaced by one in a bucket that
         // we had already left: look again.
-        if (!changed) return std::nullopt;
+        if (!changed) {
+            return std::nullopt;
+        }
     }
     return std::nullopt;
 }
 
 bool IndexReader::still_valid(EntryRef ref, Generation gen) const {
-    if (ref >= geometry_.entry_count() || gen == 0) return false;
+    if (ref >= geometry_.entry_count() || gen == 0) {
+        return false;
+    }
     return steps::still_valid(steps::RealMemory{}, view_.entries[ref].gen, view_.header->retired,
                               gen);
 }

@@ -19,7 +19,9 @@ bool for_each_tag(const TagLine& line, uint16_t tag, Fn&& fn) {
         const uint64_t x = line.words[w].load(std::memory_order_acquire) ^ pattern;
         uint64_t equal = ~(((x & kLow) + kLow) | x | kLow);  // bit 15 of each lane that is zero
         for (; equal != 0; equal &= equal - 1) {
-            if (fn(w * 4 + static_cast<uint32_t>(std::countr_zero(equal)) / 16)) return true;
+            if (fn(w * 4 + static_cast<uint32_t>(std::countr_zero(equal)) / 16)) {
+                return true;
+            }
         }
     }
     return false;
@@ -36,7 +38,9 @@ inline uint64_t key_word(std::string_view key, size_t i) {
 // Whether the words at `words` are `key`; loads nothing beyond its padded length.
 inline bool key_equals(const SharedWord* words, std::string_view key) {
     for (size_t i = 0; i * 8 < key.size(); ++i) {
-        if (words[i].load(std::memory_order_relaxed) != key_word(key, i)) return false;
+        if (words[i].load(std::memory_order_relaxed) != key_word(key, i)) {
+            return false;
+        }
     }
     return true;
 }

@@ -27,9 +27,13 @@ Result<std::unique_ptr<KeptIndex>> KeptIndex::open(const std::string& directory,
                                                    const std::string& name) {
     const std::string path = directory + "/" + name;
     auto fd = open_region(directory, name);
-    if (!fd.ok()) return fd.status();
+    if (!fd.ok()) {
+        return fd.status();
+    }
     struct stat info{};
-    if (fstat(fd->get(), &info) != 0) return errno_status("fstat", path);
+    if (fstat(fd->get(), &info) != 0) {
+        return errno_status("fstat", path);
+    }
     std::unique_ptr<KeptIndex> kept(new KeptIndex);
     IndexHeader& header = kept->header_;
     // A hugetlbfs file cannot be read, only mapped.
@@ -37,9 +41,13 @@ Result<std::unique_ptr<KeptIndex>> KeptIndex::open(const std::string& directory,
         return {Code::kIoError, path + " is shorter than its header"};
     }
     auto mapping = Mapping::map(fd->get(), static_cast<uint64_t>(info.st_size), true);
-    if (!mapping.ok()) return mapping.status();
+    if (!mapping.ok()) {
+        return mapping.status();
+    }
     std::memcpy(static_cast<void*>(&header), mapping->data(), sizeof header);
-    if (header.magic != kIndexMagic) return {Code::kIoError, path + " is not an index file"};
+    if (header.magic != kIndexMagic) {
+        return {Code::kIoError, path + " is not an index file"};
+    }
     if (header.layout_version != kLayoutVersion) {
         return {Code::kVersionMismatch, path + " has format " +
                                             std::to_string(header.layout_version) +
@@ -74,7 +82,9 @@ std::vector<KeptObject> KeptIndex::objects(uint64_t* damaged) const {
     for (uint64_t ref = 0; ref < geometry_.entry_count(); ++ref) {
         const IndexEntry& entry = view_.entries[ref];
         const Generation gen = entry.gen.load(kRelaxed);
-        if (gen == 0) continue;
+        if (gen == 0) {
+            continue;
+        }
         KeptObject object;
         object.gen = gen;
         object.offset = entry.offset.load(kRelaxed);
@@ -100,7 +110,9 @@ std::vector<KeptObject> KeptIndex::objects(uint64_t* damaged) const {
 
 bool KeptIndex::read_cold(const IndexEntry& entry, KeptObject* object) const {
     const uint64_t at = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
-    if (at + cold_record_bytes(0) > geometry_.heap_bytes) return false;
+    if (at + cold_record_bytes(0) > geometry_.heap_bytes) {
+        return false;
+    }
     const SharedWord* words = view_.heap + at / 8;
     const uint64_t key_bytes_pin = words[kColdKeyBytesPin].load(kRelaxed);
     const uint64_t key_bytes = key_bytes_pin & 0xffff;
@@ -122,11 +134,15 @@ std::vector<KeptBlock> KeptIndex::blocks(uint64_t* damaged) const {
     const auto* records = reinterpret_cast<const LedgerBlock*>(
         reinterpret_cast<const uint8_t*>(ledger_) + geometry_.ledger_blocks_offset());
     const uint64_t used = ledger_->blocks_used.load(kRelaxed);
-    if (used > kLedgerBlocks) ++*damaged;
+    if (used > kLedgerBlocks) {
+        ++*damaged;
+    }
     std::vector<KeptBlock> blocks;
     for (uint64_t i = 0; i < std::min(used, kLedgerBlocks); ++i) {
         const Generation gen = records[i].gen.load(std::memory_order_acquire);
-        if (gen == 0) continue;
+        if (gen == 0) {
+            continue;
+        }
         KeptBlock block;
         block.gen = gen;
         block.offset = records[i].offset.load(kRelaxed);
@@ -151,7 +167,9 @@ std::vector<KeptNamespace> KeptIndex::namespaces() const {
     while (!left.empty()) {
         size_t bytes = 0;
         const auto name = decode_ledger_name(left, &bytes);
-        if (!name || !is_valid_name(name->tenant) || !is_valid_name(name->name)) break;
+        if (!name || !is_valid_name(name->tenant) || !is_valid_name(name->name)) {
+            break;
+        }
         names.push_back({name->epoch, name->tenant_id, name->id, std::string(name->tenant),
                          std::string(name->name)});
         left = left.subspan(bytes);

@@ -40,13 +40,19 @@ std::vector<uint8_t> encode_ledger_name(const LedgerName& name) {
 }
 
 std::optional<LedgerName> decode_ledger_name(std::span<const uint8_t> bytes, size_t* record_bytes) {
-    if (bytes.size() < kNameHeadBytes) return std::nullopt;
+    if (bytes.size() < kNameHeadBytes) {
+        return std::nullopt;
+    }
     const size_t tenant_bytes = load_word<uint16_t>(bytes.data() + 24);
     const size_t name_bytes = load_word<uint16_t>(bytes.data() + 26);
     *record_bytes = padded(kNameHeadBytes + tenant_bytes + name_bytes);
-    if (*record_bytes > bytes.size()) return std::nullopt;
+    if (*record_bytes > bytes.size()) {
+        return std::nullopt;
+    }
     const uint32_t crc = crc32c(bytes.data() + sizeof crc, *record_bytes - sizeof crc);
-    if (crc != load_word<uint32_t>(bytes.data())) return std::nullopt;
+    if (crc != load_word<uint32_t>(bytes.data())) {
+        return std::nullopt;
+    }
     const auto* text = reinterpret_cast<const char*>(bytes.data()) + kNameHeadBytes;
     return LedgerName{load_word<uint32_t>(bytes.data() + 4),
                       load_word<uint64_t>(bytes.data() + 8),
@@ -60,9 +66,13 @@ Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geom
     ledger->fd_ = fd;
     ledger->begin_ = geometry.total_bytes;
     const uint64_t blocks = geometry.ledger_blocks_offset();
-    if (Status status = ledger->reserve(0, blocks); !status.ok()) return status;
+    if (Status status = ledger->reserve(0, blocks); !status.ok()) {
+        return status;
+    }
     auto mapping = Mapping::map(fd, geometry.ledger_bytes(), true, geometry.total_bytes);
-    if (!mapping.ok()) return mapping.status();
+    if (!mapping.ok()) {
+        return mapping.status();
+    }
     ledger->mapping_ = std::move(*mapping);
     uint8_t* base = ledger->mapping_.data();
     ledger->header_ = reinterpret_cast<LedgerHeader*>(base);
@@ -76,14 +86,18 @@ Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geom
 Status Ledger::reserve(uint64_t begin, uint64_t end) {
     while (fallocate(fd_, 0, static_cast<off_t>(begin_ + begin), static_cast<off_t>(end - begin)) !=
            0) {
-        if (errno != EINTR) return errno_status("fallocate", "index");
+        if (errno != EINTR) {
+            return errno_status("fallocate", "index");
+        }
     }
     return {};
 }
 
 bool Ledger::more_lines() {
     constexpr uint64_t kStep = kStepBytes / sizeof(LedgerBlock);
-    if (backed_ == kLedgerBlocks) return false;
+    if (backed_ == kLedgerBlocks) {
+        return false;
+    }
     const auto at = static_cast<uint64_t>(reinterpret_cast<uint8_t*>(blocks_) - mapping_.data());
     const uint64_t end = std::min(kLedgerBlocks, backed_ + kStep);
     if (!reserve(at + backed_ * sizeof(LedgerBlock), at + end * sizeof(LedgerBlock)).ok()) {
@@ -100,7 +114,9 @@ Ledger::Line Ledger::add_block(BlockUse use, Generation generation, uint64_t off
         line = free_.back();
         free_.pop_back();
     } else {
-        if (used_ == backed_ && !more_lines()) return kNoLine;
+        if (used_ == backed_ && !more_lines()) {
+            return kNoLine;
+        }
         line = static_cast<Line>(used_++);
         header_->blocks_used.store(used_, kRelease);
     }
@@ -115,7 +131,9 @@ Ledger::Line Ledger::add_block(BlockUse use, Generation generation, uint64_t off
 }
 
 void Ledger::drop_block(Line line) {
-    if (line == kNoLine) return;
+    if (line == kNoLine) {
+        return;
+    }
     KV_ASSERT(line < used_ && blocks_[line].gen.load(kRelaxed) != 0);
     blocks_[line].gen.store(0, kRelease);
     free_.push_back(line);
@@ -130,7 +148,9 @@ Status Ledger::note_namespace(std::string_view tenant, std::string_view name, ui
     while (names_used_ + bytes.size() > names_backed_) {
         const uint64_t end = std::min(kLedgerNames, names_backed_ + kStepBytes);
         Status reserved = reserve(names_offset_ + names_backed_, names_offset_ + end);
-        if (!reserved.ok()) return reserved;
+        if (!reserved.ok()) {
+            return reserved;
+        }
         names_backed_ = end;
     }
     std::memcpy(mapping_.data() + names_offset_ + names_used_, bytes.data(), bytes.size());
@@ -142,7 +162,9 @@ Status Ledger::note_namespace(std::string_view tenant, std::string_view name, ui
 void Ledger::note_ready(uint64_t ready_bytes) { header_->ready_bytes.store(ready_bytes, kRelease); }
 
 void Ledger::note_applied(uint64_t seq) {
-    if (seq > header_->applied_seq.load(kRelaxed)) header_->applied_seq.store(seq, kRelease);
+    if (seq > header_->applied_seq.load(kRelaxed)) {
+        header_->applied_seq.store(seq, kRelease);
+    }
 }
 
 }  // namespace kvstore

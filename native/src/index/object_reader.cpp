@@ -19,14 +19,18 @@ uint32_t seal(uint32_t data_crc, const IndexReader::Found& found, Identity ident
 CopyResult copy_object(const IndexReader& reader, const uint8_t* segment,
                        const IndexReader::Found& found, const Pieces& dst,
                        const Identity& identity) {
-    if (!reader.well_formed(found)) return CopyResult::kStale;
+    if (!reader.well_formed(found)) {
+        return CopyResult::kStale;
+    }
     const IndexView& view = reader.view();
     uint32_t data_crc = 0;
     Generation seen = 0;
     const bool stable = steps::read_stable(
         steps::RealMemory{}, view.entries[found.ref].gen, view.header->retired, found.gen, &seen,
         [&] { data_crc = scatter_crc32c(dst, segment + found.offset, found.length); });
-    if (KV_GUARD("generation", !stable)) return CopyResult::kStale;
+    if (KV_GUARD("generation", !stable)) {
+        return CopyResult::kStale;
+    }
     const bool is_sealed = seal(data_crc, found, identity) == found.crc;
     return KV_GUARD("checksum", !is_sealed) ? CopyResult::kChecksum : CopyResult::kOk;
 }
@@ -37,20 +41,30 @@ CopyResult read_object(const IndexReader& reader, const uint8_t* segment, const 
     CopyResult result = CopyResult::kNotFound;
     for (int attempt = 0; attempt < kCopyTries; ++attempt) {
         const auto probed = reader.probe(identity.ns, identity.hash, key, now_ms);
-        if (!probed) return CopyResult::kNotFound;
+        if (!probed) {
+            return CopyResult::kNotFound;
+        }
         *found = *probed;
-        if (found->length > dst.size()) return CopyResult::kTooSmall;
+        if (found->length > dst.size()) {
+            return CopyResult::kTooSmall;
+        }
         result = copy_object(reader, segment, *found, dst, identity);
-        if (result != CopyResult::kStale) break;
+        if (result != CopyResult::kStale) {
+            break;
+        }
     }
     return result;
 }
 
 HoldResult hold_object(const IndexReader& reader, ClientSlot& slot, const IndexReader::Found& found,
                        ClientSlot::Handle* handle) {
-    if (!reader.well_formed(found)) return HoldResult::kStale;
+    if (!reader.well_formed(found)) {
+        return HoldResult::kStale;
+    }
     const auto hazard = slot.publish_hazard(found.offset, found.gen);
-    if (!hazard) return HoldResult::kFull;
+    if (!hazard) {
+        return HoldResult::kFull;
+    }
     const IndexView& view = reader.view();
     if (!steps::confirm_hold(steps::RealMemory{}, view.entries[found.ref].gen, view.header->retired,
                              found.gen)) {

@@ -73,7 +73,9 @@ struct RealMemory {
 // After everything this thread has read: does `gen_word` still have `gen`, the index not retired?
 template <class M, class Word, class Flag>
 bool still_valid(M&& m, const Word& gen_word, const Flag& retired, Generation gen) {
-    if (m.enabled(Guard::kReadAcquireFence)) m.acquire_fence();
+    if (m.enabled(Guard::kReadAcquireFence)) {
+        m.acquire_fence();
+    }
     if (m.enabled(Guard::kReadRecheckGeneration) &&
         m.load(gen_word, std::memory_order_relaxed) != gen) {
         return false;
@@ -95,7 +97,9 @@ template <class M, class Word, class Flag, class Body>
 bool read_stable(M&& m, const Word& gen_word, const Flag& retired, Generation expected,
                  Generation* seen, Body&& body) {
     *seen = open_read(m, gen_word);
-    if (*seen == 0 || (expected != 0 && *seen != expected)) return false;
+    if (*seen == 0 || (expected != 0 && *seen != expected)) {
+        return false;
+    }
     body();
     return still_valid(m, gen_word, retired, *seen);
 }
@@ -103,7 +107,9 @@ bool read_stable(M&& m, const Word& gen_word, const Flag& retired, Generation ex
 // First half of a hold: says "in use" where the node will look.
 template <class M, class Hazard>
 void publish_hazard(M&& m, Hazard& hazard, uint64_t offset, Generation gen) {
-    if (!m.enabled(Guard::kHoldHazard)) return;
+    if (!m.enabled(Guard::kHoldHazard)) {
+        return;
+    }
     m.store(hazard.offset, offset, std::memory_order_relaxed);
     m.store(hazard.gen, gen, std::memory_order_relaxed);
 }
@@ -117,7 +123,9 @@ void clear_hazard(M&& m, Hazard& hazard) {
 // comes after its invalidation, sees it. False: not held, and the hazard must be cleared.
 template <class M, class Word, class Flag>
 bool confirm_hold(M&& m, const Word& gen_word, const Flag& retired, Generation gen) {
-    if (m.enabled(Guard::kHoldFullFence)) m.full_fence();
+    if (m.enabled(Guard::kHoldFullFence)) {
+        m.full_fence();
+    }
     if (m.enabled(Guard::kHoldRecheckGeneration) &&
         m.load(gen_word, std::memory_order_acquire) != gen) {
         return false;
@@ -137,7 +145,9 @@ bool may_use_slot(M&& m, bool confirmed) {
 // Before a writer says "commit" or "my copies have stopped".
 template <class M>
 void finish_writing(M&& m) {
-    if (m.enabled(Guard::kWriterStoreFence)) m.store_fence();
+    if (m.enabled(Guard::kWriterStoreFence)) {
+        m.store_fence();
+    }
 }
 
 // ---- the node --------------------------------------------------------------------------------
@@ -158,16 +168,22 @@ void invalidate_entry(M&& m, Word& gen_word) {
     if (m.enabled(Guard::kReuseInvalidate)) {
         m.store(gen_word, Generation{0}, std::memory_order_relaxed);
     }
-    if (m.enabled(Guard::kReuseFullFence)) m.full_fence();
+    if (m.enabled(Guard::kReuseFullFence)) {
+        m.full_fence();
+    }
 }
 
 // Scan of one slot; the acquire pairs with clear_hazard().
 template <class M, class Hazards, class Fn>
 void for_each_hazard(M&& m, const Hazards& hazards, Fn&& fn) {
-    if (!m.enabled(Guard::kReuseScanHazards)) return;
+    if (!m.enabled(Guard::kReuseScanHazards)) {
+        return;
+    }
     for (const auto& hazard : hazards) {
         const Generation gen = m.load(hazard.gen, std::memory_order_acquire);
-        if (gen != 0) fn(gen);
+        if (gen != 0) {
+            fn(gen);
+        }
     }
 }
 template <class M, class Hazards>
@@ -180,7 +196,9 @@ bool slot_holds(M&& m, const Hazards& hazards, Generation gen) {
 // `counter` is private to the node and its epoch was persisted before the first draw.
 template <class M>
 Generation draw_generation(M&& m, uint32_t epoch, uint64_t& counter) {
-    if (m.enabled(Guard::kGenerationFresh)) ++counter;
+    if (m.enabled(Guard::kGenerationFresh)) {
+        ++counter;
+    }
     return pack_epoch(epoch, counter);
 }
 
@@ -188,7 +206,9 @@ Generation draw_generation(M&& m, uint32_t epoch, uint64_t& counter) {
 // session prove nothing: the writer may be stopped in the middle of its copy.
 template <class M>
 bool may_reuse_reservation(M&& m, bool writer_said_stopped, bool writer_lock_held, bool expired) {
-    if (writer_said_stopped || !writer_lock_held) return true;
+    if (writer_said_stopped || !writer_lock_held) {
+        return true;
+    }
     return expired && !m.enabled(Guard::kReservationQuarantine);
 }
 
@@ -207,7 +227,9 @@ bool slot_is_dead(M&& m, bool lock_held, bool session_closed) {
 // Hands a slot to its next client: nothing of the last one is left in it.
 template <class M, class Clear, class HandOut>
 void recycle_slot(M&& m, Clear&& clear, HandOut&& hand_out) {
-    if (m.enabled(Guard::kSlotClearedBeforeReuse)) clear();
+    if (m.enabled(Guard::kSlotClearedBeforeReuse)) {
+        clear();
+    }
     hand_out();
 }
 
@@ -222,16 +244,24 @@ bool may_attach(M&& m, bool old_owner_lock_held) {
 // sees every hold that was confirmed before.
 template <class M, class Flag>
 void retire_index(M&& m, Flag& retired) {
-    if (m.enabled(Guard::kAttachRetire)) m.store(retired, 1u, std::memory_order_relaxed);
-    if (m.enabled(Guard::kAttachRetireFence)) m.full_fence();
+    if (m.enabled(Guard::kAttachRetire)) {
+        m.store(retired, 1u, std::memory_order_relaxed);
+    }
+    if (m.enabled(Guard::kAttachRetireFence)) {
+        m.full_fence();
+    }
 }
 
 // `free_blocks` makes everything reusable that the new index does not carry over.
 template <class M, class Flag, class FreeBlocks>
 void take_over(M&& m, Flag& retired, FreeBlocks&& free_blocks) {
-    if (!m.enabled(Guard::kAttachRetireFirst)) free_blocks();
+    if (!m.enabled(Guard::kAttachRetireFirst)) {
+        free_blocks();
+    }
     retire_index(m, retired);
-    if (m.enabled(Guard::kAttachRetireFirst)) free_blocks();
+    if (m.enabled(Guard::kAttachRetireFirst)) {
+        free_blocks();
+    }
 }
 
 // Whether a block that the new index does not carry over is held. The old node may have died
@@ -239,7 +269,9 @@ void take_over(M&& m, Flag& retired, FreeBlocks&& free_blocks) {
 // block too.
 template <class M, class Hazards>
 bool slot_holds_block(M&& m, const Hazards& hazards, uint64_t offset) {
-    if (!m.enabled(Guard::kAttachScanHazards)) return false;
+    if (!m.enabled(Guard::kAttachScanHazards)) {
+        return false;
+    }
     for (const auto& hazard : hazards) {
         if (m.load(hazard.gen, std::memory_order_acquire) != 0 &&
             m.load(hazard.offset, std::memory_order_relaxed) == offset) {

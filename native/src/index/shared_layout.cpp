@@ -33,7 +33,9 @@ uint32_t index_header_crc(const IndexHeader& header) {
 }
 
 std::optional<IndexGeometry> IndexGeometry::of(uint64_t bucket_count, uint64_t heap_bytes) {
-    if (bucket_count < 2 || bucket_count > kMaxIndexEntries / kBucketSlots) return std::nullopt;
+    if (bucket_count < 2 || bucket_count > kMaxIndexEntries / kBucketSlots) {
+        return std::nullopt;
+    }
     if (heap_bytes < kMaxColdBytes || heap_bytes > kMaxHeapBytes || heap_bytes % 4096 != 0) {
         return std::nullopt;
     }

@@ -40,7 +40,9 @@ std::optional<struct flock> foreign_lock_at(int fd, uint64_t at) {
     lock.l_whence = SEEK_SET;
     lock.l_start = static_cast<off_t>(at);
     lock.l_len = 1;
-    if (fcntl(fd, F_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return std::nullopt;
+    if (fcntl(fd, F_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) {
+        return std::nullopt;
+    }
     return lock;
 }
 
@@ -48,14 +50,18 @@ bool foreign_lock(int fd, uint64_t at) { return foreign_lock_at(fd, at).has_valu
 
 Result<FileKey> key_of(int fd) {
     struct stat info{};
-    if (fstat(fd, &info) != 0) return errno_status("fstat", "clients");
+    if (fstat(fd, &info) != 0) {
+        return errno_status("fstat", "clients");
+    }
     return FileKey{static_cast<uint64_t>(info.st_dev), static_cast<uint64_t>(info.st_ino)};
 }
 
 Status check_clients_file(int fd) {
     struct stat info{};
     ClientsHeader header{};
-    if (fstat(fd, &info) != 0) return errno_status("fstat", "clients");
+    if (fstat(fd, &info) != 0) {
+        return errno_status("fstat", "clients");
+    }
     if (static_cast<uint64_t>(info.st_size) < kClientsFileBytes ||
         pread(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header)) ||
         header.magic != kClientsMagic || header.layout_version != kLayoutVersion ||
@@ -98,7 +104,9 @@ SlotRegistry& SlotRegistry::instance() {
     static const int registered = pthread_atfork(nullptr, nullptr, abandon_registry);
     KV_ASSERT(registered == 0);
     SlotRegistry* registry = current_registry.load(std::memory_order_acquire);
-    if (registry != nullptr) return *registry;
+    if (registry != nullptr) {
+        return *registry;
+    }
     auto* fresh = new SlotRegistry;  // lives as long as the process: handles point to it
     if (current_registry.compare_exchange_strong(registry, fresh, std::memory_order_acq_rel)) {
         return *fresh;
@@ -109,15 +117,21 @@ SlotRegistry& SlotRegistry::instance() {
 
 Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number) {
     const auto key = key_of(fd.get());
-    if (!key.ok()) return key.status();
+    if (!key.ok()) {
+        return key.status();
+    }
     const Status checked = check_clients_file(fd.get());
     const std::lock_guard lock(mutex_);
     auto& file = files_[*key];
-    if (!file) file = std::make_unique<File>();
+    if (!file) {
+        file = std::make_unique<File>();
+    }
     const int raw = fd.get();
     file->fds.push_back(std::move(fd));
     Status failure = checked;
-    if (failure.ok() && !file->slot) failure = open_slot(*file, *key, raw, number);
+    if (failure.ok() && !file->slot) {
+        failure = open_slot(*file, *key, raw, number);
+    }
     if (!failure.ok()) {
         close_if_unused(*key);
         return failure;
@@ -127,10 +141,14 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
 }
 
 Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t number) {
-    if (number >= kSlotCount) return {Code::kInvalidArgument, "no such slot"};
+    if (number >= kSlotCount) {
+        return {Code::kInvalidArgument, "no such slot"};
+    }
     if (!set_lock(fd, F_WRLCK, slot_offset(number))) {
         const bool taken = errno == EAGAIN || errno == EACCES;
-        if (taken) return {Code::kUnavailable, "another process has this slot"};
+        if (taken) {
+            return {Code::kUnavailable, "another process has this slot"};
+        }
         return errno_status("fcntl", "clients");
     }
     auto mapping = Mapping::map(fd, kSlotBytes, true, slot_offset(number));
@@ -149,7 +167,9 @@ Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t 
 
 void SlotRegistry::dispose(Fd fd) {
     const auto key = key_of(fd.get());
-    if (!key.ok()) return;
+    if (!key.ok()) {
+        return;
+    }
     const std::lock_guard lock(mutex_);
     const auto it = files_.find(*key);
     if (it != files_.end()) {
@@ -162,11 +182,15 @@ void SlotRegistry::dispose(Fd fd) {
 
 Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
     const auto found = key_of(fd.get());
-    if (!found.ok()) return found.status();
+    if (!found.ok()) {
+        return found.status();
+    }
     *key = *found;
     const std::lock_guard lock(mutex_);
     auto& file = files_[*key];
-    if (!file) file = std::make_unique<File>();
+    if (!file) {
+        file = std::make_unique<File>();
+    }
     const int raw = fd.get();
     file->fds.push_back(std::move(fd));
     const bool is_taken = file->owner || !set_lock(raw, F_WRLCK, kOwnerByte);
@@ -181,7 +205,9 @@ Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
 void SlotRegistry::release_owner(const FileKey& key) {
     const std::lock_guard lock(mutex_);
     const auto it = files_.find(key);
-    if (it == files_.end() || !it->second->owner) return;
+    if (it == files_.end() || !it->second->owner) {
+        return;
+    }
     set_lock(it->second->fds.front().get(), F_UNLCK, kOwnerByte);
     it->second->owner = false;
     close_if_unused(key);
@@ -204,7 +230,9 @@ bool SlotRegistry::owner_alive(const ClientSlot::State& state) const {
     {
         const std::lock_guard lock(mutex_);
         const auto it = files_.find(state.key);
-        if (it != files_.end() && it->second->owner) return true;
+        if (it != files_.end() && it->second->owner) {
+            return true;
+        }
     }
     return foreign_lock(state.fd, kOwnerByte);
 }
@@ -212,7 +240,9 @@ bool SlotRegistry::owner_alive(const ClientSlot::State& state) const {
 void SlotRegistry::release(ClientSlot::State* state) {
     const std::lock_guard lock(mutex_);
     KV_ASSERT(state->handles > 0);
-    if (--state->handles > 0) return;
+    if (--state->handles > 0) {
+        return;
+    }
     for (Hazard& hazard : state->page->hazards) {
         steps::clear_hazard(steps::RealMemory{}, hazard);
     }
@@ -225,7 +255,9 @@ void SlotRegistry::release(ClientSlot::State* state) {
 // Closing drops every lock of this process on the inode, so it is all or nothing. Mutex held.
 void SlotRegistry::close_if_unused(const FileKey& key) {
     const auto it = files_.find(key);
-    if (it != files_.end() && !it->second->owner && !it->second->slot) files_.erase(it);
+    if (it != files_.end() && !it->second->owner && !it->second->slot) {
+        files_.erase(it);
+    }
 }
 
 ClientSlot::ClientSlot(SlotRegistry* registry, State* state) : registry_(registry), state_(state) {}
@@ -233,7 +265,9 @@ ClientSlot::ClientSlot(SlotRegistry* registry, State* state) : registry_(registr
 ClientSlot::~ClientSlot() {
     // In a forked child the state belongs to the parent: its memory is not mapped here, and closing
     // its descriptors could drop a lock that the child took for itself.
-    if (in_own_process()) registry_->release(state_);
+    if (in_own_process()) {
+        registry_->release(state_);
+    }
 }
 
 bool ClientSlot::in_own_process() const { return !fork_guard_.in_child(); }
@@ -241,7 +275,9 @@ bool ClientSlot::in_own_process() const { return !fork_guard_.in_child(); }
 uint32_t ClientSlot::number() const { return state_->number; }
 
 void ClientSlot::set_confirmed() {
-    if (in_own_process()) state_->confirmed.store(true, std::memory_order_release);
+    if (in_own_process()) {
+        state_->confirmed.store(true, std::memory_order_release);
+    }
 }
 
 bool ClientSlot::usable() const {
@@ -253,11 +289,15 @@ bool ClientSlot::usable() const {
 bool ClientSlot::owner_alive() const { return in_own_process() && registry_->owner_alive(*state_); }
 
 std::optional<ClientSlot::Handle> ClientSlot::publish_hazard(uint64_t offset, Generation gen) {
-    if (!usable()) return std::nullopt;
+    if (!usable()) {
+        return std::nullopt;
+    }
     uint64_t used = state_->hazards_used.load(kRelaxed);
     uint32_t free = 0;
     do {
-        if (used == UINT64_MAX) return std::nullopt;
+        if (used == UINT64_MAX) {
+            return std::nullopt;
+        }
         free = static_cast<uint32_t>(std::countr_one(used));
     } while (!state_->hazards_used.compare_exchange_weak(used, used | uint64_t{1} << free,
                                                          std::memory_order_acquire, kRelaxed));
@@ -267,7 +307,9 @@ std::optional<ClientSlot::Handle> ClientSlot::publish_hazard(uint64_t offset, Ge
 
 void ClientSlot::clear_hazard(Handle handle) {
     KV_ASSERT(handle < kSlotHazards);
-    if (!in_own_process()) return;
+    if (!in_own_process()) {
+        return;
+    }
     steps::clear_hazard(steps::RealMemory{}, state_->page->hazards[handle]);
     const uint64_t bit = uint64_t{1} << handle;
     const uint64_t before = state_->hazards_used.fetch_and(~bit, std::memory_order_release);
@@ -279,39 +321,55 @@ uint32_t ClientSlot::hazards_in_use() const {
 }
 
 void ClientSlot::touch(uint32_t entry_ref) {
-    if (!usable()) return;
+    if (!usable()) {
+        return;
+    }
     const uint64_t at = state_->page->touch_count.fetch_add(1, kRelaxed) % kSlotTouches;
     state_->page->touches[at].store(entry_ref + 1, kRelaxed);
 }
 
 bool ClientSlot::begin_writing(uint32_t node_epoch) {
-    if (!in_own_process()) return false;
+    if (!in_own_process()) {
+        return false;
+    }
     const std::lock_guard lock(state_->writes_mutex);
-    if (node_epoch < state_->writes_ended_below) return false;
+    if (node_epoch < state_->writes_ended_below) {
+        return false;
+    }
     ++state_->writes[node_epoch];
     return true;
 }
 
 void ClientSlot::end_writing(uint32_t node_epoch) {
-    if (!in_own_process()) return;
+    if (!in_own_process()) {
+        return;
+    }
     const std::lock_guard lock(state_->writes_mutex);
     const auto at = state_->writes.find(node_epoch);
     KV_ASSERT(at != state_->writes.end());
-    if (--at->second == 0) state_->writes.erase(at);
+    if (--at->second == 0) {
+        state_->writes.erase(at);
+    }
 }
 
 bool ClientSlot::end_earlier_writes(uint32_t node_epoch) {
-    if (!in_own_process()) return false;
+    if (!in_own_process()) {
+        return false;
+    }
     const std::lock_guard lock(state_->writes_mutex);
     const auto oldest = state_->writes.begin();
-    if (oldest != state_->writes.end() && oldest->first < node_epoch) return false;
+    if (oldest != state_->writes.end() && oldest->first < node_epoch) {
+        return false;
+    }
     state_->writes_ended_below = std::max(state_->writes_ended_below, node_epoch);
     return true;
 }
 
 void ClientSlot::add_counter(uint32_t counter, uint64_t amount) {
     KV_ASSERT(counter < kSlotCounterCount);
-    if (usable()) state_->page->counters[counter].fetch_add(amount, kRelaxed);
+    if (usable()) {
+        state_->page->counters[counter].fetch_add(amount, kRelaxed);
+    }
 }
 
 }  // namespace kvstore

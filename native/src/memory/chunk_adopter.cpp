@@ -23,7 +23,9 @@ std::vector<bool> ChunkAdopter::adopt(std::span<const ChunkAllocator::Block> blo
             run.end = runs_[i + 1].end;
             runs_[i + 1] = std::move(run);
         } else {
-            for (const size_t member : run.members) adopted_[member] = false;
+            for (const size_t member : run.members) {
+                adopted_[member] = false;
+            }
         }
     }
     return std::move(adopted_);
@@ -60,11 +62,15 @@ bool ChunkAdopter::widen(Run& run, uint64_t low, uint64_t high) const {
     const uint64_t bytes = run.block_bytes;
     const uint64_t least = table_.least_chunk_bytes(bytes);
     const uint64_t length = run.end - run.begin;
-    if (length >= least) return true;
+    if (length >= least) {
+        return true;
+    }
     const uint64_t missing = (least - length) / bytes;  // both are whole blocks
     const uint64_t down = std::min(missing, (run.begin - low) / bytes);
     const uint64_t up = missing - down;
-    if (up > (high - run.end) / bytes) return false;
+    if (up > (high - run.end) / bytes) {
+        return false;
+    }
     run.begin -= down * bytes;
     run.end += up * bytes;
     return true;
@@ -87,7 +93,9 @@ void ChunkAdopter::make_chunks(const Run& run, std::span<const ChunkAllocator::B
         for (; member < run.members.size(); ++member) {
             const auto& [offset, size_bytes] = blocks[run.members[member]];
             const uint64_t block = (offset - run.begin) / bytes;
-            if (block >= first + count) break;
+            if (block >= first + count) {
+                break;
+            }
             live.push_back({static_cast<uint32_t>(block - first), size_bytes});
         }
         // A chunk without a live block is free space.

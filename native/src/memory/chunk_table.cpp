@@ -41,12 +41,18 @@ uint64_t ChunkTable::rounded(uint64_t size_bytes) const {
 }
 
 std::optional<uint64_t> ChunkTable::allocate(uint64_t size_bytes) {
-    if (size_bytes > max_capacity_) return std::nullopt;
+    if (size_bytes > max_capacity_) {
+        return std::nullopt;
+    }
     const uint64_t bytes = rounded(size_bytes);
     const uint32_t class_id = class_for(bytes);
     Id id = classes_[class_id].partial;
-    if (id == kNone) id = new_chunk(class_id);
-    if (id == kNone) return std::nullopt;
+    if (id == kNone) {
+        id = new_chunk(class_id);
+    }
+    if (id == kNone) {
+        return std::nullopt;
+    }
     const Chunk& chunk = chunks_[id];
     const auto word = static_cast<uint32_t>(std::countr_zero(chunk.free_words));
     const auto bit = static_cast<uint32_t>(std::countr_zero(chunk.free_bits[word]));
@@ -60,8 +66,12 @@ void ChunkTable::take_block(Id id, uint32_t block, uint64_t size_bytes) {
     SizeClass& size_class = classes_[chunk.class_id];
     const uint32_t word = block / 64;
     chunk.free_bits[word] &= ~(uint64_t{1} << (block % 64));
-    if (chunk.free_bits[word] == 0) chunk.free_words &= ~(uint64_t{1} << word);
-    if (--chunk.free_blocks == 0) unlink_partial(id);
+    if (chunk.free_bits[word] == 0) {
+        chunk.free_words &= ~(uint64_t{1} << word);
+    }
+    if (--chunk.free_blocks == 0) {
+        unlink_partial(id);
+    }
     chunk.slack_bytes[block] = static_cast<uint16_t>(size_class.block_bytes - size_bytes);
     ++size_class.live_blocks;
     ++live_blocks_;
@@ -95,18 +105,24 @@ void ChunkTable::free(uint64_t offset) {
         drop_chunk(id);
         return;
     }
-    if (chunk.free_blocks++ == 0) link_partial(id);
+    if (chunk.free_blocks++ == 0) {
+        link_partial(id);
+    }
     chunk.free_bits[block / 64] |= uint64_t{1} << (block % 64);
     chunk.free_words |= uint64_t{1} << (block / 64);
 }
 
 std::optional<ChunkTable::Place> ChunkTable::place_of(uint64_t offset) const {
     const Id id = space_.find(offset);
-    if (id == kNone) return std::nullopt;
+    if (id == kNone) {
+        return std::nullopt;
+    }
     const uint64_t inside = offset - space_.at(id).offset;
     const uint64_t bytes = block_bytes(id);
     const uint64_t block = inside / bytes;
-    if (block * bytes != inside || !is_live(id, static_cast<uint32_t>(block))) return std::nullopt;
+    if (block * bytes != inside || !is_live(id, static_cast<uint32_t>(block))) {
+        return std::nullopt;
+    }
     return Place{id, static_cast<uint32_t>(block)};
 }
 
@@ -148,7 +164,9 @@ ChunkTable::Id ChunkTable::new_chunk(uint32_t class_id) {
     if (id == kNone) {
         // No extent for a whole chunk: the largest that is left holds at least some blocks.
         chunk_bytes = std::min(chunk_bytes, space_.largest_free_bytes() / bytes * bytes);
-        if (chunk_bytes >= least_chunk_bytes(bytes)) id = space_.take(chunk_bytes);
+        if (chunk_bytes >= least_chunk_bytes(bytes)) {
+            id = space_.take(chunk_bytes);
+        }
     }
     if (id == kNone) {
         if (classes_[class_id].chunks == 0) {
@@ -164,14 +182,18 @@ ChunkTable::Id ChunkTable::new_chunk(uint32_t class_id) {
 // All of its blocks are free.
 void ChunkTable::set_up_chunk(Id id, uint32_t class_id, uint64_t chunk_bytes) {
     const uint64_t bytes = classes_[class_id].block_bytes;
-    if (id >= chunks_.size()) chunks_.resize(space_.id_limit());
+    if (id >= chunks_.size()) {
+        chunks_.resize(space_.id_limit());
+    }
     Chunk& chunk = chunks_[id];
     chunk.class_id = class_id;
     chunk.blocks = static_cast<uint32_t>(chunk_bytes / bytes);
     chunk.free_blocks = chunk.blocks;
     const uint32_t words = (chunk.blocks + 63) / 64;
     chunk.free_bits.assign(words, ~uint64_t{0});
-    if (chunk.blocks % 64 != 0) chunk.free_bits.back() = (uint64_t{1} << (chunk.blocks % 64)) - 1;
+    if (chunk.blocks % 64 != 0) {
+        chunk.free_bits.back() = (uint64_t{1} << (chunk.blocks % 64)) - 1;
+    }
     chunk.free_words = words == 64 ? ~uint64_t{0} : (uint64_t{1} << words) - 1;
     chunk.slack_bytes.resize(chunk.blocks);
     ++classes_[class_id].chunks;
@@ -181,7 +203,9 @@ void ChunkTable::set_up_chunk(Id id, uint32_t class_id, uint64_t chunk_bytes) {
 
 void ChunkTable::drop_chunk(Id id) {
     Chunk& chunk = chunks_[id];
-    if (chunk.free_blocks > 0) unlink_partial(id);
+    if (chunk.free_blocks > 0) {
+        unlink_partial(id);
+    }
     SizeClass& size_class = classes_[chunk.class_id];
     if (--size_class.chunks == 0) {
         class_by_size_.erase(size_class.block_bytes);
@@ -196,7 +220,9 @@ void ChunkTable::link_partial(Id id) {
     SizeClass& size_class = classes_[chunks_[id].class_id];
     chunks_[id].partial_prev = kNone;
     chunks_[id].partial_next = size_class.partial;
-    if (size_class.partial != kNone) chunks_[size_class.partial].partial_prev = id;
+    if (size_class.partial != kNone) {
+        chunks_[size_class.partial].partial_prev = id;
+    }
     size_class.partial = id;
 }
 
@@ -205,18 +231,26 @@ void ChunkTable::unlink_partial(Id id) {
     const Id next = chunks_[id].partial_next;
     SizeClass& size_class = classes_[chunks_[id].class_id];
     (prev == kNone ? size_class.partial : chunks_[prev].partial_next) = next;
-    if (next != kNone) chunks_[next].partial_prev = prev;
+    if (next != kNone) {
+        chunks_[next].partial_prev = prev;
+    }
 }
 
 Status ChunkTable::audit() const {
-    if (Status status = space_.audit(); !status.ok()) return status;
+    if (Status status = space_.audit(); !status.ok()) {
+        return status;
+    }
     uint64_t live = 0;
     uint64_t allocated = 0;
     uint64_t chunks = 0;
     std::vector<SizeClass> seen(classes_.size());
     for (Id id = space_.first(); id != kNone; id = space_.at(id).next) {
-        if (!space_.at(id).used) continue;
-        if (Status status = audit_chunk(id); !status.ok()) return status;
+        if (!space_.at(id).used) {
+            continue;
+        }
+        if (Status status = audit_chunk(id); !status.ok()) {
+            return status;
+        }
         const uint64_t blocks = chunks_[id].blocks - chunks_[id].free_blocks;
         ++chunks;
         live += blocks;
@@ -274,7 +308,9 @@ Status ChunkTable::audit_partial_lists() const {
         }
     }
     for (Id id = space_.first(); id != kNone; id = space_.at(id).next) {
-        if (space_.at(id).used && chunks_[id].free_blocks > 0) --listed;
+        if (space_.at(id).used && chunks_[id].free_blocks > 0) {
+            --listed;
+        }
     }
     return listed == 0 ? Status() : Status(Code::kInternal, "a partial chunk is not listed");
 }

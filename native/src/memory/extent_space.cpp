@@ -15,12 +15,16 @@ constexpr int kBinScan = 24;
 
 size_t ExtentSpace::bin_of(uint64_t bytes) {
     const auto exponent = static_cast<size_t>(std::bit_width(bytes) - 1);
-    if (exponent < 4) return static_cast<size_t>(bytes);
+    if (exponent < 4) {
+        return static_cast<size_t>(bytes);
+    }
     return exponent * 16 + (bytes >> (exponent - 4) & 15);
 }
 
 void ExtentSpace::grow(uint64_t capacity_bytes) {
-    if (capacity_bytes <= capacity_bytes_) return;
+    if (capacity_bytes <= capacity_bytes_) {
+        return;
+    }
     const uint64_t added = capacity_bytes - capacity_bytes_;
     owner_.resize((capacity_bytes + granule_bytes_ - 1) / granule_bytes_, kNone);
     if (last_ != kNone && !extents_[last_].used) {
@@ -38,7 +42,9 @@ void ExtentSpace::grow(uint64_t capacity_bytes) {
 ExtentSpace::Id ExtentSpace::take(uint64_t bytes) {
     KV_ASSERT(bytes >= granule_bytes_);
     const Id id = best_fit(bytes);
-    if (id == kNone) return kNone;
+    if (id == kNone) {
+        return kNone;
+    }
     take_from_bin(id);
     return cut(id, bytes);
 }
@@ -94,17 +100,25 @@ void ExtentSpace::give_back(Id id) {
 }
 
 ExtentSpace::Id ExtentSpace::find(uint64_t offset) const {
-    if (offset >= capacity_bytes_) return kNone;
+    if (offset >= capacity_bytes_) {
+        return kNone;
+    }
     Id id = owner_[offset / granule_bytes_];
     // The extent that starts in this granule may start behind `offset`.
-    while (id != kNone && extents_[id].offset > offset) id = extents_[id].prev;
-    if (id == kNone || !extents_[id].used) return kNone;
+    while (id != kNone && extents_[id].offset > offset) {
+        id = extents_[id].prev;
+    }
+    if (id == kNone || !extents_[id].used) {
+        return kNone;
+    }
     return offset - extents_[id].offset < extents_[id].bytes ? id : kNone;
 }
 
 uint64_t ExtentSpace::largest_free_bytes() const {
     for (size_t word = bin_bits_.size(); word-- > 0;) {
-        if (bin_bits_[word] == 0) continue;
+        if (bin_bits_[word] == 0) {
+            continue;
+        }
         const size_t bin = word * 64 + static_cast<size_t>(std::bit_width(bin_bits_[word]) - 1);
         uint64_t largest = 0;
         int left = kBinScan;
@@ -121,20 +135,30 @@ ExtentSpace::Id ExtentSpace::best_in_bin(size_t bin, uint64_t bytes) const {
     int left = kBinScan;
     for (Id id = bins_[bin]; id != kNone && left > 0; id = extents_[id].bin_next, --left) {
         const uint64_t size = extents_[id].bytes;
-        if (size == bytes) return id;
-        if (size > bytes && (best == kNone || size < extents_[best].bytes)) best = id;
+        if (size == bytes) {
+            return id;
+        }
+        if (size > bytes && (best == kNone || size < extents_[best].bytes)) {
+            best = id;
+        }
     }
     return best;
 }
 
 ExtentSpace::Id ExtentSpace::best_fit(uint64_t bytes) const {
     const size_t bin = bin_of(bytes);
-    if (const Id id = best_in_bin(bin, bytes); id != kNone) return id;
+    if (const Id id = best_in_bin(bin, bytes); id != kNone) {
+        return id;
+    }
     size_t word = (bin + 1) / 64;
-    if (word >= bin_bits_.size()) return kNone;
+    if (word >= bin_bits_.size()) {
+        return kNone;
+    }
     uint64_t bits = bin_bits_[word] & (~uint64_t{0} << ((bin + 1) % 64));
     while (bits == 0) {
-        if (++word == bin_bits_.size()) return kNone;
+        if (++word == bin_bits_.size()) {
+            return kNone;
+        }
         bits = bin_bits_[word];
     }
     return best_in_bin(word * 64 + static_cast<size_t>(std::countr_zero(bits)), bytes);
@@ -175,7 +199,9 @@ void ExtentSpace::put_in_bin(Id id) {
     const Id head = bins_[bin];
     extents_[id].bin_prev = kNone;
     extents_[id].bin_next = head;
-    if (head != kNone) extents_[head].bin_prev = id;
+    if (head != kNone) {
+        extents_[head].bin_prev = id;
+    }
     bins_[bin] = id;
     bin_bits_[bin / 64] |= uint64_t{1} << (bin % 64);
 }
@@ -185,10 +211,14 @@ void ExtentSpace::take_from_bin(Id id) {
     const Id prev = extents_[id].bin_prev;
     const Id next = extents_[id].bin_next;
     (prev == kNone ? bins_[bin] : extents_[prev].bin_next) = next;
-    if (next != kNone) extents_[next].bin_prev = prev;
+    if (next != kNone) {
+        extents_[next].bin_prev = prev;
+    }
     extents_[id].bin_prev = kNone;
     extents_[id].bin_next = kNone;
-    if (bins_[bin] == kNone) bin_bits_[bin / 64] &= ~(uint64_t{1} << (bin % 64));
+    if (bins_[bin] == kNone) {
+        bin_bits_[bin / 64] &= ~(uint64_t{1} << (bin % 64));
+    }
 }
 
 void ExtentSpace::claim_granules(Id id) {
@@ -209,18 +239,26 @@ void ExtentSpace::release_granules(Id id) {
     const uint64_t first = offset / granule_bytes_;
     const uint64_t last = (end - 1) / granule_bytes_;
     for (uint64_t g = first; g <= last; ++g) {
-        if (owner_[g] == id) owner_[g] = kNone;
+        if (owner_[g] == id) {
+            owner_[g] = kNone;
+        }
     }
     // The granule this extent started in may also hold the tail of the one before it.
     const Id before = used_before(id);
-    if (before == kNone) return;
+    if (before == kNone) {
+        return;
+    }
     const uint64_t before_end = extents_[before].offset + extents_[before].bytes;
-    if (before_end > first * granule_bytes_) owner_[first] = before;
+    if (before_end > first * granule_bytes_) {
+        owner_[first] = before;
+    }
 }
 
 ExtentSpace::Id ExtentSpace::used_before(Id id) const {
     Id prev = extents_[id].prev;
-    while (prev != kNone && !extents_[prev].used) prev = extents_[prev].prev;
+    while (prev != kNone && !extents_[prev].used) {
+        prev = extents_[prev].prev;
+    }
     return prev;
 }
 
@@ -233,9 +271,15 @@ Status ExtentSpace::audit() const {
     for (Id id = first_; id != kNone; prev = id, id = extents_[id].next, ++count) {
         const Extent& extent = extents_[id];
         const std::string where = " at offset " + std::to_string(at_offset);
-        if (extent.offset != at_offset) return {Code::kInternal, "gap or overlap" + where};
-        if (extent.prev != prev) return {Code::kInternal, "broken address links" + where};
-        if (!extent.used && free_before) return {Code::kInternal, "unmerged free extents" + where};
+        if (extent.offset != at_offset) {
+            return {Code::kInternal, "gap or overlap" + where};
+        }
+        if (extent.prev != prev) {
+            return {Code::kInternal, "broken address links" + where};
+        }
+        if (!extent.used && free_before) {
+            return {Code::kInternal, "unmerged free extents" + where};
+        }
         if (extent.used &&
             (find(extent.offset) != id || find(extent.offset + extent.bytes - 1) != id)) {
             return {Code::kInternal, "the granule table misses an extent" + where};

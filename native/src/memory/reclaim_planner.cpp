@@ -23,7 +23,9 @@ constexpr double kColdCost = 0.1;
 
 std::vector<uint64_t> ReclaimPlanner::plan(uint64_t size_bytes) {
     const uint64_t block_bytes = table_.rounded(size_bytes);
-    if (size_bytes > table_.space().capacity_bytes()) return {};
+    if (size_bytes > table_.space().capacity_bytes()) {
+        return {};
+    }
     // Somewhat less than a whole chunk will do: chunks of other classes are seldom exactly as long.
     const uint64_t wanted = table_.wanted_chunk_bytes(block_bytes);
     const uint64_t needed = std::max(wanted - wanted / 8, table_.least_chunk_bytes(block_bytes));
@@ -34,7 +36,9 @@ std::vector<uint64_t> ReclaimPlanner::plan(uint64_t size_bytes) {
         gather_all();
     }
     std::vector<uint64_t> victims = coldest_window(needed);
-    if (victims.empty()) victims = single_victim(block_bytes);
+    if (victims.empty()) {
+        victims = single_victim(block_bytes);
+    }
     if (victims.empty() && sampled) {
         gather_all();
         victims = coldest_window(needed);
@@ -55,11 +59,15 @@ void ReclaimPlanner::gather_samples(uint64_t needed_bytes) {
     const ExtentSpace& space = table_.space();
     for (uint32_t n = 0; n < kStretches && items_.size() < kSampledItems; ++n) {
         auto id = static_cast<Id>(next_random() % space.id_limit());
-        while (space.at(id).bytes == 0) id = id + 1 == space.id_limit() ? 0 : id + 1;
+        while (space.at(id).bytes == 0) {
+            id = id + 1 == space.id_limit() ? 0 : id + 1;
+        }
         // Twice the needed length offers a choice of windows.
         for (uint64_t bytes = 0; id != ChunkTable::kNone && bytes < 2 * needed_bytes;) {
             const bool enough = bytes >= needed_bytes && items_.size() >= kSampledItems;
-            if (enough) break;
+            if (enough) {
+                break;
+            }
             bytes += space.at(id).bytes;
             add_item(id);
             id = space.at(id).next;
@@ -75,10 +83,14 @@ void ReclaimPlanner::add_item(Id id) {
         item.live_bytes = (chunk.blocks - chunk.free_blocks) * table_.block_bytes(id);
         const uint32_t step = std::max(chunk.blocks / kBlockSamples, 1u);
         for (uint32_t block = 0; block < chunk.blocks && item.evictable; block += step) {
-            if (!table_.is_live(id, block)) continue;
+            if (!table_.is_live(id, block)) {
+                continue;
+            }
             const uint64_t heat = heat_(table_.offset_of(id, block));
             item.evictable = heat != kNotEvictable;
-            if (item.evictable) heats_.push_back(heat);
+            if (item.evictable) {
+                heats_.push_back(heat);
+            }
         }
     }
     item.heat_count = heats_.size() - item.first_heat;
@@ -97,7 +109,9 @@ void ReclaimPlanner::weigh_items() {
             rank += static_cast<double>(at - sorted.begin()) / count;
         }
         // A chunk of which no sample was live holds little: it counts as cold.
-        if (item.heat_count > 0) rank /= static_cast<double>(item.heat_count);
+        if (item.heat_count > 0) {
+            rank /= static_cast<double>(item.heat_count);
+        }
         item.cost = static_cast<double>(item.live_bytes) * (kColdCost + rank * rank);
     }
 }
@@ -122,7 +136,9 @@ std::vector<ReclaimPlanner::Window> ReclaimPlanner::find_windows(uint64_t needed
                 bytes -= items_[begin].bytes;
                 cost -= items_[begin++].cost;
             }
-            if (bytes >= needed_bytes) windows.push_back({begin, end + 1, cost});
+            if (bytes >= needed_bytes) {
+                windows.push_back({begin, end + 1, cost});
+            }
         }
         begin = stretch_end;
     }
@@ -136,8 +152,12 @@ std::vector<uint64_t> ReclaimPlanner::coldest_window(uint64_t needed_bytes) {
     int rejected = 0;
     for (const Window& window : find_windows(needed_bytes)) {
         std::vector<uint64_t> victims = blocks_in(window);
-        if (!victims.empty()) return victims;
-        if (++rejected == kRejectedWindows) break;
+        if (!victims.empty()) {
+            return victims;
+        }
+        if (++rejected == kRejectedWindows) {
+            break;
+        }
     }
     return {};
 }
@@ -147,11 +167,17 @@ std::vector<uint64_t> ReclaimPlanner::blocks_in(const Window& window) const {
     std::vector<uint64_t> victims;
     for (size_t i = window.begin; i < window.end; ++i) {
         const Id id = items_[i].id;
-        if (!table_.space().at(id).used) continue;
+        if (!table_.space().at(id).used) {
+            continue;
+        }
         for (uint32_t block = 0; block < table_.chunk(id).blocks; ++block) {
-            if (!table_.is_live(id, block)) continue;
+            if (!table_.is_live(id, block)) {
+                continue;
+            }
             const uint64_t offset = table_.offset_of(id, block);
-            if (heat_(offset) == kNotEvictable) return {};
+            if (heat_(offset) == kNotEvictable) {
+                return {};
+            }
             victims.push_back(offset);
         }
     }
@@ -168,9 +194,13 @@ std::vector<uint64_t> ReclaimPlanner::single_victim(uint64_t block_bytes) {
     const auto start = static_cast<Id>(next_random() % std::max<Id>(space.id_limit(), 1));
     for (Id n = 0; n < space.id_limit(); ++n) {
         const auto id = static_cast<Id>((uint64_t{start} + n) % space.id_limit());
-        if (!space.at(id).used || table_.block_bytes(id) != block_bytes) continue;
+        if (!space.at(id).used || table_.block_bytes(id) != block_bytes) {
+            continue;
+        }
         for (uint32_t block = 0; block < table_.chunk(id).blocks; ++block) {
-            if (!table_.is_live(id, block)) continue;
+            if (!table_.is_live(id, block)) {
+                continue;
+            }
             const uint64_t offset = table_.offset_of(id, block);
             const uint64_t heat = heat_(offset);
             choices += heat != kNotEvictable ? 1 : 0;
@@ -178,9 +208,13 @@ std::vector<uint64_t> ReclaimPlanner::single_victim(uint64_t block_bytes) {
                 coldest = heat;
                 victim = offset;
             }
-            if (++asked == kSingleVictimHeats || choices == kSingleVictimChoices) break;
+            if (++asked == kSingleVictimHeats || choices == kSingleVictimChoices) {
+                break;
+            }
         }
-        if (asked == kSingleVictimHeats || choices == kSingleVictimChoices) break;
+        if (asked == kSingleVictimHeats || choices == kSingleVictimChoices) {
+            break;
+        }
     }
     return coldest == kNotEvictable ? std::vector<uint64_t>{} : std::vector<uint64_t>{victim};
 }

@@ -39,7 +39,9 @@ std::string in_mebibytes(uint64_t bytes) {
 std::optional<uint64_t> read_number(const std::string& path) {
     std::ifstream file(path);
     uint64_t number = 0;
-    if (file >> number) return number;
+    if (file >> number) {
+        return number;
+    }
     return std::nullopt;
 }
 
@@ -49,7 +51,9 @@ uint64_t read_field(const std::string& path, std::string_view name) {
     std::string word;
     uint64_t number = 0;
     while (file >> word) {
-        if (word == name && file >> number) return number;
+        if (word == name && file >> number) {
+            return number;
+        }
     }
     return 0;
 }
@@ -80,7 +84,9 @@ uint64_t group_room(const std::string& mount, std::string group, const CgroupFil
             const uint64_t used = *usage - std::min(*usage, cache);
             room = std::min(room, *limit - std::min(*limit, used));
         }
-        if (group.empty()) return room;
+        if (group.empty()) {
+            return room;
+        }
         group.erase(group.rfind('/'));
     }
 }
@@ -92,10 +98,14 @@ uint64_t cgroup_room() {
         // "hierarchy:controllers:/path"; the unified hierarchy (version 2) names no controllers.
         const size_t first = line.find(':');
         const size_t second = line.find(':', first + 1);
-        if (first == std::string::npos || second == std::string::npos) continue;
+        if (first == std::string::npos || second == std::string::npos) {
+            continue;
+        }
         const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
         std::string group = line.substr(second + 1);
-        if (group == "/") group.clear();
+        if (group == "/") {
+            group.clear();
+        }
         if (controllers == ",,") {
             room = std::min(room, group_room("/sys/fs/cgroup", group, kVersion2));
         } else if (controllers.find(",memory,") != std::string::npos) {
@@ -127,11 +137,14 @@ Status check_memory(uint64_t size_bytes, uint64_t wanted_bytes) {
 // not. Also returns the unit in which the file system hands out pages.
 Result<uint64_t> check_room(const Segment::Options& options, uint64_t backed_bytes) {
     const auto page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    if (options.size_bytes == 0) return {Code::kInvalidArgument, "segment_size is 0"};
+    if (options.size_bytes == 0) {
+        return {Code::kInvalidArgument, "segment_size is 0"};
+    }
     const uint64_t wanted_bytes = options.size_bytes - std::min(options.size_bytes, backed_bytes);
     if (options.directory.empty()) {
-        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok())
+        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok()) {
             return status;
+        }
         return page_bytes;
     }
     struct statfs fs{};
@@ -152,16 +165,21 @@ Result<uint64_t> check_room(const Segment::Options& options, uint64_t backed_byt
                        "lower segment_size or choose another segment_dir");
     }
     if (fs.f_type == TMPFS_MAGIC) {
-        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok())
+        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok()) {
             return status;
+        }
     }
     return std::max(unit, page_bytes);
 }
 
 // Maps the pages for writing; data that is already there stays.
 Status populate(uint8_t* begin, uint64_t size_bytes) {
-    if (madvise(begin, size_bytes, MADV_POPULATE_WRITE) == 0) return {};
-    if (errno != EINVAL) return errno_status("madvise", "MADV_POPULATE_WRITE");
+    if (madvise(begin, size_bytes, MADV_POPULATE_WRITE) == 0) {
+        return {};
+    }
+    if (errno != EINVAL) {
+        return errno_status("madvise", "MADV_POPULATE_WRITE");
+    }
     const auto page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     for (uint64_t at = 0; at < size_bytes; at += page_bytes) {
         volatile uint8_t* byte = begin + at;
@@ -174,23 +192,33 @@ Status populate(uint8_t* begin, uint64_t size_bytes) {
 
 Result<std::unique_ptr<Segment>> Segment::create(const Options& options) {
     auto unit = check_room(options, 0);
-    if (!unit.ok()) return unit.status();
+    if (!unit.ok()) {
+        return unit.status();
+    }
     auto fd = create_region(options.directory, options.name);
-    if (!fd.ok()) return fd.status();
+    if (!fd.ok()) {
+        return fd.status();
+    }
     return over(options, std::move(*fd), *unit, 0);
 }
 
 Result<std::unique_ptr<Segment>> Segment::attach(const Options& options, uint64_t kept_bytes) {
     auto fd = open_region(options.directory, options.name);
-    if (!fd.ok()) return fd.status();
+    if (!fd.ok()) {
+        return fd.status();
+    }
     struct stat info{};
-    if (fstat(fd->get(), &info) != 0) return errno_status("fstat", options.name);
+    if (fstat(fd->get(), &info) != 0) {
+        return errno_status("fstat", options.name);
+    }
     const auto size = static_cast<uint64_t>(info.st_size);
     if (size > options.size_bytes) {
         return {Code::kInvalidArgument, "the segment is larger than segment_size"};
     }
     auto unit = check_room(options, static_cast<uint64_t>(info.st_blocks) * 512);
-    if (!unit.ok()) return unit.status();
+    if (!unit.ok()) {
+        return unit.status();
+    }
     return over(options, std::move(*fd), *unit, std::min(kept_bytes, size));
 }
 
@@ -203,11 +231,17 @@ Result<std::unique_ptr<Segment>> Segment::over(const Options& options, Fd fd, ui
     segment->fd_ = std::move(fd);
     Status status = segment->open_memory();
     const uint64_t first = std::min(slice, options.size_bytes);
-    if (status.ok()) status = segment->prefault_slice(0, first);
+    if (status.ok()) {
+        status = segment->prefault_slice(0, first);
+    }
     // A hole (somebody has cut and grown the file again) would be filled at a touch, or not at all.
-    if (status.ok() && kept_bytes > first) status = segment->reserve(first, kept_bytes);
+    if (status.ok() && kept_bytes > first) {
+        status = segment->reserve(first, kept_bytes);
+    }
     if (!status.ok()) {
-        if (kept_bytes == 0) segment->remove_file();
+        if (kept_bytes == 0) {
+            segment->remove_file();
+        }
         return status;
     }
     segment->ready_bytes_.store(std::max(first, kept_bytes), std::memory_order_release);
@@ -226,7 +260,9 @@ Status Segment::open_memory() {
         return errno_status("fcntl", "F_ADD_SEALS");
     }
     auto mapping = Mapping::map(fd_.get(), options_.size_bytes, true);
-    if (!mapping.ok()) return mapping.status();
+    if (!mapping.ok()) {
+        return mapping.status();
+    }
     mapping_ = std::move(*mapping);
     if (options_.size_bytes >= options_.huge_pages_from_bytes) {
         // A wish: kernels and mounts without it keep small pages.
@@ -240,7 +276,9 @@ Segment::~Segment() {
         const std::lock_guard lock(mutex_);
         stopping_ = true;
     }
-    if (thread_.joinable()) thread_.join();
+    if (thread_.joinable()) {
+        thread_.join();
+    }
 }
 
 bool Segment::wait_ready(uint64_t ready_bytes, uint32_t timeout_ms) {
@@ -257,9 +295,13 @@ Status Segment::prefault_status() const {
 }
 
 void Segment::remove_file() {
-    if (options_.directory.empty()) return;
+    if (options_.directory.empty()) {
+        return;
+    }
     // The name may have passed to a successor's inode; that one is not ours to remove.
-    if (is_named(fd_.get(), options_.directory, options_.name)) unlink(path().c_str());
+    if (is_named(fd_.get(), options_.directory, options_.name)) {
+        unlink(path().c_str());
+    }
 }
 
 std::string Segment::path() const {
@@ -283,12 +325,16 @@ void Segment::prefault_loop() {
         }
         status_ = std::move(status);
         changed_.notify_all();
-        if (stopping_ || !status_.ok()) return;
+        if (stopping_ || !status_.ok()) {
+            return;
+        }
     }
 }
 
 Status Segment::prefault_slice(uint64_t begin, uint64_t end) {
-    if (Status status = reserve(begin, end); !status.ok()) return status;
+    if (Status status = reserve(begin, end); !status.ok()) {
+        return status;
+    }
     return populate(mapping_.data() + begin, end - begin);
 }
 

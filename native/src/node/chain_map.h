@@ -19,14 +19,18 @@ class ChainMap {
     explicit ChainMap(size_t places) : places_(std::bit_ceil(places)) {}
 
     void note(const Hash128& parent, const Hash128& child) {
-        if (parent == Hash128{}) return;
+        if (parent == Hash128{}) {
+            return;
+        }
         const std::lock_guard lock(mutex_);
         place(parent) = {parent.hi, child};
     }
     std::optional<Hash128> next(const Hash128& parent) const {
         const std::lock_guard lock(mutex_);
         const Place& found = places_[parent.lo & (places_.size() - 1)];
-        if (found.tag != parent.hi || found.child == Hash128{}) return std::nullopt;
+        if (found.tag != parent.hi || found.child == Hash128{}) {
+            return std::nullopt;
+        }
         return found.child;
     }
 

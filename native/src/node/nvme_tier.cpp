@@ -56,7 +56,9 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, BlockStore& st
         raw->on_dropped(dropped);
     };
     Result<std::unique_ptr<NvmeLog>> log = NvmeLog::open(options.log);
-    if (!log.ok()) return log.status();
+    if (!log.ok()) {
+        return log.status();
+    }
     tier->log_ = std::move(*log);
     for (const NvmeNamespace& names : tier->log_->namespaces()) {
         auto ns = std::make_shared<const StoreNamespace>(
@@ -79,7 +81,9 @@ void NvmeTier::start(Events events) {
         events_ = std::move(events);
     }
     const std::lock_guard lock(mutex_);
-    if (started_) return;
+    if (started_) {
+        return;
+    }
     started_ = true;
     threads_ = {std::thread([this] { demote_loop(); }), std::thread([this] { promote_loop(); }),
                 std::thread([this] { durable_loop(); })};
@@ -95,7 +99,9 @@ void NvmeTier::stop() {
     }
     dropped.clear();  // who waits for them is told, without the mutex
     for (std::thread& thread : threads_) {
-        if (thread.joinable()) thread.join();
+        if (thread.joinable()) {
+            thread.join();
+        }
     }
     {
         std::unique_lock lock(mutex_);
@@ -129,15 +135,21 @@ void NvmeTier::demote_loop() {
         }
         if (batch.empty()) {
             std::unique_lock lock(mutex_);
-            if (changed_.wait_for(lock, kDemotePause, [this] { return stopping_; })) return;
+            if (changed_.wait_for(lock, kDemotePause, [this] { return stopping_; })) {
+                return;
+            }
             continue;
         }
         written.clear();
         size_t done = 0;
         while (done < batch.size() && !is_stopping()) {
             const Demoted result = demote(batch[done], Deadline::after_ms(kSpaceWaitMs));
-            if (result == Demoted::kWritten) written.push_back(batch[done].generation);
-            if (result == Demoted::kNotNow) break;
+            if (result == Demoted::kWritten) {
+                written.push_back(batch[done].generation);
+            }
+            if (result == Demoted::kNotNow) {
+                break;
+            }
             ++done;
         }
         store_.note_written(written);
@@ -169,20 +181,28 @@ NvmeTier::Demoted NvmeTier::demote(const BlockStore::Unwritten& object, Deadline
                 if (!log_->await_space(object.length, left) && deadline.expired()) {
                     return Demoted::kNotNow;
                 }
-                if (is_stopping()) return Demoted::kNotNow;
+                if (is_stopping()) {
+                    return Demoted::kNotNow;
+                }
                 break;
             }
             default:
-                if (log_->state() != NvmeState::kActive) return Demoted::kNotNow;
+                if (log_->state() != NvmeState::kActive) {
+                    return Demoted::kNotNow;
+                }
                 counts_->demote_failures.add();
-                if (status.code() == Code::kChecksumMismatch) drop_damaged(object);
+                if (status.code() == Code::kChecksumMismatch) {
+                    drop_damaged(object);
+                }
                 return Demoted::kNever;
         }
     }
 }
 
 Status NvmeTier::append(const BlockStore::Unwritten& object) {
-    if (Status status = declare(object.ns); !status.ok()) return status;
+    if (Status status = declare(object.ns); !status.ok()) {
+        return status;
+    }
     NvmeObject record;
     record.identity = {object.ns->tenant_id, object.ns->id, object.hash, object.version,
                        object.length};
@@ -193,7 +213,9 @@ Status NvmeTier::append(const BlockStore::Unwritten& object) {
     record.parent = object.parent;
     record.key = object.key;
     Status status = log_->append(record, {object.data, static_cast<size_t>(object.length)});
-    if (status.ok()) chains_.note(object.parent, object.hash);
+    if (status.ok()) {
+        chains_.note(object.parent, object.hash);
+    }
     return status;
 }
 
@@ -213,19 +235,25 @@ NamespaceRef NvmeTier::namespace_of(NamespaceId id) const {
 
 // What DRAM holds is not what was put: nobody shall find it.
 void NvmeTier::drop_damaged(const BlockStore::Unwritten& object) {
-    if (store_.unpublish(object.generation) != Code::kOk) return;
+    if (store_.unpublish(object.generation) != Code::kOk) {
+        return;
+    }
     store_.note_miss_reason(object.hash, MissReason::kChecksum);
     withdraw(object.ns, {object.key, object.version, MissReason::kChecksum});
 }
 
 void NvmeTier::withdraw(const NamespaceRef& ns, WithdrawItem item) {
     const std::lock_guard lock(events_mutex_);
-    if (events_.withdraw) events_.withdraw(ns, {std::move(item)});
+    if (events_.withdraw) {
+        events_.withdraw(ns, {std::move(item)});
+    }
 }
 
 void NvmeTier::on_dropped(const NvmeDropped& dropped) {
     const NamespaceRef ns = namespace_of(dropped.ns);
-    if (ns == nullptr) return;
+    if (ns == nullptr) {
+        return;
+    }
     const BlockStore::Key key{dropped.key, dropped.hash, dropped.version};
     if (dropped.reason != NvmeDropped::Reason::kExpired &&
         store_.note_lost_below(ns, key) == Code::kOk) {
@@ -260,7 +288,9 @@ void NvmeTier::durable_loop() {
     std::unique_lock lock(mutex_);
     while (true) {
         changed_.wait(lock, [this] { return stopping_ || applied_seq_ > durable_seq_; });
-        if (stopping_) return;
+        if (stopping_) {
+            return;
+        }
         const uint64_t seq = applied_seq_;
         lock.unlock();
         log_->note_applied(seq);
@@ -268,7 +298,9 @@ void NvmeTier::durable_loop() {
         fault_point("removal_durable");
         {
             const std::lock_guard events(events_mutex_);
-            if (events_.applied) events_.applied(seq);
+            if (events_.applied) {
+                events_.applied(seq);
+            }
         }
         lock.lock();
         durable_seq_ = seq;
@@ -277,7 +309,9 @@ void NvmeTier::durable_loop() {
 
 void NvmeTier::supersede(const NamespaceRef& ns, const Hash128& hash, Version version) {
     const std::optional<NvmeFound> found = log_->find(ns->id, hash);
-    if (!found || found->version >= version) return;
+    if (!found || found->version >= version) {
+        return;
+    }
     store_.refuse_upto(hash, version - 1);  // a promotion of it may be under way
     log_->remove(ns->id, hash, version - 1);
 }
@@ -288,10 +322,14 @@ bool NvmeTier::is_empty() const { return log_->counters().objects == 0; }
 
 bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out) {
     std::vector<NvmeListed> objects;
-    if (!log_->list(cursor, max, &objects).ok()) return false;
+    if (!log_->list(cursor, max, &objects).ok()) {
+        return false;
+    }
     for (NvmeListed& object : objects) {
         const NamespaceRef ns = namespace_of(object.ns.ns);
-        if (ns == nullptr) continue;
+        if (ns == nullptr) {
+            continue;
+        }
         chains_.note(object.parent, object.identity.hash);
         const BlockStore::Found here =
             store_.find(ns, {object.key, object.identity.hash}, /*touch=*/false);
@@ -302,7 +340,9 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
             continue;
         }
         const LinkNamespace name = link_namespace(*ns);
-        if (out->empty() || out->back().ns != name) out->push_back({name, {}});
+        if (out->empty() || out->back().ns != name) {
+            out->push_back({name, {}});
+        }
         out->back().items.push_back({0, std::move(object.key), object.identity.version,
                                      object.identity.length, object.pin, 0, object.ttl_ms});
     }
@@ -324,7 +364,9 @@ NvmeTier::Snapshot NvmeTier::snapshot(Deadline deadline) {
     counts_->snapshots.add();
     counts_->snapshot_objects.add(result.objects);
     counts_->snapshot_left.store(0);
-    if (result.left == 0 && result.status.ok()) counts_->snapshot_at_ms.store(wall_ms());
+    if (result.left == 0 && result.status.ok()) {
+        counts_->snapshot_at_ms.store(wall_ms());
+    }
     const std::lock_guard lock(mutex_);
     in_snapshot_ = false;
     changed_.notify_all();
@@ -337,12 +379,16 @@ void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
     result->left = wanted.size();
     for (const Generation generation : wanted) {
         counts_->snapshot_left.store(result->left);
-        if (deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive) break;
+        if (deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive) {
+            break;
+        }
         BlockStore::Unwritten object;
         if (store_.describe_unwritten(generation, &object)) {
             fault_point("snapshot");
             const Demoted done = demote(object, deadline);
-            if (done == Demoted::kNotNow) continue;
+            if (done == Demoted::kNotNow) {
+                continue;
+            }
             if (done == Demoted::kWritten) {
                 ++result->objects;
                 result->bytes += object.length;
@@ -350,7 +396,9 @@ void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
             }
         }
         --result->left;
-        if (written.size() < kDemoteObjects) continue;
+        if (written.size() < kDemoteObjects) {
+            continue;
+        }
         store_.note_written(written);
         written.clear();
     }

@@ -51,22 +51,30 @@ void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> 
     std::vector<BlockStore::Key> below;
     uint64_t bytes = 0;
     for (const BlockStore::Key& key : keys) {
-        if (store_.contains(ns, {key.key, key.hash})) continue;
+        if (store_.contains(ns, {key.key, key.hash})) {
+            continue;
+        }
         const std::optional<NvmeFound> found = log_->find(ns->id, key.hash);
-        if (!found || bytes + found->length > kMaxWaitingBytes) break;
+        if (!found || bytes + found->length > kMaxWaitingBytes) {
+            break;
+        }
         bytes += found->length;
         below.push_back(key);
     }
     auto reading = std::make_shared<Reading>(ns, Reading::Purpose::kPromote);
     // Runs when nobody waits for a promotion any more, whatever has become of it.
     reading->waiting = std::shared_ptr<void>(this, [done = std::move(done)](void*) { done(); });
-    if (!below.empty()) start_reading(std::move(reading), below);
+    if (!below.empty()) {
+        start_reading(std::move(reading), below);
+    }
 }
 
 void NvmeTier::prefetch(const NamespaceRef& ns, std::span<const BlockStore::Key> keys) {
     std::vector<BlockStore::Key> taken;
     for (const BlockStore::Key& key : keys) {
-        if (take_ahead(ns, key.hash)) taken.push_back(key);
+        if (take_ahead(ns, key.hash)) {
+            taken.push_back(key);
+        }
     }
     start_ahead(ns, taken);
 }
@@ -81,17 +89,25 @@ void NvmeTier::read_ahead(const NamespaceRef& ns, const Hash128& hash) {
     std::optional<Hash128> at = hash;
     for (uint32_t i = 0; i < depth; ++i) {
         at = chains_.next(*at);
-        if (!at) break;
-        if (take_ahead(ns, *at)) taken.push_back({{}, *at});
+        if (!at) {
+            break;
+        }
+        if (take_ahead(ns, *at)) {
+            taken.push_back({{}, *at});
+        }
     }
     start_ahead(ns, taken);
 }
 
 void NvmeTier::start_ahead(const NamespaceRef& ns, std::span<const BlockStore::Key> taken) {
-    if (taken.empty()) return;
+    if (taken.empty()) {
+        return;
+    }
     auto reading = std::make_shared<Reading>(ns, Reading::Purpose::kAhead);
     std::vector<Hash128> hashes;
-    for (const BlockStore::Key& key : taken) hashes.push_back(key.hash);
+    for (const BlockStore::Key& key : taken) {
+        hashes.push_back(key.hash);
+    }
     reading->waiting = std::shared_ptr<void>(
         this, [this, hashes = std::move(hashes)](void*) { end_ahead(hashes); });
     start_reading(std::move(reading), taken);
@@ -109,9 +125,13 @@ void NvmeTier::end_ahead(std::span<const Hash128> hashes) {
 
 // True: it is on NVMe alone, nobody brings it yet, and the bounds allow it.
 bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
-    if (store_.has_hash(ns->id, hash)) return false;
+    if (store_.has_hash(ns->id, hash)) {
+        return false;
+    }
     const std::optional<NvmeFound> found = log_->find(ns->id, hash);
-    if (!found) return false;
+    if (!found) {
+        return false;
+    }
     const std::lock_guard lock(mutex_);
     const uint64_t rate = tunables_.prefetch_bytes_per_s;
     const uint64_t now_us = boottime_us();
@@ -140,7 +160,9 @@ void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
     size_t asked = 0;
     for (size_t i = 0; i < keys.size(); ++i) {
         const std::optional<NvmeFound> found = log_->find(ns->id, keys[i].hash);
-        if (!found) continue;
+        if (!found) {
+            continue;
+        }
         Object& object = reading->objects[i];
         if (keys[i].version != 0 && keys[i].version != found->version) {
             object.reason = MissReason::kVersion;
@@ -165,7 +187,9 @@ void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
     }
     if (!reading->under_way) {
         for (size_t i = 0; i < keys.size(); ++i) {
-            if (!reading->rows[i].asked) continue;
+            if (!reading->rows[i].asked) {
+                continue;
+            }
             reading->objects[i].code = Code::kOverloaded;
             reading->objects[i].reason = MissReason::kUnavailable;
         }
@@ -174,7 +198,9 @@ void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
     reading->left.store(asked);
     std::vector<NvmeRead> reads;
     for (size_t i = 0; i < keys.size(); ++i) {
-        if (!reading->rows[i].asked) continue;
+        if (!reading->rows[i].asked) {
+            continue;
+        }
         Object& object = reading->objects[i];
         object.bytes = std::shared_ptr<uint8_t>(memory, memory.get() + places[i]);
         reads.push_back({ns->id, keys[i].hash, object.version, reading->rows[i].key,
@@ -196,7 +222,9 @@ void NvmeTier::take_read(Reading& reading, size_t row, const NvmeReadResult& res
         object.reason = reason_of(object.code);
         object.bytes.reset();
     }
-    if (reading.left.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(reading);
+    if (reading.left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        finish(reading);
+    }
 }
 
 void NvmeTier::finish(Reading& reading) {
@@ -205,7 +233,9 @@ void NvmeTier::finish(Reading& reading) {
         counts_->read_us.record(boottime_us() - reading.started_us);
         reading.done(std::move(reading.objects));
     }
-    if (!reading.under_way) return;
+    if (!reading.under_way) {
+        return;
+    }
     const std::lock_guard lock(mutex_);
     --reads_under_way_;
     changed_.notify_all();
@@ -217,7 +247,9 @@ void NvmeTier::finish(Reading& reading) {
 bool NvmeTier::is_admitted(const NvmeFound& found) {
     {
         const std::lock_guard lock(mutex_);
-        if (uint32_t{found.touches} + 1 >= tunables_.promote_reads) return true;
+        if (uint32_t{found.touches} + 1 >= tunables_.promote_reads) {
+            return true;
+        }
     }
     return store_.free_bytes() >= store_.segment_bytes() / kFreeShare + found.length;
 }
@@ -229,7 +261,9 @@ void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& re
         counts_->hits.add();
         counts_->hit_bytes.add(object.length);
     }
-    if (!reading.rows[row].promote) return counts_->promotions_skipped.add();
+    if (!reading.rows[row].promote) {
+        return counts_->promotions_skipped.add();
+    }
     Promotion promotion{reading.ns,      std::string(result.key),
                         result,          object.bytes,
                         reading.waiting, reading.purpose == Reading::Purpose::kAhead};
@@ -253,7 +287,9 @@ void NvmeTier::promote_loop() {
     std::unique_lock lock(mutex_);
     while (true) {
         changed_.wait(lock, [this] { return stopping_ || !promotions_.empty(); });
-        if (stopping_) return;
+        if (stopping_) {
+            return;
+        }
         {
             const Promotion promotion = std::move(promotions_.front());
             promotions_.pop_front();
@@ -269,7 +305,9 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     const NvmeReadResult& what = promotion.what;
     const Identity& identity = what.identity;
     const uint64_t now = wall_ms();
-    if (what.expiry_ms != 0 && what.expiry_ms <= now) return;
+    if (what.expiry_ms != 0 && what.expiry_ms <= now) {
+        return;
+    }
     BlockStore::ReserveItem item;
     item.key = promotion.key;
     item.hash = identity.hash;
@@ -280,7 +318,9 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     item.put_wall_ms = what.put_wall_ms;
     item.lossless = true;
     const BlockStore::Reserved block = store_.reserve(kTier, promotion.ns, item);
-    if (block.code != Code::kOk) return;
+    if (block.code != Code::kOk) {
+        return;
+    }
     const uint32_t crc = copy_crc32c(block.data, promotion.bytes.get(), identity.length, 0);
     const BlockStore::PublishItem publish{block.generation, crc, identity.version};
     fault_point("promote");
@@ -291,7 +331,9 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     }
     fault_point("promoted");
     store_.note_written({&block.generation, 1});
-    if (promotion.ahead) store_.note_prefetched(block.generation);
+    if (promotion.ahead) {
+        store_.note_prefetched(block.generation);
+    }
     // Removed, replaced or dropped meanwhile: what was read is no longer to be had.
     const std::optional<NvmeFound> still = log_->find(promotion.ns->id, identity.hash);
     if (!still || still->version != identity.version) {

@@ -20,7 +20,9 @@ class ReadBuffers {
     std::shared_ptr<uint8_t> take(size_t size) {
         const size_t rounded = std::bit_ceil(std::max<size_t>(size, kSmallest));
         uint8_t* memory = pool_->take(rounded);
-        if (memory == nullptr) return nullptr;
+        if (memory == nullptr) {
+            return nullptr;
+        }
         return {memory, [pool = pool_, rounded](uint8_t* data) { pool->give_back(data, rounded); }};
     }
 
@@ -30,7 +32,9 @@ class ReadBuffers {
         explicit Pool(size_t keep) : keep_bytes(keep) {}
         ~Pool() {
             for (const auto& [size, buffers] : free) {
-                for (uint8_t* buffer : buffers) std::free(buffer);
+                for (uint8_t* buffer : buffers) {
+                    std::free(buffer);
+                }
             }
         }
         uint8_t* take(size_t size) {

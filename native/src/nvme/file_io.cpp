@@ -52,7 +52,9 @@ int64_t FileIo::write(int fd, const void* from, size_t size, uint64_t offset) {
 
 int FileIo::allocate(int fd, uint64_t size) {
     const int result = or_errno(::fallocate(fd, 0, 0, static_cast<off_t>(size)));
-    if (result != -EOPNOTSUPP && result != -ENOSYS) return result;
+    if (result != -EOPNOTSUPP && result != -ENOSYS) {
+        return result;
+    }
     return or_errno(::ftruncate(fd, static_cast<off_t>(size)));
 }
 
@@ -86,9 +88,15 @@ Status write_fully(FileIo& io, int fd, const void* from, size_t size, uint64_t o
     size_t done = 0;
     while (done < size) {
         const int64_t result = io.write(fd, bytes + done, size - done, offset + done);
-        if (result == -EINTR) continue;
-        if (result < 0) return io_status("pwrite", path, result);
-        if (result == 0) return io_status("pwrite", path, -EIO);
+        if (result == -EINTR) {
+            continue;
+        }
+        if (result < 0) {
+            return io_status("pwrite", path, result);
+        }
+        if (result == 0) {
+            return io_status("pwrite", path, -EIO);
+        }
         done += static_cast<size_t>(result);
         // O_DIRECT goes on from a block's start: what was cut inside one is written again.
         if (done < size && done % kIoAlign != 0) {
@@ -109,12 +117,20 @@ Result<size_t> read_fully(FileIo& io, int fd, void* to, size_t size, uint64_t of
     size_t last_end = SIZE_MAX;
     while (done < size) {
         const int64_t result = io.read(fd, bytes + done, size - done, offset + done);
-        if (result == -EINTR) continue;
-        if (result < 0) return io_status("pread", path, result);
+        if (result == -EINTR) {
+            continue;
+        }
+        if (result < 0) {
+            return io_status("pread", path, result);
+        }
         const size_t end = done + static_cast<size_t>(result);
-        if (end >= size) return size;
+        if (end >= size) {
+            return size;
+        }
         // Short inside a block, twice in a row at the same place: that is the end of the file.
-        if (result == 0 || end == last_end) return end;
+        if (result == 0 || end == last_end) {
+            return end;
+        }
         last_end = end;
         done = align_down(end, kIoAlign);
     }

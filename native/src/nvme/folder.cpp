@@ -44,21 +44,33 @@ struct SessionBlock {
 
 uint64_t NvmeFolder::choose_segment_bytes(uint64_t size_bytes) {
     uint64_t bytes = kDefaultSegmentBytes;
-    while (size_bytes / bytes > kManySegments && bytes < kMaxSegmentBytes) bytes *= 2;
-    while (size_bytes / bytes < kFewSegments && bytes > kMinSegmentBytes) bytes /= 2;
+    while (size_bytes / bytes > kManySegments && bytes < kMaxSegmentBytes) {
+        bytes *= 2;
+    }
+    while (size_bytes / bytes < kFewSegments && bytes > kMinSegmentBytes) {
+        bytes /= 2;
+    }
     return bytes;
 }
 
 Result<std::unique_ptr<NvmeFolder>> NvmeFolder::open(FileIo& io, const std::string& path) {
-    if (const int made = io.make_directory(path); made < 0) return io_status("mkdir", path, made);
+    if (const int made = io.make_directory(path); made < 0) {
+        return io_status("mkdir", path, made);
+    }
     std::unique_ptr<NvmeFolder> folder(new NvmeFolder(io, path));
-    if (Status status = folder->lock(); !status.ok()) return status;
-    if (Status status = folder->next_session(); !status.ok()) return status;
+    if (Status status = folder->lock(); !status.ok()) {
+        return status;
+    }
+    if (Status status = folder->next_session(); !status.ok()) {
+        return status;
+    }
     return folder;
 }
 
 NvmeFolder::~NvmeFolder() {
-    if (!registered_) return;
+    if (!registered_) {
+        return;
+    }
     const std::lock_guard lock(held_mutex);
     owner_.reset();
     held_folders().erase(inode_);
@@ -74,7 +86,9 @@ Status NvmeFolder::lock() {
         return {Code::kUnavailable, "nvme_dir " + path_ + " is in use by this process"};
     }
     const int fd = io_.open(name, O_RDWR | O_CREAT);
-    if (fd < 0) return io_status("open", name, fd);
+    if (fd < 0) {
+        return io_status("open", name, fd);
+    }
     owner_ = Fd(fd);
     struct flock whole{};
     whole.l_type = F_WRLCK;
@@ -84,7 +98,9 @@ Status NvmeFolder::lock() {
     }
     struct stat opened{};
     const int result = io_.stat(fd, &opened);
-    if (result < 0) return io_status("fstat", name, result);
+    if (result < 0) {
+        return io_status("fstat", name, result);
+    }
     if (io_.stat(name, &by_path) < 0 || by_path.st_ino != opened.st_ino ||
         by_path.st_dev != opened.st_dev) {
         return {Code::kUnavailable, name + " was replaced while it was being locked; try again"};
@@ -99,7 +115,9 @@ Status NvmeFolder::next_session() {
     const std::string name = path_ + "/owner";
     SessionBlock block{};
     const Result<size_t> got = read_fully(io_, owner_.get(), &block, sizeof(block), 0, name);
-    if (!got.ok()) return got.status();
+    if (!got.ok()) {
+        return got.status();
+    }
     if (*got != sizeof(block) || block.crc != crc32c(&block.session, 8) ||
         block.session == UINT64_MAX) {
         block.session = 0;
@@ -113,7 +131,9 @@ Status NvmeFolder::next_session() {
     std::memcpy(bytes.data(), &session_, 8);
     std::memcpy(bytes.data() + 8, &crc, 4);
     Status status = write_fully(io_, owner_.get(), bytes.data(), bytes.size(), 0, name);
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+        return status;
+    }
     if (const int synced = io_.sync(owner_.get()); synced < 0) {
         return io_status("fdatasync", name, synced);
     }
@@ -131,7 +151,9 @@ Result<std::vector<uint64_t>> NvmeFolder::numbers(const std::string& prefix) con
     }
     std::vector<uint64_t> found;
     for (const std::string& name : names) {
-        if (!name.starts_with(prefix) || !name.ends_with(kSuffix)) continue;
+        if (!name.starts_with(prefix) || !name.ends_with(kSuffix)) {
+            continue;
+        }
         const char* first = name.data() + prefix.size();
         const char* last = name.data() + name.size() - (sizeof(kSuffix) - 1);
         uint64_t number = 0;
@@ -155,28 +177,38 @@ Status NvmeFolder::open_file(uint64_t number, bool create, SegmentFile* file) {
         direct_ = false;
         fd = io_.open(file->path, create ? O_RDWR | O_CREAT : O_RDWR);
     }
-    if (fd < 0) return io_status("open", file->path, fd);
+    if (fd < 0) {
+        return io_status("open", file->path, fd);
+    }
     file->fd = Fd(fd);
     return {};
 }
 
 Status NvmeFolder::read_header(const Expected& expected, SegmentFile* file, bool* foreign) {
     AlignedBuffer block(kSegmentHeaderBytes);
-    if (block.size() == 0) return {Code::kNoSpace, "no memory to open " + file->path};
+    if (block.size() == 0) {
+        return {Code::kNoSpace, "no memory to open " + file->path};
+    }
     const Result<size_t> got =
         read_fully(io_, file->fd.get(), block.data(), block.size(), 0, file->path);
-    if (!got.ok()) return got.status();
+    if (!got.ok()) {
+        return got.status();
+    }
     std::fill(block.data() + *got, block.data() + block.size(), uint8_t{0});
     Result<SegmentHeader> header =
         decode_segment_header({block.data(), kSegmentHeaderBytes}, file->path);
-    if (header.code() == Code::kNotFound) return {};
+    if (header.code() == Code::kNotFound) {
+        return {};
+    }
     if (header.code() == Code::kChecksumMismatch) {
         file->damaged = true;
         return {};
     }
     *foreign = true;
     const std::string advice = ": give another nvme_dir, or set discard_foreign_nvme";
-    if (!header.ok()) return header.status();
+    if (!header.ok()) {
+        return header.status();
+    }
     if (header->cluster_check != expected.cluster_check) {
         return {Code::kInvalidArgument, file->path + " belongs to another cluster" + advice};
     }
@@ -207,11 +239,19 @@ Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint6
         SegmentFile file;
         bool foreign = false;
         Status status = open_file(number, false, &file);
-        if (status.ok()) status = read_header(expected, &file, &foreign);
-        if (!status.ok() && foreign && expected.discard_foreign) status = discard_file(number);
-        if (!status.ok()) return status;
+        if (status.ok()) {
+            status = read_header(expected, &file, &foreign);
+        }
+        if (!status.ok() && foreign && expected.discard_foreign) {
+            status = discard_file(number);
+        }
+        if (!status.ok()) {
+            return status;
+        }
     }
-    if (segment_bytes_ == 0) segment_bytes_ = choose_segment_bytes(expected.size_bytes);
+    if (segment_bytes_ == 0) {
+        segment_bytes_ = choose_segment_bytes(expected.size_bytes);
+    }
     if (segment_bytes_ % kIoAlign != 0 || segment_bytes_ < kMinSegmentBytes ||
         segment_bytes_ > kMaxSegmentBytes || expected.size_bytes / segment_bytes_ < kMinSegments) {
         return {Code::kInvalidArgument,
@@ -224,30 +264,46 @@ Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint6
 
 Status NvmeFolder::open_segments(const Expected& expected, Status* shortage) {
     Result<std::vector<uint64_t>> present = numbers(kSegmentPrefix);
-    if (!present.ok()) return present.status();
+    if (!present.ok()) {
+        return present.status();
+    }
     segment_bytes_ = expected.segment_bytes;
-    if (Status status = choose_size(expected, *present); !status.ok()) return status;
+    if (Status status = choose_size(expected, *present); !status.ok()) {
+        return status;
+    }
     present = numbers(kSegmentPrefix);
-    if (!present.ok()) return present.status();
+    if (!present.ok()) {
+        return present.status();
+    }
     const uint64_t count = expected.size_bytes / segment_bytes_;
     std::set<uint64_t> seqs;
     for (uint64_t number = 0; number < count; ++number) {
         const bool exists = std::binary_search(present->begin(), present->end(), number);
-        if (!exists && !shortage->ok()) break;
+        if (!exists && !shortage->ok()) {
+            break;
+        }
         SegmentFile file;
         bool foreign = false;
         Status status = open_file(number, !exists, &file);
         if (status.ok()) {
             const int result = io_.allocate(file.fd.get(), segment_bytes_);
-            if (result < 0) *shortage = io_status("fallocate", file.path, result);
-            if (exists) status = read_header(expected, &file, &foreign);
+            if (result < 0) {
+                *shortage = io_status("fallocate", file.path, result);
+            }
+            if (exists) {
+                status = read_header(expected, &file, &foreign);
+            }
         }
         if (!exists && (!status.ok() || !shortage->ok())) {
-            if (shortage->ok()) *shortage = status;
+            if (shortage->ok()) {
+                *shortage = status;
+            }
             discard_file(number).ok();  // what is too short to be used would only be in the way
             break;
         }
-        if (!status.ok()) return status;
+        if (!status.ok()) {
+            return status;
+        }
         if (file.seq != 0 && !seqs.insert(file.seq).second) {
             file.seq = 0;
             file.damaged = true;
@@ -256,14 +312,18 @@ Status NvmeFolder::open_segments(const Expected& expected, Status* shortage) {
     }
     // A smaller nvme_size gives the rest back.
     for (const uint64_t number : *present) {
-        if (number >= count) discard_file(number).ok();
+        if (number >= count) {
+            discard_file(number).ok();
+        }
     }
     return sync_names();
 }
 
 Status NvmeFolder::sync_names() const {
     const int folder = io_.open(path_, O_RDONLY | O_DIRECTORY);
-    if (folder < 0) return io_status("open", path_, folder);
+    if (folder < 0) {
+        return io_status("open", path_, folder);
+    }
     const Fd fd(folder);
     const int synced = io_.sync(folder);
     return synced < 0 ? io_status("fdatasync", path_, synced) : Status();

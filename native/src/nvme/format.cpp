@@ -79,7 +79,9 @@ Result<SegmentHeader> decode_segment_header(std::span<const uint8_t> block,
     header.segment_bytes = load_word<uint64_t>(in + 24);
     header.cluster_check = load_word<uint64_t>(in + 32);
     const auto id_bytes = load_word<uint16_t>(in + 40);
-    if (id_bytes > limits::kMaxNameBytes || header.seq == 0) return damaged;
+    if (id_bytes > limits::kMaxNameBytes || header.seq == 0) {
+        return damaged;
+    }
     header.node_id.assign(reinterpret_cast<const char*>(in + kSegmentFixedBytes), id_bytes);
     return header;
 }
@@ -113,13 +115,17 @@ void encode_record_head(const RecordHead& head, uint8_t* out) {
 
 bool decode_record_head(std::span<const uint8_t> bytes, RecordHead* head, uint64_t* total) {
     const uint8_t* in = bytes.data();
-    if (bytes.size() < kPadHeadBytes || load_word<uint32_t>(in) != kRecordMagic) return false;
+    if (bytes.size() < kPadHeadBytes || load_word<uint32_t>(in) != kRecordMagic) {
+        return false;
+    }
     head->kind = static_cast<RecordKind>(in[8]);
     head->pin = static_cast<Pin>(in[9]);
     const size_t key_bytes = load_word<uint16_t>(in + 10);
     const bool pad = head->kind == RecordKind::kPad;
     const size_t size = pad ? kPadHeadBytes : record_head_bytes(key_bytes);
-    if (bytes.size() < size || load_word<uint32_t>(in + 4) != crc_around(in, size, 4)) return false;
+    if (bytes.size() < size || load_word<uint32_t>(in + 4) != crc_around(in, size, 4)) {
+        return false;
+    }
     head->sealed_crc = load_word<uint32_t>(in + 12);
     head->identity = {};
     head->identity.length = load_word<uint64_t>(in + 16);
@@ -128,7 +134,9 @@ bool decode_record_head(std::span<const uint8_t> bytes, RecordHead* head, uint64
     head->identity.version = load_word<uint64_t>(in + 40);
     head->expiry_ms = load_word<uint64_t>(in + 48);
     head->put_wall_ms = load_word<uint64_t>(in + 56);
-    if (!within_limits(*head, head->identity.length, key_bytes)) return false;
+    if (!within_limits(*head, head->identity.length, key_bytes)) {
+        return false;
+    }
     if (pad) {
         *total = head->identity.length;
         return true;

@@ -44,7 +44,9 @@ constexpr uint64_t low_bits(int bits) { return (uint64_t{1} << bits) - 1; }
 NvmeIndex::NvmeIndex(size_t shards) : shards_(std::bit_ceil(std::max<size_t>(shards, 1))) {}
 
 NvmeIndex::~NvmeIndex() {
-    for (const Shard& shard : shards_) release(shard.slots, shard.capacity);
+    for (const Shard& shard : shards_) {
+        release(shard.slots, shard.capacity);
+    }
 }
 
 NvmeIndex::Slot NvmeIndex::pack(uint64_t tag, const NvmeEntry& entry) {
@@ -77,7 +79,9 @@ size_t NvmeIndex::bytes_of(uint32_t capacity) { return size_t{capacity} * sizeof
 // Empty slots; `capacity` grows to what the pages have room for.
 NvmeIndex::Slot* NvmeIndex::allocate(uint32_t* capacity) {
     size_t bytes = bytes_of(*capacity);
-    if (bytes < kMappedBytes) return static_cast<Slot*>(std::calloc(*capacity, sizeof(Slot)));
+    if (bytes < kMappedBytes) {
+        return static_cast<Slot*>(std::calloc(*capacity, sizeof(Slot)));
+    }
     bytes = (bytes + kPage - 1) / kPage * kPage;
     *capacity = static_cast<uint32_t>(bytes / sizeof(Slot));
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -85,7 +89,9 @@ NvmeIndex::Slot* NvmeIndex::allocate(uint32_t* capacity) {
 }
 
 void NvmeIndex::release(Slot* slots, uint32_t capacity) {
-    if (slots == nullptr) return;
+    if (slots == nullptr) {
+        return;
+    }
     if (bytes_of(capacity) < kMappedBytes) {
         std::free(slots);
     } else {
@@ -99,14 +105,24 @@ uint32_t NvmeIndex::displacement(const Shard& shard, uint32_t at) {
 }
 
 uint32_t NvmeIndex::position(const Shard& shard, uint64_t tag) {
-    if (shard.count == 0) return kNone;
+    if (shard.count == 0) {
+        return kNone;
+    }
     uint32_t at = home(tag, shard.capacity);
     for (uint32_t distance = 0; distance < shard.capacity; ++distance) {
         const Slot& slot = shard.slots[at];
-        if (slot.version == 0) return kNone;
-        if (slot.tag == tag) return at;
-        if (displacement(shard, at) < distance) return kNone;
-        if (++at == shard.capacity) at = 0;
+        if (slot.version == 0) {
+            return kNone;
+        }
+        if (slot.tag == tag) {
+            return at;
+        }
+        if (displacement(shard, at) < distance) {
+            return kNone;
+        }
+        if (++at == shard.capacity) {
+            at = 0;
+        }
     }
     return kNone;
 }
@@ -122,7 +138,9 @@ void NvmeIndex::place(Shard& shard, Slot slot) {
             distance = other;
         }
         ++distance;
-        if (++at == shard.capacity) at = 0;
+        if (++at == shard.capacity) {
+            at = 0;
+        }
     }
     shard.slots[at] = slot;
     ++shard.count;
@@ -131,7 +149,9 @@ void NvmeIndex::place(Shard& shard, Slot slot) {
 void NvmeIndex::erase_at(Shard& shard, uint32_t at) {
     while (true) {
         const uint32_t next = at + 1 == shard.capacity ? 0 : at + 1;
-        if (shard.slots[next].version == 0 || displacement(shard, next) == 0) break;
+        if (shard.slots[next].version == 0 || displacement(shard, next) == 0) {
+            break;
+        }
         shard.slots[at] = shard.slots[next];
         at = next;
     }
@@ -142,9 +162,13 @@ void NvmeIndex::erase_at(Shard& shard, uint32_t at) {
 bool NvmeIndex::resize(Shard& shard, uint32_t capacity) {
     Shard next{.slots = nullptr, .capacity = capacity, .count = 0};
     next.slots = allocate(&next.capacity);
-    if (next.slots == nullptr) return false;
+    if (next.slots == nullptr) {
+        return false;
+    }
     for (uint32_t i = 0; i < shard.capacity; ++i) {
-        if (shard.slots[i].version != 0) place(next, shard.slots[i]);
+        if (shard.slots[i].version != 0) {
+            place(next, shard.slots[i]);
+        }
     }
     release(shard.slots, shard.capacity);
     shard = next;
@@ -158,14 +182,18 @@ void NvmeIndex::shrink(Shard& shard) {
     } else if (uint64_t{shard.count} * 1000 < shard.capacity * kThinPerMille) {
         const auto capacity = static_cast<uint32_t>(uint64_t{shard.count} * 100 / kAfterShrink + 1);
         // Without memory for a smaller table the greater one stays.
-        if (capacity >= kMinCapacity && capacity < shard.capacity) resize(shard, capacity);
+        if (capacity >= kMinCapacity && capacity < shard.capacity) {
+            resize(shard, capacity);
+        }
     }
 }
 
 std::optional<NvmeEntry> NvmeIndex::find(const Hash128& hash) const {
     const Shard& shard = shard_of(hash);
     const uint32_t at = position(shard, hash.hi);
-    if (at == kNone) return std::nullopt;
+    if (at == kNone) {
+        return std::nullopt;
+    }
     return unpack(shard.slots[at]);
 }
 
@@ -180,7 +208,9 @@ bool NvmeIndex::put(const Hash128& hash, const NvmeEntry& entry) {
         const uint64_t wanted = uint64_t{shard.count + 1} * 100 / kAfterGrowth + 1;
         const auto capacity = static_cast<uint32_t>(std::max<uint64_t>(wanted, kMinCapacity));
         // A full table still takes entries while a slot is free.
-        if (!resize(shard, capacity) && shard.count + 1 >= shard.capacity) return false;
+        if (!resize(shard, capacity) && shard.count + 1 >= shard.capacity) {
+            return false;
+        }
     }
     place(shard, slot);
     ++size_;
@@ -190,7 +220,9 @@ bool NvmeIndex::put(const Hash128& hash, const NvmeEntry& entry) {
 bool NvmeIndex::erase(const Hash128& hash) {
     Shard& shard = shard_of(hash);
     const uint32_t at = position(shard, hash.hi);
-    if (at == kNone) return false;
+    if (at == kNone) {
+        return false;
+    }
     erase_at(shard, at);
     --size_;
     shrink(shard);
@@ -200,14 +232,18 @@ bool NvmeIndex::erase(const Hash128& hash) {
 void NvmeIndex::touch(const Hash128& hash) {
     Shard& shard = shard_of(hash);
     const uint32_t at = position(shard, hash.hi);
-    if (at == kNone || shard.slots[at].packed >> kTouchesAt >= kMaxTouches) return;
+    if (at == kNone || shard.slots[at].packed >> kTouchesAt >= kMaxTouches) {
+        return;
+    }
     shard.slots[at].packed += uint64_t{1} << kTouchesAt;
 }
 
 void NvmeIndex::set_pin(const Hash128& hash, Pin pin) {
     Shard& shard = shard_of(hash);
     const uint32_t at = position(shard, hash.hi);
-    if (at == kNone) return;
+    if (at == kNone) {
+        return;
+    }
     shard.slots[at].packed &= ~(low_bits(2) << kPinAt);
     shard.slots[at].packed |= static_cast<uint64_t>(pin) << kPinAt;
 }
@@ -230,8 +266,12 @@ uint64_t NvmeIndex::memory_bytes() const {
     constexpr uint64_t kHeapOverhead = 16;
     uint64_t bytes = shards_.size() * sizeof(Shard);
     for (const Shard& shard : shards_) {
-        if (shard.slots != nullptr) bytes += bytes_of(shard.capacity);
-        if (bytes_of(shard.capacity) < kMappedBytes) bytes += kHeapOverhead;
+        if (shard.slots != nullptr) {
+            bytes += bytes_of(shard.capacity);
+        }
+        if (bytes_of(shard.capacity) < kMappedBytes) {
+            bytes += kHeapOverhead;
+        }
     }
     return bytes;
 }

@@ -19,8 +19,12 @@ uint32_t to_expiry_s(uint64_t expiry_ms) {
 }
 
 NvmeOptions completed(NvmeOptions options) {
-    if (options.io == nullptr) options.io = &FileIo::system();
-    if (!options.wall_ms) options.wall_ms = kvstore::wall_ms;
+    if (options.io == nullptr) {
+        options.io = &FileIo::system();
+    }
+    if (!options.wall_ms) {
+        options.wall_ms = kvstore::wall_ms;
+    }
     return options;
 }
 
@@ -40,24 +44,36 @@ Result<std::unique_ptr<NvmeLog>> NvmeLog::open(const NvmeOptions& options) {
                 "4 KiB, and a writer"};
     }
     std::unique_ptr<NvmeLog> log(new NvmeLog(options));
-    if (Status status = log->start(); !status.ok()) return status;
+    if (Status status = log->start(); !status.ok()) {
+        return status;
+    }
     return log;
 }
 
 Status NvmeLog::start() {
     Result<std::unique_ptr<NvmeFolder>> folder = NvmeFolder::open(io_, options_.directory);
-    if (!folder.ok()) return folder.status();
+    if (!folder.ok()) {
+        return folder.status();
+    }
     folder_ = std::move(*folder);
     journal_ = std::make_unique<RemovalJournal>(io_, *folder_);
     buffers_ = std::make_unique<WriteBuffers>(options_.buffer_bytes, options_.buffers);
-    if (!buffers_->has_memory()) return {Code::kNoSpace, "no memory for NVMe write buffers"};
-    if (Status status = recover(); !status.ok()) return status;
+    if (!buffers_->has_memory()) {
+        return {Code::kNoSpace, "no memory for NVMe write buffers"};
+    }
+    if (Status status = recover(); !status.ok()) {
+        return status;
+    }
     Result<std::unique_ptr<NvmeReadEngine>> engine = NvmeReadEngine::create(io_, options_.reads);
-    if (!engine.ok()) return engine.status();
+    if (!engine.ok()) {
+        return engine.status();
+    }
     engine_ = std::move(*engine);
     {
         std::unique_lock lock(mutex_);
-        if (state_ == NvmeState::kActive) prepare_segments(lock);
+        if (state_ == NvmeState::kActive) {
+            prepare_segments(lock);
+        }
     }
     for (size_t i = 0; i < options_.writers; ++i) {
         writers_.emplace_back([this] { write_loop(); });
@@ -72,7 +88,9 @@ NvmeLog::~NvmeLog() {
         stopping_ = true;
         maintain_wake_.notify_all();
     }
-    if (maintainer_.joinable()) maintainer_.join();
+    if (maintainer_.joinable()) {
+        maintainer_.join();
+    }
     if (!writers_.empty()) {
         sync().ok();  // an error was counted, and there is nobody left to be told
         sync_removals().ok();
@@ -82,7 +100,9 @@ NvmeLog::~NvmeLog() {
             write_wake_.notify_all();
             changed_.wait(lock, [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
         }
-        for (std::thread& writer : writers_) writer.join();
+        for (std::thread& writer : writers_) {
+            writer.join();
+        }
     }
     engine_.reset();
 }
@@ -136,7 +156,9 @@ Status NvmeLog::register_namespace(const NvmeNamespace& ns) {
         return {Code::kInvalidArgument, "names of at most 255 bytes and an epoch of 24 bits"};
     }
     const std::lock_guard lock(mutex_);
-    if (namespaces_.add(ns)) return {};
+    if (namespaces_.add(ns)) {
+        return {};
+    }
     return {Code::kNoSpace, "more than " + std::to_string(NvmeNamespaces::kMax) +
                                 " namespaces have objects on NVMe"};
 }
@@ -144,7 +166,9 @@ Status NvmeLog::register_namespace(const NvmeNamespace& ns) {
 void NvmeLog::remember_removal(const Hash128& hash, Version version) {
     const auto [found, is_new] = lately_removed_.try_emplace(hash, version);
     found->second = std::max(found->second, version);
-    if (!is_new) return;
+    if (!is_new) {
+        return;
+    }
     lately_order_.push_back(hash);
     if (lately_order_.size() > kRememberedRemovals) {
         lately_removed_.erase(lately_order_.front());
@@ -169,18 +193,26 @@ Status NvmeLog::check_append(const NvmeObject& object, std::optional<uint64_t> m
     }
     const std::optional<NvmeEntry> present = index_->find(identity.hash);
     if (moved_from) {
-        if (present && present->unit == *moved_from) return {};
+        if (present && present->unit == *moved_from) {
+            return {};
+        }
         return {Code::kRemoved, "no longer there to be moved"};
     }
-    if (present && present->version >= identity.version) return Code::kAlreadyExists;
-    if (object.pin != Pin::kHard) return {};
+    if (present && present->version >= identity.version) {
+        return Code::kAlreadyExists;
+    }
+    if (object.pin != Pin::kHard) {
+        return {};
+    }
     return check_pinned(record_bytes(object.key.size(), identity.length));
 }
 
 // What is pinned moves from reclaim to reclaim: it must leave room to do that, and for others.
 Status NvmeLog::check_pinned(uint64_t more) const {
     const uint64_t most = (segments_.size() - kMinReserve - 1) * segment_bytes_ / 100 * 45;
-    if (pinned_bytes_ + more <= most) return {};
+    if (pinned_bytes_ + more <= most) {
+        return {};
+    }
     return {Code::kNoSpace, std::to_string(most) +
                                 " bytes, as many as nvme_size allows, are pinned on NVMe: unpin, "
                                 "or raise nvme_size"};
@@ -193,7 +225,9 @@ uint64_t NvmeLog::reserve() const {
 
 // Whether an append of others leaves what the reclaim under way still has to move.
 bool NvmeLog::leaves_reserve(uint64_t size) const {
-    if (reclaim_needs_ == 0) return true;
+    if (reclaim_needs_ == 0) {
+        return true;
+    }
     const uint64_t free = free_or_prepared() * (segment_bytes_ - kSegmentHeaderBytes);
     const uint64_t room = buffers_->fits(size) ? buffers_->segment_room() : 0;
     return room + free >= reclaim_needs_ + size;
@@ -201,11 +235,17 @@ bool NvmeLog::leaves_reserve(uint64_t size) const {
 
 // Makes the log's head a segment with room for one more record. False: not now.
 bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
-    if (!reserve_too && !leaves_reserve(record_size)) return false;
-    if (buffers_->has_segment() && buffers_->fits(record_size)) return true;
+    if (!reserve_too && !leaves_reserve(record_size)) {
+        return false;
+    }
+    if (buffers_->has_segment() && buffers_->fits(record_size)) {
+        return true;
+    }
     must_maintain_ = true;
     maintain_wake_.notify_one();
-    if (prepared_.empty() || (!reserve_too && free_or_prepared() <= reserve())) return false;
+    if (prepared_.empty() || (!reserve_too && free_or_prepared() <= reserve())) {
+        return false;
+    }
     if (buffers_->has_segment()) {
         segments_[buffers_->segment()].state = Segment::State::kSealing;
         buffers_->end_segment();
@@ -226,11 +266,15 @@ bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
 // Writes the namespace's names into the head when this segment does not have them yet.
 bool NvmeLog::declare_namespace(const NvmeNamespace& ns) {
     SegmentManifest& manifest = *segments_[buffers_->segment()].manifest;
-    if (manifest.has_namespace(ns.ns)) return true;
+    if (manifest.has_namespace(ns.ns)) {
+        return true;
+    }
     const std::string names = ns.tenant_name + ns.name;
     std::unique_ptr<Reservation> room =
         buffers_->reserve(record_head_bytes(names.size()), boottime_ms());
-    if (room == nullptr) return false;
+    if (room == nullptr) {
+        return false;
+    }
     RecordHead head;
     head.kind = RecordKind::kNamespace;
     head.seq = buffers_->seq();
@@ -268,8 +312,12 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
                               std::optional<uint64_t> moved_from) {
     const uint64_t size = record_bytes(object.key.size(), data.size());
     std::unique_lock lock(mutex_);
-    if (state_ != NvmeState::kActive) return error_;
-    if (Status status = check_append(object, moved_from); !status.ok()) return status;
+    if (state_ != NvmeState::kActive) {
+        return error_;
+    }
+    if (Status status = check_append(object, moved_from); !status.ok()) {
+        return status;
+    }
     const uint16_t slot = *namespaces_.find(object.identity.ns);
     const NvmeNamespace& names = namespaces_.slot(slot).names;
     std::unique_ptr<Reservation> room;
@@ -315,7 +363,9 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
             journal_->remove(object.identity.hash, old->version, next_seq_ - 1);
         }
         insert(object, slot, segment, room->offset());
-        if (!moved_from) ++counters_.appended_objects;
+        if (!moved_from) {
+            ++counters_.appended_objects;
+        }
     } else {
         room->make_pad(folder_->session());
     }
@@ -331,12 +381,18 @@ void NvmeLog::account(const NvmeEntry& entry, bool added) {
     NvmeNamespaces::Slot& slot = namespaces_.slot(entry.ns_slot);
     change(slot.objects, 1);
     change(slot.bytes, entry.length);
-    if (entry.pin == Pin::kHard) change(slot.pinned_bytes, entry_bytes(entry));
+    if (entry.pin == Pin::kHard) {
+        change(slot.pinned_bytes, entry_bytes(entry));
+    }
     change(segments_[segment_of(entry.unit)].live_objects, 1);
-    if (slot.flushed) return;  // hidden: not counted since the flush
+    if (slot.flushed) {
+        return;  // hidden: not counted since the flush
+    }
     change(counters_.objects, 1);
     change(counters_.bytes_live, entry.length);
-    if (entry.pin == Pin::kHard) change(pinned_bytes_, entry_bytes(entry));
+    if (entry.pin == Pin::kHard) {
+        change(pinned_bytes_, entry_bytes(entry));
+    }
 }
 
 void NvmeLog::erase(const Hash128& hash, const NvmeEntry& entry) {
@@ -355,11 +411,17 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
         .ns_slot = ns_slot,
         .head_units = static_cast<uint8_t>(record_head_bytes(object.key.size()) / kRecordAlign),
         .pin = object.pin};
-    if (const std::optional<NvmeEntry> old = index_->find(hash)) erase(hash, *old);
-    if (!index_->put(hash, entry)) return;  // no memory: as if it had been evicted at once
+    if (const std::optional<NvmeEntry> old = index_->find(hash)) {
+        erase(hash, *old);
+    }
+    if (!index_->put(hash, entry)) {
+        return;  // no memory: as if it had been evicted at once
+    }
     account(entry, true);
     Segment& home = segments_[segment];
-    if (home.manifest == nullptr) return;
+    if (home.manifest == nullptr) {
+        return;
+    }
     home.manifest->add({.ns_index = home.manifest->add_namespace(namespaces_.slot(ns_slot).names),
                         .offset = offset,
                         .hash = hash,
@@ -375,7 +437,9 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
 
 bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
     const uint64_t size = record_bytes(limits::kMaxKeyBytes, data_bytes) + kMaxRecordHeadBytes;
-    if (data_bytes > max_object_bytes()) return false;
+    if (data_bytes > max_object_bytes()) {
+        return false;
+    }
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] {
         return state_ != NvmeState::kActive ||
@@ -393,8 +457,12 @@ bool NvmeLog::visible(const NvmeEntry& entry, NamespaceId ns) const {
 std::optional<NvmeFound> NvmeLog::find(NamespaceId ns, const Hash128& hash, bool touch) {
     const std::lock_guard lock(mutex_);
     const std::optional<NvmeEntry> entry = index_->find(hash);
-    if (!entry || !visible(*entry, ns)) return std::nullopt;
-    if (touch) index_->touch(hash);
+    if (!entry || !visible(*entry, ns)) {
+        return std::nullopt;
+    }
+    if (touch) {
+        index_->touch(hash);
+    }
     return NvmeFound{.version = entry->version,
                      .length = entry->length,
                      .pin = entry->pin,
@@ -410,7 +478,9 @@ bool NvmeLog::remove(NamespaceId ns, const Hash128& hash, Version version) {
     const bool present =
         entry && entry->version <= version && namespaces_.slot(entry->ns_slot).names.ns == ns;
     const bool counts = present && visible(*entry, ns);
-    if (present) erase(hash, *entry);
+    if (present) {
+        erase(hash, *entry);
+    }
     if (present || reclaiming_ || state_ != NvmeState::kActive) {
         journal_->remove(hash, version, next_seq_ - 1);
     }
@@ -421,7 +491,9 @@ void NvmeLog::flush_namespace(NamespaceId ns) {
     const std::lock_guard lock(mutex_);
     if (const std::optional<uint16_t> number = namespaces_.find(ns)) {
         NvmeNamespaces::Slot& slot = namespaces_.slot(*number);
-        if (slot.flushed) return;
+        if (slot.flushed) {
+            return;
+        }
         slot.flushed = true;
         counters_.objects -= slot.objects;
         counters_.bytes_live -= slot.bytes;
@@ -437,7 +509,9 @@ std::vector<NvmeNamespace> NvmeLog::namespaces() const {
     std::vector<NvmeNamespace> with_objects;
     for (uint16_t number = 0; number < namespaces_.size(); ++number) {
         const NvmeNamespaces::Slot& slot = namespaces_.slot(number);
-        if (slot.objects != 0 && !slot.flushed) with_objects.push_back(slot.names);
+        if (slot.objects != 0 && !slot.flushed) {
+            with_objects.push_back(slot.names);
+        }
     }
     return with_objects;
 }
@@ -455,9 +529,13 @@ Status NvmeLog::sync_removals() {
 Status NvmeLog::set_pin(NamespaceId ns, const Hash128& hash, Pin pin) {
     const std::lock_guard lock(mutex_);
     std::optional<NvmeEntry> entry = index_->find(hash);
-    if (!entry || !visible(*entry, ns)) return {Code::kNotFound, "not on NVMe"};
+    if (!entry || !visible(*entry, ns)) {
+        return {Code::kNotFound, "not on NVMe"};
+    }
     if (pin == Pin::kHard && entry->pin != Pin::kHard) {
-        if (Status status = check_pinned(entry_bytes(*entry)); !status.ok()) return status;
+        if (Status status = check_pinned(entry_bytes(*entry)); !status.ok()) {
+            return status;
+        }
     }
     account(*entry, false);
     entry->pin = pin;

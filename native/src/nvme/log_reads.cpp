@@ -54,7 +54,9 @@ Status NvmeLog::ReadTask::check_head(std::span<const uint8_t> bytes) {
         (!key.empty() && head.key != key)) {
         return {Code::kNotFound, "another key with the same hash is on NVMe"};
     }
-    if (head.expiry_ms != 0 && head.expiry_ms <= log.now_ms()) return {Code::kNotFound, "expired"};
+    if (head.expiry_ms != 0 && head.expiry_ms <= log.now_ms()) {
+        return {Code::kNotFound, "expired"};
+    }
     key.assign(head.key);
     head.key = {};
     return {};
@@ -62,12 +64,18 @@ Status NvmeLog::ReadTask::check_head(std::span<const uint8_t> bytes) {
 
 Status NvmeLog::ReadTask::take(uint64_t at, std::span<const uint8_t> bytes) {
     if (!has_head) {
-        if (at != 0 || bytes.size() < head_bytes()) return {};
-        if (Status status = check_head(bytes); !status.ok()) return status;
+        if (at != 0 || bytes.size() < head_bytes()) {
+            return {};
+        }
+        if (Status status = check_head(bytes); !status.ok()) {
+            return status;
+        }
         has_head = true;
     }
     const uint64_t wanted = head_bytes() + copied;
-    if (at > wanted || at + bytes.size() <= wanted) return {};
+    if (at > wanted || at + bytes.size() <= wanted) {
+        return {};
+    }
     const auto skip = static_cast<size_t>(wanted - at);
     const auto part =
         static_cast<size_t>(std::min<uint64_t>(bytes.size() - skip, entry.length - copied));
@@ -77,14 +85,18 @@ Status NvmeLog::ReadTask::take(uint64_t at, std::span<const uint8_t> bytes) {
 }
 
 Status NvmeLog::ReadTask::verify() {
-    if (seal_checksum(crc, head.identity) == head.sealed_crc) return {};
+    if (seal_checksum(crc, head.identity) == head.sealed_crc) {
+        return {};
+    }
     return {Code::kChecksumMismatch, "the object's data on NVMe is damaged"};
 }
 
 NvmeReadResult NvmeLog::ReadTask::result(const Status& status) const {
     NvmeReadResult answer;
     answer.status = status;
-    if (!status.ok()) return answer;
+    if (!status.ok()) {
+        return answer;
+    }
     answer.identity = head.identity;
     answer.sealed_crc = head.sealed_crc;
     answer.expiry_ms = head.expiry_ms;
@@ -116,14 +128,20 @@ void NvmeLog::ReadTask::complete(int64_t got) {
             status = {Code::kIoError, "read(" + log.path_of(segment) + "): the file ends early"};
         }
     }
-    if (status.ok()) status = verify();
+    if (status.ok()) {
+        status = verify();
+    }
     log.finish_read(this, result(status));
 }
 
 // Under mutex_. Ok: the task knows its place.
 Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
-    if (stopping_) return {Code::kClosed, "the NVMe tier is closing"};
-    if (state_ == NvmeState::kOff) return error_;
+    if (stopping_) {
+        return {Code::kClosed, "the NVMe tier is closing"};
+    }
+    if (state_ == NvmeState::kOff) {
+        return error_;
+    }
     const std::optional<NvmeEntry> entry = index_->find(read.hash);
     if (!entry || !visible(*entry, read.ns) ||
         (read.version != 0 && read.version != entry->version)) {
@@ -159,7 +177,9 @@ void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
             }
             if (status.ok()) {
                 ++segments_[task->segment].readers;
-                if (in_memory.empty()) waiting_reads_.push_back(std::move(task));
+                if (in_memory.empty()) {
+                    waiting_reads_.push_back(std::move(task));
+                }
             }
         }
         if (!status.ok()) {
@@ -179,11 +199,15 @@ void NvmeLog::read_from_memory(std::unique_ptr<ReadTask> task,
             std::min(buffer->start + buffer->capacity,
                      task->place + task->entry.head_units * kRecordAlign + task->entry.length);
         const uint64_t start = std::max(buffer->start, task->place);
-        if (!status.ok() || end <= start) continue;
+        if (!status.ok() || end <= start) {
+            continue;
+        }
         // A head may lie across two buffers.
         if (!task->has_head && end - start < task->entry.head_units * kRecordAlign) {
             status = take_split_head(*task, buffers);
-            if (!status.ok()) continue;
+            if (!status.ok()) {
+                continue;
+            }
         }
         status = task->take(start - task->place, {buffer->memory.data() + (start - buffer->start),
                                                   static_cast<size_t>(end - start)});
@@ -215,7 +239,9 @@ void NvmeLog::start_reads() {
         ReadTask* task = nullptr;
         {
             const std::lock_guard lock(mutex_);
-            if (waiting_reads_.empty() || reads_under_way_ >= depth) return;
+            if (waiting_reads_.empty() || reads_under_way_ >= depth) {
+                return;
+            }
             task = waiting_reads_.front().release();
             waiting_reads_.pop_front();
             ++reads_under_way_;
@@ -225,7 +251,9 @@ void NvmeLog::start_reads() {
                 bounce_buffers_.pop_back();
             }
         }
-        if (task->bounce.size() == 0) task->bounce = AlignedBuffer(ReadTask::kBounceBytes);
+        if (task->bounce.size() == 0) {
+            task->bounce = AlignedBuffer(ReadTask::kBounceBytes);
+        }
         if (task->bounce.size() == 0) {
             finish_read(task, task->result(Status(Code::kOverloaded, "no memory to read NVMe")));
             continue;
@@ -259,7 +287,9 @@ void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, boo
     // What is dropped here must not let an older version of it come back.
     const std::optional<NvmeEntry> entry = index_->find(task.request.hash);
     *drop = entry && entry->unit == task.entry.unit && entry->version == task.entry.version;
-    if (!*drop) return;
+    if (!*drop) {
+        return;
+    }
     erase(task.request.hash, *entry);
     journal_->remove(task.request.hash, entry->version, next_seq_ - 1);
     ++counters_.dropped_objects;
@@ -272,7 +302,9 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     {
         const std::lock_guard lock(mutex_);
         count_read(*task, result, &drop);
-        if (--segments_[task->segment].readers == 0) changed_.notify_all();
+        if (--segments_[task->segment].readers == 0) {
+            changed_.notify_all();
+        }
     }
     if (drop) {
         report(
@@ -287,12 +319,18 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     bool more = false;
     {
         const std::lock_guard lock(mutex_);
-        if (task->under_way) --reads_under_way_;
+        if (task->under_way) {
+            --reads_under_way_;
+        }
         more = task->bounce.size() != 0;
-        if (more) bounce_buffers_.push_back(std::move(task->bounce));
+        if (more) {
+            bounce_buffers_.push_back(std::move(task->bounce));
+        }
         changed_.notify_all();
     }
-    if (more) start_reads();  // without memory, start_reads() is what called this
+    if (more) {
+        start_reads();  // without memory, start_reads() is what called this
+    }
 }
 
 }  // namespace kvstore

@@ -72,7 +72,9 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
             lock.lock();
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(segment, row.offset)) continue;
+        if (!entry || entry->unit != unit_of(segment, row.offset)) {
+            continue;
+        }
         const NamespaceId ns = namespaces_.slot(entry->ns_slot).names.ns;
         const bool live = visible(*entry, ns);
         const uint64_t size = record_bytes(row.key.size(), row.length);
@@ -85,7 +87,9 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
         }
         const bool flushed = namespaces_.slot(entry->ns_slot).flushed;
         erase(row.hash, *entry);
-        if (flushed) continue;
+        if (flushed) {
+            continue;
+        }
         ++counters_.dropped_objects;
         dropped->push_back(
             {.ns = ns,
@@ -102,7 +106,9 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
                      std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
-    if (!slot) return {Code::kNotFound, "its namespace is gone"};
+    if (!slot) {
+        return {Code::kNotFound, "its namespace is gone"};
+    }
     NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
     object.key = moving.key;
     const uint64_t unit = unit_of(segment, row.offset);
@@ -127,7 +133,9 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
         lock.unlock();
         status = append_record(object, data, unit);
         lock.lock();
-        if (hopeless && status.code() == Code::kOverloaded) break;
+        if (hopeless && status.code() == Code::kOverloaded) {
+            break;
+        }
     }
     if (status.ok()) {
         ++counters_.readmitted_objects;
@@ -145,7 +153,9 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
 void NvmeLog::sweep(uint32_t segment, std::unique_lock<std::mutex>& lock) {
     for (size_t shard = 0; shard < index_->shards(); ++shard) {
         index_->erase_if(shard, [&](const NvmeEntry& entry) {
-            if (segment_of(entry.unit) != segment) return false;
+            if (segment_of(entry.unit) != segment) {
+                return false;
+            }
             account(entry, false);
             ++counters_.dropped_objects;
             return true;
@@ -161,7 +171,9 @@ void NvmeLog::sweep(uint32_t segment, std::unique_lock<std::mutex>& lock) {
 bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         Segment& segment = segments_[number];
-        if (segment.state != Segment::State::kSealed || segment.live_objects != 0) continue;
+        if (segment.state != Segment::State::kSealed || segment.live_objects != 0) {
+            continue;
+        }
         segment.state = Segment::State::kReclaiming;
         return free_segment(number, lock);
     }
@@ -171,12 +183,17 @@ bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
 bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     auto oldest = segments_.end();
     for (auto one = segments_.begin(); one != segments_.end(); ++one) {
-        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared)
+        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared) {
             continue;
-        if (oldest == segments_.end() || one->seq < oldest->seq) oldest = one;
+        }
+        if (oldest == segments_.end() || one->seq < oldest->seq) {
+            oldest = one;
+        }
     }
     // A younger one may be sealed before it, but must not go before it.
-    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) return false;
+    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) {
+        return false;
+    }
     const auto number = static_cast<uint32_t>(oldest - segments_.begin());
     oldest->state = Segment::State::kReclaiming;
     reclaiming_ = true;
@@ -201,14 +218,22 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     }
     std::vector<uint8_t> data;
     for (const Moving& one : moving) {
-        if (stopping_ || state_ != NvmeState::kActive) break;
+        if (stopping_ || state_ != NvmeState::kActive) {
+            break;
+        }
         reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
         left -= record_bytes(one.key.size(), one.row.length);
         const Status moved = move(number, one, window, data, lock);
-        if (moved.ok()) continue;
-        if (stopping_ || state_ != NvmeState::kActive) break;
+        if (moved.ok()) {
+            continue;
+        }
+        if (stopping_ || state_ != NvmeState::kActive) {
+            break;
+        }
         const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
-        if (!entry || entry->unit != unit_of(number, one.row.offset)) continue;
+        if (!entry || entry->unit != unit_of(number, one.row.offset)) {
+            continue;
+        }
         erase(one.row.hash, *entry);
         ++counters_.dropped_objects;
         dropped.push_back({.ns = one.ns,
@@ -225,7 +250,9 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
         oldest->state = Segment::State::kSealed;
         return false;
     }
-    if (oldest->live_objects != 0) sweep(number, lock);
+    if (oldest->live_objects != 0) {
+        sweep(number, lock);
+    }
     return free_segment(number, lock);
 }
 
@@ -262,7 +289,9 @@ bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) 
     ++counters_.segments_reclaimed;
     uint64_t oldest = next_seq_;
     for (const Segment& one : segments_) {
-        if (one.seq != 0) oldest = std::min(oldest, one.seq);
+        if (one.seq != 0) {
+            oldest = std::min(oldest, one.seq);
+        }
     }
     changed_.notify_all();
     lock.unlock();
@@ -275,13 +304,17 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
     size_t wanted = std::min<size_t>(max, 1 << 16);
     std::unique_lock lock(mutex_);
     while (!cursor->done && wanted > 0) {
-        if (state_ == NvmeState::kOff) return error_;
+        if (state_ == NvmeState::kOff) {
+            return error_;
+        }
         uint32_t number = 0;
         uint64_t seq = UINT64_MAX;
         for (uint32_t i = 0; i < segments_.size(); ++i) {
             const Segment::State at = segments_[i].state;
             const bool holds = at != Segment::State::kFree && at != Segment::State::kPrepared;
-            if (!holds || segments_[i].seq < cursor->seq || segments_[i].seq >= seq) continue;
+            if (!holds || segments_[i].seq < cursor->seq || segments_[i].seq >= seq) {
+                continue;
+            }
             number = i;
             seq = segments_[i].seq;
         }
@@ -289,7 +322,9 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
             cursor->done = true;
             break;
         }
-        if (seq != cursor->seq) *cursor = {.seq = seq, .manifest = nullptr};
+        if (seq != cursor->seq) {
+            *cursor = {.seq = seq, .manifest = nullptr};
+        }
         if (segments_[number].manifest == nullptr &&
             (cursor->manifest == nullptr || cursor->manifest->seq() != seq)) {
             lock.unlock();
@@ -300,8 +335,9 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
         }
         const SegmentManifest& manifest =
             segments_[number].manifest != nullptr ? *segments_[number].manifest : *cursor->manifest;
-        if (!list_rows(number, manifest, cursor, &wanted, out))
+        if (!list_rows(number, manifest, cursor, &wanted, out)) {
             *cursor = {.seq = seq + 1, .manifest = nullptr};
+        }
         lock.unlock();
         lock.lock();
     }
@@ -313,12 +349,18 @@ bool NvmeLog::list_rows(uint32_t number, const SegmentManifest& manifest, NvmeCu
                         size_t* wanted, std::vector<NvmeListed>* out) {
     ManifestRow row;
     for (size_t rows = 0; rows < kRowsUnderLock && *wanted > 0; ++rows) {
-        if (!manifest.next(&cursor->at, &row)) return false;
+        if (!manifest.next(&cursor->at, &row)) {
+            return false;
+        }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(number, row.offset)) continue;
+        if (!entry || entry->unit != unit_of(number, row.offset)) {
+            continue;
+        }
         const NvmeNamespace& names = namespaces_.slot(entry->ns_slot).names;
         const uint64_t now = now_ms();
-        if (!visible(*entry, names.ns) || (row.expiry_ms != 0 && row.expiry_ms <= now)) continue;
+        if (!visible(*entry, names.ns) || (row.expiry_ms != 0 && row.expiry_ms <= now)) {
+            continue;
+        }
         out->push_back({.ns = names,
                         .key = std::string(row.key),
                         .identity = object_of(names, row).identity,

@@ -16,8 +16,12 @@ constexpr uint64_t kMaxFreeTarget = 8;
 }  // namespace
 
 void NvmeLog::report(const std::vector<NvmeDropped>& dropped) {
-    if (!options_.on_dropped) return;
-    for (const NvmeDropped& one : dropped) options_.on_dropped(one);
+    if (!options_.on_dropped) {
+        return;
+    }
+    for (const NvmeDropped& one : dropped) {
+        options_.on_dropped(one);
+    }
 }
 
 void NvmeLog::write_loop() {
@@ -28,7 +32,9 @@ void NvmeLog::write_loop() {
             buffer = buffers_->next_to_write();
             return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_segment());
         });
-        if (buffer == nullptr) return;
+        if (buffer == nullptr) {
+            return;
+        }
         const int fd = fd_of(buffer->segment);
         lock.unlock();
         Status status = write_fully(io_, fd, buffer->memory.data(), buffer->used, buffer->start,
@@ -60,7 +66,9 @@ void NvmeLog::write_loop() {
 // What was in a buffer that could not be written is gone, although it was readable.
 void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped) {
     const auto manifest = segments_[buffer.segment].manifest;
-    if (manifest == nullptr) return;
+    if (manifest == nullptr) {
+        return;
+    }
     uint64_t at = 0;
     ManifestRow row;
     while (manifest->next(&at, &row)) {
@@ -69,7 +77,9 @@ void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* d
             continue;
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(buffer.segment, row.offset)) continue;
+        if (!entry || entry->unit != unit_of(buffer.segment, row.offset)) {
+            continue;
+        }
         erase(row.hash, *entry);
         // The bytes may have reached the disk all the same: they must not come back.
         journal_->remove(row.hash, row.version, next_seq_ - 1);
@@ -120,8 +130,12 @@ void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
         prepare_segments(lock);
         const uint64_t target =
             std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
-        if (state_ != NvmeState::kActive || free_or_prepared() >= target) break;
-        if (!reclaim(lock)) break;
+        if (state_ != NvmeState::kActive || free_or_prepared() >= target) {
+            break;
+        }
+        if (!reclaim(lock)) {
+            break;
+        }
     }
 }
 
@@ -130,7 +144,9 @@ void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
 void NvmeLog::seal_ready(std::unique_lock<std::mutex>& lock) {
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         Segment& segment = segments_[number];
-        if (segment.state != Segment::State::kSealing || buffers_->unwritten(segment.seq)) continue;
+        if (segment.state != Segment::State::kSealing || buffers_->unwritten(segment.seq)) {
+            continue;
+        }
         const std::shared_ptr<SegmentManifest> manifest = segment.manifest;
         const bool whole = state_ == NvmeState::kActive;
         const uint64_t writes = segment.writes;
@@ -146,8 +162,12 @@ void NvmeLog::seal_ready(std::unique_lock<std::mutex>& lock) {
             lost_writes_ = true;
             fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
         }
-        if (synced >= 0) segment.synced_writes = writes;
-        if (!saved.ok()) ++counters_.catalog_errors;
+        if (synced >= 0) {
+            segment.synced_writes = writes;
+        }
+        if (!saved.ok()) {
+            ++counters_.catalog_errors;
+        }
         segment.state = Segment::State::kSealed;
         // Without a row in the catalog the segment itself is asked, when that is needed.
         segment.manifest = nullptr;
@@ -157,7 +177,9 @@ void NvmeLog::seal_ready(std::unique_lock<std::mutex>& lock) {
 
 Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
     AlignedBuffer block(kSegmentHeaderBytes);
-    if (block.size() == 0) return {Code::kNoSpace, "no memory for a segment's header"};
+    if (block.size() == 0) {
+        return {Code::kNoSpace, "no memory for a segment's header"};
+    }
     std::fill(block.data(), block.data() + block.size(), uint8_t{0});
     if (seq != 0) {
         encode_segment_header({.seq = seq,
@@ -168,7 +190,9 @@ Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
     }
     const int fd = fd_of(segment);
     Status status = write_fully(io_, fd, block.data(), block.size(), 0, path_of(segment));
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+        return status;
+    }
     const int synced = io_.sync(fd);
     return synced < 0 ? io_status("fdatasync", path_of(segment), synced) : Status();
 }
@@ -178,7 +202,9 @@ void NvmeLog::prepare_segments(std::unique_lock<std::mutex>& lock) {
         const auto free = std::find_if(segments_.begin(), segments_.end(), [](const Segment& one) {
             return one.state == Segment::State::kFree;
         });
-        if (free == segments_.end()) return;
+        if (free == segments_.end()) {
+            return;
+        }
         const auto number = static_cast<uint32_t>(free - segments_.begin());
         const uint64_t seq = next_seq_++;
         free->state = Segment::State::kPrepared;
@@ -217,7 +243,9 @@ Status NvmeLog::sync_locked(std::unique_lock<std::mutex>& lock) {
     std::vector<std::pair<uint32_t, uint64_t>> dirty;
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         const Segment& segment = segments_[number];
-        if (segment.writes != segment.synced_writes) dirty.emplace_back(number, segment.writes);
+        if (segment.writes != segment.synced_writes) {
+            dirty.emplace_back(number, segment.writes);
+        }
     }
     for (const auto& [number, writes] : dirty) {
         lock.unlock();

@@ -33,13 +33,17 @@ std::string take_text(std::span<const uint8_t>& in, size_t size) {
 }
 
 bool decode_namespace(std::span<const uint8_t>& in, NvmeNamespace* ns) {
-    if (in.size() < kNamespaceBytes) return false;
+    if (in.size() < kNamespaceBytes) {
+        return false;
+    }
     ns->ns = take_word<uint64_t>(in);
     ns->tenant = take_word<uint64_t>(in);
     ns->epoch = take_word<uint32_t>(in);
     const size_t tenant_bytes = take_word<uint8_t>(in);
     const size_t name_bytes = take_word<uint8_t>(in);
-    if (in.size() < tenant_bytes + name_bytes) return false;
+    if (in.size() < tenant_bytes + name_bytes) {
+        return false;
+    }
     ns->tenant_name = take_text(in, tenant_bytes);
     ns->name = take_text(in, name_bytes);
     return is_valid_name(ns->tenant_name) && is_valid_name(ns->name) && ns->epoch <= kMaxEpoch;
@@ -50,7 +54,9 @@ bool decode_namespace(std::span<const uint8_t>& in, NvmeNamespace* ns) {
 uint32_t SegmentManifest::add_namespace(const NvmeNamespace& ns) {
     const auto [found, is_new] =
         indices_.try_emplace(ns.ns, static_cast<uint32_t>(namespaces_.size()));
-    if (is_new) namespaces_.push_back(ns);
+    if (is_new) {
+        namespaces_.push_back(ns);
+    }
     return found->second;
 }
 
@@ -73,7 +79,9 @@ void SegmentManifest::add(const ManifestRow& row) {
 }
 
 bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
-    if (*at > rows_.size() || rows_.size() - *at < kRowBytes) return false;
+    if (*at > rows_.size() || rows_.size() - *at < kRowBytes) {
+        return false;
+    }
     std::span<const uint8_t> in(rows_.data() + *at, rows_.size() - *at);
     row->ns_index = take_word<uint32_t>(in);
     row->offset = uint64_t{take_word<uint32_t>(in)} * kRecordAlign;
@@ -88,7 +96,9 @@ bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
     row->parent.hi = take_word<uint64_t>(in);
     row->pin = take_word<Pin>(in);
     const size_t key_bytes = take_word<uint16_t>(in);
-    if (in.size() < key_bytes) return false;
+    if (in.size() < key_bytes) {
+        return false;
+    }
     row->key = {reinterpret_cast<const char*>(in.data()), key_bytes};
     *at += kRowBytes + key_bytes;
     return true;
@@ -128,19 +138,27 @@ Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) 
     }
     std::span<const uint8_t> in = bytes.subspan(sizeof(kMagic));
     const auto format = take_word<uint32_t>(in);
-    if (take_word<uint32_t>(in) != crc_of(bytes)) return damaged;
-    if (format != kNvmeFormat) return {Code::kVersionMismatch, "manifest of another format"};
+    if (take_word<uint32_t>(in) != crc_of(bytes)) {
+        return damaged;
+    }
+    if (format != kNvmeFormat) {
+        return {Code::kVersionMismatch, "manifest of another format"};
+    }
     SegmentManifest manifest(take_word<uint64_t>(in));
     const auto namespaces = take_word<uint32_t>(in);
     const auto objects = take_word<uint32_t>(in);
     const auto name_bytes = take_word<uint64_t>(in);
     const auto row_bytes = take_word<uint64_t>(in);
     const size_t body = bytes.size() - kHeadBytes;
-    if (name_bytes > body || row_bytes != body - name_bytes) return damaged;
+    if (name_bytes > body || row_bytes != body - name_bytes) {
+        return damaged;
+    }
     std::span<const uint8_t> names = bytes.subspan(kHeadBytes, name_bytes);
     for (uint32_t i = 0; i < namespaces; ++i) {
         NvmeNamespace ns;
-        if (!decode_namespace(names, &ns) || manifest.add_namespace(ns) != i) return damaged;
+        if (!decode_namespace(names, &ns) || manifest.add_namespace(ns) != i) {
+            return damaged;
+        }
     }
     const auto rows = bytes.subspan(kHeadBytes + name_bytes);
     manifest.rows_.assign(rows.begin(), rows.end());
@@ -153,7 +171,9 @@ Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) 
         }
         ++manifest.objects_;
     }
-    if (at != row_bytes || manifest.objects_ != objects) return damaged;
+    if (at != row_bytes || manifest.objects_ != objects) {
+        return damaged;
+    }
     return manifest;
 }
 
@@ -166,7 +186,9 @@ Status MemoryCatalog::save(uint64_t seq, std::span<const uint8_t> manifest) {
 Result<std::vector<uint8_t>> MemoryCatalog::load(uint64_t seq) {
     const std::lock_guard lock(mutex_);
     const auto found = rows_.find(seq);
-    if (found == rows_.end()) return {Code::kNotFound, "no manifest"};
+    if (found == rows_.end()) {
+        return {Code::kNotFound, "no manifest"};
+    }
     return found->second;
 }
 
@@ -179,7 +201,9 @@ Status MemoryCatalog::drop(uint64_t seq) {
 Result<std::vector<uint64_t>> MemoryCatalog::list() {
     const std::lock_guard lock(mutex_);
     std::vector<uint64_t> seqs;
-    for (const auto& row : rows_) seqs.push_back(row.first);
+    for (const auto& row : rows_) {
+        seqs.push_back(row.first);
+    }
     return seqs;
 }
 

@@ -6,12 +6,16 @@
 namespace kvstore {
 
 std::optional<uint16_t> NvmeNamespaces::add(const NvmeNamespace& ns) {
-    if (const auto known = find(ns.ns)) return known;
+    if (const auto known = find(ns.ns)) {
+        return known;
+    }
     auto slot = slots_.end();
     if (slots_.size() >= kMax) {
         slot = std::find_if(slots_.begin(), slots_.end(),
                             [](const Slot& one) { return one.objects == 0 && one.appending == 0; });
-        if (slot == slots_.end()) return std::nullopt;
+        if (slot == slots_.end()) {
+            return std::nullopt;
+        }
         numbers_.erase(slot->names.ns);
     } else {
         slots_.emplace_back();
@@ -25,7 +29,9 @@ std::optional<uint16_t> NvmeNamespaces::add(const NvmeNamespace& ns) {
 
 std::optional<uint16_t> NvmeNamespaces::find(NamespaceId ns) const {
     const auto found = numbers_.find(ns);
-    if (found == numbers_.end()) return std::nullopt;
+    if (found == numbers_.end()) {
+        return std::nullopt;
+    }
     return found->second;
 }
 

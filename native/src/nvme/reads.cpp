@@ -14,7 +14,9 @@ namespace {
 class PoolEngine : public NvmeReadEngine {
   public:
     PoolEngine(FileIo& io, size_t threads) : io_(io) {
-        for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+        for (size_t i = 0; i < threads; ++i) {
+            threads_.emplace_back([this] { run(); });
+        }
     }
     ~PoolEngine() override {
         {
@@ -22,7 +24,9 @@ class PoolEngine : public NvmeReadEngine {
             stopping_ = true;
         }
         wake_.notify_all();
-        for (std::thread& thread : threads_) thread.join();
+        for (std::thread& thread : threads_) {
+            thread.join();
+        }
     }
     void submit(NvmeReadOp* op) override {
         {
@@ -38,7 +42,9 @@ class PoolEngine : public NvmeReadEngine {
         std::unique_lock lock(mutex_);
         while (true) {
             wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
-            if (waiting_.empty()) return;
+            if (waiting_.empty()) {
+                return;
+            }
             NvmeReadOp* op = waiting_.front();
             waiting_.pop_front();
             lock.unlock();
@@ -60,7 +66,9 @@ class PoolEngine : public NvmeReadEngine {
 Result<std::unique_ptr<NvmeReadEngine>> NvmeReadEngine::create(FileIo& io, const Options& options) {
     if (options.way != Way::kPool) {
         Result<std::unique_ptr<NvmeReadEngine>> ring = create_ring_engine(io, options);
-        if (ring.ok() || options.way == Way::kRing) return ring;
+        if (ring.ok() || options.way == Way::kRing) {
+            return ring;
+        }
     }
     return std::unique_ptr<NvmeReadEngine>(
         std::make_unique<PoolEngine>(io, std::clamp<size_t>(options.depth, 1, 256)));

@@ -19,7 +19,9 @@ constexpr uint64_t kBytesAShard = 2ull << 30;
 std::vector<uint32_t> NvmeLog::used_segments() const {
     std::vector<uint32_t> used;
     for (uint32_t number = 0; number < segments_.size(); ++number) {
-        if (segments_[number].seq != 0) used.push_back(number);
+        if (segments_[number].seq != 0) {
+            used.push_back(number);
+        }
     }
     std::sort(used.begin(), used.end(),
               [this](uint32_t a, uint32_t b) { return segments_[a].seq < segments_[b].seq; });
@@ -34,7 +36,9 @@ Status NvmeLog::recover() {
                                             .cluster_check = options_.cluster_check,
                                             .discard_foreign = options_.discard_foreign},
                                            &shortage);
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+        return status;
+    }
     segment_bytes_ = folder_->segment_bytes();
     if (segment_bytes_ < 2 * kMaxRecordHeadBytes + 2 * kSegmentHeaderBytes) {
         return {Code::kInvalidArgument, "segments of that size hold nothing"};
@@ -48,13 +52,19 @@ Status NvmeLog::recover() {
     for (size_t i = 0; i < segments_.size(); ++i) {
         const NvmeFolder::SegmentFile& file = folder_->files()[i];
         segments_[i].seq = file.seq;
-        if (file.seq != 0) segments_[i].state = Segment::State::kSealed;
-        if (file.damaged) ++counters_.damaged_segments;
+        if (file.seq != 0) {
+            segments_[i].state = Segment::State::kSealed;
+        }
+        if (file.damaged) {
+            ++counters_.damaged_segments;
+        }
         next_seq_ = std::max(next_seq_, file.seq + 1);
     }
     Removals removals;
     status = journal_->load(&removals);
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+        return status;
+    }
     counters_.damaged_removals = removals.damaged;
     recovered_applied_ = removals.applied_seq;
     if (!shortage.ok()) {
@@ -88,8 +98,12 @@ void NvmeLog::recover_segments(const Removals& removals) {
         if (!sealed && scan.end == kSegmentHeaderBytes && !scan.torn && scan.status.ok()) {
             segments_[used[done]] = {};  // prepared, and never written to
         } else {
-            if (!sealed) ++counters_.scanned_segments;
-            if (last_number != UINT32_MAX) save_scanned(last_number, last);
+            if (!sealed) {
+                ++counters_.scanned_segments;
+            }
+            if (last_number != UINT32_MAX) {
+                save_scanned(last_number, last);
+            }
             last_number = sealed ? UINT32_MAX : used[done];
             last = std::move(scan);
         }
@@ -102,7 +116,9 @@ void NvmeLog::recover_segments(const Removals& removals) {
         save_scanned(last_number, last);
     }
     for (const uint64_t seq : cataloged) {
-        if (!catalog_->drop(seq).ok()) ++counters_.catalog_errors;
+        if (!catalog_->drop(seq).ok()) {
+            ++counters_.catalog_errors;
+        }
     }
 }
 
@@ -123,8 +139,12 @@ bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& r
     }
     *scan = scan_segment(io_, fd_of(number), path_of(number), seq, segment_bytes_, true);
     counters_.damaged_records += scan->damaged;
-    if (scan->torn) ++counters_.torn_tails;
-    if (!scan->status.ok()) ++counters_.io_errors;
+    if (scan->torn) {
+        ++counters_.torn_tails;
+    }
+    if (!scan->status.ok()) {
+        ++counters_.io_errors;
+    }
     recover_rows(number, scan->manifest, removals);
     return false;
 }
@@ -147,14 +167,18 @@ void NvmeLog::recover_rows(uint32_t number, const SegmentManifest& manifest,
         }
         // Of equal versions the later one: it was moved, and its old place may be given away.
         const std::optional<NvmeEntry> present = index_->find(row.hash);
-        if (present && present->version > row.version) continue;
+        if (present && present->version > row.version) {
+            continue;
+        }
         insert(object_of(namespaces_.slot(*slot).names, row), *slot, number, row.offset);
     }
 }
 
 // A segment that is not written to any more need not be scanned by the next life.
 void NvmeLog::save_scanned(uint32_t number, const SegmentScan& scan) {
-    if (catalog_ == nullptr || !scan.status.ok()) return;
+    if (catalog_ == nullptr || !scan.status.ok()) {
+        return;
+    }
     if (!catalog_->save(segments_[number].seq, scan.manifest.encode()).ok()) {
         ++counters_.catalog_errors;
     }
@@ -163,15 +187,21 @@ void NvmeLog::save_scanned(uint32_t number, const SegmentScan& scan) {
 // The log goes on where its last segment ends, so that lives that write little cost no segment
 // each. The block in which it ends is written again, with what it holds.
 bool NvmeLog::continue_head(uint32_t number, const SegmentScan& scan) {
-    if (state_ != NvmeState::kActive || !scan.status.ok()) return false;
+    if (state_ != NvmeState::kActive || !scan.status.ok()) {
+        return false;
+    }
     const uint64_t block = align_down(scan.end, kIoAlign);
     AlignedBuffer head(kIoAlign);
-    if (head.size() == 0) return false;
+    if (head.size() == 0) {
+        return false;
+    }
     const auto head_bytes = static_cast<size_t>(scan.end - block);
     if (head_bytes > 0) {
         const Result<size_t> got =
             read_fully(io_, fd_of(number), head.data(), kIoAlign, block, path_of(number));
-        if (!got.ok() || *got < head_bytes) return false;
+        if (!got.ok() || *got < head_bytes) {
+            return false;
+        }
     }
     Segment& segment = segments_[number];
     if (!buffers_->begin_segment(number, segment.seq, scan.end, segment_bytes_, folder_->session(),

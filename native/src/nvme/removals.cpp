@@ -57,11 +57,15 @@ bool RemovalJournal::decode(const Record& record, Removals* removals, uint64_t* 
 Status RemovalJournal::load_file(uint64_t number, Removals* removals) {
     const std::string path = folder_.file_path(kPrefix, number);
     const int opened = io_.open(path, O_RDONLY);
-    if (opened < 0) return io_status("open", path, opened);
+    if (opened < 0) {
+        return io_status("open", path, opened);
+    }
     const Fd fd(opened);
     std::vector<uint8_t> bytes(kMostFileBytes);
     const Result<size_t> got = read_fully(io_, fd.get(), bytes.data(), bytes.size(), 0, path);
-    if (!got.ok()) return got.status();
+    if (!got.ok()) {
+        return got.status();
+    }
     uint64_t unread = 0;  // records that were not whole, since the last one that was
     uint64_t last_seq = 0;
     Record record;
@@ -81,15 +85,23 @@ Status RemovalJournal::load_file(uint64_t number, Removals* removals) {
 
 Status RemovalJournal::load(Removals* removals) {
     const Result<std::vector<uint64_t>> numbers = folder_.numbers(kPrefix);
-    if (!numbers.ok()) return numbers.status();
+    if (!numbers.ok()) {
+        return numbers.status();
+    }
     const std::lock_guard lock(file_mutex_);
     for (const uint64_t number : *numbers) {
-        if (number == UINT64_MAX) continue;
-        if (Status status = load_file(number, removals); !status.ok()) return status;
+        if (number == UINT64_MAX) {
+            continue;
+        }
+        if (Status status = load_file(number, removals); !status.ok()) {
+            return status;
+        }
         next_number_ = std::max(next_number_, number + 1);
     }
     // The first sync of this life may drop the file that it stands in.
-    if (removals->applied_seq != 0) note_applied(removals->applied_seq);
+    if (removals->applied_seq != 0) {
+        note_applied(removals->applied_seq);
+    }
     return {};
 }
 
@@ -120,7 +132,9 @@ Status RemovalJournal::sync() {
         const std::lock_guard lock(pending_mutex_);
         records.swap(pending_);
     }
-    if (records.empty()) return {};
+    if (records.empty()) {
+        return {};
+    }
     Status status = write(records);
     if (!status.ok()) {
         const std::lock_guard lock(pending_mutex_);
@@ -136,7 +150,9 @@ Status RemovalJournal::write(const std::deque<PendingRecord>& records) {
     size_t done = 0;
     while (done < records.size()) {
         if (!file_.valid() || file_bytes_ + sizeof(Record) > kFileBytes) {
-            if (Status status = open_next(); !status.ok()) return status;
+            if (Status status = open_next(); !status.ok()) {
+                return status;
+            }
         }
         const size_t room = (kFileBytes - file_bytes_) / sizeof(Record);
         const size_t count = std::min(room, records.size() - done);
@@ -149,7 +165,9 @@ Status RemovalJournal::write(const std::deque<PendingRecord>& records) {
         }
         Status status =
             write_fully(io_, file_.get(), bytes.data(), bytes.size(), file_bytes_, file_path_);
-        if (!status.ok()) return status;
+        if (!status.ok()) {
+            return status;
+        }
         if (const int synced = io_.sync(file_.get()); synced < 0) {
             // What the kernel dropped after a failed sync cannot be told: the next try gets a file
             // of its own.
@@ -165,7 +183,9 @@ Status RemovalJournal::write(const std::deque<PendingRecord>& records) {
 Status RemovalJournal::open_next() {
     file_path_ = folder_.file_path(kPrefix, next_number_);
     const int opened = io_.open(file_path_, O_RDWR | O_CREAT | O_EXCL);
-    if (opened < 0) return io_status("open", file_path_, opened);
+    if (opened < 0) {
+        return io_status("open", file_path_, opened);
+    }
     file_ = Fd(opened);
     // A number that was opened is never opened again, whatever comes next.
     last_seqs_[next_number_++] = 0;
@@ -176,7 +196,9 @@ Status RemovalJournal::open_next() {
         return io_status("fallocate", file_path_, allocated);
     }
     Status status = folder_.sync_names();
-    if (!status.ok()) file_.reset();
+    if (!status.ok()) {
+        file_.reset();
+    }
     return status;
 }
 

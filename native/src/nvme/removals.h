@@ -31,7 +31,9 @@ struct Removals {
     std::unordered_set<NamespaceId> flushed;
     uint64_t damaged = 0;  // records in front of whole ones whose crc is wrong
     bool covers(NamespaceId ns, const Hash128& hash, Version version) const {
-        if (flushed.contains(ns)) return true;
+        if (flushed.contains(ns)) {
+            return true;
+        }
         const auto found = versions.find(hash);
         return found != versions.end() && version <= found->second;
     }

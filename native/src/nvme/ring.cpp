@@ -77,21 +77,31 @@ constexpr uint64_t kStop = 0;  // the completion that ends one thread
 
 Status RingEngine::start(size_t threads) {
     fd_ = Fd(ring_setup(static_cast<unsigned>(std::bit_ceil(depth_ + threads + 1)), &params_));
-    if (!fd_.valid()) return errno_status("io_uring_setup", "NVMe reads");
+    if (!fd_.valid()) {
+        return errno_status("io_uring_setup", "NVMe reads");
+    }
     if ((params_.features & IORING_FEAT_SINGLE_MMAP) == 0) {
         return {Code::kUnsupported, "io_uring of this kernel is too old"};
     }
     const size_t bytes = std::max(params_.sq_off.array + params_.sq_entries * sizeof(unsigned),
                                   params_.cq_off.cqes + params_.cq_entries * sizeof(io_uring_cqe));
     Result<Mapping> rings = Mapping::map(fd_.get(), bytes, true, IORING_OFF_SQ_RING);
-    if (!rings.ok()) return rings.status();
+    if (!rings.ok()) {
+        return rings.status();
+    }
     rings_ = std::move(*rings);
     Result<Mapping> entries =
         Mapping::map(fd_.get(), params_.sq_entries * sizeof(io_uring_sqe), true, IORING_OFF_SQES);
-    if (!entries.ok()) return entries.status();
+    if (!entries.ok()) {
+        return entries.status();
+    }
     entries_ = std::move(*entries);
-    if (!works()) return {Code::kUnsupported, "io_uring of this kernel knows no plain read"};
-    for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+    if (!works()) {
+        return {Code::kUnsupported, "io_uring of this kernel knows no plain read"};
+    }
+    for (size_t i = 0; i < threads; ++i) {
+        threads_.emplace_back([this] { run(); });
+    }
     return {};
 }
 
@@ -107,7 +117,9 @@ bool RingEngine::works() {
     }
     uint64_t data = 0;
     int32_t result = 0;
-    if (!take(&data, &result)) return false;
+    if (!take(&data, &result)) {
+        return false;
+    }
     under_way_ = 0;
     return result == -EBADF;
 }
@@ -118,14 +130,18 @@ RingEngine::~RingEngine() {
         push(nullptr);
         issue();
     }
-    for (std::thread& thread : threads_) thread.join();
+    for (std::thread& thread : threads_) {
+        thread.join();
+    }
 }
 
 // Under submit_mutex_. `op` null: a completion that ends a thread.
 bool RingEngine::push(NvmeReadOp* op) {
     unsigned* tail = at<unsigned>(params_.sq_off.tail);
     const unsigned head = load_acquire(at<unsigned>(params_.sq_off.head));
-    if (*tail - head >= params_.sq_entries) return false;
+    if (*tail - head >= params_.sq_entries) {
+        return false;
+    }
     const unsigned index = *tail & *at<unsigned>(params_.sq_off.ring_mask);
     io_uring_sqe& entry = reinterpret_cast<io_uring_sqe*>(entries_.data())[index];
     std::memset(&entry, 0, sizeof(entry));
@@ -151,9 +167,13 @@ void RingEngine::issue() {
     }
     while (unsubmitted_ > 0) {
         const int taken = ring_enter(fd_.get(), unsubmitted_, 0, 0);
-        if (taken > 0) unsubmitted_ -= static_cast<unsigned>(taken);
+        if (taken > 0) {
+            unsubmitted_ -= static_cast<unsigned>(taken);
+        }
         // Short of memory or of completion room: the kernel asks to come again.
-        if (taken < 0 && errno != EINTR) std::this_thread::yield();
+        if (taken < 0 && errno != EINTR) {
+            std::this_thread::yield();
+        }
     }
 }
 
@@ -189,7 +209,9 @@ void RingEngine::run() {
         {
             const std::lock_guard lock(submit_mutex_);
             --under_way_;
-            if (!waiting_.empty()) issue();
+            if (!waiting_.empty()) {
+                issue();
+            }
         }
         const int64_t said = result == -EINTR || result == -EAGAIN ? 0 : result;
         if (said == 0 && result != 0) {
@@ -206,7 +228,9 @@ Result<std::unique_ptr<NvmeReadEngine>> create_ring_engine(FileIo& io,
                                                            const NvmeReadEngine::Options& options) {
     auto engine = std::make_unique<RingEngine>(io, std::clamp<size_t>(options.depth, 1, 1024));
     Status status = engine->start(std::clamp<size_t>(options.threads, 1, 16));
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+        return status;
+    }
     return std::unique_ptr<NvmeReadEngine>(std::move(engine));
 }
 

@@ -15,7 +15,9 @@ bool data_matches(FileWindow& window, uint64_t offset, const RecordHead& head) {
     uint64_t left = head.identity.length;
     while (left > 0) {
         const std::span<const uint8_t> bytes = window.at(offset, 1);
-        if (bytes.empty()) return false;
+        if (bytes.empty()) {
+            return false;
+        }
         const auto part = static_cast<size_t>(std::min<uint64_t>(left, bytes.size()));
         crc = crc32c(bytes.data(), part, crc);
         offset += part;
@@ -27,7 +29,9 @@ bool data_matches(FileWindow& window, uint64_t offset, const RecordHead& head) {
 bool add_namespace(SegmentManifest& manifest, const RecordHead& head) {
     const std::string_view tenant = head.key.substr(0, head.identity.length);
     const std::string_view name = head.key.substr(head.identity.length);
-    if (!is_valid_name(tenant) || !is_valid_name(name)) return false;
+    if (!is_valid_name(tenant) || !is_valid_name(name)) {
+        return false;
+    }
     manifest.add_namespace({.ns = head.identity.ns,
                             .tenant = head.identity.tenant,
                             .epoch = static_cast<uint32_t>(head.identity.version),
@@ -55,7 +59,9 @@ void add_object(SegmentManifest& manifest, const RecordHead& head, const std::st
 
 FileWindow::FileWindow(FileIo& io, int fd, std::string path, uint64_t file_bytes)
     : io_(io), fd_(fd), path_(std::move(path)), file_bytes_(file_bytes), buffer_(kBytes) {
-    if (!has_memory()) status_ = Status(Code::kNoSpace, "no memory to read " + path_);
+    if (!has_memory()) {
+        status_ = Status(Code::kNoSpace, "no memory to read " + path_);
+    }
 }
 
 std::span<const uint8_t> FileWindow::at(uint64_t offset, size_t least) {
@@ -73,7 +79,9 @@ std::span<const uint8_t> FileWindow::at(uint64_t offset, size_t least) {
             status_ = got.status();
         }
     }
-    if (!status_.ok() || offset < start_ || offset >= start_ + filled_) return {};
+    if (!status_.ok() || offset < start_ || offset >= start_ + filled_) {
+        return {};
+    }
     const auto skip = static_cast<size_t>(offset - start_);
     return {buffer_.data() + skip, static_cast<size_t>(filled_) - skip};
 }
@@ -81,7 +89,9 @@ std::span<const uint8_t> FileWindow::at(uint64_t offset, size_t least) {
 bool FileWindow::copy(uint64_t offset, uint8_t* to, size_t size) {
     while (size > 0) {
         const std::span<const uint8_t> bytes = at(offset, 1);
-        if (bytes.empty()) return false;
+        if (bytes.empty()) {
+            return false;
+        }
         const size_t part = std::min(size, bytes.size());
         std::memcpy(to, bytes.data(), part);
         offset += part;

@@ -13,7 +13,9 @@ namespace kvstore {
 std::span<uint8_t> Reservation::room(size_t size) {
     for (const auto& buffer : buffers_) {
         const uint64_t end = buffer->start + buffer->capacity;
-        if (at_ < buffer->start || at_ >= end) continue;
+        if (at_ < buffer->start || at_ >= end) {
+            continue;
+        }
         return {buffer->memory.data() + (at_ - buffer->start),
                 static_cast<size_t>(std::min<uint64_t>(size, end - at_))};
     }
@@ -97,13 +99,17 @@ bool WriteBuffers::begin_segment(uint32_t segment, uint64_t seq, uint64_t positi
                                  uint64_t segment_bytes, uint64_t session,
                                  std::span<const uint8_t> head, uint64_t now_ms) {
     KV_ASSERT(!has_segment() && position % kRecordAlign == 0 && position <= segment_bytes);
-    if (free_count() == 0) return false;
+    if (free_count() == 0) {
+        return false;
+    }
     segment_ = segment;
     seq_ = seq;
     session_ = session;
     position_ = position;
     segment_bytes_ = segment_bytes;
-    if (head.empty()) return true;
+    if (head.empty()) {
+        return true;
+    }
     KV_ASSERT(align_down(position, kIoAlign) + head.size() == position);
     add_buffer(position - head.size(), now_ms);
     std::memcpy(open_->memory.data(), head.data(), head.size());
@@ -120,13 +126,17 @@ std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_m
     KV_ASSERT(has_segment() && size % kRecordAlign == 0 && fits(size));
     const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
     const uint64_t more = size > room ? (size - room + buffer_bytes_ - 1) / buffer_bytes_ : 0;
-    if (more > free_count()) return nullptr;
+    if (more > free_count()) {
+        return nullptr;
+    }
     auto reservation = std::make_unique<Reservation>();
     reservation->offset_ = reservation->at_ = position_;
     reservation->size_ = size;
     const uint64_t end = position_ + size;
     while (position_ < end) {
-        if (open_ == nullptr) add_buffer(position_, now_ms);
+        if (open_ == nullptr) {
+            add_buffer(position_, now_ms);
+        }
         const uint64_t part = std::min(end - position_, open_->capacity - open_->used);
         if (part > 0) {
             ++open_->copying;
@@ -144,11 +154,15 @@ std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_m
 }
 
 void WriteBuffers::finish(std::unique_ptr<Reservation> reservation) {
-    for (const auto& buffer : reservation->buffers_) --buffer->copying;
+    for (const auto& buffer : reservation->buffers_) {
+        --buffer->copying;
+    }
 }
 
 bool WriteBuffers::close_buffer() {
-    if (open_ == nullptr || open_->needed_until == 0) return false;
+    if (open_ == nullptr || open_->needed_until == 0) {
+        return false;
+    }
     const uint64_t end = align_up(open_->used, kIoAlign);
     if (end > open_->used) {
         // A pad's head lies within the first 64 bytes of what is left of the block.
@@ -205,10 +219,16 @@ void WriteBuffers::release_written() {
     while (!chain_.empty()) {
         const WriteBuffer& front = *chain_.front();
         for (const auto& buffer : chain_) {
-            if (buffer->seq != front.seq || buffer->start >= front.needed_until) break;
-            if (!on_disk(*buffer)) return;
+            if (buffer->seq != front.seq || buffer->start >= front.needed_until) {
+                break;
+            }
+            if (!on_disk(*buffer)) {
+                return;
+            }
         }
-        if (!on_disk(front)) return;
+        if (!on_disk(front)) {
+            return;
+        }
         retired_.push_back(std::move(chain_.front()));
         chain_.pop_front();
     }
@@ -246,12 +266,16 @@ std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::find(uint64_t seq, uint6
     uint64_t covered = 0;
     for (const auto& buffer : chain_) {
         const uint64_t end = buffer->start + buffer->used;
-        if (buffer->seq != seq || buffer->start >= offset + size || end <= offset) continue;
+        if (buffer->seq != seq || buffer->start >= offset + size || end <= offset) {
+            continue;
+        }
         covered += std::min(end, offset + size) - std::max(buffer->start, offset);
         found.push_back(buffer);
     }
     // The block that an earlier life began is in memory from its start: older records end in it.
-    if (covered < size) found.clear();
+    if (covered < size) {
+        found.clear();
+    }
     return found;
 }
 
@@ -260,7 +284,9 @@ void WriteBuffers::copy_out(const std::vector<std::shared_ptr<WriteBuffer>>& buf
     for (const auto& buffer : buffers) {
         // Not `used`, which appends change: find() has seen that the record is there.
         const uint64_t end = buffer->start + buffer->capacity;
-        if (size == 0 || offset < buffer->start || offset >= end) continue;
+        if (size == 0 || offset < buffer->start || offset >= end) {
+            continue;
+        }
         const auto part = static_cast<size_t>(std::min<uint64_t>(size, end - offset));
         std::memcpy(to, buffer->memory.data() + (offset - buffer->start), part);
         offset += part;

@@ -28,12 +28,20 @@ uint32_t index_entries_for(uint64_t size_bytes) {
 }
 
 BlockStore::Options with_defaults(BlockStore::Options options) {
-    if (options.index_entries == 0) options.index_entries = index_entries_for(options.size_bytes);
-    if (options.client_cap_bytes == 0) options.client_cap_bytes = options.size_bytes / 2;
-    if (options.lease_cap_bytes == 0) options.lease_cap_bytes = options.size_bytes / 2;
+    if (options.index_entries == 0) {
+        options.index_entries = index_entries_for(options.size_bytes);
+    }
+    if (options.client_cap_bytes == 0) {
+        options.client_cap_bytes = options.size_bytes / 2;
+    }
+    if (options.lease_cap_bytes == 0) {
+        options.lease_cap_bytes = options.size_bytes / 2;
+    }
     // A claim granted before a remove must not outlive the tombstone.
     options.tombstone_ms = std::max(options.tombstone_ms, 2 * options.reservation_ms);
-    if (!options.now_ms) options.now_ms = boottime_ms;
+    if (!options.now_ms) {
+        options.now_ms = boottime_ms;
+    }
     if (options.seed == 0) {
         random_bytes({reinterpret_cast<uint8_t*>(&options.seed), sizeof options.seed});
     }
@@ -51,13 +59,17 @@ NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
 
 Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& options) {
     auto files = StoreFiles::open({});
-    if (!files.ok()) return files.status();
+    if (!files.ok()) {
+        return files.status();
+    }
     return create(options, std::move(*files));
 }
 
 Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
                                                        std::unique_ptr<StoreFiles> files) {
-    if (given.size_bytes == 0) return {Code::kInvalidArgument, "segment_size is 0"};
+    if (given.size_bytes == 0) {
+        return {Code::kInvalidArgument, "segment_size is 0"};
+    }
     if (given.node_epoch == 0 || given.node_epoch > kMaxEpoch) {
         return {Code::kInvalidArgument, "node epoch is out of range"};
     }
@@ -65,11 +77,15 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
     const uint64_t begun_us = boottime_us();
     const Status own = files->check_owner(
         {options.node_id, options.node_epoch, cluster_check(options.secret), options.size_bytes});
-    if (!own.ok()) return own;
+    if (!own.ok()) {
+        return own;
+    }
     std::shared_ptr<State> state;
     if (files->kept() != nullptr) {
         auto attached = State::attach(options, *files);
-        if (!attached.ok() && attached.code() == Code::kNoSpace) return attached.status();
+        if (!attached.ok() && attached.code() == Code::kNoSpace) {
+            return attached.status();
+        }
         if (attached.ok()) {
             state = std::move(*attached);
         } else {
@@ -78,7 +94,9 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
     }
     if (state == nullptr) {
         auto created = State::create(options, *files);
-        if (!created.ok()) return created.status();
+        if (!created.ok()) {
+            return created.status();
+        }
         state = std::move(*created);
         state->beginning.why_cold = files->why_cold();
     }
@@ -89,10 +107,14 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
 Result<std::shared_ptr<BlockStore::State>> BlockStore::State::create(const Options& options,
                                                                      StoreFiles& files) {
     auto segment = Segment::create(segment_options(options, files));
-    if (!segment.ok()) return segment.status();
+    if (!segment.ok()) {
+        return segment.status();
+    }
     auto index = Index::create(index_options(options, files));
     Status status = index.ok() ? (*index)->install() : index.status();
-    if (!status.ok()) return (*segment)->remove_file(), status;
+    if (!status.ok()) {
+        return (*segment)->remove_file(), status;
+    }
     return std::make_shared<State>(options, files.options().directory, std::move(*segment),
                                    std::move(*index), files.take_slots());
 }
@@ -141,16 +163,22 @@ void BlockStore::State::close() {
     const std::lock_guard guard(mutex);
     on_withdraw = nullptr;
     // In a folder the released owner's lock says that nobody is here; the index stays good.
-    if (directory.empty()) index->retire();
+    if (directory.empty()) {
+        index->retire();
+    }
 }
 
 void BlockStore::State::remove_files() {
     const std::lock_guard guard(mutex);
     index->retire();
-    if (directory.empty()) return;
+    if (directory.empty()) {
+        return;
+    }
     segment->remove_file();
     const auto remove = [this](const std::string& name, int fd) {
-        if (is_named(fd, directory, name)) unlink((directory + "/" + name).c_str());
+        if (is_named(fd, directory, name)) {
+            unlink((directory + "/" + name).c_str());
+        }
     };
     remove(index->name(), index->fd());
     remove(slots->name(), slots->fd());
@@ -201,7 +229,9 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
     if (!is_valid_key(item.key) || item.parent.size() > limits::kMaxKeyBytes) {
         return refuse(Code::kInvalidArgument, "not a key");
     }
-    if (is_flushed(ns->id)) return refuse(Code::kRemoved);
+    if (is_flushed(ns->id)) {
+        return refuse(Code::kRemoved);
+    }
     if (item.size_bytes > segment->size() || item.size_bytes > limits::kMaxObjectBytes) {
         return refuse(Code::kTooLarge,
                       size() + " do not fit segment_size " + std::to_string(segment->size()));
@@ -211,7 +241,9 @@ BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lo
         note_exists(owner.session, here);
         return refuse(Code::kAlreadyExists);
     }
-    if (item.spare != 0) return assign_spare(owner, ns, item);
+    if (item.spare != 0) {
+        return assign_spare(owner, ns, item);
+    }
     if (!reservations.has_room(owner, item.size_bytes)) {
         ++totals.no_space;
         return refuse(Code::kNoSpace, size() + " more would exceed client_cap_bytes " +
@@ -290,13 +322,17 @@ BlockStore::Reserved BlockStore::State::reserve_spare(std::unique_lock<std::mute
         return none;
     }
     const auto offset = obtain_block(lock, size_bytes, false);
-    if (!offset) return none;
+    if (!offset) {
+        return none;
+    }
     ReserveItem nothing;
     nothing.size_bytes = size_bytes;
     Reservation reservation = reservation_of(owner, nullptr, nothing, *offset);
     reservation.spare = true;
     const Generation generation = draw_generation();
-    if (!add_reservation(generation, std::move(reservation))) return none;
+    if (!add_reservation(generation, std::move(reservation))) {
+        return none;
+    }
     return block_of(generation, *offset);
 }
 
@@ -324,9 +360,13 @@ Code BlockStore::grant(Generation generation, Version version) {
 Code BlockStore::State::grant(Generation generation, Version version) {
     reservations.quarantine_expired(now());
     Reservation* reservation = reservations.find(generation);
-    if (reservation == nullptr || reservation->spare || version == 0) return Code::kInvalidArgument;
+    if (reservation == nullptr || reservation->spare || version == 0) {
+        return Code::kInvalidArgument;
+    }
     reservation->version = version;
-    if (reservation->quarantined) return Code::kExpired;
+    if (reservation->quarantined) {
+        return Code::kExpired;
+    }
     return check_version(*reservation, version);
 }
 
@@ -346,7 +386,9 @@ std::vector<BlockStore::Published> BlockStore::publish(const Owner& owner,
     for (const PublishItem& item : items) {
         EntryRef ref = kNoEntry;
         results.push_back(state_->publish(owner, item, &ref));
-        if (ref != kNoEntry) published.push_back(ref);
+        if (ref != kNoEntry) {
+            published.push_back(ref);
+        }
     }
     state_->stamp_batch(published);
     return results;
@@ -364,14 +406,18 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
         return {Code::kExpired, 0, nullptr};
     }
     const Version version = item.version != 0 ? item.version : reservation->version;
-    if (version == 0) return {Code::kInvalidArgument, 0, nullptr};
+    if (version == 0) {
+        return {Code::kInvalidArgument, 0, nullptr};
+    }
 
     const auto refuse = [&](Code code) {
         drop_reservation(item.generation);
         return Published{code, 0, nullptr};
     };
     const Code removed = check_version(*reservation, version);
-    if (removed != Code::kOk) return refuse(removed);
+    if (removed != Code::kOk) {
+        return refuse(removed);
+    }
     const EntryRef old = index->find(reservation->ns->id, reservation->hash, reservation->key);
     if (old != kNoEntry && index->entry(old).version >= version) {
         return refuse(Code::kAlreadyExists);
@@ -380,7 +426,9 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
                             version, reservation->size_bytes};
     const uint32_t sealed_crc = seal_checksum(item.data_crc, identity);
     const auto inserted = insert(*reservation, item.generation, version, sealed_crc, old);
-    if (!inserted.ok()) return refuse(Code::kNoSpace);
+    if (!inserted.ok()) {
+        return refuse(Code::kNoSpace);
+    }
     *published = *inserted;
     fault_point("entry_inserted");  // two records own the block
     index->ledger().drop_block(reservations.take(item.generation).line);
@@ -440,7 +488,9 @@ void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Gene
 
 void BlockStore::State::link_parent(StoredObject* object, EntryRef parent) const {
     object->parent = parent;
-    if (parent == kNoEntry) return;
+    if (parent == kNoEntry) {
+        return;
+    }
     object->parent_generation = static_cast<uint32_t>(objects[parent].generation);
 }
 
@@ -472,12 +522,18 @@ void BlockStore::State::stamp_batch(std::span<const EntryRef> published) {
     for (size_t i = published.size(); i-- > 0;) {
         EntryRef ref = published[i];
         // A later item of the batch may have replaced this one.
-        if (objects[ref].generation == 0) continue;
+        if (objects[ref].generation == 0) {
+            continue;
+        }
         for (size_t depth = 0; depth < limits::kMaxBatchKeys; ++depth) {
-            if (evictor.stamp(ref) > begin) break;  // its ancestors were stamped too
+            if (evictor.stamp(ref) > begin) {
+                break;  // its ancestors were stamped too
+            }
             evictor.touch(ref);
             ref = parent_of(ref);
-            if (ref == kNoEntry) break;
+            if (ref == kNoEntry) {
+                break;
+            }
         }
     }
 }
@@ -489,11 +545,15 @@ Code BlockStore::abort(const Owner& owner, Generation generation) {
 
 Code BlockStore::State::abort(const Owner& owner, Generation generation) {
     const Reservation* reservation = reservations.find(generation);
-    if (reservation == nullptr) return Code::kInvalidArgument;
+    if (reservation == nullptr) {
+        return Code::kInvalidArgument;
+    }
     // A slot is one process, and a process knows of all its copies; without one the session is all.
     const bool own = reservation->owner.slot == owner.slot &&
                      (owner.slot >= 0 || reservation->owner.session == owner.session);
-    if (!own) return Code::kInvalidArgument;
+    if (!own) {
+        return Code::kInvalidArgument;
+    }
     end_reservation(generation, true, true);
     ++totals.aborts;
     return Code::kOk;
@@ -554,7 +614,9 @@ void BlockStore::on_slot_dead(int slot) {
 }
 
 void BlockStore::State::slot_dead(int slot) {
-    if (slot < 0) return;
+    if (slot < 0) {
+        return;
+    }
     for (const Generation generation : reservations.of_slot(slot)) {
         end_reservation(generation, false, false);
     }

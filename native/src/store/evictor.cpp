@@ -32,7 +32,9 @@ void Evictor::add(uint32_t entry, uint64_t block_bytes, bool soft) {
 void Evictor::remove(uint32_t entry) {
     KV_ASSERT(entry < places_.size());
     Group* group = places_[entry].group;
-    if (group == nullptr) return;
+    if (group == nullptr) {
+        return;
+    }
     const uint32_t position = places_[entry].position;
     const uint32_t last = group->members.back();
     group->members[position] = last;
@@ -40,7 +42,9 @@ void Evictor::remove(uint32_t entry) {
     group->members.pop_back();
     places_[entry] = {};
     --sizes_[group->soft ? 1 : 0];
-    if (group->members.empty()) groups_.erase({group->soft, group->block_bytes});
+    if (group->members.empty()) {
+        groups_.erase({group->soft, group->block_bytes});
+    }
 }
 
 bool Evictor::is_current(const Group& group, const Candidate& candidate) const {
@@ -50,19 +54,27 @@ bool Evictor::is_current(const Group& group, const Candidate& candidate) const {
 void Evictor::offer(Group& group, uint32_t entry) {
     auto& pool = group.pool;
     const Candidate candidate{stamps_[entry], entry};
-    if (pool.size() == kPool && candidate.stamp >= pool.back().stamp) return;
+    if (pool.size() == kPool && candidate.stamp >= pool.back().stamp) {
+        return;
+    }
     const auto at =
         std::lower_bound(pool.begin(), pool.end(), candidate,
                          [](const Candidate& a, const Candidate& b) { return a.stamp < b.stamp; });
-    if (at != pool.end() && at->stamp == candidate.stamp && at->entry == entry) return;
+    if (at != pool.end() && at->stamp == candidate.stamp && at->entry == entry) {
+        return;
+    }
     pool.insert(at, candidate);
-    if (pool.size() > kPool) pool.pop_back();
+    if (pool.size() > kPool) {
+        pool.pop_back();
+    }
 }
 
 void Evictor::sample_into_pool(Group& group) {
     const size_t count = group.members.size();
     if (count <= kExact) {
-        for (const uint32_t entry : group.members) offer(group, entry);
+        for (const uint32_t entry : group.members) {
+            offer(group, entry);
+        }
         return;
     }
     // Three passes, so that the cache misses of one member overlap with those of the others.
@@ -74,7 +86,9 @@ void Evictor::sample_into_pool(Group& group) {
     for (const uint32_t* member : sample) {
         __builtin_prefetch(&stamps_[*member]);
     }
-    for (const uint32_t* member : sample) offer(group, *member);
+    for (const uint32_t* member : sample) {
+        offer(group, *member);
+    }
 }
 
 // Rounded sizes grow with the size, so the group is the first whose blocks are large enough, if the
@@ -82,7 +96,9 @@ void Evictor::sample_into_pool(Group& group) {
 Evictor::GroupMap::iterator Evictor::group_for(uint64_t size_bytes, bool soft,
                                                const SameClass& same_class) {
     const auto it = groups_.lower_bound({soft, size_bytes});
-    if (it == groups_.end() || it->first.first != soft) return groups_.end();
+    if (it == groups_.end() || it->first.first != soft) {
+        return groups_.end();
+    }
     return same_class(it->second.block_bytes, size_bytes) ? it : groups_.end();
 }
 
@@ -90,7 +106,9 @@ std::optional<uint32_t> Evictor::coldest(uint64_t size_bytes, bool soft,
                                          const SameClass& same_class, const Blocked& blocked,
                                          bool thorough) {
     const auto it = group_for(size_bytes, soft, same_class);
-    if (it == groups_.end()) return std::nullopt;
+    if (it == groups_.end()) {
+        return std::nullopt;
+    }
     Group& group = it->second;
     sample_into_pool(group);
     // Candidates that were touched since have old, cold stamps: they come to the front by
@@ -103,13 +121,19 @@ std::optional<uint32_t> Evictor::coldest(uint64_t size_bytes, bool soft,
             continue;
         }
         group.pool.erase(group.pool.begin() + static_cast<std::ptrdiff_t>(i));
-        if (current) return candidate.entry;
+        if (current) {
+            return candidate.entry;
+        }
     }
-    if (!thorough) return std::nullopt;
+    if (!thorough) {
+        return std::nullopt;
+    }
     // Everything that the pool knows is blocked: look at all members before giving up.
     std::optional<uint32_t> best;
     for (const uint32_t entry : group.members) {
-        if ((!best || stamps_[entry] < stamps_[*best]) && !blocked(entry)) best = entry;
+        if ((!best || stamps_[entry] < stamps_[*best]) && !blocked(entry)) {
+            best = entry;
+        }
     }
     return best;
 }
@@ -121,8 +145,12 @@ uint64_t Evictor::coldest_elsewhere(uint64_t size_bytes, bool soft, const SameCl
     const auto own = group_for(size_bytes, soft, same_class);
     size_t seen = 0;
     for (auto it = groups_.lower_bound({soft, 0}); it != groups_.end() && seen < kGroups; ++it) {
-        if (it->first.first != soft) break;
-        if (it == own) continue;
+        if (it->first.first != soft) {
+            break;
+        }
+        if (it == own) {
+            continue;
+        }
         ++seen;
         const auto& members = it->second.members;
         for (size_t i = 0; i < kLooks; ++i) {
@@ -135,11 +163,15 @@ uint64_t Evictor::coldest_elsewhere(uint64_t size_bytes, bool soft, const SameCl
 bool Evictor::consistent() const {
     size_t counted[2] = {0, 0};
     for (const auto& [name, group] : groups_) {
-        if (group.members.empty() || group.soft != name.first) return false;
+        if (group.members.empty() || group.soft != name.first) {
+            return false;
+        }
         counted[group.soft ? 1 : 0] += group.members.size();
         for (size_t i = 0; i < group.members.size(); ++i) {
             const Place& place = places_[group.members[i]];
-            if (place.group != &group || place.position != i) return false;
+            if (place.group != &group || place.position != i) {
+                return false;
+            }
         }
     }
     return counted[0] == sizes_[0] && counted[1] == sizes_[1];

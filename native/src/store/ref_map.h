@@ -21,14 +21,18 @@ class RefMap {
     // `key_of(entry)` gives the number of an entry that is in the table.
     RefMap(uint32_t capacity, KeyOf key_of) : key_of_(std::move(key_of)) {
         size_t slots = 16;
-        while (slots < size_t{capacity} * 2) slots *= 2;
+        while (slots < size_t{capacity} * 2) {
+            slots *= 2;
+        }
         slots_.assign(slots, kNone);
         mask_ = slots - 1;
     }
 
     void insert(uint64_t key, uint32_t entry) {
         size_t at = home(key);
-        while (slots_[at] != kNone) at = (at + 1) & mask_;
+        while (slots_[at] != kNone) {
+            at = (at + 1) & mask_;
+        }
         slots_[at] = entry;
         ++size_;
     }
@@ -44,7 +48,9 @@ class RefMap {
         KV_ASSERT(hole != kMissing);
         for (size_t at = (hole + 1) & mask_; slots_[at] != kNone; at = (at + 1) & mask_) {
             // An entry may move into the hole unless its home lies behind the hole.
-            if (((at - home(key_of_(slots_[at]))) & mask_) < ((at - hole) & mask_)) continue;
+            if (((at - home(key_of_(slots_[at]))) & mask_) < ((at - hole) & mask_)) {
+                continue;
+            }
             slots_[hole] = slots_[at];
             hole = at;
         }
@@ -62,7 +68,9 @@ class RefMap {
     }
     size_t slot_of(uint64_t key) const {
         for (size_t at = home(key); slots_[at] != kNone; at = (at + 1) & mask_) {
-            if (key_of_(slots_[at]) == key) return at;
+            if (key_of_(slots_[at]) == key) {
+                return at;
+            }
         }
         return kMissing;
     }

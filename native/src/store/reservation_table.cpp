@@ -13,7 +13,9 @@ uint64_t ReservationTable::client_of(const Owner& owner) {
 
 bool ReservationTable::has_room(const Owner& owner, uint64_t size_bytes) const {
     const auto it = clients_.find(client_of(owner));
-    if (it == clients_.end()) return true;
+    if (it == clients_.end()) {
+        return true;
+    }
     const uint64_t used = it->second.bytes;
     return used <= client_cap_bytes_ && size_bytes <= client_cap_bytes_ - used;
 }
@@ -48,14 +50,18 @@ Reservation ReservationTable::take(Generation generation) {
     const auto client = clients_.find(client_of(reservation.owner));
     KV_ASSERT(client != clients_.end() && client->second.bytes >= reservation.size_bytes);
     client->second.bytes -= reservation.size_bytes;
-    if (--client->second.count == 0) clients_.erase(client);
+    if (--client->second.count == 0) {
+        clients_.erase(client);
+    }
     return reservation;
 }
 
 void ReservationTable::quarantine(Generation generation) {
     Reservation* reservation = find(generation);
     KV_ASSERT(reservation != nullptr);
-    if (reservation->quarantined) return;
+    if (reservation->quarantined) {
+        return;
+    }
     count_spare(*reservation, false);
     reservation->quarantined = true;
     ++quarantined_;
@@ -63,7 +69,9 @@ void ReservationTable::quarantine(Generation generation) {
 }
 
 void ReservationTable::count_spare(const Reservation& reservation, bool add) {
-    if (!reservation.spare || reservation.quarantined) return;
+    if (!reservation.spare || reservation.quarantined) {
+        return;
+    }
     spares_ = add ? spares_ + 1 : spares_ - 1;
     spare_bytes_ =
         add ? spare_bytes_ + reservation.size_bytes : spare_bytes_ - reservation.size_bytes;
@@ -83,7 +91,9 @@ void ReservationTable::assign(Generation generation, Reservation object) {
 // At the end, but for the time after a shortening.
 void ReservationTable::note_deadline(uint64_t deadline_ms, Generation generation) {
     auto at = deadlines_.end();
-    while (at != deadlines_.begin() && std::prev(at)->first > deadline_ms) --at;
+    while (at != deadlines_.begin() && std::prev(at)->first > deadline_ms) {
+        --at;
+    }
     KV_ASSERT(at == deadlines_.end() || deadline_ms < shortened_until_ms_);
     deadlines_.emplace(at, deadline_ms, generation);
 }
@@ -103,14 +113,18 @@ void ReservationTable::quarantine_expired(uint64_t now_ms) {
         deadlines_.pop_front();
         const Reservation* reservation = find(generation);
         // One that was assigned later has a later deadline.
-        if (reservation != nullptr && reservation->deadline_ms <= now_ms) quarantine(generation);
+        if (reservation != nullptr && reservation->deadline_ms <= now_ms) {
+            quarantine(generation);
+        }
     }
 }
 
 std::vector<Generation> ReservationTable::of_session(uint64_t session) const {
     std::vector<Generation> found;
     for (const auto& [generation, reservation] : by_generation_) {
-        if (reservation.owner.session == session) found.push_back(generation);
+        if (reservation.owner.session == session) {
+            found.push_back(generation);
+        }
     }
     return found;
 }
@@ -118,7 +132,9 @@ std::vector<Generation> ReservationTable::of_session(uint64_t session) const {
 std::vector<Generation> ReservationTable::of_slot(int slot) const {
     std::vector<Generation> found;
     for (const auto& [generation, reservation] : by_generation_) {
-        if (reservation.owner.slot == slot) found.push_back(generation);
+        if (reservation.owner.slot == slot) {
+            found.push_back(generation);
+        }
     }
     return found;
 }
@@ -126,7 +142,9 @@ std::vector<Generation> ReservationTable::of_slot(int slot) const {
 std::vector<int> ReservationTable::slots() const {
     std::vector<int> found;
     for (const auto& [client, sums] : clients_) {
-        if (client >> 63 == 0) found.push_back(static_cast<int>(client));
+        if (client >> 63 == 0) {
+            found.push_back(static_cast<int>(client));
+        }
     }
     return found;
 }
@@ -140,13 +158,21 @@ bool ReservationTable::consistent() const {
     for (const auto& [generation, reservation] : by_generation_) {
         bytes += reservation.size_bytes;
         clients[client_of(reservation.owner)] += reservation.size_bytes;
-        if (reservation.spare && !reservation.quarantined) spare_bytes += reservation.size_bytes;
-        if (!reservation.quarantined) continue;
+        if (reservation.spare && !reservation.quarantined) {
+            spare_bytes += reservation.size_bytes;
+        }
+        if (!reservation.quarantined) {
+            continue;
+        }
         ++quarantined;
         quarantined_bytes += reservation.size_bytes;
     }
-    if (bytes != bytes_ || quarantined != quarantined_ || spare_bytes != spare_bytes_) return false;
-    if (quarantined_bytes != quarantined_bytes_ || clients.size() != clients_.size()) return false;
+    if (bytes != bytes_ || quarantined != quarantined_ || spare_bytes != spare_bytes_) {
+        return false;
+    }
+    if (quarantined_bytes != quarantined_bytes_ || clients.size() != clients_.size()) {
+        return false;
+    }
     return std::ranges::all_of(clients, [&](const auto& item) {
         const auto it = clients_.find(item.first);
         return it != clients_.end() && it->second.bytes == item.second;

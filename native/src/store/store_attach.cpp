@@ -67,7 +67,9 @@ Status BlockStore::State::TakeOver::run() {
     }
     fault_point("attach_read");
     drop_overlapping();
-    if (Status status = place_blocks(); !status.ok()) return status;
+    if (Status status = place_blocks(); !status.ok()) {
+        return status;
+    }
     insert_objects();
     fault_point("attach_inserted");
     Status status;
@@ -114,7 +116,9 @@ void BlockStore::State::TakeOver::read_blocks() {
         }
         // Its entry had taken over, or had not been invalidated yet.
         const auto owner = owners.find(block.gen);
-        if (owner != owners.end() && blocks_[owner->second].offset == block.offset) continue;
+        if (owner != owners.end() && blocks_[owner->second].offset == block.offset) {
+            continue;
+        }
         const int writer = block.use == BlockUse::kReserved ? block.slot : -1;
         add_block({block.offset, block.length, block.gen, nullptr, writer}, &owners);
     }
@@ -126,15 +130,23 @@ void BlockStore::State::TakeOver::read_blocks() {
 void BlockStore::State::TakeOver::add_block(Block block,
                                             std::unordered_map<Generation, size_t>* owners) {
     const auto [first, added] = owners->emplace(block.gen, blocks_.size());
-    if (!added) blocks_[first->second].placed = block.placed = false;
+    if (!added) {
+        blocks_[first->second].placed = block.placed = false;
+    }
     blocks_.push_back(block);
 }
 
 bool BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
-    if (!object.whole) return false;
+    if (!object.whole) {
+        return false;
+    }
     const auto ns = namespaces_.find(object.identity.ns);
-    if (ns == namespaces_.end() || ns->second->tenant_id != object.identity.tenant) return false;
-    if (object.expiry_ms != 0 && object.expiry_ms <= state_.now()) return false;
+    if (ns == namespaces_.end() || ns->second->tenant_id != object.identity.tenant) {
+        return false;
+    }
+    if (object.expiry_ms != 0 && object.expiry_ms <= state_.now()) {
+        return false;
+    }
     return key_hash(state_.options.secret, object.identity.ns, object.key) == object.identity.hash;
 }
 
@@ -157,14 +169,20 @@ Status BlockStore::State::TakeOver::place_blocks() {
     std::vector<ChunkAllocator::Block> wanted;
     std::vector<Block*> whose;
     for (Block& block : blocks_) {
-        if (!block.placed) continue;
+        if (!block.placed) {
+            continue;
+        }
         wanted.push_back({block.offset, block.length});
         whose.push_back(&block);
     }
     const std::vector<bool> adopted = state_.allocator.adopt(wanted);
-    for (size_t i = 0; i < whose.size(); ++i) whose[i]->placed = adopted[i];
+    for (size_t i = 0; i < whose.size(); ++i) {
+        whose[i]->placed = adopted[i];
+    }
     for (const Block& block : blocks_) {
-        if (block.placed) continue;
+        if (block.placed) {
+            continue;
+        }
         ++damaged_objects_;
         if (state_.is_alive(block.writer)) {
             return {Code::kIoError, "a block that a client may be writing cannot be told apart"};
@@ -177,15 +195,21 @@ Status BlockStore::State::TakeOver::place_blocks() {
 void BlockStore::State::TakeOver::insert_objects() {
     std::vector<Block*> carried;
     for (Block& block : blocks_) {
-        if (block.placed && block.object != nullptr) carried.push_back(&block);
+        if (block.placed && block.object != nullptr) {
+            carried.push_back(&block);
+        }
     }
     std::ranges::sort(carried, {}, [](const Block* block) { return block->object->recency; });
     for (Block* block : carried) {
         const KeptObject& object = *block->object;
-        if (insert(object, namespaces_.at(object.identity.ns)) == kNoEntry) block->object = nullptr;
+        if (insert(object, namespaces_.at(object.identity.ns)) == kNoEntry) {
+            block->object = nullptr;
+        }
     }
     for (const Block* block : carried) {
-        if (block->object == nullptr || block->object->parent == Hash128{}) continue;
+        if (block->object == nullptr || block->object->parent == Hash128{}) {
+            continue;
+        }
         const KeptObject& object = *block->object;
         const EntryRef ref = state_.by_generation.find(object.gen);
         state_.link_parent(&state_.objects[ref],
@@ -207,11 +231,15 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
     // Two entries of one key: the earlier life ended in the middle of a replacement.
     const EntryRef other = state_.index->find(ns->id, object.identity.hash, object.key);
     if (other != kNoEntry) {
-        if (state_.index->entry(other).version >= object.identity.version) return kNoEntry;
+        if (state_.index->entry(other).version >= object.identity.version) {
+            return kNoEntry;
+        }
         state_.withdraw(other, MissReason::kVersion, false);
     }
     const Result<EntryRef> ref = state_.index->insert(entry);
-    if (!ref.ok()) return kNoEntry;
+    if (!ref.ok()) {
+        return kNoEntry;
+    }
     StoredObject stored;
     stored.generation = object.gen;
     stored.offset = object.offset;
@@ -229,12 +257,18 @@ Status BlockStore::State::TakeOver::settle_others() {
     hazards_ = state_.slots->hazards();
     Named named;
     for (Block& block : blocks_) {
-        if (block.placed) named.emplace(block.gen, &block);
+        if (block.placed) {
+            named.emplace(block.gen, &block);
+        }
     }
-    if (Status status = check_hazards(named); !status.ok()) return status;
+    if (Status status = check_hazards(named); !status.ok()) {
+        return status;
+    }
     Ledger& ledger = state_.index->ledger();
     for (const Block& block : blocks_) {
-        if (!block.placed || block.object != nullptr) continue;
+        if (!block.placed || block.object != nullptr) {
+            continue;
+        }
         const bool is_written =
             !steps::may_reuse_old_reservation(steps::RealMemory{}, state_.is_alive(block.writer));
         if (KV_GUARD("attach-reservations", is_written)) {
@@ -257,7 +291,9 @@ Status BlockStore::State::TakeOver::settle_others() {
     std::erase_if(state_.deferred, [&](const auto& item) {
         const bool is_read =
             KV_GUARD("attach-hazards", state_.slots->holds_block(item.first, item.second.offset));
-        if (item.second.holds > 0 || is_read) return false;
+        if (item.second.holds > 0 || is_read) {
+            return false;
+        }
         state_.free_deferred(item.second);
         return true;
     });
@@ -282,12 +318,18 @@ Status BlockStore::State::TakeOver::check_hazards(const Named& named) const {
 // could be given back is gone.
 void BlockStore::State::TakeOver::keep_holds(const Named& named) {
     for (const KeptBlock& hold : holds_) {
-        if (!state_.is_alive(hold.slot) || !named.contains(hold.gen)) continue;
+        if (!state_.is_alive(hold.slot) || !named.contains(hold.gen)) {
+            continue;
+        }
         const std::pair name{kEarlierSession | static_cast<uint64_t>(hold.slot), hold.gen};
         const EntryRef ref = state_.by_generation.find(hold.gen);
         const auto deferred = state_.deferred.find(hold.gen);
-        if (state_.socket_holds.contains(name)) continue;
-        if (ref == kNoEntry && deferred == state_.deferred.end()) continue;
+        if (state_.socket_holds.contains(name)) {
+            continue;
+        }
+        if (ref == kNoEntry && deferred == state_.deferred.end()) {
+            continue;
+        }
         ref != kNoEntry ? ++state_.objects[ref].holds : ++deferred->second.holds;
         const Ledger::Line line = state_.index->ledger().add_block(
             BlockUse::kHeld, hold.gen, hold.offset, hold.length, hold.slot);
@@ -300,7 +342,9 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Optio
                                                                      StoreFiles& files) {
     KeptIndex& kept = *files.kept();
     auto segment = Segment::attach(segment_options(options, files), kept.ready_bytes());
-    if (!segment.ok()) return segment.status();
+    if (!segment.ok()) {
+        return segment.status();
+    }
     kept.cut((*segment)->ready_bytes());
     auto index = Index::create(index_options(options, files));
     if (!index.ok()) {
@@ -311,7 +355,9 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Optio
                                          std::move(*index), files.take_slots());
     Status status = TakeOver(*state, kept).run();
     fault_point("attach_settled");
-    if (status.ok()) status = state->index->install();
+    if (status.ok()) {
+        status = state->index->install();
+    }
     fault_point("attach_installed");
     if (!status.ok()) {
         files.give_back(std::move(state->slots));

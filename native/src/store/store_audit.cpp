@@ -31,7 +31,9 @@ BlockStore::Stats BlockStore::State::collect_stats() {
     stats.quarantined = reservations.quarantined();
     stats.quarantined_bytes = reservations.quarantined_bytes();
     stats.deferred = deferred.size();
-    for (const auto& [generation, block] : deferred) stats.deferred_bytes += block.length;
+    for (const auto& [generation, block] : deferred) {
+        stats.deferred_bytes += block.length;
+    }
     stats.leases = leases.size();
     stats.leased_bytes = leases.bytes();
     stats.tombstones = tombstones.size();
@@ -46,9 +48,15 @@ Status BlockStore::audit() {
 Status BlockStore::State::audit() {
     settle();
     std::unordered_map<uint64_t, uint64_t> blocks;  // offset → exact bytes
-    if (Status status = allocator.audit(); !status.ok()) return status;
-    if (Status status = index->audit(); !status.ok()) return status;
-    if (Status status = audit_objects(&blocks); !status.ok()) return status;
+    if (Status status = allocator.audit(); !status.ok()) {
+        return status;
+    }
+    if (Status status = index->audit(); !status.ok()) {
+        return status;
+    }
+    if (Status status = audit_objects(&blocks); !status.ok()) {
+        return status;
+    }
     for (const auto& [generation, reservation] : reservations.all()) {
         if (!blocks.emplace(reservation.offset, reservation.size_bytes).second) {
             return broken("a reservation shares its block");
@@ -61,9 +69,15 @@ Status BlockStore::State::audit() {
     }
     // What a later life would need: a record for every block that no entry owns.
     size_t records = reservations.all().size() + deferred.size();
-    for (const auto& [name, hold] : socket_holds) records += hold.line != Ledger::kNoLine ? 1 : 0;
-    if (records != index->ledger().lines_in_use()) return broken("the ledger's records differ");
-    if (Status status = audit_blocks(blocks); !status.ok()) return status;
+    for (const auto& [name, hold] : socket_holds) {
+        records += hold.line != Ledger::kNoLine ? 1 : 0;
+    }
+    if (records != index->ledger().lines_in_use()) {
+        return broken("the ledger's records differ");
+    }
+    if (Status status = audit_blocks(blocks); !status.ok()) {
+        return status;
+    }
     return audit_counts();
 }
 
@@ -77,17 +91,25 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
         const StoredObject& object = objects[ref];
         const EntryFields fields = index->entry(ref);
         const std::string name = "entry " + std::to_string(ref);
-        if (fields.gen != object.generation) return broken(name + ": generations differ");
+        if (fields.gen != object.generation) {
+            return broken(name + ": generations differ");
+        }
         if (object.generation == 0) {
-            if (evictor.contains(ref)) return broken(name + ": evictable but empty");
+            if (evictor.contains(ref)) {
+                return broken(name + ": evictable but empty");
+            }
             continue;
         }
         ++seen;
         bytes += object.length;
         unwritten += options.tiered && !object.written ? 1 : 0;
         unwritten_bytes += options.tiered && !object.written ? object.length : 0;
-        if (object.pin == Pin::kSoft) pins.soft_pinned_bytes += object.length;
-        if (object.pin == Pin::kHard) pins.hard_pinned_bytes += object.length;
+        if (object.pin == Pin::kSoft) {
+            pins.soft_pinned_bytes += object.length;
+        }
+        if (object.pin == Pin::kHard) {
+            pins.hard_pinned_bytes += object.length;
+        }
         if (fields.offset != object.offset || fields.length != object.length ||
             fields.expiry_ms != object.expiry_ms || index->cold(ref).pin != object.pin) {
             return broken(name + ": index and private state differ");
@@ -96,7 +118,9 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
             return broken(name + ": not found by its numbers");
         }
         const bool evictable = object.leases == 0 && object.pin != Pin::kHard;
-        if (evictor.contains(ref) != evictable) return broken(name + ": protection is wrong");
+        if (evictor.contains(ref) != evictable) {
+            return broken(name + ": protection is wrong");
+        }
         if (!blocks->emplace(object.offset, object.length).second) {
             return broken(name + ": shares its block");
         }
@@ -125,29 +149,41 @@ Status BlockStore::State::audit_blocks(const std::unordered_map<uint64_t, uint64
     uint64_t rounded_sum = 0;
     for (const auto& [offset, length] : blocks) {
         const uint64_t rounded = allocator.block_bytes(offset);
-        if (rounded < std::max<uint64_t>(length, 1)) return broken("a block is too short");
+        if (rounded < std::max<uint64_t>(length, 1)) {
+            return broken("a block is too short");
+        }
         rounded_sum += rounded;
         extents.emplace_back(offset, rounded);
     }
-    if (rounded_sum != stats.allocated_bytes) return broken("allocated bytes differ");
+    if (rounded_sum != stats.allocated_bytes) {
+        return broken("allocated bytes differ");
+    }
     std::ranges::sort(extents);
     uint64_t end = 0;
     for (const auto& [offset, rounded] : extents) {
-        if (offset < end) return broken("blocks overlap at " + std::to_string(offset));
+        if (offset < end) {
+            return broken("blocks overlap at " + std::to_string(offset));
+        }
         end = offset + rounded;
     }
     return end <= segment->ready_bytes() ? Status() : broken("a block is not pre-faulted");
 }
 
 Status BlockStore::State::audit_counts() const {
-    if (!reservations.consistent()) return broken("reservation sums differ");
+    if (!reservations.consistent()) {
+        return broken("reservation sums differ");
+    }
     std::unordered_map<Generation, uint32_t> leased;
     for (const auto& [id, lease] : leases.all()) {
-        for (const LeaseTable::Item& item : lease.items) ++leased[item.generation];
+        for (const LeaseTable::Item& item : lease.items) {
+            ++leased[item.generation];
+        }
     }
     std::vector<uint64_t> in_namespace(namespaces.size(), 0);
     for (const StoredObject& object : objects) {
-        if (object.generation == 0) continue;
+        if (object.generation == 0) {
+            continue;
+        }
         const auto it = leased.find(object.generation);
         if (object.leases != (it == leased.end() ? 0 : it->second)) {
             return broken("lease counts differ");
@@ -155,7 +191,9 @@ Status BlockStore::State::audit_counts() const {
         ++in_namespace[object.ns];
     }
     for (size_t i = 0; i < namespaces.size(); ++i) {
-        if (namespaces[i].objects != in_namespace[i]) return broken("namespace counts differ");
+        if (namespaces[i].objects != in_namespace[i]) {
+            return broken("namespace counts differ");
+        }
     }
     return {};
 }

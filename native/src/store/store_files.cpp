@@ -10,11 +10,15 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
     auto slots =
         ClientSlots::open(options.directory, options.clients_name, options.discard_foreign);
     if (!slots.ok()) {
-        if (slots.code() != Code::kVersionMismatch) return slots.status();
+        if (slots.code() != Code::kVersionMismatch) {
+            return slots.status();
+        }
         return files->refuse_or_discard(slots.code(), slots.status().message());
     }
     files->slots_ = std::move(*slots);
-    if (options.directory.empty()) return files;
+    if (options.directory.empty()) {
+        return files;
+    }
     auto kept = KeptIndex::open(options.directory, options.index_name);
     if (kept.ok() && files->slots_->kept()) {
         files->kept_ = std::move(*kept);
@@ -23,7 +27,9 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
         files->start_cold("there is no " + options.clients_name + " file to the index");
     } else if (kept.code() == Code::kVersionMismatch) {
         const Status status = files->refuse_or_discard(kept.code(), kept.status().message());
-        if (!status.ok()) return status;
+        if (!status.ok()) {
+            return status;
+        }
     } else if (kept.code() == Code::kNotFound) {
         files->start_cold("");
     } else {
@@ -33,7 +39,9 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
 }
 
 Status StoreFiles::check_owner(const Owner& owner) {
-    if (kept_ == nullptr) return {};
+    if (kept_ == nullptr) {
+        return {};
+    }
     if (kept_->node_id() != owner.node_id) {
         return refuse_or_discard(Code::kInvalidArgument,
                                  "it belongs to node " + std::string(kept_->node_id()));

@@ -10,7 +10,9 @@ namespace kvstore {
 Code BlockStore::unpublish(Generation generation) {
     State::Lock lock(*state_);
     const EntryRef ref = state_->by_generation.find(generation);
-    if (ref == kNoEntry) return Code::kNotFound;
+    if (ref == kNoEntry) {
+        return Code::kNotFound;
+    }
     state_->withdraw(ref, MissReason::kAbsent, false);
     return Code::kOk;
 }
@@ -18,9 +20,13 @@ Code BlockStore::unpublish(Generation generation) {
 Code BlockStore::remove_upto(const NamespaceRef& ns, const Key& key, Version version) {
     State::Lock lock(*state_);
     state_->tombstones.note(key.hash, version, state_->now());
-    if (state_->is_flushed(ns->id)) return Code::kNotFound;
+    if (state_->is_flushed(ns->id)) {
+        return Code::kNotFound;
+    }
     const EntryRef ref = state_->index->find(ns->id, key.hash, key.key);
-    if (ref == kNoEntry || state_->index->entry(ref).version > version) return Code::kNotFound;
+    if (ref == kNoEntry || state_->index->entry(ref).version > version) {
+        return Code::kNotFound;
+    }
     state_->withdraw(ref, MissReason::kRemoved);
     ++state_->totals.removals;
     return Code::kOk;
@@ -34,15 +40,21 @@ void BlockStore::refuse_upto(const Hash128& hash, Version version) {
 void BlockStore::flush(const NamespaceRef& old_ns) {
     State::Lock lock(*state_);
     State& state = *state_;
-    if (!state.flushed_ids.insert(old_ns->id).second) return;
+    if (!state.flushed_ids.insert(old_ns->id).second) {
+        return;
+    }
     // Before the flush is acknowledged: a later life must not bring these objects back.
     const NamespaceRef next =
         make_namespace(state.options.secret, old_ns->tenant, old_ns->name, old_ns->epoch + 1);
-    if (!state.note_namespace(*next).ok()) state.index->forbid_keeping();
+    if (!state.note_namespace(*next).ok()) {
+        state.index->forbid_keeping();
+    }
     state.flushed_order.push_back(old_ns->id);
     state.index->bump_flush_counter();
     ++state.flush_counter;
-    if (state.namespace_places.contains(old_ns->id)) state.sweep_left = state.objects.size();
+    if (state.namespace_places.contains(old_ns->id)) {
+        state.sweep_left = state.objects.size();
+    }
     // An id may be forgotten once its objects are swept and no reservation can still name it.
     while (state.flushed_order.size() > State::kMaxFlushedIds) {
         state.flushed_ids.erase(state.flushed_order.front());
@@ -53,13 +65,17 @@ void BlockStore::flush(const NamespaceRef& old_ns) {
 Code BlockStore::set_pin(const NamespaceRef& ns, const Key& key, Pin pin) {
     State::Lock lock(*state_);
     const EntryRef ref = state_->find_valid(ns, key.key, key.hash);
-    if (ref == kNoEntry) return Code::kNotFound;
+    if (ref == kNoEntry) {
+        return Code::kNotFound;
+    }
     state_->set_pin(ref, pin);
     return Code::kOk;
 }
 
 void BlockStore::State::count_pin(const StoredObject& object, bool add) {
-    if (object.pin == Pin::kNone) return;
+    if (object.pin == Pin::kNone) {
+        return;
+    }
     uint64_t& bytes =
         object.pin == Pin::kSoft ? totals.soft_pinned_bytes : totals.hard_pinned_bytes;
     bytes = add ? bytes + object.length : bytes - object.length;
@@ -79,10 +95,14 @@ void BlockStore::State::update_evictable(EntryRef ref) {
     const bool wanted = object.leases == 0 && object.pin != Pin::kHard;
     const bool soft = object.pin == Pin::kSoft;
     if (evictor.contains(ref)) {
-        if (wanted && evictor.is_soft(ref) == soft) return;
+        if (wanted && evictor.is_soft(ref) == soft) {
+            return;
+        }
         evictor.remove(ref);
     }
-    if (wanted) evictor.add(ref, allocator.block_bytes(object.offset), soft);
+    if (wanted) {
+        evictor.add(ref, allocator.block_bytes(object.offset), soft);
+    }
 }
 
 uint32_t BlockStore::State::use_namespace(const NamespaceRef& ns) {
@@ -103,14 +123,18 @@ uint32_t BlockStore::State::use_namespace(const NamespaceRef& ns) {
 }
 
 Status BlockStore::State::note_namespace(const StoreNamespace& ns) {
-    if (!noted_namespaces.insert(ns.id).second) return {};
+    if (!noted_namespaces.insert(ns.id).second) {
+        return {};
+    }
     return index->ledger().note_namespace(ns.tenant, ns.name, ns.epoch, ns.tenant_id, ns.id);
 }
 
 void BlockStore::State::leave_namespace(uint32_t place) {
     NamespaceUse& use = namespaces[place];
     KV_ASSERT(use.objects > 0);
-    if (--use.objects > 0) return;
+    if (--use.objects > 0) {
+        return;
+    }
     namespace_places.erase(use.ns->id);
     use.ns.reset();
     free_namespaces.push_back(place);
@@ -123,7 +147,9 @@ BlockStore::LeaseGrant BlockStore::lease_acquire(const Owner& owner, const Names
     State& state = *state_;
     const uint64_t now = state.now();
     state.end_leases(state.leases.take_expired(now));
-    if (state.leases.full() || keys.empty() || keys.size() > limits::kMaxBatchKeys) return {};
+    if (state.leases.full() || keys.empty() || keys.size() > limits::kMaxBatchKeys) {
+        return {};
+    }
     const uint64_t room = state.leases.room_bytes(ns->tenant_id);
     LeaseTable::Lease lease{owner.session, ns->tenant_id, 0, 0, {}};
     std::vector<EntryRef> refs;
@@ -132,18 +158,28 @@ BlockStore::LeaseGrant BlockStore::lease_acquire(const Owner& owner, const Names
     size_t whole_pages_keys = 0;
     for (const Key& key : keys) {
         const EntryRef ref = state.find_valid(ns, key.key, key.hash);
-        if (ref == kNoEntry) break;
-        if (key.version != 0 && state.index->entry(ref).version != key.version) break;
+        if (ref == kNoEntry) {
+            break;
+        }
+        if (key.version != 0 && state.index->entry(ref).version != key.version) {
+            break;
+        }
         const StoredObject& object = state.objects[ref];
-        if (object.length > room - lease.bytes) break;
+        if (object.length > room - lease.bytes) {
+            break;
+        }
         lease.bytes += object.length;
         lease.items.push_back({ref, object.generation});
         refs.push_back(ref);
-        if (refs.size() % stride != 0) continue;
+        if (refs.size() % stride != 0) {
+            continue;
+        }
         whole_pages_keys = refs.size();
         whole_pages_bytes = lease.bytes;
     }
-    if (whole_pages_keys == 0) return {};
+    if (whole_pages_keys == 0) {
+        return {};
+    }
     lease.items.resize(whole_pages_keys);
     refs.resize(whole_pages_keys);
     lease.bytes = whole_pages_bytes;
@@ -160,9 +196,13 @@ void BlockStore::State::end_leases(std::span<const LeaseTable::Lease> leases_ove
     for (const LeaseTable::Lease& lease : leases_over) {
         for (const LeaseTable::Item& item : lease.items) {
             StoredObject& object = objects[item.entry];
-            if (object.generation != item.generation) continue;  // removed meanwhile
+            if (object.generation != item.generation) {
+                continue;  // removed meanwhile
+            }
             KV_ASSERT(object.leases > 0);
-            if (--object.leases == 0) update_evictable(item.entry);
+            if (--object.leases == 0) {
+                update_evictable(item.entry);
+            }
         }
     }
 }
@@ -178,7 +218,9 @@ Code BlockStore::lease_renew(const Owner& owner, uint64_t lease_id, uint32_t lea
 Code BlockStore::lease_release(const Owner& owner, uint64_t lease_id) {
     State::Lock lock(*state_);
     const auto lease = state_->leases.take(owner.session, lease_id);
-    if (!lease) return Code::kExpired;
+    if (!lease) {
+        return Code::kExpired;
+    }
     state_->end_leases({&*lease, 1});
     return Code::kOk;
 }
@@ -194,17 +236,23 @@ void BlockStore::set_on_withdraw(WithdrawFn fn) {
 void BlockStore::State::reap_slots() {
     std::vector<int> owners = reservations.slots();
     for (const auto& [name, hold] : socket_holds) {
-        if (hold.owner.slot >= 0) owners.push_back(hold.owner.slot);
+        if (hold.owner.slot >= 0) {
+            owners.push_back(hold.owner.slot);
+        }
     }
     std::ranges::sort(owners);
     owners.erase(std::unique(owners.begin(), owners.end()), owners.end());
     for (const int slot : owners) {
-        if (!is_alive(slot)) slot_dead(slot);
+        if (!is_alive(slot)) {
+            slot_dead(slot);
+        }
     }
 }
 
 bool BlockStore::State::is_alive(int slot) const {
-    if (slot < 0) return false;
+    if (slot < 0) {
+        return false;
+    }
     return options.slot_alive ? options.slot_alive(slot)
                               : slots->is_alive(static_cast<uint32_t>(slot));
 }
@@ -215,7 +263,9 @@ void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) 
     Options& options = state.options;
     options.client_cap_bytes = client_cap_bytes != 0 ? client_cap_bytes : state.segment->size() / 2;
     state.reservations.set_client_cap(options.client_cap_bytes);
-    if (reservation_ms < options.reservation_ms) state.reservations.shorten_deadlines();
+    if (reservation_ms < options.reservation_ms) {
+        state.reservations.shorten_deadlines();
+    }
     options.reservation_ms = reservation_ms;
     // As at the start: a claim granted before a remove must not outlive the tombstone.
     state.tombstones.keep_at_least(2 * uint64_t{reservation_ms});
@@ -225,9 +275,13 @@ void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) 
 void BlockStore::State::drop_quarantined() {
     std::vector<Generation> over;
     for (const auto& [generation, reservation] : reservations.all()) {
-        if (reservation.quarantined) over.push_back(generation);
+        if (reservation.quarantined) {
+            over.push_back(generation);
+        }
     }
-    for (const Generation generation : over) drop_reservation(generation);
+    for (const Generation generation : over) {
+        drop_reservation(generation);
+    }
 }
 
 void BlockStore::tick() {
@@ -236,14 +290,18 @@ void BlockStore::tick() {
     {
         State::Lock lock(*state_);
         State& state = *state_;
-        for (const uint32_t slot : dead) state.slot_dead(static_cast<int>(slot));
+        for (const uint32_t slot : dead) {
+            state.slot_dead(static_cast<int>(slot));
+        }
         state.reap_slots();
         state.use_ready_memory();
         state.apply_exists();
         state.drain_rings();
         state.uses.note(state.evictor.clock(), wall_ms());
         state.reservations.quarantine_expired(state.now());
-        if (!KV_GUARD("quarantine", true)) state.drop_quarantined();
+        if (!KV_GUARD("quarantine", true)) {
+            state.drop_quarantined();
+        }
         state.end_leases(state.leases.take_expired(state.now()));
         state.expire_objects(State::kExpiriesPerTick);
         state.sweep_flushed(State::kSweepPerTick);
@@ -252,7 +310,9 @@ void BlockStore::tick() {
         state.recheck_deferred();
     }
     // Only now may the numbers go to other processes.
-    for (const uint32_t slot : dead) state_->slots->free_slot(slot);
+    for (const uint32_t slot : dead) {
+        state_->slots->free_slot(slot);
+    }
 }
 
 }  // namespace kvstore

@@ -11,12 +11,18 @@ namespace kvstore {
 // but not while it is held: its announce may still be on the way (BlockStore::Published::hold).
 EntryRef BlockStore::State::find_valid(const NamespaceRef& ns, std::string_view key,
                                        const Hash128& hash) {
-    if (is_flushed(ns->id)) return kNoEntry;
+    if (is_flushed(ns->id)) {
+        return kNoEntry;
+    }
     const EntryRef ref = index->find(ns->id, hash, key);
-    if (ref == kNoEntry) return kNoEntry;
+    if (ref == kNoEntry) {
+        return kNoEntry;
+    }
     const StoredObject& object = objects[ref];
     KV_ASSERT(object.generation != 0);
-    if (object.expiry_ms == 0 || object.expiry_ms > now()) return ref;
+    if (object.expiry_ms == 0 || object.expiry_ms > now()) {
+        return ref;
+    }
     if (object.holds > 0) {
         history.note(hash, MissReason::kExpired, wall_ms());
         return kNoEntry;
@@ -28,14 +34,18 @@ EntryRef BlockStore::State::find_valid(const NamespaceRef& ns, std::string_view 
 
 EntryRef BlockStore::State::parent_of(EntryRef ref) const {
     const StoredObject& object = objects[ref];
-    if (object.parent == kNoEntry) return kNoEntry;
+    if (object.parent == kNoEntry) {
+        return kNoEntry;
+    }
     const Generation parent = objects[object.parent].generation;
     const bool same = parent != 0 && static_cast<uint32_t>(parent) == object.parent_generation;
     return same ? object.parent : kNoEntry;
 }
 
 uint64_t BlockStore::State::left_ms(const StoredObject& object) const {
-    if (object.expiry_ms == 0) return 0;
+    if (object.expiry_ms == 0) {
+        return 0;
+    }
     const uint64_t time = now();
     return object.expiry_ms > time ? object.expiry_ms - time : 1;
 }
@@ -66,11 +76,19 @@ BlockStore::Found BlockStore::State::find(const NamespaceRef& ns, const Key& key
 }
 
 MissReason BlockStore::State::miss_reason(const NamespaceRef& ns, const Key& key) const {
-    if (is_flushed(ns->id)) return MissReason::kFlushed;
+    if (is_flushed(ns->id)) {
+        return MissReason::kFlushed;
+    }
     const MissReason known = history.reason(key.hash);
-    if (known != MissReason::kNone) return known;
-    if (tombstones.has(key.hash)) return MissReason::kRemoved;
-    if (ns->epoch == 0) return MissReason::kAbsent;
+    if (known != MissReason::kNone) {
+        return known;
+    }
+    if (tombstones.has(key.hash)) {
+        return MissReason::kRemoved;
+    }
+    if (ns->epoch == 0) {
+        return MissReason::kAbsent;
+    }
     // The previous epoch may have had it: then the flush took it, swept already or not.
     const NamespaceId before = namespace_id(options.secret, ns->tenant, ns->name, ns->epoch - 1);
     const Hash128 hash = key_hash(options.secret, before, key.key);
@@ -102,9 +120,13 @@ void BlockStore::State::release_hold(Generation generation, EntryRef ref) {
         return;
     }
     const auto it = deferred.find(generation);
-    if (!KV_GUARD("hold", true)) return;
+    if (!KV_GUARD("hold", true)) {
+        return;
+    }
     KV_ASSERT(it != deferred.end() && it->second.holds > 0);
-    if (--it->second.holds > 0) return;
+    if (--it->second.holds > 0) {
+        return;
+    }
     unsettled.emplace_back(generation, it->second);
     deferred.erase(it);
 }
@@ -118,7 +140,9 @@ BlockStore::State::SocketHolds::iterator BlockStore::State::end_socket_hold(
 
 void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
     for (size_t i = refs.size(); i-- > 0;) {
-        if (refs[i] == kNoEntry || objects[refs[i]].generation == 0) continue;
+        if (refs[i] == kNoEntry || objects[refs[i]].generation == 0) {
+            continue;
+        }
         touch(refs[i]);
     }
 }
@@ -126,7 +150,9 @@ void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
 void BlockStore::State::touch(EntryRef ref) {
     evictor.touch(ref);
     ++totals.touches;
-    if (!objects[ref].prefetched) return;
+    if (!objects[ref].prefetched) {
+        return;
+    }
     objects[ref].prefetched = false;
     ++totals.prefetch_used;
 }
@@ -134,7 +160,9 @@ void BlockStore::State::touch(EntryRef ref) {
 // The keys of one put batch arrive one by one, head first, and their touches have to be written
 // tail first: they are collected until the batch is over.
 void BlockStore::State::note_exists(uint64_t session, EntryRef ref) {
-    if (session != exists_session || exists_batch.size() >= limits::kMaxBatchKeys) apply_exists();
+    if (session != exists_session || exists_batch.size() >= limits::kMaxBatchKeys) {
+        apply_exists();
+    }
     exists_session = session;
     exists_batch.push_back(ref);
 }
@@ -147,7 +175,9 @@ void BlockStore::State::apply_exists() {
 void BlockStore::State::drain_rings() {
     slots->drain_touches([this](uint32_t ref) {
         // Clients write the rings: only numbers of live objects count.
-        if (ref < objects.size() && objects[ref].generation != 0) touch(ref);
+        if (ref < objects.size() && objects[ref].generation != 0) {
+            touch(ref);
+        }
     });
 }
 
@@ -155,7 +185,9 @@ BlockStore::Found BlockStore::find(const NamespaceRef& ns, const Key& key, bool 
     State::Lock lock(*state_);
     EntryRef ref = kNoEntry;
     Found found = state_->find(ns, key, &ref);
-    if (touch) state_->touch_reversed({&ref, 1});
+    if (touch) {
+        state_->touch_reversed({&ref, 1});
+    }
     return found;
 }
 
@@ -164,8 +196,12 @@ std::vector<BlockStore::Found> BlockStore::find(const NamespaceRef& ns, std::spa
     std::vector<Found> found(keys.size());
     std::vector<EntryRef> refs(keys.size(), kNoEntry);
     State::Lock lock(*state_);
-    for (size_t i = 0; i < keys.size(); ++i) found[i] = state_->find(ns, keys[i], &refs[i]);
-    if (touch) state_->touch_reversed(refs);
+    for (size_t i = 0; i < keys.size(); ++i) {
+        found[i] = state_->find(ns, keys[i], &refs[i]);
+    }
+    if (touch) {
+        state_->touch_reversed(refs);
+    }
     return found;
 }
 
@@ -187,9 +223,13 @@ Code BlockStore::hold(const Owner& owner, Generation generation) {
     State::Lock lock(*state_);
     auto& holds = state_->socket_holds;
     const EntryRef ref = state_->by_generation.find(generation);
-    if (ref == kNoEntry) return Code::kNotFound;
+    if (ref == kNoEntry) {
+        return Code::kNotFound;
+    }
     const std::pair name{owner.session, generation};
-    if (!holds.contains(name) && holds.size() >= State::kMaxSocketHolds) return Code::kOverloaded;
+    if (!holds.contains(name) && holds.size() >= State::kMaxSocketHolds) {
+        return Code::kOverloaded;
+    }
     if (const auto it = holds.find(name); it != holds.end()) {
         ++it->second.count;
         return Code::kOk;
@@ -198,7 +238,9 @@ Code BlockStore::hold(const Owner& owner, Generation generation) {
     StoredObject& object = state_->objects[ref];
     const Ledger::Line line = state_->index->ledger().add_block(
         BlockUse::kHeld, generation, object.offset, object.length, owner.slot);
-    if (line == Ledger::kNoLine) return Code::kOverloaded;
+    if (line == Ledger::kNoLine) {
+        return Code::kOverloaded;
+    }
     holds.emplace(name, State::SocketHold{owner, ref, 1, line});
     ++object.holds;
     return Code::kOk;
@@ -207,8 +249,12 @@ Code BlockStore::hold(const Owner& owner, Generation generation) {
 Code BlockStore::unhold(const Owner& owner, Generation generation) {
     State::Lock lock(*state_);
     const auto it = state_->socket_holds.find({owner.session, generation});
-    if (it == state_->socket_holds.end()) return Code::kNotFound;
-    if (--it->second.count > 0) return Code::kOk;
+    if (it == state_->socket_holds.end()) {
+        return Code::kNotFound;
+    }
+    if (--it->second.count > 0) {
+        return Code::kOk;
+    }
     state_->end_socket_hold(it);
     return Code::kOk;
 }
@@ -236,12 +282,20 @@ uint32_t BlockStore::list_objects(uint32_t cursor, size_t max, std::vector<Objec
     State::Lock lock(*state_);
     const State& state = *state_;
     for (size_t ref = cursor; ref < state.objects.size(); ++ref) {
-        if (out.size() >= max) return static_cast<uint32_t>(ref);
+        if (out.size() >= max) {
+            return static_cast<uint32_t>(ref);
+        }
         const StoredObject& object = state.objects[ref];
-        if (object.generation == 0) continue;
-        if (object.expiry_ms != 0 && object.expiry_ms <= state.now()) continue;
+        if (object.generation == 0) {
+            continue;
+        }
+        if (object.expiry_ms != 0 && object.expiry_ms <= state.now()) {
+            continue;
+        }
         const NamespaceRef& ns = state.namespaces[object.ns].ns;
-        if (state.is_flushed(ns->id)) continue;
+        if (state.is_flushed(ns->id)) {
+            continue;
+        }
         const EntryFields fields = state.index->entry(static_cast<EntryRef>(ref));
         const ColdFields cold = state.index->cold(static_cast<EntryRef>(ref));
         out.push_back({ns, std::string(cold.key), fields.hash, fields.version, object.generation,
@@ -256,7 +310,9 @@ void BlockStore::for_each_object(const std::function<void(std::span<const Object
     uint32_t cursor = 0;
     do {
         cursor = list_objects(cursor, kBatch, batch);
-        if (!batch.empty()) fn(batch);
+        if (!batch.empty()) {
+            fn(batch);
+        }
     } while (cursor != 0);
 }
 

@@ -23,7 +23,9 @@ std::optional<uint64_t> BlockStore::State::try_allocate(uint64_t size_bytes) {
 
 void BlockStore::State::use_ready_memory() {
     const uint64_t ready = segment->ready_bytes();
-    if (ready == allocator.stats().capacity_bytes) return;
+    if (ready == allocator.stats().capacity_bytes) {
+        return;
+    }
     index->ledger().note_ready(ready);
     allocator.grow(ready);
 }
@@ -32,14 +34,20 @@ void BlockStore::State::use_ready_memory() {
 // ready, and last of all other objects.
 std::optional<uint64_t> BlockStore::State::obtain_block(std::unique_lock<std::mutex>& lock,
                                                         uint64_t size_bytes, bool lossless) {
-    if (const auto offset = try_allocate(size_bytes)) return offset;
+    if (const auto offset = try_allocate(size_bytes)) {
+        return offset;
+    }
     end_leases(leases.take_expired(now()));
     expire_objects(SIZE_MAX);
     sweep_flushed(UINT32_MAX);
     settle();
     recheck_deferred();
-    if (const auto offset = try_allocate(size_bytes)) return offset;
-    if (const auto offset = wait_for_prefault(lock, size_bytes)) return offset;
+    if (const auto offset = try_allocate(size_bytes)) {
+        return offset;
+    }
+    if (const auto offset = wait_for_prefault(lock, size_bytes)) {
+        return offset;
+    }
     return evict_for(size_bytes, lossless);
 }
 
@@ -51,8 +59,12 @@ std::optional<uint64_t> BlockStore::State::wait_for_prefault(std::unique_lock<st
         lock.unlock();
         const bool grown = segment->wait_ready(more, static_cast<uint32_t>(deadline.left_ms()));
         lock.lock();
-        if (const auto offset = try_allocate(size_bytes)) return offset;
-        if (!grown) break;
+        if (const auto offset = try_allocate(size_bytes)) {
+            return offset;
+        }
+        if (!grown) {
+            break;
+        }
     }
     return std::nullopt;
 }
@@ -64,7 +76,9 @@ std::optional<uint64_t> BlockStore::State::evict_for(uint64_t size_bytes, bool l
     // Every round evicts something, so this ends.
     while (lossless ? evict_lossless(size_bytes) : evict_some(size_bytes)) {
         settle();
-        if (const auto offset = allocator.allocate(size_bytes)) return offset;
+        if (const auto offset = allocator.allocate(size_bytes)) {
+            return offset;
+        }
     }
     return std::nullopt;
 }
@@ -80,23 +94,35 @@ bool BlockStore::State::evict_some(uint64_t size_bytes) {
     const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
     const auto blocked = [this](uint32_t ref) { return is_blocked(ref); };
     for (const bool soft : {false, true}) {
-        if (evictor.size(soft) == 0) continue;
+        if (evictor.size(soft) == 0) {
+            continue;
+        }
         std::optional<uint32_t> victim;
-        if (!soft) victim = coldest_written(size_bytes, false);
-        if (!victim) victim = evictor.coldest(size_bytes, soft, same_class, blocked);
+        if (!soft) {
+            victim = coldest_written(size_bytes, false);
+        }
+        if (!victim) {
+            victim = evictor.coldest(size_bytes, soft, same_class, blocked);
+        }
         if (victim) {
-            if (is_unbalanced(size_bytes, *victim) && evict_plan(size_bytes, false)) return true;
+            if (is_unbalanced(size_bytes, *victim) && evict_plan(size_bytes, false)) {
+                return true;
+            }
             evict(*victim);
             return true;
         }
-        if (evict_plan(size_bytes, soft)) return true;
+        if (evict_plan(size_bytes, soft)) {
+            return true;
+        }
     }
     return false;
 }
 
 // Where the lower tier is behind with what is cold, it is to hurry, and what it has goes first.
 std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes, bool thorough) {
-    if (!options.tiered || totals.unwritten == totals.objects) return std::nullopt;
+    if (!options.tiered || totals.unwritten == totals.objects) {
+        return std::nullopt;
+    }
     const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
     bool behind = false;
     const auto blocked = [&](uint32_t ref) {
@@ -112,18 +138,24 @@ std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes, 
 
 bool BlockStore::State::evict_lossless(uint64_t size_bytes) {
     const auto victim = coldest_written(size_bytes, true);
-    if (victim) evict(*victim);
+    if (victim) {
+        evict(*victim);
+    }
     return victim.has_value();
 }
 
 // A size that came late would churn in the few chunks it got, beside chunks of much colder blocks.
 // Now and then the ages are compared, and a whole cold chunk changes sides.
 bool BlockStore::State::is_unbalanced(uint64_t size_bytes, EntryRef victim) {
-    if (++evictions_since_balance < kEvictionsPerBalance) return false;
+    if (++evictions_since_balance < kEvictionsPerBalance) {
+        return false;
+    }
     evictions_since_balance = 0;
     const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
     const uint64_t elsewhere = evictor.coldest_elsewhere(size_bytes, false, same_class);
-    if (elsewhere == UINT64_MAX) return false;
+    if (elsewhere == UINT64_MAX) {
+        return false;
+    }
     const uint64_t own_age = evictor.clock() - evictor.stamp(victim);
     const uint64_t other_age = evictor.clock() - elsewhere;
     return other_age / kUnbalancedAges > own_age;
@@ -132,8 +164,12 @@ bool BlockStore::State::is_unbalanced(uint64_t size_bytes, EntryRef victim) {
 bool BlockStore::State::evict_plan(uint64_t size_bytes, bool soft_too) {
     const auto heat = [&](uint64_t offset) {
         const EntryRef ref = by_offset.find(offset);
-        if (ref == kNoEntry || !evictor.contains(ref) || is_blocked(ref)) return kUntouchable;
-        if (!evictor.is_soft(ref)) return evictor.stamp(ref);
+        if (ref == kNoEntry || !evictor.contains(ref) || is_blocked(ref)) {
+            return kUntouchable;
+        }
+        if (!evictor.is_soft(ref)) {
+            return evictor.stamp(ref);
+        }
         return soft_too ? evictor.stamp(ref) + kSoftHeat : kUntouchable;
     };
     const std::vector<uint64_t> plan = allocator.reclaim_plan(size_bytes, heat);
@@ -142,7 +178,9 @@ bool BlockStore::State::evict_plan(uint64_t size_bytes, bool soft_too) {
         KV_ASSERT(ref != kNoEntry);
         evict(ref);
     }
-    if (!plan.empty()) ++totals.reclaims;
+    if (!plan.empty()) {
+        ++totals.reclaims;
+    }
     return !plan.empty();
 }
 
@@ -159,10 +197,16 @@ bool BlockStore::State::evict_for_index(const Hash128& hash) {
                std::pair(evictor.is_soft(b), evictor.stamp(b));
     };
     for (const EntryRef ref : refs) {
-        if (!evictor.contains(ref) || is_blocked(ref)) continue;
-        if (victim == kNoEntry || colder(ref, victim)) victim = ref;
+        if (!evictor.contains(ref) || is_blocked(ref)) {
+            continue;
+        }
+        if (victim == kNoEntry || colder(ref, victim)) {
+            victim = ref;
+        }
     }
-    if (victim == kNoEntry) return false;
+    if (victim == kNoEntry) {
+        return false;
+    }
     evict(victim);
     return true;
 }
@@ -172,7 +216,9 @@ void BlockStore::State::evict(EntryRef ref) {
     fault_point("evict");
     ++totals.evictions;
     totals.evicted_bytes += objects[ref].length;
-    if (options.tiered && !objects[ref].written) ++totals.evicted_unwritten;
+    if (options.tiered && !objects[ref].written) {
+        ++totals.evicted_unwritten;
+    }
     withdraw(ref, MissReason::kEvicted);
 }
 
@@ -180,7 +226,9 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     StoredObject& object = objects[ref];
     KV_ASSERT(object.generation != 0);
     const EntryFields fields = index->entry(ref);
-    if (reason != MissReason::kVersion) history.note(fields.hash, reason, wall_ms());
+    if (reason != MissReason::kVersion) {
+        history.note(fields.hash, reason, wall_ms());
+    }
     if (tell && on_withdraw) {
         withdrawn.push_back({namespaces[object.ns].ns, std::string(index->cold(ref).key),
                              fields.hash, fields.version, reason});
@@ -188,7 +236,9 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     Ledger& ledger = index->ledger();
     const Ledger::Line line =
         ledger.add_block(BlockUse::kDeferred, object.generation, object.offset, object.length, -1);
-    if (line == Ledger::kNoLine) index->forbid_keeping();
+    if (line == Ledger::kNoLine) {
+        index->forbid_keeping();
+    }
     fault_point("withdraw_noted");  // entry and ledger own the block
     index->invalidate(ref);
     fault_point("withdraw_invalidated");
@@ -202,16 +252,24 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     leave_namespace(object.ns);
     --totals.objects;
     totals.object_bytes -= object.length;
-    if (options.tiered) set_written(object, true);
-    if (object.prefetched) ++totals.prefetch_wasted;
+    if (options.tiered) {
+        set_written(object, true);
+    }
+    if (object.prefetched) {
+        ++totals.prefetch_wasted;
+    }
     object = StoredObject{};
-    if (unsettled.size() >= kMaxUnsettled) settle();
+    if (unsettled.size() >= kMaxUnsettled) {
+        settle();
+    }
 }
 
 // Shared-memory rule 1: the generations were invalidated; a full fence and a scan of the hazards of
 // all living slots decide which blocks may be reused. The others wait.
 void BlockStore::State::settle() {
-    if (unsettled.empty()) return;
+    if (unsettled.empty()) {
+        return;
+    }
     std::vector<Generation> held_now;
     slots->collect_hazards(&held_now);
     for (const auto& [generation, block] : unsettled) {
@@ -230,12 +288,16 @@ void BlockStore::State::free_deferred(const Deferred& block) {
 }
 
 void BlockStore::State::recheck_deferred() {
-    if (deferred.empty()) return;
+    if (deferred.empty()) {
+        return;
+    }
     std::vector<Generation> held_now;
     slots->collect_hazards(&held_now);
     std::erase_if(deferred, [&](const auto& item) {
         const auto& [generation, block] = item;
-        if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) return false;
+        if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) {
+            return false;
+        }
         free_deferred(block);
         return true;
     });
@@ -250,7 +312,9 @@ void BlockStore::State::expire_objects(size_t max) {
         std::pop_heap(expiries.begin(), expiries.end(), std::greater<>());
         expiries.pop_back();
         const EntryRef ref = by_generation.find(due.generation);
-        if (ref == kNoEntry) continue;
+        if (ref == kNoEntry) {
+            continue;
+        }
         if (objects[ref].holds > 0) {
             again.push_back({time + kHeldRetryMs, due.generation});
             continue;
@@ -263,7 +327,9 @@ void BlockStore::State::expire_objects(size_t max) {
         std::push_heap(expiries.begin(), expiries.end(), std::greater<>());
     }
     // Objects that went another way leave their lines behind; do not let those pile up.
-    if (expiries.size() <= 2 * totals.objects + 1024) return;
+    if (expiries.size() <= 2 * totals.objects + 1024) {
+        return;
+    }
     std::erase_if(expiries,
                   [this](const Expiry& e) { return by_generation.find(e.generation) == kNoEntry; });
     std::make_heap(expiries.begin(), expiries.end(), std::greater<>());
@@ -274,7 +340,9 @@ void BlockStore::State::sweep_flushed(uint32_t max) {
         const EntryRef ref = sweep_at;
         sweep_at = static_cast<EntryRef>((sweep_at + 1) % objects.size());
         const StoredObject& object = objects[ref];
-        if (object.generation == 0 || !is_flushed(namespaces[object.ns].ns->id)) continue;
+        if (object.generation == 0 || !is_flushed(namespaces[object.ns].ns->id)) {
+            continue;
+        }
         withdraw(ref, MissReason::kFlushed);
         ++totals.flushed;
     }
@@ -283,13 +351,17 @@ void BlockStore::State::sweep_flushed(uint32_t max) {
 // Whoever comes first delivers for all, so that the order stays; a callback that calls the store
 // again only adds to the queue.
 void BlockStore::State::deliver(std::unique_lock<std::mutex>& lock) {
-    if (delivering) return;
+    if (delivering) {
+        return;
+    }
     delivering = true;
     while (!withdrawn.empty()) {
         std::vector<Withdrawn> batch;
         batch.swap(withdrawn);
         const WithdrawFn fn = on_withdraw;
-        if (!fn) break;
+        if (!fn) {
+            break;
+        }
         lock.unlock();
         fn(batch);
         lock.lock();

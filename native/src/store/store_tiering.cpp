@@ -7,7 +7,9 @@
 namespace kvstore {
 
 void BlockStore::State::set_written(StoredObject& object, bool written) {
-    if (object.written == written) return;
+    if (object.written == written) {
+        return;
+    }
     object.written = written;
     if (written) {
         --totals.unwritten;
@@ -52,14 +54,20 @@ void BlockStore::take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_
         const Generation generation = state.to_write.front();
         state.to_write.pop_front();
         const EntryRef ref = state.by_generation.find(generation);
-        if (ref == kNoEntry || state.objects[ref].written) continue;
-        if (state.is_flushed(state.namespaces[state.objects[ref].ns].ns->id)) continue;
+        if (ref == kNoEntry || state.objects[ref].written) {
+            continue;
+        }
+        if (state.is_flushed(state.namespaces[state.objects[ref].ns].ns->id)) {
+            continue;
+        }
         state.describe(ref, &out->emplace_back());
         taken += out->back().length;
     }
     state.write_soon_bytes -= std::min(state.write_soon_bytes, taken);
     // What went another way leaves its number behind; do not let those pile up.
-    if (state.to_write.size() <= 2 * state.totals.unwritten + 1024) return;
+    if (state.to_write.size() <= 2 * state.totals.unwritten + 1024) {
+        return;
+    }
     std::erase_if(state.to_write, [&](Generation generation) {
         const EntryRef ref = state.by_generation.find(generation);
         return ref == kNoEntry || state.objects[ref].written;
@@ -68,7 +76,9 @@ void BlockStore::take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_
 
 void BlockStore::put_back(std::span<const Unwritten> objects) {
     State::Lock lock(*state_);
-    for (size_t i = objects.size(); i-- > 0;) state_->to_write.push_front(objects[i].generation);
+    for (size_t i = objects.size(); i-- > 0;) {
+        state_->to_write.push_front(objects[i].generation);
+    }
 }
 
 std::vector<Generation> BlockStore::unwritten_hottest_first() {
@@ -78,7 +88,9 @@ std::vector<Generation> BlockStore::unwritten_hottest_first() {
         state_->drain_rings();
         for (EntryRef ref = 0; ref < state_->objects.size(); ++ref) {
             const StoredObject& object = state_->objects[ref];
-            if (object.generation == 0 || object.written) continue;
+            if (object.generation == 0 || object.written) {
+                continue;
+            }
             found.emplace_back(state_->evictor.stamp(ref), object.generation);
         }
     }
@@ -91,8 +103,12 @@ std::vector<Generation> BlockStore::unwritten_hottest_first() {
 bool BlockStore::describe_unwritten(Generation generation, Unwritten* out) {
     State::Lock lock(*state_);
     const EntryRef ref = state_->by_generation.find(generation);
-    if (ref == kNoEntry || state_->objects[ref].written) return false;
-    if (state_->is_flushed(state_->namespaces[state_->objects[ref].ns].ns->id)) return false;
+    if (ref == kNoEntry || state_->objects[ref].written) {
+        return false;
+    }
+    if (state_->is_flushed(state_->namespaces[state_->objects[ref].ns].ns->id)) {
+        return false;
+    }
     state_->describe(ref, out);
     return true;
 }
@@ -101,14 +117,18 @@ void BlockStore::note_written(std::span<const Generation> generations) {
     State::Lock lock(*state_);
     for (const Generation generation : generations) {
         const EntryRef ref = state_->by_generation.find(generation);
-        if (ref != kNoEntry) state_->set_written(state_->objects[ref], true);
+        if (ref != kNoEntry) {
+            state_->set_written(state_->objects[ref], true);
+        }
     }
 }
 
 void BlockStore::note_prefetched(Generation generation) {
     State::Lock lock(*state_);
     const EntryRef ref = state_->by_generation.find(generation);
-    if (ref != kNoEntry) state_->objects[ref].prefetched = true;
+    if (ref != kNoEntry) {
+        state_->objects[ref].prefetched = true;
+    }
 }
 
 bool BlockStore::has_hash(NamespaceId ns, const Hash128& hash) {
@@ -125,7 +145,9 @@ uint64_t BlockStore::free_bytes() {
 Code BlockStore::note_lost_below(const NamespaceRef& ns, const Key& key) {
     State::Lock lock(*state_);
     const EntryRef ref = state_->find_valid(ns, key.key, key.hash);
-    if (ref == kNoEntry || state_->index->entry(ref).version != key.version) return Code::kNotFound;
+    if (ref == kNoEntry || state_->index->entry(ref).version != key.version) {
+        return Code::kNotFound;
+    }
     StoredObject& object = state_->objects[ref];
     if (object.written) {
         state_->set_written(object, false);

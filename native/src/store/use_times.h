@@ -18,7 +18,9 @@ class UseTimes {
             return;
         }
         if (times_.size() == kMax) {
-            for (size_t i = 0; i < kMax / 2; ++i) times_[i] = times_[2 * i + 1];
+            for (size_t i = 0; i < kMax / 2; ++i) {
+                times_[i] = times_[2 * i + 1];
+            }
             times_.resize(kMax / 2);
         }
         times_.emplace_back(clock, wall_ms);
@@ -27,7 +29,9 @@ class UseTimes {
     uint64_t time_ms(uint64_t stamp) const {
         const auto at =
             std::ranges::lower_bound(times_, stamp, {}, &std::pair<uint64_t, uint64_t>::first);
-        if (times_.empty() || stamp < times_.front().first) return 0;
+        if (times_.empty() || stamp < times_.front().first) {
+            return 0;
+        }
         return at == times_.end() ? times_.back().second : at->second;
     }
 

@@ -11,14 +11,18 @@ void TombstoneTable::note(const Hash128& hash, Version version, uint64_t now_ms)
     tombstone.until_ms = now_ms + keep_ms_;
     order_.emplace_back(tombstone.until_ms, hash);
     // The order holds one line a note, so renewing one key for ever must not let it grow either.
-    while (by_hash_.size() > max_ || order_.size() > 2 * max_) drop_front();
+    while (by_hash_.size() > max_ || order_.size() > 2 * max_) {
+        drop_front();
+    }
 }
 
 void TombstoneTable::drop_front() {
     const auto [until_ms, hash] = order_.front();
     order_.pop_front();
     const auto it = by_hash_.find(hash);
-    if (it == by_hash_.end() || it->second.until_ms != until_ms) return;  // renewed since
+    if (it == by_hash_.end() || it->second.until_ms != until_ms) {
+        return;  // renewed since
+    }
     floor_ = std::max(floor_, it->second.version);
     by_hash_.erase(it);
 }
@@ -33,7 +37,9 @@ void TombstoneTable::forget_old(uint64_t now_ms) {
         const auto [until_ms, hash] = order_.front();
         order_.pop_front();
         const auto it = by_hash_.find(hash);
-        if (it != by_hash_.end() && it->second.until_ms == until_ms) by_hash_.erase(it);
+        if (it != by_hash_.end() && it->second.until_ms == until_ms) {
+            by_hash_.erase(it);
+        }
     }
 }
 

@@ -15,7 +15,9 @@ namespace {
 
 std::vector<uint8_t> random_data(std::mt19937_64& random, size_t size) {
     std::vector<uint8_t> data(size);
-    for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
+    for (uint8_t& byte : data) {
+        byte = static_cast<uint8_t>(random());
+    }
     return data;
 }
 
@@ -27,7 +29,9 @@ uint32_t crc32c_portable(const void* data, size_t size, uint32_t crc = 0) {
 std::vector<CrcWay> ways() {
     std::vector<CrcWay> all;
     for (const CrcWay way : {CrcWay::kPortable, CrcWay::kInstruction, CrcWay::kWide}) {
-        if (way <= best_crc_way()) all.push_back(way);
+        if (way <= best_crc_way()) {
+            all.push_back(way);
+        }
     }
     return all;
 }
@@ -109,9 +113,15 @@ TEST(Checksum, CopiesAnyLengthBetweenAnyAlignments) {
     std::mt19937_64 random(seed);
     const std::vector<uint8_t> source = random_data(random, 400'000);
     for (const CrcWay way : ways()) {
-        for (size_t size = 0; size < 700; ++size) check_copy(way, random, source, size);
-        for (int i = 0; i < 1000; ++i) check_copy(way, random, source, random() % 9000);
-        for (int i = 0; i < 200; ++i) check_copy(way, random, source, random() % 390'000);
+        for (size_t size = 0; size < 700; ++size) {
+            check_copy(way, random, source, size);
+        }
+        for (int i = 0; i < 1000; ++i) {
+            check_copy(way, random, source, random() % 9000);
+        }
+        for (int i = 0; i < 200; ++i) {
+            check_copy(way, random, source, random() % 390'000);
+        }
         // Around the size from which stores are non-temporal.
         for (size_t size = 65'536 - 70; size < 65'536 + 70; ++size) {
             check_copy(way, random, source, size);

@@ -31,7 +31,9 @@ TEST(Deadline, PassesAndNeverGoesNegative) {
     EXPECT_TRUE(now.expired());
     EXPECT_EQ(now.left_ms(), 0);
     const Deadline one = Deadline::after_ms(1);
-    while (!one.expired()) EXPECT_LE(one.left_ms(), 1);
+    while (!one.expired()) {
+        EXPECT_LE(one.left_ms(), 1);
+    }
     EXPECT_EQ(one.left_ms(), 0);
 }
 

@@ -36,7 +36,9 @@ TEST(Hmac, PublishedVectors) {
     EXPECT_EQ(mac(std::vector<uint8_t>(20, 0xaa), std::vector<uint8_t>(50, 0xdd)),
               "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe");
     std::vector<uint8_t> rising;
-    for (uint8_t i = 1; i <= 25; ++i) rising.push_back(i);
+    for (uint8_t i = 1; i <= 25; ++i) {
+        rising.push_back(i);
+    }
     EXPECT_EQ(mac(rising, std::vector<uint8_t>(50, 0xcd)),
               "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b");
     const std::vector<uint8_t> long_key(131, 0xaa);

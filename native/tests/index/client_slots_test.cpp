@@ -28,7 +28,9 @@ std::unique_ptr<ClientSlots> make_slots() {
 bool wait_until(const std::function<bool()>& condition) {
     const Deadline deadline = Deadline::after_ms(20'000);
     while (!condition()) {
-        if (deadline.expired()) return false;
+        if (deadline.expired()) {
+            return false;
+        }
         std::this_thread::yield();
     }
     return true;
@@ -53,7 +55,9 @@ class Child {
         }
     }
     ~Child() {
-        if (pid_ > 0) end(SIGKILL);
+        if (pid_ > 0) {
+            end(SIGKILL);
+        }
     }
     bool wait_ready() {
         pollfd event{ready_.get(), POLLIN, 0};
@@ -69,7 +73,9 @@ class Child {
     // Exit status of the child, which is asked to end by `number` unless that is 0.
     int end(int number) {
         int status = 0;
-        if (number != 0) kill(pid_, number);
+        if (number != 0) {
+            kill(pid_, number);
+        }
         waitpid(std::exchange(pid_, -1), &status, 0);
         return status;
     }
@@ -80,7 +86,9 @@ class Child {
 };
 
 void wait_for_signal() {
-    for (;;) pause();
+    for (;;) {
+        pause();
+    }
 }
 
 std::shared_ptr<ClientSlot> acquire(const ClientSlots& slots, uint32_t number) {
@@ -117,9 +125,13 @@ TEST(ClientSlots, DeathFreesAndAStopDoesNot) {
     EXPECT_EQ(slots->confirm(number).code(), Code::kInvalidArgument) << "nobody has locked it yet";
     Child child([&](const Child::Ready& ready) {
         const auto slot = acquire(*slots, number);
-        if (!slot || slot->number() != number) return false;
+        if (!slot || slot->number() != number) {
+            return false;
+        }
         slot->set_confirmed();
-        if (!slot->publish_hazard(64, 99)) return false;
+        if (!slot->publish_hazard(64, 99)) {
+            return false;
+        }
         slot->touch(7);
         slot->add_counter(3, 5);
         ready();
@@ -168,7 +180,9 @@ TEST(ClientSlots, AReusedSlotIsClean) {
     ASSERT_EQ(slots->collect_dead().size(), 1u);
     ASSERT_TRUE(slots->free_slot(first));
     uint32_t number = *slots->assign();
-    for (; number != first; number = *slots->assign()) ASSERT_TRUE(slots->free_slot(number));
+    for (; number != first; number = *slots->assign()) {
+        ASSERT_TRUE(slots->free_slot(number));
+    }
     const auto slot = acquire(*slots, number);
     ASSERT_TRUE(slots->confirm(number).ok());
     EXPECT_FALSE(slots->hazard_present(1234));
@@ -185,10 +199,14 @@ TEST(ClientSlots, FurtherDescriptorsDoNotDropTheLock) {
         auto slot = acquire(*slots, number);
         SlotRegistry::instance().dispose(Fd(dup(slots->fd())));
         auto again = acquire(*slots, other);  // a second connection: the same slot once more
-        if (!slot || !again || again->number() != number) return false;
+        if (!slot || !again || again->number() != number) {
+            return false;
+        }
         again.reset();
         SlotRegistry::instance().dispose(Fd(dup(slots->fd())));
-        if (acquire(*slots, kSlotCount + 5)->number() != number) return false;
+        if (acquire(*slots, kSlotCount + 5)->number() != number) {
+            return false;
+        }
         ready();
         wait_for_signal();
         return true;
@@ -224,7 +242,9 @@ TEST(ClientSlots, TheLastHandleGivesTheSlotBack) {
         slot->set_confirmed();
         slot->publish_hazard(0, 77);
         slot.reset();
-        if (!second->usable()) return false;
+        if (!second->usable()) {
+            return false;
+        }
         second.reset();
         ready();
         wait_for_signal();
@@ -247,7 +267,9 @@ TEST(ClientSlots, ASlotIsOneProcessesOnly) {
     ASSERT_TRUE(first.wait_ready());
     Child second([&](const Child::Ready& ready) {
         const auto slot = SlotRegistry::instance().acquire(Fd(dup(slots->fd())), number);
-        if (slot.code() != Code::kUnavailable) return false;
+        if (slot.code() != Code::kUnavailable) {
+            return false;
+        }
         ready();
         return true;
     });
@@ -277,7 +299,9 @@ TEST(ClientSlots, AForkedChildKeepsItsHandsOff) {
         }
         int status = 1;
         waitpid(grandchild, &status, 0);
-        if (status != 0 || !slot->usable()) return false;
+        if (status != 0 || !slot->usable()) {
+            return false;
+        }
         ready();
         wait_for_signal();
         return true;
@@ -300,7 +324,9 @@ TEST(ClientSlots, AForkedChildMayHaveASlotOfItsOwnAndOutliveItsParent) {
         const auto slot = acquire(*slots, parents);
         if (fork() == 0) {
             const auto own = acquire(*slots, childs);
-            if (own && own->number() == childs) ready();
+            if (own && own->number() == childs) {
+                ready();
+            }
             hold_grandchild.reset();
             char byte = 0;
             _exit(static_cast<int>(read(grandchild_waits.get(), &byte, 1)));
@@ -325,7 +351,9 @@ TEST(ClientSlots, ClientsSeeTheOwnersDeath) {
     ASSERT_EQ(pwrite(file.get(), &header, sizeof(header), 0), ssize_t(sizeof(header)));
     Child owner([&](const Child::Ready& ready) {
         FileKey key;
-        if (!SlotRegistry::instance().adopt_owner(Fd(dup(file.get())), &key).ok()) return false;
+        if (!SlotRegistry::instance().adopt_owner(Fd(dup(file.get())), &key).ok()) {
+            return false;
+        }
         ready();
         wait_for_signal();
         return true;
@@ -366,7 +394,9 @@ TEST(ClientSlots, NodeAndClientInOneProcess) {
 
 TEST(ClientSlots, RunsOutAtTheLimit) {
     auto slots = make_slots();
-    for (uint32_t i = 0; i < kSlotCount; ++i) ASSERT_TRUE(slots->assign().ok());
+    for (uint32_t i = 0; i < kSlotCount; ++i) {
+        ASSERT_TRUE(slots->assign().ok());
+    }
     EXPECT_EQ(slots->assign().code(), Code::kOverloaded);
     EXPECT_TRUE(slots->free_slot(500));
     EXPECT_EQ(*slots->assign(), 500u);
@@ -379,7 +409,9 @@ TEST(ClientSlots, TheTouchRingIsLossyAndBounded) {
     const auto slot = acquire(*slots, number);
     ASSERT_TRUE(slots->confirm(number).ok());
     slot->set_confirmed();
-    for (uint32_t i = 0; i < kSlotTouches + 100; ++i) slot->touch(i);
+    for (uint32_t i = 0; i < kSlotTouches + 100; ++i) {
+        slot->touch(i);
+    }
     std::vector<uint32_t> touched;
     const auto drain = [&] { slots->drain_touches([&](uint32_t ref) { touched.push_back(ref); }); };
     drain();

@@ -170,7 +170,9 @@ TEST(Index, FullBucketsSayNoSpaceAndNameCandidates) {
     while (rejected.empty()) {
         const std::string key = "key" + std::to_string(++gen);
         const auto ref = index->insert(new_entry(key, gen));
-        if (ref.ok()) continue;
+        if (ref.ok()) {
+            continue;
+        }
         EXPECT_EQ(ref.code(), Code::kNoSpace);
         rejected = key;
     }
@@ -190,7 +192,9 @@ TEST(Index, FullBucketsSayNoSpaceAndNameCandidates) {
 TEST(Index, TwoChoiceBucketsFillWell) {
     auto index = make_index(16384);
     Generation gen = 0;
-    while (index->insert(new_entry("key" + std::to_string(gen + 1), gen + 1)).ok()) ++gen;
+    while (index->insert(new_entry("key" + std::to_string(gen + 1), gen + 1)).ok()) {
+        ++gen;
+    }
     EXPECT_GT(static_cast<double>(gen) / static_cast<double>(index->capacity()), 0.85);
 }
 
@@ -288,7 +292,9 @@ TEST(Index, ConcurrentReadersSeeConsistentEntries) {
     const auto read = [&] {
         while (!done) {
             const auto found = probe(*reader, "hot key that spans some words");
-            if (!found) continue;
+            if (!found) {
+                continue;
+            }
             EXPECT_EQ(found->version, found->gen * 10);
             EXPECT_EQ(found->offset, found->gen % 1000 * 64);
             EXPECT_EQ(found->length, 100 + found->gen % 1000);
@@ -373,7 +379,9 @@ TEST(IndexReader, StaysWithinBoundsOfACorruptedIndex) {
             ASSERT_LE(found->length, kSegmentBytes);
             ASSERT_LE(found->offset, kSegmentBytes - found->length);
         }
-        if (random() % 16 != 0) word.store(saved);
+        if (random() % 16 != 0) {
+            word.store(saved);
+        }
     }
     EXPECT_GT(hits, 1000);
 }

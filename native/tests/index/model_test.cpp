@@ -110,7 +110,9 @@ Outcomes count(bool (*litmus)(Machine&)) {
     Outcomes outcomes;
     for (uint64_t seed = 1; seed <= 2'000; ++seed) {
         Machine machine(seed, Guard::kCount);
-        if (litmus(machine)) ++(machine.relaxed() ? outcomes.relaxed : outcomes.tso);
+        if (litmus(machine)) {
+            ++(machine.relaxed() ? outcomes.relaxed : outcomes.tso);
+        }
     }
     return outcomes;
 }
@@ -124,7 +126,9 @@ bool both_miss_the_others_store(Machine& machine) {
     const auto body = [](const Cell mine, const Cell other, uint64_t* seen) {
         return [=](Memory& m) {
             m.store(mine, 1, std::memory_order_release);
-            if (kFence) m.full_fence();
+            if (kFence) {
+                m.full_fence();
+            }
             *seen = m.load(other, std::memory_order_acquire);
         };
     };
@@ -141,8 +145,12 @@ bool flag_without_data(Machine& machine) {
     uint64_t seen_flag = 0;
     uint64_t seen_data = 0;
     machine.spawn([&](Memory& m) {
-        if (kNontemporal) m.store_nontemporal(data, 1);
-        if (!kNontemporal) m.store(data, 1, std::memory_order_relaxed);
+        if (kNontemporal) {
+            m.store_nontemporal(data, 1);
+        }
+        if (!kNontemporal) {
+            m.store(data, 1, std::memory_order_relaxed);
+        }
         m.store(flag, 1, kStore);
     });
     machine.spawn([&](Memory& m) {
@@ -195,7 +203,9 @@ TEST_F(Model, EveryRemovedGuardIsFound) {
         for (uint64_t seed = 1; seed <= kSeedsPerGuard && found.violation == nullptr; ++seed) {
             for (const Plot& plot : kPlots) {
                 found = explore(plot, seed, rule.guard);
-                if (found.violation != nullptr) break;
+                if (found.violation != nullptr) {
+                    break;
+                }
             }
         }
         ASSERT_NE(found.violation, nullptr) << rule.id << " can be removed unnoticed";
@@ -204,7 +214,9 @@ TEST_F(Model, EveryRemovedGuardIsFound) {
                     found.violation);
         // A seed is worth printing only if it tells the same story again.
         for (const Plot& plot : kPlots) {
-            if (plot.name != found.plot) continue;
+            if (plot.name != found.plot) {
+                continue;
+            }
             EXPECT_STREQ(explore(plot, found.seed, rule.guard).violation, found.violation);
             EXPECT_EQ(explore(plot, found.seed, Guard::kCount).violation, nullptr);
         }

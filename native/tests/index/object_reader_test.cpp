@@ -86,7 +86,9 @@ TEST_F(ObjectReaderTest, CopiesExactlyTheBytes) {
     for (const size_t size : {size_t{0}, size_t{1}, size_t{4096}, size_t{300'001}}) {
         const std::string key = "size" + std::to_string(size);
         std::string bytes(size, '\0');
-        for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<char>(i * 31 >> 3);
+        for (size_t i = 0; i < size; ++i) {
+            bytes[i] = static_cast<char>(i * 31 >> 3);
+        }
         put(key, size + 1, 64, bytes);
         std::string out(size, 'x');
         IndexReader::Found found;
@@ -144,7 +146,9 @@ TEST_F(ObjectReaderTest, RightBytesOrNoneWhileTheObjectIsReplaced) {
             const CopyResult result = read_object(*reader_, segment_.data(), identity_of("a"), "a",
                                                   0, Pieces(out.data(), kSize), &found);
             ++results[static_cast<size_t>(result)];
-            if (result != CopyResult::kOk) continue;
+            if (result != CopyResult::kOk) {
+                continue;
+            }
             EXPECT_EQ(out, std::string(kSize, static_cast<char>(found.gen)));
         }
     });

@@ -41,7 +41,9 @@ class LruCache {
     bool put(uint64_t size_bytes) {
         auto offset = allocator_.allocate(size_bytes);
         while (!offset) {
-            if (!make_room(size_bytes)) return false;
+            if (!make_room(size_bytes)) {
+                return false;
+            }
             offset = allocator_.allocate(size_bytes);
         }
         const uint64_t stamp = ++clock_;
@@ -53,7 +55,9 @@ class LruCache {
 
     // Marks a live block as used; `choice` in [0, 1) picks one by age, 0 the oldest.
     void touch(double choice) {
-        if (by_stamp_.empty()) return;
+        if (by_stamp_.empty()) {
+            return;
+        }
         const uint64_t oldest = by_stamp_.begin()->first;
         const auto span = static_cast<double>(clock_ - oldest);
         const auto at = by_stamp_.lower_bound(oldest + static_cast<uint64_t>(choice * span));
@@ -98,7 +102,9 @@ class LruCache {
         ++plans_;
         const auto plan = allocator_.reclaim_plan(
             size_bytes, [this](uint64_t offset) { return blocks_.at(offset).stamp; });
-        for (const uint64_t offset : plan) evict(offset);
+        for (const uint64_t offset : plan) {
+            evict(offset);
+        }
         return !plan.empty();
     }
 
@@ -140,7 +146,9 @@ Measured measure(LruCache& cache, double volumes, std::mt19937_64& random,
         EXPECT_TRUE(cache.put(size)) << size;
         written += static_cast<double>(size);
         cache.touch(uniform(random));
-        if (written < 2 * capacity) continue;
+        if (written < 2 * capacity) {
+            continue;
+        }
         result.mean += cache.utilisation();
         result.least = std::min(result.least, cache.utilisation());
         ++samples;
@@ -247,7 +255,9 @@ TEST(ChunkAllocator, GrowsAndFillsToTheLastByte) {
     EXPECT_FALSE(allocator.allocate(1).has_value());
     EXPECT_TRUE(allocator.audit().ok());
     allocator.free(*whole);
-    for (uint64_t i = 0; i < kMiB / 4096; ++i) ASSERT_TRUE(allocator.allocate(4096).has_value());
+    for (uint64_t i = 0; i < kMiB / 4096; ++i) {
+        ASSERT_TRUE(allocator.allocate(4096).has_value());
+    }
     EXPECT_EQ(allocator.stats().requested_bytes, kMiB);
     EXPECT_FALSE(allocator.allocate(1).has_value());
     EXPECT_TRUE(allocator.audit().ok());
@@ -275,12 +285,16 @@ void random_use(uint64_t capacity, uint32_t alignment, uint64_t least, uint64_t 
     uint64_t requested = 0;
     const DrawSize draw = log_uniform(static_cast<double>(least), static_cast<double>(most));
     for (int step = 0; step < steps; ++step) {
-        if (step == steps / 4) allocator.grow(capacity);
+        if (step == steps / 4) {
+            allocator.grow(capacity);
+        }
         const bool growing = (step / 4000) % 2 == 0;
         if (random() % 100 < (growing ? 65u : 35u) || live.empty()) {
             const uint64_t size = draw(random, 0);
             const auto offset = allocator.allocate(size);
-            if (!offset) continue;
+            if (!offset) {
+                continue;
+            }
             const uint64_t bytes = allocator.block_bytes(*offset);
             ASSERT_GE(bytes, size);
             ASSERT_LE(*offset + bytes, allocator.stats().capacity_bytes);
@@ -296,7 +310,9 @@ void random_use(uint64_t capacity, uint32_t alignment, uint64_t least, uint64_t 
             requested += size;
         } else {
             auto victim = live.lower_bound(random() % capacity);
-            if (victim == live.end()) victim = live.begin();
+            if (victim == live.end()) {
+                victim = live.begin();
+            }
             requested -= victim->second;
             allocator.free(victim->first);
             live.erase(victim);
@@ -307,7 +323,9 @@ void random_use(uint64_t capacity, uint32_t alignment, uint64_t least, uint64_t 
         ASSERT_EQ(allocator.stats().requested_bytes, requested);
         ASSERT_EQ(allocator.stats().live_blocks, live.size());
     }
-    for (const auto& [offset, size] : live) allocator.free(offset);
+    for (const auto& [offset, size] : live) {
+        allocator.free(offset);
+    }
     EXPECT_TRUE(allocator.audit().ok()) << allocator.audit().to_string();
     EXPECT_EQ(allocator.stats().chunks, 0u);
     EXPECT_EQ(allocator.allocate(capacity), std::optional<uint64_t>(0));  // all merged again
@@ -345,10 +363,14 @@ TEST(ReclaimPlan, NamesBlocksThatMakeRoomAndNoneThatMustStay) {
         for (int refused = 0; refused < 100;) {
             const auto offset = allocator.allocate(draw(random, 0));
             refused += offset ? 0 : 1;
-            if (offset) pinned[*offset] = random() % 100 < 10;
+            if (offset) {
+                pinned[*offset] = random() % 100 < 10;
+            }
         }
         const uint64_t wanted = draw(random, 0);
-        if (allocator.allocate(wanted)) continue;
+        if (allocator.allocate(wanted)) {
+            continue;
+        }
         const auto plan = allocator.reclaim_plan(
             wanted, [&](uint64_t offset) { return pinned.at(offset) ? UINT64_MAX : offset; });
         ASSERT_FALSE(plan.empty());
@@ -369,7 +391,9 @@ TEST(ReclaimPlan, SparesThePinThatTheSampleMissed) {
     ChunkAllocator allocator(kGiB);
     allocator.grow(kGiB);
     std::unordered_map<uint64_t, bool> pinned;
-    while (const auto offset = allocator.allocate(4096)) pinned[*offset] = random() % 300 == 0;
+    while (const auto offset = allocator.allocate(4096)) {
+        pinned[*offset] = random() % 300 == 0;
+    }
     for (int round = 0; round < 50; ++round) {
         const uint64_t coldest = random() % kGiB;
         const auto plan = allocator.reclaim_plan(kMiB, [&](uint64_t offset) {
@@ -377,7 +401,9 @@ TEST(ReclaimPlan, SparesThePinThatTheSampleMissed) {
             return pinned.at(offset) ? UINT64_MAX : distance;
         });
         ASSERT_FALSE(plan.empty());
-        for (const uint64_t offset : plan) ASSERT_FALSE(pinned.at(offset));
+        for (const uint64_t offset : plan) {
+            ASSERT_FALSE(pinned.at(offset));
+        }
     }
 }
 
@@ -385,7 +411,9 @@ TEST(ReclaimPlan, FindsTheOnlyBlockThatMayGo) {
     ChunkAllocator allocator(16 * kMiB);
     allocator.grow(16 * kMiB);
     std::vector<uint64_t> offsets;
-    while (const auto offset = allocator.allocate(4096)) offsets.push_back(*offset);
+    while (const auto offset = allocator.allocate(4096)) {
+        offsets.push_back(*offset);
+    }
     const uint64_t only = offsets[offsets.size() * 2 / 3];
     const auto heat = [only](uint64_t offset) { return offset == only ? 7 : UINT64_MAX; };
     EXPECT_EQ(allocator.reclaim_plan(4096, heat), std::vector<uint64_t>{only});
@@ -398,7 +426,9 @@ TEST(ReclaimPlan, PrefersTheColdestChunk) {
     ChunkAllocator allocator(64 * kMiB);
     allocator.grow(64 * kMiB);
     std::vector<uint64_t> offsets;
-    while (const auto offset = allocator.allocate(4096)) offsets.push_back(*offset);
+    while (const auto offset = allocator.allocate(4096)) {
+        offsets.push_back(*offset);
+    }
     // Everything in [20 MiB, 24 MiB) is cold; elsewhere the start is the hottest.
     const auto cold = [](uint64_t offset) { return offset >= 20 * kMiB && offset < 24 * kMiB; };
     const auto plan = allocator.reclaim_plan(
@@ -433,7 +463,9 @@ TEST(ReclaimPlan, LooksAtAFewBlocksOfALargeSegment) {
                     plan.size(), asked, ns_since(begun) / 1000);
         EXPECT_LT(asked, 50'000u);
         ASSERT_FALSE(plan.empty());
-        for (const uint64_t offset : plan) allocator.free(offset);
+        for (const uint64_t offset : plan) {
+            allocator.free(offset);
+        }
         EXPECT_TRUE(allocator.allocate(size).has_value());
     }
 }
@@ -444,7 +476,9 @@ TEST(ChunkAllocator, CostOfAPair) {
     allocator.grow(kGiB);
     std::vector<uint64_t> offsets;
     const std::vector<uint64_t> sizes = {4096, 72 * kKiB, 128 * kKiB, 256 * kKiB};
-    while (const auto offset = allocator.allocate(sizes[random() % 4])) offsets.push_back(*offset);
+    while (const auto offset = allocator.allocate(sizes[random() % 4])) {
+        offsets.push_back(*offset);
+    }
     constexpr int kPairs = 200'000;
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < kPairs; ++i) {

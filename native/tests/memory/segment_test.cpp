@@ -28,9 +28,13 @@ Segment::Options options(const std::string& directory, uint64_t size_bytes) {
 
 bool all_resident(const Segment& segment, uint64_t bytes) {
     std::vector<unsigned char> pages((bytes + 4095) / 4096);
-    if (mincore(segment.data(), bytes, pages.data()) != 0) return false;
+    if (mincore(segment.data(), bytes, pages.data()) != 0) {
+        return false;
+    }
     for (const unsigned char page : pages) {
-        if ((page & 1) == 0) return false;
+        if ((page & 1) == 0) {
+            return false;
+        }
     }
     return true;
 }
@@ -158,7 +162,9 @@ class MountedSegment : public testing::Test {
         mounted_ = true;
     }
     void TearDown() override {
-        if (mounted_) umount2(dir_.path().c_str(), MNT_DETACH);
+        if (mounted_) {
+            umount2(dir_.path().c_str(), MNT_DETACH);
+        }
     }
     TempDir dir_;
     bool mounted_ = false;
@@ -188,7 +194,9 @@ TEST_F(MountedSegment, LateShortageStopsGrowthAndKillsNothing) {
         segments.push_back(std::move(created.value()));
     }
     for (const auto& segment : segments) {
-        if (segment->wait_ready(7 * kMiB, kPatience)) continue;
+        if (segment->wait_ready(7 * kMiB, kPatience)) {
+            continue;
+        }
         EXPECT_EQ(segment->prefault_status().code(), Code::kNoSpace);
         EXPECT_TRUE(mentions(segment->prefault_status(), "segment_size"));
         std::memset(segment->data(), 1, segment->ready_bytes());

@@ -44,14 +44,18 @@ class NvmeTierTest : public ::testing::Test {
     // Never faster than the tier writes.
     void put(int number, uint32_t variant = 0, uint8_t flags = 0) {
         ASSERT_EQ(client->put(key(number), value(number, variant), 5000, flags), Code::kOk);
-        if (tunables.demote_ahead == 0) return;
+        if (tunables.demote_ahead == 0) {
+            return;
+        }
         ASSERT_TRUE(eventually([&] {
             return node->core->stats().store.unwritten_bytes <=
                    node->core->store().segment_bytes() / 2;
         }));
     }
     void put_all() {
-        for (int i = 0; i < kObjects; ++i) put(i);
+        for (int i = 0; i < kObjects; ++i) {
+            put(i);
+        }
     }
     bool in_dram(int number) {
         const NamespaceRef ns = make_namespace(test_secret(), "default", "", 0);
@@ -59,7 +63,9 @@ class NvmeTierTest : public ::testing::Test {
             ns, {key(number), key_hash(test_secret(), ns->id, key(number))});
     }
     void push_out_of_dram() {
-        for (int i = 1000; i < 1000 + kObjects; ++i) put(i);
+        for (int i = 1000; i < 1000 + kObjects; ++i) {
+            put(i);
+        }
     }
 
     TempDir dir;
@@ -113,10 +119,14 @@ TEST_F(NvmeTierTest, ARemoveReachesNvmeAndLasts) {
 TEST_F(NvmeTierTest, AFlushReachesNvmeAndLasts) {
     put_all();
     EXPECT_EQ(master->flush(), Code::kOk);
-    for (int i = 0; i < kObjects; ++i) EXPECT_EQ(client->get(key(i)).code, Code::kNotFound) << i;
+    for (int i = 0; i < kObjects; ++i) {
+        EXPECT_EQ(client->get(key(i)).code, Code::kNotFound) << i;
+    }
     lose_dram();
     EXPECT_EQ(nvme().log.objects, 0u);
-    for (int i = 0; i < kObjects; ++i) EXPECT_EQ(master->replicas(key(i)), 0u) << i;
+    for (int i = 0; i < kObjects; ++i) {
+        EXPECT_EQ(master->replicas(key(i)), 0u) << i;
+    }
 }
 
 TEST_F(NvmeTierTest, AnOlderVersionDoesNotComeBackWhenTheNewOneIsLost) {
@@ -148,11 +158,15 @@ TEST_F(NvmeTierTest, ALeaseBringsWhatItPromisesToDram) {
     LeaseReply reply;
     ASSERT_TRUE(client->channel->exchange(message, &reply, soon()).ok());
     EXPECT_EQ(reply.length, 3u);
-    for (int i = 0; i < 3; ++i) EXPECT_TRUE(in_dram(i)) << i;
+    for (int i = 0; i < 3; ++i) {
+        EXPECT_TRUE(in_dram(i)) << i;
+    }
 }
 
 TEST_F(NvmeTierTest, ASnapshotSavesWhatDramAloneHas) {
-    for (int i = 0; i < 20; ++i) put(i);
+    for (int i = 0; i < 20; ++i) {
+        put(i);
+    }
     const NvmeTier::Snapshot saved = node->core->nvme()->snapshot(soon());
     EXPECT_TRUE(saved.status.ok()) << saved.status.to_string();
     EXPECT_EQ(saved.objects, 20u);

@@ -35,13 +35,21 @@ std::unique_ptr<NvmeTester> small_tester(const std::string& path) {
 Told run_workload(NvmeTester& nvme) {
     Told told;
     told.opened = nvme.open().ok();
-    if (!told.opened) return told;
+    if (!told.opened) {
+        return told;
+    }
     for (uint64_t n = 0; n < kPuts; ++n) {
-        if (nvme.put(name(n), n + 1, 3000 + n * 100).ok()) told.acknowledged.insert(name(n));
-        if (n == kPuts / 2) nvme.log->sync().ok();
+        if (nvme.put(name(n), n + 1, 3000 + n * 100).ok()) {
+            told.acknowledged.insert(name(n));
+        }
+        if (n == kPuts / 2) {
+            nvme.log->sync().ok();
+        }
     }
     for (uint64_t n = 0; n < kPuts; n += 5) {
-        if (nvme.log->remove(nvme.ns.ns, nvme.hash(name(n)), n + 1)) told.removed.insert(name(n));
+        if (nvme.log->remove(nvme.ns.ns, nvme.hash(name(n)), n + 1)) {
+            told.removed.insert(name(n));
+        }
         told.acknowledged.erase(name(n));
     }
     told.removals_synced = nvme.log->sync_removals().ok();
@@ -95,13 +103,17 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
         ASSERT_TRUE(nvme.open().ok());
         EXPECT_EQ(nvme.log->state(), NvmeState::kActive);
         std::vector<Version> found;
-        for (uint64_t i = 0; i < kPuts; ++i) found.push_back(nvme.check(name(i)));
+        for (uint64_t i = 0; i < kPuts; ++i) {
+            found.push_back(nvme.check(name(i)));
+        }
         EXPECT_TRUE(nvme.put("new", 1, 1000).ok());
         EXPECT_EQ(nvme.check("new"), 1u);
         // This life too reclaims, and tells of a drop after it: all is told when it has ended.
         nvme.close();
         std::set<std::string> dropped;
-        for (const NvmeDropped& one : nvme.dropped) dropped.insert(one.key);
+        for (const NvmeDropped& one : nvme.dropped) {
+            dropped.insert(one.key);
+        }
         for (uint64_t i = 0; i < kPuts; ++i) {
             EXPECT_TRUE(found[i] == 0 || found[i] == i + 1);
             if (told.removals_synced && told.removed.contains(name(i))) {
@@ -111,7 +123,9 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
                 EXPECT_EQ(found[i], i + 1) << name(i) << ": a durable object is lost";
             }
         }
-        if (HasFailure()) return;
+        if (HasFailure()) {
+            return;
+        }
     }
     EXPECT_GT(degraded, 5u);
     EXPECT_GT(refused, 2u);
@@ -177,13 +191,17 @@ TEST(NvmeFaultTest, ReadsThatKeepFailingTurnItOff) {
         NvmeTester nvme(dir.path());
         nvme.options.reads.way = way;
         ASSERT_TRUE(nvme.open().ok());
-        for (uint64_t n = 0; n < 20; ++n) ASSERT_TRUE(nvme.put(name(n), 1, 5000).ok());
+        for (uint64_t n = 0; n < 20; ++n) {
+            ASSERT_TRUE(nvme.put(name(n), 1, 5000).ok());
+        }
         ASSERT_TRUE(nvme.log->sync().ok());
         nvme.io.fail_reads = true;
         EXPECT_EQ(nvme.get(name(0)).result.status.code(), Code::kIoError);
         EXPECT_EQ(nvme.log->state(), NvmeState::kActive) << "one bad block is no bad disk";
         EXPECT_EQ(nvme.get(name(0)).result.status.code(), Code::kNotFound) << "dropped";
-        for (uint64_t n = 1; n < 10; ++n) EXPECT_FALSE(nvme.get(name(n)).result.status.ok());
+        for (uint64_t n = 1; n < 10; ++n) {
+            EXPECT_FALSE(nvme.get(name(n)).result.status.ok());
+        }
         EXPECT_EQ(nvme.log->state(), NvmeState::kOff);
         nvme.io.fail_reads = false;
         EXPECT_FALSE(nvme.get(name(15)).result.status.ok());
@@ -244,7 +262,9 @@ class SmallDisk {
                          ("size=" + std::to_string(bytes)).c_str()) == 0;
     }
     ~SmallDisk() {
-        if (mounted_) umount2(dir_.path().c_str(), MNT_DETACH);
+        if (mounted_) {
+            umount2(dir_.path().c_str(), MNT_DETACH);
+        }
     }
     bool mounted() const { return mounted_; }
     const std::string& path() const { return dir_.path(); }
@@ -256,7 +276,9 @@ class SmallDisk {
 
 TEST(NvmeFaultTest, ADiskThatIsTooSmallIsSaidAtTheStart) {
     SmallDisk disk(700 << 10);
-    if (!disk.mounted()) GTEST_SKIP() << "mounting needs root; the sweep has ENOSPC too";
+    if (!disk.mounted()) {
+        GTEST_SKIP() << "mounting needs root; the sweep has ENOSPC too";
+    }
     NvmeTester nvme(disk.path());
     ASSERT_TRUE(nvme.open().ok());
     EXPECT_EQ(nvme.log->state(), NvmeState::kReadOnly);
@@ -267,7 +289,9 @@ TEST(NvmeFaultTest, ADiskThatIsTooSmallIsSaidAtTheStart) {
 
 TEST(NvmeFaultTest, ADiskThatFillsUpMakesItReadOnly) {
     SmallDisk disk(3 << 19);
-    if (!disk.mounted()) GTEST_SKIP() << "mounting needs root; the sweep has ENOSPC too";
+    if (!disk.mounted()) {
+        GTEST_SKIP() << "mounting needs root; the sweep has ENOSPC too";
+    }
     NvmeTester nvme(disk.path());
     ASSERT_TRUE(nvme.open().ok());
     ASSERT_TRUE(nvme.put("k", 1, 5000).ok());

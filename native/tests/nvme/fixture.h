@@ -54,7 +54,9 @@ class FaultyIo : public FileIo {
         return failing() ? -error : FileIo::open(path, flags);
     }
     int64_t read(int fd, void* to, size_t size, uint64_t offset) override {
-        if (failing() || fail_reads) return -error;
+        if (failing() || fail_reads) {
+            return -error;
+        }
         if (hold_reads && size >= kIoAlign) {
             ++held;
             hold_reads.wait(true);
@@ -62,7 +64,9 @@ class FaultyIo : public FileIo {
         return FileIo::read(fd, to, short_reads ? shortened(size) : size, offset);
     }
     int64_t write(int fd, const void* from, size_t size, uint64_t offset) override {
-        if (failing() || fail_writes) return -error;
+        if (failing() || fail_writes) {
+            return -error;
+        }
         return FileIo::write(fd, from, short_writes ? shortened(size) : size, offset);
     }
     int allocate(int fd, uint64_t size) override {
@@ -73,8 +77,12 @@ class FaultyIo : public FileIo {
         return failing() ? -error : FileIo::unlink(path);
     }
     int64_t ring_result(int64_t result, size_t size) override {
-        if (failing() || fail_reads) return -error;
-        if (!short_reads || result <= 0) return result;
+        if (failing() || fail_reads) {
+            return -error;
+        }
+        if (!short_reads || result <= 0) {
+            return result;
+        }
         return std::min<int64_t>(result, static_cast<int64_t>(shortened(size)));
     }
 
@@ -131,7 +139,9 @@ class NvmeTester {
 
     Status open() {
         Result<std::unique_ptr<NvmeLog>> opened = NvmeLog::open(options);
-        if (!opened.ok()) return opened.status();
+        if (!opened.ok()) {
+            return opened.status();
+        }
         log = std::move(*opened);
         return log->register_namespace(ns);
     }
@@ -165,7 +175,9 @@ class NvmeTester {
         one.expiry_ms = expiry_ms;
         for (int tries = 0; tries < 1000; ++tries) {
             Status status = log->append(one, data);
-            if (status.code() != Code::kOverloaded) return status;
+            if (status.code() != Code::kOverloaded) {
+                return status;
+            }
             log->await_space(size, 100);
         }
         return {Code::kOverloaded, "no room for ten seconds"};
@@ -195,7 +207,9 @@ class NvmeTester {
         log->read(reads, [&](uint64_t tag, const NvmeReadResult& result) {
             const std::lock_guard lock(done_mutex);
             got[tag].result = result;
-            if (--left == 0) done.notify_all();
+            if (--left == 0) {
+                done.notify_all();
+            }
         });
         std::unique_lock lock(done_mutex);
         EXPECT_TRUE(done.wait_for(lock, std::chrono::seconds(60), [&] { return left == 0; }));
@@ -210,7 +224,9 @@ class NvmeTester {
     // Ok answers are right answers; anything else says so. Returns the version, 0 for none.
     Version check(const std::string& key) {
         const Got got = get(key);
-        if (!got.result.status.ok()) return 0;
+        if (!got.result.status.ok()) {
+            return 0;
+        }
         const Version version = got.result.identity.version;
         EXPECT_EQ(got.data, test_data(hash(key), version, got.data.size())) << key;
         EXPECT_EQ(got.result.put_wall_ms, 1000 + version);
@@ -224,7 +240,9 @@ class NvmeTester {
         uint64_t before = UINT64_MAX;
         while (!deadline.expired()) {
             const NvmeCounters now = log->counters();
-            if (now.free_segments >= 2 && now.segments_reclaimed == before) return;
+            if (now.free_segments >= 2 && now.segments_reclaimed == before) {
+                return;
+            }
             before = now.segments_reclaimed;
             std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }
@@ -238,7 +256,9 @@ class NvmeTester {
             std::vector<NvmeListed> rows;
             EXPECT_TRUE(log->list(&cursor, batch, &rows).ok());
             EXPECT_LE(rows.size(), batch);
-            for (NvmeListed& row : rows) all[row.key] = row;
+            for (NvmeListed& row : rows) {
+                all[row.key] = row;
+            }
         }
         return all;
     }

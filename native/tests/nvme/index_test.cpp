@@ -99,14 +99,18 @@ TEST(NvmeIndexTest, HasAtMostFortyBytesAnObject) {
     for (size_t n = 0; n < hashes.size(); ++n) {
         hashes[n] = {random(), random()};
         ASSERT_TRUE(index.put(hashes[n], entry_of(n)));
-        if (n + 1 < 10'000 || (n + 1) % 1000 != 0) continue;
+        if (n + 1 < 10'000 || (n + 1) % 1000 != 0) {
+            continue;
+        }
         worst = std::max(
             worst, static_cast<double>(index.memory_bytes()) / static_cast<double>(index.size()));
     }
     EXPECT_LE(worst, kBudget) << "while growing";
     for (size_t n = hashes.size(); n > 10'000; --n) {
         ASSERT_TRUE(index.erase(hashes[n - 1]));
-        if (n % 1000 != 0) continue;
+        if (n % 1000 != 0) {
+            continue;
+        }
         worst = std::max(
             worst, static_cast<double>(index.memory_bytes()) / static_cast<double>(index.size()));
     }

@@ -240,7 +240,9 @@ TEST(NvmeLogTest, TheWayOfReadingCanBeForced) {
     nvme.close();
     nvme.options.reads.way = NvmeReadEngine::Way::kRing;
     const Status status = nvme.open();
-    if (!status.ok()) GTEST_SKIP() << "this kernel offers no io_uring: " << status.to_string();
+    if (!status.ok()) {
+        GTEST_SKIP() << "this kernel offers no io_uring: " << status.to_string();
+    }
     EXPECT_STREQ(nvme.log->read_way(), "io_uring");
 }
 
@@ -283,7 +285,9 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
     TempDir dir;
     NvmeTester nvme(dir.path(), 8 << 20);
     nvme.options.reads.way = GetParam().way;
-    if (!GetParam().catalog) nvme.options.catalog = nullptr;
+    if (!GetParam().catalog) {
+        nvme.options.catalog = nullptr;
+    }
     nvme.io.short_writes = nvme.io.short_reads = GetParam().short_io;
     ASSERT_TRUE(nvme.open().ok());
     std::map<std::string, Version> model;
@@ -341,7 +345,9 @@ TEST(NvmeLogTest, SeveralThreadsAppendFindReadAndRemove) {
                 const std::string key =
                     "t" + std::to_string(t) + "-" + std::to_string(random() % 20);
                 ASSERT_TRUE(nvme.put(key, version, random() % 30000).ok());
-                if (nvme.check(key) == version) ++ok;
+                if (nvme.check(key) == version) {
+                    ++ok;
+                }
                 if (random() % 4 == 0) {
                     nvme.log->remove(nvme.ns.ns, nvme.hash(key), version);
                     EXPECT_EQ(nvme.check(key), 0u);
@@ -351,9 +357,13 @@ TEST(NvmeLogTest, SeveralThreadsAppendFindReadAndRemove) {
         });
     }
     std::thread lister([&] {
-        for (int i = 0; i < 20; ++i) nvme.list();
+        for (int i = 0; i < 20; ++i) {
+            nvme.list();
+        }
     });
-    for (std::thread& thread : threads) thread.join();
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
     lister.join();
     // A reclaim may take one before it is read; it is rare, and never wrong bytes.
     EXPECT_GT(ok, 500u);
@@ -376,7 +386,9 @@ TEST(NvmeLogTest, ASplitHeadIsReadWhileItsBufferFills) {
     ASSERT_EQ(nvme.log->find(nvme.ns.ns, nvme.hash(split))->offset, second - kRecordAlign);
     std::atomic<bool> stop{false};
     std::thread reader([&] {
-        while (!stop) EXPECT_TRUE(nvme.get_all({split}, 100).front().result.status.ok());
+        while (!stop) {
+            EXPECT_TRUE(nvme.get_all({split}, 100).front().result.status.ok());
+        }
     });
     for (int i = 0; i < 250; ++i) {
         ASSERT_TRUE(nvme.put("k" + std::to_string(i), 1, 20).ok());

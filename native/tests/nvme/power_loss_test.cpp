@@ -15,7 +15,9 @@ class PowerLossIo : public FileIo {
     int open(const std::string& path, int flags) override {
         const std::lock_guard lock(mutex_);
         const int fd = FileIo::open(path, flags);
-        if (fd >= 0) paths_[fd] = path;
+        if (fd >= 0) {
+            paths_[fd] = path;
+        }
         return fd;
     }
     int64_t write(int fd, const void* from, size_t size, uint64_t offset) override {
@@ -35,7 +37,9 @@ class PowerLossIo : public FileIo {
         }
         changed_.wait(lock, [&] { return paths_[fd] != held_; });
         const int result = FileIo::sync(fd);
-        if (result >= 0) unsynced_[paths_[fd]].clear();
+        if (result >= 0) {
+            unsynced_[paths_[fd]].clear();
+        }
         return result;
     }
     // Syncs of this file wait until another is named.
@@ -57,7 +61,9 @@ class PowerLossIo : public FileIo {
         copy_folder(from, to);
         for (const auto& [path, writes] : unsynced_) {
             const auto copy = std::filesystem::path(to) / std::filesystem::path(path).filename();
-            if (!std::filesystem::exists(copy)) continue;
+            if (!std::filesystem::exists(copy)) {
+                continue;
+            }
             std::fstream file(copy, std::ios::in | std::ios::out | std::ios::binary);
             const size_t kept = keep(writes.size());
             for (size_t i = writes.size(); i-- > kept;) {
@@ -91,7 +97,9 @@ class NvmePowerLossTest : public testing::Test {
     // What the next life would find; of what was written and not synced, so much is kept.
     std::unique_ptr<NvmeTester> after_a_loss(Kept unsynced = Kept::kNothing) {
         io_.lose_power(nvme_.options.directory, dir_.path() + "/lost", [&](size_t writes) {
-            if (unsynced == Kept::kSome) return static_cast<size_t>(random_() % (writes + 1));
+            if (unsynced == Kept::kSome) {
+                return static_cast<size_t>(random_() % (writes + 1));
+            }
             return unsynced == Kept::kAll ? writes : 0;
         });
         auto next = std::make_unique<NvmeTester>(dir_.path() + "/lost");
@@ -117,7 +125,9 @@ class NvmePowerLossTest : public testing::Test {
         ASSERT_EQ(segment_of("k"), segment_of("b" + std::to_string(last_ - 1)));
         ASSERT_TRUE(nvme_.log->sync().ok());
         const Deadline deadline = Deadline::after_ms(30'000);
-        while (nvme_.catalog.list()->empty() && !deadline.expired()) std::this_thread::yield();
+        while (nvme_.catalog.list()->empty() && !deadline.expired()) {
+            std::this_thread::yield();
+        }
         ASSERT_FALSE(nvme_.catalog.list()->empty()) << "the first one is sealed";
     }
     uint32_t segment_of(const std::string& key) {
@@ -178,7 +188,9 @@ TEST_F(NvmePowerLossTest, WhatAReclaimMovesIsNeverInNoPlace) {
     ASSERT_TRUE(nvme_.log->sync().ok());
     for (uint64_t n = 0; n < 400; ++n) {
         ASSERT_TRUE(nvme_.put("k" + std::to_string(n), 1, 10000).ok());
-        if (n % 10 != 0) continue;
+        if (n % 10 != 0) {
+            continue;
+        }
         const auto next = after_a_loss(n % 20 == 0 ? Kept::kNothing : Kept::kSome);
         for (int i = 0; i < 10; ++i) {
             ASSERT_EQ(next->check("pinned" + std::to_string(i)), 1u) << i << " at " << n;
@@ -256,7 +268,9 @@ TEST_F(NvmePowerLossTest, NoVersionComesBackThatIsOlderThanADurableOne) {
         ASSERT_TRUE(nvme_.put("live" + std::to_string(round), 1, 1000, Pin::kHard).ok());
         for (int i = 0; i < 20 + round % 40; ++i) {
             ASSERT_TRUE(nvme_.put("k", ++version, 10000).ok());
-            if (i % 7 == 3) nvme_.log->remove(nvme_.ns.ns, nvme_.hash("k"), version);
+            if (i % 7 == 3) {
+                nvme_.log->remove(nvme_.ns.ns, nvme_.hash("k"), version);
+            }
             if (i == 5) {
                 ASSERT_TRUE(nvme_.log->sync().ok());
                 durable = version;

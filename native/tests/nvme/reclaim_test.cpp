@@ -21,11 +21,15 @@ TEST(NvmeReclaimTest, TheOldestGoAndTheOwnerIsToldOfEach) {
     NvmeTester nvme(dir.path());
     ASSERT_TRUE(nvme.open().ok());
     constexpr uint64_t kObjects = 400;  // 4 MiB into 1 MiB
-    for (uint64_t n = 0; n < kObjects; ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    for (uint64_t n = 0; n < kObjects; ++n) {
+        ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    }
     nvme.settle();
     std::set<std::string> told;
     std::set<std::string> live;
-    for (const auto& one : nvme.list()) live.insert(one.first);
+    for (const auto& one : nvme.list()) {
+        live.insert(one.first);
+    }
     {
         const std::lock_guard lock(nvme.mutex);
         for (const NvmeDropped& one : nvme.dropped) {
@@ -40,7 +44,9 @@ TEST(NvmeReclaimTest, TheOldestGoAndTheOwnerIsToldOfEach) {
     uint64_t absent = 0;
     for (uint64_t n = 0; n < kObjects; ++n) {
         const bool is_live = nvme.check(name(n)) == n + 1;
-        if (!is_live) ++absent;
+        if (!is_live) {
+            ++absent;
+        }
         EXPECT_TRUE(is_live || n + live.size() / 2 < kObjects) << "the newest stay";
     }
     const NvmeCounters counters = nvme.log->counters();
@@ -55,7 +61,9 @@ TEST(NvmeReclaimTest, WhatIsReadOrPinnedStays) {
     for (const bool catalog : {true, false}) {
         TempDir dir;
         NvmeTester nvme(dir.path(), 2 << 20);
-        if (!catalog) nvme.options.catalog = nullptr;
+        if (!catalog) {
+            nvme.options.catalog = nullptr;
+        }
         ASSERT_TRUE(nvme.open().ok());
         nvme.log->set_policy({.min_touches = 1, .readmit_share = 0.5});
         ASSERT_TRUE(nvme.put("pinned", 1, 20000, Pin::kHard).ok());
@@ -86,7 +94,9 @@ TEST(NvmeReclaimTest, TheShareBoundsWhatIsReadmitted) {
     NvmeTester nvme(dir.path(), 2 << 20);
     ASSERT_TRUE(nvme.open().ok());
     nvme.log->set_policy({.min_touches = 0, .readmit_share = 0.25});
-    for (uint64_t n = 0; n < 800; ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    for (uint64_t n = 0; n < 800; ++n) {
+        ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    }
     const NvmeCounters counters = nvme.log->counters();
     EXPECT_GT(counters.readmitted_bytes, 0u);
     EXPECT_LE(counters.readmitted_bytes,
@@ -98,14 +108,20 @@ TEST(NvmeReclaimTest, PinsAreBoundedAndNeverStopTheLog) {
     NvmeTester nvme(dir.path());
     ASSERT_TRUE(nvme.open().ok());
     uint64_t pinned = 0;
-    while (nvme.put("p" + std::to_string(pinned), 1, 10000, Pin::kHard).ok()) ++pinned;
+    while (nvme.put("p" + std::to_string(pinned), 1, 10000, Pin::kHard).ok()) {
+        ++pinned;
+    }
     EXPECT_EQ(pinned, (512u << 10) * 45 / 100 / record_bytes(2, 10000));
     EXPECT_EQ(nvme.put("one more", 1, 10000, Pin::kHard).code(), Code::kNoSpace);
     ASSERT_TRUE(nvme.put("soft", 1, 10000).ok());
     EXPECT_EQ(nvme.log->set_pin(nvme.ns.ns, nvme.hash("soft"), Pin::kHard).code(), Code::kNoSpace);
-    for (uint64_t n = 0; n < 300; ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok()) << n;
+    for (uint64_t n = 0; n < 300; ++n) {
+        ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok()) << n;
+    }
     uint64_t kept = 0;
-    for (uint64_t n = 0; n < pinned; ++n) kept += nvme.check("p" + std::to_string(n));
+    for (uint64_t n = 0; n < pinned; ++n) {
+        kept += nvme.check("p" + std::to_string(n));
+    }
     EXPECT_EQ(kept, pinned);
     // Room comes back.
     ASSERT_TRUE(nvme.log->set_pin(nvme.ns.ns, nvme.hash("p0"), Pin::kNone).ok());
@@ -131,7 +147,9 @@ TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
                 }
                 const auto got = nvme.get_all(keys, 20000);
                 for (size_t i = 0; i < got.size(); ++i) {
-                    if (!got[i].result.status.ok()) continue;
+                    if (!got[i].result.status.ok()) {
+                        continue;
+                    }
                     ++good;
                     EXPECT_EQ(got[i].data,
                               test_data(nvme.hash(keys[i]), got[i].result.identity.version, 10000));
@@ -146,7 +164,9 @@ TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
         newest = n;
     }
     stop = true;
-    for (std::thread& reader : readers) reader.join();
+    for (std::thread& reader : readers) {
+        reader.join();
+    }
     EXPECT_GT(good, 100u);
     EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
 }
@@ -167,7 +187,9 @@ TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
         EXPECT_EQ(got.data, test_data(nvme.hash("k"), 1, 10000));
     });
     Deadline deadline = Deadline::after_ms(30'000);
-    while (nvme.io.held == 0 && !deadline.expired()) std::this_thread::yield();
+    while (nvme.io.held == 0 && !deadline.expired()) {
+        std::this_thread::yield();
+    }
     uint64_t n = 0;
     const auto dropped = [&] {
         const std::lock_guard lock(nvme.mutex);
@@ -177,7 +199,9 @@ TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
     for (deadline = Deadline::after_ms(30'000); !dropped() && !deadline.expired(); ++n) {
         const auto data = test_data(nvme.hash(name(n)), n + 1, 10000);
         nvme.log->append(nvme.object(name(n), n + 1, data), data).ok();
-        if (!nvme.log->await_space(10000, 20)) continue;
+        if (!nvme.log->await_space(10000, 20)) {
+            continue;
+        }
     }
     EXPECT_TRUE(dropped());
     for (int i = 0; i < 10; ++i, ++n) {
@@ -189,7 +213,9 @@ TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
     nvme.io.hold_reads = false;
     nvme.io.hold_reads.notify_all();
     reader.join();
-    for (int i = 0; i < 50; ++i, ++n) ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    for (int i = 0; i < 50; ++i, ++n) {
+        ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
+    }
     EXPECT_GT(nvme.log->counters().segments_reclaimed, 0u);
 }
 
@@ -205,7 +231,9 @@ class HeldBytes {
         struct sigaction action{};
         action.sa_handler = [](int) {
             waiting_ = true;
-            while (held_) sched_yield();
+            while (held_) {
+                sched_yield();
+            }
         };
         sigaction(SIGSEGV, &action, &before_);
         mprotect(memory_, size_, PROT_NONE);
@@ -217,7 +245,9 @@ class HeldBytes {
     }
     std::span<const uint8_t> bytes() const { return {static_cast<uint8_t*>(memory_), size_}; }
     static void await() {
-        while (!waiting_) sched_yield();
+        while (!waiting_) {
+            sched_yield();
+        }
     }
     void release() {
         mprotect(memory_, size_, PROT_READ);
@@ -240,7 +270,9 @@ class NvmeOrderTest : public testing::Test {
         ASSERT_TRUE(nvme_.open().ok());
         ASSERT_TRUE(nvme_.put("early", 1, 10000).ok());
         first_ = segment_of("early");
-        for (int i = 0; i < 20; ++i) ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
+        for (int i = 0; i < 20; ++i) {
+            ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
+        }
         ASSERT_TRUE(nvme_.log->sync().ok());
         const auto data = test_data(nvme_.hash(held), version, 10000);
         object_ = nvme_.object(held_ = held, version, data);
@@ -327,7 +359,9 @@ TEST_F(NvmeOrderTest, ASegmentThatIsSealedBeforeAnOlderOneDoesNotGoBeforeIt) {
     EXPECT_EQ(version_after_a_crash("early"), 2u);
     release();
     ASSERT_TRUE(appended_.ok()) << appended_.to_string();
-    for (int i = 0; i < 200; ++i) ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
+    for (int i = 0; i < 200; ++i) {
+        ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
+    }
     EXPECT_GT(nvme_.log->counters().segments_reclaimed, 2u);
 }
 
@@ -352,7 +386,9 @@ TEST(NvmeReclaimTest, RemovedObjectsStayRemovedAcrossReclaims) {
             ASSERT_TRUE(nvme.log->sync_removals().ok());
             ASSERT_TRUE(nvme.reopen().ok());
         }
-        for (const auto& one : removed) ASSERT_EQ(nvme.check(one.first), 0u) << n;
+        for (const auto& one : removed) {
+            ASSERT_EQ(nvme.check(one.first), 0u) << n;
+        }
     }
 }
 

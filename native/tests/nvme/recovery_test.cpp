@@ -54,7 +54,9 @@ class NvmeRecoveryTest : public testing::Test {
         }
         nvme.close();
         const std::vector<uint64_t> sealed = *nvme.catalog.list();
-        for (const uint64_t seq : sealed) catalog_[seq] = *nvme.catalog.load(seq);
+        for (const uint64_t seq : sealed) {
+            catalog_[seq] = *nvme.catalog.load(seq);
+        }
     }
     static std::string key(int i) { return "key-" + std::to_string(i); }
     static Version version(int i) { return static_cast<Version>(100 + i); }
@@ -66,7 +68,9 @@ class NvmeRecoveryTest : public testing::Test {
         auto nvme = std::make_unique<NvmeTester>(work_);
         adjust(*nvme);
         if (with_catalog) {
-            for (const auto& [seq, row] : catalog_) nvme->catalog.save(seq, row).ok();
+            for (const auto& [seq, row] : catalog_) {
+                nvme->catalog.save(seq, row).ok();
+            }
         }
         return nvme;
     }
@@ -89,7 +93,9 @@ class NvmeRecoveryTest : public testing::Test {
     std::vector<uint64_t> boundaries(uint32_t segment) const {
         std::vector<uint64_t> at = {kSegmentHeaderBytes};
         for (const Placed& place : places_) {
-            if (place.segment != segment) continue;
+            if (place.segment != segment) {
+                continue;
+            }
             at.push_back(place.offset);
             at.push_back(place.end);
         }
@@ -123,7 +129,9 @@ TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
     std::mt19937_64 random(12);
     for (const uint32_t segment : {places_.front().segment, last_segment()}) {
         std::vector<uint64_t> cuts = boundaries(segment);
-        for (int i = 0; i < 25; ++i) cuts.push_back(kSegmentHeaderBytes + random() % 50000);
+        for (int i = 0; i < 25; ++i) {
+            cuts.push_back(kSegmentHeaderBytes + random() % 50000);
+        }
         for (size_t i = 0; i < cuts.size(); ++i) {
             auto nvme = copy(false);
             const std::string path = segment_file(work_, segment);
@@ -132,7 +140,9 @@ TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
             } else {
                 std::vector<uint8_t> behind(kSegment - cuts[i]);
                 if (i % 3 == 1) {
-                    for (uint8_t& byte : behind) byte = static_cast<uint8_t>(random());
+                    for (uint8_t& byte : behind) {
+                        byte = static_cast<uint8_t>(random());
+                    }
                 }
                 overwrite(path, cuts[i], behind);
             }
@@ -144,9 +154,13 @@ TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
                     cut = place.end;
                 }
             }
-            if (cut != cuts[i]) continue;
+            if (cut != cuts[i]) {
+                continue;
+            }
             expect_cut(*nvme, segment, cut);
-            if (HasFatalFailure()) return;
+            if (HasFatalFailure()) {
+                return;
+            }
         }
     }
 }
@@ -162,16 +176,22 @@ TEST_F(NvmeRecoveryTest, TheLogGoesOnBehindACut) {
         overwrite(segment_file(work_, segment), boundary, std::vector<uint8_t>(48, 0x5a));
         ASSERT_TRUE(nvme->open().ok());
         std::map<int, Version> there;
-        for (int i = 0; i < kObjects; ++i) there[i] = nvme->check(key(i));
+        for (int i = 0; i < kObjects; ++i) {
+            there[i] = nvme->check(key(i));
+        }
         // Removes what the cut took: nothing on disk has to be marked, and yet it stays away.
         for (int i = 0; i < kObjects; ++i) {
-            if (there[i] == 0) nvme->log->remove(nvme->ns.ns, nvme->hash(key(i)), version(i));
+            if (there[i] == 0) {
+                nvme->log->remove(nvme->ns.ns, nvme->hash(key(i)), version(i));
+            }
         }
         ASSERT_TRUE(nvme->put("new", 1, random() % 3000).ok());
         ASSERT_TRUE(nvme->log->sync_removals().ok());
         for (int life = 0; life < 2; ++life) {
             ASSERT_TRUE(nvme->reopen().ok());
-            for (int i = 0; i < kObjects; ++i) ASSERT_EQ(nvme->check(key(i)), there[i]) << boundary;
+            for (int i = 0; i < kObjects; ++i) {
+                ASSERT_EQ(nvme->check(key(i)), there[i]) << boundary;
+            }
             ASSERT_EQ(nvme->check("new"), 1u);
         }
     }
@@ -201,7 +221,9 @@ TEST_F(NvmeRecoveryTest, WhatLiesBehindACutDoesNotComeBack) {
     ASSERT_TRUE(nvme.reopen().ok());
     EXPECT_EQ(nvme.check("new"), 1u);
     EXPECT_EQ(nvme.check(key(1)), version(1));
-    for (int i = 3; i < 6; ++i) EXPECT_EQ(nvme.check(key(i)), 0u) << i;
+    for (int i = 3; i < 6; ++i) {
+        EXPECT_EQ(nvme.check(key(i)), 0u) << i;
+    }
 }
 
 TEST_F(NvmeRecoveryTest, FlippedBytesNeverGiveWrongData) {
@@ -215,7 +237,9 @@ TEST_F(NvmeRecoveryTest, FlippedBytesNeverGiveWrongData) {
         const auto segment = static_cast<uint32_t>(random() % (last_segment() + 1));
         // Headers, heads and keys are few bytes beside the data: every fourth flip is for them.
         uint64_t at = random() % kSegment;
-        if (round % 4 == 1) at = random() % 64;
+        if (round % 4 == 1) {
+            at = random() % 64;
+        }
         if (round % 4 == 3) {
             const auto marks = boundaries(segment);
             at = std::min(marks[random() % marks.size()] + random() % 130, kSegment - 1);
@@ -292,10 +316,14 @@ TEST_F(NvmeRecoveryTest, AKilledProcessLosesNothingThatWasSynced) {
         auto* nvme = new NvmeTester(work_);
         adjust(*nvme);
         bool ok = nvme->open().ok();
-        for (int i = 0; i < kObjects && ok; ++i) ok = nvme->put(key(i), version(i), 3000).ok();
+        for (int i = 0; i < kObjects && ok; ++i) {
+            ok = nvme->put(key(i), version(i), 3000).ok();
+        }
         ok = ok && nvme->log->remove(nvme->ns.ns, nvme->hash(key(9)), UINT64_MAX);
         ok = ok && nvme->log->sync().ok() && nvme->log->sync_removals().ok();
-        if (ok) kill(getpid(), SIGKILL);
+        if (ok) {
+            kill(getpid(), SIGKILL);
+        }
         _exit(1);
     }
     int status = 0;
@@ -304,7 +332,9 @@ TEST_F(NvmeRecoveryTest, AKilledProcessLosesNothingThatWasSynced) {
     NvmeTester nvme(work_);
     adjust(nvme);
     ASSERT_TRUE(nvme.open().ok());
-    for (int i = 0; i < kObjects; ++i) EXPECT_EQ(nvme.check(key(i)), i == 9 ? 0 : version(i));
+    for (int i = 0; i < kObjects; ++i) {
+        EXPECT_EQ(nvme.check(key(i)), i == 9 ? 0 : version(i));
+    }
 }
 
 }  // namespace

@@ -160,7 +160,9 @@ TEST(BlockStore, QuarantineLastsUntilTheSlotIsDead) {
     h.owner = {9, 4};
     for (int i = 0; i < 64; ++i) {
         const auto other = h.reserve("other" + std::to_string(i), kMiB / 4);
-        if (other.code != Code::kOk) continue;
+        if (other.code != Code::kOk) {
+            continue;
+        }
         EXPECT_TRUE(other.offset + kMiB / 4 <= first.offset || other.offset >= first.offset + kMiB);
         EXPECT_TRUE(other.offset + kMiB / 4 <= second.offset ||
                     other.offset >= second.offset + kMiB);
@@ -225,7 +227,9 @@ TEST(BlockStore, AHeldBlockKeepsItsBytes) {
     auto second = found.hold;
     EXPECT_EQ(h.store->remove_upto(h.ns, h.key("a"), h.version), Code::kOk);
     EXPECT_EQ(h.store->stats().deferred, 1u);
-    for (int i = 0; i < 2000; ++i) h.put("n" + std::to_string(i), 1000);
+    for (int i = 0; i < 2000; ++i) {
+        h.put("n" + std::to_string(i), 1000);
+    }
     EXPECT_EQ(std::memcmp(found.data, bytes.data(), 1000), 0);
     found.hold.reset();
     EXPECT_EQ(h.store->stats().deferred, 1u);
@@ -279,12 +283,16 @@ TEST(BlockStore, ABlockThatALivingHazardNamesIsNotReused) {
     found.hold.reset();
 
     // Pressure goes round it; a remove withdraws it and keeps the block.
-    for (int i = 0; i < 3000; ++i) h.put("n" + std::to_string(i), 1000);
+    for (int i = 0; i < 3000; ++i) {
+        h.put("n" + std::to_string(i), 1000);
+    }
     EXPECT_TRUE(h.get("viewed"));
     EXPECT_EQ(h.store->remove_upto(h.ns, h.key("viewed"), h.version), Code::kOk);
     EXPECT_EQ(h.store->stats().deferred, 1u);
     const auto bytes = payload_of("viewed", found.version, 1000);
-    for (int i = 0; i < 3000; ++i) h.put("m" + std::to_string(i), 1000);
+    for (int i = 0; i < 3000; ++i) {
+        h.put("m" + std::to_string(i), 1000);
+    }
     EXPECT_EQ(std::memcmp(data, bytes.data(), 1000), 0);
     h.expect_sound();
     (*slot)->clear_hazard(*hazard);
@@ -342,7 +350,9 @@ TEST(BlockStore, ReadersOfTheIndexSeeWhatIsPublished) {
 
 TEST(BlockStore, FlushIsAtOnceAndSweptLater) {
     StoreHarness h(4 * kMiB);
-    for (int i = 0; i < 100; ++i) h.put("k" + std::to_string(i), 1000);
+    for (int i = 0; i < 100; ++i) {
+        h.put("k" + std::to_string(i), 1000);
+    }
     auto pinned = h.item("pinned", 1000);
     pinned.pin = Pin::kHard;
     ASSERT_EQ(h.put_item(pinned), Code::kOk);
@@ -359,7 +369,9 @@ TEST(BlockStore, FlushIsAtOnceAndSweptLater) {
     EXPECT_TRUE(h.get("k1"));
     std::vector<std::string> listed;
     h.store->for_each_object([&](std::span<const BlockStore::ObjectInfo> batch) {
-        for (const auto& object : batch) listed.push_back(object.key);
+        for (const auto& object : batch) {
+            listed.push_back(object.key);
+        }
     });
     EXPECT_EQ(listed, std::vector<std::string>{"k1"});
     h.store->tick();
@@ -423,11 +435,16 @@ TEST(BlockStore, LeasesAreAPrefixWithinTheTenantsCap) {
     options.lease_cap_bytes = 5000;
     StoreHarness h(4 * kMiB, options);
     std::vector<std::string> names;
-    for (int i = 0; i < 8; ++i) names.push_back("k" + std::to_string(i));
+    for (int i = 0; i < 8; ++i) {
+        names.push_back("k" + std::to_string(i));
+    }
     std::vector<BlockStore::Key> keys;
-    for (const auto& name : names) keys.push_back(h.key(name));
-    for (const int i : {0, 1, 2, 4, 5})
+    for (const auto& name : names) {
+        keys.push_back(h.key(name));
+    }
+    for (const int i : {0, 1, 2, 4, 5}) {
         ASSERT_EQ(h.put(names[static_cast<size_t>(i)], 1000), Code::kOk);
+    }
     const auto lease = h.store->lease_acquire(h.owner, h.ns, keys, 1, 1000);
     EXPECT_EQ(lease.length, 3u);
     EXPECT_EQ(h.store->lease_acquire(h.owner, h.ns, keys, 2, 1000).length, 2u);  // whole pages
@@ -454,7 +471,9 @@ TEST(BlockStore, AWithdrawCallbackMayCallTheStore) {
     h.store->set_on_withdraw([&](std::span<const BlockStore::Withdrawn> batch) {
         for (const auto& gone : batch) {
             order.push_back(gone.key);
-            if (gone.key == "a") h.store->remove_upto(h.ns, h.key("b"), h.version);
+            if (gone.key == "a") {
+                h.store->remove_upto(h.ns, h.key("b"), h.version);
+            }
         }
     });
     h.put("a", 100);
@@ -465,17 +484,23 @@ TEST(BlockStore, AWithdrawCallbackMayCallTheStore) {
 
 TEST(BlockStore, ListingGoesOnFromItsCursor) {
     StoreHarness h(4 * kMiB);
-    for (int i = 0; i < 300; ++i) h.put("k" + std::to_string(i), 100);
+    for (int i = 0; i < 300; ++i) {
+        h.put("k" + std::to_string(i), 100);
+    }
     std::vector<BlockStore::ObjectInfo> batch;
     std::map<std::string, int> seen;
     uint32_t cursor = 0;
     do {
         cursor = h.store->list_objects(cursor, 7, batch);
         EXPECT_LE(batch.size(), 7u);
-        for (const auto& object : batch) ++seen[object.key];
+        for (const auto& object : batch) {
+            ++seen[object.key];
+        }
     } while (cursor != 0);
     EXPECT_EQ(seen.size(), 300u);
-    for (const auto& [key, count] : seen) EXPECT_EQ(count, 1) << key;
+    for (const auto& [key, count] : seen) {
+        EXPECT_EQ(count, 1) << key;
+    }
 }
 
 TEST(BlockStore, ThreadsShareIt) {
@@ -496,11 +521,15 @@ TEST(BlockStore, ThreadsShareIt) {
                     (void)h.store->publish(owner, {&item, 1});
                 }
                 const auto found = h.store->find(h.ns, h.key(name));
-                if (i % 64 == 0) h.store->tick();
+                if (i % 64 == 0) {
+                    h.store->tick();
+                }
             }
         });
     }
-    for (auto& thread : threads) thread.join();
+    for (auto& thread : threads) {
+        thread.join();
+    }
     h.expect_sound();
 }
 

@@ -22,11 +22,15 @@ class SampledCache {
   public:
     SampledCache(uint32_t capacity, uint64_t seed)
         : stamps_(capacity, 0), evictor_(stamps_, seed), ids_(capacity) {
-        for (uint32_t entry = 0; entry < capacity; ++entry) free_.push_back(entry);
+        for (uint32_t entry = 0; entry < capacity; ++entry) {
+            free_.push_back(entry);
+        }
     }
     bool touch(uint64_t id) {
         const auto it = entries_.find(id);
-        if (it == entries_.end()) return false;
+        if (it == entries_.end()) {
+            return false;
+        }
         evictor_.touch(it->second);
         return true;
     }
@@ -77,14 +81,19 @@ std::vector<uint64_t> conversation_trace(uint64_t seed, size_t turns) {
     std::mt19937_64 random(seed);
     std::vector<std::pair<uint64_t, uint64_t>> open(600);  // conversation, blocks so far
     uint64_t conversations = 0;
-    for (auto& place : open) place = {conversations++, 1 + random() % 20};
+    for (auto& place : open) {
+        place = {conversations++, 1 + random() % 20};
+    }
     std::vector<uint64_t> trace;
     for (size_t turn = 0; turn < turns; ++turn) {
         auto& [conversation, blocks] = open[random() % open.size()];
-        for (uint64_t block = 0; block < blocks; ++block)
+        for (uint64_t block = 0; block < blocks; ++block) {
             trace.push_back(conversation << 20 | block);
+        }
         blocks += 1 + random() % 10;
-        if (random() % 8 == 0) open[random() % open.size()] = {conversations++, 1 + random() % 20};
+        if (random() % 8 == 0) {
+            open[random() % open.size()] = {conversations++, 1 + random() % 20};
+        }
     }
     return trace;
 }
@@ -128,7 +137,9 @@ TEST(Evictor, SmallGroupsAreExact) {
         evictor.add(entry, kBlock, false);
         evictor.touch(entry);
     }
-    for (uint32_t entry = 0; entry < 64; entry += 2) evictor.touch(entry);
+    for (uint32_t entry = 0; entry < 64; entry += 2) {
+        evictor.touch(entry);
+    }
     for (uint32_t i = 0; i < 64; ++i) {
         const auto victim = evictor.coldest(kBlock, false, kSameSize, kNothingBlocked);
         ASSERT_TRUE(victim);
@@ -177,7 +188,9 @@ TEST(Evictor, TellsHowColdOtherGroupsAre) {
     EXPECT_EQ(evictor.coldest_elsewhere(4096, false, kSameSize), UINT64_MAX);
     evictor.add(0, 4096, false);
     evictor.add(1, 8192, false);
-    for (const uint32_t entry : {1u, 0u}) evictor.touch(entry);
+    for (const uint32_t entry : {1u, 0u}) {
+        evictor.touch(entry);
+    }
     EXPECT_EQ(evictor.coldest_elsewhere(4096, false, kSameSize), evictor.stamp(1));
     EXPECT_EQ(evictor.coldest_elsewhere(8192, false, kSameSize), evictor.stamp(0));
 }

@@ -12,7 +12,9 @@ class ExactLru {
     explicit ExactLru(size_t capacity) : capacity_(capacity) {}
     bool touch(uint64_t id) {  // false when it is not here
         const auto it = places_.find(id);
-        if (it == places_.end()) return false;
+        if (it == places_.end()) {
+            return false;
+        }
         order_.splice(order_.begin(), order_, it->second);
         return true;
     }

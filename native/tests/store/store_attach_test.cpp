@@ -45,7 +45,9 @@ class Attach : public ::testing::Test {
     }
     Status open(bool discard = false) {
         auto opened = files(discard);
-        if (!opened.ok()) return opened.status();
+        if (!opened.ok()) {
+            return opened.status();
+        }
         BlockStore::Options options;
         options.size_bytes = size_bytes_;
         options.index_entries = 2048;
@@ -55,7 +57,9 @@ class Attach : public ::testing::Test {
         options.now_ms = [this] { return now_ms_; };
         options.slot_alive = [this](int slot) { return slot >= 0 && slot < 4 && alive_[slot]; };
         auto created = BlockStore::create(options, std::move(*opened));
-        if (!created.ok()) return created.status();
+        if (!created.ok()) {
+            return created.status();
+        }
         store_ = std::move(*created);
         return {};
     }
@@ -71,7 +75,9 @@ class Attach : public ::testing::Test {
     static std::vector<uint8_t> bytes_of(const std::string& key, uint64_t size) {
         std::mt19937_64 random(std::hash<std::string>{}(key) + size);
         std::vector<uint8_t> bytes(size);
-        for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+        for (uint8_t& byte : bytes) {
+            byte = static_cast<uint8_t>(random());
+        }
         return bytes;
     }
     BlockStore::Reserved reserve(const std::string& key, uint64_t size, const Owner& owner,
@@ -94,7 +100,9 @@ class Attach : public ::testing::Test {
     Code put(const std::string& key, uint64_t size, uint64_t ttl_ms = 0) {
         const Owner owner{7, -1};
         const auto reserved = reserve(key, size, owner, ttl_ms);
-        if (reserved.code != Code::kOk) return reserved.code;
+        if (reserved.code != Code::kOk) {
+            return reserved.code;
+        }
         return publish(reserved, key, size, owner);
     }
     BlockStore::Found find(const std::string& key) {
@@ -103,7 +111,9 @@ class Attach : public ::testing::Test {
     // Whether the object is here with its bytes and a good seal.
     bool reads(const std::string& key, uint64_t size) {
         const auto found = find(key);
-        if (found.hold == nullptr || found.length != size) return false;
+        if (found.hold == nullptr || found.length != size) {
+            return false;
+        }
         const Identity identity{ns_->tenant_id, ns_->id, key_hash(secret_, ns_->id, key),
                                 found.version, size};
         const std::vector<uint8_t> bytes = bytes_of(key, size);
@@ -145,7 +155,9 @@ TEST_F(Attach, KeepsWhatWasPublished) {
         EXPECT_TRUE(store_->beginning().warm) << store_->beginning().why_cold;
         EXPECT_EQ(store_->beginning().objects, 300u);
         EXPECT_EQ(store_->beginning().dropped, 0u);
-        for (const auto& [key, size] : objects) EXPECT_TRUE(reads(key, size)) << key;
+        for (const auto& [key, size] : objects) {
+            EXPECT_TRUE(reads(key, size)) << key;
+        }
     }
     EXPECT_EQ(put("key-0", 10), Code::kAlreadyExists);
     EXPECT_EQ(put("another", 10), Code::kOk);
@@ -174,10 +186,14 @@ TEST_F(Attach, KeepsTheOrderOfLastUses) {
     }
     // The first half is touched again, so that the second is colder.
     const size_t half = keys.size() / 2;
-    for (size_t i = 0; i < half; ++i) (void)find(keys[i]);
+    for (size_t i = 0; i < half; ++i) {
+        (void)find(keys[i]);
+    }
     const auto lost_of_first_half = [&] {
         size_t lost = 0;
-        for (size_t i = 0; i < half; ++i) lost += find(keys[i]).hold == nullptr ? 1 : 0;
+        for (size_t i = 0; i < half; ++i) {
+            lost += find(keys[i]).hold == nullptr ? 1 : 0;
+        }
         return lost;
     };
     const size_t lost = lost_of_first_half();
@@ -397,7 +413,9 @@ TEST_F(Attach, AFlippedByteInEveryRegion) {
             cold += store_->beginning().warm ? 0 : 1;
             for (const std::string& key : keys) {
                 const auto found = find(key);
-                if (found.hold == nullptr) continue;
+                if (found.hold == nullptr) {
+                    continue;
+                }
                 const Identity identity{ns_->tenant_id, ns_->id, key_hash(secret_, ns_->id, key),
                                         found.version, found.length};
                 const bool sealed =
@@ -410,7 +428,9 @@ TEST_F(Attach, AFlippedByteInEveryRegion) {
             std::filesystem::remove_all(directory_);
             std::filesystem::create_directory(directory_);
             ASSERT_TRUE(open().ok());
-            for (const std::string& key : keys) ASSERT_EQ(put(key, 3000), Code::kOk);
+            for (const std::string& key : keys) {
+                ASSERT_EQ(put(key, 3000), Code::kOk);
+            }
         }
     }
     EXPECT_GT(kept, 18'000u);  // of 120 × 200
@@ -426,7 +446,9 @@ TEST_F(Attach, AGenerationIsOneBlocksOnly) {
              at += sizeof(IndexEntry)) {
             Generation gen = 0;
             file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(&gen), 8);
-            if (gen != from) continue;
+            if (gen != from) {
+                continue;
+            }
             file.seekp(static_cast<std::streamoff>(at))
                 .write(reinterpret_cast<const char*>(&to), 8);
             return true;
@@ -434,7 +456,9 @@ TEST_F(Attach, AGenerationIsOneBlocksOnly) {
         return false;
     };
     ASSERT_TRUE(open().ok());
-    for (const char* key : {"one", "two", "three"}) ASSERT_EQ(put(key, 3000), Code::kOk);
+    for (const char* key : {"one", "two", "three"}) {
+        ASSERT_EQ(put(key, 3000), Code::kOk);
+    }
     const Generation one = find("one").generation;
     const Generation two = find("two").generation;
     end_life();
@@ -444,7 +468,9 @@ TEST_F(Attach, AGenerationIsOneBlocksOnly) {
     EXPECT_FALSE(reads("one", 3000));
     EXPECT_FALSE(reads("two", 3000));
     EXPECT_TRUE(reads("three", 3000));
-    for (int i = 0; i < 2000; ++i) ASSERT_EQ(put("fill" + std::to_string(i), 4096), Code::kOk);
+    for (int i = 0; i < 2000; ++i) {
+        ASSERT_EQ(put("fill" + std::to_string(i), 4096), Code::kOk);
+    }
     // An entry must not hide the block that a living client writes.
     alive_[1] = true;
     const auto written = reserve("written", 64 * 1024, {20, 1});
@@ -460,12 +486,16 @@ TEST_F(Attach, AGenerationIsOneBlocksOnly) {
 
 TEST_F(Attach, ATruncatedSegmentLosesItsTailOnly) {
     ASSERT_TRUE(open().ok());
-    for (int i = 0; i < 60; ++i) ASSERT_EQ(put("k" + std::to_string(i), 32 * 1024), Code::kOk);
+    for (int i = 0; i < 60; ++i) {
+        ASSERT_EQ(put("k" + std::to_string(i), 32 * 1024), Code::kOk);
+    }
     std::vector<uint64_t> offsets;
     const uint8_t* base = nullptr;
     for (int i = 0; i < 60; ++i) {
         const auto found = find("k" + std::to_string(i));
-        if (base == nullptr || found.data < base) base = found.data;
+        if (base == nullptr || found.data < base) {
+            base = found.data;
+        }
     }
     for (int i = 0; i < 60; ++i) {
         offsets.push_back(static_cast<uint64_t>(find("k" + std::to_string(i)).data - base));
@@ -539,7 +569,9 @@ std::string dump(const std::string& path) {
     out << std::filesystem::file_size(path) << "\n" << std::hex;
     std::vector<char> line(kLine);
     for (uint64_t at = 0; file.read(line.data(), kLine); at += kLine) {
-        if (std::ranges::all_of(line, [](char c) { return c == 0; })) continue;
+        if (std::ranges::all_of(line, [](char c) { return c == 0; })) {
+            continue;
+        }
         out << at << " ";
         for (const char c : line) {
             const auto byte = static_cast<uint8_t>(c);
@@ -590,7 +622,9 @@ TEST_F(Attach, GoldenFilesOfFormat1) {
             std::ofstream(golden + name + ".txt") << dump(path(name));
         }
     }
-    for (const char* name : kFiles) restore(golden + name + ".txt", path(name));
+    for (const char* name : kFiles) {
+        restore(golden + name + ".txt", path(name));
+    }
     epoch_ = 1;
     alive_[1] = true;
     const Status status = open();

@@ -25,13 +25,21 @@ TEST(StoreEviction, AWorkingSetOfThreeTimesTheCapacity) {
     std::vector<std::string> safe;
     std::vector<BlockStore::HoldToken> held;
     std::vector<BlockStore::Key> leased;
-    for (uint64_t i = 0; i < 60; ++i) safe.push_back(numbered("safe", i));
+    for (uint64_t i = 0; i < 60; ++i) {
+        safe.push_back(numbered("safe", i));
+    }
     for (size_t i = 0; i < safe.size(); ++i) {
         auto item = h.item(safe[i], 1000 + random() % 20'000);
-        if (i % 3 == 0) item.pin = Pin::kHard;
+        if (i % 3 == 0) {
+            item.pin = Pin::kHard;
+        }
         ASSERT_EQ(h.put_item(item), Code::kOk);
-        if (i % 3 == 1) held.push_back(h.store->find(h.ns, h.key(safe[i])).hold);
-        if (i % 3 == 2) leased.push_back(h.key(safe[i]));
+        if (i % 3 == 1) {
+            held.push_back(h.store->find(h.ns, h.key(safe[i])).hold);
+        }
+        if (i % 3 == 2) {
+            leased.push_back(h.key(safe[i]));
+        }
     }
     ASSERT_EQ(h.store->lease_acquire(h.owner, h.ns, leased, 1, 60'000).length, leased.size());
     // 12 MiB of objects from 1 byte to 64 KiB, twice over, so that they evict each other.
@@ -48,8 +56,12 @@ TEST(StoreEviction, AWorkingSetOfThreeTimesTheCapacity) {
         }
         h.expect_sound();
     }
-    for (const std::string& name : safe) EXPECT_TRUE(h.get(name)) << name;
-    for (const auto& gone : h.withdrawn) EXPECT_NE(gone.key.substr(0, 4), "safe") << gone.key;
+    for (const std::string& name : safe) {
+        EXPECT_TRUE(h.get(name)) << name;
+    }
+    for (const auto& gone : h.withdrawn) {
+        EXPECT_NE(gone.key.substr(0, 4), "safe") << gone.key;
+    }
     EXPECT_GT(h.store->stats().evictions, 100u);
 }
 
@@ -58,7 +70,9 @@ TEST(StoreEviction, NoSpaceWhenOnlyHardPinsAreLeft) {
     for (uint64_t i = 0;; ++i) {
         auto item = h.item(numbered("k", i), kBlock);
         item.pin = Pin::kHard;
-        if (h.put_item(item) != Code::kOk) break;
+        if (h.put_item(item) != Code::kOk) {
+            break;
+        }
     }
     const auto stats = h.store->stats();
     EXPECT_EQ(stats.objects, kMiB / kBlock);
@@ -81,8 +95,12 @@ TEST(StoreEviction, SoftPinsGoLast) {
         item.pin = Pin::kSoft;
         ASSERT_EQ(h.put_item(item), Code::kOk);
     }
-    for (uint64_t i = 0; i < 1000; ++i) ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
-    for (uint64_t i = 0; i < kSoft; ++i) EXPECT_TRUE(h.has(numbered("soft", i)));
+    for (uint64_t i = 0; i < 1000; ++i) {
+        ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
+    }
+    for (uint64_t i = 0; i < kSoft; ++i) {
+        EXPECT_TRUE(h.has(numbered("soft", i)));
+    }
     for (uint64_t i = 0; i < 256; ++i) {  // only hard pins are above them
         auto item = h.item(numbered("hard", i), kBlock);
         item.pin = Pin::kHard;
@@ -94,7 +112,9 @@ TEST(StoreEviction, SoftPinsGoLast) {
 
 TEST(StoreEviction, OnlyAsMuchAsThePutNeeds) {
     StoreHarness h(kMiB);
-    for (uint64_t i = 0; i < 256; ++i) ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
+    for (uint64_t i = 0; i < 256; ++i) {
+        ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
+    }
     for (uint64_t i = 256; i < 512; ++i) {
         ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
         EXPECT_EQ(h.store->stats().evictions, i - 255);
@@ -105,16 +125,22 @@ TEST(StoreEviction, OnlyAsMuchAsThePutNeeds) {
 // What the rows of one message evict is one message to the master, not one for each.
 TEST(StoreEviction, ABatchTellsOnceWhatItEvicted) {
     StoreHarness h(kMiB);  // 256 blocks
-    for (uint64_t i = 0; i < 256; ++i) ASSERT_EQ(h.put(numbered("old", i), kBlock), Code::kOk);
+    for (uint64_t i = 0; i < 256; ++i) {
+        ASSERT_EQ(h.put(numbered("old", i), kBlock), Code::kOk);
+    }
     std::vector<size_t> told;
     h.store->set_on_withdraw(
         [&](std::span<const BlockStore::Withdrawn> batch) { told.push_back(batch.size()); });
     std::vector<BlockStore::ReserveItem> items;
-    for (uint64_t i = 0; i < 40; ++i) items.push_back(h.item(numbered("new", i), kBlock));
+    for (uint64_t i = 0; i < 40; ++i) {
+        items.push_back(h.item(numbered("new", i), kBlock));
+    }
     items.push_back(h.item(numbered("old", 255), kBlock));  // the warmest one
     const auto reserved = h.store->reserve_all(h.owner, h.ns, items);
     ASSERT_EQ(reserved.size(), 41u);
-    for (size_t i = 0; i < 40; ++i) EXPECT_EQ(reserved[i].code, Code::kOk) << i;
+    for (size_t i = 0; i < 40; ++i) {
+        EXPECT_EQ(reserved[i].code, Code::kOk) << i;
+    }
     EXPECT_EQ(reserved[40].code, Code::kAlreadyExists);
     EXPECT_EQ(told, std::vector<size_t>{40});
 }
@@ -124,12 +150,16 @@ TEST(StoreEviction, ABatchTellsOnceWhatItEvicted) {
 TEST(StoreEviction, AChainLosesItsTailFirst) {
     StoreHarness h(kMiB);  // 256 blocks
     std::vector<std::string> chain;
-    for (uint64_t i = 0; i < 100; ++i) chain.push_back(numbered("chain", i));
+    for (uint64_t i = 0; i < 100; ++i) {
+        chain.push_back(numbered("chain", i));
+    }
     for (const size_t begin : {size_t{0}, size_t{50}}) {
         std::vector<BlockStore::PublishItem> items;
         for (size_t i = begin; i < begin + 50; ++i) {
             auto item = h.item(chain[i], kBlock);
-            if (i > 0) item.parent = chain[i - 1];
+            if (i > 0) {
+                item.parent = chain[i - 1];
+            }
             const auto reserved = h.store->reserve(h.owner, h.ns, item);
             ASSERT_EQ(reserved.code, Code::kOk);
             items.push_back({reserved.generation, 0, ++h.version});
@@ -137,7 +167,9 @@ TEST(StoreEviction, AChainLosesItsTailFirst) {
         for (const auto& published : h.store->publish(h.owner, items)) {
             ASSERT_EQ(published.code, Code::kOk);
         }
-        for (uint64_t i = 0; i < 30; ++i) h.put(numbered("between", i + begin), kBlock);
+        for (uint64_t i = 0; i < 30; ++i) {
+            h.put(numbered("between", i + begin), kBlock);
+        }
     }
     // Sampling may take neighbours in another order, no more: blocks behind a gap stay few.
     size_t present = chain.size();
@@ -145,9 +177,13 @@ TEST(StoreEviction, AChainLosesItsTailFirst) {
         ASSERT_LT(i, 1000u);
         h.put(numbered("new", i), kBlock);
         present = 0;
-        for (const std::string& name : chain) present += h.has(name) ? 1 : 0;
+        for (const std::string& name : chain) {
+            present += h.has(name) ? 1 : 0;
+        }
         size_t prefix = 0;
-        while (prefix < chain.size() && h.has(chain[prefix])) ++prefix;
+        while (prefix < chain.size() && h.has(chain[prefix])) {
+            ++prefix;
+        }
         ASSERT_LE(present - prefix, 10u);
     }
 }
@@ -155,19 +191,35 @@ TEST(StoreEviction, AChainLosesItsTailFirst) {
 TEST(StoreEviction, ABatchOfReadsIsStampedTailFirst) {
     StoreHarness h(kMiB);
     std::vector<std::string> names;
-    for (uint64_t i = 0; i < 256; ++i) names.push_back(numbered("k", i));
-    for (const auto& name : names) ASSERT_EQ(h.put(name, kBlock), Code::kOk);
+    for (uint64_t i = 0; i < 256; ++i) {
+        names.push_back(numbered("k", i));
+    }
+    for (const auto& name : names) {
+        ASSERT_EQ(h.put(name, kBlock), Code::kOk);
+    }
     std::vector<BlockStore::Key> keys;
-    for (const auto& name : names) keys.push_back(h.key(name));
+    for (const auto& name : names) {
+        keys.push_back(h.key(name));
+    }
     EXPECT_EQ(h.store->find(h.ns, keys).size(), keys.size());
-    for (uint64_t i = 0; i < 128; ++i) h.put(numbered("new", i), kBlock);
+    for (uint64_t i = 0; i < 128; ++i) {
+        h.put(numbered("new", i), kBlock);
+    }
     size_t left_of_head = 0;
-    for (size_t i = 0; i < 128; ++i) left_of_head += h.has(names[i]) ? 1 : 0;
+    for (size_t i = 0; i < 128; ++i) {
+        left_of_head += h.has(names[i]) ? 1 : 0;
+    }
     EXPECT_EQ(left_of_head, 128u);
     // The same through AlreadyExists, whose keys come one by one.
-    for (size_t i = 0; i < 128; ++i) EXPECT_EQ(h.put(names[i], kBlock), Code::kAlreadyExists);
-    for (uint64_t i = 0; i < 192; ++i) h.put(numbered("newer", i), kBlock);
-    for (size_t i = 0; i < 128; ++i) EXPECT_EQ(h.has(names[i]), i < 64) << i;
+    for (size_t i = 0; i < 128; ++i) {
+        EXPECT_EQ(h.put(names[i], kBlock), Code::kAlreadyExists);
+    }
+    for (uint64_t i = 0; i < 192; ++i) {
+        h.put(numbered("newer", i), kBlock);
+    }
+    for (size_t i = 0; i < 128; ++i) {
+        EXPECT_EQ(h.has(names[i]), i < 64) << i;
+    }
 }
 
 TEST(StoreEviction, TouchesOfClientsCount) {
@@ -179,7 +231,9 @@ TEST(StoreEviction, TouchesOfClientsCount) {
     ASSERT_TRUE(slot.ok()) << slot.status().to_string();
     ASSERT_TRUE(slots.confirm(*number).ok());
     (*slot)->set_confirmed();
-    for (uint64_t i = 0; i < 256; ++i) ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
+    for (uint64_t i = 0; i < 256; ++i) {
+        ASSERT_EQ(h.put(numbered("k", i), kBlock), Code::kOk);
+    }
     auto reader = IndexReader::attach(h.store->index_fd(), h.store->segment_bytes());
     ASSERT_TRUE(reader.ok());
     for (uint64_t i = 0; i < 128; ++i) {
@@ -188,20 +242,32 @@ TEST(StoreEviction, TouchesOfClientsCount) {
         ASSERT_TRUE(found);
         (*slot)->touch(found->ref);
     }
-    for (const uint32_t nonsense : {UINT32_MAX - 1, 1u << 30, 100'000u}) (*slot)->touch(nonsense);
-    for (uint64_t i = 0; i < 128; ++i) h.put(numbered("new", i), kBlock);
-    for (uint64_t i = 0; i < 256; ++i) EXPECT_EQ(h.has(numbered("k", i)), i < 128) << i;
+    for (const uint32_t nonsense : {UINT32_MAX - 1, 1u << 30, 100'000u}) {
+        (*slot)->touch(nonsense);
+    }
+    for (uint64_t i = 0; i < 128; ++i) {
+        h.put(numbered("new", i), kBlock);
+    }
+    for (uint64_t i = 0; i < 256; ++i) {
+        EXPECT_EQ(h.has(numbered("k", i)), i < 128) << i;
+    }
     EXPECT_EQ(h.store->stats().touches, 128u);
 }
 
 TEST(StoreEviction, ALateSizeIsNotStuckInItsFirstChunk) {
     StoreHarness h(8 * kMiB);
     constexpr uint64_t kOther = 6000;
-    for (uint64_t i = 0; i < 8 * kMiB / kBlock; ++i) h.put(numbered("old", i), kBlock);
+    for (uint64_t i = 0; i < 8 * kMiB / kBlock; ++i) {
+        h.put(numbered("old", i), kBlock);
+    }
     // From here on only the other size is used: it must get nearly all of the segment.
-    for (uint64_t i = 0; i < 40'000; ++i) ASSERT_EQ(h.put(numbered("new", i), kOther), Code::kOk);
+    for (uint64_t i = 0; i < 40'000; ++i) {
+        ASSERT_EQ(h.put(numbered("new", i), kOther), Code::kOk);
+    }
     uint64_t present = 0;
-    for (uint64_t i = 0; i < 40'000; ++i) present += h.has(numbered("new", i)) ? 1 : 0;
+    for (uint64_t i = 0; i < 40'000; ++i) {
+        present += h.has(numbered("new", i)) ? 1 : 0;
+    }
     EXPECT_GT(present * kOther, 8 * kMiB * 3 / 4);
     EXPECT_GT(h.store->stats().reclaims, 0u);
     h.expect_sound();
@@ -238,7 +304,9 @@ TEST(StoreEviction, HitRateOfPrefixChainsIsThatOfLru) {
     std::mt19937_64 random(seed);
     std::vector<std::pair<uint64_t, uint64_t>> open(400);
     uint64_t conversations = 0;
-    for (auto& place : open) place = {conversations++, 1 + random() % 20};
+    for (auto& place : open) {
+        place = {conversations++, 1 + random() % 20};
+    }
     uint64_t total = 0, lru_hits = 0, store_hits = 0;
     for (int turn = 0; turn < 8000; ++turn) {
         auto& [conversation, blocks] = open[random() % open.size()];
@@ -250,21 +318,29 @@ TEST(StoreEviction, HitRateOfPrefixChainsIsThatOfLru) {
         for (uint64_t i = 0; i < blocks; ++i) {
             const uint64_t id = conversation << 20 | i;
             const bool hit = lru.touch(id);
-            if (!hit) lru.insert(id);
+            if (!hit) {
+                lru.insert(id);
+            }
             prefix = prefix && hit;
             lru_hits += prefix ? 1 : 0;
         }
         std::vector<BlockStore::Key> keys;
-        for (const auto& name : names) keys.push_back(h.key(name));
+        for (const auto& name : names) {
+            keys.push_back(h.key(name));
+        }
         size_t present = 0;
-        while (present < keys.size() && h.store->contains(h.ns, keys[present])) ++present;
+        while (present < keys.size() && h.store->contains(h.ns, keys[present])) {
+            ++present;
+        }
         (void)h.store->find(h.ns, {keys.data(), present});
         store_hits += present;
         total += blocks;
         std::vector<BlockStore::PublishItem> items;
         for (size_t i = present; i < names.size(); ++i) {
             auto item = h.item(names[i], kSmall);
-            if (i > 0) item.parent = names[i - 1];
+            if (i > 0) {
+                item.parent = names[i - 1];
+            }
             const auto reserved = h.store->reserve(h.owner, h.ns, item);
             if (reserved.code == Code::kOk) {
                 items.push_back({reserved.generation, 0, ++h.version});

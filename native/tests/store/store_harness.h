@@ -69,7 +69,9 @@ class StoreHarness {
     BlockStore::Published finish(const BlockStore::Reserved& reserved, const std::string& name,
                                  Version granted, uint64_t size) {
         const auto bytes = payload_of(name, granted, size);
-        if (size > 0) std::memcpy(reserved.data, bytes.data(), size);
+        if (size > 0) {
+            std::memcpy(reserved.data, bytes.data(), size);
+        }
         const BlockStore::PublishItem publish{reserved.generation, crc32c(bytes.data(), size),
                                               granted};
         return std::move(store->publish(owner, {&publish, 1}).front());
@@ -77,7 +79,9 @@ class StoreHarness {
     Code put_item(BlockStore::ReserveItem reserve_item, bool force = false) {
         reserve_item.force = force;
         const auto reserved = store->reserve(owner, ns, reserve_item);
-        if (reserved.code != Code::kOk) return reserved.code;
+        if (reserved.code != Code::kOk) {
+            return reserved.code;
+        }
         return finish(reserved, std::string(reserve_item.key), ++version, reserve_item.size_bytes)
             .code;
     }
@@ -87,7 +91,9 @@ class StoreHarness {
     // Misses count as false; wrong bytes fail the test.
     bool get(const std::string& name) {
         const auto found = store->find(ns, key(name));
-        if (!found.hold) return false;
+        if (!found.hold) {
+            return false;
+        }
         const auto bytes = payload_of(name, found.version, found.length);
         EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), found.data)) << name;
         const Identity identity{ns->tenant_id, ns->id, key(name).hash, found.version, found.length};

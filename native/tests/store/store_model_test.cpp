@@ -50,7 +50,9 @@ struct Lessee {
 class Model {
   public:
     explicit Model(uint64_t seed) : random_(seed) {
-        for (bool& alive : alive_) alive = true;
+        for (bool& alive : alive_) {
+            alive = true;
+        }
         BlockStore::Options options;
         // Every other run has an index so small that its buckets overflow before the segment does.
         options.index_entries = seed % 2 == 0 ? 1024 : 96;
@@ -66,7 +68,9 @@ class Model {
         for (int step = 0; step < steps && !::testing::Test::HasFailure(); ++step) {
             one_step();
             apply_withdrawals();
-            if (step % 500 == 499) check_everything();
+            if (step % 500 == 499) {
+                check_everything();
+            }
         }
         check_everything();
     }
@@ -82,25 +86,53 @@ class Model {
 
     void one_step() {
         const uint64_t dice = below(1000);
-        if (dice < 300) return start_write();
-        if (dice < 550) return end_write();
-        if (dice < 600) return scribble();
-        if (dice < 870) return read();
-        if (dice < 900) return drop_reader();
-        if (dice < 930) return remove();
-        if (dice < 945) return lease();
-        if (dice < 955) return release_lease();
-        if (dice < 965) return pin();
-        if (dice < 975) return advance();
-        if (dice < 985) return h_->store->tick();
-        if (dice < 992) return kill_slot();
-        if (dice < 998) return close_session();
+        if (dice < 300) {
+            return start_write();
+        }
+        if (dice < 550) {
+            return end_write();
+        }
+        if (dice < 600) {
+            return scribble();
+        }
+        if (dice < 870) {
+            return read();
+        }
+        if (dice < 900) {
+            return drop_reader();
+        }
+        if (dice < 930) {
+            return remove();
+        }
+        if (dice < 945) {
+            return lease();
+        }
+        if (dice < 955) {
+            return release_lease();
+        }
+        if (dice < 965) {
+            return pin();
+        }
+        if (dice < 975) {
+            return advance();
+        }
+        if (dice < 985) {
+            return h_->store->tick();
+        }
+        if (dice < 992) {
+            return kill_slot();
+        }
+        if (dice < 998) {
+            return close_session();
+        }
         flush();
     }
 
     void fill(const Writer& writer) {
         const auto bytes = payload_of(writer.key, writer.version, writer.size);
-        if (writer.size > 0) std::memcpy(writer.reserved.data, bytes.data(), writer.size);
+        if (writer.size > 0) {
+            std::memcpy(writer.reserved.data, bytes.data(), writer.size);
+        }
     }
 
     void start_write() {
@@ -110,29 +142,39 @@ class Model {
         const bool local = below(2) == 0;
         writer.owner = {session_ + (local ? 0 : below(3)),
                         local ? -1 : static_cast<int>(below(kSlots))};
-        if (!local && !alive_[writer.owner.slot]) return;
+        if (!local && !alive_[writer.owner.slot]) {
+            return;
+        }
         writer.ns = h_->ns;
         writer.version = ++h_->version;
         writer.ttl_ms = below(8) == 0 ? 1 + below(20'000) : 0;
-        if (below(50) == 0) writer.pin = below(2) == 0 ? Pin::kHard : Pin::kSoft;
+        if (below(50) == 0) {
+            writer.pin = below(2) == 0 ? Pin::kHard : Pin::kSoft;
+        }
         auto item = h_->item(writer.key, writer.size);
         item.ttl_ms = writer.ttl_ms;
         item.pin = writer.pin;
         const std::string parent = random_key();
-        if (below(2) == 0) item.parent = parent;
+        if (below(2) == 0) {
+            item.parent = parent;
+        }
         item.force = below(3) == 0;
         writer.deadline_ms = h_->clock_ms + h_->options.reservation_ms;
         writer.reserved = h_->store->reserve(writer.owner, writer.ns, item);
         apply_withdrawals();
         const bool here = objects_.contains(writer.key) && !is_expired(objects_[writer.key]);
         EXPECT_EQ(writer.reserved.code == Code::kAlreadyExists, here && !item.force);
-        if (writer.reserved.code != Code::kOk) return;
+        if (writer.reserved.code != Code::kOk) {
+            return;
+        }
         fill(writer);
         writers_.push_back(std::move(writer));
     }
 
     void end_write() {
-        if (writers_.empty()) return;
+        if (writers_.empty()) {
+            return;
+        }
         const size_t at = below(writers_.size());
         Writer writer = writers_[at];
         const bool expired = writer.session_over || writer.deadline_ms <= h_->clock_ms;
@@ -174,7 +216,9 @@ class Model {
     }
 
     void scribble() {
-        if (!writers_.empty()) fill(writers_[below(writers_.size())]);
+        if (!writers_.empty()) {
+            fill(writers_[below(writers_.size())]);
+        }
     }
 
     bool is_expired(const Expected& object) const {
@@ -188,12 +232,16 @@ class Model {
         const auto it = objects_.find(key);
         const bool here = it != objects_.end() && !is_expired(it->second);
         EXPECT_EQ(found.hold != nullptr, here) << key;
-        if (!found.hold) return;
+        if (!found.hold) {
+            return;
+        }
         ++hits_;
         EXPECT_EQ(found.version, it->second.version);
         EXPECT_EQ(found.length, it->second.size);
         check_bytes(key, found);
-        if (below(5) == 0 && readers_.size() < 20) readers_.push_back({key, std::move(found)});
+        if (below(5) == 0 && readers_.size() < 20) {
+            readers_.push_back({key, std::move(found)});
+        }
     }
 
     static void check_bytes(const std::string& key, const BlockStore::Found& found) {
@@ -202,7 +250,9 @@ class Model {
     }
 
     void drop_reader() {
-        if (readers_.empty()) return;
+        if (readers_.empty()) {
+            return;
+        }
         const size_t at = below(readers_.size());
         check_bytes(readers_[at].key, readers_[at].found);
         readers_.erase(readers_.begin() + static_cast<std::ptrdiff_t>(at));
@@ -219,9 +269,13 @@ class Model {
 
     void lease() {
         std::vector<std::string> names(1 + below(4));
-        for (auto& name : names) name = random_key();
+        for (auto& name : names) {
+            name = random_key();
+        }
         std::vector<BlockStore::Key> keys;
-        for (const auto& name : names) keys.push_back(h_->key(name));
+        for (const auto& name : names) {
+            keys.push_back(h_->key(name));
+        }
         const auto ms = static_cast<uint32_t>(1 + below(20'000));
         const auto grant = h_->store->lease_acquire(h_->owner, h_->ns, keys, 1, ms);
         apply_withdrawals();
@@ -232,19 +286,25 @@ class Model {
             ++it->second.leases;
             lessee.objects.emplace_back(names[i], it->second.version);
         }
-        if (grant.length > 0) lessees_.push_back(std::move(lessee));
+        if (grant.length > 0) {
+            lessees_.push_back(std::move(lessee));
+        }
     }
 
     void end_lease(size_t at) {
         for (const auto& [key, version] : lessees_[at].objects) {
             const auto it = objects_.find(key);
-            if (it != objects_.end() && it->second.version == version) --it->second.leases;
+            if (it != objects_.end() && it->second.version == version) {
+                --it->second.leases;
+            }
         }
         lessees_.erase(lessees_.begin() + static_cast<std::ptrdiff_t>(at));
     }
 
     void release_lease() {
-        if (lessees_.empty()) return;
+        if (lessees_.empty()) {
+            return;
+        }
         const size_t at = below(lessees_.size());
         EXPECT_EQ(h_->store->lease_release(h_->owner, lessees_[at].id), Code::kOk);
         end_lease(at);
@@ -255,13 +315,17 @@ class Model {
         const Pin pin = below(4) == 0 ? Pin::kHard : below(2) == 0 ? Pin::kSoft : Pin::kNone;
         const Code code = h_->store->set_pin(h_->ns, h_->key(key), pin);
         apply_withdrawals();
-        if (code == Code::kOk) objects_[key].pin = pin;
+        if (code == Code::kOk) {
+            objects_[key].pin = pin;
+        }
     }
 
     void advance() {
         h_->clock_ms += below(10'000);
         for (size_t i = lessees_.size(); i-- > 0;) {
-            if (lessees_[i].deadline_ms <= h_->clock_ms) end_lease(i);
+            if (lessees_[i].deadline_ms <= h_->clock_ms) {
+                end_lease(i);
+            }
         }
     }
 
@@ -276,18 +340,24 @@ class Model {
     void close_session() {
         // Socket holds and leases belong to session 1, which stays.
         const uint64_t session = session_ + below(3);
-        if (session == h_->owner.session) return;
+        if (session == h_->owner.session) {
+            return;
+        }
         h_->store->on_session_closed(session);
         std::erase_if(writers_, [&](const Writer& w) {
             return w.owner.session == session && w.owner.slot < 0;
         });
         for (Writer& writer : writers_) {
-            if (writer.owner.session == session) writer.session_over = true;
+            if (writer.owner.session == session) {
+                writer.session_over = true;
+            }
         }
     }
 
     void flush() {
-        if (below(4) != 0) return;
+        if (below(4) != 0) {
+            return;
+        }
         h_->store->flush(h_->ns);
         const uint32_t epoch = h_->ns->epoch + 1;
         h_->ns = h_->namespace_at(epoch);
@@ -298,7 +368,9 @@ class Model {
     // What the store withdrew by itself has to be what it may withdraw.
     void apply_withdrawals() {
         for (const auto& gone : h_->withdrawn) {
-            if (gone.ns->id != h_->ns->id) continue;  // swept after a flush
+            if (gone.ns->id != h_->ns->id) {
+                continue;  // swept after a flush
+            }
             const auto it = objects_.find(gone.key);
             ASSERT_NE(it, objects_.end()) << gone.key;
             ASSERT_EQ(it->second.version, gone.version);
@@ -326,16 +398,21 @@ class Model {
         h_->expect_sound();
         std::map<std::string, Version> stored;
         h_->store->for_each_object([&](std::span<const BlockStore::ObjectInfo> batch) {
-            for (const auto& object : batch)
+            for (const auto& object : batch) {
                 EXPECT_TRUE(stored.emplace(object.key, object.version).second);
+            }
         });
         apply_withdrawals();
         std::map<std::string, Version> expected;
         for (const auto& [key, object] : objects_) {
-            if (!is_expired(object)) expected[key] = object.version;
+            if (!is_expired(object)) {
+                expected[key] = object.version;
+            }
         }
         EXPECT_EQ(stored, expected);
-        for (const Reader& reader : readers_) check_bytes(reader.key, reader.found);
+        for (const Reader& reader : readers_) {
+            check_bytes(reader.key, reader.found);
+        }
         const auto now = h_->store->stats();
         EXPECT_EQ(now.reservations + now.quarantined, writers_.size());
         EXPECT_EQ(now.leases, lessees_.size());

@@ -131,12 +131,16 @@ TEST(TombstoneTable, KeepsTheHighestUntilItsTime) {
 
 TEST(TombstoneTable, OverflowMeltsIntoAFloor) {
     TombstoneTable table(100, 4);
-    for (uint64_t i = 1; i <= 5; ++i) table.note({i, i}, i * 10, i);
+    for (uint64_t i = 1; i <= 5; ++i) {
+        table.note({i, i}, i * 10, i);
+    }
     EXPECT_EQ(table.size(), 4u);
     EXPECT_EQ(table.removed_upto({1, 1}), 10u);
     EXPECT_EQ(table.removed_upto({99, 99}), 10u);
     EXPECT_EQ(table.removed_upto({5, 5}), 50u);
-    for (uint64_t i = 0; i < 100; ++i) table.note({5, 5}, 50, 10 + i);  // renewing never overflows
+    for (uint64_t i = 0; i < 100; ++i) {
+        table.note({5, 5}, 50, 10 + i);  // renewing never overflows
+    }
     EXPECT_EQ(table.removed_upto({5, 5}), 50u);
 }
 
@@ -166,7 +170,9 @@ TEST(RefMap, AgreesWithAMap) {
         const auto entry = static_cast<uint32_t>(random() % kCapacity);
         if (keys[entry] == 0) {
             const uint64_t key = 1 + random() % 100'000 * 64;
-            if (model.contains(key)) continue;
+            if (model.contains(key)) {
+                continue;
+            }
             keys[entry] = key;
             map.insert(key, entry);
             model[key] = entry;
@@ -179,7 +185,9 @@ TEST(RefMap, AgreesWithAMap) {
         const auto it = model.find(probe);
         ASSERT_EQ(map.find(probe), it == model.end() ? map.kNone : it->second);
     }
-    for (const auto& [key, entry] : model) ASSERT_EQ(map.find(key), entry);
+    for (const auto& [key, entry] : model) {
+        ASSERT_EQ(map.find(key), entry);
+    }
     EXPECT_EQ(map.size(), model.size());
 }
 

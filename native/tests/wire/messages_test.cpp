@@ -120,8 +120,12 @@ std::string refusal(const Bytes& body) {
 }
 
 void append_field(Bytes& body, uint16_t tag, uint32_t length, size_t bytes) {
-    for (int i = 0; i < 2; ++i) body.push_back(static_cast<uint8_t>(tag >> (8 * i)));
-    for (int i = 0; i < 4; ++i) body.push_back(static_cast<uint8_t>(length >> (8 * i)));
+    for (int i = 0; i < 2; ++i) {
+        body.push_back(static_cast<uint8_t>(tag >> (8 * i)));
+    }
+    for (int i = 0; i < 4; ++i) {
+        body.push_back(static_cast<uint8_t>(length >> (8 * i)));
+    }
     body.insert(body.end(), bytes, 0);
 }
 

@@ -178,7 +178,9 @@ class Machine {
 
 inline uint8_t* Machine::stack(uint32_t thread) {
     static std::array<std::unique_ptr<uint8_t[]>, kMaxThreads> stacks;
-    if (!stacks[thread]) stacks[thread] = std::make_unique<uint8_t[]>(kStackBytes);
+    if (!stacks[thread]) {
+        stacks[thread] = std::make_unique<uint8_t[]>(kStackBytes);
+    }
     return stacks[thread].get();
 }
 
@@ -203,11 +205,17 @@ inline void Machine::prepare(uint32_t thread) {
 }
 
 inline void Machine::run() {
-    for (uint32_t i = 0; i < thread_count_; ++i) prepare(i);
+    for (uint32_t i = 0; i < thread_count_; ++i) {
+        prepare(i);
+    }
     current_ = pick();
-    if (current_ != kMaxThreads) swapcontext(&main_, &threads_[current_].context);
+    if (current_ != kMaxThreads) {
+        swapcontext(&main_, &threads_[current_].context);
+    }
     current_ = kMaxThreads;
-    for (uint32_t i = 0; i < thread_count_; ++i) drain(i, true);
+    for (uint32_t i = 0; i < thread_count_; ++i) {
+        drain(i, true);
+    }
 }
 
 // Switches away from the current fiber for good or for now; kMaxThreads is the end of the run.
@@ -221,31 +229,47 @@ inline uint32_t Machine::pick() const {
     std::array<uint32_t, kMaxThreads> ready{};
     uint32_t count = 0;
     for (uint32_t i = 0; i < thread_count_; ++i) {
-        if (runnable(threads_[i])) ready[count++] = i;
+        if (runnable(threads_[i])) {
+            ready[count++] = i;
+        }
     }
     return count == 0 ? kMaxThreads : ready[random_.below(count)];
 }
 
 inline void Machine::yield() {
     drain_some();
-    if (++steps_ > kMaxSteps) leave(kMaxThreads);
-    if (runnable(threads_[current_]) && !random_.one_in(keep_running_)) return;
+    if (++steps_ > kMaxSteps) {
+        leave(kMaxThreads);
+    }
+    if (runnable(threads_[current_]) && !random_.one_in(keep_running_)) {
+        return;
+    }
     const uint32_t next = pick();
-    if (next != current_) leave(next);
+    if (next != current_) {
+        leave(next);
+    }
 }
 
 inline void Machine::violated(const char* invariant) {
-    if (violation_ == nullptr) violation_ = invariant;
-    if (current_ != kMaxThreads) leave(kMaxThreads);
+    if (violation_ == nullptr) {
+        violation_ = invariant;
+    }
+    if (current_ != kMaxThreads) {
+        leave(kMaxThreads);
+    }
 }
 
 inline void Machine::kill(uint32_t thread) {
     Thread& t = threads_[thread];
-    if (t.killed) return;
+    if (t.killed) {
+        return;
+    }
     drain(thread, true);
     t.done = true;
     t.killed = true;
-    if (on_death_) on_death_(thread);
+    if (on_death_) {
+        on_death_(thread);
+    }
 }
 
 // ---- store buffers ---------------------------------------------------------------------------
@@ -254,9 +278,15 @@ inline bool Machine::may_commit(const Thread& t, size_t i) const {
     const Pending& p = t.buffer[i];
     for (size_t j = 0; j < i; ++j) {
         const Pending& earlier = t.buffer[j];
-        if (earlier.cell == p.cell || earlier.fences != p.fences) return false;
-        if (earlier.nontemporal) continue;  // nothing but a fence waits for it
-        if (p.release || (!relaxed_ && !p.nontemporal)) return false;
+        if (earlier.cell == p.cell || earlier.fences != p.fences) {
+            return false;
+        }
+        if (earlier.nontemporal) {
+            continue;  // nothing but a fence waits for it
+        }
+        if (p.release || (!relaxed_ && !p.nontemporal)) {
+            return false;
+        }
     }
     return true;
 }
@@ -272,9 +302,13 @@ inline void Machine::commit(uint32_t thread, size_t i) {
 inline void Machine::drain_some() {
     for (uint32_t i = 0; i < thread_count_; ++i) {
         const std::vector<Pending>& buffer = threads_[i].buffer;
-        if (buffer.empty() || !random_.one_in(drain_one_in_)) continue;
+        if (buffer.empty() || !random_.one_in(drain_one_in_)) {
+            continue;
+        }
         const size_t at = random_.below(buffer.size());
-        if (may_commit(threads_[i], at)) commit(i, at);
+        if (may_commit(threads_[i], at)) {
+            commit(i, at);
+        }
     }
 }
 
@@ -297,14 +331,18 @@ inline uint64_t Memory::load(const Cell& cell, std::memory_order order) {
     machine_->yield();
     Machine::Thread& t = machine_->threads_[thread_];
     for (size_t i = t.buffer.size(); i-- > 0;) {
-        if (t.buffer[i].cell == cell.id) return t.buffer[i].value;
+        if (t.buffer[i].cell == cell.id) {
+            return t.buffer[i].value;
+        }
     }
     const auto& history = machine_->cells_[cell.id];
     const uint64_t earliest = std::max(t.floor, t.seen[cell.id]);
     size_t chosen = history.size() - 1;
     if (machine_->relaxed_ && machine_->random_.one_in(machine_->stale_one_in_)) {
         size_t first = chosen;
-        while (history[first].time > earliest) --first;
+        while (history[first].time > earliest) {
+            --first;
+        }
         chosen = first + machine_->random_.below(chosen - first + 1);
     }
     const uint64_t moment =

@@ -46,7 +46,9 @@ struct Reservation {
 inline void reservation_turn(World& world, Memory& m, Node& node, Reservation& r) {
     Random& random = world.machine.random();
     m.pause();
-    if (random.one_in(4)) r.expired = true;
+    if (random.one_in(4)) {
+        r.expired = true;
+    }
     if (r.said != Reservation::Said::kNothing && !r.heard && random.one_in(2)) {
         m.after_receive();
         r.heard = true;
@@ -58,7 +60,9 @@ inline void reservation_turn(World& world, Memory& m, Node& node, Reservation& r
             r.stopped = true;  // a refused commit is answered; its writer had stopped before it
         }
     }
-    if (r.published || !r.live || !random.one_in(2)) return;
+    if (r.published || !r.live || !random.one_in(2)) {
+        return;
+    }
     if (steps::may_reuse_reservation(m, r.stopped, world.lock_held(m, 0), r.expired)) {
         r.live = false;
         node.put(m, 1, r.object.block);
@@ -74,12 +78,16 @@ inline void reservation(Machine& machine) {
     r.object = {5, 5, 0};
     world.begin_writing(0, 1);
     machine.spawn([&](Memory& m) {
-        for (int i = 0; i < 12; ++i) reservation_turn(world, m, node, r);
+        for (int i = 0; i < 12; ++i) {
+            reservation_turn(world, m, node, r);
+        }
     });
     const uint32_t writer = machine.spawn([&](Memory& m) {
         const bool abort = machine.random().one_in(3);
         world.write_word(m, 0, 5, 0);
-        if (!abort) world.write_word(m, 0, 5, 1);
+        if (!abort) {
+            world.write_word(m, 0, 5, 1);
+        }
         steps::finish_writing(m);
         m.before_send();
         world.end_writing(0, m.thread());
@@ -87,8 +95,12 @@ inline void reservation(Machine& machine) {
     });
     machine.spawn([&](Memory& m) { read_copies(world, m, 5); });
     machine.spawn([&](Memory& m) {
-        for (uint64_t i = machine.random().below(20); i > 0; --i) m.pause();
-        if (machine.random().one_in(2)) machine.kill(writer);
+        for (uint64_t i = machine.random().below(20); i > 0; --i) {
+            m.pause();
+        }
+        if (machine.random().one_in(2)) {
+            machine.kill(writer);
+        }
     });
     machine.run();
 }
@@ -110,7 +122,9 @@ inline void slot_turn(World& world, Memory& m, Node& node, SlotPassing& p, bool*
         steps::recycle_slot(
             m,
             [&] {
-                for (HazardCells& h : world.slots[0].hazards) steps::clear_hazard(m, h);
+                for (HazardCells& h : world.slots[0].hazards) {
+                    steps::clear_hazard(m, h);
+                }
             },
             [&] {
                 m.before_send();
@@ -131,11 +145,15 @@ inline void slot_turn(World& world, Memory& m, Node& node, SlotPassing& p, bool*
 // The second client: locks the slot that it was assigned, says so, and holds once it is confirmed.
 inline void second_client(World& world, Memory& m, SlotPassing& p) {
     m.wait_for([&] { return p.assigned; });
-    if (world.slots[0].locked_by != kNobody) return;
+    if (world.slots[0].locked_by != kNobody) {
+        return;
+    }
     world.slots[0].locked_by = m.thread();
     m.before_send();
     p.ready = true;
-    if (!steps::may_use_slot(m, p.confirmed)) m.wait_for([&] { return p.confirmed; });
+    if (!steps::may_use_slot(m, p.confirmed)) {
+        m.wait_for([&] { return p.confirmed; });
+    }
     hold_and_read(world, m, 0, 0, 0);
 }
 
@@ -167,14 +185,22 @@ inline void slots(Machine& machine) {
         second_done = world.slots[0].locked_by == m.thread();
     });
     machine.spawn([&](Memory& m) {
-        for (uint64_t i = machine.random().below(12); i > 0; --i) m.pause();
+        for (uint64_t i = machine.random().below(12); i > 0; --i) {
+            m.pause();
+        }
         p.session_closed = true;
-        for (uint64_t i = machine.random().below(12); i > 0; --i) m.pause();
-        if (machine.random().one_in(2)) machine.kill(first);
+        for (uint64_t i = machine.random().below(12); i > 0; --i) {
+            m.pause();
+        }
+        if (machine.random().one_in(2)) {
+            machine.kill(first);
+        }
     });
     machine.run();
     for (const HazardCells& h : world.slots[0].hazards) {
-        if (second_done && machine.final_value(h.gen) != 0) machine.violated(kLeftHazard);
+        if (second_done && machine.final_value(h.gen) != 0) {
+            machine.violated(kLeftHazard);
+        }
     }
 }
 
@@ -189,21 +215,31 @@ inline void attach_and_go_on(World& world, Memory& m, Node& fresh) {
     const Generation gen = m.load(old.gen, std::memory_order_acquire);
     Object carried{gen, m.load(old.version, std::memory_order_relaxed),
                    m.load(old.block, std::memory_order_relaxed)};
-    if (gen != 0) fresh.publish(m, 0, carried);
+    if (gen != 0) {
+        fresh.publish(m, 0, carried);
+    }
     fresh.live.fill(true);  // slots survive: whoever holds a lock is alive
     steps::take_over(m, world.indexes[0].retired, [&] {
         for (uint32_t block = 0; block < kBlocks; ++block) {
-            if (gen != 0 && block == carried.block) continue;
+            if (gen != 0 && block == carried.block) {
+                continue;
+            }
             // Block 2 was reserved from the old node by the client in slot 1.
-            if (block == 2 && !steps::may_reuse_old_reservation(m, world.lock_held(m, 1))) continue;
+            if (block == 2 && !steps::may_reuse_old_reservation(m, world.lock_held(m, 1))) {
+                continue;
+            }
             bool held = false;
             for (const Slot& slot : world.slots) {
                 held |= steps::slot_holds_block(m, slot.hazards, block);
             }
-            if (!held) fresh.put(m, 1, block);
+            if (!held) {
+                fresh.put(m, 1, block);
+            }
         }
     });
-    if (gen != 0) fresh.evict_and_put(m, 0);
+    if (gen != 0) {
+        fresh.evict_and_put(m, 0);
+    }
 }
 
 // Death of a node and attach of the next, under readers, a holder and a writer.
@@ -221,11 +257,15 @@ inline void attach(Machine& machine) {
     old.live.fill(true);
     Node fresh(world, 1, 1, 0);
     const uint32_t first = machine.spawn([&](Memory& m) {
-        for (int i = 0; i < 2; ++i) old.evict_and_put(m, 0);
+        for (int i = 0; i < 2; ++i) {
+            old.evict_and_put(m, 0);
+        }
     });
     machine.spawn([&](Memory& m) { attach_and_go_on(world, m, fresh); });
     machine.spawn([&](Memory& m) {
-        for (uint32_t w = 0; w < kWords; ++w) world.write_word(m, 2, 5, w);
+        for (uint32_t w = 0; w < kWords; ++w) {
+            world.write_word(m, 2, 5, w);
+        }
         steps::finish_writing(m);
         m.pause();
         world.end_writing(2, m.thread());
@@ -237,7 +277,9 @@ inline void attach(Machine& machine) {
         }
     });
     machine.spawn([&](Memory& m) {
-        for (uint64_t i = machine.random().below(12); i > 0; --i) m.pause();
+        for (uint64_t i = machine.random().below(12); i > 0; --i) {
+            m.pause();
+        }
         machine.kill(first);
     });
     machine.run();

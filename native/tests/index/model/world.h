@@ -54,14 +54,20 @@ class World {
   public:
     explicit World(Machine& m) : machine(m) {
         for (auto& block : blocks) {
-            for (Cell& word : block) word = machine.cell(0);
+            for (Cell& word : block) {
+                word = machine.cell(0);
+            }
         }
         for (IndexCells& index : indexes) {
             index.retired = machine.cell(0);
-            for (Entry& e : index.entries) e = {machine.cell(0), machine.cell(0), machine.cell(0)};
+            for (Entry& e : index.entries) {
+                e = {machine.cell(0), machine.cell(0), machine.cell(0)};
+            }
         }
         for (Slot& slot : slots) {
-            for (HazardCells& h : slot.hazards) h = {machine.cell(0), machine.cell(kBlocks)};
+            for (HazardCells& h : slot.hazards) {
+                h = {machine.cell(0), machine.cell(kBlocks)};
+            }
         }
         held.fill(0);
         writer.fill(kNobody);
@@ -89,16 +95,24 @@ class World {
     }
 
     void begin_writing(uint64_t block, uint32_t thread) {
-        if (held[block] != 0) machine.violated(kHeldRewritten);
-        if (writer[block] != kNobody && writer[block] != thread) machine.violated(kTwoWriters);
+        if (held[block] != 0) {
+            machine.violated(kHeldRewritten);
+        }
+        if (writer[block] != kNobody && writer[block] != thread) {
+            machine.violated(kTwoWriters);
+        }
         writer[block] = thread;
     }
     void write_word(Memory& m, uint64_t block, uint64_t version, uint32_t word) {
         m.store_nontemporal(blocks[block][word], content(version, word));
-        if (held[block] != 0) machine.violated(kHeldRewritten);
+        if (held[block] != 0) {
+            machine.violated(kHeldRewritten);
+        }
     }
     void end_writing(uint64_t block, uint32_t thread) {
-        if (writer[block] == thread) writer[block] = kNobody;
+        if (writer[block] == thread) {
+            writer[block] = kNobody;
+        }
     }
 
     Machine& machine;
@@ -116,11 +130,19 @@ class World {
     // The kernel's and the ghosts' part of a death.
     void bury(uint32_t thread) {
         for (Slot& slot : slots) {
-            if (slot.locked_by == thread) slot.locked_by = kNobody;
+            if (slot.locked_by == thread) {
+                slot.locked_by = kNobody;
+            }
         }
-        if (owner_locked_by == thread) owner_locked_by = kNobody;
-        for (uint64_t block = 0; block < kBlocks; ++block) end_writing(block, thread);
-        if (holding[thread] != 0) --held[holding[thread] - 1];
+        if (owner_locked_by == thread) {
+            owner_locked_by = kNobody;
+        }
+        for (uint64_t block = 0; block < kBlocks; ++block) {
+            end_writing(block, thread);
+        }
+        if (holding[thread] != 0) {
+            --held[holding[thread] - 1];
+        }
         holding[thread] = 0;
     }
 };
@@ -135,7 +157,9 @@ inline bool probe(World& world, Memory& m, uint32_t index, uint32_t entry, Objec
         found->version = m.load(e.version, std::memory_order_relaxed);
         found->block = m.load(e.block, std::memory_order_relaxed);
     });
-    if (!stable) return false;
+    if (!stable) {
+        return false;
+    }
     for (const Object& o : world.published) {
         if (o.gen == found->gen && o.version == found->version && o.block == found->block) {
             return true;
@@ -156,9 +180,13 @@ inline void copy(World& world, Memory& m, uint32_t index, uint32_t entry, const 
                 words[w] = m.load(world.blocks[found.block][w], std::memory_order_relaxed);
             }
         });
-    if (!stable) return;
+    if (!stable) {
+        return;
+    }
     for (uint32_t w = 0; w < kWords; ++w) {
-        if (words[w] != World::content(found.version, w)) world.machine.violated(kWrongBytes);
+        if (words[w] != World::content(found.version, w)) {
+            world.machine.violated(kWrongBytes);
+        }
     }
 }
 
@@ -166,7 +194,9 @@ inline void read_copies(World& world, Memory& m, int times) {
     for (int i = 0; i < times; ++i) {
         const auto entry = static_cast<uint32_t>(world.machine.random().below(kEntries));
         Object found;
-        if (probe(world, m, 0, entry, &found)) copy(world, m, 0, entry, found);
+        if (probe(world, m, 0, entry, &found)) {
+            copy(world, m, 0, entry, found);
+        }
     }
 }
 
@@ -175,7 +205,9 @@ inline void hold_and_read(World& world, Memory& m, uint32_t slot, uint32_t hazar
     const IndexCells& cells = world.indexes[0];
     HazardCells& h = world.slots[slot].hazards[hazard];
     Object found;
-    if (!probe(world, m, 0, entry, &found)) return;
+    if (!probe(world, m, 0, entry, &found)) {
+        return;
+    }
     steps::publish_hazard(m, h, found.block, found.gen);
     if (steps::confirm_hold(m, cells.entries[entry].gen, cells.retired, found.gen)) {
         ++world.held[found.block];
@@ -205,7 +237,9 @@ class Node {
     void put(Memory& m, uint32_t entry, uint64_t block) {
         world_.begin_writing(block, m.thread());
         const uint64_t version = ++versions_ + 100 * epoch_;
-        for (uint32_t w = 0; w < kWords; ++w) world_.write_word(m, block, version, w);
+        for (uint32_t w = 0; w < kWords; ++w) {
+            world_.write_word(m, block, version, w);
+        }
         steps::finish_writing(m);
         world_.end_writing(block, m.thread());
         publish(m, entry, {steps::draw_generation(m, epoch_, counter_), version, block});
@@ -227,19 +261,27 @@ class Node {
         steps::invalidate_entry(m, world_.indexes[index_].entries[entry].gen);
         const Generation gen = std::exchange(objects_[entry].gen, 0);
         for (uint32_t slot = 0; slot < kSlots; ++slot) {
-            if (live[slot] && steps::slot_holds(m, world_.slots[slot].hazards, gen)) return false;
+            if (live[slot] && steps::slot_holds(m, world_.slots[slot].hazards, gen)) {
+                return false;
+            }
         }
         return true;
     }
     // Evicts the entry and puts another object there: over the old block if nobody holds it.
     void evict_and_put(Memory& m, uint32_t entry) {
         const Object old = objects_[entry];
-        if (old.gen == 0) return;
+        if (old.gen == 0) {
+            return;
+        }
         const bool free = evict(m, entry);
         const bool keep = !free || world_.machine.random().one_in(3);
-        if (keep && spare_ == kNobody) return;
+        if (keep && spare_ == kNobody) {
+            return;
+        }
         const uint64_t target = keep ? spare_ : old.block;
-        if (keep) spare_ = free ? static_cast<uint32_t>(old.block) : kNobody;
+        if (keep) {
+            spare_ = free ? static_cast<uint32_t>(old.block) : kNobody;
+        }
         put(m, entry, target);
     }
 
