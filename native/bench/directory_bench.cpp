@@ -26,8 +26,8 @@ constexpr size_t kBatch = 128;
 constexpr size_t kKeyBytes = 32;  // a page's hash in hexadecimal
 constexpr size_t kRejoinObjects = 1'000'000;
 constexpr uint64_t kObjectBytes = 262144;
-constexpr NodeSlot kNode = 1;
-constexpr NodeSlot kRejoining = 2;
+constexpr NodeNumber kNode = 1;
+constexpr NodeNumber kRejoining = 2;
 constexpr uint64_t kSeed = 1;
 
 uint64_t heap_bytes() {
@@ -106,7 +106,7 @@ class DirectoryBench {
     }
 
   private:
-    const NamespaceEpoch& epoch() const { return *ns_.current.load(); }
+    const DirectoryEpoch& epoch() const { return *ns_.current.load(); }
     uint64_t key_bytes() const { return keys_.count() * kKeyBytes; }
 
     double announce_all() {
@@ -117,7 +117,7 @@ class DirectoryBench {
     }
 
     // Announcements a second of this thread's processor time.
-    double announce_range(NodeSlot node, size_t count) {
+    double announce_range(NodeNumber node, size_t count) {
         const uint64_t start = cpu_ns();
         for (size_t i = 0; i < count; ++i) {
             const AnnounceOutcome outcome = directory_.announce(

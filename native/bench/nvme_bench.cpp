@@ -96,7 +96,7 @@ class NvmeBench {
         if (fallocate(raw_.get(), 0, 0, static_cast<off_t>(objects_ * kObjectBytes)) != 0) {
             fail("no room in " + folder_);
         }
-        ns_ = {.ns = 1, .tenant = 2, .epoch = 1, .tenant_name = "bench", .name = ""};
+        ns_ = {.tenant = "bench", .name = "", .epoch = 1, .tenant_id = 2, .id = 1};
     }
     ~NvmeBench() {
         log_.reset();
@@ -191,8 +191,8 @@ class NvmeBench {
                 static_cast<size_t>(std::find(busy.begin(), busy.end(), false) - busy.begin());
             busy[slot] = true;
             const std::string key = "object-" + std::to_string(random() % objects_);
-            const NvmeRead read{.ns = ns_.ns,
-                                .hash = key_hash(kSecret, ns_.ns, key),
+            const NvmeRead read{.ns = ns_.id,
+                                .hash = key_hash(kSecret, ns_.id, key),
                                 .version = 0,
                                 .key = key,
                                 .to = to[slot].data(),
@@ -227,8 +227,8 @@ class NvmeBench {
         std::cout << R"(,"small_objects":)" << log->counters().objects
                   << R"(,"small_appends_per_s":)" << appends << R"(,"index_bytes_an_object":)"
                   << each;
-        for (SegmentCatalog* used :
-             {static_cast<SegmentCatalog*>(&catalog), static_cast<SegmentCatalog*>(nullptr)}) {
+        for (NvmeCatalog* used :
+             {static_cast<NvmeCatalog*>(&catalog), static_cast<NvmeCatalog*>(nullptr)}) {
             log.reset();
             const uint64_t before = monotonic_ns();
             log = open("/recovery", tier_bytes, used);
@@ -243,8 +243,7 @@ class NvmeBench {
     }
 
   private:
-    std::unique_ptr<NvmeLog> open(const std::string& name, uint64_t bytes,
-                                  SegmentCatalog* catalog) {
+    std::unique_ptr<NvmeLog> open(const std::string& name, uint64_t bytes, NvmeCatalog* catalog) {
         NvmeOptions options;
         options.directory = folder_ + name;
         options.size_bytes = bytes;
@@ -259,9 +258,9 @@ class NvmeBench {
     void append(NvmeLog& log, const std::string& key, Version version,
                 const std::vector<uint8_t>& data, uint32_t crc) {
         NvmeObject object;
-        object.identity = {.tenant = ns_.tenant,
-                           .ns = ns_.ns,
-                           .hash = key_hash(kSecret, ns_.ns, key),
+        object.identity = {.tenant = ns_.tenant_id,
+                           .ns = ns_.id,
+                           .hash = key_hash(kSecret, ns_.id, key),
                            .version = version,
                            .length = data.size()};
         object.sealed_crc = seal_checksum(crc, object.identity);
@@ -280,7 +279,7 @@ class NvmeBench {
     size_t depth_;
     std::vector<uint8_t> data_;
     Fd raw_;
-    NvmeNamespace ns_;
+    NamespaceEpoch ns_;
     MemoryCatalog catalog_;
     std::unique_ptr<NvmeLog> log_;
 };

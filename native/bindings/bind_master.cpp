@@ -90,7 +90,7 @@ nb::object inspect(PyMaster& self, const std::string& tenant, const std::string&
     out["pin"] = static_cast<int>(info.pin);
     out["replicas_wanted"] = static_cast<int>(info.replicas_wanted);
     out["created_ms"] = info.created_ms;
-    out["ttl_left_ms"] = info.ttl_left_ms;
+    out["ttl_left_ms"] = info.ttl_ms;
     out["replicas"] = replicas;
     return out;
 }
@@ -442,7 +442,7 @@ void bind_master(nb::module_& module) {
             core.journal_auto_ack = journal_auto_ack;
             core.trimmed_seq = trimmed_seq;
             core.version_floor = version_floor;
-            MasterService::Options service;
+            MasterBlockPort::Options service;
             service.listen = std::move(listen);
             service.loops = loops;
             service.cluster_id = cluster_id;

@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <mutex>
 #include <shared_mutex>
 #include <tuple>
 
@@ -28,7 +29,7 @@ struct PySegmentFiles {
 };
 
 // The NVMe tier's catalog, kept by Python: called on the tier's threads.
-class PyCatalog final : public SegmentCatalog {
+class PyCatalog final : public NvmeCatalog {
   public:
     explicit PyCatalog(nb::object catalog) : catalog_(std::move(catalog)) {}
 
@@ -106,7 +107,7 @@ class PyNode {
     }
     void stop() {
         nb::gil_scoped_release release;
-        std::shared_lock lock(mutex_);
+        const std::shared_lock lock(mutex_);
         if (core_ != nullptr) {
             core_->stop();
         }

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "master/master_service.h"
+#include "master/master_block_port.h"
 
 namespace kvstore {
 
@@ -37,7 +37,7 @@ inline Status check_keys(const std::vector<std::string>& keys) {
 // Starts and stops core and service in the order in which they need each other.
 class PyMaster {
   public:
-    PyMaster(const MasterCore::Options& core, MasterService::Options service)
+    PyMaster(const MasterCore::Options& core, MasterBlockPort::Options service)
         : core_(core), service_(core_, std::move(service)) {}
     ~PyMaster() { stop(); }
 
@@ -51,7 +51,7 @@ class PyMaster {
         service_.stop();
     }
     MasterCore& core() { return core_; }
-    MasterService& service() { return service_; }
+    MasterBlockPort& service() { return service_; }
 
     Result<Namespace*> open(const std::string& tenant, const std::string& ns) {
         return core_.directory().namespaces().open(tenant, ns);
@@ -114,7 +114,7 @@ class PyMaster {
     }
 
     MasterCore core_;
-    MasterService service_;
+    MasterBlockPort service_;
     std::atomic<bool> started_{false};
 };
 

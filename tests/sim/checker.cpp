@@ -456,7 +456,7 @@ void Checker::check_directory() {
         if (!space.ok()) {
             continue;
         }
-        const NamespaceEpoch& epoch = *(*space)->current.load();
+        const DirectoryEpoch& epoch = *(*space)->current.load();
         ObjectInfo object;
         if (!directory.inspect(epoch, name.key, object)) {
             continue;
@@ -503,7 +503,7 @@ void Checker::at_rest() {
 // The directory is the union of what the nodes hold.
 void Checker::check_same_at_rest() {
     MasterCore& core = *cluster_.master()->core;
-    std::map<NodeSlot, std::string> ids;
+    std::map<NodeNumber, std::string> ids;
     for (const MasterCore::NodeView& node : core.nodes()) {
         ids[node.slot] = node.info.node_id;
     }
@@ -512,7 +512,7 @@ void Checker::check_same_at_rest() {
     uint64_t cursor = 0;
     do {
         cursor = core.directory().scan(cursor, 4096, [&](const ObjectEntry& entry) {
-            const NamespaceEpoch& ns = *core.directory().namespaces().at(entry.ns);
+            const DirectoryEpoch& ns = *core.directory().namespaces().at(entry.ns);
             for (size_t i = 0; i < entry.replica_count() && ns.is_current(); ++i) {
                 recorded.emplace(ids[entry.replicas[i].node()], ns.owner->name,
                                  std::string(entry.key()), entry.version);

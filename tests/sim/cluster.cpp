@@ -49,12 +49,12 @@ void Cluster::run_master(const std::shared_ptr<MasterLife>& life) {
         return;
     }
     policy::carry_out(*life->core, policy::start_master());
-    MasterService::Options service;
+    MasterBlockPort::Options service;
     service.listen = {kMasterEndpoint};
     service.loops = options_.loops;
     service.cluster_id = "sim";
     service.grpc_endpoint = "10.0.0.1:50052";
-    life->service = std::make_unique<MasterService>(*life->core, service);
+    life->service = std::make_unique<MasterBlockPort>(*life->core, service);
     life->threads = 1;
     runtime_.spawn(life->process, "journal", [this, life] { journal_loop(*life); });
     const auto bound = life->service->start();

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "master/master_block_port.h"
 #include "master/master_core.h"
-#include "master/master_service.h"
 #include "network.h"
 #include "node/node_core.h"
 #include "policy.h"
@@ -55,7 +55,7 @@ class Cluster;
 struct MasterLife {
     Process process = 0;
     std::unique_ptr<MasterCore> core;
-    std::unique_ptr<MasterService> service;
+    std::unique_ptr<MasterBlockPort> service;
     bool serving = false;
     bool dead = false;
     size_t threads = 0;                                  // control and journal

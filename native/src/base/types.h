@@ -36,9 +36,9 @@ constexpr uint32_t epoch_of(uint64_t packed) {
     return static_cast<uint32_t>(packed >> kCounterBits);
 }
 
-using NodeSlot = uint16_t;  // position of a node in the master's table
-using LinkId = uint64_t;    // one connection of one node; never reused
-inline constexpr NodeSlot kNoNode = 0xFFFF;
+using NodeNumber = uint16_t;  // position of a node in the master's table
+using LinkId = uint64_t;      // one connection of one node; never reused
+inline constexpr NodeNumber kNoNode = 0xFFFF;
 
 // What a sealed checksum is bound to (DESIGN.md, shared-memory rule 4).
 struct Identity {

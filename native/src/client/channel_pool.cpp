@@ -15,7 +15,7 @@ Result<ChannelPool::Lease> ChannelPool::checkout(Deadline deadline) {
     while (true) {
         std::unique_ptr<Channel> channel;
         {
-            std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             if (closed_) {
                 return {Code::kClosed, "the store is closed"};
             }
@@ -28,7 +28,7 @@ Result<ChannelPool::Lease> ChannelPool::checkout(Deadline deadline) {
         if (!channel->usable()) {
             continue;
         }
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (closed_) {
             return {Code::kClosed, "the store is closed"};
         }
@@ -39,7 +39,7 @@ Result<ChannelPool::Lease> ChannelPool::checkout(Deadline deadline) {
     if (!opened.ok()) {
         return opened.status();
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (closed_) {
         return {Code::kClosed, "the store is closed"};
     }
@@ -48,7 +48,7 @@ Result<ChannelPool::Lease> ChannelPool::checkout(Deadline deadline) {
 }
 
 void ChannelPool::adopt(std::unique_ptr<Channel> channel) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!closed_ && idle_.size() < kMaxIdle) {
         idle_.push_back(std::move(channel));
     }
@@ -56,13 +56,13 @@ void ChannelPool::adopt(std::unique_ptr<Channel> channel) {
 
 void ChannelPool::drop_idle() {
     std::vector<std::unique_ptr<Channel>> dropped;  // closed outside the lock
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     dropped.swap(idle_);
 }
 
 void ChannelPool::shutdown() {
     std::vector<std::unique_ptr<Channel>> dropped;
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     closed_ = true;
     dropped.swap(idle_);
     for (Channel* channel : busy_) {
@@ -71,7 +71,7 @@ void ChannelPool::shutdown() {
 }
 
 void ChannelPool::give_back(std::unique_ptr<Channel> channel) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::erase(busy_, channel.get());
     if (!closed_ && channel->alive() && channel->payload_left() == 0 && idle_.size() < kMaxIdle) {
         idle_.push_back(std::move(channel));

@@ -4,9 +4,9 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "base/mutex.h"
 #include "net/channel.h"
 
 namespace kvstore {
@@ -84,7 +84,7 @@ class ChannelPool {
     void give_back(std::unique_ptr<Channel> channel);
 
     const Connect connect_;
-    std::mutex mutex_;
+    Mutex mutex_;
     bool closed_ = false;
     std::vector<std::unique_ptr<Channel>> idle_;
     std::vector<Channel*> busy_;

@@ -33,7 +33,7 @@ Status for_each_part(std::span<const std::string_view> keys, Fn fn) {
 }  // namespace
 
 bool LeasedPrefix::alive() {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return !fork_guard_.in_child() && keeper_ != nullptr &&
            std::all_of(grants_.begin(), grants_.end(),
                        [&](const LeaseKeeper::Grant& grant) { return keeper_->alive(grant); });
@@ -43,7 +43,7 @@ void LeasedPrefix::release() {
     if (fork_guard_.in_child()) {
         return;  // the leases are the parent's
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (keeper_ != nullptr) {
         keeper_->release(grants_);
         keeper_.reset();

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "client/client_context.h"
 #include "client/get_path.h"
 #include "client/lease_keeper.h"
@@ -41,7 +42,7 @@ class LeasedPrefix {
 
   private:
     ForkGuard fork_guard_;
-    std::mutex mutex_;
+    Mutex mutex_;
     std::shared_ptr<LeaseKeeper> keeper_;
     const size_t length_;
     const MissReason reason_;

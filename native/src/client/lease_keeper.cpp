@@ -26,7 +26,7 @@ LeaseKeeper::~LeaseKeeper() {
 
 std::shared_ptr<LeaseKeeper::Session> LeaseKeeper::session_with(
     const std::shared_ptr<PeerNode>& peer) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (stopping_) {
         return nullptr;
     }
@@ -74,7 +74,7 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     }
     deadline =
         Deadline::after_ms(std::min(kAcquireCallMs, static_cast<uint64_t>(deadline.left_ms())));
-    std::lock_guard talking(session->mutex);
+    const MutexLock talking(session->mutex);
     if (Status status = connect(*session, deadline); !status.ok()) {
         peer->breaker().failure();
         return status;
@@ -104,7 +104,7 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     }
     fault_point("client_leased");
     session->leases[reply.lease_id] = lease_ms;
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     shortest_ms_ = std::min(shortest_ms_, lease_ms);
     if (thread_ == nullptr && !stopping_) {
         thread_ = std::make_unique<std::thread>([this] { renew_loop(); });
@@ -118,7 +118,7 @@ bool LeaseKeeper::alive(const Grant& grant) {
     if (session == nullptr) {
         return false;
     }
-    std::lock_guard talking(session->mutex);
+    const MutexLock talking(session->mutex);
     return session->number == grant.session && session->channel != nullptr &&
            session->leases.contains(grant.lease_id);
 }
@@ -129,7 +129,7 @@ void LeaseKeeper::release(std::span<const Grant> grants) {
         if (session == nullptr) {
             return;
         }
-        std::lock_guard talking(session->mutex);
+        const MutexLock talking(session->mutex);
         if (session->number != grant.session || session->leases.erase(grant.lease_id) == 0 ||
             session->channel == nullptr) {
             continue;
@@ -148,7 +148,7 @@ void LeaseKeeper::release(std::span<const Grant> grants) {
 void LeaseKeeper::shutdown() {
     std::map<PeerNode*, std::shared_ptr<Session>> sessions;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         stopping_ = true;
         sessions.swap(sessions_);
         changed_.notify_all();
@@ -157,17 +157,17 @@ void LeaseKeeper::shutdown() {
         thread_->join();
     }
     for (const auto& [peer, session] : sessions) {
-        std::lock_guard talking(session->mutex);
+        const MutexLock talking(session->mutex);
         lose(*session);
     }
 }
 
 void LeaseKeeper::renew_loop() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (!stopping_) {
         // A third of the shortest lease: two renewals may fail before anything is lost.
         const uint32_t pause = std::max(shortest_ms_ / 3, kShortestRenewMs);
-        changed_.wait_for(lock, std::chrono::milliseconds(pause), [&] {
+        changed_.wait_for(mutex_, std::chrono::milliseconds(pause), [&] {
             return stopping_ || std::max(shortest_ms_ / 3, kShortestRenewMs) < pause;
         });
         if (stopping_) {
@@ -185,13 +185,13 @@ void LeaseKeeper::renew_loop() {
         }
         lock.lock();
         shortest_ms_ = std::min(shortest_ms_, shortest);
-        changed_.wait(lock, [this] { return stopping_ || shortest_ms_ != UINT32_MAX; });
+        changed_.wait(mutex_, [this] { return stopping_ || shortest_ms_ != UINT32_MAX; });
     }
 }
 
 // Renews everything on one session, grouped by duration; returns the shortest one left.
 uint32_t LeaseKeeper::renew(Session& session) {
-    std::lock_guard talking(session.mutex);
+    const MutexLock talking(session.mutex);
     std::map<uint32_t, std::vector<uint64_t>> groups;
     for (const auto& [id, lease_ms] : session.leases) {
         groups[lease_ms].push_back(id);

@@ -4,16 +4,15 @@
 // thread renews the leases; it runs only while there are any.
 #pragma once
 
-#include <condition_variable>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string_view>
 #include <thread>
 #include <vector>
 
 #include "base/fork_guard.h"
+#include "base/mutex.h"
 #include "client/peer_node.h"
 
 namespace kvstore {
@@ -44,7 +43,7 @@ class LeaseKeeper {
 
   private:
     struct Session {
-        std::mutex mutex;  // held during I/O on the channel
+        Mutex mutex;  // held during I/O on the channel
         std::shared_ptr<PeerNode> peer;
         std::unique_ptr<Channel> channel;
         uint64_t number = 0;                  // grows with each connection
@@ -58,8 +57,8 @@ class LeaseKeeper {
     uint32_t renew(Session& session);
 
     ForkGuard fork_guard_;
-    std::mutex mutex_;
-    std::condition_variable changed_;
+    Mutex mutex_;
+    CondVar changed_;
     bool stopping_ = false;
     uint32_t shortest_ms_ = UINT32_MAX;  // of the leases that were ever asked for
     std::map<PeerNode*, std::shared_ptr<Session>> sessions_;

@@ -193,7 +193,7 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
     if (resolved_flushes_.load(std::memory_order_acquire) == index_->flush_counter()) {
         return namespace_id_.load(std::memory_order_relaxed);
     }
-    std::lock_guard lock(resolve_mutex_);
+    const MutexLock lock(resolve_mutex_);
     const uint64_t flushes = index_->flush_counter();
     if (resolved_flushes_.load(std::memory_order_relaxed) == flushes) {
         return namespace_id_.load(std::memory_order_relaxed);
@@ -215,7 +215,7 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
 }
 
 Status LocalNode::hold(Generation gen, Deadline deadline) {
-    std::lock_guard talking(holder_mutex_);
+    const MutexLock talking(holder_mutex_);
     if (holder_ == nullptr || !holder_->alive()) {
         Result<std::unique_ptr<Channel>> opened = open_session(deadline);
         if (!opened.ok()) {
@@ -235,7 +235,7 @@ Status LocalNode::hold(Generation gen, Deadline deadline) {
 }
 
 void LocalNode::unhold(Generation gen) {
-    std::lock_guard talking(holder_mutex_);
+    const MutexLock talking(holder_mutex_);
     if (holder_ == nullptr || !holder_->alive()) {
         return;  // the node gives the block back when this process ends
     }
@@ -250,7 +250,7 @@ void LocalNode::abandon(std::span<const Generation> generations) {
     if (generations.empty()) {
         return;
     }
-    std::lock_guard lock(abandoned_mutex_);
+    const MutexLock lock(abandoned_mutex_);
     abandoned_.insert(abandoned_.end(), generations.begin(), generations.end());
     any_abandoned_.store(true, std::memory_order_relaxed);
 }
@@ -264,7 +264,7 @@ void LocalNode::send_abandoned(Channel& channel, Deadline deadline) {
     }
     std::vector<Generation> generations;
     {
-        std::lock_guard lock(abandoned_mutex_);
+        const MutexLock lock(abandoned_mutex_);
         const size_t count = std::min(abandoned_.size(), limits::kMaxBatchKeys);
         generations.assign(abandoned_.end() - static_cast<ptrdiff_t>(count), abandoned_.end());
         abandoned_.resize(abandoned_.size() - count);

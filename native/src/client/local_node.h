@@ -7,11 +7,11 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "client/channel_pool.h"
 #include "client/page_mapper.h"
 #include "client/spare_blocks.h"
@@ -76,16 +76,16 @@ class LocalNode {
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
     std::unique_ptr<ChannelPool> sessions_;
-    std::mutex holder_mutex_;          // held during I/O on holder_
+    Mutex holder_mutex_;               // held during I/O on holder_
     std::unique_ptr<Channel> holder_;  // the node takes unhold only from the session that held
     SpareBlocks spares_;
-    std::mutex abandoned_mutex_;
+    Mutex abandoned_mutex_;
     std::vector<Generation> abandoned_;
     std::atomic<bool> any_abandoned_{false};
     std::atomic<bool> earlier_writes_ended_{false};  // and the node knows it
     std::atomic<bool> gone_{false};
     std::atomic<uint64_t> owner_checked_ms_{0};
-    std::mutex resolve_mutex_;
+    Mutex resolve_mutex_;
     std::atomic<uint64_t> namespace_id_{0};
     std::atomic<uint64_t> resolved_flushes_{
         UINT64_MAX};  // flush_counter that namespace_id_ is good for

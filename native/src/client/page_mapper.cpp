@@ -11,6 +11,8 @@
 #include <array>
 #include <chrono>
 
+#include "base/mutex.h"
+
 namespace kvstore {
 namespace {
 
@@ -43,7 +45,7 @@ PageMapper::PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only
 
 PageMapper::~PageMapper() {
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         stopping_ = true;
     }
     stop_.notify_all();
@@ -81,8 +83,8 @@ bool PageMapper::resident(uint64_t granule) const {
 }
 
 bool PageMapper::pause(uint64_t pause_ms) {
-    std::unique_lock lock(mutex_);
-    stop_.wait_for(lock, std::chrono::milliseconds(pause_ms), [this] { return stopping_; });
+    MutexLock lock(mutex_);
+    stop_.wait_for(mutex_, std::chrono::milliseconds(pause_ms), [this] { return stopping_; });
     return !stopping_;
 }
 

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <span>
 #include <thread>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace kvstore {
 
@@ -39,8 +39,8 @@ class PageMapper {
     std::span<uint8_t> read_only_;
     std::vector<std::atomic<uint64_t>> mapped_;  // of writable_: a bit per granule
     std::atomic<uint64_t> ahead_bytes_{0};
-    std::mutex mutex_;
-    std::condition_variable stop_;
+    Mutex mutex_;
+    CondVar stop_;
     bool stopping_ = false;
     std::thread thread_;
 };

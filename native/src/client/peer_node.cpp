@@ -2,6 +2,9 @@
 #include "client/peer_node.h"
 
 #include <algorithm>
+#include <mutex>
+
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -23,12 +26,12 @@ PeerNode::PeerNode(PeerInfo info, HelloParams hello, Transport transport)
       sockets_([this](Deadline deadline) { return open_socket(deadline); }) {}
 
 std::shared_ptr<const PeerInfo> PeerNode::info() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return info_;
 }
 
 void PeerNode::update(PeerInfo info) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (info.epoch != info_->epoch || info.tcp_endpoint != info_->tcp_endpoint) {
         breaker_.success();  // what failed before was another process
         attach_breaker_.success();
@@ -37,7 +40,7 @@ void PeerNode::update(PeerInfo info) {
 }
 
 std::shared_ptr<LocalNode> PeerNode::attached() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return local_ != nullptr && local_->usable() ? local_ : nullptr;
 }
 
@@ -71,7 +74,7 @@ std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
         return nullptr;
     }
     attach_breaker_.success();
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (closed_.load()) {
         return nullptr;
     }
@@ -99,7 +102,7 @@ void PeerNode::shutdown() {
     sockets_.shutdown();
     std::shared_ptr<LocalNode> node;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         closed_.store(true);
         node = std::move(local_);
     }

@@ -3,9 +3,9 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 
+#include "base/mutex.h"
 #include "client/breaker.h"
 #include "client/local_node.h"
 
@@ -53,10 +53,10 @@ class PeerNode {
   private:
     const HelloParams hello_;
     const Transport transport_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::shared_ptr<const PeerInfo> info_;
     std::shared_ptr<LocalNode> local_;
-    std::mutex attach_mutex_;
+    Mutex attach_mutex_;
     std::atomic<bool> closed_{false};
     Breaker breaker_;
     Breaker attach_breaker_;

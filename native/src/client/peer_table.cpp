@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <mutex>
 
 namespace kvstore {
 namespace {
@@ -37,12 +38,12 @@ PeerTable::PeerTable(MasterClient& master, HelloParams node_hello, Transport tra
       snapshot_(std::make_shared<const Snapshot>()) {}
 
 std::shared_ptr<const PeerTable::Snapshot> PeerTable::snapshot() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return snapshot_;
 }
 
 Status PeerTable::refresh(Deadline deadline) {
-    std::lock_guard one_at_a_time(refresh_mutex_);
+    const MutexLock one_at_a_time(refresh_mutex_);
     return fetch(deadline);
 }
 
@@ -62,7 +63,7 @@ Status PeerTable::ensure(uint64_t nodes_id, Deadline deadline) {
     if (snapshot()->nodes_id == nodes_id) {
         return {};
     }
-    std::lock_guard one_at_a_time(refresh_mutex_);
+    const MutexLock one_at_a_time(refresh_mutex_);
     return snapshot()->nodes_id == nodes_id ? Status() : fetch(deadline);
 }
 
@@ -81,7 +82,7 @@ void PeerTable::install(const NodesReply& reply) {
     auto next = std::make_shared<Snapshot>();
     next->nodes_id = reply.nodes_id;
     next->fetched_ms = boottime_ms();
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (size_t row = 0; row < reply.indexes.size(); ++row) {
         PeerInfo info;
         info.index = reply.indexes[row];
@@ -169,7 +170,7 @@ std::shared_ptr<PeerNode> PeerTable::choose(
 }
 
 void PeerTable::shutdown() {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const auto& [id, peer] : known_) {
         peer->shutdown();
     }

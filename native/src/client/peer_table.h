@@ -4,11 +4,11 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "client/master_client.h"
 #include "client/peer_node.h"
 
@@ -61,10 +61,10 @@ class PeerTable {
     const HelloParams node_hello_;
     const Transport transport_;
     const std::string host_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::shared_ptr<const Snapshot> snapshot_;
     std::unordered_map<std::string, std::shared_ptr<PeerNode>> known_;  // by node id
-    std::mutex refresh_mutex_;
+    Mutex refresh_mutex_;
 };
 
 // A cheap draw for choices that need no quality: replicas, nodes. Thread-safe.

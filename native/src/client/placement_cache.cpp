@@ -1,10 +1,12 @@
 // A direct-mapped table of placements.
 #include "client/placement_cache.h"
 
+#include "base/mutex.h"
+
 namespace kvstore {
 
 void PlacementCache::note(const Hash128& hash, const Placement& placement) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (entries_.empty()) {
         entries_.resize(kEntries);
     }
@@ -12,14 +14,14 @@ void PlacementCache::note(const Hash128& hash, const Placement& placement) {
 }
 
 void PlacementCache::forget(const Hash128& hash) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!entries_.empty() && entries_[hash.lo % kEntries].hash == hash) {
         entries_[hash.lo % kEntries] = {};
     }
 }
 
 std::optional<Placement> PlacementCache::find(const Hash128& hash) const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (entries_.empty()) {
         return std::nullopt;
     }

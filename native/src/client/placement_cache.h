@@ -5,11 +5,11 @@
 
 #include <array>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/types.h"
 
 namespace kvstore {
@@ -35,7 +35,7 @@ class PlacementCache {
         Hash128 hash;
         Placement placement;
     };
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::vector<Entry> entries_;
 };
 

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/types.h"
 
 namespace kvstore {
@@ -32,7 +32,7 @@ class SpareBlocks {
     std::vector<Generation> put(const Block& block, uint64_t now_ms);
 
   private:
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::vector<Block> blocks_;  // the one kept last is at the end
 };
 

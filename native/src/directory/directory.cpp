@@ -2,11 +2,10 @@
 #include "directory/directory.h"
 
 #include <ctime>
-#include <mutex>
-#include <shared_mutex>
 
 #include "base/clock.h"
 #include "base/mutation.h"
+#include "base/mutex.h"
 #include "directory/directory_shard.h"
 #include "directory/shard_hash.h"
 
@@ -30,11 +29,11 @@ Directory::Directory(const HashSecret& secret, uint32_t master_epoch)
 
 Directory::~Directory() = default;
 
-void Directory::set_readable(NodeSlot node, bool readable) {
+void Directory::set_readable(NodeNumber node, bool readable) {
     readable_[node].store(readable, std::memory_order_relaxed);
 }
 
-Directory::Place Directory::place(const NamespaceEpoch& ns, std::string_view key) const {
+Directory::Place Directory::place(const DirectoryEpoch& ns, std::string_view key) const {
     const uint64_t hash = ShardHash(secret_)(ns.id, key);
     return {static_cast<uint32_t>(hash >> 58), static_cast<uint32_t>(hash)};
 }
@@ -48,7 +47,7 @@ uint8_t Directory::count_readable(const ObjectEntry& entry) const {
     return count;
 }
 
-void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const NamespaceEpoch& ns,
+void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
                        std::string_view key, uint64_t now_ms, ObjectPlace& out) const {
     out = ObjectPlace();
     if (number == ObjectTable::kNone) {
@@ -56,7 +55,7 @@ void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const
         return;
     }
     const ObjectEntry& entry = shard.objects.at(number);
-    if (entry.expiry_ms != 0 && entry.expiry_ms <= now_ms) {
+    if (entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms) {
         out.reason = MissReason::kExpired;
         return;
     }
@@ -81,7 +80,7 @@ void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const
 void Directory::lookup(const Namespace& ns, std::span<const std::string_view> keys,
                        std::span<ObjectPlace> out) {
     KV_ASSERT(out.size() >= keys.size());
-    const NamespaceEpoch& epoch = *ns.current.load(std::memory_order_acquire);
+    const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     const uint64_t now_ms = boottime_ms();
     std::array<uint64_t, kMissReasonCount> reasons{};
     for (size_t begin = 0; begin < keys.size(); begin += kGroup) {
@@ -125,16 +124,16 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
     }
 }
 
-ObjectPlace Directory::lookup_one(const NamespaceEpoch& ns, std::string_view key) const {
+ObjectPlace Directory::lookup_one(const DirectoryEpoch& ns, std::string_view key) const {
     const Place at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
     ObjectPlace out;
-    std::shared_lock lock(shard.lock);
+    const ReaderLock lock(shard.lock);
     answer(shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key, boottime_ms(), out);
     return out;
 }
 
-void Directory::emit(WatchKind kind, const ObjectEntry& entry, NodeSlot node) {
+void Directory::emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node) {
     if (watch_.active()) {
         const Namespace& ns = *namespaces_.at(entry.ns)->owner;
         watch_.record(kind, ns.tenant, ns.name, entry.key(), entry.version,
@@ -150,7 +149,7 @@ void Directory::add_replica(Shard& shard, ObjectEntry& entry, Replica replica) {
 }
 
 void Directory::drop_replica(Shard& shard, ObjectEntry& entry, size_t position) {
-    const NodeSlot node = entry.replicas[position].node();
+    const NodeNumber node = entry.replicas[position].node();
     entry.erase_replica(position);
     --shard.replicas;
     replicas_[node].fetch_sub(1, std::memory_order_relaxed);
@@ -165,11 +164,11 @@ void Directory::drop_object(Shard& shard, uint32_t number) {
     shard.objects.erase(number);
 }
 
-AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
+AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
                                     const AnnouncedObject& item, Version floor) {
     const Place at = place(ns, item.key);
     Shard& shard = (*shards_)[at.shard];
-    std::unique_lock lock(shard.lock);
+    const WriterLock lock(shard.lock);
     AnnounceOutcome outcome{.code = Code::kRemoved};
     // Looked at under the lock: a flush is followed by a sweep that takes every lock. A version
     // that this master never drew would outlast everything that it will draw.
@@ -189,7 +188,7 @@ AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
     ObjectEntry& entry = shard.objects.at(number);
     if (item.version != current) {
         while (!entry.replicas[0].empty()) {
-            const NodeSlot old = entry.replicas[0].node();
+            const NodeNumber old = entry.replicas[0].node();
             if (old != node) {
                 outcome.superseded.push_back(old);
             }
@@ -201,7 +200,7 @@ AnnounceOutcome Directory::announce(const NamespaceEpoch& ns, NodeSlot node,
         entry.size = item.size;
         entry.pin = item.pin;
         entry.replicas_wanted = std::max<uint8_t>(item.replicas_wanted, 1);
-        entry.expiry_ms = item.ttl_ms == 0 ? 0 : boottime_ms() + item.ttl_ms;
+        entry.expires_at_ms = item.ttl_ms == 0 ? 0 : boottime_ms() + item.ttl_ms;
         entry.created_s = static_cast<uint32_t>(std::time(nullptr));
     }
     outcome.code = record_replica(shard, entry, Replica(node, 0, mark_[node].load()), item.size);
@@ -231,11 +230,11 @@ Code Directory::record_replica(Shard& shard, ObjectEntry& entry, Replica replica
     return Code::kOk;
 }
 
-bool Directory::withdraw(const NamespaceEpoch& ns, NodeSlot node, std::string_view key,
+bool Directory::withdraw(const DirectoryEpoch& ns, NodeNumber node, std::string_view key,
                          Version version, MissReason reason) {
     const Place at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
-    std::unique_lock lock(shard.lock);
+    const WriterLock lock(shard.lock);
     const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
     if (number == ObjectTable::kNone || shard.objects.at(number).version != version) {
         return false;
@@ -258,10 +257,10 @@ bool Directory::withdraw(const NamespaceEpoch& ns, NodeSlot node, std::string_vi
     return true;
 }
 
-RemoveOutcome Directory::remove(const NamespaceEpoch& ns, std::string_view key, bool force) {
+RemoveOutcome Directory::remove(const DirectoryEpoch& ns, std::string_view key, bool force) {
     const Place at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
-    std::unique_lock lock(shard.lock);
+    const WriterLock lock(shard.lock);
     const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
     RemoveOutcome outcome;
     if (number == ObjectTable::kNone) {
@@ -282,28 +281,28 @@ RemoveOutcome Directory::remove(const NamespaceEpoch& ns, std::string_view key, 
     return outcome;
 }
 
-void Directory::set_tombstone(const NamespaceEpoch& ns, std::string_view key, Version version) {
+void Directory::set_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version) {
     const Place at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
-    std::unique_lock lock(shard.lock);
+    const WriterLock lock(shard.lock);
     shard.set_tombstone(ns.ref, key, version);
 }
 
-void Directory::drop_tombstone(const NamespaceEpoch& ns, std::string_view key, Version version) {
+void Directory::drop_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version) {
     const Place at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
-    std::unique_lock lock(shard.lock);
+    const WriterLock lock(shard.lock);
     const auto found = shard.tombstones.find(NsKey(ns.ref, key).view());
     if (found != shard.tombstones.end() && found->second <= version) {
         shard.tombstones.erase(found);
     }
 }
 
-Version Directory::set_pin(const NamespaceEpoch& ns, std::string_view key, Pin pin,
-                           std::vector<NodeSlot>& holders) {
+Version Directory::set_pin(const DirectoryEpoch& ns, std::string_view key, Pin pin,
+                           std::vector<NodeNumber>& holders) {
     const Place at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
-    std::unique_lock lock(shard.lock);
+    const WriterLock lock(shard.lock);
     const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
     if (number == ObjectTable::kNone) {
         return 0;
@@ -316,24 +315,24 @@ Version Directory::set_pin(const NamespaceEpoch& ns, std::string_view key, Pin p
     return entry.version;
 }
 
-const NamespaceEpoch* Directory::flush(Namespace& ns) {
-    const NamespaceEpoch* next = namespaces_.advance(ns, ns.current.load()->epoch + 1);
+const DirectoryEpoch* Directory::flush(Namespace& ns) {
+    const DirectoryEpoch* next = namespaces_.advance(ns, ns.current.load()->epoch + 1);
     watch_.record(WatchKind::kFlush, ns.tenant, ns.name, {}, 0, 0, kNoNode);
     flushes_.fetch_add(1);
     return next;
 }
 
-bool Directory::inspect(const NamespaceEpoch& ns, std::string_view key, ObjectInfo& out) const {
+bool Directory::inspect(const DirectoryEpoch& ns, std::string_view key, ObjectInfo& out) const {
     const Place at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
-    std::shared_lock lock(shard.lock);
+    const ReaderLock lock(shard.lock);
     const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
     if (number == ObjectTable::kNone) {
         return false;
     }
     const ObjectEntry& entry = shard.objects.at(number);
     const uint64_t now_ms = boottime_ms();
-    if (entry.expiry_ms != 0 && entry.expiry_ms <= now_ms) {
+    if (entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms) {
         return false;
     }
     out.key = key;
@@ -342,7 +341,7 @@ bool Directory::inspect(const NamespaceEpoch& ns, std::string_view key, ObjectIn
     out.pin = entry.pin;
     out.replicas_wanted = entry.replicas_wanted;
     out.created_ms = uint64_t{entry.created_s} * 1000;
-    out.ttl_left_ms = entry.expiry_ms == 0 ? 0 : entry.expiry_ms - now_ms;
+    out.ttl_ms = entry.expires_at_ms == 0 ? 0 : entry.expires_at_ms - now_ms;
     out.ns = &ns;
     out.replicas.assign(
         entry.replicas.begin(),

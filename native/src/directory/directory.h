@@ -32,7 +32,7 @@ struct ObjectPlace {
     uint8_t replica_count = 0;  // readable ones, in `nodes`
     Version version = 0;
     uint64_t size = 0;
-    std::array<NodeSlot, limits::kMaxReplicas> nodes{};
+    std::array<NodeNumber, limits::kMaxReplicas> nodes{};
 };
 
 struct AnnouncedObject {
@@ -48,13 +48,13 @@ struct AnnounceOutcome {
     Code code = Code::kOk;  // kRemoved: unpublish it (tombstone, flush or a higher version)
     uint8_t readable = 0;   // replicas of this version that can be read now …
     uint8_t wanted = 1;     // … and how many there should be
-    std::vector<NodeSlot> superseded{};  // an older version lay there: these nodes must be told
+    std::vector<NodeNumber> superseded{};  // an older version lay there: these nodes must be told
 };
 
 struct RemoveOutcome {
     Code code = Code::kOk;  // kNotFound: nothing recorded (the tombstone is set when it was forced)
     Version tombstone = 0;
-    std::vector<NodeSlot> holders;
+    std::vector<NodeNumber> holders;
 };
 
 struct ObjectInfo {
@@ -64,8 +64,8 @@ struct ObjectInfo {
     Pin pin = Pin::kNone;
     uint8_t replicas_wanted = 1;
     uint64_t created_ms = 0;  // wall clock
-    uint64_t ttl_left_ms = 0;
-    const NamespaceEpoch* ns = nullptr;
+    uint64_t ttl_ms = 0;
+    const DirectoryEpoch* ns = nullptr;
     std::vector<Replica> replicas;  // those on nodes that are down too
 };
 
@@ -84,46 +84,46 @@ class Directory {
     Version last_version() const { return pack_epoch(epoch_, counter_.load()); }
 
     // Whether replicas on this node are returned by lookups.
-    void set_readable(NodeSlot node, bool readable);
-    bool readable(NodeSlot node) const { return readable_[node].load(std::memory_order_relaxed); }
+    void set_readable(NodeNumber node, bool readable);
+    bool readable(NodeNumber node) const { return readable_[node].load(std::memory_order_relaxed); }
     void set_rebuilding(bool rebuilding) { rebuilding_.store(rebuilding); }
     bool rebuilding() const { return rebuilding_.load(); }
 
     // out.size() >= keys.size(). The keys are looked up in the namespace's current epoch.
     void lookup(const Namespace& ns, std::span<const std::string_view> keys,
                 std::span<ObjectPlace> out);
-    ObjectPlace lookup_one(const NamespaceEpoch& ns, std::string_view key) const;  // not counted
+    ObjectPlace lookup_one(const DirectoryEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
     // operations which the log no longer has).
-    AnnounceOutcome announce(const NamespaceEpoch& ns, NodeSlot node, const AnnouncedObject& item,
+    AnnounceOutcome announce(const DirectoryEpoch& ns, NodeNumber node, const AnnouncedObject& item,
                              Version floor = 0);
     // False when this version was not recorded there.
-    bool withdraw(const NamespaceEpoch& ns, NodeSlot node, std::string_view key, Version version,
+    bool withdraw(const DirectoryEpoch& ns, NodeNumber node, std::string_view key, Version version,
                   MissReason reason);
     // Draws the tombstone's version. `force` sets it even when nothing is recorded.
-    RemoveOutcome remove(const NamespaceEpoch& ns, std::string_view key, bool force);
+    RemoveOutcome remove(const DirectoryEpoch& ns, std::string_view key, bool force);
     // A tombstone from the log of a previous life, or of an upsert (version below the new one).
-    void set_tombstone(const NamespaceEpoch& ns, std::string_view key, Version version);
-    void drop_tombstone(const NamespaceEpoch& ns, std::string_view key, Version version);
+    void set_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version);
+    void drop_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version);
     // The version whose pin was set, or 0; `holders` are its nodes.
-    Version set_pin(const NamespaceEpoch& ns, std::string_view key, Pin pin,
-                    std::vector<NodeSlot>& holders);
-    const NamespaceEpoch* flush(Namespace& ns);
+    Version set_pin(const DirectoryEpoch& ns, std::string_view key, Pin pin,
+                    std::vector<NodeNumber>& holders);
+    const DirectoryEpoch* flush(Namespace& ns);
 
     // A full announce: what the node does not announce between begin and end is dropped at the end.
-    void begin_full(NodeSlot node);
-    size_t end_full(NodeSlot node);
-    size_t drop_node(NodeSlot node);  // all its replicas
+    void begin_full(NodeNumber node);
+    size_t end_full(NodeNumber node);
+    size_t drop_node(NodeNumber node);  // all its replicas
     // Looks at up to `budget` entries for those of flushed epochs; true when nothing is left to do.
     // One thread at a time.
     bool sweep(size_t budget);
 
-    bool inspect(const NamespaceEpoch& ns, std::string_view key, ObjectInfo& out) const;
+    bool inspect(const DirectoryEpoch& ns, std::string_view key, ObjectInfo& out) const;
     // Appends up to `limit` readable keys with the prefix; cursor 0 starts. Returns the next
     // cursor, 0 at the end. A page may be short or empty before the end: one call scans a bounded
     // part.
-    uint64_t list(const NamespaceEpoch& ns, std::string_view prefix, uint64_t cursor, size_t limit,
+    uint64_t list(const DirectoryEpoch& ns, std::string_view prefix, uint64_t cursor, size_t limit,
                   std::vector<std::string>& out) const;
     // Calls `fn` for up to `budget` entries from the cursor (0 starts) under the shard's shared
     // lock; returns the next cursor, 0 at the end.
@@ -139,7 +139,7 @@ class Directory {
         std::array<uint64_t, kMissReasonCount> lookups{};  // by reason; [0] are hits
     };
     Stats stats() const;
-    uint64_t replicas_of(NodeSlot node) const { return replicas_[node].load(); }
+    uint64_t replicas_of(NodeNumber node) const { return replicas_[node].load(); }
 
   private:
     struct Shard;
@@ -148,16 +148,16 @@ class Directory {
         uint32_t hash;
     };
 
-    Place place(const NamespaceEpoch& ns, std::string_view key) const;
-    void answer(const Shard& shard, uint32_t number, uint32_t hash, const NamespaceEpoch& ns,
+    Place place(const DirectoryEpoch& ns, std::string_view key) const;
+    void answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
                 std::string_view key, uint64_t now_ms, ObjectPlace& out) const;
     Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size);
     void add_replica(Shard& shard, ObjectEntry& entry, Replica replica);
     void drop_replica(Shard& shard, ObjectEntry& entry, size_t position);
     void drop_object(Shard& shard, uint32_t number);
-    void emit(WatchKind kind, const ObjectEntry& entry, NodeSlot node);
+    void emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node);
     uint8_t count_readable(const ObjectEntry& entry) const;
-    size_t sweep_node(NodeSlot node, bool all);
+    size_t sweep_node(NodeNumber node, bool all);
 
     const HashSecret secret_;
     const uint32_t epoch_;

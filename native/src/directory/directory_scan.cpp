@@ -1,9 +1,8 @@
 // The directory's passes over all its objects: full announces, dead nodes, flushed epochs,
 // listings.
-#include <mutex>
-#include <shared_mutex>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "directory/directory_shard.h"
 
 namespace kvstore {
@@ -15,7 +14,7 @@ uint64_t cursor_of(size_t shard, uint32_t number) { return uint64_t{shard} << 32
 
 }  // namespace
 
-void Directory::begin_full(NodeSlot node) {
+void Directory::begin_full(NodeNumber node) {
     const bool interrupted = announcing_[node].exchange(true);
     if (!interrupted) {
         mark_[node].store(!mark_[node].load());
@@ -24,7 +23,7 @@ void Directory::begin_full(NodeSlot node) {
     // The round before was cut off: what it marked counts as not announced.
     const bool mark = mark_[node].load();
     for (Shard& shard : *shards_) {
-        std::unique_lock lock(shard.lock);
+        const WriterLock lock(shard.lock);
         for (uint32_t number = 0; number < shard.objects.end(); ++number) {
             ObjectEntry& entry = shard.objects.at(number);
             const int position = entry.key_data == nullptr ? -1 : entry.find_replica(node);
@@ -36,23 +35,23 @@ void Directory::begin_full(NodeSlot node) {
     }
 }
 
-size_t Directory::end_full(NodeSlot node) {
+size_t Directory::end_full(NodeNumber node) {
     announcing_[node].store(false);
     return sweep_node(node, false);
 }
 
-size_t Directory::drop_node(NodeSlot node) {
+size_t Directory::drop_node(NodeNumber node) {
     announcing_[node].store(false);
     const size_t dropped = sweep_node(node, true);
     watch_.record(WatchKind::kNode, {}, {}, {}, 0, 0, node);
     return dropped;
 }
 
-size_t Directory::sweep_node(NodeSlot node, bool all) {
+size_t Directory::sweep_node(NodeNumber node, bool all) {
     const bool mark = mark_[node].load();
     size_t dropped = 0;
     for (Shard& shard : *shards_) {
-        std::unique_lock lock(shard.lock);
+        const WriterLock lock(shard.lock);
         for (uint32_t number = 0; number < shard.objects.end(); ++number) {
             ObjectEntry& entry = shard.objects.at(number);
             const int position = entry.key_data == nullptr ? -1 : entry.find_replica(node);
@@ -84,7 +83,7 @@ bool Directory::sweep(size_t budget) {
     auto number = static_cast<uint32_t>(sweep_cursor_);
     for (; shard_number < kShards; ++shard_number, number = 0) {
         Shard& shard = (*shards_)[shard_number];
-        std::unique_lock lock(shard.lock);
+        const WriterLock lock(shard.lock);
         if (number == 0) {
             std::erase_if(shard.tombstones, [this](const auto& one) {
                 return !namespaces_.at(NsKey::ns_of(one.first))->is_current();
@@ -112,7 +111,7 @@ uint64_t Directory::scan(uint64_t cursor, size_t budget,
     auto number = static_cast<uint32_t>(cursor);
     for (; shard_number < kShards; ++shard_number, number = 0) {
         const Shard& shard = (*shards_)[shard_number];
-        std::shared_lock lock(shard.lock);
+        const ReaderLock lock(shard.lock);
         for (; number < shard.objects.end(); ++number, --budget) {
             if (budget == 0) {
                 return cursor_of(shard_number, number);
@@ -126,7 +125,7 @@ uint64_t Directory::scan(uint64_t cursor, size_t budget,
     return 0;
 }
 
-uint64_t Directory::list(const NamespaceEpoch& ns, std::string_view prefix, uint64_t cursor,
+uint64_t Directory::list(const DirectoryEpoch& ns, std::string_view prefix, uint64_t cursor,
                          size_t limit, std::vector<std::string>& out) const {
     const uint64_t now_ms = boottime_ms();
     auto shard_number = static_cast<size_t>(cursor >> 32);
@@ -134,7 +133,7 @@ uint64_t Directory::list(const NamespaceEpoch& ns, std::string_view prefix, uint
     size_t budget = kListScan;
     for (; shard_number < kShards; ++shard_number, number = 0) {
         const Shard& shard = (*shards_)[shard_number];
-        std::shared_lock lock(shard.lock);
+        const ReaderLock lock(shard.lock);
         for (; number < shard.objects.end(); ++number, --budget) {
             if (budget == 0 || out.size() >= limit) {
                 return cursor_of(shard_number, number);
@@ -142,7 +141,7 @@ uint64_t Directory::list(const NamespaceEpoch& ns, std::string_view prefix, uint
             const ObjectEntry& entry = shard.objects.at(number);
             if (entry.key_data != nullptr && entry.ns == ns.ref &&
                 entry.key().starts_with(prefix) && count_readable(entry) != 0 &&
-                (entry.expiry_ms == 0 || entry.expiry_ms > now_ms)) {
+                (entry.expires_at_ms == 0 || entry.expires_at_ms > now_ms)) {
                 out.emplace_back(entry.key());
             }
         }
@@ -153,7 +152,7 @@ uint64_t Directory::list(const NamespaceEpoch& ns, std::string_view prefix, uint
 Directory::Stats Directory::stats() const {
     Stats stats;
     for (const Shard& shard : *shards_) {
-        std::shared_lock lock(shard.lock);
+        const ReaderLock lock(shard.lock);
         stats.objects += shard.objects.size();
         stats.bytes += shard.bytes;
         stats.replicas += shard.replicas;

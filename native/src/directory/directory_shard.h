@@ -6,9 +6,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "directory/directory.h"
 #include "directory/ns_key.h"
-#include "directory/rw_lock.h"
 
 namespace kvstore {
 

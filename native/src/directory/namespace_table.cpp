@@ -2,7 +2,7 @@
 // appended.
 #include "directory/namespace_table.h"
 
-#include <mutex>
+#include "base/mutex.h"
 
 namespace kvstore {
 
@@ -13,7 +13,7 @@ Result<Namespace*> NamespaceTable::open(std::string_view tenant, std::string_vie
     if (!is_valid_name(tenant) || tenant.empty() || !is_valid_name(name)) {
         return Status(Code::kInvalidArgument, "bad tenant or namespace name");
     }
-    std::unique_lock lock(mutex_);
+    const WriterLock lock(mutex_);
     std::pair<std::string, std::string> key(tenant, name);
     if (const auto at = names_.find(key); at != names_.end()) {
         return &at->second;
@@ -29,29 +29,29 @@ Result<Namespace*> NamespaceTable::open(std::string_view tenant, std::string_vie
 }
 
 Namespace* NamespaceTable::find(std::string_view tenant, std::string_view name) const {
-    std::shared_lock lock(mutex_);
+    const ReaderLock lock(mutex_);
     const auto at = names_.find(std::pair(tenant, name));
     return at == names_.end() ? nullptr : const_cast<Namespace*>(&at->second);
 }
 
-const NamespaceEpoch* NamespaceTable::advance(Namespace& ns, uint32_t epoch) {
-    std::unique_lock lock(mutex_);
-    const NamespaceEpoch* current = ns.current.load(std::memory_order_acquire);
+const DirectoryEpoch* NamespaceTable::advance(Namespace& ns, uint32_t epoch) {
+    const WriterLock lock(mutex_);
+    const DirectoryEpoch* current = ns.current.load(std::memory_order_acquire);
     if (epoch <= current->epoch) {
         return current;
     }
-    const NamespaceEpoch* next = append(ns, epoch);
+    const DirectoryEpoch* next = append(ns, epoch);
     ns.current.store(next, std::memory_order_release);
     return next;
 }
 
-const NamespaceEpoch* NamespaceTable::at(uint32_t ref) const {
-    std::shared_lock lock(mutex_);
+const DirectoryEpoch* NamespaceTable::at(uint32_t ref) const {
+    const ReaderLock lock(mutex_);
     return &epochs_[ref];
 }
 
 std::vector<std::pair<const Namespace*, uint32_t>> NamespaceTable::all() const {
-    std::shared_lock lock(mutex_);
+    const ReaderLock lock(mutex_);
     std::vector<std::pair<const Namespace*, uint32_t>> out;
     for (const auto& [key, ns] : names_) {
         out.emplace_back(&ns, ns.current.load(std::memory_order_acquire)->epoch);
@@ -59,8 +59,8 @@ std::vector<std::pair<const Namespace*, uint32_t>> NamespaceTable::all() const {
     return out;
 }
 
-const NamespaceEpoch* NamespaceTable::append(Namespace& ns, uint32_t epoch) {
-    NamespaceEpoch& added = epochs_.emplace_back();
+const DirectoryEpoch* NamespaceTable::append(Namespace& ns, uint32_t epoch) {
+    DirectoryEpoch& added = epochs_.emplace_back();
     added.ref = static_cast<uint32_t>(epochs_.size() - 1);
     added.epoch = epoch;
     added.id = namespace_id(secret_, ns.tenant, ns.name, epoch);

@@ -8,13 +8,13 @@
 #include <atomic>
 #include <deque>
 #include <map>
-#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/hash.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/types.h"
 
@@ -22,7 +22,7 @@ namespace kvstore {
 
 struct Namespace;
 
-struct NamespaceEpoch {
+struct DirectoryEpoch {
     uint32_t ref = 0;  // position in the table; what an object's entry stores
     uint32_t epoch = 0;
     NamespaceId id = 0;
@@ -34,12 +34,12 @@ struct NamespaceEpoch {
 struct Namespace {
     std::string tenant;
     std::string name;
-    std::atomic<const NamespaceEpoch*> current{nullptr};
+    std::atomic<const DirectoryEpoch*> current{nullptr};
     // The last one that the journal has: a later life of the master may know of no other.
     std::atomic<uint32_t> durable_epoch{0};
 };
 
-inline bool NamespaceEpoch::is_current() const {
+inline bool DirectoryEpoch::is_current() const {
     return owner->current.load(std::memory_order_acquire) == this;
 }
 
@@ -53,15 +53,15 @@ class NamespaceTable {
     Result<Namespace*> open(std::string_view tenant, std::string_view name);
     Namespace* find(std::string_view tenant, std::string_view name) const;  // nullptr when unknown
     // Makes `epoch` current when it is higher than the current one; returns the current epoch.
-    const NamespaceEpoch* advance(Namespace& ns, uint32_t epoch);
-    const NamespaceEpoch* at(uint32_t ref) const;
+    const DirectoryEpoch* advance(Namespace& ns, uint32_t epoch);
+    const DirectoryEpoch* at(uint32_t ref) const;
     std::vector<std::pair<const Namespace*, uint32_t>> all() const;  // with the current epoch
 
   private:
-    const NamespaceEpoch* append(Namespace& ns, uint32_t epoch);
+    const DirectoryEpoch* append(Namespace& ns, uint32_t epoch);
 
     const HashSecret secret_;
-    mutable std::shared_mutex mutex_;
+    mutable RwLock mutex_;
     struct NameLess {
         using is_transparent = void;
         bool operator()(const auto& a, const auto& b) const {
@@ -70,7 +70,7 @@ class NamespaceTable {
         }
     };
     std::map<std::pair<std::string, std::string>, Namespace, NameLess> names_;
-    std::deque<NamespaceEpoch> epochs_;
+    std::deque<DirectoryEpoch> epochs_;
 };
 
 }  // namespace kvstore

@@ -14,7 +14,7 @@ size_t ObjectEntry::replica_count() const {
     return count;
 }
 
-int ObjectEntry::find_replica(NodeSlot node) const {
+int ObjectEntry::find_replica(NodeNumber node) const {
     for (size_t i = 0; i < replicas.size() && !replicas[i].empty(); ++i) {
         if (replicas[i].node() == node) {
             return static_cast<int>(i);

@@ -25,10 +25,10 @@ namespace kvstore {
 class Replica {
   public:
     Replica() = default;
-    Replica(NodeSlot node, uint8_t tier, bool mark)
+    Replica(NodeNumber node, uint8_t tier, bool mark)
         : bits_(static_cast<uint16_t>(node | (tier & 3) << 12 | (mark ? 1 : 0) << 14)) {}
     bool empty() const { return bits_ == kEmpty; }
-    NodeSlot node() const { return bits_ & 0xFFF; }
+    NodeNumber node() const { return bits_ & 0xFFF; }
     uint8_t tier() const { return static_cast<uint8_t>(bits_ >> 12 & 3); }
     bool mark() const { return (bits_ >> 14 & 1) != 0; }
 
@@ -36,17 +36,17 @@ class Replica {
     static constexpr uint16_t kEmpty = 0xFFFF;
     uint16_t bits_ = kEmpty;
 };
-inline constexpr NodeSlot kMaxNodeSlots = limits::kMaxNodes - 1;  // 0xFFF would read as empty
+inline constexpr NodeNumber kMaxNodeSlots = limits::kMaxNodes - 1;  // 0xFFF would read as empty
 
 // A cache line, and never in two.
 struct alignas(64) ObjectEntry {
     const char* key_data = nullptr;  // nullptr: a free entry
     Version version = 0;
     uint64_t size = 0;
-    uint64_t expiry_ms = 0;  // boot time; 0 never
-    uint32_t ns = 0;         // NamespaceEpoch::ref
-    uint32_t hash = 0;       // the index's part of the hash; next free entry while free
-    uint32_t created_s = 0;  // wall clock, when the master first heard of this version
+    uint64_t expires_at_ms = 0;  // boot time; 0 never
+    uint32_t ns = 0;             // DirectoryEpoch::ref
+    uint32_t hash = 0;           // the index's part of the hash; next free entry while free
+    uint32_t created_s = 0;      // wall clock, when the master first heard of this version
     uint16_t key_bytes = 0;
     Pin pin = Pin::kNone;
     uint8_t replicas_wanted = 0;
@@ -55,7 +55,7 @@ struct alignas(64) ObjectEntry {
     std::string_view key() const { return {key_data, key_bytes}; }
     size_t replica_count() const;
     // Position of the node's replica, or -1.
-    int find_replica(NodeSlot node) const;
+    int find_replica(NodeNumber node) const;
     void erase_replica(size_t position);
 };
 static_assert(sizeof(ObjectEntry) == 64);

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <tuple>
 
+#include "base/mutex.h"
+
 namespace kvstore {
 namespace {
 
@@ -18,7 +20,7 @@ struct Head {
     uint8_t ns_bytes;
     uint8_t unused;
     uint16_t key_bytes;
-    NodeSlot node;
+    NodeNumber node;
     uint32_t unused_too;
     Version version;
     uint64_t size;
@@ -51,11 +53,11 @@ WatchRing::WatchRing(size_t capacity_bytes)
     : capacity_bytes_(std::max<size_t>(capacity_bytes, 8192)) {}
 
 void WatchRing::record(WatchKind kind, std::string_view tenant, std::string_view ns,
-                       std::string_view key, Version version, uint64_t size, NodeSlot node) {
+                       std::string_view key, Version version, uint64_t size, NodeNumber node) {
     if (!active()) {
         return;
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (ring_.empty()) {
         return;  // the last watcher left just now
     }
@@ -95,7 +97,7 @@ void WatchRing::drop_oldest() {
 }
 
 WatchRing::Batch WatchRing::poll(uint64_t cursor, size_t max, uint64_t now_ms) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     last_poll_ms_ = now_ms;
     if (ring_.empty()) {
         ring_.resize(capacity_bytes_);
@@ -146,7 +148,7 @@ void WatchRing::expire(uint64_t now_ms) {
     if (!active()) {
         return;
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (now_ms > last_poll_ms_ + kIdleMs) {
         active_.store(false);
         ring_ = {};

@@ -5,13 +5,13 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "wire/node_link.h"
 
 namespace kvstore {
@@ -21,7 +21,7 @@ enum class WatchKind : uint8_t { kPublish = 1, kWithdraw = 2, kRemove = 3, kFlus
 struct WatchEvent {
     uint64_t number = 0;
     WatchKind kind = WatchKind::kPublish;
-    NodeSlot node = kNoNode;  // kNode: the node whose replicas came or went as a whole
+    NodeNumber node = kNoNode;  // kNode: the node whose replicas came or went as a whole
     Version version = 0;
     uint64_t size = 0;
     std::string tenant;
@@ -41,7 +41,7 @@ class WatchRing {
     explicit WatchRing(size_t capacity_bytes = 4u << 20);
     bool active() const { return active_.load(std::memory_order_relaxed); }
     void record(WatchKind kind, std::string_view tenant, std::string_view ns, std::string_view key,
-                Version version, uint64_t size, NodeSlot node);
+                Version version, uint64_t size, NodeNumber node);
     // Cursor 0 starts a watch. Returns at once; `max` bounds the events.
     Batch poll(uint64_t cursor, size_t max, uint64_t now_ms);
     void expire(uint64_t now_ms);  // stops recording when nobody polls any more
@@ -50,7 +50,7 @@ class WatchRing {
     void drop_oldest();
 
     const size_t capacity_bytes_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::atomic<bool> active_{false};
     std::vector<uint8_t> ring_;  // allocated while there are watchers
     size_t head_ = 0;            // next byte to write

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "base/mutex.h"
 #include "index/protocol_steps.h"
 #include "index/slot_registry.h"
 
@@ -159,7 +160,7 @@ Status ClientSlots::back(uint32_t slot) {
 }
 
 Result<uint32_t> ClientSlots::assign() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (uint32_t tried = 0; tried < kSlotCount; ++tried) {
         const uint32_t slot = (next_ + tried) % kSlotCount;
         // A lock on a free slot: its client was given up before it came to lock. Not ours to clear.
@@ -182,7 +183,7 @@ Result<uint32_t> ClientSlots::assign() {
 }
 
 Status ClientSlots::confirm(uint32_t slot) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const bool given = slot < kSlotCount && (slots_[slot].state == State::kAssigned ||
                                              slots_[slot].state == State::kLive);
     if (!given || !lock_seen(slot)) {
@@ -204,7 +205,7 @@ pid_t ClientSlots::holder(uint32_t slot) const {
 bool ClientSlots::is_alive(uint32_t slot) const { return slot < kSlotCount && lock_seen(slot); }
 
 std::vector<uint32_t> ClientSlots::collect_dead() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<uint32_t> dead;
     for (const uint32_t slot : live_) {
         if (steps::slot_is_dead(steps::RealMemory{}, lock_seen(slot), false)) {
@@ -220,7 +221,7 @@ std::vector<uint32_t> ClientSlots::collect_dead() {
 }
 
 bool ClientSlots::free_slot(uint32_t slot) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (slot >= kSlotCount) {
         return false;
     }
@@ -237,19 +238,19 @@ bool ClientSlots::free_slot(uint32_t slot) {
 }
 
 std::vector<uint32_t> ClientSlots::live_slots() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return live_;
 }
 
 bool ClientSlots::hazard_present(Generation gen) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
         return steps::slot_holds(steps::RealMemory{}, page(slot).hazards, gen);
     });
 }
 
 bool ClientSlots::holds_block(Generation gen, uint64_t offset) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
         const auto& hazards = page(slot).hazards;
         return steps::slot_holds(steps::RealMemory{}, hazards, gen) ||
@@ -258,7 +259,7 @@ bool ClientSlots::holds_block(Generation gen, uint64_t offset) const {
 }
 
 void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     out->clear();
     for (const uint32_t slot : live_) {
         steps::for_each_hazard(steps::RealMemory{}, page(slot).hazards,
@@ -268,7 +269,7 @@ void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
 }
 
 std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<std::pair<Generation, uint64_t>> found;
     for (const uint32_t slot : live_) {
         for (const Hazard& hazard : page(slot).hazards) {
@@ -282,7 +283,7 @@ std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {
 }
 
 void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& fn) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const uint32_t slot : live_) {
         SlotPage& p = page(slot);
         const uint64_t count = p.touch_count.load(std::memory_order_acquire);
@@ -302,7 +303,7 @@ void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& f
 
 SlotCounters ClientSlots::counters(uint32_t slot) const {
     SlotCounters counters{};
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (slot < kSlotCount && slots_[slot].backed) {
         add_to(counters, page(slot));
     }
@@ -310,7 +311,7 @@ SlotCounters ClientSlots::counters(uint32_t slot) const {
 }
 
 SlotCounters ClientSlots::total_counters() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     SlotCounters sum = retired_counters_;
     for (const uint32_t slot : live_) {
         add_to(sum, page(slot));

@@ -12,12 +12,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/file.h"
+#include "base/mutex.h"
 #include "base/types.h"
 #include "index/shared_layout.h"
 
@@ -106,7 +106,7 @@ class ClientSlots {
     std::string name_;
     FileKey key_;
     Mapping mapping_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::vector<Slot> slots_;
     std::vector<uint32_t> live_;  // what the scans go through
     uint32_t next_ = 0;           // round-robin, so that a number is not reused at once

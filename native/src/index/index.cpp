@@ -54,7 +54,7 @@ EntryFields load_entry(const IndexEntry& e) {
     fields.version = e.version.load(kRelaxed);
     fields.offset = e.offset.load(kRelaxed);
     fields.length = e.length.load(kRelaxed);
-    fields.expiry_ms = e.expiry_ms.load(kRelaxed);
+    fields.expires_at_ms = e.expires_at_ms.load(kRelaxed);
     const uint64_t crc_cold = e.crc_cold.load(kRelaxed);
     fields.crc = static_cast<uint32_t>(crc_cold);
     fields.cold = static_cast<uint32_t>(crc_cold >> 32);
@@ -257,7 +257,7 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
         e.version.store(entry.identity.version, kRelaxed);
         e.offset.store(entry.offset, kRelaxed);
         e.length.store(entry.identity.length, kRelaxed);
-        e.expiry_ms.store(entry.expiry_ms, kRelaxed);
+        e.expires_at_ms.store(entry.expires_at_ms, kRelaxed);
         e.crc_cold.store(entry.crc | uint64_t{*cold_ref} << 32, kRelaxed);
     });
     set_tag(view_.tags[ref / kBucketSlots], ref % kBucketSlots, place.tag);

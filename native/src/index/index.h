@@ -33,9 +33,9 @@ struct EntryFields {
     Version version = 0;
     uint64_t offset = 0;
     uint64_t length = 0;
-    uint64_t expiry_ms = 0;  // CLOCK_BOOTTIME; 0: never
-    uint32_t crc = 0;        // sealed (checksum.h)
-    uint32_t cold = 0;       // granule number in the key heap
+    uint64_t expires_at_ms = 0;  // CLOCK_BOOTTIME; 0: never
+    uint32_t crc = 0;            // sealed (checksum.h)
+    uint32_t cold = 0;           // granule number in the key heap
 };
 
 // What only the node needs of an object. `key` points into the heap: valid until release(ref).
@@ -64,8 +64,8 @@ class Index {
     struct NewEntry {
         Identity identity;  // its length is the object's length
         uint64_t offset = 0;
-        uint32_t crc = 0;        // sealed
-        uint64_t expiry_ms = 0;  // CLOCK_BOOTTIME; 0: never
+        uint32_t crc = 0;            // sealed
+        uint64_t expires_at_ms = 0;  // CLOCK_BOOTTIME; 0: never
         Generation gen = 0;
         std::string_view key;
         Hash128 parent;

@@ -120,12 +120,13 @@ IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash12
                 return;
             }
             const uint64_t crc_cold = e.crc_cold.load(kRelaxed);
-            const uint64_t expiry_ms = e.expiry_ms.load(kRelaxed);
+            const uint64_t expires_at_ms = e.expires_at_ms.load(kRelaxed);
             f.offset = e.offset.load(kRelaxed);
             f.length = e.length.load(kRelaxed);
             f.version = e.version.load(kRelaxed);
             f.crc = static_cast<uint32_t>(crc_cold);
-            equal = (expiry_ms == 0 || now_ms < expiry_ms) && in_segment(f.offset, f.length) &&
+            equal = (expires_at_ms == 0 || now_ms < expires_at_ms) &&
+                    in_segment(f.offset, f.length) &&
                     cold_matches(static_cast<uint32_t>(crc_cold >> 32), ns, key);
         });
     if (!stable) {

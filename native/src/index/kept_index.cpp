@@ -96,7 +96,7 @@ std::vector<KeptObject> KeptIndex::objects(uint64_t* damaged) const {
         }
         object.identity.hash = {entry.hash_lo.load(kRelaxed), entry.hash_hi.load(kRelaxed)};
         object.identity.version = entry.version.load(kRelaxed);
-        object.expiry_ms = entry.expiry_ms.load(kRelaxed);
+        object.expires_at_ms = entry.expires_at_ms.load(kRelaxed);
         object.crc = static_cast<uint32_t>(entry.crc_cold.load(kRelaxed));
         object.recency = recency[ref];
         const IndexPlace place = IndexPlace::of(object.identity.hash, geometry_.bucket_count);
@@ -159,19 +159,19 @@ std::vector<KeptBlock> KeptIndex::blocks(uint64_t* damaged) const {
     return blocks;
 }
 
-std::vector<KeptNamespace> KeptIndex::namespaces() const {
+std::vector<NamespaceEpoch> KeptIndex::namespaces() const {
     const uint64_t used = std::min(ledger_->names_used.load(kRelaxed), kLedgerNames);
     std::span<const uint8_t> left{
         reinterpret_cast<const uint8_t*>(ledger_) + geometry_.ledger_names_offset(), used};
-    std::vector<KeptNamespace> names;
+    std::vector<NamespaceEpoch> names;
     while (!left.empty()) {
         size_t bytes = 0;
         const auto name = decode_ledger_name(left, &bytes);
         if (!name || !is_valid_name(name->tenant) || !is_valid_name(name->name)) {
             break;
         }
-        names.push_back({name->epoch, name->tenant_id, name->id, std::string(name->tenant),
-                         std::string(name->name)});
+        names.push_back({std::string(name->tenant), std::string(name->name), name->epoch,
+                         name->tenant_id, name->id});
         left = left.subspan(bytes);
     }
     return names;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/namespace_epoch.h"
 #include "base/types.h"
 #include "index/shared_layout.h"
 
@@ -21,8 +22,8 @@ struct KeptObject {
     Identity identity;
     Generation gen = 0;
     uint64_t offset = 0;
-    uint32_t crc = 0;        // sealed
-    uint64_t expiry_ms = 0;  // CLOCK_BOOTTIME; 0: never
+    uint32_t crc = 0;            // sealed
+    uint64_t expires_at_ms = 0;  // CLOCK_BOOTTIME; 0: never
     uint64_t recency = 0;
     uint64_t put_wall_ms = 0;
     Hash128 parent;
@@ -37,14 +38,6 @@ struct KeptBlock {
     uint64_t offset = 0;
     uint64_t length = 0;
     int slot = -1;
-};
-
-struct KeptNamespace {
-    uint32_t epoch = 0;
-    TenantId tenant_id = 0;
-    NamespaceId id = 0;
-    std::string tenant;
-    std::string name;
 };
 
 class KeptIndex {
@@ -68,7 +61,7 @@ class KeptIndex {
     std::vector<KeptObject> objects(uint64_t* damaged) const;
     std::vector<KeptBlock> blocks(uint64_t* damaged) const;
     // In the order in which they were written, up to the first that is damaged.
-    std::vector<KeptNamespace> namespaces() const;
+    std::vector<NamespaceEpoch> namespaces() const;
 
     // Readers trust nothing any more that they read through this file; then a full fence.
     SharedHalf& retired_flag() { return view_.header->retired; }

@@ -106,7 +106,7 @@ struct IndexEntry {
     SharedWord version;
     SharedWord offset;
     SharedWord length;
-    SharedWord expiry_ms;
+    SharedWord expires_at_ms;
     SharedWord crc_cold;  // sealed crc in the low half, granule number of the cold record above
 };
 static_assert(sizeof(IndexEntry) == 64);

@@ -84,7 +84,7 @@ struct ClientSlot::State {
         0};  // bit i: hazards[i] is taken by a thread of this process
     std::atomic<bool> confirmed{false};
     uint32_t handles = 0;  // guarded by the registry's mutex
-    std::mutex writes_mutex;
+    Mutex writes_mutex;
     std::map<uint32_t, uint32_t> writes;  // under way, by epoch of the node
     uint32_t writes_ended_below = 0;
 };
@@ -121,7 +121,7 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
         return key.status();
     }
     const Status checked = check_clients_file(fd.get());
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     auto& file = files_[*key];
     if (!file) {
         file = std::make_unique<File>();
@@ -170,7 +170,7 @@ void SlotRegistry::dispose(Fd fd) {
     if (!key.ok()) {
         return;
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto it = files_.find(*key);
     if (it != files_.end()) {
         it->second->fds.push_back(std::move(fd));
@@ -186,7 +186,7 @@ Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
         return found.status();
     }
     *key = *found;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     auto& file = files_[*key];
     if (!file) {
         file = std::make_unique<File>();
@@ -203,7 +203,7 @@ Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
 }
 
 void SlotRegistry::release_owner(const FileKey& key) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto it = files_.find(key);
     if (it == files_.end() || !it->second->owner) {
         return;
@@ -214,7 +214,7 @@ void SlotRegistry::release_owner(const FileKey& key) {
 }
 
 bool SlotRegistry::holds(const FileKey& key, uint32_t number) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto it = files_.find(key);
     return it != files_.end() && it->second->slot && it->second->slot->number == number;
 }
@@ -228,7 +228,7 @@ pid_t SlotRegistry::lock_holder(int fd, uint64_t byte) {
 
 bool SlotRegistry::owner_alive(const ClientSlot::State& state) const {
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const auto it = files_.find(state.key);
         if (it != files_.end() && it->second->owner) {
             return true;
@@ -238,7 +238,7 @@ bool SlotRegistry::owner_alive(const ClientSlot::State& state) const {
 }
 
 void SlotRegistry::release(ClientSlot::State* state) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     KV_ASSERT(state->handles > 0);
     if (--state->handles > 0) {
         return;
@@ -332,7 +332,7 @@ bool ClientSlot::begin_writing(uint32_t node_epoch) {
     if (!in_own_process()) {
         return false;
     }
-    const std::lock_guard lock(state_->writes_mutex);
+    const MutexLock lock(state_->writes_mutex);
     if (node_epoch < state_->writes_ended_below) {
         return false;
     }
@@ -344,7 +344,7 @@ void ClientSlot::end_writing(uint32_t node_epoch) {
     if (!in_own_process()) {
         return;
     }
-    const std::lock_guard lock(state_->writes_mutex);
+    const MutexLock lock(state_->writes_mutex);
     const auto at = state_->writes.find(node_epoch);
     KV_ASSERT(at != state_->writes.end());
     if (--at->second == 0) {
@@ -356,7 +356,7 @@ bool ClientSlot::end_earlier_writes(uint32_t node_epoch) {
     if (!in_own_process()) {
         return false;
     }
-    const std::lock_guard lock(state_->writes_mutex);
+    const MutexLock lock(state_->writes_mutex);
     const auto oldest = state_->writes.begin();
     if (oldest != state_->writes.end() && oldest->first < node_epoch) {
         return false;

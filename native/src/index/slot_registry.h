@@ -15,12 +15,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "base/file.h"
 #include "base/fork_guard.h"
+#include "base/mutex.h"
 #include "base/types.h"
 #include "index/shared_layout.h"
 
@@ -106,7 +106,7 @@ class SlotRegistry {
     void release(ClientSlot::State* state);
     void close_if_unused(const FileKey& key);
 
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::map<FileKey, std::unique_ptr<File>> files_;
 };
 

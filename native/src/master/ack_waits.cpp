@@ -19,7 +19,7 @@ AckWaits::Ready AckWaits::finish(Wait& wait, uint64_t durable_seq, const Look& l
     Ready ready{std::move(wait.done), {}, {}};
     for (const AckRow& row : wait.rows) {
         Code code = row.code;
-        for (const NodeSlot holder : row.holders) {
+        for (const NodeNumber holder : row.holders) {
             if (KV_GUARD("holders", look(holder).applied_seq < row.seq)) {
                 code = Code::kPartial;
                 if (std::find(ready.unreached.begin(), ready.unreached.end(), holder) ==
@@ -44,7 +44,7 @@ std::vector<AckWaits::Ready> AckWaits::collect(uint64_t durable_seq, uint64_t no
             wait->deadline_ms <= now_ms ||
             (!KV_GUARD("journal", wait->last_seq > durable_seq) &&
              std::all_of(wait->rows.begin(), wait->rows.end(), [&](const AckRow& row) {
-                 return std::all_of(row.holders.begin(), row.holders.end(), [&](NodeSlot holder) {
+                 return std::all_of(row.holders.begin(), row.holders.end(), [&](NodeNumber holder) {
                      const AckNode node = look(holder);
                      return !node.connected || !KV_GUARD("holders", node.applied_seq < row.seq);
                  });

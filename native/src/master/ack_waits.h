@@ -16,7 +16,7 @@ namespace kvstore {
 struct AckRow {
     Code code = Code::kOk;  // the answer once every holder has acknowledged
     uint64_t seq = 0;       // of the row's operation; 0: none, the code stands
-    std::vector<NodeSlot> holders;
+    std::vector<NodeNumber> holders;
 };
 
 // What the master knows of a node when a wait looks at it.
@@ -27,12 +27,12 @@ struct AckNode {
 
 class AckWaits {
   public:
-    using Done = std::function<void(std::vector<Code> codes, std::vector<NodeSlot> unreached)>;
-    using Look = std::function<AckNode(NodeSlot)>;
+    using Done = std::function<void(std::vector<Code> codes, std::vector<NodeNumber> unreached)>;
+    using Look = std::function<AckNode(NodeNumber)>;
     struct Ready {
         Done done;
         std::vector<Code> codes;
-        std::vector<NodeSlot> unreached;
+        std::vector<NodeNumber> unreached;
         void run() { done(std::move(codes), std::move(unreached)); }
     };
 

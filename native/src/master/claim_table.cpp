@@ -8,15 +8,15 @@
 
 namespace kvstore {
 
-void ClaimTable::claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests,
+void ClaimTable::claim(const DirectoryEpoch& ns, std::span<const ClaimRequest> requests,
                        uint64_t deadline_ms, std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const ClaimRequest& request : requests) {
         claim_one(ns, request, deadline_ms, out);
     }
 }
 
-void ClaimTable::claim_one(const NamespaceEpoch& ns, const ClaimRequest& request,
+void ClaimTable::claim_one(const DirectoryEpoch& ns, const ClaimRequest& request,
                            uint64_t deadline_ms, std::vector<ClaimAnswer>& out) {
     const Waiter waiter{request.link, request.node, request.claim_id, deadline_ms, request.upsert};
     const auto refuse = [&](Code code, Version version = 0) {
@@ -143,9 +143,9 @@ void ClaimTable::pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) {
     entries_.erase(at);
 }
 
-void ClaimTable::settle(const NamespaceEpoch& ns, std::string_view key, Version version,
+void ClaimTable::settle(const DirectoryEpoch& ns, std::string_view key, Version version,
                         bool was_published, std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto at = entries_.find(NsKey(ns.ref, key).view());
     if (at == entries_.end()) {
         return;
@@ -182,7 +182,7 @@ bool ClaimTable::drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_i
 
 void ClaimTable::abandon(LinkId link, std::span<const uint64_t> claim_ids,
                          std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const uint64_t claim_id : claim_ids) {
         const auto at = entry_of(link, claim_id);
         if (at == entries_.end()) {
@@ -199,30 +199,30 @@ void ClaimTable::abandon(LinkId link, std::span<const uint64_t> claim_ids,
     }
 }
 
-NodeSlot ClaimTable::removed(const NamespaceEpoch& ns, std::string_view key, Version tombstone,
-                             std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+NodeNumber ClaimTable::removed(const DirectoryEpoch& ns, std::string_view key, Version tombstone,
+                               std::vector<ClaimAnswer>& out) {
+    const MutexLock lock(mutex_);
     const auto at = entries_.find(NsKey(ns.ref, key).view());
     if (at == entries_.end() || at->second.version == 0 || at->second.version > tombstone) {
         return kNoNode;
     }
-    const NodeSlot node = at->second.holder.node;
+    const NodeNumber node = at->second.holder.node;
     pass_on(at, out);
     return node;
 }
 
-bool ClaimTable::has_claim(const NamespaceEpoch& ns, std::string_view key) const {
-    std::lock_guard lock(mutex_);
+bool ClaimTable::has_claim(const DirectoryEpoch& ns, std::string_view key) const {
+    const MutexLock lock(mutex_);
     return entries_.contains(NsKey(ns.ref, key).view());
 }
 
-bool ClaimTable::has_limbo(NodeSlot node) const {
-    std::lock_guard lock(mutex_);
+bool ClaimTable::has_limbo(NodeNumber node) const {
+    const MutexLock lock(mutex_);
     return limbo_.contains(node);
 }
 
-void ClaimTable::flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+void ClaimTable::flushed(const DirectoryEpoch& old_epoch, std::vector<ClaimAnswer>& out) {
+    const MutexLock lock(mutex_);
     for (auto at = entries_.begin(); at != entries_.end();) {
         Entry& entry = at->second;
         if (entry.ns != &old_epoch) {
@@ -240,7 +240,7 @@ void ClaimTable::flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswe
 }
 
 void ClaimTable::link_lost(LinkId link) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto claims = links_.find(link);
     if (claims == links_.end()) {
         return;
@@ -261,8 +261,8 @@ void ClaimTable::link_lost(LinkId link) {
     links_.erase(claims);
 }
 
-void ClaimTable::end_limbo(NodeSlot node, std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+void ClaimTable::end_limbo(NodeNumber node, std::vector<ClaimAnswer>& out) {
+    const MutexLock lock(mutex_);
     const auto keys = limbo_.find(node);
     if (keys == limbo_.end()) {
         return;
@@ -277,7 +277,7 @@ void ClaimTable::end_limbo(NodeSlot node, std::vector<ClaimAnswer>& out) {
 }
 
 void ClaimTable::finish_rebuild(std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<Entries::iterator> parked;
     for (auto at = entries_.begin(); at != entries_.end(); ++at) {
         if (at->second.version == 0) {
@@ -290,7 +290,7 @@ void ClaimTable::finish_rebuild(std::vector<ClaimAnswer>& out) {
 }
 
 void ClaimTable::expire(uint64_t now_ms, std::vector<ClaimAnswer>& out) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     while (!timeouts_.empty() && timeouts_.top().deadline_ms <= now_ms) {
         const Timeout due = timeouts_.top();
         timeouts_.pop();
@@ -310,7 +310,7 @@ void ClaimTable::expire(uint64_t now_ms, std::vector<ClaimAnswer>& out) {
 }
 
 ClaimTable::Stats ClaimTable::stats() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     Stats stats = stats_;
     stats.waiting = waiting_;
     for (const auto& [key, entry] : entries_) {

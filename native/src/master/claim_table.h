@@ -11,7 +11,6 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
-#include <mutex>
 #include <queue>
 #include <span>
 #include <string>
@@ -19,6 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "directory/directory.h"
 #include "directory/ns_key.h"
 #include "wire/node_link.h"
@@ -27,7 +27,7 @@ namespace kvstore {
 
 struct ClaimRequest {
     LinkId link = 0;
-    NodeSlot node = kNoNode;
+    NodeNumber node = kNoNode;
     uint64_t claim_id = 0;
     std::string_view key{};
     bool upsert = false;
@@ -40,24 +40,24 @@ class ClaimTable {
     explicit ClaimTable(Directory& directory) : directory_(directory) {}
 
     // Appends an answer for every request that need not wait.
-    void claim(const NamespaceEpoch& ns, std::span<const ClaimRequest> requests,
+    void claim(const DirectoryEpoch& ns, std::span<const ClaimRequest> requests,
                uint64_t deadline_ms, std::vector<ClaimAnswer>& out);
     // The announcement of (key, version) was accepted (`published`) or refused.
-    void settle(const NamespaceEpoch& ns, std::string_view key, Version version, bool published,
+    void settle(const DirectoryEpoch& ns, std::string_view key, Version version, bool published,
                 std::vector<ClaimAnswer>& out);
     void abandon(LinkId link, std::span<const uint64_t> claim_ids, std::vector<ClaimAnswer>& out);
     // A tombstone cancels a granted claim below it. Returns the claim's node, or kNoNode.
-    NodeSlot removed(const NamespaceEpoch& ns, std::string_view key, Version tombstone,
-                     std::vector<ClaimAnswer>& out);
+    NodeNumber removed(const DirectoryEpoch& ns, std::string_view key, Version tombstone,
+                       std::vector<ClaimAnswer>& out);
     // Whether the node's link was lost with claims on it, so that it may have published what it has
     // not announced.
-    bool has_limbo(NodeSlot node) const;
-    bool has_claim(const NamespaceEpoch& ns, std::string_view key) const;
-    void flushed(const NamespaceEpoch& old_epoch, std::vector<ClaimAnswer>& out);
+    bool has_limbo(NodeNumber node) const;
+    bool has_claim(const DirectoryEpoch& ns, std::string_view key) const;
+    void flushed(const DirectoryEpoch& old_epoch, std::vector<ClaimAnswer>& out);
 
     void link_lost(LinkId link);  // its waiters are dropped, its granted claims fall into limbo
     // Ends every limbo claim of the node (it has resynced, or is dead).
-    void end_limbo(NodeSlot node, std::vector<ClaimAnswer>& out);
+    void end_limbo(NodeNumber node, std::vector<ClaimAnswer>& out);
     void finish_rebuild(std::vector<ClaimAnswer>& out);
     void expire(uint64_t now_ms, std::vector<ClaimAnswer>& out);
 
@@ -76,13 +76,13 @@ class ClaimTable {
   private:
     struct Waiter {
         LinkId link;
-        NodeSlot node;
+        NodeNumber node;
         uint64_t claim_id;
         uint64_t deadline_ms;
         bool upsert;
     };
     struct Entry {
-        const NamespaceEpoch* ns = nullptr;
+        const DirectoryEpoch* ns = nullptr;
         Waiter holder{};
         Version version = 0;  // 0: nobody holds it yet (parked until the rebuild is over)
         bool limbo = false;
@@ -91,7 +91,7 @@ class ClaimTable {
     using Entries = std::unordered_map<std::string, Entry, NsKey::Hash, std::equal_to<>>;
     using Links = std::unordered_map<LinkId, std::unordered_map<uint64_t, const std::string*>>;
 
-    void claim_one(const NamespaceEpoch& ns, const ClaimRequest& request, uint64_t deadline_ms,
+    void claim_one(const DirectoryEpoch& ns, const ClaimRequest& request, uint64_t deadline_ms,
                    std::vector<ClaimAnswer>& out);
     void grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out);
     // The holder is gone without publishing: the first waiter inherits, or the entry goes.
@@ -113,10 +113,10 @@ class ClaimTable {
     };
 
     Directory& directory_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     Entries entries_;
     Links links_;  // every unanswered or granted claim of a live link, to find its entry
-    std::unordered_map<NodeSlot, std::vector<std::string>> limbo_;
+    std::unordered_map<NodeNumber, std::vector<std::string>> limbo_;
     std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_;
     uint64_t waiting_ = 0;
     Stats stats_;  // the totals

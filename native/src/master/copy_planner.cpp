@@ -14,24 +14,24 @@ constexpr uint64_t kBackoffMs = 50;     // doubled with every attempt
 constexpr uint64_t kDoubtMs = 10'000;   // beyond an order's time: a lost link is noticed, and back
 constexpr uint64_t kDoubtsMs = 1'000;   // between two looks at all of them
 
-const CopyNode* node_at(const std::vector<CopyNode>& nodes, NodeSlot slot) {
+const CopyNode* node_at(const std::vector<CopyNode>& nodes, NodeNumber slot) {
     return slot < nodes.size() && nodes[slot].slot == slot ? &nodes[slot] : nullptr;
 }
 
 }  // namespace
 
 void CopyPlanner::set_policy(const CopyPolicy& policy) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     policy_ = policy;
 }
 
 CopyPolicy CopyPlanner::policy() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return policy_;
 }
 
-bool CopyPlanner::want(const NamespaceEpoch& ns, std::string_view key) {
-    std::lock_guard lock(mutex_);
+bool CopyPlanner::want(const DirectoryEpoch& ns, std::string_view key) {
+    const MutexLock lock(mutex_);
     const NsKey name(ns.ref, key);
     auto at = tasks_.find(name.view());
     if (at == tasks_.end()) {
@@ -64,11 +64,11 @@ void CopyPlanner::end_order(Tasks::iterator at, std::vector<InFlight>::iterator 
     at->second.orders.erase(order);
 }
 
-void CopyPlanner::landed(const NamespaceEpoch& ns, std::string_view key, NodeSlot node) {
+void CopyPlanner::landed(const DirectoryEpoch& ns, std::string_view key, NodeNumber node) {
     if (idle()) {
         return;
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const NsKey name(ns.ref, key);
     if (const auto doubts = doubts_.find(name.view()); doubts != doubts_.end()) {
         std::erase_if(doubts->second, [&](const Doubt& one) { return one.target == node; });
@@ -89,7 +89,7 @@ void CopyPlanner::landed(const NamespaceEpoch& ns, std::string_view key, NodeSlo
 }
 
 void CopyPlanner::done(uint64_t copy_id, Code code, uint64_t now_ms) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto name = orders_.find(copy_id);
     if (name == orders_.end()) {
         return;
@@ -109,7 +109,7 @@ void CopyPlanner::done(uint64_t copy_id, Code code, uint64_t now_ms) {
     }
 }
 
-void CopyPlanner::doubt(const std::string& name, NodeSlot target, uint64_t now_ms) {
+void CopyPlanner::doubt(const std::string& name, NodeNumber target, uint64_t now_ms) {
     if (!KV_GUARD("unheard-copies", true)) {
         return;
     }
@@ -150,12 +150,12 @@ void CopyPlanner::retry(Tasks::iterator at, uint64_t now_ms) {
     enqueue(at, now_ms + (kBackoffMs << std::min<uint32_t>(task.attempts, 8)));
 }
 
-std::vector<NodeSlot> CopyPlanner::targets(const NamespaceEpoch& ns, std::string_view key) const {
-    std::vector<NodeSlot> out;
+std::vector<NodeNumber> CopyPlanner::targets(const DirectoryEpoch& ns, std::string_view key) const {
+    std::vector<NodeNumber> out;
     if (idle()) {
         return out;
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const NsKey name(ns.ref, key);
     if (const auto at = tasks_.find(name.view()); at != tasks_.end()) {
         for (const InFlight& order : at->second.orders) {
@@ -170,12 +170,12 @@ std::vector<NodeSlot> CopyPlanner::targets(const NamespaceEpoch& ns, std::string
     return out;
 }
 
-bool CopyPlanner::may_hold(NodeSlot node) const {
+bool CopyPlanner::may_hold(NodeNumber node) const {
     if (idle()) {
         return false;
     }
     const auto is_node = [&](const auto& one) { return one.target == node; };
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return std::any_of(tasks_.begin(), tasks_.end(),
                        [&](const auto& entry) {
                            const std::vector<InFlight>& orders = entry.second.orders;
@@ -221,7 +221,7 @@ void CopyPlanner::refill(uint64_t now_ms) {
 
 std::vector<CopyPlanner::Dispatch> CopyPlanner::plan(uint64_t now_ms,
                                                      const std::vector<CopyNode>& nodes) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     refill(now_ms);
     expire(now_ms, nodes);
     end_doubts(now_ms, nodes);
@@ -264,7 +264,7 @@ void CopyPlanner::plan_task(Tasks::iterator at, uint64_t now_ms, const std::vect
         return drop_if_done(at);  // repaired when one of its holders is back
     }
     while (have < info.replicas_wanted) {
-        const NodeSlot target = choose_target(info, task, nodes);
+        const NodeNumber target = choose_target(info, task, nodes);
         if (target == kNoNode) {
             return retry(at, now_ms);
         }
@@ -294,9 +294,9 @@ void CopyPlanner::order_copy(Tasks::iterator at, const ObjectInfo& info, const C
     ++stats_.ordered;
 }
 
-NodeSlot CopyPlanner::choose_target(const ObjectInfo& info, const Task& task,
-                                    const std::vector<CopyNode>& nodes) {
-    const auto busy = [&](NodeSlot slot) {
+NodeNumber CopyPlanner::choose_target(const ObjectInfo& info, const Task& task,
+                                      const std::vector<CopyNode>& nodes) {
+    const auto busy = [&](NodeNumber slot) {
         return std::any_of(info.replicas.begin(), info.replicas.end(),
                            [&](Replica one) { return one.node() == slot; }) ||
                std::any_of(task.orders.begin(), task.orders.end(),
@@ -308,8 +308,8 @@ NodeSlot CopyPlanner::choose_target(const ObjectInfo& info, const Task& task,
             hosts.push_back(node.host);
         }
     }
-    std::vector<NodeSlot> free;
-    std::vector<NodeSlot> other_host;
+    std::vector<NodeNumber> free;
+    std::vector<NodeNumber> other_host;
     for (const CopyNode& node : nodes) {
         if (node.slot != kNoNode && node.target && !busy(node.slot)) {
             free.push_back(node.slot);
@@ -318,20 +318,20 @@ NodeSlot CopyPlanner::choose_target(const ObjectInfo& info, const Task& task,
             }
         }
     }
-    std::vector<NodeSlot>& from = other_host.empty() ? free : other_host;
+    std::vector<NodeNumber>& from = other_host.empty() ? free : other_host;
     if (from.size() > 1) {
         std::erase(from, task.avoid);
     }
     if (from.empty()) {
         return kNoNode;
     }
-    const NodeSlot a = from[random_() % from.size()];
-    const NodeSlot b = from[random_() % from.size()];
+    const NodeNumber a = from[random_() % from.size()];
+    const NodeNumber b = from[random_() % from.size()];
     return nodes[a].weight >= nodes[b].weight ? a : b;
 }
 
 CopyPlanner::Stats CopyPlanner::stats() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     Stats stats = stats_;
     stats.queued = queue_.size();
     stats.in_flight = orders_.size();

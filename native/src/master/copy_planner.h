@@ -11,13 +11,13 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <mutex>
 #include <random>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "directory/directory.h"
 #include "directory/ns_key.h"
 #include "wire/node_link.h"
@@ -35,7 +35,7 @@ struct CopyPolicy {
 };
 
 struct CopyNode {
-    NodeSlot slot = kNoNode;
+    NodeNumber slot = kNoNode;
     bool source = false;  // connected, alive or draining
     bool target = false;  // connected, alive, weight above 0
     bool counts = false;  // alive: a replica there is a replica
@@ -55,20 +55,20 @@ class CopyPlanner {
     CopyPolicy policy() const;
 
     // Looks at this object soon. False when the queue is full (a later scan finds it again).
-    bool want(const NamespaceEpoch& ns, std::string_view key);
+    bool want(const DirectoryEpoch& ns, std::string_view key);
     bool idle() const { return size() == 0 && doubts_count_.load(std::memory_order_relaxed) == 0; }
     size_t size() const { return tasks_count_.load(std::memory_order_relaxed); }
     // The node has announced the object: its copy has landed.
-    void landed(const NamespaceEpoch& ns, std::string_view key, NodeSlot node);
+    void landed(const DirectoryEpoch& ns, std::string_view key, NodeNumber node);
     void done(uint64_t copy_id, Code code, uint64_t now_ms);
     // Targets of orders that may still land, or have landed without the master's knowing: an order
     // that failed on the way there may have arrived.
-    std::vector<NodeSlot> targets(const NamespaceEpoch& ns, std::string_view key) const;
+    std::vector<NodeNumber> targets(const DirectoryEpoch& ns, std::string_view key) const;
     // Whether the node is such a target of any object.
-    bool may_hold(NodeSlot node) const;
+    bool may_hold(NodeNumber node) const;
 
     struct Dispatch {
-        NodeSlot source = kNoNode;
+        NodeNumber source = kNoNode;
         CopyOrder order;
     };
     // Orders that are due now, within the rates. `nodes` is indexed by slot.
@@ -87,21 +87,21 @@ class CopyPlanner {
   private:
     struct InFlight {
         uint64_t copy_id;
-        NodeSlot source;
-        NodeSlot target;
+        NodeNumber source;
+        NodeNumber target;
         uint64_t deadline_ms;
         bool landing;  // CopyDone said Ok, the announcement is still on its way
     };
     struct Task {
-        const NamespaceEpoch* ns = nullptr;
+        const DirectoryEpoch* ns = nullptr;
         uint32_t attempts = 0;
         bool queued = false;
         std::vector<InFlight> orders;
-        NodeSlot avoid = kNoNode;  // the target that failed last
+        NodeNumber avoid = kNoNode;  // the target that failed last
     };
     // A copy that may lie at the target all the same.
     struct Doubt {
-        NodeSlot target;
+        NodeNumber target;
         uint64_t until_ms;  // then it has been announced, if the target is connected
     };
     using Tasks = std::unordered_map<std::string, Task, NsKey::Hash, std::equal_to<>>;
@@ -111,7 +111,7 @@ class CopyPlanner {
     void enqueue(Tasks::iterator at, uint64_t due_ms);
     void end_order(Tasks::iterator at, std::vector<InFlight>::iterator order);
     void fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms);
-    void doubt(const std::string& name, NodeSlot target, uint64_t now_ms);
+    void doubt(const std::string& name, NodeNumber target, uint64_t now_ms);
     void end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes);
     void retry(Tasks::iterator at, uint64_t now_ms);
     void drop_if_done(Tasks::iterator at);
@@ -121,11 +121,11 @@ class CopyPlanner {
                    std::vector<Dispatch>& out);
     void order_copy(Tasks::iterator at, const ObjectInfo& info, const CopyNode& source,
                     const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out);
-    NodeSlot choose_target(const ObjectInfo& info, const Task& task,
-                           const std::vector<CopyNode>& nodes);
+    NodeNumber choose_target(const ObjectInfo& info, const Task& task,
+                             const std::vector<CopyNode>& nodes);
 
     Directory& directory_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     CopyPolicy policy_;
     std::mt19937_64 random_;
     Tasks tasks_;

@@ -5,6 +5,7 @@
 // so one of them sees the other; recheck() and parking both take the mutex, to the same end.
 #include "master/lookup_waits.h"
 
+#include "base/mutex.h"
 #include "directory/shard_hash.h"
 
 namespace kvstore {
@@ -15,7 +16,7 @@ uint64_t LookupWaits::hash(const Namespace& ns, std::string_view key) const {
 }
 
 bool LookupWaits::present(const Wait& wait, size_t row) const {
-    const NamespaceEpoch& epoch = *wait.request.ns->current.load(std::memory_order_acquire);
+    const DirectoryEpoch& epoch = *wait.request.ns->current.load(std::memory_order_acquire);
     return directory_.lookup_one(epoch, wait.request.keys[row]).code == Code::kOk;
 }
 
@@ -36,7 +37,7 @@ std::optional<size_t> LookupWaits::next_missing(Wait& wait) const {
 Status LookupWaits::park(Request request) {
     const auto wait = std::make_shared<Wait>(Wait{.request = std::move(request)});
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (closed_) {
             wait->ended = true;
         } else {
@@ -74,7 +75,7 @@ void LookupWaits::settle(const WaitPtr& wait) {
         }
     }
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (wait->ended) {
             return;
         }
@@ -85,7 +86,7 @@ void LookupWaits::settle(const WaitPtr& wait) {
 
 bool LookupWaits::wait_for(const WaitPtr& wait, size_t row) {
     const uint64_t key = hash(*wait->request.ns, wait->request.keys[row]);
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!wait->ended) {
         wait->parked = missing_.emplace(key, wait);
     }
@@ -93,7 +94,7 @@ bool LookupWaits::wait_for(const WaitPtr& wait, size_t row) {
 }
 
 bool LookupWaits::take_back(Wait& wait) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!wait.parked) {
         return false;
     }
@@ -126,7 +127,7 @@ void LookupWaits::announced(const Namespace& ns, const KeyList& keys) {
     }
     std::vector<WaitPtr> woken;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         for (const std::string_view key : keys) {
             const auto [first, last] = missing_.equal_range(hash(ns, key));
             for (auto at = first; at != last; at = unpark_held(at)) {
@@ -142,7 +143,7 @@ void LookupWaits::announced(const Namespace& ns, const KeyList& keys) {
 void LookupWaits::recheck() {
     std::vector<WaitPtr> woken;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         for (auto at = missing_.begin(); at != missing_.end(); at = unpark_held(at)) {
             woken.push_back(at->second);
         }
@@ -158,7 +159,7 @@ void LookupWaits::expire(uint64_t now_ms) {
     }
     std::vector<WaitPtr> over;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         while (!waits_.empty() && waits_.begin()->first.first <= now_ms) {
             over.push_back(waits_.begin()->second);
             end_held(*over.back());
@@ -174,7 +175,7 @@ void LookupWaits::drop(uint64_t owner) {
         return;
     }
     std::vector<WaitPtr> dropped;  // freed outside the mutex
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!owners_.contains(owner)) {
         return;
     }
@@ -190,7 +191,7 @@ void LookupWaits::drop(uint64_t owner) {
 
 void LookupWaits::end_all() {
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         closed_ = true;
     }
     expire(UINT64_MAX);

@@ -13,12 +13,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "directory/directory.h"
 #include "wire/fields.h"
 
@@ -78,7 +78,7 @@ class LookupWaits {
     const Directory& directory_;
     const HashSecret secret_;
     std::atomic<uint64_t> count_{0};  // of waits_
-    std::mutex mutex_;
+    Mutex mutex_;
     bool closed_ = false;
     uint64_t next_id_ = 0;
     size_t bytes_ = 0;

@@ -1,10 +1,11 @@
-// Nodes, the journal and what clients ask; links are in master_links.cpp, time in master_time.cpp.
+// Nodes, the journal and what clients ask; links are in node_links.cpp, time in maintenance.cpp.
 #include "master/master_core.h"
 
 #include <algorithm>
 
 #include "base/clock.h"
 #include "base/mutation.h"
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -20,7 +21,7 @@ uint32_t bounded_timeout(uint32_t timeout_ms) {
     return timeout_ms == 0 ? kDefaultTimeoutMs : std::min(timeout_ms, limits::kMaxTimeoutMs);
 }
 
-void add_unique(std::vector<NodeSlot>& slots, NodeSlot slot) {
+void add_unique(std::vector<NodeNumber>& slots, NodeNumber slot) {
     if (slot != kNoNode && std::find(slots.begin(), slots.end(), slot) == slots.end()) {
         slots.push_back(slot);
     }
@@ -47,9 +48,10 @@ MasterCore::~MasterCore() { stop(); }
 void MasterCore::stop() {
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         stopping_ = true;
-        ready = waits_.collect_all(log_.durable_seq(), [this](NodeSlot s) { return look_held(s); });
+        ready =
+            waits_.collect_all(log_.durable_seq(), [this](NodeNumber s) { return look_held(s); });
     }
     journal_ready_.notify_all();
     wake_.notify_all();
@@ -62,12 +64,12 @@ void MasterCore::stop() {
     }
 }
 
-Result<NodeSlot> MasterCore::register_node(const NodeInfo& info, bool known) {
+Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     if (info.node_id.empty() || !is_valid_name(info.node_id)) {
         return Status(Code::kInvalidArgument, "bad node id");
     }
-    std::unique_lock lock(mutex_);
-    Result<NodeSlot> slot = nodes_.add(info.node_id);
+    MutexLock lock(mutex_);
+    Result<NodeNumber> slot = nodes_.add(info.node_id);
     if (!slot.ok()) {
         return slot;
     }
@@ -94,7 +96,7 @@ Result<NodeSlot> MasterCore::register_node(const NodeInfo& info, bool known) {
     return slot;
 }
 
-bool MasterCore::change_state_held(NodeSlot slot, NodeRecord& record, NodeState state) {
+bool MasterCore::change_state_held(NodeNumber slot, NodeRecord& record, NodeState state) {
     const bool was_readable = directory_.readable(slot);
     if (record.info.state != state) {
         record.info.state = state;
@@ -115,8 +117,8 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
     std::vector<AckWaits::Ready> ready;
     bool came = false;
     {
-        std::lock_guard lock(mutex_);
-        const NodeSlot slot = nodes_.slot_of(node_id);
+        const MutexLock lock(mutex_);
+        const NodeNumber slot = nodes_.slot_of(node_id);
         if (slot == kNoNode) {
             return Status(Code::kNotFound, "unknown node " + node_id);
         }
@@ -143,7 +145,7 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
 
 Status MasterCore::set_endpoints(const std::string& node_id, const std::string& tcp,
                                  const std::string& unix_endpoint, const std::string& host) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     NodeRecord* record = nodes_.find(node_id);
     if (record == nullptr) {
         return Status(Code::kNotFound, "unknown node " + node_id);
@@ -160,10 +162,10 @@ Status MasterCore::set_endpoints(const std::string& node_id, const std::string& 
 
 Status MasterCore::remove_node(const std::string& node_id) {
     std::vector<ClaimAnswer> answers;
-    std::shared_ptr<LinkState> link;
-    NodeSlot slot = kNoNode;
+    std::shared_ptr<LinkRecord> link;
+    NodeNumber slot = kNoNode;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         slot = nodes_.slot_of(node_id);
         if (slot == kNoNode) {
             return Status(Code::kNotFound, "unknown node " + node_id);
@@ -179,13 +181,13 @@ Status MasterCore::remove_node(const std::string& node_id) {
     }
     if (link != nullptr) {
         // An announcement that is under way ends first: nothing may be recorded for the slot later.
-        std::lock_guard work(link->work);
+        const MutexLock work(link->work);
         link->closed = true;
     }
     directory_.drop_node(slot);
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         nodes_.release(slot);
         ready = ready_held(boottime_ms());
     }
@@ -197,9 +199,9 @@ Status MasterCore::remove_node(const std::string& node_id) {
 }
 
 std::vector<MasterCore::NodeView> MasterCore::nodes() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<NodeView> out;
-    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && !record->removed) {
             out.push_back({.slot = slot,
@@ -222,7 +224,7 @@ void MasterCore::finish_rebuild() {
 }
 
 Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const std::vector<uint8_t>& record : records) {
         Result<Op> op = OpsLog::decode(record);
         const Status loaded = op.ok() ? log_.load(record) : op.status();
@@ -235,7 +237,7 @@ Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
         }
         const uint32_t epoch =
             op->kind == OpKind::kFlush ? static_cast<uint32_t>(op->arg) : op->epoch;
-        const NamespaceEpoch* current = directory_.namespaces().advance(**ns, epoch);
+        const DirectoryEpoch* current = directory_.namespaces().advance(**ns, epoch);
         (*ns)->durable_epoch.store(current->epoch);
         if (op->kind == OpKind::kRemove && current->epoch == op->epoch) {
             directory_.set_tombstone(*current, op->key, op->version);
@@ -256,8 +258,8 @@ Status MasterCore::set_namespace_epoch(const std::string& tenant, const std::str
 
 std::vector<std::pair<uint64_t, std::vector<uint8_t>>> MasterCore::wait_journal(
     uint32_t timeout_ms) {
-    std::unique_lock lock(mutex_);
-    journal_ready_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+    MutexLock lock(mutex_);
+    journal_ready_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms),
                             [this] { return stopping_ || log_.has_records(); });
     return log_.take_records(kJournalBatch);
 }
@@ -265,7 +267,7 @@ std::vector<std::pair<uint64_t, std::vector<uint8_t>>> MasterCore::wait_journal(
 void MasterCore::journal_done(uint64_t seq) {
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         make_durable_held(seq);
         ready = ready_held(boottime_ms());
     }
@@ -288,12 +290,12 @@ void MasterCore::make_durable_held(uint64_t seq) {
 }
 
 std::pair<uint64_t, Version> MasterCore::journal_trimmed() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return {log_.trimmed_seq(), log_.version_floor()};
 }
 
 void MasterCore::push_ops_held() {
-    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && record->connected()) {
             push_ops_held(*record);
@@ -315,10 +317,10 @@ std::vector<AckWaits::Ready> MasterCore::ready_held(uint64_t now_ms) {
         return {};
     }
     return waits_.collect(log_.durable_seq(), now_ms,
-                          [this](NodeSlot slot) { return look_held(slot); });
+                          [this](NodeNumber slot) { return look_held(slot); });
 }
 
-AckNode MasterCore::look_held(NodeSlot slot) const {
+AckNode MasterCore::look_held(NodeNumber slot) const {
     const NodeRecord* record = nodes_.at(slot);
     if (record == nullptr || record->removed) {
         return {.connected = false, .applied_seq = UINT64_MAX};  // nobody waits for it any more
@@ -326,10 +328,10 @@ AckNode MasterCore::look_held(NodeSlot slot) const {
     return {.connected = record->connected(), .applied_seq = record->applied_seq};
 }
 
-std::vector<NodeSlot> MasterCore::unsynced() const {
-    std::lock_guard lock(mutex_);
-    std::vector<NodeSlot> out;
-    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+std::vector<NodeNumber> MasterCore::unsynced() const {
+    const MutexLock lock(mutex_);
+    std::vector<NodeNumber> out;
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && !record->removed && !record->synced) {
             out.push_back(slot);
@@ -338,10 +340,10 @@ std::vector<NodeSlot> MasterCore::unsynced() const {
     return out;
 }
 
-std::vector<std::string> MasterCore::names(const std::vector<NodeSlot>& slots) const {
-    std::lock_guard lock(mutex_);
+std::vector<std::string> MasterCore::names(const std::vector<NodeNumber>& slots) const {
+    const MutexLock lock(mutex_);
     std::vector<std::string> out;
-    for (const NodeSlot slot : slots) {
+    for (const NodeNumber slot : slots) {
         if (const NodeRecord* record = nodes_.at(slot)) {
             out.push_back(record->info.node_id);
         }
@@ -352,7 +354,7 @@ std::vector<std::string> MasterCore::names(const std::vector<NodeSlot>& slots) c
 void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done) {
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         std::vector<AckRow> waiting;
         for (Pending& pending : rows) {
             if (pending.op.has_value()) {
@@ -364,7 +366,7 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
         const uint64_t now_ms = boottime_ms();
         waits_.add(std::move(waiting), now_ms + bounded_timeout(timeout_ms),
                    [this, done = std::move(done)](std::vector<Code> codes,
-                                                  const std::vector<NodeSlot>& unreached) {
+                                                  const std::vector<NodeNumber>& unreached) {
                        if (done) {
                            done(std::move(codes), names(unreached));
                        }
@@ -373,7 +375,7 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
             make_durable_held(log_.last_seq());
         }
         ready = stopping_ ? waits_.collect_all(log_.durable_seq(),
-                                               [this](NodeSlot slot) { return look_held(slot); })
+                                               [this](NodeNumber slot) { return look_held(slot); })
                           : ready_held(now_ms);
     }
     journal_ready_.notify_one();
@@ -384,7 +386,7 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
 
 void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
     const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
-    for (NodeSlot slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
+    for (NodeNumber slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && !record->removed &&
             KV_GUARD("earlier-endings", record->applied_seq < seq)) {
@@ -397,31 +399,31 @@ void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckR
 void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys,
                         uint32_t timeout_ms, RemoveDone done) {
     removes_.fetch_add(keys.size());
-    const NamespaceEpoch& epoch = *ns.current.load(std::memory_order_acquire);
+    const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     // Who has not announced everything yet may hold any key.
-    const std::vector<NodeSlot> silent = unsynced();
+    const std::vector<NodeNumber> silent = unsynced();
     std::vector<ClaimAnswer> answers;
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
-        std::vector<NodeSlot> targets = planner_.targets(epoch, keys[i]);
+        std::vector<NodeNumber> targets = planner_.targets(epoch, keys[i]);
         const bool force = !silent.empty() || !targets.empty() || directory_.rebuilding() ||
                            claims_.has_claim(epoch, keys[i]);
         RemoveOutcome outcome = directory_.remove(epoch, keys[i], force);
         AckRow& row = rows[i].row;
         {
-            std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             add_behind_held(ns, keys[i], row);
         }
         if (outcome.tombstone == 0) {
             row.code = Code::kNotFound;
             continue;
         }
-        for (const NodeSlot slot : outcome.holders) {
+        for (const NodeNumber slot : outcome.holders) {
             add_unique(row.holders, slot);
         }
         add_unique(row.holders, claims_.removed(epoch, keys[i], outcome.tombstone, answers));
-        for (const std::vector<NodeSlot>* more : {&std::as_const(targets), &silent}) {
-            for (const NodeSlot slot : *more) {
+        for (const std::vector<NodeNumber>* more : {&std::as_const(targets), &silent}) {
+            for (const NodeNumber slot : *more) {
                 add_unique(row.holders, slot);
             }
         }
@@ -439,7 +441,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
 void MasterCore::set_pins(Namespace& ns, const std::vector<std::string_view>& keys,
                           const std::vector<Pin>& levels, uint32_t timeout_ms, RemoveDone done) {
     KV_ASSERT(levels.size() == keys.size());
-    const NamespaceEpoch& epoch = *ns.current.load(std::memory_order_acquire);
+    const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
         AckRow& row = rows[i].row;
@@ -466,9 +468,9 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
     std::vector<ClaimAnswer> answers;
     {
         // Two flushes of one namespace must not log the same epoch.
-        std::lock_guard lock(flush_mutex_);
-        const NamespaceEpoch* ended = ns.current.load(std::memory_order_acquire);
-        const NamespaceEpoch* next = directory_.flush(ns);
+        const MutexLock lock(flush_mutex_);
+        const DirectoryEpoch* ended = ns.current.load(std::memory_order_acquire);
+        const DirectoryEpoch* next = directory_.flush(ns);
         next_epoch = next->epoch;
         claims_.flushed(*ended, answers);
         rows[0].op = Op{.kind = OpKind::kFlush,
@@ -480,8 +482,8 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
                         .key = {}};
     }
     {
-        std::lock_guard lock(mutex_);
-        for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+        const MutexLock lock(mutex_);
+        for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
             const NodeRecord* record = nodes_.at(slot);
             // One that is away and has nothing recorded holds nothing that a flush could end,
             // unless an operation that took it from the directory has still to be applied there, or
@@ -519,8 +521,8 @@ std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> MasterCore::l
     }
     std::vector<std::pair<std::string, uint32_t>> prefixes;
     {
-        std::lock_guard lock(mutex_);
-        for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+        const MutexLock lock(mutex_);
+        for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
             const NodeRecord* record = nodes_.at(slot);
             if (record != nullptr && lengths[slot] != 0) {
                 prefixes.emplace_back(record->info.node_id, lengths[slot]);
@@ -538,13 +540,13 @@ MasterCore::Stats MasterCore::stats() const {
     stats.claims = claims_.stats();
     stats.copies = planner_.stats();
     stats.waiting_lookups = lookup_waits_.size();
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     stats.last_seq = log_.last_seq();
     stats.durable_seq = log_.durable_seq();
     stats.trimmed_seq = log_.trimmed_seq();
     stats.log_ops = log_.size();
     stats.pending_waits = waits_.size();
-    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         stats.nodes += record != nullptr && !record->removed ? 1 : 0;
         stats.connected += record != nullptr && record->connected() ? 1 : 0;

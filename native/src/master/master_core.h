@@ -2,25 +2,23 @@
 // links.
 //
 // Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is
-// durable) and calls the functions under "Policy"; the block port (master_service.h) calls those
+// durable) and calls the functions under "Policy"; the block port (master_block_port.h) calls those
 // under "Links" and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or
 // copy planner, shard, watch ring. The waits of lookups have a mutex of their own, taken with no
 // other.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <shared_mutex>
 #include <string>
 #include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "directory/directory.h"
 #include "master/ack_waits.h"
 #include "master/claim_table.h"
@@ -53,14 +51,14 @@ class MasterCore {
     // Policy: nodes.
     // Before start() with `known`: a node of a previous life. A new session ends the old one's
     // link.
-    Result<NodeSlot> register_node(const NodeInfo& info, bool known);
+    Result<NodeNumber> register_node(const NodeInfo& info, bool known);
     Status set_node(const std::string& node_id, NodeState state, uint32_t weight,
                     uint64_t free_bytes, uint64_t capacity_bytes);
     Status set_endpoints(const std::string& node_id, const std::string& tcp,
                          const std::string& unix_endpoint, const std::string& host);
     Status remove_node(const std::string& node_id);
     struct NodeView {
-        NodeSlot slot = kNoNode;
+        NodeNumber slot = kNoNode;
         NodeInfo info;
         bool connected = false;
         bool synced = false;
@@ -151,16 +149,16 @@ class MasterCore {
 
   private:
     // What a link's own thread needs; found by id under a shared lock.
-    struct LinkState {
+    struct LinkRecord {
         LinkId id = 0;
-        NodeSlot node = kNoNode;
+        NodeNumber node = kNoNode;
         std::atomic<Version> floor{0};
         uint64_t next_seq = 0;  // 0: any (the first frame of the link)
         std::shared_ptr<NodeLink> to;
-        std::mutex work;      // held while it changes the directory; taken before the master's
+        Mutex work;           // held while it changes the directory; taken before the master's
         bool closed = false;  // under `work`: nothing of it is recorded any more
     };
-    using Links = std::unordered_map<LinkId, std::shared_ptr<LinkState>>;
+    using Links = std::unordered_map<LinkId, std::shared_ptr<LinkRecord>>;
     // A row of a remove, flush or pin, and its operation if there is one.
     struct Pending {
         AckRow row;
@@ -168,33 +166,33 @@ class MasterCore {
     };
 
     // "Held" says that the caller holds the master's mutex.
-    std::shared_ptr<LinkState> find_link(LinkId link) const;
-    Status check_seq(LinkState& link, uint64_t seq);
-    Result<const NamespaceEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
+    std::shared_ptr<LinkRecord> find_link(LinkId link) const;
+    Status check_seq(LinkRecord& link, uint64_t seq);
+    Result<const DirectoryEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
                                            uint32_t epoch);
-    void record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
+    void record_announce(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
                          std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
                          std::vector<Pending>& overtaken);
-    void lost_while_claiming(const LinkState& link);
+    void lost_while_claiming(const LinkRecord& link);
     // Whether the node's replicas have become readable by it.
-    bool end_announce(LinkState& link, std::vector<ClaimAnswer>& answers);
+    bool end_announce(LinkRecord& link, std::vector<ClaimAnswer>& answers);
     void deliver(const std::vector<ClaimAnswer>& answers);
-    std::shared_ptr<LinkState> lose_link_held(NodeRecord& record, const std::string& reason);
+    std::shared_ptr<LinkRecord> lose_link_held(NodeRecord& record, const std::string& reason);
     void make_durable_held(uint64_t seq);
     void push_ops_held();
     void push_ops_held(NodeRecord& record);
     void trim_held();
     void drop_tombstones_held(uint64_t now_ms);
     std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
-    AckNode look_held(NodeSlot slot) const;
-    std::vector<NodeSlot> unsynced() const;
+    AckNode look_held(NodeNumber slot) const;
+    std::vector<NodeNumber> unsynced() const;
     // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
     // flush of its namespace: what that one covered may still lie there.
     void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
-    std::vector<std::string> names(const std::vector<NodeSlot>& slots) const;
+    std::vector<std::string> names(const std::vector<NodeNumber>& slots) const;
     void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
     // Whether its replicas have become readable: lookups that wait are then looked at again.
-    bool change_state_held(NodeSlot slot, NodeRecord& record, NodeState state);
+    bool change_state_held(NodeNumber slot, NodeRecord& record, NodeState state);
     void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
@@ -209,19 +207,19 @@ class MasterCore {
     CopyPlanner planner_;
     LookupWaits lookup_waits_;
 
-    mutable std::mutex mutex_;  // nodes_, log_, waits_, retired_
+    mutable Mutex mutex_;  // nodes_, log_, waits_, retired_
     NodeTable nodes_;
     OpsLog log_;
     AckWaits waits_;
     std::deque<std::pair<uint64_t, Op>> retired_;  // removes that everybody applied, and until when
-    std::mutex flush_mutex_;                       // taken before every other
-    std::condition_variable journal_ready_;
-    std::condition_variable wake_;
+    Mutex flush_mutex_;                            // taken before every other
+    CondVar journal_ready_;
+    CondVar wake_;
     bool stopping_ = false;
     std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
     std::atomic<uint64_t> next_link_{1};
 
-    mutable std::shared_mutex links_mutex_;
+    mutable RwLock links_mutex_;
     Links links_;
 
     // The scan for missing copies, the maintenance thread's own but for the requests.

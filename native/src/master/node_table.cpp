@@ -7,21 +7,21 @@ namespace kvstore {
 
 NodeRecord* NodeTable::find(std::string_view node_id) { return at(slot_of(node_id)); }
 
-NodeRecord* NodeTable::at(NodeSlot slot) {
+NodeRecord* NodeTable::at(NodeNumber slot) {
     return slot < slots_.size() ? slots_[slot].get() : nullptr;
 }
 
-const NodeRecord* NodeTable::at(NodeSlot slot) const {
+const NodeRecord* NodeTable::at(NodeNumber slot) const {
     return slot < slots_.size() ? slots_[slot].get() : nullptr;
 }
 
-NodeSlot NodeTable::slot_of(std::string_view node_id) const {
+NodeNumber NodeTable::slot_of(std::string_view node_id) const {
     const auto at = by_id_.find(std::string(node_id));
     return at == by_id_.end() ? kNoNode : at->second;
 }
 
-Result<NodeSlot> NodeTable::add(const std::string& node_id) {
-    const NodeSlot known = slot_of(node_id);
+Result<NodeNumber> NodeTable::add(const std::string& node_id) {
+    const NodeNumber known = slot_of(node_id);
     if (known != kNoNode) {
         return known;
     }
@@ -35,16 +35,16 @@ Result<NodeSlot> NodeTable::add(const std::string& node_id) {
     slots_.resize(std::max(slots_.size(), slot + 1));
     slots_[slot] = std::make_unique<NodeRecord>();
     slots_[slot]->info.node_id = node_id;
-    by_id_[node_id] = static_cast<NodeSlot>(slot);
-    return static_cast<NodeSlot>(slot);
+    by_id_[node_id] = static_cast<NodeNumber>(slot);
+    return static_cast<NodeNumber>(slot);
 }
 
-void NodeTable::remove(NodeSlot slot) {
+void NodeTable::remove(NodeNumber slot) {
     by_id_.erase(slots_[slot]->info.node_id);
     slots_[slot]->removed = true;
 }
 
-void NodeTable::release(NodeSlot slot) { slots_[slot].reset(); }
+void NodeTable::release(NodeNumber slot) { slots_[slot].reset(); }
 
 uint64_t NodeTable::min_applied_seq(uint64_t otherwise) const {
     uint64_t lowest = otherwise;

@@ -53,19 +53,19 @@ struct NodeRecord {
 class NodeTable {
   public:
     NodeRecord* find(std::string_view node_id);
-    NodeRecord* at(NodeSlot slot);  // nullptr for a free slot
-    const NodeRecord* at(NodeSlot slot) const;
-    NodeSlot slot_of(std::string_view node_id) const;  // kNoNode when unknown
+    NodeRecord* at(NodeNumber slot);  // nullptr for a free slot
+    const NodeRecord* at(NodeNumber slot) const;
+    NodeNumber slot_of(std::string_view node_id) const;  // kNoNode when unknown
     // Finds or creates; kTooLarge when the table is full.
-    Result<NodeSlot> add(const std::string& node_id);
-    void remove(NodeSlot slot);   // unknown from here on, the slot still taken
-    void release(NodeSlot slot);  // its replicas are swept
-    NodeSlot end() const { return static_cast<NodeSlot>(slots_.size()); }
+    Result<NodeNumber> add(const std::string& node_id);
+    void remove(NodeNumber slot);   // unknown from here on, the slot still taken
+    void release(NodeNumber slot);  // its replicas are swept
+    NodeNumber end() const { return static_cast<NodeNumber>(slots_.size()); }
     uint64_t min_applied_seq(uint64_t otherwise) const;
 
   private:
     std::vector<std::unique_ptr<NodeRecord>> slots_;
-    std::unordered_map<std::string, NodeSlot> by_id_;
+    std::unordered_map<std::string, NodeNumber> by_id_;
 };
 
 }  // namespace kvstore

@@ -273,7 +273,7 @@ Status Segment::open_memory() {
 
 Segment::~Segment() {
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         stopping_ = true;
     }
     if (thread_.joinable()) {
@@ -283,14 +283,14 @@ Segment::~Segment() {
 
 bool Segment::wait_ready(uint64_t ready_bytes, uint32_t timeout_ms) {
     ready_bytes = std::min(ready_bytes, size());
-    std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+    MutexLock lock(mutex_);
+    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms),
                       [&] { return this->ready_bytes() >= ready_bytes || !status_.ok(); });
     return this->ready_bytes() >= ready_bytes;
 }
 
 Status Segment::prefault_status() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return status_;
 }
 
@@ -319,7 +319,7 @@ void Segment::prefault_loop() {
         const uint64_t end = std::min(begin + options_.slice_bytes, size());
         Status status = prefault_slice(begin, end);
         begin = end;
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (status.ok() && end > ready_bytes()) {
             ready_bytes_.store(end, std::memory_order_release);
         }

@@ -2,13 +2,12 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 
 #include "base/file.h"
+#include "base/mutex.h"
 
 namespace kvstore {
 
@@ -56,8 +55,8 @@ class Segment {
     Fd fd_;
     Mapping mapping_;
     std::atomic<uint64_t> ready_bytes_{0};
-    mutable std::mutex mutex_;
-    std::condition_variable changed_;
+    mutable Mutex mutex_;
+    CondVar changed_;
     bool stopping_ = false;
     Status status_;
     std::thread thread_;

@@ -24,7 +24,8 @@ bool is_ours_or_root(uid_t uid) { return uid == geteuid() || uid == 0; }
 }  // namespace
 
 EventConnection::EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop,
-                                 ServerState& state, Service& service, std::span<uint8_t> scratch)
+                                 ServerState& state, ConnectionHandler& service,
+                                 std::span<uint8_t> scratch)
     : outbox_(std::move(outbox)),
       ref_(outbox_),
       peer_(std::move(peer)),

@@ -12,7 +12,7 @@ class EventConnection final : public Connection {
     // `scratch` is the loop's: where discarded bytes go. Whoever creates it has counted it as a
     // handshake.
     EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop, ServerState& state,
-                    Service& service, std::span<uint8_t> scratch);
+                    ConnectionHandler& service, std::span<uint8_t> scratch);
     ~EventConnection() override;
 
     const Peer& peer() const override { return peer_; }
@@ -65,7 +65,7 @@ class EventConnection final : public Connection {
     Peer peer_;
     const size_t loop_;
     ServerState& state_;
-    Service& service_;
+    ConnectionHandler& service_;
     const std::span<uint8_t> scratch_;
 
     Phase phase_ = Phase::kHello;

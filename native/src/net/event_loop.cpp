@@ -34,7 +34,7 @@ Peer peer_of(int fd) {
 
 }  // namespace
 
-EventLoop::EventLoop(size_t index, std::shared_ptr<ServerState> state, Service& service,
+EventLoop::EventLoop(size_t index, std::shared_ptr<ServerState> state, ConnectionHandler& service,
                      std::function<EventLoop&()> place)
     : index_(index),
       state_(std::move(state)),

@@ -14,7 +14,7 @@ namespace kvstore {
 class EventLoop {
   public:
     // `place` chooses the loop that serves a freshly accepted connection.
-    EventLoop(size_t index, std::shared_ptr<ServerState> state, Service& service,
+    EventLoop(size_t index, std::shared_ptr<ServerState> state, ConnectionHandler& service,
               std::function<EventLoop&()> place);
     ~EventLoop();
 
@@ -46,7 +46,7 @@ class EventLoop {
 
     const size_t index_;
     const std::shared_ptr<ServerState> state_;
-    Service& service_;
+    ConnectionHandler& service_;
     const std::function<EventLoop&()> place_;
     const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
     Fd epoll_;

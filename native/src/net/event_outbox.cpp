@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/mutex.h"
 #include "net/event_loop.h"
 
 namespace kvstore {
@@ -33,7 +34,7 @@ void ServerState::count_refusal(Code code, std::string_view text) {
 Mailbox::Mailbox() : event_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
 
 void Mailbox::post(std::function<void()> fn) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (closed_) {
         return;
     }
@@ -45,7 +46,7 @@ void Mailbox::post(std::function<void()> fn) {
 }
 
 std::vector<std::function<void()>> Mailbox::take() {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     uint64_t count = 0;
     (void)!read(event_.get(), &count, sizeof count);
     return std::exchange(work_, {});
@@ -53,7 +54,7 @@ std::vector<std::function<void()>> Mailbox::take() {
 
 void Mailbox::close() {
     std::vector<std::function<void()>> dropped;
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     closed_ = true;
     dropped.swap(work_);
 }
@@ -122,7 +123,7 @@ bool Outbox::send(MessageType type, uint16_t flags, uint64_t request_id,
     }
     // The keepalive is released by our caller's frame, never under the mutex: what it frees may
     // lock.
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (closed_ || ending_) {
         return false;
     }
@@ -197,7 +198,7 @@ Outbox::Written Outbox::write(FrameCursor* cursor, size_t budget, size_t* sent) 
 
 bool Outbox::flush() {
     std::vector<std::shared_ptr<void>> finished;  // released after the mutex
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     size_t sent = 0;
     Written written = Written::kAll;
     while (opened_ && !queue_.empty() && written == Written::kAll && sent < kBytesPerTurn) {
@@ -246,14 +247,14 @@ bool Outbox::send_handshake(MessageType type, std::span<const uint8_t> body,
 }
 
 void Outbox::set_opened() {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     opened_ = true;
     update_interest();
 }
 
 void Outbox::send_last(MessageType type, std::span<const uint8_t> body) {
     std::shared_ptr<void> nothing;
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     opened_ = true;
     (void)write_or_queue({.body_bytes = static_cast<uint32_t>(body.size()),
                           .type = static_cast<uint16_t>(type),
@@ -262,12 +263,12 @@ void Outbox::send_last(MessageType type, std::span<const uint8_t> body) {
 }
 
 void Outbox::close(Code code, std::string_view reason) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     end_locked(code, reason, false);
 }
 
 void Outbox::end(Code code, std::string_view reason, bool at_once) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     end_locked(code, reason, at_once);
 }
 
@@ -284,12 +285,12 @@ void Outbox::post(std::function<void(Connection&)> fn) {
 }
 
 bool Outbox::open() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return !closed_ && !ending_;
 }
 
 Status Outbox::enroll(int epoll_fd) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     epoll_event event{};
     event.events = interest_ = EPOLLIN;
     event.data.u64 = id_;
@@ -316,12 +317,12 @@ void Outbox::update_interest() {
 }
 
 bool Outbox::drained() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return queue_.empty();
 }
 
 bool Outbox::congested() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     // Reading goes on below a quarter, so that it does not flap.
     const uint64_t share = reading_ ? 2 : 4;
     return queued_lead_bytes_ > state_->options.max_queued_bytes / share ||
@@ -329,19 +330,19 @@ bool Outbox::congested() const {
 }
 
 void Outbox::set_reading(bool reading) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     reading_ = reading;
     update_interest();
 }
 
 bool Outbox::stalled(uint64_t now_ms) const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return opened_ && !queue_.empty() &&
            now_ms > progress_ms_ + state_->write_stall_ms.load(std::memory_order_relaxed);
 }
 
 std::optional<Outbox::Ending> Outbox::ending() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return ending_;
 }
 
@@ -349,7 +350,7 @@ void Outbox::shut_down_sending() { (void)::shutdown(fd_.get(), SHUT_WR); }
 
 void Outbox::close_socket() {
     std::deque<Queued> dropped;  // released after the mutex
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     closed_ = true;
     dropped.swap(queue_);
     fd_.reset();

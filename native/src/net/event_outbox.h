@@ -8,11 +8,11 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "net/event_server.h"
 
 namespace kvstore {
@@ -23,7 +23,7 @@ class EventLoop;
 struct ServerState {
     EventServer::Options options;
     std::atomic<uint32_t> write_stall_ms{0};
-    std::mutex mutex;
+    Mutex mutex;
     std::string cluster_id;  // guarded by mutex
     std::atomic<uint64_t> accepted{0};
     std::atomic<uint64_t> open{0};
@@ -36,7 +36,7 @@ struct ServerState {
     std::array<std::atomic<uint64_t>, 32> refusals{};
 
     std::string cluster() {
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         return cluster_id;
     }
     void count_refusal(Code code, std::string_view text);
@@ -53,7 +53,7 @@ class Mailbox {
 
   private:
     Fd event_;
-    std::mutex mutex_;
+    Mutex mutex_;
     std::vector<std::function<void()>> work_;
     bool closed_ = false;
 };
@@ -137,7 +137,7 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     const std::shared_ptr<Mailbox> mailbox_;
     const std::shared_ptr<ServerState> state_;
 
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     Fd fd_;
     int epoll_fd_ = -1;
     bool opened_ = false;

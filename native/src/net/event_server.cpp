@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutex.h"
 #include "net/event_loop.h"
 
 namespace kvstore {
@@ -20,8 +21,8 @@ struct EventServer::Impl {
     std::shared_ptr<ServerState> state = std::make_shared<ServerState>();
     std::vector<std::unique_ptr<EventLoop>> loops;
     std::atomic<size_t> next_loop{0};
-    std::mutex stop_mutex;
-    std::mutex mutex;  // guards what follows
+    Mutex stop_mutex;
+    Mutex mutex;  // guards what follows
     std::vector<std::string> unix_paths;
     bool started = false;
     bool stopped = false;
@@ -29,7 +30,8 @@ struct EventServer::Impl {
     EventLoop& place() { return *loops[next_loop++ % loops.size()]; }
 };
 
-EventServer::EventServer(Options options, Service& service) : impl_(std::make_unique<Impl>()) {
+EventServer::EventServer(Options options, ConnectionHandler& service)
+    : impl_(std::make_unique<Impl>()) {
     impl_->state->cluster_id = options.cluster_id;
     impl_->state->write_stall_ms = options.write_stall_ms;
     impl_->state->options = std::move(options);
@@ -44,7 +46,7 @@ EventServer::EventServer(Options options, Service& service) : impl_(std::make_un
 EventServer::~EventServer() { stop(); }
 
 Result<Endpoint> EventServer::listen(const Endpoint& endpoint) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->stopped) {
         return {Code::kClosed, "the server has stopped"};
     }
@@ -64,7 +66,7 @@ Result<Endpoint> EventServer::listen(const Endpoint& endpoint) {
 }
 
 Status EventServer::start() {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->started || impl_->stopped) {
         return {Code::kInternal, "an event server starts once"};
     }
@@ -78,10 +80,10 @@ Status EventServer::start() {
 }
 
 void EventServer::stop() {
-    std::lock_guard stopping(impl_->stop_mutex);
+    const MutexLock stopping(impl_->stop_mutex);
     {
         // Not held while joining: a callback on a loop may be asking for it.
-        std::lock_guard lock(impl_->mutex);
+        const MutexLock lock(impl_->mutex);
         impl_->stopped = true;
     }
     for (const std::unique_ptr<EventLoop>& loop : impl_->loops) {
@@ -94,7 +96,7 @@ void EventServer::stop() {
 
 Result<std::shared_ptr<ConnectionRef>> EventServer::adopt(Fd fd, Peer peer,
                                                           std::shared_ptr<void> session) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (!impl_->started || impl_->stopped || !fd.valid()) {
         return {Code::kClosed, "the server does not run, or the socket is closed"};
     }
@@ -103,7 +105,7 @@ Result<std::shared_ptr<ConnectionRef>> EventServer::adopt(Fd fd, Peer peer,
 }
 
 void EventServer::set_cluster_id(std::string cluster_id) {
-    std::lock_guard lock(impl_->state->mutex);
+    const MutexLock lock(impl_->state->mutex);
     impl_->state->cluster_id = std::move(cluster_id);
 }
 

@@ -114,9 +114,9 @@ struct PayloadPlan {
 
 // Called on the loop's threads: never block. Calls for one connection never overlap and come from
 // one thread.
-class Service {
+class ConnectionHandler {
   public:
-    virtual ~Service() = default;
+    virtual ~ConnectionHandler() = default;
     // A refusal's code and sentence go to the peer. `hello` views the frame.
     virtual Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) = 0;
     // The Welcome is on its way: from here on messages may be pushed to the connection.
@@ -167,7 +167,7 @@ class EventServer {
         std::function<void(Code, std::string_view)> log{};  // refusals and errors; any thread
     };
     // `service` outlives the server.
-    EventServer(Options options, Service& service);
+    EventServer(Options options, ConnectionHandler& service);
     ~EventServer();  // stop()
 
     // Before or after start(). Returns the endpoint with its real port.

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "base/mutex.h"
+
 namespace kvstore {
 namespace {
 
@@ -120,12 +122,12 @@ Authenticator::Authenticator(std::vector<Principal> principals) { replace(std::m
 
 void Authenticator::replace(std::vector<Principal> principals) {
     auto fresh = std::make_shared<const std::vector<Principal>>(std::move(principals));
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     principals_ = std::move(fresh);
 }
 
 bool Authenticator::required() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return !principals_->empty();
 }
 
@@ -134,7 +136,7 @@ Status Authenticator::verify(const Hello& hello, std::span<const uint8_t> hello_
                              Digest* proof) const {
     std::shared_ptr<const std::vector<Principal>> principals;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         principals = principals_;
     }
     const auto found = std::ranges::find(*principals, hello.principal, &Principal::name);

@@ -7,11 +7,11 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/mutex.h"
 #include "wire/messages_session.h"
 
 namespace kvstore {
@@ -88,7 +88,7 @@ class Authenticator {
                   std::span<const uint8_t> challenge_body, const Digest& mac, Digest* proof) const;
 
   private:
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::shared_ptr<const std::vector<Principal>> principals_;
 };
 

@@ -15,16 +15,15 @@
 #include <array>
 #include <charconv>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -82,21 +81,22 @@ Result<std::vector<Address>> resolve_until(const std::string& host, uint16_t por
         return numeric;
     }
     struct Shared {
-        std::mutex mutex;
-        std::condition_variable done;
+        Mutex mutex;
+        CondVar done;
         std::optional<Result<std::vector<Address>>> result;
     };
     auto shared = std::make_shared<Shared>();
     std::thread([shared, host, port] {
         Result<std::vector<Address>> result = resolve(host, port, 0);
-        std::lock_guard lock(shared->mutex);
+        const MutexLock lock(shared->mutex);
         shared->result.emplace(std::move(result));
         shared->done.notify_one();
     }).detach();
-    std::unique_lock lock(shared->mutex);
+    MutexLock lock(shared->mutex);
     const auto patience = std::chrono::milliseconds(
         std::min(deadline.left_ms(), static_cast<int>(limits::kMaxTimeoutMs)));
-    if (!shared->done.wait_for(lock, patience, [&] { return shared->result.has_value(); })) {
+    if (!shared->done.wait_for(shared->mutex, patience,
+                               [&] { return shared->result.has_value(); })) {
         return {Code::kDeadlineExceeded, "resolving " + host};
     }
     return *shared->result;

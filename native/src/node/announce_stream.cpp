@@ -67,14 +67,14 @@ void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, LinkName
     std::vector<uint64_t> sizes;
     std::vector<uint8_t> pins;
     std::vector<uint8_t> replicas;
-    std::vector<uint64_t> expiry_ms;
+    std::vector<uint64_t> ttl_ms;
     for (const AnnounceItem& item : items) {
         keys.push_back(item.key);
         versions.push_back(item.version);
         sizes.push_back(item.size_bytes);
         pins.push_back(static_cast<uint8_t>(item.pin));
         replicas.push_back(item.replicas);
-        expiry_ms.push_back(item.expiry_ms);
+        ttl_ms.push_back(item.ttl_ms);
     }
     Announce message;
     message.seq = next_seq_++;
@@ -87,7 +87,7 @@ void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, LinkName
     message.sizes = sizes;
     message.pins = pins;
     message.replicas = replicas;
-    message.expiry_ms = expiry_ms;
+    message.ttl_ms = ttl_ms;
     to.send_message(message, 0);
     sent_.push_back({message.seq, phase, std::move(ns), std::move(items)});
 }

@@ -6,10 +6,10 @@
 
 #include <bit>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/types.h"
 
 namespace kvstore {
@@ -22,11 +22,11 @@ class ChainMap {
         if (parent == Hash128{}) {
             return;
         }
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         place(parent) = {parent.hi, child};
     }
     std::optional<Hash128> next(const Hash128& parent) const {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const Place& found = places_[parent.lo & (places_.size() - 1)];
         if (found.tag != parent.hi || found.child == Hash128{}) {
             return std::nullopt;
@@ -41,7 +41,7 @@ class ChainMap {
     };
     Place& place(const Hash128& parent) { return places_[parent.lo & (places_.size() - 1)]; }
 
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::vector<Place> places_;
 };
 

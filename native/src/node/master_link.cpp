@@ -2,15 +2,14 @@
 #include "node/master_link.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 
 #include "base/mutation.h"
+#include "base/mutex.h"
 #include "net/channel.h"
 #include "net/event_server.h"
 #include "node/announce_stream.h"
-#include "node/node_session.h"
+#include "node/connection_state.h"
 
 namespace kvstore {
 namespace {
@@ -64,8 +63,8 @@ struct MasterLink::Impl {
     EventServer& server;
     Handler& handler;
 
-    mutable std::mutex mutex;
-    std::condition_variable changed;
+    mutable Mutex mutex;
+    CondVar changed;
     bool stopping = false;
     bool connected = false;  // adopted, or about to be
     LinkState state = LinkState::kDown;
@@ -104,9 +103,9 @@ HelloParams MasterLink::Impl::hello() const {
 
 void MasterLink::Impl::connect_loop() {
     uint64_t backoff_ms = kFirstBackoffMs;
-    std::unique_lock lock(mutex);
+    MutexLock lock(mutex);
     while (!stopping) {
-        changed.wait(lock, [&] {
+        changed.wait(mutex, [&] {
             return stopping ||
                    (!connected && options.session_id != 0 && !options.endpoints.empty());
         });
@@ -128,7 +127,7 @@ void MasterLink::Impl::connect_loop() {
         }
         lock.lock();
         if (status.ok()) {
-            changed.wait(lock, [&] { return stopping || !connected || sync == Sync::kDone; });
+            changed.wait(mutex, [&] { return stopping || !connected || sync == Sync::kDone; });
             if (sync == Sync::kDone) {
                 backoff_ms = kFirstBackoffMs;
                 continue;
@@ -138,7 +137,7 @@ void MasterLink::Impl::connect_loop() {
             connected = false;
         }
         const uint64_t session = options.session_id;
-        changed.wait_for(lock, std::chrono::milliseconds(backoff_ms),
+        changed.wait_for(mutex, std::chrono::milliseconds(backoff_ms),
                          [&] { return stopping || options.session_id != session; });
         backoff_ms = std::min<uint64_t>(backoff_ms * 2, options.backoff_max_ms);
     }
@@ -160,7 +159,7 @@ Status MasterLink::Impl::connect_once(const std::string& text, uint64_t number,
         return {Code::kInvalidArgument, text + " hashes with another secret: another cluster?"};
     }
     {
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         wanted_seq = welcome.ops_seq;
     }
     Peer peer;
@@ -170,7 +169,7 @@ Status MasterLink::Impl::connect_once(const std::string& text, uint64_t number,
     peer.features = welcome.features;
     peer.session_id = params.session_id;
     const auto adopted = server.adopt((*channel)->release_fd(), std::move(peer),
-                                      std::make_shared<LinkSession>(number));
+                                      std::make_shared<LinkConnection>(number));
     return adopted.status();
 }
 
@@ -180,7 +179,7 @@ void MasterLink::Impl::set_state(LinkState to) {
 }
 
 bool MasterLink::Impl::is_current(const Connection& connection) const {
-    const auto* session = connection.session_as<LinkSession>();
+    const auto* session = connection.session_as<LinkConnection>();
     return connected && session->link == link && ref != nullptr;
 }
 
@@ -225,7 +224,7 @@ bool MasterLink::claim(uint64_t link, const LinkNamespace& ns, std::span<const C
     message.timeout_ms = timeout_ms;
     std::shared_ptr<ConnectionRef> to;
     {
-        std::lock_guard lock(impl_->mutex);
+        const MutexLock lock(impl_->mutex);
         if (impl_->state != LinkState::kUp || impl_->link != link) {
             return false;
         }
@@ -235,7 +234,7 @@ bool MasterLink::claim(uint64_t link, const LinkNamespace& ns, std::span<const C
 }
 
 void MasterLink::abandon(uint64_t link, std::span<const uint64_t> claim_ids) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->state != LinkState::kUp || impl_->link != link) {
         return;  // the master has forgotten them with the connection
     }
@@ -248,7 +247,7 @@ void MasterLink::abandon(uint64_t link, std::span<const uint64_t> claim_ids) {
 }
 
 bool MasterLink::announce(uint64_t link, const LinkNamespace& ns, std::vector<AnnounceItem> items) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->state != LinkState::kUp || impl_->link != link) {
         return false;
     }
@@ -258,7 +257,7 @@ bool MasterLink::announce(uint64_t link, const LinkNamespace& ns, std::vector<An
 }
 
 void MasterLink::withdraw(const LinkNamespace& ns, std::vector<WithdrawItem> items) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (!impl_->connected || impl_->sync == Impl::Sync::kCatchingUp) {
         return;  // the full announce will not list them
     }
@@ -267,7 +266,7 @@ void MasterLink::withdraw(const LinkNamespace& ns, std::vector<WithdrawItem> ite
 }
 
 void MasterLink::copy_done(uint64_t link, uint64_t copy_id, Code code) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->state != LinkState::kDown && impl_->link == link) {
         impl_->ref->send_message(CopyDone{copy_id, static_cast<int32_t>(code)}, 0);
     }
@@ -286,7 +285,7 @@ void MasterLink::Impl::on_claim_reply(Connection& connection, std::span<const ui
         results.push_back(
             {reply.claim_ids[row], static_cast<Code>(reply.status[row]), reply.versions[row]});
     }
-    handler.on_claims(connection.session_as<LinkSession>()->link, results);
+    handler.on_claims(connection.session_as<LinkConnection>()->link, results);
 }
 
 void MasterLink::Impl::on_announce_reply(Connection& connection, std::span<const uint8_t> body) {
@@ -296,7 +295,7 @@ void MasterLink::Impl::on_announce_reply(Connection& connection, std::span<const
     }
     AnnounceStream::Sent sent;
     {
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         if (!stream.take_acked(reply.seq, reply.status.size(), &sent)) {
             return connection.fail(Code::kProtocolError, "an answer to no announce");
         }
@@ -311,7 +310,7 @@ void MasterLink::Impl::on_announce_reply(Connection& connection, std::span<const
         results.push_back({&sent.items[row], static_cast<Code>(reply.status[row])});
     }
     if (!results.empty()) {
-        handler.on_announced(connection.session_as<LinkSession>()->link, sent.ns, results);
+        handler.on_announced(connection.session_as<LinkConnection>()->link, sent.ns, results);
     }
     announce_everything();
 }
@@ -335,7 +334,7 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
     const bool numbered = message.first_seq != 0 && !message.kinds.empty();
     const uint64_t last_seq = numbered ? message.first_seq + message.kinds.size() - 1 : 0;
     {
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         applied_seq = std::max(applied_seq, last_seq);
         ops_since_ping = true;
     }
@@ -345,7 +344,7 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
 }
 
 void MasterLink::acknowledge(uint64_t seq) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     impl_->acked_seq = std::max(impl_->acked_seq, seq);
     if (impl_->connected && impl_->ref != nullptr) {
         impl_->ref->send_message(OpsAck{impl_->acked_seq}, 0);
@@ -357,7 +356,7 @@ void MasterLink::Impl::on_copy(Connection& connection, std::span<const uint8_t> 
     if (!connection.decode(body, &message)) {
         return;
     }
-    handler.on_copy({connection.session_as<LinkSession>()->link,
+    handler.on_copy({connection.session_as<LinkConnection>()->link,
                      message.copy_id,
                      {std::string(message.tenant), std::string(message.ns), message.epoch},
                      std::string(message.key),
@@ -370,7 +369,7 @@ void MasterLink::Impl::on_copy(Connection& connection, std::span<const uint8_t> 
 // missed ones even where the log no longer has those that we never needed.
 void MasterLink::Impl::on_pong() {
     {
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         pinged_ms = 0;
         if (state != LinkState::kSyncing || sync != Sync::kCatchingUp) {
             return;
@@ -392,14 +391,14 @@ void MasterLink::Impl::announce_everything() {
     std::vector<AnnounceGroup> groups;
     while (true) {
         {
-            std::lock_guard lock(mutex);
+            const MutexLock lock(mutex);
             if (state != LinkState::kSyncing || sync != Sync::kListing || stream.window_full()) {
                 return;
             }
         }
         groups.clear();
         cursor = handler.list_objects(cursor, kListBatch, groups);
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         if (ref == nullptr) {
             return;
         }
@@ -417,7 +416,7 @@ void MasterLink::Impl::announce_everything() {
 void MasterLink::Impl::on_error(std::span<const uint8_t> body) {
     Error error;
     if (decode_message(body, &error).ok()) {
-        std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         last_error = std::string(code_name(static_cast<Code>(error.code))) + ": " +
                      std::string(error.message);
     }
@@ -436,7 +435,7 @@ void MasterLink::start() {
 
 void MasterLink::stop() {
     {
-        std::lock_guard lock(impl_->mutex);
+        const MutexLock lock(impl_->mutex);
         impl_->stopping = true;
         impl_->changed.notify_all();
         if (impl_->ref != nullptr) {
@@ -449,7 +448,7 @@ void MasterLink::stop() {
 }
 
 void MasterLink::set_session(uint64_t session_id, std::vector<std::string> endpoints) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     Options& options = impl_->options;
     if (options.session_id == session_id && options.endpoints == endpoints) {
         return;
@@ -463,49 +462,49 @@ void MasterLink::set_session(uint64_t session_id, std::vector<std::string> endpo
 }
 
 void MasterLink::set_credentials(std::string principal, std::string token) {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     impl_->options.principal = std::move(principal);
     impl_->options.token = std::move(token);
 }
 
 LinkState MasterLink::state() const {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     return impl_->state;
 }
 
 bool MasterLink::wait_state(LinkState state, uint32_t timeout_ms) {
-    std::unique_lock lock(impl_->mutex);
-    return impl_->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+    MutexLock lock(impl_->mutex);
+    return impl_->changed.wait_for(impl_->mutex, std::chrono::milliseconds(timeout_ms),
                                    [&] { return impl_->state == state; });
 }
 
 uint64_t MasterLink::losses() const {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     return impl_->losses;
 }
 
 uint64_t MasterLink::applied_seq() const {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     return impl_->applied_seq;
 }
 
 std::string MasterLink::last_error() const {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     return impl_->last_error;
 }
 
 uint64_t MasterLink::up() const {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     return impl_->state == LinkState::kUp ? impl_->link : 0;
 }
 
 bool MasterLink::is_link(const Connection& connection) {
-    return connection.session_as<NodeSession>()->is_link();
+    return connection.session_as<ConnectionState>()->is_link();
 }
 
 void MasterLink::on_open(Connection& connection) {
-    std::lock_guard lock(impl_->mutex);
-    const auto* session = connection.session_as<LinkSession>();
+    const MutexLock lock(impl_->mutex);
+    const auto* session = connection.session_as<LinkConnection>();
     if (impl_->stopping || !impl_->connected || session->link != impl_->link) {
         return connection.ref()->close(Code::kClosed, "superseded");
     }
@@ -520,7 +519,7 @@ void MasterLink::on_open(Connection& connection) {
 void MasterLink::on_frame(Connection& connection, const FrameHeader& header,
                           std::span<const uint8_t> body) {
     {
-        std::lock_guard lock(impl_->mutex);
+        const MutexLock lock(impl_->mutex);
         if (!impl_->is_current(connection)) {
             return;
         }
@@ -548,9 +547,9 @@ void MasterLink::on_frame(Connection& connection, const FrameHeader& header,
 }
 
 void MasterLink::on_close(Connection& connection, std::string_view reason) {
-    const uint64_t link = connection.session_as<LinkSession>()->link;
+    const uint64_t link = connection.session_as<LinkConnection>()->link;
     {
-        std::lock_guard lock(impl_->mutex);
+        const MutexLock lock(impl_->mutex);
         if (link != impl_->link || !impl_->connected) {
             return;
         }
@@ -568,7 +567,7 @@ void MasterLink::on_close(Connection& connection, std::string_view reason) {
 }
 
 void MasterLink::tick() {
-    std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     if (impl_->ref == nullptr) {
         return;
     }

@@ -38,7 +38,7 @@ struct LinkNamespace {
     uint32_t epoch = 0;
     friend bool operator==(const LinkNamespace&, const LinkNamespace&) = default;
 };
-inline LinkNamespace link_namespace(const StoreNamespace& ns) {
+inline LinkNamespace link_namespace(const NamespaceEpoch& ns) {
     return {ns.tenant, ns.name, ns.epoch};
 }
 
@@ -64,8 +64,8 @@ struct AnnounceItem {
     Version version = 0;
     uint64_t size_bytes = 0;
     Pin pin = Pin::kNone;
-    uint8_t replicas = 0;    // wanted; 0: not known here
-    uint64_t expiry_ms = 0;  // remaining; 0: none
+    uint8_t replicas = 0;  // wanted; 0: not known here
+    uint64_t ttl_ms = 0;   // remaining; 0: none
 };
 struct AnnounceGroup {
     LinkNamespace ns;

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "node/node_service.h"
+#include "node/node_block_port.h"
 
 namespace kvstore {
 namespace {
@@ -69,7 +69,7 @@ struct NodeCore::Impl {
         : store(std::move(blocks)), nvme(std::move(tier)), service(options, *store, nvme.get()) {}
     std::unique_ptr<BlockStore> store;
     std::unique_ptr<NvmeTier> nvme;
-    NodeService service;
+    NodeBlockPort service;
 };
 
 Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options,

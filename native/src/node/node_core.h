@@ -18,8 +18,8 @@
 #include "base/types.h"
 #include "net/event_server.h"
 #include "node/master_link.h"
-#include "node/node_slots.h"
 #include "node/nvme_tier.h"
+#include "node/served_slots.h"
 #include "store/block_store.h"
 #include "store/store_files.h"
 
@@ -61,7 +61,7 @@ struct NodeOptions : NodeTunables {
     std::string nvme_dir;
     uint64_t nvme_bytes = 0;
     bool discard_foreign_nvme = false;
-    SegmentCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
+    NvmeCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
     std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
 
     uint32_t server_threads = 2;

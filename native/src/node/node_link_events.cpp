@@ -3,20 +3,21 @@
 #include <utility>
 
 #include "base/fault_point.h"
-#include "node/node_service.h"
+#include "base/mutex.h"
+#include "node/node_block_port.h"
 
 namespace kvstore {
-void NodeService::on_link_down(uint64_t link) {
+void NodeBlockPort::on_link_down(uint64_t link) {
     flow_->on_link_down(link);
     copier_->drop_link(link);
 }
 
-void NodeService::on_claims(uint64_t link, std::span<const ClaimResult> results) {
+void NodeBlockPort::on_claims(uint64_t link, std::span<const ClaimResult> results) {
     flow_->on_claims(link, results);
 }
 
-void NodeService::on_announced(uint64_t, const LinkNamespace& name,
-                               std::span<const AnnounceResult> results) {
+void NodeBlockPort::on_announced(uint64_t, const LinkNamespace& name,
+                                 std::span<const AnnounceResult> results) {
     flow_->on_announced(results);
     const Result<NamespaceRef> ns = namespaces_.at(name.tenant, name.ns, name.epoch);
     for (const AnnounceResult& result : results) {
@@ -32,13 +33,13 @@ void NodeService::on_announced(uint64_t, const LinkNamespace& name,
 
 // ---- operations ------------------------------------------------------------------------------
 
-void NodeService::on_ops(std::span<const MasterOp> ops) {
+void NodeBlockPort::on_ops(std::span<const MasterOp> ops) {
     for (const MasterOp& op : ops) {
         apply(op);
     }
 }
 
-void NodeService::on_applied(uint64_t seq) {
+void NodeBlockPort::on_applied(uint64_t seq) {
     store_.note_applied(seq);
     fault_point("removal_applied");
     if (tier_ != nullptr) {
@@ -48,7 +49,7 @@ void NodeService::on_applied(uint64_t seq) {
     }
 }
 
-void NodeService::remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version) {
+void NodeBlockPort::remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version) {
     fault_point("remove");
     static_cast<void>(store_.remove_upto(ns, key, version));
     fault_point("removed");
@@ -57,7 +58,7 @@ void NodeService::remove(const NamespaceRef& ns, const BlockStore::Key& key, Ver
     }
 }
 
-void NodeService::apply(const MasterOp& op) {
+void NodeBlockPort::apply(const MasterOp& op) {
     if (op.kind == OpKind::kFlush) {
         const uint32_t next = std::max(static_cast<uint32_t>(op.arg), op.epoch + 1);
         const Result<NamespaceRef> ended = namespaces_.advance(op.tenant, op.ns, next);
@@ -84,12 +85,13 @@ void NodeService::apply(const MasterOp& op) {
     }
 }
 
-void NodeService::on_copy(CopyJob job) { copier_->push(std::move(job)); }
+void NodeBlockPort::on_copy(CopyJob job) { copier_->push(std::move(job)); }
 
 // ---- announcements ---------------------------------------------------------------------------
 
 // DRAM first. What is promoted meanwhile is still on NVMe, and what is demoted was listed already.
-uint32_t NodeService::list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
+uint32_t NodeBlockPort::list_objects(uint32_t cursor, size_t limit,
+                                     std::vector<AnnounceGroup>& out) {
     if (cursor == 0) {
         listed_below_ = {};
     }
@@ -100,10 +102,10 @@ uint32_t NodeService::list_objects(uint32_t cursor, size_t limit, std::vector<An
     return tier_->list(&listed_below_, limit, &out) ? kListBelow : 0;
 }
 
-uint32_t NodeService::list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
+uint32_t NodeBlockPort::list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
     std::vector<BlockStore::ObjectInfo> objects;
     const uint32_t next = store_.list_objects(cursor, limit, objects);
-    std::unordered_map<const StoreNamespace*, size_t> groups;
+    std::unordered_map<const NamespaceEpoch*, size_t> groups;
     for (BlockStore::ObjectInfo& object : objects) {
         const auto [at, added] = groups.emplace(object.ns.get(), out.size());
         if (added) {
@@ -111,12 +113,12 @@ uint32_t NodeService::list_dram(uint32_t cursor, size_t limit, std::vector<Annou
         }
         out[at->second].items.push_back({0, std::move(object.key), object.version, object.length,
                                          object.pin, wishes_.wanted(object.version),
-                                         object.left_ms});
+                                         object.ttl_ms});
     }
     return next;
 }
 
-void NodeService::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
+void NodeBlockPort::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
     for (size_t first = 0; first < items.size();) {
         const NamespaceRef& ns = items[first].ns;
         std::vector<WithdrawItem> withdraws;
@@ -131,7 +133,7 @@ void NodeService::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
             if (item.reason == MissReason::kVersion) {
                 // The announce of the new version replaces it at the master. Told before that, it
                 // would make a moment in which nobody finds the key.
-                std::lock_guard lock(replaced_mutex_);
+                const MutexLock lock(replaced_mutex_);
                 replaced_.push_back(item);
             } else if (item.reason != MissReason::kRemoved && item.reason != MissReason::kFlushed) {
                 // Removes and flushes come from the master: it knows.
@@ -146,10 +148,10 @@ void NodeService::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
 }
 
 // For the case that the new version never came to be announced.
-void NodeService::withdraw_replaced() {
+void NodeBlockPort::withdraw_replaced() {
     std::vector<BlockStore::Withdrawn> replaced;
     {
-        std::lock_guard lock(replaced_mutex_);
+        const MutexLock lock(replaced_mutex_);
         replaced.swap(replaced_);
     }
     for (const BlockStore::Withdrawn& item : replaced) {

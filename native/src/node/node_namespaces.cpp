@@ -8,7 +8,7 @@ Result<std::shared_ptr<NamespaceCell>> NodeNamespaces::open(std::string_view ten
     if (tenant.empty() || !is_valid_name(tenant) || !is_valid_name(name)) {
         return {Code::kInvalidArgument, "not a tenant or namespace name"};
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const Name full{tenant, name};
     const auto found = cells_.find(full);
     if (found != cells_.end()) {
@@ -38,7 +38,7 @@ Result<NamespaceRef> NodeNamespaces::advance(std::string_view tenant, std::strin
     if (!cell.ok()) {
         return cell.status();
     }
-    std::lock_guard lock((*cell)->mutex_);
+    const MutexLock lock((*cell)->mutex_);
     if ((*cell)->current_->epoch >= epoch) {
         return NamespaceRef();
     }

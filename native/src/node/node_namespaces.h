@@ -3,12 +3,12 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "store/block_store.h"
 
 namespace kvstore {
@@ -18,13 +18,13 @@ class NamespaceCell {
   public:
     explicit NamespaceCell(NamespaceRef ns) : current_(std::move(ns)) {}
     NamespaceRef current() const {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         return current_;
     }
 
   private:
     friend class NodeNamespaces;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     NamespaceRef current_;
 };
 
@@ -44,7 +44,7 @@ class NodeNamespaces {
   private:
     using Name = std::pair<std::string, std::string>;
     const HashSecret secret_;
-    std::mutex mutex_;
+    Mutex mutex_;
     std::map<Name, std::shared_ptr<NamespaceCell>> cells_;
 };
 

@@ -1,6 +1,6 @@
 // Get by socket, leases, and holds for clients whose slot is full.
 #include "base/clock.h"
-#include "node/node_service.h"
+#include "node/node_block_port.h"
 
 namespace kvstore {
 namespace {
@@ -56,8 +56,9 @@ void GetRows::fill(size_t row, const uint8_t* data, uint64_t length, Version ver
 
 }  // namespace
 
-std::vector<BlockStore::Key> NodeService::store_keys(const StoreNamespace& ns, const KeyList& keys,
-                                                     const U64Column& versions) const {
+std::vector<BlockStore::Key> NodeBlockPort::store_keys(const NamespaceEpoch& ns,
+                                                       const KeyList& keys,
+                                                       const U64Column& versions) const {
     std::vector<BlockStore::Key> out;
     out.reserve(keys.size());
     for (size_t row = 0; row < keys.size(); ++row) {
@@ -68,7 +69,7 @@ std::vector<BlockStore::Key> NodeService::store_keys(const StoreNamespace& ns, c
 }
 
 // Keeps in place what the reply's payload is sent from.
-struct NodeService::Getting {
+struct NodeBlockPort::Getting {
     std::shared_ptr<ConnectionRef> to;
     uint64_t request_id = 0;
     uint64_t started_us = 0;
@@ -79,13 +80,13 @@ struct NodeService::Getting {
 };
 
 // The bytes go from the segment to the socket; what NVMe alone has is read first.
-void NodeService::get(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body body) {
     const uint64_t started_us = boottime_us();
     Get message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
+    const NamespaceRef ns = connection.session_as<ClientConnection>()->ns->current();
     const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, message.versions);
     auto get = std::make_shared<Getting>();
     get->to = connection.ref();
@@ -103,8 +104,8 @@ void NodeService::get(Connection& connection, const FrameHeader& header, Body bo
 }
 
 // False: there is nothing to be waited for.
-bool NodeService::get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
-                                 std::span<const BlockStore::Key> keys) {
+bool NodeBlockPort::get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
+                                   std::span<const BlockStore::Key> keys) {
     std::vector<BlockStore::Key> wanted;
     std::vector<size_t> rows;
     uint64_t bytes = 0;
@@ -154,7 +155,7 @@ bool NodeService::get_from_below(const std::shared_ptr<Getting>& get, const Name
     return true;
 }
 
-void NodeService::finish_get(const std::shared_ptr<Getting>& get) {
+void NodeBlockPort::finish_get(const std::shared_ptr<Getting>& get) {
     const size_t count = get->found.size();
     GetRows rows(count);
     uint64_t segment_bytes = 0;
@@ -206,12 +207,12 @@ void NodeService::finish_get(const std::shared_ptr<Getting>& get) {
     metrics_.get_us.record(boottime_us() - get->started_us);
 }
 
-void NodeService::prefetch(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::prefetch(Connection& connection, const FrameHeader& header, Body body) {
     Prefetch message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
+    const NamespaceRef ns = connection.session_as<ClientConnection>()->ns->current();
     std::vector<int32_t> status;
     std::vector<BlockStore::Key> below;
     for (const BlockStore::Key& key : store_keys(*ns, message.keys, {})) {
@@ -228,12 +229,12 @@ void NodeService::prefetch(Connection& connection, const FrameHeader& header, Bo
     send_status(connection, header, status);
 }
 
-void NodeService::explain(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::explain(Connection& connection, const FrameHeader& header, Body body) {
     Explain message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const NamespaceRef ns = connection.session_as<ClientSession>()->ns->current();
+    const NamespaceRef ns = connection.session_as<ClientConnection>()->ns->current();
     const size_t count = message.keys.size();
     std::vector<uint8_t> places(count, 0);
     std::vector<uint64_t> versions(count, 0);
@@ -271,12 +272,12 @@ void NodeService::explain(Connection& connection, const FrameHeader& header, Bod
     connection.ref()->send_message(reply, header.request_id);
 }
 
-void NodeService::lease(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::lease(Connection& connection, const FrameHeader& header, Body body) {
     Lease message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const auto& session = *connection.session_as<ClientSession>();
+    const auto& session = *connection.session_as<ClientConnection>();
     LeaseReply reply;
     reply.node_epoch = options_.node_epoch;
     if (message.lease_ms == 0) {
@@ -316,12 +317,12 @@ void NodeService::lease(Connection& connection, const FrameHeader& header, Body 
                    });
 }
 
-void NodeService::lease_renew(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::lease_renew(Connection& connection, const FrameHeader& header, Body body) {
     LeaseRenew message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const Owner owner = connection.session_as<ClientSession>()->by_socket();
+    const Owner owner = connection.session_as<ClientConnection>()->by_socket();
     std::vector<int32_t> status;
     for (const uint64_t id : message.lease_ids) {
         status.push_back(static_cast<int32_t>(store_.lease_renew(owner, id, message.lease_ms)));
@@ -329,12 +330,12 @@ void NodeService::lease_renew(Connection& connection, const FrameHeader& header,
     send_status(connection, header, status);
 }
 
-void NodeService::lease_release(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::lease_release(Connection& connection, const FrameHeader& header, Body body) {
     LeaseRelease message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const Owner owner = connection.session_as<ClientSession>()->by_socket();
+    const Owner owner = connection.session_as<ClientConnection>()->by_socket();
     std::vector<int32_t> status;
     for (const uint64_t id : message.lease_ids) {
         status.push_back(static_cast<int32_t>(store_.lease_release(owner, id)));
@@ -343,12 +344,12 @@ void NodeService::lease_release(Connection& connection, const FrameHeader& heade
 }
 
 // Only who maps the segment has anything to hold.
-void NodeService::hold(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::hold(Connection& connection, const FrameHeader& header, Body body) {
     Hold message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const auto& session = *connection.session_as<ClientSession>();
+    const auto& session = *connection.session_as<ClientConnection>();
     std::vector<int32_t> status;
     for (const Generation generation : message.generations) {
         status.push_back(static_cast<int32_t>(session.slot < 0
@@ -358,12 +359,12 @@ void NodeService::hold(Connection& connection, const FrameHeader& header, Body b
     send_status(connection, header, status);
 }
 
-void NodeService::unhold(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::unhold(Connection& connection, const FrameHeader& header, Body body) {
     Unhold message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const auto& session = *connection.session_as<ClientSession>();
+    const auto& session = *connection.session_as<ClientConnection>();
     std::vector<int32_t> status;
     for (const Generation generation : message.generations) {
         status.push_back(static_cast<int32_t>(store_.unhold(session.process(), generation)));

@@ -1,7 +1,7 @@
 // Reserve, commit and abort of clients that map the segment; puts and copies by socket.
 #include <algorithm>
 
-#include "node/node_service.h"
+#include "node/node_block_port.h"
 
 namespace kvstore {
 namespace {
@@ -49,7 +49,7 @@ bool sizes_match(const U64Column& sizes, uint64_t payload_bytes) {
 }  // namespace
 
 // A put whose bytes are on their way into reserved blocks.
-struct NodeService::Incoming {
+struct NodeBlockPort::Incoming {
     struct Block {
         size_t row = 0;
         Generation generation = 0;
@@ -63,12 +63,12 @@ struct NodeService::Incoming {
     std::shared_ptr<PutReply> reply;
 };
 
-void NodeService::reserve(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::reserve(Connection& connection, const FrameHeader& header, Body body) {
     Reserve message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const auto& session = *connection.session_as<ClientSession>();
+    const auto& session = *connection.session_as<ClientConnection>();
     if (session.slot < 0) {
         connection.ref()->send_error(header.request_id, Code::kPermissionDenied,
                                      "reserve needs a confirmed client slot; use put");
@@ -105,7 +105,7 @@ void NodeService::reserve(Connection& connection, const FrameHeader& header, Bod
     connection.ref()->send_message(reply, header.request_id);
 }
 
-void NodeService::commit(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::commit(Connection& connection, const FrameHeader& header, Body body) {
     Commit message;
     if (!connection.decode(body, &message)) {
         return;
@@ -116,16 +116,16 @@ void NodeService::commit(Connection& connection, const FrameHeader& header, Body
     }
     const auto reply = std::make_shared<PutReply>(connection.ref(), header.request_id, rows.size());
     reply->send_if_empty();
-    flow_->commit(connection.session_as<ClientSession>()->process(), rows, message.timeout_ms,
+    flow_->commit(connection.session_as<ClientConnection>()->process(), rows, message.timeout_ms,
                   reply);
 }
 
-void NodeService::abort(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::abort(Connection& connection, const FrameHeader& header, Body body) {
     Abort message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    const Owner owner = connection.session_as<ClientSession>()->process();
+    const Owner owner = connection.session_as<ClientConnection>()->process();
     std::vector<int32_t> status;
     for (const Generation generation : message.generations) {
         status.push_back(static_cast<int32_t>(flow_->abort(owner, generation)));
@@ -137,8 +137,8 @@ void NodeService::abort(Connection& connection, const FrameHeader& header, Body 
 
 // ---- by socket -------------------------------------------------------------------------------
 
-void NodeService::begin_put(Connection& connection, const FrameHeader& header, Body body,
-                            PayloadPlan* plan) {
+void NodeBlockPort::begin_put(Connection& connection, const FrameHeader& header, Body body,
+                              PayloadPlan* plan) {
     Put message;
     if (!connection.decode(body, &message)) {
         return;
@@ -148,7 +148,7 @@ void NodeService::begin_put(Connection& connection, const FrameHeader& header, B
         !sizes_match(message.sizes, header.payload_bytes - behind)) {
         return connection.fail(Code::kProtocolError, "the sizes do not add up to the payload");
     }
-    const auto& session = *connection.session_as<ClientSession>();
+    const auto& session = *connection.session_as<ClientConnection>();
     auto incoming = std::make_shared<Incoming>();
     incoming->owner = session.by_socket();
     incoming->timeout_ms = message.timeout_ms;
@@ -166,8 +166,8 @@ void NodeService::begin_put(Connection& connection, const FrameHeader& header, B
     plan_payload(header, std::move(incoming), begun, message.sizes, behind, plan);
 }
 
-void NodeService::begin_copy(Connection& connection, const FrameHeader& header, Body body,
-                             PayloadPlan* plan) {
+void NodeBlockPort::begin_copy(Connection& connection, const FrameHeader& header, Body body,
+                               PayloadPlan* plan) {
     CopyPut message;
     if (!connection.decode(body, &message)) {
         return;
@@ -183,7 +183,7 @@ void NodeService::begin_copy(Connection& connection, const FrameHeader& header, 
         return connection.fail(ns.code(), ns.status().message());
     }
     auto incoming = std::make_shared<Incoming>();
-    incoming->owner = connection.session_as<ClientSession>()->by_socket();
+    incoming->owner = connection.session_as<ClientConnection>()->by_socket();
     incoming->timeout_ms = message.timeout_ms;
     incoming->crcs.assign(message.crcs.begin(), message.crcs.end());
     incoming->reply =
@@ -202,9 +202,9 @@ void NodeService::begin_copy(Connection& connection, const FrameHeader& header, 
 }
 
 // Straight into the blocks; the bytes of refused rows are read and dropped.
-void NodeService::plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,
-                               std::span<const PutFlow::Begun> begun, const U64Column& sizes,
-                               uint64_t crcs_behind, PayloadPlan* plan) {
+void NodeBlockPort::plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,
+                                 std::span<const PutFlow::Begun> begun, const U64Column& sizes,
+                                 uint64_t crcs_behind, PayloadPlan* plan) {
     incoming->reply->send_if_empty();
     for (size_t row = 0; row < begun.size(); ++row) {
         uint64_t left = sizes[row];
@@ -238,15 +238,15 @@ void NodeService::plan_payload(const FrameHeader& header, std::shared_ptr<Incomi
     }
 }
 
-void NodeService::on_payload(Connection&, const FrameHeader&, Body,
-                             const std::shared_ptr<void>& context) {
+void NodeBlockPort::on_payload(Connection&, const FrameHeader&, Body,
+                               const std::shared_ptr<void>& context) {
     if (context != nullptr) {
         finish_put(*static_cast<Incoming*>(context.get()));
     }
 }
 
 // The checksum is that of the bytes as they lie in the block, not as they were on the way.
-void NodeService::finish_put(Incoming& incoming) {
+void NodeBlockPort::finish_put(Incoming& incoming) {
     std::vector<PutFlow::Committed> rows;
     for (const Incoming::Block& block : incoming.blocks) {
         const uint32_t crc = incoming.received[block.part];

@@ -35,10 +35,6 @@ MissReason reason_of(NvmeDropped::Reason reason) {
     return MissReason::kAbsent;
 }
 
-NvmeNamespace nvme_namespace(const StoreNamespace& ns) {
-    return {ns.id, ns.tenant_id, ns.epoch, ns.tenant, ns.name};
-}
-
 }  // namespace
 
 NvmeTier::NvmeTier(Options options, BlockStore& store)
@@ -60,11 +56,10 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, BlockStore& st
         return log.status();
     }
     tier->log_ = std::move(*log);
-    for (const NvmeNamespace& names : tier->log_->namespaces()) {
-        auto ns = std::make_shared<const StoreNamespace>(
-            StoreNamespace{names.tenant_name, names.name, names.epoch, names.tenant, names.ns});
-        const std::lock_guard lock(tier->mutex_);
-        tier->namespaces_.emplace(names.ns, ns);
+    for (const NamespaceEpoch& names : tier->log_->namespaces()) {
+        auto ns = std::make_shared<const NamespaceEpoch>(names);
+        const MutexLock lock(tier->mutex_);
+        tier->namespaces_.emplace(names.id, ns);
         tier->begun_with_.push_back(std::move(ns));
     }
     return tier;
@@ -77,10 +72,10 @@ NvmeTier::~NvmeTier() {
 
 void NvmeTier::start(Events events) {
     {
-        const std::lock_guard lock(events_mutex_);
+        const MutexLock lock(events_mutex_);
         events_ = std::move(events);
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (started_) {
         return;
     }
@@ -92,7 +87,7 @@ void NvmeTier::start(Events events) {
 void NvmeTier::stop() {
     std::deque<Promotion> dropped;
     {
-        std::unique_lock lock(mutex_);
+        MutexLock lock(mutex_);
         stopping_ = true;
         dropped.swap(promotions_);
         changed_.notify_all();
@@ -104,23 +99,23 @@ void NvmeTier::stop() {
         }
     }
     {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return reads_under_way_ == 0 && !in_snapshot_; });
+        MutexLock lock(mutex_);
+        changed_.wait(mutex_, [this] { return reads_under_way_ == 0 && !in_snapshot_; });
     }
-    const std::lock_guard lock(events_mutex_);
+    const MutexLock lock(events_mutex_);
     events_ = {};
 }
 
 void NvmeTier::set_tunables(const NvmeTierTunables& tunables) {
     log_->set_policy(tunables.readmission);
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     tunables_ = tunables;
 }
 
 // ---- demotion --------------------------------------------------------------------------------
 
 uint64_t NvmeTier::keep_unwritten_bytes() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const double kept = 1 - std::clamp(tunables_.demote_ahead, 0.0, 1.0);
     return static_cast<uint64_t>(kept * static_cast<double>(store_.segment_bytes()));
 }
@@ -134,8 +129,8 @@ void NvmeTier::demote_loop() {
             store_.take_unwritten(keep_unwritten_bytes(), kDemoteObjects, kDemoteBytes, &batch);
         }
         if (batch.empty()) {
-            std::unique_lock lock(mutex_);
-            if (changed_.wait_for(lock, kDemotePause, [this] { return stopping_; })) {
+            MutexLock lock(mutex_);
+            if (changed_.wait_for(mutex_, kDemotePause, [this] { return stopping_; })) {
                 return;
             }
             continue;
@@ -158,7 +153,7 @@ void NvmeTier::demote_loop() {
 }
 
 bool NvmeTier::is_stopping() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return stopping_;
 }
 
@@ -208,7 +203,7 @@ Status NvmeTier::append(const BlockStore::Unwritten& object) {
                        object.length};
     record.sealed_crc = object.sealed_crc;
     record.put_wall_ms = object.put_wall_ms;
-    record.expiry_ms = object.left_ms == 0 ? 0 : wall_ms() + object.left_ms;
+    record.expires_at_ms = object.ttl_ms == 0 ? 0 : wall_ms() + object.ttl_ms;
     record.pin = object.pin;
     record.parent = object.parent;
     record.key = object.key;
@@ -221,14 +216,14 @@ Status NvmeTier::append(const BlockStore::Unwritten& object) {
 
 Status NvmeTier::declare(const NamespaceRef& ns) {
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         namespaces_.emplace(ns->id, ns);
     }
-    return log_->register_namespace(nvme_namespace(*ns));
+    return log_->register_namespace(*ns);
 }
 
 NamespaceRef NvmeTier::namespace_of(NamespaceId id) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto found = namespaces_.find(id);
     return found == namespaces_.end() ? nullptr : found->second;
 }
@@ -243,7 +238,7 @@ void NvmeTier::drop_damaged(const BlockStore::Unwritten& object) {
 }
 
 void NvmeTier::withdraw(const NamespaceRef& ns, WithdrawItem item) {
-    const std::lock_guard lock(events_mutex_);
+    const MutexLock lock(events_mutex_);
     if (events_.withdraw) {
         events_.withdraw(ns, {std::move(item)});
     }
@@ -278,16 +273,16 @@ void NvmeTier::set_pin(const NamespaceRef& ns, const Hash128& hash, Pin pin) {
 }
 
 void NvmeTier::note_applied(uint64_t seq) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     applied_seq_ = std::max(applied_seq_, seq);
     changed_.notify_all();
 }
 
 // After an error the number on disk stays lower, and the next life applies again what is not there.
 void NvmeTier::durable_loop() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (true) {
-        changed_.wait(lock, [this] { return stopping_ || applied_seq_ > durable_seq_; });
+        changed_.wait(mutex_, [this] { return stopping_ || applied_seq_ > durable_seq_; });
         if (stopping_) {
             return;
         }
@@ -297,7 +292,7 @@ void NvmeTier::durable_loop() {
         static_cast<void>(log_->sync_removals());
         fault_point("removal_durable");
         {
-            const std::lock_guard events(events_mutex_);
+            const MutexLock events(events_mutex_);
             if (events_.applied) {
                 events_.applied(seq);
             }
@@ -326,7 +321,7 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
         return false;
     }
     for (NvmeListed& object : objects) {
-        const NamespaceRef ns = namespace_of(object.ns.ns);
+        const NamespaceRef ns = namespace_of(object.ns.id);
         if (ns == nullptr) {
             continue;
         }
@@ -352,7 +347,7 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
 NvmeTier::Snapshot NvmeTier::snapshot(Deadline deadline) {
     Snapshot result;
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (in_snapshot_ || stopping_) {
             result.status = {Code::kOverloaded, stopping_ ? "the node is stopping"
                                                           : "a snapshot is being written already"};
@@ -367,7 +362,7 @@ NvmeTier::Snapshot NvmeTier::snapshot(Deadline deadline) {
     if (result.left == 0 && result.status.ok()) {
         counts_->snapshot_at_ms.store(wall_ms());
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     in_snapshot_ = false;
     changed_.notify_all();
     return result;

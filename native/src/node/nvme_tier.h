@@ -15,12 +15,10 @@
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -30,6 +28,7 @@
 
 #include "base/clock.h"
 #include "base/histogram.h"
+#include "base/mutex.h"
 #include "node/chain_map.h"
 #include "node/master_link.h"
 #include "node/read_buffers.h"
@@ -191,11 +190,11 @@ class NvmeTier {
 
     BlockStore& store_;
     ReadBuffers buffers_;
-    std::mutex events_mutex_;  // held while one is told, so that none comes after stop()
+    Mutex events_mutex_;  // held while one is told, so that none comes after stop()
     Events events_;
 
-    mutable std::mutex mutex_;
-    std::condition_variable changed_;
+    mutable Mutex mutex_;
+    CondVar changed_;
     bool started_ = false;
     bool stopping_ = false;
     NvmeTierTunables tunables_;

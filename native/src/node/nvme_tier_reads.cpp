@@ -3,6 +3,7 @@
 
 #include "base/checksum.h"
 #include "base/fault_point.h"
+#include "base/mutex.h"
 #include "node/nvme_tier_reading.h"
 
 namespace kvstore {
@@ -82,7 +83,7 @@ void NvmeTier::prefetch(const NamespaceRef& ns, std::span<const BlockStore::Key>
 void NvmeTier::read_ahead(const NamespaceRef& ns, const Hash128& hash) {
     uint32_t depth = 0;
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         depth = tunables_.prefetch_depth;
     }
     std::vector<BlockStore::Key> taken;
@@ -115,7 +116,7 @@ void NvmeTier::start_ahead(const NamespaceRef& ns, std::span<const BlockStore::K
 
 // They are in DRAM now, or will not be.
 void NvmeTier::end_ahead(std::span<const Hash128> hashes) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const Hash128& hash : hashes) {
         const auto found = ahead_.find(hash);
         ahead_bytes_ -= found->second;
@@ -132,7 +133,7 @@ bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
     if (!found) {
         return false;
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const uint64_t rate = tunables_.prefetch_bytes_per_s;
     const uint64_t now_us = boottime_us();
     const uint64_t passed_us = std::min<uint64_t>(now_us - ahead_filled_us_, kRateWindowUs);
@@ -181,7 +182,7 @@ void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
     const std::shared_ptr<uint8_t> memory =
         asked == 0 ? nullptr : buffers_.take(static_cast<size_t>(total));
     if (memory != nullptr) {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         reading->under_way = !stopping_;
         reads_under_way_ += reading->under_way ? 1 : 0;
     }
@@ -236,7 +237,7 @@ void NvmeTier::finish(Reading& reading) {
     if (!reading.under_way) {
         return;
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     --reads_under_way_;
     changed_.notify_all();
 }
@@ -246,7 +247,7 @@ void NvmeTier::finish(Reading& reading) {
 // A single read must not push out what is read more often; where nothing is pushed out, it may.
 bool NvmeTier::is_admitted(const NvmeFound& found) {
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (uint32_t{found.touches} + 1 >= tunables_.promote_reads) {
             return true;
         }
@@ -269,7 +270,7 @@ void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& re
                         reading.waiting, reading.purpose == Reading::Purpose::kAhead};
     promotion.what.key = {};  // of a call that is about to be over
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const uint64_t bytes = object.length;
         // Somebody waits for it, and has bounded how much.
         const bool wanted = promotion.waiting != nullptr;
@@ -284,9 +285,9 @@ void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& re
 }
 
 void NvmeTier::promote_loop() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (true) {
-        changed_.wait(lock, [this] { return stopping_ || !promotions_.empty(); });
+        changed_.wait(mutex_, [this] { return stopping_ || !promotions_.empty(); });
         if (stopping_) {
             return;
         }
@@ -305,14 +306,14 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     const NvmeReadResult& what = promotion.what;
     const Identity& identity = what.identity;
     const uint64_t now = wall_ms();
-    if (what.expiry_ms != 0 && what.expiry_ms <= now) {
+    if (what.expires_at_ms != 0 && what.expires_at_ms <= now) {
         return;
     }
     BlockStore::ReserveItem item;
     item.key = promotion.key;
     item.hash = identity.hash;
     item.size_bytes = identity.length;
-    item.ttl_ms = what.expiry_ms == 0 ? 0 : what.expiry_ms - now;
+    item.ttl_ms = what.expires_at_ms == 0 ? 0 : what.expires_at_ms - now;
     item.pin = what.pin;
     item.parent_hash = what.parent;
     item.put_wall_ms = what.put_wall_ms;

@@ -5,6 +5,7 @@
 #include <future>
 
 #include "base/checksum.h"
+#include "base/mutex.h"
 #include "wire/messages.h"
 
 namespace kvstore {
@@ -29,7 +30,7 @@ void PeerCopier::start() {
 
 void PeerCopier::stop() {
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         stopping_ = true;
         queue_.clear();
         if (busy_ != nullptr) {
@@ -44,7 +45,7 @@ void PeerCopier::stop() {
 
 void PeerCopier::push(CopyJob job) {
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (!stopping_ && queue_.size() < kMaxQueued) {
             queue_.push_back(std::move(job));
             changed_.notify_one();
@@ -55,7 +56,7 @@ void PeerCopier::push(CopyJob job) {
 }
 
 void PeerCopier::drop_link(uint64_t link) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::erase_if(queue_, [link](const CopyJob& job) { return job.link == link; });
 }
 
@@ -74,8 +75,8 @@ void PeerCopier::loop() {
 
 // The oldest order and others for the same node and namespace; empty when stopping.
 std::vector<CopyJob> PeerCopier::next_batch() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    MutexLock lock(mutex_);
+    changed_.wait(mutex_, [&] { return stopping_ || !queue_.empty(); });
     std::vector<CopyJob> jobs;
     if (stopping_) {
         return jobs;
@@ -137,7 +138,7 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
         out.found.push_back(std::move(found));
         out.jobs.push_back(std::move(job));
     }
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     queue_.insert(queue_.begin(), std::make_move_iterator(jobs.begin()),
                   std::make_move_iterator(jobs.end()));
     return out;
@@ -157,7 +158,7 @@ BlockStore::Found PeerCopier::find(const NamespaceRef& ns, const BlockStore::Key
 }
 
 void PeerCopier::set_credentials(std::string principal, std::string token) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     hello_.principal = std::move(principal);
     hello_.token = std::move(token);
 }
@@ -177,7 +178,7 @@ Result<Channel*> PeerCopier::channel_to(const CopyJob& job) {
         return endpoint.status();
     }
     const HelloParams hello = [this] {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         return hello_;
     }();
     auto connected = Channel::connect(*endpoint, hello, Deadline::after_ms(options_.connect_ms));
@@ -198,11 +199,11 @@ void PeerCopier::send(Outgoing outgoing) {
     Status status = channel.status();
     if (status.ok()) {
         {
-            std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             busy_ = stopping_ ? nullptr : *channel;
         }
         status = busy_ == nullptr ? Status(Code::kClosed) : exchange(**channel, outgoing, &codes);
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         busy_ = nullptr;
     }
     if (!status.ok() || channels_.size() > kMaxChannels) {
@@ -237,7 +238,7 @@ Status PeerCopier::exchange(Channel& channel, const Outgoing& outgoing, std::vec
         sizes.push_back(found.length);
         pins.push_back(static_cast<uint8_t>(found.pin));
         replicas.push_back(wishes_.wanted(found.version));
-        ttl_ms.push_back(static_cast<uint32_t>(std::min<uint64_t>(found.left_ms, UINT32_MAX)));
+        ttl_ms.push_back(static_cast<uint32_t>(std::min<uint64_t>(found.ttl_ms, UINT32_MAX)));
         versions.push_back(found.version);
         if (found.length != 0) {
             payload.push_back({const_cast<uint8_t*>(found.data), found.length});

@@ -1,16 +1,15 @@
 // Carries out the master's copy orders: pushes objects that this node holds to other nodes.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "base/mutex.h"
 #include "net/channel.h"
 #include "node/master_link.h"
 #include "node/node_metrics.h"
@@ -74,8 +73,8 @@ class PeerCopier {
     NodeMetrics& metrics_;
     const Done done_;
 
-    std::mutex mutex_;
-    std::condition_variable changed_;
+    Mutex mutex_;
+    CondVar changed_;
     HelloParams hello_;
     bool stopping_ = false;
     std::deque<CopyJob> queue_;

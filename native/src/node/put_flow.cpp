@@ -61,7 +61,7 @@ uint32_t PutFlow::wait_ms(uint32_t timeout_ms) const {
 // An object that is readable here but not acknowledged yet does not count as existing: the claim
 // waits at the master for its outcome.
 bool PutFlow::is_being_published(const Hash128& hash) const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return publishing_.contains(hash);
 }
 
@@ -89,7 +89,7 @@ void PutFlow::add_entry(const Owner& owner, const NamespaceRef& ns, const Row& r
     entry.ttl_ms = row.ttl_ms;
     entry.deadline_ms = boottime_ms() + reservation_ms_.load() + kReservationGraceMs;
     entry.started_us = boottime_us();
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     timeouts_.emplace(entry.deadline_ms, begun.generation);
     entries_.emplace(begun.generation, std::move(entry));
 }
@@ -197,7 +197,7 @@ void PutFlow::commit(const Owner& owner, std::span<const Committed> rows, uint32
     std::vector<std::pair<Committed, Code>> over;
     Ended refused;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const uint64_t deadline_ms = boottime_ms() + wait_ms(timeout_ms);
         for (const Committed& row : rows) {
             const auto at = entries_.find(row.generation);
@@ -242,7 +242,7 @@ void PutFlow::on_claims(uint64_t link, std::span<const ClaimResult> results) {
     std::vector<uint64_t> unused;
     Ended refused;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const uint64_t now = boottime_us();
         for (const ClaimResult& result : results) {
             const auto at = entries_.find(result.claim_id);
@@ -312,7 +312,7 @@ void PutFlow::announce(std::span<const Ready> ready,
     Ended lost;
     std::vector<std::tuple<NamespaceRef, Hash128, Version>> newer;  // than what NVMe may have
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const uint64_t now = boottime_us();
         for (size_t i = 0; i < ready.size(); ++i) {
             const auto at = entries_.find(ready[i].generation);
@@ -352,7 +352,7 @@ void PutFlow::announce(std::span<const Ready> ready,
         if (link_.announce(group.link, link_namespace(*group.ns), std::move(group.items))) {
             continue;
         }
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         for (const Generation generation : generations) {
             if (const auto at = entries_.find(generation); at != entries_.end()) {
                 lost.push_back(take(at));
@@ -366,7 +366,7 @@ void PutFlow::on_announced(std::span<const AnnounceResult> results) {
     fault_point("announced");
     std::vector<std::pair<Ended, Code>> ended;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         for (const AnnounceResult& result : results) {
             const auto at = entries_.find(result.item->ticket);
             if (at != entries_.end() && at->second.step == Step::kAnnouncing) {
@@ -449,7 +449,7 @@ void PutFlow::abandon(const Ended& ended) {
 Code PutFlow::abort(const Owner& owner, Generation generation) {
     Ended ended;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const auto at = entries_.find(generation);
         if (at != entries_.end()) {
             if (!may_end(owner, at->second.owner) || at->second.step != Step::kOpen) {
@@ -472,7 +472,7 @@ void PutFlow::on_link_down(uint64_t link) {
     Ended committed;
     Ended published;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         for (auto at = entries_.begin(); at != entries_.end();) {
             const auto here = at++;
             Entry& entry = here->second;
@@ -501,7 +501,7 @@ void PutFlow::on_session_closed(uint64_t session) {
     Ended writing;
     Ended committed;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         for (auto at = entries_.begin(); at != entries_.end();) {
             const auto here = at++;
             const Entry& entry = here->second;
@@ -519,7 +519,7 @@ void PutFlow::tick() {
     Ended committed;
     Ended published;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const uint64_t now = boottime_ms();
         while (!timeouts_.empty() && timeouts_.top().first <= now) {
             const Generation generation = timeouts_.top().second;
@@ -545,7 +545,7 @@ void PutFlow::tick() {
 }
 
 size_t PutFlow::under_way() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return entries_.size();
 }
 

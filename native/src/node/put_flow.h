@@ -12,7 +12,6 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <queue>
 #include <span>
 #include <string>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "net/event_server.h"
 #include "node/master_link.h"
 #include "node/node_metrics.h"
@@ -161,7 +161,7 @@ class PutFlow {
     NodeMetrics& metrics_;
     ReplicaWishes& wishes_;
 
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     Entries entries_;
     std::unordered_map<Hash128, uint32_t, Hash128Hasher> publishing_;
     using Timeout = std::pair<uint64_t, Generation>;

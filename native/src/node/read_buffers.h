@@ -6,9 +6,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace kvstore {
 
@@ -39,7 +40,7 @@ class ReadBuffers {
         }
         uint8_t* take(size_t size) {
             {
-                const std::lock_guard lock(mutex);
+                const MutexLock lock(mutex);
                 std::vector<uint8_t*>& buffers = free[size];
                 if (!buffers.empty()) {
                     uint8_t* buffer = buffers.back();
@@ -52,7 +53,7 @@ class ReadBuffers {
         }
         void give_back(uint8_t* buffer, size_t size) {
             {
-                const std::lock_guard lock(mutex);
+                const MutexLock lock(mutex);
                 if (kept_bytes + size <= keep_bytes) {
                     free[size].push_back(buffer);
                     kept_bytes += size;
@@ -62,7 +63,7 @@ class ReadBuffers {
             std::free(buffer);
         }
         const size_t keep_bytes;
-        std::mutex mutex;
+        Mutex mutex;
         std::unordered_map<size_t, std::vector<uint8_t*>> free;
         size_t kept_bytes = 0;
     };

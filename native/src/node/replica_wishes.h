@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <unordered_map>
 
+#include "base/mutex.h"
 #include "base/types.h"
 
 namespace kvstore {
@@ -14,22 +14,22 @@ class ReplicaWishes {
   public:
     void note(Version version, uint8_t replicas) {
         if (replicas > 1) {
-            std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             wanted_[version] = replicas;
         }
     }
     uint8_t wanted(Version version) const {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const auto found = wanted_.find(version);
         return found == wanted_.end() ? uint8_t{1} : found->second;
     }
     void forget(Version version) {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         wanted_.erase(version);
     }
 
   private:
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::unordered_map<Version, uint8_t> wanted_;
 };
 

@@ -10,10 +10,10 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
-#include <mutex>
 #include <set>
 
 #include "base/checksum.h"
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -29,7 +29,7 @@ constexpr uint64_t kManySegments = 512;
 constexpr uint64_t kFewSegments = 32;
 
 // Record locks belong to the process: a second owner inside it has to be told apart here.
-std::mutex held_mutex;
+Mutex held_mutex;
 std::set<std::pair<uint64_t, uint64_t>>& held_folders() {
     static std::set<std::pair<uint64_t, uint64_t>> folders;
     return folders;
@@ -71,14 +71,14 @@ NvmeFolder::~NvmeFolder() {
     if (!registered_) {
         return;
     }
-    const std::lock_guard lock(held_mutex);
+    const MutexLock lock(held_mutex);
     owner_.reset();
     held_folders().erase(inode_);
 }
 
 Status NvmeFolder::lock() {
     const std::string name = path_ + "/owner";
-    const std::lock_guard guard(held_mutex);
+    const MutexLock guard(held_mutex);
     struct stat by_path{};
     // Opening and closing the file again would drop a lock that this process holds.
     if (io_.stat(name, &by_path) == 0 &&
@@ -167,7 +167,7 @@ Result<std::vector<uint64_t>> NvmeFolder::numbers(const std::string& prefix) con
     return found;
 }
 
-Status NvmeFolder::open_file(uint64_t number, bool create, SegmentFile* file) {
+Status NvmeFolder::open_file(uint64_t number, bool create, LogFile* file) {
     file->path = file_path(kSegmentPrefix, number);
     const int flags = O_RDWR | (create ? O_CREAT | O_EXCL : 0);
     int fd = direct_ ? io_.open(file->path, flags | O_DIRECT) : -EINVAL;
@@ -184,7 +184,7 @@ Status NvmeFolder::open_file(uint64_t number, bool create, SegmentFile* file) {
     return {};
 }
 
-Status NvmeFolder::read_header(const Expected& expected, SegmentFile* file, bool* foreign) {
+Status NvmeFolder::read_header(const Expected& expected, LogFile* file, bool* foreign) {
     AlignedBuffer block(kSegmentHeaderBytes);
     if (block.size() == 0) {
         return {Code::kNoSpace, "no memory to open " + file->path};
@@ -195,7 +195,7 @@ Status NvmeFolder::read_header(const Expected& expected, SegmentFile* file, bool
         return got.status();
     }
     std::fill(block.data() + *got, block.data() + block.size(), uint8_t{0});
-    Result<SegmentHeader> header =
+    Result<LogFileHeader> header =
         decode_segment_header({block.data(), kSegmentHeaderBytes}, file->path);
     if (header.code() == Code::kNotFound) {
         return {};
@@ -236,7 +236,7 @@ Status NvmeFolder::discard_file(uint64_t number) {
 // Reads every header and so learns the size of a segment; a foreign file ends it or goes.
 Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint64_t>& present) {
     for (const uint64_t number : present) {
-        SegmentFile file;
+        LogFile file;
         bool foreign = false;
         Status status = open_file(number, false, &file);
         if (status.ok()) {
@@ -282,7 +282,7 @@ Status NvmeFolder::open_segments(const Expected& expected, Status* shortage) {
         if (!exists && !shortage->ok()) {
             break;
         }
-        SegmentFile file;
+        LogFile file;
         bool foreign = false;
         Status status = open_file(number, !exists, &file);
         if (status.ok()) {

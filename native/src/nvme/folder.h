@@ -21,7 +21,7 @@ namespace kvstore {
 
 class NvmeFolder {
   public:
-    struct SegmentFile {
+    struct LogFile {
         std::string path;
         Fd fd;
         uint64_t seq = 0;  // of a whole header that is ours; 0: free
@@ -52,7 +52,7 @@ class NvmeFolder {
     uint64_t session() const { return session_; }  // greater than any earlier life's
     uint64_t segment_bytes() const { return segment_bytes_; }
     bool direct() const { return direct_; }
-    std::vector<SegmentFile>& files() { return files_; }
+    std::vector<LogFile>& files() { return files_; }
     // Other files of the tier by their beginning, with numbers, ascending.
     Result<std::vector<uint64_t>> numbers(const std::string& prefix) const;
     std::string file_path(const std::string& prefix, uint64_t number) const;
@@ -69,8 +69,8 @@ class NvmeFolder {
     NvmeFolder(FileIo& io, std::string path) : io_(io), path_(std::move(path)) {}
     Status lock();
     Status next_session();
-    Status open_file(uint64_t number, bool create, SegmentFile* file);
-    Status read_header(const Expected& expected, SegmentFile* file, bool* foreign);
+    Status open_file(uint64_t number, bool create, LogFile* file);
+    Status read_header(const Expected& expected, LogFile* file, bool* foreign);
     Status choose_size(const Expected& expected, const std::vector<uint64_t>& present);
     Status discard_file(uint64_t number);
 
@@ -82,7 +82,7 @@ class NvmeFolder {
     uint64_t session_ = 0;
     uint64_t segment_bytes_ = 0;
     bool direct_ = true;
-    std::vector<SegmentFile> files_;
+    std::vector<LogFile> files_;
 };
 
 }  // namespace kvstore

@@ -41,7 +41,7 @@ bool within_limits(const RecordHead& head, uint64_t length, size_t key_bytes) {
 
 }  // namespace
 
-void encode_segment_header(const SegmentHeader& header, std::span<uint8_t> block) {
+void encode_segment_header(const LogFileHeader& header, std::span<uint8_t> block) {
     KV_ASSERT(block.size() == kSegmentHeaderBytes &&
               header.node_id.size() <= limits::kMaxNameBytes);
     std::fill(block.begin(), block.end(), uint8_t{0});
@@ -56,7 +56,7 @@ void encode_segment_header(const SegmentHeader& header, std::span<uint8_t> block
     store_word(out + 12, crc_around(out, block.size(), 12));
 }
 
-Result<SegmentHeader> decode_segment_header(std::span<const uint8_t> block,
+Result<LogFileHeader> decode_segment_header(std::span<const uint8_t> block,
                                             const std::string& name) {
     if (std::all_of(block.begin(), block.end(), [](uint8_t byte) { return byte == 0; })) {
         return {Code::kNotFound, name + ": never used"};
@@ -74,7 +74,7 @@ Result<SegmentHeader> decode_segment_header(std::span<const uint8_t> block,
                     ": start the version that wrote it, give another nvme_dir, or let it be "
                     "discarded"};
     }
-    SegmentHeader header;
+    LogFileHeader header;
     header.seq = load_word<uint64_t>(in + 16);
     header.segment_bytes = load_word<uint64_t>(in + 24);
     header.cluster_check = load_word<uint64_t>(in + 32);
@@ -99,7 +99,7 @@ void encode_record_head(const RecordHead& head, uint8_t* out) {
     store_word(out + 24, head.seq);
     store_word(out + 32, head.session);
     store_word(out + 40, head.identity.version);
-    store_word(out + 48, head.expiry_ms);
+    store_word(out + 48, head.expires_at_ms);
     store_word(out + 56, head.put_wall_ms);
     if (!pad) {
         store_word(out + 64, head.identity.tenant);
@@ -132,7 +132,7 @@ bool decode_record_head(std::span<const uint8_t> bytes, RecordHead* head, uint64
     head->seq = load_word<uint64_t>(in + 24);
     head->session = load_word<uint64_t>(in + 32);
     head->identity.version = load_word<uint64_t>(in + 40);
-    head->expiry_ms = load_word<uint64_t>(in + 48);
+    head->expires_at_ms = load_word<uint64_t>(in + 48);
     head->put_wall_ms = load_word<uint64_t>(in + 56);
     if (!within_limits(*head, head->identity.length, key_bytes)) {
         return false;

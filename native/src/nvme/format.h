@@ -33,7 +33,7 @@ inline constexpr uint64_t kSegmentHeaderBytes = 4096;
 inline constexpr size_t kRecordFixedBytes = 112;
 inline constexpr size_t kPadHeadBytes = 64;
 
-struct SegmentHeader {
+struct LogFileHeader {
     uint64_t seq = 0;
     uint64_t segment_bytes = 0;
     uint64_t cluster_check = 0;
@@ -54,7 +54,7 @@ struct RecordHead {
     uint32_t sealed_crc = 0;
     uint64_t seq = 0;
     uint64_t session = 0;
-    uint64_t expiry_ms = 0;  // 0: never
+    uint64_t expires_at_ms = 0;  // 0: never
     uint64_t put_wall_ms = 0;
     Identity identity;
     Hash128 parent;
@@ -72,10 +72,10 @@ constexpr uint64_t record_bytes(size_t key_bytes, uint64_t data_bytes) {
 inline constexpr size_t kMaxRecordHeadBytes = record_head_bytes(1024);
 
 // Fills one block.
-void encode_segment_header(const SegmentHeader& header, std::span<uint8_t> block);
+void encode_segment_header(const LogFileHeader& header, std::span<uint8_t> block);
 // NotFound: a block of zeros, never used. ChecksumMismatch: damaged. VersionMismatch: whole, but of
 // a format that this program does not know.
-Result<SegmentHeader> decode_segment_header(std::span<const uint8_t> block,
+Result<LogFileHeader> decode_segment_header(std::span<const uint8_t> block,
                                             const std::string& name);
 
 // Fills the head (record_head_bytes; kPadHeadBytes for a pad), padding included.

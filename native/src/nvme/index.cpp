@@ -59,7 +59,7 @@ NvmeIndex::Slot NvmeIndex::pack(uint64_t tag, const NvmeEntry& entry) {
                       static_cast<uint64_t>(entry.pin) << kPinAt |
                       uint64_t{std::min(entry.touches, kMaxTouches)} << kTouchesAt,
             .length = entry.length,
-            .expiry_s = entry.expiry_s};
+            .expires_at_s = entry.expires_at_s};
 }
 
 NvmeEntry NvmeIndex::unpack(const Slot& slot) {
@@ -67,7 +67,7 @@ NvmeEntry NvmeIndex::unpack(const Slot& slot) {
     return {.version = slot.version,
             .unit = bits(0, kUnitBits),
             .length = slot.length,
-            .expiry_s = slot.expiry_s,
+            .expires_at_s = slot.expires_at_s,
             .ns_slot = static_cast<uint16_t>(bits(kUnitBits, kNamespaceBits)),
             .head_units = static_cast<uint8_t>(bits(kUnitBits + kNamespaceBits, kHeadBits)),
             .pin = static_cast<Pin>(bits(kPinAt, 2)),

@@ -18,11 +18,11 @@ namespace kvstore {
 
 struct NvmeEntry {
     Version version = 0;
-    uint64_t unit = 0;       // place of the record: tier offset / kRecordAlign, below 2^40
-    uint32_t length = 0;     // of the data
-    uint32_t expiry_s = 0;   // wall clock, rounded up; 0: never
-    uint16_t ns_slot = 0;    // below 2^14
-    uint8_t head_units = 0;  // of the record's head, in kRecordAlign; below 2^5
+    uint64_t unit = 0;          // place of the record: tier offset / kRecordAlign, below 2^40
+    uint32_t length = 0;        // of the data
+    uint32_t expires_at_s = 0;  // wall clock, rounded up; 0: never
+    uint16_t ns_slot = 0;       // below 2^14
+    uint8_t head_units = 0;     // of the record's head, in kRecordAlign; below 2^5
     Pin pin = Pin::kNone;
     uint8_t touches = 0;  // 0 to kMaxTouches
 };
@@ -57,7 +57,7 @@ class NvmeIndex {
         uint64_t version;  // 0: empty
         uint64_t packed;   // unit 40 | ns slot 14 | head units 5 | pin 2 | touches 2, from below
         uint32_t length;
-        uint32_t expiry_s;
+        uint32_t expires_at_s;
     };
     static_assert(sizeof(Slot) == 32);
     struct Shard {

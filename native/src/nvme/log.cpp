@@ -14,8 +14,8 @@ namespace {
 
 constexpr size_t kRememberedRemovals = 1 << 16;
 
-uint32_t to_expiry_s(uint64_t expiry_ms) {
-    return static_cast<uint32_t>(std::min<uint64_t>((expiry_ms + 999) / 1000, UINT32_MAX));
+uint32_t to_expires_at_s(uint64_t expires_at_ms) {
+    return static_cast<uint32_t>(std::min<uint64_t>((expires_at_ms + 999) / 1000, UINT32_MAX));
 }
 
 NvmeOptions completed(NvmeOptions options) {
@@ -70,7 +70,7 @@ Status NvmeLog::start() {
     }
     engine_ = std::move(*engine);
     {
-        std::unique_lock lock(mutex_);
+        MutexLock lock(mutex_);
         if (state_ == NvmeState::kActive) {
             prepare_segments(lock);
         }
@@ -84,7 +84,7 @@ Status NvmeLog::start() {
 
 NvmeLog::~NvmeLog() {
     {
-        std::unique_lock lock(mutex_);
+        MutexLock lock(mutex_);
         stopping_ = true;
         maintain_wake_.notify_all();
     }
@@ -95,10 +95,11 @@ NvmeLog::~NvmeLog() {
         sync().ok();  // an error was counted, and there is nobody left to be told
         sync_removals().ok();
         {
-            std::unique_lock lock(mutex_);
+            MutexLock lock(mutex_);
             buffers_->end_segment();
             write_wake_.notify_all();
-            changed_.wait(lock, [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
+            changed_.wait(mutex_,
+                          [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
         }
         for (std::thread& writer : writers_) {
             writer.join();
@@ -108,17 +109,17 @@ NvmeLog::~NvmeLog() {
 }
 
 NvmeState NvmeLog::state() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return state_;
 }
 
 Status NvmeLog::error() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return error_;
 }
 
 NvmeCounters NvmeLog::counters() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     NvmeCounters counters = counters_;
     counters.index_bytes = index_->memory_bytes();
     counters.bytes_capacity = segments_.size() * segment_bytes_;
@@ -150,12 +151,12 @@ uint64_t NvmeLog::max_object_bytes() const {
     return std::min<uint64_t>(room - overhead, UINT32_MAX);
 }
 
-Status NvmeLog::register_namespace(const NvmeNamespace& ns) {
-    if (ns.tenant_name.size() > limits::kMaxNameBytes || ns.name.size() > limits::kMaxNameBytes ||
+Status NvmeLog::register_namespace(const NamespaceEpoch& ns) {
+    if (ns.tenant.size() > limits::kMaxNameBytes || ns.name.size() > limits::kMaxNameBytes ||
         ns.epoch > kMaxEpoch) {
         return {Code::kInvalidArgument, "names of at most 255 bytes and an epoch of 24 bits"};
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (namespaces_.add(ns)) {
         return {};
     }
@@ -185,7 +186,7 @@ bool NvmeLog::removed_lately(const Hash128& hash, Version version) const {
 Status NvmeLog::check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const {
     const Identity& identity = object.identity;
     const std::optional<uint16_t> slot = namespaces_.find(identity.ns);
-    if (!slot || namespaces_.slot(*slot).names.tenant != identity.tenant) {
+    if (!slot || namespaces_.slot(*slot).names.tenant_id != identity.tenant) {
         return {Code::kInvalidArgument, "the namespace was not registered on NVMe"};
     }
     if (namespaces_.slot(*slot).flushed || removed_lately(identity.hash, identity.version)) {
@@ -259,17 +260,17 @@ bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
     }
     prepared_.pop_front();
     segment.state = Segment::State::kHead;
-    segment.manifest = std::make_shared<SegmentManifest>(segment.seq);
+    segment.manifest = std::make_shared<Manifest>(segment.seq);
     return true;
 }
 
 // Writes the namespace's names into the head when this segment does not have them yet.
-bool NvmeLog::declare_namespace(const NvmeNamespace& ns) {
-    SegmentManifest& manifest = *segments_[buffers_->segment()].manifest;
-    if (manifest.has_namespace(ns.ns)) {
+bool NvmeLog::declare_namespace(const NamespaceEpoch& ns) {
+    Manifest& manifest = *segments_[buffers_->segment()].manifest;
+    if (manifest.has_namespace(ns.id)) {
         return true;
     }
-    const std::string names = ns.tenant_name + ns.name;
+    const std::string names = ns.tenant + ns.name;
     std::unique_ptr<Reservation> room =
         buffers_->reserve(record_head_bytes(names.size()), boottime_ms());
     if (room == nullptr) {
@@ -279,11 +280,11 @@ bool NvmeLog::declare_namespace(const NvmeNamespace& ns) {
     head.kind = RecordKind::kNamespace;
     head.seq = buffers_->seq();
     head.session = folder_->session();
-    head.identity = {.tenant = ns.tenant,
-                     .ns = ns.ns,
+    head.identity = {.tenant = ns.tenant_id,
+                     .ns = ns.id,
                      .hash = {},
                      .version = ns.epoch,
-                     .length = ns.tenant_name.size()};
+                     .length = ns.tenant.size()};
     head.key = names;
     std::array<uint8_t, kMaxRecordHeadBytes> bytes;
     encode_record_head(head, bytes.data());
@@ -311,7 +312,7 @@ Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) 
 Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t> data,
                               std::optional<uint64_t> moved_from) {
     const uint64_t size = record_bytes(object.key.size(), data.size());
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     if (state_ != NvmeState::kActive) {
         return error_;
     }
@@ -319,7 +320,7 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
         return status;
     }
     const uint16_t slot = *namespaces_.find(object.identity.ns);
-    const NvmeNamespace& names = namespaces_.slot(slot).names;
+    const NamespaceEpoch& names = namespaces_.slot(slot).names;
     std::unique_ptr<Reservation> room;
     if (ensure_head(size + kMaxRecordHeadBytes, moved_from.has_value()) &&
         declare_namespace(names)) {
@@ -336,7 +337,7 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
     head.sealed_crc = object.sealed_crc;
     head.seq = buffers_->seq();
     head.session = folder_->session();
-    head.expiry_ms = object.expiry_ms;
+    head.expires_at_ms = object.expires_at_ms;
     head.put_wall_ms = object.put_wall_ms;
     head.identity = object.identity;
     head.parent = object.parent;
@@ -407,7 +408,7 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
         .version = object.identity.version,
         .unit = unit_of(segment, offset),
         .length = static_cast<uint32_t>(object.identity.length),
-        .expiry_s = to_expiry_s(object.expiry_ms),
+        .expires_at_s = to_expires_at_s(object.expires_at_ms),
         .ns_slot = ns_slot,
         .head_units = static_cast<uint8_t>(record_head_bytes(object.key.size()) / kRecordAlign),
         .pin = object.pin};
@@ -428,7 +429,7 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
                         .version = entry.version,
                         .length = entry.length,
                         .sealed_crc = object.sealed_crc,
-                        .expiry_ms = object.expiry_ms,
+                        .expires_at_ms = object.expires_at_ms,
                         .put_wall_ms = object.put_wall_ms,
                         .parent = object.parent,
                         .pin = object.pin,
@@ -440,8 +441,8 @@ bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
     if (data_bytes > max_object_bytes()) {
         return false;
     }
-    std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] {
+    MutexLock lock(mutex_);
+    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&] {
         return state_ != NvmeState::kActive ||
                (buffers_->has_room(size) && ensure_head(size, false));
     });
@@ -450,12 +451,12 @@ bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
 
 bool NvmeLog::visible(const NvmeEntry& entry, NamespaceId ns) const {
     const NvmeNamespaces::Slot& slot = namespaces_.slot(entry.ns_slot);
-    return state_ != NvmeState::kOff && slot.names.ns == ns && !slot.flushed &&
-           (entry.expiry_s == 0 || uint64_t{entry.expiry_s} * 1000 > now_ms());
+    return state_ != NvmeState::kOff && slot.names.id == ns && !slot.flushed &&
+           (entry.expires_at_s == 0 || uint64_t{entry.expires_at_s} * 1000 > now_ms());
 }
 
 std::optional<NvmeFound> NvmeLog::find(NamespaceId ns, const Hash128& hash, bool touch) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const std::optional<NvmeEntry> entry = index_->find(hash);
     if (!entry || !visible(*entry, ns)) {
         return std::nullopt;
@@ -472,11 +473,11 @@ std::optional<NvmeFound> NvmeLog::find(NamespaceId ns, const Hash128& hash, bool
 }
 
 bool NvmeLog::remove(NamespaceId ns, const Hash128& hash, Version version) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     remember_removal(hash, version);
     const std::optional<NvmeEntry> entry = index_->find(hash);
     const bool present =
-        entry && entry->version <= version && namespaces_.slot(entry->ns_slot).names.ns == ns;
+        entry && entry->version <= version && namespaces_.slot(entry->ns_slot).names.id == ns;
     const bool counts = present && visible(*entry, ns);
     if (present) {
         erase(hash, *entry);
@@ -488,7 +489,7 @@ bool NvmeLog::remove(NamespaceId ns, const Hash128& hash, Version version) {
 }
 
 void NvmeLog::flush_namespace(NamespaceId ns) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (const std::optional<uint16_t> number = namespaces_.find(ns)) {
         NvmeNamespaces::Slot& slot = namespaces_.slot(*number);
         if (slot.flushed) {
@@ -504,9 +505,9 @@ void NvmeLog::flush_namespace(NamespaceId ns) {
 
 void NvmeLog::note_applied(uint64_t applied_seq) { journal_->note_applied(applied_seq); }
 
-std::vector<NvmeNamespace> NvmeLog::namespaces() const {
-    const std::lock_guard lock(mutex_);
-    std::vector<NvmeNamespace> with_objects;
+std::vector<NamespaceEpoch> NvmeLog::namespaces() const {
+    const MutexLock lock(mutex_);
+    std::vector<NamespaceEpoch> with_objects;
     for (uint16_t number = 0; number < namespaces_.size(); ++number) {
         const NvmeNamespaces::Slot& slot = namespaces_.slot(number);
         if (slot.objects != 0 && !slot.flushed) {
@@ -519,7 +520,7 @@ std::vector<NvmeNamespace> NvmeLog::namespaces() const {
 Status NvmeLog::sync_removals() {
     Status status = journal_->sync();
     if (!status.ok()) {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         ++counters_.io_errors;
         fail(NvmeState::kReadOnly, status);
     }
@@ -527,7 +528,7 @@ Status NvmeLog::sync_removals() {
 }
 
 Status NvmeLog::set_pin(NamespaceId ns, const Hash128& hash, Pin pin) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::optional<NvmeEntry> entry = index_->find(hash);
     if (!entry || !visible(*entry, ns)) {
         return {Code::kNotFound, "not on NVMe"};
@@ -545,7 +546,7 @@ Status NvmeLog::set_pin(NamespaceId ns, const Hash128& hash, Pin pin) {
 }
 
 void NvmeLog::set_policy(const NvmePolicy& policy) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     policy_.min_touches = std::min(policy.min_touches, NvmeIndex::kMaxTouches);
     policy_.readmit_share = std::clamp(policy.readmit_share, 0.0, 1.0);
 }

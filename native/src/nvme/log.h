@@ -16,12 +16,10 @@
 #pragma once
 
 #include <array>
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -30,6 +28,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/types.h"
 #include "nvme/file_io.h"
@@ -108,9 +107,9 @@ struct NvmeOptions {
     NvmeReadEngine::Options reads;
     size_t max_queued_reads = 4096;
     NvmePolicy policy;
-    uint32_t flush_after_ms = 200;      // an appended object waits so long for its buffer to fill
-    FileIo* io = nullptr;               // not owned; null: the system
-    SegmentCatalog* catalog = nullptr;  // not owned; null: none, every open scans
+    uint32_t flush_after_ms = 200;   // an appended object waits so long for its buffer to fill
+    FileIo* io = nullptr;            // not owned; null: the system
+    NvmeCatalog* catalog = nullptr;  // not owned; null: none, every open scans
     std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread
     // Once for each object that is dropped, after it went: reads may miss it before this is said.
     // All is said when the log is closed. Only of a segment that cannot be read any more, without a
@@ -122,7 +121,7 @@ struct NvmeOptions {
 struct NvmeObject {
     Identity identity;
     uint32_t sealed_crc = 0;
-    uint64_t expiry_ms = 0;  // wall clock; 0: never
+    uint64_t expires_at_ms = 0;  // wall clock; 0: never
     uint64_t put_wall_ms = 0;
     Pin pin = Pin::kNone;
     Hash128 parent;
@@ -154,7 +153,7 @@ struct NvmeReadResult {
     Status status;
     Identity identity;
     uint32_t sealed_crc = 0;
-    uint64_t expiry_ms = 0;
+    uint64_t expires_at_ms = 0;
     uint64_t put_wall_ms = 0;
     Pin pin = Pin::kNone;
     Hash128 parent;
@@ -163,7 +162,7 @@ struct NvmeReadResult {
 using NvmeReadDone = std::function<void(uint64_t tag, const NvmeReadResult& result)>;
 
 struct NvmeListed {
-    NvmeNamespace ns;
+    NamespaceEpoch ns;
     std::string key;
     Identity identity;
     uint32_t sealed_crc = 0;
@@ -178,7 +177,7 @@ struct NvmeCursor {
     bool done = false;
     uint64_t seq = 0;
     uint64_t at = 0;
-    std::shared_ptr<const SegmentManifest> manifest;  // of segment `seq`, when it was loaded
+    std::shared_ptr<const Manifest> manifest;  // of segment `seq`, when it was loaded
 };
 
 class NvmeLog {
@@ -192,7 +191,7 @@ class NvmeLog {
     NvmeLog& operator=(const NvmeLog&) = delete;
 
     // Once before the first append into a namespace. NoSpace: too many have objects.
-    Status register_namespace(const NvmeNamespace& ns);
+    Status register_namespace(const NamespaceEpoch& ns);
 
     // Ok: readable. AlreadyExists: this version or a higher one is there. Overloaded: nothing can
     // be taken now, see await_space(). Removed: a remove or flush came first. ChecksumMismatch:
@@ -229,7 +228,7 @@ class NvmeLog {
     // to the last is listed at least once.
     Status list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* out);
 
-    std::vector<NvmeNamespace> namespaces() const;  // that have objects and were not flushed
+    std::vector<NamespaceEpoch> namespaces() const;  // that have objects and were not flushed
     NvmeState state() const;
     Status error() const;  // Ok while active
     NvmeCounters counters() const;
@@ -244,9 +243,9 @@ class NvmeLog {
         uint64_t seq = 0;
         uint32_t readers = 0;
         uint64_t live_objects = 0;
-        uint64_t writes = 0;                        // of this life
-        uint64_t synced_writes = 0;                 // of them, the first so many are durable
-        std::shared_ptr<SegmentManifest> manifest;  // of a head, and until it is sealed
+        uint64_t writes = 0;                 // of this life
+        uint64_t synced_writes = 0;          // of them, the first so many are durable
+        std::shared_ptr<Manifest> manifest;  // of a head, and until it is sealed
     };
     // An object that a reclaim may move.
     struct Moving {
@@ -266,7 +265,7 @@ class NvmeLog {
     uint64_t reserve() const;
     bool leaves_reserve(uint64_t size) const;
     bool ensure_head(uint64_t record_size, bool reserve_too);
-    bool declare_namespace(const NvmeNamespace& ns);
+    bool declare_namespace(const NamespaceEpoch& ns);
     void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment, uint64_t offset);
     void account(const NvmeEntry& entry, bool added);
     void erase(const Hash128& hash, const NvmeEntry& entry);
@@ -304,50 +303,49 @@ class NvmeLog {
     void write_loop();
     void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped);
     void maintain_loop();
-    void maintain(std::unique_lock<std::mutex>& lock);
-    void seal_ready(std::unique_lock<std::mutex>& lock);
-    void prepare_segments(std::unique_lock<std::mutex>& lock);
+    void maintain(MutexLock& lock);
+    void seal_ready(MutexLock& lock);
+    void prepare_segments(MutexLock& lock);
     Status write_header(uint32_t segment, uint64_t seq);
-    Status sync_locked(std::unique_lock<std::mutex>& lock);
+    Status sync_locked(MutexLock& lock);
     void report(const std::vector<NvmeDropped>& dropped);
 
     // nvme_log_reclaim.cpp
-    bool reclaim(std::unique_lock<std::mutex>& lock);
-    bool reclaim_oldest(std::unique_lock<std::mutex>& lock);
-    std::shared_ptr<const SegmentManifest> manifest_of(uint32_t segment, uint64_t seq);
-    std::vector<Moving> choose(uint32_t segment, const SegmentManifest& manifest,
-                               std::vector<NvmeDropped>* dropped,
-                               std::unique_lock<std::mutex>& lock);
+    bool reclaim(MutexLock& lock);
+    bool reclaim_oldest(MutexLock& lock);
+    std::shared_ptr<const Manifest> manifest_of(uint32_t segment, uint64_t seq);
+    std::vector<Moving> choose(uint32_t segment, const Manifest& manifest,
+                               std::vector<NvmeDropped>* dropped, MutexLock& lock);
     Status move(uint32_t segment, const Moving& moving, FileWindow& window,
-                std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock);
-    void sweep(uint32_t segment, std::unique_lock<std::mutex>& lock);
-    bool free_segment(uint32_t segment, std::unique_lock<std::mutex>& lock);
-    static NvmeObject object_of(const NvmeNamespace& ns, const ManifestRow& row);
-    bool list_rows(uint32_t segment, const SegmentManifest& manifest, NvmeCursor* cursor,
-                   size_t* wanted, std::vector<NvmeListed>* out);
+                std::vector<uint8_t>& data, MutexLock& lock);
+    void sweep(uint32_t segment, MutexLock& lock);
+    bool free_segment(uint32_t segment, MutexLock& lock);
+    static NvmeObject object_of(const NamespaceEpoch& ns, const ManifestRow& row);
+    bool list_rows(uint32_t segment, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
+                   std::vector<NvmeListed>* out);
 
     // nvme_recovery.cpp
     Status recover();
     std::vector<uint32_t> used_segments() const;
     void recover_segments(const Removals& removals);
     bool recover_segment(uint32_t segment, bool cataloged, const Removals& removals,
-                         SegmentScan* scan);
-    void recover_rows(uint32_t segment, const SegmentManifest& manifest, const Removals& removals);
-    void save_scanned(uint32_t segment, const SegmentScan& scan);
-    bool continue_head(uint32_t segment, const SegmentScan& scan);
+                         LogFileScan* scan);
+    void recover_rows(uint32_t segment, const Manifest& manifest, const Removals& removals);
+    void save_scanned(uint32_t segment, const LogFileScan& scan);
+    bool continue_head(uint32_t segment, const LogFileScan& scan);
 
     NvmeOptions options_;
     FileIo& io_;
-    SegmentCatalog* const catalog_;
+    NvmeCatalog* const catalog_;
     std::unique_ptr<NvmeFolder> folder_;
     std::unique_ptr<RemovalJournal> journal_;
     uint64_t segment_bytes_ = 0;
     uint64_t recovered_applied_ = 0;
 
-    mutable std::mutex mutex_;
-    std::condition_variable write_wake_;
-    std::condition_variable maintain_wake_;
-    std::condition_variable changed_;  // something was written, freed, read or has failed
+    mutable Mutex mutex_;
+    CondVar write_wake_;
+    CondVar maintain_wake_;
+    CondVar changed_;  // something was written, freed, read or has failed
     NvmeState state_ = NvmeState::kActive;
     Status error_;
     bool stopping_ = false;

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "base/checksum.h"
+#include "base/mutex.h"
 #include "nvme/log.h"
 #include "nvme/read_task.h"
 
@@ -54,7 +55,7 @@ Status NvmeLog::ReadTask::check_head(std::span<const uint8_t> bytes) {
         (!key.empty() && head.key != key)) {
         return {Code::kNotFound, "another key with the same hash is on NVMe"};
     }
-    if (head.expiry_ms != 0 && head.expiry_ms <= log.now_ms()) {
+    if (head.expires_at_ms != 0 && head.expires_at_ms <= log.now_ms()) {
         return {Code::kNotFound, "expired"};
     }
     key.assign(head.key);
@@ -99,7 +100,7 @@ NvmeReadResult NvmeLog::ReadTask::result(const Status& status) const {
     }
     answer.identity = head.identity;
     answer.sealed_crc = head.sealed_crc;
-    answer.expiry_ms = head.expiry_ms;
+    answer.expires_at_ms = head.expires_at_ms;
     answer.put_wall_ms = head.put_wall_ms;
     answer.pin = head.pin;
     answer.parent = head.parent;
@@ -165,7 +166,7 @@ void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
         Status status;
         uint64_t size = 0;
         {
-            const std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             status = prepare_read(read, task.get());
             if (status.ok()) {
                 size = task->entry.head_units * kRecordAlign + task->entry.length;
@@ -217,7 +218,7 @@ void NvmeLog::read_from_memory(std::unique_ptr<ReadTask> task,
                                          : Status(Code::kInternal, "a write buffer has a gap");
     }
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         buffers.clear();
     }
     ReadTask* raw = task.release();
@@ -238,7 +239,7 @@ void NvmeLog::start_reads() {
     while (true) {
         ReadTask* task = nullptr;
         {
-            const std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             if (waiting_reads_.empty() || reads_under_way_ >= depth) {
                 return;
             }
@@ -300,7 +301,7 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     std::unique_ptr<ReadTask> task(raw);
     bool drop = false;
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         count_read(*task, result, &drop);
         if (--segments_[task->segment].readers == 0) {
             changed_.notify_all();
@@ -318,7 +319,7 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     task->done(task->request.tag, result);
     bool more = false;
     {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (task->under_way) {
             --reads_under_way_;
         }

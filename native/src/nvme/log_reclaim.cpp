@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/mutex.h"
 #include "nvme/log.h"
 #include "nvme/read_task.h"
 
@@ -25,14 +26,14 @@ NvmeDropped::Reason reason_of(const Status& status) {
 }  // namespace
 
 // Its key is the row's: a view into the manifest.
-NvmeObject NvmeLog::object_of(const NvmeNamespace& ns, const ManifestRow& row) {
-    return {.identity = {.tenant = ns.tenant,
-                         .ns = ns.ns,
+NvmeObject NvmeLog::object_of(const NamespaceEpoch& ns, const ManifestRow& row) {
+    return {.identity = {.tenant = ns.tenant_id,
+                         .ns = ns.id,
                          .hash = row.hash,
                          .version = row.version,
                          .length = row.length},
             .sealed_crc = row.sealed_crc,
-            .expiry_ms = row.expiry_ms,
+            .expires_at_ms = row.expires_at_ms,
             .put_wall_ms = row.put_wall_ms,
             .pin = row.pin,
             .parent = row.parent,
@@ -40,25 +41,24 @@ NvmeObject NvmeLog::object_of(const NvmeNamespace& ns, const ManifestRow& row) {
 }
 
 // From the catalog, else from the segment itself.
-std::shared_ptr<const SegmentManifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
+std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
     if (catalog_ != nullptr) {
         const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
         if (bytes.ok()) {
-            Result<SegmentManifest> manifest = SegmentManifest::decode(*bytes);
+            Result<Manifest> manifest = Manifest::decode(*bytes);
             if (manifest.ok() && manifest->seq() == seq) {
-                return std::make_shared<const SegmentManifest>(std::move(*manifest));
+                return std::make_shared<const Manifest>(std::move(*manifest));
             }
         }
     }
-    SegmentScan scan =
+    LogFileScan scan =
         scan_segment(io_, fd_of(segment), path_of(segment), seq, segment_bytes_, false);
-    return std::make_shared<const SegmentManifest>(std::move(scan.manifest));
+    return std::make_shared<const Manifest>(std::move(scan.manifest));
 }
 
 // Decides about every row; what is not to be moved is dropped at once.
-std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentManifest& manifest,
-                                             std::vector<NvmeDropped>* dropped,
-                                             std::unique_lock<std::mutex>& lock) {
+std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const Manifest& manifest,
+                                             std::vector<NvmeDropped>* dropped, MutexLock& lock) {
     std::vector<Moving> moving;
     uint64_t moved_bytes = 0;
     // Always a little less than a segment: then a reclaim never needs more than one to empty one.
@@ -75,7 +75,7 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
         if (!entry || entry->unit != unit_of(segment, row.offset)) {
             continue;
         }
-        const NamespaceId ns = namespaces_.slot(entry->ns_slot).names.ns;
+        const NamespaceId ns = namespaces_.slot(entry->ns_slot).names.id;
         const bool live = visible(*entry, ns);
         const uint64_t size = record_bytes(row.key.size(), row.length);
         const bool hot = entry->touches >= policy_.min_touches && moved_bytes + size <= share;
@@ -103,7 +103,7 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const SegmentMani
 
 // Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
 Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
-                     std::vector<uint8_t>& data, std::unique_lock<std::mutex>& lock) {
+                     std::vector<uint8_t>& data, MutexLock& lock) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
     if (!slot) {
@@ -127,7 +127,7 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
         // This thread is the one that seals and prepares.
         seal_ready(lock);
         prepare_segments(lock);
-        changed_.wait_for(lock, std::chrono::milliseconds(1));
+        changed_.wait_for(mutex_, std::chrono::milliseconds(1));
         // Nothing is left to write to, and nothing will be: every other segment is full.
         const bool hopeless = prepared_.empty() && free_or_prepared() == 0 && buffers_->idle();
         lock.unlock();
@@ -150,7 +150,7 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
 }
 
 // Entries that no manifest speaks of, because it was lost and the segment is damaged.
-void NvmeLog::sweep(uint32_t segment, std::unique_lock<std::mutex>& lock) {
+void NvmeLog::sweep(uint32_t segment, MutexLock& lock) {
     for (size_t shard = 0; shard < index_->shards(); ++shard) {
         index_->erase_if(shard, [&](const NvmeEntry& entry) {
             if (segment_of(entry.unit) != segment) {
@@ -168,7 +168,7 @@ void NvmeLog::sweep(uint32_t segment, std::unique_lock<std::mutex>& lock) {
 // Makes one segment free. Live objects are dropped or moved in the order of the log only: so no
 // older version of an object is on disk any more when its newest one goes. What has no live object
 // left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
-bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
+bool NvmeLog::reclaim(MutexLock& lock) {
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         Segment& segment = segments_[number];
         if (segment.state != Segment::State::kSealed || segment.live_objects != 0) {
@@ -180,7 +180,7 @@ bool NvmeLog::reclaim(std::unique_lock<std::mutex>& lock) {
     return reclaim_oldest(lock);
 }
 
-bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
+bool NvmeLog::reclaim_oldest(MutexLock& lock) {
     auto oldest = segments_.end();
     for (auto one = segments_.begin(); one != segments_.end(); ++one) {
         if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared) {
@@ -200,7 +200,7 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
     reclaim_needs_ = segment_bytes_;
     const uint64_t seq = oldest->seq;
     lock.unlock();
-    const std::shared_ptr<const SegmentManifest> manifest = manifest_of(number, seq);
+    const std::shared_ptr<const Manifest> manifest = manifest_of(number, seq);
     FileWindow window(io_, fd_of(number), path_of(number), segment_bytes_);
     lock.lock();
 
@@ -260,9 +260,9 @@ bool NvmeLog::reclaim_oldest(std::unique_lock<std::mutex>& lock) {
 // removed an object of the segment: that object hides the older versions that others still hold.
 // The header goes first, so that nothing of the segment comes back; then its row and what the
 // journal says of it.
-bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) {
+bool NvmeLog::free_segment(uint32_t number, MutexLock& lock) {
     Segment& segment = segments_[number];
-    changed_.wait(lock, [&] { return segment.readers == 0; });
+    changed_.wait(mutex_, [&] { return segment.readers == 0; });
     const uint64_t seq = segment.seq;
     const Status appends = sync_locked(lock);
     lock.unlock();
@@ -273,7 +273,7 @@ bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) 
     }
     Status status = write_header(number, 0);
     if (status.ok() && catalog_ != nullptr && !catalog_->drop(seq).ok()) {
-        const std::lock_guard guard(mutex_);
+        const MutexLock guard(mutex_);
         ++counters_.catalog_errors;
     }
     lock.lock();
@@ -302,7 +302,7 @@ bool NvmeLog::free_segment(uint32_t number, std::unique_lock<std::mutex>& lock) 
 
 Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* out) {
     size_t wanted = std::min<size_t>(max, 1 << 16);
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (!cursor->done && wanted > 0) {
         if (state_ == NvmeState::kOff) {
             return error_;
@@ -333,7 +333,7 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
             lock.lock();
             continue;  // look again: it may have been reclaimed meanwhile
         }
-        const SegmentManifest& manifest =
+        const Manifest& manifest =
             segments_[number].manifest != nullptr ? *segments_[number].manifest : *cursor->manifest;
         if (!list_rows(number, manifest, cursor, &wanted, out)) {
             *cursor = {.seq = seq + 1, .manifest = nullptr};
@@ -345,7 +345,7 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
 }
 
 // At most kRowsUnderLock rows. False: there are no more.
-bool NvmeLog::list_rows(uint32_t number, const SegmentManifest& manifest, NvmeCursor* cursor,
+bool NvmeLog::list_rows(uint32_t number, const Manifest& manifest, NvmeCursor* cursor,
                         size_t* wanted, std::vector<NvmeListed>* out) {
     ManifestRow row;
     for (size_t rows = 0; rows < kRowsUnderLock && *wanted > 0; ++rows) {
@@ -356,16 +356,16 @@ bool NvmeLog::list_rows(uint32_t number, const SegmentManifest& manifest, NvmeCu
         if (!entry || entry->unit != unit_of(number, row.offset)) {
             continue;
         }
-        const NvmeNamespace& names = namespaces_.slot(entry->ns_slot).names;
+        const NamespaceEpoch& names = namespaces_.slot(entry->ns_slot).names;
         const uint64_t now = now_ms();
-        if (!visible(*entry, names.ns) || (row.expiry_ms != 0 && row.expiry_ms <= now)) {
+        if (!visible(*entry, names.id) || (row.expires_at_ms != 0 && row.expires_at_ms <= now)) {
             continue;
         }
         out->push_back({.ns = names,
                         .key = std::string(row.key),
                         .identity = object_of(names, row).identity,
                         .sealed_crc = row.sealed_crc,
-                        .ttl_ms = row.expiry_ms == 0 ? 0 : row.expiry_ms - now,
+                        .ttl_ms = row.expires_at_ms == 0 ? 0 : row.expires_at_ms - now,
                         .put_wall_ms = row.put_wall_ms,
                         .pin = entry->pin,
                         .parent = row.parent});

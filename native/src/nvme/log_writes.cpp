@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "nvme/log.h"
 #include "nvme/read_task.h"
 
@@ -25,10 +26,10 @@ void NvmeLog::report(const std::vector<NvmeDropped>& dropped) {
 }
 
 void NvmeLog::write_loop() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (true) {
         std::shared_ptr<WriteBuffer> buffer;
-        write_wake_.wait(lock, [&] {
+        write_wake_.wait(mutex_, [&] {
             buffer = buffers_->next_to_write();
             return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_segment());
         });
@@ -84,7 +85,7 @@ void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* d
         // The bytes may have reached the disk all the same: they must not come back.
         journal_->remove(row.hash, row.version, next_seq_ - 1);
         ++counters_.dropped_objects;
-        dropped->push_back({.ns = manifest->namespaces()[row.ns_index].ns,
+        dropped->push_back({.ns = manifest->namespaces()[row.ns_index].id,
                             .hash = row.hash,
                             .version = row.version,
                             .key = std::string(row.key),
@@ -93,11 +94,11 @@ void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* d
 }
 
 void NvmeLog::maintain_loop() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     const auto pause = std::chrono::milliseconds(std::clamp(options_.flush_after_ms, 5u, 1000u));
     uint64_t checked_ms = boottime_ms();
     while (!stopping_) {
-        maintain_wake_.wait_for(lock, pause, [this] { return stopping_ || must_maintain_; });
+        maintain_wake_.wait_for(mutex_, pause, [this] { return stopping_ || must_maintain_; });
         must_maintain_ = false;
         maintain(lock);
         if (boottime_ms() - checked_ms >= kFolderCheckMs) {
@@ -113,7 +114,7 @@ void NvmeLog::maintain_loop() {
     }
 }
 
-void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
+void NvmeLog::maintain(MutexLock& lock) {
     const uint64_t since_ms = buffers_->open_since_ms();
     if (since_ms != UINT64_MAX &&
         boottime_ms() - std::min(since_ms, boottime_ms()) >= options_.flush_after_ms &&
@@ -141,13 +142,13 @@ void NvmeLog::maintain(std::unique_lock<std::mutex>& lock) {
 
 // Segments that are full and wholly written: durable first, then their manifest, so that no row
 // speaks of what a power loss may still take.
-void NvmeLog::seal_ready(std::unique_lock<std::mutex>& lock) {
+void NvmeLog::seal_ready(MutexLock& lock) {
     for (uint32_t number = 0; number < segments_.size(); ++number) {
         Segment& segment = segments_[number];
         if (segment.state != Segment::State::kSealing || buffers_->unwritten(segment.seq)) {
             continue;
         }
-        const std::shared_ptr<SegmentManifest> manifest = segment.manifest;
+        const std::shared_ptr<Manifest> manifest = segment.manifest;
         const bool whole = state_ == NvmeState::kActive;
         const uint64_t writes = segment.writes;
         lock.unlock();
@@ -197,7 +198,7 @@ Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
     return synced < 0 ? io_status("fdatasync", path_of(segment), synced) : Status();
 }
 
-void NvmeLog::prepare_segments(std::unique_lock<std::mutex>& lock) {
+void NvmeLog::prepare_segments(MutexLock& lock) {
     while (prepared_.size() < kPreparedSegments && state_ == NvmeState::kActive) {
         const auto free = std::find_if(segments_.begin(), segments_.end(), [](const Segment& one) {
             return one.state == Segment::State::kFree;
@@ -224,16 +225,16 @@ void NvmeLog::prepare_segments(std::unique_lock<std::mutex>& lock) {
 }
 
 Status NvmeLog::sync() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     return sync_locked(lock);
 }
 
 // Lets mutex_ go meanwhile.
-Status NvmeLog::sync_locked(std::unique_lock<std::mutex>& lock) {
+Status NvmeLog::sync_locked(MutexLock& lock) {
     buffers_->close_buffer();
     write_wake_.notify_all();
     std::vector<std::shared_ptr<WriteBuffer>> wanted = buffers_->unwritten_buffers();
-    changed_.wait(lock, [&] {
+    changed_.wait(mutex_, [&] {
         return std::all_of(wanted.begin(), wanted.end(), [](const auto& one) {
             return one->state == WriteBuffer::State::kWritten ||
                    one->state == WriteBuffer::State::kFailed;

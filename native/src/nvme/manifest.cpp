@@ -32,35 +32,35 @@ std::string take_text(std::span<const uint8_t>& in, size_t size) {
     return text;
 }
 
-bool decode_namespace(std::span<const uint8_t>& in, NvmeNamespace* ns) {
+bool decode_namespace(std::span<const uint8_t>& in, NamespaceEpoch* ns) {
     if (in.size() < kNamespaceBytes) {
         return false;
     }
-    ns->ns = take_word<uint64_t>(in);
-    ns->tenant = take_word<uint64_t>(in);
+    ns->id = take_word<uint64_t>(in);
+    ns->tenant_id = take_word<uint64_t>(in);
     ns->epoch = take_word<uint32_t>(in);
     const size_t tenant_bytes = take_word<uint8_t>(in);
     const size_t name_bytes = take_word<uint8_t>(in);
     if (in.size() < tenant_bytes + name_bytes) {
         return false;
     }
-    ns->tenant_name = take_text(in, tenant_bytes);
+    ns->tenant = take_text(in, tenant_bytes);
     ns->name = take_text(in, name_bytes);
-    return is_valid_name(ns->tenant_name) && is_valid_name(ns->name) && ns->epoch <= kMaxEpoch;
+    return is_valid_name(ns->tenant) && is_valid_name(ns->name) && ns->epoch <= kMaxEpoch;
 }
 
 }  // namespace
 
-uint32_t SegmentManifest::add_namespace(const NvmeNamespace& ns) {
+uint32_t Manifest::add_namespace(const NamespaceEpoch& ns) {
     const auto [found, is_new] =
-        indices_.try_emplace(ns.ns, static_cast<uint32_t>(namespaces_.size()));
+        indices_.try_emplace(ns.id, static_cast<uint32_t>(namespaces_.size()));
     if (is_new) {
         namespaces_.push_back(ns);
     }
     return found->second;
 }
 
-void SegmentManifest::add(const ManifestRow& row) {
+void Manifest::add(const ManifestRow& row) {
     append_word(rows_, row.ns_index);
     append_word(rows_, static_cast<uint32_t>(row.offset / kRecordAlign));
     append_word(rows_, row.hash.lo);
@@ -68,7 +68,7 @@ void SegmentManifest::add(const ManifestRow& row) {
     append_word(rows_, row.version);
     append_word(rows_, row.length);
     append_word(rows_, row.sealed_crc);
-    append_word(rows_, row.expiry_ms);
+    append_word(rows_, row.expires_at_ms);
     append_word(rows_, row.put_wall_ms);
     append_word(rows_, row.parent.lo);
     append_word(rows_, row.parent.hi);
@@ -78,7 +78,7 @@ void SegmentManifest::add(const ManifestRow& row) {
     ++objects_;
 }
 
-bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
+bool Manifest::next(uint64_t* at, ManifestRow* row) const {
     if (*at > rows_.size() || rows_.size() - *at < kRowBytes) {
         return false;
     }
@@ -90,7 +90,7 @@ bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
     row->version = take_word<uint64_t>(in);
     row->length = take_word<uint32_t>(in);
     row->sealed_crc = take_word<uint32_t>(in);
-    row->expiry_ms = take_word<uint64_t>(in);
+    row->expires_at_ms = take_word<uint64_t>(in);
     row->put_wall_ms = take_word<uint64_t>(in);
     row->parent.lo = take_word<uint64_t>(in);
     row->parent.hi = take_word<uint64_t>(in);
@@ -104,15 +104,15 @@ bool SegmentManifest::next(uint64_t* at, ManifestRow* row) const {
     return true;
 }
 
-std::vector<uint8_t> SegmentManifest::encode() const {
+std::vector<uint8_t> Manifest::encode() const {
     std::vector<uint8_t> names;
-    for (const NvmeNamespace& ns : namespaces_) {
-        append_word(names, ns.ns);
-        append_word(names, ns.tenant);
+    for (const NamespaceEpoch& ns : namespaces_) {
+        append_word(names, ns.id);
+        append_word(names, ns.tenant_id);
         append_word(names, ns.epoch);
-        append_word(names, static_cast<uint8_t>(ns.tenant_name.size()));
+        append_word(names, static_cast<uint8_t>(ns.tenant.size()));
         append_word(names, static_cast<uint8_t>(ns.name.size()));
-        names.insert(names.end(), ns.tenant_name.begin(), ns.tenant_name.end());
+        names.insert(names.end(), ns.tenant.begin(), ns.tenant.end());
         names.insert(names.end(), ns.name.begin(), ns.name.end());
     }
     std::vector<uint8_t> out(sizeof(kMagic));
@@ -131,7 +131,7 @@ std::vector<uint8_t> SegmentManifest::encode() const {
     return out;
 }
 
-Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) {
+Result<Manifest> Manifest::decode(std::span<const uint8_t> bytes) {
     const Status damaged(Code::kChecksumMismatch, "damaged segment manifest");
     if (bytes.size() < kHeadBytes || std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) != 0) {
         return damaged;
@@ -144,7 +144,7 @@ Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) 
     if (format != kNvmeFormat) {
         return {Code::kVersionMismatch, "manifest of another format"};
     }
-    SegmentManifest manifest(take_word<uint64_t>(in));
+    Manifest manifest(take_word<uint64_t>(in));
     const auto namespaces = take_word<uint32_t>(in);
     const auto objects = take_word<uint32_t>(in);
     const auto name_bytes = take_word<uint64_t>(in);
@@ -155,7 +155,7 @@ Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) 
     }
     std::span<const uint8_t> names = bytes.subspan(kHeadBytes, name_bytes);
     for (uint32_t i = 0; i < namespaces; ++i) {
-        NvmeNamespace ns;
+        NamespaceEpoch ns;
         if (!decode_namespace(names, &ns) || manifest.add_namespace(ns) != i) {
             return damaged;
         }
@@ -178,13 +178,13 @@ Result<SegmentManifest> SegmentManifest::decode(std::span<const uint8_t> bytes) 
 }
 
 Status MemoryCatalog::save(uint64_t seq, std::span<const uint8_t> manifest) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     rows_[seq].assign(manifest.begin(), manifest.end());
     return {};
 }
 
 Result<std::vector<uint8_t>> MemoryCatalog::load(uint64_t seq) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto found = rows_.find(seq);
     if (found == rows_.end()) {
         return {Code::kNotFound, "no manifest"};
@@ -193,13 +193,13 @@ Result<std::vector<uint8_t>> MemoryCatalog::load(uint64_t seq) {
 }
 
 Status MemoryCatalog::drop(uint64_t seq) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     rows_.erase(seq);
     return {};
 }
 
 Result<std::vector<uint64_t>> MemoryCatalog::list() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<uint64_t> seqs;
     for (const auto& row : rows_) {
         seqs.push_back(row.first);

@@ -7,26 +7,19 @@
 
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/mutex.h"
+#include "base/namespace_epoch.h"
 #include "base/status.h"
 #include "base/types.h"
 #include "nvme/format.h"
 
 namespace kvstore {
-
-struct NvmeNamespace {
-    NamespaceId ns = 0;
-    TenantId tenant = 0;
-    uint32_t epoch = 0;
-    std::string tenant_name;
-    std::string name;
-};
 
 struct ManifestRow {
     uint32_t ns_index = 0;  // into the manifest's namespaces
@@ -35,22 +28,22 @@ struct ManifestRow {
     Version version = 0;
     uint32_t length = 0;
     uint32_t sealed_crc = 0;
-    uint64_t expiry_ms = 0;
+    uint64_t expires_at_ms = 0;
     uint64_t put_wall_ms = 0;
     Hash128 parent;
     Pin pin = Pin::kNone;
     std::string_view key;  // into the manifest: valid until it changes
 };
 
-class SegmentManifest {
+class Manifest {
   public:
-    explicit SegmentManifest(uint64_t seq = 0) : seq_(seq) {}
+    explicit Manifest(uint64_t seq = 0) : seq_(seq) {}
     uint64_t seq() const { return seq_; }
     uint32_t objects() const { return objects_; }
-    const std::vector<NvmeNamespace>& namespaces() const { return namespaces_; }
+    const std::vector<NamespaceEpoch>& namespaces() const { return namespaces_; }
 
     // The namespace's index; it is added when it is new.
-    uint32_t add_namespace(const NvmeNamespace& ns);
+    uint32_t add_namespace(const NamespaceEpoch& ns);
     bool has_namespace(NamespaceId ns) const { return indices_.contains(ns); }
     std::optional<uint32_t> index_of(NamespaceId ns) const {
         const auto found = indices_.find(ns);
@@ -63,12 +56,12 @@ class SegmentManifest {
 
     std::vector<uint8_t> encode() const;
     // Checks everything but what only the segment knows (offsets within it).
-    static Result<SegmentManifest> decode(std::span<const uint8_t> bytes);
+    static Result<Manifest> decode(std::span<const uint8_t> bytes);
 
   private:
     uint64_t seq_;
     uint32_t objects_ = 0;
-    std::vector<NvmeNamespace> namespaces_;
+    std::vector<NamespaceEpoch> namespaces_;
     std::map<NamespaceId, uint32_t> indices_;
     std::vector<uint8_t> rows_;
 };
@@ -76,9 +69,9 @@ class SegmentManifest {
 // Where manifests of sealed segments are kept: the owner's database. It is a cache of what the
 // segments say themselves: when it fails, recovery scans. Called from the log's own threads and
 // from list(), never under its mutex, one call at a time or several.
-class SegmentCatalog {
+class NvmeCatalog {
   public:
-    virtual ~SegmentCatalog() = default;
+    virtual ~NvmeCatalog() = default;
     virtual Status save(uint64_t seq, std::span<const uint8_t> manifest) = 0;
     virtual Result<std::vector<uint8_t>> load(uint64_t seq) = 0;  // NotFound when there is none
     virtual Status drop(uint64_t seq) = 0;                        // Ok when there is none
@@ -86,7 +79,7 @@ class SegmentCatalog {
 };
 
 // A catalog that lives as long as its owner: embedded use without a database, and tests.
-class MemoryCatalog : public SegmentCatalog {
+class MemoryCatalog : public NvmeCatalog {
   public:
     Status save(uint64_t seq, std::span<const uint8_t> manifest) override;
     Result<std::vector<uint8_t>> load(uint64_t seq) override;
@@ -94,7 +87,7 @@ class MemoryCatalog : public SegmentCatalog {
     Result<std::vector<uint64_t>> list() override;
 
   private:
-    std::mutex mutex_;
+    Mutex mutex_;
     std::map<uint64_t, std::vector<uint8_t>> rows_;
 };
 

@@ -5,8 +5,8 @@
 
 namespace kvstore {
 
-std::optional<uint16_t> NvmeNamespaces::add(const NvmeNamespace& ns) {
-    if (const auto known = find(ns.ns)) {
+std::optional<uint16_t> NvmeNamespaces::add(const NamespaceEpoch& ns) {
+    if (const auto known = find(ns.id)) {
         return known;
     }
     auto slot = slots_.end();
@@ -16,14 +16,14 @@ std::optional<uint16_t> NvmeNamespaces::add(const NvmeNamespace& ns) {
         if (slot == slots_.end()) {
             return std::nullopt;
         }
-        numbers_.erase(slot->names.ns);
+        numbers_.erase(slot->names.id);
     } else {
         slots_.emplace_back();
         slot = slots_.end() - 1;
     }
     *slot = Slot{.names = ns};
     const auto number = static_cast<uint16_t>(slot - slots_.begin());
-    numbers_.emplace(ns.ns, number);
+    numbers_.emplace(ns.id, number);
     return number;
 }
 

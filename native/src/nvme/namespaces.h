@@ -17,7 +17,7 @@ class NvmeNamespaces {
     static constexpr uint16_t kMax = NvmeIndex::kMaxNamespaceSlots;
 
     struct Slot {
-        NvmeNamespace names;
+        NamespaceEpoch names;
         uint64_t objects = 0;  // in the index, hidden ones included
         uint64_t bytes = 0;
         uint64_t pinned_bytes = 0;  // hard
@@ -27,7 +27,7 @@ class NvmeNamespaces {
 
     // The namespace's slot; a new one takes the place of one without objects when all are taken.
     // Empty: kMax namespaces have objects.
-    std::optional<uint16_t> add(const NvmeNamespace& ns);
+    std::optional<uint16_t> add(const NamespaceEpoch& ns);
     std::optional<uint16_t> find(NamespaceId ns) const;
     uint16_t size() const { return static_cast<uint16_t>(slots_.size()); }
     Slot& slot(uint16_t number) { return slots_[number]; }

@@ -2,11 +2,11 @@
 #include "nvme/reads.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -20,7 +20,7 @@ class PoolEngine : public NvmeReadEngine {
     }
     ~PoolEngine() override {
         {
-            const std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             stopping_ = true;
         }
         wake_.notify_all();
@@ -30,7 +30,7 @@ class PoolEngine : public NvmeReadEngine {
     }
     void submit(NvmeReadOp* op) override {
         {
-            const std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             waiting_.push_back(op);
         }
         wake_.notify_one();
@@ -39,9 +39,9 @@ class PoolEngine : public NvmeReadEngine {
 
   private:
     void run() {
-        std::unique_lock lock(mutex_);
+        MutexLock lock(mutex_);
         while (true) {
-            wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+            wake_.wait(mutex_, [this] { return stopping_ || !waiting_.empty(); });
             if (waiting_.empty()) {
                 return;
             }
@@ -54,8 +54,8 @@ class PoolEngine : public NvmeReadEngine {
     }
 
     FileIo& io_;
-    std::mutex mutex_;
-    std::condition_variable wake_;
+    Mutex mutex_;
+    CondVar wake_;
     std::deque<NvmeReadOp*> waiting_;
     bool stopping_ = false;
     std::vector<std::thread> threads_;

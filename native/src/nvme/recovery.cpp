@@ -50,7 +50,7 @@ Status NvmeLog::recover() {
         std::clamp<uint64_t>(options_.size_bytes / kBytesAShard, 64, 4096));
     segments_.resize(folder_->files().size());
     for (size_t i = 0; i < segments_.size(); ++i) {
-        const NvmeFolder::SegmentFile& file = folder_->files()[i];
+        const NvmeFolder::LogFile& file = folder_->files()[i];
         segments_[i].seq = file.seq;
         if (file.seq != 0) {
             segments_[i].state = Segment::State::kSealed;
@@ -88,11 +88,11 @@ void NvmeLog::recover_segments(const Removals& removals) {
         }
     }
     const std::vector<uint32_t> used = used_segments();
-    SegmentScan last;  // of the last segment that holds records and was not sealed
+    LogFileScan last;  // of the last segment that holds records and was not sealed
     uint32_t last_number = UINT32_MAX;
     for (size_t done = 0; done < used.size(); ++done) {
         const uint64_t seq = segments_[used[done]].seq;
-        SegmentScan scan;
+        LogFileScan scan;
         const bool sealed = recover_segment(used[done], cataloged.contains(seq), removals, &scan);
         cataloged.erase(seq);
         if (!sealed && scan.end == kSegmentHeaderBytes && !scan.torn && scan.status.ok()) {
@@ -124,12 +124,12 @@ void NvmeLog::recover_segments(const Removals& removals) {
 
 // True: by its manifest, so that it was sealed.
 bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& removals,
-                              SegmentScan* scan) {
+                              LogFileScan* scan) {
     const uint64_t seq = segments_[number].seq;
     if (cataloged) {
         const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
         if (bytes.ok()) {
-            const Result<SegmentManifest> manifest = SegmentManifest::decode(*bytes);
+            const Result<Manifest> manifest = Manifest::decode(*bytes);
             if (manifest.ok() && manifest->seq() == seq) {
                 recover_rows(number, *manifest, removals);
                 return true;
@@ -149,11 +149,10 @@ bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& r
     return false;
 }
 
-void NvmeLog::recover_rows(uint32_t number, const SegmentManifest& manifest,
-                           const Removals& removals) {
+void NvmeLog::recover_rows(uint32_t number, const Manifest& manifest, const Removals& removals) {
     std::vector<std::optional<uint16_t>> slots;
-    for (const NvmeNamespace& ns : manifest.namespaces()) {
-        slots.push_back(removals.flushed.contains(ns.ns) ? std::nullopt : namespaces_.add(ns));
+    for (const NamespaceEpoch& ns : manifest.namespaces()) {
+        slots.push_back(removals.flushed.contains(ns.id) ? std::nullopt : namespaces_.add(ns));
     }
     uint64_t at = 0;
     ManifestRow row;
@@ -162,7 +161,7 @@ void NvmeLog::recover_rows(uint32_t number, const SegmentManifest& manifest,
         const uint64_t size = record_bytes(row.key.size(), row.length);
         if (!slot || row.offset < kSegmentHeaderBytes || row.offset > segment_bytes_ ||
             size > segment_bytes_ - row.offset ||
-            removals.covers(manifest.namespaces()[row.ns_index].ns, row.hash, row.version)) {
+            removals.covers(manifest.namespaces()[row.ns_index].id, row.hash, row.version)) {
             continue;
         }
         // Of equal versions the later one: it was moved, and its old place may be given away.
@@ -175,7 +174,7 @@ void NvmeLog::recover_rows(uint32_t number, const SegmentManifest& manifest,
 }
 
 // A segment that is not written to any more need not be scanned by the next life.
-void NvmeLog::save_scanned(uint32_t number, const SegmentScan& scan) {
+void NvmeLog::save_scanned(uint32_t number, const LogFileScan& scan) {
     if (catalog_ == nullptr || !scan.status.ok()) {
         return;
     }
@@ -186,7 +185,7 @@ void NvmeLog::save_scanned(uint32_t number, const SegmentScan& scan) {
 
 // The log goes on where its last segment ends, so that lives that write little cost no segment
 // each. The block in which it ends is written again, with what it holds.
-bool NvmeLog::continue_head(uint32_t number, const SegmentScan& scan) {
+bool NvmeLog::continue_head(uint32_t number, const LogFileScan& scan) {
     if (state_ != NvmeState::kActive || !scan.status.ok()) {
         return false;
     }
@@ -209,7 +208,7 @@ bool NvmeLog::continue_head(uint32_t number, const SegmentScan& scan) {
         return false;
     }
     segment.state = Segment::State::kHead;
-    segment.manifest = std::make_shared<SegmentManifest>(scan.manifest);
+    segment.manifest = std::make_shared<Manifest>(scan.manifest);
     return true;
 }
 

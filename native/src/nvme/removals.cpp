@@ -9,6 +9,7 @@
 
 #include "base/checksum.h"
 #include "base/little_endian.h"
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -88,7 +89,7 @@ Status RemovalJournal::load(Removals* removals) {
     if (!numbers.ok()) {
         return numbers.status();
     }
-    const std::lock_guard lock(file_mutex_);
+    const MutexLock lock(file_mutex_);
     for (const uint64_t number : *numbers) {
         if (number == UINT64_MAX) {
             continue;
@@ -106,30 +107,30 @@ Status RemovalJournal::load(Removals* removals) {
 }
 
 void RemovalJournal::remove(const Hash128& hash, Version version, uint64_t seq) {
-    const std::lock_guard lock(pending_mutex_);
+    const MutexLock lock(pending_mutex_);
     pending_.push_back({encode(kRemove, hash, version, 0, seq), seq});
 }
 
 void RemovalJournal::flush(NamespaceId ns, uint64_t seq) {
-    const std::lock_guard lock(pending_mutex_);
+    const MutexLock lock(pending_mutex_);
     pending_.push_back({encode(kFlush, {}, 0, ns, seq), seq});
 }
 
 void RemovalJournal::note_applied(uint64_t applied_seq) {
-    const std::lock_guard lock(pending_mutex_);
+    const MutexLock lock(pending_mutex_);
     pending_.push_back({encode(kApplied, {}, applied_seq, 0, 0), 0});
 }
 
 bool RemovalJournal::has_pending() const {
-    const std::lock_guard lock(pending_mutex_);
+    const MutexLock lock(pending_mutex_);
     return !pending_.empty();
 }
 
 Status RemovalJournal::sync() {
-    const std::lock_guard file_lock(file_mutex_);
+    const MutexLock file_lock(file_mutex_);
     std::deque<PendingRecord> records;
     {
-        const std::lock_guard lock(pending_mutex_);
+        const MutexLock lock(pending_mutex_);
         records.swap(pending_);
     }
     if (records.empty()) {
@@ -137,7 +138,7 @@ Status RemovalJournal::sync() {
     }
     Status status = write(records);
     if (!status.ok()) {
-        const std::lock_guard lock(pending_mutex_);
+        const MutexLock lock(pending_mutex_);
         pending_.insert(pending_.begin(), records.begin(), records.end());
         return status;
     }
@@ -203,7 +204,7 @@ Status RemovalJournal::open_next() {
 }
 
 void RemovalJournal::drop_before(uint64_t oldest_seq) {
-    const std::lock_guard lock(file_mutex_);
+    const MutexLock lock(file_mutex_);
     drop_files_before(oldest_seq);
 }
 

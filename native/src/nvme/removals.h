@@ -12,12 +12,12 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <mutex>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
 #include "base/file.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/types.h"
 #include "nvme/folder.h"
@@ -78,10 +78,10 @@ class RemovalJournal {
     FileIo& io_;
     const NvmeFolder& folder_;
 
-    mutable std::mutex pending_mutex_;
+    mutable Mutex pending_mutex_;
     std::deque<PendingRecord> pending_;
 
-    std::mutex file_mutex_;  // taken before pending_mutex_
+    Mutex file_mutex_;  // taken before pending_mutex_
     Fd file_;
     std::string file_path_;
     uint64_t file_bytes_ = 0;

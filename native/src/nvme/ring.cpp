@@ -13,11 +13,11 @@
 #include <bit>
 #include <cstring>
 #include <deque>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "base/file.h"
+#include "base/mutex.h"
 #include "nvme/reads.h"
 
 namespace kvstore {
@@ -64,12 +64,12 @@ class RingEngine : public NvmeReadEngine {
     Mapping entries_;
     io_uring_params params_{};
 
-    std::mutex submit_mutex_;
+    Mutex submit_mutex_;
     std::deque<NvmeReadOp*> waiting_;
     size_t under_way_ = 0;
     unsigned unsubmitted_ = 0;  // in the ring, not yet taken by the kernel
 
-    std::mutex reap_mutex_;
+    Mutex reap_mutex_;
     std::vector<std::thread> threads_;
 };
 
@@ -111,7 +111,7 @@ bool RingEngine::works() {
         void complete(int64_t) override {}
     } probe;
     {
-        const std::lock_guard lock(submit_mutex_);
+        const MutexLock lock(submit_mutex_);
         waiting_.push_back(&probe);
         issue();
     }
@@ -126,7 +126,7 @@ bool RingEngine::works() {
 
 RingEngine::~RingEngine() {
     for (size_t i = 0; i < threads_.size(); ++i) {
-        const std::lock_guard lock(submit_mutex_);
+        const MutexLock lock(submit_mutex_);
         push(nullptr);
         issue();
     }
@@ -178,14 +178,14 @@ void RingEngine::issue() {
 }
 
 void RingEngine::submit(NvmeReadOp* op) {
-    const std::lock_guard lock(submit_mutex_);
+    const MutexLock lock(submit_mutex_);
     waiting_.push_back(op);
     issue();
 }
 
 // Waits for one completion. False: the ring itself failed.
 bool RingEngine::take(uint64_t* data, int32_t* result) {
-    const std::lock_guard lock(reap_mutex_);
+    const MutexLock lock(reap_mutex_);
     unsigned* head = at<unsigned>(params_.cq_off.head);
     while (load_acquire(at<unsigned>(params_.cq_off.tail)) == *head) {
         if (ring_enter(fd_.get(), 0, 1, IORING_ENTER_GETEVENTS) < 0 && errno != EINTR &&
@@ -207,7 +207,7 @@ void RingEngine::run() {
     while (take(&data, &result) && data != kStop) {
         auto* op = reinterpret_cast<NvmeReadOp*>(data);
         {
-            const std::lock_guard lock(submit_mutex_);
+            const MutexLock lock(submit_mutex_);
             --under_way_;
             if (!waiting_.empty()) {
                 issue();

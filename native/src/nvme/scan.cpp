@@ -26,21 +26,21 @@ bool data_matches(FileWindow& window, uint64_t offset, const RecordHead& head) {
     return seal_checksum(crc, head.identity) == head.sealed_crc;
 }
 
-bool add_namespace(SegmentManifest& manifest, const RecordHead& head) {
+bool add_namespace(Manifest& manifest, const RecordHead& head) {
     const std::string_view tenant = head.key.substr(0, head.identity.length);
     const std::string_view name = head.key.substr(head.identity.length);
     if (!is_valid_name(tenant) || !is_valid_name(name)) {
         return false;
     }
-    manifest.add_namespace({.ns = head.identity.ns,
-                            .tenant = head.identity.tenant,
+    manifest.add_namespace({.tenant = std::string(tenant),
+                            .name = std::string(name),
                             .epoch = static_cast<uint32_t>(head.identity.version),
-                            .tenant_name = std::string(tenant),
-                            .name = std::string(name)});
+                            .tenant_id = head.identity.tenant,
+                            .id = head.identity.ns});
     return true;
 }
 
-void add_object(SegmentManifest& manifest, const RecordHead& head, const std::string& key,
+void add_object(Manifest& manifest, const RecordHead& head, const std::string& key,
                 uint32_t ns_index, uint64_t offset) {
     manifest.add({.ns_index = ns_index,
                   .offset = offset,
@@ -48,7 +48,7 @@ void add_object(SegmentManifest& manifest, const RecordHead& head, const std::st
                   .version = head.identity.version,
                   .length = static_cast<uint32_t>(head.identity.length),
                   .sealed_crc = head.sealed_crc,
-                  .expiry_ms = head.expiry_ms,
+                  .expires_at_ms = head.expires_at_ms,
                   .put_wall_ms = head.put_wall_ms,
                   .parent = head.parent,
                   .pin = head.pin,
@@ -101,10 +101,10 @@ bool FileWindow::copy(uint64_t offset, uint8_t* to, size_t size) {
     return true;
 }
 
-SegmentScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t seq,
+LogFileScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t seq,
                          uint64_t segment_bytes, bool verify) {
-    SegmentScan scan;
-    scan.manifest = SegmentManifest(seq);
+    LogFileScan scan;
+    scan.manifest = Manifest(seq);
     FileWindow window(io, fd, path, segment_bytes);
     uint64_t at = kSegmentHeaderBytes;
     while (at < segment_bytes) {

@@ -36,8 +36,8 @@ class FileWindow {
     Status status_;
 };
 
-struct SegmentScan {
-    SegmentManifest manifest;
+struct LogFileScan {
+    Manifest manifest;
     uint64_t end = kSegmentHeaderBytes;  // behind the last whole record
     uint64_t session = 0;                // of that record
     uint64_t damaged = 0;                // objects whose data does not match
@@ -47,7 +47,7 @@ struct SegmentScan {
 
 // Stops at the first head that is not whole or not of this use of the segment. With `verify` an
 // object counts only when its data matches; what follows it is read all the same.
-SegmentScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t seq,
+LogFileScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t seq,
                          uint64_t segment_bytes, bool verify);
 
 }  // namespace kvstore

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/hmac.h"
+#include "base/mutex.h"
 #include "index/protocol_steps.h"
 #include "store/store_state.h"
 
@@ -52,8 +53,8 @@ BlockStore::Options with_defaults(BlockStore::Options options) {
 
 NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
                             std::string_view name, uint32_t epoch) {
-    return std::make_shared<const StoreNamespace>(
-        StoreNamespace{std::string(tenant), std::string(name), epoch, tenant_id(secret, tenant),
+    return std::make_shared<const NamespaceEpoch>(
+        NamespaceEpoch{std::string(tenant), std::string(name), epoch, tenant_id(secret, tenant),
                        namespace_id(secret, tenant, name, epoch)});
 }
 
@@ -160,7 +161,7 @@ BlockStore::State::State(const Options& given, const std::string& directory_in,
 }
 
 void BlockStore::State::close() {
-    const std::lock_guard guard(mutex);
+    const MutexLock guard(mutex);
     on_withdraw = nullptr;
     // In a folder the released owner's lock says that nobody is here; the index stays good.
     if (directory.empty()) {
@@ -169,7 +170,7 @@ void BlockStore::State::close() {
 }
 
 void BlockStore::State::remove_files() {
-    const std::lock_guard guard(mutex);
+    const MutexLock guard(mutex);
     index->retire();
     if (directory.empty()) {
         return;
@@ -190,7 +191,7 @@ void BlockStore::remove_files() { state_->remove_files(); }
 const BlockStore::Beginning& BlockStore::beginning() const { return state_->beginning; }
 
 void BlockStore::note_applied(uint64_t seq) {
-    const std::lock_guard guard(state_->mutex);
+    const MutexLock guard(state_->mutex);
     state_->index->ledger().note_applied(seq);
 }
 
@@ -215,9 +216,8 @@ std::vector<BlockStore::Reserved> BlockStore::reserve_all(const Owner& owner,
     return all;
 }
 
-BlockStore::Reserved BlockStore::State::reserve(std::unique_lock<std::mutex>& lock,
-                                                const Owner& owner, const NamespaceRef& ns,
-                                                const ReserveItem& item) {
+BlockStore::Reserved BlockStore::State::reserve(MutexLock& lock, const Owner& owner,
+                                                const NamespaceRef& ns, const ReserveItem& item) {
     Reserved reply;
     const auto refuse = [&reply](Code code, std::string message = {}) {
         reply.code = code;
@@ -311,8 +311,8 @@ BlockStore::Reserved BlockStore::reserve_spare(const Owner& owner, uint64_t size
     return state_->reserve_spare(lock.held, owner, size_bytes);
 }
 
-BlockStore::Reserved BlockStore::State::reserve_spare(std::unique_lock<std::mutex>& lock,
-                                                      const Owner& owner, uint64_t size_bytes) {
+BlockStore::Reserved BlockStore::State::reserve_spare(MutexLock& lock, const Owner& owner,
+                                                      uint64_t size_bytes) {
     Reserved none;
     none.code = Code::kNoSpace;
     const uint64_t cap = segment->size() / kSpareShare;
@@ -445,7 +445,7 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
                       reservation.size_bytes};
     entry.offset = reservation.offset;
     entry.crc = sealed_crc;
-    entry.expiry_ms = reservation.ttl_ms == 0 ? 0 : now() + reservation.ttl_ms;
+    entry.expires_at_ms = reservation.ttl_ms == 0 ? 0 : now() + reservation.ttl_ms;
     entry.gen = generation;
     entry.key = reservation.key;
     entry.parent = reservation.parent;
@@ -463,7 +463,7 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
         inserted = index->insert(entry);
     }
     fault_point("entry_replacing");  // two entries of one key
-    adopt(*inserted, reservation, generation, entry.expiry_ms);
+    adopt(*inserted, reservation, generation, entry.expires_at_ms);
     set_pin(*inserted, entry.pin);
     if (old != kNoEntry) {
         withdraw(old, MissReason::kVersion);
@@ -473,12 +473,12 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
 }
 
 void BlockStore::State::adopt(EntryRef ref, const Reservation& reservation, Generation generation,
-                              uint64_t expiry_ms) {
+                              uint64_t expires_at_ms) {
     StoredObject object;
     object.generation = generation;
     object.offset = reservation.offset;
     object.length = reservation.size_bytes;
-    object.expiry_ms = expiry_ms;
+    object.expires_at_ms = expires_at_ms;
     object.ns = use_namespace(reservation.ns);
     if (!(reservation.parent == Hash128{})) {
         link_parent(&object, index->find_hash(reservation.ns->id, reservation.parent));
@@ -509,8 +509,8 @@ void BlockStore::State::enter(EntryRef ref, const StoredObject& object) {
         totals.unwritten_bytes += object.length;
         to_write.push_back(object.generation);
     }
-    if (object.expiry_ms != 0) {
-        expiries.push_back({object.expiry_ms, object.generation});
+    if (object.expires_at_ms != 0) {
+        expiries.push_back({object.expires_at_ms, object.generation});
         std::push_heap(expiries.begin(), expiries.end(), std::greater<>());
     }
 }
@@ -637,7 +637,7 @@ Status BlockStore::prefault_status() const { return state_->segment->prefault_st
 ClientSlots& BlockStore::client_slots() { return *state_->slots; }
 
 uint64_t BlockStore::flush_counter() const {
-    const std::lock_guard guard(state_->mutex);
+    const MutexLock guard(state_->mutex);
     return state_->flush_counter;
 }
 

@@ -20,6 +20,7 @@
 
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/namespace_epoch.h"
 #include "base/status.h"
 #include "base/types.h"
 
@@ -28,16 +29,6 @@ namespace kvstore {
 class ClientSlots;
 class StoreFiles;
 
-// One incarnation (epoch) of a namespace as a node knows it. Shared by everything that belongs to
-// it.
-struct StoreNamespace {
-    std::string tenant;
-    std::string name;
-    uint32_t epoch = 0;
-    TenantId tenant_id = 0;
-    NamespaceId id = 0;
-};
-using NamespaceRef = std::shared_ptr<const StoreNamespace>;
 NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
                             std::string_view name, uint32_t epoch);
 
@@ -127,7 +118,7 @@ class BlockStore {
         Version version = 0;
         Generation generation = 0;
         uint32_t sealed_crc = 0;
-        uint64_t left_ms = 0;  // until it expires; 0: never
+        uint64_t ttl_ms = 0;  // remaining; 0: never
         Pin pin = Pin::kNone;
     };
 
@@ -166,7 +157,7 @@ class BlockStore {
         uint64_t length = 0;
         uint32_t sealed_crc = 0;
         Pin pin = Pin::kNone;
-        uint64_t left_ms = 0;  // until it expires; 0: never
+        uint64_t ttl_ms = 0;  // remaining; 0: never
     };
 
     // A published object that the lower tier does not have.
@@ -182,7 +173,7 @@ class BlockStore {
         uint64_t length = 0;
         uint32_t sealed_crc = 0;
         Pin pin = Pin::kNone;
-        uint64_t left_ms = 0;  // until it expires; 0: never
+        uint64_t ttl_ms = 0;  // remaining; 0: never
         uint64_t put_wall_ms = 0;
     };
 

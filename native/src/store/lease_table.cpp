@@ -21,7 +21,7 @@ uint64_t LeaseTable::add(Lease lease) {
     if (lease.bytes > 0) {
         tenant_bytes_[lease.tenant] += lease.bytes;
     }
-    next_expiry_ms_ = std::min(next_expiry_ms_, lease.deadline_ms);
+    next_expires_at_ms_ = std::min(next_expires_at_ms_, lease.deadline_ms);
     leases_.emplace(id, std::move(lease));
     return id;
 }
@@ -35,7 +35,7 @@ bool LeaseTable::renew(uint64_t session, uint64_t lease_id, uint64_t deadline_ms
         return false;
     }
     it->second.deadline_ms = deadline_ms;
-    next_expiry_ms_ = std::min(next_expiry_ms_, deadline_ms);
+    next_expires_at_ms_ = std::min(next_expires_at_ms_, deadline_ms);
     return true;
 }
 
@@ -77,16 +77,16 @@ std::vector<LeaseTable::Lease> LeaseTable::take_session(uint64_t session) {
 
 std::vector<LeaseTable::Lease> LeaseTable::take_expired(uint64_t now_ms) {
     std::vector<Lease> taken;
-    if (now_ms < next_expiry_ms_) {
+    if (now_ms < next_expires_at_ms_) {
         return taken;
     }
-    next_expiry_ms_ = UINT64_MAX;
+    next_expires_at_ms_ = UINT64_MAX;
     for (auto it = leases_.begin(); it != leases_.end();) {
         const auto next = std::next(it);
         if (it->second.deadline_ms <= now_ms) {
             taken.push_back(extract(it));
         } else {
-            next_expiry_ms_ = std::min(next_expiry_ms_, it->second.deadline_ms);
+            next_expires_at_ms_ = std::min(next_expires_at_ms_, it->second.deadline_ms);
         }
         it = next;
     }

@@ -51,7 +51,7 @@ class LeaseTable {
     uint64_t tenant_cap_bytes_;
     uint64_t next_id_ = 1;
     uint64_t bytes_ = 0;
-    uint64_t next_expiry_ms_ = UINT64_MAX;  // no lease ends before it
+    uint64_t next_expires_at_ms_ = UINT64_MAX;  // no lease ends before it
     std::unordered_map<uint64_t, Lease> leases_;
     std::unordered_map<TenantId, uint64_t> tenant_bytes_;
 };

@@ -89,7 +89,7 @@ Status BlockStore::State::TakeOver::run() {
 // Only the last incarnation of a namespace still has objects: a flush ended the others.
 void BlockStore::State::TakeOver::read_namespaces() {
     std::map<std::pair<std::string, std::string>, uint32_t> epochs;
-    for (const KeptNamespace& ns : kept_.namespaces()) {
+    for (const NamespaceEpoch& ns : kept_.namespaces()) {
         uint32_t& epoch = epochs[{ns.tenant, ns.name}];
         epoch = std::max(epoch, ns.epoch);
     }
@@ -144,7 +144,7 @@ bool BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
     if (ns == namespaces_.end() || ns->second->tenant_id != object.identity.tenant) {
         return false;
     }
-    if (object.expiry_ms != 0 && object.expiry_ms <= state_.now()) {
+    if (object.expires_at_ms != 0 && object.expires_at_ms <= state_.now()) {
         return false;
     }
     return key_hash(state_.options.secret, object.identity.ns, object.key) == object.identity.hash;
@@ -222,7 +222,7 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
     entry.identity = object.identity;
     entry.offset = object.offset;
     entry.crc = object.crc;
-    entry.expiry_ms = object.expiry_ms;
+    entry.expires_at_ms = object.expires_at_ms;
     entry.gen = object.gen;
     entry.key = object.key;
     entry.parent = object.parent;
@@ -244,7 +244,7 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
     stored.generation = object.gen;
     stored.offset = object.offset;
     stored.length = object.identity.length;
-    stored.expiry_ms = object.expiry_ms;
+    stored.expires_at_ms = object.expires_at_ms;
     stored.ns = state_.use_namespace(ns);
     state_.enter(*ref, stored);
     state_.set_pin(*ref, object.pin);

@@ -111,7 +111,7 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
             pins.hard_pinned_bytes += object.length;
         }
         if (fields.offset != object.offset || fields.length != object.length ||
-            fields.expiry_ms != object.expiry_ms || index->cold(ref).pin != object.pin) {
+            fields.expires_at_ms != object.expires_at_ms || index->cold(ref).pin != object.pin) {
             return broken(name + ": index and private state differ");
         }
         if (by_generation.find(object.generation) != ref || by_offset.find(object.offset) != ref) {

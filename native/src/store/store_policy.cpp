@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/mutation.h"
+#include "base/mutex.h"
 #include "store/store_state.h"
 
 namespace kvstore {
@@ -122,7 +123,7 @@ uint32_t BlockStore::State::use_namespace(const NamespaceRef& ns) {
     return it->second;
 }
 
-Status BlockStore::State::note_namespace(const StoreNamespace& ns) {
+Status BlockStore::State::note_namespace(const NamespaceEpoch& ns) {
     if (!noted_namespaces.insert(ns.id).second) {
         return {};
     }
@@ -226,8 +227,8 @@ Code BlockStore::lease_release(const Owner& owner, uint64_t lease_id) {
 }
 
 void BlockStore::set_on_withdraw(WithdrawFn fn) {
-    std::unique_lock lock(state_->mutex);
-    state_->delivered.wait(lock, [this] { return !state_->delivering; });
+    MutexLock lock(state_->mutex);
+    state_->delivered.wait(state_->mutex, [this] { return !state_->delivering; });
     state_->on_withdraw = std::move(fn);
 }
 

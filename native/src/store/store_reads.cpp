@@ -20,7 +20,7 @@ EntryRef BlockStore::State::find_valid(const NamespaceRef& ns, std::string_view 
     }
     const StoredObject& object = objects[ref];
     KV_ASSERT(object.generation != 0);
-    if (object.expiry_ms == 0 || object.expiry_ms > now()) {
+    if (object.expires_at_ms == 0 || object.expires_at_ms > now()) {
         return ref;
     }
     if (object.holds > 0) {
@@ -42,12 +42,12 @@ EntryRef BlockStore::State::parent_of(EntryRef ref) const {
     return same ? object.parent : kNoEntry;
 }
 
-uint64_t BlockStore::State::left_ms(const StoredObject& object) const {
-    if (object.expiry_ms == 0) {
+uint64_t BlockStore::State::ttl_ms(const StoredObject& object) const {
+    if (object.expires_at_ms == 0) {
         return 0;
     }
     const uint64_t time = now();
-    return object.expiry_ms > time ? object.expiry_ms - time : 1;
+    return object.expires_at_ms > time ? object.expires_at_ms - time : 1;
 }
 
 BlockStore::Found BlockStore::State::find(const NamespaceRef& ns, const Key& key, EntryRef* ref) {
@@ -69,7 +69,7 @@ BlockStore::Found BlockStore::State::find(const NamespaceRef& ns, const Key& key
     found.version = fields.version;
     found.generation = object.generation;
     found.sealed_crc = fields.crc;
-    found.left_ms = left_ms(object);
+    found.ttl_ms = ttl_ms(object);
     found.pin = object.pin;
     found.hold = make_hold(*ref);
     return found;
@@ -289,7 +289,7 @@ uint32_t BlockStore::list_objects(uint32_t cursor, size_t max, std::vector<Objec
         if (object.generation == 0) {
             continue;
         }
-        if (object.expiry_ms != 0 && object.expiry_ms <= state.now()) {
+        if (object.expires_at_ms != 0 && object.expires_at_ms <= state.now()) {
             continue;
         }
         const NamespaceRef& ns = state.namespaces[object.ns].ns;
@@ -299,7 +299,7 @@ uint32_t BlockStore::list_objects(uint32_t cursor, size_t max, std::vector<Objec
         const EntryFields fields = state.index->entry(static_cast<EntryRef>(ref));
         const ColdFields cold = state.index->cold(static_cast<EntryRef>(ref));
         out.push_back({ns, std::string(cold.key), fields.hash, fields.version, object.generation,
-                       object.length, fields.crc, object.pin, state.left_ms(object)});
+                       object.length, fields.crc, object.pin, state.ttl_ms(object)});
     }
     return 0;
 }

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/mutation.h"
+#include "base/mutex.h"
 #include "store/store_state.h"
 
 namespace kvstore {
@@ -32,8 +33,8 @@ void BlockStore::State::use_ready_memory() {
 
 // From the cheapest to the dearest: free memory, what is over anyway, memory that is about to be
 // ready, and last of all other objects.
-std::optional<uint64_t> BlockStore::State::obtain_block(std::unique_lock<std::mutex>& lock,
-                                                        uint64_t size_bytes, bool lossless) {
+std::optional<uint64_t> BlockStore::State::obtain_block(MutexLock& lock, uint64_t size_bytes,
+                                                        bool lossless) {
     if (const auto offset = try_allocate(size_bytes)) {
         return offset;
     }
@@ -51,8 +52,7 @@ std::optional<uint64_t> BlockStore::State::obtain_block(std::unique_lock<std::mu
     return evict_for(size_bytes, lossless);
 }
 
-std::optional<uint64_t> BlockStore::State::wait_for_prefault(std::unique_lock<std::mutex>& lock,
-                                                             uint64_t size_bytes) {
+std::optional<uint64_t> BlockStore::State::wait_for_prefault(MutexLock& lock, uint64_t size_bytes) {
     const Deadline deadline = Deadline::after_ms(options.prefault_wait_ms);
     while (segment->ready_bytes() < segment->size() && !deadline.expired()) {
         const uint64_t more = segment->ready_bytes() + 1;
@@ -350,7 +350,7 @@ void BlockStore::State::sweep_flushed(uint32_t max) {
 
 // Whoever comes first delivers for all, so that the order stays; a callback that calls the store
 // again only adds to the queue.
-void BlockStore::State::deliver(std::unique_lock<std::mutex>& lock) {
+void BlockStore::State::deliver(MutexLock& lock) {
     if (delivering) {
         return;
     }

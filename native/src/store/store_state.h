@@ -7,16 +7,15 @@
 // blocks) has nodes of its own.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "index/client_slots.h"
 #include "index/index.h"
 #include "memory/chunk_allocator.h"
@@ -37,8 +36,8 @@ struct StoredObject {
     Generation generation = 0;  // 0: no object here
     uint64_t offset = 0;
     uint64_t length = 0;
-    uint64_t expiry_ms = 0;  // 0: never
-    uint32_t holds = 0;      // tokens and holds by socket
+    uint64_t expires_at_ms = 0;  // 0: never
+    uint32_t holds = 0;          // tokens and holds by socket
     uint32_t leases = 0;
     EntryRef parent = kNoEntry;      // a hint for recency, believed only with its generation
     uint32_t parent_generation = 0;  // low half
@@ -107,10 +106,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static Result<std::shared_ptr<State>> attach(const Options& options, StoreFiles& files);
 
     // --- block_store.cpp ---
-    Reserved reserve(std::unique_lock<std::mutex>& lock, const Owner& owner, const NamespaceRef& ns,
+    Reserved reserve(MutexLock& lock, const Owner& owner, const NamespaceRef& ns,
                      const ReserveItem& item);
-    Reserved reserve_spare(std::unique_lock<std::mutex>& lock, const Owner& owner,
-                           uint64_t size_bytes);
+    Reserved reserve_spare(MutexLock& lock, const Owner& owner, uint64_t size_bytes);
     Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item);
     Reservation reservation_of(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
                                uint64_t offset) const;
@@ -124,7 +122,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     Result<EntryRef> insert(const Reservation& reservation, Generation generation, Version version,
                             uint32_t sealed_crc, EntryRef old);
     void adopt(EntryRef ref, const Reservation& reservation, Generation generation,
-               uint64_t expiry_ms);
+               uint64_t expires_at_ms);
     void enter(EntryRef ref, const StoredObject& object);
     void link_parent(StoredObject* object, EntryRef parent) const;
     void stamp_batch(std::span<const EntryRef> published);
@@ -144,7 +142,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void drop_hold(Generation generation, EntryRef ref);  // takes the mutex
     void release_hold(Generation generation, EntryRef ref);
     SocketHolds::iterator end_socket_hold(SocketHolds::iterator hold);
-    uint64_t left_ms(const StoredObject& object) const;
+    uint64_t ttl_ms(const StoredObject& object) const;
     void touch_reversed(std::span<const EntryRef> refs);
     void touch(EntryRef ref);
     void note_exists(uint64_t session, EntryRef ref);
@@ -162,15 +160,13 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void update_evictable(EntryRef ref);
     uint32_t use_namespace(const NamespaceRef& ns);
     void leave_namespace(uint32_t place);
-    Status note_namespace(const StoreNamespace& ns);
+    Status note_namespace(const NamespaceEpoch& ns);
 
     // --- store_space.cpp ---
     // Unlocks while it waits for pre-faulting.
-    std::optional<uint64_t> obtain_block(std::unique_lock<std::mutex>& lock, uint64_t size_bytes,
-                                         bool lossless);
+    std::optional<uint64_t> obtain_block(MutexLock& lock, uint64_t size_bytes, bool lossless);
     std::optional<uint64_t> try_allocate(uint64_t size_bytes);
-    std::optional<uint64_t> wait_for_prefault(std::unique_lock<std::mutex>& lock,
-                                              uint64_t size_bytes);
+    std::optional<uint64_t> wait_for_prefault(MutexLock& lock, uint64_t size_bytes);
     std::optional<uint64_t> evict_for(uint64_t size_bytes, bool lossless);
     bool evict_some(uint64_t size_bytes);
     bool evict_lossless(uint64_t size_bytes);
@@ -188,7 +184,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void use_ready_memory();
     void expire_objects(size_t max);
     void sweep_flushed(uint32_t max);
-    void deliver(std::unique_lock<std::mutex>& lock);
+    void deliver(MutexLock& lock);
     uint64_t now() const { return options.now_ms(); }
 
     // --- store_tiering.cpp ---
@@ -213,7 +209,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
         }
         Lock(const Lock&) = delete;
         Lock& operator=(const Lock&) = delete;
-        std::unique_lock<std::mutex> held;
+        MutexLock held;
 
       private:
         State& state_;
@@ -263,8 +259,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     WithdrawFn on_withdraw;
     std::vector<Withdrawn> withdrawn;
     bool delivering = false;
-    std::condition_variable delivered;  // waited for when the callback is changed
-    std::mutex mutex;
+    CondVar delivered;  // waited for when the callback is changed
+    Mutex mutex;
 };
 
 }  // namespace kvstore

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "store/store_state.h"
 
 namespace kvstore {
@@ -35,7 +36,7 @@ void BlockStore::State::describe(EntryRef ref, Unwritten* out) {
             object.length,
             fields.crc,
             object.pin,
-            left_ms(object),
+            ttl_ms(object),
             cold.put_wall_ms};
 }
 
@@ -132,7 +133,7 @@ void BlockStore::note_prefetched(Generation generation) {
 }
 
 bool BlockStore::has_hash(NamespaceId ns, const Hash128& hash) {
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     return state_->index->find_hash(ns, hash) != kNoEntry;
 }
 
@@ -157,7 +158,7 @@ Code BlockStore::note_lost_below(const NamespaceRef& ns, const Key& key) {
 }
 
 void BlockStore::note_miss_reason(const Hash128& hash, MissReason reason) {
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     state_->history.note(hash, reason, wall_ms());
 }
 

@@ -67,8 +67,8 @@ struct Announce {
     U64Column versions{};
     U64Column sizes{};
     U8Column pins{};
-    U8Column replicas{};    // wanted
-    U64Column expiry_ms{};  // remaining milliseconds; 0: none
+    U8Column replicas{};  // wanted
+    U64Column ttl_ms{};   // remaining milliseconds; 0: none
     static void fields(auto& m, auto& v) {
         v.number(1, m.seq);
         v.number(2, m.phase, 3);
@@ -80,7 +80,7 @@ struct Announce {
         v.row(8, m.sizes);
         v.row(9, m.pins, 2);
         v.row(10, m.replicas, limits::kMaxReplicas);
-        v.row(11, m.expiry_ms);
+        v.row(11, m.ttl_ms);
     }
 };
 struct AnnounceReply {

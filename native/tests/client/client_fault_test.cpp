@@ -132,7 +132,7 @@ TEST_F(ClientFaultTest, ARestartedNodeIsAttachedAgain) {
 }
 
 // Says hello to clients like a master, then never answers again.
-class SilentMaster : public Service {
+class SilentMaster : public ConnectionHandler {
   public:
     SilentMaster() {
         EventServer::Options options;

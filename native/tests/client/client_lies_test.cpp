@@ -39,7 +39,7 @@ constexpr Lie kGetLies[] = {Lie::kRowsMissing,       Lie::kTooLong,          Lie
                             Lie::kLookupRowsMissing, Lie::kLookupUnknownNode};
 
 // Master and only node at once; has every object: bytes_of(key, 100).
-class Liar : public Service {
+class Liar : public ConnectionHandler {
   public:
     Liar() {
         EventServer::Options options;

@@ -25,13 +25,13 @@ uint64_t thread_ns() {
 class DirectoryTest : public testing::Test {
   protected:
     DirectoryTest() {
-        for (NodeSlot node = 0; node < 10; ++node) {
+        for (NodeNumber node = 0; node < 10; ++node) {
             directory_.set_readable(node, true);
         }
     }
-    const NamespaceEpoch& epoch() const { return *ns_.current.load(); }
-    AnnounceOutcome put(std::string_view key, Version version, NodeSlot node = 1, uint64_t size = 7,
-                        uint8_t wanted = 1) {
+    const DirectoryEpoch& epoch() const { return *ns_.current.load(); }
+    AnnounceOutcome put(std::string_view key, Version version, NodeNumber node = 1,
+                        uint64_t size = 7, uint8_t wanted = 1) {
         return directory_.announce(
             epoch(), node,
             {.key = key, .version = version, .size = size, .replicas_wanted = wanted});
@@ -89,7 +89,7 @@ TEST_F(DirectoryTest, TombstonesRefuseUntilDropped) {
     const RemoveOutcome removed = directory_.remove(epoch(), "k", false);
     EXPECT_EQ(removed.code, Code::kOk);
     EXPECT_GT(removed.tombstone, version);
-    EXPECT_EQ(removed.holders, (std::vector<NodeSlot>{1, 4}));
+    EXPECT_EQ(removed.holders, (std::vector<NodeNumber>{1, 4}));
     EXPECT_EQ(find("k").reason, MissReason::kRemoved);
     EXPECT_EQ(put("k", version, 1).code, Code::kRemoved);
     EXPECT_EQ(directory_.remove(epoch(), "k", false).code, Code::kNotFound);
@@ -105,7 +105,7 @@ TEST_F(DirectoryTest, TheFloorLetsOnlyRecordedVersionsPass) {
     const Version old = directory_.next_version();
     const Version floor = directory_.next_version();
     const Version fresh = directory_.next_version();
-    const auto announce = [&](std::string_view key, Version version, NodeSlot node) {
+    const auto announce = [&](std::string_view key, Version version, NodeNumber node) {
         return directory_
             .announce(epoch(), node, {.key = key, .version = version, .size = 1}, floor)
             .code;
@@ -132,7 +132,7 @@ TEST_F(DirectoryTest, ReplicasOfADownNodeAreKeptButNotReturned) {
 
 TEST_F(DirectoryTest, MoreReplicasThanFitReplaceTheUnreadable) {
     const Version version = directory_.next_version();
-    for (NodeSlot node = 0; node < 8; ++node) {
+    for (NodeNumber node = 0; node < 8; ++node) {
         EXPECT_EQ(put("k", version, node).code, Code::kOk);
     }
     EXPECT_EQ(put("k", version, 8).code, Code::kNoSpace);
@@ -194,7 +194,7 @@ TEST_F(DirectoryTest, EvictedCopiesAreNotWantedAgain) {
 }
 
 TEST_F(DirectoryTest, FlushIsAtOnceAndSweptLater) {
-    const NamespaceEpoch& old = epoch();
+    const DirectoryEpoch& old = epoch();
     for (int i = 0; i < 1000; ++i) {
         put("key" + std::to_string(i), directory_.next_version());
     }
@@ -254,12 +254,12 @@ TEST_F(DirectoryTest, MatchesAMapUnderRandomOperations) {
     RecordProperty("seed", std::to_string(seed));
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 random(seed);
-    std::map<std::string, std::map<NodeSlot, Version>> model;
+    std::map<std::string, std::map<NodeNumber, Version>> model;
     std::map<std::string, Version> current;
     for (int step = 0; step < 200'000; ++step) {
         std::string key = std::to_string(random() % 3000);
         key.append(random() % 2 == 0 ? 0 : static_cast<size_t>(std::stoi(key)) % 300, '-');
-        const auto node = static_cast<NodeSlot>(random() % 4);
+        const auto node = static_cast<NodeNumber>(random() % 4);
         switch (random() % 4) {
             case 0: {
                 const Version version = directory_.next_version();
@@ -351,7 +351,7 @@ TEST_F(DirectoryTest, ThreadsAnnounceLookUpRemoveAndSweep) {
     for (int i = 0; i < 256; ++i) {
         keys.push_back("key" + std::to_string(i));
     }
-    for (NodeSlot node = 0; node < 2; ++node) {
+    for (NodeNumber node = 0; node < 2; ++node) {
         threads.emplace_back([&, node] {
             std::mt19937_64 random(node);
             while (!stop) {

@@ -221,7 +221,7 @@ TEST(Index, EveryReaderChecksExpiry) {
     auto index = make_index(64);
     const auto reader = make_reader(*index);
     Index::NewEntry entry = new_entry("a", 1);
-    entry.expiry_ms = 1000;
+    entry.expires_at_ms = 1000;
     ASSERT_TRUE(index->insert(entry).ok());
     EXPECT_TRUE(probe(*reader, "a", 999));
     EXPECT_FALSE(probe(*reader, "a", 1000));

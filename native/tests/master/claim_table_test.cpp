@@ -21,11 +21,11 @@ class ClaimTableTest : public testing::Test {
         directory_.set_readable(1, true);
         directory_.set_readable(2, true);
     }
-    const NamespaceEpoch& epoch() const { return *ns_.current.load(); }
+    const DirectoryEpoch& epoch() const { return *ns_.current.load(); }
     void claim(LinkId link, uint64_t id, std::string_view key, bool upsert = false,
                uint64_t deadline_ms = kFar) {
         const ClaimRequest request{.link = link,
-                                   .node = static_cast<NodeSlot>(link % 10),
+                                   .node = static_cast<NodeNumber>(link % 10),
                                    .claim_id = id,
                                    .key = key,
                                    .upsert = upsert};
@@ -40,7 +40,7 @@ class ClaimTableTest : public testing::Test {
         }
         return {link, id, Code::kInternal, 0};
     }
-    void publish(std::string_view key, Version version, NodeSlot node = 1) {
+    void publish(std::string_view key, Version version, NodeNumber node = 1) {
         const Code code =
             directory_.announce(epoch(), node, {.key = key, .version = version, .size = 1}).code;
         claims_.settle(epoch(), key, version, code == Code::kOk, answers_);
@@ -162,7 +162,7 @@ TEST_F(ClaimTableTest, ARemoveCancelsAndNamesTheHolder) {
 TEST_F(ClaimTableTest, AFlushEndsTheClaimsOfItsEpoch) {
     claim(1, 1, "k");
     claim(2, 1, "k");
-    const NamespaceEpoch& old = epoch();
+    const DirectoryEpoch& old = epoch();
     directory_.flush(ns_);
     claims_.flushed(old, answers_);
     EXPECT_EQ(answer(2, 1).code, Code::kRemoved);

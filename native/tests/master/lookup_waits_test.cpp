@@ -11,8 +11,8 @@
 namespace kvstore {
 namespace {
 
-constexpr NodeSlot kNode = 3;
-constexpr NodeSlot kDownNode = 4;
+constexpr NodeNumber kNode = 3;
+constexpr NodeNumber kDownNode = 4;
 constexpr uint64_t kDeadlineMs = 1000;  // of an invented clock
 
 // A request whose keys live as long as it does.
@@ -40,7 +40,7 @@ class LookupWaitsTest : public testing::Test {
         return waits_.park(
             request_for(ns_, keys, [answers](const KeyList&) { ++*answers; }, owner));
     }
-    Version announce(const std::string& key, NodeSlot node = kNode, Namespace* ns = nullptr) {
+    Version announce(const std::string& key, NodeNumber node = kNode, Namespace* ns = nullptr) {
         ns = ns == nullptr ? ns_ : ns;
         const Version version = directory_.next_version();
         EXPECT_EQ(directory_.announce(*ns->current, node, {.key = key, .version = version}).code,

@@ -170,7 +170,7 @@ class MasterCoreTest : public testing::Test {
         }
     }
     ObjectPlace find(std::string_view key) { return core_->directory().lookup_one(epoch(), key); }
-    const NamespaceEpoch& epoch() const { return *ns_->current.load(); }
+    const DirectoryEpoch& epoch() const { return *ns_->current.load(); }
     // Carries out the copy orders of all the nodes until none is left; returns how many.
     size_t copy(std::vector<Node*> nodes, uint64_t& now_ms) {
         size_t done = 0;

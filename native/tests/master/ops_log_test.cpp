@@ -119,7 +119,7 @@ class AckWaitsTest : public testing::Test {
   protected:
     void start(std::vector<AckRow> rows, uint64_t deadline_ms = 1000) {
         waits_.add(std::move(rows), deadline_ms,
-                   [this](std::vector<Code> codes, std::vector<NodeSlot> unreached) {
+                   [this](std::vector<Code> codes, std::vector<NodeNumber> unreached) {
                        ++answers_;
                        codes_ = std::move(codes);
                        unreached_ = std::move(unreached);
@@ -127,15 +127,15 @@ class AckWaitsTest : public testing::Test {
     }
     void look(uint64_t durable_seq, uint64_t now_ms = 0) {
         for (AckWaits::Ready& one :
-             waits_.collect(durable_seq, now_ms, [this](NodeSlot s) { return nodes_[s]; })) {
+             waits_.collect(durable_seq, now_ms, [this](NodeNumber s) { return nodes_[s]; })) {
             one.run();
         }
     }
     AckWaits waits_;
-    std::map<NodeSlot, AckNode> nodes_;
+    std::map<NodeNumber, AckNode> nodes_;
     int answers_ = 0;
     std::vector<Code> codes_;
-    std::vector<NodeSlot> unreached_;
+    std::vector<NodeNumber> unreached_;
 };
 
 TEST_F(AckWaitsTest, OkWhenAllHoldersHaveAcknowledged) {
@@ -163,7 +163,7 @@ TEST_F(AckWaitsTest, PartialAtOnceForWhoIsAwayAfterTheOthers) {
     nodes_[1].applied_seq = 5;
     look(5);
     EXPECT_EQ(codes_, (std::vector<Code>{Code::kPartial}));
-    EXPECT_EQ(unreached_, (std::vector<NodeSlot>{2}));
+    EXPECT_EQ(unreached_, (std::vector<NodeNumber>{2}));
 }
 
 TEST_F(AckWaitsTest, TheDeadlineNamesTheSilent) {
@@ -173,7 +173,7 @@ TEST_F(AckWaitsTest, TheDeadlineNamesTheSilent) {
     EXPECT_EQ(answers_, 0);
     look(6, 1000);
     EXPECT_EQ(codes_, (std::vector<Code>{Code::kPartial, Code::kOk}));
-    EXPECT_EQ(unreached_, (std::vector<NodeSlot>{1}));
+    EXPECT_EQ(unreached_, (std::vector<NodeNumber>{1}));
     start({{Code::kOk, 7, {2}}});
     look(6, 1000);
     EXPECT_EQ(codes_, (std::vector<Code>{Code::kDeadlineExceeded}));

@@ -40,7 +40,7 @@ inline bool eventually(const std::function<bool()>& condition) {
 // replies of 1 MiB; Inspect is never answered; Remove fails the connection.
 inline constexpr uint64_t kMaxStoredBytes = 64u << 20;  // greater payload is discarded
 
-class TestService : public Service {
+class TestService : public ConnectionHandler {
   public:
     TestService() : region_(memfd_create("test region", MFD_CLOEXEC)) {
         (void)!write(region_.get(), "shared bytes", 12);

@@ -324,8 +324,8 @@ TEST_F(EventServerTest, PipelinedRequestsAreAnsweredInOrder) {
 
 TEST_F(EventServerTest, AnAdoptedLinkIsServedLikeAnyOther) {
     serve();
-    TestService node_service;
-    EventServer node({.loops = 1, .tick_ms = 10}, node_service);
+    TestService node_block_port;
+    EventServer node({.loops = 1, .tick_ms = 10}, node_block_port);
     ASSERT_TRUE(node.start().ok());
     HelloParams hello = params();
     hello.role = Role::kNode;
@@ -334,18 +334,18 @@ TEST_F(EventServerTest, AnAdoptedLinkIsServedLikeAnyOther) {
     auto adopted =
         node.adopt(channel->release_fd(), Peer{.node_id = "master"}, std::make_shared<int>(5));
     ASSERT_TRUE(adopted.ok());
-    ASSERT_TRUE(eventually([&] { return node_service.opens == 1 && service_.opens == 1; }));
+    ASSERT_TRUE(eventually([&] { return node_block_port.opens == 1 && service_.opens == 1; }));
     {
         std::lock_guard lock(service_.mutex);
         EXPECT_EQ(service_.peers.front().node_id, "node-a");
         EXPECT_EQ(service_.peers.front().role, Role::kNode);
         EXPECT_TRUE(service_.refs.front()->send_message(Ops{.first_seq = 9}, 0));
     }
-    EXPECT_TRUE(eventually([&] { return node_service.others == 1; }));
+    EXPECT_TRUE(eventually([&] { return node_block_port.others == 1; }));
     EXPECT_TRUE((*adopted)->send_message(OpsAck{.seq = 9}, 0));
     EXPECT_TRUE(eventually([&] { return service_.others == 1; }));
     (*adopted)->close(Code::kExpired, "a new session");
-    EXPECT_TRUE(eventually([&] { return service_.closes == 1 && node_service.closes == 1; }));
+    EXPECT_TRUE(eventually([&] { return service_.closes == 1 && node_block_port.closes == 1; }));
     std::lock_guard lock(service_.mutex);
     EXPECT_EQ(service_.last_close, Code::kExpired) << "the reason reaches the other side";
     EXPECT_FALSE((*adopted)->open());

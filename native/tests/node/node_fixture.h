@@ -14,8 +14,8 @@
 #include "index/index.h"
 #include "index/object_reader.h"
 #include "index/slot_registry.h"
+#include "master/master_block_port.h"
 #include "master/master_core.h"
-#include "master/master_service.h"
 #include "net/channel.h"
 #include "node/node_core.h"
 
@@ -61,10 +61,10 @@ class TestMaster {
         options.epoch = epoch;
         options.journal_auto_ack = true;
         core = std::make_unique<MasterCore>(options);
-        MasterService::Options service_options;
+        MasterBlockPort::Options service_options;
         service_options.listen = {listen};
         service_options.cluster_id = "test";
-        service = std::make_unique<MasterService>(*core, service_options);
+        service = std::make_unique<MasterBlockPort>(*core, service_options);
     }
     ~TestMaster() { stop(); }
     void start() {
@@ -131,7 +131,7 @@ class TestMaster {
     }
 
     std::unique_ptr<MasterCore> core;
-    std::unique_ptr<MasterService> service;
+    std::unique_ptr<MasterBlockPort> service;
     std::string endpoint;
 };
 

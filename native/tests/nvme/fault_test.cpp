@@ -47,7 +47,7 @@ Told run_workload(NvmeTester& nvme) {
         }
     }
     for (uint64_t n = 0; n < kPuts; n += 5) {
-        if (nvme.log->remove(nvme.ns.ns, nvme.hash(name(n)), n + 1)) {
+        if (nvme.log->remove(nvme.ns.id, nvme.hash(name(n)), n + 1)) {
             told.removed.insert(name(n));
         }
         told.acknowledged.erase(name(n));
@@ -205,7 +205,7 @@ TEST(NvmeFaultTest, ReadsThatKeepFailingTurnItOff) {
         EXPECT_EQ(nvme.log->state(), NvmeState::kOff);
         nvme.io.fail_reads = false;
         EXPECT_FALSE(nvme.get(name(15)).result.status.ok());
-        EXPECT_FALSE(nvme.log->find(nvme.ns.ns, nvme.hash(name(15))));
+        EXPECT_FALSE(nvme.log->find(nvme.ns.id, nvme.hash(name(15))));
         ASSERT_TRUE(nvme.reopen().ok());
         EXPECT_EQ(nvme.check(name(15)), 1u);
     }
@@ -218,7 +218,7 @@ TEST(NvmeFaultTest, DamageIsFoundByTheReadAndDropped) {
     ASSERT_TRUE(nvme.put("k", 1, 5000).ok());
     ASSERT_TRUE(nvme.put("k", 2, 5000).ok());
     ASSERT_TRUE(nvme.log->sync().ok());
-    const NvmeFound found = *nvme.log->find(nvme.ns.ns, nvme.hash("k"));
+    const NvmeFound found = *nvme.log->find(nvme.ns.id, nvme.hash("k"));
     {
         std::fstream file(segment_file(dir.path(), found.segment),
                           std::ios::in | std::ios::out | std::ios::binary);
@@ -298,7 +298,7 @@ TEST(NvmeFaultTest, ADiskThatFillsUpMakesItReadOnly) {
     ASSERT_TRUE(nvme.put("other", 1, 5000).ok());
     ASSERT_TRUE(nvme.log->sync().ok());
     // The segments have their blocks; the journal of 1 MiB finds none.
-    nvme.log->remove(nvme.ns.ns, nvme.hash("k"), 1);
+    nvme.log->remove(nvme.ns.id, nvme.hash("k"), 1);
     EXPECT_EQ(nvme.log->sync_removals().code(), Code::kNoSpace);
     EXPECT_EQ(nvme.log->state(), NvmeState::kReadOnly);
     EXPECT_EQ(nvme.check("k"), 0u);

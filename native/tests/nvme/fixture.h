@@ -98,12 +98,12 @@ class FaultyIo : public FileIo {
 
 inline constexpr HashSecret kTestSecret = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
 
-inline NvmeNamespace test_namespace(const std::string& name = "space", uint32_t epoch = 1) {
-    return {.ns = namespace_id(kTestSecret, "tenant", name, epoch),
-            .tenant = tenant_id(kTestSecret, "tenant"),
+inline NamespaceEpoch test_namespace(const std::string& name = "space", uint32_t epoch = 1) {
+    return {.tenant = "tenant",
+            .name = name,
             .epoch = epoch,
-            .tenant_name = "tenant",
-            .name = name};
+            .tenant_id = tenant_id(kTestSecret, "tenant"),
+            .id = namespace_id(kTestSecret, "tenant", name, epoch)};
 }
 
 // The bytes of (key, version): every eight of them say whose they are and where they belong.
@@ -151,12 +151,12 @@ class NvmeTester {
         return open();
     }
 
-    Hash128 hash(std::string_view key) const { return key_hash(kTestSecret, ns.ns, key); }
+    Hash128 hash(std::string_view key) const { return key_hash(kTestSecret, ns.id, key); }
     // `key` must outlive the object: a literal, or a string of the caller's.
     NvmeObject object(std::string_view key, Version version, std::span<const uint8_t> data) const {
         NvmeObject one;
-        one.identity = {.tenant = ns.tenant,
-                        .ns = ns.ns,
+        one.identity = {.tenant = ns.tenant_id,
+                        .ns = ns.id,
                         .hash = hash(key),
                         .version = version,
                         .length = data.size()};
@@ -168,11 +168,11 @@ class NvmeTester {
     }
     // Waits for room; every other refusal is returned.
     Status put(const std::string& key, Version version, size_t size, Pin pin = Pin::kNone,
-               uint64_t expiry_ms = 0) {
+               uint64_t expires_at_ms = 0) {
         const std::vector<uint8_t> data = test_data(hash(key), version, size);
         NvmeObject one = object(key, version, data);
         one.pin = pin;
-        one.expiry_ms = expiry_ms;
+        one.expires_at_ms = expires_at_ms;
         for (int tries = 0; tries < 1000; ++tries) {
             Status status = log->append(one, data);
             if (status.code() != Code::kOverloaded) {
@@ -193,7 +193,7 @@ class NvmeTester {
         for (size_t i = 0; i < keys.size(); ++i) {
             got[i].data.resize(capacity + 1);
             // Odd addresses: destinations have any alignment.
-            reads.push_back({.ns = ns.ns,
+            reads.push_back({.ns = ns.id,
                              .hash = hash(keys[i]),
                              .version = 0,
                              .key = keys[i],
@@ -266,7 +266,7 @@ class NvmeTester {
     FaultyIo io;
     MemoryCatalog catalog;
     NvmeOptions options;
-    NvmeNamespace ns = test_namespace();
+    NamespaceEpoch ns = test_namespace();
     std::mutex mutex;
     std::vector<NvmeDropped> dropped;
     std::unique_ptr<NvmeLog> log;

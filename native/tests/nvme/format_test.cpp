@@ -33,7 +33,7 @@ RecordHead sample_head() {
     head.sealed_crc = 0xdeadbeef;
     head.seq = 7;
     head.session = 8;
-    head.expiry_ms = 9;
+    head.expires_at_ms = 9;
     head.put_wall_ms = 10;
     head.identity = {.tenant = 1, .ns = 2, .hash = {3, 4}, .version = 5, .length = 600};
     head.parent = {11, 12};
@@ -55,7 +55,7 @@ TEST(NvmeFormatTest, HeadsRoundTripAndNoFlippedBitPasses) {
     EXPECT_EQ(back.sealed_crc, head.sealed_crc);
     EXPECT_EQ(back.seq, 7u);
     EXPECT_EQ(back.session, 8u);
-    EXPECT_EQ(back.expiry_ms, 9u);
+    EXPECT_EQ(back.expires_at_ms, 9u);
     EXPECT_EQ(back.put_wall_ms, 10u);
     EXPECT_EQ(back.identity.tenant, 1u);
     EXPECT_EQ(back.identity.ns, 2u);
@@ -116,7 +116,7 @@ TEST(NvmeFormatTest, SegmentHeadersAreWholeOrDamaged) {
     EXPECT_EQ(decode_segment_header(block, "s").code(), Code::kNotFound);
     encode_segment_header({.seq = 5, .segment_bytes = 65536, .cluster_check = 9, .node_id = "node"},
                           block);
-    const Result<SegmentHeader> header = decode_segment_header(block, "s");
+    const Result<LogFileHeader> header = decode_segment_header(block, "s");
     ASSERT_TRUE(header.ok());
     EXPECT_EQ(header->seq, 5u);
     EXPECT_EQ(header->segment_bytes, 65536u);
@@ -130,7 +130,7 @@ TEST(NvmeFormatTest, SegmentHeadersAreWholeOrDamaged) {
 }
 
 TEST(NvmeManifestTest, RoundTripsAndNoDamagePasses) {
-    SegmentManifest manifest(42);
+    Manifest manifest(42);
     const uint32_t first = manifest.add_namespace(test_namespace("a", 1));
     const uint32_t second = manifest.add_namespace(test_namespace("b", 2));
     EXPECT_EQ(manifest.add_namespace(test_namespace("a", 1)), first);
@@ -142,14 +142,14 @@ TEST(NvmeManifestTest, RoundTripsAndNoDamagePasses) {
                       .version = n + 2,
                       .length = static_cast<uint32_t>(n + 3),
                       .sealed_crc = static_cast<uint32_t>(n + 4),
-                      .expiry_ms = n + 5,
+                      .expires_at_ms = n + 5,
                       .put_wall_ms = n + 6,
                       .parent = {n + 7, n + 8},
                       .pin = static_cast<Pin>(n % 3),
                       .key = key});
     }
     const std::vector<uint8_t> bytes = manifest.encode();
-    const Result<SegmentManifest> back = SegmentManifest::decode(bytes);
+    const Result<Manifest> back = Manifest::decode(bytes);
     ASSERT_TRUE(back.ok());
     EXPECT_EQ(back->seq(), 42u);
     EXPECT_EQ(back->objects(), 20u);
@@ -165,7 +165,7 @@ TEST(NvmeManifestTest, RoundTripsAndNoDamagePasses) {
         EXPECT_EQ(row.version, n + 2);
         EXPECT_EQ(row.length, n + 3);
         EXPECT_EQ(row.sealed_crc, n + 4);
-        EXPECT_EQ(row.expiry_ms, n + 5);
+        EXPECT_EQ(row.expires_at_ms, n + 5);
         EXPECT_EQ(row.put_wall_ms, n + 6);
         EXPECT_EQ(row.parent, (Hash128{n + 7, n + 8}));
         EXPECT_EQ(row.pin, static_cast<Pin>(n % 3));
@@ -175,8 +175,8 @@ TEST(NvmeManifestTest, RoundTripsAndNoDamagePasses) {
     for (size_t i = 0; i < bytes.size(); ++i) {
         auto damaged = bytes;
         damaged[i] ^= 0x20;
-        EXPECT_FALSE(SegmentManifest::decode(damaged).ok()) << i;
-        EXPECT_FALSE(SegmentManifest::decode(std::span(bytes).first(i)).ok());
+        EXPECT_FALSE(Manifest::decode(damaged).ok()) << i;
+        EXPECT_FALSE(Manifest::decode(std::span(bytes).first(i)).ok());
     }
 }
 
@@ -199,8 +199,8 @@ TEST(NvmeGoldenTest, DISABLED_WriteThem) {
     ASSERT_TRUE(nvme.put("removed", 13, 10).ok());
     ASSERT_TRUE(nvme.log->sync().ok());
     ASSERT_TRUE(nvme.put("third", 14, 0, Pin::kNone, 4'000'000'000'000).ok());
-    nvme.log->remove(nvme.ns.ns, nvme.hash("removed"), 13);
-    nvme.log->flush_namespace(test_namespace("other").ns);
+    nvme.log->remove(nvme.ns.id, nvme.hash("removed"), 13);
+    nvme.log->flush_namespace(test_namespace("other").id);
     ASSERT_TRUE(nvme.log->sync().ok());
     ASSERT_TRUE(nvme.log->sync_removals().ok());
     nvme.close();
@@ -212,7 +212,7 @@ TEST(NvmeGoldenTest, DISABLED_WriteThem) {
     journal.resize(256);
     write_file(kGolden + "/removals-1.kvs", journal);
     const Fd fd(open(segment_file(dir.path(), 0).c_str(), O_RDONLY | O_CLOEXEC));
-    const SegmentScan scan = scan_segment(FileIo::system(), fd.get(), "", 1, 65536, true);
+    const LogFileScan scan = scan_segment(FileIo::system(), fd.get(), "", 1, 65536, true);
     write_file(kGolden + "/manifest", scan.manifest.encode());
 }
 

@@ -18,7 +18,7 @@ NvmeEntry entry_of(uint64_t number) {
     return {.version = number + 1,
             .unit = number % NvmeIndex::kMaxUnit,
             .length = static_cast<uint32_t>(number * 7),
-            .expiry_s = static_cast<uint32_t>(number * 3),
+            .expires_at_s = static_cast<uint32_t>(number * 3),
             .ns_slot = static_cast<uint16_t>(number % NvmeIndex::kMaxNamespaceSlots),
             .head_units = static_cast<uint8_t>(number % 19),
             .pin = static_cast<Pin>(number % 3),
@@ -27,8 +27,8 @@ NvmeEntry entry_of(uint64_t number) {
 
 bool same(const NvmeEntry& a, const NvmeEntry& b) {
     return a.version == b.version && a.unit == b.unit && a.length == b.length &&
-           a.expiry_s == b.expiry_s && a.ns_slot == b.ns_slot && a.head_units == b.head_units &&
-           a.pin == b.pin && a.touches == b.touches;
+           a.expires_at_s == b.expires_at_s && a.ns_slot == b.ns_slot &&
+           a.head_units == b.head_units && a.pin == b.pin && a.touches == b.touches;
 }
 
 TEST(NvmeIndexTest, EveryFieldKeepsItsGreatestValue) {
@@ -36,7 +36,7 @@ TEST(NvmeIndexTest, EveryFieldKeepsItsGreatestValue) {
     const NvmeEntry greatest{.version = UINT64_MAX,
                              .unit = NvmeIndex::kMaxUnit - 1,
                              .length = UINT32_MAX,
-                             .expiry_s = UINT32_MAX,
+                             .expires_at_s = UINT32_MAX,
                              .ns_slot = NvmeIndex::kMaxNamespaceSlots - 1,
                              .head_units = 31,
                              .pin = Pin::kHard,

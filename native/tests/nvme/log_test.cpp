@@ -23,7 +23,7 @@ TEST(NvmeLogTest, ObjectsAreReadableAtOnceAndAfterTheirBufferIsOnDisk) {
     ASSERT_TRUE(nvme.log->sync().ok());
     for (size_t i = 0; i < sizes.size(); ++i) {
         EXPECT_EQ(nvme.check("k" + std::to_string(i)), 10 + i);
-        const auto found = nvme.log->find(nvme.ns.ns, nvme.hash("k" + std::to_string(i)));
+        const auto found = nvme.log->find(nvme.ns.id, nvme.hash("k" + std::to_string(i)));
         ASSERT_TRUE(found);
         EXPECT_EQ(found->length, sizes[i]);
     }
@@ -46,7 +46,7 @@ TEST(NvmeLogTest, RefusalsAreTyped) {
     NvmeObject wrong = nvme.object("x", 1, data);
     wrong.sealed_crc ^= 1;
     EXPECT_EQ(nvme.log->append(wrong, data).code(), Code::kChecksumMismatch);
-    EXPECT_FALSE(nvme.log->find(nvme.ns.ns, nvme.hash("x")));
+    EXPECT_FALSE(nvme.log->find(nvme.ns.id, nvme.hash("x")));
     NvmeObject foreign = nvme.object("x", 1, data);
     foreign.identity.ns = 99;
     EXPECT_EQ(nvme.log->append(foreign, data).code(), Code::kInvalidArgument);
@@ -54,7 +54,7 @@ TEST(NvmeLogTest, RefusalsAreTyped) {
     EXPECT_EQ(nvme.get_all({"k"}, 99).front().result.status.code(), Code::kBufferTooSmall);
     // A hash that is there under another key.
     std::vector<uint8_t> to(100);
-    NvmeRead other{.ns = nvme.ns.ns,
+    NvmeRead other{.ns = nvme.ns.id,
                    .hash = nvme.hash("k"),
                    .version = 0,
                    .key = "not k",
@@ -119,14 +119,14 @@ TEST(NvmeLogTest, ExpiredAndFlushedObjectsAreGoneAlsoAfterAReopen) {
     now = 1'000'500;
     EXPECT_EQ(nvme.check("soon"), 0u) << "exact, although the index counts in seconds";
     now = 1'001'000;
-    EXPECT_FALSE(nvme.log->find(nvme.ns.ns, nvme.hash("soon")));
+    EXPECT_FALSE(nvme.log->find(nvme.ns.id, nvme.hash("soon")));
     EXPECT_EQ(nvme.list().size(), 1u);
     ASSERT_TRUE(nvme.reopen().ok());
     EXPECT_EQ(nvme.check("soon"), 0u);
     EXPECT_EQ(nvme.check("later"), 1u);
-    const NvmeNamespace other = test_namespace("other");
+    const NamespaceEpoch other = test_namespace("other");
     ASSERT_TRUE(nvme.log->register_namespace(other).ok());
-    nvme.log->flush_namespace(nvme.ns.ns);
+    nvme.log->flush_namespace(nvme.ns.id);
     EXPECT_EQ(nvme.check("later"), 0u);
     EXPECT_EQ(nvme.put("later", 2, 10).code(), Code::kRemoved);
     EXPECT_EQ(nvme.log->counters().objects, 0u);
@@ -168,11 +168,11 @@ TEST(NvmeLogTest, ListingNamesEverythingLive) {
     TempDir dir;
     NvmeTester nvme(dir.path(), 4 << 20);
     ASSERT_TRUE(nvme.open().ok());
-    const NvmeNamespace other = test_namespace("other", 7);
+    const NamespaceEpoch other = test_namespace("other", 7);
     for (Version version = 1; version <= 300; ++version) {
         ASSERT_TRUE(nvme.put("k" + std::to_string(version % 200), version, 5000, Pin::kSoft).ok());
     }
-    nvme.log->remove(nvme.ns.ns, nvme.hash("k7"), UINT64_MAX);
+    nvme.log->remove(nvme.ns.id, nvme.hash("k7"), UINT64_MAX);
     for (int life = 0; life < 2; ++life) {
         const auto all = nvme.list();
         EXPECT_EQ(all.size(), 199u);
@@ -180,9 +180,9 @@ TEST(NvmeLogTest, ListingNamesEverythingLive) {
         EXPECT_EQ(one.identity.version, 203u);
         EXPECT_EQ(one.identity.length, 5000u);
         EXPECT_EQ(one.ns.name, "space");
-        EXPECT_EQ(one.ns.tenant_name, "tenant");
+        EXPECT_EQ(one.ns.tenant, "tenant");
         EXPECT_EQ(one.ns.epoch, 1u);
-        EXPECT_EQ(one.identity.tenant, nvme.ns.tenant);
+        EXPECT_EQ(one.identity.tenant, nvme.ns.tenant_id);
         EXPECT_EQ(one.pin, Pin::kSoft);
         EXPECT_EQ(one.put_wall_ms, 1203u);
         EXPECT_EQ(one.ttl_ms, 0u);
@@ -302,7 +302,7 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
             ASSERT_TRUE(nvme.put(key, version, random() % 40000, Pin::kHard).ok()) << step;
             model[key] = version;
         } else if (action < 70) {
-            nvme.log->remove(nvme.ns.ns, nvme.hash(key), version);
+            nvme.log->remove(nvme.ns.id, nvme.hash(key), version);
             model.erase(key);
         } else if (action < 97) {
             EXPECT_EQ(nvme.check(key), model.contains(key) ? model[key] : 0) << key << " " << step;
@@ -349,7 +349,7 @@ TEST(NvmeLogTest, SeveralThreadsAppendFindReadAndRemove) {
                     ++ok;
                 }
                 if (random() % 4 == 0) {
-                    nvme.log->remove(nvme.ns.ns, nvme.hash(key), version);
+                    nvme.log->remove(nvme.ns.id, nvme.hash(key), version);
                     EXPECT_EQ(nvme.check(key), 0u);
                 }
                 nvme.check("t" + std::to_string((t + 1) % 4) + "-" + std::to_string(random() % 20));
@@ -378,12 +378,12 @@ TEST(NvmeLogTest, ASplitHeadIsReadWhileItsBufferFills) {
     NvmeTester nvme(dir.path());
     nvme.options.flush_after_ms = 60'000;
     ASSERT_TRUE(nvme.open().ok());
-    const uint64_t names = record_head_bytes(nvme.ns.tenant_name.size() + nvme.ns.name.size());
+    const uint64_t names = record_head_bytes(nvme.ns.tenant.size() + nvme.ns.name.size());
     const std::string split(1000, 's');
     ASSERT_TRUE(nvme.put("k", 1, (64 << 10) - kRecordAlign - names - record_head_bytes(1)).ok());
     ASSERT_TRUE(nvme.put(split, 1, 100).ok());
     const uint64_t second = kSegmentHeaderBytes + (64 << 10);
-    ASSERT_EQ(nvme.log->find(nvme.ns.ns, nvme.hash(split))->offset, second - kRecordAlign);
+    ASSERT_EQ(nvme.log->find(nvme.ns.id, nvme.hash(split))->offset, second - kRecordAlign);
     std::atomic<bool> stop{false};
     std::thread reader([&] {
         while (!stop) {

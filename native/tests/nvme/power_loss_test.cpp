@@ -131,12 +131,12 @@ class NvmePowerLossTest : public testing::Test {
         ASSERT_FALSE(nvme_.catalog.list()->empty()) << "the first one is sealed";
     }
     uint32_t segment_of(const std::string& key) {
-        const auto found = nvme_.log->find(nvme_.ns.ns, nvme_.hash(key));
+        const auto found = nvme_.log->find(nvme_.ns.id, nvme_.hash(key));
         return found ? found->segment : UINT32_MAX;
     }
     void remove_all(char prefix) {
         for (uint64_t n = 10; n < last_; ++n) {
-            nvme_.log->remove(nvme_.ns.ns, nvme_.hash(prefix + std::to_string(n)), 1);
+            nvme_.log->remove(nvme_.ns.id, nvme_.hash(prefix + std::to_string(n)), 1);
         }
     }
     void await_reclaim() {
@@ -170,12 +170,12 @@ TEST_F(NvmePowerLossTest, WhatWasAcknowledgedIsDurable) {
         EXPECT_EQ(next->check("removed"), 1u);
         EXPECT_EQ(next->check("late"), 0u) << "nothing was lost";
     }
-    nvme_.log->remove(nvme_.ns.ns, nvme_.hash("removed"), 1);
+    nvme_.log->remove(nvme_.ns.id, nvme_.hash("removed"), 1);
     ASSERT_TRUE(nvme_.log->sync_removals().ok());
     const auto next = after_a_loss();
     EXPECT_EQ(next->check("kept"), 1u);
     EXPECT_EQ(next->check("removed"), 0u);
-    nvme_.log->flush_namespace(nvme_.ns.ns);
+    nvme_.log->flush_namespace(nvme_.ns.id);
     ASSERT_TRUE(nvme_.log->sync_removals().ok());
     EXPECT_EQ(after_a_loss()->check("kept"), 0u);
 }
@@ -221,10 +221,10 @@ TEST_F(NvmePowerLossTest, WhatARemovedObjectHidDoesNotComeBack) {
     io_.hold_syncs_of(segment_file(nvme_.options.directory, second));
     EXPECT_TRUE(nvme_.put("c", 1, 10000).ok());
     io_.await_held();
-    nvme_.log->remove(nvme_.ns.ns, nvme_.hash("b10"), 1);
+    nvme_.log->remove(nvme_.ns.id, nvme_.hash("b10"), 1);
     io_.hold_syncs_of(nvme_.options.directory + "/removals-1.kvs");
     io_.await_held();
-    nvme_.log->remove(nvme_.ns.ns, nvme_.hash("k"), 2);
+    nvme_.log->remove(nvme_.ns.id, nvme_.hash("k"), 2);
     remove_all('b');
     io_.hold_syncs_of(segment_file(nvme_.options.directory, second));
     io_.await_held();  // its header is erased
@@ -248,12 +248,12 @@ TEST_F(NvmePowerLossTest, WhatAReclaimDroppedAndARemoveNamedDoesNotComeBack) {
         nvme_.log->await_space(10000, 5);
     }
     io_.await_held();
-    EXPECT_FALSE(nvme_.log->remove(nvme_.ns.ns, nvme_.hash("a10"), 1));
+    EXPECT_FALSE(nvme_.log->remove(nvme_.ns.id, nvme_.hash("a10"), 1));
     EXPECT_TRUE(nvme_.log->sync_removals().ok());
     EXPECT_EQ(after_a_loss()->check("a10"), 0u);
     io_.hold_syncs_of("");
     await_reclaim();
-    EXPECT_FALSE(nvme_.log->remove(nvme_.ns.ns, nvme_.hash("a11"), 1));
+    EXPECT_FALSE(nvme_.log->remove(nvme_.ns.id, nvme_.hash("a11"), 1));
     EXPECT_TRUE(nvme_.log->sync_removals().ok());
     EXPECT_EQ(after_a_loss()->check("a11"), 0u);
 }
@@ -269,7 +269,7 @@ TEST_F(NvmePowerLossTest, NoVersionComesBackThatIsOlderThanADurableOne) {
         for (int i = 0; i < 20 + round % 40; ++i) {
             ASSERT_TRUE(nvme_.put("k", ++version, 10000).ok());
             if (i % 7 == 3) {
-                nvme_.log->remove(nvme_.ns.ns, nvme_.hash("k"), version);
+                nvme_.log->remove(nvme_.ns.id, nvme_.hash("k"), version);
             }
             if (i == 5) {
                 ASSERT_TRUE(nvme_.log->sync().ok());

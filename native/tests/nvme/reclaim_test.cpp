@@ -34,7 +34,7 @@ TEST(NvmeReclaimTest, TheOldestGoAndTheOwnerIsToldOfEach) {
         const std::lock_guard lock(nvme.mutex);
         for (const NvmeDropped& one : nvme.dropped) {
             EXPECT_EQ(one.reason, NvmeDropped::Reason::kReclaimed);
-            EXPECT_EQ(one.ns, nvme.ns.ns);
+            EXPECT_EQ(one.ns, nvme.ns.id);
             EXPECT_EQ(one.hash, nvme.hash(one.key));
             EXPECT_EQ(name(one.version - 1), one.key);
             EXPECT_TRUE(told.insert(one.key).second) << "told twice";
@@ -68,7 +68,7 @@ TEST(NvmeReclaimTest, WhatIsReadOrPinnedStays) {
         nvme.log->set_policy({.min_touches = 1, .readmit_share = 0.5});
         ASSERT_TRUE(nvme.put("pinned", 1, 20000, Pin::kHard).ok());
         ASSERT_TRUE(nvme.put("pinned later", 1, 20000).ok());
-        ASSERT_TRUE(nvme.log->set_pin(nvme.ns.ns, nvme.hash("pinned later"), Pin::kHard).ok());
+        ASSERT_TRUE(nvme.log->set_pin(nvme.ns.id, nvme.hash("pinned later"), Pin::kHard).ok());
         ASSERT_TRUE(nvme.put("hot", 1, 20000).ok());
         ASSERT_TRUE(nvme.put("cold", 1, 20000).ok());
         for (uint64_t n = 0; n < 800; ++n) {
@@ -114,7 +114,7 @@ TEST(NvmeReclaimTest, PinsAreBoundedAndNeverStopTheLog) {
     EXPECT_EQ(pinned, (512u << 10) * 45 / 100 / record_bytes(2, 10000));
     EXPECT_EQ(nvme.put("one more", 1, 10000, Pin::kHard).code(), Code::kNoSpace);
     ASSERT_TRUE(nvme.put("soft", 1, 10000).ok());
-    EXPECT_EQ(nvme.log->set_pin(nvme.ns.ns, nvme.hash("soft"), Pin::kHard).code(), Code::kNoSpace);
+    EXPECT_EQ(nvme.log->set_pin(nvme.ns.id, nvme.hash("soft"), Pin::kHard).code(), Code::kNoSpace);
     for (uint64_t n = 0; n < 300; ++n) {
         ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok()) << n;
     }
@@ -124,7 +124,7 @@ TEST(NvmeReclaimTest, PinsAreBoundedAndNeverStopTheLog) {
     }
     EXPECT_EQ(kept, pinned);
     // Room comes back.
-    ASSERT_TRUE(nvme.log->set_pin(nvme.ns.ns, nvme.hash("p0"), Pin::kNone).ok());
+    ASSERT_TRUE(nvme.log->set_pin(nvme.ns.id, nvme.hash("p0"), Pin::kNone).ok());
     EXPECT_TRUE(nvme.put("one more", 1, 10000, Pin::kHard).ok());
 }
 
@@ -294,7 +294,7 @@ class NvmeOrderTest : public testing::Test {
         appender_.join();
     }
     uint32_t segment_of(const std::string& key) {
-        const auto found = nvme_.log->find(nvme_.ns.ns, nvme_.hash(key));
+        const auto found = nvme_.log->find(nvme_.ns.id, nvme_.hash(key));
         return found ? found->segment : UINT32_MAX;
     }
     // What a crash at this moment would find.
@@ -320,7 +320,7 @@ class NvmeOrderTest : public testing::Test {
 // A remove that comes while the bytes are being copied wins.
 TEST_F(NvmeOrderTest, AnAppendUnderWayDoesNotOutliveARemove) {
     begin("k", 2);
-    nvme_.log->remove(nvme_.ns.ns, nvme_.hash("k"), 2);
+    nvme_.log->remove(nvme_.ns.id, nvme_.hash("k"), 2);
     release();
     EXPECT_EQ(appended_.code(), Code::kRemoved);
     EXPECT_EQ(segment_of("k"), UINT32_MAX);
@@ -379,7 +379,7 @@ TEST(NvmeReclaimTest, RemovedObjectsStayRemovedAcrossReclaims) {
         removed.erase(name(n % 100));
         const std::string victim = name(random() % 100);
         if (n % 3 == 0) {
-            nvme.log->remove(nvme.ns.ns, nvme.hash(victim), n);
+            nvme.log->remove(nvme.ns.id, nvme.hash(victim), n);
             removed[victim] = n;
         }
         if (n % 120 == 0) {

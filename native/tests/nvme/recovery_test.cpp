@@ -44,10 +44,10 @@ class NvmeRecoveryTest : public testing::Test {
         }
         ASSERT_TRUE(nvme.put("removed", 1, 500).ok());
         ASSERT_TRUE(nvme.log->sync().ok());
-        ASSERT_TRUE(nvme.log->remove(nvme.ns.ns, nvme.hash("removed"), 1));
+        ASSERT_TRUE(nvme.log->remove(nvme.ns.id, nvme.hash("removed"), 1));
         ASSERT_TRUE(nvme.log->sync_removals().ok());
         for (int i = 0; i < kObjects; ++i) {
-            const auto found = nvme.log->find(nvme.ns.ns, nvme.hash(key(i)));
+            const auto found = nvme.log->find(nvme.ns.id, nvme.hash(key(i)));
             ASSERT_TRUE(found);
             places_.push_back({found->segment, found->offset,
                                found->offset + record_bytes(key(i).size(), found->length)});
@@ -182,7 +182,7 @@ TEST_F(NvmeRecoveryTest, TheLogGoesOnBehindACut) {
         // Removes what the cut took: nothing on disk has to be marked, and yet it stays away.
         for (int i = 0; i < kObjects; ++i) {
             if (there[i] == 0) {
-                nvme->log->remove(nvme->ns.ns, nvme->hash(key(i)), version(i));
+                nvme->log->remove(nvme->ns.id, nvme->hash(key(i)), version(i));
             }
         }
         ASSERT_TRUE(nvme->put("new", 1, random() % 3000).ok());
@@ -208,16 +208,16 @@ TEST_F(NvmeRecoveryTest, WhatLiesBehindACutDoesNotComeBack) {
         ASSERT_TRUE(nvme.put(key(i), version(i), 3000).ok());
         ASSERT_TRUE(nvme.log->sync().ok());
     }
-    const NvmeFound damaged = *nvme.log->find(nvme.ns.ns, nvme.hash(key(2)));
+    const NvmeFound damaged = *nvme.log->find(nvme.ns.id, nvme.hash(key(2)));
     nvme.close();
     overwrite(segment_file(work_, damaged.segment), damaged.offset, std::vector<uint8_t>(64));
     ASSERT_TRUE(nvme.open().ok());
     EXPECT_EQ(nvme.check(key(1)), version(1));
     EXPECT_EQ(nvme.check(key(3)), 0u);
-    nvme.log->remove(nvme.ns.ns, nvme.hash(key(3)), version(3));
+    nvme.log->remove(nvme.ns.id, nvme.hash(key(3)), version(3));
     ASSERT_TRUE(nvme.log->sync_removals().ok());
     ASSERT_TRUE(nvme.put("new", 1, 3000).ok());
-    ASSERT_EQ(nvme.log->find(nvme.ns.ns, nvme.hash("new"))->offset, damaged.offset);
+    ASSERT_EQ(nvme.log->find(nvme.ns.id, nvme.hash("new"))->offset, damaged.offset);
     ASSERT_TRUE(nvme.reopen().ok());
     EXPECT_EQ(nvme.check("new"), 1u);
     EXPECT_EQ(nvme.check(key(1)), version(1));
@@ -275,8 +275,8 @@ TEST_F(NvmeRecoveryTest, FlippedBytesNeverGiveWrongData) {
 TEST_F(NvmeRecoveryTest, AFlippedRemovalIsCountedAndTheOthersStand) {
     auto nvme = copy(true);
     ASSERT_TRUE(nvme->open().ok());
-    ASSERT_TRUE(nvme->log->remove(nvme->ns.ns, nvme->hash(key(1)), version(1)));
-    ASSERT_TRUE(nvme->log->remove(nvme->ns.ns, nvme->hash(key(2)), version(2)));
+    ASSERT_TRUE(nvme->log->remove(nvme->ns.id, nvme->hash(key(1)), version(1)));
+    ASSERT_TRUE(nvme->log->remove(nvme->ns.id, nvme->hash(key(2)), version(2)));
     ASSERT_TRUE(nvme->log->sync_removals().ok());
     nvme->close();
     overwrite(work_ + "/removals-2.kvs", 30, {0xff});
@@ -287,7 +287,7 @@ TEST_F(NvmeRecoveryTest, AFlippedRemovalIsCountedAndTheOthersStand) {
 }
 
 TEST_F(NvmeRecoveryTest, ACatalogThatFailsCostsNothingButTheScan) {
-    class Failing : public SegmentCatalog {
+    class Failing : public NvmeCatalog {
       public:
         Status save(uint64_t, std::span<const uint8_t>) override { return Code::kIoError; }
         Result<std::vector<uint8_t>> load(uint64_t) override { return Code::kIoError; }
@@ -319,7 +319,7 @@ TEST_F(NvmeRecoveryTest, AKilledProcessLosesNothingThatWasSynced) {
         for (int i = 0; i < kObjects && ok; ++i) {
             ok = nvme->put(key(i), version(i), 3000).ok();
         }
-        ok = ok && nvme->log->remove(nvme->ns.ns, nvme->hash(key(9)), UINT64_MAX);
+        ok = ok && nvme->log->remove(nvme->ns.id, nvme->hash(key(9)), UINT64_MAX);
         ok = ok && nvme->log->sync().ok() && nvme->log->sync_removals().ok();
         if (ok) {
             kill(getpid(), SIGKILL);

@@ -390,7 +390,7 @@ TEST(BlockStore, TtlEndsAnObject) {
     ASSERT_EQ(h.put("for ever", 1000), Code::kOk);
     h.clock_ms += 499;
     EXPECT_TRUE(h.get("a"));
-    EXPECT_EQ(h.store->find(h.ns, h.key("a")).left_ms, 1u);
+    EXPECT_EQ(h.store->find(h.ns, h.key("a")).ttl_ms, 1u);
     h.clock_ms += 1;
     EXPECT_EQ(h.miss("a"), MissReason::kExpired);
     EXPECT_EQ(h.put_item(item), Code::kOk);

@@ -638,7 +638,7 @@ TEST_F(Attach, GoldenFilesOfFormat1) {
     EXPECT_TRUE(reads("mortal", 300));
     EXPECT_TRUE(reads("empty", 0));
     EXPECT_EQ(find("llama/0").pin, Pin::kHard);
-    EXPECT_GT(find("mortal").left_ms, 0u);
+    EXPECT_GT(find("mortal").ttl_ms, 0u);
     EXPECT_TRUE(store_->audit().ok());
 }
 

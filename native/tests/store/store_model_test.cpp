@@ -18,7 +18,7 @@ constexpr int kSlots = 4;
 struct Expected {
     Version version = 0;
     uint64_t size = 0;
-    uint64_t expiry_ms = 0;
+    uint64_t expires_at_ms = 0;
     Pin pin = Pin::kNone;
     int leases = 0;
 };
@@ -222,7 +222,7 @@ class Model {
     }
 
     bool is_expired(const Expected& object) const {
-        return object.expiry_ms != 0 && object.expiry_ms <= h_->clock_ms;
+        return object.expires_at_ms != 0 && object.expires_at_ms <= h_->clock_ms;
     }
 
     void read() {

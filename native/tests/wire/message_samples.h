@@ -214,7 +214,7 @@ void link_messages(Visit&& visit) {
                    .sizes = sizes(),
                    .pins = small(),
                    .replicas = small(),
-                   .expiry_ms = u64s()});
+                   .ttl_ms = u64s()});
     visit(AnnounceReply{.seq = 9, .status = codes()});
     visit(Withdraw{.seq = 10,
                    .tenant = "default",

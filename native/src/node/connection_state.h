@@ -9,13 +9,13 @@
 
 namespace kvstore {
 
-struct NodeSession {
-    virtual ~NodeSession() = default;
+struct ConnectionState {
+    virtual ~ConnectionState() = default;
     virtual bool is_link() const { return false; }
 };
 
 // Used by the connection's own loop thread only.
-struct ClientSession final : NodeSession {
+struct ClientConnection final : ConnectionState {
     Role role = Role::kClient;
     std::shared_ptr<NamespaceCell> ns;  // null for a peer node, which names it in every message
     uint64_t id = 0;                    // owner of reservations, leases and holds
@@ -27,8 +27,8 @@ struct ClientSession final : NodeSession {
     Owner by_socket() const { return {id, -1}; }
 };
 
-struct LinkSession final : NodeSession {
-    explicit LinkSession(uint64_t link_number) : link(link_number) {}
+struct LinkConnection final : ConnectionState {
+    explicit LinkConnection(uint64_t link_number) : link(link_number) {}
     bool is_link() const override { return true; }
     const uint64_t link;
 };

@@ -1,5 +1,5 @@
 // The node's life as a server: hello, dispatch, sessions and their slots, ticks, figures.
-#include "node/node_service.h"
+#include "node/node_block_port.h"
 
 #include <algorithm>
 
@@ -68,7 +68,7 @@ MasterLink::Options link_options(const NodeOptions& options, const BlockStore& s
 
 }  // namespace
 
-NodeService::NodeService(const NodeOptions& options, BlockStore& store, NvmeTier* tier)
+NodeBlockPort::NodeBlockPort(const NodeOptions& options, BlockStore& store, NvmeTier* tier)
     : options_(options),
       reservation_ms_(options.reservation_ms),
       shm_tenants_(options.shm_tenants),
@@ -98,10 +98,10 @@ NodeService::NodeService(const NodeOptions& options, BlockStore& store, NvmeTier
         [this](std::span<const BlockStore::Withdrawn> items) { on_withdrawn(items); });
 }
 
-NodeService::~NodeService() { stop(); }
+NodeBlockPort::~NodeBlockPort() { stop(); }
 
 // A flush that DRAM knows of and NVMe does not: the earlier life ended between the two.
-void NodeService::begin_below() {
+void NodeBlockPort::begin_below() {
     if (tier_ == nullptr) {
         return;
     }
@@ -116,7 +116,7 @@ void NodeService::begin_below() {
     }
 }
 
-Result<NodeEndpoints> NodeService::start() {
+Result<NodeEndpoints> NodeBlockPort::start() {
     NodeEndpoints bound;
     for (const std::string* text : {&options_.tcp_endpoint, &options_.unix_endpoint}) {
         if (text->empty()) {
@@ -151,7 +151,7 @@ Result<NodeEndpoints> NodeService::start() {
 
 // The link first, so that it does not come back; the server's end closes every session, which frees
 // what the sessions had reserved.
-void NodeService::stop() {
+void NodeBlockPort::stop() {
     link_->stop();
     copier_->stop();
     server_->stop();
@@ -161,17 +161,17 @@ void NodeService::stop() {
     store_.set_on_withdraw(nullptr);
 }
 
-void NodeService::set_principals(std::vector<Principal> principals) {
+void NodeBlockPort::set_principals(std::vector<Principal> principals) {
     authenticator_->replace(std::move(principals));
 }
 
-void NodeService::set_credentials(std::string principal, std::string token) {
+void NodeBlockPort::set_credentials(std::string principal, std::string token) {
     copier_->set_credentials(principal, token);
     link_->set_credentials(std::move(principal), std::move(token));
 }
 
-void NodeService::set_tunables(NodeTunables tunables) {
-    const std::lock_guard lock(tunables_mutex_);
+void NodeBlockPort::set_tunables(NodeTunables tunables) {
+    const MutexLock lock(tunables_mutex_);
     // The shorter time first: what is said of a spare's time is never above what the store gives.
     reservation_ms_.store(std::min(reservation_ms_.load(), tunables.reservation_ms));
     store_.set_limits(tunables.reservation_ms, tunables.client_cap_bytes);
@@ -185,16 +185,16 @@ void NodeService::set_tunables(NodeTunables tunables) {
 
 // ---- sessions --------------------------------------------------------------------------------
 
-bool NodeService::may_map(const Connection& connection, const Hello& hello) const {
-    const std::lock_guard lock(tunables_mutex_);
+bool NodeBlockPort::may_map(const Connection& connection, const Hello& hello) const {
+    const MutexLock lock(tunables_mutex_);
     const std::vector<std::string>& tenants = shm_tenants_;
     return connection.peer().is_unix && hello.role != Role::kNode &&
            (connection.peer().features & kFeatureSharedMemory) != 0 &&
            std::find(tenants.begin(), tenants.end(), hello.tenant) != tenants.end();
 }
 
-Result<HelloAnswer> NodeService::on_hello(Connection& connection, const Hello& hello) {
-    auto session = std::make_shared<ClientSession>();
+Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello& hello) {
+    auto session = std::make_shared<ClientConnection>();
     session->role = hello.role;
     session->id = connection.id();
     HelloAnswer answer;
@@ -228,17 +228,17 @@ Result<HelloAnswer> NodeService::on_hello(Connection& connection, const Hello& h
     return answer;
 }
 
-void NodeService::on_open(Connection& connection) {
+void NodeBlockPort::on_open(Connection& connection) {
     if (MasterLink::is_link(connection)) {
         link_->on_open(connection);
     }
 }
 
-void NodeService::on_close(Connection& connection, Code, std::string_view reason) {
+void NodeBlockPort::on_close(Connection& connection, Code, std::string_view reason) {
     if (MasterLink::is_link(connection)) {
         return link_->on_close(connection, reason);
     }
-    auto& session = *connection.session_as<ClientSession>();
+    auto& session = *connection.session_as<ClientConnection>();
     if (session.offered_slot >= 0) {
         slots_.give_back(session.offered_slot);
     }
@@ -247,7 +247,7 @@ void NodeService::on_close(Connection& connection, Code, std::string_view reason
     store_.on_session_closed(session.id);
 }
 
-void NodeService::on_tick(size_t loop) {
+void NodeBlockPort::on_tick(size_t loop) {
     if (loop != 0) {
         return;
     }
@@ -259,7 +259,7 @@ void NodeService::on_tick(size_t loop) {
     watch_send_budget();
 }
 
-void NodeService::watch_send_budget() {
+void NodeBlockPort::watch_send_budget() {
     const uint64_t now_ms = boottime_ms();
     const uint64_t refusals = send_budget_->refusals() + below_budget_->refusals();
     if (refusals != seen_refusals_) {
@@ -269,12 +269,12 @@ void NodeService::watch_send_budget() {
     server_->set_write_stall_ms(now_ms < pressed_until_ms_ ? kPressedStallMs : kStallMs);
 }
 
-void NodeService::slot_ready(Connection& connection, const FrameHeader& header, Body body) {
+void NodeBlockPort::slot_ready(Connection& connection, const FrameHeader& header, Body body) {
     SlotReady message;
     if (!connection.decode(body, &message)) {
         return;
     }
-    auto& session = *connection.session_as<ClientSession>();
+    auto& session = *connection.session_as<ClientConnection>();
     Code code = Code::kUnsupported;
     if (session.slot >= 0 && message.slot == static_cast<uint32_t>(session.slot)) {
         code = Code::kOk;  // again, for what else it says
@@ -297,8 +297,8 @@ void NodeService::slot_ready(Connection& connection, const FrameHeader& header, 
     connection.ref()->send_message(reply, header.request_id);
 }
 
-void NodeService::resolve(Connection& connection, const FrameHeader& header) {
-    const auto& session = *connection.session_as<ClientSession>();
+void NodeBlockPort::resolve(Connection& connection, const FrameHeader& header) {
+    const auto& session = *connection.session_as<ClientConnection>();
     ResolveReply reply;
     reply.flush_counter = store_.flush_counter();
     const NamespaceRef ns = session.ns->current();
@@ -309,12 +309,12 @@ void NodeService::resolve(Connection& connection, const FrameHeader& header) {
 
 // ---- dispatch --------------------------------------------------------------------------------
 
-void NodeService::on_frame(Connection& connection, const FrameHeader& header, Body body,
-                           PayloadPlan* plan) {
+void NodeBlockPort::on_frame(Connection& connection, const FrameHeader& header, Body body,
+                             PayloadPlan* plan) {
     if (MasterLink::is_link(connection)) {
         return link_->on_frame(connection, header, body);
     }
-    const bool is_peer = connection.session_as<ClientSession>()->role == Role::kNode;
+    const bool is_peer = connection.session_as<ClientConnection>()->role == Role::kNode;
     switch (header.message()) {
         case MessageType::kPut:
             if (!is_peer) {
@@ -339,7 +339,7 @@ void NodeService::on_frame(Connection& connection, const FrameHeader& header, Bo
         std::string(message_type_name(header.type)) + " is not a request of this role to a node");
 }
 
-bool NodeService::on_session_frame(Connection& connection, const FrameHeader& header, Body body) {
+bool NodeBlockPort::on_session_frame(Connection& connection, const FrameHeader& header, Body body) {
     switch (header.message()) {
         case MessageType::kSlotReady:
             return slot_ready(connection, header, body), true;
@@ -350,7 +350,7 @@ bool NodeService::on_session_frame(Connection& connection, const FrameHeader& he
     }
 }
 
-bool NodeService::on_object_frame(Connection& connection, const FrameHeader& header, Body body) {
+bool NodeBlockPort::on_object_frame(Connection& connection, const FrameHeader& header, Body body) {
     switch (header.message()) {
         case MessageType::kReserve:
             return reserve(connection, header, body), true;
@@ -383,7 +383,7 @@ bool NodeService::on_object_frame(Connection& connection, const FrameHeader& hea
 
 // ---- figures ---------------------------------------------------------------------------------
 
-void NodeService::fill(NodeStats& stats) const {
+void NodeBlockPort::fill(NodeStats& stats) const {
     stats.link = link_->state();
     stats.link_error = link_->last_error();
     stats.link_losses = link_->losses();
@@ -417,7 +417,7 @@ void NodeService::fill(NodeStats& stats) const {
     stats.announce_us = metrics_.announce_us.snapshot();
 }
 
-void NodeService::answer_stats(Connection& connection, const FrameHeader& header) {
+void NodeBlockPort::answer_stats(Connection& connection, const FrameHeader& header) {
     NodeStats stats;
     fill(stats);
     const std::pair<std::string_view, uint64_t> rows[] = {

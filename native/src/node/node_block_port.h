@@ -5,42 +5,42 @@
 #include <array>
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "net/event_server.h"
+#include "node/connection_state.h"
 #include "node/master_link.h"
 #include "node/node_core.h"
 #include "node/node_metrics.h"
 #include "node/node_namespaces.h"
-#include "node/node_session.h"
-#include "node/node_slots.h"
 #include "node/peer_copier.h"
 #include "node/put_flow.h"
 #include "node/replica_wishes.h"
 #include "node/send_budget.h"
+#include "node/served_slots.h"
 
 namespace kvstore {
 
-class NodeService final : public Service, public MasterLink::Handler {
+class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler {
   public:
     // Both outlive the service; `tier` may be null.
-    NodeService(const NodeOptions& options, BlockStore& store, NvmeTier* tier);
-    ~NodeService() override;
+    NodeBlockPort(const NodeOptions& options, BlockStore& store, NvmeTier* tier);
+    ~NodeBlockPort() override;
 
     Result<NodeEndpoints> start();
     void stop();
     MasterLink& link() { return *link_; }
-    const NodeSlots& slots() const { return slots_; }
+    const ServedSlots& slots() const { return slots_; }
     void set_draining(bool draining) { draining_.store(draining); }
     void set_principals(std::vector<Principal> principals);
     void set_credentials(std::string principal, std::string token);
     void set_tunables(NodeTunables tunables);
     void fill(NodeStats& stats) const;
 
-    // node_service.cpp
+    // node_block_port.cpp
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
     void on_open(Connection& connection) override;
     void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
@@ -66,7 +66,7 @@ class NodeService final : public Service, public MasterLink::Handler {
     struct Incoming;                                    // a put whose payload is being received
     struct Getting;                                     // a get, until its last byte is sent
 
-    // node_service.cpp
+    // node_block_port.cpp
     void begin_below();
     bool may_map(const Connection& connection, const Hello& hello) const;
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
@@ -88,7 +88,7 @@ class NodeService final : public Service, public MasterLink::Handler {
     void lease_release(Connection& connection, const FrameHeader& header, Body body);
     void hold(Connection& connection, const FrameHeader& header, Body body);
     void unhold(Connection& connection, const FrameHeader& header, Body body);
-    std::vector<BlockStore::Key> store_keys(const StoreNamespace& ns, const KeyList& keys,
+    std::vector<BlockStore::Key> store_keys(const NamespaceEpoch& ns, const KeyList& keys,
                                             const U64Column& versions) const;
 
     // node_writes.cpp
@@ -112,14 +112,14 @@ class NodeService final : public Service, public MasterLink::Handler {
 
     const NodeOptions options_;  // but for the tunables, which are below
     std::atomic<uint32_t> reservation_ms_;
-    mutable std::mutex tunables_mutex_;
+    mutable Mutex tunables_mutex_;
     std::vector<std::string> shm_tenants_;
     BlockStore& store_;
     NvmeTier* const tier_;
     NodeMetrics metrics_;
     ReplicaWishes wishes_;
     NodeNamespaces namespaces_;
-    NodeSlots slots_;
+    ServedSlots slots_;
     std::atomic<bool> draining_{false};
     const std::shared_ptr<SendBudget> send_budget_;
     const std::shared_ptr<SendBudget> below_budget_;  // for what is read from NVMe
@@ -133,7 +133,7 @@ class NodeService final : public Service, public MasterLink::Handler {
 
     NvmeCursor listed_below_;  // of the full announce; the link's loop only
 
-    std::mutex replaced_mutex_;
+    Mutex replaced_mutex_;
     std::vector<BlockStore::Withdrawn> replaced_;  // older versions, withdrawn behind the new ones
 };
 

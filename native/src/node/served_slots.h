@@ -5,12 +5,12 @@
 
 #include <array>
 #include <map>
-#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "base/client_counters.h"
+#include "base/mutex.h"
 #include "index/client_slots.h"
 
 namespace kvstore {
@@ -23,9 +23,9 @@ struct TenantCounters {
 };
 
 // Thread-safe.
-class NodeSlots {
+class ServedSlots {
   public:
-    explicit NodeSlots(ClientSlots& slots);
+    explicit ServedSlots(ClientSlots& slots);
 
     // A slot to offer to a session of process `pid`, or -1: then that client uses sockets.
     int offer(pid_t pid);
@@ -50,7 +50,7 @@ class NodeSlots {
     static void add(Values& to, const Values& more);
 
     ClientSlots& slots_;
-    mutable std::mutex mutex_;
+    mutable Mutex mutex_;
     std::unordered_map<uint32_t, pid_t> offered_;
     std::unordered_map<uint32_t, Tenant> live_;
     std::map<std::string, Values> retired_;

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "master/master_core.h"
 
 namespace kvstore {
@@ -16,9 +17,9 @@ constexpr uint64_t kRescanMs = 1'000;  // while a node is draining or dead
 }  // namespace
 
 void MasterCore::maintenance_loop() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (!stopping_) {
-        wake_.wait_for(lock, std::chrono::milliseconds(options_.maintenance_ms));
+        wake_.wait_for(mutex_, std::chrono::milliseconds(options_.maintenance_ms));
         if (stopping_) {
             return;
         }
@@ -34,7 +35,7 @@ void MasterCore::maintain(uint64_t now_ms) {
     deliver(answers);
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         ready = ready_held(now_ms);
         drop_tombstones_held(now_ms);
     }
@@ -52,7 +53,7 @@ void MasterCore::drop_tombstones_held(uint64_t now_ms) {
     for (; !retired_.empty() && retired_.front().first <= now_ms; retired_.pop_front()) {
         const Op& op = retired_.front().second;
         const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);
-        const NamespaceEpoch* current = ns == nullptr ? nullptr : ns->current.load();
+        const DirectoryEpoch* current = ns == nullptr ? nullptr : ns->current.load();
         if (current != nullptr && current->epoch == op.epoch) {  // else the flush's sweep drops it
             directory_.drop_tombstone(*current, op.key, op.version);
         }
@@ -61,9 +62,9 @@ void MasterCore::drop_tombstones_held(uint64_t now_ms) {
 
 std::vector<CopyNode> MasterCore::copy_nodes(uint64_t now_ms, bool* all_alive) const {
     const CopyPolicy policy = planner_.policy();
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<CopyNode> out(nodes_.end());
-    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         if (record == nullptr || record->removed) {
             continue;
@@ -101,7 +102,7 @@ void MasterCore::run_copies(uint64_t now_ms) {
     for (const CopyPlanner::Dispatch& dispatch : orders) {
         std::shared_ptr<NodeLink> link;
         {
-            std::lock_guard lock(mutex_);
+            const MutexLock lock(mutex_);
             const NodeRecord* record = nodes_.at(dispatch.source);
             link = record == nullptr ? nullptr : record->link;
         }
@@ -139,7 +140,7 @@ void MasterCore::scan_for_copies(uint64_t now_ms) {
         size_t have = 0;
         bool source = false;
         for (size_t i = 0; i < entry.replica_count(); ++i) {
-            const NodeSlot slot = entry.replicas[i].node();
+            const NodeNumber slot = entry.replicas[i].node();
             if (slot < nodes.size() && nodes[slot].slot == slot) {
                 have += nodes[slot].counts ? 1 : 0;
                 source = source || nodes[slot].source;
@@ -159,9 +160,9 @@ void MasterCore::scan_for_copies(uint64_t now_ms) {
 }
 
 std::vector<bool> MasterCore::living() const {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<bool> out(limits::kMaxNodes);
-    for (NodeSlot slot = 0; slot < nodes_.end(); ++slot) {
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
         out[slot] =
             record != nullptr && !record->removed && record->info.state == NodeState::kAlive;
@@ -175,7 +176,7 @@ uint64_t MasterCore::count_objects(const std::function<bool(const ObjectEntry&)>
     uint64_t cursor = 0;
     do {
         cursor = directory_.scan(cursor, kScanBudget, [&](const ObjectEntry& entry) {
-            const bool expired = entry.expiry_ms != 0 && entry.expiry_ms <= now_ms;
+            const bool expired = entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms;
             if (!expired && directory_.namespaces().at(entry.ns)->is_current() && counts(entry)) {
                 ++total;
             }
@@ -186,9 +187,9 @@ uint64_t MasterCore::count_objects(const std::function<bool(const ObjectEntry&)>
 
 uint64_t MasterCore::drain_remaining(const std::string& node_id) const {
     const std::vector<bool> alive = living();
-    NodeSlot slot = kNoNode;
+    NodeNumber slot = kNoNode;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         slot = nodes_.slot_of(node_id);
     }
     if (slot == kNoNode) {

@@ -1,10 +1,11 @@
 // Frames to calls and back. Everything here runs on the event server's loops and never blocks; what
 // has to wait for nodes answers later through the connection's reference.
-#include "master/master_service.h"
+#include "master/master_block_port.h"
 
 #include <algorithm>
 #include <charconv>
 
+#include "base/mutex.h"
 #include "master/master_wire.h"
 
 namespace kvstore {
@@ -48,7 +49,7 @@ class LookupAnswer {
 
 }  // namespace
 
-struct MasterService::Session {
+struct MasterBlockPort::Session {
     Namespace* ns = nullptr;      // clients and operators
     MasterCore::LinkHello hello;  // node links
     LinkId link = 0;
@@ -57,7 +58,7 @@ struct MasterService::Session {
     std::vector<ClaimAnswer> answers;
 };
 
-MasterService::MasterService(MasterCore& core, Options options)
+MasterBlockPort::MasterBlockPort(MasterCore& core, Options options)
     : core_(core),
       options_(std::move(options)),
       authenticator_(std::make_shared<Authenticator>(options_.principals)) {
@@ -69,9 +70,9 @@ MasterService::MasterService(MasterCore& core, Options options)
     server_ = std::make_unique<EventServer>(std::move(server), *this);
 }
 
-MasterService::~MasterService() { stop(); }
+MasterBlockPort::~MasterBlockPort() { stop(); }
 
-Result<std::vector<std::string>> MasterService::start() {
+Result<std::vector<std::string>> MasterBlockPort::start() {
     std::vector<std::string> bound;
     for (const std::string& text : options_.listen) {
         Result<Endpoint> endpoint = Endpoint::parse(text);
@@ -91,19 +92,19 @@ Result<std::vector<std::string>> MasterService::start() {
     return bound;
 }
 
-void MasterService::stop() { server_->stop(); }
+void MasterBlockPort::stop() { server_->stop(); }
 
-void MasterService::set_principals(std::vector<Principal> principals) {
+void MasterBlockPort::set_principals(std::vector<Principal> principals) {
     authenticator_->replace(std::move(principals));
 }
 
-void MasterService::set_endpoints(const std::string& grpc, const std::string& http) {
-    std::lock_guard lock(mutex_);
+void MasterBlockPort::set_endpoints(const std::string& grpc, const std::string& http) {
+    const MutexLock lock(mutex_);
     options_.grpc_endpoint = grpc;
     options_.http_endpoint = http;
 }
 
-Result<HelloAnswer> MasterService::on_hello(Connection& connection, const Hello& hello) {
+Result<HelloAnswer> MasterBlockPort::on_hello(Connection& connection, const Hello& hello) {
     auto session = std::make_shared<Session>();
     HelloAnswer answer;
     if (hello.role == Role::kNode) {
@@ -133,7 +134,7 @@ Result<HelloAnswer> MasterService::on_hello(Connection& connection, const Hello&
     answer.welcome.master_epoch = core_.options().epoch;
     answer.welcome.hash_secret = core_.options().secret;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         answer.welcome.grpc_endpoint = options_.grpc_endpoint;
         answer.welcome.http_endpoint = options_.http_endpoint;
         answer.welcome.peers = options_.peers;
@@ -142,7 +143,7 @@ Result<HelloAnswer> MasterService::on_hello(Connection& connection, const Hello&
     return answer;
 }
 
-void MasterService::on_open(Connection& connection) {
+void MasterBlockPort::on_open(Connection& connection) {
     Session& session = *connection.session_as<Session>();
     if (!session.is_link || session.hello.session_id == 0) {
         return;
@@ -156,7 +157,7 @@ void MasterService::on_open(Connection& connection) {
     session.link = *link;
 }
 
-void MasterService::on_close(Connection& connection, Code, std::string_view) {
+void MasterBlockPort::on_close(Connection& connection, Code, std::string_view) {
     const Session* session = connection.session_as<Session>();
     if (session != nullptr && session->link != 0) {
         core_.close_link(session->link);
@@ -164,8 +165,8 @@ void MasterService::on_close(Connection& connection, Code, std::string_view) {
     core_.lookup_waits().drop(connection.id());
 }
 
-void MasterService::on_frame(Connection& connection, const FrameHeader& header,
-                             std::span<const uint8_t> body, PayloadPlan*) {
+void MasterBlockPort::on_frame(Connection& connection, const FrameHeader& header,
+                               std::span<const uint8_t> body, PayloadPlan*) {
     if (header.payload_bytes != 0) {
         return connection.fail(Code::kProtocolError, "no message to a master has a payload");
     }
@@ -186,8 +187,8 @@ void MasterService::on_frame(Connection& connection, const FrameHeader& header,
     }
 }
 
-void MasterService::on_client_frame(Connection& connection, const FrameHeader& header,
-                                    std::span<const uint8_t> body) {
+void MasterBlockPort::on_client_frame(Connection& connection, const FrameHeader& header,
+                                      std::span<const uint8_t> body) {
     switch (header.message()) {
         case MessageType::kLookup:
             return lookup(connection, header, body);
@@ -209,8 +210,8 @@ void MasterService::on_client_frame(Connection& connection, const FrameHeader& h
     }
 }
 
-void MasterService::on_link_frame(Connection& connection, const FrameHeader& header,
-                                  std::span<const uint8_t> body) {
+void MasterBlockPort::on_link_frame(Connection& connection, const FrameHeader& header,
+                                    std::span<const uint8_t> body) {
     Session& session = *connection.session_as<Session>();
     const auto check = [&](const Status& status) {
         if (!status.ok()) {
@@ -276,8 +277,8 @@ void MasterService::on_link_frame(Connection& connection, const FrameHeader& hea
     }
 }
 
-void MasterService::lookup(Connection& connection, const FrameHeader& header,
-                           std::span<const uint8_t> body) {
+void MasterBlockPort::lookup(Connection& connection, const FrameHeader& header,
+                             std::span<const uint8_t> body) {
     Lookup request;
     if (!connection.decode(body, &request)) {
         return;
@@ -290,8 +291,8 @@ void MasterService::lookup(Connection& connection, const FrameHeader& header,
     answer.send(core_, request.flags, *connection.ref(), header.request_id);
 }
 
-void MasterService::wait_for_keys(Connection& connection, const FrameHeader& header,
-                                  std::span<const uint8_t> body) {
+void MasterBlockPort::wait_for_keys(Connection& connection, const FrameHeader& header,
+                                    std::span<const uint8_t> body) {
     LookupWaits::Request wait;
     wait.body.assign(body.begin(), body.end());  // the frame's own memory is used again
     Lookup request;
@@ -318,7 +319,7 @@ void MasterService::wait_for_keys(Connection& connection, const FrameHeader& hea
     }
 }
 
-void MasterService::nodes(Connection& connection, const FrameHeader& header) {
+void MasterBlockPort::nodes(Connection& connection, const FrameHeader& header) {
     const uint64_t nodes_id =
         core_.nodes_id();  // before the table: a change makes it stale, not lost
     const std::vector<MasterCore::NodeView> views = core_.nodes();
@@ -327,8 +328,8 @@ void MasterService::nodes(Connection& connection, const FrameHeader& header) {
     reply(connection, header, columns.reply(nodes_id));
 }
 
-void MasterService::remove(Connection& connection, const FrameHeader& header,
-                           std::span<const uint8_t> body) {
+void MasterBlockPort::remove(Connection& connection, const FrameHeader& header,
+                             std::span<const uint8_t> body) {
     Remove request;
     if (!connection.decode(body, &request)) {
         return;
@@ -343,8 +344,8 @@ void MasterService::remove(Connection& connection, const FrameHeader& header,
                  });
 }
 
-void MasterService::set_pin(Connection& connection, const FrameHeader& header,
-                            std::span<const uint8_t> body) {
+void MasterBlockPort::set_pin(Connection& connection, const FrameHeader& header,
+                              std::span<const uint8_t> body) {
     SetPin request;
     if (!connection.decode(body, &request)) {
         return;
@@ -363,8 +364,8 @@ void MasterService::set_pin(Connection& connection, const FrameHeader& header,
                    });
 }
 
-void MasterService::flush(Connection& connection, const FrameHeader& header,
-                          std::span<const uint8_t> body) {
+void MasterBlockPort::flush(Connection& connection, const FrameHeader& header,
+                            std::span<const uint8_t> body) {
     Flush request;
     if (!connection.decode(body, &request)) {
         return;
@@ -380,8 +381,8 @@ void MasterService::flush(Connection& connection, const FrameHeader& header,
                 });
 }
 
-void MasterService::list(Connection& connection, const FrameHeader& header,
-                         std::span<const uint8_t> body) {
+void MasterBlockPort::list(Connection& connection, const FrameHeader& header,
+                           std::span<const uint8_t> body) {
     List request;
     if (!connection.decode(body, &request)) {
         return;
@@ -412,13 +413,13 @@ void MasterService::list(Connection& connection, const FrameHeader& header,
               .cursor = cursor == 0 ? std::string_view() : std::string_view(text, written.ptr)});
 }
 
-void MasterService::inspect(Connection& connection, const FrameHeader& header,
-                            std::span<const uint8_t> body) {
+void MasterBlockPort::inspect(Connection& connection, const FrameHeader& header,
+                              std::span<const uint8_t> body) {
     Inspect request;
     if (!connection.decode(body, &request)) {
         return;
     }
-    const NamespaceEpoch& ns = *connection.session_as<Session>()->ns->current.load();
+    const DirectoryEpoch& ns = *connection.session_as<Session>()->ns->current.load();
     const ObjectPlace found = core_.directory().lookup_one(ns, request.key);
     ObjectInfo info;
     if (found.code != Code::kOk || !core_.directory().inspect(ns, request.key, info)) {

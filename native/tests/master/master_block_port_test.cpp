@@ -1,5 +1,5 @@
 // The master's block port over real sockets: client requests, a node's link, refusals.
-#include "master/master_service.h"
+#include "master/master_block_port.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -87,8 +87,8 @@ class MasterServiceTest : public testing::Test {
         out.maintenance_ms = 2;
         return out;
     }
-    static MasterService::Options service_options() {
-        MasterService::Options out;
+    static MasterBlockPort::Options service_options() {
+        MasterBlockPort::Options out;
         static std::atomic<int> number{0};
         out.listen = {"unix:@kvstore-master-test-" + std::to_string(getpid()) + "-" +
                       std::to_string(++number)};
@@ -167,7 +167,7 @@ class MasterServiceTest : public testing::Test {
     uint64_t seq_ = 0;
     uint64_t claim_id_ = 0;
     MasterCore core_;
-    MasterService service_;
+    MasterBlockPort service_;
     Endpoint endpoint_;
 };
 

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/mutation.h"
+#include "base/mutex.h"
 #include "master/master_core.h"
 #include "wire/messages_node.h"
 
@@ -40,7 +41,7 @@ void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
 }  // namespace
 
 Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const NodeRecord* record = nodes_.find(hello.node_id);
     if (record == nullptr || KV_GUARD("session", record->info.session_id != hello.session_id ||
                                                      record->info.state == NodeState::kDead)) {
@@ -54,11 +55,11 @@ Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
 }
 
 Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<NodeLink> to) {
-    auto link = std::make_shared<LinkState>();
+    auto link = std::make_shared<LinkRecord>();
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
-        const NodeSlot slot = nodes_.slot_of(hello.node_id);
+        const MutexLock lock(mutex_);
+        const NodeNumber slot = nodes_.slot_of(hello.node_id);
         if (slot == kNoNode ||
             KV_GUARD("session", nodes_.at(slot)->info.session_id != hello.session_id)) {
             return Status(Code::kExpired, "this session was replaced: register first");
@@ -88,9 +89,10 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
         link->to = std::move(to);
         record.link = link->to;
         record.link_id = link->id;
-        std::unique_lock links(links_mutex_);
-        links_.emplace(link->id, link);
-        links.unlock();
+        {
+            const WriterLock links(links_mutex_);
+            links_.emplace(link->id, link);
+        }
         send_epochs(directory_.namespaces(), *record.link);
         push_ops_held(record);
         ready = ready_held(boottime_ms());
@@ -113,14 +115,14 @@ void MasterCore::push_ops_held(NodeRecord& record) {
     }
 }
 
-std::shared_ptr<MasterCore::LinkState> MasterCore::lose_link_held(NodeRecord& record,
-                                                                  const std::string& reason) {
+std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link_held(NodeRecord& record,
+                                                                   const std::string& reason) {
     if (!record.connected()) {
         return nullptr;
     }
-    std::shared_ptr<LinkState> link;
+    std::shared_ptr<LinkRecord> link;
     {
-        std::unique_lock links(links_mutex_);
+        const WriterLock links(links_mutex_);
         const auto at = links_.find(record.link_id);
         link = at->second;
         links_.erase(at);
@@ -134,13 +136,13 @@ std::shared_ptr<MasterCore::LinkState> MasterCore::lose_link_held(NodeRecord& re
 }
 
 void MasterCore::close_link(LinkId id) {
-    const std::shared_ptr<LinkState> link = find_link(id);
+    const std::shared_ptr<LinkRecord> link = find_link(id);
     if (link == nullptr) {
         return;  // replaced before
     }
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         NodeRecord* record = nodes_.at(link->node);
         if (record != nullptr && record->link_id == id) {
             lose_link_held(*record, "closed");
@@ -152,8 +154,8 @@ void MasterCore::close_link(LinkId id) {
     }
 }
 
-std::shared_ptr<MasterCore::LinkState> MasterCore::find_link(LinkId link) const {
-    std::shared_lock lock(links_mutex_);
+std::shared_ptr<MasterCore::LinkRecord> MasterCore::find_link(LinkId link) const {
+    const ReaderLock lock(links_mutex_);
     const auto at = links_.find(link);
     return at == links_.end() ? nullptr : at->second;
 }
@@ -165,20 +167,20 @@ void MasterCore::deliver(const std::vector<ClaimAnswer>& answers) {
                end - begin < limits::kMaxBatchKeys) {
             ++end;
         }
-        if (const std::shared_ptr<LinkState> link = find_link(answers[begin].link)) {
+        if (const std::shared_ptr<LinkRecord> link = find_link(answers[begin].link)) {
             link->to->send_claims(std::span(answers).subspan(begin, end - begin));
         }
         begin = end;
     }
 }
 
-Result<const NamespaceEpoch*> MasterCore::epoch_of(std::string_view tenant, std::string_view ns,
+Result<const DirectoryEpoch*> MasterCore::epoch_of(std::string_view tenant, std::string_view ns,
                                                    uint32_t epoch) {
     Result<Namespace*> space = directory_.namespaces().open(tenant, ns);
     if (!space.ok()) {
         return space.status();
     }
-    const NamespaceEpoch* current = (*space)->current.load(std::memory_order_acquire);
+    const DirectoryEpoch* current = (*space)->current.load(std::memory_order_acquire);
     if (KV_GUARD("flushed-epoch", epoch < current->epoch)) {
         return Status(Code::kRemoved, "this epoch of the namespace was flushed");
     }
@@ -189,11 +191,11 @@ Result<const NamespaceEpoch*> MasterCore::epoch_of(std::string_view tenant, std:
 }
 
 void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>& out) {
-    const std::shared_ptr<LinkState> link = find_link(id);
+    const std::shared_ptr<LinkRecord> link = find_link(id);
     if (link == nullptr) {
         return;
     }
-    const Result<const NamespaceEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
+    const Result<const DirectoryEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
     std::vector<ClaimRequest> requests;
     requests.reserve(message.keys.size());
     for (size_t i = 0; i < message.keys.size(); ++i) {
@@ -218,12 +220,12 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
     }
 }
 
-void MasterCore::lost_while_claiming(const LinkState& link) {
+void MasterCore::lost_while_claiming(const LinkRecord& link) {
     // What was granted after the link was lost falls into limbo too, and ends when its node has.
     claims_.link_lost(link.id);
     std::vector<ClaimAnswer> answers;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         const NodeRecord* record = nodes_.at(link.node);
         if (record == nullptr || record->removed || record->info.state == NodeState::kDead) {
             claims_.end_limbo(link.node, answers);
@@ -239,7 +241,7 @@ void MasterCore::abandon(LinkId link, const Abandon& message) {
     deliver(answers);
 }
 
-Status MasterCore::check_seq(LinkState& link, uint64_t seq) {
+Status MasterCore::check_seq(LinkRecord& link, uint64_t seq) {
     if (link.next_seq != 0 && seq != link.next_seq) {
         return Status(Code::kProtocolError, "a gap in the announcements, expected number " +
                                                 std::to_string(link.next_seq) + ", got " +
@@ -253,7 +255,7 @@ Status MasterCore::check_seq(LinkState& link, uint64_t seq) {
 Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int32_t>& codes,
                             const Announced& answer) {
     codes.clear();
-    const std::shared_ptr<LinkState> link = find_link(id);
+    const std::shared_ptr<LinkRecord> link = find_link(id);
     if (link == nullptr) {
         return Status(Code::kClosed, "this link was replaced");
     }
@@ -262,7 +264,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     bool came = false;
     std::vector<Pending> overtaken;
     {
-        std::lock_guard work(link->work);
+        const MutexLock work(link->work);
         if (link->closed) {
             return Status(Code::kClosed, "this node was removed");
         }
@@ -274,7 +276,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
             directory_.begin_full(link->node);
         }
         if (!message.keys.empty()) {
-            const Result<const NamespaceEpoch*> ns =
+            const Result<const DirectoryEpoch*> ns =
                 epoch_of(message.tenant, message.ns, message.epoch);
             if (ns.ok()) {
                 record_announce(*link, **ns, message, codes, answers, overtaken);
@@ -311,8 +313,9 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     return {};
 }
 
-void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, const Announce& message,
-                                 std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
+void MasterCore::record_announce(LinkRecord& link, const DirectoryEpoch& ns,
+                                 const Announce& message, std::vector<int32_t>& codes,
+                                 std::vector<ClaimAnswer>& answers,
                                  std::vector<Pending>& overtaken) {
     const bool settled = message.phase == AnnouncePhase::kIncremental && !directory_.rebuilding();
     bool copies = false;
@@ -322,7 +325,7 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
                                    .size = message.sizes[i],
                                    .pin = static_cast<Pin>(message.pins[i]),
                                    .replicas_wanted = message.replicas[i],
-                                   .ttl_ms = message.expiry_ms[i]};
+                                   .ttl_ms = message.ttl_ms[i]};
         const AnnounceOutcome outcome = is_valid_key(item.key)
                                             ? directory_.announce(ns, link.node, item, link.floor)
                                             : AnnounceOutcome{.code = Code::kInvalidArgument};
@@ -355,12 +358,12 @@ void MasterCore::record_announce(LinkState& link, const NamespaceEpoch& ns, cons
     }
 }
 
-bool MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers) {
+bool MasterCore::end_announce(LinkRecord& link, std::vector<ClaimAnswer>& answers) {
     directory_.end_full(link.node);
     link.floor = 0;
     bool came = false;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         NodeRecord* record = nodes_.at(link.node);
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
@@ -374,16 +377,16 @@ bool MasterCore::end_announce(LinkState& link, std::vector<ClaimAnswer>& answers
 }
 
 Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
-    const std::shared_ptr<LinkState> link = find_link(id);
+    const std::shared_ptr<LinkRecord> link = find_link(id);
     if (link == nullptr) {
         return Status(Code::kClosed, "this link was replaced");
     }
-    std::lock_guard work(link->work);
+    const MutexLock work(link->work);
     const Status in_order = check_seq(*link, message.seq);
     if (!in_order.ok() || link->closed || message.keys.empty()) {
         return in_order;
     }
-    const Result<const NamespaceEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
+    const Result<const DirectoryEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
     for (size_t i = 0; ns.ok() && i < message.keys.size(); ++i) {
         const uint8_t reason = message.reasons[i];
         directory_.withdraw(
@@ -395,13 +398,13 @@ Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
 }
 
 void MasterCore::ops_ack(LinkId id, uint64_t seq) {
-    const std::shared_ptr<LinkState> link = find_link(id);
+    const std::shared_ptr<LinkRecord> link = find_link(id);
     if (link == nullptr) {
         return;
     }
     std::vector<AckWaits::Ready> ready;
     {
-        std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         NodeRecord* record = nodes_.at(link->node);
         if (record == nullptr || record->link_id != id) {
             return;

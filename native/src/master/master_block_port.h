@@ -6,12 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "master/master_core.h"
 #include "net/event_server.h"
 
 namespace kvstore {
 
-class MasterService final : public Service {
+class MasterBlockPort final : public ConnectionHandler {
   public:
     struct Options {
         std::vector<std::string> listen;  // block endpoints, port 0 works
@@ -23,8 +24,8 @@ class MasterService final : public Service {
         std::vector<Principal> principals;  // none: no authentication
         std::function<void(Code, std::string_view)> log;
     };
-    MasterService(MasterCore& core, Options options);
-    ~MasterService() override;
+    MasterBlockPort(MasterCore& core, Options options);
+    ~MasterBlockPort() override;
 
     // Returns the bound endpoints, in the order of Options::listen.
     Result<std::vector<std::string>> start();
@@ -59,7 +60,7 @@ class MasterService final : public Service {
 
     MasterCore& core_;
     Options options_;
-    std::mutex mutex_;  // options_' endpoints
+    Mutex mutex_;  // options_' endpoints
     std::shared_ptr<Authenticator> authenticator_;
     std::unique_ptr<EventServer> server_;
 };

@@ -1,21 +1,23 @@
 // Offering, confirming and reading the client slots.
-#include "node/node_slots.h"
+#include "node/served_slots.h"
 
 #include <algorithm>
+
+#include "base/mutex.h"
 
 namespace kvstore {
 
 static_assert(kClientCounterCount <= static_cast<int>(kSlotCounterCount));
 
 // The clients of an earlier life of the node: their slots are theirs still, and they come back.
-NodeSlots::NodeSlots(ClientSlots& slots) : slots_(slots) {
+ServedSlots::ServedSlots(ClientSlots& slots) : slots_(slots) {
     for (const uint32_t slot : slots.live_slots()) {
         live_.emplace(slot, Tenant{slots.holder(slot), {}, {}});
     }
 }
 
-int NodeSlots::offer(pid_t pid) {
-    std::lock_guard lock(mutex_);
+int ServedSlots::offer(pid_t pid) {
+    const MutexLock lock(mutex_);
     const Result<uint32_t> slot = slots_.assign();
     if (!slot.ok()) {
         return -1;
@@ -24,8 +26,8 @@ int NodeSlots::offer(pid_t pid) {
     return static_cast<int>(*slot);
 }
 
-void NodeSlots::give_back(int slot) {
-    std::lock_guard lock(mutex_);
+void ServedSlots::give_back(int slot) {
+    const MutexLock lock(mutex_);
     const auto offer = offered_.find(static_cast<uint32_t>(slot));
     // While it is locked, another session of that process may be about to confirm it.
     if (offer != offered_.end() && slots_.free_slot(offer->first)) {
@@ -33,8 +35,8 @@ void NodeSlots::give_back(int slot) {
     }
 }
 
-Code NodeSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
-    std::lock_guard lock(mutex_);
+Code ServedSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
+    const MutexLock lock(mutex_);
     const auto known = live_.find(slot);
     const auto offer = offered_.find(slot);
     const bool offered = offer != offered_.end();
@@ -56,12 +58,12 @@ Code NodeSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
     return confirmed.code();
 }
 
-void NodeSlots::add(Values& to, const Values& more) {
+void ServedSlots::add(Values& to, const Values& more) {
     std::transform(to.begin(), to.end(), more.begin(), to.begin(), std::plus<>());
 }
 
-void NodeSlots::tick() {
-    std::lock_guard lock(mutex_);
+void ServedSlots::tick() {
+    const MutexLock lock(mutex_);
     const std::vector<uint32_t> live = slots_.live_slots();
     for (auto at = live_.begin(); at != live_.end();) {
         if (std::find(live.begin(), live.end(), at->first) == live.end()) {
@@ -75,11 +77,11 @@ void NodeSlots::tick() {
     }
 }
 
-uint64_t NodeSlots::live() const { return slots_.live_slots().size(); }
+uint64_t ServedSlots::live() const { return slots_.live_slots().size(); }
 
-std::vector<TenantCounters> NodeSlots::counters() const {
+std::vector<TenantCounters> ServedSlots::counters() const {
     std::map<std::string, TenantCounters> by_tenant;
-    std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const auto& [tenant, values] : retired_) {
         add(by_tenant[tenant].values, values);
     }
