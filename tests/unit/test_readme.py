@@ -12,8 +12,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_configuration_table_is_the_codes() -> None:
-    shown = README.split("<!-- config table -->")[1].split("<!-- end of config table -->")[0]
-    assert shown.strip() == config.table().strip(), "paste `kvstore.config.table()` into the README"
+    deploy = (ROOT / "deploy/README.md").read_text()
+    shown = deploy.split("<!-- config table -->")[1].split("<!-- end of config table -->")[0]
+    assert shown.strip() == config.table().strip(), "paste `kvstore.config.table()` into it"
 
 
 def test_the_first_example_runs() -> None:
