@@ -55,7 +55,7 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     auth_token_file: Annotated[
         str,
         _live_until_emptied(
-            "File of principals (README, Security), mode 0600. Empty: no authentication."
+            "File of principals (deploy/README.md, Tokens), mode 0600. Empty: no authentication."
         ),
     ] = ""
     port_file: Annotated[str, _fixed("Write the chosen ports here, as JSON, once serving.")] = ""
@@ -317,7 +317,7 @@ _RELOADS = {True: "yes", False: "restart", _EMPTIED: "yes; restart to empty it"}
 
 
 def table() -> str:
-    """Every key of both configurations as two Markdown tables, for the README."""
+    """Every key of both configurations as two Markdown tables, for deploy/README.md."""
     parts = []
     for kind, program in ((MasterConfig, "kvstore-master"), (NodeConfig, "kvstore-node")):
         hints = get_type_hints(kind, include_extras=True)

@@ -18,7 +18,7 @@ Example:
 with node.json:
   {"master_address": "10.0.0.1:50051", "node_id": "a", "host": "10.0.0.2"}
 SIGHUP, or a change of the file or of the token file, is taken over while it runs: the keys that
-the README marks "yes" at once, the others at the next start (named in the log and in /readyz).
+deploy/README.md marks "yes" at once, the others at the next start (named in the log, in /readyz).
 A file that is wrong is refused, and what ran before stays. SIGTERM and SIGINT end the node.
 """
 

@@ -1,4 +1,4 @@
-"""Configuration: strict keys, sizes, flags over file over defaults, the README's table."""
+"""Configuration: strict keys, sizes, flags over file over defaults, the table of all keys."""
 
 from __future__ import annotations
 

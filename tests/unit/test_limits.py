@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvstore import limits
 
-HEADERS = Path(__file__).resolve().parents[2] / "native" / "include" / "kvstore"
+HEADERS = Path(__file__).resolve().parents[2] / "native" / "src" / "base"
 SHARED = {
     "MAX_KEY_BYTES": "kMaxKeyBytes",
     "MAX_NAME_BYTES": "kMaxNameBytes",

@@ -8,8 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
     "Makefile",
     "README.md",
+    "SECURITY.md",
     "bench",
     "deploy",
     "kvstore",
