@@ -7,7 +7,6 @@ runs (_live) or waits for a restart (_fixed); kvstore.reload carries that out.
 
 from __future__ import annotations
 
-import difflib
 import os
 import socket
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_CONFIG_BYTES, MAX_LABELS, is_valid_name
+from kvstore.limits import MAX_LABELS, is_valid_name
+from kvstore.options import read_object, refuse_unknown
 from kvstore.sizes import format_size, parse_size
 
 _SIZE = "size"
@@ -227,39 +227,14 @@ def load(kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str,
             value is wrong. The message names the file and the key.
     """
     where = f"config file {path}: " if path is not None else ""
-    values = _read(Path(path), where) if path is not None else {}
+    values = {} if path is None else read_object(path, msgspec.json.decode, where)
     values.update({name: value for name, value in flags.items() if value is not None})
-    _refuse_unknown(kind, values, where)
+    refuse_unknown(values, kind.__struct_fields__, where)
     try:
         values.update({name: _size(name, values[name]) for name in _size_fields(kind) & {*values}})
         return msgspec.convert(values, kind)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise InvalidArgumentError(f"{where}{error}") from None
-
-
-def _read(path: Path, where: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise InvalidArgumentError(f"{where}{error.strerror}") from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise InvalidArgumentError(f"{where}larger than 1 MiB")
-    try:
-        content = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
-        raise InvalidArgumentError(f"{where}not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidArgumentError(f"{where}not a JSON object")
-    return content
-
-
-def _refuse_unknown(kind: type[CommonConfig], values: Mapping[str, Any], where: str) -> None:
-    known = kind.__struct_fields__
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise InvalidArgumentError(f"{where}unknown key {name!r}; did you mean {near!r}?")
 
 
 def _size(name: str, value: Any) -> int:

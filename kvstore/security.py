@@ -27,6 +27,7 @@ from pathlib import Path
 
 from kvstore import limits
 from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
+from kvstore.options import one_of
 
 EVERY_TENANT = "*"
 _BEARER = "bearer "
@@ -170,8 +171,7 @@ def _parse_line(fields: list[str]) -> Principal:
     if len(fields) != 4:
         raise ValueError(f"{len(fields)} fields; need name, role, tenants, secret")
     name, role, tenants, secret = fields
-    if role.upper() not in Role.__members__:
-        raise ValueError(f"role {role!r}; one of client, node, operator")
+    one_of("role", role.lower(), [known.name.lower() for known in Role])
     if not limits.is_valid_name(name) or ":" in name:
         raise ValueError("the name is too long or has a colon or control characters")
     if len(secret.encode()) < limits.MIN_SECRET_BYTES:

@@ -6,6 +6,7 @@ from typing import Literal, cast
 
 from kvstore import _native
 from kvstore.errors import RAISED, InvalidArgumentError, MissReason, Status, error_for
+from kvstore.options import one_of, whole_number
 
 PinLevel = Literal["soft", "hard"]
 
@@ -13,7 +14,7 @@ _STATUS = {int(status): status for status in Status}
 PINS: dict[str | None, int] = {None: 0, "soft": 1, "hard": 2}
 PIN_NAMES: dict[int, PinLevel | None] = {0: None, 1: "soft", 2: "hard"}
 TIERS = {0: "dram", 1: "nvme"}
-_MAX_REPLICAS = 8
+MAX_REPLICAS = 8
 _MAX_THREADS = 256
 _MAX_TTL_MS = (1 << 32) - 1
 PAGE_KEYS = 1000
@@ -50,13 +51,9 @@ def answer(code: int) -> Status:
 
 def kept_as(replicas: int, pin: PinLevel | None, ttl_ms: int | None) -> tuple[int, int, int]:
     """Check how a put is to be kept; returns replicas, pin level, time to live (0: none)."""
-    if not isinstance(replicas, int) or not 1 <= replicas <= _MAX_REPLICAS:
-        raise InvalidArgumentError(f"replicas must be 1 to {_MAX_REPLICAS}, not {replicas!r}")
-    if pin not in PINS:
-        raise InvalidArgumentError(f'pin must be None, "soft" or "hard", not {pin!r}')
-    if ttl_ms is not None and (not isinstance(ttl_ms, int) or not 1 <= ttl_ms <= _MAX_TTL_MS):
-        raise InvalidArgumentError(f"ttl_ms must be None or 1 to {_MAX_TTL_MS}, not {ttl_ms!r}")
-    return replicas, PINS[pin], ttl_ms or 0
+    whole_number("replicas", replicas, 1, MAX_REPLICAS)
+    one_of("pin", pin, PINS)
+    return replicas, PINS[pin], whole_number("ttl_ms", ttl_ms, 1, _MAX_TTL_MS, optional=True)
 
 
 def check_stride(stride: int) -> None:
@@ -67,23 +64,14 @@ def check_stride(stride: int) -> None:
 
 def checked_lease(lease_ms: int | None) -> int:
     """Return how long leases last, 0 for none; raise InvalidArgumentError when it is wrong."""
-    return _checked_ms("lease_ms", lease_ms, 1, _native.MAX_LEASE_MS)
+    return whole_number("lease_ms", lease_ms, 1, _native.MAX_LEASE_MS, optional=True)
 
 
 def checked_wait(wait_ms: int | None) -> int:
     """Return how long to wait, 0 for not; raise InvalidArgumentError when it is wrong."""
-    return _checked_ms("wait_ms", wait_ms, 0, _native.MAX_TIMEOUT_MS)
+    return whole_number("wait_ms", wait_ms, 0, _native.MAX_TIMEOUT_MS, optional=True)
 
 
 def check_threads(name: str, threads: int) -> None:
     """Raise InvalidArgumentError unless a number of threads is 1 to 256."""
-    if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
-        raise InvalidArgumentError(f"{name} must be 1 to {_MAX_THREADS}, not {threads!r}")
-
-
-def _checked_ms(name: str, value: int | None, least: int, most: int) -> int:
-    if value is None:
-        return 0
-    if not isinstance(value, int) or not least <= value <= most:
-        raise InvalidArgumentError(f"{name} must be None or {least} to {most}, not {value!r}")
-    return value
+    whole_number(name, threads, 1, _MAX_THREADS)

@@ -9,6 +9,7 @@ from typing import Literal
 from kvstore import _native
 from kvstore.client.store import Store
 from kvstore.errors import InvalidArgumentError
+from kvstore.options import one_of, whole_number
 from kvstore.security import load_identity
 
 Transport = Literal["auto", "shm", "tcp"]
@@ -51,12 +52,9 @@ def connect(
         PermissionDeniedError: The principal may not use this tenant.
         VersionMismatchError: The master speaks no protocol version that this client knows.
     """
-    if transport not in _TRANSPORTS:
-        raise InvalidArgumentError(f"transport {transport!r}; one of auto, shm, tcp")
-    if not isinstance(timeout_ms, int) or not 1 <= timeout_ms <= _native.MAX_TIMEOUT_MS:
-        raise InvalidArgumentError(f"timeout_ms must be 1 to {_native.MAX_TIMEOUT_MS}")
-    if not isinstance(stripes, int) or not 1 <= stripes <= _MAX_STRIPES:
-        raise InvalidArgumentError(f"stripes must be 1 to {_MAX_STRIPES}")
+    one_of("transport", transport, _TRANSPORTS)
+    whole_number("timeout_ms", timeout_ms, 1, _native.MAX_TIMEOUT_MS)
+    whole_number("stripes", stripes, 1, _MAX_STRIPES)
     masters = [address] if isinstance(address, str) else list(address)
     if not all(isinstance(master, str) for master in masters):
         raise InvalidArgumentError("address must be a string or a list of strings")

@@ -18,6 +18,7 @@ from kvstore.client.tensor_format import (
     tensor_in,
 )
 from kvstore.errors import InvalidArgumentError, Status, error_for
+from kvstore.options import one_of
 
 
 class TensorCalls:
@@ -128,8 +129,7 @@ class TensorCalls:
             InvalidArgumentError: As in `get_tensor`.
             ClosedError: The store is closed, or this is a forked child.
         """
-        if kind not in (None, "numpy", "torch"):
-            raise InvalidArgumentError(f'kind must be None, "numpy" or "torch", not {kind!r}')
+        one_of("kind", kind, (None, "numpy", "torch"))
         stored = self._client.batch_get_bytearrays(keys)
         return [None if one is None else tensor_in(one, kind) for one in stored]
 

@@ -202,10 +202,10 @@ def _check_json(arguments: list[str]) -> list[str]:
 def options_of(engine: str) -> Any:
     """The class of an integration's options."""
     from kvstore.integrations.lmcache import options as of_lmcache
-    from kvstore.integrations.sglang import settings as of_sglang
+    from kvstore.integrations.sglang import options as of_sglang
     from kvstore.integrations.vllm import options as of_vllm
 
-    classes = {"lmcache": of_lmcache.Options, "vllm": of_vllm.Options, "sglang": of_sglang.Settings}
+    classes = {"lmcache": of_lmcache.Options, "vllm": of_vllm.Options, "sglang": of_sglang.Options}
     return classes[engine]
 
 
@@ -216,9 +216,7 @@ def _kv_transfer_config(values: dict[str, Any]) -> None:
 
 
 def _hicache_config(values: dict[str, Any]) -> None:
-    from kvstore.integrations.sglang import settings
-
-    settings.read(values)
+    options_of("sglang").of(values)
     _class_of(values["module_path"], values["class_name"])
 
 

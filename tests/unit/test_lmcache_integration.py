@@ -36,7 +36,9 @@ def test_options_are_those_of_one_plugin() -> None:
 
 
 def test_options_say_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match=r"needs remote_storage_plugin\.kvstore\.master"):
+    with pytest.raises(
+        ValueError, match=r"remote_storage_plugin\.kvstore\.\*: 'master' is missing"
+    ):
         Options.of("kvstore", {})
     with pytest.raises(ValueError, match="'tenat'; did you mean 'tenant'"):
         Options.of("kvstore", {PLUGIN + "master": "h:1", PLUGIN + "tenat": "t"})

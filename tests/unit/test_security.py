@@ -54,7 +54,7 @@ def test_a_file_that_others_read_is_refused(tmp_path: Path, mode: int) -> None:
         ("# only a comment\n", "no principal"),
         ("a client default\n", "line 1: 3 fields"),
         ("a client default secret-secret-secret extra\n", "line 1: 5 fields"),
-        ("\na king * 0123456789abcdef\n", "line 2: role 'king'"),
+        ("\na king * 0123456789abcdef\n", "line 2: role must be .* not 'king'"),
         ("a client * short\n", "line 1: the secret is shorter"),
         ("a:b client * 0123456789abcdef\n", "colon"),
         ("a client , 0123456789abcdef\n", "no tenants"),

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from kvstore.embedded import _Servers
 from kvstore.errors import InvalidArgumentError, Status, UnauthenticatedError
 from kvstore.integrations import identity
+from kvstore.integrations import options as options_module
 from kvstore.integrations.sglang import backend as backend_module
-from kvstore.integrations.sglang import hits, settings
+from kvstore.integrations.sglang import hits
 from kvstore.integrations.sglang.backend import HiCacheBackend
 from kvstore.integrations.sglang.naming import Ranks, pages_namespace, pool_digest
+from kvstore.integrations.sglang.options import Options
 from tests.unit.sglang_shapes import NEW, OLD, Metrics, PoolTransfer, PoolTransferResult, install
 
 LAYERS, PAGE, PAGES, ROW = 3, 4, 8, 16  # ROW: bytes of one token in one layer, of k and of v
@@ -198,16 +200,14 @@ def test_the_class_fits_both_versions(
         monkeypatch.delitem(sys.modules, "kvstore.integrations.sglang.hicache")
 
 
-# --- settings ---
+# --- options ---
 
 
-def test_settings_are_read_from_among_sglangs_own() -> None:
-    read = settings.read(
+def test_options_are_read_from_among_sglangs_own() -> None:
+    read = Options.of(
         {"master": ["a:1", "b:1"], "interface_v1": 1, "class_name": "x", "prefill_tokens_per_s": 5}
     )
-    assert read == settings.Settings(
-        master=("a:1", "b:1"), interface_v1=True, prefill_tokens_per_s=5.0
-    )
+    assert read == Options(master=("a:1", "b:1"), interface_v1=True, prefill_tokens_per_s=5.0)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_settings_are_read_from_among_sglangs_own() -> None:
         ({}, "'master' is missing"),
         (None, "'master' is missing"),
         ({"mastr": "a:1"}, "unknown key 'mastr'; did you mean 'master'"),
-        ({"master": "a:1", "foo": 1}, "kvstore knows master, tenant, token_file"),
+        ({"master": "a:1", "foo": 1}, "known keys: master, tenant, token_file"),
         ({"master": 5}, "'master' must be a string"),
         ({"master": []}, "'master' must be a string"),
         ({"master": "a:1", "timeout_ms": "5"}, "'timeout_ms' must be a whole number"),
@@ -227,9 +227,9 @@ def test_settings_are_read_from_among_sglangs_own() -> None:
         ({"master": "a:1", "prefill_tokens_per_s": -1}, "must be a number, 0 or more"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(extra: Any, sentence: str) -> None:
+def test_options_that_cannot_be_meant_are_refused(extra: Any, sentence: str) -> None:
     with pytest.raises(InvalidArgumentError, match=sentence):
-        settings.read(extra)
+        Options.of(extra)
 
 
 def test_what_only_the_user_can_fix_is_refused_at_the_start(
@@ -238,7 +238,7 @@ def test_what_only_the_user_can_fix_is_refused_at_the_start(
     def connect(*_: Any, **__: Any) -> Any:
         raise UnauthenticatedError("a wrong token")
 
-    monkeypatch.setattr(backend_module, "connect", connect)
+    monkeypatch.setattr(options_module, "connect", connect)
     with pytest.raises(UnauthenticatedError):
         HiCacheBackend(config("127.0.0.1:1")).register_mem_pool_host(HostPool())
 

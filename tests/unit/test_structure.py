@@ -34,6 +34,7 @@ GROUND_FLOOR = {
     "limits",
     "logging",
     "metrics",
+    "options",
     "reload",
     "security",
 }

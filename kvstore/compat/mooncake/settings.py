@@ -5,15 +5,15 @@ The only place that knows Mooncake's configuration keys and its MOONCAKE_* envir
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from kvstore.errors import InvalidArgumentError
+from kvstore.limits import DEFAULT_TIMEOUT_MS
+from kvstore.options import read_object, refuse_unknown, require
 from kvstore.sizes import parse_size
 
 NAMESPACE = "mooncake"
@@ -23,8 +23,6 @@ that makes pages compatible into Mooncake's keys themselves."""
 _DEFAULT_SEGMENT_BYTES = 16 << 20
 _DEFAULT_FILE_SEGMENT_BYTES = 3355443200
 _DEFAULT_FILE_BUFFER_BYTES = 1 << 30
-_MAX_CONFIG_BYTES = 1 << 20
-_DEFAULT_TIMEOUT_MS = 5000
 
 # The second spelling of a key → the first.
 SPELLINGS = {
@@ -83,7 +81,7 @@ class Settings:
     ipc_socket_path: str = ""
     # kvstore's own, through setup(dict) or the environment.
     token_file: str | None = None
-    timeout_ms: int = _DEFAULT_TIMEOUT_MS
+    timeout_ms: int = DEFAULT_TIMEOUT_MS
 
     @property
     def masters(self) -> list[str]:
@@ -112,18 +110,14 @@ def settings(values: Mapping[str, Any]) -> Settings:
     Raises:
         InvalidArgumentError: A key is unknown, missing or twice there, or a value is wrong.
     """
+    refuse_unknown(values, [*_KEYS, *SPELLINGS])
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = SPELLINGS.get(name, name)
-        if key not in _KEYS:
-            near = difflib.get_close_matches(str(name), [*_KEYS, *SPELLINGS], n=1, cutoff=0.0)[0]
-            raise InvalidArgumentError(f"unknown key {name!r}; did you mean {near!r}?")
         if key in found and found[key] != value:
             raise InvalidArgumentError(f"{key!r} is there twice, in two spellings")
         found[key] = value
-    for key in ("local_hostname", "metadata_server", "master_server_addr"):
-        if key not in found:
-            raise InvalidArgumentError(f"{key!r} is missing")
+    require(("local_hostname", "metadata_server", "master_server_addr"), found)
     found.setdefault("token_file", os.environ.get("KVSTORE_TOKEN_FILE") or None)
     typed = Settings(**{key: _typed(key, value) for key, value in found.items()})
     if not typed.masters:
@@ -182,19 +176,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InvalidArgumentError: It cannot be read, or is not a JSON object.
     """
-    try:
-        with Path(path).open("rb") as stream:
-            raw = stream.read(_MAX_CONFIG_BYTES + 1)
-        if len(raw) > _MAX_CONFIG_BYTES:
-            raise InvalidArgumentError(f"{path}: larger than 1 MiB")
-        content = json.loads(raw)
-    except OSError as error:
-        raise InvalidArgumentError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidArgumentError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidArgumentError(f"{path}: not a JSON object")
-    return content
+    return read_object(path, json.loads, f"{path}: ")
 
 
 def from_environment() -> dict[str, Any]:

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from kvstore.client.answers import PinLevel
-
-_MAX_REPLICAS = 8
+from kvstore.client.answers import MAX_REPLICAS, PinLevel
 
 
 class ObjectDataType(IntEnum):
@@ -88,7 +86,7 @@ class ReplicateConfig:
     @property
     def replicas(self) -> int:
         """How many nodes shall hold the object, within kvstore's limits."""
-        return min(max(int(self.replica_num), 1), _MAX_REPLICAS)
+        return min(max(int(self.replica_num), 1), MAX_REPLICAS)
 
     @property
     def pin(self) -> PinLevel | None:

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kvstore.client.connect import connect
 from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import ClosedError, MissReason, Status, UnavailableError
 from kvstore.integrations.guard import AWAY, Guard
 from kvstore.integrations.identity import peers_that_share_no_key
-from kvstore.integrations.sglang import hits, settings
+from kvstore.integrations.sglang import hits
 from kvstore.integrations.sglang.naming import Ranks, pages_namespace
+from kvstore.integrations.sglang.options import Options
 from kvstore.integrations.sglang.pools import FLAT, KV, Pool, exact, on_host, span, total
 from kvstore.limits import MAX_BATCH_KEYS
 
@@ -61,10 +61,10 @@ class HiCacheBackend:
         Raises:
             InvalidArgumentError: The extra config has an unknown key or a wrong value.
         """
-        self.settings = settings.read(storage_config.extra_config)
+        self.options = Options.of(storage_config.extra_config)
         self._ranks = Ranks.of(storage_config)
         self._model = str(storage_config.model_name or "")
-        self._guard = Guard("sglang", prefill_tokens_per_s=self.settings.prefill_tokens_per_s)
+        self._guard = Guard("sglang", prefill_tokens_per_s=self.options.prefill_tokens_per_s)
         # Breakers of their own: the master may answer every lookup while no node can be reached.
         self._moves = {"get": Guard("sglang"), "set": Guard("sglang")}
         self._pools: dict[str, Pool] = {}
@@ -79,7 +79,7 @@ class HiCacheBackend:
 
     def weights(self) -> dict[str, object]:
         """Return what tells this engine's weights from others of the same model name."""
-        return {"revision": self.settings.weights_revision}
+        return {"revision": self.options.weights_revision}
 
     def probe(self) -> str:
         """Return the engine's own hash of an agreed list of tokens."""
@@ -102,7 +102,7 @@ class HiCacheBackend:
         self._pools[KV] = Pool(KV, mem_pool_host, self._ranks)
         self._pools[FLAT] = Pool(FLAT, mem_pool_host, self._ranks)
         self._namespace = pages_namespace(
-            self._model, self.weights(), mem_pool_host, self._ranks, self.settings.interface_v1
+            self._model, self.weights(), mem_pool_host, self._ranks, self.options.interface_v1
         )
         try:
             self._open()
@@ -361,7 +361,7 @@ class HiCacheBackend:
                 return self._store
             if self._closed:
                 raise ClosedError("the backend is closed")
-            store = self._connect(self._namespace)
+            store = self.options.open_store(self._namespace)
             with self._lock:
                 if not self._closed:
                     self._store = store
@@ -373,22 +373,10 @@ class HiCacheBackend:
             self._warn_of_strangers()
         return store
 
-    def _connect(self, namespace: str) -> Store:
-        how = self.settings
-        return connect(
-            how.master,
-            tenant=how.tenant,
-            namespace=namespace,
-            token_file=how.token_file or None,
-            timeout_ms=how.timeout_ms,
-            transport=how.transport,
-            stripes=how.stripes,
-        )
-
     def _warn_of_strangers(self) -> None:
         try:
             strangers = peers_that_share_no_key(
-                self._connect, self._model, self._namespace, self.probe()
+                self.options.open_store, self._model, self._namespace, self.probe()
             )
         except Exception as error:  # a warning less is no reason to be without the store
             self._guard.count("peers_failures")
@@ -399,7 +387,7 @@ class HiCacheBackend:
             self._guard.say(stranger, f"no page is shared with an engine of this model: {stranger}")
 
     def _kv_pool(self) -> Pool:
-        return self._pools[KV if self.settings.interface_v1 else FLAT]
+        return self._pools[KV if self.options.interface_v1 else FLAT]
 
     def _is_logical(self) -> bool:
         return KV in self._pools and self._pools[KV].logical
@@ -535,8 +523,8 @@ class HiCacheBackend:
         """Return how a batch of pages that follow the page `before` is to be kept."""
         parent = self._pools[name].keys([before])[-1] if before else _UNKNOWN_PARENT
         return {
-            "replicas": self.settings.replicas,
-            "ttl_ms": self.settings.ttl_ms or None,
+            "replicas": self.options.replicas,
+            "ttl_ms": self.options.ttl_ms or None,
             "parent": parent,
         }
 

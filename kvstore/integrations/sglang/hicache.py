@@ -20,7 +20,7 @@ class KVStoreHiCache(HiCacheBackend, sglang_storage.HiCacheStorage):  # type: ig
 
     def weights(self) -> dict[str, object]:
         """Return what tells this engine's weights from others of the same model name."""
-        if self.settings.weights_revision:
+        if self.options.weights_revision:
             return super().weights()
         arguments = _server_args()
         names = ("model_path", "revision", "quantization")

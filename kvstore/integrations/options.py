@@ -1,0 +1,57 @@
+"""StoreOptions: what every integration lets an operator set, and the store that it leads to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvstore.client.answers import kept_as
+from kvstore.client.connect import Transport, connect
+from kvstore.client.store import Store
+from kvstore.options import Addresses
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Options that all engines share; only `master` has no default."""
+
+    master: Addresses
+    """Address of the master, or several, tried in order."""
+    tenant: str = "default"
+    """Whose pages."""
+    token_file: str | None = None
+    """File with this principal's line; None or empty without authentication."""
+    timeout_ms: int = 2000
+    """Deadline of each call that moves pages."""
+    transport: Transport = "auto"
+    """"auto", "shm" or "tcp", as in `kvstore.connect`."""
+    stripes: int = 1
+    """Number of connections over which a large read from one node is spread."""
+    replicas: int = 1
+    """Number of nodes that hold each page."""
+    prefill_tokens_per_s: float = 0.0
+    """How fast this engine computes a prompt; pages that take longer to fetch are computed.
+    0: unknown, pages are always fetched."""
+
+    def __post_init__(self) -> None:
+        """Refuse a number of replicas that no put accepts."""
+        kept_as(self.replicas, None, None)
+
+    def open_store(self, namespace: str, timeout_ms: int | None = None) -> Store:
+        """Connect to the cluster.
+
+        Args:
+            namespace: of the pages.
+            timeout_ms: deadline of each call; None: the option's.
+
+        Raises:
+            KvstoreError: As `kvstore.connect`.
+        """
+        return connect(
+            self.master,
+            tenant=self.tenant,
+            namespace=namespace,
+            token_file=self.token_file or None,
+            timeout_ms=self.timeout_ms if timeout_ms is None else timeout_ms,
+            transport=self.transport,
+            stripes=self.stripes,
+        )

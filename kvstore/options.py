@@ -1,0 +1,194 @@
+"""Options given by name: unknown, missing and wrong ones are refused with the same sentences.
+
+For everything that reads names and values from somewhere else: config.json, an engine's extra
+config, Mooncake's setup, the arguments of the public API.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from kvstore.errors import InvalidArgumentError
+from kvstore.limits import MAX_CONFIG_BYTES
+
+Addresses = str | tuple[str, ...]
+"""One HOST:PORT, or several, tried in order."""
+
+T = TypeVar("T")
+
+
+def refuse_unknown(names: Iterable[str], known: Collection[str], where: str = "") -> None:
+    """Check that every name is one of the known names.
+
+    Args:
+        names: as given.
+        known: all valid names, in the order in which to list them.
+        where: the start of the message, such as "config file a.json: ".
+
+    Raises:
+        InvalidArgumentError: One is not; the message names the nearest valid one, or all of them
+            when none is near.
+    """
+    for name in names:
+        if name not in known:
+            import difflib  # only for this sentence: `import kvstore` stays fast
+
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise InvalidArgumentError(f"{where}unknown key {name!r}; {hint}")
+
+
+def require(names: Iterable[str], given: Collection[str], where: str = "") -> None:
+    """Check that every name was given.
+
+    Raises:
+        InvalidArgumentError: One was not.
+    """
+    for name in names:
+        if name not in given:
+            raise InvalidArgumentError(f"{where}{name!r} is missing")
+
+
+def whole_number(
+    name: str, value: int | None, least: int, most: int, *, optional: bool = False
+) -> int:
+    """Check a whole number against its range.
+
+    Args:
+        name: of the option, for the message.
+        value: as given.
+        least: the smallest valid value.
+        most: the largest valid value.
+        optional: None is valid, too, and counts as 0.
+
+    Returns:
+        The value.
+
+    Raises:
+        InvalidArgumentError: It is no whole number, or out of range.
+    """
+    if value is None and optional:
+        return 0
+    if not isinstance(value, int) or not least <= value <= most:
+        none_or = "None or " if optional else ""
+        raise InvalidArgumentError(f"{name} must be {none_or}{least} to {most}, not {value!r}")
+    return value
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check a value against the valid ones.
+
+    Raises:
+        InvalidArgumentError: It is none of them.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        *first, last = (one if one is None else f'"{one}"' for one in choices)
+        listed = f"{', '.join(map(str, first))} or {last}"
+        raise InvalidArgumentError(f"{name} must be {listed}, not {value!r}")
+
+
+def read(kind: type[T], given: Mapping[str, Any], where: str, ignored: Collection[str] = ()) -> T:
+    """Make a dataclass of options from names and values.
+
+    Args:
+        kind: a dataclass; its fields are the known names, those without a default are required.
+            Their types are str, int, float, bool, Addresses, a Literal, or one of these or None.
+        given: names and values, as parsed from JSON or YAML.
+        where: the start of every message, such as "extra_config: ".
+        ignored: further valid names, which somebody else reads.
+
+    Returns:
+        The options, each value of its field's type.
+
+    Raises:
+        InvalidArgumentError: A name is unknown or missing, or a value has the wrong type.
+    """
+    hints = get_type_hints(kind)
+    declared: tuple[Any, ...] = fields(kind)  # type: ignore[arg-type]
+    refuse_unknown(given, [*hints, *ignored], where)
+    require((one.name for one in declared if one.default is MISSING), given, where)
+    values = {}
+    for name in hints.keys() & given.keys():
+        try:
+            values[name] = _typed(given[name], hints[name])
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"{where}{name!r} must be {error}, not {given[name]!r}"
+            ) from None
+    return kind(**values)
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Return a value as the type of its field; raises ValueError with what is wanted instead."""
+    if hint == Addresses:
+        several = [value] if isinstance(value, str) else value
+        if not isinstance(several, list | tuple) or not several or not all(map(_is_name, several)):
+            raise ValueError('a string "HOST:PORT" or a list of them')
+        return value if isinstance(value, str) else tuple(value)
+    if get_origin(hint) is UnionType:
+        inner = next(one for one in get_args(hint) if one is not NoneType)
+        return None if value is None else _typed(value, inner)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"one of {', '.join(get_args(hint))}")
+        return value
+    is_valid, wanted = _SCALARS[hint]
+    if not is_valid(value):
+        raise ValueError(wanted)
+    return hint(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value) and value >= 0
+
+
+_SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
+    str: (lambda value: isinstance(value, str), "a string"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: isinstance(value, int) and _is_number(value), "a whole number, 0 or more"),
+    float: (_is_number, "a number, 0 or more"),
+}
+
+
+def read_object(
+    path: str | os.PathLike[str], decode: Callable[[bytes], Any], where: str
+) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: of the file.
+        decode: parses JSON; raises ValueError where it is none.
+        where: the start of every message, such as "config file a.json: ".
+
+    Returns:
+        Names and values.
+
+    Raises:
+        InvalidArgumentError: The file cannot be read, is too large, or holds something else.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgumentError(f"{where}{error.strerror}") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise InvalidArgumentError(f"{where}larger than 1 MiB")
+    try:
+        content = decode(raw)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{where}not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InvalidArgumentError(f"{where}not a JSON object")
+    return content
