@@ -10,6 +10,7 @@ import pytest
 
 import kvstore
 from kvstore import Status
+from kvstore.client.connect import Transport
 from tests.support.cluster import Cluster
 from tests.support.control import lookups_waiting
 from tests.support.coroutines import until
@@ -29,7 +30,7 @@ def lent(buffer: bytearray) -> bool:
 
 
 @pytest.mark.parametrize("transport", ["auto", "tcp"])
-def test_a_thousand_calls_at_a_time(cluster: Cluster, transport: str) -> None:
+def test_a_thousand_calls_at_a_time(cluster: Cluster, transport: Transport) -> None:
     cluster.start_node("a")
     cluster.start_node("b")
 

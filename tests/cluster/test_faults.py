@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _used(cluster: Cluster, node_id: str) -> int:
-    return next(n["used_bytes"] for n in cluster.cli("nodes") if n["node_id"] == node_id)
+    return int(next(n["used_bytes"] for n in cluster.cli("nodes") if n["node_id"] == node_id))
 
 
 def _unix(cluster: Cluster, node_id: str) -> str:

@@ -68,9 +68,9 @@ def test_with_a_token_file_keys_are_told_to_their_tenants(tmp_path: Path) -> Non
         assert ask(f"{master}/health")[0] == 200
         assert ask(f"{master}/get_all_segments")[0] == 200
         assert ask(f"{master}/get_all_keys?tenant_id=t1")[0] == 401
-        mine = {"Authorization": "Bearer engine:" + "s" * 32}
-        assert ask(f"{master}/get_all_keys?tenant_id=t1", **mine) == (200, "")
-        assert ask(f"{master}/get_all_keys", **mine)[0] == 403
+        mine = "Bearer engine:" + "s" * 32
+        assert ask(f"{master}/get_all_keys?tenant_id=t1", Authorization=mine) == (200, "")
+        assert ask(f"{master}/get_all_keys", Authorization=mine)[0] == 403
         assert ask(f"{master}/query_key?key=k", Authorization="Bearer engine:wrong")[0] == 401
     finally:
         cluster.close()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def info(cluster: Cluster, node_id: str, token: str | None = None) -> types_pb2.
     return next((n for n in reply.nodes if n.node_id == node_id), types_pb2.NodeInfo())
 
 
-def start(cluster: Cluster, node_id: str, **config: object) -> Daemon:
+def start(cluster: Cluster, node_id: str, **config: Any) -> Daemon:
     """Start a node and wait until it says that it serves."""
     node = cluster.start_node(node_id, wait=False, **config)
     node.wait_started()
@@ -174,7 +175,8 @@ def test_tokens_are_asked_of_nodes(tmp_path: Path) -> None:
         wrong = tmp_path / "wrong"
         wrong.write_text("n node * another-secret-0123456789\n")
         wrong.chmod(0o600)
-        for node_id, config in (("b", {}), ("c", {"auth_token_file": str(wrong)})):
+        configs: dict[str, dict[str, Any]] = {"b": {}, "c": {"auth_token_file": str(wrong)}}
+        for node_id, config in configs.items():
             node = cluster.start_node(node_id, wait=False, **config)
             assert node.process.wait(20) == 4, node.log.read_text()
             assert info(cluster, node_id, OPERATOR).node_id == ""

@@ -58,7 +58,9 @@ def test_what_memory_evicts_is_read_from_nvme(cluster: Cluster, config: dict[str
     assert store.batch_get(keys) == [proof(key, SIZE) for key in keys]
     assert cluster.connect(transport="tcp").batch_get(keys) == [proof(key, SIZE) for key in keys]
     assert metric(node, "kvstore_nvme_hits_total") > 0
-    with store.view(keys[0]) as view:
+    held = store.view(keys[0])
+    assert held is not None
+    with held as view:
         assert bytes(view) == proof(keys[0], SIZE)
     with store.lookup(keys[:20], lease_ms=5000) as leased:
         assert leased.length == 20

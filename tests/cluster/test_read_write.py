@@ -6,6 +6,7 @@ import ctypes
 import random
 import threading
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -285,7 +286,8 @@ def test_an_object_is_gathered_from_and_scattered_to_pieces(
     cuts = [_cut(draw, ctypes.addressof(s), n) for s, n in zip(sources, sizes, strict=True)]
     # One piece, given as numbers, may stand beside objects in several.
     whole = (ctypes.addressof(sources[0]), sizes[0])
-    pointers, lengths = [whole[0], *[c[0] for c in cuts[1:]]], [whole[1], *[c[1] for c in cuts[1:]]]
+    pointers: list[int | Sequence[int]] = [whole[0], *[c[0] for c in cuts[1:]]]
+    lengths: list[int | Sequence[int]] = [whole[1], *[c[1] for c in cuts[1:]]]
     assert store.batch_put_from(keys, pointers, lengths) == [Status.Ok] * len(keys)
     assert store.batch_get(keys) == values
 

@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ sys.stdin.readline()
 """
 
 
-def start(cluster: Cluster, **config: object) -> Daemon:
+def start(cluster: Cluster, **config: Any) -> Daemon:
     return cluster.start_node("a", log_level="debug", **config)
 
 
@@ -50,6 +51,12 @@ def fill(store: kvstore.Store, count: int, size: int = 20_000) -> list[str]:
 def wait_read(store: kvstore.Store, key: str) -> None:
     """Until a client that lived through the restart reads again."""
     wait_for(lambda: store.get(key) is not None, f"{key} to be readable", 15, 0.05)
+
+
+def wait_more(done: list[int]) -> None:
+    """Until both counts have grown."""
+    reads, writes = done
+    wait_for(lambda: done[0] > reads and done[1] > writes, "calls to go on", 20)
 
 
 def kill(node: Daemon) -> None:
@@ -203,8 +210,7 @@ def test_a_restart_under_load_answers_every_call(cluster: Cluster) -> None:
         for _ in range(5):
             node.kill()
             node = start(cluster)
-            before = list(done)
-            wait_for(lambda b=before: done[0] > b[0] and done[1] > b[1], "calls to go on", 20)
+            wait_more(done)
     finally:
         stop.set()
         for thread in threads:

@@ -258,7 +258,7 @@ def test_a_view_and_leases_outlive_the_store() -> None:
             store.view("k") as block,
         ):
             await store.close()
-            assert block == b"bytes" * 1000
+            assert block is not None and bytes(block) == b"bytes" * 1000
             assert not await lookup.alive()
 
     run(test)

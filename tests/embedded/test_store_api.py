@@ -7,7 +7,8 @@ import ctypes
 import gc
 import random
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +16,9 @@ import kvstore
 from kvstore import Status, Store
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SIZES = [0, 1, 2, 63, 64, 65, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1, 8 << 20]
 
@@ -54,13 +58,14 @@ def test_the_first_put_wins(store: Store) -> None:
 def test_any_contiguous_buffer_goes_in_and_any_writable_one_takes(store: Store) -> None:
     numbers = array.array("d", [1.5, -2.0, 3.25])
     grid = memoryview(bytearray(range(12))).cast("B", (3, 4))
-    for key, buffer in [
-        ("bytes", b"abc"),
-        ("bytearray", bytearray(b"abc")),
-        ("array", numbers),
-        ("grid", grid),
-        ("ctypes", (ctypes.c_uint32 * 4)(1, 2, 3, 4)),
-    ]:
+    buffers: dict[str, Buffer] = {
+        "bytes": b"abc",
+        "bytearray": bytearray(b"abc"),
+        "array": numbers,
+        "grid": grid,
+        "ctypes": (ctypes.c_uint32 * 4)(1, 2, 3, 4),
+    }
+    for key, buffer in buffers.items():
         assert store.put(key, buffer) is Status.Ok
         assert store.get(key) == memoryview(buffer).tobytes()
     out = array.array("d", [0.0] * 3)
@@ -70,7 +75,7 @@ def test_any_contiguous_buffer_goes_in_and_any_writable_one_takes(store: Store) 
 
 @pytest.mark.parametrize("bad", ["", "k" * 1025, "é" * 513, "\ud800", 5, None, b"bytes"])
 def test_a_bad_key_is_the_callers_to_fix(store: Store, bad: Any) -> None:
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: store.put(bad, b"x"),
         lambda: store.get(bad),
         lambda: store.get_into(bad, bytearray(1)),
@@ -162,7 +167,7 @@ def test_batch_get_into_says_sizes_and_statuses(store: Store) -> None:
 
 
 def test_addresses_go_in_and_out(store: Store) -> None:
-    source = (ctypes.c_char * 300)(*b"x" * 300)
+    source = (ctypes.c_char * 300).from_buffer_copy(b"x" * 300)
     base = ctypes.addressof(source)
     keys = ["p/0", "p/1", "p/2"]
     assert store.batch_put_from(keys, [base, base + 100, base], [100, 200, 0]) == [Status.Ok] * 3

@@ -40,7 +40,7 @@ def array_of(dtype: str, shape: tuple[int, ...]) -> Any:
 
 def same(a: Any, b: Any) -> bool:
     """Bit for bit: a NaN is equal to itself."""
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, *SMALL_FLOATS])

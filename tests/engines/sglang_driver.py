@@ -241,8 +241,8 @@ class Engine:
 
     def alive(self) -> dict[str, Any]:
         """Say whether every storage thread lives: one that raised has ended."""
-        names = ("prefetch_thread", "prefetch_io_aux_thread", "prefetch_sync_thread")
-        names += ("backup_thread",)
+        prefetch = ("prefetch_thread", "prefetch_io_aux_thread", "prefetch_sync_thread")
+        names = (*prefetch, "backup_thread")
         return {"alive": all(getattr(self.controller, name).is_alive() for name in names)}
 
     def counters(self) -> dict[str, Any]:

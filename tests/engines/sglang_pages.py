@@ -42,7 +42,7 @@ class Pages:
 
     @property
     def page_bytes(self) -> int:
-        return self.wanted("0" * 64).view(torch.uint8).numel()
+        return int(self.wanted("0" * 64).view(torch.uint8).numel())
 
     def fill(self, indices: torch.Tensor, hashes: list[str]) -> None:
         """Put what they must hold into the pages at the given tokens."""

@@ -189,12 +189,14 @@ def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[G
     cluster.nodes["n1"].kill()  # it is dead; wait for it
     cluster.start_node("n1")  # what it held is still there
     reader.forget()
-    wait_for(
-        lambda: reader.generate(LONG).cached == 320 or reader.forget(),
-        "the pages to be found again",
-        timeout_s=60,
-        poll_s=1,
-    )
+
+    def finds_all() -> bool:
+        found = reader.generate(LONG).cached == 320
+        if not found:
+            reader.forget()
+        return found
+
+    wait_for(finds_all, "the pages to be found again", timeout_s=60, poll_s=1)
     assert reader.generate(LONG).tokens == first[1].tokens
 
     cluster.master.kill()

@@ -18,7 +18,7 @@ OTHERS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8
 
 def bits(tensor: torch.Tensor) -> bytes:
     """Every element as it lies in memory: a NaN is equal to itself."""
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def check_dtype(store: Store, name: str) -> None:

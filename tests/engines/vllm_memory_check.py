@@ -37,8 +37,9 @@ def memories(device: str) -> list[tuple[dict[str, torch.Tensor], Memory]]:
         kind = torch.device(device)
         by_staging = DeviceMemory(regions, by_address.layout, list(staged.values()), BLOCKS, kind)
     else:
-        by_staging = memory_of(staged, GROUPS, BLOCKS)
-        assert isinstance(by_staging, DeviceMemory)
+        found = memory_of(staged, GROUPS, BLOCKS)
+        assert isinstance(found, DeviceMemory)
+        by_staging = found
     assert by_staging.layout == by_address.layout
     return [(host, by_address), (staged, by_staging)]
 

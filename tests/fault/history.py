@@ -53,6 +53,12 @@ class Op:
     end: float | None  # None: nobody knows whether it ended
     outcome: str  # a status, "hit", "miss"; "" while it is not known
 
+    @property
+    def known_end(self) -> float:
+        """When a call ended that has an outcome."""
+        assert self.end is not None, self
+        return self.end
+
 
 class Recorder:
     """Writes one worker's calls to a file of its own; what was begun is on record if it dies."""
@@ -107,11 +113,11 @@ def check(ops: Iterable[Op]) -> list[str]:
             removes[op.key].append(op)
     hits = [op for op in ops if op.kind == "get" and op.outcome == "hit"]
     # From then on it was published for certain: it was said so, or somebody had read it.
-    published = {op.number: op.end for op in puts.values() if op.outcome == "Ok"}
+    published = {op.number: op.known_end for op in puts.values() if op.outcome == "Ok"}
     for read in hits:
         known = published.get(read.number)
-        assert read.end is not None
-        published[read.number] = read.end if known is None else min(known, read.end)
+        end = read.known_end
+        published[read.number] = end if known is None else min(known, end)
     wrong = []
     for read in hits:
         put = puts.get(read.number)
@@ -121,12 +127,12 @@ def check(ops: Iterable[Op]) -> list[str]:
             wrong.append(f"{read.key}: the bytes of {put.key}: {read}")
         elif put.outcome in REFUSED:
             wrong.append(f"{read.key}: a put that was refused: {read}, {put}")
-        elif read.end < put.start:
+        elif read.known_end < put.start:
             wrong.append(f"{read.key}: before it was put: {read}, {put}")
         else:
             known = published[read.number]
             for remove in removes[read.key]:
-                if known <= remove.start and remove.end < read.start:
+                if known <= remove.start and remove.known_end < read.start:
                     wrong.append(f"{read.key}: removed before: {read}, {put}, {remove}")
                     break
     return wrong

@@ -15,8 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import kvstore
+from kvstore.client.connect import Transport
 from tests.fault import history
 from tests.fault.history import Op, Recorder, number_of, payload
 from tests.support.processes import wait_for
@@ -47,7 +49,13 @@ class Worker:
     """One thread with a store of its own."""
 
     def __init__(
-        self, address: str, folder: Path, number: int, role: str, transport: str, counts: Counts
+        self,
+        address: str,
+        folder: Path,
+        number: int,
+        role: str,
+        transport: Transport,
+        counts: Counts,
     ) -> None:
         self._store = kvstore.connect(address, timeout_ms=TIMEOUT_MS, transport=transport)
         self._record = Recorder(folder, number)
@@ -145,7 +153,7 @@ class Worker:
 
 
 def _start(
-    address: str, folder: Path, roles: list[str], first: int, transport: str, counts: Counts
+    address: str, folder: Path, roles: list[str], first: int, transport: Transport, counts: Counts
 ) -> tuple[list[threading.Thread], threading.Event]:
     stop = threading.Event()
     threads = []
@@ -259,7 +267,8 @@ def main() -> None:
     """Another process: runs until its input ends."""
     address, folder, first, transport, *roles = sys.argv[1:]
     counts = Counts()
-    threads, stop = _start(address, Path(folder), roles, int(first), transport, counts)
+    by = cast(Transport, transport)
+    threads, stop = _start(address, Path(folder), roles, int(first), by, counts)
     sys.stdin.read()
     stop.set()
     for thread in threads:

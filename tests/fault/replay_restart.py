@@ -126,7 +126,7 @@ def measure(requests: Sequence[Request], blocks: int, rate: float, way: str) -> 
         finally:
             cluster.close()
             shutil.rmtree(folder)
-    return {"way": way, "requests_a_second": rate} | compare(requests, *runs, cost)
+    return {"way": way, "requests_a_second": rate} | compare(requests, runs[0], runs[1], cost)
 
 
 def compare(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -92,6 +92,11 @@ def test_a_client_dies_at(cluster: Cluster, tmp_path: Path, name: str, cycles: i
     report.add(f"client killed at {name.removeprefix('client_')}", cycles, wrong, leaks)
 
 
+def wait_written(history: Path) -> None:
+    """Until a client has worked for a while."""
+    wait_for(lambda: history.exists() and history.stat().st_size > 5000, "it to work", 30)
+
+
 @pytest.mark.parametrize("transport", ["auto", "tcp"])
 def test_clients_die_at_any_moment(
     cluster: Cluster, tmp_path: Path, transport: str, cycles: int
@@ -106,8 +111,7 @@ def test_clients_die_at_any_moment(
             roles = ["writer", "writer", "reader"]
             client = other_process(cluster.address, load.folder, 100 + 10 * cycle, roles, transport)
             try:
-                history = load.folder / f"worker-{100 + 10 * cycle}.history"
-                wait_for(lambda h=history: h.exists() and h.stat().st_size > 5000, "it to work", 30)
+                wait_written(load.folder / f"worker-{100 + 10 * cycle}.history")
                 time.sleep(chance.uniform(0, 0.05))
             finally:
                 end(client)
@@ -135,7 +139,7 @@ with store.view(key) as view, store.lookup(["leased"], lease_ms=60_000) as lease
 
 def test_clients_sleep_through_restarts(cluster: Cluster, cycles: int) -> None:
     """The view alone is in cluster/test_warm_restart.py; here is what else a client may hold."""
-    how = {"segment_size": 8 << 20, "log_level": "debug"}
+    how: dict[str, Any] = {"segment_size": 8 << 20, "log_level": "debug"}
     node = cluster.start_node("a", **how)
     start = Footprint.of(node.pid)
     size = 1 << 20

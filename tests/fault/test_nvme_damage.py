@@ -158,10 +158,7 @@ def test_a_damaged_folder_costs_objects_only(
         print(damage.__name__, "seed", seed)
         damage(tmp_path, random.Random(seed))
         node = cluster.start_node("a", wait=False, **how(tmp_path))
-        wait_for(
-            lambda n=node: n.process.poll() is not None or n._port_file.exists(), "a start", 30
-        )
-        if node.process.poll() is not None:
+        if not node.wait_started_or_refused():
             # It may refuse what it cannot tell apart from another node's, by name.
             text = node.log.read_text()
             assert node.process.returncode > 0, text

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,7 +25,7 @@ from tests.fault.leaks import Footprint, leaks_of
 from tests.fault.test_node_points import SEED
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
-from tests.support.processes import Daemon, wait_for
+from tests.support.processes import Daemon
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(3600)]
 
@@ -109,12 +109,10 @@ def flip(folder: Path, name: str, chance: random.Random) -> None:
 
 def start_again(cluster: Cluster) -> tuple[Daemon, str]:
     """Start the node; what it refuses to take over, by name, is given up."""
-    how = {"segment_size": SEGMENT, "log_level": "debug"}
+    how: dict[str, Any] = {"segment_size": SEGMENT, "log_level": "debug"}
     node = cluster.start_node("a", wait=False, **how)
-    ports = cluster.folder / "a.ports"
-    wait_for(lambda: node.process.poll() is not None or ports.exists(), "a start", 30)
     came = "kept"
-    if node.process.poll() is not None:
+    if not node.wait_started_or_refused():
         text = node.log.read_text()
         assert node.process.returncode > 0, text
         assert "segment_dir" in text.splitlines()[-1] and "Traceback" not in text, text

@@ -75,6 +75,15 @@ class Daemon:
         wait_for(ready, f"{self.name} to write its port file", timeout_s)
         self.ports = json.loads(self._port_file.read_text())
 
+    def wait_started_or_refused(self, timeout_s: float = START_TIMEOUT_S) -> bool:
+        """Wait until the process serves or has exited; whether it serves."""
+        wait_for(
+            lambda: self.process.poll() is not None or self._port_file.exists(),
+            f"{self.name} to start or to exit",
+            timeout_s,
+        )
+        return self.process.poll() is None
+
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 

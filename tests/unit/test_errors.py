@@ -68,7 +68,8 @@ def test_grpc_names_lead_back() -> None:
 
 def test_a_status_shows_its_name_and_compares_with_numbers() -> None:
     assert str(Status.NoSpace) == "NoSpace"
-    assert Status.NoSpace == -3
+    number: int = -3
+    assert Status.NoSpace == number
     assert Status.AlreadyExists.ok and Status.Ok.ok and not Status.Partial.ok
 
 

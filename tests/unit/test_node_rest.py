@@ -39,7 +39,7 @@ def ask(rest: Rest, query: str = "", peer: str = "127.0.0.1", authorization: str
     )
 
     async def answer() -> web.StreamResponse:
-        response: web.StreamResponse = await route.handler(request)  # type: ignore[misc,arg-type]
+        response: web.StreamResponse = await route.handler(request)
         return response
 
     return asyncio.run(answer()).status

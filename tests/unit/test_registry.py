@@ -54,7 +54,12 @@ def test_what_the_native_side_knows_it_is_not_told_again(state: HardState, core:
     beat = Heartbeat("a", 5, 100, 40, SERVING)
     registry.submit(beat)
     last = ("set_node", "a", int(NodeState.ALIVE), 600, 60, 100)
-    wait_for(lambda: registry.tick() or last in core.calls, "the slow start to be over")
+
+    def has_full_weight() -> bool:
+        registry.tick()
+        return last in core.calls
+
+    wait_for(has_full_weight, "the slow start to end")
     for _ in range(3):
         registry.tick()
         registry.submit(beat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 
 from kvstore.embedded import _Servers
 from kvstore.errors import InvalidArgumentError, Status, UnauthenticatedError
-from kvstore.integrations import identity
 from kvstore.integrations import options as options_module
 from kvstore.integrations.sglang import backend as backend_module
 from kvstore.integrations.sglang import hits
@@ -374,7 +374,8 @@ def test_a_batch_is_a_chain_after_the_pages_before_it(make: Make) -> None:
         parents.append(how["parent"])
         return [Status.Ok] * len(keys)
 
-    backend._store = SimpleNamespace(batch_put_from=put, close=lambda: None)
+    store: Any = SimpleNamespace(batch_put_from=put, close=lambda: None)
+    backend._store = store
     page = names(1)[0]
     for prefix in ([page], [], None, (None,)):
         backend.batch_set_v1(names(2), indices(2), SimpleNamespace(prefix_keys=prefix))
@@ -490,9 +491,10 @@ def test_where_no_page_can_be_read_none_is_looked_up(make: Make) -> None:
     backend.batch_set_v1(names(2), indices(2))
     store = backend._open()
     away = [int(Status.DeadlineExceeded)] * 2
-    backend._store = SimpleNamespace(
+    without_nodes: Any = SimpleNamespace(
         lookup=store.lookup, batch_get_into_pointers=lambda *_: away, close=store.close
     )
+    backend._store = without_nodes
     for _ in range(3):
         assert backend.batch_exists(names(2)) == 2
         assert backend.batch_get_v1(names(2), indices(2)) == [False, False]
@@ -532,7 +534,7 @@ def test_engines_that_share_no_page_are_named(
         make(model_name=model)
         assert not caplog.records  # the same process
         with monkeypatch.context() as another_process:
-            another_process.setattr(identity.os, "getpid", lambda: 1)
+            another_process.setattr(os, "getpid", lambda: 1)
             backend = make(model_name=model, kind=Elsewhere)
     assert backend.counters()["peers_that_share_no_key"] == 1
     assert "hashes the same tokens to other keys" in caplog.text

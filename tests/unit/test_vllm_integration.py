@@ -165,7 +165,7 @@ class FakeLookup:
 
 class FakePool:
     def __init__(self, count: int) -> None:
-        self.blocks = list(range(count))
+        self.blocks: Sequence[Any] = range(count)
         self.references: dict[int, int] = {}
 
     def touch(self, blocks: Sequence[Any]) -> None:
@@ -453,10 +453,11 @@ class ExistsStore:
 
 
 def worker_of(memory: FakeMemory, store: Any = None, writes: bool = True) -> WorkerSide:
+    opened: Any = store or ExistsStore(set())
     return WorkerSide(
         memory=memory,
         guard=Guard("test"),
-        open_store=lambda namespace: store or ExistsStore(set()),
+        open_store=lambda namespace: opened,
         rank=1,
         writes=writes,
         replicas=1,

@@ -12,7 +12,7 @@ from typing import Any
 from kvstore.integrations.vllm import KVStoreConnector
 
 
-class FaultConnector(KVStoreConnector):  # type: ignore[misc]  # vLLM is not where types are checked
+class FaultConnector(KVStoreConnector):
     """Kills the pid that stands in the file $KVSTORE_TEST_KILL, once, when there is a load.
 
     Events go to the file $KVSTORE_TEST_EVENTS, too, if it is named: a JSON line each.
