@@ -71,14 +71,14 @@ class MasterServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Locate(self, request, context):
-        """For each node, how long a prefix of `keys` it holds; what a router routes by.
+        """Length of the prefix of `keys` that each node holds, for routing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Publishes and withdraws as they happen, from the moment the first reply arrives.
+        """Streams publishes and withdrawals from the first reply on.
         RESOURCE_EXHAUSTED: too many watchers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -92,7 +92,7 @@ class MasterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Copies a node's objects to others while it goes on serving reads; repeat to see the progress.
+        """Copies a node's objects to others while it continues to serve reads; repeat for the progress.
         Role operator. NOT_FOUND: no such node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,29 +100,29 @@ class MasterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Lets a node write to NVMe what only its DRAM has, or says how far that is. Role operator.
-        NOT_FOUND: no such node, or it is away. A node without NVMe says so in the progress.
+        """Makes a node write its DRAM-only objects to NVMe, or reports the progress. Role operator.
+        NOT_FOUND: the node is not registered. A node without NVMe reports an error in the progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Flush(self, request, context):
-        """Makes every object of a namespace unreachable, in time that does not depend on their number.
+        """Makes every object of a namespace unreachable, in constant time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
-        """Removes keys for good. Blocks until every holder has applied it, or `timeout_ms`.
+        """Removes keys permanently. Blocks until every holder has applied it, at most `timeout_ms`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListKeys(self, request, context):
-        """Keys with a prefix, a page at a time, in no particular order.
+        """Lists keys with a prefix, page by page, in no particular order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,8 @@ class NodeRegistryServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """Opens a session. Called once per process start, and again whenever a heartbeat is refused.
-        ALREADY_EXISTS: `incarnation` was superseded, another process runs under this node id now.
+        """Opens a session. Called at process start, and again whenever a heartbeat is refused.
+        ALREADY_EXISTS: `incarnation` was superseded: another process now runs under this node id.
         FAILED_PRECONDITION: the node belongs to another cluster.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -46,7 +46,7 @@ class NodeRegistryServicer:
 
     def Heartbeat(self, request, context):
         """Keeps the session alive; due every `heartbeat_interval_ms`.
-        NOT_FOUND: no such session (TTL passed, or the master restarted): register again.
+        NOT_FOUND: no such session (its TTL has passed, or the master restarted): register again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
