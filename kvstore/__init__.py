@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Load the part for asyncio when it is first asked for: asyncio itself is the larger part.
+        """Load the part for asyncio when it is first accessed, as asyncio takes long to import.
 
         Source: PEP 562; importing asyncio took more than half as long as kvstore itself.
         """

@@ -1,7 +1,7 @@
-"""What nodes and their clients have done: one table of names for a node's and the master's metrics.
+"""Activity of nodes and their clients: one table of names for a node's and the master's metrics.
 
-A node counts, exports it as ``kvstore_*`` and tells its master with every heartbeat; the master
-exports what its nodes told it as ``kvstore_cluster_*``, by node.
+A node exports its counters as ``kvstore_*`` and reports them with every heartbeat; the master
+exports the reports as ``kvstore_cluster_*``, by node.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "hits": Family(("seen_by", "path"), "Keys read."),
         "misses": Family(("seen_by", "reason"), "Keys not found, by reason."),
         "bytes": Family(("operation", "path"), "Object bytes."),
-        "puts": Family(("result",), "Puts that ended: ok, exists or failed."),
+        "puts": Family(("result",), "Finished puts: ok, exists or failed."),
         "evictions": Family((), "Objects evicted."),
-        "evicted_bytes": Family((), "Their bytes."),
+        "evicted_bytes": Family((), "Bytes of evicted objects."),
     }
 )
 OPERATIONS: Final = ("put", "get", "claim", "announce")
-"""Whose latencies a node measures."""
+"""Operations whose latencies a node measures."""
 
 Labels = tuple[str, ...]
 """Values of a family's labels, in their order."""
@@ -56,10 +56,10 @@ def families(prefix: str, by_node: Mapping[str, Activity], label: str = "") -> I
     Args:
         prefix: of the metrics' names, without the underscore.
         by_node: activities by node id.
-        label: name of the label that tells the node; "" for none, when there is just one.
+        label: name of the label that holds the node id; "" for none.
 
     Yields:
-        One counter a family, and the histogram of latencies.
+        One counter per family, and the histogram of latencies.
     """
     first = (label,) if label else ()
     for name, family in FAMILIES.items():

@@ -1,4 +1,4 @@
-"""The only module of the control plane that reads time; everything else is handed a number."""
+"""The only module of the control plane that reads time; all others are given a number."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def monotonic_ms() -> int:
 
 
 def unix_ms() -> int:
-    """Milliseconds since 1970, for records that outlive a boot and for people."""
+    """Milliseconds since 1970, for records that outlive a boot and for output."""
     return time.time_ns() // 1_000_000
 
 
 def monotonic_ns() -> int:
-    """Nanoseconds of the finest steady clock, for measuring how long a call took."""
+    """Nanoseconds of the finest steady clock, for measuring durations."""
     return time.perf_counter_ns()
 
 
 def pause_s(seconds: float) -> None:
-    """Let `seconds` pass before the next poll of a condition that has a deadline of its own."""
+    """Sleep before the next poll of a condition that has a deadline of its own."""
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Configuration of master and node: typed, strict, one table. The only place defaults are written.
+"""Configuration of master and node: typed, strict, one table, the only place of the defaults.
 
 A file is one JSON object; flags of the command line override it. An unknown key fails with its name
 and the nearest valid one. Each field also says whether a change of it is applied while the process
@@ -42,23 +42,26 @@ def _live(description: str) -> Meta:
 
 
 def _live_until_emptied(description: str) -> Meta:
-    """A field that may change or be set while the process runs, but not be emptied."""
+    """A field that may be set or changed while the process runs, but not emptied."""
     return Meta(description=description, extra={_RELOAD: _EMPTIED})
 
 
 class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What master and node have in common."""
+    """Keys that master and node share."""
 
-    host: Annotated[str, _fixed("Address to listen on. A public one needs `auth_token_file`.")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str, _fixed("Address to listen on. Set `auth_token_file` when it is public.")
+    ] = "127.0.0.1"
     auth_token_file: Annotated[
         str,
         _live_until_emptied(
-            "File of principals (deploy/README.md, Tokens), mode 0600. Empty: no authentication."
+            "File of principals (deploy/README.md, Tokens), mode 0600; every request without a "
+            "valid token is rejected. Empty: no authentication."
         ),
     ] = ""
-    port_file: Annotated[str, _fixed("Write the chosen ports here, as JSON, once serving.")] = ""
+    port_file: Annotated[
+        str, _fixed("Write the bound ports to this file, as JSON, once serving.")
+    ] = ""
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$"), _live("debug, info, warning or error.")
     ] = "info"
@@ -67,24 +70,28 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Configuration of kvstore-master."""
 
-    port: Annotated[Port, _fixed("Block port: the one address everybody is given. 0: any.")] = 50051
+    port: Annotated[
+        Port, _fixed("Block port: the one address that clients, nodes and tools need. 0: any.")
+    ] = 50051
     grpc_port: Annotated[Port, _fixed("Control plane (gRPC). 0: any.")] = 50052
     http_port: Annotated[Port, _fixed("/metrics, /healthz, /readyz. 0: any.")] = 9080
-    advertise_host: Annotated[
-        str, _live("Host that the hello names for gRPC and HTTP. Empty: `host`.")
-    ] = ""
+    advertise_host: Annotated[str, _live("Host announced for gRPC and HTTP. Empty: `host`.")] = ""
     data_dir: Annotated[
-        str, _fixed("Where the master keeps what must survive it. Empty: see `--help`.")
+        str, _fixed("Folder of the master's durable state. Empty: see `--help`.")
     ] = ""
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
-    heartbeat_ms: Annotated[Ms, _live("How often nodes report.")] = 1000
-    node_ttl_ms: Annotated[Ms, _live("A node that was silent for so long is dead.")] = 5000
+    heartbeat_ms: Annotated[Ms, _live("Interval of the nodes' heartbeats.")] = 1000
+    node_ttl_ms: Annotated[
+        Ms, _live("A node is considered dead after this long without a heartbeat.")
+    ] = 5000
     known_node_retention_ms: Annotated[
-        Ms, _live("A node that was away for so long is forgotten, and the remove log cut.")
+        Ms, _live("A dead node is forgotten after this time, and the remove log trimmed.")
     ] = 24 * 3600 * 1000
-    slow_start_ms: Annotated[Ms, _live("How long a new node's share of writes ramps up.")] = 30_000
+    slow_start_ms: Annotated[
+        Ms, _live("Time over which a new node's share of writes ramps up.")
+    ] = 30_000
     repair_copies: Annotated[
-        int, Meta(ge=0, le=100_000), _live("Copies a second for repair and drain. 0: none.")
+        int, Meta(ge=0, le=100_000), _live("Copies per second for repair and drain. 0: none.")
     ] = 2000
 
     def __post_init__(self) -> None:
@@ -98,10 +105,12 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
 
     master_address: Annotated[
         str | tuple[str, ...],
-        _live("The master's block port, HOST:PORT; a list is tried in order."),
+        _live("The master's block port, HOST:PORT; the entries of a list are tried in order."),
     ] = "127.0.0.1:50051"
     node_id: Annotated[str, _fixed("Unique in the cluster. Empty: the host's name.")] = ""
-    port: Annotated[Port, _fixed("Block port for other hosts. 0: any (it is announced).")] = 0
+    port: Annotated[
+        Port, _fixed("Block port for other hosts. 0: any; the bound port is announced.")
+    ] = 0
     http_port: Annotated[Port, _fixed("/metrics, /healthz, /readyz. 0: any.")] = 0
     advertise_host: Annotated[str, _live("Host announced to the cluster. Empty: `host`.")] = ""
     segment_size: Annotated[Size, _fixed('Memory for objects; an integer or "4gb".')] = 1 << 30
@@ -109,80 +118,89 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         str, _fixed("Folder on tmpfs or hugetlbfs. Empty: /dev/shm/kvstore-<node_id>.")
     ] = ""
     keep_segment: Annotated[
-        bool, _live("Keep the objects over a restart. false: SIGTERM deletes the segment's files.")
+        bool, _live("Keep the objects across restarts. false: SIGTERM deletes the segment's files.")
     ] = True
     discard_foreign_segment: Annotated[
         bool,
         _fixed(
-            "Start empty when `segment_dir` holds what this node cannot take over (another format, "
-            "node or cluster, or more than `segment_size`), instead of refusing to start."
+            "Start empty when `segment_dir` cannot be taken over (it belongs to another format, "
+            "node or cluster, or is larger than `segment_size`), instead of refusing to start."
         ),
     ] = False
     labels: Annotated[
-        dict[str, str], _live("For placement: host, numa, rack, rdma_domain. host: its name.")
+        dict[str, str],
+        _live("For placement: host, numa, rack, rdma_domain. Default of host: the host's name."),
     ] = {}
     transports: Annotated[
         tuple[Annotated[str, Meta(pattern="^(shm|tcp)$")], ...],
         Meta(min_length=1),
-        _fixed("What clients may use: shm (same host) and tcp."),
+        _fixed("Transports offered to clients: shm (same host) and tcp."),
     ] = ("shm", "tcp")
     shm_tenants: Annotated[
         tuple[str, ...],
         _live("Tenants whose clients may map this node's memory; others use sockets."),
     ] = ("default",)
     nvme_dir: Annotated[
-        str, _fixed("Folder on NVMe for what DRAM evicts and for snapshots. Empty: no such tier.")
+        str, _fixed("Folder on NVMe for evicted objects and snapshots. Empty: no NVMe tier.")
     ] = ""
-    nvme_size: Annotated[Size, _fixed("Room for objects in `nvme_dir`.")] = 0
+    nvme_size: Annotated[Size, _fixed("Capacity for objects in `nvme_dir`.")] = 0
     discard_foreign_nvme: Annotated[
         bool,
-        _fixed("Start empty when `nvme_dir` belongs to another node, cluster or format."),
+        _fixed(
+            "Start empty when `nvme_dir` belongs to another node, cluster or format, instead of "
+            "refusing to start."
+        ),
     ] = False
     demote_ahead: Annotated[
         float,
         Meta(ge=0, le=1),
-        _live("Share of the segment that is kept written to NVMe, ready to be evicted."),
+        _live("Share of the segment that is written to NVMe ahead of its eviction."),
     ] = 0.5
     promote_reads: Annotated[
         int,
         Meta(ge=1, le=4),
-        _live("Reads from NVMe that bring an object back into a full DRAM. 1: the first one."),
+        _live("Reads from NVMe after which an object is promoted even if DRAM is full."),
     ] = 2
     readmit_share: Annotated[
         float,
         Meta(ge=0, le=1),
-        _live("Share of a reclaimed NVMe segment that its objects read since may keep."),
+        _live("Largest share of a reclaimed NVMe segment kept for objects that were read from it."),
     ] = 0.5
     prefetch_depth: Annotated[
         int,
         Meta(ge=0, le=4096),
-        _live("Pages of a chain brought up from NVMe ahead of the one that is read. 0: none."),
+        _live(
+            "Pages of a chain that are promoted from NVMe ahead of the page being read. 0: none."
+        ),
     ] = 16
     prefetch_rate: Annotated[
-        Size, _live("Bytes a second that prefetches may read from NVMe; 0: none are made.")
+        Size, _live("Bytes per second that prefetches may read from NVMe. 0: no prefetching.")
     ] = 256 << 20
     snapshot_interval_ms: Annotated[
         int,
         Meta(ge=0, le=7 * 24 * 3600 * 1000),
-        _live("How often objects that only DRAM has are written to NVMe. 0: never."),
+        _live("Interval at which DRAM-only objects are written to NVMe. 0: never."),
     ] = 0
     shutdown_grace_ms: Annotated[
-        Ms, _live("How long SIGTERM may take to write them, the last used first.")
+        Ms,
+        _live(
+            "Time that SIGTERM may spend on writing DRAM-only objects to NVMe, most recent first."
+        ),
     ] = 20_000
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
-    reservation_ms: Annotated[Ms, _live("A write that has not committed by then is over.")] = 30_000
+    reservation_ms: Annotated[Ms, _live("Uncommitted writes are aborted after this time.")] = 30_000
     client_cap_bytes: Annotated[
-        Size, _live("Unpublished bytes one client may hold. 0: half of the segment.")
+        Size, _live("Uncommitted bytes that one client may hold. 0: half of the segment.")
     ] = 0
     rest_api: Annotated[
         str,
         Meta(pattern="^(off|localhost|all)$"),
-        _fixed("Who may use /api/put, /api/get/KEY, … on the HTTP port: off, localhost or all."),
+        _fixed("Access to /api/put, /api/get/KEY, … on the HTTP port: off, localhost or all."),
     ] = "off"
-    rest_max_body: Annotated[Size, _fixed("A longer body of /api/put is refused.")] = 64 << 20
+    rest_max_body: Annotated[Size, _fixed("Largest accepted body of /api/put.")] = 64 << 20
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say."""
+        """Check conditions that involve several fields."""
         if self.segment_size == 0:
             raise ValueError("`segment_size` must not be 0")
         if not self.addresses():
@@ -191,7 +209,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("`nvme_dir` and `nvme_size` must be set together")
         names = [self.node_id, *self.shm_tenants, *self.labels, *self.labels.values()]
         if not all(map(is_valid_name, names)) or len(self.placement_labels()) > MAX_LABELS:
-            raise ValueError("`node_id`, `shm_tenants` or `labels` has a name that is not valid")
+            raise ValueError("`node_id`, `shm_tenants` or `labels` contains an invalid name")
 
     def addresses(self) -> list[str]:
         """The masters' addresses, in the order to try them."""
@@ -223,8 +241,8 @@ def load(kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str,
         The configuration: flags over the file over the defaults.
 
     Raises:
-        InvalidArgumentError: The file cannot be read, is no JSON object, has an unknown key, or a
-            value is wrong. The message names the file and the key.
+        InvalidArgumentError: The file cannot be read, is not a JSON object, has an unknown key or a
+            wrong value. The message names the file and the key.
     """
     where = f"config file {path}: " if path is not None else ""
     values = {} if path is None else read_object(path, msgspec.json.decode, where)
@@ -252,7 +270,7 @@ def _metas(hint: Any) -> list[Meta]:
 
 
 def _extra(kind: type[CommonConfig], key: str) -> dict[str, Any]:
-    """Find what the fields' Metas say under a key, by field name."""
+    """Collect one key of the fields' Metas, by field name."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         name: meta.extra[key]
@@ -287,7 +305,7 @@ def _default(field: msgspec.structs.FieldInfo, is_size: bool) -> str:
     return f"`{msgspec.json.encode(value).decode()}`"
 
 
-# How the table calls what a field's Meta says of a change.
+# Words of the table for a field's _RELOAD mark.
 _RELOADS = {True: "yes", False: "restart", _EMPTIED: "yes; restart to empty it"}
 
 

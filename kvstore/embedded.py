@@ -1,8 +1,8 @@
 """open(): master and node inside this process, and a client onto them.
 
 For development, tests, notebooks and engines that run alone. The same native code as in a cluster,
-over sockets in the abstract namespace and anonymous memory: whatever ends this process, nothing is
-left behind. Durability ends with the process too.
+over sockets in the abstract namespace and anonymous memory: nothing is left behind, however this
+process ends. The objects are lost with it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Servers:
             state=_ALIVE,
         )
         try:
-            # Nothing is kept from one process to the next: each is a cluster of its own.
+            # Nothing is kept across processes: each is a cluster of its own.
             files = _native.SegmentFiles(segment_dir, discard_foreign=True) if segment_dir else None
             self.node = _native.NodeCore(
                 cluster_id=cluster_id,
@@ -86,13 +86,13 @@ class _Servers:
             raise
 
     def stop(self) -> None:
-        """End both and remove what they created."""
+        """Stop both and remove their files."""
         self.node.stop()
         self.node.close(remove_files=True)
         self.master.stop()
 
     def stats(self) -> dict[str, Any]:
-        """Their counters, for Store.stats."""
+        """Return their counters, for Store.stats."""
         return {"node": self.node.stats(), "master": self.master.stats()}
 
 
@@ -100,7 +100,7 @@ _running: weakref.WeakSet[_Servers] = weakref.WeakSet()
 
 
 def _abandon_in_child() -> None:
-    """A forked child has the servers' memory but not their threads: it must never end them."""
+    """A forked child has the servers' memory but not their threads: it must never stop them."""
     for servers in list(_running):
         _native.leak(servers)
         _native.leak(servers.node)
@@ -128,20 +128,20 @@ def open(
     """Open a store that lives inside this process.
 
     Args:
-        segment_size: bytes for objects, a number or "256mb"; memory is taken as it is used.
+        segment_size: bytes for objects, a number or "256mb"; memory is allocated as it is used.
         segment_dir: folder (tmpfs or hugetlbfs) for the memory's files, removed by close; a killed
-            process leaves them. None: anonymous memory, of which nothing is ever left.
+            process leaves them behind. None: anonymous memory, which leaves nothing behind.
         tenant: as in `kvstore.connect`.
         namespace: as in `kvstore.connect`.
         timeout_ms: deadline of each call, 1 to 600,000.
 
     Returns:
-        An open store; close it, or use it as a context manager. It also ends with the process.
+        An open store; close it, or use it as a context manager. It is also closed at exit.
 
     Raises:
         InvalidArgumentError: An argument is wrong.
         NoSpaceError: The segment does not fit the machine, the cgroup or `segment_dir`.
-        IoError: The operating system refused.
+        IoError: A call of the operating system failed.
     """
     try:
         segment_bytes = parse_size(segment_size)
@@ -164,14 +164,14 @@ def open(
 
 
 class MemberNode(Protocol):
-    """A node of a cluster that lives inside this process; made by `join`."""
+    """A node of a cluster inside this process; made by `join`."""
 
     @property
     def node_id(self) -> str:
         """Its name in the cluster."""
 
     def close(self) -> None:
-        """Leave the cluster; its objects end here. Does nothing the second time."""
+        """Leave the cluster; its objects are lost. Does nothing the second time."""
 
 
 def join(
@@ -182,18 +182,18 @@ def join(
     tenant: str = "default",
     token_file: str | None = None,
 ) -> MemberNode:
-    """Carry a node of a cluster inside this process: anonymous memory, no files.
+    """Run a node of a cluster inside this process: anonymous memory, no files.
 
-    Its objects end with the process, whatever ends it. Needs the server extra (its control plane is
-    that of kvstore-node).
+    Its objects are lost when the process exits. Needs the server extra (its control plane is that
+    of kvstore-node).
 
     Args:
         masters: their block addresses, in the order to try them.
-        segment_bytes: memory for objects, lent to the cluster.
-        name: "host" or "host:port" by which other hosts reach this one, and how the node's name
-            begins; without effect on the address when the master is on this host.
-        tenant: whose clients may map the memory, beside those of the tenant "default".
-        token_file: of principals, one of role node among them; None without authentication.
+        segment_bytes: memory for objects that is lent to the cluster.
+        name: "host" or "host:port" by which other hosts reach this one; the node's name starts with
+            it. It does not affect the address when the master is on this host.
+        tenant: its clients may map the memory, besides those of the tenant "default".
+        token_file: of principals, one of them with the role node; None without authentication.
 
     Returns:
         The node; close it. It also leaves when the interpreter exits.
@@ -211,8 +211,8 @@ def join(
         from kvstore.node.ephemeral import EphemeralNode
     except ImportError as error:
         raise UnsupportedError(
-            f"memory of this process needs the server extra, pip install 'kvcache-store[server]' "
-            f"({error}); or give it none and run kvstore-node on this host"
+            "lending memory of this process needs the server extra, pip install "
+            f"'kvcache-store[server]' ({error}); or lend none and run kvstore-node on this host"
         ) from None
     host = re.sub(r":\d+$", "", name).strip("[]")
     local = all(_is_local(master) for master in masters) or host in ("", "localhost")
@@ -228,7 +228,7 @@ def join(
                 "segment_size": segment_bytes,
                 "shm_tenants": sorted({"default", tenant}),
                 "auth_token_file": token_file or "",
-                "labels": {"ephemeral": "true"},  # the master forgets it soon after it has ended
+                "labels": {"ephemeral": "true"},  # the master forgets it soon after it left
             },
         )
     )

@@ -1,7 +1,7 @@
 """Every outcome in one table: code, name, exception class, gRPC status, retryable.
 
 The numbers are those of ``native/src/base/status.h``; a test compares the two. A miss is not
-an exception, and neither is AlreadyExists: exceptions are for what the caller has to fix.
+an exception, and neither is AlreadyExists: exceptions report what the caller has to fix.
 
 Exception tree::
 
@@ -74,7 +74,7 @@ class Status(IntEnum):
 
 
 class MissReason(Enum):
-    """Why a read found nothing; the value is the name used in metrics and stats."""
+    """Why a read found nothing; the values are the names used in metrics and stats."""
 
     None_ = "none"
     Absent = "absent"
@@ -97,7 +97,7 @@ class KvstoreError(Exception):
 
 
 class InvalidArgumentError(KvstoreError, ValueError):
-    """An argument is wrong; the message says which one and what is allowed."""
+    """An argument is wrong; the message names it and the valid values."""
 
     status = Status.InvalidArgument
 
@@ -115,7 +115,7 @@ class ClosedError(KvstoreError):
 
 
 class UnauthenticatedError(KvstoreError):
-    """No token, or a wrong one."""
+    """The token is missing or wrong."""
 
     status = Status.Unauthenticated
 
@@ -127,7 +127,7 @@ class PermissionDeniedError(KvstoreError):
 
 
 class VersionMismatchError(KvstoreError):
-    """Client and server have no protocol version in common, or a required feature is missing."""
+    """Client and server share no protocol version, or a required feature is missing."""
 
     status = Status.VersionMismatch
 
@@ -139,19 +139,19 @@ class ProtocolError(KvstoreError):
 
 
 class UnavailableError(KvstoreError):
-    """A process that is needed cannot be reached now; retry later."""
+    """A required process cannot be reached; retry later."""
 
     status = Status.Unavailable
 
 
 class DeadlineExceededError(UnavailableError, TimeoutError):
-    """The call's time is over; its outcome is unknown."""
+    """The call's deadline has passed; its outcome is unknown."""
 
     status = Status.DeadlineExceeded
 
 
 class RebuildingError(UnavailableError):
-    """The master is still hearing from its known nodes."""
+    """The master is still collecting the announcements of its known nodes."""
 
     status = Status.Rebuilding
 
@@ -163,31 +163,31 @@ class OverloadedError(UnavailableError):
 
 
 class NoSpaceError(KvstoreError):
-    """There is no room: memory for a segment, or nothing that may be evicted."""
+    """Out of space: no memory for a segment, or nothing that may be evicted."""
 
     status = Status.NoSpace
 
 
 class IoError(KvstoreError, OSError):
-    """The operating system refused; the message names the call."""
+    """A call of the operating system failed; the message names it."""
 
     status = Status.IoError
 
 
 class ChecksumMismatchError(KvstoreError):
-    """Stored bytes are not the ones that were put."""
+    """Stored bytes differ from the bytes that were put."""
 
     status = Status.ChecksumMismatch
 
 
 class UnsupportedError(KvstoreError):
-    """Known, but not offered by this peer."""
+    """The peer does not offer this feature."""
 
     status = Status.Unsupported
 
 
 class InternalError(KvstoreError):
-    """A broken invariant: a bug, please report it."""
+    """An invariant was violated: this is a bug, please report it."""
 
     status = Status.Internal
 
@@ -243,7 +243,7 @@ def error_for(code: int, message: str = "") -> KvstoreError:
 
     Args:
         code: a status number; one outside the table counts as Internal.
-        message: a sentence for a person; the code's name when empty.
+        message: a sentence for the user; the code's name when empty.
 
     Returns:
         The exception, not raised.
@@ -278,8 +278,8 @@ def error_from_rpc(grpc_name: str, details: str, trailing: Iterable[Any] | None)
     Args:
         grpc_name: the gRPC status, for example "UNAVAILABLE".
         details: the server's sentence; may be empty.
-        trailing: the call's trailing metadata, (name, value) each; its `kvstore-status` says more
-            than the gRPC status does.
+        trailing: the call's trailing metadata, (name, value) each; its `kvstore-status` is more
+            precise than the gRPC status.
 
     Returns:
         The exception, not raised.

@@ -1,4 +1,4 @@
-"""The small HTTP server of master and node: /metrics, /healthz, /readyz, and what they add."""
+"""The small HTTP server of master and node: /metrics, /healthz, /readyz, and further routes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvstore.metrics import CONTENT_TYPE
 _MAX_BODY_BYTES = 64 << 10
 
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
-"""Whether the process does its work now, and a JSON object that says why (not)."""
+"""Whether the process is ready, and a JSON object with the details."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -27,7 +27,7 @@ def bind(host: str, port: int) -> socket.socket:
         port: 0 for any.
 
     Raises:
-        UnavailableError: The address is taken or not ours.
+        UnavailableError: The address is in use or not local.
     """
     try:
         return socket.create_server((host, port))
@@ -46,14 +46,14 @@ class HttpServer:
         routes: Iterable[web.RouteDef] = (),
         max_body_bytes: int = _MAX_BODY_BYTES,
     ) -> None:
-        """Take a bound socket and what to show.
+        """Prepare a server on a bound socket.
 
         Args:
-            listener: from bind(); owned from here on.
+            listener: from bind(); owned by the server.
             render: writes the metrics; runs in a thread.
             ready: for /readyz.
             routes: further paths.
-            max_body_bytes: a longer body is refused before it is read whole.
+            max_body_bytes: larger bodies are refused before they are read completely.
         """
         self._listener = listener
         self._routes = tuple(routes)
@@ -64,11 +64,11 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port that was chosen."""
+        """The bound port."""
         return int(self._listener.getsockname()[1])
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start serving."""
         app = web.Application(client_max_size=self._max_body_bytes)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
@@ -79,7 +79,7 @@ class HttpServer:
         await web.SockSite(self._runner, self._listener).start()
 
     async def stop(self) -> None:
-        """Stop answering."""
+        """Stop serving."""
         if self._runner is not None:
             await self._runner.cleanup()
         self._listener.close()

@@ -1,4 +1,4 @@
-"""Bounds on what the control plane accepts; those that the native side shares are its numbers.
+"""Limits of the control plane; those shared with the native side have the same values.
 
 Source: native/src/base/limits.h (a test compares the two).
 """
@@ -13,7 +13,7 @@ MAX_ENDPOINT_BYTES = 512
 MAX_TIMEOUT_MS = 600_000
 MAX_EPOCH = (1 << 24) - 1  # types.h
 
-# Of the control plane alone.
+# Limits of the control plane only.
 MAX_LABELS = 16
 MAX_LIST_KEYS = 2000  # a page stays below the 4 MiB that gRPC clients accept
 MAX_SEGMENTS = 64

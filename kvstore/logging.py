@@ -14,14 +14,14 @@ _FIELDS = "kvstore_fields"
 
 
 class EventLogger:
-    """Writes events with fields. Values that are secrets hide themselves (security.Secret)."""
+    """Writes events with fields. Secrets hide themselves (security.Secret)."""
 
     def __init__(self, component: str) -> None:
         """Log as ``kvstore.<component>``."""
         self._logger = logging.getLogger(f"{_ROOT}.{component}")
 
     def debug(self, event: str, **fields: object) -> None:
-        """Log what only a developer wants to see."""
+        """Log details for developers."""
         self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
@@ -29,11 +29,11 @@ class EventLogger:
         self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Log what an operator should look at and the store can live with."""
+        """Log a condition that the store tolerates and an operator should look at."""
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
-        """Log what should not happen: a bug, or a machine that fails."""
+        """Log a condition that should not occur: a bug or a failing machine."""
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, **fields: object) -> None:

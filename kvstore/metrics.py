@@ -1,4 +1,4 @@
-"""Prometheus metrics out of the native side's counters: tables of names, one collector."""
+"""Prometheus metrics from the native side's counters: tables of names, one collector."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LATENCY_BOUNDS_S: Final = (
 
 
 class Counter(NamedTuple):
-    """A number that only grows; its name ends in ``_total``."""
+    """A monotonic counter; its name ends in ``_total``."""
 
     name: str
     key: str
@@ -33,7 +33,7 @@ class Counter(NamedTuple):
 
 
 class Gauge(NamedTuple):
-    """A number that comes and goes."""
+    """A value that goes up and down."""
 
     name: str
     key: str
@@ -68,7 +68,7 @@ def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
         stats: the native side's counters.
 
     Yields:
-        One metric family a row.
+        One metric family per row.
     """
     for row in rows:
         match row:
@@ -86,7 +86,7 @@ def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
 def latency_family(
     name: str, text: str, labels: Sequence[str], latencies: Mapping[tuple[str, ...], Latency]
 ) -> Metric:
-    """Make a histogram of seconds out of native histograms of microseconds.
+    """Convert native histograms of microseconds to one of seconds.
 
     Args:
         name: of the metric, ending in ``_seconds``.
@@ -104,7 +104,7 @@ def latency_family(
 def cumulate(
     buckets: Sequence[tuple[int, int]], bounds_s: Sequence[float]
 ) -> list[tuple[str, float]]:
-    """Count native buckets at exported bounds, cumulatively, as the text format wants it.
+    """Count native buckets at exported bounds, cumulatively, as the text format requires.
 
     Args:
         buckets: (upper bound in µs, count), ascending.
@@ -138,11 +138,11 @@ def renderer(*collects: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
     """Make the function that writes a process's metrics.
 
     Args:
-        collects: each yields metrics of the moment.
+        collects: each yields the current metrics.
 
     Returns:
-        A function that returns the text format, those of the process (CPU, memory, descriptors)
-        included.
+        A function that returns the text format, including the metrics of the process (CPU, memory,
+        descriptors).
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

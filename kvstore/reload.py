@@ -1,7 +1,7 @@
-"""Takes a changed configuration over while the process serves: compare, watch, apply, say so.
+"""Applies a changed configuration while the process serves: compare, watch, apply, report.
 
-What may change at run time is said in one place, the fields of kvstore.config. A file that the
-start would refuse is refused here with the same sentence, and the running configuration stays.
+The fields of kvstore.config state which keys may change at run time. A file that would prevent a
+start is refused with the same message, and the running configuration stays in effect.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvstore.limits import MAX_CONFIG_BYTES
 from kvstore.logging import EventLogger, set_level
 
 _log = EventLogger("config")
-# A change is taken once two looks in a row have found the same: nobody is still writing.
+# A change is applied once two looks in a row have found the same content: writing has finished.
 _LOOK_S = 0.5
 
 T = TypeVar("T", bound=CommonConfig)
@@ -38,7 +38,7 @@ Fingerprint = tuple[str, str]
 
 @dataclass(frozen=True)
 class Comparison(Generic[T]):
-    """What follows from reading a configuration again."""
+    """Effect of a configuration that was read again."""
 
     effective: T
     """The running configuration with every change that needs no restart."""
@@ -49,14 +49,14 @@ class Comparison(Generic[T]):
 
 
 def compare(running: T, wanted: T) -> Comparison[T]:
-    """Decide what a configuration changes in a process that runs with another one.
+    """Decide which changes of a configuration apply to a running process.
 
     Args:
-        running: what is in effect.
-        wanted: what was read, the flags of the command line over it.
+        running: the configuration in effect.
+        wanted: the configuration that was read, with the flags of the command line applied.
 
     Raises:
-        InvalidArgumentError: What is wanted does not fit what only a restart could change.
+        InvalidArgumentError: The changes are inconsistent with keys that only change on restart.
     """
     changes = {
         name: getattr(wanted, name)
@@ -75,36 +75,36 @@ def compare(running: T, wanted: T) -> Comparison[T]:
 
 
 class Reloads:
-    """How often a configuration was read again, and what of it waits for a restart."""
+    """Counts reloads and remembers the keys that wait for a restart."""
 
     def __init__(self) -> None:
-        """Start with nothing read again."""
+        """Start with all counters at 0."""
         self.results = dict.fromkeys(("applied", "unchanged", "refused", "failed"), 0)
         self.restart_needed: tuple[str, ...] = ()
         self.refusal = ""
-        """Why the file that is there now is not in effect; empty when it is."""
+        """Why the file on disk is not in effect; empty when it is."""
 
     def families(self) -> Iterator[Metric]:
-        """Their metrics."""
+        """Collect the metrics."""
         family = CounterMetricFamily(
-            "kvstore_config_reloads", "Configurations read again.", labels=["result"]
+            "kvstore_config_reloads", "Configuration reloads, by result.", labels=["result"]
         )
         for result, count in self.results.items():
             family.add_metric([result], count)
         yield family
         yield GaugeMetricFamily(
             "kvstore_config_restart_needed",
-            "Changed keys that wait for a restart; /readyz names them.",
+            "Number of changed keys that wait for a restart; /readyz lists them.",
             len(self.restart_needed),
         )
         yield GaugeMetricFamily(
             "kvstore_config_refused",
-            "1 while the file on disk is refused and an older one in effect.",
+            "1 while the file on disk is refused and an older configuration is in effect.",
             bool(self.refusal),
         )
 
     def readiness(self, ready: Readiness) -> Readiness:
-        """Add to /readyz what an operator has to do something about; it does not decide."""
+        """Add pending restarts and refused files to /readyz; readiness itself does not change."""
 
         def with_config() -> tuple[bool, Mapping[str, Any]]:
             is_ready, details = ready()
@@ -119,7 +119,7 @@ class Reloads:
 
 
 class Reloader(Generic[T]):
-    """Holds the configuration of a process up to date with its files."""
+    """Keeps the configuration of a process up to date with its files."""
 
     def __init__(
         self, kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str, Any]
@@ -147,11 +147,11 @@ class Reloader(Generic[T]):
         self._token_in_effect = self._taken[1]
 
     def on_change(self, prepare: Callable[[T], Apply]) -> None:
-        """Say who carries changes out.
+        """Register the function that applies changes.
 
         Args:
-            prepare: checks a configuration and reads what it names (KvstoreError: refused), and
-                returns what puts it in effect, which must not fail.
+            prepare: checks a configuration and reads the files it names (KvstoreError: refused);
+                returns a function that puts it in effect, which must not fail.
         """
         self._prepare = prepare
 
@@ -162,12 +162,12 @@ class Reloader(Generic[T]):
             reason: for the log: "sighup" or "file".
         """
         reloads = self.reloads
-        # Before each file is read: what changes in between is then seen as a change.
+        # Taken before the files are read, so that a change in between is noticed.
         self._taken = self._fingerprints()
         try:
             wanted = config.load(self._kind, self._path, self._flags)
             outcome = compare(self.config, wanted)
-            # Watched from now on even if it is refused: putting it right is a change, too.
+            # Watched even if it is refused: correcting it is a change, too.
             self._token_file = outcome.effective.auth_token_file
             self._taken = (self._taken[0], _fingerprint(self._token_file))
             apply = self._prepare(outcome.effective) if self._prepare else lambda: None
@@ -179,7 +179,7 @@ class Reloader(Generic[T]):
         try:
             apply()
         except Exception:
-            # A bug, or the process is ending; the next reload sets everything again.
+            # A bug, or the process is stopping; the next reload applies everything again.
             _log.exception("config_not_applied", reason=reason)
             reloads.results["failed"] += 1
             return
@@ -221,18 +221,18 @@ class Reloader(Generic[T]):
 
 
 def _fingerprint(path: str | os.PathLike[str] | None) -> str:
-    """Tell one content of a file from another, whatever way it was replaced.
+    """Identify the content of a file, however it is replaced.
 
-    Symbolic links are followed: a ConfigMap changes by the exchange of one, an editor renames.
+    Symbolic links are followed: a ConfigMap is updated by replacing one, an editor renames files.
     """
     if not path:
         return ""
     try:
-        # A pipe can be read once only: that is for the start.
+        # A pipe can be read only once, by the start.
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "no regular file"
         with Path(path).open("rb") as stream:
-            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)  # of a token file it matters
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)  # it matters for a token file
             return f"{mode:o} {hashlib.sha256(stream.read(MAX_CONFIG_BYTES + 1)).hexdigest()}"
     except OSError as error:
         return f"unreadable: {error.strerror}"

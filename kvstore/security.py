@@ -1,18 +1,17 @@
-"""Who may do what: principals of the token file, bearer tokens, and a type that hides secrets.
+"""Authentication and permissions: principals of the token file, bearer tokens, hidden secrets.
 
 A token file has one line per principal: name, role, tenants, secret, separated by blanks; ``#``
-starts a comment line. Tenants are separated by commas, ``*`` is every tenant::
+starts a comment line. Tenants are separated by commas; ``*`` stands for every tenant::
 
     engine-1   client    default,research  8f0e...
     node       node      *                 51ab...
     ops        operator  *                 e77c...
 
-The files of master and nodes list everybody who may connect to them; a node is the line with the
-role node (named as its node id, if there are several). A client's file has only its own line.
+The files of master and nodes list every principal that may connect. A node uses the line with the
+role node (named like its node id, if there are several). A client's file has only its own line.
 
-The secret proves itself by an HMAC challenge on the block protocol (handshake.h) and travels as
-``authorization: Bearer name:secret`` over gRPC and HTTP, which therefore need TLS or a trusted
-network.
+On the block protocol the secret answers an HMAC challenge (handshake.h); over gRPC and HTTP it is
+sent as ``authorization: Bearer name:secret``, which requires TLS or a trusted network.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the string itself, to hand it to what needs it."""
+        """Return the string itself."""
         return self._value
 
     def matches(self, other: str) -> bool:
-        """Compare in time that does not depend on where the difference is."""
+        """Compare in constant time."""
         return hmac.compare_digest(self._value.encode(), other.encode())
 
     def __eq__(self, other: object) -> bool:
@@ -70,7 +69,7 @@ class Secret:
 
 
 class Role(IntEnum):
-    """What a principal is; the numbers are those of Role in native types.h."""
+    """Role of a principal; the numbers are those of Role in native types.h."""
 
     CLIENT = 0
     NODE = 1
@@ -79,7 +78,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Principal:
-    """Somebody who may open a session."""
+    """An identity that may connect."""
 
     name: str
     role: Role
@@ -95,7 +94,7 @@ class Principal:
         return self.name, int(self.role), list(self.tenants), self.secret.reveal()
 
 
-# Who everybody is while no token file is configured.
+# Identity of every caller while no token file is configured.
 ANYBODY = Principal("anybody", Role.OPERATOR, (EVERY_TENANT,), Secret(""))
 
 
@@ -103,7 +102,7 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     """Read a token file.
 
     Args:
-        path: a file that only its owner may read (mode 0600 or stricter), see too_open.
+        path: a file that only its owner may read (mode 0600 or stricter); see too_open.
 
     Returns:
         Its principals, at least one, with different names.
@@ -134,7 +133,7 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
 
 
 def too_open(mode: int, owner: int, user: int) -> bool:
-    """Say whether a file of secrets could be read or changed by somebody else.
+    """Say whether others may read or change a file of secrets.
 
     Args:
         mode: its permission bits.
@@ -142,8 +141,8 @@ def too_open(mode: int, owner: int, user: int) -> bool:
         user: that of this process.
 
     Returns:
-        True when anybody but the owner has any right to it; but a file of root's may be read by
-        its group: an unprivileged process gets a Kubernetes secret so (with fsGroup).
+        True when anyone but the owner has any permission; except that the group may read a file
+        owned by root: an unprivileged process gets a Kubernetes secret this way (fsGroup).
 
     Source: PostgreSQL's rule for the server's private key (ssl_key_file).
     """
@@ -163,7 +162,7 @@ def _parse(file: Path, lines: Iterable[str]) -> tuple[Principal, ...]:
             raise InvalidArgumentError(f"token file {file}, line {number}: {error}") from None
         principals[principal.name] = principal
     if not principals:
-        raise InvalidArgumentError(f"token file {file}: no principal in it")
+        raise InvalidArgumentError(f"token file {file}: it has no principal")
     return tuple(principals.values())
 
 
@@ -187,15 +186,15 @@ def load_identity(
     roles: Iterable[Role] = (Role.CLIENT, Role.OPERATOR),
     name: str = "",
 ) -> Principal:
-    """Find in a token file who this process is.
+    """Find this process's principal in a token file.
 
     Args:
         path: as in load_principals.
-        roles: what it comes as; lines of other roles do not count.
-        name: of the principal, when several have such a role.
+        roles: accepted roles; lines with other roles are ignored.
+        name: of the principal, when several have an accepted role.
 
     Raises:
-        InvalidArgumentError: As load_principals, or none or several lines come into question.
+        InvalidArgumentError: As load_principals, or no line or several lines match.
     """
     wanted = set(roles)
     fitting = [p for p in load_principals(path) if p.role in wanted]
@@ -210,14 +209,14 @@ def load_identity(
 
 
 def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
-    """Make the gRPC metadata that proves a principal; nothing without one."""
+    """Make the gRPC metadata that authenticates a principal; empty without one."""
     if principal is None:
         return ()
     return (("authorization", f"Bearer {principal.name}:{principal.secret.reveal()}"),)
 
 
 class Guard:
-    """Answers who sends a request and whether it may; thread-safe, replaceable at run time."""
+    """Identifies who sends a request; thread-safe, principals are replaceable at run time."""
 
     def __init__(self, principals: Iterable[Principal] | None) -> None:
         """Take the principals of the token file; None turns authentication off."""
@@ -225,23 +224,23 @@ class Guard:
         self.replace(principals)
 
     def replace(self, principals: Iterable[Principal] | None) -> None:
-        """Take other principals from now on."""
+        """Use other principals from now on."""
         self._by_name = None if principals is None else {p.name: p for p in principals}
 
     @property
     def required(self) -> bool:
-        """Whether a token is asked for."""
+        """Whether every request needs a valid token."""
         return self._by_name is not None
 
     def identify(self, authorization: str | None) -> Principal:
-        """Find who sent an ``authorization`` header.
+        """Find the principal of an ``authorization`` header.
 
         Args:
             authorization: ``Bearer name:secret``, or None when the header is missing.
 
         Raises:
-            UnauthenticatedError: No header, not a bearer token, or wrong. The message is the same
-                for an unknown name and a wrong secret.
+            UnauthenticatedError: The header is missing, not a bearer token, or wrong. The message
+                is the same for an unknown name and a wrong secret.
         """
         known = self._by_name
         if known is None:
@@ -252,7 +251,7 @@ class Guard:
             raise UnauthenticatedError("not a bearer token")
         name, _, secret = authorization[len(_BEARER) :].strip().partition(":")
         principal = known.get(name)
-        # Compared even for an unknown name, so that time does not tell which names exist.
+        # Compared even for an unknown name, so that timing does not reveal which names exist.
         expected = principal.secret if principal else ANYBODY.secret
         if not expected.matches(secret) or principal is None:
             raise UnauthenticatedError("unknown principal or wrong token")
@@ -268,7 +267,7 @@ def require(principal: Principal, roles: Iterable[Role], tenant: str | None = No
         tenant: whose objects the call touches; None when it touches none.
 
     Raises:
-        PermissionDeniedError: It may not.
+        PermissionDeniedError: The principal may not.
     """
     if principal is ANYBODY:
         return
@@ -277,6 +276,6 @@ def require(principal: Principal, roles: Iterable[Role], tenant: str | None = No
         allowed.add(Role.OPERATOR)
     if principal.role not in allowed:
         wanted = " or ".join(sorted(role.name.lower() for role in allowed))
-        raise PermissionDeniedError(f"{principal.name} is no {wanted}")
+        raise PermissionDeniedError(f"{principal.name} does not have the role {wanted}")
     if tenant is not None and not principal.may_use(tenant):
         raise PermissionDeniedError(f"{principal.name} may not use the tenant {tenant!r}")

@@ -1,4 +1,4 @@
-"""Sizes as people write them: 4294967296, "4gb", "256mb" (binary units)."""
+"""Sizes in human-readable form: 4294967296, "4gb", "256mb" (binary units)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_size(value: int | str) -> int:
     Raises:
         ValueError: not a size, or not a whole number of bytes.
 
-    Source: DESIGN, "Numbers": "4gb" is binary.
+    Units are binary as in Linux's memory and cgroup settings.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
@@ -41,7 +41,7 @@ def parse_size(value: int | str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Write a size for a person, in the largest binary unit that keeps it at 1 or above.
+    """Format a size in the largest binary unit that keeps it at 1 or above.
 
     Args:
         size_bytes: a number of bytes.

@@ -1,4 +1,4 @@
-"""`kvstore bench`: a short measurement of a live cluster from where it is run."""
+"""`kvstore bench`: a short benchmark of a live cluster, from the host where it runs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _measure(store: kvstore.Store, size: int, batch: int, rounds: int) -> dict[s
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1, 4096))
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1, 100_000))
 @click.option(
-    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="Force the network."
+    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="tcp: never map memory."
 )
 @json_option
 @target_options

@@ -52,13 +52,13 @@ def node_as_dict(node: types_pb2.NodeInfo) -> dict[str, Any]:
 @target_options
 @reports_errors
 def status(as_json: bool, **options: Any) -> None:
-    """Show the cluster's state at a glance."""
+    """Show a summary of the cluster's state."""
     with control(target(options)) as (master, call):
         reply = master.Status(master_pb2.StatusRequest(), **call)
     fields = MessageToDict(
         reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    # The JSON mapping of protobuf prints 64-bit integers as strings; people and jq want numbers.
+    # The JSON mapping of protobuf prints 64-bit integers as strings; users and jq expect numbers.
     for name in ("uptime_ms", "objects", "capacity_bytes", "used_bytes"):
         fields[name] = getattr(reply, name)
     for name in ("under_replicated_objects", "pending_operations"):
@@ -76,7 +76,7 @@ def status(as_json: bool, **options: Any) -> None:
 @target_options
 @reports_errors
 def nodes(as_json: bool, **options: Any) -> None:
-    """List the known nodes with state, capacity and use."""
+    """List the known nodes with state, capacity and usage."""
     with control(target(options)) as (master, call):
         reply = master.ListNodes(master_pb2.ListNodesRequest(), **call)
     if as_json:
@@ -103,14 +103,14 @@ def nodes(as_json: bool, **options: Any) -> None:
 @target_options
 @reports_errors
 def flush(as_json: bool, **options: Any) -> None:
-    """Make every object of a namespace unreachable, however many there are."""
+    """Make every object of a namespace unreachable, in constant time."""
     where = target(options)
     request = master_pb2.FlushRequest(
         namespace=types_pb2.Namespace(tenant=where.tenant, name=where.namespace),
         timeout_ms=where.timeout_ms,
     )
     with control(where) as (master, call):
-        # The server answers Partial at its deadline; give that answer time to arrive.
+        # The server answers Partial at its deadline: leave time for that answer.
         reply = master.Flush(request, **{**call, "timeout": where.timeout_ms / 1000 + 1})
     outcome = Status(reply.status)
     if as_json:
@@ -118,21 +118,23 @@ def flush(as_json: bool, **options: Any) -> None:
     else:
         click.echo(f"{outcome.name}: namespace {where.namespace!r} of tenant {where.tenant!r}")
     if outcome is Status.Partial:
-        fail(f"not reached yet: {', '.join(reply.unreached_nodes)}", Exit.FAILED)
+        fail(f"nodes not reached yet: {', '.join(reply.unreached_nodes)}", Exit.FAILED)
 
 
 @click.command(epilog="Example: kvstore drain node-a && systemctl stop kvstore-node")
 @click.argument("node_id")
-@click.option("--cancel", is_flag=True, help="Let the node take writes again.")
-@click.option("--no-wait", is_flag=True, help="Return at once; the copying goes on.")
-@click.option("--wait-s", default=600, show_default=True, help="Give up waiting after this long.")
+@click.option("--cancel", is_flag=True, help="Let the node accept writes again.")
+@click.option("--no-wait", is_flag=True, help="Return at once; copying continues.")
+@click.option(
+    "--wait-s", default=600, show_default=True, help="Stop waiting after this many seconds."
+)
 @json_option
 @target_options
 @reports_errors
 def drain(
     node_id: str, cancel: bool, no_wait: bool, wait_s: int, as_json: bool, **options: Any
 ) -> None:
-    """Copy a node's objects to the others while it goes on serving reads."""
+    """Copy a node's objects to other nodes while it continues to serve reads."""
     request = master_pb2.DrainRequest(node_id=node_id, cancel=cancel)
     with control(target(options)) as (master, call):
         reply = master.Drain(request, **call)
@@ -153,7 +155,7 @@ def drain(
     if as_json:
         print_json({"node": node_as_dict(reply.node), "drained": reply.drained})
     elif cancel:
-        click.echo(f"{node_id} takes writes again")
+        click.echo(f"{node_id} accepts writes again")
     else:
         click.echo(f"{node_id}: {'drained' if reply.drained else f'{left} objects left'}")
     if not (cancel or no_wait or reply.drained):
@@ -162,12 +164,14 @@ def drain(
 
 @click.command(epilog="Example: kvstore snapshot node-a && reboot")
 @click.argument("node_id")
-@click.option("--wait-s", default=600, show_default=True, help="Give up waiting after this long.")
+@click.option(
+    "--wait-s", default=600, show_default=True, help="Stop waiting after this many seconds."
+)
 @json_option
 @target_options
 @reports_errors
 def snapshot(node_id: str, wait_s: int, as_json: bool, **options: Any) -> None:
-    """Let a node write to NVMe what only its DRAM has; the last used objects first."""
+    """Write a node's DRAM-only objects to NVMe, most recently used first."""
     with control(target(options)) as (master, call):
         begun = master.Snapshot(master_pb2.SnapshotRequest(node_id=node_id), **call)
         request = master_pb2.SnapshotRequest(node_id=node_id, request=begun.request)
@@ -201,4 +205,4 @@ def snapshot(node_id: str, wait_s: int, as_json: bool, **options: Any) -> None:
     if progress.error:
         fail(f"{node_id}: {progress.error}", Exit.FAILED)
     if not progress.done or progress.left:
-        fail(f"{node_id}: {progress.left} objects are not written", Exit.FAILED)
+        fail(f"{node_id}: {progress.left} objects were not written", Exit.FAILED)

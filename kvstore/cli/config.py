@@ -1,4 +1,4 @@
-"""`kvstore config`: configurations of other stores, turned into ours."""
+"""`kvstore config`: conversion of other stores' configurations."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def config() -> None:
 
 @config.command(epilog="Example: kvstore config migrate mooncake.json --output node.json")
 @click.argument("file", type=click.Path())
-@click.option("--output", type=click.Path(), help="Write the node's config.json here.")
+@click.option("--output", type=click.Path(), help="Write the node's config.json to this file.")
 @json_option
 @reports_errors
 def migrate(file: str, output: str | None, as_json: bool) -> None:
-    """Turn a config.json of Mooncake into one of kvstore-node.
+    """Convert a config.json of Mooncake to one of kvstore-node.
 
-    Prints it, and on standard error what does not carry over and why.
+    Prints the result, and on standard error the settings that are not carried over, with reasons.
     """
     done = migration_of(read_file(file))
     if done.node:
-        load(NodeConfig, None, done.node)  # what is written must be what kvstore-node takes
+        load(NodeConfig, None, done.node)  # check that kvstore-node accepts the result
     text = json.dumps(done.node, indent=2) + "\n"
     if output is not None:
         try:

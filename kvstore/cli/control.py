@@ -23,13 +23,13 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, Any]]]:
     """Open the control plane of a cluster.
 
     Args:
-        target: Which cluster, as whom.
+        target: the cluster and the principal.
 
     Yields:
-        The master's stub, and the keyword arguments every call takes (deadline, credentials).
+        The master's stub, and the keyword arguments of every call (deadline, credentials).
 
     Raises:
-        UnavailableError: No master answers.
+        UnavailableError: No master answered.
         UnauthenticatedError: The token is missing or wrong.
     """
     identity = load_identity(target.token_file) if target.token_file else None

@@ -25,9 +25,13 @@ from kvstore.errors import Status
 @click.command(epilog="Example: kvstore put greeting hello.bin --replicas 2")
 @click.argument("key")
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--replicas", default=1, show_default=True, help="Copies to keep, each on one node.")
-@click.option("--pin", type=click.Choice(["soft", "hard"]), help="Evict last, or never.")
-@click.option("--ttl-ms", type=int, help="Expire after this many milliseconds.")
+@click.option(
+    "--replicas", default=1, show_default=True, help="Number of nodes that hold the object."
+)
+@click.option(
+    "--pin", type=click.Choice(["soft", "hard"]), help="soft: evict last; hard: never evict."
+)
+@click.option("--ttl-ms", type=int, help="Expire after this time.")
 @json_option
 @target_options
 @reports_errors
@@ -54,7 +58,9 @@ def put(
 
 @click.command(epilog="Example: kvstore get greeting -o hello.bin")
 @click.argument("key")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file."
+)
 @target_options
 @reports_errors
 def get(key: str, output: Path | None, **options: Any) -> None:
@@ -75,7 +81,7 @@ def get(key: str, output: Path | None, **options: Any) -> None:
 @target_options
 @reports_errors
 def exists(keys: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Say for each KEY whether it is present; exit code 1 when one is not."""
+    """Show for each KEY whether it is present; exit code 1 when one is absent."""
     with target(options).connect() as store:
         found = store.batch_exists(list(keys))
     if as_json:
@@ -96,7 +102,7 @@ def exists(keys: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def rm(keys: tuple[str, ...], prefix: str | None, as_json: bool, **options: Any) -> None:
     """Remove objects, by KEY or by prefix; they never come back."""
     if not keys and prefix is None:
-        fail("name at least one KEY, or --prefix", Exit.USAGE)
+        fail("give at least one KEY, or --prefix", Exit.USAGE)
     with target(options).connect() as store:
         statuses = {key: store.remove(key) for key in keys}
         removed = store.remove_prefix(prefix) if prefix is not None else 0
@@ -116,7 +122,9 @@ def rm(keys: tuple[str, ...], prefix: str | None, as_json: bool, **options: Any)
 
 @click.command(epilog="Example: kvstore ls model-a/ --limit 20")
 @click.argument("prefix", default="")
-@click.option("--limit", type=int, default=1000, show_default=True, help="Stop after this many.")
+@click.option(
+    "--limit", type=int, default=1000, show_default=True, help="Stop after this many keys."
+)
 @json_option
 @target_options
 @reports_errors
@@ -137,7 +145,7 @@ def ls(prefix: str, limit: int, as_json: bool, **options: Any) -> None:
 @target_options
 @reports_errors
 def explain(key: str, as_json: bool, **options: Any) -> None:
-    """Tell where KEY is or was: node by node, when it was put, read and lost, and why."""
+    """Show where KEY is or was: per node, when it was put, read and lost, and why."""
     with target(options).connect() as store:
         known = store.explain(key)
     if as_json:
@@ -168,7 +176,7 @@ def explain(key: str, as_json: bool, **options: Any) -> None:
 @target_options
 @reports_errors
 def inspect(key: str, as_json: bool, **options: Any) -> None:
-    """Show what the master knows of KEY: size, version, replicas, pin, times."""
+    """Show the master's record of KEY: size, version, replicas, pin, times."""
     with target(options).connect() as store:
         found = store.inspect(key)
     if found is None:

@@ -15,21 +15,22 @@ from kvstore.reload import Reloader
 _EPILOG = """\b
 Example:
   kvstore-master --data-dir /var/lib/kvstore --port 50051
-Without --data-dir the state is kept in $XDG_STATE_HOME/kvstore-master
+Without --data-dir the state is stored in $XDG_STATE_HOME/kvstore-master
 (~/.local/state/kvstore-master). Exactly one master may use a data directory.
-SIGHUP, or a change of the file or of the token file, is taken over while it runs: the keys that
-deploy/README.md marks "yes" at once, the others at the next start (named in the log, in /readyz).
-A file that is wrong is refused, and what ran before stays. SIGTERM and SIGINT end the master.
+SIGHUP, or a change of the config or token file, reloads the configuration: keys marked "yes" in
+deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
+An invalid file is refused, and the running configuration stays in effect. SIGTERM and SIGINT stop
+the master.
 """
 
 
 @click.command(epilog=_EPILOG)
 @server_options
 @click.option("--grpc-port", type=int, help="Control plane; 0 for any.")
-@click.option("--data-dir", type=click.Path(), help="Where the master keeps its state.")
+@click.option("--data-dir", type=click.Path(), help="Folder of the master's state.")
 @reports_errors
 def main(config_file: str | None, as_json: bool, **flags: Any) -> None:
-    """Run the master: it knows which node holds what and orders the writes of a key."""
+    """Run the master: it tracks which node holds which object and orders the writes of a key."""
     reloader = Reloader(MasterConfig, config_file, flags)
     settings = reloader.config
     logging.setup(settings.log_level)

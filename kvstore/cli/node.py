@@ -17,9 +17,10 @@ Example:
   kvstore-node --config node.json --segment-size 4gb
 with node.json:
   {"master_address": "10.0.0.1:50051", "node_id": "a", "host": "10.0.0.2"}
-SIGHUP, or a change of the file or of the token file, is taken over while it runs: the keys that
-deploy/README.md marks "yes" at once, the others at the next start (named in the log, in /readyz).
-A file that is wrong is refused, and what ran before stays. SIGTERM and SIGINT end the node.
+SIGHUP, or a change of the config or token file, reloads the configuration: keys marked "yes" in
+deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
+An invalid file is refused, and the running configuration stays in effect. SIGTERM and SIGINT stop
+the node.
 """
 
 

@@ -12,11 +12,11 @@ from kvstore.cli.session import json_option
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 ok, 1 not there, 2 wrong usage, 3 unavailable, 4 refused, 5 failed. "
+    epilog="Exit codes: 0 ok, 1 not found, 2 wrong usage, 3 unavailable, 4 refused, 5 failed. "
     "Example: KVSTORE_MASTER=10.0.0.1:50051 kvstore nodes",
 )
 def main() -> None:
-    """Work with a kvstore cluster: objects, nodes, replays and measurements."""
+    """Operate a kvstore cluster: objects, nodes, replays and benchmarks."""
 
 
 @click.command(epilog="Example: kvstore version --json")

@@ -1,4 +1,4 @@
-"""How every command speaks: tables for people, one JSON document for machines, exit codes."""
+"""Output of every command: tables for humans, one JSON document for machines, exit codes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Exit(IntEnum):
 
     OK = 0
     MISS = 1
-    """The object, prefix or node asked for is not there."""
+    """The requested object, prefix or node does not exist."""
     USAGE = 2
     """The command line, a file or a value is wrong."""
     UNAVAILABLE = 3
     """The cluster cannot be reached or answered too late."""
     REFUSED = 4
-    """Wrong or missing token, or not allowed."""
+    """The token is wrong or missing, or the principal lacks permission."""
     FAILED = 5
     """Anything else: the store answered with an error, or a check failed."""
 
@@ -59,7 +59,7 @@ def fail(message: str, code: Exit) -> NoReturn:
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a KvstoreError into one line on stderr and the exit code that names its kind."""
+    """Turn a KvstoreError into one line on stderr and the exit code of its kind."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -77,7 +77,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their column names; numbers align to the right."""
+    """Print rows under their column names; numbers are right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
@@ -88,14 +88,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print name and value, one a line."""
+    """Print one name and value per line."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
 
 
 def format_time(unix_ms: int | None) -> str:
-    """Return a time of the wall clock in UTC, to the second; "-" for one that is not known."""
+    """Return a wall-clock time in UTC, to the second; "-" for an unknown one."""
     if unix_ms is None:
         return "-"
     return datetime.fromtimestamp(unix_ms / 1000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""`kvstore replay`: the main job on real input, with every byte checked."""
+"""`kvstore replay`: replays a request trace and checks every byte."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kvstore.replay.runner import Replay, Tally, percentile_us
 from kvstore.replay.trace import Request, generate, read_trace
 from kvstore.sizes import format_size, parse_size
 
-# Beside the blocks themselves the embedded store gets this much, so that a partly filled chunk and
-# the batch that is being written do not count against the capacity that was asked for.
+# The embedded store gets this much in addition to the blocks, so that a partly filled chunk and the
+# batch being written do not count against the requested capacity.
 _OVERHEAD_FRACTION = 64
 _OVERHEAD_BYTES = 128 << 10
 
@@ -33,7 +33,7 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
 
 
 def _capacity_bytes(blocks: int, block_bytes: int) -> tuple[int, int]:
-    """Return (segment bytes, of them overhead) for an embedded store that holds `blocks`."""
+    """Return segment bytes, and their overhead, for an embedded store that holds `blocks`."""
     exact = blocks * block_bytes
     overhead = exact // _OVERHEAD_FRACTION + _OVERHEAD_BYTES
     return exact + overhead, overhead
@@ -86,7 +86,7 @@ def _run(
 ) -> dict[str, Any]:
     longest = max(len(request.hash_ids) for request in requests)
     replay = Replay(store, block_bytes, longest)
-    # A cluster's nodes count evictions since they started, not since this replay did.
+    # A cluster's nodes count evictions since their own start.
     evictions_before = store.stats()["evictions"]
     columns = (
         TextColumn("replay"),
@@ -125,7 +125,7 @@ def _run(
     help="Folder for the embedded store's memory (default: anonymous memory).",
 )
 @click.option(
-    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="Force the network."
+    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="tcp: never map memory."
 )
 @json_option
 @target_options
@@ -144,16 +144,16 @@ def replay(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Replay a request trace: look up, get and verify, put the rest.
+    """Replay a request trace: look up, get and verify, put missing blocks.
 
-    Runs on a store embedded in this process, or on a cluster with --master. Exits with 5 when a
-    single byte was wrong.
+    Runs on a store embedded in this process, or on a cluster with --master. Exits with 5 if any
+    byte was wrong.
     """
     default = context.get_parameter_source("master") is click.core.ParameterSource.DEFAULT
     requests = read_trace(trace) if trace else generate(seed)
     requests = requests[:limit]
     if not any(request.hash_ids for request in requests):
-        raise InvalidArgumentError("the trace has no block: nothing to replay")
+        raise InvalidArgumentError("the trace has no blocks: nothing to replay")
     if default:
         blocks = capacity_blocks or len({b for r in requests for b in r.hash_ids})
         size, overhead = _capacity_bytes(blocks, block_bytes)
@@ -164,8 +164,8 @@ def replay(
     else:
         if capacity_blocks is not None or segment_dir is not None:
             fail(
-                "--capacity-blocks and --segment-dir size the embedded store; with --master the "
-                "nodes' segment_size decides",
+                "--capacity-blocks and --segment-dir apply to the embedded store only; with "
+                "--master the nodes' segment_size applies",
                 Exit.USAGE,
             )
         where = f"cluster at {options['master']}"

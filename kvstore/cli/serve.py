@@ -1,4 +1,4 @@
-"""What the two server commands share: options, signals, the port file, the line that says ready."""
+"""Shared by the two server commands: options, signals, the port file, the ready line."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Serve = Callable[[asyncio.Event, Announce], Coroutine[Any, Any, None]]
 
 
 def server_options(command: F) -> F:
-    """Add the options that master and node have in common."""
+    """Add the options that master and node share."""
     options = [
         click.option("--config", "config_file", type=click.Path(), help="Read this JSON file."),
         click.option("--host", help="Address to listen on."),
         click.option("--port", type=int, help="Block port; 0 for any."),
         click.option("--http-port", type=int, help="Port of metrics and health; 0 for any."),
-        click.option("--advertise-host", help="Host that others are told to connect to."),
+        click.option("--advertise-host", help="Host announced to others."),
         click.option("--auth-token-file", type=click.Path(), help="File of principals."),
-        click.option("--port-file", type=click.Path(), help="Write the chosen ports here."),
-        click.option("--log-level", type=click.Choice(LEVELS), help="How much to log."),
+        click.option("--port-file", type=click.Path(), help="Write the bound ports to this file."),
+        click.option("--log-level", type=click.Choice(LEVELS), help="Least level to log."),
         click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON."),
     ]
     for option in reversed(options):
@@ -46,9 +46,9 @@ def run(program: str, serve: Serve, reloader: Reloader[Any], port_file: str, as_
 
     Args:
         program: its name.
-        serve: runs until the event is set; tells the announcer where it serves.
+        serve: runs until the event is set; calls the announcer with its addresses.
         reloader: reads the configuration again on SIGHUP and when a file has changed.
-        port_file: written when it serves; removed at the end; empty for none.
+        port_file: written when it serves, removed at exit; empty for none.
         as_json: how to print the ready line.
     """
 
@@ -80,7 +80,7 @@ def run(program: str, serve: Serve, reloader: Reloader[Any], port_file: str, as_
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file so that a reader never sees half of it."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""The options every operator command shares, and the store or control channel they lead to."""
+"""Target: the options that every operator command shares, and the store they lead to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_MASTER = "127.0.0.1:50051"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Which cluster, as whom."""
+    """The cluster to work with, and the principal."""
 
     master: str
     tenant: str
@@ -29,7 +29,7 @@ class Target:
         """Connect a client to the cluster.
 
         Raises:
-            UnavailableError: No master answers.
+            UnavailableError: No master answered.
             UnauthenticatedError: The token is missing or wrong.
         """
         return kvstore.connect(
@@ -52,8 +52,10 @@ def target_options(command: F) -> F:
             show_default=True,
             help="Address of the master (also: KVSTORE_MASTER).",
         ),
-        click.option("--tenant", default="default", show_default=True, help="Whose objects."),
-        click.option("--namespace", default="", help="Which set of compatible objects."),
+        click.option(
+            "--tenant", default="default", show_default=True, help="Owner of the objects."
+        ),
+        click.option("--namespace", default="", help="Set of compatible objects."),
         click.option(
             "--token-file",
             envvar="KVSTORE_TOKEN_FILE",

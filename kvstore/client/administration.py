@@ -1,4 +1,4 @@
-"""Administration: what people and tools ask of a store, beside reading and writing objects."""
+"""Administration: operations of a store beside reading and writing objects."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Administration:
             prefix: what they start with; "" is all of this namespace.
 
         Yields:
-            Each key that was present all the while once; others may or may not come.
+            Each key that is present throughout, once; keys put or removed meanwhile may be missing.
 
         Raises:
-            UnavailableError: The master cannot be asked.
+            UnavailableError: The master cannot be reached.
             ClosedError: The store is closed, or this is a forked child.
         """
         cursor = b""
@@ -38,7 +38,7 @@ class Administration:
                 return
 
     def inspect(self, key: str) -> dict[str, Any] | None:
-        """Tell what the master knows of an object.
+        """Describe an object as the master knows it.
 
         Args:
             key: of the object.
@@ -50,22 +50,22 @@ class Administration:
 
         Raises:
             InvalidArgumentError: The key is wrong.
-            UnavailableError: The master cannot be asked.
+            UnavailableError: The master cannot be reached.
             ClosedError: The store is closed, or this is a forked child.
         """
         found = self._client.inspect(key)
         return None if found is None else describe.inspection(key, found)
 
     def explain(self, key: str) -> list[dict[str, Any]]:
-        """Tell what each node that answers knows of a key, for people.
+        """Describe a key as each reachable node knows it, for diagnosis.
 
         Args:
             key: of the object.
 
         Returns:
-            A dict a node: ``node_id``, ``tiers`` (that hold it), ``version``, ``size``, ``put_ms``,
-            ``used_ms`` (about) and ``gone_ms`` (since 1970; None: not known, or long ago) and
-            ``reason``, a MissReason when no tier has it.
+            A dict per node: ``node_id``, ``tiers`` that hold it, ``version``, ``size``, ``put_ms``,
+            ``used_ms`` (approximate) and ``gone_ms`` (since 1970; None: unknown) and ``reason``,
+            a MissReason when no tier holds it.
 
         Raises:
             InvalidArgumentError: The key is wrong.
@@ -80,10 +80,10 @@ class Administration:
             prefix: what the keys start with; "" is all of this namespace.
 
         Returns:
-            How many were removed, those with status Partial included.
+            Number of removed objects, including those with status Partial.
 
         Raises:
-            UnavailableError: The master cannot be asked; some may have been removed.
+            UnavailableError: The master cannot be reached; some keys may have been removed.
             ClosedError: The store is closed, or this is a forked child.
         """
         removed = 0
@@ -106,21 +106,21 @@ class Administration:
             Ok when every node has applied it, else Partial or Unavailable.
 
         Raises:
-            PermissionDeniedError: The principal may not do this.
+            PermissionDeniedError: The principal may not flush.
             ClosedError: The store is closed, or this is a forked child.
         """
         return answer(self._client.flush())
 
     def stats(self) -> dict[str, Any]:
-        """Return what this store has counted since it was opened.
+        """Return the counters of this store since it was opened.
 
         Returns:
             ``keys_read``, ``hits``, ``hits_shm``, ``hits_tcp``, ``misses`` (by reason),
             ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm``, ``put_bytes_tcp``,
             ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``lookups``,
             ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master);
-            while the store is open also ``node_counters`` (of each node that answers, since it
-            started) and ``evictions`` (their sum); of an embedded store also ``node`` and
+            while the store is open also ``node_counters`` (of each reachable node, since it
+            started) and ``evictions`` (their sum); for an embedded store also ``node`` and
             ``master`` (all of their counters).
         """
         stats = describe.counted(self._client.counters())

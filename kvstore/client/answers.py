@@ -1,4 +1,4 @@
-"""Between the native numbers and the library's words: statuses, and the arguments of a put."""
+"""Translates the native numbers: statuses, miss reasons, and the arguments of a put."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE_KEYS = 1000
 
 
 def status_of(code: int) -> Status:
-    """Return the status with this number; Internal for a number no peer should send."""
+    """Return the status with this number; Internal for an unknown number."""
     return _STATUS.get(code, Status.Internal)
 
 
@@ -36,13 +36,13 @@ REASONS = tuple(
 
 
 def name_reasons(reasons: list[MissReason] | None) -> None:
-    """Turn the numbers that the native side left in a caller's list into their names."""
+    """Replace the numbers that the native side wrote to a caller's list by their names."""
     if reasons is not None:
         reasons[:] = [REASONS[cast(int, number)] for number in reasons]
 
 
 def answer(code: int) -> Status:
-    """Return the status of a single call, or raise what the caller has to fix."""
+    """Return the status of a single call; raise those that the caller has to fix."""
     status = status_of(code)
     if status in RAISED:
         raise error_for(code)
@@ -50,7 +50,7 @@ def answer(code: int) -> Status:
 
 
 def kept_as(replicas: int, pin: PinLevel | None, ttl_ms: int | None) -> tuple[int, int, int]:
-    """Check how a put is to be kept; returns replicas, pin level, time to live (0: none)."""
+    """Check the options of a put; returns replicas, pin level, time to live (0: none)."""
     whole_number("replicas", replicas, 1, MAX_REPLICAS)
     one_of("pin", pin, PINS)
     return replicas, PINS[pin], whole_number("ttl_ms", ttl_ms, 1, _MAX_TTL_MS, optional=True)
@@ -63,12 +63,12 @@ def check_stride(stride: int) -> None:
 
 
 def checked_lease(lease_ms: int | None) -> int:
-    """Return how long leases last, 0 for none; raise InvalidArgumentError when it is wrong."""
+    """Return the duration of leases, 0 for none; raise InvalidArgumentError when it is wrong."""
     return whole_number("lease_ms", lease_ms, 1, _native.MAX_LEASE_MS, optional=True)
 
 
 def checked_wait(wait_ms: int | None) -> int:
-    """Return how long to wait, 0 for not; raise InvalidArgumentError when it is wrong."""
+    """Return the time to wait, 0 for none; raise InvalidArgumentError when it is wrong."""
     return whole_number("wait_ms", wait_ms, 0, _native.MAX_TIMEOUT_MS, optional=True)
 
 

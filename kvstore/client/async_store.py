@@ -1,4 +1,4 @@
-"""AsyncStore: the calls of a Store, awaited; a small pool of threads makes them."""
+"""AsyncStore: the calls of a Store for asyncio, made by a small pool of threads."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _THREADS = 4
-# A wait is made of such parts, so that a cancelled one soon gives its thread back. Nothing is
-# polled for: the master ends a part at once.
+# A wait consists of such parts, so that a cancelled one soon frees its thread. Nothing is polled:
+# the master ends a part at once.
 _WAIT_PART_MS = 1000
 
 
@@ -48,7 +48,7 @@ def _awaited(
 
 
 class _Wait:
-    """A lookup with wait_ms on its way through the threads that wait."""
+    """A lookup with wait_ms that runs on the waiting threads."""
 
     def __init__(
         self, store: Store, keys: Sequence[str], look: Callable[..., Lookup], wait_s: float
@@ -62,7 +62,7 @@ class _Wait:
         self._abandoned = threading.Event()
 
     async def run_on(self, pool: CallPool) -> Lookup | None:
-        """Wait on a thread of the pool; None when none was free before the time was over."""
+        """Wait on a thread of the pool; None when no thread became free in time."""
         try:
             return await pool.run(self._wait, patience_s=self._wait_s)
         except BusyError:
@@ -78,7 +78,7 @@ class _Wait:
         while (left_ms := self._left_ms()) > _WAIT_PART_MS and not self._abandoned.is_set():
             self._store.lookup(self._keys, wait_ms=_WAIT_PART_MS)
             if left_ms - self._left_ms() < _WAIT_PART_MS // 2:
-                break  # complete, or the master is away or has too many waits
+                break  # complete, or the master is unreachable or has too many waits
         return self._look(wait_ms=min(self._left_ms(), _WAIT_PART_MS))
 
 
@@ -103,7 +103,7 @@ class AsyncLookup:
         return self._lookup.reason
 
     async def alive(self) -> bool:
-        """Say whether every lease still stands; as `Lookup.alive`."""
+        """Say whether every lease is still valid; as `Lookup.alive`."""
         return await self._store._tidy(lambda: self._lookup.alive)
 
     async def release(self) -> None:
@@ -135,7 +135,7 @@ class AsyncLookup:
 class AsyncStore:
     """A Store for asyncio; made by ``await kvstore.connect_async(…)`` or from a Store.
 
-    Every call has the name, the arguments and the answers of Store's, and is awaited::
+    Every call has the name, arguments and results of Store's, and is awaited::
 
         async with kvstore.AsyncStore(kvstore.open()) as store:
             await store.put("key", b"value")
@@ -146,16 +146,15 @@ class AsyncStore:
             async for key in store.keys("prompt/"):
                 ...
 
-    No call has a thread of its own: `threads` threads make them, in the order in which they came,
-    and each is started when it is first needed. Lookups with `wait_ms` have `waiting_threads` of
-    their own, so that they never hold up another call; when all of those wait, a further one waits
-    for its turn, and when none comes within its `wait_ms` it tells what is present then.
+    `threads` threads make all calls, in order of arrival; each thread is started when it is first
+    needed. Lookups with `wait_ms` use `waiting_threads` further threads, so that they never delay
+    other calls. When all of those are busy, a lookup queues; when none becomes free within its
+    `wait_ms`, it returns the pages that are present then.
 
-    A cancelled await ends at once and the call goes on unseen, but for calls that lend the native
-    side the caller's memory (``put``, ``batch_put``, ``get_into``, ``batch_get_into``, their
-    tensor twins and those with pointers): there the cancellation waits until the memory is the
-    caller's again, within the store's ``timeout_ms``. Arguments are kept alive until their call is
-    over in any case.
+    A cancelled await returns at once while the call continues in the background, except for calls
+    that use the caller's memory (``put``, ``batch_put``, ``get_into``, ``batch_get_into``, their
+    tensor and pointer variants): there the cancellation waits until the call has finished, within
+    the store's ``timeout_ms``. Arguments are kept alive until their call has finished.
     """
 
     def __init__(
@@ -165,8 +164,8 @@ class AsyncStore:
 
         Args:
             store: the store.
-            threads: make the calls, 1 to 256.
-            waiting_threads: lookups with `wait_ms` that can wait at a time, 1 to 256.
+            threads: number of threads for calls, 1 to 256.
+            waiting_threads: number of lookups with `wait_ms` that can wait at a time, 1 to 256.
 
         Raises:
             InvalidArgumentError: A number of threads is wrong.
@@ -214,7 +213,7 @@ class AsyncStore:
 
     @asynccontextmanager
     async def view(self, key: str) -> AsyncIterator[memoryview | None]:
-        """Hold an object's block and look at it without a copy; as `Store.view`.
+        """Hold an object's block and read it without a copy; as `Store.view`.
 
         Args:
             key: of the object.
@@ -241,7 +240,7 @@ class AsyncStore:
         lease_ms: int | None = None,
         wait_ms: int | None = None,
     ) -> AsyncLookup:
-        """Find the present prefix and, on request, wait for it and keep it from being evicted.
+        """Find the present prefix and, on request, wait for it and protect it from eviction.
 
         Args:
             keys: a chain, head first.
@@ -274,10 +273,10 @@ class AsyncStore:
             prefix: what they start with; "" is all of this namespace.
 
         Yields:
-            Each key that was present all the while once; others may or may not come.
+            Each key that is present throughout, once; keys put or removed meanwhile may be missing.
 
         Raises:
-            UnavailableError: The master cannot be asked.
+            UnavailableError: The master cannot be reached.
             ClosedError: The store is closed, or this is a forked child.
         """
         cursor = b""
@@ -296,14 +295,14 @@ class AsyncStore:
         return self._store.closed
 
     async def close(self) -> None:
-        """Release everything; calls that are under way end. Does nothing the second time.
+        """Release everything and end running calls. Does nothing the second time.
 
-        When it returns, the store is closed and the threads have ended.
+        When it returns, the store is closed and the threads have exited.
         """
         if os.getpid() != self._pid:
-            return  # the store and the threads are the parent's
+            return  # the store and the threads belong to the parent
         if self._closing is None:
-            # On its own thread: those of the pool may all be busy until the store is closed.
+            # On a separate thread: those of the pool may all be busy until the store is closed.
             self._closing = asyncio.ensure_future(run_alone(self._end, "kvstore-close"))
         await asyncio.shield(self._closing)
 
@@ -321,7 +320,7 @@ class AsyncStore:
         await self.close()
 
     def __repr__(self) -> str:
-        """Say whether it is open."""
+        """Show whether it is open."""
         return f"<kvstore.AsyncStore {'closed' if self.closed else 'open'}>"
 
     def _refuses(self) -> bool:
@@ -329,13 +328,13 @@ class AsyncStore:
 
     async def _call(self, call: Callable[[], R], *, lends_memory: bool = False) -> R:
         if self._store.closed:
-            return call()  # refused at once, or needs nobody (stats); a child has no threads
+            return call()  # refused at once, or needs no thread (stats); a child has no threads
         if self._closing is not None:
             raise error_for(Status.Closed, "the store is closed")
         return await self._pool.run(call, lends_memory=lends_memory)
 
     async def _tidy(self, call: Callable[[], R]) -> R:
-        """Make a call that gives something back; possible, and quick, after close too."""
+        """Make a call that releases something; also possible, and fast, after close."""
         return call() if self._refuses() else await self._pool.run(call, lends_memory=True)
 
     def _end(self) -> None:
@@ -374,10 +373,10 @@ async def connect_async(
 
     Raises:
         InvalidArgumentError: An argument or the token file is wrong.
-        UnavailableError: No master answers in time.
+        UnavailableError: No master answered in time.
         UnauthenticatedError: The token is missing or wrong.
         PermissionDeniedError: The principal may not use this tenant.
-        VersionMismatchError: The master speaks no protocol version that this client knows.
+        VersionMismatchError: The master supports no protocol version of this client.
     """
     check_threads("threads", threads)
     check_threads("waiting_threads", waiting_threads)

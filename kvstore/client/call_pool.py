@@ -18,7 +18,7 @@ class CallPool:
     """Threads that make blocking calls; each is started when it is first needed."""
 
     def __init__(self, threads: int, name: str) -> None:
-        """Plan a pool of at most `threads` threads, which `name` tells apart in a debugger."""
+        """Create a pool of at most `threads` threads; `name` identifies them in a debugger."""
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(
@@ -30,18 +30,18 @@ class CallPool:
     ) -> R:
         """Make a call and await its result.
 
-        When this is cancelled, a call that has not begun is dropped. One that has begun goes on
-        with its arguments kept alive, and its result is dropped; with `lends_memory` the
-        cancellation waits for its end, because until then the call reads or writes memory that the
-        caller would believe to have back.
+        On cancellation, a call that has not started is dropped. One that has started continues
+        with its arguments kept alive, and its result is dropped. With `lends_memory` the
+        cancellation waits until the call has finished, because until then it reads or writes
+        memory that the caller would otherwise reuse.
 
         Args:
             call: what to run.
-            lends_memory: whether its arguments lend it the caller's memory.
-            patience_s: how long it may wait for a free thread; None for ever.
+            lends_memory: whether the call uses the caller's memory.
+            patience_s: how long it may wait for a free thread; None: without limit.
 
         Returns:
-            What the call returns.
+            The call's result.
 
         Raises:
             BusyError: No thread was free within `patience_s`.
@@ -63,16 +63,16 @@ class CallPool:
         return over.result()
 
     def end(self) -> None:
-        """End the threads after the calls that are queued, and wait until they have ended."""
+        """Stop the threads after all queued calls, and wait for their exit."""
         self._executor.shutdown()
 
     def end_soon(self) -> None:
-        """End the threads after the calls that are queued, without waiting."""
+        """Stop the threads after all queued calls, without waiting."""
         self._executor.shutdown(wait=False)
 
 
 async def run_alone(call: Callable[[], R], name: str) -> R:
-    """Make one call on a thread that ends with it; as `CallPool.run`."""
+    """Make one call on a thread of its own; as `CallPool.run`."""
     pool = CallPool(1, name)
     try:
         return await pool.run(call)
@@ -90,5 +90,5 @@ async def _until_over(future: asyncio.Future[R]) -> None:
 
 
 def _ignore_outcome(future: asyncio.Future[R]) -> None:
-    """Let an error that nobody asks for any more be no log line either."""
+    """Keep asyncio from logging an error that is no longer awaited."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -32,25 +32,26 @@ def connect(
     Args:
         address: of the master, "host:port" (also "unix:///path", "unix:@name"), or several, tried
             in order.
-        tenant: whose objects.
-        namespace: which set of compatible objects; a digest of everything that makes pages
+        tenant: owner of the objects.
+        namespace: set of compatible objects; a digest of everything that makes pages
             compatible (weights, dtype, layout, page size, ranks, hash).
         token_file: file with this principal's line, mode 0600; None without authentication.
         timeout_ms: deadline of each call, 1 to 600,000.
         transport: "auto" uses shared memory on the same host and TCP elsewhere; "tcp" never maps
-            memory; "shm" never moves bytes over a socket (what is elsewhere is a miss).
-        stripes: over how many connections a large read from one node is spread, 1 to 16. More than
-            1 helps where one TCP stream does not fill the network; on one host it costs.
+            memory; "shm" never moves bytes over a socket (objects on other hosts are misses).
+        stripes: number of connections over which a large read from one node is spread, 1 to 16.
+            More than 1 helps where one TCP stream does not saturate the network; on one host it
+            costs.
 
     Returns:
         An open store; close it, or use it as a context manager.
 
     Raises:
         InvalidArgumentError: An argument or the token file is wrong.
-        UnavailableError: No master answers in time.
+        UnavailableError: No master answered in time.
         UnauthenticatedError: The token is missing or wrong.
         PermissionDeniedError: The principal may not use this tenant.
-        VersionMismatchError: The master speaks no protocol version that this client knows.
+        VersionMismatchError: The master supports no protocol version of this client.
     """
     one_of("transport", transport, _TRANSPORTS)
     whole_number("timeout_ms", timeout_ms, 1, _native.MAX_TIMEOUT_MS)

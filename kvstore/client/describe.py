@@ -1,4 +1,4 @@
-"""What the library tells people: objects, nodes and counters, out of the native side's numbers."""
+"""Readable descriptions of objects, nodes and counters, from the native side's numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inspection(key: str, found: _native.Inspection) -> dict[str, Any]:
 
 
 def explanation(known: _native.Explanation) -> dict[str, Any]:
-    """Describe what one node knows of a key, as Store.explain does."""
+    """Describe a key as one node knows it, as Store.explain does."""
     node_id, dram, nvme, version, size, put_ms, used_ms, gone_ms, reason = known
     return {
         "node_id": node_id,

@@ -1,4 +1,4 @@
-"""What lookup() found: how long the prefix is, and the leases that keep it."""
+"""Result of lookup(): the length of the prefix, and the leases that protect it."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Lookup:
     def reason(self) -> MissReason:
         """Why the prefix ends where it does; None_ when it is the whole list.
 
-        Unavailable also when an object is there and could not be leased.
+        Unavailable also when an object is present but could not be leased.
         """
         return self._reason
 
     @property
     def alive(self) -> bool:
-        """Whether every lease still stands; False without leases.
+        """Whether every lease is still valid; False without leases.
 
-        A lease ends with its node, or when the node could not be reached in time to renew it. The
-        objects then may be evicted like any other.
+        A lease ends with its node, or when the node could not be reached in time to renew it. Its
+        objects may then be evicted like any other.
         """
         return self._leases is not None and self._leases.alive()
 

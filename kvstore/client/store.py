@@ -31,12 +31,12 @@ class Store(TensorCalls, Administration):
     """An open store; made by `kvstore.connect` or `kvstore.open`.
 
     Thread-safe: the calling thread does its own I/O with the GIL released, and no call outlives the
-    store's ``timeout_ms``. A miss is None, never an exception; only what the caller has to fix is
-    raised. Every byte that is returned was verified against the checksum that its put sealed.
+    store's ``timeout_ms``. A miss is None, never an exception; exceptions report what the caller
+    has to fix. Every returned byte is verified against the checksum that was computed at the put.
 
     Keys are str of 1 to 1,024 bytes of UTF-8. Buffers are anything C-contiguous that offers the
-    buffer protocol (bytes, bytearray, memoryview, NumPy arrays); memory without it (a GPU tensor's
-    host copy, a pool of one's own) goes by address through the ``*_pointers`` and ``*_from`` calls.
+    buffer protocol (bytes, bytearray, memoryview, NumPy arrays); other memory (a GPU tensor's host
+    copy, a memory pool) is passed by address to the ``*_pointers`` and ``*_from`` calls.
 
     After `close`, and in a forked child, every call raises ClosedError.
     """
@@ -50,7 +50,7 @@ class Store(TensorCalls, Administration):
     def _attach(
         self, server_stats: Callable[[], dict[str, Any]], on_close: Callable[[], object]
     ) -> None:
-        """Join the servers of an embedded store: more for `stats`, and what ends them."""
+        """Attach the servers of an embedded store: their counters, and how to stop them."""
         self._server_stats = server_stats
         self._on_close = on_close
 
@@ -72,18 +72,18 @@ class Store(TensorCalls, Administration):
         Args:
             key: of the object.
             buffer: its bytes, copied before the call returns.
-            replicas: how many nodes shall hold it, 1 to 8. Ok means one; the others follow.
-            pin: "soft" is evicted last, "hard" never, until `unpin`.
-            ttl_ms: the object expires after this many milliseconds; None never.
-            parent: key of the block before it in a chain, which helps eviction to cut tails.
-            upsert: publish a new version where the key has an object, in place of AlreadyExists.
-                Whoever reads meanwhile gets the one or the other, never a mixture. Ok waits until
-                no other node shows an older one, a second at most for a node that hangs.
+            replicas: number of nodes that hold it, 1 to 8. Ok means one; the others follow.
+            pin: "soft" objects are evicted last, "hard" ones never, until `unpin`.
+            ttl_ms: the object expires after this time; None: never.
+            parent: key of the previous block of a chain; eviction then removes tails before heads.
+            upsert: publish a new version of an existing object instead of returning AlreadyExists.
+                Concurrent readers get either version, never a mixture. Ok waits until no other
+                node shows an older version, at most one second for a node that hangs.
 
         Returns:
             Ok; AlreadyExists when the key has a published object, whatever its bytes (a normal
             answer: the first put wins); NoSpace, TooLarge (for every segment), Unavailable,
-            DeadlineExceeded (outcome unknown), Removed (a remove overtook it).
+            DeadlineExceeded (outcome unknown), Removed (by a concurrent remove).
 
         Raises:
             InvalidArgumentError: An argument is wrong.
@@ -112,8 +112,8 @@ class Store(TensorCalls, Administration):
             replicas: as in `put`.
             pin: as in `put`.
             ttl_ms: as in `put`.
-            parent: key of the block before the first; then each further block's parent is the key
-                before it in the list. None: the objects are no chain.
+            parent: key of the block before the first; the parent of each further block is the key
+                before it in the list. None: the objects are not a chain.
             upsert: as in `put`.
 
         Returns:
@@ -138,12 +138,12 @@ class Store(TensorCalls, Administration):
         parent: str | None = None,
         upsert: bool = False,
     ) -> list[Status]:
-        """Store several objects whose bytes lie at the given addresses.
+        """Store several objects from the given addresses.
 
         Args:
             keys: of the objects.
-            pointers: addresses in host memory, which stays valid and unchanged during the call;
-                for an object that is gathered from several pieces, a list of them.
+            pointers: addresses in host memory that stays valid and unchanged during the call; a
+                list of them for an object that is gathered from several pieces.
             sizes: bytes at each address, in the same form.
             replicas: as in `put`.
             pin: as in `put`.
@@ -186,7 +186,7 @@ class Store(TensorCalls, Administration):
 
         Args:
             keys: of the objects.
-            reasons: a list that is to hold, for each key, why it is a miss (None_ for a hit).
+            reasons: a list that receives, for each key, the reason of a miss (None_ for a hit).
 
         Returns:
             Bytes or None for each key.
@@ -258,9 +258,9 @@ class Store(TensorCalls, Administration):
 
         Args:
             keys: of the objects.
-            pointers: addresses of writable host memory that stays valid during the call; for an
-                object that is scattered over several pieces, a list of them.
-            sizes: how many bytes fit at each address, in the same form.
+            pointers: addresses of writable host memory that stays valid during the call; a list
+                of them for an object that is scattered over several pieces.
+            sizes: capacity at each address in bytes, in the same form.
             reasons: as in `batch_get`.
 
         Returns:
@@ -275,7 +275,7 @@ class Store(TensorCalls, Administration):
         return found
 
     def view(self, key: str) -> View | None:
-        """Hold an object's block and look at it without a copy.
+        """Hold an object's block and read it without a copy.
 
         Args:
             key: of the object.
@@ -299,7 +299,7 @@ class Store(TensorCalls, Administration):
             key: of the object.
 
         Returns:
-            False also when nobody could be asked.
+            False also when neither node nor master could be reached.
 
         Raises:
             InvalidArgumentError: The key is wrong.
@@ -329,7 +329,7 @@ class Store(TensorCalls, Administration):
             key: of the object.
 
         Returns:
-            Bytes, or None when it is absent or nobody could be asked.
+            Bytes, or None when it is absent or neither node nor master could be reached.
 
         Raises:
             InvalidArgumentError: The key is wrong.
@@ -339,14 +339,14 @@ class Store(TensorCalls, Administration):
         return size if size >= 0 else None
 
     def batch_sizes(self, keys: Sequence[str]) -> list[int]:
-        """Return the sizes of several objects, and why there is none.
+        """Return the sizes of several objects, or why they are unknown.
 
         Args:
             keys: of the objects.
 
         Returns:
             For each key the size (0 for an empty object), or a negative status: NotFound where it
-            is absent, Unavailable, … where nobody could be asked.
+            is absent, Unavailable, … where neither node nor master could be reached.
 
         Raises:
             InvalidArgumentError: A key is wrong.
@@ -379,18 +379,18 @@ class Store(TensorCalls, Administration):
         lease_ms: int | None = None,
         wait_ms: int | None = None,
     ) -> Lookup:
-        """Find the present prefix and, on request, wait for it and keep it from being evicted.
+        """Find the present prefix and, on request, wait for it and protect it from eviction.
 
         Args:
             keys: a chain, head first.
             stride: as in `prefix_length`.
             lease_ms: lease the prefix: its objects are not evicted until the lookup is released.
-                A node that loses this process or its session ends the lease after this time at
-                most; a native thread renews it until then. None: no leases.
-            wait_ms: wait until the whole list is present (a decode engine for its prefill engine),
-                so long at most, even beyond the store's ``timeout_ms``; 0 to 600,000. The master
-                wakes the call: nothing is polled. It ends early when the master goes away, or
-                when too many lookups wait there already. None: do not wait.
+                A native thread renews the leases; a node ends them this long after it has lost
+                this process or its own registration. None: no leases.
+            wait_ms: wait at most this long until the whole list is present (a decode engine for
+                its prefill engine), even beyond the store's ``timeout_ms``; 0 to 600,000. The
+                master wakes the call: nothing is polled. It returns early when the master becomes
+                unreachable or has too many waiting lookups. None: do not wait.
 
         Returns:
             The lookup; its length is the longest prefix that is present, and leased if asked for.
@@ -408,15 +408,15 @@ class Store(TensorCalls, Administration):
         return Lookup(leases.length, leases.reason, leases)
 
     def prefetch(self, keys: Sequence[str]) -> int:
-        """Ask the nodes to have these objects in memory when they are read.
+        """Ask the nodes to promote objects to memory before they are read.
 
-        A wish: what only NVMe has is brought up behind the call, within the nodes' limits.
+        Best effort: NVMe-only objects are promoted in the background, within the nodes' limits.
 
         Args:
             keys: of the objects, in the order in which they will be read.
 
         Returns:
-            How many of them some node has, in whatever tier.
+            Number of these objects that some node holds, in any tier.
 
         Raises:
             InvalidArgumentError: A key is wrong.
@@ -461,7 +461,7 @@ class Store(TensorCalls, Administration):
         return statuses_of(codes)
 
     def unpin(self, key: str) -> Status:
-        """Take an object's pin away; it is evicted like any other from then on.
+        """Remove an object's pin; from then on it is evicted like any other.
 
         Args:
             key: of the object.
@@ -471,7 +471,7 @@ class Store(TensorCalls, Administration):
 
         Raises:
             InvalidArgumentError: The key is wrong.
-            PermissionDeniedError: The principal may not do this.
+            PermissionDeniedError: The principal may not write here.
             ClosedError: The store is closed, or this is a forked child.
         """
         return answer(self._client.set_pin((key,), 0)[0])
@@ -484,9 +484,9 @@ class Store(TensorCalls, Administration):
         return self._client.closed
 
     def close(self) -> None:
-        """Release everything; calls that run in other threads end. Does nothing the second time.
+        """Release everything and end calls in other threads. Does nothing the second time.
 
-        Views and what was made from them stay readable until they are released.
+        Views and objects made from them stay readable until they are released.
         """
         self._client.close()
         on_close, self._on_close = self._on_close, None
@@ -507,5 +507,5 @@ class Store(TensorCalls, Administration):
         self.close()
 
     def __repr__(self) -> str:
-        """Say whether it is open."""
+        """Show whether it is open."""
         return f"<kvstore.Store {'closed' if self.closed else 'open'}>"

@@ -61,7 +61,7 @@ _NOT_NUMPYS = frozenset(name for name in _CODE_OF if name.startswith(("bfloat", 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the header says of a tensor."""
+    """Contents of a tensor's header."""
 
     dtype: str
     kind: TensorKind
@@ -70,14 +70,14 @@ class Layout:
 
     @property
     def size_bytes(self) -> int:
-        """Length of the elements."""
+        """Bytes of the elements."""
         count = 1
         for extent in self.shape:
             count *= extent
         return count * _DTYPES[_CODE_OF[self.dtype]].size_bytes
 
     def elements(self) -> tuple[object, ...]:
-        """Return what says where each element lies: a dimension of 1 may have any stride."""
+        """Return the placement of the elements: a dimension of 1 may have any stride."""
         strides = [
             0 if extent == 1 else stride
             for extent, stride in zip(self.shape, self.strides, strict=True)
@@ -85,7 +85,7 @@ class Layout:
         return self.dtype, self.shape, self.size_bytes and strides
 
     def header(self) -> bytearray:
-        """Encode it."""
+        """Encode the header."""
         dims = len(self.shape)
         length = header_bytes(dims)
         fixed = _FIXED.pack(
@@ -106,7 +106,7 @@ class Memory:
 
 
 def header_bytes(dims: int) -> int:
-    """Return the length of the header of a tensor with so many dimensions."""
+    """Return the length of the header of a tensor with `dims` dimensions."""
     return -(-(_FIXED.size + 16 * dims) // _ALIGN) * _ALIGN
 
 
@@ -114,7 +114,7 @@ def parse_header(data: Any) -> tuple[Layout, int] | None:
     """Decode the header at the start of a buffer.
 
     Returns:
-        The layout and the header's length; None for anything that is not a well-formed header.
+        The layout and the header's length; None unless the header is well-formed.
     """
     view = memoryview(data)
     if len(view) < _FIXED.size:
@@ -149,7 +149,7 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def memory_of(tensor: Any) -> Memory:
-    """Find a tensor's elements in host memory; copied there only if they are not dense there.
+    """Find a tensor's elements in host memory; they are copied only unless they are dense there.
 
     Args:
         tensor: a torch.Tensor or NumPy array, or anything with ``__cuda_array_interface__`` or
@@ -157,7 +157,7 @@ def memory_of(tensor: Any) -> Memory:
 
     Raises:
         InvalidArgumentError: It is none of these, has an unknown dtype, or the library that reads
-            it is missing.
+            it is not installed.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
@@ -172,8 +172,8 @@ def memory_of(tensor: Any) -> Memory:
             return _torch_memory(torch.from_dlpack(tensor))
         return _numpy_memory(_module("numpy", "DLPack's tensors").from_dlpack(tensor))
     raise InvalidArgumentError(
-        f"{type(tensor).__name__} is no tensor: torch.Tensor, numpy.ndarray, "
-        "__cuda_array_interface__ or __dlpack__ is wanted"
+        f"{type(tensor).__name__} is not a tensor: need torch.Tensor, numpy.ndarray, "
+        "__cuda_array_interface__ or __dlpack__"
     )
 
 
@@ -181,7 +181,7 @@ def _torch_memory(tensor: Any) -> Memory:
     torch = sys.modules["torch"]
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _CODE_OF or tensor.layout != torch.strided:
-        raise InvalidArgumentError(f"tensors of {tensor.dtype}, {tensor.layout} are not stored")
+        raise InvalidArgumentError(f"tensors of {tensor.dtype}, {tensor.layout} are not supported")
     there = tensor.data_ptr()
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
     if not is_dense(tensor.shape, tensor.stride()):
@@ -193,7 +193,7 @@ def _torch_memory(tensor: Any) -> Memory:
 def _numpy_memory(array: Any) -> Memory:
     dtype = array.dtype.name
     if dtype not in _CODE_OF:
-        raise InvalidArgumentError(f"arrays of dtype {dtype!r} are not stored")
+        raise InvalidArgumentError(f"arrays of dtype {dtype!r} are not supported")
     there, is_writable, itemsize = array.ctypes.data, array.flags.writeable, array.itemsize
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -224,25 +224,25 @@ def _module(name: str, what: str) -> Any:
 
 
 def tensor_in(stored: bytearray | memoryview, kind: TensorKind | None) -> Any:
-    """Make the tensor whose object this is; it keeps the memory alive, and nothing is copied.
+    """Make a tensor over a stored object; it keeps the memory alive, and nothing is copied.
 
     Args:
         stored: a whole object.
-        kind: of tensor; None: as it was written.
+        kind: of the tensor; None: as it was written.
 
     Raises:
-        InvalidArgumentError: The object is no tensor, or the library for it is missing.
+        InvalidArgumentError: The object is not a tensor, or its library is not installed.
     """
     found = parse_header(stored)
     if found is None or found[1] + found[0].size_bytes != len(stored):
-        raise InvalidArgumentError("the object is no tensor: it was not written by put_tensor")
+        raise InvalidArgumentError("the object is not a tensor: it was not written by put_tensor")
     layout, start = found
     make = _numpy_in if (kind or layout.kind) == "numpy" else _torch_in
     try:
         return make(stored, layout, start)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        # A header that is well-formed may still name what this library cannot have.
-        raise InvalidArgumentError(f"the object's tensor cannot be made: {error}") from error
+        # A well-formed header may still describe a tensor that the library cannot make.
+        raise InvalidArgumentError(f"cannot make the object's tensor: {error}") from error
 
 
 def _torch_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any:

@@ -1,4 +1,4 @@
-"""TensorCalls: reading and writing tensors, the part of a Store that knows more than bytes."""
+"""TensorCalls: the part of a Store that reads and writes tensors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kvstore.options import one_of
 
 
 class TensorCalls:
-    """Tensors of PyTorch and NumPy, and what offers DLPack or ``__cuda_array_interface__``.
+    """Tensors of PyTorch and NumPy, and of anything with DLPack or ``__cuda_array_interface__``.
 
-    A tensor is stored with its dtype, shape and strides; elements are copied once, from where they
-    lie (a tensor on a GPU, or with gaps between its elements, is copied to dense host memory
-    first). Neither library is needed until one of its tensors is written or read.
+    A tensor is stored with its dtype, shape and strides; its elements are copied once (a tensor on
+    a GPU, or with gaps between its elements, is first copied to dense host memory). Neither library
+    is needed until one of its tensors is written or read.
     """
 
     _client: _native.Client
@@ -59,7 +59,7 @@ class TensorCalls:
             As `Store.put`.
 
         Raises:
-            InvalidArgumentError: An argument is wrong, or no tensor that can be stored.
+            InvalidArgumentError: An argument is wrong, or the tensor is not supported.
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
@@ -105,12 +105,12 @@ class TensorCalls:
             kind: "torch" or "numpy"; None: as it was written.
 
         Returns:
-            A tensor of one's own in host memory, with the dtype, shape and strides that were
-            written; None on a miss.
+            A new tensor in host memory, with the dtype, shape and strides that were written; None
+            on a miss.
 
         Raises:
-            InvalidArgumentError: The key is wrong, the object is no tensor, or the library that
-                the kind needs is not installed.
+            InvalidArgumentError: The key is wrong, the object is not a tensor, or the library of
+                its kind is not installed.
             ClosedError: The store is closed, or this is a forked child.
         """
         return self.batch_get_tensor([key], kind=kind)[0]
@@ -201,17 +201,17 @@ def _pieces(
 
 
 def _check_fit(key: str, size: int, header: bytearray, wanted: Layout) -> None:
-    """Raise where what was read is not what `out` was made for."""
+    """Raise unless the object that was read matches `out`."""
     if size == Status.BufferTooSmall:
         raise error_for(size, f"out is smaller than the tensor under {key!r}")
     if size < 0:
         return
     found = parse_header(header)
     if found is None or size != len(header) + wanted.size_bytes:
-        raise InvalidArgumentError(f"the object under {key!r} is no tensor of out's size")
+        raise InvalidArgumentError(f"the object under {key!r} is not a tensor of out's size")
     there = found[0]
     if there.elements() != wanted.elements():
         raise InvalidArgumentError(
-            f"under {key!r} is a tensor of {there.dtype} {there.shape} with strides "
+            f"the tensor under {key!r} is {there.dtype} {there.shape} with strides "
             f"{there.strides}; out has {wanted.dtype} {wanted.shape} and {wanted.strides}"
         )

@@ -1,4 +1,4 @@
-"""One object's bytes without a copy, held for as long as somebody looks at them."""
+"""View: one object's bytes without a copy, held as long as they are in use."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from kvstore import _native
 class View:
     """A held block as a read-only memoryview; made by Store.view.
 
-    The hold begins when the view is made, so that nothing can be evicted between the two lines::
+    The hold starts when the view is made, so that the object cannot be evicted in between::
 
         view = store.view("key")
         if view is not None:
             with view as block:      # a read-only memoryview of the block itself
                 use(block)
 
-    The block stays as it is until the view is released *and* every memoryview or array made from it
-    is gone: what was handed out never shows other bytes. An object that is not on this host is
-    fetched into private memory instead (``zero_copy`` tells).
+    The block stays unchanged until the view is released *and* every memoryview or array made from
+    it is gone. An object on another host is fetched into private memory instead (see
+    ``zero_copy``).
     """
 
     __slots__ = ("_block", "_memory")
@@ -37,14 +37,14 @@ class View:
 
     @property
     def zero_copy(self) -> bool:
-        """Whether the bytes are the shared block itself, not a private copy."""
+        """Whether the bytes are the shared block itself rather than a private copy."""
         return self._block.zero_copy
 
     def release(self) -> None:
-        """End the hold as soon as no memoryview shows the bytes any more."""
+        """End the hold as soon as no memoryview uses the bytes."""
         memory, self._memory = self._memory, None
         if memory is not None:
-            # An array that still looks at it keeps the memoryview, and the hold, until it goes.
+            # An array made from it keeps the memoryview, and the hold, until it is gone.
             with contextlib.suppress(BufferError):
                 memory.release()
         self._block.release()
@@ -53,7 +53,7 @@ class View:
         """Return the bytes.
 
         Raises:
-            BufferError: The view was released.
+            BufferError: The view has been released.
         """
         if self._memory is None:
             self._memory = memoryview(self._block)  # type: ignore[arg-type]

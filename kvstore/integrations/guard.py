@@ -1,4 +1,4 @@
-"""Guard: an engine with the store is never worse off than without it."""
+"""Guard: protects an engine from a failing or slow store."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ _T = TypeVar("_T")
 _log = logging.getLogger("kvstore.integrations")
 
 FAILURES_TO_OPEN = 3
-# What says that the store is away, as opposed to that an object is not in it.
-AWAY = frozenset(
+# The store could not be reached, as opposed to an object that is not in it.
+UNREACHABLE = frozenset(
     {Status.Unavailable, Status.DeadlineExceeded, Status.Closed, Status.Overloaded, Status.IoError}
 )
 _WEIGHT = 0.2  # of the newest fetch in the moving average
 
 
 class Guard:
-    """Keeps an engine from harm by its store; thread-safe.
+    """Protects an engine from its store; thread-safe.
 
-    A breaker: after three calls in a row that failed, no further one is made until `retry_s` have
-    passed, then one at a time tries. A bypass: where fetching a token's pages has lately taken
-    longer than the engine needs to compute it, `worth_fetching` says no, but for one fetch every
-    `retry_s` that measures again.
+    A breaker: after three consecutive failures calls are skipped for `retry_s`, then one at a time
+    is tried. A bypass: while fetching a token's pages takes longer than computing it,
+    `worth_fetching` is False, except for one fetch every `retry_s` that measures again.
 
-    Nothing escapes `call` but KeyboardInterrupt and SystemExit: what failed is counted, and said
-    once in the log per kind of failure.
+    `call` raises nothing but KeyboardInterrupt and SystemExit: failures are counted, and logged
+    once per kind.
     """
 
     def __init__(
@@ -40,9 +39,10 @@ class Guard:
         """Guard one engine's calls.
 
         Args:
-            engine: who calls, for the log.
+            engine: name of the engine, for the log.
             prefill_tokens_per_s: how fast the engine computes a prompt; 0: unknown, never bypass.
-            retry_s: how long the breaker stays open, and how rarely a bypass is measured again.
+            retry_s: how long the breaker stays open, and the interval between measurements
+                during a bypass.
         """
         self._engine = engine
         self._prefill_ns_per_token = 1e9 / prefill_tokens_per_s if prefill_tokens_per_s > 0 else 0.0
@@ -62,16 +62,16 @@ class Guard:
         fallback: _T,
         is_failure: Callable[[_T], bool] | None = None,
     ) -> _T:
-        """Run a call of the store, or answer `fallback`: the breaker is open, or it raised.
+        """Run a call of the store; return `fallback` when the breaker is open or the call raises.
 
         Args:
             what: the call's name, for the counters and the log.
             function: makes the call.
-            fallback: a miss, in the call's own terms.
-            is_failure: whether an answer says that the store is away; it is returned all the same.
+            fallback: the call's result for a miss.
+            is_failure: whether a result means that the store is unreachable; it is still returned.
 
         Returns:
-            What `function` returned, or `fallback`.
+            The result of `function`, or `fallback`.
         """
         if not self._may_call():
             self.count("skipped")
@@ -79,7 +79,7 @@ class Guard:
         try:
             answer = function()
             failed = is_failure is not None and is_failure(answer)
-        except Exception as error:  # whatever it is, the engine goes on without the store
+        except Exception as error:  # the engine continues without the store
             self._failed()
             self.count(f"{what}_failures")
             self.say(f"{what}: {type(error).__name__}", f"{what} failed: {error}", exc_info=True)
@@ -87,19 +87,19 @@ class Guard:
         if failed:
             self._failed()
             self.count(f"{what}_failures")
-            self.say(f"{what}: away", f"{what} failed: the store cannot be reached")
+            self.say(f"{what}: unreachable", f"{what} failed: the store cannot be reached")
         else:
             with self._lock:
                 self._failures = 0
         return answer
 
-    def resting(self) -> bool:
-        """Say whether the breaker is open and the next try still ahead: `call` would skip."""
+    def skips(self) -> bool:
+        """Say whether the breaker is open and no retry is due: `call` would skip."""
         with self._lock:
             return self._failures >= FAILURES_TO_OPEN and monotonic_ns() < self._closed_again_ns
 
     def worth_fetching(self) -> bool:
-        """Say whether fetching has lately been faster than computing; counts a no."""
+        """Say whether fetching is faster than computing; counts each bypass."""
         with self._lock:
             slow = 0 < self._prefill_ns_per_token < self._fetch_ns_per_token
             if not slow:
@@ -112,7 +112,7 @@ class Guard:
             return False
 
     def fetched(self, tokens: int, seconds: float) -> None:
-        """Take a fetch into the measured rate."""
+        """Add a fetch to the measured rate."""
         if tokens <= 0:
             return
         took = seconds * 1e9 / tokens
@@ -133,7 +133,7 @@ class Guard:
             self._counts[what] += more
 
     def say(self, kind: str, sentence: str, exc_info: bool = False) -> None:
-        """Warn, once per kind."""
+        """Log a warning once per kind."""
         with self._lock:
             if kind in self._said:
                 return
@@ -154,7 +154,7 @@ class Guard:
             now = monotonic_ns()
             if now < self._closed_again_ns:
                 return False
-            self._closed_again_ns = now + self._retry_ns  # this one tries for all
+            self._closed_again_ns = now + self._retry_ns  # this call tries for all
             return True
 
     def _failed(self) -> None:

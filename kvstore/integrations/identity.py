@@ -1,4 +1,4 @@
-"""What makes the pages of two engines compatible, and a warning where nothing else matches."""
+"""Identity of an engine's pages, and a check for engines whose keys never match."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PEER_PREFIX = "engine/"
 
 
 def namespace_of(engine: str, model: str, facts: Mapping[str, object]) -> str:
-    """Name the set of compatible pages.
+    """Name a set of compatible pages.
 
     Args:
         engine: whose format it is ("sglang", "vllm", …).
-        model: name or path of the model; a readable part of the name is made of its last part.
-        facts: everything else that changes a page's bytes or its key: weights revision, dtype,
+        model: name or path of the model; its last part appears in the name.
+        facts: everything else that affects a page's bytes or its key: weights revision, dtype,
             layout, page size, ranks, hash algorithm. Values are JSON's scalars and lists.
 
     Returns:
@@ -37,20 +37,20 @@ def namespace_of(engine: str, model: str, facts: Mapping[str, object]) -> str:
 def peers_that_share_no_key(
     open_store: Callable[[str], Store], model: str, namespace: str, probe: str
 ) -> list[str]:
-    """Tell this engine to the others of its model, and find those whose keys never match.
+    """Announce this engine to others of its model, and find those whose keys never match.
 
     Args:
         open_store: opens a store in the given namespace.
         model: name of the model, as all its engines call it.
-        namespace: where this engine keeps its pages.
-        probe: the engine's own hash of an agreed list of tokens: it differs where the algorithm or
-            the seed does.
+        namespace: of this engine's pages.
+        probe: the engine's own hash of an agreed list of tokens, which depends on the algorithm
+            and the seed.
 
     Returns:
-        A sentence for each other engine with the same model and another namespace or probe.
+        A sentence for each other engine with the same model but another namespace or probe.
 
     Raises:
-        KvstoreError: The store cannot be asked.
+        KvstoreError: The store cannot be reached.
     """
     known_in = f"engines-{hashlib.sha256(model.encode()).hexdigest()[:24]}"
     host = socket.gethostname()
@@ -63,7 +63,7 @@ def peers_that_share_no_key(
                 other = json.loads(stored) if stored else None
                 where = f"pid {int(other['pid'])} on {str(other['host'])[:255]}" if other else ""
             except (ValueError, TypeError, KeyError):
-                continue  # nobody's record: any client of the tenant may write here
+                continue  # not a record: any client of the tenant may write here
             if other is None or (other["host"], other["pid"]) == (host, os.getpid()):
                 continue
             if other.get("namespace") != namespace:

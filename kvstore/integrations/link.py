@@ -1,4 +1,4 @@
-"""Link: a store that is connected when it is first needed, behind a guard."""
+"""Link: a store behind a guard that connects when it is first needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 
 class Link:
-    """One store of one namespace; thread-safe. An engine starts without its store, too."""
+    """A store of one namespace; thread-safe. An engine starts even without its store."""
 
     def __init__(self, guard: Guard, open_store: Callable[[], Store]) -> None:
-        """Link a store that `open_store` connects."""
+        """Use `open_store` to connect."""
         self._guard = guard
         self._open = open_store
         self._lock = threading.Lock()
@@ -31,13 +31,13 @@ class Link:
         fallback: _T,
         is_failure: Callable[[_T], bool] | None = None,
     ) -> _T:
-        """Run a call of the store as `Guard.call` does; connecting is part of it."""
+        """Run a call of the store as `Guard.call` does, connecting first if necessary."""
         if self._closed:
             return fallback
         return self._guard.call(what, lambda: function(self._connected()), fallback, is_failure)
 
     def close(self) -> None:
-        """Close the store; calls answer their fallback from then on."""
+        """Close the store; from then on calls return their fallback."""
         with self._lock:
             self._closed = True
             store, self._store = self._store, None

@@ -1,4 +1,4 @@
-"""Between the wire's messages and the policy's values; checks every limit on the way in."""
+"""Converts between wire messages and policy values; checks every limit on the way in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_keys(keys: Sequence[str]) -> list[str]:
         raise TooLargeError(f"{len(keys)} keys; at most {limits.MAX_BATCH_KEYS}")
     for position, key in enumerate(keys):
         if not limits.is_valid_key(key):
-            raise InvalidArgumentError(f"keys[{position}] has not 1 to 1024 bytes")
+            raise InvalidArgumentError(f"keys[{position}] is not 1 to 1024 bytes long")
     return list(keys)
 
 
@@ -57,7 +57,7 @@ def check_timeout(timeout_ms: int) -> int:
 
 
 def endpoints_from(wire: types_pb2.Endpoints) -> model.Endpoints:
-    """Take a node's endpoints."""
+    """Read a node's endpoints."""
     found = model.Endpoints(tcp=wire.tcp, unix=wire.unix, http=wire.http)
     for text in (found.tcp, found.unix, found.http):
         if len(text.encode()) > limits.MAX_ENDPOINT_BYTES:
@@ -66,14 +66,14 @@ def endpoints_from(wire: types_pb2.Endpoints) -> model.Endpoints:
 
 
 def segments_from(wire: Sequence[types_pb2.Segment]) -> tuple[model.Segment, ...]:
-    """Take a node's segments."""
+    """Read a node's segments."""
     if len(wire) > limits.MAX_SEGMENTS:
         raise TooLargeError(f"{len(wire)} segments; at most {limits.MAX_SEGMENTS}")
     return tuple(model.Segment(s.name, int(s.tier), s.capacity_bytes) for s in wire)
 
 
 def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Register:
-    """Take a registration; `session_id` is the one it would get."""
+    """Read a registration; `session_id` is the one that it would get."""
     if wire.incarnation == 0:
         raise InvalidArgumentError("incarnation is 0")
     if wire.node_epoch > limits.MAX_EPOCH or wire.kept_epoch >= limits.MAX_EPOCH:
@@ -91,17 +91,17 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
 
 
 def labels_from(wire: Mapping[str, str]) -> dict[str, str]:
-    """Take a node's labels."""
+    """Read a node's labels."""
     labels = dict(wire)
     if len(labels) > limits.MAX_LABELS or not all(
         map(limits.is_valid_name, [*labels, *labels.values()])
     ):
-        raise InvalidArgumentError("labels: too many, or one that is not valid")
+        raise InvalidArgumentError("labels: too many, or one is invalid")
     return labels
 
 
 def activity_from(wire: node_pb2.Activity) -> Activity:
-    """Take what a node has done; what is not known here is left out."""
+    """Read a node's activity; unknown families and operations are ignored."""
     for name, rows, limit in (
         ("counters", len(wire.counters), limits.MAX_ACTIVITY_COUNTERS),
         ("latencies", len(wire.latencies), limits.MAX_ACTIVITY_LATENCIES),
@@ -114,7 +114,7 @@ def activity_from(wire: node_pb2.Activity) -> Activity:
         if family is None or len(family.labels) != len(labels):
             continue
         if not all(map(limits.is_valid_name, labels)):
-            raise InvalidArgumentError(f"activity: a label of {counter.family} is not valid")
+            raise InvalidArgumentError(f"activity: a label of {counter.family} is invalid")
         counters[counter.family, labels] = counter.value
     latencies: dict[str, Latency] = {}
     for latency in wire.latencies:
@@ -122,7 +122,7 @@ def activity_from(wire: node_pb2.Activity) -> Activity:
         if len(bounds) > limits.MAX_ACTIVITY_BUCKETS or len(bounds) != len(latency.counts):
             raise InvalidArgumentError("activity: too many buckets, or bounds without counts")
         if bounds != sorted(bounds):
-            raise InvalidArgumentError("activity: the bounds do not ascend")
+            raise InvalidArgumentError("activity: the bounds are not ascending")
         if latency.operation in OPERATIONS:
             latencies[latency.operation] = Latency(
                 tuple(zip(bounds, latency.counts, strict=True)), latency.sum_us
@@ -131,7 +131,7 @@ def activity_from(wire: node_pb2.Activity) -> Activity:
 
 
 def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
-    """Take a heartbeat."""
+    """Read a heartbeat."""
     return model.Heartbeat(
         node_id=check_node_id(wire.node_id),
         session_id=wire.session_id,
@@ -147,7 +147,7 @@ def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
 
 
 def snapshot_from(wire: types_pb2.SnapshotProgress) -> model.Snapshot:
-    """Take how far a snapshot is; its error is cut to what a terminal shows."""
+    """Read a snapshot's progress; its error is truncated."""
     return model.Snapshot(
         request=wire.request,
         done=wire.done,
@@ -159,7 +159,7 @@ def snapshot_from(wire: types_pb2.SnapshotProgress) -> model.Snapshot:
 
 
 def snapshot_to(snapshot: model.Snapshot) -> types_pb2.SnapshotProgress:
-    """Describe how far a snapshot is."""
+    """Describe a snapshot's progress."""
     return types_pb2.SnapshotProgress(
         request=snapshot.request,
         done=snapshot.done,
@@ -171,7 +171,7 @@ def snapshot_to(snapshot: model.Snapshot) -> types_pb2.SnapshotProgress:
 
 
 def state_to(state: model.NodeState) -> types_pb2.NodeState.ValueType:
-    """Turn a state into the wire's, whose 0 is "unspecified"."""
+    """Convert a state to the wire's, where 0 is "unspecified"."""
     return types_pb2.NodeState.ValueType(int(state) + 1)
 
 
@@ -181,10 +181,10 @@ def node_to(
     """Describe a node.
 
     Args:
-        node: what the policy knows.
-        core: what the native side knows, if it does.
+        node: the policy's record.
+        core: the native side's record, if there is one.
         weight: its share of new writes.
-        drain_left: objects that only it has; 0 unless it drains.
+        drain_left: objects that only it holds; 0 unless it is draining.
         now_ms: the time.
     """
     return types_pb2.NodeInfo(
@@ -212,7 +212,7 @@ def node_to(
 
 
 def inspect_to(found: CoreObject) -> master_pb2.InspectReply:
-    """Describe an object. The native side counts tiers from 0, the wire from 1."""
+    """Describe an object. The native side numbers tiers from 0, the wire from 1."""
     return master_pb2.InspectReply(
         size_bytes=found["size"],
         version=found["version"],
@@ -235,12 +235,12 @@ def watch_filter(request: master_pb2.WatchRequest) -> tuple[str, str] | None:
 def events_to(
     events: Iterable[CoreEvent], wanted: tuple[str, str] | None, principal: Principal
 ) -> list[master_pb2.WatchEvent]:
-    """Turn events into the wire's.
+    """Convert events to the wire's.
 
     Args:
         events: from the ring.
         wanted: only those of this namespace (and of nodes); None for all.
-        principal: who watches; events of tenants that it may not use are left out.
+        principal: the watcher; events of tenants that it may not use are left out.
     """
     return [
         master_pb2.WatchEvent(
@@ -257,11 +257,11 @@ def events_to(
 
 
 def cursor_to(master_epoch: int, number: int) -> int:
-    """Make a cursor that no other life of the master takes for its own."""
+    """Make a cursor that is valid for this epoch of the master only."""
     return master_epoch << _EVENT_BITS | number
 
 
 def cursor_from(master_epoch: int, cursor: int) -> int:
-    """Read a cursor; 0 (start over) when it is from another life."""
+    """Read a cursor; 0 (start over) when it is of another epoch."""
     epoch, number = cursor >> _EVENT_BITS, cursor & ((1 << _EVENT_BITS) - 1)
     return number if epoch == master_epoch else 0

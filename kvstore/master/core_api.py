@@ -1,4 +1,4 @@
-"""What the control plane uses of the native master; ``kvstore._native.MasterCore`` is one of these.
+"""Interface of the native master for the control plane; ``kvstore._native.MasterCore`` has it.
 
 Policy and services are written against this protocol, so that their unit tests need no extension.
 All calls are thread-safe and release the GIL.
@@ -33,7 +33,7 @@ class CoreReplica(TypedDict):
 
 
 class CoreObject(TypedDict):
-    """What is recorded of an object."""
+    """The directory's record of an object."""
 
     size: int
     version: int
@@ -52,10 +52,10 @@ class MasterCoreApi(Protocol):
         """Close the port and end all waits."""
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
-        """Replace who may connect."""
+        """Replace the principals that may connect."""
 
     def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
-        """Set what the hello names from now on."""
+        """Set the endpoints that the hello announces."""
 
     def register_node(
         self,
@@ -71,17 +71,17 @@ class MasterCoreApi(Protocol):
         state: int = 0,
         known: bool = False,
     ) -> None:
-        """Let a node's link in under this session; `known`: a node of a previous life."""
+        """Accept a node's link under this session; `known`: a node of an earlier epoch."""
 
     def set_node(
         self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
     ) -> None:
-        """Set how a node stands; weight in thousandths."""
+        """Set a node's state; weight in thousandths."""
 
     def set_node_endpoints(
         self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
     ) -> None:
-        """Set where a node is reached and on which host it runs."""
+        """Set a node's endpoints and host."""
 
     def remove_node(self, node_id: str) -> None:
         """Forget a node and its replicas."""
@@ -96,22 +96,22 @@ class MasterCoreApi(Protocol):
         """Limit the copies for replicas, repair and drain."""
 
     def drain_remaining(self, node_id: str) -> int:
-        """Objects that only this node has among the living ones."""
+        """Number of objects that no other living node holds."""
 
     def under_replicated(self) -> int:
         """Readable objects with fewer living replicas than wanted."""
 
     def load_ops(self, records: list[bytes]) -> None:
-        """Take back the log of a previous life, in order, before start."""
+        """Restore the log of earlier epochs, in order, before start."""
 
     def set_namespace_epoch(self, tenant: str, namespace: str, epoch: int) -> None:
-        """Take back a namespace's epoch, before load_ops."""
+        """Restore a namespace's epoch, before load_ops."""
 
     def namespaces(self) -> list[tuple[str, str, int]]:
         """Tenant, name and epoch of every namespace."""
 
     def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
-        """Block until operations are to be made durable: (number, record), ascending."""
+        """Block until operations must be made durable: (number, record), ascending."""
 
     def journal_done(self, seq: int) -> None:
         """Everything up to this number is on disk."""
@@ -133,7 +133,7 @@ class MasterCoreApi(Protocol):
         """A page of keys and the next cursor, 0 at the end."""
 
     def inspect(self, tenant: str, namespace: str, key: str) -> CoreObject | None:
-        """What is recorded of a key."""
+        """The directory's record of a key."""
 
     def locate(
         self, tenant: str, namespace: str, keys: list[str]

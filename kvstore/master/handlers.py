@@ -1,6 +1,7 @@
-"""What each call of the control plane does: a request in, a reply out; errors are exceptions.
+"""Handlers of the control plane's calls: a request in, a reply out; errors are exceptions.
 
-No gRPC in here: the servicers (service.py) authenticate, run these in threads and map exceptions.
+They are free of gRPC: the servicers (service.py) authenticate, run them in threads and map
+exceptions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LIST_LIMIT = 1000
 
 @dataclass(frozen=True)
 class Bound:
-    """Where this master is reached."""
+    """Addresses of this master."""
 
     block: str = ""
     grpc: str = ""
@@ -43,7 +44,7 @@ class NodeHandlers:
     """Registration and heartbeats."""
 
     def __init__(self, registry: Registry, state: HardState) -> None:
-        """Take what the calls work on."""
+        """Keep the objects that the calls work on."""
         self._registry = registry
         self._state = state
 
@@ -52,8 +53,8 @@ class NodeHandlers:
         if request.cluster_id and request.cluster_id != self._state.cluster_id:
             raise error_for(
                 Status.VersionMismatch,
-                f"node {request.node_id!r} belongs to the cluster {request.cluster_id}, "
-                f"this is {self._state.cluster_id}",
+                f"node {request.node_id!r} belongs to cluster {request.cluster_id}, "
+                f"not to this one ({self._state.cluster_id})",
             )
         event = convert.register_from(request, new_session_id())
         node = self._registry.submit(event).nodes[event.node_id]
@@ -85,7 +86,7 @@ class NodeHandlers:
 
 
 class MasterHandlers:
-    """What operators and routers ask."""
+    """Calls of operators and routers."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class MasterHandlers:
         state: HardState,
         bound: Callable[[], Bound],
     ) -> None:
-        """Take what the calls work on."""
+        """Keep the objects that the calls work on."""
         self._registry = registry
         self._core = core
         self._state = state
@@ -102,7 +103,7 @@ class MasterHandlers:
         self._started_ms = clock.monotonic_ms()
 
     def locate(self, request: master_pb2.LocateRequest) -> master_pb2.LocateReply:
-        """Prefix lengths by node."""
+        """Return prefix lengths by node."""
         tenant, name = convert.check_namespace(request.namespace)
         found, anywhere = self._core.locate(tenant, name, convert.check_keys(request.keys))
         return master_pb2.LocateReply(
@@ -114,7 +115,7 @@ class MasterHandlers:
         )
 
     def list_nodes(self) -> master_pb2.ListNodesReply:
-        """Every known node, by id, as of now and not of the last tick."""
+        """List every known node by id, as of now rather than of the last tick."""
         self._registry.look_at_links()
         now_ms = clock.monotonic_ms()
         seen = {core["node_id"]: core for core in self._core.nodes()}
@@ -136,7 +137,7 @@ class MasterHandlers:
         return self._core.drain_remaining(node_id)
 
     def snapshot(self, request: master_pb2.SnapshotRequest) -> master_pb2.SnapshotReply:
-        """Ask a node for a snapshot, or say how far it is."""
+        """Request a snapshot from a node, or report its progress."""
         node_id = convert.check_node_id(request.node_id)
         if request.request == 0:
             node = self._registry.submit(RequestSnapshot(node_id)).nodes[node_id]
@@ -144,17 +145,17 @@ class MasterHandlers:
         else:
             found = self._registry.cluster.nodes.get(node_id)
             if found is None or found.snapshot_request < request.request:
-                # Its number began anew with the session.
-                raise error_for(Status.NotFound, f"node {node_id!r} has left or started again")
+                # Numbers restart with each session.
+                raise error_for(Status.NotFound, f"node {node_id!r} has left or restarted")
             node, wanted = found, request.request
         seen = node.snapshot if node.snapshot.request >= wanted else Snapshot()
         return master_pb2.SnapshotReply(request=wanted, progress=convert.snapshot_to(seen))
 
     def drain(self, request: master_pb2.DrainRequest) -> master_pb2.DrainReply:
-        """Begin, look at or cancel a drain."""
+        """Start, observe or cancel a drain."""
         node_id = convert.check_node_id(request.node_id)
         node = self._registry.submit(Drain(node_id, request.cancel)).nodes[node_id]
-        # Asked before the count: a write that ends in between is still counted.
+        # Read before the count, so that a write that finishes in between is counted.
         quiet = node.refuses_writes
         left = self._drain_left(node_id) if node.state is NodeState.DRAINING else 0
         now_ms = clock.monotonic_ms()
@@ -166,7 +167,7 @@ class MasterHandlers:
         )
 
     def flush(self, request: master_pb2.FlushRequest) -> master_pb2.FlushReply:
-        """End a namespace's epoch; waits for the holders."""
+        """Start a new epoch of a namespace; waits for the holders."""
         tenant, name = convert.check_namespace(request.namespace)
         timeout_ms = convert.check_timeout(request.timeout_ms)
         status, unreached, epoch = self._core.flush(tenant, name, timeout_ms)
@@ -201,7 +202,7 @@ class MasterHandlers:
         return convert.inspect_to(found)
 
     def status(self) -> master_pb2.StatusReply:
-        """The cluster at a glance."""
+        """Summarize the cluster's state."""
         cluster, bound, stats = self._registry.cluster, self._bound(), self._core.stats()
         alive = [n for n in cluster.nodes.values() if n.state is not NodeState.DEAD]
         return master_pb2.StatusReply(

@@ -1,7 +1,7 @@
-"""What must survive the master, in LMDB: epoch, cluster id, secret, nodes, namespaces, remove log.
+"""The master's durable state, in LMDB: epoch, cluster id, secret, nodes, namespaces, remove log.
 
-Everything here is durable when the call returns (LMDB syncs at commit). The lock on the data
-directory proves that exactly one master is active: no second one opens the same state.
+Every write is durable when the call returns (LMDB syncs at commit). The lock on the data directory
+proves that exactly one master is active: no second one opens the same state.
 
 Tables: ``meta`` (name → value), ``nodes`` (node id → JSON), ``namespaces`` (tenant NUL name →
 epoch), ``ops`` (big-endian number → the native side's record: removes, flushes and pins).
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a node."""
+    """Durable record of a node."""
 
     node_id: str
     node_epoch: int
@@ -46,7 +46,7 @@ class HardState:
     """The open data directory of the one active master; thread-safe."""
 
     def __init__(self, directory: Path) -> None:
-        """Lock and open a data directory, create it when missing, and start a new epoch.
+        """Lock and open a data directory, create it if missing, and start a new epoch.
 
         Args:
             directory: created with mode 0700.
@@ -54,7 +54,7 @@ class HardState:
         Raises:
             UnavailableError: Another master holds the directory; the message names its process.
             VersionMismatchError: A newer kvstore wrote it.
-            IoError: The operating system refused.
+            IoError: A call of the operating system failed.
         """
         self._directory = directory
         # LMDB's map may only grow while no transaction of this process is open.
@@ -84,12 +84,12 @@ class HardState:
             version = int(txn.get(b"format", default=b"1", db=meta))
             if version > FORMAT_VERSION:
                 raise VersionMismatchError(
-                    f"data directory {self._directory} has format {version}, this kvstore knows "
+                    f"data directory {self._directory} has format {version}, this kvstore supports "
                     f"{FORMAT_VERSION}: start the version that wrote it, or a newer one"
                 )
             epoch = int(txn.get(b"epoch", default=b"0", db=meta)) + 1
             if epoch > MAX_EPOCH:
-                raise IoError(f"data directory {self._directory}: no epoch is left")
+                raise IoError(f"data directory {self._directory}: no epochs are left")
             txn.put(b"format", b"%d" % FORMAT_VERSION, db=meta)
             txn.put(b"epoch", b"%d" % epoch, db=meta)
             if txn.get(b"cluster_id", db=meta) is None:
@@ -154,7 +154,7 @@ class HardState:
         self._write(step)
 
     def trimmed(self) -> tuple[int, int]:
-        """Number of the last operation that was trimmed, and the version floor that it left."""
+        """Number of the last trimmed operation, and the resulting version floor."""
         return int(self._meta(b"trimmed_seq", b"0")), int(self._meta(b"version_floor", b"0"))
 
     def trim(
@@ -164,8 +164,8 @@ class HardState:
 
         Args:
             seq: the last number to delete.
-            version_floor: what a node that never saw them has to respect.
-            namespaces: current epochs; the flushes among the deleted records are kept as these.
+            version_floor: lowest version that is valid on nodes that missed these operations.
+            namespaces: current epochs, which stand for the flushes among the deleted records.
         """
         rows = [
             (b"\0".join((tenant.encode(), name.encode())), b"%d" % epoch)
@@ -187,7 +187,7 @@ class HardState:
         self._write(step)
 
     def close(self) -> None:
-        """Close the state and give the lock back."""
+        """Close the state and release the lock."""
         self._env.close()
         self._unlock()
 
@@ -196,7 +196,7 @@ class HardState:
 
 
 def _lock(path: Path) -> int:
-    """Lock a file that is never deleted; the lock goes with the process.
+    """Lock a file that is never deleted; the lock is released when the process exits.
 
     An open-file-description lock would pass to forked children, a record lock does not.
     """

@@ -1,4 +1,4 @@
-"""What the master shows over HTTP: kvstore_cluster_* metrics and its readiness."""
+"""The master's metrics (kvstore_cluster_*) and readiness over HTTP."""
 
 from __future__ import annotations
 
@@ -17,35 +17,60 @@ from kvstore.metrics import Counter, Gauge, Labelled, families
 
 ROWS = (
     Gauge("kvstore_cluster_objects", "objects", "Objects with at least one replica."),
-    Gauge("kvstore_cluster_object_bytes", "object_bytes", "Their sizes, each once."),
+    Gauge("kvstore_cluster_object_bytes", "object_bytes", "Bytes of objects, each counted once."),
     Gauge("kvstore_cluster_replicas", "replicas", "Replicas on living nodes."),
-    Gauge("kvstore_cluster_tombstones", "tombstones", "Removed keys that are remembered."),
+    Gauge("kvstore_cluster_tombstones", "tombstones", "Removed keys still remembered."),
     Gauge(
         "kvstore_cluster_directory_memory_bytes",
         "directory_memory_bytes",
-        "Memory of the directory, keys included.",
+        "Memory used by the directory, keys included.",
     ),
     Labelled(
-        "kvstore_cluster_lookups_total", "lookups", "result", "Keys looked up: hit or miss reason."
+        "kvstore_cluster_lookups_total",
+        "lookups",
+        "result",
+        "Keys looked up, by hit or miss reason.",
     ),
-    Gauge("kvstore_cluster_claims_granted", "claims_granted_now", "Writes under way."),
-    Gauge("kvstore_cluster_claims_waiting", "claims_waiting_now", "Writes behind another's."),
-    Gauge("kvstore_cluster_claims_limbo", "claims_limbo_now", "Claims of links that are down."),
+    Gauge("kvstore_cluster_claims_granted", "claims_granted_now", "Writes in progress."),
+    Gauge(
+        "kvstore_cluster_claims_waiting",
+        "claims_waiting_now",
+        "Writes that wait for another write of their key.",
+    ),
+    Gauge(
+        "kvstore_cluster_claims_limbo", "claims_limbo_now", "Claims of nodes whose link is down."
+    ),
     Counter("kvstore_cluster_claims_granted_total", "claims_granted", "Claims granted."),
-    Counter("kvstore_cluster_claims_exists_total", "claims_exists", "Answered AlreadyExists."),
-    Counter("kvstore_cluster_claims_inherited_total", "claims_inherited", "Taken over."),
-    Counter("kvstore_cluster_claims_expired_total", "claims_expired", "Ended by their deadline."),
-    Gauge("kvstore_cluster_copies_queued", "copies_queued", "Copies to be ordered."),
-    Gauge("kvstore_cluster_copies_in_flight", "copies_in_flight", "Copies under way."),
+    Counter(
+        "kvstore_cluster_claims_exists_total", "claims_exists", "Claims answered AlreadyExists."
+    ),
+    Counter(
+        "kvstore_cluster_claims_inherited_total",
+        "claims_inherited",
+        "Claims inherited from a failed writer.",
+    ),
+    Counter(
+        "kvstore_cluster_claims_expired_total",
+        "claims_expired",
+        "Claims that reached their deadline.",
+    ),
+    Gauge("kvstore_cluster_copies_queued", "copies_queued", "Copies waiting to be ordered."),
+    Gauge("kvstore_cluster_copies_in_flight", "copies_in_flight", "Copies in progress."),
     Counter("kvstore_cluster_copies_done_total", "copies_done", "Copies made."),
     Counter("kvstore_cluster_copies_failed_total", "copies_failed", "Copies that failed."),
-    Counter("kvstore_cluster_copies_given_up_total", "copies_given_up", "Copies given up."),
-    Gauge("kvstore_cluster_operations_pending", "ops_pending", "Remove-log entries kept."),
-    Gauge("kvstore_cluster_waits_pending", "waits_pending", "Removes that wait for holders."),
-    Gauge("kvstore_cluster_lookups_waiting", "lookups_waiting_now", "Lookups with wait_ms."),
-    Counter("kvstore_cluster_announced_total", "announced", "Announced replicas."),
-    Counter("kvstore_cluster_announces_refused_total", "announces_refused", "Refused ones."),
-    Counter("kvstore_cluster_withdrawn_total", "withdrawn", "Withdrawn replicas."),
+    Counter("kvstore_cluster_copies_given_up_total", "copies_given_up", "Copies abandoned."),
+    Gauge("kvstore_cluster_operations_pending", "ops_pending", "Entries in the remove log."),
+    Gauge("kvstore_cluster_waits_pending", "waits_pending", "Removes waiting for holders."),
+    Gauge(
+        "kvstore_cluster_lookups_waiting",
+        "lookups_waiting_now",
+        "Lookups waiting for keys (wait_ms).",
+    ),
+    Counter("kvstore_cluster_announced_total", "announced", "Replicas announced."),
+    Counter(
+        "kvstore_cluster_announces_refused_total", "announces_refused", "Announcements refused."
+    ),
+    Counter("kvstore_cluster_withdrawn_total", "withdrawn", "Replicas withdrawn."),
     Counter("kvstore_cluster_removes_total", "removes", "Keys removed."),
     Counter("kvstore_cluster_flushes_total", "flushes", "Namespaces flushed."),
     Gauge("kvstore_cluster_connections", "connections", "Open block-port connections."),
@@ -54,7 +79,10 @@ ROWS = (
     Counter("kvstore_cluster_bytes_in_total", "bytes_in", "Bytes received."),
     Counter("kvstore_cluster_bytes_out_total", "bytes_out", "Bytes sent."),
     Labelled(
-        "kvstore_cluster_refusals_total", "refusals", "code", "Connections refused or cut, by code."
+        "kvstore_cluster_refusals_total",
+        "refusals",
+        "code",
+        "Connections refused or closed for an error, by code.",
     ),
 )
 
@@ -63,12 +91,12 @@ def _node_families(cluster: Cluster, replicas: Mapping[str, int]) -> Iterator[Me
     columns: list[tuple[str, str, dict[str, float]]] = [
         (
             "kvstore_cluster_node_capacity_bytes",
-            "Memory of the node that is ready for objects.",
+            "Bytes of the node that are ready for objects.",
             {n.node_id: n.capacity_bytes for n in cluster.nodes.values()},
         ),
         (
             "kvstore_cluster_node_used_bytes",
-            "Memory of the node that is in use.",
+            "Bytes of the node that are in use.",
             {n.node_id: n.used_bytes for n in cluster.nodes.values()},
         ),
         (
@@ -78,7 +106,7 @@ def _node_families(cluster: Cluster, replicas: Mapping[str, int]) -> Iterator[Me
         ),
         (
             "kvstore_cluster_node_up",
-            "1 while the node's session lives.",
+            "1 while the node is registered.",
             {n.node_id: float(n.state is not NodeState.DEAD) for n in cluster.nodes.values()},
         ),
     ]
@@ -117,13 +145,17 @@ def collector(
         told = {node_id: node.activity for node_id, node in cluster.nodes.items()}
         yield from activity.families("kvstore_cluster", told, "node")
         yield GaugeMetricFamily(
-            "kvstore_cluster_rebuilding", "1 until the known nodes are back.", cluster.rebuilding
+            "kvstore_cluster_rebuilding",
+            "1 until the known nodes have announced their objects.",
+            cluster.rebuilding,
         )
         yield CounterMetricFamily(
             "kvstore_cluster_journal_written", "Operations made durable.", journal.written
         )
         yield CounterMetricFamily(
-            "kvstore_cluster_journal_failures", "Batches that the disk refused.", journal.failures
+            "kvstore_cluster_journal_failures",
+            "Batches that could not be written.",
+            journal.failures,
         )
         rpc = CounterMetricFamily(
             "kvstore_cluster_rpc", "Finished gRPC calls.", labels=["method", "status"]
@@ -136,7 +168,7 @@ def collector(
 
 
 def readiness(registry: Registry) -> Readiness:
-    """Make /readyz: not ready while puts are delayed because the directory is being rebuilt."""
+    """Make /readyz: not ready while the directory is being rebuilt, which delays puts."""
 
     def ready() -> tuple[bool, dict[str, Any]]:
         cluster = registry.cluster

@@ -1,7 +1,7 @@
 """Makes removes, flushes and pins durable before the native side acknowledges them.
 
-One thread drains the native queue: a batch is one LMDB transaction. When the disk refuses, the
-batch is tried again; the operations in it stay unanswered until their callers' deadlines.
+One thread drains the native queue: a batch is one LMDB transaction. When a write fails, the batch
+is retried; its operations stay unanswered until their callers' deadlines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Journal:
     """The thread between the native queue and the disk."""
 
     def __init__(self, core: MasterCoreApi, state: HardState) -> None:
-        """Prepare the thread; it runs from start to stop."""
+        """Prepare the thread, which runs from start to stop."""
         self._core = core
         self._state = state
         self._stop = threading.Event()
@@ -33,18 +33,18 @@ class Journal:
         self.written = 0
         """Operations written since the start."""
         self.failures = 0
-        """Batches that the disk refused."""
+        """Batches that could not be written."""
 
     def start(self) -> None:
-        """Begin to drain."""
+        """Start the thread."""
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Let the thread end once nothing is waiting; after the native side was stopped."""
+        """Let the thread exit once the queue is empty; call after the native side has stopped."""
         self._stop.set()
 
     def stop(self) -> None:
-        """Write what is waiting and end the thread."""
+        """Write the queue and stop the thread."""
         self.request_stop()
         self._thread.join()
 
@@ -57,7 +57,7 @@ class Journal:
                     self._write(batch)
                 self._trim()
             except Exception:
-                # A bug; without this thread every remove and flush would hang, so it goes on.
+                # A bug; without this thread every remove and flush would hang, so it continues.
                 self.failures += 1
                 _log.exception("journal_failed")
                 batch = []

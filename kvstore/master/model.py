@@ -1,4 +1,4 @@
-"""What the master's policy knows: the cluster as a value, and the events that change it."""
+"""The master's policy state: the cluster as a value, and the events that change it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from types import MappingProxyType
 from kvstore.activity import Activity
 
 TIER_NVME = 2
-"""As in types.proto: room below the memory, which placement does not count."""
+"""As in types.proto: the NVMe tier, which placement does not count."""
 
 
 class NodeState(IntEnum):
     """Life of a node; the numbers are those of NodeState in native types.h."""
 
     JOINING = 0
-    """Registered, does not serve yet."""
+    """Registered, not serving yet."""
     ALIVE = 1
     DRAINING = 2
-    """Serves reads, takes no writes, its objects are being copied away."""
+    """Serves reads, refuses writes; its objects are being copied to other nodes."""
     DEAD = 3
     """Missed its heartbeats or left; its replicas are misses until it returns."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of the policy; all times in milliseconds."""
+    """Parameters of the policy."""
 
     heartbeat_ms: int = 1000
     node_ttl_ms: int = 5000
     retention_ms: int = 24 * 3600 * 1000
     slow_start_ms: int = 30_000
     repair_copies: int = 2000
-    """Copies a second."""
+    """Copies per second."""
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a node is reached; an empty string is "not at all"."""
+    """Addresses of a node; empty: none."""
 
     tcp: str = ""
     unix: str = ""
@@ -47,19 +47,19 @@ class Endpoints:
 
     @property
     def serving(self) -> bool:
-        """Whether anybody can reach the node's blocks."""
+        """Whether the node's blocks can be reached."""
         return bool(self.tcp or self.unix)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How far a node is with an operator's snapshot."""
+    """Progress of a node's snapshot that an operator requested."""
 
     request: int = 0
-    """Its number; 0: none was taken up."""
+    """Number of the request; 0: none."""
     done: bool = False
     objects: int = 0
-    """Written."""
+    """Objects written."""
     bytes: int = 0
     left: int = 0
     error: str = ""
@@ -76,51 +76,51 @@ class Segment:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as the master knows it. Known nodes that are away have the session 0."""
+    """A node as the master knows it. Known nodes without a registration have session 0."""
 
     node_id: str
     node_epoch: int
     incarnation: int
     last_seen_ms: int
-    """Time of its last sign of life."""
+    """Time of its last call."""
     session_id: int = 0
     session_ms: int = 0
-    """When that session was opened."""
+    """When the session was opened."""
     heartbeat_ms: int = 0
-    """How often it was last told to report."""
+    """Heartbeat interval that it was last told."""
     joined_ms: int = 0
-    """When its process first came; the slow start counts from here."""
+    """When its process first registered; the slow start counts from here."""
     draining: bool = False
     refuses_writes: bool = False
-    """While draining: the node has heard of it and its last write is over."""
+    """While draining: the node knows it and its last write has finished."""
     left: bool = False
-    """It said goodbye; nobody waits for it after a restart."""
+    """It unregistered; a restarted master does not wait for it."""
     linked: bool = False
     """Its block-protocol link to this master is up."""
     synced: bool = False
-    """It has announced all it holds to this master."""
+    """It has announced all of its objects to this master."""
     capacity_bytes: int = 0
     used_bytes: int = 0
     endpoints: Endpoints = Endpoints()
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     segments: tuple[Segment, ...] = ()
     activity: Activity = field(default_factory=Activity)
-    """What it told last, for metrics."""
+    """Its last report, for metrics."""
     snapshot_request: int = 0
-    """The last one that was asked for in this session; 0: none."""
+    """Number of the last snapshot requested in this session; 0: none."""
     snapshot: Snapshot = Snapshot()
-    """What the node says of it."""
+    """Its progress, as the node reports it."""
     persisted_ms: int = 0
     """When its record was last written to disk."""
 
     @property
     def ephemeral(self) -> bool:
-        """Whether it has nothing to come back with: its memory ends with its process."""
+        """Whether its objects are lost when its process exits."""
         return self.labels.get("ephemeral") == "true"
 
     @property
     def state(self) -> NodeState:
-        """The state that follows from what is known."""
+        """State that follows from the other fields."""
         if self.session_id == 0:
             return NodeState.DEAD
         if not self.endpoints.serving:
@@ -134,16 +134,16 @@ class Cluster:
 
     started_ms: int
     ticked_ms: int = 0
-    """Time of the last tick; at the start that of the start."""
+    """Time of the last tick; initially that of the start."""
     nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
     rebuilding: bool = False
     awaited: frozenset[str] = frozenset()
-    """While rebuilding: the known nodes that have not announced everything yet."""
+    """While rebuilding: known nodes that have not announced all of their objects yet."""
 
 
 @dataclass(frozen=True)
 class Register:
-    """A node wants a session. `session_id` is fresh, drawn by the caller."""
+    """A node registers. `session_id` is fresh, drawn by the caller."""
 
     node_id: str
     incarnation: int
@@ -153,12 +153,12 @@ class Register:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     segments: tuple[Segment, ...] = ()
     kept_epoch: int = 0
-    """Of the memory that the node takes over; its new epoch is above."""
+    """Epoch of the memory that the node takes over; its new epoch is higher."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A node is alive and says how full it is."""
+    """A node reports that it is alive, and its usage."""
 
     node_id: str
     session_id: int
@@ -169,13 +169,13 @@ class Heartbeat:
     refuses_writes: bool = False
     activity: Activity = field(default_factory=Activity)
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Empty: as they were."""
+    """Empty: unchanged."""
     snapshot: Snapshot = Snapshot()
 
 
 @dataclass(frozen=True)
 class Unregister:
-    """A node leaves."""
+    """A node unregisters."""
 
     node_id: str
     session_id: int
@@ -183,7 +183,7 @@ class Unregister:
 
 @dataclass(frozen=True)
 class Drain:
-    """An operator wants a node emptied, or no longer."""
+    """An operator starts or cancels a drain."""
 
     node_id: str
     cancel: bool = False
@@ -191,14 +191,14 @@ class Drain:
 
 @dataclass(frozen=True)
 class RequestSnapshot:
-    """An operator wants what only a node's DRAM has to be written to NVMe."""
+    """An operator requests that a node's DRAM-only objects are written to NVMe."""
 
     node_id: str
 
 
 @dataclass(frozen=True)
 class Observe:
-    """What the native side saw of a node's link."""
+    """State of a node's link, as the native side sees it."""
 
     node_id: str
     linked: bool

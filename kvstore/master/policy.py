@@ -1,7 +1,7 @@
-"""What the master decides about nodes: ``decide(settings, cluster, event, now) -> decisions``.
+"""The master's policy for nodes: ``decide(settings, cluster, event, now) -> decisions``.
 
-Pure: no clock, no I/O, no randomness. The registry carries the decisions out, in their order, and
-answers the caller only after all of them: what is persisted is on disk before anybody hears of it.
+Pure: no clock, no I/O, no randomness. The registry carries the decisions out in order and answers
+the caller only after all of them: a record is on disk before it is visible.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from kvstore.master.model import (
     Unregister,
 )
 
-# A full cache still takes writes (by evicting), only fewer of them.
+# A full cache still accepts writes (by evicting), but fewer of them.
 MIN_FREE_RATIO = 0.02
-# Share that a node gets in the moment it joins; it grows to 1 during the slow start.
+# Share of a node that has just joined; it grows to 1 during the slow start.
 SLOW_START_SHARE = 0.1
 
 
@@ -42,14 +42,14 @@ class Persist:
 
 @dataclass(frozen=True)
 class OpenSession:
-    """Let the node's link in under its new session; an older one is closed."""
+    """Accept the node's link under its new session; an older link is closed."""
 
     node: Node
 
 
 @dataclass(frozen=True)
 class SetNode:
-    """Tell the native side how the node stands."""
+    """Set the node's state at the native side."""
 
     node: Node
     state: NodeState
@@ -59,7 +59,7 @@ class SetNode:
 
 @dataclass(frozen=True)
 class Forget:
-    """Delete the node's record and all that is known of it."""
+    """Delete the node's record and replicas."""
 
     node_id: str
 
@@ -74,7 +74,7 @@ class FinishRebuild:
 
 @dataclass(frozen=True)
 class SetCopyRate:
-    """Allow so many copies a second for repair and drain."""
+    """Limit the copies per second for repair and drain."""
 
     copies_per_s: int
 
@@ -95,11 +95,12 @@ def start(known: list[Node], now_ms: int) -> Cluster:
     """Make the state of a master that has just started.
 
     Args:
-        known: the nodes of its previous life, as read from disk.
+        known: the nodes of earlier epochs, as read from disk.
         now_ms: the time.
 
     Returns:
-        A cluster in which they are away, rebuilding until they have announced or their TTL passed.
+        A cluster without registrations, rebuilding until the nodes have announced or their TTL has
+        passed.
     """
     nodes = {n.node_id: replace(n, session_id=0, linked=False, synced=False) for n in known}
     awaited = frozenset(n.node_id for n in known if not n.left)
@@ -116,13 +117,13 @@ def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> O
     """Decide what follows from an event.
 
     Args:
-        settings: the numbers of the policy.
-        cluster: what is known before.
+        settings: the parameters of the policy.
+        cluster: the state before.
         event: what happened.
-        now_ms: when, on the clock of all other times here.
+        now_ms: the time, on the same clock as all other times here.
 
     Returns:
-        What is known afterwards, and what is to be done, in order.
+        The state afterwards, and the decisions in order.
     """
     match event:
         case Register():
@@ -142,7 +143,7 @@ def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> O
 
 
 def weight(settings: Settings, node: Node, now_ms: int) -> float:
-    """Share of new writes that a node should get.
+    """Compute a node's share of new writes.
 
     Args:
         settings: gives the length of the slow start.
@@ -150,9 +151,8 @@ def weight(settings: Settings, node: Node, now_ms: int) -> float:
         now_ms: the time.
 
     Returns:
-        0 for a node that takes none (not alive, or cut off from the master); else its free ratio,
-        at least MIN_FREE_RATIO, times the slow start's ramp: an empty newcomer would draw every
-        write at once.
+        0 for a node that is not alive or not linked; else its free ratio, at least MIN_FREE_RATIO,
+        times the slow start's ramp: an empty new node would otherwise attract every write.
     """
     if node.state is not NodeState.ALIVE or not node.linked or node.capacity_bytes <= 0:
         return 0.0
@@ -174,14 +174,16 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
     known = cluster.nodes.get(event.node_id)
     returns = event.node_epoch != 0
     if returns and known and known.incarnation != event.incarnation:
-        # A process that starts always wins over the one before it (which may be dead without our
-        # knowing); the one before must then not fight for the name.
+        # A starting process always wins over the one before it, which may be dead without the
+        # master's knowledge; the earlier one must then not fight for the name.
         return cluster, [
-            Refuse(Status.AlreadyExists, f"another process runs as node {event.node_id!r} now")
+            Refuse(Status.AlreadyExists, f"another process now runs as node {event.node_id!r}")
         ]
     if known is None and len(cluster.nodes) >= MAX_NODES:
-        return cluster, [Refuse(Status.Overloaded, f"{MAX_NODES} nodes are known already")]
-    # Its memory may remember an epoch that the master has forgotten with the node.
+        return cluster, [
+            Refuse(Status.Overloaded, f"the limit of {MAX_NODES} known nodes is reached")
+        ]
+    # Its memory may hold an epoch that the master has forgotten with the node.
     last_epoch = max(known.node_epoch if known else 0, event.kept_epoch)
     node = Node(
         node_id=event.node_id,
@@ -228,7 +230,7 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         snapshot=event.snapshot,
     )
     decisions: list[Decision] = []
-    # The retention counts from the last sign of life: its record must not grow old while it lives.
+    # The retention counts from the last call: the record must not grow old while the node lives.
     if now_ms - node.persisted_ms >= settings.retention_ms // 24:
         node = replace(node, persisted_ms=now_ms)
         decisions.append(Persist(node))
@@ -241,7 +243,7 @@ def _end_session(
     gone = replace(
         node, session_id=0, linked=False, synced=False, used_bytes=0, left=left, persisted_ms=now_ms
     )
-    # Here the disk comes second: a full one must not keep a dead node in placement.
+    # The disk comes second here: a full disk must not keep a dead node in placement.
     return _with(cluster, gone), [_set(settings, gone, now_ms), Persist(gone)]
 
 
@@ -265,7 +267,7 @@ def _drain(settings: Settings, cluster: Cluster, event: Drain, now_ms: int) -> O
 def _request_snapshot(cluster: Cluster, event: RequestSnapshot) -> Outcome:
     node = cluster.nodes.get(event.node_id)
     if node is None or node.session_id == 0:
-        return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r} is here")]
+        return cluster, [Refuse(Status.NotFound, f"node {event.node_id!r} is not registered")]
     return _with(cluster, replace(node, snapshot_request=node.snapshot_request + 1)), []
 
 
@@ -288,11 +290,11 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
             cluster, more = _end_session(settings, cluster, node, now_ms, left=False)
             decisions += more
         elif not node.session_id and silent_ms >= _kept_ms(settings, cluster, node):
-            rest = {k: v for k, v in cluster.nodes.items() if k != node.node_id}
-            cluster = replace(cluster, nodes=MappingProxyType(rest))
+            others = {k: v for k, v in cluster.nodes.items() if k != node.node_id}
+            cluster = replace(cluster, nodes=MappingProxyType(others))
             decisions.append(Forget(node.node_id))
         elif node.session_id:
-            decisions.append(_set(settings, node, now_ms))  # the slow start's weight moves on
+            decisions.append(_set(settings, node, now_ms))  # the slow start changes the weight
     cluster, more = _rebuild(settings, cluster, now_ms)
     decisions += more
     decisions.append(SetCopyRate(0 if cluster.rebuilding else settings.repair_copies))
@@ -300,13 +302,13 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
 
 
 def _kept_ms(settings: Settings, cluster: Cluster, node: Node) -> int:
-    """How long a node that is away is remembered, with the removes that it has not applied."""
+    """Time after which a dead node, and the removes that it has not applied, are forgotten."""
     awaited = cluster.rebuilding and node.node_id in cluster.awaited
     return settings.node_ttl_ms if node.ephemeral and not awaited else settings.retention_ms
 
 
 def _excuse(settings: Settings, cluster: Cluster, now_ms: int) -> Cluster:
-    """Do not hold it against the nodes when it was the master that was away (stopped, starved)."""
+    """Extend the nodes' TTLs by the time that the master itself did not run (stopped, starved)."""
     deaf_ms = now_ms - cluster.ticked_ms - settings.heartbeat_ms
     nodes = cluster.nodes
     if deaf_ms > 0:
@@ -330,7 +332,7 @@ def _rebuild(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
     for node_id in cluster.awaited:
         node = cluster.nodes.get(node_id)
         if node and node.session_id:
-            # One that registers but never gets its link up must not hold up everybody's puts.
+            # A node that registers but never gets its link up must not delay all puts.
             if not node.synced and (node.linked or now_ms - node.session_ms < settings.node_ttl_ms):
                 waiting.add(node_id)
         elif in_time and node:

@@ -1,8 +1,8 @@
-"""Read-only questions over HTTP: which nodes there are, which keys, where a key lies.
+"""Read-only queries over HTTP: nodes, keys and the replicas of a key.
 
-The paths and forms are those that engines and routers poll at a Mooncake master. A question about
-keys is about one namespace: ?tenant_id= (default "default") and ?namespace= (default "mooncake",
-that of the drop-in). With a token file it needs a client's `authorization: Bearer name:secret`.
+Paths and formats are those that engines and routers poll at a Mooncake master. A query about keys
+concerns one namespace: ?tenant_id= (default "default") and ?namespace= (default "mooncake", that of
+the drop-in). With a token file it needs a client's `authorization: Bearer name:secret`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Queries:
     """Answers from the master's directory."""
 
     def __init__(self, core: MasterCoreApi, registry: Registry, guard: Guard) -> None:
-        """Take whom to ask, and who may."""
+        """Keep the directory, the nodes and the principals."""
         self._core = core
         self._registry = registry
         self._guard = guard
@@ -72,7 +72,7 @@ class Queries:
         return web.Response(text="".join(f"{name}\n" for name in names))
 
     async def _keys(self, request: web.Request, tenant: str, namespace: str) -> web.StreamResponse:
-        """One key a line; written as it is read, so that millions need no memory."""
+        """Write one key per line, page by page, so that millions need no memory."""
         response = web.StreamResponse(headers={"Content-Type": f"{_TEXT}; charset=utf-8"})
         await response.prepare(request)
         cursor = 0
@@ -87,7 +87,7 @@ class Queries:
         return response
 
     async def _key(self, request: web.Request, tenant: str, namespace: str) -> web.Response:
-        """The replicas of a key, one a line, as JSON."""
+        """Return the replicas of a key as JSON, one per line."""
         key = request.query.get("key", "")
         if not is_valid_key(key):
             return web.Response(status=400, text="?key= is missing or wrong\n")
@@ -98,10 +98,10 @@ class Queries:
         return web.Response(text="".join(f"{line}\n" for line in lines))
 
     async def _batch(self, request: web.Request, tenant: str, namespace: str) -> web.Response:
-        """The replicas of several keys, separated by commas, as one JSON object."""
+        """Return the replicas of several keys, separated by commas, as one JSON object."""
         keys = [key for key in request.query.get("keys", "").split(",") if key]
         if not keys or len(keys) > _MAX_KEYS:
-            wrong = f"?keys=a,b,… names no key, or more than {_MAX_KEYS}"
+            wrong = f"?keys=a,b,… must contain 1 to {_MAX_KEYS} keys"
             return _json({"success": False, "error": wrong}, status=400)
 
         def look() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Carries the policy's decisions out: to disk, then to the native side, then to the caller.
+"""Carries out the policy's decisions: on disk, at the native side, then for the caller.
 
-Thread-safe. One event at a time; readers take the current value without waiting.
+Thread-safe. Events are processed one at a time; readers get the current value without waiting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvstore.master.hard_state import HardState, NodeRecord
 from kvstore.master.model import Cluster, Event, Node, NodeState, Observe, Settings, Tick
 
 _log = EventLogger("master.registry")
-# The native side takes weights as whole numbers.
+# The native side expects weights as whole numbers.
 _WEIGHT_SCALE = 1000
 
 
@@ -27,10 +27,10 @@ def new_session_id() -> int:
 
 
 class Registry:
-    """The cluster's state and everything that follows from its changes."""
+    """The cluster's state and the effects of its changes."""
 
     def __init__(self, settings: Settings, core: MasterCoreApi, state: HardState) -> None:
-        """Take over the nodes of the previous life and tell the native side of them."""
+        """Restore the nodes of earlier epochs and register them at the native side."""
         self._settings = settings
         self._core = core
         self._state = state
@@ -56,11 +56,11 @@ class Registry:
 
     @property
     def settings(self) -> Settings:
-        """The numbers that the policy uses now."""
+        """Current parameters of the policy."""
         return self._settings
 
     def reconfigure(self, settings: Settings) -> None:
-        """Use other numbers from the next event on (a tick is never far)."""
+        """Use other parameters from the next event on, at the latest the next tick."""
         self._settings = settings
 
     @property
@@ -78,7 +78,7 @@ class Registry:
             The state afterwards; every decision has been carried out.
 
         Raises:
-            KvstoreError: The policy refused (nothing changed), or the disk did.
+            KvstoreError: The policy refused the event, or the disk failed; nothing changed.
         """
         with self._mutex:
             now_ms = clock.monotonic_ms()
@@ -89,19 +89,19 @@ class Registry:
             return cluster
 
     def look_at_links(self) -> None:
-        """Take in which nodes have their link up, as the native side sees it now."""
+        """Update the state of the nodes' links from the native side."""
         for seen in self._core.nodes():
             node = self._cluster.nodes.get(seen["node_id"])
             if node and (node.linked, node.synced) != (seen["connected"], seen["synced"]):
                 self.submit(Observe(seen["node_id"], seen["connected"], seen["synced"]))
 
     def tick(self) -> None:
-        """Look at the native side's links, then at the time."""
+        """Update the links, then process the passage of time."""
         try:
             self.look_at_links()
             self.submit(Tick())
         except KvstoreError as error:
-            # The disk refused; the same decision comes back with the next tick.
+            # The disk failed; the next tick makes the same decision again.
             _log.error("tick_failed", error=error)
         except Exception:
             _log.exception("tick_failed")
@@ -160,7 +160,7 @@ class Registry:
         )
 
     def _set_node(self, node: Node, state: NodeState, weight: float) -> None:
-        """Tell the native side what it has not been told yet."""
+        """Tell the native side what has changed."""
         before = self._told.get(node.node_id)
         reached = (node.endpoints.tcp, node.endpoints.unix, node.labels.get("host", ""))
         free = max(0, node.capacity_bytes - node.used_bytes)

@@ -56,7 +56,7 @@ class MasterCoreFactory(Protocol):
 
 
 def settings_of(config: MasterConfig) -> Settings:
-    """The policy's numbers out of a configuration."""
+    """Parameters of the policy from a configuration."""
     return Settings(
         heartbeat_ms=config.heartbeat_ms,
         node_ttl_ms=config.node_ttl_ms,
@@ -67,7 +67,7 @@ def settings_of(config: MasterConfig) -> Settings:
 
 
 def bracketed(host: str) -> str:
-    """Write an IPv6 address as it stands before a port."""
+    """Put an IPv6 address in brackets, as a port follows."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -80,7 +80,7 @@ class MasterServer:
         Args:
             config: of the master.
             factory: creates the native side.
-            reloads: shown among the metrics and in /readyz.
+            reloads: reported in the metrics and in /readyz.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -97,7 +97,7 @@ class MasterServer:
         self._registry: Registry | None = None
 
     def prepare(self, config: MasterConfig) -> Apply:
-        """Check another configuration, and return what puts it in effect.
+        """Check another configuration; return a function that puts it in effect.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -120,11 +120,11 @@ class MasterServer:
         """Serve until `stop` is set.
 
         Args:
-            stop: ends the master.
-            announce: told where it serves, once it does.
+            stop: stops the master.
+            announce: called with the addresses once it serves.
 
         Raises:
-            KvstoreError: A port is taken, or the data directory is in use or unusable.
+            KvstoreError: A port is in use, or the data directory is in use or unusable.
         """
         directory = self._config.data_dir
         path = Path(directory) if directory else config_module.default_data_dir()
@@ -195,7 +195,7 @@ class MasterServer:
             await healthy.enter_graceful_shutdown()
         finally:
             self._core = None  # no reload reaches it any more
-            # The native side first: it ends the waits that the control plane's calls sit in.
+            # The native side first: that ends the waits of the control plane's calls.
             await asyncio.to_thread(core.stop)
             await rpc.stop(_GRACE_S)
             await web.stop()
@@ -211,7 +211,7 @@ class MasterServer:
         return Bound(f"{public}:{block}", f"{public}:{grpc_port}", f"http://{public}:{http_port}")
 
     def _tell_where(self) -> None:
-        """Let the hello and the status name where this master is reached."""
+        """Announce this master's addresses in the hello and the status."""
         assert self._core is not None
         self._bound = self._find_bound()
         self._core.set_endpoints(self._bound.grpc, self._bound.http)
@@ -240,7 +240,7 @@ def _read_principals(config: MasterConfig) -> tuple[Principal, ...] | None:
 
 
 async def _add_health(rpc: grpc.aio.Server) -> Any:
-    """Add health and reflection; everything serves from the start."""
+    """Add health and reflection; all services are healthy from the start."""
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, rpc)
     for name in ("", *_SERVICES):

@@ -1,4 +1,4 @@
-"""The gRPC servicers: who calls, may they, run the handler in a thread, map its exception."""
+"""The gRPC servicers: authenticate, check permissions, run handlers in threads, map exceptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kvstore.security import Guard, Principal, Role, require
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
 _WAITING_THREADS = 64
-# How long an idle watch sleeps between two looks at the ring.
+# Interval at which an idle watch looks at the ring.
 _WATCH_POLL_S = 0.02
 _NODE = (Role.NODE,)
 _CLIENT = (Role.CLIENT,)
@@ -34,14 +34,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Calls:
-    """What the servicers share: authentication, threads, errors, counters."""
+    """Shared by the servicers: authentication, threads, errors, counters."""
 
     def __init__(self, guard: Guard) -> None:
-        """Take who may call."""
+        """Start with the principals that may call."""
         self._guard = guard
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "rpc")
-        # Calls that wait for other machines have threads of their own, so that they cannot keep
-        # heartbeats waiting.
+        # Calls that wait for other machines have separate threads, so that they cannot delay
+        # heartbeats.
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "rpc-wait")
         self._waiting_now = 0
         self.counts: dict[tuple[str, str], int] = {}
@@ -62,10 +62,10 @@ class Calls:
         Args:
             context: of the call.
             method: its name, for the counters.
-            roles: who may call it.
+            roles: that may call it.
             handler: makes the reply; runs in a thread.
-            tenant: whose objects it touches.
-            waits: it may block until its deadline.
+            tenant: owner of the objects that it accesses.
+            waits: whether it may block until its deadline.
 
         Returns:
             The handler's reply. An exception aborts the call with its gRPC status.
@@ -77,12 +77,12 @@ class Calls:
             await self.abort(context, method, error)
         except Exception:
             _log.exception("call_failed", method=method)
-            await self.abort(context, method, InternalError("see the master's log"))
+            await self.abort(context, method, InternalError("internal error; see the master's log"))
         self._count(method, Status.Ok)
         return reply
 
     def admit(self, context: Context, roles: Iterable[Role], tenant: str | None) -> Principal:
-        """Find who calls and check that they may."""
+        """Identify the caller and check its permissions."""
         metadata = {name: value for name, value in context.invocation_metadata() or ()}
         authorization = metadata.get("authorization")
         principal = self._guard.identify(
@@ -106,7 +106,7 @@ class Calls:
 
     async def _run_waiting(self, handler: Callable[[], T]) -> T:
         if self._waiting_now >= _WAITING_THREADS:
-            raise error_for(Status.Overloaded, "too many removes and flushes wait already")
+            raise error_for(Status.Overloaded, "too many removes and flushes are waiting")
         self._waiting_now += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._waiting, handler)
@@ -118,16 +118,16 @@ class Calls:
         self.counts[key] = self.counts.get(key, 0) + 1
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._quick.shutdown()
         self._waiting.shutdown()
 
 
 class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
-    """Served to nodes."""
+    """Service for nodes."""
 
     def __init__(self, calls: Calls, handlers: NodeHandlers) -> None:
-        """Take the handlers."""
+        """Use these handlers."""
         self._run = calls.run
         self._do = handlers
 
@@ -151,12 +151,12 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
 
 
 class MasterService(master_pb2_grpc.MasterServicer):
-    """Served to operators and routers."""
+    """Service for operators and routers."""
 
     def __init__(
         self, calls: Calls, handlers: MasterHandlers, core: MasterCoreApi, master_epoch: int
     ) -> None:
-        """Take the handlers, and the core for watches."""
+        """Use these handlers, and the core for watches."""
         self._calls = calls
         self._run = calls.run
         self._do = handlers
@@ -167,7 +167,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
     async def Locate(
         self, request: master_pb2.LocateRequest, context: Context
     ) -> master_pb2.LocateReply:
-        """Prefix lengths by node."""
+        """Return prefix lengths by node."""
         tenant = request.namespace.tenant
         work = partial(self._do.locate, request)
         return await self._run(context, "Locate", _CLIENT, work, tenant=tenant)
@@ -175,26 +175,26 @@ class MasterService(master_pb2_grpc.MasterServicer):
     async def ListNodes(
         self, request: master_pb2.ListNodesRequest, context: Context
     ) -> master_pb2.ListNodesReply:
-        """Every known node."""
+        """List every known node."""
         return await self._run(context, "ListNodes", _EVERYBODY, self._do.list_nodes)
 
     async def Drain(
         self, request: master_pb2.DrainRequest, context: Context
     ) -> master_pb2.DrainReply:
-        """Begin, look at or cancel a drain."""
+        """Start, observe or cancel a drain."""
         return await self._run(context, "Drain", _OPERATOR, partial(self._do.drain, request))
 
     async def Snapshot(
         self, request: master_pb2.SnapshotRequest, context: Context
     ) -> master_pb2.SnapshotReply:
-        """Ask a node for a snapshot, or say how far it is."""
+        """Request a snapshot from a node, or report its progress."""
         work = partial(self._do.snapshot, request)
         return await self._run(context, "Snapshot", _OPERATOR, work)
 
     async def Flush(
         self, request: master_pb2.FlushRequest, context: Context
     ) -> master_pb2.FlushReply:
-        """End a namespace's epoch."""
+        """Start a new epoch of a namespace."""
         tenant = request.namespace.tenant
         work = partial(self._do.flush, request)
         return await self._run(context, "Flush", _CLIENT, work, tenant=tenant, waits=True)
@@ -226,19 +226,21 @@ class MasterService(master_pb2_grpc.MasterServicer):
     async def Status(
         self, request: master_pb2.StatusRequest, context: Context
     ) -> master_pb2.StatusReply:
-        """The cluster at a glance."""
+        """Summarize the cluster's state."""
         return await self._run(context, "Status", _EVERYBODY, self._do.status)
 
     async def Watch(
         self, request: master_pb2.WatchRequest, context: Context
     ) -> AsyncIterator[master_pb2.WatchReply]:
-        """Stream events until the caller goes."""
+        """Stream events until the caller disconnects."""
         try:
             wanted = convert.watch_filter(request)
             tenant = request.namespace.tenant if request.HasField("namespace") else None
             principal = self._calls.admit(context, _CLIENT, tenant)
             if self._watchers >= limits.MAX_WATCHERS:
-                raise error_for(Status.Overloaded, f"{limits.MAX_WATCHERS} watchers already")
+                raise error_for(
+                    Status.Overloaded, f"the limit of {limits.MAX_WATCHERS} watchers is reached"
+                )
         except KvstoreError as error:
             await self._calls.abort(context, "Watch", error)
         self._watchers += 1

@@ -1,8 +1,8 @@
-"""What a node has done, out of its native counters and those of its host's clients.
+"""A node's activity, from its native counters and those of its host's clients.
 
-Clients cannot be scraped: they count into their slots, and the node adds them up. So hits and
-misses are there twice, told apart by `seen_by`: what the node answered over sockets, and what the
-clients of its host got from shared memory and from any node.
+Clients cannot be scraped: they count in shared memory, and the node adds the counts up. Hits and
+misses are therefore reported twice, distinguished by `seen_by`: requests that the node answered
+over sockets, and reads by the clients of its host, from shared memory and from any node.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Clients = Sequence[Mapping[str, Any]]
 
 
 def of(stats: Mapping[str, Any], clients: Clients) -> Activity:
-    """Put the counters under their names.
+    """Collect the counters under their names.
 
     Args:
         stats: the node's, of NodeCoreApi.stats().
@@ -65,7 +65,7 @@ def _sum(clients: Clients, name: str) -> int:
 
 
 def to_wire(activity: Activity) -> node_pb2.Activity:
-    """Make the heartbeat's part; what is 0 is left out."""
+    """Convert to the heartbeat's message; zeros are left out."""
     return node_pb2.Activity(
         counters=[
             node_pb2.Activity.Counter(family=family, labels=labels, value=value)

@@ -1,4 +1,4 @@
-"""Keeps a node in its cluster: finds the master, registers, heartbeats, registers again."""
+"""Keeps a node in its cluster: finds the master, registers, sends heartbeats, re-registers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kvstore.security import Principal, Role, bearer
 
 _log = EventLogger("node.agent")
 _CALL_TIMEOUT_MS = 2000
-# The address comes from the master itself: a proxy of the environment is not on that way.
+# The address comes from the master itself: the environment's proxy does not apply.
 _CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Load:
-    """What a heartbeat reports."""
+    """Contents of a heartbeat."""
 
     capacity_bytes: int
     used_bytes: int
@@ -48,23 +48,23 @@ class Session:
     cluster_id: str
     hash_secret: bytes
     master: str
-    """Block address of the master that gave it."""
+    """Block address of the master that registered it."""
     heartbeat_ms: int
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who the node is, for every registration."""
+    """Identity of the node, for every registration."""
 
     node_id: str
     labels: dict[str, str]
     segments: tuple[types_pb2.Segment, ...]
     endpoints: types_pb2.Endpoints
-    """Empty before the node serves."""
+    """Empty until the node serves."""
 
 
 class Agent:
-    """One node's conversation with its master over gRPC."""
+    """A node's calls to its master over gRPC."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Agent:
         probe: Probe,
         kept_epoch: int = 0,
     ) -> None:
-        """Take who the node is.
+        """Prepare the node's identity.
 
         Args:
             addresses: block addresses of the masters, in the order to try them.
-            identity: who it is.
-            principal: how it authenticates; None without authentication.
-            probe: asks a block address for the control plane behind it.
+            identity: of the node.
+            principal: its credentials; None without authentication.
+            probe: asks a block address for its control plane.
             kept_epoch: of the memory that the node takes over; 0 for none.
         """
         self._addresses = addresses
@@ -96,7 +96,7 @@ class Agent:
         self.session: Session | None = None
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
         self.snapshot_request = 0
-        """Number of the last snapshot that an operator asked for in this session; 0: none."""
+        """Number of the last snapshot that an operator requested in this session; 0: none."""
 
     def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
         """Announce these endpoints from the next call on."""
@@ -105,11 +105,11 @@ class Agent:
     def reconfigure(
         self, addresses: list[str], labels: dict[str, str], principal: Principal | None
     ) -> None:
-        """Take other values from the next call on.
+        """Use other values from the next call on.
 
         Args:
-            addresses: as in the constructor. When the master in use is not among them any more,
-                the node moves to one that is, as soon as it answers.
+            addresses: as in the constructor. When the master in use is no longer among them, the
+                node moves to one that is, as soon as it answers.
             labels: of the node.
             principal: as in the constructor.
         """
@@ -118,10 +118,10 @@ class Agent:
         self._principal = principal
 
     async def join(self) -> Session:
-        """Find the master and register; goes on until it works.
+        """Find the master and register; retries until it succeeds.
 
         Raises:
-            KvstoreError: Trying again cannot help.
+            KvstoreError: Retrying cannot help.
         """
         failures = 0
         while True:
@@ -173,7 +173,7 @@ class Agent:
         return self.session
 
     async def _find_master(self) -> None:
-        """Find a master; open its control plane."""
+        """Find a master and open its control plane."""
         self._use(*await self._ask())
 
     def _use(self, address: str, hello: MasterHello) -> None:
@@ -182,9 +182,9 @@ class Agent:
         self._stub = node_pb2_grpc.NodeRegistryStub(self._channel)
 
     async def _ask(self) -> tuple[str, MasterHello]:
-        """Say hello to each address until one answers: that one, and what it said."""
+        """Probe the addresses in order; return the first that answers, with its hello."""
         principal = self._principal
-        refusal: KvstoreError = UnavailableError("no master address")
+        refusal: KvstoreError = UnavailableError("no master address is configured")
         for address in self._addresses:
             try:
                 hello = await asyncio.to_thread(
@@ -196,7 +196,7 @@ class Agent:
                     timeout_ms=_CALL_TIMEOUT_MS,
                 )
             except KvstoreError as error:
-                # A master that refuses says more than one that does not answer.
+                # A refusal is more informative than no answer.
                 if refusal.status is Status.Unavailable:
                     refusal = error
                 continue
@@ -206,14 +206,14 @@ class Agent:
     async def heartbeats(
         self, load: Callable[[], Load], on_session: Callable[[Session], Awaitable[None]]
     ) -> None:
-        """Report until cancelled; register again whenever the session is over.
+        """Report until cancelled; re-register whenever the session has expired.
 
         Args:
-            load: what to report.
-            on_session: told of every new session.
+            load: returns the contents of a heartbeat.
+            on_session: called with every new session.
 
         Raises:
-            KvstoreError: The node cannot come back.
+            KvstoreError: The node cannot rejoin.
         """
         assert self.session is not None
         while True:
@@ -235,9 +235,9 @@ class Agent:
             _log.warning("master_lost", error=error)
 
     async def _leave_unlisted_master(self) -> bool:
-        """Turn to a master of the list when ours is no longer on it; whether that was done.
+        """Move to a listed master when the current one is no longer listed; whether it did.
 
-        The search goes on beside the heartbeats: until a new master answers, the old one counts.
+        The search runs alongside the heartbeats: the old master is used until a new one answers.
         """
         assert self.session is not None
         if self._master in self._addresses:
@@ -292,7 +292,7 @@ class Agent:
         return Status.Ok
 
     async def leave(self) -> None:
-        """Say goodbye, if the master can be reached; then close the channel."""
+        """Unregister, if the master can be reached; then close the channel."""
         self._cancel_search()
         if self.session is not None and self._stub is not None:
             request = node_pb2.UnregisterRequest(
@@ -301,7 +301,7 @@ class Agent:
             try:
                 await self._call(self._stub.Unregister, request)
             except KvstoreError as error:
-                _log.info("goodbye_failed", error=error)
+                _log.info("unregister_failed", error=error)
         await self._drop_channel()
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: object) -> T:

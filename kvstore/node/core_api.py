@@ -1,4 +1,4 @@
-"""What the node's control plane uses of the native side: ``kvstore._native.NodeCore`` and a probe.
+"""Interface of the native side for the node: ``kvstore._native.NodeCore`` and a probe.
 
 The agent is written against these protocols, so that its unit tests need no extension. All calls
 are thread-safe and release the GIL.
@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypedDict
 
 
 class MasterHello(TypedDict):
-    """What a master says of itself on its block port."""
+    """A master's hello on its block port."""
 
     cluster_id: str
     master_epoch: int
@@ -19,12 +19,12 @@ class MasterHello(TypedDict):
 
 
 class Probe(Protocol):
-    """``kvstore._native.probe_master``: say hello to a master and take its answer."""
+    """``kvstore._native.probe_master``: exchange hellos with a master."""
 
     def __call__(
         self, address: str, *, role: int, principal: str, token: str, timeout_ms: int
     ) -> MasterHello:
-        """Raise UnavailableError when nobody answers, UnauthenticatedError when refused."""
+        """Raise UnavailableError without an answer, UnauthenticatedError when refused."""
 
 
 class NodeCoreApi(Protocol):
@@ -37,10 +37,10 @@ class NodeCoreApi(Protocol):
         """Reconnect under a new registration."""
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
-        """Replace who may connect."""
+        """Replace the principals that may connect."""
 
     def set_credentials(self, principal: str, token: str) -> None:
-        """Set how the node presents itself from the next connection on."""
+        """Set the node's credentials for further connections."""
 
     def set_tunables(
         self,
@@ -54,10 +54,10 @@ class NodeCoreApi(Protocol):
         prefetch_depth: int,
         prefetch_bytes_per_s: int,
     ) -> None:
-        """Set what may change while it serves, for reservations and sessions from now on."""
+        """Set parameters that may change while it serves, for new reservations and connections."""
 
     def set_draining(self, draining: bool) -> None:
-        """Take no new objects, or take them again."""
+        """Refuse new objects, or accept them again."""
 
     def link_state(self) -> str:
         """Return "down", "syncing" or "up"."""
@@ -66,26 +66,26 @@ class NodeCoreApi(Protocol):
         """Counters and histograms, for metrics and heartbeats."""
 
     def client_counters(self) -> list[dict[str, Any]]:
-        """What the clients of this host counted."""
+        """Counters of the clients of this host."""
 
     def stop(self) -> None:
         """Close everything; idempotent."""
 
     def snapshot(self, timeout_ms: int) -> dict[str, int]:
-        """Write to NVMe what only DRAM has: {objects, bytes, left}.
+        """Write DRAM-only objects to NVMe: {objects, bytes, left}.
 
-        Raise UnsupportedError without an NVMe tier, OverloadedError while another one is written,
-        the tier's own error when it is not active.
+        Raise UnsupportedError without an NVMe tier, OverloadedError while another snapshot is being
+        written, the NVMe tier's own error when it is not active.
         """
 
     def audit(self) -> None:
-        """Check the store's books; slow. Raise KvstoreError when they are broken."""
+        """Check the store's invariants; slow. Raise KvstoreError when one is violated."""
 
     def beginning(self) -> dict[str, Any]:
-        """Say what was taken over from an earlier life of the node."""
+        """Describe what was taken over from an earlier process of the node."""
 
     def close(self, *, remove_files: bool = False) -> None:
-        """Give the memory back; its files stay for the next life, or go. After stop."""
+        """Release the memory; its files stay for the next process or are removed. After stop."""
 
 
 class SegmentFilesApi(Protocol):
@@ -93,14 +93,14 @@ class SegmentFilesApi(Protocol):
 
     @property
     def kept_epoch(self) -> int:
-        """Epoch of the life that wrote what is there; 0 for nothing."""
+        """Epoch of the process that wrote the files; 0 without any."""
 
 
 class SegmentFilesFactory(Protocol):
     """``kvstore._native.SegmentFiles``."""
 
     def __call__(self, directory: str, *, discard_foreign: bool) -> SegmentFilesApi:
-        """Lock the folder; raise UnavailableError when another process has it."""
+        """Lock the folder; raise UnavailableError when another process holds it."""
 
 
 class NodeCoreFactory(Protocol):

@@ -1,4 +1,4 @@
-"""A node inside another program's process: anonymous memory, no files, gone with the process."""
+"""A node inside another program's process: anonymous memory, no files, lost at its exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kvstore.node.server import advertised, core_options
 from kvstore.security import Role, load_identity, load_principals
 from kvstore.sizes import format_size
 
-# Sentences, not events: it speaks in other programs' logs.
+# Sentences, not events: they appear in other programs' logs.
 _log = logging.getLogger("kvstore.node.ephemeral")
 _agents_log = logging.getLogger("kvstore.node.agent")
 _READY_S = 15.0
@@ -29,7 +29,7 @@ _LEAVE_S = 5.0
 
 
 class _Once(logging.Filter):
-    """Lets each of the agent's events through once: another program's log is not for repeating."""
+    """Passes each of the agent's events once, so as not to flood another program's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,19 +42,19 @@ class _Once(logging.Filter):
 
 
 class EphemeralNode:
-    """One such node: a thread that speaks with the master, and the native node's own threads."""
+    """Such a node: a thread that calls the master, and the native node's own threads."""
 
     def __init__(self, config: NodeConfig) -> None:
-        """Join the cluster; returns once the cluster sends reads and writes here.
+        """Join the cluster; returns once the node serves reads and writes.
 
         Args:
-            config: of the node. What it says of files has no effect.
+            config: of the node. Keys about files have no effect.
 
         Raises:
             InvalidArgumentError: The token file names no principal of role node.
             UnavailableError: The node could not join in time.
             NoSpaceError: The segment does not fit the machine or the cgroup.
-            KvstoreError: Any other reason the master has.
+            KvstoreError: The master refused the node.
         """
         self._config = config
         self._core: Any = None
@@ -96,8 +96,8 @@ class EphemeralNode:
             raise self._failure
         _running.add(self)
         _log.warning(
-            "this process carries node %s of the cluster, %s of anonymous memory: its objects end "
-            "with this process",
+            "this process runs node %s of the cluster with %s of anonymous memory: its objects "
+            "are lost when this process exits",
             config.name(),
             format_size(config.segment_size),
         )
@@ -108,7 +108,7 @@ class EphemeralNode:
         return self._config.name()
 
     def close(self) -> None:
-        """Leave the cluster; its objects end here. Does nothing the second time, or in a child."""
+        """Leave the cluster; its objects are lost. Does nothing the second time, or in a child."""
         if os.getpid() != self._pid or self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -120,7 +120,7 @@ class EphemeralNode:
         except BaseException as error:
             self._failure = error
             if self._ready.is_set():
-                _log.error("node %s of this process has ended: %s", self.node_id, error)
+                _log.error("node %s of this process stopped: %s", self.node_id, error)
         finally:
             _agents_log.removeFilter(self._once)
             self._ready.set()
@@ -154,11 +154,15 @@ class EphemeralNode:
             await asyncio.wait_for(self._agent.leave(), _LEAVE_S)
             objects = core.stats()["objects"]
             self._core = None
-            # Not in the loop's executor: at the interpreter's exit that takes no work any more, and
-            # nobody else waits for this loop.
+            # Not in the loop's executor, which accepts no work at the interpreter's exit; nothing
+            # else waits for this loop.
             core.stop()
             core.close()
-            _log.warning("node %s of this process left; %d objects end", self.node_id, objects)
+            _log.warning(
+                "node %s of this process left the cluster; %d objects are lost",
+                self.node_id,
+                objects,
+            )
 
     async def _unless_stopped(self, work: asyncio.Task[Any]) -> Any:
         stopped = asyncio.create_task(self._stop.wait())
@@ -175,7 +179,7 @@ class EphemeralNode:
         self._ready.set()
 
     def _load(self) -> Load:
-        """What the heartbeat says."""
+        """Collect the contents of a heartbeat."""
         core = self._core
         draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
         core.set_draining(draining)
@@ -195,7 +199,7 @@ _running: weakref.WeakSet[EphemeralNode] = weakref.WeakSet()
 
 
 def _abandon_in_child() -> None:
-    """A forked child has the node's memory but not its threads: it must never end it."""
+    """A forked child has the node's memory but not its threads: it must never stop the node."""
     for node in list(_running):
         _native.leak(node)
         if node._core is not None:

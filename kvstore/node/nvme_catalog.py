@@ -1,13 +1,13 @@
 """The NVMe tier's checkpoint: one manifest per sealed segment, in LMDB.
 
-It is a cache of what the segment files say themselves. A row that is missing or damaged costs the
-next start a scan of that segment, never an object, so writes are durable when they return but a
-failing one is only reported, and a database that cannot be read is begun anew. LMDB has no
-checksums, and reading pages that are damaged may end the process: a file that is shorter than it
-says is not read, and neither is one whose last reading did not end (`read`).
+It caches information that is also in the segment files. A missing or damaged row costs the next
+start a scan of that segment, never an object: a failing write is therefore only reported, and an
+unreadable database is recreated. LMDB has no checksums, and reading damaged pages may crash the
+process: a file that is shorter than its header claims is discarded, and so is one whose last read
+did not complete (see `read`).
 
-Keys are segment sequence numbers (8 bytes, big-endian): LMDB's limit of 511 bytes a key says
-nothing about object keys, which are inside the rows.
+Keys are segment sequence numbers (8 bytes, big-endian): LMDB's limit of 511 bytes
+per key does not apply to object keys, which are inside the rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIRST_MAP_BYTES = 16 << 20
 _MAX_SEQ = 2**64 - 1
 _TABLES = ("meta", "manifests")
 _FILES = ("data.mdb", "lock.mdb")
-# Lies in the folder while what an earlier process wrote is read for the first time.
+# Exists while the files of an earlier process are read for the first time.
 _READING = "reading"
 
 T = TypeVar("T")
@@ -40,17 +40,17 @@ class NvmeCatalog:
     """The open catalog of one node's NVMe tier; thread-safe."""
 
     def __init__(self, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """Open a catalog, create it when missing.
+        """Open a catalog, create it if missing.
 
         The caller owns the folder: the tier's own lock keeps a second process out.
 
         Args:
             directory: created with mode 0700.
-            max_bytes: what the file may grow to; beyond it `save` fails.
+            max_bytes: limit of the file's size; beyond it `save` fails.
 
         Raises:
             VersionMismatchError: A newer kvstore wrote it.
-            IoError: The operating system or the database refused.
+            IoError: A call of the operating system or the database failed.
         """
         self._directory = directory
         self._max_bytes = max_bytes
@@ -63,7 +63,7 @@ class NvmeCatalog:
         self._reading = directory / _READING
         try:
             if self._reading.exists():
-                self._discard("a start ended while it was read")
+                self._discard("an earlier start crashed while reading it")
             self._reading.touch(mode=0o600)
             try:
                 self._open()
@@ -98,7 +98,7 @@ class NvmeCatalog:
             raise
 
     def _check_length(self) -> None:
-        """Refuse a file that was cut: touching the missing pages of its map would be SIGBUS."""
+        """Refuse a truncated file: touching the missing pages of its map would raise SIGBUS."""
         needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         size = (self._directory / _FILES[0]).stat().st_size
         if size < needed:
@@ -116,13 +116,13 @@ class NvmeCatalog:
             version = int(bytes(found))
         if version != FORMAT_VERSION:
             raise VersionMismatchError(
-                f"NVMe catalog {self._directory} has format {version}, this kvstore knows "
+                f"NVMe catalog {self._directory} has format {version}, this kvstore supports "
                 f"{FORMAT_VERSION}: start the version that wrote it, or delete the folder "
                 "(the next start then scans the segments)"
             )
 
     def _write(self, step: Callable[[lmdb.Transaction], T]) -> T:
-        """Run one write transaction; the map grows when it is full, up to its bound."""
+        """Run one write transaction; the map grows when it is full, up to its limit."""
         while True:
             try:
                 with self._mutex, self._env.begin(write=True) as txn:
@@ -143,19 +143,19 @@ class NvmeCatalog:
 
         Args:
             seq: the segment's sequence number, 1 to 2**64 - 1.
-            manifest: the native side's bytes, which check themselves.
+            manifest: the native side's bytes, which carry a checksum.
 
         Raises:
-            IoError: The database refused, or has reached its bound.
+            IoError: The database failed, or has reached its limit.
         """
         key = _key(seq)
         self._write(lambda txn: txn.put(key, manifest, db=self._tables["manifests"]))
 
     def load(self, seq: int) -> bytes | None:
-        """The manifest of a segment; None when there is none.
+        """Return the manifest of a segment; None when there is none.
 
         Raises:
-            IoError: The database refused.
+            IoError: The database failed.
         """
         return self._read(lambda txn: _copied(txn.get(_key(seq), db=self._tables["manifests"])))
 
@@ -163,16 +163,16 @@ class NvmeCatalog:
         """Delete a segment's manifest, if there is one.
 
         Raises:
-            IoError: The database refused.
+            IoError: The database failed.
         """
         key = _key(seq)
         self._write(lambda txn: txn.delete(key, db=self._tables["manifests"]))
 
     def list(self) -> list[int]:
-        """The sequence numbers that have a manifest, ascending.
+        """List the sequence numbers that have a manifest, ascending.
 
         Raises:
-            IoError: The database refused.
+            IoError: The database failed.
         """
 
         def step(txn: lmdb.Transaction) -> list[int]:
@@ -190,9 +190,9 @@ class NvmeCatalog:
             raise IoError(f"NVMe catalog {self._directory}: {error}") from error
 
     def read(self) -> None:
-        """Say that the first reading is over; a process that dies before makes the next start scan.
+        """Mark the first read as complete; after a crash before that, the next start scans instead.
 
-        Reading a damaged database may be what ended it, and would end every start.
+        A damaged database may have caused that crash, and would crash every start.
         """
         with contextlib.suppress(OSError):  # the folder may be gone, or its disk
             self._reading.unlink(missing_ok=True)
@@ -206,7 +206,7 @@ class NvmeCatalog:
 
 def _key(seq: int) -> bytes:
     if not 0 < seq <= _MAX_SEQ:
-        raise IoError(f"no segment has the number {seq}")
+        raise IoError(f"{seq} is not a segment number")
     return seq.to_bytes(8, "big")
 
 

@@ -1,9 +1,9 @@
-"""Objects over HTTP, for scripts and for what spoke to Mooncake's store service before.
+"""Objects over HTTP, for scripts and for users of Mooncake's store service.
 
-Off unless `rest_api` says otherwise; then for this host alone, or for everybody who reaches the
-HTTP port. With a token file each request carries a client's `authorization: Bearer name:secret`,
-and is that client's. Objects are those of the tenant "default" and the namespace "mooncake"; other
-ones are named by ?tenant_id= and ?namespace=.
+Off by default; `rest_api` enables it for this host only, or for everyone who reaches the HTTP port.
+With a token file each request needs a client's `authorization: Bearer name:secret` and runs as that
+client. Objects are those of the tenant "default" and the namespace "mooncake" unless ?tenant_id=
+and ?namespace= name others.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class _Put(msgspec.Struct):
 
 
 class Rest:
-    """The paths, and the clients that carry them out."""
+    """The routes, and the clients that serve them."""
 
     def __init__(self, config: NodeConfig, master: str, principals: tuple[Principal, ...]) -> None:
-        """Take what the configuration allows; nothing is connected yet.
+        """Keep the configuration; nothing is connected yet.
 
         Args:
             config: of the node.
@@ -68,7 +68,7 @@ class Rest:
         self._lock = threading.Lock()
 
     def routes(self) -> list[web.RouteDef]:
-        """The paths, for the HTTP server; none when they are off."""
+        """Return the routes for the HTTP server; none when the interface is off."""
         if self._allowed == "off":
             return []
         return [
@@ -80,7 +80,7 @@ class Rest:
         ]
 
     def replace(self, principals: tuple[Principal, ...]) -> None:
-        """Take other principals from now on."""
+        """Use other principals from now on."""
         self._guard.replace(principals or None)
         with self._lock:
             self._clients.clear()  # dropped, not closed: requests may be using them
@@ -96,7 +96,7 @@ class Rest:
     def _for_client(self, answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def checked(request: web.Request) -> web.Response:
             if self._allowed == "localhost" and not _is_local(request):
-                return _error(403, "this interface is for this host only (rest_api)")
+                return _error(403, "this interface is limited to this host (rest_api)")
             tenant = request.query.get("tenant_id", "default")
             namespace = request.query.get("namespace", "mooncake")
             if not (is_valid_name(tenant) and is_valid_name(namespace)):
@@ -194,7 +194,7 @@ def _is_local(request: web.Request) -> bool:
 
 
 def _failed(what: str, code: int) -> web.Response:
-    """The answer for a status of the store; an object that is read is no failure by then."""
+    """Make the response for a failed call; a size means that the object has appeared since."""
     if code >= 0:
         return _error(503, what)
     status = Status(code) if code in Status._value2member_map_ else Status.Internal

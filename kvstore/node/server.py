@@ -1,4 +1,4 @@
-"""The node process: registers, creates the native node, serves until told to stop."""
+"""The node process: registers, creates the native node, serves until it is stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def unix_endpoint(directory: str, node_id: str) -> str:
-    """Name the Unix socket of a node: in its folder, abstract when that path is too long."""
+    """Return the Unix socket of a node: in its folder, abstract when that path is too long."""
     path = str(Path(directory) / "node.sock")
     if len(path.encode()) <= _MAX_SOCKET_PATH_BYTES:
         return f"unix://{path}"
@@ -45,7 +45,7 @@ def unix_endpoint(directory: str, node_id: str) -> str:
 
 
 def advertised(endpoint: str, config: NodeConfig) -> str:
-    """Replace the host of a bound ``tcp://host:port`` by the one that others reach."""
+    """Replace the host of a bound ``tcp://host:port`` by the announced one."""
     if not endpoint:
         return ""
     return f"tcp://{_public_host(config)}:{urlsplit(endpoint).port}"
@@ -86,7 +86,7 @@ def core_options(
 
 
 def tunables(config: NodeConfig) -> dict[str, Any]:
-    """Those arguments of the native node that may also change while it serves."""
+    """Arguments of the native node that may change while it serves."""
     return {
         "client_cap_bytes": config.client_cap_bytes,
         "reservation_ms": config.reservation_ms,
@@ -100,7 +100,7 @@ def tunables(config: NodeConfig) -> dict[str, Any]:
 
 
 class NodeServer:
-    """One node, from its registration to its goodbye."""
+    """One node, from registration to shutdown."""
 
     def __init__(
         self,
@@ -114,17 +114,17 @@ class NodeServer:
 
         Args:
             config: of the node.
-            probe: finds the control plane behind a block address.
-            open_files: locks the segment's folder. Before the node registers: a second process on
-                the same memory must not push the first one out of the cluster.
+            probe: asks a block address for its control plane.
+            open_files: locks the segment's folder, before the node registers: a second process on
+                the same memory must not displace the first one from the cluster.
             factory: creates the native node.
-            reloads: shown among the metrics and in /readyz.
+            reloads: reported in the metrics and in /readyz.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
-            UnavailableError: Another process runs on this folder.
-            VersionMismatchError: Another format wrote what is in it.
-            IoError: The folder cannot be made.
+            UnavailableError: Another process uses the folder.
+            VersionMismatchError: The folder has another format.
+            IoError: The folder cannot be created.
         """
         self._config = config
         self._factory = factory
@@ -133,7 +133,7 @@ class NodeServer:
         self._core: NodeCoreApi | None = None
         self._rest: Rest | None = None
         self._at = ("", "", 0)
-        """Bound TCP and Unix endpoint and HTTP port."""
+        """Bound TCP endpoint, Unix endpoint and HTTP port."""
         self._prefault_reported = False
         self._tiering = Tiering(config)
         segments = [
@@ -164,7 +164,7 @@ class NodeServer:
         )
 
     def prepare(self, config: NodeConfig) -> Apply:
-        """Check another configuration, and return what puts it in effect.
+        """Check another configuration; return a function that puts it in effect.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -182,7 +182,7 @@ class NodeServer:
         return apply
 
     def _configure(self, core: NodeCoreApi) -> None:
-        """Set at the native node all that may change while it serves."""
+        """Apply everything that may change while the node serves."""
         core.set_principals([principal.native() for principal in self._principals])
         if self._rest is not None:
             self._rest.replace(self._principals)
@@ -204,11 +204,11 @@ class NodeServer:
         """Join the cluster and serve until `stop` is set.
 
         Args:
-            stop: ends the node.
-            announce: told where it serves, once it does.
+            stop: stops the node.
+            announce: called with the addresses once it serves.
 
         Raises:
-            KvstoreError: It cannot join, or cannot have its memory, or was superseded.
+            KvstoreError: It cannot join or get its memory, or was superseded.
         """
         listener = bind(self._config.host, self._config.http_port)
         try:
@@ -240,7 +240,7 @@ class NodeServer:
         self._configure(core)  # a reload may have come while it was being created
         self._report_beginning(core.beginning())
         tiering.begin(core)
-        await asyncio.to_thread(self._check_books)
+        await asyncio.to_thread(self._audit)
         render = renderer(http.collector(core), self._reloads.families)
         if self._config.rest_api == "all" and not self._principals:
             _log.warning("rest_without_authentication", hint="set auth_token_file")
@@ -283,7 +283,7 @@ class NodeServer:
             await server.stop()
             await asyncio.to_thread(objects.close)
             await asyncio.to_thread(core.stop)
-            await asyncio.to_thread(self._check_books)
+            await asyncio.to_thread(self._audit)
             self._core = None  # no reload reaches it any more
             # Its threads call the catalog, which takes the interpreter's lock.
             await asyncio.to_thread(core.close, remove_files=not self._config.keep_segment)
@@ -293,7 +293,7 @@ class NodeServer:
                     Path(self._config.directory()).rmdir()
 
     async def _save(self, tiering: Tiering) -> None:
-        """Write the last snapshot; the node stays in the cluster, and serves, until it is there."""
+        """Write the last snapshot; meanwhile the node stays in the cluster and serves."""
         alive = asyncio.create_task(self._agent.heartbeats(self._load, self._renew))
         try:
             await tiering.last_snapshot(self._config.shutdown_grace_ms)
@@ -302,7 +302,7 @@ class NodeServer:
             await asyncio.gather(alive, return_exceptions=True)
 
     async def _announce_when_ready(self, announce: Callable[[], None]) -> None:
-        """Wait until the cluster sends reads and writes here."""
+        """Wait until the node serves reads and writes, then announce it."""
         assert self._core is not None
         serving = (types_pb2.NODE_STATE_ALIVE, types_pb2.NODE_STATE_DRAINING)
         while self._agent.state not in serving or self._core.link_state() != "up":
@@ -310,7 +310,7 @@ class NodeServer:
         announce()
 
     def _load(self) -> Load:
-        """What the heartbeat says; also carries the master's wish to drain to the native side."""
+        """Collect the contents of a heartbeat; also passes a requested drain to the native side."""
         assert self._core is not None
         draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
         self._core.set_draining(draining)
@@ -325,14 +325,14 @@ class NodeServer:
         )
 
     def _report_beginning(self, begun: dict[str, Any]) -> None:
-        """Say what was taken over, and why it was nothing although there was something."""
+        """Log what was taken over, or why existing memory was not."""
         if begun["why_cold"]:
             _log.warning("segment_not_kept", why=begun["why_cold"])
         elif begun["warm"]:
             _log.info("segment_kept", **{k: v for k, v in begun.items() if k != "why_cold"})
 
-    def _check_books(self) -> None:
-        """With log_level debug: audit every block of the store, at the start and at the end."""
+    def _audit(self) -> None:
+        """With log_level debug: audit every block of the store, at start and shutdown."""
         if self._config.log_level != "debug":
             return
         assert self._core is not None
@@ -342,7 +342,7 @@ class NodeServer:
             _log.error("audit_failed", error=error)
 
     def _report_prefault(self, error: str) -> None:
-        """Say once that the node will stay smaller than its segment."""
+        """Log once that the node stays smaller than its segment."""
         if error and not self._prefault_reported:
             self._prefault_reported = True
             _log.warning("prefault_stopped", error=error)
@@ -353,7 +353,7 @@ class NodeServer:
 
 
 def _read_tokens(config: NodeConfig) -> tuple[tuple[Principal, ...], Principal | None]:
-    """Who may connect, and who this node is; nobody without a token file."""
+    """Read the principals and this node's own; none without a token file."""
     path = config.auth_token_file
     if not path:
         return (), None

@@ -1,4 +1,4 @@
-"""What a node does after each answer of the master: pure decisions, no I/O."""
+"""Decides what a node does after each answer of the master: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ BACKOFF_MAX_MS = 2000
 
 
 class Step(Enum):
-    """What to do next."""
+    """Next step of the agent."""
 
     CONTINUE = "continue"
-    """Heartbeat again when it is due."""
+    """Send the next heartbeat when it is due."""
     REGISTER = "register"
-    """The session is over: open another one on the same master."""
+    """The session has expired: register again at the same master."""
     FIND_MASTER = "find_master"
-    """Nobody answers there: say hello to every configured address again, with backoff."""
+    """The master is unreachable: probe every configured address, with backoff."""
     GIVE_UP = "give_up"
-    """Trying again cannot help: end the process, so that somebody looks."""
+    """Retrying cannot help: stop the process, so that an operator notices."""
 
 
 # Another process runs under this node id; the node belongs to another cluster; a bad request.
@@ -32,9 +32,9 @@ def after_register(status: Status, served_before: bool) -> Step:
     """Decide after a registration (or the hello before it).
 
     Args:
-        status: how it ended.
-        served_before: this process already had a session. Then its cache is worth keeping: a
-            refused token may be a master that is being reconfigured, and reads go on meanwhile.
+        status: result of the call.
+        served_before: this process already had a session. Its cache is then worth keeping: a
+            refused token may be due to a master being reconfigured, and reads continue.
     """
     if status is Status.Ok:
         return Step.CONTINUE
@@ -53,14 +53,14 @@ def after_heartbeat(status: Status) -> Step:
 
 
 def backoff_ms(failures: int, jitter: float) -> int:
-    """Wait after so many failures in a row.
+    """Compute the wait after a number of consecutive failures.
 
     Args:
         failures: 1 or more.
         jitter: random, 0 to 1; spreads nodes that lost the same master.
 
     Returns:
-        Milliseconds: doubling from BACKOFF_FIRST_MS to BACKOFF_MAX_MS, halved at most by jitter.
+        Milliseconds: doubling from BACKOFF_FIRST_MS to BACKOFF_MAX_MS, at most halved by jitter.
     """
     full = min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS << min(failures - 1, 16))
     return full // 2 + int(full / 2 * jitter)

@@ -1,4 +1,4 @@
-"""What of the node's NVMe tier is policy: its catalog, its start, when snapshots are written."""
+"""Policy of the node's NVMe tier: its catalog, its start, and when snapshots are written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = EventLogger("node.nvme")
 _CATALOG = "catalog"
 _PROGRESS_MS = 2000
 _LOOK_S = 0.5
-# One snapshot may take as long as it needs; the next one starts where it stopped.
+# A snapshot may take as long as it needs; the next one continues where it stopped.
 _SNAPSHOT_TIMEOUT_MS = 24 * 3600 * 1000
 
 
@@ -26,14 +26,14 @@ class Tiering:
     """One node's NVMe tier; does nothing in a node without one."""
 
     def __init__(self, config: NodeConfig) -> None:
-        """Take the node's configuration; nothing is opened yet."""
+        """Keep the node's configuration; nothing is opened yet."""
         self._directory = config.nvme_dir
         self._catalog: Any = None
         self._core: NodeCoreApi | None = None
         self._told_ms = clock.monotonic_ms()
         self._state = "active"
         self._progress = types_pb2.SnapshotProgress()
-        """Of the last snapshot that an operator asked for."""
+        """Of the last snapshot that an operator requested."""
 
     def open(self) -> dict[str, Any]:
         """Open the catalog.
@@ -43,24 +43,24 @@ class Tiering:
 
         Raises:
             VersionMismatchError: A newer kvstore wrote it.
-            IoError: The operating system or the database refused.
+            IoError: A call of the operating system or the database failed.
         """
         if not self._directory:
             return {}
-        # The database belongs to the server extra; nodes without a tier do not load it.
+        # Nodes without an NVMe tier do not load the database.
         from kvstore.node.nvme_catalog import NvmeCatalog
 
         self._catalog = NvmeCatalog(Path(self._directory) / _CATALOG)
         return {"nvme_catalog": self._catalog, "on_nvme_progress": self._tell}
 
     def _tell(self, done: int, total: int, objects: int) -> None:
-        """Say how far the reading of the folder is, now and then."""
+        """Log the progress of reading the folder from time to time."""
         if clock.monotonic_ms() - self._told_ms >= _PROGRESS_MS:
             self._told_ms = clock.monotonic_ms()
             _log.info("nvme_reading", segments_done=done, segments=total, objects=objects)
 
     def begin(self, core: NodeCoreApi) -> None:
-        """Take the native node, and say what was found."""
+        """Attach the native node, and log what was found."""
         self._core = core
         if self._catalog is None:
             return
@@ -73,11 +73,11 @@ class Tiering:
                 _log.error("nvme_damaged", what=damage, count=nvme[damage])
 
     async def snapshots(self, config: Callable[[], NodeConfig], request: Callable[[], int]) -> None:
-        """Write snapshots until cancelled, and report a tier that fails.
+        """Write snapshots until cancelled, and report failures of the NVMe tier.
 
         Args:
-            config: of the moment: the interval may change.
-            request: number of the last snapshot that an operator asked for in this session.
+            config: returns the current configuration.
+            request: returns the number of the last snapshot requested in this session.
         """
         assert self._core is not None
         last_ms = clock.monotonic_ms()
@@ -94,7 +94,7 @@ class Tiering:
                 last_ms = clock.monotonic_ms()
 
     def progress(self, stats: dict[str, Any]) -> types_pb2.SnapshotProgress:
-        """How far the snapshot is that an operator asked for.
+        """Return the progress of the snapshot that an operator requested.
 
         Args:
             stats: of NodeCoreApi.stats().
@@ -112,7 +112,7 @@ class Tiering:
             _log.error("nvme_failed", state=self._state, error=nvme["error"])
 
     async def last_snapshot(self, grace_ms: int) -> None:
-        """Write what only DRAM has, within the time that the shutdown may take."""
+        """Write DRAM-only objects, within the time that the shutdown may take."""
         if self._catalog is not None:
             await self._snapshot(grace_ms)
 
@@ -123,7 +123,7 @@ class Tiering:
         try:
             done = await asyncio.to_thread(self._core.snapshot, timeout_ms)
         except KvstoreError as error:
-            if self._catalog is not None:  # otherwise it is only an operator who should know
+            if self._catalog is not None:  # without it only the operator is told
                 _log.warning("snapshot_failed", error=error)
             progress.error = str(error)
             return progress
@@ -138,7 +138,7 @@ class Tiering:
         return progress
 
     def close(self) -> None:
-        """Close the catalog; the native node is closed already."""
+        """Close the catalog; the native node must be closed before."""
         self._core = None
         if self._catalog is not None:
             self._catalog.close()

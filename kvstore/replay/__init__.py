@@ -1,1 +1,1 @@
-"""The main job on real input: replay a request trace against a store and check every byte."""
+"""Replay of a request trace against a store, with every byte checked."""

@@ -1,4 +1,4 @@
-"""Payloads that prove themselves: a block's bytes are derived from its id and position."""
+"""Self-verifying payloads: a block's bytes are derived from its id and position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _UNIT_BYTES = 4093
 
 
 def payload(block_id: int, size_bytes: int) -> bytes:
-    """Return the `size_bytes` bytes that block `block_id` has, and no other block has.
+    """Return the `size_bytes` bytes of block `block_id`, which no other block has.
 
     Args:
         block_id: The trace's hash id.

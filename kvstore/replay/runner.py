@@ -1,4 +1,4 @@
-"""Drive a store with a trace: look up the prefix, get and verify it, put the rest."""
+"""Drive a store with a trace: look up the prefix, get and verify it, put missing blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvstore.replay.trace import Request
 
 
 class ReplayStore(Protocol):
-    """What a replay asks of a store; `kvstore.Store` has it."""
+    """Calls of a store that a replay uses; `kvstore.Store` has them."""
 
     def prefix_length(self, keys: Sequence[str], stride: int = 1) -> int:
         """Return the number of leading keys that are present."""
@@ -32,7 +32,7 @@ class ReplayStore(Protocol):
 
 @dataclass
 class Tally:
-    """What a replay counted. Times are nanoseconds of the store's calls alone."""
+    """Counters of a replay. Times are nanoseconds of the store's calls alone."""
 
     requests: int = 0
     blocks: int = 0
@@ -47,7 +47,7 @@ class Tally:
 
     @property
     def hit_rate(self) -> float:
-        """Blocks read and verified, each behind an unbroken prefix, over all blocks asked for."""
+        """Share of requested blocks that were read and verified, each after an unbroken prefix."""
         return self.hit_blocks / self.blocks if self.blocks else 0.0
 
 
@@ -98,10 +98,10 @@ class Replay:
         tally.lookup_ns.append(monotonic_ns() - start)
         hits = self._get_prefix(request.hash_ids, keys, present)
         tally.hit_blocks += hits
-        self._put_rest(request.hash_ids, keys, hits)
+        self._put_missing(request.hash_ids, keys, hits)
 
     def _get_prefix(self, ids: Sequence[int], keys: Sequence[str], present: int) -> int:
-        """Read and verify the first `present` blocks; return how many came back before a miss."""
+        """Read and verify the first `present` blocks; return the number read before a miss."""
         for first in range(0, present, self._batch):
             some = keys[first : min(first + self._batch, present)]
             start = monotonic_ns()
@@ -116,7 +116,7 @@ class Replay:
                     self.tally.wrong_bytes += 1
         return present
 
-    def _put_rest(self, ids: Sequence[int], keys: Sequence[str], hits: int) -> None:
+    def _put_missing(self, ids: Sequence[int], keys: Sequence[str], hits: int) -> None:
         for first in range(hits, len(keys), self._batch):
             last = min(first + self._batch, len(keys))
             buffers = [payload(block, self._block_bytes) for block in ids[first:last]]

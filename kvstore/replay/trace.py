@@ -35,7 +35,7 @@ def _parse_line(line: str, where: str) -> Request:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgumentError(
-            f"{where}: not a trace line ({error!r}); a line is a JSON object with "
+            f"{where}: not a trace line ({error!r}); expected a JSON object with "
             "timestamp, input_length, output_length and hash_ids"
         ) from None
     if len(ids) > _MAX_BLOCKS or not all(type(i) is int and 0 <= i < 1 << 63 for i in ids):
@@ -67,12 +67,12 @@ def read_trace(path: Path) -> list[Request]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"cannot read the trace {path}: {error}") from None
     if not requests:
-        raise InvalidArgumentError(f"the trace {path} holds no request")
+        raise InvalidArgumentError(f"the trace {path} contains no requests")
     return requests
 
 
 def generate(seed: int, conversations: int = 120, turns: int = 8) -> list[Request]:
-    """Generate multi-turn chats that share system prompts, interleaved as users would be.
+    """Generate multi-turn chats that share system prompts, interleaved like real ones.
 
     Args:
         seed: Makes the workload repeatable.

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 
 
 def lent(buffer: bytearray) -> bool:
-    """Say whether somebody has the buffer's memory: it cannot grow then."""
+    """Say whether the buffer's memory is exported: it cannot grow then."""
     try:
         buffer.append(0)
         buffer.pop()

@@ -1,4 +1,4 @@
-"""The death and the sleep of processes: nothing leaks, nobody else notices."""
+"""Processes that die or hang: nothing leaks, and no other process is affected."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_engines_share_the_memory_that_they_lend(
     one_id = one.get_hostname()
     assert one.close() == 0
     wait_for(lambda: cluster.node_states().get(one_id, "dead") == "dead", "the goodbye")
-    assert caplog.text.count("its objects end with this process") == 2
+    assert caplog.text.count("its objects are lost when this process exits") == 2
     assert f"node {one_id} of this process left" in caplog.text
     assert two.put("more", b"x") == 0
     assert two.close() == 0

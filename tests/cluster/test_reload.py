@@ -39,7 +39,7 @@ class ConfigFile:
         self.values = values
 
     def change(self, **values: Any) -> None:
-        """Replace the file by a rename, so that nobody reads half of it."""
+        """Replace the file by a rename, so that it is never read half written."""
         self.values.update(values)
         temporary = self.path.with_suffix(".new")
         temporary.write_text(json.dumps(self.values))

@@ -1,4 +1,4 @@
-"""A node that restarts keeps its cache, whatever ended it and whoever was using it."""
+"""A restarted node keeps its cache, however it stopped and whoever was using it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class EngineProcess:
         self.about: dict[str, Any] = {}
 
     def receive(self) -> dict[str, Any]:
-        """Return the next answer; a driver that ended instead is a failure."""
+        """Return the next answer; a driver that exited instead is a failure."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -64,7 +64,7 @@ class EngineProcess:
         return self.receive()
 
     def end(self, timeout_s: float = 60) -> None:
-        """Close stdin, and wait until the driver has ended by itself, without an error."""
+        """Close stdin, and wait until the driver has exited by itself, without an error."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -74,7 +74,7 @@ class EngineProcess:
         assert code == 0, f"the driver ended with {code}:\n{self.log.read_text()[-8000:]}"
 
     def kill(self) -> None:
-        """End it now; does nothing when it has ended."""
+        """Kill it; does nothing when it has exited."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

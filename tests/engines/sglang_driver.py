@@ -240,7 +240,7 @@ class Engine:
                 return loaded, by_pool
 
     def alive(self) -> dict[str, Any]:
-        """Say whether every storage thread lives: one that raised has ended."""
+        """Say whether every storage thread is running: one that raised has stopped."""
         prefetch = ("prefetch_thread", "prefetch_io_aux_thread", "prefetch_sync_thread")
         names = (*prefetch, "backup_thread")
         return {"alive": all(getattr(self.controller, name).is_alive() for name in names)}

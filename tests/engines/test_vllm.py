@@ -239,7 +239,7 @@ def test_a_prefill_engine_writes_what_a_decode_engine_reads(
 def test_a_hybrid_models_groups_are_found_together_and_fail_together(
     engines: Engines, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """One layer has a sliding window: its blocks that a prompt's rest no longer needs stay away."""
+    """One layer has a sliding window: blocks that the remaining prompt does not need are not loaded."""
     engines.model = write_gemma3(tmp_path / "gemma", window=2 * BLOCK)
     kill, told = tmp_path / "kill", tmp_path / "events"
     with engines.start(

@@ -40,7 +40,7 @@ class Generated:
 
 
 class Engine:
-    """Started by the constructor; ended, with all it started, when the block ends."""
+    """Started by the constructor; stopped, with all of its children, when the block ends."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""The fault suite: real processes, ended at every moment; `make test-fault`."""
+"""The fault suite: real processes, killed at every moment; `make test-fault`."""

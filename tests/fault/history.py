@@ -1,9 +1,10 @@
-"""What clients did and saw, and whether a store that keeps its promises could have answered so.
+"""Histories of client calls, and a check that a correct store could have produced them.
 
 Every payload names its key and the one put that made it (`payload`), so a reader can tell whose
-bytes it got. The rule that `check` applies: a read returns what one put published under that very
-key, begun before the read ended, and not removed before the read began; or nothing. What is not
-known (a call that failed, or whose process died) may or may not have happened, at any later time.
+bytes it got. The rule that `check` applies: a read returns the bytes that one put published under
+its key, a put that started before the read finished and was not removed before the read started;
+or nothing. A call with an unknown outcome (it failed, or its process died) may or may not have
+happened, at any later time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Op:
 
     @property
     def known_end(self) -> float:
-        """When a call ended that has an outcome."""
+        """End of a call that has an outcome."""
         assert self.end is not None, self
         return self.end
 

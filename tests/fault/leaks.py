@@ -1,4 +1,4 @@
-"""What a process must have given back once nobody uses it any more."""
+"""Resources that a process must have released once it is idle."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A trace is replayed while its node is ended halfway and started again; the replay never pauses.
+"""Replays a trace while its node is stopped halfway and restarted; the replay never pauses.
 
-`python -m tests.fault.replay_restart --trace FILE --way kill` prints what the restart cost:
-the same requests at the same pace are replayed on an undisturbed node first, and what both found
-is compared request by request. Ways: kill (SIGKILL), upgrade (SIGTERM, then a package with another
+`python -m tests.fault.replay_restart --trace FILE --way kill` prints the cost of the restart: the
+same requests at the same rate are first replayed on an undisturbed node, and the results of both
+are compared request by request. Ways: kill (SIGKILL), upgrade (SIGTERM, then a package with another
 version number), power-loss (SIGKILL, and the shared memory is gone; NVMe with snapshots every 5 s
 is not).
 """
@@ -42,7 +42,7 @@ class Run:
 
 
 def replay(store: kvstore.Store, requests: Sequence[Request], rate: float) -> Run:
-    """Replay so many requests a second; a slow answer delays nobody but itself."""
+    """Replay `rate` requests per second; a slow answer delays no other request."""
     run = Run()
     replayed = Replay(store, BLOCK_BYTES, max(len(r.hash_ids) for r in requests))
     begin = time.monotonic()

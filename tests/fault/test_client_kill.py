@@ -1,4 +1,4 @@
-"""A client that dies at any step of a put or a get, or sleeps through a restart, costs nobody."""
+"""Clients that die at any step of a put or get, or sleep through a restart, affect no other."""
 
 from __future__ import annotations
 

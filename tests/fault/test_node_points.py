@@ -1,4 +1,4 @@
-"""A node that dies at any step of its work starts again, and nobody is told anything wrong."""
+"""A node that dies at any step of its work restarts, and no client gets a wrong answer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What lies in a node's memory is damaged while the node is away: an object less, never wrong.
+"""A node's memory is damaged while the node is down: objects may be lost, never wrong.
 
-With clients that live through it. One byte in each region without clients, missing files, other
+With clients that survive the restart. One byte in each region without clients, missing files, other
 formats and other owners: native/tests/store/store_attach_test.cpp and cluster/test_warm_restart.py.
 """
 
@@ -125,7 +125,7 @@ def start_again(cluster: Cluster) -> tuple[Daemon, str]:
 
 
 def read_all(cluster: Cluster, keys: list[str], removed: list[str]) -> tuple[list[str], int]:
-    """What is wrong, and how many are there, as clients of either kind see it."""
+    """Errors, and the number of objects found, as seen by clients of both transports."""
     wrong: list[str] = []
     most = 0
     for transport in ("auto", "tcp"):

@@ -210,5 +210,5 @@ def after_heartbeat(status: int) -> int:
 
 
 def backoff_ms(failures: int, jitter: float) -> int:
-    """How long the node waits after so many failures."""
+    """Wait of the node after a number of failures."""
     return session.backoff_ms(failures, jitter)

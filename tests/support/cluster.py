@@ -17,7 +17,7 @@ SHM = Path("/dev/shm")
 
 
 class Cluster:
-    """Starts processes on request and ends every one of them in `close`."""
+    """Starts processes on request and stops all of them in `close`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Cluster:
         return master
 
     def restart_master(self) -> None:
-        """Start the master again on the same port and data folder, after it was ended."""
+        """Restart the stopped master on the same port and data folder."""
         self.master = self._start_master()
 
     def start_node(
@@ -127,7 +127,7 @@ class Cluster:
         )
 
     def close(self) -> None:
-        """End every process, remove every file, and fail on an unexpected ERROR line."""
+        """Stop every process, remove every file, and fail on an unexpected ERROR line."""
         for store in self._stores:
             store.close()
         daemons = [*self.nodes.values(), self.master]

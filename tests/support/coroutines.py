@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-    """Let the loop run until the condition holds; fail with `what` once the time is over."""
+    """Let the loop run until the condition holds; fail with `what` at the deadline."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while not condition():

@@ -1,4 +1,4 @@
-"""Real processes under test: started, watched, and always ended by pid."""
+"""Real processes under test: started, watched, and always stopped by pid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_TIMEOUT_S = 30.0
 def wait_for(
     condition: Callable[[], T | None], what: str, timeout_s: float = 10.0, poll_s: float = 0.01
 ) -> T:
-    """Return the condition's first true value; fail with `what` once the time is over."""
+    """Return the condition's first true value; fail with `what` at the deadline."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
@@ -123,7 +123,7 @@ class Daemon:
 
 @contextmanager
 def python_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a piece of Python in a process of its own; ended by pid when the block ends."""
+    """Run Python code in a process of its own, which is killed by pid when the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, *arguments],
         stdin=subprocess.PIPE,
@@ -143,8 +143,8 @@ def python_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """Return the next line the process prints; a process that ended instead is a failure."""
+    """Return the next line the process prints; a process that exited instead is a failure."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, f"the process ended with {process.wait()} instead of printing a line"
+    assert line, f"the process exited with {process.wait()} instead of printing a line"
     return line.strip()

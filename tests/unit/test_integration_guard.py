@@ -34,7 +34,7 @@ def test_the_breaker_opens_and_one_call_tries_for_all(clock: list[int]) -> None:
     for _ in range(FAILURES_TO_OPEN):
         guard.call("get", raises, None)
     assert guard.stats()["breaker_open"] == 1
-    assert guard.resting()
+    assert guard.skips()
     calls: list[int] = []
 
     def works() -> int:
@@ -44,8 +44,8 @@ def test_the_breaker_opens_and_one_call_tries_for_all(clock: list[int]) -> None:
     assert guard.call("get", works, 0) == 0
     assert not calls
     clock[0] += 5_000_000_000
-    assert not guard.resting()  # the next call tries
-    assert guard.call("get", raises, 0) == 0  # still away: everyone waits again
+    assert not guard.skips()  # the next call tries
+    assert guard.call("get", raises, 0) == 0  # still unreachable: everyone waits again
     assert guard.call("get", works, 0) == 0
     clock[0] += 5_000_000_000
     assert guard.call("get", works, 0) == 7

@@ -46,7 +46,7 @@ def test_a_whole_file() -> None:
             assert key in said, f"nothing is said of {key}"
     assert "mlx5_0" not in json.dumps(done.node)
     assert "nvme_dir (/nvme)" in said["enable_ssd_offload"]
-    assert "not known" in said["colour"]
+    assert "unknown" in said["colour"]
 
 
 def test_a_pure_client_needs_no_node() -> None:

@@ -57,7 +57,7 @@ def test_the_committed_descriptors_are_those_of_the_proto_files(
 
 
 def _without_json_names(file: FileDescriptorProto) -> FileDescriptorProto:
-    """protoc writes the default JSON names out, the runtime leaves them away."""
+    """protoc writes the default JSON names, the runtime omits them."""
     copy = FileDescriptorProto()
     copy.CopyFrom(file)
     todo = list(copy.message_type)

@@ -490,9 +490,9 @@ def test_where_no_page_can_be_read_none_is_looked_up(make: Make) -> None:
     backend = make()
     backend.batch_set_v1(names(2), indices(2))
     store = backend._open()
-    away = [int(Status.DeadlineExceeded)] * 2
+    unreachable = [int(Status.DeadlineExceeded)] * 2
     without_nodes: Any = SimpleNamespace(
-        lookup=store.lookup, batch_get_into_pointers=lambda *_: away, close=store.close
+        lookup=store.lookup, batch_get_into_pointers=lambda *_: unreachable, close=store.close
     )
     backend._store = without_nodes
     for _ in range(3):

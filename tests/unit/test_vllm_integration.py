@@ -251,7 +251,7 @@ def test_a_request_that_is_admitted_otherwise_or_ends_gives_its_lease_back() -> 
     side.allocated(request, [[4]], 0)
     assert lookups[0].released == 1
     side.matched(request, 0)
-    side.ended("r")
+    side.finished("r")
     assert lookups[1].released == 1
     side.matched(request, 0)
     side.close()
@@ -355,7 +355,7 @@ def test_computed_pages_are_saved_once_and_their_blocks_held_until_all_ranks_ans
     assert save.blocks.ids == [4, 5]
     request.num_computed_tokens = 70
     assert not side.step({"r": 10}, tables(4, 5, 6, 7)).saves
-    side.ended("r")
+    side.finished("r")
     assert side.has_held_blocks() and side.has_blocks_to_come()
     assert pool.references == {4: 1, 5: 1}
     side.answered(Answer({}, {save.job: Saved(1, frozenset({0, 1}))}))
@@ -481,12 +481,12 @@ def loaded_by(memory: FakeMemory) -> tuple[dict[str, set[int]], Loaded, FakeMemo
 def test_blocks_come_in_calls_of_a_bounded_size() -> None:
     size = 40 << 20
     failed, loaded, memory = loaded_by(FakeMemory([size], [size], [size]))
-    assert (failed, loaded.failed_blocks, loaded.away) == ({}, 0, False)
+    assert (failed, loaded.failed_blocks, loaded.unreachable) == ({}, 0, False)
     assert [keys for keys, _ in memory.calls] == [["a-r1"], ["b-r1"], ["c-r1"]]
 
 
 @pytest.mark.parametrize(
-    ("second", "away"),
+    ("second", "unreachable"),
     [
         ([int(Status.NotFound)], False),
         ([int(Status.Unavailable)], True),
@@ -494,10 +494,10 @@ def test_blocks_come_in_calls_of_a_bounded_size() -> None:
         (RuntimeError("broken"), True),
     ],
 )
-def test_a_block_that_does_not_come_fails_with_all_after_it(second: Any, away: bool) -> None:
+def test_a_block_that_does_not_come_fails_with_all_after_it(second: Any, unreachable: bool) -> None:
     failed, loaded, memory = loaded_by(FakeMemory([40 << 20], second))
     assert failed == {"r": {8, 9}}
-    assert (loaded.failed_blocks, loaded.away) == (2, away)
+    assert (loaded.failed_blocks, loaded.unreachable) == (2, unreachable)
     assert len(memory.calls) == 2
 
 

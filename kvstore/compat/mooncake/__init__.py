@@ -1,6 +1,6 @@
-"""Mooncake's Python interface on kvstore, for engines whose Mooncake backends stay as they are.
+"""Mooncake's Python interface on kvstore, for engines with an unchanged Mooncake backend.
 
-Switched on explicitly, for this process and those that it starts::
+Enabled explicitly, for this process and those that it starts::
 
     python -m kvstore.compat.mooncake -m vllm.entrypoints.cli.main serve …
 

@@ -1,4 +1,4 @@
-"""Runs a Python module, a script or any other program with the drop-in switched on."""
+"""Runs a Python module, a script or any other program with the drop-in enabled."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ usage: python -m kvstore.compat.mooncake -m MODULE [ARGUMENT …]
        python -m kvstore.compat.mooncake SCRIPT.py [ARGUMENT …]
        python -m kvstore.compat.mooncake PROGRAM [ARGUMENT …]
 
-Runs it with `import mooncake` answered by kvstore, in this process and those that it starts.
+Runs it with `import mooncake` resolved to kvstore, in this process and those that it starts.
 For example:
        python -m kvstore.compat.mooncake vllm serve MODEL --kv-transfer-config …"""
 
 
 def main(arguments: list[str]) -> int:
-    """Become the program; returns only when that is not possible."""
+    """Execute the program; returns only when that is not possible."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, file=sys.stderr)
         return 0 if arguments else 2
     if sys.flags.ignore_environment or sys.flags.isolated or sys.flags.no_site:
-        print("kvstore.compat.mooncake: not with python -I, -E or -S", file=sys.stderr)
+        print("kvstore.compat.mooncake: does not work with python -I, -E or -S", file=sys.stderr)
         return 2
     # The same interpreter with the same options: nothing but PYTHONPATH tells it from a plain run.
     python = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]

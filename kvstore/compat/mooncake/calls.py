@@ -1,4 +1,4 @@
-"""What every call of the drop-in has in common: a number for an answer, never an exception."""
+"""Common part of the drop-in's calls: they return a number and never raise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvstore.client.store import Store
 from kvstore.compat.mooncake.codes import ErrorCode, code_of
 from kvstore.compat.mooncake.values import ReplicateConfig
 from kvstore.errors import KvstoreError
-from kvstore.integrations.guard import AWAY, Guard
+from kvstore.integrations.guard import UNREACHABLE, Guard
 
 _T = TypeVar("_T")
 _DEFAULT = ReplicateConfig()
@@ -20,9 +20,9 @@ log = logging.getLogger("kvstore.compat.mooncake")
 
 
 class Calls:
-    """Base of the store: asks kvstore on behalf of an engine, and turns all failures into codes.
+    """Base of the store: calls kvstore for an engine, and turns all failures into codes.
 
-    A store that is away costs an engine three failed calls; then none is made for some seconds
+    Failures become error codes; after three in a row the store is skipped for five seconds
     (integrations.guard).
     """
 
@@ -37,11 +37,11 @@ class Calls:
 
         Args:
             what: its name, for counters and log.
-            function: makes it.
-            failed: makes the answer for an error code.
+            function: makes the call.
+            failed: makes the result for an error code.
 
         Returns:
-            Its answer, or that of `failed`.
+            The call's result, or that of `failed`.
         """
         store = self._store
         if store is None:
@@ -55,7 +55,7 @@ class Calls:
                 self._guard.say(f"{what}: argument", f"{what}: {error}")
                 return failed(int(ErrorCode.INVALID_PARAMS))
             except KvstoreError as error:
-                if error.status in AWAY:
+                if error.status in UNREACHABLE:
                     raise
                 self._guard.say(f"{what}: {error.status}", f"{what}: {error}")
                 return failed(code_of(error.status))
@@ -65,16 +65,16 @@ class Calls:
     def _codes(
         self, what: str, function: Callable[[Store], list[int]], keys: Sequence[object]
     ) -> list[int]:
-        """Run a call that answers a code or a number for each key."""
+        """Run a call that returns a code or a number for each key."""
         return self._ask(what, function, lambda code: [code] * len(keys))
 
     def _say_config(self, config: ReplicateConfig) -> None:
-        """Tell once what of a configuration has no effect."""
+        """Log once which settings of a configuration have no effect."""
         if config.preferred_segment or config.preferred_segments:
             self._guard.say(
                 "preferred_segment",
-                "preferred_segment has no effect: objects go to a node of this host where there "
-                "is one, else where the master's policy wants them",
+                "preferred_segment has no effect: objects go to a node of this host if there "
+                "is one, else where the master's policy places them",
             )
         if config.nof_replica_num or config.dfs_replica_num:
             self._guard.say("replicas", "nof_replica_num and dfs_replica_num have no effect")
@@ -84,18 +84,18 @@ class Calls:
         if config is None:
             return _DEFAULT
         if not isinstance(config, ReplicateConfig):
-            raise TypeError(f"config is no ReplicateConfig: {config!r}")
+            raise TypeError(f"config is not a ReplicateConfig: {config!r}")
         self._say_config(config)
         return config
 
 
 def worst(codes: Sequence[int]) -> int:
-    """Return the one code of a batch that has a single answer: 0, or the first that is not."""
+    """Return the code of a batch with a single result: the first that is not 0, else 0."""
     return next((code for code in codes if code != ErrorCode.OK), int(ErrorCode.OK))
 
 
 def _is_away(answer: object) -> bool:
-    """Whether an answer says that nothing could be reached."""
+    """Whether a result means that the store was unreachable."""
     if isinstance(answer, list):
         return bool(answer) and all(one == ErrorCode.RPC_FAIL for one in answer)
     return isinstance(answer, int) and answer == ErrorCode.RPC_FAIL

@@ -1,4 +1,4 @@
-"""Mooncake's numbers for what kvstore answers."""
+"""Mooncake's error codes for kvstore's statuses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _CODES: Final = {
     Status.ChecksumMismatch: ErrorCode.TRANSFER_FAIL,
     Status.Expired: ErrorCode.TRANSFER_FAIL,
     Status.Removed: ErrorCode.OBJECT_NOT_FOUND,
-    Status.Partial: ErrorCode.OK,  # who was not reached applies it before it serves again
+    Status.Partial: ErrorCode.OK,  # unreached nodes apply it before they serve again
     Status.BufferTooSmall: ErrorCode.INVALID_PARAMS,
     Status.Closed: ErrorCode.INVALID_PARAMS,
     Status.IoError: ErrorCode.TRANSFER_FAIL,
@@ -67,7 +67,7 @@ def size_or_code(number: int) -> int:
 
 
 def presence(number: int) -> int:
-    """Answer of is_exist: 1, 0, or negative where nobody could be asked.
+    """Result of is_exist: 1, 0, or negative when the store was unreachable.
 
     Args:
         number: a size or a negative status of `Store.batch_sizes`.

@@ -1,4 +1,4 @@
-"""The finder that answers `import mooncake` with the drop-in. Imports nothing of kvstore itself."""
+"""The finder that resolves `import mooncake` to the drop-in. Imports nothing of kvstore itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MODULES = {
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of MODULES; all others of the package come from a real one, if any.
+    """Finds the modules of MODULES; all others come from an installed Mooncake, if any.
 
-    So an engine that also moves pages directly from engine to engine (`mooncake.engine`) keeps
-    doing that with Mooncake itself, where it is installed.
+    An engine that also moves pages directly between engines (`mooncake.engine`) therefore still
+    uses Mooncake itself for that, if it is installed.
     """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Answer for the drop-in's modules; None for every other."""
+        """Find the drop-in's modules; None for every other."""
         if name not in MODULES:
             return None
         is_package = name == "mooncake"
@@ -44,10 +44,10 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 class Loader(importlib.abc.Loader):
-    """Fills a module with the names of its twin."""
+    """Fills a module with the names of its counterpart."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Import the twin, and take its public names over."""
+        """Import the counterpart and copy its public names."""
         assert module.__spec__ is not None
         twin = importlib.import_module(MODULES[module.__spec__.name])
         module.__doc__ = twin.__doc__
@@ -57,7 +57,7 @@ class Loader(importlib.abc.Loader):
 
 
 def insert() -> None:
-    """Put the finder before all others; does nothing the second time."""
+    """Install the finder before all others; does nothing the second time."""
     if not any(
         type(finder).__name__ == "Finder" and type(finder).__module__ in _OURS
         for finder in sys.meta_path

@@ -1,4 +1,4 @@
-"""Switching the drop-in on: for this process, and for every Python that it starts."""
+"""Enables the drop-in for this process and every Python process that it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SITE = str(Path(__file__).with_name("site"))
 
 
 def installed() -> bool:
-    """Say whether `import mooncake.store` gives the drop-in in this process."""
+    """Say whether `import mooncake.store` imports the drop-in in this process."""
     module = sys.modules.get("mooncake.store")
     return (
         module is not None and getattr(module.__spec__, "origin", "") == "kvstore.compat.mooncake"
@@ -23,22 +23,21 @@ def installed() -> bool:
 
 
 def install(children: bool = True) -> None:
-    """Make `import mooncake` give the drop-in, from now on.
+    """Make `import mooncake` import the drop-in from now on.
 
-    Modules that it does not have (`mooncake.engine`, …) come from an installed Mooncake, if any.
+    Modules that it lacks (`mooncake.engine`, …) come from an installed Mooncake, if any.
 
     Args:
-        children: also in processes that this one starts, however it does (fork, spawn, exec of any
-            program that runs Python): a folder is put first on PYTHONPATH. Interpreters started
-            with -S, -E or -I do not look there.
+        children: also in child processes (fork, spawn, exec of any program that runs Python): a
+            folder is put first on PYTHONPATH. Interpreters started with -S, -E or -I ignore it.
 
     Raises:
-        UnsupportedError: A real Mooncake was imported already; install before the engine.
+        UnsupportedError: The real Mooncake is already imported; install before the engine.
     """
     if not installed():
         there = [name for name in finder.MODULES if name in sys.modules]
         if there:
-            raise UnsupportedError(f"{there[0]} is imported already: install the drop-in before it")
+            raise UnsupportedError(f"{there[0]} is already imported: install the drop-in before it")
     finder.insert()
     if children:
         os.environ.update(environment(os.environ.get("PYTHONPATH", "")))
@@ -47,10 +46,10 @@ def install(children: bool = True) -> None:
 
 
 def environment(python_path: str) -> dict[str, str]:
-    """Return what switches the drop-in on in a child's environment.
+    """Return the environment variables that enable the drop-in in a child.
 
     Args:
-        python_path: PYTHONPATH so far.
+        python_path: current PYTHONPATH.
     """
     folders = [one for one in python_path.split(os.pathsep) if one and one != _SITE]
     return {SWITCH: "1", "PYTHONPATH": os.pathsep.join([_SITE, *folders])}

@@ -1,4 +1,4 @@
-"""Memory by address: that of any buffer for the length of a call, and the engines' allocator."""
+"""Memory by address: buffers locked during a call, and the engines' allocator."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _release_buffer.restype = None
 
 
 class Addresses:
-    """Where some buffers lie; they stay there until the block ends."""
+    """Addresses of buffers, which are locked until the block ends."""
 
     def __init__(self, buffers: Sequence[Buffer]) -> None:
         """Lock the buffers.
 
         Raises:
-            TypeError: One offers no buffer.
+            TypeError: One does not support the buffer protocol.
             BufferError: One is not contiguous.
         """
         self._views: list[_PyBuffer] = []
@@ -63,12 +63,12 @@ class Addresses:
 
     @property
     def pointers(self) -> list[int]:
-        """The address of each."""
+        """Address of each buffer."""
         return [view.buf or 0 for view in self._views]
 
     @property
     def sizes(self) -> list[int]:
-        """The bytes of each."""
+        """Size of each buffer in bytes."""
         return [view.len for view in self._views]
 
     def release(self) -> None:
@@ -92,13 +92,13 @@ class Addresses:
 
 
 class BufferHandle(bytearray):
-    """An object's bytes in memory of their own, with Mooncake's `ptr()` and `size()`.
+    """An object's bytes in private memory, with Mooncake's `ptr()` and `size()`.
 
-    Offers the buffer protocol, so that memoryview, NumPy and torch read it without a copy.
+    Supports the buffer protocol, so that memoryview, NumPy and torch read it without a copy.
     """
 
     def ptr(self) -> int:
-        """Return its address; 0 for an empty object."""
+        """Return the address; 0 for an empty object."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self)) if self else 0
 
     def size(self) -> int:
@@ -106,12 +106,12 @@ class BufferHandle(bytearray):
         return len(self)
 
     def __repr__(self) -> str:
-        """Show the size only: the bytes are many."""
+        """Show the size only."""
         return f"BufferHandle(size={len(self)})"
 
 
 def bytes_at(pointer: int, size: int) -> memoryview:
-    """Look at memory that the caller keeps alive; writable."""
+    """Return a writable view of memory that the caller keeps alive."""
     return memoryview((ctypes.c_ubyte * size).from_address(pointer)).cast("B")
 
 
@@ -120,9 +120,9 @@ _maps: dict[int, tuple[mmap.mmap, Any]] = {}
 
 
 class MooncakeHostMemAllocator:
-    """Pages for an engine's host pool: anonymous memory, from the kernel and back to it.
+    """Allocates anonymous memory for an engine's host pool.
 
-    They outlive the allocator: tensors are made from their bare address.
+    It outlives the allocator: tensors are made from its bare address.
     """
 
     def alloc(self, size: int) -> int:
@@ -149,10 +149,10 @@ class MooncakeHostMemAllocator:
         return address
 
     def free(self, pointer: int) -> int:
-        """Unmap what `alloc` returned; nothing may look at it any more.
+        """Unmap memory of `alloc`; nothing may use it any more.
 
         Returns:
-            0, or -1 for an address that `alloc` did not return.
+            0, or -1 for an unknown address.
         """
         with _lock:
             found = _maps.pop(pointer, None)

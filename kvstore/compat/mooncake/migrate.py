@@ -1,4 +1,4 @@
-"""A config.json of Mooncake as one of kvstore-node, and what of it does not carry over."""
+"""Converts a config.json of Mooncake to one of kvstore-node, with remarks on the differences."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from kvstore.sizes import format_size, parse_size
 _DEFAULT_SEGMENT = "1gb"
 _LOCAL = ("", "localhost", "127.0.0.1", "::1")
 _DEPLOYMENT = {
-    "mode": "the engine keeps saying it: standalone-store with global_segment_size 0 there",
-    "master_metrics_port": "the engine keeps saying it: the master's http_port (9080)",
-    "check_server": "the engine keeps it: the master's HTTP port answers /get_all_segments",
-    "standalone_storage": "nodes are processes of their own: kvstore-node",
-    "client_server_address": "nodes are processes of their own: kvstore-node",
+    "mode": "keep it in the engine: standalone-store, with global_segment_size 0 there",
+    "master_metrics_port": "keep it in the engine: the master's http_port (9080)",
+    "check_server": "keep it in the engine: the master's HTTP port serves /get_all_segments",
+    "standalone_storage": "nodes are separate processes: kvstore-node",
+    "client_server_address": "nodes are separate processes: kvstore-node",
     "enable_offload": WITHOUT_EFFECT["enable_ssd_offload"],
     "storage_root_dir": WITHOUT_EFFECT["ssd_offload_path"],
-    "transfer_timeout": "of LMCache itself, which keeps it",
+    "transfer_timeout": "a setting of LMCache itself: keep it there",
 }
 
 
 @dataclass(frozen=True)
 class Migration:
-    """What became of a configuration."""
+    """Result of a conversion."""
 
     node: dict[str, Any]
-    """config.json of kvstore-node; empty when the client lends no memory, so needs no node."""
+    """config.json of kvstore-node; empty when the client lends no memory and needs no node."""
     remarks: list[str]
-    """Sentences: what does not carry over and why, and what is left to decide."""
+    """Settings that are not carried over, with reasons, and decisions left to the operator."""
 
 
 def migrate(values: Mapping[str, Any]) -> Migration:
-    """Turn a configuration of Mooncake's clients into one of kvstore's nodes.
+    """Convert a configuration of Mooncake's clients to one of kvstore's nodes.
 
     Args:
         values: of its config.json, in any spelling that Mooncake accepts.
 
     Returns:
-        The node's configuration and what has to be said about it.
+        The node's configuration, and remarks.
 
     Raises:
-        InvalidArgumentError: A value is wrong, or it names no master.
+        InvalidArgumentError: A value is wrong, or the master is missing.
     """
     known = {SPELLINGS.get(name, name): value for name, value in values.items()}
     remarks: list[str] = []
@@ -55,7 +55,9 @@ def migrate(values: Mapping[str, Any]) -> Migration:
     node: dict[str, Any] = {"master_address": masters if len(masters) > 1 else masters[0]}
     for one in masters:
         if "://" in one:
-            remarks.append(f"master_server_address: {one}: name kvstore's masters, host:port")
+            remarks.append(
+                f"master_server_address: {one}: use the addresses of kvstore's masters, host:port"
+            )
     _place(str(known.pop("local_hostname", "localhost")), node, remarks)
     lends = _memory(known.pop("global_segment_size", _DEFAULT_SEGMENT), node, remarks)
     _tiers(known, node, remarks)
@@ -63,11 +65,11 @@ def migrate(values: Mapping[str, Any]) -> Migration:
     if tenant != "default":
         node["shm_tenants"] = ["default", tenant]
         remarks.append(
-            f"tenant_id: {tenant} stays what the engine asks for; its quota is at kvstore"
+            f"tenant_id: {tenant} stays a setting of the engine; its quota is at kvstore"
         )
     for name, value in known.items():
         why = WITHOUT_EFFECT.get(name) or _DEPLOYMENT.get(name)
-        remarks.append(f"{name}: {why}" if why else f"{name}: not known, value {value!r} dropped")
+        remarks.append(f"{name}: {why}" if why else f"{name}: unknown, value {value!r} dropped")
     return Migration(node if lends else {}, remarks)
 
 
@@ -80,7 +82,7 @@ def _place(hostname: str, node: dict[str, Any], remarks: list[str]) -> None:
     node["host"] = host
     node["labels"] = {"host": host}
     remarks.append(
-        f"local_hostname: listens on {host}; set auth_token_file, or keep that network to yourself"
+        f"local_hostname: listens on {host}; set auth_token_file unless that network is trusted"
     )
 
 
@@ -90,12 +92,12 @@ def _memory(size: Any, node: dict[str, Any], remarks: list[str]) -> bool:
     except ValueError as error:
         raise InvalidArgumentError(f"'global_segment_size': {error}") from None
     if segment == 0:
-        remarks.append("global_segment_size: 0 is a pure client: it needs no node of its own")
+        remarks.append("global_segment_size: 0 is a pure client, which needs no node")
         return False
     node["segment_size"] = segment
     remarks.append(
-        f"global_segment_size: {format_size(segment)} for one node, which all engines of the host "
-        "share and which outlives them; set it to 0 in the engines' own configuration"
+        f"global_segment_size: {format_size(segment)} for one node that all engines of the host "
+        "share and that outlives them; set it to 0 in the engines' configuration"
     )
     return True
 

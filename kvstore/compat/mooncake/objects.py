@@ -19,12 +19,12 @@ _PAGE_KEYS = 1000
 
 
 class Objects(Calls):
-    """The calls that take and give bytes."""
+    """Calls that read and write bytes."""
 
     # --- writing ---
 
     def put(self, key: str, value: Buffer, config: ReplicateConfig | None = None) -> int:
-        """Store an object; 0 also when the key has one already, which then stays as it is."""
+        """Store an object; 0 also when the key already has one, which then stays unchanged."""
         return worst(self._put("put", [key], [value], config, False))
 
     def upsert(self, key: str, value: Buffer, config: ReplicateConfig | None = None) -> int:
@@ -44,11 +44,11 @@ class Objects(Calls):
         return worst(self._put("upsert_batch", keys, values, config, True))
 
     def put_parts(self, key: str, *parts: Buffer, config: ReplicateConfig | None = None) -> int:
-        """Store one object made of several buffers, one after the other."""
+        """Store one object concatenated from several buffers."""
         return self._put_parts("put_parts", key, parts, config, False)
 
     def upsert_parts(self, key: str, *parts: Buffer, config: ReplicateConfig | None = None) -> int:
-        """Store or replace one object made of several buffers, one after the other."""
+        """Store or replace one object concatenated from several buffers."""
         return self._put_parts("upsert_parts", key, parts, config, True)
 
     def _put(
@@ -113,11 +113,11 @@ class Objects(Calls):
         )
 
     def get_buffer(self, key: str) -> BufferHandle | None:
-        """Read an object into memory of its own; None when it is absent."""
+        """Read an object into private memory; None when it is absent."""
         return self.batch_get_buffer([key])[0]
 
     def batch_get_buffer(self, keys: Sequence[str]) -> list[BufferHandle | None]:
-        """Read several objects, each into memory of its own; None for those that are absent."""
+        """Read several objects, each into private memory; None for those that are absent."""
         nothing: list[BufferHandle | None] = [None] * len(keys)
 
         def call(store: Store) -> list[BufferHandle | None]:
@@ -131,7 +131,7 @@ class Objects(Calls):
             )
             for row, size in zip(rows, sizes, strict=True):
                 handle = handles[row]
-                # A version that came between is another size: a miss, as if it had been evicted.
+                # A concurrent version of another size is a miss, as if it had been evicted.
                 if handle is not None and size == len(handle):
                     found[row] = handle
             return found
@@ -141,7 +141,7 @@ class Objects(Calls):
     # --- asking ---
 
     def is_exist(self, key: str) -> int:
-        """Say whether an object can be read: 1, 0, or negative where nobody could be asked."""
+        """Say whether an object can be read: 1, 0, or negative when the store was unreachable."""
         return self.batch_is_exist([key])[0]
 
     def batch_is_exist(self, keys: Sequence[str]) -> list[int]:
@@ -190,7 +190,7 @@ class Objects(Calls):
         """Remove every object of this tenant that came through the drop-in.
 
         Returns:
-            How many there were, or a negative code. They are gone at once, whatever their number.
+            Number of removed objects, or a negative code. Takes constant time.
         """
 
         def call(store: Store) -> int:
@@ -201,15 +201,15 @@ class Objects(Calls):
         return self._ask("remove_all", call, lambda code: code)
 
     def remove_by_regex(self, regex_pattern: str, force: bool = False) -> int:
-        """Remove the objects in whose key a pattern is found.
+        """Remove the objects whose key matches a pattern.
 
         Args:
-            regex_pattern: in RE2's syntax, so that it runs in linear time whatever is in it; it
-                may match anywhere in a key unless it says ^ or $.
+            regex_pattern: in RE2's syntax, which guarantees linear time; it may match anywhere in
+                a key unless it contains ^ or $.
             force: as in `remove`.
 
         Returns:
-            How many were removed, or a negative code.
+            Number of removed objects, or a negative code.
         """
 
         def call(store: Store) -> int:
@@ -236,10 +236,12 @@ def _compiled(pattern: str) -> Any:
     try:
         import re2
     except ImportError:
-        raise TypeError("it needs google-re2: pip install 'kvcache-store[compat]'") from None
+        raise TypeError(
+            "remove_by_regex needs google-re2: pip install 'kvcache-store[compat]'"
+        ) from None
     options = re2.Options()
     options.log_errors = False
     try:
         return re2.compile(pattern, options)
     except re2.error as error:
-        raise TypeError(f"not a pattern of RE2: {pattern!r}: {error}") from None
+        raise TypeError(f"not a valid RE2 pattern: {pattern!r}: {error}") from None

@@ -14,33 +14,33 @@ from kvstore.compat.mooncake.values import ReplicateConfig
 
 
 class Pointers(Objects):
-    """The calls that take addresses."""
+    """Calls that take addresses."""
 
     def __init__(self) -> None:
         """Start without registered memory."""
         super().__init__()
         self._registered: list[tuple[int, int]] = []
-        """Address and bytes, ascending. Sockets and shared memory need no registration; what is
-        known here bounds `get_into_ranges`."""
+        """Address and size, ascending. Sockets and shared memory need no registration; it only
+        limits `get_into_ranges`."""
 
     def register_buffer(self, buffer_ptr: int, size: int) -> int:
         """Announce memory that later calls read or write.
 
         Returns:
-            0, or INVALID_PARAMS for no memory.
+            0, or INVALID_PARAMS for an invalid range.
         """
         if not (isinstance(buffer_ptr, int) and isinstance(size, int)) or min(buffer_ptr, size) < 1:
-            self._guard.say("register", f"register_buffer({buffer_ptr!r}, {size!r}): no memory")
+            self._guard.say("register", f"register_buffer({buffer_ptr!r}, {size!r}): invalid range")
             return int(ErrorCode.INVALID_PARAMS)
         with self._lock:
             bisect.insort(self._registered, (buffer_ptr, size))
         return int(ErrorCode.OK)
 
     def unregister_buffer(self, buffer_ptr: int) -> int:
-        """Take back what `register_buffer` announced.
+        """Revoke a `register_buffer`.
 
         Returns:
-            0, or INVALID_PARAMS for an address that was not.
+            0, or INVALID_PARAMS for an unknown address.
         """
         with self._lock:
             row = bisect.bisect_left(self._registered, (buffer_ptr, 0))
@@ -50,7 +50,7 @@ class Pointers(Objects):
         return int(ErrorCode.OK)
 
     def _room_at(self, pointer: int) -> int:
-        """Bytes of registered memory from an address on; 0 where none is registered."""
+        """Return the bytes of registered memory from an address on; 0 for none."""
         with self._lock:
             row = bisect.bisect_right(self._registered, (pointer, 1 << 64)) - 1
             if row < 0:
@@ -180,14 +180,14 @@ class Pointers(Objects):
     ) -> list[list[list[int]]]:
         """Read parts of objects into several buffers.
 
-        Fragment k of key j of buffer i are the `all_sizes[i][j][k]` bytes from
+        Fragment k of key j of buffer i consists of the `all_sizes[i][j][k]` bytes from
         `all_src_offsets[i][j][k]` of object `all_keys[i][j]`; they go to
         `all_dst_offsets[i][j][k]` of the registered buffer at `buffer_ptrs[i]`.
 
         Returns:
             In the same shape the bytes read, or a negative code: OBJECT_NOT_FOUND, or
-            INVALID_PARAMS where lists do not belong together or a fragment exceeds the object or
-            the registered buffer.
+            INVALID_PARAMS where the lists' shapes differ or a fragment exceeds the object or the
+            registered buffer.
         """
         wrong = int(ErrorCode.INVALID_PARAMS)
         shape = [
@@ -237,10 +237,10 @@ class Pointers(Objects):
 
 
 class Views:
-    """Objects held for reading parts of them; each is opened once."""
+    """Objects held for partial reads; each is opened once."""
 
     def __init__(self, store: Store) -> None:
-        """Hold nothing yet."""
+        """Start without holds."""
         self._store = store
         self._open: dict[str, memoryview | None] = {}
         self._holds: list[View] = []
@@ -269,7 +269,7 @@ class Views:
         return size
 
     def release(self) -> None:
-        """End every hold."""
+        """Release every hold."""
         holds, self._holds = self._holds, []
         self._open.clear()
         for view in holds:
@@ -280,7 +280,7 @@ class Views:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """End every hold."""
+        """Release every hold."""
         self.release()
 
 

@@ -1,4 +1,4 @@
-"""Where replicas are, and tasks that ask for more of them."""
+"""Locations of replicas, and tasks that create further ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_REPLICAS = 8
 
 
 class Replicas(Calls):
-    """The calls about replicas."""
+    """Calls about replicas."""
 
     def __init__(self) -> None:
         """Start without tasks."""
@@ -52,12 +52,12 @@ class Replicas(Calls):
         return self._ask("batch_get_replica_desc", call, lambda code: {})
 
     def create_copy_task(self, key: str, targets: Sequence[str]) -> tuple[tuple[int, int], int]:
-        """Ask for replicas of an object on more nodes, in the background.
+        """Create replicas of an object on more nodes, in the background.
 
         Args:
             key: of the object.
-            targets: names of nodes. The master places replicas by its policy; the task succeeds
-                when all of these hold one, and fails with a message that says who does otherwise.
+            targets: names of nodes. The master places replicas by its policy; the task succeeds if
+                all targets hold one, otherwise it fails and its message lists the holders.
 
         Returns:
             The task's id and 0; or (0, 0) and a negative code.
@@ -70,12 +70,12 @@ class Replicas(Calls):
         return self._ask("create_copy_task", call, lambda code: ((0, 0), int(code)))
 
     def create_move_task(self, key: str, source: str, target: str) -> tuple[tuple[int, int], int]:
-        """Ask for a replica on another node, in the background.
+        """Create a replica on another node, in the background.
 
         Args:
             key: of the object.
             source: a node that holds it. Its replica stays until it is evicted there.
-            target: the node that shall hold it.
+            target: the node that is to hold it.
 
         Returns:
             As `create_copy_task`.
@@ -89,7 +89,7 @@ class Replicas(Calls):
         return self._ask("create_move_task", call, lambda code: ((0, 0), int(code)))
 
     def query_task(self, task_id: tuple[int, int]) -> tuple[QueryTaskResponse | None, int]:
-        """Tell how far a task of this store is; (None, TASK_NOT_FOUND) for another."""
+        """Return a task's progress; (None, TASK_NOT_FOUND) for an unknown task."""
         with self._lock:
             task = self._tasks.get(tuple(task_id))  # type: ignore[arg-type]
         return (None, int(ErrorCode.TASK_NOT_FOUND)) if task is None else (task, 0)
@@ -126,7 +126,7 @@ class Replicas(Calls):
         try:
             task.status = TaskStatus.PROCESSING
             message = _replicate(store, key, targets)
-        except Exception as error:  # a closed store, a master that is away, …
+        except Exception as error:  # a closed store, an unreachable master, …
             message = str(error) or type(error).__name__
         task.message = message
         task.last_updated_at_ms_epoch = unix_ms()
@@ -139,7 +139,7 @@ def _holders(store: Store, key: str) -> set[str]:
 
 
 def _replicate(store: Store, key: str, targets: list[str]) -> str:
-    """Make more replicas; what went wrong, else nothing."""
+    """Create replicas; return an error message, or "" on success."""
     missing = set(targets) - _holders(store, key)
     if not missing:
         return ""
@@ -147,7 +147,7 @@ def _replicate(store: Store, key: str, targets: list[str]) -> str:
     if known is None or data is None:
         return "the object is gone"
     replicas = min(len(known["replicas"]) + len(missing), _MAX_REPLICAS)
-    # A new version with the same bytes: how many replicas an object has is said by its put.
+    # A new version with the same bytes: the number of replicas is set by a put.
     status = store.put(key, data, replicas=replicas, pin=known["pin"], upsert=True)
     if not status.ok:
         return f"the copy was refused: {status}"

@@ -1,4 +1,4 @@
-"""Sessions: an object read, or written, in parts over several calls."""
+"""Mooncake's get and put sessions: objects read or written in parts over several calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Reading:
         self.views = Views(store)
         self.lease = lease
         self.sessions = 1
-        """How many sessions of this store have it open."""
+        """Number of get sessions of this store that have it open."""
 
     def end(self) -> None:
         self.views.release()
@@ -29,7 +29,7 @@ class _Reading:
 
 
 class _Writing:
-    """One object of a put session: its bytes gather here until the end publishes them."""
+    """One object of a put session, whose bytes are collected until its end publishes them."""
 
     def __init__(self, size: int, how: ReplicateConfig) -> None:
         self.memory = bytearray(size)
@@ -45,10 +45,10 @@ class _Writing:
 
 
 class Sessions(Pointers):
-    """The calls of get and put sessions."""
+    """Calls of get and put sessions."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start without sessions."""
         super().__init__()
         self._reading: dict[str, _Reading] = {}
         self._writing: dict[str, _Writing] = {}
@@ -59,7 +59,7 @@ class Sessions(Pointers):
         """Protect objects from eviction until the session ends.
 
         Returns:
-            For each key 0, or a negative code; those with one are not in the session.
+            For each key 0, or a negative code; keys with a negative code are not in the session.
         """
 
         def call(store: Store) -> list[int]:
@@ -79,7 +79,7 @@ class Sessions(Pointers):
                     continue
                 with self._lock:
                     known = self._reading.setdefault(key, _Reading(store, lease))
-                    known.sessions += known.lease is not lease  # another thread was faster
+                    known.sessions += known.lease is not lease  # another thread won the race
                 codes.append(0)
             return codes
 
@@ -95,8 +95,8 @@ class Sessions(Pointers):
         """Read parts of the session's objects to addresses.
 
         Returns:
-            For each key the bytes read in all, or a negative code: OBJECT_NOT_FOUND where it is
-            not in the session, INVALID_PARAMS where a part exceeds the object.
+            For each key the total bytes read, or a negative code: OBJECT_NOT_FOUND where it is not
+            in the session, INVALID_PARAMS where a part exceeds the object.
         """
 
         def read(key: str, pointers: Sequence[int], sizes: Sequence[int], of: Sequence[int]) -> int:
@@ -116,7 +116,7 @@ class Sessions(Pointers):
         return self._each(what, read, keys, all_buffer_ptrs, all_sizes, all_src_offsets)
 
     def batch_get_session_end(self, keys: Sequence[str]) -> int:
-        """End the session of these objects; 0, also for those that had none."""
+        """End the session of these objects; 0, also for objects without a session."""
         for key in keys:
             with self._lock:
                 found = self._reading.get(key)
@@ -138,7 +138,7 @@ class Sessions(Pointers):
     def batch_put_session_start(
         self, keys: Sequence[str], sizes: Sequence[int], config: ReplicateConfig | None = None
     ) -> list[int]:
-        """Begin objects that are written in parts.
+        """Start objects that are written in parts.
 
         Returns:
             For each key 0, OBJECT_ALREADY_EXISTS where it has an object or is being written by
@@ -173,7 +173,7 @@ class Sessions(Pointers):
 
         Returns:
             For each key 0, or a negative code: OBJECT_NOT_FOUND where it is not in the session,
-            INVALID_PARAMS where a part exceeds the size that was said at its start.
+            INVALID_PARAMS where a part exceeds the size given at its start.
         """
 
         def write(
@@ -195,7 +195,7 @@ class Sessions(Pointers):
     def batch_put_session_end(self, keys: Sequence[str]) -> list[int]:
         """Publish the session's objects; for each key 0 or a negative code.
 
-        Bytes that no part wrote are zero. What could not be published is no longer in the session.
+        Bytes that no part wrote are zero. Objects that could not be published leave the session.
         """
 
         def call(store: Store) -> list[int]:
@@ -213,7 +213,7 @@ class Sessions(Pointers):
         return self._codes("batch_put_session_end", call, keys)
 
     def batch_put_session_revoke(self, keys: Sequence[str]) -> list[int]:
-        """Give up the session's objects; for each key 0, or OBJECT_NOT_FOUND."""
+        """Discard the session's objects; for each key 0, or OBJECT_NOT_FOUND."""
         with self._lock:
             return [
                 0 if self._writing.pop(key, None) is not None else int(ErrorCode.OBJECT_NOT_FOUND)
@@ -229,7 +229,7 @@ class Sessions(Pointers):
         keys: Sequence[str],
         *columns: Sequence[Sequence[int]],
     ) -> list[int]:
-        """Run a transfer for each key; INVALID_PARAMS where its lists do not belong together."""
+        """Run a transfer for each key; INVALID_PARAMS where the lengths of its lists differ."""
 
         def call(store: Store) -> list[int]:
             codes = []

@@ -1,4 +1,4 @@
-"""What an engine asks Mooncake's setup for, and Mooncake's own configuration, in kvstore's terms.
+"""Arguments of Mooncake's setup, and Mooncake's own configuration, in kvstore's terms.
 
 The only place that knows Mooncake's configuration keys and its MOONCAKE_* environment names.
 """
@@ -17,8 +17,8 @@ from kvstore.options import read_object, refuse_unknown, require
 from kvstore.sizes import parse_size
 
 NAMESPACE = "mooncake"
-"""The drop-in's objects lie here, apart from those of kvstore's own integrations: engines put all
-that makes pages compatible into Mooncake's keys themselves."""
+"""Namespace of the drop-in's objects, separate from those of kvstore's own integrations: engines
+encode everything that makes pages compatible in Mooncake's keys."""
 
 _DEFAULT_SEGMENT_BYTES = 16 << 20
 _DEFAULT_FILE_SEGMENT_BYTES = 3355443200
@@ -44,20 +44,20 @@ ENVIRONMENT = {
     "MOONCAKE_ENABLE_CLIENT_HTTP_SERVER": "enable_client_http_server",
     "MOONCAKE_CLIENT_HTTP_PORT": "client_http_port",
 }
-# What kvstore has another way for, or no need of: key → why it has no effect here.
+# Settings that kvstore does not need: key → why it has no effect here.
 WITHOUT_EFFECT = {
-    "metadata_server": "the master itself tells where everything is",
+    "metadata_server": "the master itself locates everything",
     "local_buffer_size": "clients read and write the engine's memory directly",
     "protocol": "the client chooses shared memory or TCP by itself",
     "rdma_devices": "the client chooses shared memory or TCP by itself",
     "engine": "no transfer engine is needed",
     "ipc_socket_path": "nodes of this host are found through the master",
-    "enable_ssd_offload": "NVMe is a tier of kvstore-node: nvme_dir and nvme_size there",
-    "ssd_offload_path": "NVMe is a tier of kvstore-node: nvme_dir and nvme_size there",
-    "enable_client_http_server": "clients are seen in the metrics of their host's node",
-    "client_http_port": "clients are seen in the metrics of their host's node",
+    "enable_ssd_offload": "the NVMe tier belongs to kvstore-node: nvme_dir and nvme_size there",
+    "ssd_offload_path": "the NVMe tier belongs to kvstore-node: nvme_dir and nvme_size there",
+    "enable_client_http_server": "clients appear in the metrics of their host's node",
+    "client_http_port": "clients appear in the metrics of their host's node",
 }
-# Values that say "not used", so that nothing is to be said about them.
+# Values that mean "not used" and need no remark.
 _QUIET = (None, "", 0, False, "0", "false", "False", "tcp", "P2PHANDSHAKE")
 
 
@@ -89,7 +89,7 @@ class Settings:
         return [one.strip() for one in self.master_server_addr.split(",") if one.strip()]
 
     def without_effect(self) -> dict[str, str]:
-        """Return what was asked for and has no effect here: key → why."""
+        """Return the given settings that have no effect here: key → why."""
         return {key: why for key, why in WITHOUT_EFFECT.items() if getattr(self, key) not in _QUIET}
 
 
@@ -99,23 +99,23 @@ _FLAGS = ("enable_ssd_offload", "enable_client_http_server")
 
 
 def settings(values: Mapping[str, Any]) -> Settings:
-    """Check what setup was given.
+    """Check the arguments of setup.
 
     Args:
         values: by Mooncake's names, in either spelling; values of a dict may all be strings.
 
     Returns:
-        The settings. What is missing comes from the environment: KVSTORE_TOKEN_FILE.
+        The settings. A missing token_file comes from the environment: KVSTORE_TOKEN_FILE.
 
     Raises:
-        InvalidArgumentError: A key is unknown, missing or twice there, or a value is wrong.
+        InvalidArgumentError: A key is unknown, missing or given twice, or a value is wrong.
     """
     refuse_unknown(values, [*_KEYS, *SPELLINGS])
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = SPELLINGS.get(name, name)
         if key in found and found[key] != value:
-            raise InvalidArgumentError(f"{key!r} is there twice, in two spellings")
+            raise InvalidArgumentError(f"{key!r} is given twice, in two spellings")
         found[key] = value
     require(("local_hostname", "metadata_server", "master_server_addr"), found)
     found.setdefault("token_file", os.environ.get("KVSTORE_TOKEN_FILE") or None)
@@ -125,8 +125,8 @@ def settings(values: Mapping[str, Any]) -> Settings:
     for address in typed.masters:
         if address.startswith(("etcd://", "redis://", "k8s://")):
             raise InvalidArgumentError(
-                f"master_server_addr {address!r}: name kvstore's masters themselves, host:port, "
-                "several with commas between"
+                f"master_server_addr {address!r}: use the addresses of kvstore's masters, "
+                "host:port, separated by commas"
             )
     return typed
 
@@ -143,21 +143,21 @@ def _typed(key: str, value: Any) -> Any:
         try:
             return int(value)
         except (TypeError, ValueError):
-            raise InvalidArgumentError(f"{key!r} is no number: {value!r}") from None
+            raise InvalidArgumentError(f"{key!r} is not a number: {value!r}") from None
     if key == "tenant_id":
         return str(value).strip() or "default" if value is not None else "default"
     if key == "engine" or (key == "token_file" and value is None):
         return value
     if not isinstance(value, str):
-        raise InvalidArgumentError(f"{key!r} is no string: {value!r}")
+        raise InvalidArgumentError(f"{key!r} is not a string: {value!r}")
     return value
 
 
 def truth(key: str, value: Any) -> bool:
-    """Read a flag as Mooncake's files and environment write it.
+    """Read a flag in the spelling of Mooncake's files and environment.
 
     Raises:
-        InvalidArgumentError: It is neither.
+        InvalidArgumentError: It is neither true nor false.
     """
     text = str(value).strip().lower()
     if text in ("true", "1", "yes", "on", "enable"):
@@ -171,16 +171,16 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a config.json of Mooncake.
 
     Returns:
-        Its keys and values as they stand there.
+        Its keys and values.
 
     Raises:
-        InvalidArgumentError: It cannot be read, or is not a JSON object.
+        InvalidArgumentError: The file cannot be read, or is not a JSON object.
     """
     return read_object(path, json.loads, f"{path}: ")
 
 
 def from_environment() -> dict[str, Any]:
-    """Collect MOONCAKE_*: the file that MOONCAKE_CONFIG_PATH names, else the single names.
+    """Read the MOONCAKE_* environment: the file of MOONCAKE_CONFIG_PATH, else single variables.
 
     Returns:
         Keys of config.json and their values; empty when nothing is set.
@@ -223,7 +223,7 @@ class MooncakeConfig:
 
     @staticmethod
     def load_from_env() -> MooncakeConfig:
-        """Read what the environment names.
+        """Read the environment.
 
         Raises:
             ValueError: Neither MOONCAKE_CONFIG_PATH nor MOONCAKE_MASTER is set, or a value is

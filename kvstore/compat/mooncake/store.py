@@ -37,22 +37,22 @@ _REQUIRED = 7
 
 
 class MooncakeDistributedStore(Tensors, Sessions, Replicas):
-    """A store as Mooncake's Python interface has it; `setup` connects it, `close` ends it.
+    """A store with Mooncake's Python interface; `setup` connects it, `close` disconnects it.
 
-    Thread-safe. Calls answer numbers: 0, counts and sizes, or a negative code (`codes.ErrorCode`);
-    they raise nothing but what Python itself raises for a wrong number of arguments. Objects are
-    verified on every read; what fails is a miss.
+    Thread-safe. Calls return numbers: 0, counts and sizes, or a negative code (`codes.ErrorCode`);
+    they raise only TypeError, for a wrong number of arguments. Objects are verified on every read;
+    failures become misses.
     """
 
     def __init__(self) -> None:
-        """Make a store that is not connected yet."""
+        """Create a store that is not connected yet."""
         super().__init__()
         self._settings: Settings | None = None
         self._node: MemberNode | None = None
         self._pool = MooncakeHostMemAllocator()
 
     def setup(self, *args: Any, **kwargs: Any) -> int:
-        """Connect to the cluster, and lend it memory.
+        """Connect to the cluster and lend it memory.
 
         Args:
             *args: a dict by Mooncake's names, in either spelling (`master_server_addr` or
@@ -62,11 +62,11 @@ class MooncakeDistributedStore(Tensors, Sessions, Replicas):
             **kwargs: the same by name; `tenant_id` is the tenant.
 
         Returns:
-            0, or a negative code; the log says what is wrong. With `global_segment_size` above 0
-            this process then carries a node of the cluster, which ends with it.
+            0, or a negative code; the log states the reason. With `global_segment_size` above 0
+            this process then also runs a node of the cluster.
 
         Raises:
-            TypeError: As for any call in Python: too few or too many arguments, an unknown keyword.
+            TypeError: Too few or too many arguments, or an unknown keyword.
         """
         if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
             return self._setup(args[0])
@@ -77,7 +77,7 @@ class MooncakeDistributedStore(Tensors, Sessions, Replicas):
     def _setup(self, values: Mapping[str, Any]) -> int:
         with self._lock:
             if self._store is not None:
-                log.error("mooncake drop-in: setup of a store that is set up; close it first")
+                log.error("mooncake drop-in: the store is already set up; close it first")
                 return int(ErrorCode.INVALID_PARAMS)
             try:
                 wanted = settings(values)
@@ -136,7 +136,7 @@ class MooncakeDistributedStore(Tensors, Sessions, Replicas):
         )
 
     def init_all(self, protocol: str, device_name: str, mount_segment_size: int = 16 << 20) -> int:
-        """Connect as the MOONCAKE_* environment says, lending `mount_segment_size` bytes."""
+        """Connect as configured by the MOONCAKE_* environment; lend `mount_segment_size` bytes."""
         try:
             found = {"local_hostname": "localhost", "metadata_server": ""} | from_environment()
         except InvalidArgumentError as error:
@@ -146,7 +146,7 @@ class MooncakeDistributedStore(Tensors, Sessions, Replicas):
         return self._setup(found | given | {"global_segment_size": mount_segment_size})
 
     def health_check(self) -> int:
-        """Say how it is: 0, 1 not set up or closed, 2 the master cannot be reached."""
+        """Return 0 if healthy, 1 if not set up or closed, 2 if the master cannot be reached."""
         if self._store is None:
             return 1
         present = self.is_exist("kvstore-health")
@@ -159,11 +159,11 @@ class MooncakeDistributedStore(Tensors, Sessions, Replicas):
         return self._settings.local_hostname if self._settings is not None else ""
 
     def alloc_from_mem_pool(self, size: int) -> int:
-        """Map memory for the engine; its address, or 0. It stays until the process ends."""
+        """Map memory for the engine; return its address, or 0. It stays until the process exits."""
         return self._pool.alloc(size)
 
     def close(self) -> int:
-        """Disconnect; this process's node leaves the cluster, and its objects with it.
+        """Disconnect; this process's node leaves the cluster, and its objects are lost.
 
         Returns:
             0, also the second time.
@@ -207,15 +207,15 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         values[name] = value
     missing = [name for name in _POSITIONAL[:_REQUIRED] if name not in values]
     if missing:
-        raise TypeError(f"setup() misses {', '.join(missing)}")
+        raise TypeError(f"setup() is missing {', '.join(missing)}")
     return values
 
 
 class MooncakeDistributedStoreAsync(MooncakeDistributedStore):
-    """The same with an awaitable `async_…` twin of every call, run on the loop's executor."""
+    """Adds an awaitable `async_…` variant of every call, run on the loop's executor."""
 
     def __getattr__(self, name: str) -> Any:
-        """Make the twin of a call.
+        """Make the awaitable variant of a call.
 
         Raises:
             AttributeError: There is no such call.

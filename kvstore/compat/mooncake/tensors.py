@@ -1,4 +1,4 @@
-"""Tensors: with a header that says what they are, whole or as the shards of tensor parallelism."""
+"""Tensors with a descriptive header, whole or as shards of tensor parallelism."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def shard_key(key: str, rank: int) -> str:
 
 
 class Tensors(Pointers):
-    """The calls about tensors; torch's, and NumPy's arrays too.
+    """Calls about torch's tensors and NumPy's arrays.
 
-    Shards: a `*_with_tp` call with `tp_size` above 1 keeps the tensor as `tp_size` objects, split
-    evenly along `split_dim`; a put stores all of them whatever its `tp_rank`, a get reads that of
-    its `tp_rank`.
+    Shards: a `*_with_tp` call with `tp_size` above 1 stores the tensor as `tp_size` objects, split
+    evenly along `split_dim`; a put stores all of them regardless of its `tp_rank`, a get reads the
+    one of its `tp_rank`.
     """
 
     # --- writing ---
@@ -230,7 +230,7 @@ class Tensors(Pointers):
             for pointer, size in zip(pointers, sizes, strict=True):
                 length = _tensor_bytes(bytes_at(pointer, size))
                 if length is None:
-                    raise InvalidArgumentError("no whole tensor lies there")
+                    raise InvalidArgumentError("there is no complete tensor at that address")
                 exact.append(length)
             return self._put_gathered(store, keys, pointers, exact, self._kept(None), upsert)
 
@@ -239,11 +239,11 @@ class Tensors(Pointers):
     # --- reading ---
 
     def get_tensor(self, key: str) -> Any:
-        """Read a tensor; None when it is absent or no tensor."""
+        """Read a tensor; None when it is absent or not a tensor."""
         return self.batch_get_tensor([key])[0]
 
     def batch_get_tensor(self, keys: Sequence[str]) -> list[Any]:
-        """Read several tensors; None for each that is absent or no tensor."""
+        """Read several tensors; None for each that is absent or not a tensor."""
         return [self._made(key, found) for key, found in self._read(keys)]
 
     def get_tensor_with_tp(
@@ -303,7 +303,7 @@ class Tensors(Pointers):
         return list(zip(keys, self.batch_get_buffer(keys), strict=True))
 
     def _made(self, key: str, stored: Any) -> Any:
-        """Make the tensor of an object's bytes; None for none, and where they are no tensor."""
+        """Make the tensor of an object's bytes; None without bytes, or if they are not a tensor."""
         if stored is None:
             return None
         try:
@@ -318,23 +318,25 @@ def _names(keys: Sequence[str], rank: int, size: int) -> list[str]:
 
 
 def _tensor_bytes(memory: memoryview) -> int | None:
-    """Length of the tensor, header included, at the start of some memory; None for no whole one."""
+    """Return the length of the tensor, with its header, at an address; None if incomplete."""
     found = parse_header(memory)
     length = 0 if found is None else found[1] + found[0].size_bytes
     return length if 0 < length <= len(memory) else None
 
 
 def split(tensor: Any, parts: int, dimension: int) -> list[Any]:
-    """Cut a tensor into equal parts along a dimension.
+    """Split a tensor into equal parts along a dimension.
 
     Raises:
         InvalidArgumentError: There is no such dimension, or it does not divide evenly.
     """
     shape = tuple(int(size) for size in tensor.shape)
     if parts < 1 or not -len(shape) <= dimension < len(shape):
-        raise InvalidArgumentError(f"no {parts} parts along dimension {dimension} of {shape}")
+        raise InvalidArgumentError(
+            f"cannot split dimension {dimension} of {shape} into {parts} parts"
+        )
     if shape[dimension] % parts:
-        raise InvalidArgumentError(f"dimension {dimension} of {shape} is no multiple of {parts}")
+        raise InvalidArgumentError(f"dimension {dimension} of {shape} is not a multiple of {parts}")
     step = shape[dimension] // parts
     shards = []
     for part in range(parts):
@@ -345,5 +347,5 @@ def split(tensor: Any, parts: int, dimension: int) -> list[Any]:
 
 
 def metadata_size() -> int:
-    """Return how many bytes lie at most before a tensor's own, of up to 8 dimensions."""
+    """Return the largest header size in bytes for tensors of up to 8 dimensions."""
     return header_bytes(_USUAL_DIMENSIONS)

@@ -1,4 +1,4 @@
-"""The small values of Mooncake's Python interface: configuration, descriptors, tasks, enums."""
+"""Value types of Mooncake's Python interface: configuration, descriptors, tasks, enums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvstore.client.answers import MAX_REPLICAS, PinLevel
 
 
 class ObjectDataType(IntEnum):
-    """What an object is; kvstore keeps them all alike."""
+    """Kind of an object; kvstore treats all kinds alike."""
 
     UNKNOWN = 0
     KVCACHE = 1
@@ -25,7 +25,7 @@ class ObjectDataType(IntEnum):
 
 
 class SoftPinAction(IntEnum):
-    """What a put does to the soft pin."""
+    """Effect of a put on the soft pin."""
 
     PRESERVE = 0
     ENABLE = 1
@@ -33,7 +33,7 @@ class SoftPinAction(IntEnum):
 
 
 class ReplicaStatus(IntEnum):
-    """State of a replica. What kvstore tells of is always COMPLETE."""
+    """State of a replica; always COMPLETE in kvstore."""
 
     UNDEFINED = 0
     INITIALIZED = 1
@@ -51,7 +51,7 @@ class TaskType(IntEnum):
 
 
 class TaskStatus(IntEnum):
-    """How far a task is."""
+    """Progress of a task."""
 
     PENDING = 0
     PROCESSING = 1
@@ -61,10 +61,10 @@ class TaskStatus(IntEnum):
 
 @dataclass(slots=True)
 class ReplicateConfig:
-    """How an object is to be kept.
+    """Storage options of an object.
 
     Carried over: `replica_num`, `with_soft_pin` (also as `soft_pin_action`) and `with_hard_pin`.
-    Accepted without effect: where it is to lie (placement is the cluster's policy), groups,
+    Accepted without effect: preferred segments (placement is the cluster's policy), groups,
     sessions and data types.
     """
 
@@ -85,12 +85,12 @@ class ReplicateConfig:
 
     @property
     def replicas(self) -> int:
-        """How many nodes shall hold the object, within kvstore's limits."""
+        """Number of nodes that hold the object, within kvstore's limits."""
         return min(max(int(self.replica_num), 1), MAX_REPLICAS)
 
     @property
     def pin(self) -> PinLevel | None:
-        """The pin that this asks for."""
+        """The requested pin."""
         if self.with_hard_pin:
             return "hard"
         soft = self.with_soft_pin or self.soft_pin_action == SoftPinAction.ENABLE
@@ -99,7 +99,7 @@ class ReplicateConfig:
 
 @dataclass(frozen=True, slots=True)
 class BufferDescriptor:
-    """Where a replica in memory lies: the node's name. An address means nothing elsewhere."""
+    """Location of a replica in memory: the node's name. Addresses are meaningless elsewhere."""
 
     size: int
     transport_endpoint: str
@@ -153,7 +153,7 @@ class ReplicaDescriptor:
         return self.tier == "nvme"
 
     def get_memory_descriptor(self) -> MemoryDescriptor:
-        """Where it lies.
+        """Return its location.
 
         Raises:
             RuntimeError: It is not in memory.
@@ -163,7 +163,7 @@ class ReplicaDescriptor:
         return MemoryDescriptor(BufferDescriptor(self.size, self.node_id))
 
     def get_disk_descriptor(self) -> DiskDescriptor:
-        """Where it lies.
+        """Return its location.
 
         Raises:
             RuntimeError: It is not on NVMe.
@@ -175,7 +175,7 @@ class ReplicaDescriptor:
 
 @dataclass(slots=True)
 class QueryTaskResponse:
-    """What is known of a task."""
+    """State of a task."""
 
     id: tuple[int, int] = (0, 0)
     type: TaskType = TaskType.REPLICA_COPY
@@ -200,14 +200,14 @@ class ParallelAxis:
 
 @dataclass(slots=True)
 class TensorParallelism:
-    """Which shard: an ordered list of axes."""
+    """Identity of a shard: an ordered list of axes."""
 
     axes: list[ParallelAxis] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class ReadTarget:
-    """What a reader wants: "as_stored", one "shard", or the "full" tensor."""
+    """Requested form of a tensor: "as_stored", one "shard", or the "full" tensor."""
 
     mode: str = "as_stored"
     parallelism: TensorParallelism | None = None

@@ -6,7 +6,7 @@ extra_config:
   remote_storage_plugin.kvstore.class_name: KVStoreAdapter
   remote_storage_plugin.kvstore.master: 127.0.0.1:50051
 
-`options.Options` lists what else may be set, each under the plug-in's name. A second instance is
+`options.Options` lists all options, each prefixed by the plug-in's name. A second instance is
 called "kvstore.<name>". Only `connector` imports LMCache.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Load the plug-in when LMCache asks for it: it derives from LMCache's classes.
+        """Load the plug-in when it is first accessed: it derives from LMCache's classes.
 
         Source: PEP 562.
         """

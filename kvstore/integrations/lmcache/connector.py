@@ -19,7 +19,7 @@ from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 from kvstore.client.lookup import Lookup
 from kvstore.clock import monotonic_ns
 from kvstore.errors import MissReason, Status
-from kvstore.integrations.guard import AWAY, Guard
+from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.identity import namespace_of
 from kvstore.integrations.link import Link
 from kvstore.integrations.lmcache.options import Options
@@ -57,11 +57,11 @@ class KVStoreRemoteConnector(RemoteConnector):
 
     A chunk is one object: LMCache's description of it, unless save_chunk_meta is false, then its
     bytes, moved straight between LMCache's memory and the store. Calls run in threads: LMCache's
-    loop never waits. Whatever fails is a miss.
+    loop never waits. Failures become misses.
     """
 
     def __init__(self, context: ConnectorContext) -> None:
-        """Take LMCache's context; connects when it is first used.
+        """Read the options from LMCache's context; connects when it is first used.
 
         Raises:
             ValueError: The plug-in's options are wrong.
@@ -74,7 +74,7 @@ class KVStoreRemoteConnector(RemoteConnector):
         self._chunk_tokens = context.metadata.chunk_size
         self._layerwise = bool(context.config.use_layerwise)
         self._guard = Guard("LMCache", prefill_tokens_per_s=options.prefill_tokens_per_s)
-        # Of the reads alone: a master that answers lookups says nothing of a node that hangs.
+        # For reads only: a master that answers lookups does not mean that no node hangs.
         self._reads = Guard("LMCache")
         namespace = self._namespace(context, options)
         self._link = Link(self._guard, lambda: options.open_store(namespace))
@@ -107,15 +107,15 @@ class KVStoreRemoteConnector(RemoteConnector):
         return self.batched_contains([key]) == 1
 
     def support_batched_contains(self) -> bool:
-        """Say that a list of keys is one question."""
+        """Say that a list of keys is looked up in one call."""
         return True
 
     def batched_contains(self, keys: list[Any]) -> int:
         """Return how many leading chunks can be read; the caller's thread waits for the store."""
-        if self._reads.resting():
+        if self._reads.skips():
             return 0
         names = [key.to_string() for key in keys]
-        found = self._link.call("lookup", lambda store: store.lookup(names), None, _is_away)
+        found = self._link.call("lookup", lambda store: store.lookup(names), None, _is_unreachable)
         return len(found) if found is not None and found and self._guard.worth_fetching() else 0
 
     async def batched_async_contains(
@@ -130,7 +130,7 @@ class KVStoreRemoteConnector(RemoteConnector):
     # --- reading ---
 
     async def get(self, key: Any) -> Any:
-        """Read a chunk into memory of LMCache's; None when it does not come."""
+        """Read a chunk into LMCache's memory; None on a miss."""
         (found,) = await self.batched_get([key])
         return found
 
@@ -139,14 +139,14 @@ class KVStoreRemoteConnector(RemoteConnector):
         return True
 
     async def batched_get(self, keys: list[Any]) -> list[Any]:
-        """Read chunks into memory of LMCache's; None for each that does not come."""
+        """Read chunks into LMCache's memory; None for each miss."""
         if not keys:
             return []
         names = [key.to_string() for key in keys]
         return await self._in_thread(lambda: self._read(names), _give_back)
 
     async def batched_get_non_blocking(self, lookup_id: str, keys: list[Any]) -> list[Any]:
-        """Read chunks; returns those before the first that does not come."""
+        """Read chunks; return those before the first miss."""
         found = await self.batched_get(keys)
         length = next((i for i, one in enumerate(found) if one is None), len(found))
         _give_back(found[length:])
@@ -160,7 +160,7 @@ class KVStoreRemoteConnector(RemoteConnector):
         return found
 
     def _read_plain(self, names: list[str]) -> list[Any]:
-        """Read chunks that are nothing but their bytes; a short one is a prompt's last."""
+        """Read chunks without a description; a short one is a prompt's last."""
         chunks = self._full_chunks(len(names))
         sizes = self._get_into(
             names,
@@ -173,13 +173,13 @@ class KVStoreRemoteConnector(RemoteConnector):
                 if size > 0:
                     found[i] = self.reshape_partial_chunk(chunk, size)
             except ValueError as error:
-                self._guard.say("partial chunk", f"{names[i]} is no chunk: {error}")
+                self._guard.say("partial chunk", f"{names[i]} is not a chunk: {error}")
             if found[i] is None:
                 chunk.ref_count_down()
         return found
 
     def _read_described(self, names: list[str]) -> list[Any]:
-        """Read chunks with their description: a full one in place, any other by a copy."""
+        """Read chunks with their description: full ones in place, others through a copy."""
         header_bytes = self.remote_metadata_bytes
         found: list[Any] = [None] * len(names)
         others = list(range(len(names)))
@@ -221,21 +221,21 @@ class KVStoreRemoteConnector(RemoteConnector):
                 described.shapes, described.dtypes, described.fmt, busy_loop=False
             )
         except (KeyError, ValueError) as error:  # a description of another version
-            self._guard.say("description", f"{name} is described in another way: {error}")
+            self._guard.say("description", f"{name} has an unknown description: {error}")
             return None
         if chunk is None:
             self._guard.count("no_memory")
             return None
         body = len(data) - header_bytes
         if body != described.length or body != chunk.get_size():
-            self._guard.say("length", f"{name} is not as long as it is described")
+            self._guard.say("length", f"the length of {name} differs from its description")
             chunk.ref_count_down()
             return None
         ctypes.memmove(chunk.data_ptr, data[header_bytes:], body)
         return chunk
 
     def _full_chunks(self, count: int) -> list[Any]:
-        """Allocate full chunks; fewer than asked for when LMCache's memory is short."""
+        """Allocate full chunks; fewer than requested when LMCache's memory is short."""
         chunks = []
         for _ in range(count):
             chunk = self._memory.allocate(
@@ -251,17 +251,17 @@ class KVStoreRemoteConnector(RemoteConnector):
         self, names: list[str], pointers: list[list[int]], sizes: list[list[int]]
     ) -> list[int]:
         wanted = names[: len(pointers)]
-        away = [int(Status.Unavailable)] * len(wanted)
+        unreachable = [int(Status.Unavailable)] * len(wanted)
 
         def read() -> list[int]:
             return self._link.call(
                 "load",
                 lambda store: store.batch_get_into_pointers(wanted, pointers, sizes),
-                away,
-                _says_away,
+                unreachable,
+                _says_unreachable,
             )
 
-        return self._reads.call("load", read, away, _says_away)
+        return self._reads.call("load", read, unreachable, _says_unreachable)
 
     # --- writing ---
 
@@ -274,7 +274,7 @@ class KVStoreRemoteConnector(RemoteConnector):
         return True
 
     async def batched_put(self, keys: Sequence[Any], memory_objs: Sequence[Any]) -> None:
-        """Store chunks; a chunk that does not get there is a miss later."""
+        """Store chunks; a chunk that could not be stored is a miss later."""
         if not keys:
             return
         names = [key.to_string() for key in keys]
@@ -293,7 +293,7 @@ class KVStoreRemoteConnector(RemoteConnector):
                 "save",
                 lambda store: store.batch_put_from(names, pointers, sizes, replicas=self._replicas),
                 no_statuses,
-                _says_away,
+                _says_unreachable,
             )
             failed = sum(status not in _STORED for status in statuses)
             self._guard.count("chunks_saved", len(statuses) - failed)
@@ -317,7 +317,7 @@ class KVStoreRemoteConnector(RemoteConnector):
         pieces.append((chunk.data_ptr, chunk.get_size(), chunk))
         return pieces
 
-    # --- the rest ---
+    # --- keys, health and end ---
 
     def remove_sync(self, key: Any) -> bool:
         """Remove a chunk; the caller's thread waits for the store."""
@@ -339,11 +339,11 @@ class KVStoreRemoteConnector(RemoteConnector):
         return await self._in_thread(self._ping, _nothing)
 
     def _ping(self) -> int:
-        found = self._link.call("ping", lambda store: store.lookup(["ping"]), None, _is_away)
-        return 1 if found is None or _is_away(found) else 0
+        found = self._link.call("ping", lambda store: store.lookup(["ping"]), None, _is_unreachable)
+        return 1 if found is None or _is_unreachable(found) else 0
 
     async def close(self) -> None:
-        """Close the store; calls that run end."""
+        """Close the store and end running calls."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -351,7 +351,7 @@ class KVStoreRemoteConnector(RemoteConnector):
         self._link.close()
 
     async def _in_thread(self, function: Callable[[], _T], if_unwanted: Callable[[_T], None]) -> _T:
-        """Run a function in a thread; what it returns after its caller has gone is cleaned up."""
+        """Run a function in a thread; its result is cleaned up if the caller was cancelled."""
         future = self._threads.submit(function)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -361,7 +361,7 @@ class KVStoreRemoteConnector(RemoteConnector):
 
 
 def _describes(header: bytes, chunk: Any) -> bool:
-    """Say whether a stored description is that of the full chunk it was read into."""
+    """Say whether a stored description matches the full chunk that it was read into."""
     try:
         described = RemoteMetadata.deserialize(header)
     except (KeyError, ValueError):
@@ -374,12 +374,12 @@ def _describes(header: bytes, chunk: Any) -> bool:
     )
 
 
-def _is_away(found: Lookup | None) -> bool:
+def _is_unreachable(found: Lookup | None) -> bool:
     return found is not None and not len(found) and found.reason is MissReason.Unavailable
 
 
-def _says_away(rows: Sequence[int]) -> bool:
-    return any(row in AWAY for row in rows)
+def _says_unreachable(rows: Sequence[int]) -> bool:
+    return any(row in UNREACHABLE for row in rows)
 
 
 def _give_back(chunks: Sequence[Any]) -> None:

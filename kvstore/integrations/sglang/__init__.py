@@ -2,14 +2,14 @@
 
 SGLang loads it by `--hicache-storage-backend dynamic` with `module_path`
 "kvstore.integrations.sglang" and `class_name` "KVStoreHiCache". Importing this package imports
-nothing of SGLang; asking it for the class does, since that derives from SGLang's own.
+nothing of SGLang; accessing the class does, since it derives from SGLang's own.
 
-settings  what the user may say
-naming    which pages are compatible, and what a page's objects are called
-hits      which prefixes a request can be resumed at
+options   settings of the operator
+naming    which pages are compatible, and the names of a page's objects
+hits      prefixes at which a request can be resumed
 pools     from SGLang's page indices to the addresses of its host memory
-backend   all of the storage interface, without SGLang
-hicache   the class that SGLang is given
+backend   the whole storage interface, without SGLang
+hicache   the class that SGLang loads
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["KVStoreHiCache"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the class for SGLang when it is asked for (PEP 562)."""
+    """Load the class when it is first accessed (PEP 562)."""
     if name == "KVStoreHiCache":
         from kvstore.integrations.sglang.hicache import KVStoreHiCache
 

@@ -1,8 +1,8 @@
-"""All of SGLang's storage interface, without SGLang: failures are misses, and nothing escapes.
+"""SGLang's whole storage interface, without SGLang: failures become misses, nothing is raised.
 
 An exception in one of SGLang's storage threads ends them, and with them this cache level, for the
-life of the process. So every call goes through the guard: what fails is counted, said once, and is
-a miss; a store that is away is asked again every few seconds by one call for all.
+life of the process. Every call therefore goes through the guard: failures are counted, logged once,
+and become misses; an unreachable store is tried again every few seconds by one call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import ClosedError, MissReason, Status, UnavailableError
-from kvstore.integrations.guard import AWAY, Guard
+from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.identity import peers_that_share_no_key
 from kvstore.integrations.sglang import hits
 from kvstore.integrations.sglang.naming import Ranks, pages_namespace
@@ -28,31 +28,31 @@ from kvstore.limits import MAX_BATCH_KEYS
 
 _BATCH_PAGES = 128  # as many as SGLang moves at a time: each call's deadline covers these
 # No page has this key. A batch with a parent is a chain, whose tail is evicted before its head;
-# what comes before the batch SGLang tells only with hicache_storage_pass_prefix_keys.
+# SGLang names the page before it only with hicache_storage_pass_prefix_keys.
 _UNKNOWN_PARENT = "-"
-_KEPT_TRANSFERS = 1000  # of each kind, for an SGLang that never asks
+_KEPT_TRANSFERS = 1000  # of each kind, in case SGLang never collects them
 
 _log = logging.getLogger("kvstore.integrations")
 
 
 @dataclass
 class _Answer:
-    """What a batch of reads or writes came to."""
+    """Result of a batch of reads or writes."""
 
     pages: list[bool]
     nbytes: int = 0
-    away: bool = False
+    unreachable: bool = False
 
 
 class HiCacheBackend:
     """A HiCache storage backend on kvstore; thread-safe.
 
-    Works with every layout of host memory that tells its pages' addresses (zero-copy), and with the
-    others through flat pages.
+    Pages of host memory layouts with known addresses are moved without a copy, all others as flat
+    pages.
     """
 
     def __init__(self, storage_config: Any, kwargs: Mapping[str, Any] | None = None) -> None:
-        """Check what the user said; the store is opened when the host pool is registered.
+        """Check the options; the store is opened when the host pool is registered.
 
         Args:
             storage_config: SGLang's HiCacheStorageConfig.
@@ -65,20 +65,20 @@ class HiCacheBackend:
         self._ranks = Ranks.of(storage_config)
         self._model = str(storage_config.model_name or "")
         self._guard = Guard("sglang", prefill_tokens_per_s=self.options.prefill_tokens_per_s)
-        # Breakers of their own: the master may answer every lookup while no node can be reached.
+        # Separate breakers: the master may answer every lookup while no node can be reached.
         self._moves = {"get": Guard("sglang"), "set": Guard("sglang")}
         self._pools: dict[str, Pool] = {}
         self._namespace = ""
-        self._opening = threading.Lock()  # held while connecting, which may take its time
+        self._opening = threading.Lock()  # held while connecting, which may take long
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._closed = False
         self._transfers = _no_transfers()
 
-    # --- what only SGLang can tell; its subclass does ---
+    # --- provided by the subclass that imports SGLang ---
 
     def weights(self) -> dict[str, object]:
-        """Return what tells this engine's weights from others of the same model name."""
+        """Return facts that distinguish this engine's weights from others of the same name."""
         return {"revision": self.options.weights_revision}
 
     def probe(self) -> str:
@@ -88,15 +88,15 @@ class HiCacheBackend:
     # --- start and end ---
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
-        """Take the host pool of the model's KV and open the store.
+        """Register the host pool of the model's KV and open the store.
 
-        A store that cannot be reached now is no reason not to start: it is tried again.
+        The engine starts even if the store cannot be reached; it is tried again later.
 
         Args:
             mem_pool_host: SGLang's HostKVCache, whose memory stays where it is.
 
         Raises:
-            KvstoreError: Something the user has to fix: a wrong address, token, tenant or version.
+            KvstoreError: The operator has to fix something: address, token, tenant or version.
         """
         self.mem_pool_host = mem_pool_host
         self._pools[KV] = Pool(KV, mem_pool_host, self._ranks)
@@ -111,18 +111,18 @@ class HiCacheBackend:
             self._guard.say("connect", f"starting without the store: {error}")
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
-        """Take a further pool of a hybrid model; the KV's own is known already."""
+        """Register a further pool of a hybrid model; the KV's own is already registered."""
         name = _name_of(host_pool_name)
         if name != KV:
             self._pools[name] = Pool(name, host_pool, self._ranks)
 
     @property
     def namespace(self) -> str:
-        """Where this engine's pages are, as `kvstore flush --namespace` takes it."""
+        """Namespace of this engine's pages, for `kvstore flush --namespace`."""
         return self._namespace
 
     def close(self) -> None:
-        """Give the store back; later calls are misses. Does nothing the second time."""
+        """Close the store; later calls are misses. Does nothing the second time."""
         with self._lock:
             closed, self._closed = self._closed, True
             store, self._store = self._store, None
@@ -132,14 +132,14 @@ class HiCacheBackend:
             store.close()
 
     def clear(self) -> bool:
-        """Make every page of this engine's namespace unreachable; says whether all nodes did."""
+        """Flush this engine's namespace; return whether all nodes have applied it."""
         status = self._guard.call("clear", lambda: self._open().flush(), Status.Unavailable)
         if status != Status.Ok:
             self._guard.say("clear", f"clear: {status}, some pages may still be found")
         return status == Status.Ok
 
     def counters(self) -> dict[str, int | float]:
-        """Return what was counted since the start: pages, bytes, failures, the guard's state."""
+        """Return the counters since the start: pages, bytes, failures, the guard's state."""
         counted = Counter(self._guard.stats())
         rate = counted.pop("fetched_tokens_per_s")
         for guard in self._moves.values():
@@ -153,17 +153,17 @@ class HiCacheBackend:
             taken, self._transfers = self._transfers, _no_transfers()
         return taken
 
-    # --- is it there? ---
+    # --- lookups ---
 
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
         """Count the leading pages that can be read now.
 
         Args:
             keys: SGLang's hashes, a chain.
-            extra_info: what comes before them; not needed.
+            extra_info: the pages before them; not needed.
 
         Returns:
-            Pages; 0 also when the store is away, or slower than computing.
+            Pages; 0 also when the store is unreachable or slower than computing.
         """
         if not keys or not self._may_fetch():
             return 0
@@ -189,7 +189,7 @@ class HiCacheBackend:
 
         Returns:
             The longest prefix that every pool can serve, in pages; by pool the longest that it can,
-            where that is not 0; all lengths that every pool can serve.
+            unless that is 0; all lengths that every pool can serve.
         """
         nothing: tuple[int, dict[Any, int], list[int]] = (0, {}, [])
         if not keys or not self._may_fetch():
@@ -214,11 +214,11 @@ class HiCacheBackend:
         Args:
             keys: SGLang's hashes.
             host_indices: of the tokens there, a page size for each key.
-            extra_info: what comes before them; not needed.
+            extra_info: the pages before them; not needed.
 
         Returns:
-            For each page whether it is there now, whole and verified; what is in the memory of the
-            others is undefined.
+            For each page whether it was read, whole and verified; the memory of the others is
+            undefined.
         """
         if self._is_logical():
             return [True] * len(keys)
@@ -235,7 +235,7 @@ class HiCacheBackend:
             extra_info: `prefix_keys` names the pages before them.
 
         Returns:
-            For each page whether every client of the cluster can read it now; also when it had been
+            For each page whether every client of the cluster can read it now, including pages
             stored before.
         """
         if self._is_logical():
@@ -264,7 +264,7 @@ class HiCacheBackend:
             for transfer in transfers
         }
 
-    # --- the old interface: flat pages in tensors of the caller's ---
+    # --- the old interface: flat pages in the caller's tensors ---
 
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> Any:
         """Read one page into a tensor, or to an address; returns the target, or None on a miss."""
@@ -342,17 +342,17 @@ class HiCacheBackend:
 
         return all(self._batched("set", FLAT, keys, write))
 
-    # --- within ---
+    # --- internals ---
 
     def _may_fetch(self) -> bool:
-        """Say whether pages that were found would be fetched: else a lookup is of no use."""
-        if self._moves["get"].resting():
+        """Say whether found pages would be fetched; otherwise a lookup is useless."""
+        if self._moves["get"].skips():
             self._guard.count("skipped")
             return False
         return self._guard.worth_fetching()
 
     def _open(self) -> Store:
-        """Return the store; connects where that has not worked so far."""
+        """Return the store; connect if that has not succeeded yet."""
         store = self._store
         if store is not None:
             return store
@@ -378,13 +378,15 @@ class HiCacheBackend:
             strangers = peers_that_share_no_key(
                 self.options.open_store, self._model, self._namespace, self.probe()
             )
-        except Exception as error:  # a warning less is no reason to be without the store
+        except Exception as error:  # only a warning is lost
             self._guard.count("peers_failures")
-            self._guard.say("peers", f"other engines of this model are not known: {error}")
+            self._guard.say("peers", f"cannot look for other engines of this model: {error}")
             return
         for stranger in strangers:
             self._guard.count("peers_that_share_no_key")
-            self._guard.say(stranger, f"no page is shared with an engine of this model: {stranger}")
+            self._guard.say(
+                stranger, f"no pages are shared with another engine of this model: {stranger}"
+            )
 
     def _kv_pool(self) -> Pool:
         return self._pools[KV if self.options.interface_v1 else FLAT]
@@ -393,7 +395,7 @@ class HiCacheBackend:
         return KV in self._pools and self._pools[KV].logical
 
     def _prefix(self, pool: Pool, pages: Sequence[str]) -> tuple[int, bool]:
-        """Return how many leading pages are there, and whether nobody could be asked."""
+        """Return the number of leading pages, and whether the store was unreachable."""
         keys = pool.keys(pages)
         stride = pool.objects_per_page
         step = MAX_BATCH_KEYS // stride * stride
@@ -409,8 +411,8 @@ class HiCacheBackend:
     def _resumable(
         self, pages: Sequence[str], transfers: Sequence[Any]
     ) -> tuple[tuple[int, dict[Any, int], list[int]], bool]:
-        """Answer `prefixes_v2`, and say whether nobody could be asked."""
-        longest, away = (
+        """Compute `prefixes_v2`, and say whether the store was unreachable."""
+        longest, unreachable = (
             (len(pages), False) if self._is_logical() else self._prefix(self._kv_pool(), pages)
         )
         by_pool: dict[Any, int] = {KV: longest} if longest else {}
@@ -423,9 +425,9 @@ class HiCacheBackend:
                 break
             pool = self._pools[_name_of(transfer.name)]
             if policy == hits.ALL_PAGES:
-                reached, pool_away = self._prefix(pool, pages[:longest])
+                reached, pool_unreachable = self._prefix(pool, pages[:longest])
                 present = [i < reached for i in range(longest)]
-                away = away or pool_away
+                unreachable = unreachable or pool_unreachable
             else:
                 present = self._present(pool, pages[:longest])
             window = max(1, len(transfer.keys or ()))
@@ -433,7 +435,7 @@ class HiCacheBackend:
             if able:
                 by_pool[transfer.name] = able[-1]
             lengths = sorted(set(lengths) & set(able))
-        return (lengths[-1] if lengths else 0, by_pool, lengths), away
+        return (lengths[-1] if lengths else 0, by_pool, lengths), unreachable
 
     def _present(self, pool: Pool, pages: Sequence[str]) -> list[bool]:
         keys = pool.keys(pages)
@@ -470,18 +472,18 @@ class HiCacheBackend:
         keys: Sequence[str],
         move: Callable[[Sequence[str], int], _Answer],
     ) -> list[bool]:
-        """Move pages batch by batch, each guarded; the rest is a miss once the store is away."""
+        """Move pages in guarded batches; once the store is unreachable all others are misses."""
         there: list[bool] = []
         for first in range(0, len(keys), _BATCH_PAGES):
             pages = keys[first : first + _BATCH_PAGES]
-            lost = _Answer([False] * len(pages), away=True)
+            lost = _Answer([False] * len(pages), unreachable=True)
             started = monotonic_ns()
             answer = self._moves[what].call(
-                what, partial(move, pages, first), lost, lambda a: a.away
+                what, partial(move, pages, first), lost, lambda a: a.unreachable
             )
             self._measure(what, name, answer, monotonic_ns() - started)
             there += answer.pages
-            if answer.away:
+            if answer.unreachable:
                 break
         return there + [False] * (len(keys) - len(there))
 
@@ -495,7 +497,7 @@ class HiCacheBackend:
             self._transfers[what].append((moved, answer.nbytes / took_ns))
 
     def _got(self, name: str, found: list[int], nbytes: int) -> _Answer:
-        """Count what a read of whole pages came to."""
+        """Count the result of reading whole pages."""
         stride = self._pools[name].objects_per_page
         pages = _by_page([size >= 0 for size in found], len(found) // stride)
         self._guard.count("pages_read", sum(pages))
@@ -503,11 +505,13 @@ class HiCacheBackend:
         self._guard.count("bytes_read", nbytes)
         if Status.BufferTooSmall in found:
             self._guard.count("wrong_size")
-            self._guard.say("size", f"pool {name!r}: a stored page has another size; it is a miss")
-        return _Answer(pages, nbytes, _all_away(found))
+            self._guard.say(
+                "size", f"pool {name!r}: a stored page has another size and counts as a miss"
+            )
+        return _Answer(pages, nbytes, _all_unreachable(found))
 
     def _put(self, name: str, statuses: Sequence[Status], sizes: Sequence[Any]) -> _Answer:
-        """Count what a write of whole pages came to."""
+        """Count the result of writing whole pages."""
         stride = self._pools[name].objects_per_page
         pages = _by_page([status.ok for status in statuses], len(statuses) // stride)
         written = [total(size) for size, s in zip(sizes, statuses, strict=True) if s == Status.Ok]
@@ -515,12 +519,12 @@ class HiCacheBackend:
         self._guard.count("pages_not_written", len(pages) - sum(pages))
         self._guard.count("objects_existing", statuses.count(Status.AlreadyExists))
         self._guard.count("bytes_written", sum(written))
-        for status in set(statuses) - AWAY - {Status.Ok, Status.AlreadyExists}:
+        for status in set(statuses) - UNREACHABLE - {Status.Ok, Status.AlreadyExists}:
             self._guard.say(f"set: {status}", f"pages could not be stored: {status}")
-        return _Answer(pages, sum(written), _all_away(statuses))
+        return _Answer(pages, sum(written), _all_unreachable(statuses))
 
     def _how(self, name: str, before: str | None) -> dict[str, Any]:
-        """Return how a batch of pages that follow the page `before` is to be kept."""
+        """Return the put options of a batch of pages that follow the page `before`."""
         parent = self._pools[name].keys([before])[-1] if before else _UNKNOWN_PARENT
         return {
             "replicas": self.options.replicas,
@@ -534,12 +538,12 @@ class HiCacheBackend:
     ) -> tuple[list[int], list[int]]:
         """Return addresses and sizes of tensors, or of addresses with their sizes."""
         if len(places) < first + count:
-            raise ValueError(f"{first + count} pages and {len(places)} places")
+            raise ValueError(f"{first + count} pages but {len(places)} targets")
         spans = []
         for i in range(first, first + count):
             if isinstance(places[i], int):
                 if sizes is None or not isinstance(sizes[i], int):
-                    raise ValueError("an address needs its size")
+                    raise ValueError("an address needs a size")
                 spans.append((places[i], sizes[i]))
             else:
                 spans.append(span(places[i]))
@@ -556,7 +560,7 @@ def _name_of(name: Any) -> str:
 
 
 def _of(indices: Any, pool: Pool, pages: Sequence[str], first: int) -> Any:
-    """Return the part of the indices that belongs to a batch that begins at page `first`."""
+    """Return the indices of a batch that starts at page `first`."""
     if indices is None:
         raise ValueError(f"pool {pool.name!r}: no indices")
     start = first * pool.page_size
@@ -565,11 +569,11 @@ def _of(indices: Any, pool: Pool, pages: Sequence[str], first: int) -> Any:
 
 
 def _by_page(objects: Sequence[bool], pages: int) -> list[bool]:
-    """Say for each page whether all of its objects are there."""
+    """Say for each page whether all of its objects are present."""
     stride = len(objects) // pages if pages else 1
     return [all(objects[i * stride : (i + 1) * stride]) for i in range(pages)]
 
 
-def _all_away(answers: Sequence[int]) -> bool:
-    """Say whether nobody was reached: one other answer proves that the store is there."""
-    return bool(answers) and all(answer in AWAY for answer in answers)
+def _all_unreachable(answers: Sequence[int]) -> bool:
+    """Say whether the store is unreachable: any other status proves that it is not."""
+    return bool(answers) and all(answer in UNREACHABLE for answer in answers)

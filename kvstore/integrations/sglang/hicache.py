@@ -1,4 +1,4 @@
-"""KVStoreHiCache: the class that SGLang's dynamic backend loader is given."""
+"""KVStoreHiCache: the class that SGLang's dynamic backend loader loads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PROBE_TOKENS = list(range(1, 17))
 class KVStoreHiCache(HiCacheBackend, sglang_storage.HiCacheStorage):  # type: ignore[misc]
     """SGLang's HiCacheStorage on kvstore, for SGLang 0.5.6 to 0.5.23.
 
-    All calls are HiCacheBackend's; here is what takes SGLang's own modules.
+    All calls are HiCacheBackend's; this class adds what needs SGLang's own modules.
     """
 
     def weights(self) -> dict[str, object]:
-        """Return what tells this engine's weights from others of the same model name."""
+        """Return facts that distinguish this engine's weights from others of the same name."""
         if self.options.weights_revision:
             return super().weights()
         arguments = _server_args()
@@ -41,7 +41,7 @@ class KVStoreHiCache(HiCacheBackend, sglang_storage.HiCacheStorage):  # type: ig
     def get_stats(self) -> Any:
         """Return SGLang's StorageMetrics since the last call: pages and GB/s of each batch.
 
-        None where this version of SGLang keeps its metrics otherwise: its scheduler asks.
+        None where this version of SGLang has other metrics.
         """
         taken = self.take_transfers()
         try:
@@ -72,12 +72,12 @@ def _storage_metrics() -> Any:
 
 
 def _server_args() -> Any:
-    """Return what the server was started with; None where there is no server (tests)."""
+    """Return the server's arguments; None without a server (tests)."""
     try:
         from sglang.srt.runtime_context import get_server_args as given
     except ImportError:  # 0.5.6
         from sglang.srt.server_args import get_global_server_args as given
     try:
         return given()
-    except Exception:  # SGLang says by several exceptions that there is none
+    except Exception:  # SGLang raises various exceptions when there are none
         return None

@@ -1,26 +1,26 @@
-"""Which prefixes a request can be resumed at, when a model keeps its pages in several pools."""
+"""Prefixes at which a request can be resumed when a model has several pools of pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# SGLang's PoolHitPolicy, by value; BLOCK_GROUPS never gates a hit, so it has no part in this.
+# SGLang's PoolHitPolicy, by value; BLOCK_GROUPS never affects a hit and is ignored here.
 ALL_PAGES = "all_pages"
 TRAILING_PAGES = "trailing_pages"
 BLOCK_GROUPS = "block_groups"
 
 
 def resumable(policy: str, window: int, present: Sequence[bool]) -> list[int]:
-    """Say at which prefix lengths one pool has what it needs.
+    """List the prefix lengths at which one pool has all required pages.
 
     Args:
         policy: ALL_PAGES: every page of the prefix. TRAILING_PAGES: its last `window` pages (the
             state of a Mamba layer, a sliding window); such prefixes may have holes between them.
         window: pages that count at the end, 1 or more; a shorter prefix needs all of its pages.
-        present: for each page of the longest prefix in question whether the pool has it.
+        present: for each page of the longest prefix whether the pool has it.
 
     Returns:
-        The lengths, in pages, ascending, without 0. None at all for a policy that is not known.
+        The lengths in pages, ascending, without 0; none for an unknown policy.
     """
     if policy == ALL_PAGES:
         window = len(present)

@@ -1,4 +1,4 @@
-"""Which pages are compatible, and what the objects of a page are called.
+"""Which pages are compatible, and the names of a page's objects.
 
 The namespace stands for everything that all ranks of an engine have in common; `kvstore flush`
 empties it in one step. A key names the page by SGLang's hash of its tokens and of all before them,
@@ -8,7 +8,7 @@ then the pool, a digest of the pool's own shape, and the rank where ranks hold d
     <hash>.kv.91b0e3d4          MLA: every rank holds the same, rank 0 writes it
     <hash>.mamba.77ab01c2.tp1of2  state that is split although the model's KV is not
 
-What another format wrote is under another name: a miss, never wrong bytes.
+Pages of another format have other names: a miss, never wrong bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from kvstore.integrations.identity import namespace_of
 
-# What makes two host pools of one class hold other bytes for the same page.
+# Attributes that affect the bytes of a page in host pools of the same class.
 _SHAPE = (
     *("dtype", "layout", "page_size", "layer_num", "start_layer", "end_layer"),
     *("head_dim", "v_head_dim", "kv_cache_dim", "kv_lora_rank", "qk_rope_head_dim"),
@@ -33,12 +33,12 @@ _SHAPE_OF_HEADS = ("head_num", "size_per_token")  # divided where a page is spli
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Where this process stands among those that compute one model.
+    """Position of this process among those that compute one model.
 
     Attributes:
         replicated: every tensor-parallel rank holds the same KV (MLA); one of them writes it.
-        split: into how many objects a page is divided by heads, so that engines with another number
-            of ranks find it (SGLang's tp_lcm_size); 1: not.
+        split: number of objects into which a page is divided by heads, so that engines with
+            another number of ranks find it (SGLang's tp_lcm_size); 1: undivided.
     """
 
     tp_rank: int = 0
@@ -54,7 +54,7 @@ class Ranks:
 
     @classmethod
     def of(cls, config: Any) -> Ranks:
-        """Read SGLang's HiCacheStorageConfig; older versions know tensor parallelism only."""
+        """Read SGLang's HiCacheStorageConfig; older versions support tensor parallelism only."""
         tp_size = int(config.tp_size)
         split = 1
         if getattr(config, "should_split_heads", False):
@@ -74,19 +74,19 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one rank that speaks for all."""
+        """Whether this rank acts for all."""
         return self.tp_rank == self.pp_rank == self.cp_rank == 0
 
     def facts(self) -> dict[str, object]:
-        """Return what of the ranks makes pages incompatible."""
+        """Return the properties of the ranks that make pages incompatible."""
         tensor = 0 if self.replicated else self.tp_size * self.split
         return {"tp": tensor, "pp": self.pp_size, "cp": self.cp_size, "dcp": self.dcp_size}
 
     def suffixes(self, sharded: bool, split: int) -> list[str]:
-        """Return what the keys of one page's objects end with, an object each.
+        """Return the suffixes of one page's keys, one per object.
 
         Args:
-            sharded: each tensor-parallel rank holds bytes of its own.
+            sharded: whether tensor-parallel ranks hold different bytes.
             split: objects of a page, in the order of their heads.
         """
         stages = ""
@@ -98,7 +98,7 @@ class Ranks:
             stages += f".dcp{self.dcp_rank}"
         if not sharded:
             return [stages]
-        if self.replicated:  # the namespace says nothing of tensor parallelism
+        if self.replicated:  # the namespace does not cover tensor parallelism
             return [f".tp{self.tp_rank}of{self.tp_size}{stages}"]
         return [f".tp{self.tp_rank * split + part}{stages}" for part in range(split)]
 
@@ -110,10 +110,10 @@ def pages_namespace(
 
     Args:
         model: its name in SGLang.
-        weights: what tells these weights from others of that name.
+        weights: facts that distinguish these weights from others of that name.
         host_pool: the pool of the KV pages.
-        ranks: of this process; only what all of an engine share goes into the name.
-        interface_v1: False: pages are stored as SGLang's flat tensors, in another order of bytes.
+        ranks: of this process; only properties common to all ranks go into the name.
+        interface_v1: False: pages are stored as SGLang's flat tensors, with another byte order.
 
     Returns:
         A namespace.
@@ -130,7 +130,7 @@ def pages_namespace(
 
 
 def pool_digest(host_pool: Any, split: int) -> str:
-    """Tell this pool's shape from others, in 8 hexadecimal digits.
+    """Identify a pool's shape in 8 hexadecimal digits.
 
     Args:
         host_pool: SGLang's host pool.

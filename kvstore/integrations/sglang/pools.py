@@ -1,4 +1,4 @@
-"""From SGLang's page indices to addresses of its host memory, and between that and the store."""
+"""Maps SGLang's page indices to host memory, and moves pages between that and the store."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kvstore.errors import Status
 from kvstore.integrations.sglang.naming import Ranks, pool_digest
 
 KV = "kv"  # SGLang's name of the model's own pool
-FLAT = "flat"  # the same pool by the old interface: pages in SGLang's own order of bytes
+FLAT = "flat"  # the same pool with the old interface: pages in SGLang's own byte order
 
 
 class Pool:
     """One of SGLang's host pools, and the names of its pages' objects.
 
-    A page is one object, gathered from all the places where the pool keeps parts of it: k and v, or
-    those of every layer. It is several only where ranks of another engine want its heads apart.
+    A page is one object, gathered from all of its parts in the pool: k and v, or those of every
+    layer. It is several objects only where engines with other ranks need its heads separately.
     """
 
     def __init__(self, name: str, host_pool: Any, ranks: Ranks) -> None:
@@ -34,11 +34,11 @@ class Pool:
         self.logical = name == KV and getattr(host_pool, "kv_buffer", "physical") is None
         self._host_pool = host_pool
         self._split = ranks.split if name == KV else 1
-        # Settled here, once: the same page by address has another order of bytes, and another key.
+        # Decided once: a page moved by address has another byte order, and another key.
         self._addressed = name != FLAT and not self.logical and self._tells_addresses()
         if not self._addressed:
             self._split = 1
-        # Where a model's KV is the same on all ranks, another pool's state or heads may not be.
+        # Even if a model's KV is the same on all ranks, another pool's state or heads may not be.
         own = name in (KV, FLAT)
         apart = not own and (name == "mamba" or hasattr(host_pool, "head_num"))
         sharded = not ranks.replicated or apart
@@ -49,7 +49,7 @@ class Pool:
 
     @property
     def objects_per_page(self) -> int:
-        """How many keys `keys` makes of one page."""
+        """Number of keys that `keys` returns per page."""
         return len(self._endings)
 
     def keys(self, pages: Sequence[str]) -> list[str]:
@@ -57,7 +57,7 @@ class Pool:
         return [page + ending for page in pages for ending in self._endings]
 
     def read(self, store: Store, pages: Sequence[str], indices: Any) -> tuple[list[int], int]:
-        """Read pages to where SGLang wants them.
+        """Read pages into the host pool.
 
         Args:
             store: to read from.
@@ -65,10 +65,10 @@ class Pool:
             indices: of the tokens in the host pool, `page_size` for each page.
 
         Returns:
-            For each object its size in bytes or a negative status; the bytes that were read.
+            For each object its size in bytes or a negative status; the total bytes read.
 
         Raises:
-            ValueError: There are not as many indices as pages need.
+            ValueError: The number of indices does not match the pages.
         """
         self._check(pages, indices)
         keys = self.keys(pages)
@@ -80,7 +80,7 @@ class Pool:
     def write(
         self, store: Store, pages: Sequence[str], indices: Any, how: dict[str, Any]
     ) -> tuple[list[Status], list[int]]:
-        """Store pages from where they lie.
+        """Store pages from the host pool.
 
         Args:
             store: to write to.
@@ -92,7 +92,7 @@ class Pool:
             A status, and a size in bytes, for each object.
 
         Raises:
-            ValueError: There are not as many indices as pages need.
+            ValueError: The number of indices does not match the pages.
         """
         self._check(pages, indices)
         keys = self.keys(pages)
@@ -107,12 +107,12 @@ class Pool:
     def _check(self, pages: Sequence[str], indices: Any) -> None:
         if len(indices) != len(pages) * self.page_size:
             raise ValueError(
-                f"pool {self.name!r}: {len(pages)} pages of {self.page_size} and "
+                f"pool {self.name!r}: {len(pages)} pages of {self.page_size} tokens but "
                 f"{len(indices)} indices"
             )
 
     def _tells_addresses(self) -> bool:
-        """Ask for the first page: a pool that cannot say where it lies raises, in several ways."""
+        """Try the first page: a pool without addresses raises various exceptions."""
         try:
             self._places(_first_indices(self.page_size), self._split)
         except Exception:
@@ -126,8 +126,8 @@ class Pool:
         else:
             found = self._host_pool.get_page_buffer_meta(indices)
         pointers, sizes = found
-        parts, rest = divmod(len(pointers), objects)
-        if rest or not parts or len(sizes) != len(pointers):
+        parts, extra = divmod(len(pointers), objects)
+        if extra or not parts or len(sizes) != len(pointers):
             raise ValueError(f"pool {self.name!r}: {len(pointers)} buffers for {objects} objects")
         if parts == 1:
             return pointers, sizes
@@ -151,13 +151,13 @@ class Pool:
 def _first_indices(page_size: int) -> Any:
     try:
         import torch
-    except ImportError:  # there is no SGLang then, either
+    except ImportError:  # then there is no SGLang, either
         return list(range(page_size))
     return torch.arange(page_size)
 
 
 def on_host(tensor: Any) -> Any:
-    """Return the tensor, or a copy of it, as one piece in host memory."""
+    """Return the tensor, or a copy, contiguous in host memory."""
     return tensor.detach().cpu().contiguous()
 
 
@@ -168,7 +168,7 @@ def span(tensor: Any) -> tuple[int, int]:
         ValueError: It is not contiguous, or not in host memory.
     """
     if not tensor.is_contiguous() or tensor.is_cuda:
-        raise ValueError("a page must be one piece in host memory")
+        raise ValueError("a page must be contiguous in host memory")
     return tensor.data_ptr(), tensor.numel() * tensor.element_size()
 
 
@@ -179,15 +179,15 @@ def spans(tensors: Sequence[Any]) -> tuple[list[int], list[int]]:
 
 
 def total(size: int | Sequence[int]) -> int:
-    """Return the bytes of an object from the size, or the sizes, of its parts."""
+    """Return the bytes of an object from the size or sizes of its parts."""
     return size if isinstance(size, int) else sum(size)
 
 
 def exact(found: list[int], sizes: Sequence[int | Sequence[int]]) -> tuple[list[int], int]:
-    """Let only whole objects pass: one of another size is not this page.
+    """Reject objects of another size: they are not this page.
 
     Returns:
-        `found`, with BufferTooSmall for each object of another size; the bytes that were read.
+        `found`, with BufferTooSmall for each object of another size; the total bytes read.
     """
     wanted = [total(size) for size in sizes]
     checked = [

@@ -4,13 +4,13 @@
   "kv_connector_module_path": "kvstore.integrations.vllm",
   "kv_connector_extra_config": {"master": "127.0.0.1:50051"}}'
 
-`options.Options` lists the extra config. The parts, each readable alone:
+`options.Options` lists the extra config. Modules:
 
-options    what an operator may set
+options    settings of the operator
 pages      from tokens and block tables to keys, from tensors to addresses
 memory     moves blocks between the KV cache and the store
-messages   what scheduler and workers tell each other
-scheduler  what to load and to save; worker: loads and saves, in threads
+messages   between scheduler and workers
+scheduler  decides what to load and save; worker: loads and saves, in threads
 connector  joins them to vLLM's interface, with facts (the namespace) and telemetry (counters);
            only these import vLLM
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Load the connector when vLLM asks for it: it derives from a class of vLLM's.
+        """Load the connector when it is first accessed: it derives from a class of vLLM.
 
         Source: PEP 562.
         """

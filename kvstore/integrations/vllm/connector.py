@@ -1,4 +1,4 @@
-"""KVStoreConnector: vLLM's interface of KV connectors (v1) over the two sides."""
+"""KVStoreConnector: vLLM's KV connector interface (v1) on top of the two sides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kvstore.integrations.vllm.telemetry import Counted, Intervals, PrometheusCo
 from kvstore.integrations.vllm.worker import WorkerSide
 
 _log = init_logger("vllm.kvstore")  # below vLLM's own logger, whose handlers show it
-_MEDIUM = "STORAGE"  # as vLLM's events call what is neither GPU nor CPU
+_MEDIUM = "STORAGE"  # vLLM's name for media other than GPU and CPU
 
 
 @dataclass
@@ -51,7 +51,7 @@ class AnswerMetadata(KVConnectorWorkerMetadata):
     answer: Answer
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
-        """Take in another worker's answer."""
+        """Merge another worker's answer."""
         assert isinstance(other, AnswerMetadata)
         self.answer.join(other.answer)
         return self
@@ -59,7 +59,7 @@ class AnswerMetadata(KVConnectorWorkerMetadata):
 
 @dataclass
 class LayoutMetadata(KVConnectorHandshakeMetadata):
-    """Tells the scheduler how a worker's blocks are laid out: it is part of the namespace."""
+    """Tells the scheduler the layout of a worker's blocks, which is part of the namespace."""
 
     layout: str
 
@@ -67,11 +67,12 @@ class LayoutMetadata(KVConnectorHandshakeMetadata):
 class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     """Shares the KV cache of vLLM engines through a kvstore cluster.
 
-    A request's prompt is looked up once; what is found is loaded in the background while other
-    requests run, and what is computed is stored in the background. The store away, slow or
-    wrong: requests are computed as without it. Only whole pages whose checksum is right are used.
+    A request's prompt is looked up once; pages that are found are loaded in the background while
+    other requests run, and computed pages are stored in the background. While the store is
+    unreachable, slow or damaged, requests are computed as without it. Only whole pages with a valid
+    checksum are used.
 
-    Needs vLLM's prefix hashes to be equal on all engines: the default algorithm sees to that.
+    vLLM's prefix hashes must be equal on all engines, as they are with the default algorithm.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -91,7 +92,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         self._layout: LayoutMetadata | None = None
         self._worker: WorkerSide | None = None
         self._scheduler: SchedulerSide | None = None
-        # A page that did not come is a miss; vLLM's default would fail its request.
+        # A page that could not be loaded is a miss; vLLM's default would fail its request.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"
         self._refusal = facts.refusal(vllm_config, kv_cache_config)
         if self._refusal:
@@ -102,11 +103,11 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """Say that a save that is dropped does no harm: its tokens are computed again."""
+        """Say that a dropped save is harmless: its tokens are computed again."""
         return False
 
     def get_kv_connector_stats(self) -> Counted | None:
-        """Return what this side has counted since the last call."""
+        """Return this side's counters since the last call."""
         return self._intervals.take()
 
     @classmethod
@@ -140,7 +141,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        """Name the namespace, now that every worker has said how its blocks are laid out."""
+        """Set the namespace, now that the layout of every worker's blocks is known."""
         if self._scheduler is None:
             return
         layouts = {
@@ -166,7 +167,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        """Say how many tokens the store has beyond those computed; they load asynchronously."""
+        """Return how many tokens the store has beyond those computed; they load asynchronously."""
         if self._scheduler is None:
             return 0, False
         self._greet()
@@ -174,12 +175,12 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         return tokens, bool(tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Load into the blocks that the request got."""
+        """Load into the blocks that the request was given."""
         if self._scheduler is not None:
             self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        """Tell the workers what to load and to save at this step."""
+        """Tell the workers which blocks to load and save in this step."""
         if self._scheduler is None:
             return StepMetadata(Step())
         state = scheduler_output.kv_connector_block_state
@@ -187,7 +188,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         return StepMetadata(self._scheduler.step(scheduler_output.num_scheduled_tokens, tables_of))
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """Take the workers' answers."""
+        """Process the workers' answers."""
         if self._scheduler is None:
             return
         metadata = connector_output.kv_connector_worker_meta
@@ -198,15 +199,15 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished(
         self, request: Any, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Forget a request; its blocks may be freed, those being saved are held on their own."""
+        """Forget a request; its blocks may be freed, except those held by saves."""
         return self.request_finished_all_groups(request, (block_ids,))
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Forget a request; its blocks may be freed, those being saved are held on their own."""
+        """Forget a request; its blocks may be freed, except those held by saves."""
         if self._scheduler is not None:
-            self._scheduler.ended(request.request_id)
+            self._scheduler.finished(request.request_id)
         return False, None
 
     def has_pending_push_work(self) -> bool:
@@ -214,18 +215,18 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         return self._scheduler is not None and self._scheduler.has_held_blocks()
 
     def has_pending_block_frees(self) -> bool:
-        """Say whether blocks come free without preempting a request."""
+        """Say whether blocks become free without preempting a request."""
         return self._scheduler is not None and self._scheduler.has_blocks_to_come()
 
     def take_events(self) -> Iterable[Any]:
-        """Return an event for each run of blocks that got into the store."""
+        """Return an event for each run of blocks that was stored."""
         if self._scheduler is None or not self._scheduler.stored:
             return ()
         stored, self._scheduler.stored = self._scheduler.stored, []
         return [self._event(one) for one in stored]
 
     def reset_cache(self) -> bool | None:
-        """Make every page of this namespace unreachable: the weights have changed, say."""
+        """Flush this namespace, for example because the weights have changed."""
         return None if self._scheduler is None else self._scheduler.flush() is Status.Ok
 
     def _event(self, stored: Stored) -> BlockStored:
@@ -246,7 +247,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         )
 
     def _greet(self) -> None:
-        """Warn of engines that share no key: once, in a thread, as it may take a while."""
+        """Warn once of engines that share no keys; in a thread, as it may take a while."""
         if self._greeted or not self._namespace:
             return
         self._greeted = True
@@ -261,7 +262,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
                 lambda namespace: options.open_store(namespace, options.timeout_ms),
                 facts.model_name(self._vllm_config, options),
                 self._namespace,
-                facts.probe(self._vllm_config, self._pages),  # vLLM's seed is set by now
+                facts.probe(self._vllm_config, self._pages),  # vLLM's seed has been set
             ),
             none,
         )
@@ -271,7 +272,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
     # --- worker's side ---
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
-        """Take this rank's KV cache and start the threads that load and save."""
+        """Register this rank's KV cache and start the threads that load and save."""
         if self._refusal:
             return
         cache, options = self._kv_cache_config, self._options
@@ -281,7 +282,7 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         }
         try:
             memory = memory_of(kv_caches, groups, cache.num_blocks)
-        except Exception as error:  # a cache that is made in another way: run without the store
+        except Exception as error:  # an unsupported KV cache: run without the store
             self._refusal = f"{type(error).__name__}: {error}"
             _log.warning("kvstore is not used: %s", self._refusal)
             return
@@ -299,16 +300,16 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         )
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        """Return how this rank's blocks are laid out."""
+        """Return the layout of this rank's blocks."""
         return self._layout
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Begin this step's loads in the background."""
+        """Start this step's loads in the background."""
         if self._worker is not None:
             self._worker.start_loads(self._step())
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Do nothing: no request runs before all of its blocks are loaded."""
+        """Do nothing: a request runs only after all of its blocks are loaded."""
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
@@ -316,42 +317,42 @@ class KVStoreConnector(KVConnectorBase_V1, SupportsHMA):
         """Do nothing: blocks are saved with all layers, after the forward pass."""
 
     def wait_for_save(self) -> None:
-        """Begin this step's saves in the background; their blocks are held until they are through.
+        """Start this step's saves in the background; their blocks are held until they finish.
 
-        For the same reason `handle_preemptions` has nothing to do: no block is overwritten.
+        For the same reason `handle_preemptions` does nothing: no block is overwritten.
         """
         if self._worker is not None:
             self._worker.start_saves(self._step())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """Return the requests whose loads are through."""
+        """Return the requests whose loads have finished."""
         if self._worker is None:
             return KVConnectorTransferResults()
         finished, failed = self._worker.take_finished()
         results = KVConnectorTransferResults(finished_recving=finished)
         if len(self._kv_cache_config.kv_cache_groups) > 1:
-            # The same block number means other tokens in another group: the whole request is told.
+            # A block number means other tokens in another group: the whole request is reported.
             results.failed_recving = set(failed)
         else:
             self._failed_blocks = set().union(*failed.values())
         return results
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        """Return nothing sent and the requests whose loads are through."""
+        """Return no sent requests, and those whose loads have finished."""
         return None, self.get_transfer_results(finished_req_ids).finished_recving or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Return blocks to compute: those that failed of the requests just reported."""
+        """Return the failed blocks of the requests just reported, to be computed."""
         failed, self._failed_blocks = self._failed_blocks, set()
         return failed
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """Tell the scheduler what was loaded and saved."""
+        """Report loads and saves to the scheduler."""
         answer = None if self._worker is None else self._worker.take_answer()
         return None if answer is None else AnswerMetadata(answer)
 
     def shutdown(self) -> None:
-        """End the threads and close the store; saves that have begun get a little time."""
+        """Stop the threads and close the store; running saves get a little time."""
         scheduler, self._scheduler = self._scheduler, None
         worker, self._worker = self._worker, None
         if scheduler is not None:

@@ -1,4 +1,4 @@
-"""DeviceMemory: a KV cache on a GPU, whose blocks pass through pinned host memory."""
+"""DeviceMemory: a KV cache on a GPU, staged in pinned host memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvstore.integrations.vllm.pages import Region
 
 @dataclass(frozen=True)
 class _Part:
-    """The rows of one group: they lie together in the staging memory."""
+    """The rows of one group, contiguous in the staging memory."""
 
     group: int
     rows: list[int]
@@ -27,8 +27,8 @@ class _Part:
 class DeviceMemory:
     """A KV cache on a GPU.
 
-    Each thread has a stream and staging memory of its own. A put gathers the blocks on the device,
-    so that one copy brings them to the host; a get scatters them there.
+    Each thread has its own stream and staging memory. A put gathers the blocks on the device, so
+    that one copy moves them to the host; a get scatters them there.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class DeviceMemory:
         blocks: int,
         device: Any,
     ) -> None:
-        """Look at each region as rows of bytes, one row a block.
+        """View each region as rows of bytes, one row per block.
 
         Args:
             regions: of each group.
@@ -54,7 +54,7 @@ class DeviceMemory:
         import torch
 
         if device.type not in ("cuda", "cpu"):
-            raise ValueError(f"a KV cache on a device of type {device.type!r}")
+            raise ValueError(f"unsupported KV cache on a device of type {device.type!r}")
         self.layout = layout
         self._torch = torch
         self._device = device
@@ -120,7 +120,7 @@ class DeviceMemory:
     def _staged(
         self, groups: Sequence[int], ids: Sequence[int]
     ) -> tuple[list[_Part], list[int], list[int], Any]:
-        """Give each row its place in this thread's staging memory, group by group."""
+        """Assign each row its place in this thread's staging memory, group by group."""
         parts: list[_Part] = []
         places = [0] * len(ids)
         used = 0
@@ -146,7 +146,7 @@ class DeviceMemory:
 
     @contextlib.contextmanager
     def _stream(self, after: Any) -> Iterator[None]:
-        """Run on this thread's stream, after an event; everything is through when it ends."""
+        """Run on this thread's stream, after an event; all work has finished when it returns."""
         if self._device.type != "cuda":
             yield
             return
@@ -164,10 +164,10 @@ class DeviceMemory:
 
 
 def _rows(torch: Any, storages: Sequence[Any], region: Region, blocks: int, device: Any) -> Any:
-    """View a region as uint8[blocks, size] within the storage that it lies in."""
+    """View a region as uint8[blocks, size] within its storage."""
     for storage in storages:
         offset = region.address - storage.data_ptr()
         if 0 <= offset < storage.nbytes():
             whole = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
             return whole.as_strided((blocks, region.size), (region.stride, 1), offset)
-    raise ValueError("a layer's tensor lies in no storage")
+    raise ValueError("a layer's tensor has no storage")

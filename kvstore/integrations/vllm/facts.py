@@ -1,4 +1,4 @@
-"""What of a vLLM engine decides whether its pages suit another's; imports vLLM."""
+"""Facts about a vLLM engine that decide whether pages are compatible; imports vLLM."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         return "context parallelism spreads a block's tokens over ranks"
     if kv_cache_config.hisparse_host_num_blocks is not None:
-        return "HiSparse keeps blocks in pools of its own"
+        return "HiSparse keeps blocks in separate pools"
     if not kv_cache_config.prefix_cacheable_groups:
         return "no layer's cache can be shared by prefix"
     for group in kv_cache_config.prefix_cacheable_groups:
         for spec in iter_layer_specs(group.kv_cache_spec):
             if not isinstance(spec, AttentionSpec) or isinstance(spec, CrossAttentionSpec):
-                return f"{type(spec).__name__} is a state, not a page for each run of tokens"
+                return f"{type(spec).__name__} is a state, not pages of tokens"
     return ""
 
 
 def pages(vllm_config: Any, kv_cache_config: Any) -> Pages:
-    """Say how this engine's tokens are cut into pages."""
+    """Return how this engine's tokens are divided into pages."""
     tokens, hashed = kv_cache_utils.resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)
     parallel = vllm_config.parallel_config
     return Pages(
@@ -63,8 +63,8 @@ def namespace(
     Args:
         vllm_config: vLLM's.
         options: of the operator.
-        of_tokens: how tokens are cut into pages.
-        layouts: the order of the bytes of each worker's blocks.
+        of_tokens: how tokens are divided into pages.
+        layouts: byte order of each worker's blocks.
     """
     model, cache = vllm_config.model_config, vllm_config.cache_config
     parallel = vllm_config.parallel_config
@@ -93,7 +93,7 @@ def probe(vllm_config: Any, of_tokens: Pages) -> str:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """Sum a model's configuration up, but for where it was read and by which version."""
+    """Digest a model's configuration, without its path and library version."""
     kept = {
         name: value
         for name, value in values.items()

@@ -10,20 +10,20 @@ from kvstore.errors import Status
 from kvstore.integrations.vllm.device_memory import DeviceMemory
 from kvstore.integrations.vllm.pages import Region, joined, layout_of, regions_of
 
-CALL_BYTES = 64 << 20  # in one call of the store: its deadline is short
+CALL_BYTES = 64 << 20  # per call of the store, whose deadline is short
 
 
 class Memory(Protocol):
     """The KV cache of one worker, by group and block."""
 
     layout: str
-    """The order of a block's bytes; equal layouts read each other's objects."""
+    """Byte order of a block; engines with equal layouts share objects."""
 
     def block_bytes(self, group: int) -> int:
         """Return the size of a block's object."""
 
     def mark(self) -> Any:
-        """Remember what the device was told to compute up to now, for `put`; engine's thread."""
+        """Mark the work submitted to the device so far, for `put`; for the engine's thread."""
 
     def put(
         self,
@@ -36,12 +36,12 @@ class Memory(Protocol):
         replicas: int,
         after: Any,
     ) -> list[Status]:
-        """Store blocks as they are after that mark, an object each; CALL_BYTES at most."""
+        """Store blocks as they are after that mark, one object each; at most CALL_BYTES."""
 
     def get(
         self, store: Store, keys: Sequence[str], groups: Sequence[int], ids: Sequence[int]
     ) -> list[int]:
-        """Fill blocks from their objects, CALL_BYTES at most; answers as `batch_get_into`."""
+        """Fill blocks from their objects, at most CALL_BYTES; returns as `batch_get_into`."""
 
 
 def memory_of(
@@ -51,27 +51,27 @@ def memory_of(
 
     Args:
         caches: each layer's tensor, blocks first.
-        groups: names of the layers of each group that is stored.
-        blocks: how many blocks the KV cache has.
+        groups: layer names of each stored group.
+        blocks: number of blocks of the KV cache.
 
     Returns:
-        Host memory goes to the store as it lies; a device's is staged in pinned memory.
+        HostMemory for host memory, which is used in place; DeviceMemory, with staging, otherwise.
 
     Raises:
-        ValueError: A group has no layer here, a layer has no tensor of its own, or the tensor
-            does not consist of blocks.
+        ValueError: A group has no layer here, a layer has no single tensor, or the tensor does not
+            consist of blocks.
     """
     regions: dict[int, list[Region]] = {}
     layout: list[str] = []
     device: Any = None
     for group, layers in groups.items():
-        if not layers:  # a stage of a pipeline without any of a hybrid model's layers of one kind
+        if not layers:  # a pipeline stage without layers of one of a hybrid model's kinds
             raise ValueError(f"group {group} has no layer here")
         of_group: list[Region] = []
         for layer in layers:
             cache: Any = caches.get(layer)
             if not hasattr(cache, "data_ptr"):
-                raise ValueError(f"layer {layer} keeps its state in no single tensor")
+                raise ValueError(f"layer {layer} has no single tensor")
             shape, strides, size = cache.shape, cache.stride(), cache.element_size()
             device = cache.device if device is None else device
             layout.append(f"{group} {layer} {layout_of(shape, strides, str(cache.dtype), blocks)}")
@@ -98,7 +98,7 @@ class HostMemory:
         return sum(self._sizes[group])
 
     def mark(self) -> None:
-        """Do nothing: on a CPU the forward pass is through when it returns."""
+        """Do nothing: on a CPU the forward pass has finished when it returns."""
 
     def put(
         self,

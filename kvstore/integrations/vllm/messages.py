@@ -1,4 +1,4 @@
-"""What the scheduler tells the workers at each step, and what they answer."""
+"""Messages from the scheduler to the workers at each step, and their answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvstore.integrations.vllm.pages import Blocks
 
 @dataclass(frozen=True)
 class Load:
-    """Blocks to fill before a request goes on."""
+    """Blocks to fill before a request continues."""
 
     request_id: str
     blocks: Blocks
@@ -18,7 +18,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Save:
-    """Blocks to store once this step's forward pass is through; they stay as they are till then."""
+    """Blocks to store after this step's forward pass; they stay unchanged until then."""
 
     job: int
     blocks: Blocks
@@ -26,7 +26,7 @@ class Save:
 
 @dataclass
 class Step:
-    """The scheduler's word to the workers."""
+    """The scheduler's orders to the workers."""
 
     namespace: str = ""
     loads: list[Load] = field(default_factory=list)
@@ -35,34 +35,34 @@ class Step:
 
 @dataclass
 class Loaded:
-    """How a load went."""
+    """Result of a load."""
 
     tokens: int
     seconds: float
     failed_blocks: int
-    away: bool
-    """The store could not be reached, as opposed to that a block was not in it."""
+    unreachable: bool
+    """The store could not be reached, as opposed to a block that is not in it."""
 
 
 @dataclass
 class Saved:
-    """How a save went."""
+    """Result of a save."""
 
     ranks: int
-    """How many have answered."""
+    """Number of ranks that have answered."""
     written: frozenset[int]
-    """Rows of its blocks that every rank that answered wrote now, rather than found there."""
+    """Rows that every answering rank wrote itself rather than found in the store."""
 
 
 @dataclass
 class Answer:
-    """The workers' word to the scheduler since the last step."""
+    """The workers' answers since the last step."""
 
     loads: dict[str, Loaded] = field(default_factory=dict)
     saves: dict[int, Saved] = field(default_factory=dict)
 
     def join(self, other: Answer) -> None:
-        """Take in what another rank says: a load is as good as its worst rank."""
+        """Merge another rank's answer: a load is as good as its worst rank."""
         for request_id, theirs in other.loads.items():
             mine = self.loads.get(request_id)
             self.loads[request_id] = theirs if mine is None else _worse(mine, theirs)
@@ -76,7 +76,7 @@ def _worse(one: Loaded, other: Loaded) -> Loaded:
         max(one.tokens, other.tokens),
         max(one.seconds, other.seconds),
         max(one.failed_blocks, other.failed_blocks),
-        one.away or other.away,
+        one.unreachable or other.unreachable,
     )
 
 

@@ -6,62 +6,62 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-NULL_BLOCK = 0  # vLLM's: stands for tokens that a sliding window has left
+NULL_BLOCK = 0  # vLLM's null block: stands for tokens outside a sliding window
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of a request in the order of its tokens; one row of each list a block."""
+    """Blocks of a request in the order of its tokens; one row of each list per block."""
 
     names: list[str]
-    """Of their objects, without the rank."""
+    """Keys of their objects, without the rank."""
     groups: list[int]
     indexes: list[int]
-    """Their places in the group's block table."""
+    """Positions in the group's block table."""
     ids: list[int]
-    """Of the blocks in the KV cache."""
+    """Block ids in the KV cache."""
 
     def __len__(self) -> int:
         """Return how many blocks these are."""
         return len(self.ids)
 
     def keys(self, rank: int) -> list[str]:
-        """Return the objects' keys of one rank, which has its own heads or layers."""
+        """Return the keys of one rank's objects; each rank has its own heads or layers."""
         return [f"{name}-r{rank}" for name in self.names]
 
 
 @dataclass(frozen=True)
 class Pages:
-    """How tokens are cut into pages: the fewest that are whole blocks of every group of layers.
+    """How tokens are divided into pages: the fewest tokens that fill whole blocks of every group.
 
-    With one group of layers a page is a block. In a hybrid model (full attention beside sliding
-    windows, say) groups have blocks of different sizes, and a page is some blocks of each. Every
-    block is an object of each rank, named by the hash of all tokens up to its end.
+    With one group of layers a page is a block. In a hybrid model (for example full attention and
+    sliding windows) groups have blocks of different sizes, and a page consists of several blocks of
+    each. Every block is one object per rank, named by the hash of all tokens up to its end.
     """
 
     tokens: int
     hash_tokens: int
-    """vLLM hashes a request's tokens every so many."""
+    """Number of tokens per hash of vLLM."""
     groups: tuple[tuple[int, int], ...]
     """(index of the group in vLLM's list, tokens of its block)."""
     ranks: int
 
     @property
     def blocks_each(self) -> int:
-        """How many blocks a page is."""
+        """Number of blocks per page."""
         return sum(self.tokens // tokens for _, tokens in self.groups)
 
     @property
     def objects(self) -> int:
-        """How many objects a page is: the stride of its lookup."""
+        """Number of objects per page: the stride of its lookup."""
         return self.ranks * self.blocks_each
 
     def whole(self, tokens: int) -> int:
-        """Return how many pages so many tokens fill."""
+        """Return the number of pages that `tokens` tokens fill."""
         return tokens // self.tokens
 
     def lookup_keys(self, hashes: Sequence[bytes], first: int, last: int) -> list[str]:
-        """Return the keys of pages `first` to before `last`, of all groups and ranks."""
+        """Return the keys of pages [first, last), of all groups and ranks."""
         return [
             f"{name}-r{rank}"
             for _, _, name in self._blocks(hashes, first, last)
@@ -71,16 +71,16 @@ class Pages:
     def blocks(
         self, hashes: Sequence[bytes], first: int, last: int, tables: Sequence[Sequence[int]]
     ) -> Blocks:
-        """Find the blocks of pages `first` to before `last` in a request's block tables.
+        """Find the blocks of pages [first, last) in a request's block tables.
 
         Args:
             hashes: the request's block hashes.
-            first: page.
-            last: page.
+            first: the first page.
+            last: the page after the last.
             tables: block ids of each of vLLM's groups.
 
         Returns:
-            The blocks that exist: those of tokens beyond a sliding window are left out.
+            The existing blocks: those outside a sliding window are left out.
         """
         found = Blocks([], [], [], [])
         for group, index, name in self._blocks(hashes, first, last):
@@ -106,7 +106,7 @@ class Pages:
 
 @dataclass(frozen=True)
 class Region:
-    """Bytes that every block has at a fixed place: block `b` at address + b * stride."""
+    """Bytes at a fixed position of every block: block `b` is at address + b * stride."""
 
     address: int
     stride: int
@@ -116,21 +116,21 @@ class Region:
 def regions_of(
     address: int, shape: Sequence[int], strides: Sequence[int], item_size: int, blocks: int
 ) -> list[Region]:
-    """Find where a block's bytes lie in a layer's tensor.
+    """Find a block's bytes in a layer's tensor.
 
     Args:
         address: of the tensor's first element.
         shape: its first dimension counts the blocks, or equal parts of them.
         strides: in elements, any order of dimensions, gaps allowed.
         item_size: bytes of an element.
-        blocks: how many blocks the KV cache has.
+        blocks: number of blocks of the KV cache.
 
     Returns:
         Regions in the order of the dimensions' strides, largest first: the same bytes in the same
         order wherever `layout_of` is the same.
 
     Raises:
-        ValueError: The first dimension is no multiple of the blocks.
+        ValueError: The first dimension is not a multiple of the number of blocks.
     """
     parts, odd = divmod(shape[0], blocks)
     if odd or not parts:
@@ -146,7 +146,7 @@ def regions_of(
 
 
 def joined(regions: Sequence[Region]) -> list[Region]:
-    """Join regions that follow each other in every block: fewer and longer copies."""
+    """Join regions that are adjacent in every block, for fewer and longer copies."""
     found: list[Region] = []
     for one in regions:
         if found:
@@ -159,7 +159,7 @@ def joined(regions: Sequence[Region]) -> list[Region]:
 
 
 def layout_of(shape: Sequence[int], strides: Sequence[int], dtype: str, blocks: int) -> str:
-    """Describe the order of a block's bytes, for the namespace."""
+    """Describe the byte order of a block, for the namespace."""
     inner = (shape[0] // blocks, *shape[1:])  # the first dimension counts parts of one block
     order = sorted((d for d, size in enumerate(inner) if size > 1), key=lambda d: -strides[d])
     return f"{dtype} {'x'.join(map(str, inner))} order {order}"

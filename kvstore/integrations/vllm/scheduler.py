@@ -1,4 +1,4 @@
-"""SchedulerSide: decides which pages a request takes from the store and which it gives to it."""
+"""SchedulerSide: decides which pages a request loads from the store and saves to it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kvstore.integrations.vllm.pages import Blocks, Pages
 
 _MISS_KEPT_NS = 100_000_000  # a request that waits for memory is not looked up at each step
 _WAITERS = 16
-# Blocks that saves may keep from being used again, of all: a slow store must not starve the engine.
+# Share of all blocks that saves may hold: a slow store must not starve the engine.
 _HELD_SHARE = 0.25
 
 
 class Request(Protocol):
-    """What is used of vLLM's Request."""
+    """Attributes of vLLM's Request that are used."""
 
     request_id: str
     num_prompt_tokens: int
@@ -34,31 +34,31 @@ class Request(Protocol):
 
 
 class BlockPool(Protocol):
-    """What is used of vLLM's BlockPool: references keep a block from being used again."""
+    """Methods of vLLM's BlockPool that are used: a reference protects a block from reuse."""
 
     blocks: Sequence[Any]
 
     def touch(self, blocks: Sequence[Any]) -> None:
-        """Take a reference to each."""
+        """Add a reference to each."""
 
     def free_blocks(self, ordered_blocks: Any) -> None:
-        """Give a reference to each back."""
+        """Drop a reference to each."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A run of a request's blocks that got into the store just now."""
+    """A run of a request's blocks that was just stored."""
 
     request: Any
     group: int
     first: int
-    """The first one's place in the group's block table."""
+    """Position of the first one in the group's block table."""
     count: int
 
 
 @dataclass
 class _Found:
-    """A lookup's outcome, kept until the request is admitted."""
+    """Result of a lookup, kept until the request is admitted."""
 
     first_page: int
     lookup: Lookup | None
@@ -84,10 +84,10 @@ class _Found:
 @dataclass
 class _Tracked:
     request: Request
-    saved_pages: int = 0  # those that a save was begun for
+    saved_pages: int = 0  # those that a save was started for
     found: _Found | None = None
     waited: Future[Lookup | None] | None = None
-    loading: Lookup | None = None  # leased until the load is through
+    loading: Lookup | None = None  # leased until the load has finished
     load_failed: bool = False
 
     def release_found(self) -> None:
@@ -121,9 +121,9 @@ class _Held:
 class SchedulerSide:
     """The scheduler's half of the connector; called by the scheduler's thread only.
 
-    A request that is looked up has its pages leased until its blocks are loaded. Blocks that are
-    saved are referenced in vLLM's block pool until every worker has answered: whatever happens to
-    the request meanwhile (it ends, is preempted or aborted), no other request gets them.
+    The pages of a looked-up request are leased until its blocks are loaded. Blocks being saved are
+    referenced in vLLM's block pool until every worker has answered: even if the request finishes,
+    is preempted or aborted meanwhile, no other request gets them.
     """
 
     def __init__(
@@ -137,22 +137,22 @@ class SchedulerSide:
         workers: int,
         keep_back: int = 0,
     ) -> None:
-        """Start without a store: `start` names the namespace.
+        """Start without a store; `start` sets the namespace.
 
         Args:
             options: of the operator.
             pages: how tokens become keys.
             guard: of the scheduler's calls.
             loads: whether this engine reads from the store.
-            saves: whether it writes what it computes of prompts.
-            workers: how many answer each save.
-            keep_back: pages at the end of what was found that are computed all the same, as
-                speculative decoding needs it.
+            saves: whether it writes the prompts that it computes.
+            workers: number of workers that answer each save.
+            keep_back: number of found pages at the end that are computed anyway, as speculative
+                decoding requires.
         """
         self._options = options
         self._pages = pages
         self._guard = guard
-        # Of what the workers say: a master that answers lookups says nothing of a node that hangs.
+        # For the workers' loads: a master that answers lookups does not mean that no node hangs.
         self._load_guard = Guard("vLLM")
         self._loads = loads
         self._saves_prompt = saves
@@ -169,7 +169,7 @@ class SchedulerSide:
         self._held_blocks = 0
         self._next_job = 0
         self.stored: list[Stored] | None = None
-        """Set to a list, it is filled with what got stored."""
+        """When set to a list, stored runs are appended to it."""
 
     def start(self, namespace: str, link: Link) -> None:
         """Use a namespace from now on."""
@@ -183,7 +183,7 @@ class SchedulerSide:
     # --- loading ---
 
     def matched(self, request: Request, computed_tokens: int) -> int | None:
-        """Say how many tokens beyond the computed ones the store has; None: ask again later."""
+        """Return how many tokens the store has beyond the computed ones; None: ask again later."""
         tracked = self._track(request)
         first = self._pages.whole(computed_tokens)
         last = self._whole_pages(request)
@@ -191,9 +191,9 @@ class SchedulerSide:
             return 0
         if last <= first or computed_tokens % self._pages.tokens:
             return 0
-        if tracked.load_failed:  # what is found again may fail again
+        if tracked.load_failed:  # pages that are found again may fail again
             return 0
-        if self._load_guard.resting():
+        if self._load_guard.skips():
             self._guard.count("lookups_left_out")
             return 0
         if tracked.found is None or not tracked.found.still_good(first):
@@ -207,7 +207,7 @@ class SchedulerSide:
     def allocated(
         self, request: Request, tables: Sequence[Sequence[int]], external_tokens: int
     ) -> None:
-        """Take note that a request is admitted, and load its external tokens into its blocks."""
+        """Admit a request, and load its external tokens into its blocks."""
         tracked = self._track(request)
         if tracked.found is None or not external_tokens:
             tracked.release_found()
@@ -221,7 +221,7 @@ class SchedulerSide:
         self._loads_to_send.append(Load(request.request_id, blocks, external_tokens))
 
     def _is_looked_up(self, tracked: _Tracked, first: int, last: int) -> bool:
-        """Ask the store; False while the answer is waited for in a thread."""
+        """Ask the store; False while a thread waits for the answer."""
         hashes = list(tracked.request.block_hashes)
         if self._waiters is None:
             lookup = self._look_up(hashes, first, last, None)
@@ -256,7 +256,7 @@ class SchedulerSide:
     # --- saving ---
 
     def step(self, scheduled_tokens: Mapping[str, int], tables_of: Callable[[str], Any]) -> Step:
-        """Decide what the workers do at this step.
+        """Decide the workers' loads and saves of this step.
 
         Args:
             scheduled_tokens: of each request that this step computes.
@@ -283,12 +283,12 @@ class SchedulerSide:
         first = tracked.saved_pages
         if not self._saves_prompt:  # a consumer writes only what it generates
             first = max(first, self._pages.whole(request.num_prompt_tokens))
-        # A page is hashed once its tokens are known, so that no rejected draft is in it.
+        # A page is hashed once its tokens are final, so that it has no rejected drafts.
         last = min(self._pages.whole(computed_tokens), self._whole_pages(request))
         if last <= first or self._pool is None:
             return None
         free_blocks = int(_HELD_SHARE * len(self._pool.blocks)) - self._held_blocks
-        if last - first > free_blocks // self._pages.blocks_each:  # the rest: at a later step
+        if last - first > free_blocks // self._pages.blocks_each:  # others follow at a later step
             self._guard.count("saves_put_off")
             last = first + max(0, free_blocks // self._pages.blocks_each)
         tables = tables_of(request.request_id)
@@ -303,20 +303,20 @@ class SchedulerSide:
         return Save(job, blocks)
 
     def has_held_blocks(self) -> bool:
-        """Say whether saves are under way: their answers come with further steps."""
+        """Say whether saves are in progress: their answers come with further steps."""
         return bool(self._held)
 
     def has_blocks_to_come(self) -> bool:
-        """Say whether blocks of ended requests become free when saves are through."""
+        """Say whether blocks of finished requests become free when saves have finished."""
         return any(held.request.request_id not in self._tracked for held in self._held.values())
 
-    # --- what the workers say ---
+    # --- the workers' answers ---
 
     def answered(self, answer: Answer) -> None:
-        """Take the workers' answers: free what was saved, learn how fast and well loads went."""
+        """Process the workers' answers: free saved blocks, record rates and failures of loads."""
         for request_id, loaded in answer.loads.items():
-            self._load_guard.call("load", partial(bool, loaded.away), False, bool)
-            self._guard.count("load_failures", int(loaded.away))
+            self._load_guard.call("load", partial(bool, loaded.unreachable), False, bool)
+            self._guard.count("load_failures", int(loaded.unreachable))
             if loaded.failed_blocks:
                 self._guard.count("blocks_failed_to_load", loaded.failed_blocks)
                 if request_id in self._tracked:
@@ -337,27 +337,27 @@ class SchedulerSide:
         assert self._pool is not None
         pool = self._pool
         self._held_blocks -= len(held.blocks)
-        # The chain's tail first: it is used again before its head.
+        # The chain's tail first: it is reused before its head.
         pool.free_blocks(pool.blocks[block] for block in reversed(held.blocks.ids))
         self._guard.count("blocks_saved", len(held.written))
         if self.stored is not None:
             self.stored += _runs(held)
 
     def loaded(self, request_ids: set[str]) -> None:
-        """Give the leases of loads that are through back."""
+        """Release the leases of finished loads."""
         for request_id in request_ids:
             tracked = self._tracked.get(request_id)
             if tracked is not None:
                 tracked.release_loading()
 
-    def ended(self, request_id: str) -> None:
+    def finished(self, request_id: str) -> None:
         """Forget a request."""
         tracked = self._tracked.pop(request_id, None)
         if tracked is not None:
             tracked.release()
 
     def flush(self) -> Status:
-        """Make every page of the namespace unreachable, those found but not admitted included."""
+        """Flush the namespace, including pages found but not admitted yet."""
         for tracked in self._tracked.values():
             tracked.release_found()
         if self._link is None:
@@ -365,9 +365,9 @@ class SchedulerSide:
         return self._link.call("flush", lambda store: store.flush(), Status.Unavailable)
 
     def close(self) -> None:
-        """Give every lease back; calls of the store end."""
+        """Release every lease; end calls of the store."""
         for request_id in list(self._tracked):
-            self.ended(request_id)
+            self.finished(request_id)
         if self._link is not None:
             self._link.close()
         if self._waiters is not None:
@@ -394,7 +394,7 @@ def _release_result(waited: Future[Lookup | None]) -> None:
 
 
 def _runs(held: _Held) -> list[Stored]:
-    """Put the written blocks of a save together where they follow each other."""
+    """Join written blocks of a save that follow each other."""
     runs: list[Stored] = []
     rows = sorted(held.written, key=lambda row: (held.blocks.groups[row], held.blocks.indexes[row]))
     for row in rows:

@@ -11,11 +11,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from kvstore.integrations.guard import Guard
 
-_STATES = {"breaker_open", "fetched_tokens_per_s"}  # of a guard's stats; the others are counters
+_STATES = {
+    "breaker_open",
+    "fetched_tokens_per_s",
+}  # gauges among a guard's stats; the others are counters
 
 
 class Counted(KVConnectorStats):
-    """What was counted in an interval, by name."""
+    """Counts of an interval, by name."""
 
     def reset(self) -> None:
         """Start a new interval."""
@@ -26,18 +29,18 @@ class Counted(KVConnectorStats):
         return not self.data
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        """Add what another side or rank counted."""
+        """Add the counts of another side or rank."""
         for name, count in other.data.items():
             self.data[name] = self.data.get(name, 0) + count
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        """Return what vLLM's log line shows."""
+        """Return the values for vLLM's log line."""
         return dict(sorted(self.data.items()))
 
 
 class Intervals:
-    """Turns a guard's counters into what was counted since one last looked."""
+    """Computes the increase of a guard's counters since the last look."""
 
     def __init__(self, guard: Guard) -> None:
         """Begin now."""
@@ -45,7 +48,7 @@ class Intervals:
         self._before: dict[str, int | float] = {}
 
     def take(self) -> Counted | None:
-        """Return what is new; None when nothing is."""
+        """Return the increases; None when there are none."""
         now = {name: count for name, count in self._guard.stats().items() if name not in _STATES}
         new = {name: count - self._before.get(name, 0) for name, count in now.items()}
         self._before = now
@@ -57,11 +60,11 @@ class PrometheusCounters(KVConnectorPromMetrics):
     """One counter with a label: vllm:kvstore_connector_total{what="blocks_saved", …}."""
 
     def __init__(self, *of_vllm: Any) -> None:
-        """Register with vLLM's registry; takes what vLLM gives."""
+        """Register with vLLM's registry, with vLLM's arguments."""
         super().__init__(*of_vllm)
         self._counter = self._counter_cls(
             name="vllm:kvstore_connector",
-            documentation="What the kvstore connector did, and what failed.",
+            documentation="Operations and failures of the kvstore connector.",
             labelnames=[*self._labelnames, "what"],
         )
 

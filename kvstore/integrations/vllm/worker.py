@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import Status
-from kvstore.integrations.guard import AWAY, Guard
+from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.link import Link
 from kvstore.integrations.vllm.memory import CALL_BYTES, Memory
 from kvstore.integrations.vllm.messages import Answer, Load, Loaded, Save, Saved, Step
@@ -20,15 +20,15 @@ from kvstore.integrations.vllm.pages import Blocks
 _T = TypeVar("_T")
 
 _LOADERS = 2
-_DRAIN_S = 5.0  # how long the end of the engine waits for saves
+_DRAIN_S = 5.0  # how long the shutdown of the engine waits for saves
 _SAVED = (Status.Ok, Status.AlreadyExists)
 
 
 class WorkerSide:
-    """The worker's half of the connector, one a rank.
+    """The worker's half of the connector, one per rank.
 
-    The engine's thread hands work over and takes results; it never waits for the store. A load's
-    request is always reported back, with the blocks that did not come.
+    The engine's thread submits work and collects results; it never waits for the store. A load's
+    request is always reported, with the blocks that failed.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WorkerSide:
             open_store: connects to a namespace.
             rank: in the objects' keys.
             writes: False where another worker has the same heads and writes them.
-            replicas: of what is written.
+            replicas: of written blocks.
         """
         self._memory = memory
         self._guard = guard
@@ -67,7 +67,7 @@ class WorkerSide:
         self._failed_blocks: dict[str, set[int]] = {}
 
     def start_loads(self, step: Step) -> None:
-        """Begin this step's loads."""
+        """Start this step's loads."""
         if step.namespace and self._link is None:
             namespace = step.namespace
             self._link = Link(self._guard, lambda: self._open_store(namespace))
@@ -75,7 +75,7 @@ class WorkerSide:
             self._loaders.submit(self._load, load)
 
     def start_saves(self, step: Step) -> None:
-        """Begin this step's saves; the forward pass has been submitted."""
+        """Start this step's saves; the forward pass has been submitted."""
         if not step.saves:
             return
         after = self._memory.mark()
@@ -87,20 +87,20 @@ class WorkerSide:
                 self._saved(save, frozenset(range(len(save.blocks))))
 
     def take_finished(self) -> tuple[set[str], dict[str, set[int]]]:
-        """Return the requests whose loads are through, and the blocks of these that failed."""
+        """Return the requests whose loads have finished, and their failed blocks."""
         with self._lock:
             finished, self._finished = self._finished, set()
             failed, self._failed_blocks = self._failed_blocks, {}
         return finished, failed
 
     def take_answer(self) -> Answer | None:
-        """Return what is new for the scheduler."""
+        """Return the news for the scheduler."""
         with self._lock:
             answer, self._answer = self._answer, Answer()
         return answer if answer.loads or answer.saves else None
 
     def close(self) -> None:
-        """End the threads; saves that have begun get a little time."""
+        """Stop the threads; running saves get a little time."""
         wait(self._saving, timeout=_DRAIN_S)
         if self._link is not None:
             self._link.close()
@@ -110,29 +110,29 @@ class WorkerSide:
     def _load(self, load: Load) -> None:
         """Fetch a request's blocks; runs in a loader's thread."""
         began = monotonic_ns()
-        good, away = 0, True
+        good, unreachable = 0, True
         try:
-            good, away = self._fetch(load.blocks)
+            good, unreachable = self._fetch(load.blocks)
         finally:
             seconds = (monotonic_ns() - began) / 1e9
             failed = set(load.blocks.ids[good:])
             with self._lock:
                 self._answer.loads[load.request_id] = Loaded(
-                    load.tokens, seconds, len(failed), away
+                    load.tokens, seconds, len(failed), unreachable
                 )
                 self._finished.add(load.request_id)
                 if failed:
                     self._failed_blocks[load.request_id] = failed
 
     def _fetch(self, blocks: Blocks) -> tuple[int, bool]:
-        """Return how many leading blocks came, and whether the store was away."""
+        """Return how many leading blocks were loaded, and whether the store was unreachable."""
         for rows in self._calls(blocks, range(len(blocks))):
             sizes = self._call("load", partial(self._get, blocks, rows))
             if sizes is None:
                 return rows[0], True
             for row, size in zip(rows, sizes, strict=True):
                 if size != self._memory.block_bytes(blocks.groups[row]):
-                    return row, size in AWAY
+                    return row, size in UNREACHABLE
         return len(blocks), False
 
     def _get(self, blocks: Blocks, rows: list[int], store: Store) -> list[int]:
@@ -145,7 +145,7 @@ class WorkerSide:
         )
 
     def _save(self, save: Save, after: Any) -> None:
-        """Store what is not there yet of a save's blocks; runs in the saver's thread."""
+        """Store a save's blocks that are not stored yet; runs in the saver's thread."""
         written: frozenset[int] = frozenset()
         try:
             written = frozenset(self._written(save.blocks, after))
@@ -165,7 +165,7 @@ class WorkerSide:
                     yield row
             if statuses is None or any(status not in _SAVED for status in statuses):
                 self._guard.count("saves_cut_short")
-                return  # what follows in the chain could not be found without these
+                return  # later pages of the chain cannot be found without these
 
     def _put(self, blocks: Blocks, rows: list[int], after: Any, store: Store) -> list[Status]:
         keys = blocks.keys(self._rank)
@@ -189,7 +189,7 @@ class WorkerSide:
         return self._link.call(what, function, None, _says_away)
 
     def _calls(self, blocks: Blocks, rows: range | list[int]) -> Iterator[list[int]]:
-        """Cut rows into calls of a bounded size."""
+        """Split rows into calls of bounded size."""
         call: list[int] = []
         size = 0
         for row in rows:
@@ -204,4 +204,4 @@ class WorkerSide:
 
 
 def _says_away(rows: Sequence[object] | None) -> bool:
-    return rows is not None and any(row in AWAY for row in rows)
+    return rows is not None and any(row in UNREACHABLE for row in rows)

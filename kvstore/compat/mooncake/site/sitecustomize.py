@@ -1,6 +1,6 @@
-"""Found by the interpreters that a process with the drop-in starts; see kvstore.compat.mooncake.
+"""Loaded by interpreters that a process with the drop-in starts; see kvstore.compat.mooncake.
 
-It shadows another sitecustomize on the path, so it runs that one too.
+It shadows another sitecustomize on the path and therefore runs that one too.
 """
 
 import importlib.machinery
