@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -227,76 +227,89 @@ class NodeServer:
         stop: asyncio.Event,
         announce: Callable[[dict[str, Any]], None],
     ) -> None:
+        """Serve under a registration. Every step adds its own end: they run in reverse order."""
+        async with AsyncExitStack() as ends:
+            core = await self._create_core(session, ends)
+            server = self._create_server(session, listener, core, ends)
+            # Leaving comes before all ends above: no further requests are sent to this node.
+            ends.push_async_callback(self._agent.leave)
+            tcp, unix = await asyncio.to_thread(core.start)
+            await server.start()
+            self._at = (tcp, unix, server.port)
+            self._agent.serve_at(self._endpoints())
+            ends.push_async_callback(self._save)
+            where = self._where(session)
+            for work in (
+                self._announce_when_ready(lambda: announce(where)),
+                self._tiering.snapshots(lambda: self._config, lambda: self._agent.snapshot_request),
+            ):
+                ends.callback(asyncio.create_task(work).cancel)
+            await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
+
+    async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
+        """Create the native node, which takes over the memory of the process before."""
         options = core_options(self._config, session, self._principal)
         options["principals"] = [principal.native() for principal in self._principals]
-        tiering = self._tiering
-        options |= await asyncio.to_thread(tiering.open)
-        try:
-            core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
-        except BaseException:
-            tiering.close()
-            raise
+        ends.callback(self._tiering.close)
+        options |= await asyncio.to_thread(self._tiering.open)
+        core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
         self._core = core
+        ends.push_async_callback(self._close_core, core)
         self._configure(core)  # a reload may have come while it was being created
         self._report_beginning(core.beginning())
-        tiering.begin(core)
+        self._tiering.begin(core)
         await asyncio.to_thread(self._audit)
-        render = renderer(http.collector(core), self._reloads.families)
+        return core
+
+    async def _close_core(self, core: NodeCoreApi) -> None:
+        """Stop the native node and release its memory."""
+        await asyncio.to_thread(core.stop)
+        await asyncio.to_thread(self._audit)
+        self._core = None  # no reload reaches it any more
+        # In a thread: its threads call the catalog, which takes the interpreter's lock.
+        await asyncio.to_thread(core.close, remove_files=not self._config.keep_segment)
+        if not (self._config.keep_segment or self._config.segment_dir):
+            with suppress(OSError):  # the folder is the node's own, too
+                Path(self._config.directory()).rmdir()
+
+    def _create_server(
+        self, session: Session, listener: socket.socket, core: NodeCoreApi, ends: AsyncExitStack
+    ) -> HttpServer:
+        """Create the HTTP server of metrics, health and objects."""
         if self._config.rest_api == "all" and not self._principals:
             _log.warning("rest_without_authentication", hint="set auth_token_file")
         objects = self._rest = Rest(self._config, session.master, self._principals)
+        ends.push_async_callback(asyncio.to_thread, objects.close)
         server = HttpServer(
             listener,
-            render,
+            renderer(http.collector(core), self._reloads.families),
             self._reloads.readiness(http.readiness(core)),
             objects.routes(),
             self._config.rest_max_body,
         )
-        try:
-            tcp, unix = await asyncio.to_thread(core.start)
-            await server.start()
-            self._at = (tcp, unix, server.port)
-            endpoints = self._endpoints()
-            self._agent.serve_at(endpoints)
-            where = {
-                "node_id": self._config.name(),
-                "port": urlsplit(tcp).port if tcp else None,
-                "http_port": server.port,
-                "tcp": endpoints.tcp,
-                "unix": unix,
-                "http": endpoints.http,
-                "node_epoch": session.node_epoch,
-                "segment_dir": self._config.directory(),
-            }
-            ready = asyncio.create_task(self._announce_when_ready(lambda: announce(where)))
-            snapshots = asyncio.create_task(
-                tiering.snapshots(lambda: self._config, lambda: self._agent.snapshot_request)
-            )
-            try:
-                await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
-            finally:
-                ready.cancel()
-                snapshots.cancel()
-                await self._save(tiering)
-        finally:
-            await self._agent.leave()  # first, so that nobody is sent here any more
-            await server.stop()
-            await asyncio.to_thread(objects.close)
-            await asyncio.to_thread(core.stop)
-            await asyncio.to_thread(self._audit)
-            self._core = None  # no reload reaches it any more
-            # Its threads call the catalog, which takes the interpreter's lock.
-            await asyncio.to_thread(core.close, remove_files=not self._config.keep_segment)
-            tiering.close()
-            if not (self._config.keep_segment or self._config.segment_dir):
-                with contextlib.suppress(OSError):  # the folder is ours too
-                    Path(self._config.directory()).rmdir()
+        ends.push_async_callback(server.stop)
+        return server
 
-    async def _save(self, tiering: Tiering) -> None:
+    def _where(self, session: Session) -> dict[str, Any]:
+        """Describe where the node serves, for the ready line."""
+        tcp, unix, http_port = self._at
+        endpoints = self._endpoints()
+        return {
+            "node_id": self._config.name(),
+            "port": urlsplit(tcp).port if tcp else None,
+            "http_port": http_port,
+            "tcp": endpoints.tcp,
+            "unix": unix,
+            "http": endpoints.http,
+            "node_epoch": session.node_epoch,
+            "segment_dir": self._config.directory(),
+        }
+
+    async def _save(self) -> None:
         """Write the last snapshot; meanwhile the node stays in the cluster and serves."""
         alive = asyncio.create_task(self._agent.heartbeats(self._load, self._renew))
         try:
-            await tiering.last_snapshot(self._config.shutdown_grace_ms)
+            await self._tiering.last_snapshot(self._config.shutdown_grace_ms)
         finally:
             alive.cancel()
             await asyncio.gather(alive, return_exceptions=True)
