@@ -19,6 +19,7 @@ from kvstore import _native
 from kvstore.client.connect import connect
 from kvstore.client.store import Store
 from kvstore.errors import InvalidArgumentError, UnavailableError, UnsupportedError
+from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.sizes import parse_size
 
 _NODE_ID = "embedded"
@@ -123,7 +124,7 @@ def open(
     segment_dir: str | os.PathLike[str] | None = None,
     tenant: str = "default",
     namespace: str = "",
-    timeout_ms: int = 5000,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
 ) -> Store:
     """Open a store that lives inside this process.
 

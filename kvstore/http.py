@@ -10,10 +10,26 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from kvstore.errors import UnavailableError
+from kvstore.errors import InvalidArgumentError, Status, UnavailableError
+from kvstore.limits import is_valid_name
 from kvstore.metrics import CONTENT_TYPE
+from kvstore.security import Guard, Principal, Role
 
 _MAX_BODY_BYTES = 64 << 10
+_ANY_HOST = ("0.0.0.0", "::", "")
+# Statuses as HTTP's; every other one is 500.
+_HTTP = {
+    Status.InvalidArgument: 400,
+    Status.Unauthenticated: 401,
+    Status.PermissionDenied: 403,
+    Status.NotFound: 404,
+    Status.TooLarge: 413,
+    Status.NoSpace: 507,
+    Status.Unavailable: 503,
+    Status.Rebuilding: 503,
+    Status.Overloaded: 503,
+    Status.DeadlineExceeded: 504,
+}
 
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether the process is ready, and a JSON object with the details."""
@@ -33,6 +49,57 @@ def bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except OSError as error:
         raise UnavailableError(f"http {host}:{port}: {error.strerror or error}") from error
+
+
+def bracketed(host: str) -> str:
+    """Put an IPv6 address in brackets, as a port follows."""
+    return f"[{host}]" if ":" in host else host
+
+
+def public_host(host: str, advertise_host: str) -> str:
+    """Return the host under which others reach this process, ready for a port.
+
+    Args:
+        host: that the process listens on.
+        advertise_host: announced in its place, if not empty.
+    """
+    public = advertise_host or host
+    return bracketed(socket.gethostname() if public in _ANY_HOST else public)
+
+
+def http_status(status: Status) -> int:
+    """Return the HTTP status code of a status."""
+    return _HTTP.get(status, 500)
+
+
+def json_response(content: Mapping[str, Any], status: int = 200) -> web.Response:
+    """Make a response of one JSON object."""
+    body = msgspec.json.encode(content)
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def admitted(request: web.Request, guard: Guard) -> tuple[Principal, str, str]:
+    """Read which objects a request is about, and check that its sender may access them.
+
+    Args:
+        request: ?tenant_id= (default "default"), ?namespace= (default that of the Mooncake drop-in)
+            and the authorization header count.
+        guard: knows the principals.
+
+    Returns:
+        Principal, tenant and namespace.
+
+    Raises:
+        InvalidArgumentError: The tenant or the namespace is not a valid name.
+        UnauthenticatedError: The token is missing or wrong.
+        PermissionDeniedError: The principal may not use this tenant.
+    """
+    tenant = request.query.get("tenant_id", "default")
+    namespace = request.query.get("namespace", "mooncake")
+    if not (is_valid_name(tenant) and is_valid_name(namespace)):
+        raise InvalidArgumentError("tenant_id or namespace is not a valid name")
+    caller = guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant)
+    return caller, tenant, namespace
 
 
 class HttpServer:

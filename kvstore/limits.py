@@ -27,6 +27,8 @@ MAX_TOKEN_FILE_BYTES = 1 << 20
 MAX_CONFIG_BYTES = 1 << 20
 MIN_SECRET_BYTES = 16
 DEFAULT_TIMEOUT_MS = 5_000
+LIST_PAGE_KEYS = 1000
+"""Keys of a page, where the caller does not say."""
 
 
 def is_valid_name(name: str) -> bool:

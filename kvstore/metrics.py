@@ -52,6 +52,9 @@ class Labelled(NamedTuple):
 Row = Counter | Gauge | Labelled
 
 
+Labelable = CounterMetricFamily | GaugeMetricFamily
+
+
 class Latency(NamedTuple):
     """A native histogram of microseconds."""
 
@@ -77,10 +80,25 @@ def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
             case Gauge(name, key, text):
                 yield GaugeMetricFamily(name, text, value=stats[key])
             case Labelled(name, key, label, text):
-                family = CounterMetricFamily(name.removesuffix("_total"), text, labels=[label])
-                for value, count in stats[key].items():
-                    family.add_metric([value], count)
-                yield family
+                yield by_label(
+                    CounterMetricFamily(name.removesuffix("_total"), text, labels=[label]),
+                    stats[key],
+                )
+
+
+def by_label(family: Labelable, values: Mapping[str, float]) -> Metric:
+    """Fill a family of one label.
+
+    Args:
+        family: without values.
+        values: by the label's values.
+
+    Returns:
+        The family.
+    """
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
 
 
 def latency_family(

@@ -23,6 +23,7 @@ from kvstore.config import CommonConfig
 from kvstore.errors import InvalidArgumentError, KvstoreError
 from kvstore.limits import MAX_CONFIG_BYTES
 from kvstore.logging import EventLogger, set_level
+from kvstore.metrics import by_label
 
 _log = EventLogger("config")
 # A change is applied once two looks in a row have found the same content: writing has finished.
@@ -86,12 +87,10 @@ class Reloads:
 
     def families(self) -> Iterator[Metric]:
         """Collect the metrics."""
-        family = CounterMetricFamily(
+        reloads = CounterMetricFamily(
             "kvstore_config_reloads", "Configuration reloads, by result.", labels=["result"]
         )
-        for result, count in self.results.items():
-            family.add_metric([result], count)
-        yield family
+        yield by_label(reloads, self.results)
         yield GaugeMetricFamily(
             "kvstore_config_restart_needed",
             "Number of changed keys that wait for a restart; /readyz lists them.",

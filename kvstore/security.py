@@ -257,6 +257,24 @@ class Guard:
             raise UnauthenticatedError("unknown principal or wrong token")
         return principal
 
+    def admit(
+        self, authorization: str | None, roles: Iterable[Role], tenant: str | None = None
+    ) -> Principal:
+        """Identify the sender of a request, and check that it may make the call.
+
+        Args:
+            authorization: as in `identify`.
+            roles: as in `require`.
+            tenant: as in `require`.
+
+        Raises:
+            UnauthenticatedError: As `identify`.
+            PermissionDeniedError: As `require`.
+        """
+        principal = self.identify(authorization)
+        require(principal, roles, tenant)
+        return principal
+
 
 def require(principal: Principal, roles: Iterable[Role], tenant: str | None = None) -> None:
     """Check that a principal may make a call.

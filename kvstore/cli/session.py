@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 import kvstore
+from kvstore.limits import DEFAULT_TIMEOUT_MS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,7 +64,10 @@ def target_options(command: F) -> F:
             help="File with this principal's token (also: KVSTORE_TOKEN_FILE).",
         ),
         click.option(
-            "--timeout-ms", default=5000, show_default=True, help="Deadline of each call."
+            "--timeout-ms",
+            default=DEFAULT_TIMEOUT_MS,
+            show_default=True,
+            help="Deadline of each call.",
         ),
     ]
     for option in reversed(options):

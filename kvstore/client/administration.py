@@ -7,8 +7,9 @@ from typing import Any
 
 from kvstore import _native
 from kvstore.client import describe
-from kvstore.client.answers import PAGE_KEYS, answer
+from kvstore.client.answers import answer
 from kvstore.errors import Status, error_for
+from kvstore.limits import LIST_PAGE_KEYS
 
 
 class Administration:
@@ -32,7 +33,7 @@ class Administration:
         """
         cursor = b""
         while True:
-            page, cursor = self._client.list_keys(prefix, cursor, PAGE_KEYS)
+            page, cursor = self._client.list_keys(prefix, cursor, LIST_PAGE_KEYS)
             yield from page
             if not cursor:
                 return
@@ -89,7 +90,7 @@ class Administration:
         removed = 0
         cursor = b""
         while True:
-            page, cursor = self._client.list_keys(prefix, cursor, PAGE_KEYS)
+            page, cursor = self._client.list_keys(prefix, cursor, LIST_PAGE_KEYS)
             codes, unreached = self._client.remove(page)
             for code in codes:
                 if code in (Status.Ok, Status.Partial):

@@ -17,7 +17,6 @@ TIERS = {0: "dram", 1: "nvme"}
 MAX_REPLICAS = 8
 _MAX_THREADS = 256
 _MAX_TTL_MS = (1 << 32) - 1
-PAGE_KEYS = 1000
 
 
 def status_of(code: int) -> Status:

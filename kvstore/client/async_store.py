@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvstore.client.answers import (
-    PAGE_KEYS,
     check_stride,
     check_threads,
     checked_lease,
@@ -23,6 +22,7 @@ from kvstore.client.connect import Transport, connect
 from kvstore.client.lookup import Lookup
 from kvstore.client.store import Store
 from kvstore.errors import MissReason, Status, error_for
+from kvstore.limits import DEFAULT_TIMEOUT_MS, LIST_PAGE_KEYS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -282,7 +282,7 @@ class AsyncStore:
         cursor = b""
         while True:
             page, cursor = await self._call(
-                functools.partial(self._store._client.list_keys, prefix, cursor, PAGE_KEYS)
+                functools.partial(self._store._client.list_keys, prefix, cursor, LIST_PAGE_KEYS)
             )
             for key in page:
                 yield key
@@ -349,7 +349,7 @@ async def connect_async(
     tenant: str = "default",
     namespace: str = "",
     token_file: str | os.PathLike[str] | None = None,
-    timeout_ms: int = 5000,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     transport: Transport = "auto",
     stripes: int = 1,
     threads: int = _THREADS,

@@ -9,6 +9,7 @@ from typing import Literal
 from kvstore import _native
 from kvstore.client.store import Store
 from kvstore.errors import InvalidArgumentError
+from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import one_of, whole_number
 from kvstore.security import load_identity
 
@@ -23,7 +24,7 @@ def connect(
     tenant: str = "default",
     namespace: str = "",
     token_file: str | os.PathLike[str] | None = None,
-    timeout_ms: int = 5000,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     transport: Transport = "auto",
     stripes: int = 1,
 ) -> Store:

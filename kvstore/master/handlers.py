@@ -13,14 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from kvstore import clock
 from kvstore._proto import master_pb2, node_pb2
 from kvstore.errors import InvalidArgumentError, Status, error_for
-from kvstore.limits import MAX_LIST_KEYS
+from kvstore.limits import LIST_PAGE_KEYS, MAX_LIST_KEYS
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
 from kvstore.master.model import Drain, NodeState, RequestSnapshot, Snapshot, Unregister
 from kvstore.master.registry import Registry, new_session_id
-
-_LIST_LIMIT = 1000
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ class MasterHandlers:
         tenant, name = convert.check_namespace(request.namespace)
         if request.limit > MAX_LIST_KEYS:
             raise InvalidArgumentError(f"limit is above {MAX_LIST_KEYS}")
-        limit = request.limit or _LIST_LIMIT
+        limit = request.limit or LIST_PAGE_KEYS
         keys, cursor = self._core.list_keys(tenant, name, request.prefix, request.cursor, limit)
         return master_pb2.ListKeysReply(keys=keys, cursor=cursor)
 

@@ -13,7 +13,7 @@ from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.journal import Journal
 from kvstore.master.model import Cluster, NodeState
 from kvstore.master.registry import Registry
-from kvstore.metrics import Counter, Gauge, Labelled, families
+from kvstore.metrics import Counter, Gauge, Labelled, by_label, families
 
 ROWS = (
     Gauge("kvstore_cluster_objects", "objects", "Objects with at least one replica."),
@@ -111,15 +111,14 @@ def _node_families(cluster: Cluster, replicas: Mapping[str, int]) -> Iterator[Me
         ),
     ]
     for name, text, values in columns:
-        family = GaugeMetricFamily(name, text, labels=["node"])
-        for node_id, value in values.items():
-            family.add_metric([node_id], value)
-        yield family
-    states = GaugeMetricFamily("kvstore_cluster_nodes", "Known nodes by state.", labels=["state"])
-    for state in NodeState:
-        count = sum(node.state is state for node in cluster.nodes.values())
-        states.add_metric([state.name.lower()], count)
-    yield states
+        yield by_label(GaugeMetricFamily(name, text, labels=["node"]), values)
+    states = dict.fromkeys((state.name.lower() for state in NodeState), 0)
+    for node in cluster.nodes.values():
+        states[node.state.name.lower()] += 1
+    yield by_label(
+        GaugeMetricFamily("kvstore_cluster_nodes", "Known nodes by state.", labels=["state"]),
+        states,
+    )
 
 
 def collector(

@@ -14,17 +14,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from kvstore.errors import KvstoreError, Status
-from kvstore.limits import is_valid_key, is_valid_name
+from kvstore.errors import KvstoreError
+from kvstore.http import admitted, http_status, json_response
+from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.master.core_api import CoreObject, MasterCoreApi
 from kvstore.master.model import NodeState
 from kvstore.master.registry import Registry
-from kvstore.security import Guard, Role, require
+from kvstore.security import Guard
 
 _TEXT = "text/plain"
-_PAGE_KEYS = 1000
 _MAX_KEYS = 1000
-_REFUSALS = {Status.Unauthenticated: 401, Status.PermissionDenied: 403}
 
 Answer = Callable[[web.Request, str, str], Awaitable[web.StreamResponse]]
 
@@ -50,15 +49,10 @@ class Queries:
 
     def _about_keys(self, answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def checked(request: web.Request) -> web.StreamResponse:
-            tenant = request.query.get("tenant_id", "default")
-            namespace = request.query.get("namespace", "mooncake")
-            if not (is_valid_name(tenant) and is_valid_name(namespace)):
-                return web.Response(status=400, text="not a tenant or namespace\n")
             try:
-                caller = self._guard.identify(request.headers.get("Authorization"))
-                require(caller, (Role.CLIENT,), tenant)
+                _, tenant, namespace = admitted(request, self._guard)
             except KvstoreError as error:
-                return web.Response(status=_REFUSALS[error.status], text=f"{error}\n")
+                return web.Response(status=http_status(error.status), text=f"{error}\n")
             return await answer(request, tenant, namespace)
 
         return checked
@@ -78,7 +72,7 @@ class Queries:
         cursor = 0
         while True:
             page, cursor = await asyncio.to_thread(
-                self._core.list_keys, tenant, namespace, "", cursor, _PAGE_KEYS
+                self._core.list_keys, tenant, namespace, "", cursor, LIST_PAGE_KEYS
             )
             await response.write("".join(f"{key}\n" for key in page).encode())
             if cursor == 0:
@@ -102,12 +96,12 @@ class Queries:
         keys = [key for key in request.query.get("keys", "").split(",") if key]
         if not keys or len(keys) > _MAX_KEYS:
             wrong = f"?keys=a,b,… must contain 1 to {_MAX_KEYS} keys"
-            return _json({"success": False, "error": wrong}, status=400)
+            return json_response({"success": False, "error": wrong}, status=400)
 
         def look() -> dict[str, Any]:
             return {key: self._known(tenant, namespace, key) for key in keys}
 
-        return _json({"success": True, "data": await asyncio.to_thread(look)})
+        return json_response({"success": True, "data": await asyncio.to_thread(look)})
 
     def _known(self, tenant: str, namespace: str, key: str) -> dict[str, Any]:
         found = self._core.inspect(tenant, namespace, key) if is_valid_key(key) else None
@@ -126,8 +120,3 @@ def _replicas(found: CoreObject) -> list[dict[str, Any]]:
         }
         for replica in found["replicas"]
     ]
-
-
-def _json(content: dict[str, Any], status: int = 200) -> web.Response:
-    body = msgspec.json.encode(content)
-    return web.Response(status=status, body=body, content_type="application/json")

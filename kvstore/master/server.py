@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from kvstore import config as config_module
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.config import MasterConfig
 from kvstore.errors import UnavailableError
-from kvstore.http import HttpServer, bind
+from kvstore.http import HttpServer, bind, bracketed, public_host
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
 from kvstore.master import http
@@ -36,7 +35,6 @@ from kvstore.security import Guard, Principal, load_principals
 _log = EventLogger("master")
 _TICK_S = 0.1
 _GRACE_S = 0.5
-_ANY = ("0.0.0.0", "::", "")
 _SERVICES = (
     master_pb2.DESCRIPTOR.services_by_name["Master"].full_name,
     node_pb2.DESCRIPTOR.services_by_name["NodeRegistry"].full_name,
@@ -64,11 +62,6 @@ def settings_of(config: MasterConfig) -> Settings:
         slow_start_ms=config.slow_start_ms,
         repair_copies=config.repair_copies,
     )
-
-
-def bracketed(host: str) -> str:
-    """Put an IPv6 address in brackets, as a port follows."""
-    return f"[{host}]" if ":" in host else host
 
 
 class MasterServer:
@@ -202,12 +195,9 @@ class MasterServer:
             await asyncio.to_thread(journal.stop)
             calls.close()
 
-    def _public_host(self) -> str:
-        host = self._config.advertise_host or self._config.host
-        return bracketed(socket.gethostname() if host in _ANY else host)
-
     def _find_bound(self) -> Bound:
-        public, (block, grpc_port, http_port) = self._public_host(), self._ports
+        public = public_host(self._config.host, self._config.advertise_host)
+        block, grpc_port, http_port = self._ports
         return Bound(f"{public}:{block}", f"{public}:{grpc_port}", f"http://{public}:{http_port}")
 
     def _tell_where(self) -> None:

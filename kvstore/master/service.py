@@ -17,7 +17,7 @@ from kvstore.logging import EventLogger
 from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
-from kvstore.security import Guard, Principal, Role, require
+from kvstore.security import Guard, Principal, Role
 
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
@@ -85,11 +85,8 @@ class Calls:
         """Identify the caller and check its permissions."""
         metadata = {name: value for name, value in context.invocation_metadata() or ()}
         authorization = metadata.get("authorization")
-        principal = self._guard.identify(
-            authorization if authorization is None else str(authorization)
-        )
-        require(principal, roles, tenant)
-        return principal
+        given = authorization if authorization is None else str(authorization)
+        return self._guard.admit(given, roles, tenant)
 
     async def abort(self, context: Context, method: str, error: KvstoreError) -> NoReturn:
         """End a call with an error."""

@@ -154,9 +154,8 @@ def collector(core: NodeCoreApi) -> Callable[[], Iterator[Metric]]:
         link = GaugeMetricFamily(
             "kvstore_link", "State of the link to the master.", labels=["state"]
         )
-        for state in ("down", "syncing", "up"):
-            link.add_metric([state], float(stats["link"] == state))
-        yield link
+        states = {state: float(stats["link"] == state) for state in ("down", "syncing", "up")}
+        yield metrics.by_label(link, states)
         yield from client_families(clients)
 
     return collect

@@ -13,7 +13,6 @@ import ipaddress
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -21,24 +20,12 @@ from aiohttp import web
 from kvstore import _native
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, Status
-from kvstore.limits import is_valid_key, is_valid_name
-from kvstore.security import Guard, Principal, Role, require
+from kvstore.http import admitted, http_status, json_response
+from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
+from kvstore.security import Guard, Principal
 
-_PAGE_KEYS = 1000
 _MAX_CLIENTS = 16
 _TIMEOUT_MS = 10_000
-_HTTP = {
-    Status.InvalidArgument: 400,
-    Status.Unauthenticated: 401,
-    Status.PermissionDenied: 403,
-    Status.NotFound: 404,
-    Status.TooLarge: 413,
-    Status.NoSpace: 507,
-    Status.Unavailable: 503,
-    Status.Rebuilding: 503,
-    Status.Overloaded: 503,
-    Status.DeadlineExceeded: 504,
-}
 
 Answer = Callable[[web.Request, "_native.Client"], Awaitable[web.Response]]
 
@@ -97,19 +84,14 @@ class Rest:
         async def checked(request: web.Request) -> web.Response:
             if self._allowed == "localhost" and not _is_local(request):
                 return _error(403, "this interface is limited to this host (rest_api)")
-            tenant = request.query.get("tenant_id", "default")
-            namespace = request.query.get("namespace", "mooncake")
-            if not (is_valid_name(tenant) and is_valid_name(namespace)):
-                return _error(400, "not a tenant or namespace")
             if not is_valid_key(request.match_info.get("key", "-")):
                 return _error(400, "not a key")
             try:
-                caller = self._guard.identify(request.headers.get("Authorization"))
-                require(caller, (Role.CLIENT,), tenant)
+                caller, tenant, namespace = admitted(request, self._guard)
                 client = await asyncio.to_thread(self._client, caller, tenant, namespace)
                 return await answer(request, client)
             except KvstoreError as error:
-                return _error(_HTTP.get(error.status, 500), str(error))
+                return _error(http_status(error.status), str(error))
 
         return checked
 
@@ -146,7 +128,7 @@ class Rest:
         value = put.value.encode()
         code = await asyncio.to_thread(client.put, put.key, value, 1, 0, 0, None)
         if code in (Status.Ok, Status.AlreadyExists):
-            return _json({"status": "success"})
+            return json_response({"status": "success"})
         return _failed("PUT operation failed", code)
 
     async def _get(self, request: web.Request, client: _native.Client) -> web.Response:
@@ -162,27 +144,27 @@ class Rest:
     async def _exist(self, request: web.Request, client: _native.Client) -> web.Response:
         size = await asyncio.to_thread(client.size, request.match_info["key"])
         if size >= 0 or size == Status.NotFound:
-            return _json({"exists": size >= 0})
+            return json_response({"exists": size >= 0})
         return _failed("Exist check failed", size)
 
     async def _remove(self, request: web.Request, client: _native.Client) -> web.Response:
         codes, _ = await asyncio.to_thread(client.remove, [request.match_info["key"]])
         if codes[0] in (Status.Ok, Status.Partial):
-            return _json({"status": "success"})
+            return json_response({"status": "success"})
         return _failed("Remove operation failed", codes[0])
 
     async def _remove_all(self, request: web.Request, client: _native.Client) -> web.Response:
         def carry_out() -> tuple[int, int]:
             count, cursor = 0, b""
             while True:
-                page, cursor = client.list_keys("", cursor, _PAGE_KEYS)
+                page, cursor = client.list_keys("", cursor, LIST_PAGE_KEYS)
                 count += len(page)
                 if not cursor:
                     return count, client.flush()
 
         count, code = await asyncio.to_thread(carry_out)
         if code in (Status.Ok, Status.Partial):
-            return _json({"status": f"success removed {count} keys"})
+            return json_response({"status": f"success removed {count} keys"})
         return _failed("RemoveAll operation failed", code)
 
 
@@ -198,13 +180,8 @@ def _failed(what: str, code: int) -> web.Response:
     if code >= 0:
         return _error(503, what)
     status = Status(code) if code in Status._value2member_map_ else Status.Internal
-    return _error(_HTTP.get(status, 500), f"{what}: {status}")
+    return _error(http_status(status), f"{what}: {status}")
 
 
 def _error(status: int, text: str) -> web.Response:
-    return _json({"error": text}, status)
-
-
-def _json(content: dict[str, Any], status: int = 200) -> web.Response:
-    body = msgspec.json.encode(content)
-    return web.Response(status=status, body=body, content_type="application/json")
+    return json_response({"error": text}, status)

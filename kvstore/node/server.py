@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
 from kvstore.errors import IoError, KvstoreError
-from kvstore.http import HttpServer, bind
+from kvstore.http import HttpServer, bind, bracketed, public_host
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
 from kvstore.node import activity, http
@@ -30,7 +30,6 @@ _SEGMENT = "segment"
 _NVME = "nvme"
 # Of sun_path, less its terminating zero.
 _MAX_SOCKET_PATH_BYTES = 107
-_ANY = ("0.0.0.0", "::", "")
 _READY_POLL_S = 0.02
 
 T = TypeVar("T")
@@ -48,21 +47,15 @@ def advertised(endpoint: str, config: NodeConfig) -> str:
     """Replace the host of a bound ``tcp://host:port`` by the announced one."""
     if not endpoint:
         return ""
-    return f"tcp://{_public_host(config)}:{urlsplit(endpoint).port}"
-
-
-def _public_host(config: NodeConfig) -> str:
-    host = config.advertise_host or config.host
-    host = socket.gethostname() if host in _ANY else host
-    return f"[{host}]" if ":" in host else host
+    host = public_host(config.host, config.advertise_host)
+    return f"tcp://{host}:{urlsplit(endpoint).port}"
 
 
 def core_options(
     config: NodeConfig, session: Session, principal: Principal | None
 ) -> dict[str, Any]:
     """Arguments of the native node for a configuration and a registration."""
-    listen_host = f"[{config.host}]" if ":" in config.host else config.host
-    tcp = f"tcp://{listen_host}:{config.port}" if "tcp" in config.transports else ""
+    tcp = f"tcp://{bracketed(config.host)}:{config.port}" if "tcp" in config.transports else ""
     return {
         "cluster_id": session.cluster_id,
         "node_id": config.name(),
@@ -191,13 +184,13 @@ class NodeServer:
         core.set_tunables(**tunables(self._config))
 
     def _endpoints(self) -> types_pb2.Endpoints:
-        tcp, unix, http_port = self._at
+        config, (tcp, unix, http_port) = self._config, self._at
         if not http_port:
             return types_pb2.Endpoints()  # it does not serve yet
         return types_pb2.Endpoints(
-            tcp=advertised(tcp, self._config),
+            tcp=advertised(tcp, config),
             unix=unix,
-            http=f"http://{_public_host(self._config)}:{http_port}",
+            http=f"http://{public_host(config.host, config.advertise_host)}:{http_port}",
         )
 
     async def serve(self, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]) -> None:

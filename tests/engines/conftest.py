@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kvstore import _native
 from tests.engines.environments import python_of
+from tests.support.cluster import Cluster
 from tests.support.package import copy_package
 
 
@@ -19,6 +21,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("engines"):
             item.add_marker(later)
+
+
+@pytest.fixture
+def cluster_folder(tmp_path: Path) -> Path:
+    """Folder of the cluster's logs; an ERROR line of an engine's log in it fails the test, too."""
+    return tmp_path
+
+
+@pytest.fixture
+def cluster(cluster_folder: Path) -> Iterator[Cluster]:
+    """A cluster with the node "a"."""
+    cluster = Cluster(cluster_folder)
+    try:
+        cluster.start_node("a")
+        yield cluster
+    finally:
+        cluster.close()
 
 
 @pytest.fixture(scope="session")

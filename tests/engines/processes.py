@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class EngineProcess:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            raise AssertionError(f"the driver ended with {code}:\n{self.log.read_text()[-8000:]}")
+            raise AssertionError(f"the driver exited with {code}:\n{self.log.read_text()[-8000:]}")
         answer = json.loads(line)
         assert isinstance(answer, dict)
         return answer
@@ -71,7 +72,7 @@ class EngineProcess:
             code = self.process.wait(timeout_s)
         finally:
             self.kill()
-        assert code == 0, f"the driver ended with {code}:\n{self.log.read_text()[-8000:]}"
+        assert code == 0, f"the driver exited with {code}:\n{self.log.read_text()[-8000:]}"
 
     def kill(self) -> None:
         """Kill it; does nothing when it has exited."""
@@ -81,3 +82,22 @@ class EngineProcess:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None and not stream.closed:
                 stream.close()
+
+
+@contextmanager
+def two_processes(
+    python: Path, package: Path, driver: str, logs: Path
+) -> Iterator[list[EngineProcess]]:
+    """Two processes that have imported an engine, which takes long; killed when the block ends."""
+    started: list[EngineProcess] = []
+    try:
+        for name in ("first", "second"):
+            started.append(EngineProcess(python, package, ["-m", driver], logs / f"{name}.log"))
+        for process in started:
+            assert process.receive() == {"ready": True}
+        yield started
+        for process in started:
+            process.end()
+    finally:
+        for process in started:
+            process.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,6 @@ pytestmark = [pytest.mark.engines, pytest.mark.cluster, pytest.mark.timeout(600)
 
 DRIVER = Path(__file__).with_name("lmcache_driver.py")
 PLUGIN = "remote_storage_plugin.kvstore."
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        cluster.start_node("n1")
-        yield cluster
-    finally:
-        cluster.close()
 
 
 def drive(mode: str, package: Path, address: str, save_chunk_meta: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engines.conftest import environment
-from tests.engines.processes import EngineProcess
+from tests.engines.processes import EngineProcess, two_processes
 from tests.support.cluster import Cluster
 from tests.support.processes import wait_for
 
@@ -26,36 +26,16 @@ def whole(pages: int) -> dict[str, int]:
     return {"found": pages, "loaded": pages, "same": pages}
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        cluster.start_node("a")
-        yield cluster
-    finally:
-        cluster.close()
-
-
 @pytest.fixture(scope="module")
 def processes(
     package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[EngineProcess]]:
     """Two processes that have imported SGLang, which takes long; tests open engines in them."""
-    python = environment("sglang")
     logs = tmp_path_factory.mktemp("sglang")
-    arguments = ["-m", "tests.engines.sglang_driver"]
-    started: list[EngineProcess] = []
-    try:
-        for name in ("first", "second"):
-            started.append(EngineProcess(python, package, arguments, logs / f"{name}.log"))
-        for process in started:
-            assert process.receive() == {"ready": True}
+    with two_processes(
+        environment("sglang"), package, "tests.engines.sglang_driver", logs
+    ) as started:
         yield started
-        for process in started:
-            process.end()
-    finally:
-        for process in started:
-            process.kill()
 
 
 @pytest.fixture

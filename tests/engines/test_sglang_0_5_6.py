@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engines.conftest import environment
-from tests.engines.processes import EngineProcess
+from tests.engines.processes import EngineProcess, two_processes
 from tests.support.cluster import Cluster
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
@@ -21,21 +21,11 @@ NOTHING = {"found": 0, "loaded": 0, "same": 0}
 def processes(
     package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[EngineProcess]]:
-    python = environment("sglang-0.5.6")
     logs = tmp_path_factory.mktemp("sglang")
-    arguments = ["-m", "tests.engines.sglang_0_5_6_driver"]
-    started: list[EngineProcess] = []
-    try:
-        for name in ("first", "second"):
-            started.append(EngineProcess(python, package, arguments, logs / f"{name}.log"))
-        for process in started:
-            assert process.receive() == {"ready": True}
+    with two_processes(
+        environment("sglang-0.5.6"), package, "tests.engines.sglang_0_5_6_driver", logs
+    ) as started:
         yield started
-        for process in started:
-            process.end()
-    finally:
-        for process in started:
-            process.kill()
 
 
 def open_both(
@@ -61,7 +51,6 @@ def open_both(
 def test_one_process_writes_and_another_prefetches_the_same_bytes(
     processes: list[EngineProcess], cluster: Cluster, pool: str, layout: str, interface_v1: int
 ) -> None:
-    cluster.start_node("a")
     writer, reader = open_both(processes, cluster, interface_v1, pool=pool, layout=layout)
     assert writer.about["get"] == ("_page_get_zero_copy" if interface_v1 else "_generic_page_get")
     assert writer.ask("write", chain="a", pages=5) == {"stored": 5}
@@ -76,7 +65,6 @@ def test_one_process_writes_and_another_prefetches_the_same_bytes(
 
 
 def test_a_killed_node_is_misses(processes: list[EngineProcess], cluster: Cluster) -> None:
-    cluster.start_node("a")
     writer, reader = open_both(processes, cluster, 1, pool="mha")
     assert writer.ask("write", chain="a", pages=5) == {"stored": 5}
     cluster.nodes["a"].kill()

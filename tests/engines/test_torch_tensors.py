@@ -16,7 +16,6 @@ PROGRAM = Path(__file__).with_name("torch_tensors.py")
 
 
 def test_torch_tensors_come_back(cluster: Cluster, package: Path) -> None:
-    cluster.start_node("a")
     ran = subprocess.run(
         [environment("sglang"), PROGRAM, cluster.address],
         env={**os.environ, "PYTHONPATH": str(package)},

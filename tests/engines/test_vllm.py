@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,6 @@ SHORT, LONG = prompt(200), prompt(333)
 SHORT_PAGES, LONG_PAGES = 192 // BLOCK, 320 // BLOCK
 GENERATED = 24
 FAULT = ("vllm_fault", "FaultConnector")
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path)
-    try:
-        cluster.start_node("n1")
-        yield cluster
-    finally:
-        cluster.close()
 
 
 class Engines:
@@ -95,7 +84,7 @@ def namespace_of(engine: Engine) -> str:
 
 
 def counters(store: kvstore.Store) -> dict[str, int]:
-    return dict(store.stats()["node_counters"]["n1"])
+    return dict(store.stats()["node_counters"]["a"])
 
 
 def put_bytes(store: kvstore.Store) -> int:
@@ -175,7 +164,7 @@ def with_zeros(reader: Engine, store: kvstore.Store, first: Generated) -> None:
 def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[Generated]) -> None:
     """A node dies after its pages were promised: they are computed, and nothing else is noticed."""
     reader.forget()
-    kill.write_text(str(cluster.nodes["n1"].pid))
+    kill.write_text(str(cluster.nodes["a"].pid))
     long = reader.generate(LONG)
     assert not kill.exists(), "no load was begun"
     assert long.tokens == first[1].tokens
@@ -186,8 +175,8 @@ def with_node_killed(reader: Engine, cluster: Cluster, kill: Path, first: list[G
     short = reader.generate(SHORT)  # with no node at all
     assert (short.cached, short.tokens) == (0, first[0].tokens)
 
-    cluster.nodes["n1"].kill()  # it is dead; wait for it
-    cluster.start_node("n1")  # what it held is still there
+    cluster.nodes["a"].kill()  # it is dead; wait for it
+    cluster.start_node("a")  # what it held is still there
     reader.forget()
 
     def finds_all() -> bool:
@@ -239,7 +228,7 @@ def test_a_prefill_engine_writes_what_a_decode_engine_reads(
 def test_a_hybrid_models_groups_are_found_together_and_fail_together(
     engines: Engines, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """One layer has a sliding window: blocks that the remaining prompt does not need are not loaded."""
+    """One layer has a sliding window: blocks outside of it are not loaded."""
     engines.model = write_gemma3(tmp_path / "gemma", window=2 * BLOCK)
     kill, told = tmp_path / "kill", tmp_path / "events"
     with engines.start(
@@ -267,11 +256,11 @@ def test_a_hybrid_models_groups_are_found_together_and_fail_together(
             assert_told(events, group, [*LONG, *first.tokens][: pages * BLOCK])
 
         engine.forget()
-        kill.write_text(str(cluster.nodes["n1"].pid))
+        kill.write_text(str(cluster.nodes["a"].pid))
         third = engine.generate(LONG)
         assert not kill.exists(), "no load was begun"
         assert third.tokens == first.tokens
-        cluster.nodes["n1"].kill()  # it is dead; wait for it
+        cluster.nodes["a"].kill()  # it is dead; wait for it
         engine.end()
 
 

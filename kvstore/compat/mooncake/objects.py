@@ -11,11 +11,10 @@ from kvstore.compat.mooncake.codes import ErrorCode, code_of, presence, size_or_
 from kvstore.compat.mooncake.memory import Addresses, BufferHandle
 from kvstore.compat.mooncake.values import ReplicateConfig
 from kvstore.errors import Status
+from kvstore.limits import LIST_PAGE_KEYS
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_PAGE_KEYS = 1000
 
 
 class Objects(Calls):
@@ -219,7 +218,7 @@ class Objects(Calls):
             for key in store.keys(""):
                 if pattern.search(key) and (force or not self._in_session(key)):
                     page.append(key)
-                if len(page) == _PAGE_KEYS:
+                if len(page) == LIST_PAGE_KEYS:
                     removed += _count_removed(store, page)
                     page = []
             return removed + _count_removed(store, page)

@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 
+from kvstore.client.answers import MAX_REPLICAS
 from kvstore.client.store import Store
 from kvstore.clock import monotonic_ms, pause_s, unix_ms
 from kvstore.compat.mooncake.calls import Calls
@@ -20,7 +21,6 @@ from kvstore.compat.mooncake.values import (
 _WAIT_MS = 10_000
 _POLL_S = 0.05
 _KEPT_TASKS = 1000
-_MAX_REPLICAS = 8
 
 
 class Replicas(Calls):
@@ -146,7 +146,7 @@ def _replicate(store: Store, key: str, targets: list[str]) -> str:
     known, data = store.inspect(key), store.get(key)
     if known is None or data is None:
         return "the object is gone"
-    replicas = min(len(known["replicas"]) + len(missing), _MAX_REPLICAS)
+    replicas = min(len(known["replicas"]) + len(missing), MAX_REPLICAS)
     # A new version with the same bytes: the number of replicas is set by a put.
     status = store.put(key, data, replicas=replicas, pin=known["pin"], upsert=True)
     if not status.ok:
