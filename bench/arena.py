@@ -20,13 +20,13 @@ def stamp(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=STAMP_BYTES).digest()
 
 
-def _body(slot: int, size: int) -> bytes:
-    unit = hashlib.shake_128(b"kvstore-bench-%d" % slot).digest(min(_UNIT_BYTES, size))
+def _body(place: int, size: int) -> bytes:
+    unit = hashlib.shake_128(b"kvstore-bench-%d" % place).digest(min(_UNIT_BYTES, size))
     return (unit * (size // len(unit) + 1))[:size]
 
 
 class Arena:
-    """A region of slots of one size; slot `i` holds the object `i`, or takes what is read."""
+    """A region of places of one size; place `i` holds the object `i`, or takes what is read."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
@@ -35,21 +35,21 @@ class Arena:
         self._bytes = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
-    def view(self, slot: int, size: int) -> memoryview:
-        return self._bytes[slot * size : (slot + 1) * size]
+    def view(self, place: int, size: int) -> memoryview:
+        return self._bytes[place * size : (place + 1) * size]
 
-    def pointer(self, slot: int, size: int) -> int:
-        return self.address + slot * size
+    def pointer(self, place: int, size: int) -> int:
+        return self.address + place * size
 
     def fill(self, count: int, size: int) -> None:
-        """Give the first `count` slots bodies that differ from each other."""
-        for slot in range(count):
-            self._bytes[slot * size : (slot + 1) * size] = _body(slot, size)
+        """Give the first `count` places bodies that differ from each other."""
+        for place in range(count):
+            self._bytes[place * size : (place + 1) * size] = _body(place, size)
 
-    def sign(self, slot: int, size: int, key: str) -> None:
-        """Make the slot's content that of the object under `key`."""
-        self._bytes[slot * size : slot * size + STAMP_BYTES] = stamp(key)
+    def sign(self, place: int, size: int, key: str) -> None:
+        """Make the place's content that of the object under `key`."""
+        self._bytes[place * size : place * size + STAMP_BYTES] = stamp(key)
 
-    def equal(self, slot: int, size: int, other: Arena, other_slot: int) -> bool:
-        difference = _memcmp(self.pointer(slot, size), other.pointer(other_slot, size), size)
+    def equal(self, place: int, size: int, other: Arena, other_slot: int) -> bool:
+        difference = _memcmp(self.pointer(place, size), other.pointer(other_slot, size), size)
         return bool(difference == 0)

@@ -33,7 +33,7 @@ PAGE_BYTES = 256 << 10
 def on_cluster(
     use: Callable[[kvstore.Store, Daemon], dict[str, Any]], nvme_size: int, **config: Any
 ) -> dict[str, Any]:
-    """Run something on one node, with a tier below it unless its size is 0."""
+    """Run something on one node, with an NVMe tier unless its size is 0."""
     folder = Path(tempfile.mkdtemp(prefix="kvstore-tiering-"))
     cluster = Cluster(folder)
     try:

@@ -50,29 +50,29 @@ class Worker:
     def adopt(self, prefix: str, size: int, count: int) -> None:
         """Know the bytes of objects that another client puts."""
         self._bodies_of("base", self._base, count, size)
-        for slot in range(count):
-            self._base.sign(slot, size, f"{prefix}/{slot}")
+        for place in range(count):
+            self._base.sign(place, size, f"{prefix}/{place}")
 
     def base(self, prefix: str, size: int, count: int, batch: int) -> None:
         """Put the objects that later rounds read."""
         self.adopt(prefix, size, count)
         for first in range(0, count, batch):
-            slots = range(first, min(first + batch, count))
-            blocks = self._blocks(prefix, size, list(slots), self._base, list(slots))
+            places = range(first, min(first + batch, count))
+            blocks = self._blocks(prefix, size, list(places), self._base, list(places))
             call = self._driver.bind("put_from", blocks) or self._driver.bind("put", blocks)
             assert call is not None
             self._driver.check("put", blocks, call())
 
     def drop(self, prefix: str, count: int) -> None:
-        self._driver.remove([f"{prefix}/{slot}" for slot in range(count)])
+        self._driver.remove([f"{prefix}/{place}" for place in range(count)])
 
     def _blocks(
-        self, prefix: str, size: int, numbers: list[int], arena: Arena, slots: list[int]
+        self, prefix: str, size: int, numbers: list[int], arena: Arena, places: list[int]
     ) -> Blocks:
         return Blocks(
             keys=[f"{prefix}/{number}" for number in numbers],
-            views=[arena.view(slot, size) for slot in slots],
-            pointers=[arena.pointer(slot, size) for slot in slots],
+            views=[arena.view(place, size) for place in places],
+            pointers=[arena.pointer(place, size) for place in places],
             sizes=[size] * len(numbers),
         )
 
@@ -97,7 +97,7 @@ class Worker:
             batch: objects of a call.
             calls: how many.
             start: number of the first object.
-            shift: how many slots behind its object's a destination lies.
+            shift: how many places behind its object's a destination lies.
         """
         puts = operation in ("put_from", "put")
         arena = self._fresh if puts else self._out
@@ -106,15 +106,15 @@ class Worker:
             self._bodies_of("fresh", self._fresh, count, size)
         for call in range(calls):
             numbers = [(start + call * batch + i) % count for i in range(batch)]
-            slots = numbers if puts else [(number + shift) % count for number in numbers]
-            blocks = self._blocks(prefix, size, numbers, arena, slots)
+            places = numbers if puts else [(number + shift) % count for number in numbers]
+            blocks = self._blocks(prefix, size, numbers, arena, places)
             if puts:
-                for slot, key in zip(slots, blocks.keys, strict=True):
-                    arena.sign(slot, size, key)
+                for place, key in zip(places, blocks.keys, strict=True):
+                    arena.sign(place, size, key)
             bound = self._driver.bind("exists" if operation == "absent" else operation, blocks)
             if bound is None:
                 return False
-            plan.append((bound, blocks, numbers, slots))
+            plan.append((bound, blocks, numbers, places))
         self._round = Round(operation, size, plan)
         return True
 
@@ -140,9 +140,9 @@ class Worker:
         return summary | {"bytes": moved, "began_ns": began, "ended_ns": ended}
 
     def _verify(self, armed: Round) -> None:
-        for _, blocks, numbers, slots in armed.plan:
-            for key, number, slot in zip(blocks.keys, numbers, slots, strict=True):
-                if not self._out.equal(slot, armed.size, self._base, number):
+        for _, blocks, numbers, places in armed.plan:
+            for key, number, place in zip(blocks.keys, numbers, places, strict=True):
+                if not self._out.equal(place, armed.size, self._base, number):
                     raise WrongAnswer(f"the bytes of {key} are not those that were put")
 
     def _read_back(self, armed: Round) -> None:
@@ -150,15 +150,15 @@ class Worker:
         size = armed.size
         written = [
             pair
-            for _, blocks, _, slots in armed.plan
-            for pair in zip(blocks.keys, slots, strict=True)
+            for _, blocks, _, places in armed.plan
+            for pair in zip(blocks.keys, places, strict=True)
         ]
-        for key, slot in self._random.sample(written, min(_READ_BACK, len(written))):
+        for key, place in self._random.sample(written, min(_READ_BACK, len(written))):
             blocks = Blocks([key], [self._out.view(0, size)], [self._out.pointer(0, size)], [size])
             call = self._driver.bind("get", blocks)
             assert call is not None
             self._driver.check("get", blocks, call())
-            if not self._out.equal(0, size, self._fresh, slot):
+            if not self._out.equal(0, size, self._fresh, place):
                 raise WrongAnswer(f"the bytes of {key} are not those that were put")
         self._driver.remove([key for key, _ in written])
 
@@ -169,14 +169,14 @@ class Worker:
 
     def put_one(self, key: str, size: int) -> None:
         self.learn_one(key, size)
-        blocks = self._one(key, size, slot=0)
+        blocks = self._one(key, size, place=0)
         call = self._driver.bind("put", blocks)
         assert call is not None
         self._driver.check("put", blocks, call())
 
     def read_one(self, key: str, size: int) -> dict[str, bool]:
         """Read that object: whether the store gave it, and whether it was right."""
-        blocks = self._one(key, size, slot=1)
+        blocks = self._one(key, size, place=1)
         call = self._driver.bind("get", blocks)
         assert call is not None
         try:
@@ -188,9 +188,9 @@ class Worker:
     def drop_one(self, key: str) -> None:
         self._driver.remove([key])
 
-    def _one(self, key: str, size: int, slot: int) -> Blocks:
+    def _one(self, key: str, size: int, place: int) -> Blocks:
         arena = self._single
-        return Blocks([key], [arena.view(slot, size)], [arena.pointer(slot, size)], [size])
+        return Blocks([key], [arena.view(place, size)], [arena.pointer(place, size)], [size])
 
     def warm_up(self, size: int, count: int) -> None:
         """Make what later puts of this shape will take their bytes from."""

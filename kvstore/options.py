@@ -102,7 +102,7 @@ def read(kind: type[T], given: Mapping[str, Any], where: str, ignored: Collectio
             Their types are str, int, float, bool, Addresses, a Literal, or one of these or None.
         given: names and values, as parsed from JSON or YAML.
         where: the start of every message, such as "extra_config: ".
-        ignored: further valid names, which somebody else reads.
+        ignored: further valid names, which belong to the engine itself.
 
     Returns:
         The options, each value of its field's type.
@@ -126,7 +126,7 @@ def read(kind: type[T], given: Mapping[str, Any], where: str, ignored: Collectio
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """Return a value as the type of its field; raises ValueError with what is wanted instead."""
+    """Return a value as the type of its field; raises ValueError with the expected type."""
     if hint == Addresses:
         several = [value] if isinstance(value, str) else value
         if not isinstance(several, list | tuple) or not several or not all(map(_is_name, several)):

@@ -11,7 +11,7 @@ import click
 
 import kvstore
 from kvstore.cli.output import print_json, print_table, reports_errors
-from kvstore.cli.session import json_option, target, target_options
+from kvstore.cli.target import json_option, target, target_options
 from kvstore.clock import monotonic_ns
 from kvstore.errors import KvstoreError, Status
 from kvstore.replay.runner import percentile_us

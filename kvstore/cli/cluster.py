@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from kvstore._proto import master_pb2, types_pb2
 from kvstore.cli.control import control
 from kvstore.cli.output import Exit, fail, print_fields, print_json, print_table, reports_errors
-from kvstore.cli.session import json_option, target, target_options
+from kvstore.cli.target import json_option, target, target_options
 from kvstore.clock import pause_s
 from kvstore.errors import Status
 from kvstore.sizes import format_size

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvstore.cli.output import print_json, reports_errors
-from kvstore.cli.session import json_option
+from kvstore.cli.target import json_option
 from kvstore.compat.mooncake.migrate import migrate as migration_of
 from kvstore.compat.mooncake.settings import read_file
 from kvstore.config import NodeConfig, load

@@ -10,7 +10,7 @@ import grpc
 
 from kvstore import _native
 from kvstore._proto import master_pb2_grpc
-from kvstore.cli.session import Target
+from kvstore.cli.target import Target
 from kvstore.errors import error_from_rpc
 from kvstore.security import Role, bearer, load_identity
 

@@ -18,7 +18,7 @@ from kvstore.cli.output import (
     print_table,
     reports_errors,
 )
-from kvstore.cli.session import json_option, target, target_options
+from kvstore.cli.target import json_option, target, target_options
 from kvstore.errors import Status
 
 

@@ -7,7 +7,7 @@ import click
 import kvstore
 from kvstore.cli import bench, cluster, config, data, replay
 from kvstore.cli.output import print_json
-from kvstore.cli.session import json_option
+from kvstore.cli.target import json_option
 
 
 @click.group(

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kvstore
 from kvstore.cli.output import Exit, fail, print_fields, print_json, reports_errors
-from kvstore.cli.session import json_option, target, target_options
+from kvstore.cli.target import json_option, target, target_options
 from kvstore.errors import InvalidArgumentError
 from kvstore.replay.runner import Replay, Tally, percentile_us
 from kvstore.replay.trace import Request, generate, read_trace

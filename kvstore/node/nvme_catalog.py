@@ -42,7 +42,7 @@ class NvmeCatalog:
     def __init__(self, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """Open a catalog, create it if missing.
 
-        The caller owns the folder: the tier's own lock keeps a second process out.
+        The caller owns the folder: the NVMe tier's own lock keeps a second process out.
 
         Args:
             directory: created with mode 0700.

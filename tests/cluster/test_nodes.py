@@ -142,7 +142,7 @@ def test_a_superseded_node_ends(cluster: Cluster) -> None:
     with control(cluster.master) as plane:
         plane.register("a", incarnation=12345)
     assert old.process.wait(15) == 5
-    assert "another process runs as node 'a' now" in old.log.read_text()
+    assert "another process now runs as node 'a'" in old.log.read_text()
 
 
 def test_a_drain_reaches_the_node_and_survives_the_master(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""A node with a tier on NVMe: eviction loses nothing, and neither does the loss of its memory."""
+"""A node with an NVMe tier: neither evictions nor the loss of its memory lose objects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 
 def fill(store: kvstore.Store, node: Daemon, first: int = 0, count: int = COUNT) -> list[str]:
-    """Put objects, never faster than the tier writes them."""
+    """Put objects, never faster than the NVMe tier writes them."""
     keys = [f"k/{i}" for i in range(first, first + count)]
     for key in keys:
         assert store.put(key, proof(key, SIZE)) is Status.Ok

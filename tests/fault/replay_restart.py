@@ -88,7 +88,7 @@ def restart(cluster: Cluster, node: Daemon, way: str, package: Path | None) -> d
 
 
 def nvme_tier(folder: Path, segment: int) -> dict[str, Any]:
-    """Configure a tier with room for what the memory holds, and then some."""
+    """Configure an NVMe tier of twice the size of the memory."""
     return {
         "nvme_dir": str(folder / "nvme"),
         "nvme_size": 2 * segment,

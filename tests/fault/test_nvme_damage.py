@@ -187,7 +187,7 @@ def test_the_folder_goes_while_the_node_runs(cluster: Cluster, tmp_path: Path, c
     with Load(cluster.address, tmp_path) as load:
         load.wait_progress("before the fault")
         shutil.rmtree(tmp_path / "nvme")
-        wait_for(lambda: metric(node, "kvstore_nvme_failed") == 1, "the tier to go off", 10)
+        wait_for(lambda: metric(node, "kvstore_nvme_failed") == 1, "the NVMe tier to go off", 10)
         assert ready(node)[0] == 200
         load.wait_progress("from memory", reads=200)
         judged = load.stop()
@@ -223,7 +223,7 @@ def test_a_disk_that_is_too_small_is_named(
     start = Footprint.of(node.pid)
     with Load(cluster.address, tmp_path) as load:
         load.wait_progress("on a small disk", reads=100)
-        wait_for(lambda: metric(node, "kvstore_nvme_failed") == 1, "the tier to give up", 10)
+        wait_for(lambda: metric(node, "kvstore_nvme_failed") == 1, "the NVMe tier to give up", 10)
         wait_for(lambda: "nvme_size" in node.log.read_text(), "a sentence", 10)
         load.wait_progress("from memory", reads=100)
         judged = load.stop()
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up(cluster: Cluster, tmp_path: Path, small_disk: Path
         failed = metric(node, "kvstore_nvme_failed")
         judged = load.stop()
     leaks = leaks_of(node, start, cluster.segment_dirs["a"])
-    # With room again the next start has the tier, and everything that was removed stays away.
+    # With free space the next start has the NVMe tier again, and removed objects stay removed.
     (small_disk / "other").unlink()
     node.kill()
     node = cluster.start_node("a", **how)
