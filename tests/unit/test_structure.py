@@ -118,7 +118,9 @@ INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 def rooms_below() -> dict[str, set[str]]:
     """Each room of native/src with all rooms below it, as native/CMakeLists.txt declares them."""
-    declared = re.findall(r"^kv_room\((\w+)([^)]*)\)", (NATIVE / "CMakeLists.txt").read_text(), re.M)
+    declared = re.findall(
+        r"^kv_room\((\w+)([^)]*)\)", (NATIVE / "CMakeLists.txt").read_text(), re.M
+    )
     below: dict[str, set[str]] = {}
     for room, rest in declared:  # lowest first: what it names must stand above it in the file
         direct = rest.split()[1:]
@@ -172,7 +174,14 @@ def test_only_the_bindings_see_nanobind() -> None:
 
 
 def test_files_stay_small() -> None:
-    for pattern in ("kvstore/**/*.py", "native/**/*.cpp", "native/**/*.h", "tests/**/*.py", "tests/**/*.cpp", "tests/**/*.h"):
+    for pattern in (
+        "kvstore/**/*.py",
+        "native/**/*.cpp",
+        "native/**/*.h",
+        "tests/**/*.py",
+        "tests/**/*.cpp",
+        "tests/**/*.h",
+    ):
         for path in ROOT.glob(pattern):
             if "_proto" in path.parts:
                 continue
