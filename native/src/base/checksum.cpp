@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "base/checksum_wide.h"
+#include "base/little_endian.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -47,16 +48,10 @@ constexpr auto make_slices() {
 }
 constexpr std::array<ByteTable, 8> kSlices = make_slices();
 
-uint64_t load_word(const uint8_t* bytes) {
-    uint64_t word;
-    std::memcpy(&word, bytes, sizeof(word));
-    return word;
-}
-
 // Works on the raw register: without the inversions at both ends.
 uint32_t raw_portable(uint32_t crc, const uint8_t* data, size_t size) {
     for (; size >= 8; data += 8, size -= 8) {
-        const uint64_t word = load_word(data) ^ crc;
+        const uint64_t word = load_word<uint64_t>(data) ^ crc;
         crc = 0;
         for (size_t k = 0; k < 8; ++k) {
             crc ^= kSlices[7 - k][word >> (8 * k) & 0xff];
@@ -199,9 +194,9 @@ uint32_t sum_streams(uint32_t crc, Cursor& at, const ShiftTable& table) {
             if (kStreamBytes == kLongBytes && i % 64 == 0) {
                 prefetch_next_round<kStreamBytes>(at.from + i);
             }
-            const uint64_t a = load_word(at.from + i);
-            const uint64_t b = load_word(at.from + kStreamBytes + i);
-            const uint64_t c = load_word(at.from + 2 * kStreamBytes + i);
+            const uint64_t a = load_word<uint64_t>(at.from + i);
+            const uint64_t b = load_word<uint64_t>(at.from + kStreamBytes + i);
+            const uint64_t c = load_word<uint64_t>(at.from + 2 * kStreamBytes + i);
             crc = sum_word(crc, a);
             second = sum_word(second, b);
             third = sum_word(third, c);
@@ -222,7 +217,7 @@ template <Store store>
 uint32_t sum_plain(uint32_t crc, Cursor& at, size_t bytes) {
     bytes = std::min(bytes, at.left);
     for (; bytes >= 8; bytes -= 8) {
-        const uint64_t word = load_word(at.from);
+        const uint64_t word = load_word<uint64_t>(at.from);
         crc = sum_word(crc, word);
         if constexpr (store != Store::kNone) {
             std::memcpy(at.to, &word, sizeof(word));

@@ -5,25 +5,18 @@
 #include <cstring>
 
 #include "base/limits.h"
+#include "base/little_endian.h"
 
 namespace kvstore {
 namespace {
-
-static_assert(std::endian::native == std::endian::little, "words are read as they lie in memory");
-
-uint64_t load_word(const uint8_t* bytes) {
-    uint64_t word;
-    std::memcpy(&word, bytes, sizeof(word));
-    return word;
-}
 
 // The state of one hash; `Wide` selects the 128-bit variant, which differs in three constants.
 template <bool Wide>
 class SipState {
   public:
     explicit SipState(const HashSecret& secret) {
-        const uint64_t k0 = load_word(secret.data());
-        const uint64_t k1 = load_word(secret.data() + 8);
+        const uint64_t k0 = load_word<uint64_t>(secret.data());
+        const uint64_t k1 = load_word<uint64_t>(secret.data() + 8);
         v0_ = 0x736f6d6570736575 ^ k0;
         v1_ = 0x646f72616e646f6d ^ k1 ^ (Wide ? 0xee : 0);
         v2_ = 0x6c7967656e657261 ^ k0;
@@ -40,7 +33,7 @@ class SipState {
     // Absorbs the last bytes; `total_size` counts everything absorbed since the start.
     void finish(const uint8_t* data, size_t size, size_t total_size) {
         for (; size >= 8; data += 8, size -= 8) {
-            absorb(load_word(data));
+            absorb(load_word<uint64_t>(data));
         }
         uint64_t last = uint64_t{total_size & 0xff} << 56;
         for (size_t i = 0; i < size; ++i) {
@@ -134,7 +127,7 @@ bool is_text(std::string_view text, bool allow_control) {
     const auto* s = reinterpret_cast<const uint8_t*>(text.data());
     size_t left = text.size();
     while (left > 0) {
-        if (allow_control && left >= 8 && (load_word(s) & 0x8080808080808080) == 0) {
+        if (allow_control && left >= 8 && (load_word<uint64_t>(s) & 0x8080808080808080) == 0) {
             s += 8;
             left -= 8;
             continue;

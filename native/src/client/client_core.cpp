@@ -8,7 +8,6 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kTextPerMessage = 4u << 20;
-constexpr uint64_t kTableAgeMs = 1000;
 constexpr uint64_t kStatsMs = 500;  // how long one node may take to say its counters
 
 // Splits keys so that each part fits one message; stops at the first failure.

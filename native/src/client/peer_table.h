@@ -14,6 +14,9 @@
 
 namespace kvstore {
 
+inline constexpr uint64_t kTableAgeMs =
+    1000;  // states and weights older than this are asked for again
+
 // A node of this host with the memory that is mapped now.
 struct LocalPeer {
     std::shared_ptr<PeerNode> peer;

@@ -14,7 +14,6 @@ constexpr uint64_t kBatchBytes = 32u << 20;  // data of one message, but for a s
 constexpr uint64_t kBatchText = 4u << 20;    // keys and parents of one message
 constexpr int kReattachMs = 1000;            // how long a put waits for a node that is restarting
 constexpr int kRetryPauseMs = 10;
-constexpr uint64_t kTableAgeMs = 1000;  // states and weights older than this are asked for again
 
 size_t batch_length(std::span<const PutItem> items) {
     uint64_t bytes = 0;

@@ -14,7 +14,6 @@ namespace {
 
 constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a single larger object
 constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
-constexpr uint64_t kTableAgeMs = 1000;
 constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
 constexpr int kMinAttemptMs = 100;
 constexpr int kMaxAttemptMs = 500;               // while there is another replica, and

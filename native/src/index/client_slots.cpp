@@ -14,8 +14,6 @@
 namespace kvstore {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
-
 void add_to(SlotCounters& sum, const SlotPage& page) {
     for (uint32_t i = 0; i < kSlotCounterCount; ++i) {
         sum[i] += page.counters[i].load(kRelaxed);

@@ -14,7 +14,6 @@
 namespace kvstore {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr uint64_t kHeapStepBytes = 4u << 20;  // how much of the heap is reserved at a time
 constexpr uint64_t kHeapPerEntry = 128;
 constexpr uint64_t kMinHeapBytes = 1u << 20;

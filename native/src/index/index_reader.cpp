@@ -12,7 +12,6 @@
 namespace kvstore {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr int kProbeTries = 4;
 
 template <class T>

@@ -14,7 +14,6 @@
 namespace kvstore {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr uint64_t kBlockAlignment = 64;
 
 bool is_generation(Generation gen, uint32_t node_epoch) {

@@ -14,7 +14,6 @@
 namespace kvstore {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr auto kRelease = std::memory_order_release;
 constexpr uint64_t kStepBytes = 64u << 10;  // how much of a growing part is reserved at a time
 constexpr size_t kNameHeadBytes = 28;

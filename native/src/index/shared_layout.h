@@ -50,6 +50,7 @@
 namespace kvstore {
 
 using SharedWord = std::atomic<uint64_t>;
+inline constexpr auto kRelaxed = std::memory_order_relaxed;
 using SharedHalf = std::atomic<uint32_t>;
 static_assert(SharedWord::is_always_lock_free && sizeof(SharedWord) == 8);
 static_assert(SharedHalf::is_always_lock_free && sizeof(SharedHalf) == 4);

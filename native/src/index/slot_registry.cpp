@@ -15,7 +15,6 @@
 namespace kvstore {
 namespace {
 
-constexpr auto kRelaxed = std::memory_order_relaxed;
 constexpr uint64_t kOwnerByte = 0;
 
 std::atomic<SlotRegistry*> current_registry{nullptr};

@@ -12,8 +12,8 @@
 namespace kvstore {
 namespace {
 
-constexpr size_t kInputBytes = 16 * 1024;
-constexpr size_t kKeptInputBytes = 1 << 20;  // a larger buffer is given back after its reply
+constexpr size_t kReplyBytes = 16 * 1024;
+constexpr size_t kKeptReplyBytes = 1 << 20;  // a larger buffer is given back after its reply
 
 iovec to_iovec(std::span<const uint8_t> bytes) {
     return {const_cast<uint8_t*>(bytes.data()), bytes.size()};
@@ -37,7 +37,7 @@ Result<std::unique_ptr<Channel>> Channel::handshake(Fd fd, const HelloParams& pa
     if (!status.ok()) {
         return status;
     }
-    channel->input_.resize(kInputBytes);
+    channel->input_.resize(kReplyBytes);
     return channel;
 }
 
@@ -282,8 +282,8 @@ Result<Channel::Reply> Channel::receive_any(Deadline deadline) {
     }
     if (begin_ == end_) {
         begin_ = end_ = 0;
-        if (input_.size() > kKeptInputBytes) {
-            std::vector<uint8_t>(kInputBytes).swap(input_);
+        if (input_.size() > kKeptReplyBytes) {
+            std::vector<uint8_t>(kReplyBytes).swap(input_);
         }
     }
     Reply reply;

@@ -16,8 +16,7 @@ namespace {
 constexpr size_t kHandshakeInputBytes = 1024;
 constexpr size_t kInputBytes = 16 * 1024;
 constexpr size_t kKeptInputBytes = 256 * 1024;  // a larger buffer is given back when it is empty
-constexpr size_t kBytesPerTurn = 4u << 20;
-constexpr uint64_t kLingerMs = 1000;  // for the peer to read why its connection ends
+constexpr uint64_t kLingerMs = 1000;            // for the peer to read why its connection ends
 
 bool is_ours_or_root(uid_t uid) { return uid == geteuid() || uid == 0; }
 

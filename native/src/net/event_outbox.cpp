@@ -17,7 +17,6 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kIovecsPerWrite = 128;
-constexpr size_t kBytesPerTurn = 4u << 20;  // so that one fast reader does not own the loop
 
 }  // namespace
 

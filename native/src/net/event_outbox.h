@@ -17,6 +17,9 @@
 
 namespace kvstore {
 
+// One connection reads or writes this much, then it is the next one's turn.
+inline constexpr size_t kBytesPerTurn = 4u << 20;
+
 class EventLoop;
 
 // What the loops of one server share. Outlives the server inside the connections' handles.

@@ -12,7 +12,7 @@
 namespace kvstore {
 namespace {
 
-constexpr char kMagic[8] = "KVNVMAN";
+constexpr char kManifestMagic[8] = "KVNVMAN";
 constexpr size_t kHeadBytes = 48;
 constexpr size_t kCrcAt = 12;
 // ns, unit, hash, version, length, crc, expiry, put, parent, pin, key length
@@ -115,8 +115,8 @@ std::vector<uint8_t> Manifest::encode() const {
         names.insert(names.end(), ns.tenant.begin(), ns.tenant.end());
         names.insert(names.end(), ns.name.begin(), ns.name.end());
     }
-    std::vector<uint8_t> out(sizeof(kMagic));
-    std::memcpy(out.data(), kMagic, sizeof(kMagic));
+    std::vector<uint8_t> out(sizeof(kManifestMagic));
+    std::memcpy(out.data(), kManifestMagic, sizeof(kManifestMagic));
     out.reserve(kHeadBytes + names.size() + rows_.size());
     append_word(out, kNvmeFormat);
     append_word(out, uint32_t{0});
@@ -133,10 +133,11 @@ std::vector<uint8_t> Manifest::encode() const {
 
 Result<Manifest> Manifest::decode(std::span<const uint8_t> bytes) {
     const Status damaged(Code::kChecksumMismatch, "damaged segment manifest");
-    if (bytes.size() < kHeadBytes || std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) != 0) {
+    if (bytes.size() < kHeadBytes ||
+        std::memcmp(bytes.data(), kManifestMagic, sizeof(kManifestMagic)) != 0) {
         return damaged;
     }
-    std::span<const uint8_t> in = bytes.subspan(sizeof(kMagic));
+    std::span<const uint8_t> in = bytes.subspan(sizeof(kManifestMagic));
     const auto format = take_word<uint32_t>(in);
     if (take_word<uint32_t>(in) != crc_of(bytes)) {
         return damaged;

@@ -15,7 +15,7 @@ namespace kvstore {
 namespace {
 
 constexpr char kPrefix[] = "removals-";
-constexpr uint32_t kMagic = 0x4d52564b;  // "KVRM"
+constexpr uint32_t kRemovalMagic = 0x4d52564b;  // "KVRM"
 constexpr uint8_t kRemove = 1;
 constexpr uint8_t kFlush = 2;
 constexpr uint8_t kApplied = 3;
@@ -25,7 +25,7 @@ constexpr uint8_t kApplied = 3;
 RemovalJournal::Record RemovalJournal::encode(uint8_t kind, const Hash128& hash, Version version,
                                               NamespaceId ns, uint64_t seq) {
     Record record{};
-    store_word(record.data(), kMagic);
+    store_word(record.data(), kRemovalMagic);
     store_word(record.data() + 8, kind);
     store_word(record.data() + 16, seq);
     store_word(record.data() + 24, hash.lo);
@@ -38,7 +38,7 @@ RemovalJournal::Record RemovalJournal::encode(uint8_t kind, const Hash128& hash,
 
 bool RemovalJournal::decode(const Record& record, Removals* removals, uint64_t* seq) {
     const uint8_t* in = record.data();
-    if (load_word<uint32_t>(in) != kMagic ||
+    if (load_word<uint32_t>(in) != kRemovalMagic ||
         load_word<uint32_t>(in + 4) != crc32c(in + 8, record.size() - 8)) {
         return false;
     }

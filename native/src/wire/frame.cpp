@@ -84,7 +84,7 @@ void store(uint8_t*& out, T value) {
 }
 
 template <class T>
-T load(const uint8_t*& in) {
+T take(const uint8_t*& in) {
     T value = 0;
     for (size_t i = 0; i < sizeof(T); ++i) {
         value = static_cast<T>(value | static_cast<T>(T{*in++} << (8 * i)));
@@ -94,11 +94,11 @@ T load(const uint8_t*& in) {
 
 FrameHeader parse_header(const uint8_t* in) {
     FrameHeader header;
-    header.body_bytes = load<uint32_t>(in);
-    header.type = load<uint16_t>(in);
-    header.flags = load<uint16_t>(in);
-    header.request_id = load<uint64_t>(in);
-    header.payload_bytes = load<uint64_t>(in);
+    header.body_bytes = take<uint32_t>(in);
+    header.type = take<uint16_t>(in);
+    header.flags = take<uint16_t>(in);
+    header.request_id = take<uint64_t>(in);
+    header.payload_bytes = take<uint64_t>(in);
     return header;
 }
 
