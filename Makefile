@@ -5,7 +5,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 PY := $(VENV)/bin/python
-APT_PACKAGES := python3 python3-venv python3-dev g++ libgtest-dev
+APT_PACKAGES := python3 python3-venv python3-dev g++
+TEST_APT_PACKAGES := libgtest-dev
 NATIVE_BUILD := build/native
 SANITIZER_BUILD := build/sanitizers
 MUTATION_BUILD := build/mutations
@@ -21,8 +22,12 @@ DEPLOY_BUDGET_S := 3600
 ENGINES_BUDGET_S := 2400
 PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native tests/sim -name '*.h' -o -name '*.cpp')
+EXTENSION_SOURCES = $(shell find native/src native/bindings -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
 PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation -Cbuild-dir=$(NATIVE_BUILD)
+CMAKE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -G Ninja \
+    -DPython_EXECUTABLE=$(CURDIR)/$(PY) -Dnanobind_DIR="$$($(PY) -m nanobind --cmake_dir)"
+NINJA = NINJA_STATUS='[%f/%t, %e s] ' $(VENV)/bin/ninja
 
 # What the named extras of pyproject.toml ask for, one a line.
 REQUIREMENTS = $(PY) -c 'import sys; \
@@ -31,13 +36,14 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-sim test-fault test-mutations test-deploy test-engines wheel proto system-packages clean
+        test-sanitizers test-sim test-fault test-mutations test-deploy test-engines wheel proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-system-packages:
-	@missing=$$(for p in $(APT_PACKAGES); do \
+# Installs Debian packages that are missing, as root; else names them.
+define install_packages
+	@missing=$$(for p in $(1); do \
 	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done | xargs); \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ]; then \
@@ -45,16 +51,33 @@ system-packages:
 	            apt-get install -y -q --no-install-recommends $$missing; \
 	    else echo "please run: sudo apt-get install $$missing" >&2; exit 1; fi; \
 	fi
+endef
 
-$(VENV)/.dev: pyproject.toml | system-packages
+system-packages:
+	$(call install_packages,$(APT_PACKAGES))
+
+test-packages: system-packages
+	$(call install_packages,$(TEST_APT_PACKAGES))
+
+# What it takes to build and run, without what only tests and lint need.
+$(VENV)/.tools: pyproject.toml | system-packages
 	test -x $(PY) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
-	$(REQUIREMENTS) server dev > $(VENV)/requirements.txt
+	$(REQUIREMENTS) server build > $(VENV)/requirements.txt
+	@echo "Installing the packages of the servers and of the build …"
 	$(PY) -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
+$(VENV)/.dev: $(VENV)/.tools | test-packages
+	$(REQUIREMENTS) dev > $(VENV)/dev-requirements.txt
+	$(PY) -m pip install --quiet -r $(VENV)/dev-requirements.txt
+	touch $@
+
 # The package itself, editable: Python files are used in place, the extension is rebuilt when needed.
-$(VENV)/.installed: $(VENV)/.dev $(CXX_SOURCES) native/CMakeLists.txt
+# Compiled here already, and not by pip, which would say nothing meanwhile.
+$(VENV)/.installed: $(VENV)/.tools $(EXTENSION_SOURCES) native/CMakeLists.txt
+	@echo "Compiling the native core …"
+	$(CMAKE) -B $(NATIVE_BUILD) -DCMAKE_BUILD_TYPE=Release -DKVSTORE_TESTS=OFF >/dev/null
+	$(NINJA) -C $(NATIVE_BUILD) _native
 	$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
@@ -63,20 +86,30 @@ demo: $(VENV)/.installed  ## build, install, and replay a workload on the embedd
 
 test: $(VENV)/.installed lint types native-test python-test  ## lint, types, native and Python tests
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## formats, ruff, clang-tidy, and clang's analysis of which mutex guards what
 	$(VENV)/bin/ruff check $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --check $(PYTHON_SOURCES)
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) bench/limits.cpp
+	@$(MAKE) --no-print-directory -j "$$(nproc)" $(LINTED_ROOMS)
 
-types: $(VENV)/.installed
+# A room at a time, its sources in one translation unit: clang reads the same headers once.
+LINTED_ROOMS = $(patsubst native/src/%,build/lint/%.ok,$(wildcard native/src/*))
+build/lint/%.ok: $(EXTENSION_SOURCES) native/.clang-tidy
+	@mkdir -p $(@D)
+	@printf '#include "%s"\n' $(abspath $(wildcard native/src/$*/*.cpp)) > build/lint/$*.cpp
+	$(VENV)/bin/clang-tidy --quiet --config-file=native/.clang-tidy build/lint/$*.cpp \
+	    -- -std=c++20 -Inative/src -Wthread-safety
+	@touch $@
+
+types: $(VENV)/.installed $(VENV)/.dev
 	$(VENV)/bin/mypy
 
-native-test: $(VENV)/.installed  ## GoogleTest, one executable per class
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
-	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet
+native-test: $(VENV)/.installed $(VENV)/.dev  ## GoogleTest, one executable a test file; the simulation
+	$(CMAKE) -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
+	$(NINJA) -C $(NATIVE_BUILD) --quiet
 	$(VENV)/bin/ctest --test-dir $(NATIVE_BUILD) --output-on-failure
 
-python-test: $(VENV)/.installed  ## unit, property and cluster tests, each fault of tests/fault once
+python-test: $(VENV)/.installed $(VENV)/.dev  ## unit, property and cluster tests, each fault of tests/fault once
 	$(PY) -m pytest
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
@@ -99,8 +132,8 @@ $(VENV)/.bench: $(VENV)/.dev
 	touch $@
 
 bench-programs: build/bench/limits $(VENV)/.installed
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) >/dev/null
-	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet directory_bench
+	$(CMAKE) -B $(NATIVE_BUILD) >/dev/null
+	$(NINJA) -C $(NATIVE_BUILD) --quiet directory_bench
 
 bench: $(VENV)/.installed $(VENV)/.bench bench-programs  ## stores and this machine's limits in turns: table, plots, JSON
 	$(PY) -m bench $(BENCH_OPTIONS)
@@ -119,36 +152,34 @@ test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for p
 	tests/sanitizers.sh $(SANITIZER_BUILD)
 
 # Builds the container image and runs it; the units and the manifest are checked by `make test`, too.
-test-deploy: $(VENV)/.installed  ## deploy/: image built and run, systemd units, Kubernetes manifest
+test-deploy: $(VENV)/.installed $(VENV)/.dev  ## deploy/: image built and run, systemd units, Kubernetes manifest
 	@if [ "$$(id -u)" = 0 ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -q --no-install-recommends $(DEPLOY_APT_PACKAGES); \
 	else echo "without root the image is not built"; fi
 	timeout $(DEPLOY_BUDGET_S) $(PY) -m pytest --deploy tests/deploy
 
 # The engines' environments (2 to 4 GB each) stay in $$KVSTORE_ENGINES, else in the user's cache folder.
-test-engines: $(VENV)/.installed  ## the integrations inside real vLLM, SGLang and LMCache, without a GPU
+test-engines: $(VENV)/.installed $(VENV)/.dev  ## the integrations inside real vLLM, SGLang and LMCache, without a GPU
 	$(PY) -m tests.engines.environments
 	timeout $(ENGINES_BUDGET_S) $(PY) -m pytest --engines tests/engines
 
 # `make test` runs seeds 1..200, with and without --keep-memory (nodes find their files again).
-test-sim: $(VENV)/.installed  ## seeded simulation of the protocol; SIM_OPTIONS="--seeds 1..20000 --keep-memory"
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
-	$(VENV)/bin/ninja -C $(NATIVE_BUILD) --quiet sim
+test-sim: $(VENV)/.installed $(VENV)/.dev  ## seeded simulation of the protocol; SIM_OPTIONS="--seeds 1..20000 --keep-memory"
+	$(CMAKE) -B $(NATIVE_BUILD) -DKVSTORE_TESTS=ON >/dev/null
+	$(NINJA) -C $(NATIVE_BUILD) --quiet sim
 	$(NATIVE_BUILD)/sim/sim $(SIM_OPTIONS)
 
 # Ends with a table: case, cycles, wrong bytes, leaks, longest outage.
-test-fault: $(VENV)/.installed  ## every fault of tests/fault FAULT_CYCLES (50) times: an hour or two
+test-fault: $(VENV)/.installed $(VENV)/.dev  ## every fault of tests/fault FAULT_CYCLES (50) times: an hour or two
 	$(PY) -m tests.fault.table --fault-cycles $(FAULT_CYCLES)
 
-test-mutations: $(VENV)/.installed  ## takes guards out one by one: do simulation and fault suite see it?
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -B $(MUTATION_BUILD) -G Ninja \
-	    -DKVSTORE_MUTATIONS=ON -DPython_EXECUTABLE=$(CURDIR)/$(PY) \
-	    -Dnanobind_DIR="$$($(PY) -m nanobind --cmake_dir)" >/dev/null
-	$(VENV)/bin/ninja -C $(MUTATION_BUILD) --quiet sim _native
+test-mutations: $(VENV)/.installed $(VENV)/.dev  ## takes guards out one by one: do simulation and fault suite see it?
+	$(CMAKE) -B $(MUTATION_BUILD) -DKVSTORE_MUTATIONS=ON >/dev/null
+	$(NINJA) -C $(MUTATION_BUILD) --quiet sim _native
 	$(PY) tests/sim/mutations.py $(MUTATION_BUILD)/sim/sim $(MUTATION_OPTIONS)
 	$(PY) -m tests.fault.mutations $(MUTATION_BUILD)
 
-wheel: $(VENV)/.dev  ## a wheel in dist/
+wheel: $(VENV)/.tools  ## a wheel in dist/
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
 
 clean:  ## remove what was built

@@ -14,8 +14,8 @@ tsan_tests='^(directory_directory_test|master_(ops_log|lookup_waits|master_core)
 run() {  # run SANITIZERS CTEST_ARGUMENTS...
     local folder="$build/${1//,/-}" sanitizers=$1
     shift
-    cmake -S "$source" -B "$folder" -G Ninja -DKVSTORE_PYTHON=OFF -DKVSTORE_SANITIZE="$sanitizers" \
-        >/dev/null
+    cmake -S "$source" -B "$folder" -G Ninja -DKVSTORE_PYTHON=OFF \
+        -DCMAKE_BUILD_TYPE=RelWithDebInfo -DKVSTORE_SANITIZE="$sanitizers" >/dev/null
     ninja -C "$folder" --quiet
     ctest --test-dir "$folder" --output-on-failure "$@"
 }
