@@ -16,7 +16,6 @@
 #include "base/limits.h"
 #include "base/status.h"
 #include "base/types.h"
-#include "wire/node_link.h"
 
 namespace kvstore {
 

@@ -12,7 +12,6 @@
 
 #include "base/limits.h"
 #include "base/mutex.h"
-#include "wire/node_link.h"
 
 namespace kvstore {
 

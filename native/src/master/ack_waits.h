@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "wire/node_link.h"
+#include "wire/link_types.h"
 
 namespace kvstore {
 

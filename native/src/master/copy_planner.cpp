@@ -279,9 +279,7 @@ void CopyPlanner::order_copy(Tasks::iterator at, const ObjectInfo& info, const C
     Dispatch& dispatch = out.emplace_back();
     dispatch.source = source.slot;
     dispatch.order = {.copy_id = next_copy_id_++,
-                      .tenant = info.ns->owner->tenant,
-                      .ns = info.ns->owner->name,
-                      .epoch = info.ns->epoch,
+                      .ns = {info.ns->owner->tenant, info.ns->owner->name, info.ns->epoch},
                       .key = info.key,
                       .version = info.version,
                       .target_node = target.id,

@@ -20,7 +20,7 @@
 #include "base/mutex.h"
 #include "directory/directory.h"
 #include "directory/ns_key.h"
-#include "wire/node_link.h"
+#include "wire/link_types.h"
 
 namespace kvstore {
 

@@ -51,9 +51,9 @@ void WireNodeLink::send_ops(std::span<const Op> ops) {
 
 void WireNodeLink::send_copy(const CopyOrder& order) {
     to_->send_message(Copy{.copy_id = order.copy_id,
-                           .tenant = order.tenant,
-                           .ns = order.ns,
-                           .epoch = order.epoch,
+                           .tenant = order.ns.tenant,
+                           .ns = order.ns.ns,
+                           .epoch = order.ns.epoch,
                            .key = order.key,
                            .version = order.version,
                            .target_endpoint = order.target_endpoint,

@@ -11,7 +11,7 @@
 
 #include "base/status.h"
 #include "directory/object_table.h"
-#include "wire/node_link.h"
+#include "master/node_link.h"
 
 namespace kvstore {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "net/event_server.h"
-#include "node/master_link.h"
+#include "wire/link_types.h"
 
 namespace kvstore {
 

@@ -279,13 +279,14 @@ void MasterLink::Impl::on_claim_reply(Connection& connection, std::span<const ui
     if (!connection.decode(body, &reply)) {
         return;
     }
-    std::vector<ClaimResult> results;
+    const LinkId from = connection.session_as<LinkConnection>()->link;
+    std::vector<ClaimAnswer> results;
     results.reserve(reply.claim_ids.size());
     for (size_t row = 0; row < reply.claim_ids.size(); ++row) {
-        results.push_back(
-            {reply.claim_ids[row], static_cast<Code>(reply.status[row]), reply.versions[row]});
+        results.push_back({from, reply.claim_ids[row], static_cast<Code>(reply.status[row]),
+                           reply.versions[row]});
     }
-    handler.on_claims(connection.session_as<LinkConnection>()->link, results);
+    handler.on_claims(from, results);
 }
 
 void MasterLink::Impl::on_announce_reply(Connection& connection, std::span<const uint8_t> body) {
@@ -320,15 +321,19 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
     if (!connection.decode(body, &message)) {
         return;
     }
-    std::vector<MasterOp> ops;
+    std::vector<OpView> ops;
     for (size_t row = 0; row < message.kinds.size(); ++row) {
         // What was applied on an earlier connection may come again.
         if (message.first_seq != 0 && message.first_seq + row <= applied_seq) {
             continue;
         }
-        ops.push_back({static_cast<OpKind>(message.kinds[row]), message.tenants[row],
-                       message.namespaces[row], message.epochs[row], message.keys[row],
-                       message.versions[row], message.args[row]});
+        ops.push_back({.kind = static_cast<OpKind>(message.kinds[row]),
+                       .epoch = message.epochs[row],
+                       .version = message.versions[row],
+                       .arg = message.args[row],
+                       .tenant = message.tenants[row],
+                       .ns = message.namespaces[row],
+                       .key = message.keys[row]});
     }
     handler.on_ops(ops);
     const bool numbered = message.first_seq != 0 && !message.kinds.empty();
@@ -356,13 +361,13 @@ void MasterLink::Impl::on_copy(Connection& connection, std::span<const uint8_t> 
     if (!connection.decode(body, &message)) {
         return;
     }
-    handler.on_copy({connection.session_as<LinkConnection>()->link,
-                     message.copy_id,
-                     {std::string(message.tenant), std::string(message.ns), message.epoch},
-                     std::string(message.key),
-                     message.version,
-                     std::string(message.target_endpoint),
-                     std::string(message.target_node)});
+    handler.on_copy({.link = connection.session_as<LinkConnection>()->link,
+                     .copy_id = message.copy_id,
+                     .ns = {std::string(message.tenant), std::string(message.ns), message.epoch},
+                     .key = std::string(message.key),
+                     .version = message.version,
+                     .target_node = std::string(message.target_node),
+                     .target_endpoint = std::string(message.target_endpoint)});
 }
 
 // The answer comes behind every operation that was sent before it, so this tells the end of the

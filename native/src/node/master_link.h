@@ -15,8 +15,7 @@
 #include "base/hash.h"
 #include "base/status.h"
 #include "base/types.h"
-#include "store/block_store.h"
-#include "wire/messages_link.h"
+#include "wire/link_types.h"
 
 namespace kvstore {
 
@@ -31,79 +30,6 @@ enum class LinkState : uint8_t {
 };
 const char* link_state_name(LinkState state);
 
-// The namespace part of a message to the master.
-struct LinkNamespace {
-    std::string tenant;
-    std::string ns;
-    uint32_t epoch = 0;
-    friend bool operator==(const LinkNamespace&, const LinkNamespace&) = default;
-};
-inline LinkNamespace link_namespace(const NamespaceEpoch& ns) {
-    return {ns.tenant, ns.name, ns.epoch};
-}
-
-// Views: valid during the call that takes it.
-struct ClaimItem {
-    uint64_t claim_id = 0;  // drawn by the node; unique in this incarnation
-    std::string_view key;
-    uint64_t size_bytes = 0;
-    Pin pin = Pin::kNone;
-    uint8_t replicas = 1;
-    bool upsert = false;
-};
-struct ClaimResult {
-    uint64_t claim_id = 0;
-    Code code = Code::kInternal;
-    Version version = 0;
-};
-
-// One published object, as the master shall know it.
-struct AnnounceItem {
-    uint64_t ticket = 0;  // given back with the answer; 0: nobody waits
-    std::string key;
-    Version version = 0;
-    uint64_t size_bytes = 0;
-    Pin pin = Pin::kNone;
-    uint8_t replicas = 0;  // wanted; 0: not known here
-    uint64_t ttl_ms = 0;   // remaining; 0: none
-};
-struct AnnounceGroup {
-    LinkNamespace ns;
-    std::vector<AnnounceItem> items;
-};
-struct AnnounceResult {
-    const AnnounceItem* item = nullptr;
-    Code code = Code::kInternal;
-};
-
-struct WithdrawItem {
-    std::string key;
-    Version version = 0;
-    MissReason reason = MissReason::kNone;
-};
-
-// Views into the frame: valid during on_ops.
-struct MasterOp {
-    OpKind kind = OpKind::kNone;
-    std::string_view tenant;
-    std::string_view ns;
-    uint32_t epoch = 0;  // of the namespace; kFlush: the epoch that ends
-    std::string_view key;
-    Version version = 0;
-    uint64_t arg = 0;  // kPin: the level; kFlush: the next epoch
-};
-
-// "Send your replica of this version to that node."
-struct CopyJob {
-    uint64_t link = 0;
-    uint64_t copy_id = 0;
-    LinkNamespace ns;
-    std::string key;
-    Version version = 0;
-    std::string target_endpoint;
-    std::string target_node;
-};
-
 class MasterLink {
   public:
     // What the link tells the node. Called from one server thread at a time, without locks held.
@@ -112,14 +38,14 @@ class MasterLink {
         virtual ~Handler() = default;
         // Every claim and announce of this connection is void.
         virtual void on_link_down(uint64_t link) = 0;
-        virtual void on_claims(uint64_t link, std::span<const ClaimResult> results) = 0;
+        virtual void on_claims(uint64_t link, std::span<const ClaimAnswer> results) = 0;
         virtual void on_announced(uint64_t link, const LinkNamespace& ns,
                                   std::span<const AnnounceResult> results) = 0;
-        virtual void on_ops(std::span<const MasterOp> ops) = 0;
+        virtual void on_ops(std::span<const OpView> ops) = 0;
         // Everything up to this operation has been applied here; acknowledge() is to follow once a
         // later life of the node would not undo it.
         virtual void on_applied(uint64_t seq) = 0;
-        virtual void on_copy(CopyJob job) = 0;
+        virtual void on_copy(CopyOrder job) = 0;
         // The next at most `limit` objects behind `cursor` (0 at the start); returns the cursor for
         // the next call, 0 when there is nothing behind.
         virtual uint32_t list_objects(uint32_t cursor, size_t limit,

@@ -93,7 +93,7 @@ NodeBlockPort::NodeBlockPort(const NodeOptions& options, BlockStore& store, Nvme
     copier.hello = peer_hello(options);
     copier_ = std::make_unique<PeerCopier>(
         std::move(copier), store_, tier_, namespaces_, wishes_, metrics_,
-        [this](const CopyJob& job, Code code) { link_->copy_done(job.link, job.copy_id, code); });
+        [this](const CopyOrder& job, Code code) { link_->copy_done(job.link, job.copy_id, code); });
     store_.set_on_withdraw(
         [this](std::span<const BlockStore::Withdrawn> items) { on_withdrawn(items); });
 }

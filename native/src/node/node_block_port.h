@@ -52,12 +52,12 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
 
     // node_link_events.cpp
     void on_link_down(uint64_t link) override;
-    void on_claims(uint64_t link, std::span<const ClaimResult> results) override;
+    void on_claims(uint64_t link, std::span<const ClaimAnswer> results) override;
     void on_announced(uint64_t link, const LinkNamespace& ns,
                       std::span<const AnnounceResult> results) override;
-    void on_ops(std::span<const MasterOp> ops) override;
+    void on_ops(std::span<const OpView> ops) override;
     void on_applied(uint64_t seq) override;
-    void on_copy(CopyJob job) override;
+    void on_copy(CopyOrder job) override;
     uint32_t list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) override;
 
   private:
@@ -106,7 +106,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     // node_link_events.cpp
     void on_withdrawn(std::span<const BlockStore::Withdrawn> items);
     void withdraw_replaced();
-    void apply(const MasterOp& op);
+    void apply(const OpView& op);
     void remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version);
     uint32_t list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out);
 

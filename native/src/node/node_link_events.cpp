@@ -12,7 +12,7 @@ void NodeBlockPort::on_link_down(uint64_t link) {
     copier_->drop_link(link);
 }
 
-void NodeBlockPort::on_claims(uint64_t link, std::span<const ClaimResult> results) {
+void NodeBlockPort::on_claims(uint64_t link, std::span<const ClaimAnswer> results) {
     flow_->on_claims(link, results);
 }
 
@@ -33,8 +33,8 @@ void NodeBlockPort::on_announced(uint64_t, const LinkNamespace& name,
 
 // ---- operations ------------------------------------------------------------------------------
 
-void NodeBlockPort::on_ops(std::span<const MasterOp> ops) {
-    for (const MasterOp& op : ops) {
+void NodeBlockPort::on_ops(std::span<const OpView> ops) {
+    for (const OpView& op : ops) {
         apply(op);
     }
 }
@@ -58,7 +58,7 @@ void NodeBlockPort::remove(const NamespaceRef& ns, const BlockStore::Key& key, V
     }
 }
 
-void NodeBlockPort::apply(const MasterOp& op) {
+void NodeBlockPort::apply(const OpView& op) {
     if (op.kind == OpKind::kFlush) {
         const uint32_t next = std::max(static_cast<uint32_t>(op.arg), op.epoch + 1);
         const Result<NamespaceRef> ended = namespaces_.advance(op.tenant, op.ns, next);
@@ -85,7 +85,7 @@ void NodeBlockPort::apply(const MasterOp& op) {
     }
 }
 
-void NodeBlockPort::on_copy(CopyJob job) { copier_->push(std::move(job)); }
+void NodeBlockPort::on_copy(CopyOrder job) { copier_->push(std::move(job)); }
 
 // ---- announcements ---------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ void PeerCopier::stop() {
     }
 }
 
-void PeerCopier::push(CopyJob job) {
+void PeerCopier::push(CopyOrder job) {
     {
         const MutexLock lock(mutex_);
         if (!stopping_ && queue_.size() < kMaxQueued) {
@@ -57,12 +57,12 @@ void PeerCopier::push(CopyJob job) {
 
 void PeerCopier::drop_link(uint64_t link) {
     const MutexLock lock(mutex_);
-    std::erase_if(queue_, [link](const CopyJob& job) { return job.link == link; });
+    std::erase_if(queue_, [link](const CopyOrder& job) { return job.link == link; });
 }
 
 void PeerCopier::loop() {
     while (true) {
-        std::vector<CopyJob> jobs = next_batch();
+        std::vector<CopyOrder> jobs = next_batch();
         if (jobs.empty()) {
             return;
         }
@@ -74,17 +74,17 @@ void PeerCopier::loop() {
 }
 
 // The oldest order and others for the same node and namespace; empty when stopping.
-std::vector<CopyJob> PeerCopier::next_batch() {
+std::vector<CopyOrder> PeerCopier::next_batch() {
     MutexLock lock(mutex_);
     changed_.wait(mutex_, [&] { return stopping_ || !queue_.empty(); });
-    std::vector<CopyJob> jobs;
+    std::vector<CopyOrder> jobs;
     if (stopping_) {
         return jobs;
     }
     jobs.push_back(std::move(queue_.front()));
     queue_.pop_front();
     while (!queue_.empty() && jobs.size() < kMaxBatch) {
-        const CopyJob& next = queue_.front();
+        const CopyOrder& next = queue_.front();
         if (next.target_endpoint != jobs[0].target_endpoint ||
             next.target_node != jobs[0].target_node || next.ns != jobs[0].ns) {
             break;
@@ -97,12 +97,12 @@ std::vector<CopyJob> PeerCopier::next_batch() {
 
 // Holds what is still here and proves it: a damaged object must not multiply. What would make the
 // message too large goes back to the queue's front.
-PeerCopier::Outgoing PeerCopier::load(std::vector<CopyJob> jobs) {
+PeerCopier::Outgoing PeerCopier::load(std::vector<CopyOrder> jobs) {
     Outgoing out;
     const LinkNamespace& name = jobs[0].ns;
     const Result<NamespaceRef> ns = namespaces_.at(name.tenant, name.ns, name.epoch);
     while (!jobs.empty() && out.bytes < kMaxBatchBytes) {
-        CopyJob job = std::move(jobs.front());
+        CopyOrder job = std::move(jobs.front());
         jobs.erase(jobs.begin());
         BlockStore::Found found;
         Identity identity;
@@ -163,7 +163,7 @@ void PeerCopier::set_credentials(std::string principal, std::string token) {
     hello_.token = std::move(token);
 }
 
-Result<Channel*> PeerCopier::channel_to(const CopyJob& job) {
+Result<Channel*> PeerCopier::channel_to(const CopyOrder& job) {
     auto& channel = channels_[job.target_endpoint];
     if (channel != nullptr && channel->usable() && channel->welcome().node_id == job.target_node) {
         return channel.get();

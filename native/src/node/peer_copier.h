@@ -30,7 +30,7 @@ class PeerCopier {
         uint32_t connect_ms = 2'000;
         uint32_t copy_ms = 30'000;  // of one message, its acknowledgement by the master included
     };
-    using Done = std::function<void(const CopyJob& job, Code code)>;
+    using Done = std::function<void(const CopyOrder& job, Code code)>;
 
     // `tier` may be null.
     PeerCopier(Options options, BlockStore& store, NvmeTier* tier, NodeNamespaces& namespaces,
@@ -40,7 +40,7 @@ class PeerCopier {
     void stop();  // idempotent
     // How it presents itself from the next connection on.
     void set_credentials(std::string principal, std::string token);
-    void push(CopyJob job);
+    void push(CopyOrder job);
     void drop_link(uint64_t link);  // its orders are void
 
   private:
@@ -50,7 +50,7 @@ class PeerCopier {
     static constexpr size_t kMaxChannels = 64;
 
     struct Outgoing {
-        std::vector<CopyJob> jobs;  // those that are sent
+        std::vector<CopyOrder> jobs;  // those that are sent
         std::vector<BlockStore::Found> found;
         std::vector<uint32_t> crcs;
         std::vector<std::string> parents;  // empty where there is none
@@ -58,12 +58,12 @@ class PeerCopier {
     };
 
     void loop();
-    std::vector<CopyJob> next_batch();
-    Outgoing load(std::vector<CopyJob> jobs);
+    std::vector<CopyOrder> next_batch();
+    Outgoing load(std::vector<CopyOrder> jobs);
     BlockStore::Found find(const NamespaceRef& ns, const BlockStore::Key& key);
     void send(Outgoing outgoing);
     Status exchange(Channel& channel, const Outgoing& outgoing, std::vector<Code>* codes);
-    Result<Channel*> channel_to(const CopyJob& job);
+    Result<Channel*> channel_to(const CopyOrder& job);
 
     const Options options_;  // but for the hello, which is below
     BlockStore& store_;
@@ -77,7 +77,7 @@ class PeerCopier {
     CondVar changed_;
     HelloParams hello_;
     bool stopping_ = false;
-    std::deque<CopyJob> queue_;
+    std::deque<CopyOrder> queue_;
     Channel* busy_ = nullptr;                                   // for stop()
     std::map<std::string, std::unique_ptr<Channel>> channels_;  // by endpoint; the thread's own
     std::thread thread_;

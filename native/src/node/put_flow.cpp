@@ -237,14 +237,14 @@ void PutFlow::commit(const Owner& owner, std::span<const Committed> rows, uint32
     publish(ready);
 }
 
-void PutFlow::on_claims(uint64_t link, std::span<const ClaimResult> results) {
+void PutFlow::on_claims(uint64_t link, std::span<const ClaimAnswer> results) {
     std::vector<Ready> ready;
     std::vector<uint64_t> unused;
     Ended refused;
     {
         const MutexLock lock(mutex_);
         const uint64_t now = boottime_us();
-        for (const ClaimResult& result : results) {
+        for (const ClaimAnswer& result : results) {
             const auto at = entries_.find(result.claim_id);
             if (at == entries_.end() || at->second.link != link ||
                 at->second.claim != Claim::kPending) {

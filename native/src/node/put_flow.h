@@ -91,7 +91,7 @@ class PutFlow {
                 const std::shared_ptr<PutReply>& reply);
     Code abort(const Owner& owner, Generation generation);
 
-    void on_claims(uint64_t link, std::span<const ClaimResult> results);
+    void on_claims(uint64_t link, std::span<const ClaimAnswer> results);
     void on_announced(std::span<const AnnounceResult> results);
     void on_link_down(uint64_t link);
     // Before the store is told: what is committed of this session is not quarantined but freed.

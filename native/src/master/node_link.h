@@ -1,0 +1,21 @@
+// A link as the master sees it: what it can say to one node.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "wire/link_types.h"
+
+namespace kvstore {
+
+class NodeLink {
+  public:
+    virtual ~NodeLink() = default;
+    // None of these blocks or calls back into the master; what cannot be sent closes the link.
+    virtual void send_claims(std::span<const ClaimAnswer> answers) = 0;
+    virtual void send_ops(std::span<const Op> ops) = 0;
+    virtual void send_copy(const CopyOrder& order) = 0;
+    virtual void close(const std::string& reason) = 0;
+};
+
+}  // namespace kvstore
