@@ -36,20 +36,23 @@ struct MasterLink::Impl {
     enum class Sync : uint8_t { kCatchingUp, kListing, kEnding, kDone };
 
     Impl(Options given, EventServer& event_server, Handler& node)
-        : options(std::move(given)),
+        : options(given),
           server(event_server),
           handler(node),
+          session_id(given.session_id),
+          endpoints(std::move(given.endpoints)),
+          principal(std::move(given.principal)),
+          token(std::move(given.token)),
           applied_seq(options.applied_seq),
           acked_seq(options.applied_seq) {}
 
     void connect_loop();
     Status connect_once(const std::string& endpoint, uint64_t link, const HelloParams& params);
-    HelloParams hello() const;     // mutex held
-    void set_state(LinkState to);  // mutex held
-    void ping();                   // mutex held
-    void send_stream();            // mutex held
-    bool take_connection(Connection& connection);
-    bool is_current(const Connection& connection) const;  // mutex held
+    HelloParams hello() const KV_REQUIRES(mutex);
+    void set_state(LinkState to) KV_REQUIRES(mutex);
+    void ping() KV_REQUIRES(mutex);
+    void send_stream() KV_REQUIRES(mutex);
+    bool is_current(const Connection& connection) const KV_REQUIRES(mutex);
 
     void on_claim_reply(Connection& connection, std::span<const uint8_t> body);
     void on_announce_reply(Connection& connection, std::span<const uint8_t> body);
@@ -59,29 +62,34 @@ struct MasterLink::Impl {
     void on_error(std::span<const uint8_t> body);
     void announce_everything();
 
-    Options options;
+    const Options options;  // but for the registration and the credentials, which may change
     EventServer& server;
     Handler& handler;
 
     mutable Mutex mutex;
     CondVar changed;
-    bool stopping = false;
-    bool connected = false;  // adopted, or about to be
-    LinkState state = LinkState::kDown;
-    uint64_t link = 0;  // number of the current or last attempt
-    uint64_t losses = 0;
-    uint64_t applied_seq;  // in this life
-    uint64_t acked_seq;    // for every later one
-    std::string last_error;
-    std::shared_ptr<ConnectionRef> ref;
-    AnnounceStream stream;
+    uint64_t session_id KV_GUARDED_BY(mutex);
+    std::vector<std::string> endpoints KV_GUARDED_BY(mutex);
+    std::string principal KV_GUARDED_BY(mutex);
+    std::string token KV_GUARDED_BY(mutex);
+    bool stopping KV_GUARDED_BY(mutex) = false;
+    bool connected KV_GUARDED_BY(mutex) = false;  // adopted, or about to be
+    LinkState state KV_GUARDED_BY(mutex) = LinkState::kDown;
+    uint64_t link KV_GUARDED_BY(mutex) = 0;  // number of the current or last attempt
+    uint64_t losses KV_GUARDED_BY(mutex) = 0;
+    uint64_t applied_seq KV_GUARDED_BY(mutex);  // in this life
+    uint64_t acked_seq KV_GUARDED_BY(mutex);    // for every later one
+    std::string last_error KV_GUARDED_BY(mutex);
+    std::shared_ptr<ConnectionRef> ref KV_GUARDED_BY(mutex);
+    AnnounceStream stream KV_GUARDED_BY(mutex);
 
-    Sync sync = Sync::kCatchingUp;
-    uint64_t wanted_seq = 0;  // the master's last operation when it welcomed us
-    bool ops_since_ping = false;
+    Sync sync KV_GUARDED_BY(mutex) = Sync::kCatchingUp;
+    // The master's last operation when it welcomed us.
+    uint64_t wanted_seq KV_GUARDED_BY(mutex) = 0;
+    bool ops_since_ping KV_GUARDED_BY(mutex) = false;
+    uint64_t heard_ms KV_GUARDED_BY(mutex) = 0;
+    uint64_t pinged_ms KV_GUARDED_BY(mutex) = 0;
     uint32_t cursor = 0;  // of the full announce; the connection's loop only
-    uint64_t heard_ms = 0;
-    uint64_t pinged_ms = 0;
     std::thread thread;
 };
 
@@ -91,9 +99,9 @@ HelloParams MasterLink::Impl::hello() const {
     HelloParams params;
     params.role = Role::kNode;
     params.cluster_id = options.cluster_id;
-    params.principal = options.principal;
-    params.token = options.token;
-    params.session_id = options.session_id;
+    params.principal = principal;
+    params.token = token;
+    params.session_id = session_id;
     params.node_id = options.node_id;
     params.node_epoch = options.node_epoch;
     params.applied_seq = acked_seq;
@@ -105,9 +113,8 @@ void MasterLink::Impl::connect_loop() {
     uint64_t backoff_ms = kFirstBackoffMs;
     MutexLock lock(mutex);
     while (!stopping) {
-        changed.wait(mutex, [&] {
-            return stopping ||
-                   (!connected && options.session_id != 0 && !options.endpoints.empty());
+        changed.wait(mutex, [&]() KV_REQUIRES(mutex) {
+            return stopping || (!connected && session_id != 0 && !endpoints.empty());
         });
         if (stopping) {
             return;
@@ -116,10 +123,10 @@ void MasterLink::Impl::connect_loop() {
         connected = true;
         sync = Sync::kCatchingUp;
         const HelloParams params = hello();
-        const std::vector<std::string> endpoints = options.endpoints;
+        const std::vector<std::string> addresses = endpoints;
         lock.unlock();
         Status status(Code::kUnavailable, "no master address");
-        for (const std::string& endpoint : endpoints) {
+        for (const std::string& endpoint : addresses) {
             status = connect_once(endpoint, number, params);
             if (status.ok()) {
                 break;
@@ -127,7 +134,9 @@ void MasterLink::Impl::connect_loop() {
         }
         lock.lock();
         if (status.ok()) {
-            changed.wait(mutex, [&] { return stopping || !connected || sync == Sync::kDone; });
+            changed.wait(mutex, [&]() KV_REQUIRES(mutex) {
+                return stopping || !connected || sync == Sync::kDone;
+            });
             if (sync == Sync::kDone) {
                 backoff_ms = kFirstBackoffMs;
                 continue;
@@ -136,9 +145,9 @@ void MasterLink::Impl::connect_loop() {
             last_error = status.to_string();
             connected = false;
         }
-        const uint64_t session = options.session_id;
+        const uint64_t session = session_id;
         changed.wait_for(mutex, std::chrono::milliseconds(backoff_ms),
-                         [&] { return stopping || options.session_id != session; });
+                         [&]() KV_REQUIRES(mutex) { return stopping || session_id != session; });
         backoff_ms = std::min<uint64_t>(backoff_ms * 2, options.backoff_max_ms);
     }
 }
@@ -321,10 +330,15 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
     if (!connection.decode(body, &message)) {
         return;
     }
+    uint64_t known_seq = 0;
+    {
+        const MutexLock lock(mutex);
+        known_seq = applied_seq;
+    }
     std::vector<OpView> ops;
     for (size_t row = 0; row < message.kinds.size(); ++row) {
         // What was applied on an earlier connection may come again.
-        if (message.first_seq != 0 && message.first_seq + row <= applied_seq) {
+        if (message.first_seq != 0 && message.first_seq + row <= known_seq) {
             continue;
         }
         ops.push_back({.kind = static_cast<OpKind>(message.kinds[row]),
@@ -454,12 +468,11 @@ void MasterLink::stop() {
 
 void MasterLink::set_session(uint64_t session_id, std::vector<std::string> endpoints) {
     const MutexLock lock(impl_->mutex);
-    Options& options = impl_->options;
-    if (options.session_id == session_id && options.endpoints == endpoints) {
+    if (impl_->session_id == session_id && impl_->endpoints == endpoints) {
         return;
     }
-    options.session_id = session_id;
-    options.endpoints = std::move(endpoints);
+    impl_->session_id = session_id;
+    impl_->endpoints = std::move(endpoints);
     if (impl_->ref != nullptr) {
         impl_->ref->close(Code::kExpired, "a new session begins");
     }
@@ -468,8 +481,8 @@ void MasterLink::set_session(uint64_t session_id, std::vector<std::string> endpo
 
 void MasterLink::set_credentials(std::string principal, std::string token) {
     const MutexLock lock(impl_->mutex);
-    impl_->options.principal = std::move(principal);
-    impl_->options.token = std::move(token);
+    impl_->principal = std::move(principal);
+    impl_->token = std::move(token);
 }
 
 LinkState MasterLink::state() const {
@@ -478,9 +491,10 @@ LinkState MasterLink::state() const {
 }
 
 bool MasterLink::wait_state(LinkState state, uint32_t timeout_ms) {
-    MutexLock lock(impl_->mutex);
-    return impl_->changed.wait_for(impl_->mutex, std::chrono::milliseconds(timeout_ms),
-                                   [&] { return impl_->state == state; });
+    Impl& impl = *impl_;
+    const MutexLock lock(impl.mutex);
+    return impl.changed.wait_for(impl.mutex, std::chrono::milliseconds(timeout_ms),
+                                 [&]() KV_REQUIRES(impl.mutex) { return impl.state == state; });
 }
 
 uint64_t MasterLink::losses() const {

@@ -113,7 +113,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     const NodeOptions options_;  // but for the tunables, which are below
     std::atomic<uint32_t> reservation_ms_;
     mutable Mutex tunables_mutex_;
-    std::vector<std::string> shm_tenants_;
+    std::vector<std::string> shm_tenants_ KV_GUARDED_BY(tunables_mutex_);
     BlockStore& store_;
     NvmeTier* const tier_;
     NodeMetrics metrics_;
@@ -134,7 +134,8 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     NvmeCursor listed_below_;  // of the full announce; the link's loop only
 
     Mutex replaced_mutex_;
-    std::vector<BlockStore::Withdrawn> replaced_;  // older versions, withdrawn behind the new ones
+    // Older versions, withdrawn behind the new ones.
+    std::vector<BlockStore::Withdrawn> replaced_ KV_GUARDED_BY(replaced_mutex_);
 };
 
 }  // namespace kvstore

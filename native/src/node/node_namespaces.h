@@ -25,7 +25,7 @@ class NamespaceCell {
   private:
     friend class NodeNamespaces;
     mutable Mutex mutex_;
-    NamespaceRef current_;
+    NamespaceRef current_ KV_GUARDED_BY(mutex_);
 };
 
 // Thread-safe. Nothing is ever forgotten: the epochs are what a flush has left behind.
@@ -45,7 +45,7 @@ class NodeNamespaces {
     using Name = std::pair<std::string, std::string>;
     const HashSecret secret_;
     Mutex mutex_;
-    std::map<Name, std::shared_ptr<NamespaceCell>> cells_;
+    std::map<Name, std::shared_ptr<NamespaceCell>> cells_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

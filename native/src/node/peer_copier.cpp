@@ -76,7 +76,7 @@ void PeerCopier::loop() {
 // The oldest order and others for the same node and namespace; empty when stopping.
 std::vector<CopyOrder> PeerCopier::next_batch() {
     MutexLock lock(mutex_);
-    changed_.wait(mutex_, [&] { return stopping_ || !queue_.empty(); });
+    changed_.wait(mutex_, [&]() KV_REQUIRES(mutex_) { return stopping_ || !queue_.empty(); });
     std::vector<CopyOrder> jobs;
     if (stopping_) {
         return jobs;
@@ -198,11 +198,13 @@ void PeerCopier::send(Outgoing outgoing) {
     Result<Channel*> channel = channel_to(outgoing.jobs[0]);
     Status status = channel.status();
     if (status.ok()) {
+        bool stopping = false;
         {
             const MutexLock lock(mutex_);
-            busy_ = stopping_ ? nullptr : *channel;
+            stopping = stopping_;
+            busy_ = stopping ? nullptr : *channel;
         }
-        status = busy_ == nullptr ? Status(Code::kClosed) : exchange(**channel, outgoing, &codes);
+        status = stopping ? Status(Code::kClosed) : exchange(**channel, outgoing, &codes);
         const MutexLock lock(mutex_);
         busy_ = nullptr;
     }

@@ -75,10 +75,10 @@ class PeerCopier {
 
     Mutex mutex_;
     CondVar changed_;
-    HelloParams hello_;
-    bool stopping_ = false;
-    std::deque<CopyOrder> queue_;
-    Channel* busy_ = nullptr;                                   // for stop()
+    HelloParams hello_ KV_GUARDED_BY(mutex_);
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
+    std::deque<CopyOrder> queue_ KV_GUARDED_BY(mutex_);
+    Channel* busy_ KV_GUARDED_BY(mutex_) = nullptr;             // for stop()
     std::map<std::string, std::unique_ptr<Channel>> channels_;  // by endpoint; the thread's own
     std::thread thread_;
 };

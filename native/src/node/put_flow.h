@@ -141,11 +141,11 @@ class PutFlow {
     BlockStore::ReserveItem reserve_item(const NamespaceRef& ns, const Row& row) const;
     void add_entry(const Owner& owner, const NamespaceRef& ns, const Row& row, const Begun& begun,
                    const Hash128& hash, Entry entry);
-    // With the mutex held.
-    void set_ready(Generation generation, Entry& entry, std::vector<Ready>* ready);
-    std::pair<Generation, Entry> take(Entries::iterator at);
+    void set_ready(Generation generation, Entry& entry, std::vector<Ready>* ready)
+        KV_REQUIRES(mutex_);
+    std::pair<Generation, Entry> take(Entries::iterator at) KV_REQUIRES(mutex_);
 
-    // Without the mutex.
+    // Without the mutex, since they call the store and the link.
     void publish(std::span<const Ready> ready);
     void announce(std::span<const Ready> ready, std::span<const BlockStore::Published> results);
     void free_blocks(const Ended& ended, Code code);  // committed, not published
@@ -162,10 +162,11 @@ class PutFlow {
     ReplicaWishes& wishes_;
 
     mutable Mutex mutex_;
-    Entries entries_;
-    std::unordered_map<Hash128, uint32_t, Hash128Hasher> publishing_;
+    Entries entries_ KV_GUARDED_BY(mutex_);
+    std::unordered_map<Hash128, uint32_t, Hash128Hasher> publishing_ KV_GUARDED_BY(mutex_);
     using Timeout = std::pair<uint64_t, Generation>;
-    std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_;
+    std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_
+        KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

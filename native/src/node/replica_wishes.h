@@ -30,7 +30,7 @@ class ReplicaWishes {
 
   private:
     mutable Mutex mutex_;
-    std::unordered_map<Version, uint8_t> wanted_;
+    std::unordered_map<Version, uint8_t> wanted_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -51,9 +51,9 @@ class ServedSlots {
 
     ClientSlots& slots_;
     mutable Mutex mutex_;
-    std::unordered_map<uint32_t, pid_t> offered_;
-    std::unordered_map<uint32_t, Tenant> live_;
-    std::map<std::string, Values> retired_;
+    std::unordered_map<uint32_t, pid_t> offered_ KV_GUARDED_BY(mutex_);
+    std::unordered_map<uint32_t, Tenant> live_ KV_GUARDED_BY(mutex_);
+    std::map<std::string, Values> retired_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore
