@@ -1,14 +1,14 @@
 // A store that takes over the memory of an earlier life of its node.
 //
-// Nothing of the old index is changed before the new one is complete: whatever goes wrong until
-// then, the next attempt finds everything as it was. Then the old index is retired, and only after
-// that blocks become free: those that nobody is left to read or write. What could not be believed
-// costs an object; where it could cost a living client its block, nothing is taken over at all.
+// The old index does not change before the new one is complete: if anything fails until then, the
+// next attempt finds everything as it was. Then the old index is retired, and only after that do
+// blocks become free, as fate_of() decides. Damage costs an object; where it could cost a living
+// client its block, nothing is taken over at all.
 #include <algorithm>
 
 #include "base/fault_point.h"
-#include "base/mutation.h"
 #include "index/protocol_steps.h"
+#include "store/kept_fate.h"
 #include "store/store_state.h"
 
 namespace kvstore {
@@ -25,28 +25,31 @@ class BlockStore::State::TakeOver {
     Status run();
 
   private:
-    // A block of the earlier life, and what becomes of it.
+    // A block of the earlier life.
     struct Block {
         uint64_t offset = 0;
         uint64_t length = 0;
         Generation gen = 0;
-        const KeptObject* object = nullptr;  // null: it goes on only if somebody still uses it
-        int writer = -1;                     // slot of who was writing it
+        const KeptObject* object = nullptr;  // that the new index has, or is about to get
+        int writer = -1;                     // slot of the client that was writing it
         bool placed = true;
     };
-    using Named = std::unordered_map<Generation, Block*>;
+    using Named = std::unordered_map<Generation, const Block*>;
 
     void read_namespaces();
     void read_blocks();
     void add_block(Block block, std::unordered_map<Generation, size_t>* owners);
-    bool goes_on(const KeptObject& object) const;
+    bool is_valid(const KeptObject& object) const;
     void drop_overlapping();
     Status place_blocks();
     void insert_objects();
     EntryRef insert(const KeptObject& object, const NamespaceRef& ns);
-    Status settle_others();
+    void supersede(EntryRef ref);
+    Status settle_blocks();
     Status check_hazards(const Named& named) const;
-    void keep_holds(const Named& named);
+    Fate fate(const Block& block, const std::unordered_set<Generation>& held) const;
+    Status settle(const Block& block, Fate fate);
+    void keep_hold(const KeptBlock& hold);
 
     State& state_;
     KeptIndex& kept_;
@@ -56,7 +59,6 @@ class BlockStore::State::TakeOver {
     std::vector<Block> blocks_;  // ascending offsets
     std::vector<KeptBlock> holds_;
     std::unordered_map<NamespaceId, NamespaceRef> namespaces_;
-    std::vector<std::pair<Generation, uint64_t>> hazards_;
 };
 
 Status BlockStore::State::TakeOver::run() {
@@ -73,7 +75,7 @@ Status BlockStore::State::TakeOver::run() {
     insert_objects();
     fault_point("attach_inserted");
     Status status;
-    steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] { status = settle_others(); });
+    steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] { status = settle_blocks(); });
     state_.beginning.warm = true;
     state_.beginning.objects = state_.totals.objects;
     state_.beginning.object_bytes = state_.totals.object_bytes;
@@ -106,7 +108,7 @@ void BlockStore::State::TakeOver::read_blocks() {
     std::unordered_map<Generation, size_t> owners;
     for (const KeptObject& object : objects_) {
         add_block({object.offset, object.identity.length, object.gen,
-                   goes_on(object) ? &object : nullptr},
+                   is_valid(object) ? &object : nullptr},
                   &owners);
     }
     for (const KeptBlock& block : kept_.blocks(&damaged_records_)) {
@@ -136,7 +138,7 @@ void BlockStore::State::TakeOver::add_block(Block block,
     blocks_.push_back(block);
 }
 
-bool BlockStore::State::TakeOver::goes_on(const KeptObject& object) const {
+bool BlockStore::State::TakeOver::is_valid(const KeptObject& object) const {
     if (!object.whole) {
         return false;
     }
@@ -234,7 +236,7 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
         if (state_.index->entry(other).version >= object.identity.version) {
             return kNoEntry;
         }
-        state_.withdraw(other, MissReason::kVersion, false);
+        supersede(other);
     }
     const Result<EntryRef> ref = state_.index->insert(entry);
     if (!ref.ok()) {
@@ -251,12 +253,24 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
     return *ref;
 }
 
-// The old index is retired: who held a block says so in its slot, and nobody begins to.
-Status BlockStore::State::TakeOver::settle_others() {
+// Out of the new index again, which nobody reads yet. Its block waits for its fate like the others.
+void BlockStore::State::TakeOver::supersede(EntryRef ref) {
+    const StoredObject& object = state_.objects[ref];
+    auto block = std::ranges::lower_bound(blocks_, object.offset, {}, &Block::offset);
+    while (block->gen != object.generation) {
+        ++block;
+    }
+    block->object = nullptr;
+    state_.index->invalidate(ref);
+    state_.index->release(ref);
+    state_.leave(ref);
+}
+
+// The old index is retired: each holder of a block says so in its slot, and nobody begins to hold.
+Status BlockStore::State::TakeOver::settle_blocks() {
     fault_point("attach_retired");
-    hazards_ = state_.slots->hazards();
     Named named;
-    for (Block& block : blocks_) {
+    for (const Block& block : blocks_) {
         if (block.placed) {
             named.emplace(block.gen, &block);
         }
@@ -264,46 +278,28 @@ Status BlockStore::State::TakeOver::settle_others() {
     if (Status status = check_hazards(named); !status.ok()) {
         return status;
     }
-    Ledger& ledger = state_.index->ledger();
-    for (const Block& block : blocks_) {
-        if (!block.placed || block.object != nullptr) {
-            continue;
-        }
-        const bool is_written =
-            !steps::may_reuse_old_reservation(steps::RealMemory{}, state_.is_alive(block.writer));
-        if (KV_GUARD("attach-reservations", is_written)) {
-            Reservation reservation;
-            reservation.owner = {0, block.writer};
-            reservation.offset = block.offset;
-            reservation.size_bytes = block.length;
-            reservation.deadline_ms = state_.now();
-            if (!state_.add_reservation(block.gen, std::move(reservation))) {
-                return {Code::kIoError, "no room for the writes under way"};
-            }
-            state_.reservations.quarantine(block.gen);
-            continue;
-        }
-        const Ledger::Line line =
-            ledger.add_block(BlockUse::kDeferred, block.gen, block.offset, block.length, -1);
-        state_.deferred.emplace(block.gen, Deferred{block.offset, block.length, 0, line});
-    }
-    keep_holds(named);
-    std::erase_if(state_.deferred, [&](const auto& item) {
-        const bool is_read =
-            KV_GUARD("attach-hazards", state_.slots->holds_block(item.first, item.second.offset));
-        if (item.second.holds > 0 || is_read) {
-            return false;
-        }
-        state_.free_deferred(item.second);
-        return true;
+    std::unordered_set<Generation> held;
+    std::erase_if(holds_, [&](const KeptBlock& hold) {
+        return !state_.is_alive(hold.slot) || !named.contains(hold.gen);
     });
+    for (const KeptBlock& hold : holds_) {
+        held.insert(hold.gen);
+    }
+    for (const Block& block : blocks_) {
+        if (Status status = settle(block, fate(block, held)); !status.ok()) {
+            return status;
+        }
+    }
+    for (const KeptBlock& hold : holds_) {
+        keep_hold(hold);
+    }
     return {};
 }
 
-// Every block that a living client holds has to be one of ours. Of a damaged index that is not
+// Every block that a living client holds has to be one of ours. With a damaged index that is not
 // certain.
 Status BlockStore::State::TakeOver::check_hazards(const Named& named) const {
-    for (const auto& [gen, offset] : hazards_) {
+    for (const auto& [gen, offset] : state_.slots->hazards()) {
         const auto found = named.find(gen);
         const bool here = found != named.end() && found->second->offset == offset;
         // One that names no block at all was published too late, and its client has noticed.
@@ -314,28 +310,57 @@ Status BlockStore::State::TakeOver::check_hazards(const Named& named) const {
     return {};
 }
 
-// Holds by socket of processes that live. They end with their processes: the session in which they
-// could be given back is gone.
-void BlockStore::State::TakeOver::keep_holds(const Named& named) {
-    for (const KeptBlock& hold : holds_) {
-        if (!state_.is_alive(hold.slot) || !named.contains(hold.gen)) {
-            continue;
-        }
-        const std::pair name{kEarlierSession | static_cast<uint64_t>(hold.slot), hold.gen};
-        const EntryRef ref = state_.by_generation.find(hold.gen);
-        const auto deferred = state_.deferred.find(hold.gen);
-        if (state_.socket_holds.contains(name)) {
-            continue;
-        }
-        if (ref == kNoEntry && deferred == state_.deferred.end()) {
-            continue;
-        }
-        ref != kNoEntry ? ++state_.objects[ref].holds : ++deferred->second.holds;
-        const Ledger::Line line = state_.index->ledger().add_block(
-            BlockUse::kHeld, hold.gen, hold.offset, hold.length, hold.slot);
-        const EntryRef place = ref == kNoEntry ? 0 : ref;  // another generation's: no object's
-        state_.socket_holds.emplace(name, SocketHold{{name.first, hold.slot}, place, 1, line});
+Fate BlockStore::State::TakeOver::fate(const Block& block,
+                                       const std::unordered_set<Generation>& held) const {
+    KeptFacts facts;
+    facts.is_placed = block.placed;
+    facts.is_carried = block.object != nullptr;
+    if (facts.is_placed && !facts.is_carried) {
+        facts.writer_lives = state_.is_alive(block.writer);
+        facts.is_held = held.contains(block.gen);
+        facts.hazard_names_it = state_.slots->holds_block(block.gen, block.offset);
     }
+    return fate_of(facts);
+}
+
+Status BlockStore::State::TakeOver::settle(const Block& block, Fate fate) {
+    if (fate == Fate::kQuarantine) {
+        Reservation reservation;
+        reservation.owner = {0, block.writer};
+        reservation.offset = block.offset;
+        reservation.size_bytes = block.length;
+        reservation.deadline_ms = state_.now();
+        if (!state_.add_reservation(block.gen, std::move(reservation))) {
+            return {Code::kIoError, "the ledger has no room for the writes under way"};
+        }
+        state_.reservations.quarantine(block.gen);
+    } else if (fate == Fate::kDefer) {
+        const Ledger::Line line = state_.index->ledger().add_block(BlockUse::kDeferred, block.gen,
+                                                                   block.offset, block.length, -1);
+        state_.deferred.emplace(block.gen, Deferred{block.offset, block.length, 0, line});
+    } else if (fate == Fate::kDrop && block.placed) {
+        state_.allocator.free(block.offset);
+    }
+    return {};
+}
+
+// A hold by socket of a living process. It ends with its process: the session that could give it
+// back is gone.
+void BlockStore::State::TakeOver::keep_hold(const KeptBlock& hold) {
+    const std::pair name{kEarlierSession | static_cast<uint64_t>(hold.slot), hold.gen};
+    const EntryRef ref = state_.by_generation.find(hold.gen);
+    const auto deferred = state_.deferred.find(hold.gen);
+    if (state_.socket_holds.contains(name)) {
+        return;
+    }
+    if (ref == kNoEntry && deferred == state_.deferred.end()) {
+        return;
+    }
+    ref != kNoEntry ? ++state_.objects[ref].holds : ++deferred->second.holds;
+    const Ledger::Line line = state_.index->ledger().add_block(BlockUse::kHeld, hold.gen,
+                                                               hold.offset, hold.length, hold.slot);
+    const EntryRef place = ref == kNoEntry ? 0 : ref;  // another generation's: no object's
+    state_.socket_holds.emplace(name, SocketHold{{name.first, hold.slot}, place, 1, line});
 }
 
 Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Options& options,

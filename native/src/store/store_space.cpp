@@ -245,6 +245,15 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     index->release(ref);
     unsettled.emplace_back(object.generation,
                            Deferred{object.offset, object.length, object.holds, line});
+    leave(ref);
+    if (unsettled.size() >= kMaxUnsettled) {
+        settle();
+    }
+}
+
+// Out of all tables; the entry has left the index already.
+void BlockStore::State::leave(EntryRef ref) {
+    StoredObject& object = objects[ref];
     evictor.remove(ref);
     by_generation.erase(object.generation);
     by_offset.erase(object.offset);
@@ -259,9 +268,6 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
         ++totals.prefetch_wasted;
     }
     object = StoredObject{};
-    if (unsettled.size() >= kMaxUnsettled) {
-        settle();
-    }
 }
 
 // Shared-memory rule 1: the generations were invalidated; a full fence and a scan of the hazards of

@@ -178,6 +178,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     bool is_blocked(EntryRef ref) const;  // held by a token, by socket, or by a client's hazard
     // Out of the index; the block is reused once settle() has proved that nobody reads it.
     void withdraw(EntryRef ref, MissReason reason, bool tell = true);
+    void leave(EntryRef ref);
     void settle();
     void recheck_deferred();
     void free_deferred(const Deferred& block);

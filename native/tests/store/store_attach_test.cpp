@@ -120,6 +120,15 @@ class Attach : public ::testing::Test {
         return std::equal(bytes.begin(), bytes.end(), found.data) &&
                seal_checksum(crc32c(found.data, size), identity) == found.sealed_crc;
     }
+    Code upsert(const std::string& key, uint64_t size) {
+        BlockStore::ReserveItem item;
+        item.key = key;
+        item.hash = key_hash(secret_, ns_->id, key);
+        item.size_bytes = size;
+        item.force = true;
+        const Owner owner{7, -1};
+        return publish(store_->reserve(owner, ns_, item), key, size, owner);
+    }
     std::string path(const std::string& name) const { return directory_ + "/" + name; }
     void flip(const std::string& name, uint64_t at) {
         std::fstream file(path(name), std::ios::in | std::ios::out | std::ios::binary);
@@ -127,6 +136,25 @@ class Attach : public ::testing::Test {
         file.seekg(static_cast<std::streamoff>(at)).read(&byte, 1);
         byte = static_cast<char>(byte ^ 0x10);
         file.seekp(static_cast<std::streamoff>(at)).write(&byte, 1);
+    }
+
+    // Where the index file has the entry of this generation; 0: nowhere.
+    uint64_t entry_at(Generation wanted) const {
+        std::ifstream file(path("index"), std::ios::binary);
+        const IndexGeometry geometry = *IndexGeometry::of(64, 64 * 32 * 128);
+        for (uint64_t at = geometry.entries_offset; at < geometry.heap_offset;
+             at += sizeof(IndexEntry)) {
+            Generation gen = 0;
+            file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(&gen), 8);
+            if (gen == wanted) {
+                return at;
+            }
+        }
+        return 0;
+    }
+    void write_generation(uint64_t at, Generation gen) const {
+        std::fstream file(path("index"), std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(static_cast<std::streamoff>(at)).write(reinterpret_cast<const char*>(&gen), 8);
     }
 
     std::string directory_;
@@ -273,6 +301,36 @@ TEST_F(Attach, HoldsBySocketOfLivingClientsGoOn) {
     next_life();
     EXPECT_TRUE(reads("held", 64 * 1024));
     EXPECT_EQ(store_->stats().deferred, 1u);
+    alive_[1] = false;
+    store_->on_slot_dead(1);
+    EXPECT_EQ(store_->stats().deferred, 0u);
+    EXPECT_TRUE(store_->audit().ok());
+}
+
+// The node died after the new entry had gone in and before the old one had gone out.
+TEST_F(Attach, AHoldOfAnObjectThatWasBeingReplacedGoesOn) {
+    ASSERT_TRUE(open().ok());
+    alive_[1] = true;
+    ASSERT_EQ(put("key", 3000), Code::kOk);
+    const Generation old = find("key").generation;
+    const uint64_t at = entry_at(old);
+    ASSERT_NE(at, 0u);
+    ASSERT_EQ(store_->hold({30, 1}, old), Code::kOk);
+    const uint8_t* const bytes = find("key").data;
+    ASSERT_EQ(upsert("key", 5000), Code::kOk);
+    const ptrdiff_t moved = find("key").data - bytes;
+    end_life();
+    write_generation(at, old);
+    next_life();
+    EXPECT_TRUE(store_->beginning().warm);
+    EXPECT_TRUE(reads("key", 5000));
+    EXPECT_EQ(store_->stats().deferred, 1u);
+    const uint8_t* const held = find("key").data - moved;
+    const std::vector<uint8_t> expected = bytes_of("key", 3000);
+    for (int i = 0; i < 2000; ++i) {
+        ASSERT_EQ(put("fill" + std::to_string(i), 3000), Code::kOk);
+    }
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), held));
     alive_[1] = false;
     store_->on_slot_dead(1);
     EXPECT_EQ(store_->stats().deferred, 0u);
@@ -440,20 +498,11 @@ TEST_F(Attach, AFlippedByteInEveryRegion) {
 // Where two blocks claim one generation, neither is believed.
 TEST_F(Attach, AGenerationIsOneBlocksOnly) {
     const auto over_entry_of = [this](Generation from, Generation to) {
-        std::fstream file(path("index"), std::ios::in | std::ios::out | std::ios::binary);
-        const IndexGeometry geometry = *IndexGeometry::of(64, 64 * 32 * 128);
-        for (uint64_t at = geometry.entries_offset; at < geometry.heap_offset;
-             at += sizeof(IndexEntry)) {
-            Generation gen = 0;
-            file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(&gen), 8);
-            if (gen != from) {
-                continue;
-            }
-            file.seekp(static_cast<std::streamoff>(at))
-                .write(reinterpret_cast<const char*>(&to), 8);
-            return true;
+        const uint64_t at = entry_at(from);
+        if (at != 0) {
+            write_generation(at, to);
         }
-        return false;
+        return at != 0;
     };
     ASSERT_TRUE(open().ok());
     for (const char* key : {"one", "two", "three"}) {
