@@ -273,7 +273,7 @@ uint32_t raw_copy_hardware(CrcWay way, uint32_t crc, uint8_t* to, const uint8_t*
         crc = sum_streams<Store::kNonTemporal, kLongBytes>(crc, at, kLongShift);
         crc = sum_all<Store::kCached>(crc, at);
         // Non-temporal stores are not ordered by a release store: whoever publishes these bytes
-        // relies on this fence (DESIGN.md, shared-memory rule 3).
+        // relies on this fence (native/README.md, rule 3).
         _mm_sfence();
         return crc;
     }

@@ -40,7 +40,7 @@ using NodeNumber = uint16_t;  // position of a node in the master's table
 using LinkId = uint64_t;      // one connection of one node; never reused
 inline constexpr NodeNumber kNoNode = 0xFFFF;
 
-// What a sealed checksum is bound to (DESIGN.md, shared-memory rule 4).
+// What a sealed checksum is bound to (native/README.md, rule 4).
 struct Identity {
     TenantId tenant = 0;
     NamespaceId ns = 0;

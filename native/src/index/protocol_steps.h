@@ -2,8 +2,8 @@
 // down.
 //
 // Each step is a template over a memory policy M. The product runs them with RealMemory (atomics
-// and fences); tests/model_test.cpp runs the very same functions on a simulated machine with store
-// buffers and reordered loads, one access at a time, in seeded interleavings.
+// and fences); native/tests/index/model_test.cpp runs the very same functions on a simulated
+// machine with store buffers and reordered loads, one access at a time, in seeded interleavings.
 //
 // Every rule whose breach an interleaving can show is a Guard. RealMemory enables all of them at
 // compile time; the model test removes them one at a time and must then find wrong bytes. A policy

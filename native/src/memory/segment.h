@@ -12,7 +12,7 @@
 namespace kvstore {
 
 // Owner's side. Pages are fallocated and pre-faulted slice by slice by a background thread, and
-// only bytes below `ready_bytes` may be handed out (DESIGN.md, shared-memory rule 6).
+// only bytes below `ready_bytes` may be handed out (native/README.md, rule 6).
 class Segment {
   public:
     struct Options {

@@ -270,8 +270,8 @@ void BlockStore::State::leave(EntryRef ref) {
     object = StoredObject{};
 }
 
-// Shared-memory rule 1: the generations were invalidated; a full fence and a scan of the hazards of
-// all living slots decide which blocks may be reused. The others wait.
+// native/README.md, rule 1: the generations were invalidated; a full fence and a scan of the
+// hazards of all living slots decide which blocks may be reused. The others wait.
 void BlockStore::State::settle() {
     if (unsettled.empty()) {
         return;

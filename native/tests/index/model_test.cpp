@@ -67,19 +67,20 @@ static_assert(std::size(kRules) == steps::kGuardCount);
 
 // Rules that no interleaving can show, and where they are tested.
 constexpr const char* kTestedElsewhere[][2] = {
-    {"1 SIGSTOP is not death, SIGKILL is", "client_slots_test DeathFreesAndAStopDoesNot"},
-    {"1 no stray close drops a lock", "client_slots_test FurtherDescriptorsDoNotDropTheLock"},
-    {"1 embedded mode: registry for locks", "client_slots_test NodeAndClientInOneProcess"},
-    {"2 the index is mapped read-only", "index_test CannotWriteToTheIndex"},
-    {"2 a full slot falls back", "object_reader_test AFullSlotSaysSo"},
-    {"3 at most four tries", "object_reader_test RightBytesOrNoneWhileTheObjectIsReplaced"},
-    {"4 the seal binds the identity", "object_reader_test TheSealBindsTheIdentity"},
-    {"5 nothing client-writable is trusted", "client_slots_test TheTouchRingIsLossyAndBounded"},
-    {"5 readers stay within bounds", "index_test StaysWithinBoundsOfACorruptedIndex"},
-    {"6 only pre-faulted memory is handed out", "segment_test"},
-    {"8 fork", "client_slots_test AForkedChildKeepsItsHandsOff"},
-    {"8 the owner's lock", "client_slots_test ClientsSeeTheOwnersDeath"},
-    {"9 readers check expiry", "index_test EveryReaderChecksExpiry"},
+    {"1 SIGSTOP is not death, SIGKILL is", "index_client_slots_test DeathFreesAndAStopDoesNot"},
+    {"1 no stray close drops a lock", "index_client_slots_test FurtherDescriptorsDoNotDropTheLock"},
+    {"1 embedded mode: registry for locks", "index_client_slots_test NodeAndClientInOneProcess"},
+    {"2 the index is mapped read-only", "index_index_test CannotWriteToTheIndex"},
+    {"2 a full slot falls back", "index_object_reader_test AFullSlotSaysSo"},
+    {"3 at most four tries", "index_object_reader_test RightBytesOrNoneWhileTheObjectIsReplaced"},
+    {"4 the seal binds the identity", "index_object_reader_test TheSealBindsTheIdentity"},
+    {"5 nothing client-writable is trusted",
+     "index_client_slots_test TheTouchRingIsLossyAndBounded"},
+    {"5 readers stay within bounds", "index_index_test StaysWithinBoundsOfACorruptedIndex"},
+    {"6 only pre-faulted memory is handed out", "memory_segment_test"},
+    {"8 fork", "index_client_slots_test AForkedChildKeepsItsHandsOff"},
+    {"8 the owner's lock", "index_client_slots_test ClientsSeeTheOwnersDeath"},
+    {"9 readers check expiry", "index_index_test EveryReaderChecksExpiry"},
 };
 
 struct Finding {
