@@ -74,8 +74,7 @@ Result<Mapping> Mapping::map(int fd, uint64_t size, bool writable, uint64_t offs
     Mapping mapping;
     mapping.data_ = static_cast<uint8_t*>(data);
     mapping.size_ = size;
-    // A forked child must not write into blocks that belong to its parent (native/README.md, rule
-    // 8).
+    // A forked child must not write into its parent's blocks (native/README.md, rule 8).
     if (writable && madvise(data, size, MADV_DONTFORK) != 0) {
         return errno_status("madvise", "MADV_DONTFORK");
     }

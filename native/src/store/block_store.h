@@ -1,13 +1,12 @@
 // The node's store of blocks: joins segment, allocator, index and client slots.
 //
-// Everything here is private to the node and thread-safe: one mutex inside, never held while bulk
-// bytes are copied, and never held while the withdraw callback runs. Nothing that a client can
-// write (slots, rings, the segment's bytes, generations in messages) is used without checking it
-// against private state.
+// Private to the node and thread-safe: one mutex inside, never held while bulk bytes are copied or
+// the withdraw callback runs. Nothing that a client can write (slots, rings, the segment's bytes,
+// generations in messages) is used before it is checked against private state.
 //
 // Life of a write: reserve → grant (the master gave a version) → publish | abort. A reservation
-// whose time is over, or whose session closed while its slot lives, is quarantined: it cannot
-// publish any more and its block is not reused until the writer aborts or its slot is dead.
+// that has expired, or whose session closed while its slot lives, is quarantined: it can no longer
+// publish, and its block is not reused until the writer aborts or its slot is dead.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +22,7 @@
 #include "base/namespace_epoch.h"
 #include "base/status.h"
 #include "base/types.h"
+#include "store/store_types.h"
 
 namespace kvstore {
 
@@ -31,13 +31,6 @@ class StoreFiles;
 
 NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
                             std::string_view name, uint32_t epoch);
-
-// Who reserves, leases or holds. `slot` is -1 when the node itself writes the bytes (socket puts,
-// copies from peers): then the writer is this process and aborts by itself.
-struct Owner {
-    uint64_t session = 0;
-    int slot = -1;
-};
 
 class BlockStore {
   public:

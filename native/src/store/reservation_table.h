@@ -14,8 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/namespace_epoch.h"
+#include "base/types.h"
 #include "index/ledger.h"
-#include "store/block_store.h"
+#include "store/store_types.h"
 
 namespace kvstore {
 

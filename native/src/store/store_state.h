@@ -1,6 +1,6 @@
-// What a BlockStore consists of. Private to kv_store: block_store.cpp (life and writes),
-// store_reads.cpp, store_policy.cpp, store_space.cpp (room, eviction, reuse), store_tiering.cpp and
-// store_audit.cpp implement it.
+// What a BlockStore consists of. Private to kv_store: block_store.cpp (creation and end),
+// store_attach.cpp, store_writes.cpp, store_reads.cpp, store_policy.cpp, store_space.cpp (room,
+// eviction), store_tiering.cpp and store_audit.cpp implement it.
 //
 // Methods expect the mutex to be held unless they say otherwise. What concerns one object lies in
 // flat arrays indexed by its entry number; only what is under way (reservations, leases, deferred
@@ -105,7 +105,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     // kIoError: what is there is damaged in a way that could hurt somebody; start cold.
     static Result<std::shared_ptr<State>> attach(const Options& options, StoreFiles& files);
 
-    // --- block_store.cpp ---
+    // --- store_writes.cpp ---
     Reserved reserve(MutexLock& lock, const Owner& owner, const NamespaceRef& ns,
                      const ReserveItem& item);
     Reserved reserve_spare(MutexLock& lock, const Owner& owner, uint64_t size_bytes);
