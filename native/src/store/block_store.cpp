@@ -150,7 +150,10 @@ BlockStore::State::State(const Options& given, const std::string& directory_in,
       evictor(index->ledger().recency(), options.seed),
       leases(options.lease_cap_bytes),
       reservations(options.client_cap_bytes),
-      tombstones(options.tombstone_ms) {
+      tombstones(options.tombstone_ms),
+      socket_holds(index->ledger()),
+      deferred(index->ledger(), allocator,
+               [this](std::vector<Generation>* out) { slots->collect_hazards(out); }) {
     use_ready_memory();
 }
 

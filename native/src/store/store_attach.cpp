@@ -337,7 +337,7 @@ Status BlockStore::State::TakeOver::settle(const Block& block, Fate fate) {
     } else if (fate == Fate::kDefer) {
         const Ledger::Line line = state_.index->ledger().add_block(BlockUse::kDeferred, block.gen,
                                                                    block.offset, block.length, -1);
-        state_.deferred.emplace(block.gen, Deferred{block.offset, block.length, 0, line});
+        state_.deferred.defer(block.gen, {block.offset, block.length, 0, line});
     } else if (fate == Fate::kDrop && block.placed) {
         state_.allocator.free(block.offset);
     }
@@ -347,20 +347,19 @@ Status BlockStore::State::TakeOver::settle(const Block& block, Fate fate) {
 // A hold by socket of a living process. It ends with its process: the session that could give it
 // back is gone.
 void BlockStore::State::TakeOver::keep_hold(const KeptBlock& hold) {
-    const std::pair name{kEarlierSession | static_cast<uint64_t>(hold.slot), hold.gen};
-    const EntryRef ref = state_.by_generation.find(hold.gen);
-    const auto deferred = state_.deferred.find(hold.gen);
-    if (state_.socket_holds.contains(name)) {
+    const uint64_t session = kEarlierSession | static_cast<uint64_t>(hold.slot);
+    if (state_.socket_holds.contains(session, hold.gen)) {
         return;
     }
-    if (ref == kNoEntry && deferred == state_.deferred.end()) {
+    EntryRef ref = state_.by_generation.find(hold.gen);
+    if (ref != kNoEntry) {
+        ++state_.objects[ref].holds;
+    } else if (state_.deferred.add_hold(hold.gen)) {
+        ref = 0;  // another generation's entry: so the hold is looked for among the deferred
+    } else {
         return;
     }
-    ref != kNoEntry ? ++state_.objects[ref].holds : ++deferred->second.holds;
-    const Ledger::Line line = state_.index->ledger().add_block(BlockUse::kHeld, hold.gen,
-                                                               hold.offset, hold.length, hold.slot);
-    const EntryRef place = ref == kNoEntry ? 0 : ref;  // another generation's: no object's
-    state_.socket_holds.emplace(name, SocketHold{{name.first, hold.slot}, place, 1, line});
+    state_.socket_holds.keep({session, hold.slot}, {hold.gen, ref, hold.offset, hold.length});
 }
 
 Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Options& options,

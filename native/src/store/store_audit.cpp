@@ -16,7 +16,7 @@ BlockStore::Stats BlockStore::stats() {
 }
 
 BlockStore::Stats BlockStore::State::collect_stats() {
-    settle();
+    deferred.settle();
     use_ready_memory();
     const ChunkAllocator::Stats blocks = allocator.stats();
     Stats stats = totals;
@@ -31,9 +31,7 @@ BlockStore::Stats BlockStore::State::collect_stats() {
     stats.quarantined = reservations.quarantined();
     stats.quarantined_bytes = reservations.quarantined_bytes();
     stats.deferred = deferred.size();
-    for (const auto& [generation, block] : deferred) {
-        stats.deferred_bytes += block.length;
-    }
+    stats.deferred_bytes = deferred.bytes();
     stats.leases = leases.size();
     stats.leased_bytes = leases.bytes();
     stats.tombstones = tombstones.size();
@@ -46,7 +44,7 @@ Status BlockStore::audit() {
 }
 
 Status BlockStore::State::audit() {
-    settle();
+    deferred.settle();
     std::unordered_map<uint64_t, uint64_t> blocks;  // offset → exact bytes
     if (Status status = allocator.audit(); !status.ok()) {
         return status;
@@ -62,16 +60,13 @@ Status BlockStore::State::audit() {
             return broken("a reservation shares its block");
         }
     }
-    for (const auto& [generation, block] : deferred) {
+    for (const auto& [generation, block] : deferred.all()) {
         if (!blocks.emplace(block.offset, block.length).second) {
             return broken("a deferred block has another owner");
         }
     }
     // What a later life would need: a record for every block that no entry owns.
-    size_t records = reservations.all().size() + deferred.size();
-    for (const auto& [name, hold] : socket_holds) {
-        records += hold.line != Ledger::kNoLine ? 1 : 0;
-    }
+    const size_t records = reservations.all().size() + deferred.size() + socket_holds.recorded();
     if (records != index->ledger().lines_in_use()) {
         return broken("the ledger's records differ");
     }

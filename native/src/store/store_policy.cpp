@@ -1,5 +1,6 @@
 // What masters and clients may ask of published objects: remove, flush, pins, leases; and the tick.
 #include <algorithm>
+#include <iterator>
 
 #include "base/clock.h"
 #include "base/mutation.h"
@@ -236,11 +237,7 @@ void BlockStore::set_on_withdraw(WithdrawFn fn) {
 // spoken, so the owners of what is reserved or held by socket are asked again.
 void BlockStore::State::reap_slots() {
     std::vector<int> owners = reservations.slots();
-    for (const auto& [name, hold] : socket_holds) {
-        if (hold.owner.slot >= 0) {
-            owners.push_back(hold.owner.slot);
-        }
-    }
+    std::ranges::copy(socket_holds.slots(), std::back_inserter(owners));
     std::ranges::sort(owners);
     owners.erase(std::unique(owners.begin(), owners.end()), owners.end());
     for (const int slot : owners) {
@@ -307,8 +304,8 @@ void BlockStore::tick() {
         state.expire_objects(State::kExpiriesPerTick);
         state.sweep_flushed(State::kSweepPerTick);
         state.tombstones.forget_old(state.now());
-        state.settle();
-        state.recheck_deferred();
+        state.deferred.settle();
+        state.deferred.recheck();
     }
     // Only now may the numbers go to other processes.
     for (const uint32_t slot : dead) {

@@ -113,29 +113,18 @@ void BlockStore::State::drop_hold(Generation generation, EntryRef ref) {
 
 // The object is still where it was, or its block waits among the deferred ones.
 void BlockStore::State::release_hold(Generation generation, EntryRef ref) {
-    settle();  // so that the block of a withdrawal under way is found
-    if (objects[ref].generation == generation) {
-        KV_ASSERT(objects[ref].holds > 0);
-        --objects[ref].holds;
+    if (objects[ref].generation != generation) {
+        deferred.release_hold(generation);
         return;
     }
-    const auto it = deferred.find(generation);
-    if (!KV_GUARD("hold", true)) {
-        return;
-    }
-    KV_ASSERT(it != deferred.end() && it->second.holds > 0);
-    if (--it->second.holds > 0) {
-        return;
-    }
-    unsettled.emplace_back(generation, it->second);
-    deferred.erase(it);
+    KV_ASSERT(objects[ref].holds > 0);
+    --objects[ref].holds;
 }
 
-BlockStore::State::SocketHolds::iterator BlockStore::State::end_socket_hold(
-    SocketHolds::iterator hold) {
-    release_hold(hold->first.second, hold->second.ref);
-    index->ledger().drop_block(hold->second.line);
-    return socket_holds.erase(hold);
+void BlockStore::State::release_holds(std::span<const SocketHolds::Ended> ended) {
+    for (const SocketHolds::Ended& hold : ended) {
+        release_hold(hold.generation, hold.ref);
+    }
 }
 
 void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
@@ -221,41 +210,27 @@ std::string BlockStore::parent_key(Generation generation) {
 
 Code BlockStore::hold(const Owner& owner, Generation generation) {
     State::Lock lock(*state_);
-    auto& holds = state_->socket_holds;
     const EntryRef ref = state_->by_generation.find(generation);
     if (ref == kNoEntry) {
         return Code::kNotFound;
     }
-    const std::pair name{owner.session, generation};
-    if (!holds.contains(name) && holds.size() >= State::kMaxSocketHolds) {
-        return Code::kOverloaded;
-    }
-    if (const auto it = holds.find(name); it != holds.end()) {
-        ++it->second.count;
-        return Code::kOk;
-    }
-    // The process may go on reading after this life of the node, so the next one has to know.
     StoredObject& object = state_->objects[ref];
-    const Ledger::Line line = state_->index->ledger().add_block(
-        BlockUse::kHeld, generation, object.offset, object.length, owner.slot);
-    if (line == Ledger::kNoLine) {
-        return Code::kOverloaded;
+    const auto added =
+        state_->socket_holds.add(owner, {generation, ref, object.offset, object.length});
+    if (added == SocketHolds::Added::kNew) {
+        ++object.holds;
     }
-    holds.emplace(name, State::SocketHold{owner, ref, 1, line});
-    ++object.holds;
-    return Code::kOk;
+    return added == SocketHolds::Added::kFull ? Code::kOverloaded : Code::kOk;
 }
 
 Code BlockStore::unhold(const Owner& owner, Generation generation) {
     State::Lock lock(*state_);
-    const auto it = state_->socket_holds.find({owner.session, generation});
-    if (it == state_->socket_holds.end()) {
+    if (!state_->socket_holds.contains(owner.session, generation)) {
         return Code::kNotFound;
     }
-    if (--it->second.count > 0) {
-        return Code::kOk;
+    if (const auto ended = state_->socket_holds.release(owner.session, generation)) {
+        state_->release_hold(ended->generation, ended->ref);
     }
-    state_->end_socket_hold(it);
     return Code::kOk;
 }
 

@@ -1,9 +1,8 @@
-// Room for blocks: waiting for pre-faulting, eviction, and the proof that a block may be reused.
+// Room for blocks: waiting for pre-faulting, eviction, withdrawal.
 #include <algorithm>
 
 #include "base/clock.h"
 #include "base/fault_point.h"
-#include "base/mutation.h"
 #include "base/mutex.h"
 #include "store/store_state.h"
 
@@ -41,8 +40,8 @@ std::optional<uint64_t> BlockStore::State::obtain_block(MutexLock& lock, uint64_
     end_leases(leases.take_expired(now()));
     expire_objects(SIZE_MAX);
     sweep_flushed(UINT32_MAX);
-    settle();
-    recheck_deferred();
+    deferred.settle();
+    deferred.recheck();
     if (const auto offset = try_allocate(size_bytes)) {
         return offset;
     }
@@ -72,10 +71,10 @@ std::optional<uint64_t> BlockStore::State::wait_for_prefault(MutexLock& lock, ui
 std::optional<uint64_t> BlockStore::State::evict_for(uint64_t size_bytes, bool lossless) {
     apply_exists();
     drain_rings();
-    slots->collect_hazards(&hazards);
+    deferred.scan_hazards();
     // Every round evicts something, so this ends.
     while (lossless ? evict_lossless(size_bytes) : evict_some(size_bytes)) {
-        settle();
+        deferred.settle();
         if (const auto offset = allocator.allocate(size_bytes)) {
             return offset;
         }
@@ -84,8 +83,7 @@ std::optional<uint64_t> BlockStore::State::evict_for(uint64_t size_bytes, bool l
 }
 
 bool BlockStore::State::is_blocked(EntryRef ref) const {
-    return objects[ref].holds > 0 ||
-           std::binary_search(hazards.begin(), hazards.end(), objects[ref].generation);
+    return objects[ref].holds > 0 || deferred.has_hazard(objects[ref].generation);
 }
 
 // Evicts one object of the same class, or the coldest chunk (or run of chunks) where no such object
@@ -188,7 +186,7 @@ bool BlockStore::State::evict_plan(uint64_t size_bytes, bool soft_too) {
 bool BlockStore::State::evict_for_index(const Hash128& hash) {
     apply_exists();
     drain_rings();
-    slots->collect_hazards(&hazards);
+    deferred.scan_hazards();
     std::vector<EntryRef> refs;
     index->candidates(hash, &refs);
     EntryRef victim = kNoEntry;
@@ -223,7 +221,7 @@ void BlockStore::State::evict(EntryRef ref) {
 }
 
 void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
-    StoredObject& object = objects[ref];
+    const StoredObject& object = objects[ref];
     KV_ASSERT(object.generation != 0);
     const EntryFields fields = index->entry(ref);
     if (reason != MissReason::kVersion) {
@@ -243,12 +241,10 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
     index->invalidate(ref);
     fault_point("withdraw_invalidated");
     index->release(ref);
-    unsettled.emplace_back(object.generation,
-                           Deferred{object.offset, object.length, object.holds, line});
+    const Generation generation = object.generation;
+    const DeferredBlocks::Block block{object.offset, object.length, object.holds, line};
     leave(ref);
-    if (unsettled.size() >= kMaxUnsettled) {
-        settle();
-    }
+    deferred.withdraw(generation, block);
 }
 
 // Out of all tables; the entry has left the index already.
@@ -268,45 +264,6 @@ void BlockStore::State::leave(EntryRef ref) {
         ++totals.prefetch_wasted;
     }
     object = StoredObject{};
-}
-
-// native/README.md, rule 1: the generations were invalidated; a full fence and a scan of the
-// hazards of all living slots decide which blocks may be reused. The others wait.
-void BlockStore::State::settle() {
-    if (unsettled.empty()) {
-        return;
-    }
-    std::vector<Generation> held_now;
-    slots->collect_hazards(&held_now);
-    for (const auto& [generation, block] : unsettled) {
-        if (KV_GUARD("hold", block.holds > 0) || std::ranges::binary_search(held_now, generation)) {
-            deferred.emplace(generation, block);
-        } else {
-            free_deferred(block);
-        }
-    }
-    unsettled.clear();
-}
-
-void BlockStore::State::free_deferred(const Deferred& block) {
-    index->ledger().drop_block(block.line);
-    allocator.free(block.offset);
-}
-
-void BlockStore::State::recheck_deferred() {
-    if (deferred.empty()) {
-        return;
-    }
-    std::vector<Generation> held_now;
-    slots->collect_hazards(&held_now);
-    std::erase_if(deferred, [&](const auto& item) {
-        const auto& [generation, block] = item;
-        if (block.holds > 0 || std::ranges::binary_search(held_now, generation)) {
-            return false;
-        }
-        free_deferred(block);
-        return true;
-    });
 }
 
 void BlockStore::State::expire_objects(size_t max) {

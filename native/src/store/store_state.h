@@ -8,7 +8,6 @@
 #pragma once
 
 #include <deque>
-#include <map>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -21,10 +20,12 @@
 #include "memory/chunk_allocator.h"
 #include "memory/segment.h"
 #include "store/block_store.h"
+#include "store/deferred_blocks.h"
 #include "store/evictor.h"
 #include "store/lease_table.h"
 #include "store/ref_map.h"
 #include "store/reservation_table.h"
+#include "store/socket_holds.h"
 #include "store/store_files.h"
 #include "store/use_times.h"
 #include "store/withdrawal_memory.h"
@@ -56,23 +57,10 @@ struct OffsetOf {
 };
 
 struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
-    struct Deferred {  // a withdrawn block that somebody may still read
-        uint64_t offset = 0;
-        uint64_t length = 0;
-        uint32_t holds = 0;
-        Ledger::Line line = Ledger::kNoLine;
-    };
     struct NamespaceUse {
         NamespaceRef ns;
         uint64_t objects = 0;
     };
-    struct SocketHold {
-        Owner owner;
-        EntryRef ref = kNoEntry;
-        uint32_t count = 0;
-        Ledger::Line line = Ledger::kNoLine;
-    };
-    using SocketHolds = std::map<std::pair<uint64_t, Generation>, SocketHold>;  // by session
     struct HoldRecord {  // what a HoldToken points to
         std::shared_ptr<State> state;
         Generation generation = 0;
@@ -84,12 +72,10 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
         Generation generation = 0;
         bool operator>(const Expiry& other) const { return at_ms > other.at_ms; }
     };
-    static constexpr size_t kMaxSocketHolds = 65'536;
     static constexpr uint64_t kSpareShare = 32;  // of the segment, for all spares together
     static constexpr size_t kMaxFlushedIds = 65'536;
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
-    static constexpr size_t kMaxUnsettled = 4096;  // their records are few at any moment
 
     State(const Options& given, const std::string& directory_in,
           std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
@@ -141,7 +127,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     HoldToken make_hold(EntryRef ref);
     void drop_hold(Generation generation, EntryRef ref);  // takes the mutex
     void release_hold(Generation generation, EntryRef ref);
-    SocketHolds::iterator end_socket_hold(SocketHolds::iterator hold);
+    void release_holds(std::span<const SocketHolds::Ended> ended);
     uint64_t ttl_ms(const StoredObject& object) const;
     void touch_reversed(std::span<const EntryRef> refs);
     void touch(EntryRef ref);
@@ -176,12 +162,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     bool evict_for_index(const Hash128& hash);
     void evict(EntryRef ref);
     bool is_blocked(EntryRef ref) const;  // held by a token, by socket, or by a client's hazard
-    // Out of the index; the block is reused once settle() has proved that nobody reads it.
+    // Out of the index; the block is reused once it is proved that nobody reads it.
     void withdraw(EntryRef ref, MissReason reason, bool tell = true);
     void leave(EntryRef ref);
-    void settle();
-    void recheck_deferred();
-    void free_deferred(const Deferred& block);
     void use_ready_memory();
     void expire_objects(size_t max);
     void sweep_flushed(uint32_t max);
@@ -205,7 +188,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
       public:
         explicit Lock(State& state) : held(state.mutex), state_(state) {}
         ~Lock() {
-            state_.settle();
+            state_.deferred.settle();
             state_.deliver(held);
         }
         Lock(const Lock&) = delete;
@@ -244,15 +227,12 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     EntryRef sweep_at = 0;
 
     SocketHolds socket_holds;
-    std::unordered_map<Generation, Deferred> deferred;
-    std::vector<std::pair<Generation, Deferred>>
-        unsettled;                       // withdrawn, not yet proved or deferred
+    DeferredBlocks deferred;
     uint64_t write_soon_bytes = 0;       // more than the order of publishing asks for
     std::deque<Generation> to_write;     // in the order of publishing; may name what is gone
     std::vector<Expiry> expiries;        // a heap, the soonest first; may name what is gone
     std::vector<EntryRef> exists_batch;  // touches of AlreadyExists answers, in the batch's order
     uint64_t exists_session = 0;
-    std::vector<Generation> hazards;  // scratch
     uint32_t evictions_since_balance = 0;
 
     uint64_t generation_counter = 0;

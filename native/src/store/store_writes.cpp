@@ -418,15 +418,7 @@ void BlockStore::State::session_closed(uint64_t session) {
         end_reservation(generation, node_writes, true);
     }
     end_leases(leases.take_session(session));
-    for (auto it = socket_holds.lower_bound({session, 0});
-         it != socket_holds.end() && it->first.first == session;) {
-        // A process that lives may still read what it holds.
-        if (it->second.owner.slot >= 0) {
-            ++it;
-            continue;
-        }
-        it = end_socket_hold(it);
-    }
+    release_holds(socket_holds.end_session(session));
 }
 
 void BlockStore::on_slot_dead(int slot) {
@@ -441,13 +433,7 @@ void BlockStore::State::slot_dead(int slot) {
     for (const Generation generation : reservations.of_slot(slot)) {
         end_reservation(generation, false, false);
     }
-    for (auto it = socket_holds.begin(); it != socket_holds.end();) {
-        if (it->second.owner.slot != slot) {
-            ++it;
-            continue;
-        }
-        it = end_socket_hold(it);
-    }
+    release_holds(socket_holds.end_slot(slot));
 }
 
 }  // namespace kvstore
