@@ -29,7 +29,6 @@ Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& direct
                                                        bool discard_foreign) {
     std::unique_ptr<ClientSlots> slots(new ClientSlots);
     slots->name_ = name;
-    slots->slots_.resize(kSlotCount);
     auto fd = directory.empty() ? create_region(directory, name) : keep_region(directory, name);
     if (!fd.ok()) {
         return fd.status();
@@ -102,6 +101,7 @@ Status ClientSlots::read_or_write_header(const std::string& directory, const std
 
 // A slot whose lock is held counts as live, confirmed or not: its scan is on the safe side.
 void ClientSlots::adopt_live_slots() {
+    const MutexLock lock(mutex_);
     for (uint32_t slot = 0; slot < kSlotCount; ++slot) {
         if (!lock_seen(slot)) {
             continue;
@@ -171,6 +171,7 @@ Result<uint32_t> ClientSlots::assign() {
         steps::recycle_slot(
             steps::RealMemory{}, [&] { clear(slot); },
             [&] {
+                mutex_.assert_held();
                 slots_[slot].state = State::kAssigned;
                 slots_[slot].touches_seen = 0;
             });

@@ -25,7 +25,8 @@ namespace kvstore {
 
 using SlotCounters = std::array<uint64_t, kSlotCounterCount>;
 
-// Thread-safe (one internal mutex).
+// Thread-safe (one internal mutex, taken inside the block store's; the registry's is taken inside
+// it).
 //
 // A slot's life: free → assign() → assigned → confirm() → live → collect_dead() → dead →
 // free_slot() → free. The client locks between assign and confirm, and uses the slot only after the
@@ -93,12 +94,12 @@ class ClientSlots {
         uint64_t touches_seen = 0;  // the touch counter up to which the ring was drained
     };
 
-    ClientSlots() = default;
+    ClientSlots() : slots_(kSlotCount) {}
     Status read_or_write_header(const std::string& directory, const std::string& name);
-    void adopt_live_slots();
+    void adopt_live_slots() KV_EXCLUDES(mutex_);
     SlotPage& page(uint32_t slot) const;
     void clear(uint32_t slot);
-    Status back(uint32_t slot);
+    Status back(uint32_t slot) KV_REQUIRES(mutex_);
     bool lock_seen(uint32_t slot) const;
 
     int fd_ = -1;
@@ -107,10 +108,11 @@ class ClientSlots {
     FileKey key_;
     Mapping mapping_;
     mutable Mutex mutex_;
-    std::vector<Slot> slots_;
-    std::vector<uint32_t> live_;  // what the scans go through
-    uint32_t next_ = 0;           // round-robin, so that a number is not reused at once
-    SlotCounters retired_counters_{};
+    std::vector<Slot> slots_ KV_GUARDED_BY(mutex_);
+    std::vector<uint32_t> live_ KV_GUARDED_BY(mutex_);  // what the scans go through
+    // Round-robin, so that a number is not reused at once.
+    uint32_t next_ KV_GUARDED_BY(mutex_) = 0;
+    SlotCounters retired_counters_ KV_GUARDED_BY(mutex_){};
 };
 
 }  // namespace kvstore

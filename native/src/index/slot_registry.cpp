@@ -82,10 +82,11 @@ struct ClientSlot::State {
     std::atomic<uint64_t> hazards_used{
         0};  // bit i: hazards[i] is taken by a thread of this process
     std::atomic<bool> confirmed{false};
-    uint32_t handles = 0;  // guarded by the registry's mutex
+    uint32_t handles = 0;  // guarded by the registry's mutex, which has no name here
     Mutex writes_mutex;
-    std::map<uint32_t, uint32_t> writes;  // under way, by epoch of the node
-    uint32_t writes_ended_below = 0;
+    // Under way, by epoch of the node.
+    std::map<uint32_t, uint32_t> writes KV_GUARDED_BY(writes_mutex);
+    uint32_t writes_ended_below KV_GUARDED_BY(writes_mutex) = 0;
 };
 static_assert(kSlotHazards == 64, "hazards_used has one bit for each");
 
@@ -251,7 +252,7 @@ void SlotRegistry::release(ClientSlot::State* state) {
     close_if_unused(key);
 }
 
-// Closing drops every lock of this process on the inode, so it is all or nothing. Mutex held.
+// Closing drops every lock of this process on the inode, so it is all or nothing.
 void SlotRegistry::close_if_unused(const FileKey& key) {
     const auto it = files_.find(key);
     if (it != files_.end() && !it->second->owner && !it->second->slot) {

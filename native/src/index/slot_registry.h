@@ -101,13 +101,13 @@ class SlotRegistry {
     struct File;
     SlotRegistry();
     ~SlotRegistry();
-    Status open_slot(File& file, const FileKey& key, int fd, uint32_t number);
-    bool owner_alive(const ClientSlot::State& state) const;
-    void release(ClientSlot::State* state);
-    void close_if_unused(const FileKey& key);
+    Status open_slot(File& file, const FileKey& key, int fd, uint32_t number) KV_REQUIRES(mutex_);
+    bool owner_alive(const ClientSlot::State& state) const KV_EXCLUDES(mutex_);
+    void release(ClientSlot::State* state) KV_EXCLUDES(mutex_);
+    void close_if_unused(const FileKey& key) KV_REQUIRES(mutex_);
 
-    mutable Mutex mutex_;
-    std::map<FileKey, std::unique_ptr<File>> files_;
+    mutable Mutex mutex_;  // nothing else is locked while it is held
+    std::map<FileKey, std::unique_ptr<File>> files_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

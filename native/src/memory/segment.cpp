@@ -284,8 +284,9 @@ Segment::~Segment() {
 bool Segment::wait_ready(uint64_t ready_bytes, uint32_t timeout_ms) {
     ready_bytes = std::min(ready_bytes, size());
     MutexLock lock(mutex_);
-    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms),
-                      [&] { return this->ready_bytes() >= ready_bytes || !status_.ok(); });
+    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&]() KV_REQUIRES(mutex_) {
+        return this->ready_bytes() >= ready_bytes || !status_.ok();
+    });
     return this->ready_bytes() >= ready_bytes;
 }
 

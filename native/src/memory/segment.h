@@ -37,7 +37,7 @@ class Segment {
     uint64_t ready_bytes() const { return ready_bytes_.load(std::memory_order_acquire); }
     // True when the first `ready_bytes` (at most the size) are ready; false when `timeout_ms`
     // passed or pre-faulting stopped.
-    bool wait_ready(uint64_t ready_bytes, uint32_t timeout_ms);
+    bool wait_ready(uint64_t ready_bytes, uint32_t timeout_ms) KV_EXCLUDES(mutex_);
     Status prefault_status() const;  // why pre-faulting stopped early, Ok otherwise
     void remove_file();
 
@@ -56,9 +56,9 @@ class Segment {
     Mapping mapping_;
     std::atomic<uint64_t> ready_bytes_{0};
     mutable Mutex mutex_;
-    CondVar changed_;
-    bool stopping_ = false;
-    Status status_;
+    CondVar changed_;  // more is ready, or pre-faulting stopped
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
+    Status status_ KV_GUARDED_BY(mutex_);
     std::thread thread_;
 };
 

@@ -138,11 +138,11 @@ Index::Options BlockStore::State::index_options(const Options& options, const St
 BlockStore::State::State(const Options& given, const std::string& directory_in,
                          std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
                          std::unique_ptr<ClientSlots> slots_in)
-    : options(given),
-      directory(directory_in),
+    : directory(directory_in),
       segment(std::move(segment_in)),
-      index(std::move(index_in)),
       slots(std::move(slots_in)),
+      options(given),
+      index(std::move(index_in)),
       allocator(segment->size()),
       objects(index->capacity()),
       by_generation(static_cast<uint32_t>(index->capacity()), GenerationOf{&objects}),
@@ -155,6 +155,11 @@ BlockStore::State::State(const Options& given, const std::string& directory_in,
       deferred(index->ledger(), allocator,
                [this](std::vector<Generation>* out) { slots->collect_hazards(out); }) {
     use_ready_memory();
+}
+
+Status BlockStore::State::install() {
+    const MutexLock guard(mutex);
+    return index->install();
 }
 
 void BlockStore::State::close() {
@@ -193,7 +198,10 @@ void BlockStore::note_applied(uint64_t seq) {
 }
 
 int BlockStore::segment_fd() const { return state_->segment->fd(); }
-int BlockStore::index_fd() const { return state_->index->client_fd(); }
+int BlockStore::index_fd() const {
+    const MutexLock guard(state_->mutex);
+    return state_->index->client_fd();
+}
 int BlockStore::clients_fd() const { return state_->slots->fd(); }
 uint64_t BlockStore::segment_bytes() const { return state_->segment->size(); }
 Status BlockStore::prefault_status() const { return state_->segment->prefault_status(); }

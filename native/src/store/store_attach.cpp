@@ -22,7 +22,7 @@ constexpr uint64_t kEarlierSession = uint64_t{1} << 63;
 class BlockStore::State::TakeOver {
   public:
     TakeOver(State& state, KeptIndex& kept) : state_(state), kept_(kept) {}
-    Status run();
+    Status run() KV_EXCLUDES(state_.mutex);
 
   private:
     // A block of the earlier life.
@@ -36,20 +36,22 @@ class BlockStore::State::TakeOver {
     };
     using Named = std::unordered_map<Generation, const Block*>;
 
-    void read_namespaces();
-    void read_blocks();
-    void add_block(Block block, std::unordered_map<Generation, size_t>* owners);
-    bool is_valid(const KeptObject& object) const;
-    void drop_overlapping();
-    Status place_blocks();
-    void insert_objects();
-    EntryRef insert(const KeptObject& object, const NamespaceRef& ns);
-    void supersede(EntryRef ref);
-    Status settle_blocks();
-    Status check_hazards(const Named& named) const;
-    Fate fate(const Block& block, const std::unordered_set<Generation>& held) const;
-    Status settle(const Block& block, Fate fate);
-    void keep_hold(const KeptBlock& hold);
+    void read_namespaces() KV_REQUIRES(state_.mutex);
+    void read_blocks() KV_REQUIRES(state_.mutex);
+    void add_block(Block block, std::unordered_map<Generation, size_t>* owners)
+        KV_REQUIRES(state_.mutex);
+    bool is_valid(const KeptObject& object) const KV_REQUIRES(state_.mutex);
+    void drop_overlapping() KV_REQUIRES(state_.mutex);
+    Status place_blocks() KV_REQUIRES(state_.mutex);
+    void insert_objects() KV_REQUIRES(state_.mutex);
+    EntryRef insert(const KeptObject& object, const NamespaceRef& ns) KV_REQUIRES(state_.mutex);
+    void supersede(EntryRef ref) KV_REQUIRES(state_.mutex);
+    Status settle_blocks() KV_REQUIRES(state_.mutex);
+    Status check_hazards(const Named& named) const KV_REQUIRES(state_.mutex);
+    Fate fate(const Block& block, const std::unordered_set<Generation>& held) const
+        KV_REQUIRES(state_.mutex);
+    Status settle(const Block& block, Fate fate) KV_REQUIRES(state_.mutex);
+    void keep_hold(const KeptBlock& hold) KV_REQUIRES(state_.mutex);
 
     State& state_;
     KeptIndex& kept_;
@@ -62,6 +64,7 @@ class BlockStore::State::TakeOver {
 };
 
 Status BlockStore::State::TakeOver::run() {
+    const MutexLock lock(state_.mutex);
     read_namespaces();
     read_blocks();
     if (damaged_records_ > 0 && !state_.slots->live_slots().empty()) {
@@ -75,7 +78,10 @@ Status BlockStore::State::TakeOver::run() {
     insert_objects();
     fault_point("attach_inserted");
     Status status;
-    steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] { status = settle_blocks(); });
+    steps::take_over(steps::RealMemory{}, kept_.retired_flag(), [&] {
+        state_.mutex.assert_held();
+        status = settle_blocks();
+    });
     state_.beginning.warm = true;
     state_.beginning.objects = state_.totals.objects;
     state_.beginning.object_bytes = state_.totals.object_bytes;
@@ -279,7 +285,7 @@ Status BlockStore::State::TakeOver::settle_blocks() {
         return status;
     }
     std::unordered_set<Generation> held;
-    std::erase_if(holds_, [&](const KeptBlock& hold) {
+    std::erase_if(holds_, [&](const KeptBlock& hold) KV_REQUIRES(state_.mutex) {
         return !state_.is_alive(hold.slot) || !named.contains(hold.gen);
     });
     for (const KeptBlock& hold : holds_) {
@@ -380,7 +386,7 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Optio
     Status status = TakeOver(*state, kept).run();
     fault_point("attach_settled");
     if (status.ok()) {
-        status = state->index->install();
+        status = state->install();
     }
     fault_point("attach_installed");
     if (!status.ok()) {

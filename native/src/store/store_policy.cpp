@@ -40,8 +40,8 @@ void BlockStore::refuse_upto(const Hash128& hash, Version version) {
 }
 
 void BlockStore::flush(const NamespaceRef& old_ns) {
-    State::Lock lock(*state_);
     State& state = *state_;
+    State::Lock lock(state);
     if (!state.flushed_ids.insert(old_ns->id).second) {
         return;
     }
@@ -145,8 +145,8 @@ void BlockStore::State::leave_namespace(uint32_t place) {
 BlockStore::LeaseGrant BlockStore::lease_acquire(const Owner& owner, const NamespaceRef& ns,
                                                  std::span<const Key> keys, uint32_t stride,
                                                  uint32_t lease_ms) {
-    State::Lock lock(*state_);
     State& state = *state_;
+    State::Lock lock(state);
     const uint64_t now = state.now();
     state.end_leases(state.leases.take_expired(now));
     if (state.leases.full() || keys.empty() || keys.size() > limits::kMaxBatchKeys) {
@@ -229,7 +229,8 @@ Code BlockStore::lease_release(const Owner& owner, uint64_t lease_id) {
 
 void BlockStore::set_on_withdraw(WithdrawFn fn) {
     MutexLock lock(state_->mutex);
-    state_->delivered.wait(state_->mutex, [this] { return !state_->delivering; });
+    state_->delivered.wait(state_->mutex,
+                           [this]() KV_REQUIRES(state_->mutex) { return !state_->delivering; });
     state_->on_withdraw = std::move(fn);
 }
 
@@ -256,8 +257,8 @@ bool BlockStore::State::is_alive(int slot) const {
 }
 
 void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) {
-    State::Lock lock(*state_);
     State& state = *state_;
+    State::Lock lock(state);
     Options& options = state.options;
     options.client_cap_bytes = client_cap_bytes != 0 ? client_cap_bytes : state.segment->size() / 2;
     state.reservations.set_client_cap(options.client_cap_bytes);
@@ -286,8 +287,8 @@ void BlockStore::tick() {
     // System calls, one a slot: before the mutex is taken.
     const std::vector<uint32_t> dead = state_->slots->collect_dead();
     {
-        State::Lock lock(*state_);
         State& state = *state_;
+        State::Lock lock(state);
         for (const uint32_t slot : dead) {
             state.slot_dead(static_cast<int>(slot));
         }

@@ -162,7 +162,7 @@ void BlockStore::State::apply_exists() {
 }
 
 void BlockStore::State::drain_rings() {
-    slots->drain_touches([this](uint32_t ref) {
+    slots->drain_touches([this](uint32_t ref) KV_REQUIRES(mutex) {
         // Clients write the rings: only numbers of live objects count.
         if (ref < objects.size() && objects[ref].generation != 0) {
             touch(ref);
@@ -254,8 +254,8 @@ BlockStore::Explained BlockStore::explain(const NamespaceRef& ns, const Key& key
 
 uint32_t BlockStore::list_objects(uint32_t cursor, size_t max, std::vector<ObjectInfo>& out) {
     out.clear();
-    State::Lock lock(*state_);
-    const State& state = *state_;
+    State& state = *state_;
+    State::Lock lock(state);
     for (size_t ref = cursor; ref < state.objects.size(); ++ref) {
         if (out.size() >= max) {
             return static_cast<uint32_t>(ref);

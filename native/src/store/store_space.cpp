@@ -32,8 +32,7 @@ void BlockStore::State::use_ready_memory() {
 
 // From the cheapest to the dearest: free memory, what is over anyway, memory that is about to be
 // ready, and last of all other objects.
-std::optional<uint64_t> BlockStore::State::obtain_block(MutexLock& lock, uint64_t size_bytes,
-                                                        bool lossless) {
+std::optional<uint64_t> BlockStore::State::obtain_block(uint64_t size_bytes, bool lossless) {
     if (const auto offset = try_allocate(size_bytes)) {
         return offset;
     }
@@ -45,19 +44,19 @@ std::optional<uint64_t> BlockStore::State::obtain_block(MutexLock& lock, uint64_
     if (const auto offset = try_allocate(size_bytes)) {
         return offset;
     }
-    if (const auto offset = wait_for_prefault(lock, size_bytes)) {
+    if (const auto offset = wait_for_prefault(size_bytes)) {
         return offset;
     }
     return evict_for(size_bytes, lossless);
 }
 
-std::optional<uint64_t> BlockStore::State::wait_for_prefault(MutexLock& lock, uint64_t size_bytes) {
+std::optional<uint64_t> BlockStore::State::wait_for_prefault(uint64_t size_bytes) {
     const Deadline deadline = Deadline::after_ms(options.prefault_wait_ms);
     while (segment->ready_bytes() < segment->size() && !deadline.expired()) {
         const uint64_t more = segment->ready_bytes() + 1;
-        lock.unlock();
+        mutex.unlock();
         const bool grown = segment->wait_ready(more, static_cast<uint32_t>(deadline.left_ms()));
-        lock.lock();
+        mutex.lock();
         if (const auto offset = try_allocate(size_bytes)) {
             return offset;
         }
@@ -89,8 +88,9 @@ bool BlockStore::State::is_blocked(EntryRef ref) const {
 // Evicts one object of the same class, or the coldest chunk (or run of chunks) where no such object
 // is left; soft pins only when nothing else helps.
 bool BlockStore::State::evict_some(uint64_t size_bytes) {
-    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
-    const auto blocked = [this](uint32_t ref) { return is_blocked(ref); };
+    const auto same_class = [this](uint64_t a, uint64_t b)
+                                KV_REQUIRES(mutex) { return allocator.same_class(a, b); };
+    const auto blocked = [this](uint32_t ref) KV_REQUIRES(mutex) { return is_blocked(ref); };
     for (const bool soft : {false, true}) {
         if (evictor.size(soft) == 0) {
             continue;
@@ -121,9 +121,10 @@ std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes, 
     if (!options.tiered || totals.unwritten == totals.objects) {
         return std::nullopt;
     }
-    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
+    const auto same_class = [this](uint64_t a, uint64_t b)
+                                KV_REQUIRES(mutex) { return allocator.same_class(a, b); };
     bool behind = false;
-    const auto blocked = [&](uint32_t ref) {
+    const auto blocked = [&](uint32_t ref) KV_REQUIRES(mutex) {
         behind |= !objects[ref].written;
         return !objects[ref].written || is_blocked(ref);
     };
@@ -149,7 +150,8 @@ bool BlockStore::State::is_unbalanced(uint64_t size_bytes, EntryRef victim) {
         return false;
     }
     evictions_since_balance = 0;
-    const auto same_class = [this](uint64_t a, uint64_t b) { return allocator.same_class(a, b); };
+    const auto same_class = [this](uint64_t a, uint64_t b)
+                                KV_REQUIRES(mutex) { return allocator.same_class(a, b); };
     const uint64_t elsewhere = evictor.coldest_elsewhere(size_bytes, false, same_class);
     if (elsewhere == UINT64_MAX) {
         return false;
@@ -160,7 +162,7 @@ bool BlockStore::State::is_unbalanced(uint64_t size_bytes, EntryRef victim) {
 }
 
 bool BlockStore::State::evict_plan(uint64_t size_bytes, bool soft_too) {
-    const auto heat = [&](uint64_t offset) {
+    const auto heat = [&](uint64_t offset) KV_REQUIRES(mutex) {
         const EntryRef ref = by_offset.find(offset);
         if (ref == kNoEntry || !evictor.contains(ref) || is_blocked(ref)) {
             return kUntouchable;
@@ -190,7 +192,7 @@ bool BlockStore::State::evict_for_index(const Hash128& hash) {
     std::vector<EntryRef> refs;
     index->candidates(hash, &refs);
     EntryRef victim = kNoEntry;
-    const auto colder = [this](EntryRef a, EntryRef b) {
+    const auto colder = [this](EntryRef a, EntryRef b) KV_REQUIRES(mutex) {
         return std::pair(evictor.is_soft(a), evictor.stamp(a)) <
                std::pair(evictor.is_soft(b), evictor.stamp(b));
     };
@@ -293,8 +295,9 @@ void BlockStore::State::expire_objects(size_t max) {
     if (expiries.size() <= 2 * totals.objects + 1024) {
         return;
     }
-    std::erase_if(expiries,
-                  [this](const Expiry& e) { return by_generation.find(e.generation) == kNoEntry; });
+    std::erase_if(expiries, [this](const Expiry& e) KV_REQUIRES(mutex) {
+        return by_generation.find(e.generation) == kNoEntry;
+    });
     std::make_heap(expiries.begin(), expiries.end(), std::greater<>());
 }
 
@@ -313,7 +316,7 @@ void BlockStore::State::sweep_flushed(uint32_t max) {
 
 // Whoever comes first delivers for all, so that the order stays; a callback that calls the store
 // again only adds to the queue.
-void BlockStore::State::deliver(MutexLock& lock) {
+void BlockStore::State::deliver() {
     if (delivering) {
         return;
     }
@@ -325,9 +328,9 @@ void BlockStore::State::deliver(MutexLock& lock) {
         if (!fn) {
             break;
         }
-        lock.unlock();
+        mutex.unlock();
         fn(batch);
-        lock.lock();
+        mutex.lock();
     }
     delivering = false;
     delivered.notify_all();

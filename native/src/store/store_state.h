@@ -2,9 +2,8 @@
 // store_attach.cpp, store_writes.cpp, store_reads.cpp, store_policy.cpp, store_space.cpp (room,
 // eviction), store_tiering.cpp and store_audit.cpp implement it.
 //
-// Methods expect the mutex to be held unless they say otherwise. What concerns one object lies in
-// flat arrays indexed by its entry number; only what is under way (reservations, leases, deferred
-// blocks) has nodes of its own.
+// The fields of one object lie in flat arrays indexed by its entry number; only what is under way
+// (reservations, leases, deferred blocks) has nodes of its own.
 #pragma once
 
 #include <deque>
@@ -83,8 +82,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static Result<std::shared_ptr<State>> create(const Options& options, StoreFiles& files);
     static Segment::Options segment_options(const Options& options, const StoreFiles& files);
     static Index::Options index_options(const Options& options, const StoreFiles& files);
-    void close();         // takes the mutex
-    void remove_files();  // takes the mutex
+    Status install() KV_EXCLUDES(mutex);  // an index that was taken over
+    void close() KV_EXCLUDES(mutex);
+    void remove_files() KV_EXCLUDES(mutex);
 
     // --- store_attach.cpp ---
     class TakeOver;
@@ -92,156 +92,169 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static Result<std::shared_ptr<State>> attach(const Options& options, StoreFiles& files);
 
     // --- store_writes.cpp ---
-    Reserved reserve(MutexLock& lock, const Owner& owner, const NamespaceRef& ns,
-                     const ReserveItem& item);
-    Reserved reserve_spare(MutexLock& lock, const Owner& owner, uint64_t size_bytes);
-    Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item);
+    Reserved reserve(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item)
+        KV_REQUIRES(mutex);
+    Reserved reserve_spare(const Owner& owner, uint64_t size_bytes) KV_REQUIRES(mutex);
+    Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item)
+        KV_REQUIRES(mutex);
     Reservation reservation_of(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
-                               uint64_t offset) const;
-    bool add_reservation(Generation generation, Reservation reservation);
-    Generation draw_generation();
-    Reserved block_of(Generation generation, uint64_t offset) const;
-    Code grant(Generation generation, Version version);
-    Published publish(const Owner& owner, const PublishItem& item, EntryRef* published);
-    Code abort(const Owner& owner, Generation generation);
-    Code check_version(const Reservation& reservation, Version version) const;
+                               uint64_t offset) const KV_REQUIRES(mutex);
+    bool add_reservation(Generation generation, Reservation reservation) KV_REQUIRES(mutex);
+    Generation draw_generation() KV_REQUIRES(mutex);
+    Reserved block_of(Generation generation, uint64_t offset) const KV_REQUIRES(mutex);
+    Code grant(Generation generation, Version version) KV_REQUIRES(mutex);
+    Published publish(const Owner& owner, const PublishItem& item, EntryRef* published)
+        KV_REQUIRES(mutex);
+    Code abort(const Owner& owner, Generation generation) KV_REQUIRES(mutex);
+    Code check_version(const Reservation& reservation, Version version) const KV_REQUIRES(mutex);
     Result<EntryRef> insert(const Reservation& reservation, Generation generation, Version version,
-                            uint32_t sealed_crc, EntryRef old);
+                            uint32_t sealed_crc, EntryRef old) KV_REQUIRES(mutex);
     void adopt(EntryRef ref, const Reservation& reservation, Generation generation,
-               uint64_t expires_at_ms);
-    void enter(EntryRef ref, const StoredObject& object);
-    void link_parent(StoredObject* object, EntryRef parent) const;
-    void stamp_batch(std::span<const EntryRef> published);
-    void drop_reservation(Generation generation);
-    void drop_quarantined();
+               uint64_t expires_at_ms) KV_REQUIRES(mutex);
+    void enter(EntryRef ref, const StoredObject& object) KV_REQUIRES(mutex);
+    void link_parent(StoredObject* object, EntryRef parent) const KV_REQUIRES(mutex);
+    void stamp_batch(std::span<const EntryRef> published) KV_REQUIRES(mutex);
+    void drop_reservation(Generation generation) KV_REQUIRES(mutex);
+    void drop_quarantined() KV_REQUIRES(mutex);
     // Frees the block or quarantines it, as may_reuse_reservation() decides.
-    void end_reservation(Generation generation, bool writer_said_stopped, bool writer_lock_held);
-    void session_closed(uint64_t session);
-    void slot_dead(int slot);
+    void end_reservation(Generation generation, bool writer_said_stopped, bool writer_lock_held)
+        KV_REQUIRES(mutex);
+    void session_closed(uint64_t session) KV_REQUIRES(mutex);
+    void slot_dead(int slot) KV_REQUIRES(mutex);
 
     // --- store_reads.cpp ---
-    EntryRef find_valid(const NamespaceRef& ns, std::string_view key, const Hash128& hash);
-    Found find(const NamespaceRef& ns, const Key& key, EntryRef* ref);
-    EntryRef parent_of(EntryRef ref) const;  // kNoEntry: none, or it is gone
-    MissReason miss_reason(const NamespaceRef& ns, const Key& key) const;
-    HoldToken make_hold(EntryRef ref);
-    void drop_hold(Generation generation, EntryRef ref);  // takes the mutex
-    void release_hold(Generation generation, EntryRef ref);
-    void release_holds(std::span<const SocketHolds::Ended> ended);
-    uint64_t ttl_ms(const StoredObject& object) const;
-    void touch_reversed(std::span<const EntryRef> refs);
-    void touch(EntryRef ref);
-    void note_exists(uint64_t session, EntryRef ref);
-    void apply_exists();
-    void drain_rings();
+    EntryRef find_valid(const NamespaceRef& ns, std::string_view key, const Hash128& hash)
+        KV_REQUIRES(mutex);
+    Found find(const NamespaceRef& ns, const Key& key, EntryRef* ref) KV_REQUIRES(mutex);
+    EntryRef parent_of(EntryRef ref) const KV_REQUIRES(mutex);  // kNoEntry: none, or it is gone
+    MissReason miss_reason(const NamespaceRef& ns, const Key& key) const KV_REQUIRES(mutex);
+    HoldToken make_hold(EntryRef ref) KV_REQUIRES(mutex);
+    void drop_hold(Generation generation, EntryRef ref) KV_EXCLUDES(mutex);
+    void release_hold(Generation generation, EntryRef ref) KV_REQUIRES(mutex);
+    void release_holds(std::span<const SocketHolds::Ended> ended) KV_REQUIRES(mutex);
+    uint64_t ttl_ms(const StoredObject& object) const KV_REQUIRES(mutex);
+    void touch_reversed(std::span<const EntryRef> refs) KV_REQUIRES(mutex);
+    void touch(EntryRef ref) KV_REQUIRES(mutex);
+    void note_exists(uint64_t session, EntryRef ref) KV_REQUIRES(mutex);
+    void apply_exists() KV_REQUIRES(mutex);
+    void drain_rings() KV_REQUIRES(mutex);
 
     // --- store_policy.cpp ---
-    bool is_flushed(NamespaceId id) const { return flushed_ids.contains(id); }
-    void end_leases(std::span<const LeaseTable::Lease> leases_over);
-    void set_pin(EntryRef ref, Pin pin);
-    void count_pin(const StoredObject& object, bool add);
-    void reap_slots();
-    bool is_alive(int slot) const;  // false for -1
+    bool is_flushed(NamespaceId id) const KV_REQUIRES(mutex) { return flushed_ids.contains(id); }
+    void end_leases(std::span<const LeaseTable::Lease> leases_over) KV_REQUIRES(mutex);
+    void set_pin(EntryRef ref, Pin pin) KV_REQUIRES(mutex);
+    void count_pin(const StoredObject& object, bool add) KV_REQUIRES(mutex);
+    void reap_slots() KV_REQUIRES(mutex);
+    bool is_alive(int slot) const KV_REQUIRES(mutex);  // false for -1
     // An object is a member of the evictor unless a lease or a hard pin protects it.
-    void update_evictable(EntryRef ref);
-    uint32_t use_namespace(const NamespaceRef& ns);
-    void leave_namespace(uint32_t place);
-    Status note_namespace(const NamespaceEpoch& ns);
+    void update_evictable(EntryRef ref) KV_REQUIRES(mutex);
+    uint32_t use_namespace(const NamespaceRef& ns) KV_REQUIRES(mutex);
+    void leave_namespace(uint32_t place) KV_REQUIRES(mutex);
+    Status note_namespace(const NamespaceEpoch& ns) KV_REQUIRES(mutex);
 
     // --- store_space.cpp ---
     // Unlocks while it waits for pre-faulting.
-    std::optional<uint64_t> obtain_block(MutexLock& lock, uint64_t size_bytes, bool lossless);
-    std::optional<uint64_t> try_allocate(uint64_t size_bytes);
-    std::optional<uint64_t> wait_for_prefault(MutexLock& lock, uint64_t size_bytes);
-    std::optional<uint64_t> evict_for(uint64_t size_bytes, bool lossless);
-    bool evict_some(uint64_t size_bytes);
-    bool evict_lossless(uint64_t size_bytes);
-    std::optional<uint32_t> coldest_written(uint64_t size_bytes, bool thorough);
-    bool evict_plan(uint64_t size_bytes, bool soft_too);
-    bool is_unbalanced(uint64_t size_bytes, EntryRef victim);
-    bool evict_for_index(const Hash128& hash);
-    void evict(EntryRef ref);
-    bool is_blocked(EntryRef ref) const;  // held by a token, by socket, or by a client's hazard
+    std::optional<uint64_t> obtain_block(uint64_t size_bytes, bool lossless) KV_REQUIRES(mutex);
+    std::optional<uint64_t> try_allocate(uint64_t size_bytes) KV_REQUIRES(mutex);
+    std::optional<uint64_t> wait_for_prefault(uint64_t size_bytes) KV_REQUIRES(mutex);
+    std::optional<uint64_t> evict_for(uint64_t size_bytes, bool lossless) KV_REQUIRES(mutex);
+    bool evict_some(uint64_t size_bytes) KV_REQUIRES(mutex);
+    bool evict_lossless(uint64_t size_bytes) KV_REQUIRES(mutex);
+    std::optional<uint32_t> coldest_written(uint64_t size_bytes, bool thorough) KV_REQUIRES(mutex);
+    bool evict_plan(uint64_t size_bytes, bool soft_too) KV_REQUIRES(mutex);
+    bool is_unbalanced(uint64_t size_bytes, EntryRef victim) KV_REQUIRES(mutex);
+    bool evict_for_index(const Hash128& hash) KV_REQUIRES(mutex);
+    void evict(EntryRef ref) KV_REQUIRES(mutex);
+    // Held by a token, by socket, or by a client's hazard.
+    bool is_blocked(EntryRef ref) const KV_REQUIRES(mutex);
     // Out of the index; the block is reused once it is proved that nobody reads it.
-    void withdraw(EntryRef ref, MissReason reason, bool tell = true);
-    void leave(EntryRef ref);
-    void use_ready_memory();
-    void expire_objects(size_t max);
-    void sweep_flushed(uint32_t max);
-    void deliver(MutexLock& lock);
-    uint64_t now() const { return options.now_ms(); }
+    void withdraw(EntryRef ref, MissReason reason, bool tell = true) KV_REQUIRES(mutex);
+    void leave(EntryRef ref) KV_REQUIRES(mutex);
+    void use_ready_memory() KV_REQUIRES(mutex);
+    void expire_objects(size_t max) KV_REQUIRES(mutex);
+    void sweep_flushed(uint32_t max) KV_REQUIRES(mutex);
+    void deliver() KV_REQUIRES(mutex);
+    uint64_t now() const KV_REQUIRES(mutex) { return options.now_ms(); }
 
     // --- store_tiering.cpp ---
-    void set_written(StoredObject& object, bool written);  // of a live object
-    void describe(EntryRef ref, Unwritten* out);
+    void set_written(StoredObject& object, bool written) KV_REQUIRES(mutex);  // of a live object
+    void describe(EntryRef ref, Unwritten* out) KV_REQUIRES(mutex);
 
     // --- store_audit.cpp ---
-    Stats collect_stats();
-    Status audit();
-    Status audit_objects(std::unordered_map<uint64_t, uint64_t>* blocks);
-    Status audit_blocks(const std::unordered_map<uint64_t, uint64_t>& blocks) const;
-    Status audit_counts() const;
+    Stats collect_stats() KV_REQUIRES(mutex);
+    Status audit() KV_REQUIRES(mutex);
+    Status audit_objects(std::unordered_map<uint64_t, uint64_t>* blocks) KV_REQUIRES(mutex);
+    Status audit_blocks(const std::unordered_map<uint64_t, uint64_t>& blocks) const
+        KV_REQUIRES(mutex);
+    Status audit_counts() const KV_REQUIRES(mutex);
 
     // The mutex for the length of a call; on the way out, frees what can be freed and delivers what
     // was withdrawn.
-    class Lock {
+    class KV_THREAD_ANNOTATION(scoped_lockable) Lock {
       public:
-        explicit Lock(State& state) : held(state.mutex), state_(state) {}
-        ~Lock() {
+        explicit Lock(State& state) KV_ACQUIRE(state.mutex) : state_(state) { state_.mutex.lock(); }
+        ~Lock() KV_RELEASE() {
             state_.deferred.settle();
-            state_.deliver(held);
+            state_.deliver();
+            state_.mutex.unlock();
         }
         Lock(const Lock&) = delete;
         Lock& operator=(const Lock&) = delete;
-        MutexLock held;
 
       private:
         State& state_;
     };
 
-    Options options;
-    std::string directory;  // empty: anonymous memory
-    Beginning beginning;
-    std::unique_ptr<Segment> segment;
-    std::unique_ptr<Index> index;
-    std::unique_ptr<ClientSlots> slots;
-    ChunkAllocator allocator;
-    std::vector<StoredObject> objects;  // by entry number
-    RefMap<GenerationOf> by_generation;
-    RefMap<OffsetOf> by_offset;
-    Evictor evictor;
-    LeaseTable leases;
-    ReservationTable reservations;
-    TombstoneTable tombstones;
-    MissHistory history;
-    UseTimes uses;
-
-    std::vector<NamespaceUse> namespaces;
-    std::vector<uint32_t> free_namespaces;
-    std::unordered_map<NamespaceId, uint32_t> namespace_places;
-    std::unordered_set<NamespaceId> noted_namespaces;  // those in the ledger
-    std::unordered_set<NamespaceId> flushed_ids;
-    std::deque<NamespaceId> flushed_order;
-    uint64_t flush_counter = 0;
-    uint64_t sweep_left = 0;  // entries that the sweep after a flush has still to look at
-    EntryRef sweep_at = 0;
-
-    SocketHolds socket_holds;
-    DeferredBlocks deferred;
-    uint64_t write_soon_bytes = 0;       // more than the order of publishing asks for
-    std::deque<Generation> to_write;     // in the order of publishing; may name what is gone
-    std::vector<Expiry> expiries;        // a heap, the soonest first; may name what is gone
-    std::vector<EntryRef> exists_batch;  // touches of AlreadyExists answers, in the batch's order
-    uint64_t exists_session = 0;
-    uint32_t evictions_since_balance = 0;
-
-    uint64_t generation_counter = 0;
-    Stats totals;  // the counters, and sums kept as objects come and go
-    WithdrawFn on_withdraw;
-    std::vector<Withdrawn> withdrawn;
-    bool delivering = false;
-    CondVar delivered;  // waited for when the callback is changed
+    // Guards everything that has no lock of its own. The mutexes of `slots` and `segment` are taken
+    // inside it; the withdraw callback runs without it.
     Mutex mutex;
+    const std::string directory;             // empty: anonymous memory
+    Beginning beginning;                     // does not change once the store is handed out
+    const std::unique_ptr<Segment> segment;  // thread-safe itself
+    std::unique_ptr<ClientSlots> slots;      // thread-safe itself
+    CondVar delivered;                       // waited for when the callback is changed
+    Options options KV_GUARDED_BY(mutex);
+    const std::unique_ptr<Index> index KV_PT_GUARDED_BY(mutex);
+    ChunkAllocator allocator KV_GUARDED_BY(mutex);
+    std::vector<StoredObject> objects KV_GUARDED_BY(mutex);  // by entry number
+    RefMap<GenerationOf> by_generation KV_GUARDED_BY(mutex);
+    RefMap<OffsetOf> by_offset KV_GUARDED_BY(mutex);
+    Evictor evictor KV_GUARDED_BY(mutex);
+    LeaseTable leases KV_GUARDED_BY(mutex);
+    ReservationTable reservations KV_GUARDED_BY(mutex);
+    TombstoneTable tombstones KV_GUARDED_BY(mutex);
+    MissHistory history KV_GUARDED_BY(mutex);
+    UseTimes uses KV_GUARDED_BY(mutex);
+
+    std::vector<NamespaceUse> namespaces KV_GUARDED_BY(mutex);
+    std::vector<uint32_t> free_namespaces KV_GUARDED_BY(mutex);
+    std::unordered_map<NamespaceId, uint32_t> namespace_places KV_GUARDED_BY(mutex);
+    std::unordered_set<NamespaceId> noted_namespaces KV_GUARDED_BY(mutex);  // those in the ledger
+    std::unordered_set<NamespaceId> flushed_ids KV_GUARDED_BY(mutex);
+    std::deque<NamespaceId> flushed_order KV_GUARDED_BY(mutex);
+    uint64_t flush_counter KV_GUARDED_BY(mutex) = 0;
+    // Entries that the sweep after a flush has still to look at.
+    uint64_t sweep_left KV_GUARDED_BY(mutex) = 0;
+    EntryRef sweep_at KV_GUARDED_BY(mutex) = 0;
+
+    SocketHolds socket_holds KV_GUARDED_BY(mutex);
+    DeferredBlocks deferred KV_GUARDED_BY(mutex);
+    // More than the order of publishing asks for.
+    uint64_t write_soon_bytes KV_GUARDED_BY(mutex) = 0;
+    // In the order of publishing; may name objects that are gone.
+    std::deque<Generation> to_write KV_GUARDED_BY(mutex);
+    // A heap, the soonest first; may name objects that are gone.
+    std::vector<Expiry> expiries KV_GUARDED_BY(mutex);
+    // Touches of AlreadyExists answers, in the batch's order.
+    std::vector<EntryRef> exists_batch KV_GUARDED_BY(mutex);
+    uint64_t exists_session KV_GUARDED_BY(mutex) = 0;
+    uint32_t evictions_since_balance KV_GUARDED_BY(mutex) = 0;
+
+    uint64_t generation_counter KV_GUARDED_BY(mutex) = 0;
+    Stats totals KV_GUARDED_BY(mutex);  // the counters, and sums kept as objects come and go
+    WithdrawFn on_withdraw KV_GUARDED_BY(mutex);
+    std::vector<Withdrawn> withdrawn KV_GUARDED_BY(mutex);
+    bool delivering KV_GUARDED_BY(mutex) = false;
 };
 
 }  // namespace kvstore

@@ -43,10 +43,10 @@ void BlockStore::State::describe(EntryRef ref, Unwritten* out) {
 void BlockStore::take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_t max_bytes,
                                 std::vector<Unwritten>* out) {
     out->clear();
-    State::Lock lock(*state_);
     State& state = *state_;
+    State::Lock lock(state);
     uint64_t taken = 0;
-    const auto wanted = [&] {
+    const auto wanted = [&]() KV_REQUIRES(state.mutex) {
         return out->size() < max_objects && taken < max_bytes &&
                (state.totals.unwritten_bytes > keep_bytes + taken ||
                 state.write_soon_bytes > taken);
@@ -69,7 +69,7 @@ void BlockStore::take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_
     if (state.to_write.size() <= 2 * state.totals.unwritten + 1024) {
         return;
     }
-    std::erase_if(state.to_write, [&](Generation generation) {
+    std::erase_if(state.to_write, [&](Generation generation) KV_REQUIRES(state.mutex) {
         const EntryRef ref = state.by_generation.find(generation);
         return ref == kNoEntry || state.objects[ref].written;
     });

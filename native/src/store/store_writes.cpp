@@ -19,7 +19,7 @@ constexpr uint64_t kMaxTtlMs = uint64_t{1} << 52;
 BlockStore::Reserved BlockStore::reserve(const Owner& owner, const NamespaceRef& ns,
                                          const ReserveItem& item) {
     State::Lock lock(*state_);
-    return state_->reserve(lock.held, owner, ns, item);
+    return state_->reserve(owner, ns, item);
 }
 
 std::vector<BlockStore::Reserved> BlockStore::reserve_all(const Owner& owner,
@@ -31,14 +31,14 @@ std::vector<BlockStore::Reserved> BlockStore::reserve_all(const Owner& owner,
         State::Lock lock(*state_);
         const size_t end = std::min(items.size(), all.size() + kReservesPerLock);
         while (all.size() < end) {
-            all.push_back(state_->reserve(lock.held, owner, ns, items[all.size()]));
+            all.push_back(state_->reserve(owner, ns, items[all.size()]));
         }
     }
     return all;
 }
 
-BlockStore::Reserved BlockStore::State::reserve(MutexLock& lock, const Owner& owner,
-                                                const NamespaceRef& ns, const ReserveItem& item) {
+BlockStore::Reserved BlockStore::State::reserve(const Owner& owner, const NamespaceRef& ns,
+                                                const ReserveItem& item) {
     Reserved reply;
     const auto refuse = [&reply](Code code, std::string message = {}) {
         reply.code = code;
@@ -71,7 +71,7 @@ BlockStore::Reserved BlockStore::State::reserve(MutexLock& lock, const Owner& ow
                                           std::to_string(options.client_cap_bytes) +
                                           " of unpublished data");
     }
-    const auto offset = obtain_block(lock, item.size_bytes, item.lossless);
+    const auto offset = obtain_block(item.size_bytes, item.lossless);
     if (!offset) {
         ++totals.no_space;
         return refuse(Code::kNoSpace, "nothing evictable makes room for " + size() +
@@ -129,11 +129,10 @@ Reservation BlockStore::State::reservation_of(const Owner& owner, const Namespac
 
 BlockStore::Reserved BlockStore::reserve_spare(const Owner& owner, uint64_t size_bytes) {
     State::Lock lock(*state_);
-    return state_->reserve_spare(lock.held, owner, size_bytes);
+    return state_->reserve_spare(owner, size_bytes);
 }
 
-BlockStore::Reserved BlockStore::State::reserve_spare(MutexLock& lock, const Owner& owner,
-                                                      uint64_t size_bytes) {
+BlockStore::Reserved BlockStore::State::reserve_spare(const Owner& owner, uint64_t size_bytes) {
     Reserved none;
     none.code = Code::kNoSpace;
     const uint64_t cap = segment->size() / kSpareShare;
@@ -142,7 +141,7 @@ BlockStore::Reserved BlockStore::State::reserve_spare(MutexLock& lock, const Own
         !reservations.has_room(owner, size_bytes)) {
         return none;
     }
-    const auto offset = obtain_block(lock, size_bytes, false);
+    const auto offset = obtain_block(size_bytes, false);
     if (!offset) {
         return none;
     }
@@ -231,7 +230,7 @@ BlockStore::Published BlockStore::State::publish(const Owner& owner, const Publi
         return {Code::kInvalidArgument, 0, nullptr};
     }
 
-    const auto refuse = [&](Code code) {
+    const auto refuse = [&](Code code) KV_REQUIRES(mutex) {
         drop_reservation(item.generation);
         return Published{code, 0, nullptr};
     };
