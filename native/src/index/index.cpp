@@ -188,18 +188,15 @@ EntryRef Index::free_entry_in(uint64_t bucket) const {
     return found;
 }
 
-EntryRef Index::find(NamespaceId ns, const Hash128& hash, std::string_view key) const {
+template <class Matches>
+EntryRef Index::find_valid(const Hash128& hash, Matches&& matches) const {
     const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
     EntryRef found = kNoEntry;
     for (const uint64_t bucket : place.buckets) {
         for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
             const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
             const EntryFields fields = load_entry(view_.entries[ref]);
-            if (fields.gen == 0 || fields.hash != hash) {
-                return false;
-            }
-            const ColdFields record = cold(ref);
-            if (record.ns != ns || record.key != key) {
+            if (fields.gen == 0 || fields.hash != hash || !matches(cold(ref))) {
                 return false;
             }
             found = ref;
@@ -212,24 +209,13 @@ EntryRef Index::find(NamespaceId ns, const Hash128& hash, std::string_view key) 
     return found;
 }
 
+EntryRef Index::find(NamespaceId ns, const Hash128& hash, std::string_view key) const {
+    return find_valid(
+        hash, [&](const ColdFields& record) { return record.ns == ns && record.key == key; });
+}
+
 EntryRef Index::find_hash(NamespaceId ns, const Hash128& hash) const {
-    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
-    EntryRef found = kNoEntry;
-    for (const uint64_t bucket : place.buckets) {
-        for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
-            const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
-            const EntryFields fields = load_entry(view_.entries[ref]);
-            if (fields.gen == 0 || fields.hash != hash || cold(ref).ns != ns) {
-                return false;
-            }
-            found = ref;
-            return true;
-        });
-        if (found != kNoEntry) {
-            break;
-        }
-    }
-    return found;
+    return find_valid(hash, [&](const ColdFields& record) { return record.ns == ns; });
 }
 
 Result<EntryRef> Index::insert(const NewEntry& entry) {

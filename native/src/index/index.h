@@ -85,7 +85,7 @@ class Index {
 
     // kNoEntry when no valid entry has this namespace and this very key.
     EntryRef find(NamespaceId ns, const Hash128& hash, std::string_view key) const;
-    // One with this hash, whatever its key: good for a hint.
+    // Any entry with this hash, whatever its key: good for a hint.
     EntryRef find_hash(NamespaceId ns, const Hash128& hash) const;
     // Publishes: visible to readers when it returns. Does not look for an older entry of the same
     // key: insert first, then invalidate the old one, so that no reader meets a gap. kNoSpace: both
@@ -121,6 +121,8 @@ class Index {
 
   private:
     Index() = default;
+    template <class Matches>  // bool(const ColdFields&)
+    EntryRef find_valid(const Hash128& hash, Matches&& matches) const;
     Status grow_heap();
     std::optional<uint32_t> store_cold(const NewEntry& entry);
     EntryRef free_entry_in(uint64_t bucket) const;

@@ -153,7 +153,11 @@ std::vector<KeptBlock> KeptIndex::blocks(uint64_t* damaged) const {
         const bool possible = is_generation(gen, header_.node_epoch) && slot <= kSlotCount &&
                               block.use >= BlockUse::kReserved && block.use <= BlockUse::kHeld &&
                               in_segment(block.offset, block.length);
-        possible ? blocks.push_back(block) : void(++*damaged);
+        if (!possible) {
+            ++*damaged;
+            continue;
+        }
+        blocks.push_back(block);
     }
     return blocks;
 }
