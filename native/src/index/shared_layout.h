@@ -83,7 +83,7 @@ struct IndexHeader {
     uint8_t reserved1[60];
     SharedWord flush_counter;
     uint8_t reserved2[56];
-    uint32_t owner_pid;  // for people
+    uint32_t owner_pid;  // for display
     uint16_t node_id_bytes;
     uint8_t reserved3[2];
     char node_id[256];
@@ -205,7 +205,7 @@ struct ClientsHeader {
     uint32_t layout_version;
     uint32_t slot_count;
     uint32_t slot_bytes;
-    uint32_t owner_pid;  // for people
+    uint32_t owner_pid;  // for display
 };
 static_assert(sizeof(ClientsHeader) == 24);
 

@@ -251,7 +251,7 @@ void NvmeTier::on_dropped(const NvmeDropped& dropped) {
     }
     const BlockStore::Key key{dropped.key, dropped.hash, dropped.version};
     if (dropped.reason != NvmeDropped::Reason::kExpired &&
-        store_.note_lost_below(ns, key) == Code::kOk) {
+        store_.note_lost_on_nvme(ns, key) == Code::kOk) {
         return;
     }
     const MissReason reason = reason_of(dropped.reason);

@@ -45,7 +45,7 @@ class BlockStore {
         uint32_t reservation_ms = limits::kReservationMs;
         uint32_t tombstone_ms = 60'000;    // at least twice reservation_ms is used
         uint32_t prefault_wait_ms = 250;   // how long a reserve waits for pre-faulting, then evicts
-        bool tiered = false;               // a lower tier is told what it lacks (unwritten)
+        bool tiered = false;               // there is an NVMe tier: it is told what it lacks
         uint64_t seed = 0;                 // of the eviction sample; 0: drawn from the system
         std::function<uint64_t()> now_ms;  // boottime_ms unless a test says otherwise
         std::function<bool(int slot)> slot_alive;  // the record lock unless a test says otherwise
@@ -63,7 +63,7 @@ class BlockStore {
         uint64_t put_wall_ms = 0;  // when it was first put; 0: now
         Generation spare = 0;      // write it into this block of reserve_spare(); 0: into a new one
         bool force = false;        // an upsert or a copy: kAlreadyExists is no obstacle
-        bool lossless = false;     // rather kNoSpace than evict what the lower tier lacks
+        bool lossless = false;     // rather kNoSpace than evict what NVMe lacks
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
     // kInvalidArgument (bad key), kRemoved (the namespace was flushed), kExpired (the spare cannot
@@ -88,8 +88,8 @@ class BlockStore {
     // code: kOk, kExpired (quarantined: the writer has to abort), kRemoved (a remove or flush
     // overtook it), kAlreadyExists (this or a higher version is here), kNoSpace (index full,
     // nothing evictable), kInvalidArgument (unknown generation, other owner, no version). Unless
-    // kExpired or kInvalidArgument the reservation is over and its block, if not published, is free
-    // again.
+    // kExpired or kInvalidArgument the reservation has ended and its block, if not published, is
+    // free again.
     struct Published {
         Code code = Code::kInternal;
         uint32_t sealed_crc = 0;
@@ -115,7 +115,7 @@ class BlockStore {
         Pin pin = Pin::kNone;
     };
 
-    // What is known of a key, for people.
+    // What is known of a key, for display.
     struct Explained {
         bool here = false;
         Version version = 0;
@@ -153,7 +153,7 @@ class BlockStore {
         uint64_t ttl_ms = 0;  // remaining; 0: never
     };
 
-    // A published object that the lower tier does not have.
+    // A published object that the NVMe tier does not have.
     struct Unwritten {
         HoldToken hold;
         NamespaceRef ns;
@@ -190,7 +190,7 @@ class BlockStore {
         uint64_t soft_pinned_bytes = 0;
         uint64_t hard_pinned_bytes = 0;
         uint64_t tombstones = 0;
-        uint64_t unwritten = 0;  // objects that the lower tier does not have
+        uint64_t unwritten = 0;  // objects that the NVMe tier does not have
         uint64_t unwritten_bytes = 0;
         // Counters since the start.
         uint64_t reserves = 0;
@@ -210,11 +210,10 @@ class BlockStore {
         uint64_t touches = 0;
     };
 
-    // How a store began: with what an earlier life of the node has left in its folder (warm), or
-    // with nothing.
+    // How a store began: with the objects of an earlier life of the node (warm), or empty.
     struct Beginning {
         bool warm = false;
-        std::string why_cold;  // although there was something; for people
+        std::string why_cold;  // although something was there; for display
         uint64_t objects = 0;
         uint64_t object_bytes = 0;
         uint64_t dropped = 0;      // expired, flushed or damaged
@@ -233,9 +232,9 @@ class BlockStore {
                                                       std::unique_ptr<StoreFiles> files);
     // The files of a folder stay, for the next life. Held bytes stay mapped.
     ~BlockStore();
-    void remove_files();  // there will be no next life
+    void remove_files();  // no next life will take them over
     const Beginning& beginning() const;
-    // Written down for the next life: what it need not apply again.
+    // Recorded for the next life, which need not apply it again.
     void note_applied(uint64_t seq);
     BlockStore(const BlockStore&) = delete;
     BlockStore& operator=(const BlockStore&) = delete;
@@ -299,23 +298,23 @@ class BlockStore {
     // after a flush. Bounded work per call; call it every 100 ms or so.
     void tick();
 
-    // --- the lower tier ---
-    // Hands out the objects that were published first, while more than `keep_bytes` are unwritten
-    // or eviction has met some: at most `max_objects` of about `max_bytes` in all. What could not
-    // be written after all is put back.
+    // --- the NVMe tier ---
+    // Hands out the unwritten objects that were published first, while more than `keep_bytes` are
+    // unwritten or eviction has met some: at most `max_objects` of about `max_bytes` in all. Put
+    // back those that could not be written.
     void take_unwritten(uint64_t keep_bytes, size_t max_objects, uint64_t max_bytes,
                         std::vector<Unwritten>* out);
     void put_back(std::span<const Unwritten> objects);
-    // All of them, the last used first.
+    // All unwritten objects, the last used first.
     std::vector<Generation> unwritten_hottest_first();
-    bool describe_unwritten(Generation generation, Unwritten* out);  // false: not any more
-    // The lower tier has these now. Nothing happens to those that are gone.
+    bool describe_unwritten(Generation generation, Unwritten* out);  // false: no longer
+    // NVMe has these now. Objects that are gone are ignored.
     void note_written(std::span<const Generation> generations);
-    // It was brought from there before anybody asked for it.
+    // It was brought from NVMe before anybody asked for it.
     void note_prefetched(Generation generation);
     bool has_hash(NamespaceId ns, const Hash128& hash);
-    // The lower tier has this version no more. Ok: it is here, and unwritten again.
-    Code note_lost_below(const NamespaceRef& ns, const Key& key);
+    // NVMe has lost this version. Ok: it is here, and unwritten again.
+    Code note_lost_on_nvme(const NamespaceRef& ns, const Key& key);
     uint64_t free_bytes();  // of what is pre-faulted; about
     // For the answers to later misses.
     void note_miss_reason(const Hash128& hash, MissReason reason);

@@ -125,7 +125,7 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
         return broken("object counts differ");
     }
     if (unwritten != totals.unwritten || unwritten_bytes != totals.unwritten_bytes) {
-        return broken("counts of what the lower tier lacks differ");
+        return broken("counts of objects that NVMe lacks differ");
     }
     if (pins.soft_pinned_bytes != totals.soft_pinned_bytes ||
         pins.hard_pinned_bytes != totals.hard_pinned_bytes) {

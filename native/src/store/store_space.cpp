@@ -30,8 +30,8 @@ void BlockStore::State::use_ready_memory() {
     allocator.grow(ready);
 }
 
-// From the cheapest to the dearest: free memory, what is over anyway, memory that is about to be
-// ready, and last of all other objects.
+// From the cheapest to the dearest: free memory, expired and flushed objects, memory that is about
+// to be ready, and last of all other objects.
 std::optional<uint64_t> BlockStore::State::obtain_block(uint64_t size_bytes, bool lossless) {
     if (const auto offset = try_allocate(size_bytes)) {
         return offset;
@@ -116,7 +116,7 @@ bool BlockStore::State::evict_some(uint64_t size_bytes) {
     return false;
 }
 
-// Where the lower tier is behind with what is cold, it is to hurry, and what it has goes first.
+// Objects that NVMe has go first. Where it is behind with cold ones, it is asked to hurry.
 std::optional<uint32_t> BlockStore::State::coldest_written(uint64_t size_bytes, bool thorough) {
     if (!options.tiered || totals.unwritten == totals.objects) {
         return std::nullopt;

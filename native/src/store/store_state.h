@@ -43,7 +43,7 @@ struct StoredObject {
     uint32_t parent_generation = 0;  // low half
     uint32_t ns = 0;                 // place in State::namespaces
     Pin pin = Pin::kNone;
-    bool written = false;     // the lower tier has it too
+    bool written = false;     // the NVMe tier has it too
     bool prefetched = false;  // brought from there before anybody asked, and not used yet
 };
 struct GenerationOf {
@@ -88,7 +88,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
 
     // --- store_attach.cpp ---
     class TakeOver;
-    // kIoError: what is there is damaged in a way that could hurt somebody; start cold.
+    // kIoError: the files are damaged in a way that could hurt a client; start cold.
     static Result<std::shared_ptr<State>> attach(const Options& options, StoreFiles& files);
 
     // --- store_writes.cpp ---

@@ -1,4 +1,4 @@
-// What the lower tier does not have yet: counted, and handed out in the order of publishing.
+// Objects that the NVMe tier does not have yet: counted, and handed out in the order of publishing.
 #include <algorithm>
 
 #include "base/clock.h"
@@ -143,7 +143,7 @@ uint64_t BlockStore::free_bytes() {
     return blocks.capacity_bytes - std::min(blocks.capacity_bytes, blocks.allocated_bytes);
 }
 
-Code BlockStore::note_lost_below(const NamespaceRef& ns, const Key& key) {
+Code BlockStore::note_lost_on_nvme(const NamespaceRef& ns, const Key& key) {
     State::Lock lock(*state_);
     const EntryRef ref = state_->find_valid(ns, key.key, key.hash);
     if (ref == kNoEntry || state_->index->entry(ref).version != key.version) {
