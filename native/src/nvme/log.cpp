@@ -122,8 +122,8 @@ NvmeCounters NvmeLog::counters() const {
     const MutexLock lock(mutex_);
     NvmeCounters counters = counters_;
     counters.index_bytes = index_->memory_bytes();
-    counters.bytes_capacity = segments_.size() * segment_bytes_;
-    counters.free_segments = free_or_prepared();
+    counters.bytes_capacity = files_.count() * segment_bytes_;
+    counters.free_segments = files_.free_or_ready();
     return counters;
 }
 
@@ -135,13 +135,6 @@ void NvmeLog::fail(NvmeState state, const Status& why) {
     }
     maintain_wake_.notify_all();
     changed_.notify_all();
-}
-
-uint64_t NvmeLog::free_or_prepared() const {
-    const auto free = std::count_if(segments_.begin(), segments_.end(), [](const Segment& one) {
-        return one.state == Segment::State::kFree;
-    });
-    return static_cast<uint64_t>(free) + prepared_.size();
 }
 
 uint64_t NvmeLog::max_object_bytes() const {
@@ -210,7 +203,7 @@ Status NvmeLog::check_append(const NvmeObject& object, std::optional<uint64_t> m
 
 // What is pinned moves from reclaim to reclaim: it must leave room to do that, and for others.
 Status NvmeLog::check_pinned(uint64_t more) const {
-    const uint64_t most = (segments_.size() - kMinReserve - 1) * segment_bytes_ / 100 * 45;
+    const uint64_t most = (files_.count() - kMinReserve - 1) * segment_bytes_ / 100 * 45;
     if (pinned_bytes_ + more <= most) {
         return {};
     }
@@ -221,7 +214,7 @@ Status NvmeLog::check_pinned(uint64_t more) const {
 
 // Segments that only a reclaim may begin, for what it moves.
 uint64_t NvmeLog::reserve() const {
-    return segments_.size() < 2 * NvmeFolder::kMinSegments ? kMinReserve : kMinReserve + 1;
+    return files_.count() < 2 * NvmeFolder::kMinSegments ? kMinReserve : kMinReserve + 1;
 }
 
 // Whether an append of others leaves what the reclaim under way still has to move.
@@ -229,7 +222,7 @@ bool NvmeLog::leaves_reserve(uint64_t size) const {
     if (reclaim_needs_ == 0) {
         return true;
     }
-    const uint64_t free = free_or_prepared() * (segment_bytes_ - kSegmentHeaderBytes);
+    const uint64_t free = files_.free_or_ready() * (segment_bytes_ - kSegmentHeaderBytes);
     const uint64_t room = buffers_->fits(size) ? buffers_->segment_room() : 0;
     return room + free >= reclaim_needs_ + size;
 }
@@ -244,29 +237,26 @@ bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
     }
     must_maintain_ = true;
     maintain_wake_.notify_one();
-    if (prepared_.empty() || (!reserve_too && free_or_prepared() <= reserve())) {
+    const std::optional<uint32_t> next = files_.next_ready();
+    if (!next || (!reserve_too && files_.free_or_ready() <= reserve())) {
         return false;
     }
     if (buffers_->has_segment()) {
-        segments_[buffers_->segment()].state = Segment::State::kSealing;
+        files_.end_head(buffers_->segment());
         buffers_->end_segment();
         write_wake_.notify_all();
     }
-    const uint32_t next = prepared_.front();
-    Segment& segment = segments_[next];
-    if (!buffers_->begin_segment(next, segment.seq, kSegmentHeaderBytes, segment_bytes_,
+    if (!buffers_->begin_segment(*next, files_[*next].seq(), kSegmentHeaderBytes, segment_bytes_,
                                  folder_->session(), {}, boottime_ms())) {
         return false;
     }
-    prepared_.pop_front();
-    segment.state = Segment::State::kHead;
-    segment.manifest = std::make_shared<Manifest>(segment.seq);
+    files_.begin_head(*next);
     return true;
 }
 
 // Writes the namespace's names into the head when this segment does not have them yet.
 bool NvmeLog::declare_namespace(const NamespaceEpoch& ns) {
-    Manifest& manifest = *segments_[buffers_->segment()].manifest;
+    Manifest& manifest = *files_[buffers_->segment()].manifest();
     if (manifest.has_namespace(ns.id)) {
         return true;
     }
@@ -360,8 +350,8 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
     if (status.ok()) {
         // An older version that got its room later lies in a segment that goes later.
         const std::optional<NvmeEntry> old = index_->find(object.identity.hash);
-        if (old && segments_[segment_of(old->unit)].seq > segments_[segment].seq) {
-            journal_->remove(object.identity.hash, old->version, next_seq_ - 1);
+        if (old && files_[segment_of(old->unit)].seq() > files_[segment].seq()) {
+            journal_->remove(object.identity.hash, old->version, files_.newest_seq());
         }
         insert(object, slot, segment, room->offset());
         if (!moved_from) {
@@ -385,7 +375,7 @@ void NvmeLog::account(const NvmeEntry& entry, bool added) {
     if (entry.pin == Pin::kHard) {
         change(slot.pinned_bytes, entry_bytes(entry));
     }
-    change(segments_[segment_of(entry.unit)].live_objects, 1);
+    change(files_[segment_of(entry.unit)].live_objects, 1);
     if (slot.flushed) {
         return;  // hidden: not counted since the flush
     }
@@ -419,21 +409,21 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
         return;  // no memory: as if it had been evicted at once
     }
     account(entry, true);
-    Segment& home = segments_[segment];
-    if (home.manifest == nullptr) {
+    Manifest* const manifest = files_[segment].manifest().get();
+    if (manifest == nullptr) {
         return;
     }
-    home.manifest->add({.ns_index = home.manifest->add_namespace(namespaces_.slot(ns_slot).names),
-                        .offset = offset,
-                        .hash = hash,
-                        .version = entry.version,
-                        .length = entry.length,
-                        .sealed_crc = object.sealed_crc,
-                        .expires_at_ms = object.expires_at_ms,
-                        .put_wall_ms = object.put_wall_ms,
-                        .parent = object.parent,
-                        .pin = object.pin,
-                        .key = object.key});
+    manifest->add({.ns_index = manifest->add_namespace(namespaces_.slot(ns_slot).names),
+                   .offset = offset,
+                   .hash = hash,
+                   .version = entry.version,
+                   .length = entry.length,
+                   .sealed_crc = object.sealed_crc,
+                   .expires_at_ms = object.expires_at_ms,
+                   .put_wall_ms = object.put_wall_ms,
+                   .parent = object.parent,
+                   .pin = object.pin,
+                   .key = object.key});
 }
 
 bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
@@ -483,7 +473,7 @@ bool NvmeLog::remove(NamespaceId ns, const Hash128& hash, Version version) {
         erase(hash, *entry);
     }
     if (present || reclaiming_ || state_ != NvmeState::kActive) {
-        journal_->remove(hash, version, next_seq_ - 1);
+        journal_->remove(hash, version, files_.newest_seq());
     }
     return counts;
 }
@@ -500,7 +490,7 @@ void NvmeLog::flush_namespace(NamespaceId ns) {
         counters_.bytes_live -= slot.bytes;
         pinned_bytes_ -= slot.pinned_bytes;
     }
-    journal_->flush(ns, next_seq_ - 1);
+    journal_->flush(ns, files_.newest_seq());
 }
 
 void NvmeLog::note_applied(uint64_t applied_seq) { journal_->note_applied(applied_seq); }

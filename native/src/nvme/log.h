@@ -34,6 +34,7 @@
 #include "nvme/file_io.h"
 #include "nvme/folder.h"
 #include "nvme/index.h"
+#include "nvme/log_files.h"
 #include "nvme/manifest.h"
 #include "nvme/namespaces.h"
 #include "nvme/reads.h"
@@ -237,16 +238,6 @@ class NvmeLog {
 
   private:
     class ReadTask;
-    struct Segment {
-        enum class State : uint8_t { kFree, kPrepared, kHead, kSealing, kSealed, kReclaiming };
-        State state = State::kFree;
-        uint64_t seq = 0;
-        uint32_t readers = 0;
-        uint64_t live_objects = 0;
-        uint64_t writes = 0;                 // of this life
-        uint64_t synced_writes = 0;          // of them, the first so many are durable
-        std::shared_ptr<Manifest> manifest;  // of a head, and until it is sealed
-    };
     // An object that a reclaim may move.
     struct Moving {
         ManifestRow row;
@@ -287,7 +278,6 @@ class NvmeLog {
     int fd_of(uint32_t segment) { return folder_->files()[segment].fd.get(); }
     const std::string& path_of(uint32_t segment) { return folder_->files()[segment].path; }
     uint64_t now_ms() const { return options_.wall_ms(); }
-    uint64_t free_or_prepared() const;
 
     // nvme_log_reads.cpp
     Status prepare_read(const NvmeRead& read, ReadTask* task);
@@ -326,7 +316,6 @@ class NvmeLog {
 
     // nvme_recovery.cpp
     Status recover();
-    std::vector<uint32_t> used_segments() const;
     void recover_segments(const Removals& removals);
     bool recover_segment(uint32_t segment, bool cataloged, const Removals& removals,
                          LogFileScan* scan);
@@ -359,9 +348,7 @@ class NvmeLog {
 
     std::unique_ptr<NvmeIndex> index_;
     NvmeNamespaces namespaces_;
-    std::vector<Segment> segments_;
-    std::deque<uint32_t> prepared_;
-    uint64_t next_seq_ = 1;
+    LogFiles files_;
     // Between an object's drop and the end of its segment's header a power loss would bring it
     // back: meanwhile every remove is recorded, found or not.
     bool reclaiming_ = false;

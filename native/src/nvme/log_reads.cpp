@@ -154,7 +154,7 @@ Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
     index_->touch(read.hash);
     task->entry = *entry;
     task->segment = segment_of(entry->unit);
-    task->seq = segments_[task->segment].seq;
+    task->seq = files_[task->segment].seq();
     task->place = offset_of(entry->unit);
     return {};
 }
@@ -177,7 +177,7 @@ void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
                 }
             }
             if (status.ok()) {
-                ++segments_[task->segment].readers;
+                ++files_[task->segment].readers;
                 if (in_memory.empty()) {
                     waiting_reads_.push_back(std::move(task));
                 }
@@ -292,7 +292,7 @@ void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, boo
         return;
     }
     erase(task.request.hash, *entry);
-    journal_->remove(task.request.hash, entry->version, next_seq_ - 1);
+    journal_->remove(task.request.hash, entry->version, files_.newest_seq());
     ++counters_.dropped_objects;
 }
 
@@ -303,7 +303,7 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     {
         const MutexLock lock(mutex_);
         count_read(*task, result, &drop);
-        if (--segments_[task->segment].readers == 0) {
+        if (--files_[task->segment].readers == 0) {
             changed_.notify_all();
         }
     }

@@ -129,7 +129,7 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
         prepare_segments(lock);
         changed_.wait_for(mutex_, std::chrono::milliseconds(1));
         // Nothing is left to write to, and nothing will be: every other segment is full.
-        const bool hopeless = prepared_.empty() && free_or_prepared() == 0 && buffers_->idle();
+        const bool hopeless = files_.free_or_ready() == 0 && buffers_->idle();
         lock.unlock();
         status = append_record(object, data, unit);
         lock.lock();
@@ -169,36 +169,24 @@ void NvmeLog::sweep(uint32_t segment, MutexLock& lock) {
 // older version of an object is on disk any more when its newest one goes. What has no live object
 // left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
 bool NvmeLog::reclaim(MutexLock& lock) {
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        Segment& segment = segments_[number];
-        if (segment.state != Segment::State::kSealed || segment.live_objects != 0) {
-            continue;
-        }
-        segment.state = Segment::State::kReclaiming;
-        return free_segment(number, lock);
+    if (const std::optional<uint32_t> empty = files_.sealed_without_objects()) {
+        files_.begin_reclaim(*empty);
+        return free_segment(*empty, lock);
     }
     return reclaim_oldest(lock);
 }
 
 bool NvmeLog::reclaim_oldest(MutexLock& lock) {
-    auto oldest = segments_.end();
-    for (auto one = segments_.begin(); one != segments_.end(); ++one) {
-        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared) {
-            continue;
-        }
-        if (oldest == segments_.end() || one->seq < oldest->seq) {
-            oldest = one;
-        }
-    }
+    const std::optional<uint32_t> oldest = files_.oldest();
     // A younger one may be sealed before it, but must not go before it.
-    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) {
+    if (!oldest || files_[*oldest].state() != LogFileState::kSealed) {
         return false;
     }
-    const auto number = static_cast<uint32_t>(oldest - segments_.begin());
-    oldest->state = Segment::State::kReclaiming;
+    const uint32_t number = *oldest;
+    files_.begin_reclaim(number);
     reclaiming_ = true;
     reclaim_needs_ = segment_bytes_;
-    const uint64_t seq = oldest->seq;
+    const uint64_t seq = files_[number].seq();
     lock.unlock();
     const std::shared_ptr<const Manifest> manifest = manifest_of(number, seq);
     FileWindow window(io_, fd_of(number), path_of(number), segment_bytes_);
@@ -247,10 +235,10 @@ bool NvmeLog::reclaim_oldest(MutexLock& lock) {
     report(dropped);
     lock.lock();
     if (stopping_ || state_ != NvmeState::kActive) {
-        oldest->state = Segment::State::kSealed;
+        files_.stop_reclaim(number);
         return false;
     }
-    if (oldest->live_objects != 0) {
+    if (files_[number].live_objects != 0) {
         sweep(number, lock);
     }
     return free_segment(number, lock);
@@ -261,14 +249,13 @@ bool NvmeLog::reclaim_oldest(MutexLock& lock) {
 // The header goes first, so that nothing of the segment comes back; then its row and what the
 // journal says of it.
 bool NvmeLog::free_segment(uint32_t number, MutexLock& lock) {
-    Segment& segment = segments_[number];
-    changed_.wait(mutex_, [&] { return segment.readers == 0; });
-    const uint64_t seq = segment.seq;
+    changed_.wait(mutex_, [&] { return files_[number].readers == 0; });
+    const uint64_t seq = files_[number].seq();
     const Status appends = sync_locked(lock);
     lock.unlock();
     if (!appends.ok() || !sync_removals().ok()) {
         lock.lock();
-        segment.state = Segment::State::kSealed;
+        files_.stop_reclaim(number);
         return false;
     }
     Status status = write_header(number, 0);
@@ -279,20 +266,14 @@ bool NvmeLog::free_segment(uint32_t number, MutexLock& lock) {
     lock.lock();
     if (!status.ok()) {
         ++counters_.io_errors;
-        segment.state = Segment::State::kSealed;
+        files_.stop_reclaim(number);
         fail(NvmeState::kReadOnly, status);
         return false;
     }
-    segment.state = Segment::State::kFree;
-    segment.seq = 0;
+    files_.release(number);
     reclaiming_ = false;
     ++counters_.segments_reclaimed;
-    uint64_t oldest = next_seq_;
-    for (const Segment& one : segments_) {
-        if (one.seq != 0) {
-            oldest = std::min(oldest, one.seq);
-        }
-    }
+    const uint64_t oldest = files_.oldest_seq();
     changed_.notify_all();
     lock.unlock();
     journal_->drop_before(oldest);
@@ -307,25 +288,17 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
         if (state_ == NvmeState::kOff) {
             return error_;
         }
-        uint32_t number = 0;
-        uint64_t seq = UINT64_MAX;
-        for (uint32_t i = 0; i < segments_.size(); ++i) {
-            const Segment::State at = segments_[i].state;
-            const bool holds = at != Segment::State::kFree && at != Segment::State::kPrepared;
-            if (!holds || segments_[i].seq < cursor->seq || segments_[i].seq >= seq) {
-                continue;
-            }
-            number = i;
-            seq = segments_[i].seq;
-        }
-        if (seq == UINT64_MAX) {
+        const std::optional<uint32_t> found = files_.oldest(cursor->seq);
+        if (!found) {
             cursor->done = true;
             break;
         }
+        const uint32_t number = *found;
+        const uint64_t seq = files_[number].seq();
         if (seq != cursor->seq) {
             *cursor = {.seq = seq, .manifest = nullptr};
         }
-        if (segments_[number].manifest == nullptr &&
+        if (files_[number].manifest() == nullptr &&
             (cursor->manifest == nullptr || cursor->manifest->seq() != seq)) {
             lock.unlock();
             // Its rows may stand in another order than those of the open segment did.
@@ -334,7 +307,7 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
             continue;  // look again: it may have been reclaimed meanwhile
         }
         const Manifest& manifest =
-            segments_[number].manifest != nullptr ? *segments_[number].manifest : *cursor->manifest;
+            files_[number].manifest() != nullptr ? *files_[number].manifest() : *cursor->manifest;
         if (!list_rows(number, manifest, cursor, &wanted, out)) {
             *cursor = {.seq = seq + 1, .manifest = nullptr};
         }

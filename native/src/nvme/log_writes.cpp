@@ -42,7 +42,7 @@ void NvmeLog::write_loop() {
                                     path_of(buffer->segment));
         lock.lock();
         std::vector<NvmeDropped> dropped;
-        ++segments_[buffer->segment].writes;
+        ++files_[buffer->segment].writes;
         if (status.ok()) {
             counters_.bytes_written += buffer->used;
         } else {
@@ -66,7 +66,7 @@ void NvmeLog::write_loop() {
 
 // What was in a buffer that could not be written is gone, although it was readable.
 void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped) {
-    const auto manifest = segments_[buffer.segment].manifest;
+    const auto manifest = files_[buffer.segment].manifest();
     if (manifest == nullptr) {
         return;
     }
@@ -83,7 +83,7 @@ void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* d
         }
         erase(row.hash, *entry);
         // The bytes may have reached the disk all the same: they must not come back.
-        journal_->remove(row.hash, row.version, next_seq_ - 1);
+        journal_->remove(row.hash, row.version, files_.newest_seq());
         ++counters_.dropped_objects;
         dropped->push_back({.ns = manifest->namespaces()[row.ns_index].id,
                             .hash = row.hash,
@@ -130,8 +130,8 @@ void NvmeLog::maintain(MutexLock& lock) {
     while (state_ == NvmeState::kActive && !stopping_) {
         prepare_segments(lock);
         const uint64_t target =
-            std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
-        if (state_ != NvmeState::kActive || free_or_prepared() >= target) {
+            std::clamp<uint64_t>(files_.count() / 16, reserve() + 1, kMaxFreeTarget);
+        if (state_ != NvmeState::kActive || files_.free_or_ready() >= target) {
             break;
         }
         if (!reclaim(lock)) {
@@ -143,12 +143,12 @@ void NvmeLog::maintain(MutexLock& lock) {
 // Segments that are full and wholly written: durable first, then their manifest, so that no row
 // speaks of what a power loss may still take.
 void NvmeLog::seal_ready(MutexLock& lock) {
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        Segment& segment = segments_[number];
-        if (segment.state != Segment::State::kSealing || buffers_->unwritten(segment.seq)) {
+    for (uint32_t number = 0; number < files_.count(); ++number) {
+        LogFiles::File& segment = files_[number];
+        if (segment.state() != LogFileState::kSealing || buffers_->unwritten(segment.seq())) {
             continue;
         }
-        const std::shared_ptr<Manifest> manifest = segment.manifest;
+        const std::shared_ptr<Manifest> manifest = segment.manifest();
         const bool whole = state_ == NvmeState::kActive;
         const uint64_t writes = segment.writes;
         lock.unlock();
@@ -169,9 +169,7 @@ void NvmeLog::seal_ready(MutexLock& lock) {
         if (!saved.ok()) {
             ++counters_.catalog_errors;
         }
-        segment.state = Segment::State::kSealed;
-        // Without a row in the catalog the segment itself is asked, when that is needed.
-        segment.manifest = nullptr;
+        files_.seal(number);
         changed_.notify_all();
     }
 }
@@ -199,27 +197,22 @@ Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
 }
 
 void NvmeLog::prepare_segments(MutexLock& lock) {
-    while (prepared_.size() < kPreparedSegments && state_ == NvmeState::kActive) {
-        const auto free = std::find_if(segments_.begin(), segments_.end(), [](const Segment& one) {
-            return one.state == Segment::State::kFree;
-        });
-        if (free == segments_.end()) {
+    while (files_.ready() < kPreparedSegments && state_ == NvmeState::kActive) {
+        const std::optional<uint32_t> number = files_.prepare();
+        if (!number) {
             return;
         }
-        const auto number = static_cast<uint32_t>(free - segments_.begin());
-        const uint64_t seq = next_seq_++;
-        free->state = Segment::State::kPrepared;
-        free->seq = seq;
+        const uint64_t seq = files_[*number].seq();
         lock.unlock();
-        Status status = write_header(number, seq);
+        Status status = write_header(*number, seq);
         lock.lock();
         if (!status.ok()) {
             ++counters_.io_errors;
-            free->state = Segment::State::kFree;
+            files_.header_failed(*number);
             fail(NvmeState::kReadOnly, status);
             return;
         }
-        prepared_.push_back(number);
+        files_.header_written(*number);
         changed_.notify_all();
     }
 }
@@ -242,8 +235,8 @@ Status NvmeLog::sync_locked(MutexLock& lock) {
     });
     wanted.clear();
     std::vector<std::pair<uint32_t, uint64_t>> dirty;
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        const Segment& segment = segments_[number];
+    for (uint32_t number = 0; number < files_.count(); ++number) {
+        const LogFiles::File& segment = files_[number];
         if (segment.writes != segment.synced_writes) {
             dirty.emplace_back(number, segment.writes);
         }
@@ -257,7 +250,7 @@ Status NvmeLog::sync_locked(MutexLock& lock) {
             lost_writes_ = true;
             fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
         } else {
-            uint64_t& done = segments_[number].synced_writes;
+            uint64_t& done = files_[number].synced_writes;
             done = std::max(done, writes);
         }
     }

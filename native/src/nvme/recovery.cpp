@@ -15,19 +15,6 @@ constexpr uint64_t kBytesAShard = 2ull << 30;
 
 }  // namespace
 
-// The numbers of the segments that hold something, the oldest first.
-std::vector<uint32_t> NvmeLog::used_segments() const {
-    std::vector<uint32_t> used;
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        if (segments_[number].seq != 0) {
-            used.push_back(number);
-        }
-    }
-    std::sort(used.begin(), used.end(),
-              [this](uint32_t a, uint32_t b) { return segments_[a].seq < segments_[b].seq; });
-    return used;
-}
-
 Status NvmeLog::recover() {
     Status shortage;
     Status status = folder_->open_segments({.size_bytes = options_.size_bytes,
@@ -48,17 +35,15 @@ Status NvmeLog::recover() {
     }
     index_ = std::make_unique<NvmeIndex>(
         std::clamp<uint64_t>(options_.size_bytes / kBytesAShard, 64, 4096));
-    segments_.resize(folder_->files().size());
-    for (size_t i = 0; i < segments_.size(); ++i) {
-        const NvmeFolder::LogFile& file = folder_->files()[i];
-        segments_[i].seq = file.seq;
+    files_ = LogFiles(folder_->files().size());
+    for (uint32_t number = 0; number < files_.count(); ++number) {
+        const NvmeFolder::LogFile& file = folder_->files()[number];
         if (file.seq != 0) {
-            segments_[i].state = Segment::State::kSealed;
+            files_.recover(number, file.seq);
         }
         if (file.damaged) {
             ++counters_.damaged_segments;
         }
-        next_seq_ = std::max(next_seq_, file.seq + 1);
     }
     Removals removals;
     status = journal_->load(&removals);
@@ -87,16 +72,16 @@ void NvmeLog::recover_segments(const Removals& removals) {
             ++counters_.catalog_errors;
         }
     }
-    const std::vector<uint32_t> used = used_segments();
+    const std::vector<uint32_t> used = files_.recovered();
     LogFileScan last;  // of the last segment that holds records and was not sealed
     uint32_t last_number = UINT32_MAX;
     for (size_t done = 0; done < used.size(); ++done) {
-        const uint64_t seq = segments_[used[done]].seq;
+        const uint64_t seq = files_[used[done]].seq();
         LogFileScan scan;
         const bool sealed = recover_segment(used[done], cataloged.contains(seq), removals, &scan);
         cataloged.erase(seq);
         if (!sealed && scan.end == kSegmentHeaderBytes && !scan.torn && scan.status.ok()) {
-            segments_[used[done]] = {};  // prepared, and never written to
+            files_.discard_recovered(used[done]);  // prepared, and never written to
         } else {
             if (!sealed) {
                 ++counters_.scanned_segments;
@@ -115,6 +100,7 @@ void NvmeLog::recover_segments(const Removals& removals) {
     if (last_number != UINT32_MAX && !continue_head(last_number, last)) {
         save_scanned(last_number, last);
     }
+    files_.seal_recovered();
     for (const uint64_t seq : cataloged) {
         if (!catalog_->drop(seq).ok()) {
             ++counters_.catalog_errors;
@@ -125,7 +111,7 @@ void NvmeLog::recover_segments(const Removals& removals) {
 // True: by its manifest, so that it was sealed.
 bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& removals,
                               LogFileScan* scan) {
-    const uint64_t seq = segments_[number].seq;
+    const uint64_t seq = files_[number].seq();
     if (cataloged) {
         const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
         if (bytes.ok()) {
@@ -178,7 +164,7 @@ void NvmeLog::save_scanned(uint32_t number, const LogFileScan& scan) {
     if (catalog_ == nullptr || !scan.status.ok()) {
         return;
     }
-    if (!catalog_->save(segments_[number].seq, scan.manifest.encode()).ok()) {
+    if (!catalog_->save(files_[number].seq(), scan.manifest.encode()).ok()) {
         ++counters_.catalog_errors;
     }
 }
@@ -202,13 +188,11 @@ bool NvmeLog::continue_head(uint32_t number, const LogFileScan& scan) {
             return false;
         }
     }
-    Segment& segment = segments_[number];
-    if (!buffers_->begin_segment(number, segment.seq, scan.end, segment_bytes_, folder_->session(),
-                                 {head.data(), head_bytes}, boottime_ms())) {
+    if (!buffers_->begin_segment(number, files_[number].seq(), scan.end, segment_bytes_,
+                                 folder_->session(), {head.data(), head_bytes}, boottime_ms())) {
         return false;
     }
-    segment.state = Segment::State::kHead;
-    segment.manifest = std::make_shared<Manifest>(scan.manifest);
+    files_.continue_head(number, scan.manifest);
     return true;
 }
 
