@@ -298,30 +298,42 @@ Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) 
     return append_record(object, data, std::nullopt);
 }
 
-// Takes mutex_ itself.
+// Takes mutex_ itself; not while the record is copied.
 Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t> data,
                               std::optional<uint64_t> moved_from) {
-    const uint64_t size = record_bytes(object.key.size(), data.size());
+    Appending appending{.object = object, .data = data, .moved_from = moved_from};
     MutexLock lock(mutex_);
+    if (Status status = prepare_append(&appending); !status.ok()) {
+        return status;
+    }
+    lock.unlock();
+    const bool is_genuine = write_record(appending);
+    lock.lock();
+    return publish_append(appending, is_genuine);
+}
+
+// Takes room for the record at the head of the log.
+Status NvmeLog::prepare_append(Appending* appending) {
+    const NvmeObject& object = appending->object;
+    const uint64_t size = record_bytes(object.key.size(), appending->data.size());
     if (state_ != NvmeState::kActive) {
         return error_;
     }
-    if (Status status = check_append(object, moved_from); !status.ok()) {
+    if (Status status = check_append(object, appending->moved_from); !status.ok()) {
         return status;
     }
-    const uint16_t slot = *namespaces_.find(object.identity.ns);
-    const NamespaceEpoch& names = namespaces_.slot(slot).names;
-    std::unique_ptr<Reservation> room;
-    if (ensure_head(size + kMaxRecordHeadBytes, moved_from.has_value()) &&
-        declare_namespace(names)) {
-        room = buffers_->reserve(size, boottime_ms());
+    appending->ns_slot = *namespaces_.find(object.identity.ns);
+    NvmeNamespaces::Slot& slot = namespaces_.slot(appending->ns_slot);
+    if (ensure_head(size + kMaxRecordHeadBytes, appending->moved_from.has_value()) &&
+        declare_namespace(slot.names)) {
+        appending->room = buffers_->reserve(size, boottime_ms());
     }
-    if (room == nullptr) {
+    if (appending->room == nullptr) {
         ++counters_.overloaded;
         return {Code::kOverloaded, "the NVMe tier has no free write buffer or segment now"};
     }
-    const uint32_t segment = buffers_->segment();
-    RecordHead head;
+    appending->segment = buffers_->segment();
+    RecordHead& head = appending->head;
     head.kind = RecordKind::kObject;
     head.pin = object.pin;
     head.sealed_crc = object.sealed_crc;
@@ -332,35 +344,44 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
     head.identity = object.identity;
     head.parent = object.parent;
     head.key = object.key;
-    ++namespaces_.slot(slot).appending;
-    lock.unlock();
+    ++slot.appending;
+    return {};
+}
 
+// Copies the record into its room, without mutex_. Whether the data is what was sealed.
+bool NvmeLog::write_record(Appending& appending) {
+    const std::span<const uint8_t> data = appending.data;
+    Reservation& room = *appending.room;
     std::array<uint8_t, kMaxRecordHeadBytes> bytes;
-    encode_record_head(head, bytes.data());
-    room->write(bytes.data(), record_head_bytes(object.key.size()));
+    encode_record_head(appending.head, bytes.data());
+    room.write(bytes.data(), record_head_bytes(appending.object.key.size()));
     uint32_t crc = 0;
-    room->write(data.data(), data.size(), &crc);
-    room->zero(static_cast<size_t>(align_up(data.size(), kRecordAlign)) - data.size());
-    const bool genuine = seal_checksum(crc, object.identity) == object.sealed_crc;
+    room.write(data.data(), data.size(), &crc);
+    room.zero(static_cast<size_t>(align_up(data.size(), kRecordAlign)) - data.size());
+    return seal_checksum(crc, appending.object.identity) == appending.object.sealed_crc;
+}
 
-    lock.lock();
-    --namespaces_.slot(slot).appending;
-    Status status = genuine ? check_append(object, moved_from)
-                            : Status(Code::kChecksumMismatch, "the data is not what was sealed");
+// Lets readers find the record, unless it has become void since it was prepared: then it is
+// padding.
+Status NvmeLog::publish_append(Appending& appending, bool is_genuine) {
+    const NvmeObject& object = appending.object;
+    --namespaces_.slot(appending.ns_slot).appending;
+    Status status = is_genuine ? check_append(object, appending.moved_from)
+                               : Status(Code::kChecksumMismatch, "the data is not what was sealed");
     if (status.ok()) {
         // An older version that got its room later lies in a segment that goes later.
         const std::optional<NvmeEntry> old = index_->find(object.identity.hash);
-        if (old && files_[segment_of(old->unit)].seq() > files_[segment].seq()) {
+        if (old && files_[segment_of(old->unit)].seq() > files_[appending.segment].seq()) {
             journal_->remove(object.identity.hash, old->version, files_.newest_seq());
         }
-        insert(object, slot, segment, room->offset());
-        if (!moved_from) {
+        insert(object, appending.ns_slot, appending.segment, appending.room->offset());
+        if (!appending.moved_from) {
             ++counters_.appended_objects;
         }
     } else {
-        room->make_pad(folder_->session());
+        appending.room->make_pad(folder_->session());
     }
-    buffers_->finish(std::move(room));
+    buffers_->finish(std::move(appending.room));
     write_wake_.notify_one();
     return status;
 }

@@ -244,6 +244,17 @@ class NvmeLog {
         std::string key;
         NamespaceId ns = 0;
     };
+    // An append on its way.
+    struct Appending {
+        const NvmeObject& object;
+        std::span<const uint8_t> data;
+        std::optional<uint64_t> moved_from;  // a reclaim moves it from this unit
+        // What prepare_append() found for it.
+        uint16_t ns_slot = 0;
+        uint32_t segment = 0;
+        RecordHead head = {};
+        std::unique_ptr<Reservation> room = nullptr;
+    };
 
     explicit NvmeLog(const NvmeOptions& options);
     Status start();
@@ -251,6 +262,9 @@ class NvmeLog {
     // nvme_log.cpp
     Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
                          std::optional<uint64_t> moved_from);
+    Status prepare_append(Appending* appending);
+    static bool write_record(Appending& appending);
+    Status publish_append(Appending& appending, bool is_genuine);
     Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const;
     Status check_pinned(uint64_t more) const;
     uint64_t reserve() const;
