@@ -558,8 +558,7 @@ Status NvmeLog::set_pin(NamespaceId ns, const Hash128& hash, Pin pin) {
 
 void NvmeLog::set_policy(const NvmePolicy& policy) {
     const MutexLock lock(mutex_);
-    policy_.min_touches = std::min(policy.min_touches, NvmeIndex::kMaxTouches);
-    policy_.readmit_share = std::clamp(policy.readmit_share, 0.0, 1.0);
+    policy_ = policy.clamped();
 }
 
 }  // namespace kvstore

@@ -38,6 +38,7 @@
 #include "nvme/manifest.h"
 #include "nvme/namespaces.h"
 #include "nvme/reads.h"
+#include "nvme/reclaim_plan.h"
 #include "nvme/removals.h"
 #include "nvme/scan.h"
 #include "nvme/write_buffers.h"
@@ -45,13 +46,6 @@
 namespace kvstore {
 
 enum class NvmeState : uint8_t { kActive = 0, kReadOnly = 1, kOff = 2 };
-
-// What to readmit when a segment is reclaimed. Objects with a hard pin always are, unless no room
-// is left anywhere, which the bound on what may be pinned is to prevent.
-struct NvmePolicy {
-    uint8_t min_touches = 1;     // reads since it was written, 0 (everything) to kMaxTouches
-    double readmit_share = 0.5;  // of a segment's bytes, at most (and at most 15/16)
-};
 
 struct NvmeDropped {
     enum class Reason : uint8_t { kReclaimed, kExpired, kChecksum, kIoError, kWriteFailed };
@@ -238,12 +232,6 @@ class NvmeLog {
 
   private:
     class ReadTask;
-    // An object that a reclaim may move.
-    struct Moving {
-        ManifestRow row;
-        std::string key;
-        NamespaceId ns = 0;
-    };
     // An append on its way.
     struct Appending {
         const NvmeObject& object;
@@ -318,10 +306,17 @@ class NvmeLog {
     bool reclaim(MutexLock& lock);
     bool reclaim_oldest(MutexLock& lock);
     std::shared_ptr<const Manifest> manifest_of(uint32_t segment, uint64_t seq);
-    std::vector<Moving> choose(uint32_t segment, const Manifest& manifest,
-                               std::vector<NvmeDropped>* dropped, MutexLock& lock);
-    Status move(uint32_t segment, const Moving& moving, FileWindow& window,
+    ReclaimPlan plan_reclaim(uint32_t segment, const Manifest& manifest,
+                             std::vector<NvmeDropped>* dropped, MutexLock& lock);
+    void drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId ns,
+              NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped);
+    void move_objects(uint32_t segment, std::span<const ReclaimPlan::Move> moves,
+                      FileWindow& window, std::vector<NvmeDropped>* dropped, MutexLock& lock);
+    Status move(uint32_t segment, const ReclaimPlan::Move& moving, FileWindow& window,
                 std::vector<uint8_t>& data, MutexLock& lock);
+    Status append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit,
+                        MutexLock& lock);
+    bool must_stop() const { return stopping_ || state_ != NvmeState::kActive; }
     void sweep(uint32_t segment, MutexLock& lock);
     bool free_segment(uint32_t segment, MutexLock& lock);
     static NvmeObject object_of(const NamespaceEpoch& ns, const ManifestRow& row);

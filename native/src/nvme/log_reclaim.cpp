@@ -56,14 +56,11 @@ std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t segment, uint64_t 
     return std::make_shared<const Manifest>(std::move(scan.manifest));
 }
 
-// Decides about every row; what is not to be moved is dropped at once.
-std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const Manifest& manifest,
-                                             std::vector<NvmeDropped>* dropped, MutexLock& lock) {
-    std::vector<Moving> moving;
-    uint64_t moved_bytes = 0;
-    // Always a little less than a segment: then a reclaim never needs more than one to empty one.
-    const double most = std::min(policy_.readmit_share, 15.0 / 16);
-    const auto share = static_cast<uint64_t>(most * static_cast<double>(segment_bytes_));
+// Decides about every object of the segment; what does not move is dropped at once.
+ReclaimPlan NvmeLog::plan_reclaim(uint32_t segment, const Manifest& manifest,
+                                  std::vector<NvmeDropped>* dropped, MutexLock& lock) {
+    using Fate = ReclaimPlan::Fate;
+    ReclaimPlan plan(policy_, segment_bytes_);
     uint64_t at = 0;
     ManifestRow row;
     for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
@@ -75,53 +72,105 @@ std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const Manifest& m
         if (!entry || entry->unit != unit_of(segment, row.offset)) {
             continue;
         }
-        const NamespaceId ns = namespaces_.slot(entry->ns_slot).names.id;
-        const bool live = visible(*entry, ns);
+        const NvmeNamespaces::Slot& slot = namespaces_.slot(entry->ns_slot);
+        const NamespaceId ns = slot.names.id;
         const uint64_t size = record_bytes(row.key.size(), row.length);
-        const bool hot = entry->touches >= policy_.min_touches && moved_bytes + size <= share;
-        if (live && (hot || entry->pin == Pin::kHard)) {
-            moved_bytes += size;
-            row.pin = entry->pin;
-            moving.push_back({.row = row, .key = std::string(row.key), .ns = ns});
-            continue;
+        switch (plan.decide({.is_live = visible(*entry, ns),
+                             .is_flushed = slot.flushed,
+                             .pin = entry->pin,
+                             .touches = entry->touches,
+                             .record_bytes = size})) {
+            case Fate::kMove:
+                row.pin = entry->pin;
+                plan.add_move(row, ns, size);
+                break;
+            case Fate::kDropCold:
+                drop(row, *entry, ns, NvmeDropped::Reason::kReclaimed, dropped);
+                break;
+            case Fate::kDropExpired:
+                drop(row, *entry, ns, NvmeDropped::Reason::kExpired, dropped);
+                break;
+            case Fate::kForget:
+                erase(row.hash, *entry);
+                break;
         }
-        const bool flushed = namespaces_.slot(entry->ns_slot).flushed;
-        erase(row.hash, *entry);
-        if (flushed) {
-            continue;
-        }
-        ++counters_.dropped_objects;
-        dropped->push_back(
-            {.ns = ns,
-             .hash = row.hash,
-             .version = row.version,
-             .key = std::string(row.key),
-             .reason = live ? NvmeDropped::Reason::kReclaimed : NvmeDropped::Reason::kExpired});
     }
-    return moving;
+    return plan;
+}
+
+// The owner is told of what was added to `*dropped` once the mutex is released.
+void NvmeLog::drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId ns,
+                   NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped) {
+    erase(row.hash, entry);
+    ++counters_.dropped_objects;
+    dropped->push_back({.ns = ns,
+                        .hash = row.hash,
+                        .version = row.version,
+                        .key = std::string(row.key),
+                        .reason = reason});
+}
+
+// Moves what was planned; what cannot be moved is dropped. Stops early when the log does.
+void NvmeLog::move_objects(uint32_t segment, std::span<const ReclaimPlan::Move> moves,
+                           FileWindow& window, std::vector<NvmeDropped>* dropped, MutexLock& lock) {
+    std::vector<uint8_t> data;
+    for (const ReclaimPlan::Move& one : moves) {
+        if (must_stop()) {
+            return;
+        }
+        reclaim_needs_ = one.room_needed;
+        const Status moved = move(segment, one, window, data, lock);
+        if (moved.ok()) {
+            continue;
+        }
+        if (must_stop()) {
+            return;
+        }
+        const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
+        if (entry && entry->unit == unit_of(segment, one.row.offset)) {
+            drop(one.row, *entry, one.ns, reason_of(moved), dropped);
+        }
+    }
 }
 
 // Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
-Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
+Status NvmeLog::move(uint32_t segment, const ReclaimPlan::Move& moving, FileWindow& window,
                      std::vector<uint8_t>& data, MutexLock& lock) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
     if (!slot) {
         return {Code::kNotFound, "its namespace is gone"};
     }
-    NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
-    object.key = moving.key;
-    const uint64_t unit = unit_of(segment, row.offset);
+    const NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
     lock.unlock();
     data.resize(row.length);
     const bool got =
-        window.copy(row.offset + record_head_bytes(moving.key.size()), data.data(), data.size());
+        window.copy(row.offset + record_head_bytes(row.key.size()), data.data(), data.size());
     Status status = window.status();
-    if (got) {
-        status = append_record(object, data, unit);
-    } else if (status.ok()) {
+    if (!got && status.ok()) {
         status = {Code::kIoError, path_of(segment) + " ends early"};
     }
+    lock.lock();
+    if (!got) {
+        ++counters_.io_errors;
+        return status;
+    }
+    status = append_moved(object, data, unit_of(segment, row.offset), lock);
+    if (status.ok()) {
+        ++counters_.readmitted_objects;
+        counters_.readmitted_bytes += row.length;
+    } else if (status.code() == Code::kChecksumMismatch) {
+        ++counters_.checksum_errors;
+    }
+    // Removed: somebody else took it away meanwhile.
+    return status.code() == Code::kRemoved ? Status() : status;
+}
+
+// Appends as soon as there is room. Overloaded: there is none, and there will be none.
+Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit,
+                             MutexLock& lock) {
+    lock.unlock();
+    Status status = append_record(object, data, unit);
     lock.lock();
     while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
         // This thread is the one that seals and prepares.
@@ -129,24 +178,15 @@ Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
         prepare_segments(lock);
         changed_.wait_for(mutex_, std::chrono::milliseconds(1));
         // Nothing is left to write to, and nothing will be: every other segment is full.
-        const bool hopeless = files_.free_or_ready() == 0 && buffers_->idle();
+        const bool is_hopeless = files_.free_or_ready() == 0 && buffers_->idle();
         lock.unlock();
         status = append_record(object, data, unit);
         lock.lock();
-        if (hopeless && status.code() == Code::kOverloaded) {
+        if (is_hopeless) {
             break;
         }
     }
-    if (status.ok()) {
-        ++counters_.readmitted_objects;
-        counters_.readmitted_bytes += row.length;
-    } else if (status.code() == Code::kChecksumMismatch) {
-        ++counters_.checksum_errors;
-    } else if (!got) {
-        ++counters_.io_errors;
-    }
-    // Removed: somebody else took it away meanwhile.
-    return status.code() == Code::kRemoved ? Status() : status;
+    return status;
 }
 
 // Entries that no manifest speaks of, because it was lost and the segment is damaged.
@@ -193,48 +233,13 @@ bool NvmeLog::reclaim_oldest(MutexLock& lock) {
     lock.lock();
 
     std::vector<NvmeDropped> dropped;
-    std::vector<Moving> moving = choose(number, *manifest, &dropped, lock);
-    std::sort(moving.begin(), moving.end(),
-              [](const Moving& a, const Moving& b) { return a.row.offset < b.row.offset; });
-    // The last record of a segment may not fit and leave its room unused.
-    uint64_t largest = 0;
-    uint64_t left = 0;
-    for (const Moving& one : moving) {
-        const uint64_t size = record_bytes(one.key.size(), one.row.length);
-        largest = std::max(largest, size);
-        left += size;
-    }
-    std::vector<uint8_t> data;
-    for (const Moving& one : moving) {
-        if (stopping_ || state_ != NvmeState::kActive) {
-            break;
-        }
-        reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
-        left -= record_bytes(one.key.size(), one.row.length);
-        const Status moved = move(number, one, window, data, lock);
-        if (moved.ok()) {
-            continue;
-        }
-        if (stopping_ || state_ != NvmeState::kActive) {
-            break;
-        }
-        const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
-        if (!entry || entry->unit != unit_of(number, one.row.offset)) {
-            continue;
-        }
-        erase(one.row.hash, *entry);
-        ++counters_.dropped_objects;
-        dropped.push_back({.ns = one.ns,
-                           .hash = one.row.hash,
-                           .version = one.row.version,
-                           .key = one.key,
-                           .reason = reason_of(moved)});
-    }
+    ReclaimPlan plan = plan_reclaim(number, *manifest, &dropped, lock);
+    move_objects(number, plan.finish(), window, &dropped, lock);
     reclaim_needs_ = 0;
     lock.unlock();
     report(dropped);
     lock.lock();
-    if (stopping_ || state_ != NvmeState::kActive) {
+    if (must_stop()) {
         files_.stop_reclaim(number);
         return false;
     }
