@@ -192,18 +192,18 @@ nb::dict nvme_dict(const NvmeTierStats& nvme, const BlockStore::Stats& store) {
     out["object_bytes"] = nvme.log.bytes_live;
     out["capacity_bytes"] = nvme.log.bytes_capacity;
     out["index_bytes"] = nvme.log.index_bytes;
-    out["free_segments"] = nvme.log.free_segments;
+    out["free_segments"] = nvme.log.free_log_files;
     out["written_bytes"] = nvme.log.bytes_written;
     out["readmitted_objects"] = nvme.log.readmitted_objects;
     out["dropped_objects"] = nvme.log.dropped_objects;
-    out["segments_reclaimed"] = nvme.log.segments_reclaimed;
+    out["segments_reclaimed"] = nvme.log.log_files_reclaimed;
     out["checksum_errors"] = nvme.log.checksum_errors;
     out["io_errors"] = nvme.log.io_errors;
     out["catalog_errors"] = nvme.log.catalog_errors;
     out["overloaded"] = nvme.log.overloaded;
     out["recovered_objects"] = nvme.log.recovered_objects;
-    out["scanned_segments"] = nvme.log.scanned_segments;
-    out["damaged_segments"] = nvme.log.damaged_segments;
+    out["scanned_segments"] = nvme.log.scanned_log_files;
+    out["damaged_segments"] = nvme.log.damaged_log_files;
     out["damaged_records"] = nvme.log.damaged_records;
     out["torn_tails"] = nvme.log.torn_tails;
     out["damaged_removals"] = nvme.log.damaged_removals;
@@ -387,7 +387,7 @@ void create(PyNode* self, const std::string& cluster_id, const std::string& node
         options.on_nvme_progress = [handle = on_nvme_progress.ptr()](const NvmeProgress& at) {
             const nb::gil_scoped_acquire acquire;
             try {
-                nb::borrow(handle)(at.segments_done, at.segments, at.objects);
+                nb::borrow(handle)(at.files_done, at.files, at.objects);
             } catch (nb::python_error& error) {
                 error.discard_as_unraisable("on_nvme_progress");
             }

@@ -72,7 +72,7 @@ Status NvmeLog::start() {
     {
         MutexLock lock(mutex_);
         if (state_ == NvmeState::kActive) {
-            prepare_segments(lock);
+            prepare_files(lock);
         }
     }
     for (size_t i = 0; i < options_.writers; ++i) {
@@ -96,7 +96,7 @@ NvmeLog::~NvmeLog() {
         sync_removals().ok();
         {
             MutexLock lock(mutex_);
-            buffers_->end_segment();
+            buffers_->end_file();
             write_wake_.notify_all();
             changed_.wait(mutex_,
                           [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
@@ -122,8 +122,8 @@ NvmeCounters NvmeLog::counters() const {
     const MutexLock lock(mutex_);
     NvmeCounters counters = counters_;
     counters.index_bytes = index_->memory_bytes();
-    counters.bytes_capacity = files_.count() * segment_bytes_;
-    counters.free_segments = files_.free_or_ready();
+    counters.bytes_capacity = files_.count() * log_file_bytes_;
+    counters.free_log_files = files_.free_or_ready();
     return counters;
 }
 
@@ -139,7 +139,7 @@ void NvmeLog::fail(NvmeState state, const Status& why) {
 
 uint64_t NvmeLog::max_object_bytes() const {
     const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign;  // its namespace's record too
-    const uint64_t room = std::min(segment_bytes_ - kSegmentHeaderBytes,
+    const uint64_t room = std::min(log_file_bytes_ - kLogFileHeaderBytes,
                                    buffers_->max_record_bytes() - options_.buffer_bytes);
     return std::min<uint64_t>(room - overhead, UINT32_MAX);
 }
@@ -203,7 +203,7 @@ Status NvmeLog::check_append(const NvmeObject& object, std::optional<uint64_t> m
 
 // What is pinned moves from reclaim to reclaim: it must leave room to do that, and for others.
 Status NvmeLog::check_pinned(uint64_t more) const {
-    const uint64_t most = (files_.count() - kMinReserve - 1) * segment_bytes_ / 100 * 45;
+    const uint64_t most = (files_.count() - kMinReserve - 1) * log_file_bytes_ / 100 * 45;
     if (pinned_bytes_ + more <= most) {
         return {};
     }
@@ -212,9 +212,9 @@ Status NvmeLog::check_pinned(uint64_t more) const {
                                 "or raise nvme_size"};
 }
 
-// Segments that only a reclaim may begin, for what it moves.
+// Log files that only a reclaim may begin, for what it moves.
 uint64_t NvmeLog::reserve() const {
-    return files_.count() < 2 * NvmeFolder::kMinSegments ? kMinReserve : kMinReserve + 1;
+    return files_.count() < 2 * NvmeFolder::kMinLogFiles ? kMinReserve : kMinReserve + 1;
 }
 
 // Whether an append of others leaves what the reclaim under way still has to move.
@@ -222,17 +222,17 @@ bool NvmeLog::leaves_reserve(uint64_t size) const {
     if (reclaim_needs_ == 0) {
         return true;
     }
-    const uint64_t free = files_.free_or_ready() * (segment_bytes_ - kSegmentHeaderBytes);
-    const uint64_t room = buffers_->fits(size) ? buffers_->segment_room() : 0;
+    const uint64_t free = files_.free_or_ready() * (log_file_bytes_ - kLogFileHeaderBytes);
+    const uint64_t room = buffers_->fits(size) ? buffers_->file_room() : 0;
     return room + free >= reclaim_needs_ + size;
 }
 
-// Makes the log's head a segment with room for one more record. False: not now.
+// Makes the log's head a log file with room for one more record. False: not now.
 bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
     if (!reserve_too && !leaves_reserve(record_size)) {
         return false;
     }
-    if (buffers_->has_segment() && buffers_->fits(record_size)) {
+    if (buffers_->has_file() && buffers_->fits(record_size)) {
         return true;
     }
     must_maintain_ = true;
@@ -241,22 +241,22 @@ bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
     if (!next || (!reserve_too && files_.free_or_ready() <= reserve())) {
         return false;
     }
-    if (buffers_->has_segment()) {
-        files_.end_head(buffers_->segment());
-        buffers_->end_segment();
+    if (buffers_->has_file()) {
+        files_.end_head(buffers_->file());
+        buffers_->end_file();
         write_wake_.notify_all();
     }
-    if (!buffers_->begin_segment(*next, files_[*next].seq(), kSegmentHeaderBytes, segment_bytes_,
-                                 folder_->session(), {}, boottime_ms())) {
+    if (!buffers_->begin_file(*next, files_[*next].seq(), kLogFileHeaderBytes, log_file_bytes_,
+                              folder_->session(), {}, boottime_ms())) {
         return false;
     }
     files_.begin_head(*next);
     return true;
 }
 
-// Writes the namespace's names into the head when this segment does not have them yet.
+// Writes the namespace's names into the head when this log file does not have them yet.
 bool NvmeLog::declare_namespace(const NamespaceEpoch& ns) {
-    Manifest& manifest = *files_[buffers_->segment()].manifest();
+    Manifest& manifest = *files_[buffers_->file()].manifest();
     if (manifest.has_namespace(ns.id)) {
         return true;
     }
@@ -293,7 +293,7 @@ Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) 
     if (data.size() > max_object_bytes()) {
         return {Code::kTooLarge, "objects on NVMe have at most " +
                                      std::to_string(max_object_bytes()) +
-                                     " bytes: raise nvme_size, or the size of its segments"};
+                                     " bytes: raise nvme_size, or the size of its log files"};
     }
     return append_record(object, data, std::nullopt);
 }
@@ -330,9 +330,9 @@ Status NvmeLog::prepare_append(Appending* appending) {
     }
     if (appending->room == nullptr) {
         ++counters_.overloaded;
-        return {Code::kOverloaded, "the NVMe tier has no free write buffer or segment now"};
+        return {Code::kOverloaded, "the NVMe tier has no free write buffer or log file now"};
     }
-    appending->segment = buffers_->segment();
+    appending->file = buffers_->file();
     RecordHead& head = appending->head;
     head.kind = RecordKind::kObject;
     head.pin = object.pin;
@@ -369,12 +369,12 @@ Status NvmeLog::publish_append(Appending& appending, bool is_genuine) {
     Status status = is_genuine ? check_append(object, appending.moved_from)
                                : Status(Code::kChecksumMismatch, "the data is not what was sealed");
     if (status.ok()) {
-        // An older version that got its room later lies in a segment that goes later.
+        // An older version that got its room later lies in a log file that goes later.
         const std::optional<NvmeEntry> old = index_->find(object.identity.hash);
-        if (old && files_[segment_of(old->unit)].seq() > files_[appending.segment].seq()) {
+        if (old && files_[file_of(old->unit)].seq() > files_[appending.file].seq()) {
             journal_->remove(object.identity.hash, old->version, files_.newest_seq());
         }
-        insert(object, appending.ns_slot, appending.segment, appending.room->offset());
+        insert(object, appending.ns_slot, appending.file, appending.room->offset());
         if (!appending.moved_from) {
             ++counters_.appended_objects;
         }
@@ -396,7 +396,7 @@ void NvmeLog::account(const NvmeEntry& entry, bool added) {
     if (entry.pin == Pin::kHard) {
         change(slot.pinned_bytes, entry_bytes(entry));
     }
-    change(files_[segment_of(entry.unit)].live_objects, 1);
+    change(files_[file_of(entry.unit)].live_objects, 1);
     if (slot.flushed) {
         return;  // hidden: not counted since the flush
     }
@@ -412,12 +412,11 @@ void NvmeLog::erase(const Hash128& hash, const NvmeEntry& entry) {
     index_->erase(hash);
 }
 
-void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment,
-                     uint64_t offset) {
+void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t file, uint64_t offset) {
     const Hash128& hash = object.identity.hash;
     NvmeEntry entry{
         .version = object.identity.version,
-        .unit = unit_of(segment, offset),
+        .unit = unit_of(file, offset),
         .length = static_cast<uint32_t>(object.identity.length),
         .expires_at_s = to_expires_at_s(object.expires_at_ms),
         .ns_slot = ns_slot,
@@ -430,7 +429,7 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
         return;  // no memory: as if it had been evicted at once
     }
     account(entry, true);
-    Manifest* const manifest = files_[segment].manifest().get();
+    Manifest* const manifest = files_[file].manifest().get();
     if (manifest == nullptr) {
         return;
     }
@@ -479,7 +478,7 @@ std::optional<NvmeFound> NvmeLog::find(NamespaceId ns, const Hash128& hash, bool
                      .length = entry->length,
                      .pin = entry->pin,
                      .touches = entry->touches,
-                     .segment = segment_of(entry->unit),
+                     .file = file_of(entry->unit),
                      .offset = offset_of(entry->unit)};
 }
 

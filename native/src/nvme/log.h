@@ -1,7 +1,7 @@
-// The node's tier on NVMe: objects appended to segment files, found through an index in memory.
+// The node's tier on NVMe: objects appended to log files, found through an index in memory.
 //
 // append() copies into a write buffer and returns; writer threads write whole buffers, the
-// maintenance thread seals full segments (their manifest goes to the catalog), prepares empty ones
+// maintenance thread seals full log files (their manifest goes to the catalog), prepares empty ones
 // and reclaims the oldest, moving what is still hot to the head of the log. Every read is verified
 // against the checksum that is bound to the object's identity before Ok is said.
 //
@@ -59,43 +59,43 @@ struct NvmeDropped {
 struct NvmeCounters {
     uint64_t objects = 0;           // findable now (expired ones included until reclaimed)
     uint64_t bytes_live = 0;        // their data
-    uint64_t bytes_capacity = 0;    // of all segment files
+    uint64_t bytes_capacity = 0;    // of all log files
     uint64_t index_bytes = 0;       // memory of the index
-    uint64_t free_segments = 0;     // prepared ones included
-    uint64_t bytes_written = 0;     // to segment files, by append and readmission
+    uint64_t free_log_files = 0;    // prepared ones included
+    uint64_t bytes_written = 0;     // to log files, by append and readmission
     uint64_t appended_objects = 0;  // readmitted ones left out
     uint64_t reads = 0;             // answered Ok
     uint64_t bytes_read = 0;        // of their data
     uint64_t readmitted_objects = 0;
     uint64_t readmitted_bytes = 0;
     uint64_t dropped_objects = 0;  // for whatever reason that NvmeDropped names
-    uint64_t segments_reclaimed = 0;
+    uint64_t log_files_reclaimed = 0;
     uint64_t checksum_errors = 0;
     uint64_t io_errors = 0;
     uint64_t catalog_errors = 0;
-    uint64_t overloaded = 0;  // appends and reads refused for want of buffers, segments or queue
+    uint64_t overloaded = 0;  // appends and reads refused for want of buffers, log files or queue
     // What open() met.
     uint64_t recovered_objects = 0;
-    uint64_t scanned_segments = 0;  // without a usable manifest
-    uint64_t damaged_segments = 0;  // unreadable header: their objects are lost
-    uint64_t damaged_records = 0;   // data that does not match
-    uint64_t torn_tails = 0;        // segments that were cut
-    uint64_t damaged_removals = 0;  // journal records lost: alert, what they removed may be back
+    uint64_t scanned_log_files = 0;  // without a usable manifest
+    uint64_t damaged_log_files = 0;  // unreadable header: their objects are lost
+    uint64_t damaged_records = 0;    // data that does not match
+    uint64_t torn_tails = 0;         // log files that were cut
+    uint64_t damaged_removals = 0;   // journal records lost: alert, what they removed may be back
 };
 
 struct NvmeProgress {
-    uint64_t segments_done = 0;
-    uint64_t segments = 0;
+    uint64_t files_done = 0;
+    uint64_t files = 0;
     uint64_t objects = 0;
 };
 
 struct NvmeOptions {
-    std::string directory;       // nvme_dir; created when missing
-    uint64_t size_bytes = 0;     // nvme_size
-    uint64_t segment_bytes = 0;  // 0: as the files there, else chosen from the size
+    std::string directory;        // nvme_dir; created when missing
+    uint64_t size_bytes = 0;      // nvme_size
+    uint64_t log_file_bytes = 0;  // 0: as the files there, else chosen from the size
     std::string node_id;
     uint64_t cluster_check = 0;    // tells clusters apart: derived from the hash secret
-    bool discard_foreign = false;  // of another format, cluster, node or segment size
+    bool discard_foreign = false;  // of another format, cluster, node or log file size
     size_t buffer_bytes = 2 << 20;
     size_t buffers = 10;
     size_t writers = 2;
@@ -107,8 +107,8 @@ struct NvmeOptions {
     NvmeCatalog* catalog = nullptr;  // not owned; null: none, every open scans
     std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread
     // Once for each object that is dropped, after it went: reads may miss it before this is said.
-    // All is said when the log is closed. Only of a segment that cannot be read any more, without a
-    // row in the catalog, nobody knows what it held: that is counted.
+    // All is said when the log is closed. Only of a log file that cannot be read any more, without
+    // a row in the catalog, nobody knows what it held: that is counted.
     std::function<void(const NvmeDropped&)> on_dropped;
     std::function<uint64_t()> wall_ms;  // for tests; null: the system's clock
 };
@@ -127,8 +127,8 @@ struct NvmeFound {
     Version version = 0;
     uint64_t length = 0;
     Pin pin = Pin::kNone;
-    uint8_t touches = 0;   // reads since it was written, at most kMaxTouches
-    uint32_t segment = 0;  // where it lies: for reads in the order of the disk
+    uint8_t touches = 0;  // reads since it was written, at most kMaxTouches
+    uint32_t file = 0;    // where it lies: for reads in the order of the disk
     uint64_t offset = 0;
 };
 
@@ -172,7 +172,7 @@ struct NvmeCursor {
     bool done = false;
     uint64_t seq = 0;
     uint64_t at = 0;
-    std::shared_ptr<const Manifest> manifest;  // of segment `seq`, when it was loaded
+    std::shared_ptr<const Manifest> manifest;  // of log file `seq`, when it was loaded
 };
 
 class NvmeLog {
@@ -228,7 +228,7 @@ class NvmeLog {
     Status error() const;  // Ok while active
     NvmeCounters counters() const;
     const char* read_way() const { return engine_->name(); }
-    uint64_t segment_bytes() const { return segment_bytes_; }
+    uint64_t log_file_bytes() const { return log_file_bytes_; }
 
   private:
     class ReadTask;
@@ -239,7 +239,7 @@ class NvmeLog {
         std::optional<uint64_t> moved_from;  // a reclaim moves it from this unit
         // What prepare_append() found for it.
         uint16_t ns_slot = 0;
-        uint32_t segment = 0;
+        uint32_t file = 0;
         RecordHead head = {};
         std::unique_ptr<Reservation> room = nullptr;
     };
@@ -259,26 +259,26 @@ class NvmeLog {
     bool leaves_reserve(uint64_t size) const;
     bool ensure_head(uint64_t record_size, bool reserve_too);
     bool declare_namespace(const NamespaceEpoch& ns);
-    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment, uint64_t offset);
+    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t file, uint64_t offset);
     void account(const NvmeEntry& entry, bool added);
     void erase(const Hash128& hash, const NvmeEntry& entry);
     bool visible(const NvmeEntry& entry, NamespaceId ns) const;
     void fail(NvmeState state, const Status& why);
     void remember_removal(const Hash128& hash, Version version);
     bool removed_lately(const Hash128& hash, Version version) const;
-    uint64_t unit_of(uint32_t segment, uint64_t offset) const {
-        return (uint64_t{segment} * segment_bytes_ + offset) / kRecordAlign;
+    uint64_t unit_of(uint32_t file, uint64_t offset) const {
+        return (uint64_t{file} * log_file_bytes_ + offset) / kRecordAlign;
     }
-    uint32_t segment_of(uint64_t unit) const {
-        return static_cast<uint32_t>(unit * kRecordAlign / segment_bytes_);
+    uint32_t file_of(uint64_t unit) const {
+        return static_cast<uint32_t>(unit * kRecordAlign / log_file_bytes_);
     }
     static uint64_t entry_bytes(const NvmeEntry& entry) {
         return entry.head_units * kRecordAlign + align_up(entry.length, kRecordAlign);
     }
     static constexpr uint64_t kMinReserve = 1;
-    uint64_t offset_of(uint64_t unit) const { return unit * kRecordAlign % segment_bytes_; }
-    int fd_of(uint32_t segment) { return folder_->files()[segment].fd.get(); }
-    const std::string& path_of(uint32_t segment) { return folder_->files()[segment].path; }
+    uint64_t offset_of(uint64_t unit) const { return unit * kRecordAlign % log_file_bytes_; }
+    int fd_of(uint32_t file) { return folder_->files()[file].fd.get(); }
+    const std::string& path_of(uint32_t file) { return folder_->files()[file].path; }
     uint64_t now_ms() const { return options_.wall_ms(); }
 
     // nvme_log_reads.cpp
@@ -297,47 +297,46 @@ class NvmeLog {
     void maintain_loop();
     void maintain(MutexLock& lock);
     void seal_ready(MutexLock& lock);
-    void prepare_segments(MutexLock& lock);
-    Status write_header(uint32_t segment, uint64_t seq);
+    void prepare_files(MutexLock& lock);
+    Status write_header(uint32_t file, uint64_t seq);
     Status sync_locked(MutexLock& lock);
     void report(const std::vector<NvmeDropped>& dropped);
 
     // nvme_log_reclaim.cpp
     bool reclaim(MutexLock& lock);
     bool reclaim_oldest(MutexLock& lock);
-    std::shared_ptr<const Manifest> manifest_of(uint32_t segment, uint64_t seq);
-    ReclaimPlan plan_reclaim(uint32_t segment, const Manifest& manifest,
+    std::shared_ptr<const Manifest> manifest_of(uint32_t file, uint64_t seq);
+    ReclaimPlan plan_reclaim(uint32_t file, const Manifest& manifest,
                              std::vector<NvmeDropped>* dropped, MutexLock& lock);
     void drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId ns,
               NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped);
-    void move_objects(uint32_t segment, std::span<const ReclaimPlan::Move> moves,
-                      FileWindow& window, std::vector<NvmeDropped>* dropped, MutexLock& lock);
-    Status move(uint32_t segment, const ReclaimPlan::Move& moving, FileWindow& window,
+    void move_objects(uint32_t file, std::span<const ReclaimPlan::Move> moves, FileWindow& window,
+                      std::vector<NvmeDropped>* dropped, MutexLock& lock);
+    Status move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow& window,
                 std::vector<uint8_t>& data, MutexLock& lock);
     Status append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit,
                         MutexLock& lock);
     bool must_stop() const { return stopping_ || state_ != NvmeState::kActive; }
-    void sweep(uint32_t segment, MutexLock& lock);
-    bool free_segment(uint32_t segment, MutexLock& lock);
+    void sweep(uint32_t file, MutexLock& lock);
+    bool free_file(uint32_t file, MutexLock& lock);
     static NvmeObject object_of(const NamespaceEpoch& ns, const ManifestRow& row);
-    bool list_rows(uint32_t segment, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
+    bool list_rows(uint32_t file, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
                    std::vector<NvmeListed>* out);
 
     // nvme_recovery.cpp
     Status recover();
-    void recover_segments(const Removals& removals);
-    bool recover_segment(uint32_t segment, bool cataloged, const Removals& removals,
-                         LogFileScan* scan);
-    void recover_rows(uint32_t segment, const Manifest& manifest, const Removals& removals);
-    void save_scanned(uint32_t segment, const LogFileScan& scan);
-    bool continue_head(uint32_t segment, const LogFileScan& scan);
+    void recover_files(const Removals& removals);
+    bool recover_file(uint32_t file, bool cataloged, const Removals& removals, LogFileScan* scan);
+    void recover_rows(uint32_t file, const Manifest& manifest, const Removals& removals);
+    void save_scanned(uint32_t file, const LogFileScan& scan);
+    bool continue_head(uint32_t file, const LogFileScan& scan);
 
     NvmeOptions options_;
     FileIo& io_;
     NvmeCatalog* const catalog_;
     std::unique_ptr<NvmeFolder> folder_;
     std::unique_ptr<RemovalJournal> journal_;
-    uint64_t segment_bytes_ = 0;
+    uint64_t log_file_bytes_ = 0;
     uint64_t recovered_applied_ = 0;
 
     mutable Mutex mutex_;
@@ -358,7 +357,7 @@ class NvmeLog {
     std::unique_ptr<NvmeIndex> index_;
     NvmeNamespaces namespaces_;
     LogFiles files_;
-    // Between an object's drop and the end of its segment's header a power loss would bring it
+    // Between an object's drop and the end of its log file's header a power loss would bring it
     // back: meanwhile every remove is recorded, found or not.
     bool reclaiming_ = false;
     std::unique_ptr<WriteBuffers> buffers_;

@@ -17,7 +17,7 @@ constexpr uint64_t kFailuresToOff = 8;  // failed reads with no good one in betw
 void NvmeLog::ReadTask::aim() {
     const uint64_t from = has_head ? place + head_bytes() + copied : place;
     const uint64_t end = place + head_bytes() + entry.length;
-    fd = log.fd_of(segment);
+    fd = log.fd_of(file);
     to = bounce.data();
     first = offset = align_down(from, kIoAlign);
     size =
@@ -113,7 +113,7 @@ void NvmeLog::ReadTask::complete(int64_t got) {
     const uint64_t before = copied;
     const bool had_head = has_head;
     if (got < 0) {
-        status = io_status("read", log.path_of(segment), got);
+        status = io_status("read", log.path_of(file), got);
     } else {
         const uint64_t start = std::max(first, place);
         const uint64_t end = first + filled + static_cast<uint64_t>(got);
@@ -126,7 +126,7 @@ void NvmeLog::ReadTask::complete(int64_t got) {
                 log.engine_->submit(this);
                 return;
             }
-            status = {Code::kIoError, "read(" + log.path_of(segment) + "): the file ends early"};
+            status = {Code::kIoError, "read(" + log.path_of(file) + "): the file ends early"};
         }
     }
     if (status.ok()) {
@@ -153,8 +153,8 @@ Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
     }
     index_->touch(read.hash);
     task->entry = *entry;
-    task->segment = segment_of(entry->unit);
-    task->seq = files_[task->segment].seq();
+    task->file = file_of(entry->unit);
+    task->seq = files_[task->file].seq();
     task->place = offset_of(entry->unit);
     return {};
 }
@@ -177,7 +177,7 @@ void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
                 }
             }
             if (status.ok()) {
-                ++files_[task->segment].readers;
+                ++files_[task->file].readers;
                 if (in_memory.empty()) {
                     waiting_reads_.push_back(std::move(task));
                 }
@@ -303,7 +303,7 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     {
         const MutexLock lock(mutex_);
         count_read(*task, result, &drop);
-        if (--files_[task->segment].readers == 0) {
+        if (--files_[task->file].readers == 0) {
             changed_.notify_all();
         }
     }

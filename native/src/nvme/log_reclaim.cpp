@@ -1,5 +1,5 @@
-// Emptying the oldest segment: what is still hot moves to the head of the log, the rest is dropped.
-// Also listing, which reads the same manifests.
+// Emptying the oldest log file: what is still hot moves to the head of the log, the rest is
+// dropped. Also listing, which reads the same manifests.
 #include <algorithm>
 #include <chrono>
 
@@ -40,8 +40,8 @@ NvmeObject NvmeLog::object_of(const NamespaceEpoch& ns, const ManifestRow& row) 
             .key = row.key};
 }
 
-// From the catalog, else from the segment itself.
-std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
+// From the catalog, else from the log file itself.
+std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t file, uint64_t seq) {
     if (catalog_ != nullptr) {
         const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
         if (bytes.ok()) {
@@ -51,16 +51,15 @@ std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t segment, uint64_t 
             }
         }
     }
-    LogFileScan scan =
-        scan_segment(io_, fd_of(segment), path_of(segment), seq, segment_bytes_, false);
+    LogFileScan scan = scan_log_file(io_, fd_of(file), path_of(file), seq, log_file_bytes_, false);
     return std::make_shared<const Manifest>(std::move(scan.manifest));
 }
 
-// Decides about every object of the segment; what does not move is dropped at once.
-ReclaimPlan NvmeLog::plan_reclaim(uint32_t segment, const Manifest& manifest,
+// Decides about every object of the log file; what does not move is dropped at once.
+ReclaimPlan NvmeLog::plan_reclaim(uint32_t file, const Manifest& manifest,
                                   std::vector<NvmeDropped>* dropped, MutexLock& lock) {
     using Fate = ReclaimPlan::Fate;
-    ReclaimPlan plan(policy_, segment_bytes_);
+    ReclaimPlan plan(policy_, log_file_bytes_);
     uint64_t at = 0;
     ManifestRow row;
     for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
@@ -69,7 +68,7 @@ ReclaimPlan NvmeLog::plan_reclaim(uint32_t segment, const Manifest& manifest,
             lock.lock();
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(segment, row.offset)) {
+        if (!entry || entry->unit != unit_of(file, row.offset)) {
             continue;
         }
         const NvmeNamespaces::Slot& slot = namespaces_.slot(entry->ns_slot);
@@ -111,7 +110,7 @@ void NvmeLog::drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId n
 }
 
 // Moves what was planned; what cannot be moved is dropped. Stops early when the log does.
-void NvmeLog::move_objects(uint32_t segment, std::span<const ReclaimPlan::Move> moves,
+void NvmeLog::move_objects(uint32_t file, std::span<const ReclaimPlan::Move> moves,
                            FileWindow& window, std::vector<NvmeDropped>* dropped, MutexLock& lock) {
     std::vector<uint8_t> data;
     for (const ReclaimPlan::Move& one : moves) {
@@ -119,7 +118,7 @@ void NvmeLog::move_objects(uint32_t segment, std::span<const ReclaimPlan::Move> 
             return;
         }
         reclaim_needs_ = one.room_needed;
-        const Status moved = move(segment, one, window, data, lock);
+        const Status moved = move(file, one, window, data, lock);
         if (moved.ok()) {
             continue;
         }
@@ -127,14 +126,14 @@ void NvmeLog::move_objects(uint32_t segment, std::span<const ReclaimPlan::Move> 
             return;
         }
         const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
-        if (entry && entry->unit == unit_of(segment, one.row.offset)) {
+        if (entry && entry->unit == unit_of(file, one.row.offset)) {
             drop(one.row, *entry, one.ns, reason_of(moved), dropped);
         }
     }
 }
 
-// Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
-Status NvmeLog::move(uint32_t segment, const ReclaimPlan::Move& moving, FileWindow& window,
+// Appends an object of a log file again. Not Ok: it could not, and is to be dropped.
+Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow& window,
                      std::vector<uint8_t>& data, MutexLock& lock) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
@@ -148,14 +147,14 @@ Status NvmeLog::move(uint32_t segment, const ReclaimPlan::Move& moving, FileWind
         window.copy(row.offset + record_head_bytes(row.key.size()), data.data(), data.size());
     Status status = window.status();
     if (!got && status.ok()) {
-        status = {Code::kIoError, path_of(segment) + " ends early"};
+        status = {Code::kIoError, path_of(file) + " ends early"};
     }
     lock.lock();
     if (!got) {
         ++counters_.io_errors;
         return status;
     }
-    status = append_moved(object, data, unit_of(segment, row.offset), lock);
+    status = append_moved(object, data, unit_of(file, row.offset), lock);
     if (status.ok()) {
         ++counters_.readmitted_objects;
         counters_.readmitted_bytes += row.length;
@@ -175,9 +174,9 @@ Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> 
     while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
         // This thread is the one that seals and prepares.
         seal_ready(lock);
-        prepare_segments(lock);
+        prepare_files(lock);
         changed_.wait_for(mutex_, std::chrono::milliseconds(1));
-        // Nothing is left to write to, and nothing will be: every other segment is full.
+        // Nothing is left to write to, and nothing will be: every other log file is full.
         const bool is_hopeless = files_.free_or_ready() == 0 && buffers_->idle();
         lock.unlock();
         status = append_record(object, data, unit);
@@ -189,11 +188,11 @@ Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> 
     return status;
 }
 
-// Entries that no manifest speaks of, because it was lost and the segment is damaged.
-void NvmeLog::sweep(uint32_t segment, MutexLock& lock) {
+// Entries that no manifest speaks of, because it was lost and the log file is damaged.
+void NvmeLog::sweep(uint32_t file, MutexLock& lock) {
     for (size_t shard = 0; shard < index_->shards(); ++shard) {
         index_->erase_if(shard, [&](const NvmeEntry& entry) {
-            if (segment_of(entry.unit) != segment) {
+            if (file_of(entry.unit) != file) {
                 return false;
             }
             account(entry, false);
@@ -205,13 +204,13 @@ void NvmeLog::sweep(uint32_t segment, MutexLock& lock) {
     }
 }
 
-// Makes one segment free. Live objects are dropped or moved in the order of the log only: so no
+// Makes one log file free. Live objects are dropped or moved in the order of the log only: so no
 // older version of an object is on disk any more when its newest one goes. What has no live object
 // left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
 bool NvmeLog::reclaim(MutexLock& lock) {
     if (const std::optional<uint32_t> empty = files_.sealed_without_objects()) {
         files_.begin_reclaim(*empty);
-        return free_segment(*empty, lock);
+        return free_file(*empty, lock);
     }
     return reclaim_oldest(lock);
 }
@@ -222,48 +221,48 @@ bool NvmeLog::reclaim_oldest(MutexLock& lock) {
     if (!oldest || files_[*oldest].state() != LogFileState::kSealed) {
         return false;
     }
-    const uint32_t number = *oldest;
-    files_.begin_reclaim(number);
+    const uint32_t file = *oldest;
+    files_.begin_reclaim(file);
     reclaiming_ = true;
-    reclaim_needs_ = segment_bytes_;
-    const uint64_t seq = files_[number].seq();
+    reclaim_needs_ = log_file_bytes_;
+    const uint64_t seq = files_[file].seq();
     lock.unlock();
-    const std::shared_ptr<const Manifest> manifest = manifest_of(number, seq);
-    FileWindow window(io_, fd_of(number), path_of(number), segment_bytes_);
+    const std::shared_ptr<const Manifest> manifest = manifest_of(file, seq);
+    FileWindow window(io_, fd_of(file), path_of(file), log_file_bytes_);
     lock.lock();
 
     std::vector<NvmeDropped> dropped;
-    ReclaimPlan plan = plan_reclaim(number, *manifest, &dropped, lock);
-    move_objects(number, plan.finish(), window, &dropped, lock);
+    ReclaimPlan plan = plan_reclaim(file, *manifest, &dropped, lock);
+    move_objects(file, plan.finish(), window, &dropped, lock);
     reclaim_needs_ = 0;
     lock.unlock();
     report(dropped);
     lock.lock();
     if (must_stop()) {
-        files_.stop_reclaim(number);
+        files_.stop_reclaim(file);
         return false;
     }
-    if (files_[number].live_objects != 0) {
-        sweep(number, lock);
+    if (files_[file].live_objects != 0) {
+        sweep(file, lock);
     }
-    return free_segment(number, lock);
+    return free_file(file, lock);
 }
 
 // What moved must be on disk before its old place is given away, and so must what replaced or
-// removed an object of the segment: that object hides the older versions that others still hold.
-// The header goes first, so that nothing of the segment comes back; then its row and what the
+// removed an object of the log file: that object hides the older versions that others still hold.
+// The header goes first, so that nothing of the log file comes back; then its row and what the
 // journal says of it.
-bool NvmeLog::free_segment(uint32_t number, MutexLock& lock) {
-    changed_.wait(mutex_, [&] { return files_[number].readers == 0; });
-    const uint64_t seq = files_[number].seq();
+bool NvmeLog::free_file(uint32_t file, MutexLock& lock) {
+    changed_.wait(mutex_, [&] { return files_[file].readers == 0; });
+    const uint64_t seq = files_[file].seq();
     const Status appends = sync_locked(lock);
     lock.unlock();
     if (!appends.ok() || !sync_removals().ok()) {
         lock.lock();
-        files_.stop_reclaim(number);
+        files_.stop_reclaim(file);
         return false;
     }
-    Status status = write_header(number, 0);
+    Status status = write_header(file, 0);
     if (status.ok() && catalog_ != nullptr && !catalog_->drop(seq).ok()) {
         const MutexLock guard(mutex_);
         ++counters_.catalog_errors;
@@ -271,13 +270,13 @@ bool NvmeLog::free_segment(uint32_t number, MutexLock& lock) {
     lock.lock();
     if (!status.ok()) {
         ++counters_.io_errors;
-        files_.stop_reclaim(number);
+        files_.stop_reclaim(file);
         fail(NvmeState::kReadOnly, status);
         return false;
     }
-    files_.release(number);
+    files_.release(file);
     reclaiming_ = false;
-    ++counters_.segments_reclaimed;
+    ++counters_.log_files_reclaimed;
     const uint64_t oldest = files_.oldest_seq();
     changed_.notify_all();
     lock.unlock();
@@ -298,22 +297,22 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
             cursor->done = true;
             break;
         }
-        const uint32_t number = *found;
-        const uint64_t seq = files_[number].seq();
+        const uint32_t file = *found;
+        const uint64_t seq = files_[file].seq();
         if (seq != cursor->seq) {
             *cursor = {.seq = seq, .manifest = nullptr};
         }
-        if (files_[number].manifest() == nullptr &&
+        if (files_[file].manifest() == nullptr &&
             (cursor->manifest == nullptr || cursor->manifest->seq() != seq)) {
             lock.unlock();
-            // Its rows may stand in another order than those of the open segment did.
-            *cursor = {.seq = seq, .manifest = manifest_of(number, seq)};
+            // Its rows may stand in another order than those of the open log file did.
+            *cursor = {.seq = seq, .manifest = manifest_of(file, seq)};
             lock.lock();
             continue;  // look again: it may have been reclaimed meanwhile
         }
         const Manifest& manifest =
-            files_[number].manifest() != nullptr ? *files_[number].manifest() : *cursor->manifest;
-        if (!list_rows(number, manifest, cursor, &wanted, out)) {
+            files_[file].manifest() != nullptr ? *files_[file].manifest() : *cursor->manifest;
+        if (!list_rows(file, manifest, cursor, &wanted, out)) {
             *cursor = {.seq = seq + 1, .manifest = nullptr};
         }
         lock.unlock();
@@ -323,15 +322,15 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
 }
 
 // At most kRowsUnderLock rows. False: there are no more.
-bool NvmeLog::list_rows(uint32_t number, const Manifest& manifest, NvmeCursor* cursor,
-                        size_t* wanted, std::vector<NvmeListed>* out) {
+bool NvmeLog::list_rows(uint32_t file, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
+                        std::vector<NvmeListed>* out) {
     ManifestRow row;
     for (size_t rows = 0; rows < kRowsUnderLock && *wanted > 0; ++rows) {
         if (!manifest.next(&cursor->at, &row)) {
             return false;
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(number, row.offset)) {
+        if (!entry || entry->unit != unit_of(file, row.offset)) {
             continue;
         }
         const NamespaceEpoch& names = namespaces_.slot(entry->ns_slot).names;

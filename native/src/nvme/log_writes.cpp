@@ -1,4 +1,4 @@
-// The writer threads, and the maintenance that seals full segments and prepares empty ones.
+// The writer threads, and the maintenance that seals full log files and prepares empty ones.
 #include <algorithm>
 #include <chrono>
 
@@ -11,7 +11,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kFolderCheckMs = 1000;
-constexpr size_t kPreparedSegments = 2;
+constexpr size_t kPreparedFiles = 2;
 constexpr uint64_t kMaxFreeTarget = 8;
 
 }  // namespace
@@ -31,18 +31,18 @@ void NvmeLog::write_loop() {
         std::shared_ptr<WriteBuffer> buffer;
         write_wake_.wait(mutex_, [&] {
             buffer = buffers_->next_to_write();
-            return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_segment());
+            return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_file());
         });
         if (buffer == nullptr) {
             return;
         }
-        const int fd = fd_of(buffer->segment);
+        const int fd = fd_of(buffer->file);
         lock.unlock();
         Status status = write_fully(io_, fd, buffer->memory.data(), buffer->used, buffer->start,
-                                    path_of(buffer->segment));
+                                    path_of(buffer->file));
         lock.lock();
         std::vector<NvmeDropped> dropped;
-        ++files_[buffer->segment].writes;
+        ++files_[buffer->file].writes;
         if (status.ok()) {
             counters_.bytes_written += buffer->used;
         } else {
@@ -66,7 +66,7 @@ void NvmeLog::write_loop() {
 
 // What was in a buffer that could not be written is gone, although it was readable.
 void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped) {
-    const auto manifest = files_[buffer.segment].manifest();
+    const auto manifest = files_[buffer.file].manifest();
     if (manifest == nullptr) {
         return;
     }
@@ -78,7 +78,7 @@ void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* d
             continue;
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(buffer.segment, row.offset)) {
+        if (!entry || entry->unit != unit_of(buffer.file, row.offset)) {
             continue;
         }
         erase(row.hash, *entry);
@@ -128,7 +128,7 @@ void NvmeLog::maintain(MutexLock& lock) {
         lock.lock();
     }
     while (state_ == NvmeState::kActive && !stopping_) {
-        prepare_segments(lock);
+        prepare_files(lock);
         const uint64_t target =
             std::clamp<uint64_t>(files_.count() / 16, reserve() + 1, kMaxFreeTarget);
         if (state_ != NvmeState::kActive || files_.free_or_ready() >= target) {
@@ -140,19 +140,19 @@ void NvmeLog::maintain(MutexLock& lock) {
     }
 }
 
-// Segments that are full and wholly written: durable first, then their manifest, so that no row
+// Log files that are full and wholly written: durable first, then their manifest, so that no row
 // speaks of what a power loss may still take.
 void NvmeLog::seal_ready(MutexLock& lock) {
-    for (uint32_t number = 0; number < files_.count(); ++number) {
-        LogFiles::File& segment = files_[number];
-        if (segment.state() != LogFileState::kSealing || buffers_->unwritten(segment.seq())) {
+    for (uint32_t file = 0; file < files_.count(); ++file) {
+        LogFiles::File& one = files_[file];
+        if (one.state() != LogFileState::kSealing || buffers_->unwritten(one.seq())) {
             continue;
         }
-        const std::shared_ptr<Manifest> manifest = segment.manifest();
+        const std::shared_ptr<Manifest> manifest = one.manifest();
         const bool whole = state_ == NvmeState::kActive;
-        const uint64_t writes = segment.writes;
+        const uint64_t writes = one.writes;
         lock.unlock();
-        const int synced = io_.sync(fd_of(number));
+        const int synced = io_.sync(fd_of(file));
         Status saved;
         if (synced >= 0 && whole && catalog_ != nullptr) {
             saved = catalog_->save(manifest->seq(), manifest->encode());
@@ -161,58 +161,58 @@ void NvmeLog::seal_ready(MutexLock& lock) {
         if (synced < 0) {
             ++counters_.io_errors;
             lost_writes_ = true;
-            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(file), synced));
         }
         if (synced >= 0) {
-            segment.synced_writes = writes;
+            one.synced_writes = writes;
         }
         if (!saved.ok()) {
             ++counters_.catalog_errors;
         }
-        files_.seal(number);
+        files_.seal(file);
         changed_.notify_all();
     }
 }
 
-Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
-    AlignedBuffer block(kSegmentHeaderBytes);
+Status NvmeLog::write_header(uint32_t file, uint64_t seq) {
+    AlignedBuffer block(kLogFileHeaderBytes);
     if (block.size() == 0) {
-        return {Code::kNoSpace, "no memory for a segment's header"};
+        return {Code::kNoSpace, "no memory for a log file's header"};
     }
     std::fill(block.data(), block.data() + block.size(), uint8_t{0});
     if (seq != 0) {
-        encode_segment_header({.seq = seq,
-                               .segment_bytes = segment_bytes_,
-                               .cluster_check = options_.cluster_check,
-                               .node_id = options_.node_id},
-                              {block.data(), block.size()});
+        encode_log_file_header({.seq = seq,
+                                .log_file_bytes = log_file_bytes_,
+                                .cluster_check = options_.cluster_check,
+                                .node_id = options_.node_id},
+                               {block.data(), block.size()});
     }
-    const int fd = fd_of(segment);
-    Status status = write_fully(io_, fd, block.data(), block.size(), 0, path_of(segment));
+    const int fd = fd_of(file);
+    Status status = write_fully(io_, fd, block.data(), block.size(), 0, path_of(file));
     if (!status.ok()) {
         return status;
     }
     const int synced = io_.sync(fd);
-    return synced < 0 ? io_status("fdatasync", path_of(segment), synced) : Status();
+    return synced < 0 ? io_status("fdatasync", path_of(file), synced) : Status();
 }
 
-void NvmeLog::prepare_segments(MutexLock& lock) {
-    while (files_.ready() < kPreparedSegments && state_ == NvmeState::kActive) {
-        const std::optional<uint32_t> number = files_.prepare();
-        if (!number) {
+void NvmeLog::prepare_files(MutexLock& lock) {
+    while (files_.ready() < kPreparedFiles && state_ == NvmeState::kActive) {
+        const std::optional<uint32_t> file = files_.prepare();
+        if (!file) {
             return;
         }
-        const uint64_t seq = files_[*number].seq();
+        const uint64_t seq = files_[*file].seq();
         lock.unlock();
-        Status status = write_header(*number, seq);
+        Status status = write_header(*file, seq);
         lock.lock();
         if (!status.ok()) {
             ++counters_.io_errors;
-            files_.header_failed(*number);
+            files_.header_failed(*file);
             fail(NvmeState::kReadOnly, status);
             return;
         }
-        files_.header_written(*number);
+        files_.header_written(*file);
         changed_.notify_all();
     }
 }
@@ -235,22 +235,22 @@ Status NvmeLog::sync_locked(MutexLock& lock) {
     });
     wanted.clear();
     std::vector<std::pair<uint32_t, uint64_t>> dirty;
-    for (uint32_t number = 0; number < files_.count(); ++number) {
-        const LogFiles::File& segment = files_[number];
-        if (segment.writes != segment.synced_writes) {
-            dirty.emplace_back(number, segment.writes);
+    for (uint32_t file = 0; file < files_.count(); ++file) {
+        const LogFiles::File& one = files_[file];
+        if (one.writes != one.synced_writes) {
+            dirty.emplace_back(file, one.writes);
         }
     }
-    for (const auto& [number, writes] : dirty) {
+    for (const auto& [file, writes] : dirty) {
         lock.unlock();
-        const int synced = io_.sync(fd_of(number));
+        const int synced = io_.sync(fd_of(file));
         lock.lock();
         if (synced < 0) {
             ++counters_.io_errors;
             lost_writes_ = true;
-            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(file), synced));
         } else {
-            uint64_t& done = files_[number].synced_writes;
+            uint64_t& done = files_[file].synced_writes;
             done = std::max(done, writes);
         }
     }

@@ -142,7 +142,7 @@ Status RemovalJournal::sync() {
         pending_.insert(pending_.begin(), records.begin(), records.end());
         return status;
     }
-    drop_files_before(1);  // those that say nothing of any segment
+    drop_files_before(1);  // those that say nothing of any log file
     return {};
 }
 

@@ -1,10 +1,10 @@
-// The removal journal: what must not come back from a segment that still holds it.
+// The removal journal: what must not come back from a log file that still holds it.
 //
 // Fixed records of 64 bytes, each with its own crc, appended to small files; a file goes, whole,
-// once every segment that was written before its last record has been reused. So nothing is ever
+// once every log file that was written before its last record has been reused. So nothing is ever
 // compacted and nothing of it is kept in memory. Thread-safe.
 //
-//   0 magic u32 | 4 crc u32 (of the rest) | 8 kind u8, zeros | 16 segment seq u64 | 24 hash 16 |
+//   0 magic u32 | 4 crc u32 (of the rest) | 8 kind u8, zeros | 16 file seq u64 | 24 hash 16 |
 //   40 version (or number of an operation) u64 | 48 namespace u64 | 56 zeros
 #pragma once
 
@@ -24,7 +24,7 @@
 
 namespace kvstore {
 
-// What earlier lives removed; needed only until the segments have been read.
+// What earlier lives removed; needed only until the log files have been read.
 struct Removals {
     uint64_t applied_seq = 0;                                      // the highest that was noted
     std::unordered_map<Hash128, Version, Hash128Hasher> versions;  // the highest one
@@ -48,7 +48,7 @@ class RemovalJournal {
     // Reads the files of earlier lives; later records go to a new file.
     Status load(Removals* removals);
 
-    // `seq`: of the newest segment that may hold what is removed. Durable after sync().
+    // `seq`: of the newest log file that may hold what is removed. Durable after sync().
     void remove(const Hash128& hash, Version version, uint64_t seq);
     void flush(NamespaceId ns, uint64_t seq);
     // The owner's operations up to `applied_seq` are among what was recorded so far. A file of an
@@ -58,7 +58,7 @@ class RemovalJournal {
     // next call.
     Status sync();
     bool has_pending() const;
-    // Unlinks the files that only speak of segments below `oldest_seq`.
+    // Unlinks the files that only speak of log files below `oldest_seq`.
     void drop_before(uint64_t oldest_seq);
 
   private:
@@ -86,7 +86,7 @@ class RemovalJournal {
     std::string file_path_;
     uint64_t file_bytes_ = 0;
     uint64_t next_number_ = 1;
-    std::map<uint64_t, uint64_t> last_seqs_;  // file number → greatest segment seq in it
+    std::map<uint64_t, uint64_t> last_seqs_;  // file number → greatest log file seq in it
 };
 
 }  // namespace kvstore

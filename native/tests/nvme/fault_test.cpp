@@ -25,10 +25,10 @@ struct Told {
 
 constexpr uint64_t kPuts = 90;
 
-// Small segments, so that the workload seals and reclaims some.
+// Small log files, so that the workload seals and reclaims some.
 std::unique_ptr<NvmeTester> small_tester(const std::string& path) {
     auto nvme = std::make_unique<NvmeTester>(path, 512 << 10);
-    nvme->options.segment_bytes = 64 << 10;
+    nvme->options.log_file_bytes = 64 << 10;
     return nvme;
 }
 
@@ -71,7 +71,7 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
         TempDir dir(true);
         const auto nvme = small_tester(dir.path());
         run_workload(*nvme);
-        EXPECT_GT(nvme->log->counters().segments_reclaimed, 1u);
+        EXPECT_GT(nvme->log->counters().log_files_reclaimed, 1u);
         nvme->close();
         calls = nvme->io.calls;
     }
@@ -220,7 +220,7 @@ TEST(NvmeFaultTest, DamageIsFoundByTheReadAndDropped) {
     ASSERT_TRUE(nvme.log->sync().ok());
     const NvmeFound found = *nvme.log->find(nvme.ns.id, nvme.hash("k"));
     {
-        std::fstream file(segment_file(dir.path(), found.segment),
+        std::fstream file(log_file_path(dir.path(), found.file),
                           std::ios::in | std::ios::out | std::ios::binary);
         file.seekp(static_cast<std::streamoff>(found.offset + 3000));
         file.put('!');
@@ -297,7 +297,7 @@ TEST(NvmeFaultTest, ADiskThatFillsUpMakesItReadOnly) {
     ASSERT_TRUE(nvme.put("k", 1, 5000).ok());
     ASSERT_TRUE(nvme.put("other", 1, 5000).ok());
     ASSERT_TRUE(nvme.log->sync().ok());
-    // The segments have their blocks; the journal of 1 MiB finds none.
+    // The log files have their blocks; the journal of 1 MiB finds none.
     nvme.log->remove(nvme.ns.id, nvme.hash("k"), 1);
     EXPECT_EQ(nvme.log->sync_removals().code(), Code::kNoSpace);
     EXPECT_EQ(nvme.log->state(), NvmeState::kReadOnly);
