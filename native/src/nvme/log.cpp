@@ -57,13 +57,19 @@ Status NvmeLog::start() {
     }
     folder_ = std::move(*folder);
     journal_ = std::make_unique<RemovalJournal>(io_, *folder_);
-    buffers_ = std::make_unique<WriteBuffers>(options_.buffer_bytes, options_.buffers);
-    if (!buffers_->has_memory()) {
+    auto buffers = std::make_unique<WriteBuffers>(options_.buffer_bytes, options_.buffers);
+    if (!buffers->has_memory()) {
         return {Code::kNoSpace, "no memory for NVMe write buffers"};
     }
+    const uint64_t max_record_bytes = buffers->max_record_bytes();
+    buffers_ = std::move(buffers);
     if (Status status = recover(); !status.ok()) {
         return status;
     }
+    const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign;  // its namespace's record too
+    const uint64_t room =
+        std::min(log_file_bytes_ - kLogFileHeaderBytes, max_record_bytes - options_.buffer_bytes);
+    max_object_bytes_ = std::min<uint64_t>(room - overhead, UINT32_MAX);
     Result<std::unique_ptr<NvmeReadEngine>> engine = NvmeReadEngine::create(io_, options_.reads);
     if (!engine.ok()) {
         return engine.status();
@@ -72,7 +78,7 @@ Status NvmeLog::start() {
     {
         MutexLock lock(mutex_);
         if (state_ == NvmeState::kActive) {
-            prepare_files(lock);
+            prepare_files();
         }
     }
     for (size_t i = 0; i < options_.writers; ++i) {
@@ -98,8 +104,9 @@ NvmeLog::~NvmeLog() {
             MutexLock lock(mutex_);
             buffers_->end_file();
             write_wake_.notify_all();
-            changed_.wait(mutex_,
-                          [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
+            changed_.wait(mutex_, [this]() KV_REQUIRES(mutex_) {
+                return waiting_reads_.empty() && reads_under_way_ == 0;
+            });
         }
         for (std::thread& writer : writers_) {
             writer.join();
@@ -127,7 +134,7 @@ NvmeCounters NvmeLog::counters() const {
     return counters;
 }
 
-// Under mutex_, as everything below that does not say otherwise. A tier only gets worse.
+// A log only gets worse.
 void NvmeLog::fail(NvmeState state, const Status& why) {
     if (state > state_) {
         state_ = state;
@@ -135,13 +142,6 @@ void NvmeLog::fail(NvmeState state, const Status& why) {
     }
     maintain_wake_.notify_all();
     changed_.notify_all();
-}
-
-uint64_t NvmeLog::max_object_bytes() const {
-    const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign;  // its namespace's record too
-    const uint64_t room = std::min(log_file_bytes_ - kLogFileHeaderBytes,
-                                   buffers_->max_record_bytes() - options_.buffer_bytes);
-    return std::min<uint64_t>(room - overhead, UINT32_MAX);
 }
 
 Status NvmeLog::register_namespace(const NamespaceEpoch& ns) {
@@ -298,7 +298,7 @@ Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) 
     return append_record(object, data, std::nullopt);
 }
 
-// Takes mutex_ itself; not while the record is copied.
+// The record is copied without mutex_.
 Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t> data,
                               std::optional<uint64_t> moved_from) {
     Appending appending{.object = object, .data = data, .moved_from = moved_from};
@@ -452,7 +452,7 @@ bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
         return false;
     }
     MutexLock lock(mutex_);
-    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&] {
+    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&]() KV_REQUIRES(mutex_) {
         return state_ != NvmeState::kActive ||
                (buffers_->has_room(size) && ensure_head(size, false));
     });

@@ -195,7 +195,7 @@ class NvmeLog {
     Status append(const NvmeObject& object, std::span<const uint8_t> data);
     // Waits until an append of this size may succeed. False: not in time, or not active.
     bool await_space(uint64_t data_bytes, uint32_t timeout_ms);
-    uint64_t max_object_bytes() const;
+    uint64_t max_object_bytes() const { return max_object_bytes_; }
 
     std::optional<NvmeFound> find(NamespaceId ns, const Hash128& hash, bool touch = false);
     // Calls `done` once for each, on a thread of the reads; for what is answered without the disk
@@ -206,18 +206,18 @@ class NvmeLog {
     bool remove(NamespaceId ns, const Hash128& hash, Version version);
     void flush_namespace(NamespaceId ns);
     // Ok: every remove and flush that returned before is durable.
-    Status sync_removals();
+    Status sync_removals() KV_EXCLUDES(mutex_);
     // The owner's operations up to this one are among the removals and flushes that were called
     // for. recovered_applied(): the last such number that was durable when the folder was opened.
     void note_applied(uint64_t applied_seq);
     uint64_t recovered_applied() const { return recovered_applied_; }
     // Ok: every append that returned before is durable. Never Ok again once a write of objects, or
     // its sync, has failed.
-    Status sync();
+    Status sync() KV_EXCLUDES(mutex_);
 
     // Not durable by itself: the pin on disk is that of the append. NoSpace: too much is pinned.
     Status set_pin(NamespaceId ns, const Hash128& hash, Pin pin);
-    void set_policy(const NvmePolicy& policy);
+    void set_policy(const NvmePolicy& policy) KV_EXCLUDES(mutex_);
 
     // Appends at most `max` live objects to `*out`. Each object that is there from the first call
     // to the last is listed at least once.
@@ -245,27 +245,29 @@ class NvmeLog {
     };
 
     explicit NvmeLog(const NvmeOptions& options);
-    Status start();
+    Status start() KV_EXCLUDES(mutex_);
 
-    // nvme_log.cpp
+    // log.cpp
     Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
-                         std::optional<uint64_t> moved_from);
-    Status prepare_append(Appending* appending);
+                         std::optional<uint64_t> moved_from) KV_EXCLUDES(mutex_);
+    Status prepare_append(Appending* appending) KV_REQUIRES(mutex_);
     static bool write_record(Appending& appending);
-    Status publish_append(Appending& appending, bool is_genuine);
-    Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const;
-    Status check_pinned(uint64_t more) const;
-    uint64_t reserve() const;
-    bool leaves_reserve(uint64_t size) const;
-    bool ensure_head(uint64_t record_size, bool reserve_too);
-    bool declare_namespace(const NamespaceEpoch& ns);
-    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t file, uint64_t offset);
-    void account(const NvmeEntry& entry, bool added);
-    void erase(const Hash128& hash, const NvmeEntry& entry);
-    bool visible(const NvmeEntry& entry, NamespaceId ns) const;
-    void fail(NvmeState state, const Status& why);
-    void remember_removal(const Hash128& hash, Version version);
-    bool removed_lately(const Hash128& hash, Version version) const;
+    Status publish_append(Appending& appending, bool is_genuine) KV_REQUIRES(mutex_);
+    Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const
+        KV_REQUIRES(mutex_);
+    Status check_pinned(uint64_t more) const KV_REQUIRES(mutex_);
+    uint64_t reserve() const KV_REQUIRES(mutex_);
+    bool leaves_reserve(uint64_t size) const KV_REQUIRES(mutex_);
+    bool ensure_head(uint64_t record_size, bool reserve_too) KV_REQUIRES(mutex_);
+    bool declare_namespace(const NamespaceEpoch& ns) KV_REQUIRES(mutex_);
+    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t file, uint64_t offset)
+        KV_REQUIRES(mutex_);
+    void account(const NvmeEntry& entry, bool added) KV_REQUIRES(mutex_);
+    void erase(const Hash128& hash, const NvmeEntry& entry) KV_REQUIRES(mutex_);
+    bool visible(const NvmeEntry& entry, NamespaceId ns) const KV_REQUIRES(mutex_);
+    void fail(NvmeState state, const Status& why) KV_REQUIRES(mutex_);
+    void remember_removal(const Hash128& hash, Version version) KV_REQUIRES(mutex_);
+    bool removed_lately(const Hash128& hash, Version version) const KV_REQUIRES(mutex_);
     uint64_t unit_of(uint32_t file, uint64_t offset) const {
         return (uint64_t{file} * log_file_bytes_ + offset) / kRecordAlign;
     }
@@ -281,55 +283,61 @@ class NvmeLog {
     const std::string& path_of(uint32_t file) { return folder_->files()[file].path; }
     uint64_t now_ms() const { return options_.wall_ms(); }
 
-    // nvme_log_reads.cpp
-    Status prepare_read(const NvmeRead& read, ReadTask* task);
+    // log_reads.cpp
+    Status prepare_read(const NvmeRead& read, ReadTask* task) KV_REQUIRES(mutex_);
+    Status admit_read(const NvmeRead& read, std::unique_ptr<ReadTask>* task,
+                      std::vector<std::shared_ptr<WriteBuffer>>* in_memory) KV_REQUIRES(mutex_);
     void read_from_memory(std::unique_ptr<ReadTask> task,
-                          std::vector<std::shared_ptr<WriteBuffer>>& buffers);
+                          std::vector<std::shared_ptr<WriteBuffer>>& buffers) KV_EXCLUDES(mutex_);
     static Status take_split_head(ReadTask& task,
                                   const std::vector<std::shared_ptr<WriteBuffer>>& buffers);
-    void start_reads();
-    void finish_read(ReadTask* task, const NvmeReadResult& result);
-    void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop);
+    void start_reads() KV_EXCLUDES(mutex_);
+    void finish_read(ReadTask* task, const NvmeReadResult& result) KV_EXCLUDES(mutex_);
+    void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop)
+        KV_REQUIRES(mutex_);
 
-    // nvme_log_writes.cpp: the writer and maintenance threads
-    void write_loop();
-    void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped);
-    void maintain_loop();
-    void maintain(MutexLock& lock);
-    void seal_ready(MutexLock& lock);
-    void prepare_files(MutexLock& lock);
+    // log_writes.cpp: the writer and maintenance threads
+    void write_loop() KV_EXCLUDES(mutex_);
+    void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped)
+        KV_REQUIRES(mutex_);
+    void maintain_loop() KV_EXCLUDES(mutex_);
+    void maintain() KV_REQUIRES(mutex_);
+    void seal_ready() KV_REQUIRES(mutex_);
+    void prepare_files() KV_REQUIRES(mutex_);
     Status write_header(uint32_t file, uint64_t seq);
-    Status sync_locked(MutexLock& lock);
-    void report(const std::vector<NvmeDropped>& dropped);
+    Status sync_appends() KV_REQUIRES(mutex_);
+    void report(const std::vector<NvmeDropped>& dropped) KV_EXCLUDES(mutex_);
 
-    // nvme_log_reclaim.cpp
-    bool reclaim(MutexLock& lock);
-    bool reclaim_oldest(MutexLock& lock);
-    std::shared_ptr<const Manifest> manifest_of(uint32_t file, uint64_t seq);
+    // log_reclaim.cpp
+    bool reclaim() KV_REQUIRES(mutex_);
+    bool reclaim_oldest() KV_REQUIRES(mutex_);
+    std::shared_ptr<const Manifest> manifest_of(uint32_t file, uint64_t seq) KV_EXCLUDES(mutex_);
     ReclaimPlan plan_reclaim(uint32_t file, const Manifest& manifest,
-                             std::vector<NvmeDropped>* dropped, MutexLock& lock);
+                             std::vector<NvmeDropped>* dropped) KV_REQUIRES(mutex_);
     void drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId ns,
-              NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped);
+              NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped) KV_REQUIRES(mutex_);
     void move_objects(uint32_t file, std::span<const ReclaimPlan::Move> moves, FileWindow& window,
-                      std::vector<NvmeDropped>* dropped, MutexLock& lock);
+                      std::vector<NvmeDropped>* dropped) KV_REQUIRES(mutex_);
     Status move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow& window,
-                std::vector<uint8_t>& data, MutexLock& lock);
-    Status append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit,
-                        MutexLock& lock);
-    bool must_stop() const { return stopping_ || state_ != NvmeState::kActive; }
-    void sweep(uint32_t file, MutexLock& lock);
-    bool free_file(uint32_t file, MutexLock& lock);
+                std::vector<uint8_t>& data) KV_REQUIRES(mutex_);
+    Status append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit)
+        KV_REQUIRES(mutex_);
+    bool must_stop() const KV_REQUIRES(mutex_) { return stopping_ || state_ != NvmeState::kActive; }
+    void sweep(uint32_t file) KV_REQUIRES(mutex_);
+    bool free_file(uint32_t file) KV_REQUIRES(mutex_);
     static NvmeObject object_of(const NamespaceEpoch& ns, const ManifestRow& row);
     bool list_rows(uint32_t file, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
-                   std::vector<NvmeListed>* out);
+                   std::vector<NvmeListed>* out) KV_REQUIRES(mutex_);
 
-    // nvme_recovery.cpp
-    Status recover();
-    void recover_files(const Removals& removals);
-    bool recover_file(uint32_t file, bool cataloged, const Removals& removals, LogFileScan* scan);
-    void recover_rows(uint32_t file, const Manifest& manifest, const Removals& removals);
-    void save_scanned(uint32_t file, const LogFileScan& scan);
-    bool continue_head(uint32_t file, const LogFileScan& scan);
+    // recovery.cpp
+    Status recover() KV_EXCLUDES(mutex_);
+    void recover_files(const Removals& removals) KV_REQUIRES(mutex_);
+    bool recover_file(uint32_t file, bool cataloged, const Removals& removals, LogFileScan* scan)
+        KV_REQUIRES(mutex_);
+    void recover_rows(uint32_t file, const Manifest& manifest, const Removals& removals)
+        KV_REQUIRES(mutex_);
+    void save_scanned(uint32_t file, const LogFileScan& scan) KV_REQUIRES(mutex_);
+    bool continue_head(uint32_t file, const LogFileScan& scan) KV_REQUIRES(mutex_);
 
     NvmeOptions options_;
     FileIo& io_;
@@ -337,37 +345,43 @@ class NvmeLog {
     std::unique_ptr<NvmeFolder> folder_;
     std::unique_ptr<RemovalJournal> journal_;
     uint64_t log_file_bytes_ = 0;
+    uint64_t max_object_bytes_ = 0;
     uint64_t recovered_applied_ = 0;
 
+    // Before those of the journal; never held while the catalog or a callback is called, nor during
+    // I/O. What has it may release it meanwhile: seal_ready(), prepare_files(), sync_appends() and
+    // all that reclaims.
     mutable Mutex mutex_;
     CondVar write_wake_;
     CondVar maintain_wake_;
     CondVar changed_;  // something was written, freed, read or has failed
-    NvmeState state_ = NvmeState::kActive;
-    Status error_;
-    bool stopping_ = false;
-    NvmePolicy policy_;
-    NvmeCounters counters_;
-    uint64_t pinned_bytes_ = 0;   // of records with a hard pin
-    uint64_t reclaim_needs_ = 0;  // of room for what the reclaim under way still has to move
-    uint64_t failed_reads_in_a_row_ = 0;
-    bool must_maintain_ = false;
-    bool lost_writes_ = false;  // something that was appended is not on disk, or may not be
+    NvmeState state_ KV_GUARDED_BY(mutex_) = NvmeState::kActive;
+    Status error_ KV_GUARDED_BY(mutex_);
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
+    NvmePolicy policy_ KV_GUARDED_BY(mutex_);
+    NvmeCounters counters_ KV_GUARDED_BY(mutex_);
+    uint64_t pinned_bytes_ KV_GUARDED_BY(mutex_) = 0;  // of records with a hard pin
+    uint64_t reclaim_needs_ KV_GUARDED_BY(mutex_) =
+        0;  // of room for what the reclaim under way still has to move
+    uint64_t failed_reads_in_a_row_ KV_GUARDED_BY(mutex_) = 0;
+    bool must_maintain_ KV_GUARDED_BY(mutex_) = false;
+    bool lost_writes_ KV_GUARDED_BY(mutex_) =
+        false;  // something that was appended is not on disk, or may not be
 
-    std::unique_ptr<NvmeIndex> index_;
-    NvmeNamespaces namespaces_;
-    LogFiles files_;
+    std::unique_ptr<NvmeIndex> index_ KV_PT_GUARDED_BY(mutex_);
+    NvmeNamespaces namespaces_ KV_GUARDED_BY(mutex_);
+    LogFiles files_ KV_GUARDED_BY(mutex_);
     // Between an object's drop and the end of its log file's header a power loss would bring it
     // back: meanwhile every remove is recorded, found or not.
-    bool reclaiming_ = false;
-    std::unique_ptr<WriteBuffers> buffers_;
+    bool reclaiming_ KV_GUARDED_BY(mutex_) = false;
+    std::unique_ptr<WriteBuffers> buffers_ KV_PT_GUARDED_BY(mutex_);
     // The last removals, for appends that were on their way when the remove came.
-    std::unordered_map<Hash128, Version, Hash128Hasher> lately_removed_;
-    std::deque<Hash128> lately_order_;
+    std::unordered_map<Hash128, Version, Hash128Hasher> lately_removed_ KV_GUARDED_BY(mutex_);
+    std::deque<Hash128> lately_order_ KV_GUARDED_BY(mutex_);
 
-    std::deque<std::unique_ptr<ReadTask>> waiting_reads_;
-    size_t reads_under_way_ = 0;
-    std::vector<AlignedBuffer> bounce_buffers_;
+    std::deque<std::unique_ptr<ReadTask>> waiting_reads_ KV_GUARDED_BY(mutex_);
+    size_t reads_under_way_ KV_GUARDED_BY(mutex_) = 0;
+    std::vector<AlignedBuffer> bounce_buffers_ KV_GUARDED_BY(mutex_);
 
     std::unique_ptr<NvmeReadEngine> engine_;
     std::vector<std::thread> writers_;

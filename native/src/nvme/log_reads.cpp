@@ -135,7 +135,7 @@ void NvmeLog::ReadTask::complete(int64_t got) {
     log.finish_read(this, result(status));
 }
 
-// Under mutex_. Ok: the task knows its place.
+// Ok: the task knows its place.
 Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
     if (stopping_) {
         return {Code::kClosed, "the NVMe tier is closing"};
@@ -159,29 +159,36 @@ Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
     return {};
 }
 
+// Takes a reference to the task's file. Ok: its bytes are `*in_memory`, or it waits for the disk
+// and
+// `*task` is null.
+Status NvmeLog::admit_read(const NvmeRead& read, std::unique_ptr<ReadTask>* task,
+                           std::vector<std::shared_ptr<WriteBuffer>>* in_memory) {
+    ReadTask& one = **task;
+    if (Status status = prepare_read(read, &one); !status.ok()) {
+        return status;
+    }
+    *in_memory =
+        buffers_->find(one.seq, one.place, one.entry.head_units * kRecordAlign + one.entry.length);
+    if (in_memory->empty() && waiting_reads_.size() >= options_.max_queued_reads) {
+        ++counters_.overloaded;
+        return {Code::kOverloaded, "too many reads wait for NVMe"};
+    }
+    ++files_[one.file].readers;
+    if (in_memory->empty()) {
+        waiting_reads_.push_back(std::move(*task));
+    }
+    return {};
+}
+
 void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
     for (const NvmeRead& read : reads) {
         auto task = std::make_unique<ReadTask>(*this, read, done);
         std::vector<std::shared_ptr<WriteBuffer>> in_memory;
         Status status;
-        uint64_t size = 0;
         {
             const MutexLock lock(mutex_);
-            status = prepare_read(read, task.get());
-            if (status.ok()) {
-                size = task->entry.head_units * kRecordAlign + task->entry.length;
-                in_memory = buffers_->find(task->seq, task->place, size);
-                if (in_memory.empty() && waiting_reads_.size() >= options_.max_queued_reads) {
-                    ++counters_.overloaded;
-                    status = {Code::kOverloaded, "too many reads wait for NVMe"};
-                }
-            }
-            if (status.ok()) {
-                ++files_[task->file].readers;
-                if (in_memory.empty()) {
-                    waiting_reads_.push_back(std::move(task));
-                }
-            }
+            status = admit_read(read, &task, &in_memory);
         }
         if (!status.ok()) {
             done(read.tag, task->result(status));
@@ -233,7 +240,7 @@ Status NvmeLog::take_split_head(ReadTask& task,
     return task.take(0, std::span(bytes).first(size));
 }
 
-// Starts as many waiting reads as the depth allows. Takes mutex_ itself.
+// Starts as many waiting reads as the depth allows.
 void NvmeLog::start_reads() {
     const size_t depth = std::max<size_t>(options_.reads.depth, 1);
     while (true) {
@@ -264,7 +271,6 @@ void NvmeLog::start_reads() {
     }
 }
 
-// Under mutex_.
 void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop) {
     switch (result.status.code()) {
         case Code::kOk:
@@ -296,7 +302,7 @@ void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, boo
     ++counters_.dropped_objects;
 }
 
-// Ends a task that was released from its owner. Takes mutex_ itself.
+// Ends a task that was released from its owner.
 void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     std::unique_ptr<ReadTask> task(raw);
     bool drop = false;

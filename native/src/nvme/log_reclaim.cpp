@@ -57,15 +57,15 @@ std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t file, uint64_t seq
 
 // Decides about every object of the log file; what does not move is dropped at once.
 ReclaimPlan NvmeLog::plan_reclaim(uint32_t file, const Manifest& manifest,
-                                  std::vector<NvmeDropped>* dropped, MutexLock& lock) {
+                                  std::vector<NvmeDropped>* dropped) {
     using Fate = ReclaimPlan::Fate;
     ReclaimPlan plan(policy_, log_file_bytes_);
     uint64_t at = 0;
     ManifestRow row;
     for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
         if (rows % kRowsUnderLock == 0) {
-            lock.unlock();
-            lock.lock();
+            mutex_.unlock();
+            mutex_.lock();
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
         if (!entry || entry->unit != unit_of(file, row.offset)) {
@@ -111,14 +111,14 @@ void NvmeLog::drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId n
 
 // Moves what was planned; what cannot be moved is dropped. Stops early when the log does.
 void NvmeLog::move_objects(uint32_t file, std::span<const ReclaimPlan::Move> moves,
-                           FileWindow& window, std::vector<NvmeDropped>* dropped, MutexLock& lock) {
+                           FileWindow& window, std::vector<NvmeDropped>* dropped) {
     std::vector<uint8_t> data;
     for (const ReclaimPlan::Move& one : moves) {
         if (must_stop()) {
             return;
         }
         reclaim_needs_ = one.room_needed;
-        const Status moved = move(file, one, window, data, lock);
+        const Status moved = move(file, one, window, data);
         if (moved.ok()) {
             continue;
         }
@@ -134,14 +134,14 @@ void NvmeLog::move_objects(uint32_t file, std::span<const ReclaimPlan::Move> mov
 
 // Appends an object of a log file again. Not Ok: it could not, and is to be dropped.
 Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow& window,
-                     std::vector<uint8_t>& data, MutexLock& lock) {
+                     std::vector<uint8_t>& data) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
     if (!slot) {
         return {Code::kNotFound, "its namespace is gone"};
     }
     const NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
-    lock.unlock();
+    mutex_.unlock();
     data.resize(row.length);
     const bool got =
         window.copy(row.offset + record_head_bytes(row.key.size()), data.data(), data.size());
@@ -149,12 +149,12 @@ Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow&
     if (!got && status.ok()) {
         status = {Code::kIoError, path_of(file) + " ends early"};
     }
-    lock.lock();
+    mutex_.lock();
     if (!got) {
         ++counters_.io_errors;
         return status;
     }
-    status = append_moved(object, data, unit_of(file, row.offset), lock);
+    status = append_moved(object, data, unit_of(file, row.offset));
     if (status.ok()) {
         ++counters_.readmitted_objects;
         counters_.readmitted_bytes += row.length;
@@ -166,21 +166,21 @@ Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow&
 }
 
 // Appends as soon as there is room. Overloaded: there is none, and there will be none.
-Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit,
-                             MutexLock& lock) {
-    lock.unlock();
+Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> data,
+                             uint64_t unit) {
+    mutex_.unlock();
     Status status = append_record(object, data, unit);
-    lock.lock();
+    mutex_.lock();
     while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
         // This thread is the one that seals and prepares.
-        seal_ready(lock);
-        prepare_files(lock);
+        seal_ready();
+        prepare_files();
         changed_.wait_for(mutex_, std::chrono::milliseconds(1));
         // Nothing is left to write to, and nothing will be: every other log file is full.
         const bool is_hopeless = files_.free_or_ready() == 0 && buffers_->idle();
-        lock.unlock();
+        mutex_.unlock();
         status = append_record(object, data, unit);
-        lock.lock();
+        mutex_.lock();
         if (is_hopeless) {
             break;
         }
@@ -189,9 +189,9 @@ Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> 
 }
 
 // Entries that no manifest speaks of, because it was lost and the log file is damaged.
-void NvmeLog::sweep(uint32_t file, MutexLock& lock) {
+void NvmeLog::sweep(uint32_t file) {
     for (size_t shard = 0; shard < index_->shards(); ++shard) {
-        index_->erase_if(shard, [&](const NvmeEntry& entry) {
+        index_->erase_if(shard, [&](const NvmeEntry& entry) KV_REQUIRES(mutex_) {
             if (file_of(entry.unit) != file) {
                 return false;
             }
@@ -199,23 +199,23 @@ void NvmeLog::sweep(uint32_t file, MutexLock& lock) {
             ++counters_.dropped_objects;
             return true;
         });
-        lock.unlock();
-        lock.lock();
+        mutex_.unlock();
+        mutex_.lock();
     }
 }
 
 // Makes one log file free. Live objects are dropped or moved in the order of the log only: so no
 // older version of an object is on disk any more when its newest one goes. What has no live object
 // left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
-bool NvmeLog::reclaim(MutexLock& lock) {
+bool NvmeLog::reclaim() {
     if (const std::optional<uint32_t> empty = files_.sealed_without_objects()) {
         files_.begin_reclaim(*empty);
-        return free_file(*empty, lock);
+        return free_file(*empty);
     }
-    return reclaim_oldest(lock);
+    return reclaim_oldest();
 }
 
-bool NvmeLog::reclaim_oldest(MutexLock& lock) {
+bool NvmeLog::reclaim_oldest() {
     const std::optional<uint32_t> oldest = files_.oldest();
     // A younger one may be sealed before it, but must not go before it.
     if (!oldest || files_[*oldest].state() != LogFileState::kSealed) {
@@ -226,39 +226,39 @@ bool NvmeLog::reclaim_oldest(MutexLock& lock) {
     reclaiming_ = true;
     reclaim_needs_ = log_file_bytes_;
     const uint64_t seq = files_[file].seq();
-    lock.unlock();
+    mutex_.unlock();
     const std::shared_ptr<const Manifest> manifest = manifest_of(file, seq);
     FileWindow window(io_, fd_of(file), path_of(file), log_file_bytes_);
-    lock.lock();
+    mutex_.lock();
 
     std::vector<NvmeDropped> dropped;
-    ReclaimPlan plan = plan_reclaim(file, *manifest, &dropped, lock);
-    move_objects(file, plan.finish(), window, &dropped, lock);
+    ReclaimPlan plan = plan_reclaim(file, *manifest, &dropped);
+    move_objects(file, plan.finish(), window, &dropped);
     reclaim_needs_ = 0;
-    lock.unlock();
+    mutex_.unlock();
     report(dropped);
-    lock.lock();
+    mutex_.lock();
     if (must_stop()) {
         files_.stop_reclaim(file);
         return false;
     }
     if (files_[file].live_objects != 0) {
-        sweep(file, lock);
+        sweep(file);
     }
-    return free_file(file, lock);
+    return free_file(file);
 }
 
 // What moved must be on disk before its old place is given away, and so must what replaced or
 // removed an object of the log file: that object hides the older versions that others still hold.
 // The header goes first, so that nothing of the log file comes back; then its row and what the
 // journal says of it.
-bool NvmeLog::free_file(uint32_t file, MutexLock& lock) {
-    changed_.wait(mutex_, [&] { return files_[file].readers == 0; });
+bool NvmeLog::free_file(uint32_t file) {
+    changed_.wait(mutex_, [&]() KV_REQUIRES(mutex_) { return files_[file].readers == 0; });
     const uint64_t seq = files_[file].seq();
-    const Status appends = sync_locked(lock);
-    lock.unlock();
+    const Status appends = sync_appends();
+    mutex_.unlock();
     if (!appends.ok() || !sync_removals().ok()) {
-        lock.lock();
+        mutex_.lock();
         files_.stop_reclaim(file);
         return false;
     }
@@ -267,7 +267,7 @@ bool NvmeLog::free_file(uint32_t file, MutexLock& lock) {
         const MutexLock guard(mutex_);
         ++counters_.catalog_errors;
     }
-    lock.lock();
+    mutex_.lock();
     if (!status.ok()) {
         ++counters_.io_errors;
         files_.stop_reclaim(file);
@@ -279,9 +279,9 @@ bool NvmeLog::free_file(uint32_t file, MutexLock& lock) {
     ++counters_.log_files_reclaimed;
     const uint64_t oldest = files_.oldest_seq();
     changed_.notify_all();
-    lock.unlock();
+    mutex_.unlock();
     journal_->drop_before(oldest);
-    lock.lock();
+    mutex_.lock();
     return true;
 }
 

@@ -29,7 +29,7 @@ void NvmeLog::write_loop() {
     MutexLock lock(mutex_);
     while (true) {
         std::shared_ptr<WriteBuffer> buffer;
-        write_wake_.wait(mutex_, [&] {
+        write_wake_.wait(mutex_, [&]() KV_REQUIRES(mutex_) {
             buffer = buffers_->next_to_write();
             return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_file());
         });
@@ -98,9 +98,10 @@ void NvmeLog::maintain_loop() {
     const auto pause = std::chrono::milliseconds(std::clamp(options_.flush_after_ms, 5u, 1000u));
     uint64_t checked_ms = boottime_ms();
     while (!stopping_) {
-        maintain_wake_.wait_for(mutex_, pause, [this] { return stopping_ || must_maintain_; });
+        maintain_wake_.wait_for(
+            mutex_, pause, [this]() KV_REQUIRES(mutex_) { return stopping_ || must_maintain_; });
         must_maintain_ = false;
-        maintain(lock);
+        maintain();
         if (boottime_ms() - checked_ms >= kFolderCheckMs) {
             checked_ms = boottime_ms();
             lock.unlock();
@@ -114,27 +115,27 @@ void NvmeLog::maintain_loop() {
     }
 }
 
-void NvmeLog::maintain(MutexLock& lock) {
+void NvmeLog::maintain() {
     const uint64_t since_ms = buffers_->open_since_ms();
     if (since_ms != UINT64_MAX &&
         boottime_ms() - std::min(since_ms, boottime_ms()) >= options_.flush_after_ms &&
         buffers_->close_buffer()) {
         write_wake_.notify_all();
     }
-    seal_ready(lock);
+    seal_ready();
     if (journal_->has_pending() && state_ == NvmeState::kActive) {
-        lock.unlock();
+        mutex_.unlock();
         sync_removals().ok();  // counted; the state says so
-        lock.lock();
+        mutex_.lock();
     }
     while (state_ == NvmeState::kActive && !stopping_) {
-        prepare_files(lock);
+        prepare_files();
         const uint64_t target =
             std::clamp<uint64_t>(files_.count() / 16, reserve() + 1, kMaxFreeTarget);
         if (state_ != NvmeState::kActive || files_.free_or_ready() >= target) {
             break;
         }
-        if (!reclaim(lock)) {
+        if (!reclaim()) {
             break;
         }
     }
@@ -142,7 +143,7 @@ void NvmeLog::maintain(MutexLock& lock) {
 
 // Log files that are full and wholly written: durable first, then their manifest, so that no row
 // speaks of what a power loss may still take.
-void NvmeLog::seal_ready(MutexLock& lock) {
+void NvmeLog::seal_ready() {
     for (uint32_t file = 0; file < files_.count(); ++file) {
         LogFiles::File& one = files_[file];
         if (one.state() != LogFileState::kSealing || buffers_->unwritten(one.seq())) {
@@ -151,13 +152,13 @@ void NvmeLog::seal_ready(MutexLock& lock) {
         const std::shared_ptr<Manifest> manifest = one.manifest();
         const bool whole = state_ == NvmeState::kActive;
         const uint64_t writes = one.writes;
-        lock.unlock();
+        mutex_.unlock();
         const int synced = io_.sync(fd_of(file));
         Status saved;
         if (synced >= 0 && whole && catalog_ != nullptr) {
             saved = catalog_->save(manifest->seq(), manifest->encode());
         }
-        lock.lock();
+        mutex_.lock();
         if (synced < 0) {
             ++counters_.io_errors;
             lost_writes_ = true;
@@ -196,16 +197,16 @@ Status NvmeLog::write_header(uint32_t file, uint64_t seq) {
     return synced < 0 ? io_status("fdatasync", path_of(file), synced) : Status();
 }
 
-void NvmeLog::prepare_files(MutexLock& lock) {
+void NvmeLog::prepare_files() {
     while (files_.ready() < kPreparedFiles && state_ == NvmeState::kActive) {
         const std::optional<uint32_t> file = files_.prepare();
         if (!file) {
             return;
         }
         const uint64_t seq = files_[*file].seq();
-        lock.unlock();
+        mutex_.unlock();
         Status status = write_header(*file, seq);
-        lock.lock();
+        mutex_.lock();
         if (!status.ok()) {
             ++counters_.io_errors;
             files_.header_failed(*file);
@@ -219,11 +220,10 @@ void NvmeLog::prepare_files(MutexLock& lock) {
 
 Status NvmeLog::sync() {
     MutexLock lock(mutex_);
-    return sync_locked(lock);
+    return sync_appends();
 }
 
-// Lets mutex_ go meanwhile.
-Status NvmeLog::sync_locked(MutexLock& lock) {
+Status NvmeLog::sync_appends() {
     buffers_->close_buffer();
     write_wake_.notify_all();
     std::vector<std::shared_ptr<WriteBuffer>> wanted = buffers_->unwritten_buffers();
@@ -242,9 +242,9 @@ Status NvmeLog::sync_locked(MutexLock& lock) {
         }
     }
     for (const auto& [file, writes] : dirty) {
-        lock.unlock();
+        mutex_.unlock();
         const int synced = io_.sync(fd_of(file));
-        lock.lock();
+        mutex_.lock();
         if (synced < 0) {
             ++counters_.io_errors;
             lost_writes_ = true;

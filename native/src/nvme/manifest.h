@@ -88,7 +88,7 @@ class MemoryCatalog : public NvmeCatalog {
 
   private:
     Mutex mutex_;
-    std::map<uint64_t, std::vector<uint8_t>> rows_;
+    std::map<uint64_t, std::vector<uint8_t>> rows_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

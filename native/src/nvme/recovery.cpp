@@ -16,6 +16,7 @@ constexpr uint64_t kBytesAShard = 2ull << 30;
 }  // namespace
 
 Status NvmeLog::recover() {
+    mutex_.assert_held();  // nobody else has the log before open() returns
     Status shortage;
     Status status = folder_->open_log_files({.size_bytes = options_.size_bytes,
                                              .log_file_bytes = options_.log_file_bytes,

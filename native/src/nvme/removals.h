@@ -70,23 +70,24 @@ class RemovalJournal {
     static Record encode(uint8_t kind, const Hash128& hash, Version version, NamespaceId ns,
                          uint64_t seq);
     static bool decode(const Record& record, Removals* removals, uint64_t* seq);
-    Status load_file(uint64_t number, Removals* removals);
-    Status write(const std::deque<PendingRecord>& records);
-    Status open_next();
-    void drop_files_before(uint64_t oldest_seq);
+    Status load_file(uint64_t number, Removals* removals) KV_REQUIRES(file_mutex_);
+    Status write(const std::deque<PendingRecord>& records) KV_REQUIRES(file_mutex_);
+    Status open_next() KV_REQUIRES(file_mutex_);
+    void drop_files_before(uint64_t oldest_seq) KV_REQUIRES(file_mutex_);
 
     FileIo& io_;
     const NvmeFolder& folder_;
 
     mutable Mutex pending_mutex_;
-    std::deque<PendingRecord> pending_;
+    std::deque<PendingRecord> pending_ KV_GUARDED_BY(pending_mutex_);
 
-    Mutex file_mutex_;  // taken before pending_mutex_
-    Fd file_;
-    std::string file_path_;
-    uint64_t file_bytes_ = 0;
-    uint64_t next_number_ = 1;
-    std::map<uint64_t, uint64_t> last_seqs_;  // file number → greatest log file seq in it
+    Mutex file_mutex_ KV_ACQUIRED_BEFORE(pending_mutex_);
+    Fd file_ KV_GUARDED_BY(file_mutex_);
+    std::string file_path_ KV_GUARDED_BY(file_mutex_);
+    uint64_t file_bytes_ KV_GUARDED_BY(file_mutex_) = 0;
+    uint64_t next_number_ KV_GUARDED_BY(file_mutex_) = 1;
+    std::map<uint64_t, uint64_t> last_seqs_
+        KV_GUARDED_BY(file_mutex_);  // file number → greatest log file seq in it
 };
 
 }  // namespace kvstore
