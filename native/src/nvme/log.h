@@ -3,16 +3,16 @@
 // append() copies into a write buffer and returns; writer threads write whole buffers, the
 // maintenance thread seals full log files (their manifest goes to the catalog), prepares empty ones
 // and reclaims the oldest, moving what is still hot to the head of the log. Every read is verified
-// against the checksum that is bound to the object's identity before Ok is said.
+// against the checksum that is bound to the object's identity before it is answered.
 //
-// Durable are: objects after sync(), removals and flushes after sync_removals(). A process that
-// dies loses at most what was appended after the last sync() or within flush_after_ms; after a
-// power loss every object is there whole or not at all.
+// Objects are durable after sync(), removals and flushes after sync_removals(). A process that dies
+// loses at most what was appended after the last sync() or within flush_after_ms; after a power
+// loss every object is there whole or not at all.
 //
-// Failures never throw and never stop anything: after a failed write the tier is read-only, after
-// repeated failed reads or without its folder it is off; error() says why. Only opening it again
-// ends that. Thread-safe. Callbacks run on the log's own threads without its mutex, unless said
-// otherwise; they may call it, but not destroy it.
+// Nothing throws. After a failed write the log is read-only; after repeated failed reads, or when
+// its folder is gone, it is off; error() says why. It stays so until it is opened again.
+// Thread-safe. Callbacks run on the log's own threads without its mutex, unless said otherwise; they
+// may call it, but not destroy it.
 #pragma once
 
 #include <array>
@@ -63,7 +63,7 @@ struct NvmeCounters {
     uint64_t index_bytes = 0;       // memory of the index
     uint64_t free_log_files = 0;    // prepared ones included
     uint64_t bytes_written = 0;     // to log files, by append and readmission
-    uint64_t appended_objects = 0;  // readmitted ones left out
+    uint64_t appended_objects = 0;  // without readmitted ones
     uint64_t reads = 0;             // answered Ok
     uint64_t bytes_read = 0;        // of their data
     uint64_t readmitted_objects = 0;
@@ -102,7 +102,7 @@ struct NvmeOptions {
     NvmeReadEngine::Options reads;
     size_t max_queued_reads = 4096;
     NvmePolicy policy;
-    uint32_t flush_after_ms = 200;   // an appended object waits so long for its buffer to fill
+    uint32_t flush_after_ms = 200;   // how long an object waits for its buffer to fill
     FileIo* io = nullptr;            // not owned; null: the system
     NvmeCatalog* catalog = nullptr;  // not owned; null: none, every open scans
     std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread

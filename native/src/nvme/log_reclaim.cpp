@@ -161,7 +161,7 @@ Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow&
     } else if (status.code() == Code::kChecksumMismatch) {
         ++counters_.checksum_errors;
     }
-    // Removed: somebody else took it away meanwhile.
+    // Removed: by somebody else, in the meantime.
     return status.code() == Code::kRemoved ? Status() : status;
 }
 
@@ -248,7 +248,7 @@ bool NvmeLog::reclaim_oldest() {
     return free_file(file);
 }
 
-// What moved must be on disk before its old place is given away, and so must what replaced or
+// What moved must be on disk before its old place is reused, and so must what replaced or
 // removed an object of the log file: that object hides the older versions that others still hold.
 // The header goes first, so that nothing of the log file comes back; then its row and what the
 // journal says of it.

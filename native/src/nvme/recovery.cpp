@@ -151,7 +151,7 @@ void NvmeLog::recover_rows(uint32_t file, const Manifest& manifest, const Remova
             removals.covers(manifest.namespaces()[row.ns_index].id, row.hash, row.version)) {
             continue;
         }
-        // Of equal versions the later one: it was moved, and its old place may be given away.
+        // Of equal versions the later one: it was moved, and its old place may be reused.
         const std::optional<NvmeEntry> present = index_->find(row.hash);
         if (present && present->version > row.version) {
             continue;

@@ -146,7 +146,7 @@ Status RemovalJournal::sync() {
     return {};
 }
 
-// Written from where the last successful sync ended: what a failed one left there is overwritten.
+// Written behind the last successful sync: what a failed one left there is overwritten.
 Status RemovalJournal::write(const std::deque<PendingRecord>& records) {
     size_t done = 0;
     while (done < records.size()) {

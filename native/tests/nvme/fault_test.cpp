@@ -1,5 +1,5 @@
-// Full disks, failing calls and a folder that goes away: the tier becomes read-only or off and says
-// why, no byte is wrong, and the next open finds what was acknowledged.
+// Full disks, failing calls and a folder that disappears: the tier becomes read-only or off and
+// says why, no byte is wrong, and the next open finds what was acknowledged.
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <unistd.h>
@@ -108,7 +108,7 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
         }
         EXPECT_TRUE(nvme.put("new", 1, 1000).ok());
         EXPECT_EQ(nvme.check("new"), 1u);
-        // This life too reclaims, and tells of a drop after it: all is told when it has ended.
+        // This life reclaims too, and reports drops late: all are reported once it is closed.
         nvme.close();
         std::set<std::string> dropped;
         for (const NvmeDropped& one : nvme.dropped) {

@@ -171,7 +171,7 @@ TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirLogFile) {
     EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
 }
 
-// The same with a read that is held up: its log file is emptied, but not given away before it ends.
+// The same with a read that is held up: its log file is emptied, but not reused before it is done.
 TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
     TempDir dir;
     NvmeTester nvme(dir.path());
@@ -195,7 +195,7 @@ TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
         const std::lock_guard lock(nvme.mutex);
         return !nvme.dropped.empty();
     };
-    // Appends go on until the only log file that can be given away is the one that is being read.
+    // Appends go on until the only log file that can be reused is the one that is being read.
     for (deadline = Deadline::after_ms(30'000); !dropped() && !deadline.expired(); ++n) {
         const auto data = test_data(nvme.hash(name(n)), n + 1, 10000);
         nvme.log->append(nvme.object(name(n), n + 1, data), data).ok();

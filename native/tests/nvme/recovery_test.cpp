@@ -180,7 +180,7 @@ TEST_F(NvmeRecoveryTest, TheLogGoesOnBehindACut) {
         for (int i = 0; i < kObjects; ++i) {
             there[i] = nvme->check(key(i));
         }
-        // Removes what the cut took: nothing on disk has to be marked, and yet it stays away.
+        // Removes what the cut took: nothing on disk has to be marked, and yet it stays gone.
         for (int i = 0; i < kObjects; ++i) {
             if (there[i] == 0) {
                 nvme->log->remove(nvme->ns.id, nvme->hash(key(i)), version(i));
