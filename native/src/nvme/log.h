@@ -247,7 +247,7 @@ class NvmeLog {
     explicit NvmeLog(const NvmeOptions& options);
     Status start() KV_EXCLUDES(mutex_);
 
-    // log.cpp
+    // log.cpp and log_append.cpp
     Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
                          std::optional<uint64_t> moved_from) KV_EXCLUDES(mutex_);
     Status prepare_append(Appending* appending) KV_REQUIRES(mutex_);
