@@ -1,6 +1,6 @@
 """Types of the native extension; private to kvstore."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 from typing_extensions import Buffer
@@ -158,8 +158,44 @@ class SegmentFiles:
     @property
     def kept_epoch(self) -> int: ...
 
+class NodeTunables:
+    client_cap_bytes: int
+    reservation_ms: int
+    shm_tenants: list[str]
+    demote_ahead: float
+    promote_reads: int
+    readmit_share: float
+    prefetch_depth: int
+    prefetch_bytes_per_s: int
+    def __init__(self) -> None: ...
+
+# hash_secret and principals cannot be read back.
+class NodeOptions:
+    tunables: NodeTunables
+    cluster_id: str
+    node_id: str
+    node_epoch: int
+    session_id: int
+    hash_secret: bytes
+    tcp_endpoint: str
+    unix_endpoint: str
+    master_endpoints: list[str]
+    principal: str
+    token: str
+    principals: list[tuple[str, int, list[str], str]]
+    segment_bytes: int
+    index_entries: int
+    lease_cap_bytes: int
+    server_threads: int
+    nvme_dir: str
+    nvme_bytes: int
+    discard_foreign_nvme: bool
+    nvme_catalog: Any
+    on_nvme_progress: Callable[[int, int, int], None] | None
+    def __init__(self) -> None: ...
+
 class NodeCore:
-    def __init__(self, **options: Any) -> None: ...
+    def __init__(self, options: NodeOptions, *, files: SegmentFiles | None = ...) -> None: ...
     def start(self) -> tuple[str, str]: ...
     def stop(self) -> None: ...
     def close(self, *, remove_files: bool = ...) -> None: ...

@@ -63,18 +63,16 @@ class _Servers:
         try:
             # Nothing is kept across processes: each is a cluster of its own.
             files = _native.SegmentFiles(segment_dir, discard_foreign=True) if segment_dir else None
-            self.node = _native.NodeCore(
-                cluster_id=cluster_id,
-                node_id=_NODE_ID,
-                node_epoch=1,
-                session_id=session_id,
-                hash_secret=secret,
-                unix_endpoint=node_endpoint,
-                master_endpoints=[self.address],
-                files=files,
-                segment_bytes=segment_bytes,
-                shm_tenants=[tenant],
-            )
+            options = _native.NodeOptions()
+            options.cluster_id = cluster_id
+            options.node_id = _NODE_ID
+            options.session_id = session_id
+            options.hash_secret = secret
+            options.unix_endpoint = node_endpoint
+            options.master_endpoints = [self.address]
+            options.segment_bytes = segment_bytes
+            options.tunables.shm_tenants = [tenant]
+            self.node = _native.NodeCore(options, files=files)
         except BaseException:
             self.master.stop()
             raise

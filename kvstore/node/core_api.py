@@ -6,7 +6,10 @@ are thread-safe and release the GIL.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from kvstore._native import NodeOptions, NodeTunables
 
 
 class MasterHello(TypedDict):
@@ -42,18 +45,7 @@ class NodeCoreApi(Protocol):
     def set_credentials(self, principal: str, token: str) -> None:
         """Set the node's credentials for further connections."""
 
-    def set_tunables(
-        self,
-        *,
-        client_cap_bytes: int,
-        reservation_ms: int,
-        shm_tenants: list[str],
-        demote_ahead: float,
-        promote_reads: int,
-        readmit_share: float,
-        prefetch_depth: int,
-        prefetch_bytes_per_s: int,
-    ) -> None:
+    def set_tunables(self, tunables: NodeTunables) -> None:
         """Set parameters that may change while it serves, for new reservations and connections."""
 
     def set_draining(self, draining: bool) -> None:
@@ -106,5 +98,5 @@ class SegmentFilesFactory(Protocol):
 class NodeCoreFactory(Protocol):
     """``kvstore._native.NodeCore``."""
 
-    def __call__(self, **options: Any) -> NodeCoreApi:
+    def __call__(self, options: NodeOptions, *, files: SegmentFilesApi | None) -> NodeCoreApi:
         """Create segment and store; nothing listens yet."""

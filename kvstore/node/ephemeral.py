@@ -136,9 +136,9 @@ class EphemeralNode:
 
     async def _serve_as(self, session: Session) -> None:
         options = core_options(self._config, session, self._principal)
-        options["principals"] = [principal.native() for principal in self._principals]
-        options["unix_endpoint"] = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
-        core = await asyncio.to_thread(lambda: _native.NodeCore(files=None, **options))
+        options.principals = [principal.native() for principal in self._principals]
+        options.unix_endpoint = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
+        core = await asyncio.to_thread(lambda: _native.NodeCore(options))
         self._core = core
         try:
             tcp, unix = await asyncio.to_thread(core.start)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from kvstore import _native
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
 from kvstore.errors import IoError, KvstoreError
@@ -53,43 +54,43 @@ def advertised(endpoint: str, config: NodeConfig) -> str:
 
 def core_options(
     config: NodeConfig, session: Session, principal: Principal | None
-) -> dict[str, Any]:
-    """Arguments of the native node for a configuration and a registration."""
+) -> _native.NodeOptions:
+    """Options of the native node for a configuration and a registration."""
     tcp = f"tcp://{bracketed(config.host)}:{config.port}" if "tcp" in config.transports else ""
-    return {
-        "cluster_id": session.cluster_id,
-        "node_id": config.name(),
-        "node_epoch": session.node_epoch,
-        "session_id": session.session_id,
-        "hash_secret": session.hash_secret,
-        "tcp_endpoint": tcp,
-        "unix_endpoint": (
-            unix_endpoint(config.directory(), config.name()) if "shm" in config.transports else ""
-        ),
-        "master_endpoints": [session.master],
-        "principal": principal.name if principal else "",
-        "token": principal.secret.reveal() if principal else "",
-        "segment_bytes": config.segment_size,
-        "server_threads": config.event_loops,
-        "nvme_dir": config.nvme_dir,
-        "nvme_bytes": config.nvme_size,
-        "discard_foreign_nvme": config.discard_foreign_nvme,
-        **tunables(config),
-    }
+    options = _native.NodeOptions()
+    options.cluster_id = session.cluster_id
+    options.node_id = config.name()
+    options.node_epoch = session.node_epoch
+    options.session_id = session.session_id
+    options.hash_secret = session.hash_secret
+    options.tcp_endpoint = tcp
+    if "shm" in config.transports:
+        options.unix_endpoint = unix_endpoint(config.directory(), config.name())
+    options.master_endpoints = [session.master]
+    if principal is not None:
+        options.principal = principal.name
+        options.token = principal.secret.reveal()
+    options.segment_bytes = config.segment_size
+    options.server_threads = config.event_loops
+    options.nvme_dir = config.nvme_dir
+    options.nvme_bytes = config.nvme_size
+    options.discard_foreign_nvme = config.discard_foreign_nvme
+    options.tunables = tunables(config)
+    return options
 
 
-def tunables(config: NodeConfig) -> dict[str, Any]:
-    """Arguments of the native node that may change while it serves."""
-    return {
-        "client_cap_bytes": config.client_cap_bytes,
-        "reservation_ms": config.reservation_ms,
-        "shm_tenants": list(config.shm_tenants),
-        "demote_ahead": config.demote_ahead,
-        "promote_reads": config.promote_reads,
-        "readmit_share": config.readmit_share,
-        "prefetch_depth": config.prefetch_depth,
-        "prefetch_bytes_per_s": config.prefetch_rate,
-    }
+def tunables(config: NodeConfig) -> _native.NodeTunables:
+    """Options of the native node that may change while it serves."""
+    tunables = _native.NodeTunables()
+    tunables.client_cap_bytes = config.client_cap_bytes
+    tunables.reservation_ms = config.reservation_ms
+    tunables.shm_tenants = list(config.shm_tenants)
+    tunables.demote_ahead = config.demote_ahead
+    tunables.promote_reads = config.promote_reads
+    tunables.readmit_share = config.readmit_share
+    tunables.prefetch_depth = config.prefetch_depth
+    tunables.prefetch_bytes_per_s = config.prefetch_rate
+    return tunables
 
 
 class NodeServer:
@@ -181,7 +182,7 @@ class NodeServer:
             self._rest.replace(self._principals)
         if self._principal is not None:
             core.set_credentials(self._principal.name, self._principal.secret.reveal())
-        core.set_tunables(**tunables(self._config))
+        core.set_tunables(tunables(self._config))
 
     def _endpoints(self) -> types_pb2.Endpoints:
         config, (tcp, unix, http_port) = self._config, self._at
@@ -242,10 +243,10 @@ class NodeServer:
     async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
         """Create the native node, which takes over the memory of the process before."""
         options = core_options(self._config, session, self._principal)
-        options["principals"] = [principal.native() for principal in self._principals]
+        options.principals = [principal.native() for principal in self._principals]
         ends.callback(self._tiering.close)
-        options |= await asyncio.to_thread(self._tiering.open)
-        core = await asyncio.to_thread(lambda: self._factory(files=self._files, **options))
+        await asyncio.to_thread(self._tiering.open, options)
+        core = await asyncio.to_thread(lambda: self._factory(options, files=self._files))
         self._core = core
         ends.push_async_callback(self._close_core, core)
         self._configure(core)  # a reload may have come while it was being created

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvstore import clock
 from kvstore._proto import types_pb2
@@ -13,6 +13,9 @@ from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError
 from kvstore.logging import EventLogger
 from kvstore.node.core_api import NodeCoreApi
+
+if TYPE_CHECKING:
+    from kvstore._native import NodeOptions
 
 _log = EventLogger("node.nvme")
 _CATALOG = "catalog"
@@ -35,23 +38,24 @@ class Tiering:
         self._progress = types_pb2.SnapshotProgress()
         """Of the last snapshot that an operator requested."""
 
-    def open(self) -> dict[str, Any]:
-        """Open the catalog.
+    def open(self, options: NodeOptions) -> None:
+        """Open the catalog, and have the native node use it.
 
-        Returns:
-            Further arguments of the native node.
+        Args:
+            options: of the native node, completed here.
 
         Raises:
             VersionMismatchError: A newer kvstore wrote it.
             IoError: A call of the operating system or the database failed.
         """
         if not self._directory:
-            return {}
+            return
         # Nodes without an NVMe tier do not load the database.
         from kvstore.node.nvme_catalog import NvmeCatalog
 
         self._catalog = NvmeCatalog(Path(self._directory) / _CATALOG)
-        return {"nvme_catalog": self._catalog, "on_nvme_progress": self._tell}
+        options.nvme_catalog = self._catalog
+        options.on_nvme_progress = self._tell
 
     def _tell(self, done: int, total: int, objects: int) -> None:
         """Log the progress of reading the folder from time to time."""

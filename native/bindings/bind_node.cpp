@@ -15,6 +15,7 @@
 #include "base/client_counters.h"
 #include "net/channel.h"
 #include "node/node_core.h"
+#include "node_options.h"
 #include "server_values.h"
 
 namespace nb = nanobind;
@@ -28,69 +29,10 @@ struct PySegmentFiles {
     std::unique_ptr<StoreFiles> files;
 };
 
-// The NVMe tier's catalog, kept by Python: called on the tier's threads.
-class PyCatalog final : public NvmeCatalog {
-  public:
-    explicit PyCatalog(nb::object catalog) : catalog_(std::move(catalog)) {}
-
-    Status save(uint64_t seq, std::span<const uint8_t> manifest) override {
-        return call([&] {
-            catalog_.attr("save")(
-                seq, nb::bytes(reinterpret_cast<const char*>(manifest.data()), manifest.size()));
-        });
-    }
-    Result<std::vector<uint8_t>> load(uint64_t seq) override {
-        std::vector<uint8_t> manifest;
-        Status status = call([&] {
-            const nb::object found = catalog_.attr("load")(seq);
-            if (found.is_none()) {
-                return;
-            }
-            const auto bytes = nb::cast<nb::bytes>(found);
-            const auto* data = reinterpret_cast<const uint8_t*>(bytes.c_str());
-            manifest.assign(data, data + bytes.size());
-        });
-        if (!status.ok()) {
-            return status;
-        }
-        if (manifest.empty()) {
-            return Code::kNotFound;
-        }
-        return manifest;
-    }
-    Status drop(uint64_t seq) override {
-        return call([&] { catalog_.attr("drop")(seq); });
-    }
-    Result<std::vector<uint64_t>> list() override {
-        std::vector<uint64_t> seqs;
-        Status status =
-            call([&] { seqs = nb::cast<std::vector<uint64_t>>(catalog_.attr("list")()); });
-        if (!status.ok()) {
-            return status;
-        }
-        return seqs;
-    }
-
-  private:
-    template <class F>
-    static Status call(F f) {
-        const nb::gil_scoped_acquire acquire;
-        try {
-            f();
-            return {};
-        } catch (const nb::python_error& error) {
-            return {Code::kIoError, std::string("the NVMe catalog: ") + error.what()};
-        } catch (const nb::cast_error&) {
-            return {Code::kIoError, "the NVMe catalog answers something else"};
-        }
-    }
-    nb::object catalog_;
-};
-
 // The native node until close(); then nothing, and every call says so.
 class PyNode {
   public:
-    PyNode(std::unique_ptr<NodeCore> core, std::unique_ptr<PyCatalog> catalog)
+    PyNode(std::unique_ptr<NodeCore> core, std::unique_ptr<NvmeCatalog> catalog)
         : catalog_(std::move(catalog)), core_(std::move(core)) {}
     ~PyNode() { close(false); }
 
@@ -123,7 +65,7 @@ class PyNode {
 
   private:
     std::shared_mutex mutex_;
-    std::unique_ptr<PyCatalog> catalog_;
+    std::unique_ptr<NvmeCatalog> catalog_;
     std::unique_ptr<NodeCore> core_;
 };
 
@@ -192,18 +134,18 @@ nb::dict nvme_dict(const NvmeTierStats& nvme, const BlockStore::Stats& store) {
     out["object_bytes"] = nvme.log.bytes_live;
     out["capacity_bytes"] = nvme.log.bytes_capacity;
     out["index_bytes"] = nvme.log.index_bytes;
-    out["free_segments"] = nvme.log.free_segments;
+    out["free_segments"] = nvme.log.free_log_files;
     out["written_bytes"] = nvme.log.bytes_written;
     out["readmitted_objects"] = nvme.log.readmitted_objects;
     out["dropped_objects"] = nvme.log.dropped_objects;
-    out["segments_reclaimed"] = nvme.log.segments_reclaimed;
+    out["segments_reclaimed"] = nvme.log.log_files_reclaimed;
     out["checksum_errors"] = nvme.log.checksum_errors;
     out["io_errors"] = nvme.log.io_errors;
     out["catalog_errors"] = nvme.log.catalog_errors;
     out["overloaded"] = nvme.log.overloaded;
     out["recovered_objects"] = nvme.log.recovered_objects;
-    out["scanned_segments"] = nvme.log.scanned_segments;
-    out["damaged_segments"] = nvme.log.damaged_segments;
+    out["scanned_segments"] = nvme.log.scanned_log_files;
+    out["damaged_segments"] = nvme.log.damaged_log_files;
     out["damaged_records"] = nvme.log.damaged_records;
     out["torn_tails"] = nvme.log.torn_tails;
     out["damaged_removals"] = nvme.log.damaged_removals;
@@ -312,17 +254,6 @@ nb::dict probe_master(const std::string& address, int role, const std::string& p
     return out;
 }
 
-NvmeTierTunables tier_tunables(double demote_ahead, uint32_t promote_reads, double readmit_share,
-                               uint32_t prefetch_depth, uint64_t prefetch_bytes_per_s) {
-    NvmeTierTunables tunables;
-    tunables.demote_ahead = demote_ahead;
-    tunables.promote_reads = promote_reads;
-    tunables.readmission.readmit_share = readmit_share;
-    tunables.prefetch_depth = prefetch_depth;
-    tunables.prefetch_bytes_per_s = prefetch_bytes_per_s;
-    return tunables;
-}
-
 nb::dict snapshot(PyNode& self, uint32_t timeout_ms) {
     const NvmeTier::Snapshot done = self.run([&](NodeCore& core) {
         if (core.nvme() == nullptr) {
@@ -341,58 +272,11 @@ nb::dict snapshot(PyNode& self, uint32_t timeout_ms) {
     return out;
 }
 
-void create(PyNode* self, const std::string& cluster_id, const std::string& node_id,
-            uint32_t node_epoch, uint64_t session_id, const nb::bytes& hash_secret,
-            const std::string& tcp_endpoint, const std::string& unix_endpoint,
-            const std::vector<std::string>& master_endpoints, const std::string& principal,
-            const std::string& token, const std::vector<PrincipalTuple>& principals,
-            PySegmentFiles* files, uint64_t segment_bytes, uint32_t index_entries,
-            uint64_t client_cap_bytes, uint64_t lease_cap_bytes, uint32_t reservation_ms,
-            const std::vector<std::string>& shm_tenants, uint32_t server_threads,
-            const std::string& nvme_dir, uint64_t nvme_bytes, bool discard_foreign_nvme,
-            const nb::object& nvme_catalog, double demote_ahead, uint32_t promote_reads,
-            double readmit_share, uint32_t prefetch_depth, uint64_t prefetch_bytes_per_s,
-            const nb::object& on_nvme_progress) {
-    NodeOptions options;
-    options.cluster_id = cluster_id;
-    options.node_id = node_id;
-    options.node_epoch = node_epoch;
-    options.session_id = session_id;
-    options.hash_secret = secret_from(hash_secret);
-    options.tcp_endpoint = tcp_endpoint;
-    options.unix_endpoint = unix_endpoint;
-    options.master_endpoints = master_endpoints;
-    options.principal = principal;
-    options.token = token;
-    options.principals = principals_from(principals);
-    options.segment_bytes = segment_bytes;
-    options.index_entries = index_entries;
-    options.client_cap_bytes = client_cap_bytes;
-    options.lease_cap_bytes = lease_cap_bytes;
-    options.reservation_ms = reservation_ms;
-    options.shm_tenants = shm_tenants;
-    options.server_threads = server_threads;
-    options.nvme_dir = nvme_dir;
-    options.nvme_bytes = nvme_bytes;
-    options.discard_foreign_nvme = discard_foreign_nvme;
-    options.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share, prefetch_depth,
-                                 prefetch_bytes_per_s);
-    std::unique_ptr<PyCatalog> catalog;
-    if (!nvme_catalog.is_none()) {
-        catalog = std::make_unique<PyCatalog>(nvme_catalog);
-        options.nvme_catalog = catalog.get();
-    }
-    if (!on_nvme_progress.is_none()) {
-        // Called while this call runs, which keeps the object alive.
-        options.on_nvme_progress = [handle = on_nvme_progress.ptr()](const NvmeProgress& at) {
-            const nb::gil_scoped_acquire acquire;
-            try {
-                nb::borrow(handle)(at.segments_done, at.segments, at.objects);
-            } catch (nb::python_error& error) {
-                error.discard_as_unraisable("on_nvme_progress");
-            }
-        };
-    }
+void create(PyNode* self, const PyNodeOptions& given, PySegmentFiles* files) {
+    NodeOptions options = given;
+    std::unique_ptr<NvmeCatalog> catalog = catalog_of(given);
+    options.nvme_catalog = catalog.get();
+    options.on_nvme_progress = progress_of(given);
     if (files != nullptr && files->files == nullptr) {
         raise_status({Code::kInvalidArgument, "these files have a node already"});
     }
@@ -437,6 +321,7 @@ std::pair<std::string, std::string> start(PyNode& self) {
 }  // namespace
 
 void bind_node(nb::module_& module) {
+    bind_node_options(module);
     using Strings = std::vector<std::string>;
     nb::class_<PySegmentFiles>(
         module, "SegmentFiles",
@@ -452,25 +337,9 @@ void bind_node(nb::module_& module) {
             "Epoch of the life that wrote what is there; 0 for nothing.");
     nb::class_<PyNode>(module, "NodeCore",
                        "The native node: block store, server for clients and peers, master link.")
-        .def("__init__", &create, nb::kw_only(), "cluster_id"_a = "", "node_id"_a, "node_epoch"_a,
-             "session_id"_a = 0, "hash_secret"_a, "tcp_endpoint"_a = "", "unix_endpoint"_a = "",
-             "master_endpoints"_a = Strings(), "principal"_a = "", "token"_a = "",
-             "principals"_a = std::vector<PrincipalTuple>(), "files"_a = nb::none(),
-             "segment_bytes"_a, "index_entries"_a = 0, "client_cap_bytes"_a = 0,
-             "lease_cap_bytes"_a = 0, "reservation_ms"_a = limits::kReservationMs,
-             "shm_tenants"_a = Strings{"default"}, "server_threads"_a = 2, "nvme_dir"_a = "",
-             "nvme_bytes"_a = 0, "discard_foreign_nvme"_a = false, "nvme_catalog"_a = nb::none(),
-             "demote_ahead"_a = 0.5, "promote_reads"_a = 2, "readmit_share"_a = 0.5,
-             "prefetch_depth"_a = 16, "prefetch_bytes_per_s"_a = 256 << 20,
-             "on_nvme_progress"_a = nb::none(),
+        .def("__init__", &create, "options"_a, nb::kw_only(), "files"_a = nb::none(),
              "Takes over or creates the segment and the store; nothing listens yet. files: taken "
-             "from their object; None: anonymous memory. session_id 0: no link before "
-             "set_session(). principals: [(name, "
-             "role, tenants, secret)] who may connect; none: no authentication. nvme_dir: folder "
-             "of the "
-             "tier below, empty for none; nvme_catalog: save(seq, bytes), load(seq), drop(seq) and "
-             "list(); on_nvme_progress(segments done, segments, objects): told while the folder is "
-             "read.")
+             "from their object; None: anonymous memory.")
         .def("start", &start,
              "Listen and begin to connect to the master: (TCP endpoint, Unix endpoint), \"\" for "
              "none.")
@@ -495,21 +364,10 @@ void bind_node(nb::module_& module) {
             "principal"_a, "token"_a, "How the node presents itself from the next connection on.")
         .def(
             "set_tunables",
-            [](PyNode& self, uint64_t client_cap_bytes, uint32_t reservation_ms,
-               const Strings& shm_tenants, double demote_ahead, uint32_t promote_reads,
-               double readmit_share, uint32_t prefetch_depth, uint64_t prefetch_bytes_per_s) {
-                NodeTunables tunables;
-                tunables.nvme = tier_tunables(demote_ahead, promote_reads, readmit_share,
-                                              prefetch_depth, prefetch_bytes_per_s);
-                tunables.client_cap_bytes = client_cap_bytes;
-                tunables.reservation_ms = reservation_ms;
-                tunables.shm_tenants = shm_tenants;
-                self.run([&](NodeCore& core) { core.set_tunables(std::move(tunables)); });
+            [](PyNode& self, const NodeTunables& tunables) {
+                self.run([&](NodeCore& core) { core.set_tunables(tunables); });
             },
-            nb::kw_only(), "client_cap_bytes"_a, "reservation_ms"_a, "shm_tenants"_a,
-            "demote_ahead"_a = 0.5, "promote_reads"_a = 2, "readmit_share"_a = 0.5,
-            "prefetch_depth"_a = 16, "prefetch_bytes_per_s"_a = 256 << 20,
-            "As in the constructor, for reservations and sessions from now on.")
+            "tunables"_a, "For reservations and sessions from now on.")
         .def(
             "set_draining",
             [](PyNode& self, bool draining) {

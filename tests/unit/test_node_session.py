@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from kvstore import _native
 from kvstore.config import NodeConfig
 from kvstore.errors import Status
 from kvstore.node import session
 from kvstore.node.agent import Session
-from kvstore.node.server import advertised, core_options, unix_endpoint
+from kvstore.node.server import advertised, core_options, tunables, unix_endpoint
 from kvstore.node.session import Step
 
 
@@ -38,14 +39,23 @@ def test_the_options_of_the_native_node_follow_the_configuration() -> None:
     given = Session(5, 2, "c" * 32, b"s" * 16, "10.0.0.1:50051", 1000)
     config = NodeConfig(node_id="a", host="::1", port=7, segment_dir="/dev/shm/x")
     options = core_options(config, given, None)
-    assert options["tcp_endpoint"] == "tcp://[::1]:7"
-    assert options["unix_endpoint"] == "unix:///dev/shm/x/node.sock"
-    assert (options["session_id"], options["node_epoch"]) == (5, 2)
-    assert options["token"] == ""
+    assert options.tcp_endpoint == "tcp://[::1]:7"
+    assert options.unix_endpoint == "unix:///dev/shm/x/node.sock"
+    assert (options.session_id, options.node_epoch) == (5, 2)
+    assert options.token == ""
     only_tcp = core_options(NodeConfig(transports=("tcp",)), given, None)
-    assert only_tcp["unix_endpoint"] == "" and only_tcp["tcp_endpoint"] == "tcp://127.0.0.1:0"
+    assert only_tcp.unix_endpoint == "" and only_tcp.tcp_endpoint == "tcp://127.0.0.1:0"
     only_shm = core_options(NodeConfig(transports=("shm",)), given, None)
-    assert only_shm["tcp_endpoint"] == "" and only_shm["unix_endpoint"]
+    assert only_shm.tcp_endpoint == "" and only_shm.unix_endpoint
+
+
+def test_the_native_defaults_are_those_of_the_configuration() -> None:
+    native, configured = _native.NodeTunables(), tunables(NodeConfig())
+    names = [name for name in dir(native) if not name.startswith("_")]
+    assert len(names) == 8
+    for name in names:
+        assert getattr(native, name) == getattr(configured, name), name
+    assert _native.NodeOptions().server_threads == NodeConfig().event_loops
 
 
 def test_a_long_folder_gets_an_abstract_socket() -> None:

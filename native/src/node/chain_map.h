@@ -39,10 +39,12 @@ class ChainMap {
         uint64_t tag = 0;
         Hash128 child;
     };
-    Place& place(const Hash128& parent) { return places_[parent.lo & (places_.size() - 1)]; }
+    Place& place(const Hash128& parent) KV_REQUIRES(mutex_) {
+        return places_[parent.lo & (places_.size() - 1)];
+    }
 
     mutable Mutex mutex_;
-    std::vector<Place> places_;
+    std::vector<Place> places_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -1,4 +1,4 @@
-// Demoting, promoting, and what the master has to be told of it.
+// Demotion, snapshots, the master's operations, and what the master is told.
 #include "node/nvme_tier.h"
 
 #include <algorithm>
@@ -58,9 +58,9 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, BlockStore& st
     tier->log_ = std::move(*log);
     for (const NamespaceEpoch& names : tier->log_->namespaces()) {
         auto ns = std::make_shared<const NamespaceEpoch>(names);
+        tier->begun_with_.push_back(ns);
         const MutexLock lock(tier->mutex_);
-        tier->namespaces_.emplace(names.id, ns);
-        tier->begun_with_.push_back(std::move(ns));
+        tier->namespaces_.emplace(names.id, std::move(ns));
     }
     return tier;
 }
@@ -100,7 +100,9 @@ void NvmeTier::stop() {
     }
     {
         MutexLock lock(mutex_);
-        changed_.wait(mutex_, [this] { return reads_under_way_ == 0 && !in_snapshot_; });
+        changed_.wait(mutex_, [this]() KV_REQUIRES(mutex_) {
+            return reads_under_way_ == 0 && !in_snapshot_;
+        });
     }
     const MutexLock lock(events_mutex_);
     events_ = {};
@@ -130,7 +132,8 @@ void NvmeTier::demote_loop() {
         }
         if (batch.empty()) {
             MutexLock lock(mutex_);
-            if (changed_.wait_for(mutex_, kDemotePause, [this] { return stopping_; })) {
+            if (changed_.wait_for(mutex_, kDemotePause,
+                                  [this]() KV_REQUIRES(mutex_) { return stopping_; })) {
                 return;
             }
             continue;
@@ -228,7 +231,7 @@ NamespaceRef NvmeTier::namespace_of(NamespaceId id) const {
     return found == namespaces_.end() ? nullptr : found->second;
 }
 
-// What DRAM holds is not what was put: nobody shall find it.
+// What DRAM holds is not what was put: nobody may find it.
 void NvmeTier::drop_damaged(const BlockStore::Unwritten& object) {
     if (store_.unpublish(object.generation) != Code::kOk) {
         return;
@@ -268,7 +271,7 @@ void NvmeTier::remove(const NamespaceRef& ns, const Hash128& hash, Version versi
 void NvmeTier::flush(NamespaceId ns) { log_->flush_namespace(ns); }
 
 void NvmeTier::set_pin(const NamespaceRef& ns, const Hash128& hash, Pin pin) {
-    // Too much is pinned: the object stays for as long as it is in DRAM.
+    // Refused when too much is pinned: then the object is protected in DRAM only.
     static_cast<void>(log_->set_pin(ns->id, hash, pin));
 }
 
@@ -282,7 +285,9 @@ void NvmeTier::note_applied(uint64_t seq) {
 void NvmeTier::durable_loop() {
     MutexLock lock(mutex_);
     while (true) {
-        changed_.wait(mutex_, [this] { return stopping_ || applied_seq_ > durable_seq_; });
+        changed_.wait(mutex_, [this]() KV_REQUIRES(mutex_) {
+            return stopping_ || applied_seq_ > durable_seq_;
+        });
         if (stopping_) {
             return;
         }

@@ -1,16 +1,16 @@
-// The tier below the block store: what DRAM evicts stays readable from NVMe.
+// The NVMe tier: what DRAM evicts stays readable from NVMe.
 //
-// Joins the store (DRAM) with the log (NVMe). A demoting thread writes the objects that were
-// published first while they still are in DRAM, so that eviction finds them written and only has
-// to forget them; an object that eviction meets unwritten is gone. Reads of what is on NVMe alone
-// are served from there; those that are read again, and those that were asked for, are promoted by
-// a promoting thread. A third one makes removals durable before the master hears of them.
+// Joins the store (DRAM) with the log (NVMe). One thread demotes: it writes the oldest objects
+// while they still are in DRAM, so that eviction finds them written and only has to forget them; an
+// object that eviction meets unwritten is lost. Objects on NVMe alone are read from there. A second
+// thread promotes those that are read again and those that were asked for. A third one makes
+// removals durable before the master hears of them.
 //
-// An object may be in both tiers, in the same version. What leaves the last of them is withdrawn
-// at the master: whoever takes it from one tier looks into the other one afterwards, so of two that
-// do so at the same moment at least one finds it in neither.
+// An object may be in both tiers, in the same version. It is withdrawn at the master when it leaves
+// the last one: whoever takes it from one tier looks into the other afterwards, so of two that do
+// so at the same moment at least one finds it in neither.
 //
-// Thread-safe. A failing log makes this tier read-only or ends it: DRAM serves on.
+// Thread-safe. A failing log makes the tier read-only or turns it off; DRAM keeps serving.
 #pragma once
 
 #include <array>
@@ -37,13 +37,15 @@
 
 namespace kvstore {
 
+// The defaults of embedded stores and native tests; a unit test holds them equal to those of
+// kvstore/config.py, which nodes use.
 struct NvmeTierTunables {
-    // As much of DRAM is kept written, so that it may be evicted without a loss: 0 to 1.
+    // Share of DRAM that is kept written, so that evicting it loses nothing: 0 to 1.
     double demote_ahead = 0.5;
-    // Reads from NVMe that make an object worth a place in a full DRAM.
+    // Reads from NVMe that bring an object back into a full DRAM.
     uint32_t promote_reads = 2;
     NvmePolicy readmission;
-    // How many pages of a chain are brought to DRAM ahead of the one that was read. 0: none.
+    // Pages of a chain that are promoted ahead of the one that was read. 0: none.
     uint32_t prefetch_depth = 16;
     uint64_t prefetch_bytes_per_s = 256 << 20;
 };
@@ -51,7 +53,7 @@ struct NvmeTierTunables {
 struct NvmeTierStats {
     bool on = false;  // configured
     NvmeState state = NvmeState::kActive;
-    std::string error;  // why it is not active; for people
+    std::string error;  // why it is not active
     std::string read_way;
     NvmeCounters log;
     uint64_t demoted_objects = 0;
@@ -77,7 +79,7 @@ class NvmeTier {
         NvmeOptions log;
         NvmeTierTunables tunables;
     };
-    // Called on the tier's and the log's threads, one at a time; they may not call the tier.
+    // Called on the tier's and the log's threads, one at a time; must not call the tier.
     struct Events {
         std::function<void(const NamespaceRef&, std::vector<WithdrawItem>)> withdraw;
         // Everything up to this operation of the master is durable here.
@@ -96,7 +98,7 @@ class NvmeTier {
     struct Snapshot {
         uint64_t objects = 0;  // written by this call
         uint64_t bytes = 0;
-        uint64_t left = 0;  // in DRAM alone, because the time was over or they could not be written
+        uint64_t left = 0;  // in DRAM alone: the deadline passed, or they could not be written
         Status status;
     };
 
@@ -104,8 +106,8 @@ class NvmeTier {
     static Result<std::unique_ptr<NvmeTier>> open(Options options, BlockStore& store);
     ~NvmeTier();
     void start(Events events);
-    // Ends the threads and waits for the reads under way: no event comes afterwards. Idempotent.
-    void stop();
+    // Joins the threads and waits for the reads under way: no event comes afterwards. Idempotent.
+    void stop() KV_EXCLUDES(mutex_, events_mutex_);
 
     // --- reads ---
     std::optional<NvmeFound> find(const NamespaceRef& ns, const BlockStore::Key& key);
@@ -137,8 +139,8 @@ class NvmeTier {
     // --- the node's view ---
     std::vector<NamespaceRef> namespaces() const { return begun_with_; }
     bool is_empty() const;
-    // The next objects that are on NVMe and not in DRAM, as the master shall know them. False:
-    // there are no more. Starts with an empty cursor.
+    // The next objects that are on NVMe and not in DRAM, as they are announced to the master.
+    // False: there are no more. Starts with an empty cursor.
     bool list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out);
     // Writes what DRAM alone has, the last used first, until the deadline. kOverloaded: another
     // one is under way.
@@ -166,50 +168,55 @@ class NvmeTier {
     void demote_loop();
     void promote_loop();
     void durable_loop();
-    uint64_t keep_unwritten_bytes() const;
-    bool is_stopping() const;
+    uint64_t keep_unwritten_bytes() const KV_EXCLUDES(mutex_);
+    bool is_stopping() const KV_EXCLUDES(mutex_);
     Demoted demote(const BlockStore::Unwritten& object, Deadline deadline);
     Status append(const BlockStore::Unwritten& object);
     Status declare(const NamespaceRef& ns);
-    NamespaceRef namespace_of(NamespaceId id) const;
+    NamespaceRef namespace_of(NamespaceId id) const KV_EXCLUDES(mutex_);
     void drop_damaged(const BlockStore::Unwritten& object);
-    void withdraw(const NamespaceRef& ns, WithdrawItem item);
+    void withdraw(const NamespaceRef& ns, WithdrawItem item) KV_EXCLUDES(events_mutex_);
     void on_dropped(const NvmeDropped& dropped);
     void write_snapshot(Deadline deadline, Snapshot* result);
 
     // nvme_tier_reads.cpp
     void start_reading(std::shared_ptr<Reading> reading, std::span<const BlockStore::Key> keys);
-    bool take_ahead(const NamespaceRef& ns, const Hash128& hash);
+    bool take_ahead(const NamespaceRef& ns, const Hash128& hash) KV_EXCLUDES(mutex_);
     void start_ahead(const NamespaceRef& ns, std::span<const BlockStore::Key> taken);
-    void end_ahead(std::span<const Hash128> hashes);
+    void end_ahead(std::span<const Hash128> hashes) KV_EXCLUDES(mutex_);
     void take_read(Reading& reading, size_t row, const NvmeReadResult& result);
     void finish(Reading& reading);
-    bool is_admitted(const NvmeFound& found);
+    bool is_admitted(const NvmeFound& found) KV_EXCLUDES(mutex_);
     void push(const Reading& reading, size_t row, const NvmeReadResult& result);
     void promote_one(const Promotion& promotion);
 
     BlockStore& store_;
     ReadBuffers buffers_;
-    Mutex events_mutex_;  // held while one is told, so that none comes after stop()
-    Events events_;
+    // Held during an event, so that none comes after stop(). Never together with mutex_.
+    Mutex events_mutex_;
+    Events events_ KV_GUARDED_BY(events_mutex_);
 
+    // Never held while the store, the log or a callback is called.
     mutable Mutex mutex_;
     CondVar changed_;
-    bool started_ = false;
-    bool stopping_ = false;
-    NvmeTierTunables tunables_;
-    std::unordered_map<NamespaceId, NamespaceRef> namespaces_;  // declared to the log
-    std::vector<NamespaceRef> begun_with_;
-    std::deque<Promotion> promotions_;
-    uint64_t promotion_bytes_ = 0;
-    std::unordered_map<Hash128, uint64_t, Hash128Hasher> ahead_;  // being brought, and its length
-    uint64_t ahead_bytes_ = 0;
-    uint64_t ahead_room_bytes_ = 0;  // what the rate still allows …
-    uint64_t ahead_filled_us_ = 0;   // … since then
-    uint64_t reads_under_way_ = 0;
-    uint64_t applied_seq_ = 0;  // these two: noted, and told
-    uint64_t durable_seq_ = 0;
-    bool in_snapshot_ = false;
+    bool started_ KV_GUARDED_BY(mutex_) = false;
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
+    NvmeTierTunables tunables_ KV_GUARDED_BY(mutex_);
+    // Declared to the log.
+    std::unordered_map<NamespaceId, NamespaceRef> namespaces_ KV_GUARDED_BY(mutex_);
+    std::deque<Promotion> promotions_ KV_GUARDED_BY(mutex_);
+    uint64_t promotion_bytes_ KV_GUARDED_BY(mutex_) = 0;
+    // Being prefetched, with their lengths.
+    std::unordered_map<Hash128, uint64_t, Hash128Hasher> ahead_ KV_GUARDED_BY(mutex_);
+    uint64_t ahead_bytes_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t ahead_room_bytes_ KV_GUARDED_BY(mutex_) = 0;  // what the rate still allows …
+    uint64_t ahead_filled_us_ KV_GUARDED_BY(mutex_) = 0;   // … since then
+    uint64_t reads_under_way_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t applied_seq_ KV_GUARDED_BY(mutex_) = 0;  // noted
+    uint64_t durable_seq_ KV_GUARDED_BY(mutex_) = 0;  // reported by Events::applied
+    bool in_snapshot_ KV_GUARDED_BY(mutex_) = false;
+
+    std::vector<NamespaceRef> begun_with_;  // set by open()
 
     ChainMap chains_;
     std::unique_ptr<Counts> counts_;

@@ -10,8 +10,8 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kPlaceAlign = 64;
-constexpr uint64_t kRateWindowUs = 250'000;  // what was not used of the rate is kept so long
-constexpr uint64_t kFreeShare = 16;          // DRAM with so much free takes everything that is read
+constexpr uint64_t kRateWindowUs = 250'000;  // unused room of the rate is kept for this long
+constexpr uint64_t kFreeShare = 16;          // of DRAM: with more free, every read is promoted
 // Writes of the node itself: no session has this number.
 constexpr Owner kTier{UINT64_MAX, -1};
 
@@ -49,7 +49,7 @@ void NvmeTier::read(const NamespaceRef& ns, std::span<const BlockStore::Key> key
 
 void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> keys,
                        std::function<void()> done) {
-    std::vector<BlockStore::Key> below;
+    std::vector<BlockStore::Key> on_nvme;
     uint64_t bytes = 0;
     for (const BlockStore::Key& key : keys) {
         if (store_.contains(ns, {key.key, key.hash})) {
@@ -60,13 +60,13 @@ void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> 
             break;
         }
         bytes += found->length;
-        below.push_back(key);
+        on_nvme.push_back(key);
     }
     auto reading = std::make_shared<Reading>(ns, Reading::Purpose::kPromote);
     // Runs when nobody waits for a promotion any more, whatever has become of it.
     reading->waiting = std::shared_ptr<void>(this, [done = std::move(done)](void*) { done(); });
-    if (!below.empty()) {
-        start_reading(std::move(reading), below);
+    if (!on_nvme.empty()) {
+        start_reading(std::move(reading), on_nvme);
     }
 }
 
@@ -255,7 +255,7 @@ bool NvmeTier::is_admitted(const NvmeFound& found) {
     return store_.free_bytes() >= store_.segment_bytes() / kFreeShare + found.length;
 }
 
-// As soon as it is there: the next reader may be here before the rest of them.
+// Each object as soon as it was read: the next reader may come before the others are.
 void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& result) {
     const Object& object = reading.objects[row];
     if (reading.purpose == Reading::Purpose::kGet) {
@@ -268,7 +268,7 @@ void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& re
     Promotion promotion{reading.ns,      std::string(result.key),
                         result,          object.bytes,
                         reading.waiting, reading.purpose == Reading::Purpose::kAhead};
-    promotion.what.key = {};  // of a call that is about to be over
+    promotion.what.key = {};  // a view that ends with this call
     {
         const MutexLock lock(mutex_);
         const uint64_t bytes = object.length;
@@ -287,7 +287,8 @@ void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& re
 void NvmeTier::promote_loop() {
     MutexLock lock(mutex_);
     while (true) {
-        changed_.wait(mutex_, [this] { return stopping_ || !promotions_.empty(); });
+        changed_.wait(mutex_,
+                      [this]() KV_REQUIRES(mutex_) { return stopping_ || !promotions_.empty(); });
         if (stopping_) {
             return;
         }
@@ -335,7 +336,7 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     if (promotion.ahead) {
         store_.note_prefetched(block.generation);
     }
-    // Removed, replaced or dropped meanwhile: what was read is no longer to be had.
+    // Removed, replaced or dropped meanwhile: it must not be found any more.
     const std::optional<NvmeFound> still = log_->find(promotion.ns->id, identity.hash);
     if (!still || still->version != identity.version) {
         static_cast<void>(store_.unpublish(block.generation));

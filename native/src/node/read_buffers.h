@@ -64,8 +64,8 @@ class ReadBuffers {
         }
         const size_t keep_bytes;
         Mutex mutex;
-        std::unordered_map<size_t, std::vector<uint8_t*>> free;
-        size_t kept_bytes = 0;
+        std::unordered_map<size_t, std::vector<uint8_t*>> free KV_GUARDED_BY(mutex);
+        size_t kept_bytes KV_GUARDED_BY(mutex) = 0;
     };
     std::shared_ptr<Pool> pool_;
 };

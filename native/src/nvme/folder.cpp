@@ -1,4 +1,4 @@
-// Locking the folder, counting its lives, opening and allocating segment files.
+// Locking the folder, counting its lives, opening and allocating log files.
 #include "nvme/folder.h"
 
 #include <errno.h>
@@ -19,14 +19,14 @@ namespace kvstore {
 namespace {
 
 constexpr char kSuffix[] = ".kvs";
-constexpr char kSegmentPrefix[] = "segment-";
-constexpr uint64_t kDefaultSegmentBytes = 64 << 20;
-constexpr uint64_t kMaxSegmentBytes = 4ull << 30;
-// One descriptor each: greater tiers have greater segments.
-constexpr uint64_t kManySegments = 512;
+constexpr char kLogFilePrefix[] = "segment-";
+constexpr uint64_t kDefaultLogFileBytes = 64 << 20;
+constexpr uint64_t kMaxLogFileBytes = 4ull << 30;
+// One descriptor each: greater tiers have greater log files.
+constexpr uint64_t kManyLogFiles = 512;
 // Some are always free, and the oldest leaves as a whole: fewer would hold much less than they
 // could.
-constexpr uint64_t kFewSegments = 32;
+constexpr uint64_t kFewLogFiles = 32;
 
 // Record locks belong to the process: a second owner inside it has to be told apart here.
 Mutex held_mutex;
@@ -42,12 +42,12 @@ struct SessionBlock {
 
 }  // namespace
 
-uint64_t NvmeFolder::choose_segment_bytes(uint64_t size_bytes) {
-    uint64_t bytes = kDefaultSegmentBytes;
-    while (size_bytes / bytes > kManySegments && bytes < kMaxSegmentBytes) {
+uint64_t NvmeFolder::choose_log_file_bytes(uint64_t size_bytes) {
+    uint64_t bytes = kDefaultLogFileBytes;
+    while (size_bytes / bytes > kManyLogFiles && bytes < kMaxLogFileBytes) {
         bytes *= 2;
     }
-    while (size_bytes / bytes < kFewSegments && bytes > kMinSegmentBytes) {
+    while (size_bytes / bytes < kFewLogFiles && bytes > kMinLogFileBytes) {
         bytes /= 2;
     }
     return bytes;
@@ -168,7 +168,7 @@ Result<std::vector<uint64_t>> NvmeFolder::numbers(const std::string& prefix) con
 }
 
 Status NvmeFolder::open_file(uint64_t number, bool create, LogFile* file) {
-    file->path = file_path(kSegmentPrefix, number);
+    file->path = file_path(kLogFilePrefix, number);
     const int flags = O_RDWR | (create ? O_CREAT | O_EXCL : 0);
     int fd = direct_ ? io_.open(file->path, flags | O_DIRECT) : -EINVAL;
     if (fd == -EINVAL) {
@@ -185,7 +185,7 @@ Status NvmeFolder::open_file(uint64_t number, bool create, LogFile* file) {
 }
 
 Status NvmeFolder::read_header(const Expected& expected, LogFile* file, bool* foreign) {
-    AlignedBuffer block(kSegmentHeaderBytes);
+    AlignedBuffer block(kLogFileHeaderBytes);
     if (block.size() == 0) {
         return {Code::kNoSpace, "no memory to open " + file->path};
     }
@@ -196,7 +196,7 @@ Status NvmeFolder::read_header(const Expected& expected, LogFile* file, bool* fo
     }
     std::fill(block.data() + *got, block.data() + block.size(), uint8_t{0});
     Result<LogFileHeader> header =
-        decode_segment_header({block.data(), kSegmentHeaderBytes}, file->path);
+        decode_log_file_header({block.data(), kLogFileHeaderBytes}, file->path);
     if (header.code() == Code::kNotFound) {
         return {};
     }
@@ -216,24 +216,24 @@ Status NvmeFolder::read_header(const Expected& expected, LogFile* file, bool* fo
         return {Code::kInvalidArgument,
                 file->path + " belongs to node '" + header->node_id + "'" + advice};
     }
-    if (segment_bytes_ != 0 && header->segment_bytes != segment_bytes_) {
-        return {Code::kInvalidArgument, file->path + " has segments of " +
-                                            std::to_string(header->segment_bytes) + " bytes, not " +
-                                            std::to_string(segment_bytes_) + advice};
+    if (log_file_bytes_ != 0 && header->log_file_bytes != log_file_bytes_) {
+        return {Code::kInvalidArgument,
+                file->path + " has log files of " + std::to_string(header->log_file_bytes) +
+                    " bytes, not " + std::to_string(log_file_bytes_) + advice};
     }
     *foreign = false;
-    segment_bytes_ = header->segment_bytes;
+    log_file_bytes_ = header->log_file_bytes;
     file->seq = header->seq;
     return {};
 }
 
 Status NvmeFolder::discard_file(uint64_t number) {
-    const std::string path = file_path(kSegmentPrefix, number);
+    const std::string path = file_path(kLogFilePrefix, number);
     const int result = io_.unlink(path);
     return result < 0 && result != -ENOENT ? io_status("unlink", path, result) : Status();
 }
 
-// Reads every header and so learns the size of a segment; a foreign file ends it or goes.
+// Reads every header and so learns the size of a log file; a foreign file ends it or goes.
 Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint64_t>& present) {
     for (const uint64_t number : present) {
         LogFile file;
@@ -249,33 +249,34 @@ Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint6
             return status;
         }
     }
-    if (segment_bytes_ == 0) {
-        segment_bytes_ = choose_segment_bytes(expected.size_bytes);
+    if (log_file_bytes_ == 0) {
+        log_file_bytes_ = choose_log_file_bytes(expected.size_bytes);
     }
-    if (segment_bytes_ % kIoAlign != 0 || segment_bytes_ < kMinSegmentBytes ||
-        segment_bytes_ > kMaxSegmentBytes || expected.size_bytes / segment_bytes_ < kMinSegments) {
+    if (log_file_bytes_ % kIoAlign != 0 || log_file_bytes_ < kMinLogFileBytes ||
+        log_file_bytes_ > kMaxLogFileBytes ||
+        expected.size_bytes / log_file_bytes_ < kMinLogFiles) {
         return {Code::kInvalidArgument,
                 "nvme_size of " + std::to_string(expected.size_bytes) + " bytes has no room for " +
-                    std::to_string(kMinSegments) + " segments of " +
-                    std::to_string(segment_bytes_) + " bytes: raise nvme_size"};
+                    std::to_string(kMinLogFiles) + " log files of " +
+                    std::to_string(log_file_bytes_) + " bytes: raise nvme_size"};
     }
     return {};
 }
 
-Status NvmeFolder::open_segments(const Expected& expected, Status* shortage) {
-    Result<std::vector<uint64_t>> present = numbers(kSegmentPrefix);
+Status NvmeFolder::open_log_files(const Expected& expected, Status* shortage) {
+    Result<std::vector<uint64_t>> present = numbers(kLogFilePrefix);
     if (!present.ok()) {
         return present.status();
     }
-    segment_bytes_ = expected.segment_bytes;
+    log_file_bytes_ = expected.log_file_bytes;
     if (Status status = choose_size(expected, *present); !status.ok()) {
         return status;
     }
-    present = numbers(kSegmentPrefix);
+    present = numbers(kLogFilePrefix);
     if (!present.ok()) {
         return present.status();
     }
-    const uint64_t count = expected.size_bytes / segment_bytes_;
+    const uint64_t count = expected.size_bytes / log_file_bytes_;
     std::set<uint64_t> seqs;
     for (uint64_t number = 0; number < count; ++number) {
         const bool exists = std::binary_search(present->begin(), present->end(), number);
@@ -286,7 +287,7 @@ Status NvmeFolder::open_segments(const Expected& expected, Status* shortage) {
         bool foreign = false;
         Status status = open_file(number, !exists, &file);
         if (status.ok()) {
-            const int result = io_.allocate(file.fd.get(), segment_bytes_);
+            const int result = io_.allocate(file.fd.get(), log_file_bytes_);
             if (result < 0) {
                 *shortage = io_status("fallocate", file.path, result);
             }

@@ -1,9 +1,9 @@
-// The NVMe tier's folder: who owns it, which life this is, and the segment files in it.
+// The NVMe tier's folder: who owns it, which life this is, and the log files in it.
 //
 //   owner            locked (fcntl) while a process uses the folder, never unlinked; its first
 //   block
 //                    holds the number of the last life
-//   segment-<n>.kvs  the segment files, n from 0, all of one size
+//   segment-<n>.kvs  the log files, n from 0, all of one size
 //   removals-<n>.kvs the removal journal (nvme_removals.h)
 #pragma once
 
@@ -30,7 +30,7 @@ class NvmeFolder {
     };
     struct Expected {
         uint64_t size_bytes = 0;
-        uint64_t segment_bytes = 0;  // 0: that of the files there, else chosen from the size
+        uint64_t log_file_bytes = 0;  // 0: that of the files there, else chosen from the size
         std::string node_id;
         uint64_t cluster_check = 0;
         bool discard_foreign = false;
@@ -44,13 +44,13 @@ class NvmeFolder {
     NvmeFolder& operator=(const NvmeFolder&) = delete;
 
     // Opens what is there, then creates and allocates what is missing. VersionMismatch,
-    // InvalidArgument: files of another format, cluster, node or segment size. `*shortage` is why
+    // InvalidArgument: files of another format, cluster, node or log file size. `*shortage` is why
     // files are missing (a full disk); the ones that are there are open all the same.
-    Status open_segments(const Expected& expected, Status* shortage);
+    Status open_log_files(const Expected& expected, Status* shortage);
 
     const std::string& path() const { return path_; }
     uint64_t session() const { return session_; }  // greater than any earlier life's
-    uint64_t segment_bytes() const { return segment_bytes_; }
+    uint64_t log_file_bytes() const { return log_file_bytes_; }
     bool direct() const { return direct_; }
     std::vector<LogFile>& files() { return files_; }
     // Other files of the tier by their beginning, with numbers, ascending.
@@ -60,10 +60,10 @@ class NvmeFolder {
     // Whether the folder and its lock file are still what was opened.
     bool still_there() const;
 
-    // The size of one segment file for a tier of this size, and the least that a tier may have.
-    static uint64_t choose_segment_bytes(uint64_t size_bytes);
-    static constexpr uint64_t kMinSegments = 4;
-    static constexpr uint64_t kMinSegmentBytes = 64 << 10;
+    // The size of one log file for a tier of this size, and the least that a tier may have.
+    static uint64_t choose_log_file_bytes(uint64_t size_bytes);
+    static constexpr uint64_t kMinLogFiles = 4;
+    static constexpr uint64_t kMinLogFileBytes = 64 << 10;
 
   private:
     NvmeFolder(FileIo& io, std::string path) : io_(io), path_(std::move(path)) {}
@@ -80,7 +80,7 @@ class NvmeFolder {
     std::pair<uint64_t, uint64_t> inode_{};  // of the lock file; what this process holds
     bool registered_ = false;
     uint64_t session_ = 0;
-    uint64_t segment_bytes_ = 0;
+    uint64_t log_file_bytes_ = 0;
     bool direct_ = true;
     std::vector<LogFile> files_;
 };

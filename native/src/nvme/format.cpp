@@ -1,4 +1,4 @@
-// Encoding and checking of segment headers and record heads.
+// Encoding and checking of log file headers and record heads.
 #include "nvme/format.h"
 
 #include <algorithm>
@@ -11,9 +11,9 @@
 namespace kvstore {
 namespace {
 
-constexpr char kSegmentMagic[8] = "KVNVSEG";
+constexpr char kLogFileMagic[8] = "KVNVSEG";
 constexpr uint32_t kRecordMagic = 0x4352564b;  // "KVRC"
-constexpr size_t kSegmentFixedBytes = 42;
+constexpr size_t kHeaderFixedBytes = 42;
 
 // The crc of `size` bytes with the four at `hole` taken for zero.
 uint32_t crc_around(const uint8_t* bytes, size_t size, size_t hole) {
@@ -41,30 +41,30 @@ bool within_limits(const RecordHead& head, uint64_t length, size_t key_bytes) {
 
 }  // namespace
 
-void encode_segment_header(const LogFileHeader& header, std::span<uint8_t> block) {
-    KV_ASSERT(block.size() == kSegmentHeaderBytes &&
+void encode_log_file_header(const LogFileHeader& header, std::span<uint8_t> block) {
+    KV_ASSERT(block.size() == kLogFileHeaderBytes &&
               header.node_id.size() <= limits::kMaxNameBytes);
     std::fill(block.begin(), block.end(), uint8_t{0});
     uint8_t* out = block.data();
-    std::memcpy(out, kSegmentMagic, 8);
+    std::memcpy(out, kLogFileMagic, 8);
     store_word(out + 8, kNvmeFormat);
     store_word(out + 16, header.seq);
-    store_word(out + 24, header.segment_bytes);
+    store_word(out + 24, header.log_file_bytes);
     store_word(out + 32, header.cluster_check);
     store_word(out + 40, static_cast<uint16_t>(header.node_id.size()));
-    std::memcpy(out + kSegmentFixedBytes, header.node_id.data(), header.node_id.size());
+    std::memcpy(out + kHeaderFixedBytes, header.node_id.data(), header.node_id.size());
     store_word(out + 12, crc_around(out, block.size(), 12));
 }
 
-Result<LogFileHeader> decode_segment_header(std::span<const uint8_t> block,
-                                            const std::string& name) {
+Result<LogFileHeader> decode_log_file_header(std::span<const uint8_t> block,
+                                             const std::string& name) {
     if (std::all_of(block.begin(), block.end(), [](uint8_t byte) { return byte == 0; })) {
         return {Code::kNotFound, name + ": never used"};
     }
     const uint8_t* in = block.data();
     const Status damaged(Code::kChecksumMismatch, name + ": the header is damaged");
-    if (block.size() < kSegmentHeaderBytes || std::memcmp(in, kSegmentMagic, 8) != 0 ||
-        load_word<uint32_t>(in + 12) != crc_around(in, kSegmentHeaderBytes, 12)) {
+    if (block.size() < kLogFileHeaderBytes || std::memcmp(in, kLogFileMagic, 8) != 0 ||
+        load_word<uint32_t>(in + 12) != crc_around(in, kLogFileHeaderBytes, 12)) {
         return damaged;
     }
     if (const auto format = load_word<uint32_t>(in + 8); format != kNvmeFormat) {
@@ -76,13 +76,13 @@ Result<LogFileHeader> decode_segment_header(std::span<const uint8_t> block,
     }
     LogFileHeader header;
     header.seq = load_word<uint64_t>(in + 16);
-    header.segment_bytes = load_word<uint64_t>(in + 24);
+    header.log_file_bytes = load_word<uint64_t>(in + 24);
     header.cluster_check = load_word<uint64_t>(in + 32);
     const auto id_bytes = load_word<uint16_t>(in + 40);
     if (id_bytes > limits::kMaxNameBytes || header.seq == 0) {
         return damaged;
     }
-    header.node_id.assign(reinterpret_cast<const char*>(in + kSegmentFixedBytes), id_bytes);
+    header.node_id.assign(reinterpret_cast<const char*>(in + kHeaderFixedBytes), id_bytes);
     return header;
 }
 

@@ -1,4 +1,4 @@
-// Appending, finding, removing and listing; what the index says and what it counts.
+// Opening and closing, finding and removing; what the index says and what it counts.
 #include "nvme/log.h"
 
 #include <algorithm>
@@ -57,13 +57,19 @@ Status NvmeLog::start() {
     }
     folder_ = std::move(*folder);
     journal_ = std::make_unique<RemovalJournal>(io_, *folder_);
-    buffers_ = std::make_unique<WriteBuffers>(options_.buffer_bytes, options_.buffers);
-    if (!buffers_->has_memory()) {
+    auto buffers = std::make_unique<WriteBuffers>(options_.buffer_bytes, options_.buffers);
+    if (!buffers->has_memory()) {
         return {Code::kNoSpace, "no memory for NVMe write buffers"};
     }
+    const uint64_t max_record_bytes = buffers->max_record_bytes();
+    buffers_ = std::move(buffers);
     if (Status status = recover(); !status.ok()) {
         return status;
     }
+    const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign;  // its namespace's record too
+    const uint64_t room =
+        std::min(log_file_bytes_ - kLogFileHeaderBytes, max_record_bytes - options_.buffer_bytes);
+    max_object_bytes_ = std::min<uint64_t>(room - overhead, UINT32_MAX);
     Result<std::unique_ptr<NvmeReadEngine>> engine = NvmeReadEngine::create(io_, options_.reads);
     if (!engine.ok()) {
         return engine.status();
@@ -72,7 +78,7 @@ Status NvmeLog::start() {
     {
         MutexLock lock(mutex_);
         if (state_ == NvmeState::kActive) {
-            prepare_segments(lock);
+            prepare_files();
         }
     }
     for (size_t i = 0; i < options_.writers; ++i) {
@@ -96,10 +102,11 @@ NvmeLog::~NvmeLog() {
         sync_removals().ok();
         {
             MutexLock lock(mutex_);
-            buffers_->end_segment();
+            buffers_->end_file();
             write_wake_.notify_all();
-            changed_.wait(mutex_,
-                          [this] { return waiting_reads_.empty() && reads_under_way_ == 0; });
+            changed_.wait(mutex_, [this]() KV_REQUIRES(mutex_) {
+                return waiting_reads_.empty() && reads_under_way_ == 0;
+            });
         }
         for (std::thread& writer : writers_) {
             writer.join();
@@ -122,12 +129,12 @@ NvmeCounters NvmeLog::counters() const {
     const MutexLock lock(mutex_);
     NvmeCounters counters = counters_;
     counters.index_bytes = index_->memory_bytes();
-    counters.bytes_capacity = segments_.size() * segment_bytes_;
-    counters.free_segments = free_or_prepared();
+    counters.bytes_capacity = files_.count() * log_file_bytes_;
+    counters.free_log_files = files_.free_or_ready();
     return counters;
 }
 
-// Under mutex_, as everything below that does not say otherwise. A tier only gets worse.
+// A log only gets worse.
 void NvmeLog::fail(NvmeState state, const Status& why) {
     if (state > state_) {
         state_ = state;
@@ -135,20 +142,6 @@ void NvmeLog::fail(NvmeState state, const Status& why) {
     }
     maintain_wake_.notify_all();
     changed_.notify_all();
-}
-
-uint64_t NvmeLog::free_or_prepared() const {
-    const auto free = std::count_if(segments_.begin(), segments_.end(), [](const Segment& one) {
-        return one.state == Segment::State::kFree;
-    });
-    return static_cast<uint64_t>(free) + prepared_.size();
-}
-
-uint64_t NvmeLog::max_object_bytes() const {
-    const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign;  // its namespace's record too
-    const uint64_t room = std::min(segment_bytes_ - kSegmentHeaderBytes,
-                                   buffers_->max_record_bytes() - options_.buffer_bytes);
-    return std::min<uint64_t>(room - overhead, UINT32_MAX);
 }
 
 Status NvmeLog::register_namespace(const NamespaceEpoch& ns) {
@@ -182,199 +175,6 @@ bool NvmeLog::removed_lately(const Hash128& hash, Version version) const {
     return found != lately_removed_.end() && version <= found->second;
 }
 
-// Before the bytes are copied, and again after: what does not hold any more becomes a pad.
-Status NvmeLog::check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const {
-    const Identity& identity = object.identity;
-    const std::optional<uint16_t> slot = namespaces_.find(identity.ns);
-    if (!slot || namespaces_.slot(*slot).names.tenant_id != identity.tenant) {
-        return {Code::kInvalidArgument, "the namespace was not registered on NVMe"};
-    }
-    if (namespaces_.slot(*slot).flushed || removed_lately(identity.hash, identity.version)) {
-        return {Code::kRemoved, "removed before it was on NVMe"};
-    }
-    const std::optional<NvmeEntry> present = index_->find(identity.hash);
-    if (moved_from) {
-        if (present && present->unit == *moved_from) {
-            return {};
-        }
-        return {Code::kRemoved, "no longer there to be moved"};
-    }
-    if (present && present->version >= identity.version) {
-        return Code::kAlreadyExists;
-    }
-    if (object.pin != Pin::kHard) {
-        return {};
-    }
-    return check_pinned(record_bytes(object.key.size(), identity.length));
-}
-
-// What is pinned moves from reclaim to reclaim: it must leave room to do that, and for others.
-Status NvmeLog::check_pinned(uint64_t more) const {
-    const uint64_t most = (segments_.size() - kMinReserve - 1) * segment_bytes_ / 100 * 45;
-    if (pinned_bytes_ + more <= most) {
-        return {};
-    }
-    return {Code::kNoSpace, std::to_string(most) +
-                                " bytes, as many as nvme_size allows, are pinned on NVMe: unpin, "
-                                "or raise nvme_size"};
-}
-
-// Segments that only a reclaim may begin, for what it moves.
-uint64_t NvmeLog::reserve() const {
-    return segments_.size() < 2 * NvmeFolder::kMinSegments ? kMinReserve : kMinReserve + 1;
-}
-
-// Whether an append of others leaves what the reclaim under way still has to move.
-bool NvmeLog::leaves_reserve(uint64_t size) const {
-    if (reclaim_needs_ == 0) {
-        return true;
-    }
-    const uint64_t free = free_or_prepared() * (segment_bytes_ - kSegmentHeaderBytes);
-    const uint64_t room = buffers_->fits(size) ? buffers_->segment_room() : 0;
-    return room + free >= reclaim_needs_ + size;
-}
-
-// Makes the log's head a segment with room for one more record. False: not now.
-bool NvmeLog::ensure_head(uint64_t record_size, bool reserve_too) {
-    if (!reserve_too && !leaves_reserve(record_size)) {
-        return false;
-    }
-    if (buffers_->has_segment() && buffers_->fits(record_size)) {
-        return true;
-    }
-    must_maintain_ = true;
-    maintain_wake_.notify_one();
-    if (prepared_.empty() || (!reserve_too && free_or_prepared() <= reserve())) {
-        return false;
-    }
-    if (buffers_->has_segment()) {
-        segments_[buffers_->segment()].state = Segment::State::kSealing;
-        buffers_->end_segment();
-        write_wake_.notify_all();
-    }
-    const uint32_t next = prepared_.front();
-    Segment& segment = segments_[next];
-    if (!buffers_->begin_segment(next, segment.seq, kSegmentHeaderBytes, segment_bytes_,
-                                 folder_->session(), {}, boottime_ms())) {
-        return false;
-    }
-    prepared_.pop_front();
-    segment.state = Segment::State::kHead;
-    segment.manifest = std::make_shared<Manifest>(segment.seq);
-    return true;
-}
-
-// Writes the namespace's names into the head when this segment does not have them yet.
-bool NvmeLog::declare_namespace(const NamespaceEpoch& ns) {
-    Manifest& manifest = *segments_[buffers_->segment()].manifest;
-    if (manifest.has_namespace(ns.id)) {
-        return true;
-    }
-    const std::string names = ns.tenant + ns.name;
-    std::unique_ptr<Reservation> room =
-        buffers_->reserve(record_head_bytes(names.size()), boottime_ms());
-    if (room == nullptr) {
-        return false;
-    }
-    RecordHead head;
-    head.kind = RecordKind::kNamespace;
-    head.seq = buffers_->seq();
-    head.session = folder_->session();
-    head.identity = {.tenant = ns.tenant_id,
-                     .ns = ns.id,
-                     .hash = {},
-                     .version = ns.epoch,
-                     .length = ns.tenant.size()};
-    head.key = names;
-    std::array<uint8_t, kMaxRecordHeadBytes> bytes;
-    encode_record_head(head, bytes.data());
-    room->write(bytes.data(), room->size());
-    buffers_->finish(std::move(room));
-    manifest.add_namespace(ns);
-    return true;
-}
-
-Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) {
-    if (object.key.empty() || object.key.size() > limits::kMaxKeyBytes ||
-        object.identity.version == 0 || object.identity.length != data.size() ||
-        object.pin > Pin::kHard) {
-        return {Code::kInvalidArgument, "no object that can be on NVMe"};
-    }
-    if (data.size() > max_object_bytes()) {
-        return {Code::kTooLarge, "objects on NVMe have at most " +
-                                     std::to_string(max_object_bytes()) +
-                                     " bytes: raise nvme_size, or the size of its segments"};
-    }
-    return append_record(object, data, std::nullopt);
-}
-
-// Takes mutex_ itself.
-Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t> data,
-                              std::optional<uint64_t> moved_from) {
-    const uint64_t size = record_bytes(object.key.size(), data.size());
-    MutexLock lock(mutex_);
-    if (state_ != NvmeState::kActive) {
-        return error_;
-    }
-    if (Status status = check_append(object, moved_from); !status.ok()) {
-        return status;
-    }
-    const uint16_t slot = *namespaces_.find(object.identity.ns);
-    const NamespaceEpoch& names = namespaces_.slot(slot).names;
-    std::unique_ptr<Reservation> room;
-    if (ensure_head(size + kMaxRecordHeadBytes, moved_from.has_value()) &&
-        declare_namespace(names)) {
-        room = buffers_->reserve(size, boottime_ms());
-    }
-    if (room == nullptr) {
-        ++counters_.overloaded;
-        return {Code::kOverloaded, "the NVMe tier has no free write buffer or segment now"};
-    }
-    const uint32_t segment = buffers_->segment();
-    RecordHead head;
-    head.kind = RecordKind::kObject;
-    head.pin = object.pin;
-    head.sealed_crc = object.sealed_crc;
-    head.seq = buffers_->seq();
-    head.session = folder_->session();
-    head.expires_at_ms = object.expires_at_ms;
-    head.put_wall_ms = object.put_wall_ms;
-    head.identity = object.identity;
-    head.parent = object.parent;
-    head.key = object.key;
-    ++namespaces_.slot(slot).appending;
-    lock.unlock();
-
-    std::array<uint8_t, kMaxRecordHeadBytes> bytes;
-    encode_record_head(head, bytes.data());
-    room->write(bytes.data(), record_head_bytes(object.key.size()));
-    uint32_t crc = 0;
-    room->write(data.data(), data.size(), &crc);
-    room->zero(static_cast<size_t>(align_up(data.size(), kRecordAlign)) - data.size());
-    const bool genuine = seal_checksum(crc, object.identity) == object.sealed_crc;
-
-    lock.lock();
-    --namespaces_.slot(slot).appending;
-    Status status = genuine ? check_append(object, moved_from)
-                            : Status(Code::kChecksumMismatch, "the data is not what was sealed");
-    if (status.ok()) {
-        // An older version that got its room later lies in a segment that goes later.
-        const std::optional<NvmeEntry> old = index_->find(object.identity.hash);
-        if (old && segments_[segment_of(old->unit)].seq > segments_[segment].seq) {
-            journal_->remove(object.identity.hash, old->version, next_seq_ - 1);
-        }
-        insert(object, slot, segment, room->offset());
-        if (!moved_from) {
-            ++counters_.appended_objects;
-        }
-    } else {
-        room->make_pad(folder_->session());
-    }
-    buffers_->finish(std::move(room));
-    write_wake_.notify_one();
-    return status;
-}
-
 void NvmeLog::account(const NvmeEntry& entry, bool added) {
     const auto change = [added](uint64_t& count, uint64_t by) {
         added ? count += by : count -= by;
@@ -385,7 +185,7 @@ void NvmeLog::account(const NvmeEntry& entry, bool added) {
     if (entry.pin == Pin::kHard) {
         change(slot.pinned_bytes, entry_bytes(entry));
     }
-    change(segments_[segment_of(entry.unit)].live_objects, 1);
+    change(files_[file_of(entry.unit)].live_objects, 1);
     if (slot.flushed) {
         return;  // hidden: not counted since the flush
     }
@@ -401,12 +201,11 @@ void NvmeLog::erase(const Hash128& hash, const NvmeEntry& entry) {
     index_->erase(hash);
 }
 
-void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment,
-                     uint64_t offset) {
+void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t file, uint64_t offset) {
     const Hash128& hash = object.identity.hash;
     NvmeEntry entry{
         .version = object.identity.version,
-        .unit = unit_of(segment, offset),
+        .unit = unit_of(file, offset),
         .length = static_cast<uint32_t>(object.identity.length),
         .expires_at_s = to_expires_at_s(object.expires_at_ms),
         .ns_slot = ns_slot,
@@ -419,21 +218,21 @@ void NvmeLog::insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segmen
         return;  // no memory: as if it had been evicted at once
     }
     account(entry, true);
-    Segment& home = segments_[segment];
-    if (home.manifest == nullptr) {
+    Manifest* const manifest = files_[file].manifest().get();
+    if (manifest == nullptr) {
         return;
     }
-    home.manifest->add({.ns_index = home.manifest->add_namespace(namespaces_.slot(ns_slot).names),
-                        .offset = offset,
-                        .hash = hash,
-                        .version = entry.version,
-                        .length = entry.length,
-                        .sealed_crc = object.sealed_crc,
-                        .expires_at_ms = object.expires_at_ms,
-                        .put_wall_ms = object.put_wall_ms,
-                        .parent = object.parent,
-                        .pin = object.pin,
-                        .key = object.key});
+    manifest->add({.ns_index = manifest->add_namespace(namespaces_.slot(ns_slot).names),
+                   .offset = offset,
+                   .hash = hash,
+                   .version = entry.version,
+                   .length = entry.length,
+                   .sealed_crc = object.sealed_crc,
+                   .expires_at_ms = object.expires_at_ms,
+                   .put_wall_ms = object.put_wall_ms,
+                   .parent = object.parent,
+                   .pin = object.pin,
+                   .key = object.key});
 }
 
 bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
@@ -442,7 +241,7 @@ bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
         return false;
     }
     MutexLock lock(mutex_);
-    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&] {
+    changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&]() KV_REQUIRES(mutex_) {
         return state_ != NvmeState::kActive ||
                (buffers_->has_room(size) && ensure_head(size, false));
     });
@@ -468,7 +267,7 @@ std::optional<NvmeFound> NvmeLog::find(NamespaceId ns, const Hash128& hash, bool
                      .length = entry->length,
                      .pin = entry->pin,
                      .touches = entry->touches,
-                     .segment = segment_of(entry->unit),
+                     .file = file_of(entry->unit),
                      .offset = offset_of(entry->unit)};
 }
 
@@ -483,7 +282,7 @@ bool NvmeLog::remove(NamespaceId ns, const Hash128& hash, Version version) {
         erase(hash, *entry);
     }
     if (present || reclaiming_ || state_ != NvmeState::kActive) {
-        journal_->remove(hash, version, next_seq_ - 1);
+        journal_->remove(hash, version, files_.newest_seq());
     }
     return counts;
 }
@@ -500,7 +299,7 @@ void NvmeLog::flush_namespace(NamespaceId ns) {
         counters_.bytes_live -= slot.bytes;
         pinned_bytes_ -= slot.pinned_bytes;
     }
-    journal_->flush(ns, next_seq_ - 1);
+    journal_->flush(ns, files_.newest_seq());
 }
 
 void NvmeLog::note_applied(uint64_t applied_seq) { journal_->note_applied(applied_seq); }
@@ -547,8 +346,7 @@ Status NvmeLog::set_pin(NamespaceId ns, const Hash128& hash, Pin pin) {
 
 void NvmeLog::set_policy(const NvmePolicy& policy) {
     const MutexLock lock(mutex_);
-    policy_.min_touches = std::min(policy.min_touches, NvmeIndex::kMaxTouches);
-    policy_.readmit_share = std::clamp(policy.readmit_share, 0.0, 1.0);
+    policy_ = policy.clamped();
 }
 
 }  // namespace kvstore

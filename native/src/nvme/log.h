@@ -1,18 +1,18 @@
-// The node's tier on NVMe: objects appended to segment files, found through an index in memory.
+// The node's tier on NVMe: objects appended to log files, found through an index in memory.
 //
 // append() copies into a write buffer and returns; writer threads write whole buffers, the
-// maintenance thread seals full segments (their manifest goes to the catalog), prepares empty ones
+// maintenance thread seals full log files (their manifest goes to the catalog), prepares empty ones
 // and reclaims the oldest, moving what is still hot to the head of the log. Every read is verified
-// against the checksum that is bound to the object's identity before Ok is said.
+// against the checksum that is bound to the object's identity before it is answered.
 //
-// Durable are: objects after sync(), removals and flushes after sync_removals(). A process that
-// dies loses at most what was appended after the last sync() or within flush_after_ms; after a
-// power loss every object is there whole or not at all.
+// Objects are durable after sync(), removals and flushes after sync_removals(). A process that dies
+// loses at most what was appended after the last sync() or within flush_after_ms; after a power
+// loss every object is there whole or not at all.
 //
-// Failures never throw and never stop anything: after a failed write the tier is read-only, after
-// repeated failed reads or without its folder it is off; error() says why. Only opening it again
-// ends that. Thread-safe. Callbacks run on the log's own threads without its mutex, unless said
-// otherwise; they may call it, but not destroy it.
+// Nothing throws. After a failed write the log is read-only; after repeated failed reads, or when
+// its folder is gone, it is off; error() says why. It stays so until it is opened again.
+// Thread-safe. Callbacks run on the log's own threads without its mutex, unless said otherwise; they
+// may call it, but not destroy it.
 #pragma once
 
 #include <array>
@@ -34,9 +34,11 @@
 #include "nvme/file_io.h"
 #include "nvme/folder.h"
 #include "nvme/index.h"
+#include "nvme/log_files.h"
 #include "nvme/manifest.h"
 #include "nvme/namespaces.h"
 #include "nvme/reads.h"
+#include "nvme/reclaim_plan.h"
 #include "nvme/removals.h"
 #include "nvme/scan.h"
 #include "nvme/write_buffers.h"
@@ -44,13 +46,6 @@
 namespace kvstore {
 
 enum class NvmeState : uint8_t { kActive = 0, kReadOnly = 1, kOff = 2 };
-
-// What to readmit when a segment is reclaimed. Objects with a hard pin always are, unless no room
-// is left anywhere, which the bound on what may be pinned is to prevent.
-struct NvmePolicy {
-    uint8_t min_touches = 1;     // reads since it was written, 0 (everything) to kMaxTouches
-    double readmit_share = 0.5;  // of a segment's bytes, at most (and at most 15/16)
-};
 
 struct NvmeDropped {
     enum class Reason : uint8_t { kReclaimed, kExpired, kChecksum, kIoError, kWriteFailed };
@@ -64,56 +59,56 @@ struct NvmeDropped {
 struct NvmeCounters {
     uint64_t objects = 0;           // findable now (expired ones included until reclaimed)
     uint64_t bytes_live = 0;        // their data
-    uint64_t bytes_capacity = 0;    // of all segment files
+    uint64_t bytes_capacity = 0;    // of all log files
     uint64_t index_bytes = 0;       // memory of the index
-    uint64_t free_segments = 0;     // prepared ones included
-    uint64_t bytes_written = 0;     // to segment files, by append and readmission
-    uint64_t appended_objects = 0;  // readmitted ones left out
+    uint64_t free_log_files = 0;    // prepared ones included
+    uint64_t bytes_written = 0;     // to log files, by append and readmission
+    uint64_t appended_objects = 0;  // without readmitted ones
     uint64_t reads = 0;             // answered Ok
     uint64_t bytes_read = 0;        // of their data
     uint64_t readmitted_objects = 0;
     uint64_t readmitted_bytes = 0;
     uint64_t dropped_objects = 0;  // for whatever reason that NvmeDropped names
-    uint64_t segments_reclaimed = 0;
+    uint64_t log_files_reclaimed = 0;
     uint64_t checksum_errors = 0;
     uint64_t io_errors = 0;
     uint64_t catalog_errors = 0;
-    uint64_t overloaded = 0;  // appends and reads refused for want of buffers, segments or queue
+    uint64_t overloaded = 0;  // appends and reads refused for want of buffers, log files or queue
     // What open() met.
     uint64_t recovered_objects = 0;
-    uint64_t scanned_segments = 0;  // without a usable manifest
-    uint64_t damaged_segments = 0;  // unreadable header: their objects are lost
-    uint64_t damaged_records = 0;   // data that does not match
-    uint64_t torn_tails = 0;        // segments that were cut
-    uint64_t damaged_removals = 0;  // journal records lost: alert, what they removed may be back
+    uint64_t scanned_log_files = 0;  // without a usable manifest
+    uint64_t damaged_log_files = 0;  // unreadable header: their objects are lost
+    uint64_t damaged_records = 0;    // data that does not match
+    uint64_t torn_tails = 0;         // log files that were cut
+    uint64_t damaged_removals = 0;   // journal records lost: alert, what they removed may be back
 };
 
 struct NvmeProgress {
-    uint64_t segments_done = 0;
-    uint64_t segments = 0;
+    uint64_t files_done = 0;
+    uint64_t files = 0;
     uint64_t objects = 0;
 };
 
 struct NvmeOptions {
-    std::string directory;       // nvme_dir; created when missing
-    uint64_t size_bytes = 0;     // nvme_size
-    uint64_t segment_bytes = 0;  // 0: as the files there, else chosen from the size
+    std::string directory;        // nvme_dir; created when missing
+    uint64_t size_bytes = 0;      // nvme_size
+    uint64_t log_file_bytes = 0;  // 0: as the files there, else chosen from the size
     std::string node_id;
     uint64_t cluster_check = 0;    // tells clusters apart: derived from the hash secret
-    bool discard_foreign = false;  // of another format, cluster, node or segment size
+    bool discard_foreign = false;  // of another format, cluster, node or log file size
     size_t buffer_bytes = 2 << 20;
     size_t buffers = 10;
     size_t writers = 2;
     NvmeReadEngine::Options reads;
     size_t max_queued_reads = 4096;
     NvmePolicy policy;
-    uint32_t flush_after_ms = 200;   // an appended object waits so long for its buffer to fill
+    uint32_t flush_after_ms = 200;   // how long an object waits for its buffer to fill
     FileIo* io = nullptr;            // not owned; null: the system
     NvmeCatalog* catalog = nullptr;  // not owned; null: none, every open scans
     std::function<void(const NvmeProgress&)> on_progress;  // during open(), on its thread
     // Once for each object that is dropped, after it went: reads may miss it before this is said.
-    // All is said when the log is closed. Only of a segment that cannot be read any more, without a
-    // row in the catalog, nobody knows what it held: that is counted.
+    // All is said when the log is closed. Only of a log file that cannot be read any more, without
+    // a row in the catalog, nobody knows what it held: that is counted.
     std::function<void(const NvmeDropped&)> on_dropped;
     std::function<uint64_t()> wall_ms;  // for tests; null: the system's clock
 };
@@ -132,8 +127,8 @@ struct NvmeFound {
     Version version = 0;
     uint64_t length = 0;
     Pin pin = Pin::kNone;
-    uint8_t touches = 0;   // reads since it was written, at most kMaxTouches
-    uint32_t segment = 0;  // where it lies: for reads in the order of the disk
+    uint8_t touches = 0;  // reads since it was written, at most kMaxTouches
+    uint32_t file = 0;    // where it lies: for reads in the order of the disk
     uint64_t offset = 0;
 };
 
@@ -177,7 +172,7 @@ struct NvmeCursor {
     bool done = false;
     uint64_t seq = 0;
     uint64_t at = 0;
-    std::shared_ptr<const Manifest> manifest;  // of segment `seq`, when it was loaded
+    std::shared_ptr<const Manifest> manifest;  // of log file `seq`, when it was loaded
 };
 
 class NvmeLog {
@@ -200,7 +195,7 @@ class NvmeLog {
     Status append(const NvmeObject& object, std::span<const uint8_t> data);
     // Waits until an append of this size may succeed. False: not in time, or not active.
     bool await_space(uint64_t data_bytes, uint32_t timeout_ms);
-    uint64_t max_object_bytes() const;
+    uint64_t max_object_bytes() const { return max_object_bytes_; }
 
     std::optional<NvmeFound> find(NamespaceId ns, const Hash128& hash, bool touch = false);
     // Calls `done` once for each, on a thread of the reads; for what is answered without the disk
@@ -211,18 +206,18 @@ class NvmeLog {
     bool remove(NamespaceId ns, const Hash128& hash, Version version);
     void flush_namespace(NamespaceId ns);
     // Ok: every remove and flush that returned before is durable.
-    Status sync_removals();
+    Status sync_removals() KV_EXCLUDES(mutex_);
     // The owner's operations up to this one are among the removals and flushes that were called
     // for. recovered_applied(): the last such number that was durable when the folder was opened.
     void note_applied(uint64_t applied_seq);
     uint64_t recovered_applied() const { return recovered_applied_; }
     // Ok: every append that returned before is durable. Never Ok again once a write of objects, or
     // its sync, has failed.
-    Status sync();
+    Status sync() KV_EXCLUDES(mutex_);
 
     // Not durable by itself: the pin on disk is that of the append. NoSpace: too much is pinned.
     Status set_pin(NamespaceId ns, const Hash128& hash, Pin pin);
-    void set_policy(const NvmePolicy& policy);
+    void set_policy(const NvmePolicy& policy) KV_EXCLUDES(mutex_);
 
     // Appends at most `max` live objects to `*out`. Each object that is there from the first call
     // to the last is listed at least once.
@@ -233,146 +228,160 @@ class NvmeLog {
     Status error() const;  // Ok while active
     NvmeCounters counters() const;
     const char* read_way() const { return engine_->name(); }
-    uint64_t segment_bytes() const { return segment_bytes_; }
+    uint64_t log_file_bytes() const { return log_file_bytes_; }
 
   private:
     class ReadTask;
-    struct Segment {
-        enum class State : uint8_t { kFree, kPrepared, kHead, kSealing, kSealed, kReclaiming };
-        State state = State::kFree;
-        uint64_t seq = 0;
-        uint32_t readers = 0;
-        uint64_t live_objects = 0;
-        uint64_t writes = 0;                 // of this life
-        uint64_t synced_writes = 0;          // of them, the first so many are durable
-        std::shared_ptr<Manifest> manifest;  // of a head, and until it is sealed
-    };
-    // An object that a reclaim may move.
-    struct Moving {
-        ManifestRow row;
-        std::string key;
-        NamespaceId ns = 0;
+    // An append on its way.
+    struct Appending {
+        const NvmeObject& object;
+        std::span<const uint8_t> data;
+        std::optional<uint64_t> moved_from;  // a reclaim moves it from this unit
+        // What prepare_append() found for it.
+        uint16_t ns_slot = 0;
+        uint32_t file = 0;
+        RecordHead head = {};
+        std::unique_ptr<Reservation> room = nullptr;
     };
 
     explicit NvmeLog(const NvmeOptions& options);
-    Status start();
+    Status start() KV_EXCLUDES(mutex_);
 
-    // nvme_log.cpp
+    // log.cpp and log_append.cpp
     Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
-                         std::optional<uint64_t> moved_from);
-    Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const;
-    Status check_pinned(uint64_t more) const;
-    uint64_t reserve() const;
-    bool leaves_reserve(uint64_t size) const;
-    bool ensure_head(uint64_t record_size, bool reserve_too);
-    bool declare_namespace(const NamespaceEpoch& ns);
-    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t segment, uint64_t offset);
-    void account(const NvmeEntry& entry, bool added);
-    void erase(const Hash128& hash, const NvmeEntry& entry);
-    bool visible(const NvmeEntry& entry, NamespaceId ns) const;
-    void fail(NvmeState state, const Status& why);
-    void remember_removal(const Hash128& hash, Version version);
-    bool removed_lately(const Hash128& hash, Version version) const;
-    uint64_t unit_of(uint32_t segment, uint64_t offset) const {
-        return (uint64_t{segment} * segment_bytes_ + offset) / kRecordAlign;
+                         std::optional<uint64_t> moved_from) KV_EXCLUDES(mutex_);
+    Status prepare_append(Appending* appending) KV_REQUIRES(mutex_);
+    static bool write_record(Appending& appending);
+    Status publish_append(Appending& appending, bool is_genuine) KV_REQUIRES(mutex_);
+    Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const
+        KV_REQUIRES(mutex_);
+    Status check_pinned(uint64_t more) const KV_REQUIRES(mutex_);
+    uint64_t reserve() const KV_REQUIRES(mutex_);
+    bool leaves_reserve(uint64_t size) const KV_REQUIRES(mutex_);
+    bool ensure_head(uint64_t record_size, bool reserve_too) KV_REQUIRES(mutex_);
+    bool declare_namespace(const NamespaceEpoch& ns) KV_REQUIRES(mutex_);
+    void insert(const NvmeObject& object, uint16_t ns_slot, uint32_t file, uint64_t offset)
+        KV_REQUIRES(mutex_);
+    void account(const NvmeEntry& entry, bool added) KV_REQUIRES(mutex_);
+    void erase(const Hash128& hash, const NvmeEntry& entry) KV_REQUIRES(mutex_);
+    bool visible(const NvmeEntry& entry, NamespaceId ns) const KV_REQUIRES(mutex_);
+    void fail(NvmeState state, const Status& why) KV_REQUIRES(mutex_);
+    void remember_removal(const Hash128& hash, Version version) KV_REQUIRES(mutex_);
+    bool removed_lately(const Hash128& hash, Version version) const KV_REQUIRES(mutex_);
+    uint64_t unit_of(uint32_t file, uint64_t offset) const {
+        return (uint64_t{file} * log_file_bytes_ + offset) / kRecordAlign;
     }
-    uint32_t segment_of(uint64_t unit) const {
-        return static_cast<uint32_t>(unit * kRecordAlign / segment_bytes_);
+    uint32_t file_of(uint64_t unit) const {
+        return static_cast<uint32_t>(unit * kRecordAlign / log_file_bytes_);
     }
     static uint64_t entry_bytes(const NvmeEntry& entry) {
         return entry.head_units * kRecordAlign + align_up(entry.length, kRecordAlign);
     }
     static constexpr uint64_t kMinReserve = 1;
-    uint64_t offset_of(uint64_t unit) const { return unit * kRecordAlign % segment_bytes_; }
-    int fd_of(uint32_t segment) { return folder_->files()[segment].fd.get(); }
-    const std::string& path_of(uint32_t segment) { return folder_->files()[segment].path; }
+    uint64_t offset_of(uint64_t unit) const { return unit * kRecordAlign % log_file_bytes_; }
+    int fd_of(uint32_t file) { return folder_->files()[file].fd.get(); }
+    const std::string& path_of(uint32_t file) { return folder_->files()[file].path; }
     uint64_t now_ms() const { return options_.wall_ms(); }
-    uint64_t free_or_prepared() const;
 
-    // nvme_log_reads.cpp
-    Status prepare_read(const NvmeRead& read, ReadTask* task);
+    // log_reads.cpp
+    Status prepare_read(const NvmeRead& read, ReadTask* task) KV_REQUIRES(mutex_);
+    Status admit_read(const NvmeRead& read, std::unique_ptr<ReadTask>* task,
+                      std::vector<std::shared_ptr<WriteBuffer>>* in_memory) KV_REQUIRES(mutex_);
     void read_from_memory(std::unique_ptr<ReadTask> task,
-                          std::vector<std::shared_ptr<WriteBuffer>>& buffers);
+                          std::vector<std::shared_ptr<WriteBuffer>>& buffers) KV_EXCLUDES(mutex_);
     static Status take_split_head(ReadTask& task,
                                   const std::vector<std::shared_ptr<WriteBuffer>>& buffers);
-    void start_reads();
-    void finish_read(ReadTask* task, const NvmeReadResult& result);
-    void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop);
+    void start_reads() KV_EXCLUDES(mutex_);
+    void finish_read(ReadTask* task, const NvmeReadResult& result) KV_EXCLUDES(mutex_);
+    void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop)
+        KV_REQUIRES(mutex_);
 
-    // nvme_log_writes.cpp: the writer and maintenance threads
-    void write_loop();
-    void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped);
-    void maintain_loop();
-    void maintain(MutexLock& lock);
-    void seal_ready(MutexLock& lock);
-    void prepare_segments(MutexLock& lock);
-    Status write_header(uint32_t segment, uint64_t seq);
-    Status sync_locked(MutexLock& lock);
-    void report(const std::vector<NvmeDropped>& dropped);
+    // log_writes.cpp: the writer and maintenance threads
+    void write_loop() KV_EXCLUDES(mutex_);
+    void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped)
+        KV_REQUIRES(mutex_);
+    void maintain_loop() KV_EXCLUDES(mutex_);
+    void maintain() KV_REQUIRES(mutex_);
+    void seal_ready() KV_REQUIRES(mutex_);
+    void prepare_files() KV_REQUIRES(mutex_);
+    Status write_header(uint32_t file, uint64_t seq);
+    Status sync_appends() KV_REQUIRES(mutex_);
+    void report(const std::vector<NvmeDropped>& dropped) KV_EXCLUDES(mutex_);
 
-    // nvme_log_reclaim.cpp
-    bool reclaim(MutexLock& lock);
-    bool reclaim_oldest(MutexLock& lock);
-    std::shared_ptr<const Manifest> manifest_of(uint32_t segment, uint64_t seq);
-    std::vector<Moving> choose(uint32_t segment, const Manifest& manifest,
-                               std::vector<NvmeDropped>* dropped, MutexLock& lock);
-    Status move(uint32_t segment, const Moving& moving, FileWindow& window,
-                std::vector<uint8_t>& data, MutexLock& lock);
-    void sweep(uint32_t segment, MutexLock& lock);
-    bool free_segment(uint32_t segment, MutexLock& lock);
+    // log_reclaim.cpp
+    bool reclaim() KV_REQUIRES(mutex_);
+    bool reclaim_oldest() KV_REQUIRES(mutex_);
+    std::shared_ptr<const Manifest> manifest_of(uint32_t file, uint64_t seq) KV_EXCLUDES(mutex_);
+    ReclaimPlan plan_reclaim(uint32_t file, const Manifest& manifest,
+                             std::vector<NvmeDropped>* dropped) KV_REQUIRES(mutex_);
+    void drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId ns,
+              NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped) KV_REQUIRES(mutex_);
+    void move_objects(uint32_t file, std::span<const ReclaimPlan::Move> moves, FileWindow& window,
+                      std::vector<NvmeDropped>* dropped) KV_REQUIRES(mutex_);
+    Status move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow& window,
+                std::vector<uint8_t>& data) KV_REQUIRES(mutex_);
+    Status append_moved(const NvmeObject& object, std::span<const uint8_t> data, uint64_t unit)
+        KV_REQUIRES(mutex_);
+    bool must_stop() const KV_REQUIRES(mutex_) { return stopping_ || state_ != NvmeState::kActive; }
+    void sweep(uint32_t file) KV_REQUIRES(mutex_);
+    bool free_file(uint32_t file) KV_REQUIRES(mutex_);
     static NvmeObject object_of(const NamespaceEpoch& ns, const ManifestRow& row);
-    bool list_rows(uint32_t segment, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
-                   std::vector<NvmeListed>* out);
+    bool list_rows(uint32_t file, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
+                   std::vector<NvmeListed>* out) KV_REQUIRES(mutex_);
 
-    // nvme_recovery.cpp
-    Status recover();
-    std::vector<uint32_t> used_segments() const;
-    void recover_segments(const Removals& removals);
-    bool recover_segment(uint32_t segment, bool cataloged, const Removals& removals,
-                         LogFileScan* scan);
-    void recover_rows(uint32_t segment, const Manifest& manifest, const Removals& removals);
-    void save_scanned(uint32_t segment, const LogFileScan& scan);
-    bool continue_head(uint32_t segment, const LogFileScan& scan);
+    // recovery.cpp
+    Status recover() KV_EXCLUDES(mutex_);
+    void recover_files(const Removals& removals) KV_REQUIRES(mutex_);
+    bool recover_file(uint32_t file, bool cataloged, const Removals& removals, LogFileScan* scan)
+        KV_REQUIRES(mutex_);
+    void recover_rows(uint32_t file, const Manifest& manifest, const Removals& removals)
+        KV_REQUIRES(mutex_);
+    void save_scanned(uint32_t file, const LogFileScan& scan) KV_REQUIRES(mutex_);
+    bool continue_head(uint32_t file, const LogFileScan& scan) KV_REQUIRES(mutex_);
 
     NvmeOptions options_;
     FileIo& io_;
     NvmeCatalog* const catalog_;
     std::unique_ptr<NvmeFolder> folder_;
     std::unique_ptr<RemovalJournal> journal_;
-    uint64_t segment_bytes_ = 0;
+    uint64_t log_file_bytes_ = 0;
+    uint64_t max_object_bytes_ = 0;
     uint64_t recovered_applied_ = 0;
 
+    // Before those of the journal; never held while the catalog or a callback is called, nor during
+    // I/O. What has it may release it meanwhile: seal_ready(), prepare_files(), sync_appends() and
+    // all that reclaims.
     mutable Mutex mutex_;
     CondVar write_wake_;
     CondVar maintain_wake_;
     CondVar changed_;  // something was written, freed, read or has failed
-    NvmeState state_ = NvmeState::kActive;
-    Status error_;
-    bool stopping_ = false;
-    NvmePolicy policy_;
-    NvmeCounters counters_;
-    uint64_t pinned_bytes_ = 0;   // of records with a hard pin
-    uint64_t reclaim_needs_ = 0;  // of room for what the reclaim under way still has to move
-    uint64_t failed_reads_in_a_row_ = 0;
-    bool must_maintain_ = false;
-    bool lost_writes_ = false;  // something that was appended is not on disk, or may not be
+    NvmeState state_ KV_GUARDED_BY(mutex_) = NvmeState::kActive;
+    Status error_ KV_GUARDED_BY(mutex_);
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
+    NvmePolicy policy_ KV_GUARDED_BY(mutex_);
+    NvmeCounters counters_ KV_GUARDED_BY(mutex_);
+    uint64_t pinned_bytes_ KV_GUARDED_BY(mutex_) = 0;  // of records with a hard pin
+    uint64_t reclaim_needs_ KV_GUARDED_BY(mutex_) =
+        0;  // of room for what the reclaim under way still has to move
+    uint64_t failed_reads_in_a_row_ KV_GUARDED_BY(mutex_) = 0;
+    bool must_maintain_ KV_GUARDED_BY(mutex_) = false;
+    bool lost_writes_ KV_GUARDED_BY(mutex_) =
+        false;  // something that was appended is not on disk, or may not be
 
-    std::unique_ptr<NvmeIndex> index_;
-    NvmeNamespaces namespaces_;
-    std::vector<Segment> segments_;
-    std::deque<uint32_t> prepared_;
-    uint64_t next_seq_ = 1;
-    // Between an object's drop and the end of its segment's header a power loss would bring it
+    std::unique_ptr<NvmeIndex> index_ KV_PT_GUARDED_BY(mutex_);
+    NvmeNamespaces namespaces_ KV_GUARDED_BY(mutex_);
+    LogFiles files_ KV_GUARDED_BY(mutex_);
+    // Between an object's drop and the end of its log file's header a power loss would bring it
     // back: meanwhile every remove is recorded, found or not.
-    bool reclaiming_ = false;
-    std::unique_ptr<WriteBuffers> buffers_;
+    bool reclaiming_ KV_GUARDED_BY(mutex_) = false;
+    std::unique_ptr<WriteBuffers> buffers_ KV_PT_GUARDED_BY(mutex_);
     // The last removals, for appends that were on their way when the remove came.
-    std::unordered_map<Hash128, Version, Hash128Hasher> lately_removed_;
-    std::deque<Hash128> lately_order_;
+    std::unordered_map<Hash128, Version, Hash128Hasher> lately_removed_ KV_GUARDED_BY(mutex_);
+    std::deque<Hash128> lately_order_ KV_GUARDED_BY(mutex_);
 
-    std::deque<std::unique_ptr<ReadTask>> waiting_reads_;
-    size_t reads_under_way_ = 0;
-    std::vector<AlignedBuffer> bounce_buffers_;
+    std::deque<std::unique_ptr<ReadTask>> waiting_reads_ KV_GUARDED_BY(mutex_);
+    size_t reads_under_way_ KV_GUARDED_BY(mutex_) = 0;
+    std::vector<AlignedBuffer> bounce_buffers_ KV_GUARDED_BY(mutex_);
 
     std::unique_ptr<NvmeReadEngine> engine_;
     std::vector<std::thread> writers_;

@@ -17,7 +17,7 @@ constexpr uint64_t kFailuresToOff = 8;  // failed reads with no good one in betw
 void NvmeLog::ReadTask::aim() {
     const uint64_t from = has_head ? place + head_bytes() + copied : place;
     const uint64_t end = place + head_bytes() + entry.length;
-    fd = log.fd_of(segment);
+    fd = log.fd_of(file);
     to = bounce.data();
     first = offset = align_down(from, kIoAlign);
     size =
@@ -113,7 +113,7 @@ void NvmeLog::ReadTask::complete(int64_t got) {
     const uint64_t before = copied;
     const bool had_head = has_head;
     if (got < 0) {
-        status = io_status("read", log.path_of(segment), got);
+        status = io_status("read", log.path_of(file), got);
     } else {
         const uint64_t start = std::max(first, place);
         const uint64_t end = first + filled + static_cast<uint64_t>(got);
@@ -126,7 +126,7 @@ void NvmeLog::ReadTask::complete(int64_t got) {
                 log.engine_->submit(this);
                 return;
             }
-            status = {Code::kIoError, "read(" + log.path_of(segment) + "): the file ends early"};
+            status = {Code::kIoError, "read(" + log.path_of(file) + "): the file ends early"};
         }
     }
     if (status.ok()) {
@@ -135,7 +135,7 @@ void NvmeLog::ReadTask::complete(int64_t got) {
     log.finish_read(this, result(status));
 }
 
-// Under mutex_. Ok: the task knows its place.
+// Ok: the task knows its place.
 Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
     if (stopping_) {
         return {Code::kClosed, "the NVMe tier is closing"};
@@ -153,9 +153,31 @@ Status NvmeLog::prepare_read(const NvmeRead& read, ReadTask* task) {
     }
     index_->touch(read.hash);
     task->entry = *entry;
-    task->segment = segment_of(entry->unit);
-    task->seq = segments_[task->segment].seq;
+    task->file = file_of(entry->unit);
+    task->seq = files_[task->file].seq();
     task->place = offset_of(entry->unit);
+    return {};
+}
+
+// Takes a reference to the task's file. Ok: its bytes are `*in_memory`, or it waits for the disk
+// and
+// `*task` is null.
+Status NvmeLog::admit_read(const NvmeRead& read, std::unique_ptr<ReadTask>* task,
+                           std::vector<std::shared_ptr<WriteBuffer>>* in_memory) {
+    ReadTask& one = **task;
+    if (Status status = prepare_read(read, &one); !status.ok()) {
+        return status;
+    }
+    *in_memory =
+        buffers_->find(one.seq, one.place, one.entry.head_units * kRecordAlign + one.entry.length);
+    if (in_memory->empty() && waiting_reads_.size() >= options_.max_queued_reads) {
+        ++counters_.overloaded;
+        return {Code::kOverloaded, "too many reads wait for NVMe"};
+    }
+    ++files_[one.file].readers;
+    if (in_memory->empty()) {
+        waiting_reads_.push_back(std::move(*task));
+    }
     return {};
 }
 
@@ -164,24 +186,9 @@ void NvmeLog::read(std::span<const NvmeRead> reads, const NvmeReadDone& done) {
         auto task = std::make_unique<ReadTask>(*this, read, done);
         std::vector<std::shared_ptr<WriteBuffer>> in_memory;
         Status status;
-        uint64_t size = 0;
         {
             const MutexLock lock(mutex_);
-            status = prepare_read(read, task.get());
-            if (status.ok()) {
-                size = task->entry.head_units * kRecordAlign + task->entry.length;
-                in_memory = buffers_->find(task->seq, task->place, size);
-                if (in_memory.empty() && waiting_reads_.size() >= options_.max_queued_reads) {
-                    ++counters_.overloaded;
-                    status = {Code::kOverloaded, "too many reads wait for NVMe"};
-                }
-            }
-            if (status.ok()) {
-                ++segments_[task->segment].readers;
-                if (in_memory.empty()) {
-                    waiting_reads_.push_back(std::move(task));
-                }
-            }
+            status = admit_read(read, &task, &in_memory);
         }
         if (!status.ok()) {
             done(read.tag, task->result(status));
@@ -233,7 +240,7 @@ Status NvmeLog::take_split_head(ReadTask& task,
     return task.take(0, std::span(bytes).first(size));
 }
 
-// Starts as many waiting reads as the depth allows. Takes mutex_ itself.
+// Starts as many waiting reads as the depth allows.
 void NvmeLog::start_reads() {
     const size_t depth = std::max<size_t>(options_.reads.depth, 1);
     while (true) {
@@ -264,7 +271,6 @@ void NvmeLog::start_reads() {
     }
 }
 
-// Under mutex_.
 void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop) {
     switch (result.status.code()) {
         case Code::kOk:
@@ -292,18 +298,18 @@ void NvmeLog::count_read(const ReadTask& task, const NvmeReadResult& result, boo
         return;
     }
     erase(task.request.hash, *entry);
-    journal_->remove(task.request.hash, entry->version, next_seq_ - 1);
+    journal_->remove(task.request.hash, entry->version, files_.newest_seq());
     ++counters_.dropped_objects;
 }
 
-// Ends a task that was released from its owner. Takes mutex_ itself.
+// Ends a task that was released from its owner.
 void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
     std::unique_ptr<ReadTask> task(raw);
     bool drop = false;
     {
         const MutexLock lock(mutex_);
         count_read(*task, result, &drop);
-        if (--segments_[task->segment].readers == 0) {
+        if (--files_[task->file].readers == 0) {
             changed_.notify_all();
         }
     }

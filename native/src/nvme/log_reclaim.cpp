@@ -1,5 +1,5 @@
-// Emptying the oldest segment: what is still hot moves to the head of the log, the rest is dropped.
-// Also listing, which reads the same manifests.
+// Emptying the oldest log file: what is still hot moves to the head of the log, the rest is
+// dropped. Also listing, which reads the same manifests.
 #include <algorithm>
 #include <chrono>
 
@@ -40,8 +40,8 @@ NvmeObject NvmeLog::object_of(const NamespaceEpoch& ns, const ManifestRow& row) 
             .key = row.key};
 }
 
-// From the catalog, else from the segment itself.
-std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t segment, uint64_t seq) {
+// From the catalog, else from the log file itself.
+std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t file, uint64_t seq) {
     if (catalog_ != nullptr) {
         const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
         if (bytes.ok()) {
@@ -51,252 +51,237 @@ std::shared_ptr<const Manifest> NvmeLog::manifest_of(uint32_t segment, uint64_t 
             }
         }
     }
-    LogFileScan scan =
-        scan_segment(io_, fd_of(segment), path_of(segment), seq, segment_bytes_, false);
+    LogFileScan scan = scan_log_file(io_, fd_of(file), path_of(file), seq, log_file_bytes_, false);
     return std::make_shared<const Manifest>(std::move(scan.manifest));
 }
 
-// Decides about every row; what is not to be moved is dropped at once.
-std::vector<NvmeLog::Moving> NvmeLog::choose(uint32_t segment, const Manifest& manifest,
-                                             std::vector<NvmeDropped>* dropped, MutexLock& lock) {
-    std::vector<Moving> moving;
-    uint64_t moved_bytes = 0;
-    // Always a little less than a segment: then a reclaim never needs more than one to empty one.
-    const double most = std::min(policy_.readmit_share, 15.0 / 16);
-    const auto share = static_cast<uint64_t>(most * static_cast<double>(segment_bytes_));
+// Decides about every object of the log file; what does not move is dropped at once.
+ReclaimPlan NvmeLog::plan_reclaim(uint32_t file, const Manifest& manifest,
+                                  std::vector<NvmeDropped>* dropped) {
+    using Fate = ReclaimPlan::Fate;
+    ReclaimPlan plan(policy_, log_file_bytes_);
     uint64_t at = 0;
     ManifestRow row;
     for (size_t rows = 1; manifest.next(&at, &row); ++rows) {
         if (rows % kRowsUnderLock == 0) {
-            lock.unlock();
-            lock.lock();
+            mutex_.unlock();
+            mutex_.lock();
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(segment, row.offset)) {
+        if (!entry || entry->unit != unit_of(file, row.offset)) {
             continue;
         }
-        const NamespaceId ns = namespaces_.slot(entry->ns_slot).names.id;
-        const bool live = visible(*entry, ns);
+        const NvmeNamespaces::Slot& slot = namespaces_.slot(entry->ns_slot);
+        const NamespaceId ns = slot.names.id;
         const uint64_t size = record_bytes(row.key.size(), row.length);
-        const bool hot = entry->touches >= policy_.min_touches && moved_bytes + size <= share;
-        if (live && (hot || entry->pin == Pin::kHard)) {
-            moved_bytes += size;
-            row.pin = entry->pin;
-            moving.push_back({.row = row, .key = std::string(row.key), .ns = ns});
-            continue;
+        switch (plan.decide({.is_live = visible(*entry, ns),
+                             .is_flushed = slot.flushed,
+                             .pin = entry->pin,
+                             .touches = entry->touches,
+                             .record_bytes = size})) {
+            case Fate::kMove:
+                row.pin = entry->pin;
+                plan.add_move(row, ns, size);
+                break;
+            case Fate::kDropCold:
+                drop(row, *entry, ns, NvmeDropped::Reason::kReclaimed, dropped);
+                break;
+            case Fate::kDropExpired:
+                drop(row, *entry, ns, NvmeDropped::Reason::kExpired, dropped);
+                break;
+            case Fate::kForget:
+                erase(row.hash, *entry);
+                break;
         }
-        const bool flushed = namespaces_.slot(entry->ns_slot).flushed;
-        erase(row.hash, *entry);
-        if (flushed) {
-            continue;
-        }
-        ++counters_.dropped_objects;
-        dropped->push_back(
-            {.ns = ns,
-             .hash = row.hash,
-             .version = row.version,
-             .key = std::string(row.key),
-             .reason = live ? NvmeDropped::Reason::kReclaimed : NvmeDropped::Reason::kExpired});
     }
-    return moving;
+    return plan;
 }
 
-// Appends an object of a segment again. Not Ok: it could not, and is to be dropped.
-Status NvmeLog::move(uint32_t segment, const Moving& moving, FileWindow& window,
-                     std::vector<uint8_t>& data, MutexLock& lock) {
+// The owner is told of what was added to `*dropped` once the mutex is released.
+void NvmeLog::drop(const ManifestRow& row, const NvmeEntry& entry, NamespaceId ns,
+                   NvmeDropped::Reason reason, std::vector<NvmeDropped>* dropped) {
+    erase(row.hash, entry);
+    ++counters_.dropped_objects;
+    dropped->push_back({.ns = ns,
+                        .hash = row.hash,
+                        .version = row.version,
+                        .key = std::string(row.key),
+                        .reason = reason});
+}
+
+// Moves what was planned; what cannot be moved is dropped. Stops early when the log does.
+void NvmeLog::move_objects(uint32_t file, std::span<const ReclaimPlan::Move> moves,
+                           FileWindow& window, std::vector<NvmeDropped>* dropped) {
+    std::vector<uint8_t> data;
+    for (const ReclaimPlan::Move& one : moves) {
+        if (must_stop()) {
+            return;
+        }
+        reclaim_needs_ = one.room_needed;
+        const Status moved = move(file, one, window, data);
+        if (moved.ok()) {
+            continue;
+        }
+        if (must_stop()) {
+            return;
+        }
+        const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
+        if (entry && entry->unit == unit_of(file, one.row.offset)) {
+            drop(one.row, *entry, one.ns, reason_of(moved), dropped);
+        }
+    }
+}
+
+// Appends an object of a log file again. Not Ok: it could not, and is to be dropped.
+Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow& window,
+                     std::vector<uint8_t>& data) {
     const ManifestRow& row = moving.row;
     const std::optional<uint16_t> slot = namespaces_.find(moving.ns);
     if (!slot) {
         return {Code::kNotFound, "its namespace is gone"};
     }
-    NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
-    object.key = moving.key;
-    const uint64_t unit = unit_of(segment, row.offset);
-    lock.unlock();
+    const NvmeObject object = object_of(namespaces_.slot(*slot).names, row);
+    mutex_.unlock();
     data.resize(row.length);
     const bool got =
-        window.copy(row.offset + record_head_bytes(moving.key.size()), data.data(), data.size());
+        window.copy(row.offset + record_head_bytes(row.key.size()), data.data(), data.size());
     Status status = window.status();
-    if (got) {
-        status = append_record(object, data, unit);
-    } else if (status.ok()) {
-        status = {Code::kIoError, path_of(segment) + " ends early"};
+    if (!got && status.ok()) {
+        status = {Code::kIoError, path_of(file) + " ends early"};
     }
-    lock.lock();
-    while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
-        // This thread is the one that seals and prepares.
-        seal_ready(lock);
-        prepare_segments(lock);
-        changed_.wait_for(mutex_, std::chrono::milliseconds(1));
-        // Nothing is left to write to, and nothing will be: every other segment is full.
-        const bool hopeless = prepared_.empty() && free_or_prepared() == 0 && buffers_->idle();
-        lock.unlock();
-        status = append_record(object, data, unit);
-        lock.lock();
-        if (hopeless && status.code() == Code::kOverloaded) {
-            break;
-        }
+    mutex_.lock();
+    if (!got) {
+        ++counters_.io_errors;
+        return status;
     }
+    status = append_moved(object, data, unit_of(file, row.offset));
     if (status.ok()) {
         ++counters_.readmitted_objects;
         counters_.readmitted_bytes += row.length;
     } else if (status.code() == Code::kChecksumMismatch) {
         ++counters_.checksum_errors;
-    } else if (!got) {
-        ++counters_.io_errors;
     }
-    // Removed: somebody else took it away meanwhile.
+    // Removed: by somebody else, in the meantime.
     return status.code() == Code::kRemoved ? Status() : status;
 }
 
-// Entries that no manifest speaks of, because it was lost and the segment is damaged.
-void NvmeLog::sweep(uint32_t segment, MutexLock& lock) {
+// Appends as soon as there is room. Overloaded: there is none, and there will be none.
+Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> data,
+                             uint64_t unit) {
+    mutex_.unlock();
+    Status status = append_record(object, data, unit);
+    mutex_.lock();
+    while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
+        // This thread is the one that seals and prepares.
+        seal_ready();
+        prepare_files();
+        changed_.wait_for(mutex_, std::chrono::milliseconds(1));
+        // Nothing is left to write to, and nothing will be: every other log file is full.
+        const bool is_hopeless = files_.free_or_ready() == 0 && buffers_->idle();
+        mutex_.unlock();
+        status = append_record(object, data, unit);
+        mutex_.lock();
+        if (is_hopeless) {
+            break;
+        }
+    }
+    return status;
+}
+
+// Entries that no manifest speaks of, because it was lost and the log file is damaged.
+void NvmeLog::sweep(uint32_t file) {
     for (size_t shard = 0; shard < index_->shards(); ++shard) {
-        index_->erase_if(shard, [&](const NvmeEntry& entry) {
-            if (segment_of(entry.unit) != segment) {
+        index_->erase_if(shard, [&](const NvmeEntry& entry) KV_REQUIRES(mutex_) {
+            if (file_of(entry.unit) != file) {
                 return false;
             }
             account(entry, false);
             ++counters_.dropped_objects;
             return true;
         });
-        lock.unlock();
-        lock.lock();
+        mutex_.unlock();
+        mutex_.lock();
     }
 }
 
-// Makes one segment free. Live objects are dropped or moved in the order of the log only: so no
+// Makes one log file free. Live objects are dropped or moved in the order of the log only: so no
 // older version of an object is on disk any more when its newest one goes. What has no live object
 // left may go at any time, and goes first. False: there is nothing to reclaim, or it failed.
-bool NvmeLog::reclaim(MutexLock& lock) {
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        Segment& segment = segments_[number];
-        if (segment.state != Segment::State::kSealed || segment.live_objects != 0) {
-            continue;
-        }
-        segment.state = Segment::State::kReclaiming;
-        return free_segment(number, lock);
+bool NvmeLog::reclaim() {
+    if (const std::optional<uint32_t> empty = files_.sealed_without_objects()) {
+        files_.begin_reclaim(*empty);
+        return free_file(*empty);
     }
-    return reclaim_oldest(lock);
+    return reclaim_oldest();
 }
 
-bool NvmeLog::reclaim_oldest(MutexLock& lock) {
-    auto oldest = segments_.end();
-    for (auto one = segments_.begin(); one != segments_.end(); ++one) {
-        if (one->state == Segment::State::kFree || one->state == Segment::State::kPrepared) {
-            continue;
-        }
-        if (oldest == segments_.end() || one->seq < oldest->seq) {
-            oldest = one;
-        }
-    }
+bool NvmeLog::reclaim_oldest() {
+    const std::optional<uint32_t> oldest = files_.oldest();
     // A younger one may be sealed before it, but must not go before it.
-    if (oldest == segments_.end() || oldest->state != Segment::State::kSealed) {
+    if (!oldest || files_[*oldest].state() != LogFileState::kSealed) {
         return false;
     }
-    const auto number = static_cast<uint32_t>(oldest - segments_.begin());
-    oldest->state = Segment::State::kReclaiming;
+    const uint32_t file = *oldest;
+    files_.begin_reclaim(file);
     reclaiming_ = true;
-    reclaim_needs_ = segment_bytes_;
-    const uint64_t seq = oldest->seq;
-    lock.unlock();
-    const std::shared_ptr<const Manifest> manifest = manifest_of(number, seq);
-    FileWindow window(io_, fd_of(number), path_of(number), segment_bytes_);
-    lock.lock();
+    reclaim_needs_ = log_file_bytes_;
+    const uint64_t seq = files_[file].seq();
+    mutex_.unlock();
+    const std::shared_ptr<const Manifest> manifest = manifest_of(file, seq);
+    FileWindow window(io_, fd_of(file), path_of(file), log_file_bytes_);
+    mutex_.lock();
 
     std::vector<NvmeDropped> dropped;
-    std::vector<Moving> moving = choose(number, *manifest, &dropped, lock);
-    std::sort(moving.begin(), moving.end(),
-              [](const Moving& a, const Moving& b) { return a.row.offset < b.row.offset; });
-    // The last record of a segment may not fit and leave its room unused.
-    uint64_t largest = 0;
-    uint64_t left = 0;
-    for (const Moving& one : moving) {
-        const uint64_t size = record_bytes(one.key.size(), one.row.length);
-        largest = std::max(largest, size);
-        left += size;
-    }
-    std::vector<uint8_t> data;
-    for (const Moving& one : moving) {
-        if (stopping_ || state_ != NvmeState::kActive) {
-            break;
-        }
-        reclaim_needs_ = left + largest + 2 * kMaxRecordHeadBytes + 2 * kIoAlign;
-        left -= record_bytes(one.key.size(), one.row.length);
-        const Status moved = move(number, one, window, data, lock);
-        if (moved.ok()) {
-            continue;
-        }
-        if (stopping_ || state_ != NvmeState::kActive) {
-            break;
-        }
-        const std::optional<NvmeEntry> entry = index_->find(one.row.hash);
-        if (!entry || entry->unit != unit_of(number, one.row.offset)) {
-            continue;
-        }
-        erase(one.row.hash, *entry);
-        ++counters_.dropped_objects;
-        dropped.push_back({.ns = one.ns,
-                           .hash = one.row.hash,
-                           .version = one.row.version,
-                           .key = one.key,
-                           .reason = reason_of(moved)});
-    }
+    ReclaimPlan plan = plan_reclaim(file, *manifest, &dropped);
+    move_objects(file, plan.finish(), window, &dropped);
     reclaim_needs_ = 0;
-    lock.unlock();
+    mutex_.unlock();
     report(dropped);
-    lock.lock();
-    if (stopping_ || state_ != NvmeState::kActive) {
-        oldest->state = Segment::State::kSealed;
+    mutex_.lock();
+    if (must_stop()) {
+        files_.stop_reclaim(file);
         return false;
     }
-    if (oldest->live_objects != 0) {
-        sweep(number, lock);
+    if (files_[file].live_objects != 0) {
+        sweep(file);
     }
-    return free_segment(number, lock);
+    return free_file(file);
 }
 
-// What moved must be on disk before its old place is given away, and so must what replaced or
-// removed an object of the segment: that object hides the older versions that others still hold.
-// The header goes first, so that nothing of the segment comes back; then its row and what the
+// What moved must be on disk before its old place is reused, and so must what replaced or
+// removed an object of the log file: that object hides the older versions that others still hold.
+// The header goes first, so that nothing of the log file comes back; then its row and what the
 // journal says of it.
-bool NvmeLog::free_segment(uint32_t number, MutexLock& lock) {
-    Segment& segment = segments_[number];
-    changed_.wait(mutex_, [&] { return segment.readers == 0; });
-    const uint64_t seq = segment.seq;
-    const Status appends = sync_locked(lock);
-    lock.unlock();
+bool NvmeLog::free_file(uint32_t file) {
+    changed_.wait(mutex_, [&]() KV_REQUIRES(mutex_) { return files_[file].readers == 0; });
+    const uint64_t seq = files_[file].seq();
+    const Status appends = sync_appends();
+    mutex_.unlock();
     if (!appends.ok() || !sync_removals().ok()) {
-        lock.lock();
-        segment.state = Segment::State::kSealed;
+        mutex_.lock();
+        files_.stop_reclaim(file);
         return false;
     }
-    Status status = write_header(number, 0);
+    Status status = write_header(file, 0);
     if (status.ok() && catalog_ != nullptr && !catalog_->drop(seq).ok()) {
         const MutexLock guard(mutex_);
         ++counters_.catalog_errors;
     }
-    lock.lock();
+    mutex_.lock();
     if (!status.ok()) {
         ++counters_.io_errors;
-        segment.state = Segment::State::kSealed;
+        files_.stop_reclaim(file);
         fail(NvmeState::kReadOnly, status);
         return false;
     }
-    segment.state = Segment::State::kFree;
-    segment.seq = 0;
+    files_.release(file);
     reclaiming_ = false;
-    ++counters_.segments_reclaimed;
-    uint64_t oldest = next_seq_;
-    for (const Segment& one : segments_) {
-        if (one.seq != 0) {
-            oldest = std::min(oldest, one.seq);
-        }
-    }
+    ++counters_.log_files_reclaimed;
+    const uint64_t oldest = files_.oldest_seq();
     changed_.notify_all();
-    lock.unlock();
+    mutex_.unlock();
     journal_->drop_before(oldest);
-    lock.lock();
+    mutex_.lock();
     return true;
 }
 
@@ -307,35 +292,27 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
         if (state_ == NvmeState::kOff) {
             return error_;
         }
-        uint32_t number = 0;
-        uint64_t seq = UINT64_MAX;
-        for (uint32_t i = 0; i < segments_.size(); ++i) {
-            const Segment::State at = segments_[i].state;
-            const bool holds = at != Segment::State::kFree && at != Segment::State::kPrepared;
-            if (!holds || segments_[i].seq < cursor->seq || segments_[i].seq >= seq) {
-                continue;
-            }
-            number = i;
-            seq = segments_[i].seq;
-        }
-        if (seq == UINT64_MAX) {
+        const std::optional<uint32_t> found = files_.oldest(cursor->seq);
+        if (!found) {
             cursor->done = true;
             break;
         }
+        const uint32_t file = *found;
+        const uint64_t seq = files_[file].seq();
         if (seq != cursor->seq) {
             *cursor = {.seq = seq, .manifest = nullptr};
         }
-        if (segments_[number].manifest == nullptr &&
+        if (files_[file].manifest() == nullptr &&
             (cursor->manifest == nullptr || cursor->manifest->seq() != seq)) {
             lock.unlock();
-            // Its rows may stand in another order than those of the open segment did.
-            *cursor = {.seq = seq, .manifest = manifest_of(number, seq)};
+            // Its rows may stand in another order than those of the open log file did.
+            *cursor = {.seq = seq, .manifest = manifest_of(file, seq)};
             lock.lock();
             continue;  // look again: it may have been reclaimed meanwhile
         }
         const Manifest& manifest =
-            segments_[number].manifest != nullptr ? *segments_[number].manifest : *cursor->manifest;
-        if (!list_rows(number, manifest, cursor, &wanted, out)) {
+            files_[file].manifest() != nullptr ? *files_[file].manifest() : *cursor->manifest;
+        if (!list_rows(file, manifest, cursor, &wanted, out)) {
             *cursor = {.seq = seq + 1, .manifest = nullptr};
         }
         lock.unlock();
@@ -345,15 +322,15 @@ Status NvmeLog::list(NvmeCursor* cursor, size_t max, std::vector<NvmeListed>* ou
 }
 
 // At most kRowsUnderLock rows. False: there are no more.
-bool NvmeLog::list_rows(uint32_t number, const Manifest& manifest, NvmeCursor* cursor,
-                        size_t* wanted, std::vector<NvmeListed>* out) {
+bool NvmeLog::list_rows(uint32_t file, const Manifest& manifest, NvmeCursor* cursor, size_t* wanted,
+                        std::vector<NvmeListed>* out) {
     ManifestRow row;
     for (size_t rows = 0; rows < kRowsUnderLock && *wanted > 0; ++rows) {
         if (!manifest.next(&cursor->at, &row)) {
             return false;
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(number, row.offset)) {
+        if (!entry || entry->unit != unit_of(file, row.offset)) {
             continue;
         }
         const NamespaceEpoch& names = namespaces_.slot(entry->ns_slot).names;

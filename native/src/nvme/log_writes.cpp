@@ -1,4 +1,4 @@
-// The writer threads, and the maintenance that seals full segments and prepares empty ones.
+// The writer threads, and the maintenance that seals full log files and prepares empty ones.
 #include <algorithm>
 #include <chrono>
 
@@ -11,7 +11,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kFolderCheckMs = 1000;
-constexpr size_t kPreparedSegments = 2;
+constexpr size_t kPreparedFiles = 2;
 constexpr uint64_t kMaxFreeTarget = 8;
 
 }  // namespace
@@ -29,20 +29,20 @@ void NvmeLog::write_loop() {
     MutexLock lock(mutex_);
     while (true) {
         std::shared_ptr<WriteBuffer> buffer;
-        write_wake_.wait(mutex_, [&] {
+        write_wake_.wait(mutex_, [&]() KV_REQUIRES(mutex_) {
             buffer = buffers_->next_to_write();
-            return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_segment());
+            return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_file());
         });
         if (buffer == nullptr) {
             return;
         }
-        const int fd = fd_of(buffer->segment);
+        const int fd = fd_of(buffer->file);
         lock.unlock();
         Status status = write_fully(io_, fd, buffer->memory.data(), buffer->used, buffer->start,
-                                    path_of(buffer->segment));
+                                    path_of(buffer->file));
         lock.lock();
         std::vector<NvmeDropped> dropped;
-        ++segments_[buffer->segment].writes;
+        ++files_[buffer->file].writes;
         if (status.ok()) {
             counters_.bytes_written += buffer->used;
         } else {
@@ -66,7 +66,7 @@ void NvmeLog::write_loop() {
 
 // What was in a buffer that could not be written is gone, although it was readable.
 void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped) {
-    const auto manifest = segments_[buffer.segment].manifest;
+    const auto manifest = files_[buffer.file].manifest();
     if (manifest == nullptr) {
         return;
     }
@@ -78,12 +78,12 @@ void NvmeLog::drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* d
             continue;
         }
         const std::optional<NvmeEntry> entry = index_->find(row.hash);
-        if (!entry || entry->unit != unit_of(buffer.segment, row.offset)) {
+        if (!entry || entry->unit != unit_of(buffer.file, row.offset)) {
             continue;
         }
         erase(row.hash, *entry);
         // The bytes may have reached the disk all the same: they must not come back.
-        journal_->remove(row.hash, row.version, next_seq_ - 1);
+        journal_->remove(row.hash, row.version, files_.newest_seq());
         ++counters_.dropped_objects;
         dropped->push_back({.ns = manifest->namespaces()[row.ns_index].id,
                             .hash = row.hash,
@@ -98,9 +98,10 @@ void NvmeLog::maintain_loop() {
     const auto pause = std::chrono::milliseconds(std::clamp(options_.flush_after_ms, 5u, 1000u));
     uint64_t checked_ms = boottime_ms();
     while (!stopping_) {
-        maintain_wake_.wait_for(mutex_, pause, [this] { return stopping_ || must_maintain_; });
+        maintain_wake_.wait_for(
+            mutex_, pause, [this]() KV_REQUIRES(mutex_) { return stopping_ || must_maintain_; });
         must_maintain_ = false;
-        maintain(lock);
+        maintain();
         if (boottime_ms() - checked_ms >= kFolderCheckMs) {
             checked_ms = boottime_ms();
             lock.unlock();
@@ -114,123 +115,115 @@ void NvmeLog::maintain_loop() {
     }
 }
 
-void NvmeLog::maintain(MutexLock& lock) {
+void NvmeLog::maintain() {
     const uint64_t since_ms = buffers_->open_since_ms();
     if (since_ms != UINT64_MAX &&
         boottime_ms() - std::min(since_ms, boottime_ms()) >= options_.flush_after_ms &&
         buffers_->close_buffer()) {
         write_wake_.notify_all();
     }
-    seal_ready(lock);
+    seal_ready();
     if (journal_->has_pending() && state_ == NvmeState::kActive) {
-        lock.unlock();
+        mutex_.unlock();
         sync_removals().ok();  // counted; the state says so
-        lock.lock();
+        mutex_.lock();
     }
     while (state_ == NvmeState::kActive && !stopping_) {
-        prepare_segments(lock);
+        prepare_files();
         const uint64_t target =
-            std::clamp<uint64_t>(segments_.size() / 16, reserve() + 1, kMaxFreeTarget);
-        if (state_ != NvmeState::kActive || free_or_prepared() >= target) {
+            std::clamp<uint64_t>(files_.count() / 16, reserve() + 1, kMaxFreeTarget);
+        if (state_ != NvmeState::kActive || files_.free_or_ready() >= target) {
             break;
         }
-        if (!reclaim(lock)) {
+        if (!reclaim()) {
             break;
         }
     }
 }
 
-// Segments that are full and wholly written: durable first, then their manifest, so that no row
+// Log files that are full and wholly written: durable first, then their manifest, so that no row
 // speaks of what a power loss may still take.
-void NvmeLog::seal_ready(MutexLock& lock) {
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        Segment& segment = segments_[number];
-        if (segment.state != Segment::State::kSealing || buffers_->unwritten(segment.seq)) {
+void NvmeLog::seal_ready() {
+    for (uint32_t file = 0; file < files_.count(); ++file) {
+        LogFiles::File& one = files_[file];
+        if (one.state() != LogFileState::kSealing || buffers_->unwritten(one.seq())) {
             continue;
         }
-        const std::shared_ptr<Manifest> manifest = segment.manifest;
+        const std::shared_ptr<Manifest> manifest = one.manifest();
         const bool whole = state_ == NvmeState::kActive;
-        const uint64_t writes = segment.writes;
-        lock.unlock();
-        const int synced = io_.sync(fd_of(number));
+        const uint64_t writes = one.writes;
+        mutex_.unlock();
+        const int synced = io_.sync(fd_of(file));
         Status saved;
         if (synced >= 0 && whole && catalog_ != nullptr) {
             saved = catalog_->save(manifest->seq(), manifest->encode());
         }
-        lock.lock();
+        mutex_.lock();
         if (synced < 0) {
             ++counters_.io_errors;
             lost_writes_ = true;
-            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(file), synced));
         }
         if (synced >= 0) {
-            segment.synced_writes = writes;
+            one.synced_writes = writes;
         }
         if (!saved.ok()) {
             ++counters_.catalog_errors;
         }
-        segment.state = Segment::State::kSealed;
-        // Without a row in the catalog the segment itself is asked, when that is needed.
-        segment.manifest = nullptr;
+        files_.seal(file);
         changed_.notify_all();
     }
 }
 
-Status NvmeLog::write_header(uint32_t segment, uint64_t seq) {
-    AlignedBuffer block(kSegmentHeaderBytes);
+Status NvmeLog::write_header(uint32_t file, uint64_t seq) {
+    AlignedBuffer block(kLogFileHeaderBytes);
     if (block.size() == 0) {
-        return {Code::kNoSpace, "no memory for a segment's header"};
+        return {Code::kNoSpace, "no memory for a log file's header"};
     }
     std::fill(block.data(), block.data() + block.size(), uint8_t{0});
     if (seq != 0) {
-        encode_segment_header({.seq = seq,
-                               .segment_bytes = segment_bytes_,
-                               .cluster_check = options_.cluster_check,
-                               .node_id = options_.node_id},
-                              {block.data(), block.size()});
+        encode_log_file_header({.seq = seq,
+                                .log_file_bytes = log_file_bytes_,
+                                .cluster_check = options_.cluster_check,
+                                .node_id = options_.node_id},
+                               {block.data(), block.size()});
     }
-    const int fd = fd_of(segment);
-    Status status = write_fully(io_, fd, block.data(), block.size(), 0, path_of(segment));
+    const int fd = fd_of(file);
+    Status status = write_fully(io_, fd, block.data(), block.size(), 0, path_of(file));
     if (!status.ok()) {
         return status;
     }
     const int synced = io_.sync(fd);
-    return synced < 0 ? io_status("fdatasync", path_of(segment), synced) : Status();
+    return synced < 0 ? io_status("fdatasync", path_of(file), synced) : Status();
 }
 
-void NvmeLog::prepare_segments(MutexLock& lock) {
-    while (prepared_.size() < kPreparedSegments && state_ == NvmeState::kActive) {
-        const auto free = std::find_if(segments_.begin(), segments_.end(), [](const Segment& one) {
-            return one.state == Segment::State::kFree;
-        });
-        if (free == segments_.end()) {
+void NvmeLog::prepare_files() {
+    while (files_.ready() < kPreparedFiles && state_ == NvmeState::kActive) {
+        const std::optional<uint32_t> file = files_.prepare();
+        if (!file) {
             return;
         }
-        const auto number = static_cast<uint32_t>(free - segments_.begin());
-        const uint64_t seq = next_seq_++;
-        free->state = Segment::State::kPrepared;
-        free->seq = seq;
-        lock.unlock();
-        Status status = write_header(number, seq);
-        lock.lock();
+        const uint64_t seq = files_[*file].seq();
+        mutex_.unlock();
+        Status status = write_header(*file, seq);
+        mutex_.lock();
         if (!status.ok()) {
             ++counters_.io_errors;
-            free->state = Segment::State::kFree;
+            files_.header_failed(*file);
             fail(NvmeState::kReadOnly, status);
             return;
         }
-        prepared_.push_back(number);
+        files_.header_written(*file);
         changed_.notify_all();
     }
 }
 
 Status NvmeLog::sync() {
     MutexLock lock(mutex_);
-    return sync_locked(lock);
+    return sync_appends();
 }
 
-// Lets mutex_ go meanwhile.
-Status NvmeLog::sync_locked(MutexLock& lock) {
+Status NvmeLog::sync_appends() {
     buffers_->close_buffer();
     write_wake_.notify_all();
     std::vector<std::shared_ptr<WriteBuffer>> wanted = buffers_->unwritten_buffers();
@@ -242,22 +235,22 @@ Status NvmeLog::sync_locked(MutexLock& lock) {
     });
     wanted.clear();
     std::vector<std::pair<uint32_t, uint64_t>> dirty;
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        const Segment& segment = segments_[number];
-        if (segment.writes != segment.synced_writes) {
-            dirty.emplace_back(number, segment.writes);
+    for (uint32_t file = 0; file < files_.count(); ++file) {
+        const LogFiles::File& one = files_[file];
+        if (one.writes != one.synced_writes) {
+            dirty.emplace_back(file, one.writes);
         }
     }
-    for (const auto& [number, writes] : dirty) {
-        lock.unlock();
-        const int synced = io_.sync(fd_of(number));
-        lock.lock();
+    for (const auto& [file, writes] : dirty) {
+        mutex_.unlock();
+        const int synced = io_.sync(fd_of(file));
+        mutex_.lock();
         if (synced < 0) {
             ++counters_.io_errors;
             lost_writes_ = true;
-            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(number), synced));
+            fail(NvmeState::kReadOnly, io_status("fdatasync", path_of(file), synced));
         } else {
-            uint64_t& done = segments_[number].synced_writes;
+            uint64_t& done = files_[file].synced_writes;
             done = std::max(done, writes);
         }
     }

@@ -132,7 +132,7 @@ std::vector<uint8_t> Manifest::encode() const {
 }
 
 Result<Manifest> Manifest::decode(std::span<const uint8_t> bytes) {
-    const Status damaged(Code::kChecksumMismatch, "damaged segment manifest");
+    const Status damaged(Code::kChecksumMismatch, "damaged log file manifest");
     if (bytes.size() < kHeadBytes ||
         std::memcmp(bytes.data(), kManifestMagic, sizeof(kManifestMagic)) != 0) {
         return damaged;

@@ -1,6 +1,6 @@
-// What a segment holds, as one row for the catalog: its namespaces and one entry per object.
+// What a log file holds, as one row for the catalog: its namespaces and one entry per object.
 //
-// It is kept encoded from the first object on, so that an open segment costs no more than its row.
+// It is kept encoded from the first object on, so that an open log file costs no more than its row.
 //   magic "KVNVMAN" NUL | format u32 | crc u32 (of all, this word zero) | seq u64 |
 //   namespaces u32 | objects u32 | (size u64 | body) of each of the two
 #pragma once
@@ -23,7 +23,7 @@ namespace kvstore {
 
 struct ManifestRow {
     uint32_t ns_index = 0;  // into the manifest's namespaces
-    uint64_t offset = 0;    // of the record in the segment
+    uint64_t offset = 0;    // of the record in the log file
     Hash128 hash;
     Version version = 0;
     uint32_t length = 0;
@@ -55,7 +55,7 @@ class Manifest {
     bool next(uint64_t* at, ManifestRow* row) const;
 
     std::vector<uint8_t> encode() const;
-    // Checks everything but what only the segment knows (offsets within it).
+    // Checks everything but what only the log file knows (offsets within it).
     static Result<Manifest> decode(std::span<const uint8_t> bytes);
 
   private:
@@ -66,8 +66,8 @@ class Manifest {
     std::vector<uint8_t> rows_;
 };
 
-// Where manifests of sealed segments are kept: the owner's database. It is a cache of what the
-// segments say themselves: when it fails, recovery scans. Called from the log's own threads and
+// Where manifests of sealed log files are kept: the owner's database. It is a cache of what the
+// log files say themselves: when it fails, recovery scans. Called from the log's own threads and
 // from list(), never under its mutex, one call at a time or several.
 class NvmeCatalog {
   public:
@@ -88,7 +88,7 @@ class MemoryCatalog : public NvmeCatalog {
 
   private:
     Mutex mutex_;
-    std::map<uint64_t, std::vector<uint8_t>> rows_;
+    std::map<uint64_t, std::vector<uint8_t>> rows_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

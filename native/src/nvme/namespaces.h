@@ -22,7 +22,7 @@ class NvmeNamespaces {
         uint64_t bytes = 0;
         uint64_t pinned_bytes = 0;  // hard
         uint32_t appending = 0;     // appends under way: the slot must stay
-        bool flushed = false;       // its objects are hidden until their segments are reused
+        bool flushed = false;       // its objects are hidden until their log files are reused
     };
 
     // The namespace's slot; a new one takes the place of one without objects when all are taken.

@@ -24,9 +24,9 @@ class NvmeLog::ReadTask : public NvmeReadOp {
     std::string key;
     NvmeReadDone done;
     NvmeEntry entry;
-    uint32_t segment = 0;
+    uint32_t file = 0;
     uint64_t seq = 0;
-    uint64_t place = 0;  // of the record in its segment
+    uint64_t place = 0;  // of the record in its log file
     AlignedBuffer bounce;
     bool under_way = false;  // counted as one of those that the engine has
 
@@ -42,7 +42,7 @@ class NvmeLog::ReadTask : public NvmeReadOp {
     bool has_head = false;
     uint64_t copied = 0;  // of the data
     uint32_t crc = 0;     // of the data copied so far
-    uint64_t first = 0;   // where in the segment the bounce buffer's bytes begin
+    uint64_t first = 0;   // where in the log file the bounce buffer's bytes begin
     uint64_t filled = 0;  // of the bounce buffer, by earlier parts of this step
     int stalls = 0;
 

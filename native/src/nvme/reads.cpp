@@ -41,7 +41,8 @@ class PoolEngine : public NvmeReadEngine {
     void run() {
         MutexLock lock(mutex_);
         while (true) {
-            wake_.wait(mutex_, [this] { return stopping_ || !waiting_.empty(); });
+            wake_.wait(mutex_,
+                       [this]() KV_REQUIRES(mutex_) { return stopping_ || !waiting_.empty(); });
             if (waiting_.empty()) {
                 return;
             }
@@ -56,8 +57,8 @@ class PoolEngine : public NvmeReadEngine {
     FileIo& io_;
     Mutex mutex_;
     CondVar wake_;
-    std::deque<NvmeReadOp*> waiting_;
-    bool stopping_ = false;
+    std::deque<NvmeReadOp*> waiting_ KV_GUARDED_BY(mutex_);
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
     std::vector<std::thread> threads_;
 };
 

@@ -1,5 +1,5 @@
-// Opening: the folder's segments, the removals, then every segment by its manifest or by a scan, in
-// the order in which they were written.
+// Opening: the folder's log files, the removals, then every log file by its manifest or by a scan,
+// in the order in which they were written.
 #include <algorithm>
 #include <set>
 
@@ -15,50 +15,36 @@ constexpr uint64_t kBytesAShard = 2ull << 30;
 
 }  // namespace
 
-// The numbers of the segments that hold something, the oldest first.
-std::vector<uint32_t> NvmeLog::used_segments() const {
-    std::vector<uint32_t> used;
-    for (uint32_t number = 0; number < segments_.size(); ++number) {
-        if (segments_[number].seq != 0) {
-            used.push_back(number);
-        }
-    }
-    std::sort(used.begin(), used.end(),
-              [this](uint32_t a, uint32_t b) { return segments_[a].seq < segments_[b].seq; });
-    return used;
-}
-
 Status NvmeLog::recover() {
+    mutex_.assert_held();  // nobody else has the log before open() returns
     Status shortage;
-    Status status = folder_->open_segments({.size_bytes = options_.size_bytes,
-                                            .segment_bytes = options_.segment_bytes,
-                                            .node_id = options_.node_id,
-                                            .cluster_check = options_.cluster_check,
-                                            .discard_foreign = options_.discard_foreign},
-                                           &shortage);
+    Status status = folder_->open_log_files({.size_bytes = options_.size_bytes,
+                                             .log_file_bytes = options_.log_file_bytes,
+                                             .node_id = options_.node_id,
+                                             .cluster_check = options_.cluster_check,
+                                             .discard_foreign = options_.discard_foreign},
+                                            &shortage);
     if (!status.ok()) {
         return status;
     }
-    segment_bytes_ = folder_->segment_bytes();
-    if (segment_bytes_ < 2 * kMaxRecordHeadBytes + 2 * kSegmentHeaderBytes) {
-        return {Code::kInvalidArgument, "segments of that size hold nothing"};
+    log_file_bytes_ = folder_->log_file_bytes();
+    if (log_file_bytes_ < 2 * kMaxRecordHeadBytes + 2 * kLogFileHeaderBytes) {
+        return {Code::kInvalidArgument, "log files of that size hold nothing"};
     }
-    if (folder_->files().size() * segment_bytes_ / kRecordAlign >= NvmeIndex::kMaxUnit) {
+    if (folder_->files().size() * log_file_bytes_ / kRecordAlign >= NvmeIndex::kMaxUnit) {
         return {Code::kInvalidArgument, "nvme_size is above 64 TiB: lower it"};
     }
     index_ = std::make_unique<NvmeIndex>(
         std::clamp<uint64_t>(options_.size_bytes / kBytesAShard, 64, 4096));
-    segments_.resize(folder_->files().size());
-    for (size_t i = 0; i < segments_.size(); ++i) {
-        const NvmeFolder::LogFile& file = folder_->files()[i];
-        segments_[i].seq = file.seq;
-        if (file.seq != 0) {
-            segments_[i].state = Segment::State::kSealed;
+    files_ = LogFiles(folder_->files().size());
+    for (uint32_t file = 0; file < files_.count(); ++file) {
+        const NvmeFolder::LogFile& opened = folder_->files()[file];
+        if (opened.seq != 0) {
+            files_.recover(file, opened.seq);
         }
-        if (file.damaged) {
-            ++counters_.damaged_segments;
+        if (opened.damaged) {
+            ++counters_.damaged_log_files;
         }
-        next_seq_ = std::max(next_seq_, file.seq + 1);
     }
     Removals removals;
     status = journal_->load(&removals);
@@ -72,12 +58,12 @@ Status NvmeLog::recover() {
              {shortage.code(), "nvme_dir has no room for nvme_size (lower it, or free room): " +
                                    shortage.message()});
     }
-    recover_segments(removals);
+    recover_files(removals);
     counters_.recovered_objects = counters_.objects;
     return {};
 }
 
-void NvmeLog::recover_segments(const Removals& removals) {
+void NvmeLog::recover_files(const Removals& removals) {
     std::set<uint64_t> cataloged;
     if (catalog_ != nullptr) {
         const Result<std::vector<uint64_t>> listed = catalog_->list();
@@ -87,34 +73,35 @@ void NvmeLog::recover_segments(const Removals& removals) {
             ++counters_.catalog_errors;
         }
     }
-    const std::vector<uint32_t> used = used_segments();
-    LogFileScan last;  // of the last segment that holds records and was not sealed
-    uint32_t last_number = UINT32_MAX;
+    const std::vector<uint32_t> used = files_.recovered();
+    LogFileScan last;  // of the last log file that holds records and was not sealed
+    uint32_t last_file = UINT32_MAX;
     for (size_t done = 0; done < used.size(); ++done) {
-        const uint64_t seq = segments_[used[done]].seq;
+        const uint64_t seq = files_[used[done]].seq();
         LogFileScan scan;
-        const bool sealed = recover_segment(used[done], cataloged.contains(seq), removals, &scan);
+        const bool sealed = recover_file(used[done], cataloged.contains(seq), removals, &scan);
         cataloged.erase(seq);
-        if (!sealed && scan.end == kSegmentHeaderBytes && !scan.torn && scan.status.ok()) {
-            segments_[used[done]] = {};  // prepared, and never written to
+        if (!sealed && scan.end == kLogFileHeaderBytes && !scan.torn && scan.status.ok()) {
+            files_.discard_recovered(used[done]);  // prepared, and never written to
         } else {
             if (!sealed) {
-                ++counters_.scanned_segments;
+                ++counters_.scanned_log_files;
             }
-            if (last_number != UINT32_MAX) {
-                save_scanned(last_number, last);
+            if (last_file != UINT32_MAX) {
+                save_scanned(last_file, last);
             }
-            last_number = sealed ? UINT32_MAX : used[done];
+            last_file = sealed ? UINT32_MAX : used[done];
             last = std::move(scan);
         }
         if (options_.on_progress) {
             options_.on_progress(
-                {.segments_done = done + 1, .segments = used.size(), .objects = counters_.objects});
+                {.files_done = done + 1, .files = used.size(), .objects = counters_.objects});
         }
     }
-    if (last_number != UINT32_MAX && !continue_head(last_number, last)) {
-        save_scanned(last_number, last);
+    if (last_file != UINT32_MAX && !continue_head(last_file, last)) {
+        save_scanned(last_file, last);
     }
+    files_.seal_recovered();
     for (const uint64_t seq : cataloged) {
         if (!catalog_->drop(seq).ok()) {
             ++counters_.catalog_errors;
@@ -123,21 +110,21 @@ void NvmeLog::recover_segments(const Removals& removals) {
 }
 
 // True: by its manifest, so that it was sealed.
-bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& removals,
-                              LogFileScan* scan) {
-    const uint64_t seq = segments_[number].seq;
+bool NvmeLog::recover_file(uint32_t file, bool cataloged, const Removals& removals,
+                           LogFileScan* scan) {
+    const uint64_t seq = files_[file].seq();
     if (cataloged) {
         const Result<std::vector<uint8_t>> bytes = catalog_->load(seq);
         if (bytes.ok()) {
             const Result<Manifest> manifest = Manifest::decode(*bytes);
             if (manifest.ok() && manifest->seq() == seq) {
-                recover_rows(number, *manifest, removals);
+                recover_rows(file, *manifest, removals);
                 return true;
             }
         }
         ++counters_.catalog_errors;
     }
-    *scan = scan_segment(io_, fd_of(number), path_of(number), seq, segment_bytes_, true);
+    *scan = scan_log_file(io_, fd_of(file), path_of(file), seq, log_file_bytes_, true);
     counters_.damaged_records += scan->damaged;
     if (scan->torn) {
         ++counters_.torn_tails;
@@ -145,11 +132,11 @@ bool NvmeLog::recover_segment(uint32_t number, bool cataloged, const Removals& r
     if (!scan->status.ok()) {
         ++counters_.io_errors;
     }
-    recover_rows(number, scan->manifest, removals);
+    recover_rows(file, scan->manifest, removals);
     return false;
 }
 
-void NvmeLog::recover_rows(uint32_t number, const Manifest& manifest, const Removals& removals) {
+void NvmeLog::recover_rows(uint32_t file, const Manifest& manifest, const Removals& removals) {
     std::vector<std::optional<uint16_t>> slots;
     for (const NamespaceEpoch& ns : manifest.namespaces()) {
         slots.push_back(removals.flushed.contains(ns.id) ? std::nullopt : namespaces_.add(ns));
@@ -159,33 +146,33 @@ void NvmeLog::recover_rows(uint32_t number, const Manifest& manifest, const Remo
     while (manifest.next(&at, &row)) {
         const std::optional<uint16_t> slot = slots[row.ns_index];
         const uint64_t size = record_bytes(row.key.size(), row.length);
-        if (!slot || row.offset < kSegmentHeaderBytes || row.offset > segment_bytes_ ||
-            size > segment_bytes_ - row.offset ||
+        if (!slot || row.offset < kLogFileHeaderBytes || row.offset > log_file_bytes_ ||
+            size > log_file_bytes_ - row.offset ||
             removals.covers(manifest.namespaces()[row.ns_index].id, row.hash, row.version)) {
             continue;
         }
-        // Of equal versions the later one: it was moved, and its old place may be given away.
+        // Of equal versions the later one: it was moved, and its old place may be reused.
         const std::optional<NvmeEntry> present = index_->find(row.hash);
         if (present && present->version > row.version) {
             continue;
         }
-        insert(object_of(namespaces_.slot(*slot).names, row), *slot, number, row.offset);
+        insert(object_of(namespaces_.slot(*slot).names, row), *slot, file, row.offset);
     }
 }
 
-// A segment that is not written to any more need not be scanned by the next life.
-void NvmeLog::save_scanned(uint32_t number, const LogFileScan& scan) {
+// A log file that is not written to any more need not be scanned by the next life.
+void NvmeLog::save_scanned(uint32_t file, const LogFileScan& scan) {
     if (catalog_ == nullptr || !scan.status.ok()) {
         return;
     }
-    if (!catalog_->save(segments_[number].seq, scan.manifest.encode()).ok()) {
+    if (!catalog_->save(files_[file].seq(), scan.manifest.encode()).ok()) {
         ++counters_.catalog_errors;
     }
 }
 
-// The log goes on where its last segment ends, so that lives that write little cost no segment
+// The log goes on where its last log file ends, so that lives that write little cost no log file
 // each. The block in which it ends is written again, with what it holds.
-bool NvmeLog::continue_head(uint32_t number, const LogFileScan& scan) {
+bool NvmeLog::continue_head(uint32_t file, const LogFileScan& scan) {
     if (state_ != NvmeState::kActive || !scan.status.ok()) {
         return false;
     }
@@ -197,18 +184,16 @@ bool NvmeLog::continue_head(uint32_t number, const LogFileScan& scan) {
     const auto head_bytes = static_cast<size_t>(scan.end - block);
     if (head_bytes > 0) {
         const Result<size_t> got =
-            read_fully(io_, fd_of(number), head.data(), kIoAlign, block, path_of(number));
+            read_fully(io_, fd_of(file), head.data(), kIoAlign, block, path_of(file));
         if (!got.ok() || *got < head_bytes) {
             return false;
         }
     }
-    Segment& segment = segments_[number];
-    if (!buffers_->begin_segment(number, segment.seq, scan.end, segment_bytes_, folder_->session(),
-                                 {head.data(), head_bytes}, boottime_ms())) {
+    if (!buffers_->begin_file(file, files_[file].seq(), scan.end, log_file_bytes_,
+                              folder_->session(), {head.data(), head_bytes}, boottime_ms())) {
         return false;
     }
-    segment.state = Segment::State::kHead;
-    segment.manifest = std::make_shared<Manifest>(scan.manifest);
+    files_.continue_head(file, scan.manifest);
     return true;
 }
 

@@ -142,11 +142,11 @@ Status RemovalJournal::sync() {
         pending_.insert(pending_.begin(), records.begin(), records.end());
         return status;
     }
-    drop_files_before(1);  // those that say nothing of any segment
+    drop_files_before(1);  // those that say nothing of any log file
     return {};
 }
 
-// Written from where the last successful sync ended: what a failed one left there is overwritten.
+// Written behind the last successful sync: what a failed one left there is overwritten.
 Status RemovalJournal::write(const std::deque<PendingRecord>& records) {
     size_t done = 0;
     while (done < records.size()) {

@@ -48,8 +48,8 @@ class RingEngine : public NvmeReadEngine {
 
   private:
     bool works();
-    void issue();
-    bool push(NvmeReadOp* op);
+    void issue() KV_REQUIRES(submit_mutex_);
+    bool push(NvmeReadOp* op) KV_REQUIRES(submit_mutex_);
     void run();
     bool take(uint64_t* data, int32_t* result);
     template <class T>
@@ -65,11 +65,12 @@ class RingEngine : public NvmeReadEngine {
     io_uring_params params_{};
 
     Mutex submit_mutex_;
-    std::deque<NvmeReadOp*> waiting_;
-    size_t under_way_ = 0;
-    unsigned unsubmitted_ = 0;  // in the ring, not yet taken by the kernel
+    std::deque<NvmeReadOp*> waiting_ KV_GUARDED_BY(submit_mutex_);
+    size_t under_way_ KV_GUARDED_BY(submit_mutex_) = 0;
+    unsigned unsubmitted_ KV_GUARDED_BY(submit_mutex_) =
+        0;  // in the ring, not yet taken by the kernel
 
-    Mutex reap_mutex_;
+    Mutex reap_mutex_;  // of the completion ring's head; never held with submit_mutex_
     std::vector<std::thread> threads_;
 };
 
@@ -120,6 +121,7 @@ bool RingEngine::works() {
     if (!take(&data, &result)) {
         return false;
     }
+    const MutexLock lock(submit_mutex_);
     under_way_ = 0;
     return result == -EBADF;
 }
@@ -135,7 +137,7 @@ RingEngine::~RingEngine() {
     }
 }
 
-// Under submit_mutex_. `op` null: a completion that ends a thread.
+// `op` null: a completion that ends a thread.
 bool RingEngine::push(NvmeReadOp* op) {
     unsigned* tail = at<unsigned>(params_.sq_off.tail);
     const unsigned head = load_acquire(at<unsigned>(params_.sq_off.head));
@@ -159,7 +161,7 @@ bool RingEngine::push(NvmeReadOp* op) {
     return true;
 }
 
-// Under submit_mutex_: moves what waits into the ring, and the ring into the kernel.
+// Moves what waits into the ring, and the ring into the kernel.
 void RingEngine::issue() {
     while (under_way_ < depth_ && !waiting_.empty() && push(waiting_.front())) {
         waiting_.pop_front();

@@ -1,4 +1,4 @@
-// The moving window and the walk over a segment's records.
+// The moving window and the walk over a log file's records.
 #include "nvme/scan.h"
 
 #include <algorithm>
@@ -101,18 +101,18 @@ bool FileWindow::copy(uint64_t offset, uint8_t* to, size_t size) {
     return true;
 }
 
-LogFileScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t seq,
-                         uint64_t segment_bytes, bool verify) {
+LogFileScan scan_log_file(FileIo& io, int fd, const std::string& path, uint64_t seq,
+                          uint64_t log_file_bytes, bool verify) {
     LogFileScan scan;
     scan.manifest = Manifest(seq);
-    FileWindow window(io, fd, path, segment_bytes);
-    uint64_t at = kSegmentHeaderBytes;
-    while (at < segment_bytes) {
+    FileWindow window(io, fd, path, log_file_bytes);
+    uint64_t at = kLogFileHeaderBytes;
+    while (at < log_file_bytes) {
         const std::span<const uint8_t> bytes = window.at(at, kMaxRecordHeadBytes);
         RecordHead head;
         uint64_t total = 0;
         if (bytes.empty() || !decode_record_head(bytes, &head, &total) || head.seq != seq ||
-            head.session < scan.session || total > segment_bytes - at) {
+            head.session < scan.session || total > log_file_bytes - at) {
             scan.torn = std::any_of(
                 bytes.begin(),
                 bytes.begin() + static_cast<ptrdiff_t>(std::min(bytes.size(), kPadHeadBytes)),

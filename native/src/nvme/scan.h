@@ -1,4 +1,4 @@
-// Reads a segment record by record: what is in it when no manifest says so.
+// Reads a log file record by record: what is in it when no manifest says so.
 #pragma once
 
 #include <cstdint>
@@ -38,16 +38,16 @@ class FileWindow {
 
 struct LogFileScan {
     Manifest manifest;
-    uint64_t end = kSegmentHeaderBytes;  // behind the last whole record
+    uint64_t end = kLogFileHeaderBytes;  // behind the last whole record
     uint64_t session = 0;                // of that record
     uint64_t damaged = 0;                // objects whose data does not match
     bool torn = false;                   // it ended at something that is no whole record
     Status status;                       // not Ok: the file could not be read further
 };
 
-// Stops at the first head that is not whole or not of this use of the segment. With `verify` an
+// Stops at the first head that is not whole or not of this use of the log file. With `verify` an
 // object counts only when its data matches; what follows it is read all the same.
-LogFileScan scan_segment(FileIo& io, int fd, const std::string& path, uint64_t seq,
-                         uint64_t segment_bytes, bool verify);
+LogFileScan scan_log_file(FileIo& io, int fd, const std::string& path, uint64_t seq,
+                          uint64_t log_file_bytes, bool verify);
 
 }  // namespace kvstore

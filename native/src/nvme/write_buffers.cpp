@@ -86,27 +86,27 @@ void WriteBuffers::add_buffer(uint64_t start, uint64_t now_ms) {
     KV_ASSERT(!free_.empty());
     buffer->memory = std::move(free_.back());
     free_.pop_back();
-    buffer->segment = segment_;
+    buffer->file = file_;
     buffer->seq = seq_;
     buffer->start = start;
-    buffer->capacity = std::min<uint64_t>(buffer_bytes_, segment_bytes_ - start);
+    buffer->capacity = std::min<uint64_t>(buffer_bytes_, log_file_bytes_ - start);
     buffer->opened_ms = now_ms;
     open_ = buffer;
     chain_.push_back(std::move(buffer));
 }
 
-bool WriteBuffers::begin_segment(uint32_t segment, uint64_t seq, uint64_t position,
-                                 uint64_t segment_bytes, uint64_t session,
-                                 std::span<const uint8_t> head, uint64_t now_ms) {
-    KV_ASSERT(!has_segment() && position % kRecordAlign == 0 && position <= segment_bytes);
+bool WriteBuffers::begin_file(uint32_t file, uint64_t seq, uint64_t position,
+                              uint64_t log_file_bytes, uint64_t session,
+                              std::span<const uint8_t> head, uint64_t now_ms) {
+    KV_ASSERT(!has_file() && position % kRecordAlign == 0 && position <= log_file_bytes);
     if (free_count() == 0) {
         return false;
     }
-    segment_ = segment;
+    file_ = file;
     seq_ = seq;
     session_ = session;
     position_ = position;
-    segment_bytes_ = segment_bytes;
+    log_file_bytes_ = log_file_bytes;
     if (head.empty()) {
         return true;
     }
@@ -123,7 +123,7 @@ bool WriteBuffers::has_room(uint64_t size) {
 }
 
 std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_ms) {
-    KV_ASSERT(has_segment() && size % kRecordAlign == 0 && fits(size));
+    KV_ASSERT(has_file() && size % kRecordAlign == 0 && fits(size));
     const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
     const uint64_t more = size > room ? (size - room + buffer_bytes_ - 1) / buffer_bytes_ : 0;
     if (more > free_count()) {
@@ -181,7 +181,7 @@ bool WriteBuffers::close_buffer() {
     return true;
 }
 
-void WriteBuffers::end_segment() {
+void WriteBuffers::end_file() {
     if (!close_buffer() && open_ != nullptr) {
         // Only the repeated head of a block: nothing new to write.
         KV_ASSERT(chain_.back() == open_);

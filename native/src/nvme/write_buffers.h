@@ -1,4 +1,4 @@
-// The memory between append() and the segment files: a chain of buffers in the order of the log.
+// The memory between append() and the log files: a chain of buffers in the order of the log.
 //
 // A record's room is reserved under the log's mutex, its bytes are copied without it, and a buffer
 // is written once it is closed and nobody copies into it any more. Buffers are as large as one
@@ -21,12 +21,12 @@ namespace kvstore {
 struct WriteBuffer {
     enum class State : uint8_t { kFilling, kClosed, kWriting, kWritten, kFailed };
     AlignedBuffer memory;
-    uint32_t segment = 0;  // the file's number
+    uint32_t file = 0;  // the file's number
     uint64_t seq = 0;
-    uint64_t start = 0;         // in the segment, a multiple of kIoAlign
+    uint64_t start = 0;         // in the log file, a multiple of kIoAlign
     uint64_t capacity = 0;      // multiple of kIoAlign
     uint64_t used = 0;          // multiple of kRecordAlign; of kIoAlign once closed
-    uint64_t needed_until = 0;  // where in the segment the last record that touches it ends
+    uint64_t needed_until = 0;  // where in the log file the last record that touches it ends
     uint32_t copying = 0;
     State state = State::kFilling;
     uint64_t opened_ms = 0;
@@ -47,9 +47,9 @@ class Reservation {
     friend class WriteBuffers;
     std::span<uint8_t> room(size_t size);
     std::vector<std::shared_ptr<WriteBuffer>> buffers_;
-    uint64_t offset_ = 0;  // in the segment
+    uint64_t offset_ = 0;  // in the log file
     uint64_t size_ = 0;
-    uint64_t at_ = 0;  // in the segment: where write() goes on
+    uint64_t at_ = 0;  // in the log file: where write() goes on
 };
 
 class WriteBuffers {
@@ -61,18 +61,18 @@ class WriteBuffers {
     // at a buffer's start.
     uint64_t max_record_bytes() const { return buffer_bytes_ * (count_ - 1); }
 
-    // The log goes on in this segment at `position`. `head`: the bytes of its block in front of
+    // The log goes on in this log file at `position`. `head`: the bytes of its block in front of
     // `position`, which are written again with it. Only while no buffer is open. False: no buffer
     // is free.
-    bool begin_segment(uint32_t segment, uint64_t seq, uint64_t position, uint64_t segment_bytes,
-                       uint64_t session, std::span<const uint8_t> head, uint64_t now_ms);
-    bool has_segment() const { return seq_ != 0; }
-    uint32_t segment() const { return segment_; }
+    bool begin_file(uint32_t file, uint64_t seq, uint64_t position, uint64_t log_file_bytes,
+                    uint64_t session, std::span<const uint8_t> head, uint64_t now_ms);
+    bool has_file() const { return seq_ != 0; }
+    uint32_t file() const { return file_; }
     uint64_t seq() const { return seq_; }
-    uint64_t segment_room() const { return has_segment() ? segment_bytes_ - position_ : 0; }
-    bool fits(uint64_t size) const { return size <= segment_room(); }
+    uint64_t file_room() const { return has_file() ? log_file_bytes_ - position_ : 0; }
+    bool fits(uint64_t size) const { return size <= file_room(); }
 
-    bool has_room(uint64_t size);  // enough free buffers for a record of this size, in any segment
+    bool has_room(uint64_t size);  // enough free buffers for a record of this size, in any log file
 
     // `size` is a multiple of kRecordAlign that fits. Empty: too few buffers are free now.
     std::unique_ptr<Reservation> reserve(uint64_t size, uint64_t now_ms);
@@ -80,13 +80,13 @@ class WriteBuffers {
 
     // Closes the open buffer, if it holds anything, padded to whole blocks. True: it did.
     bool close_buffer();
-    void end_segment();              // close_buffer(), and no segment until begin_segment()
+    void end_file();                 // close_buffer(), and no log file until begin_file()
     uint64_t open_since_ms() const;  // UINT64_MAX: nothing waits in an open buffer
 
     std::shared_ptr<WriteBuffer> next_to_write();  // its state becomes kWriting
     void written(const std::shared_ptr<WriteBuffer>& buffer, bool ok);
     bool idle() const;                   // nothing is closed and unwritten, or being copied
-    bool unwritten(uint64_t seq) const;  // of that segment, the open buffer included
+    bool unwritten(uint64_t seq) const;  // of that log file, the open buffer included
 
     std::vector<std::shared_ptr<WriteBuffer>> unwritten_buffers() const;  // closed ones
 
@@ -110,10 +110,10 @@ class WriteBuffers {
     std::vector<AlignedBuffer> free_;
     std::vector<std::shared_ptr<WriteBuffer>> retired_;  // still read by somebody
 
-    uint32_t segment_ = 0;
+    uint32_t file_ = 0;
     uint64_t seq_ = 0;
     uint64_t position_ = 0;
-    uint64_t segment_bytes_ = 0;
+    uint64_t log_file_bytes_ = 0;
     uint64_t session_ = 0;
     std::shared_ptr<WriteBuffer> open_;
 };

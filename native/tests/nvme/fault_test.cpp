@@ -1,5 +1,5 @@
-// Full disks, failing calls and a folder that goes away: the tier becomes read-only or off and says
-// why, no byte is wrong, and the next open finds what was acknowledged.
+// Full disks, failing calls and a folder that disappears: the tier becomes read-only or off and
+// says why, no byte is wrong, and the next open finds what was acknowledged.
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <unistd.h>
@@ -25,10 +25,10 @@ struct Told {
 
 constexpr uint64_t kPuts = 90;
 
-// Small segments, so that the workload seals and reclaims some.
+// Small log files, so that the workload seals and reclaims some.
 std::unique_ptr<NvmeTester> small_tester(const std::string& path) {
     auto nvme = std::make_unique<NvmeTester>(path, 512 << 10);
-    nvme->options.segment_bytes = 64 << 10;
+    nvme->options.log_file_bytes = 64 << 10;
     return nvme;
 }
 
@@ -71,7 +71,7 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
         TempDir dir(true);
         const auto nvme = small_tester(dir.path());
         run_workload(*nvme);
-        EXPECT_GT(nvme->log->counters().segments_reclaimed, 1u);
+        EXPECT_GT(nvme->log->counters().log_files_reclaimed, 1u);
         nvme->close();
         calls = nvme->io.calls;
     }
@@ -108,7 +108,7 @@ TEST_P(NvmeFaultSweep, EveryCallMayFail) {
         }
         EXPECT_TRUE(nvme.put("new", 1, 1000).ok());
         EXPECT_EQ(nvme.check("new"), 1u);
-        // This life too reclaims, and tells of a drop after it: all is told when it has ended.
+        // This life reclaims too, and reports drops late: all are reported once it is closed.
         nvme.close();
         std::set<std::string> dropped;
         for (const NvmeDropped& one : nvme.dropped) {
@@ -220,7 +220,7 @@ TEST(NvmeFaultTest, DamageIsFoundByTheReadAndDropped) {
     ASSERT_TRUE(nvme.log->sync().ok());
     const NvmeFound found = *nvme.log->find(nvme.ns.id, nvme.hash("k"));
     {
-        std::fstream file(segment_file(dir.path(), found.segment),
+        std::fstream file(log_file_path(dir.path(), found.file),
                           std::ios::in | std::ios::out | std::ios::binary);
         file.seekp(static_cast<std::streamoff>(found.offset + 3000));
         file.put('!');
@@ -297,7 +297,7 @@ TEST(NvmeFaultTest, ADiskThatFillsUpMakesItReadOnly) {
     ASSERT_TRUE(nvme.put("k", 1, 5000).ok());
     ASSERT_TRUE(nvme.put("other", 1, 5000).ok());
     ASSERT_TRUE(nvme.log->sync().ok());
-    // The segments have their blocks; the journal of 1 MiB finds none.
+    // The log files have their blocks; the journal of 1 MiB finds none.
     nvme.log->remove(nvme.ns.id, nvme.hash("k"), 1);
     EXPECT_EQ(nvme.log->sync_removals().code(), Code::kNoSpace);
     EXPECT_EQ(nvme.log->state(), NvmeState::kReadOnly);

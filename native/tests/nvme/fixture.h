@@ -121,7 +121,7 @@ class NvmeTester {
     explicit NvmeTester(std::string directory, uint64_t size_bytes = 1 << 20) {
         options.directory = std::move(directory);
         options.size_bytes = size_bytes;
-        options.segment_bytes = 256 << 10;
+        options.log_file_bytes = 256 << 10;
         options.node_id = "node-a";
         options.cluster_check = 77;
         options.buffer_bytes = 64 << 10;
@@ -240,10 +240,10 @@ class NvmeTester {
         uint64_t before = UINT64_MAX;
         while (!deadline.expired()) {
             const NvmeCounters now = log->counters();
-            if (now.free_segments >= 2 && now.segments_reclaimed == before) {
+            if (now.free_log_files >= 2 && now.log_files_reclaimed == before) {
                 return;
             }
-            before = now.segments_reclaimed;
+            before = now.log_files_reclaimed;
             std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }
         ADD_FAILURE() << "the log does not come to rest";
@@ -272,7 +272,7 @@ class NvmeTester {
     std::unique_ptr<NvmeLog> log;
 };
 
-inline std::string segment_file(const std::string& folder, uint64_t number) {
+inline std::string log_file_path(const std::string& folder, uint64_t number) {
     return folder + "/segment-" + std::to_string(number) + ".kvs";
 }
 

@@ -111,21 +111,21 @@ TEST(NvmeFormatTest, HostileHeadsAreRefused) {
     EXPECT_EQ(total, 128u);
 }
 
-TEST(NvmeFormatTest, SegmentHeadersAreWholeOrDamaged) {
-    std::vector<uint8_t> block(kSegmentHeaderBytes);
-    EXPECT_EQ(decode_segment_header(block, "s").code(), Code::kNotFound);
-    encode_segment_header({.seq = 5, .segment_bytes = 65536, .cluster_check = 9, .node_id = "node"},
-                          block);
-    const Result<LogFileHeader> header = decode_segment_header(block, "s");
+TEST(NvmeFormatTest, LogFileHeadersAreWholeOrDamaged) {
+    std::vector<uint8_t> block(kLogFileHeaderBytes);
+    EXPECT_EQ(decode_log_file_header(block, "s").code(), Code::kNotFound);
+    encode_log_file_header(
+        {.seq = 5, .log_file_bytes = 65536, .cluster_check = 9, .node_id = "node"}, block);
+    const Result<LogFileHeader> header = decode_log_file_header(block, "s");
     ASSERT_TRUE(header.ok());
     EXPECT_EQ(header->seq, 5u);
-    EXPECT_EQ(header->segment_bytes, 65536u);
+    EXPECT_EQ(header->log_file_bytes, 65536u);
     EXPECT_EQ(header->cluster_check, 9u);
     EXPECT_EQ(header->node_id, "node");
     for (size_t at = 0; at < block.size(); at += at < 64 ? 1 : 101) {
         auto damaged = block;
         damaged[at] ^= 1;
-        EXPECT_EQ(decode_segment_header(damaged, "s").code(), Code::kChecksumMismatch) << at;
+        EXPECT_EQ(decode_log_file_header(damaged, "s").code(), Code::kChecksumMismatch) << at;
     }
 }
 
@@ -180,12 +180,12 @@ TEST(NvmeManifestTest, RoundTripsAndNoDamagePasses) {
     }
 }
 
-// The golden folder: segment 0 with its first blocks only, a removal journal, and the segment's
+// The golden folder: log file 0 with its first blocks only, a removal journal, and the log file's
 // manifest.
 class GoldenTester : public NvmeTester {
   public:
     explicit GoldenTester(const std::string& folder) : NvmeTester(folder, 512 << 10) {
-        options.segment_bytes = 64 << 10;
+        options.log_file_bytes = 64 << 10;
     }
 };
 
@@ -205,14 +205,14 @@ TEST(NvmeGoldenTest, DISABLED_WriteThem) {
     ASSERT_TRUE(nvme.log->sync_removals().ok());
     nvme.close();
     std::filesystem::create_directories(kGolden);
-    auto segment = file_bytes(segment_file(dir.path(), 0));
-    segment.resize(16384);
-    write_file(kGolden + "/segment-0.kvs", segment);
+    auto file = file_bytes(log_file_path(dir.path(), 0));
+    file.resize(16384);
+    write_file(kGolden + "/segment-0.kvs", file);
     auto journal = file_bytes(dir.path() + "/removals-1.kvs");
     journal.resize(256);
     write_file(kGolden + "/removals-1.kvs", journal);
-    const Fd fd(open(segment_file(dir.path(), 0).c_str(), O_RDONLY | O_CLOEXEC));
-    const LogFileScan scan = scan_segment(FileIo::system(), fd.get(), "", 1, 65536, true);
+    const Fd fd(open(log_file_path(dir.path(), 0).c_str(), O_RDONLY | O_CLOEXEC));
+    const LogFileScan scan = scan_log_file(FileIo::system(), fd.get(), "", 1, 65536, true);
     write_file(kGolden + "/manifest", scan.manifest.encode());
 }
 
@@ -235,7 +235,7 @@ TEST(NvmeGoldenTest, Format1IsReadByAScan) {
     copy_folder(kGolden, dir.path() + "/nvme");
     GoldenTester nvme(dir.path() + "/nvme");
     expect_golden(nvme);
-    EXPECT_EQ(nvme.log->counters().scanned_segments, 1u);
+    EXPECT_EQ(nvme.log->counters().scanned_log_files, 1u);
 }
 
 TEST(NvmeGoldenTest, Format1IsReadByItsManifest) {
@@ -244,17 +244,17 @@ TEST(NvmeGoldenTest, Format1IsReadByItsManifest) {
     GoldenTester nvme(dir.path() + "/nvme");
     ASSERT_TRUE(nvme.catalog.save(1, file_bytes(kGolden + "/manifest")).ok());
     expect_golden(nvme);
-    EXPECT_EQ(nvme.log->counters().scanned_segments, 0u);
+    EXPECT_EQ(nvme.log->counters().scanned_log_files, 0u);
 }
 
 TEST(NvmeGoldenTest, ALaterFormatIsRefusedByName) {
     TempDir dir;
     copy_folder(kGolden, dir.path() + "/nvme");
-    const std::string path = segment_file(dir.path() + "/nvme", 0);
+    const std::string path = log_file_path(dir.path() + "/nvme", 0);
     auto bytes = file_bytes(path);
     bytes[8] = 2;
     std::memset(bytes.data() + 12, 0, 4);
-    const uint32_t crc = crc32c(bytes.data(), kSegmentHeaderBytes);
+    const uint32_t crc = crc32c(bytes.data(), kLogFileHeaderBytes);
     std::memcpy(bytes.data() + 12, &crc, 4);
     write_file(path, bytes);
     GoldenTester nvme(dir.path() + "/nvme");

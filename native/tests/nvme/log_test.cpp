@@ -92,11 +92,11 @@ TEST(NvmeLogTest, ForeignFoldersAreRefusedOrDiscarded) {
     nvme.options.cluster_check = 78;
     EXPECT_EQ(nvme.open().code(), Code::kInvalidArgument);
     nvme.options.cluster_check = 77;
-    nvme.options.segment_bytes = 128 << 10;
+    nvme.options.log_file_bytes = 128 << 10;
     EXPECT_EQ(nvme.open().code(), Code::kInvalidArgument);
-    nvme.options.segment_bytes = 0;  // as it is there
+    nvme.options.log_file_bytes = 0;  // as it is there
     ASSERT_TRUE(nvme.open().ok());
-    EXPECT_EQ(nvme.log->segment_bytes(), 256u << 10);
+    EXPECT_EQ(nvme.log->log_file_bytes(), 256u << 10);
     EXPECT_EQ(nvme.check("k"), 1u);
     nvme.close();
     nvme.options.node_id = "node-b";
@@ -149,7 +149,7 @@ TEST(NvmeLogTest, AnExpiredVersionStillHidesAnOlderOne) {
     EXPECT_EQ(nvme.check("k"), 0u);
 }
 
-TEST(NvmeLogTest, LivesThatWriteLittleCostNoSegmentEach) {
+TEST(NvmeLogTest, LivesThatWriteLittleCostNoLogFileEach) {
     TempDir dir;
     NvmeTester nvme(dir.path());
     for (Version life = 1; life <= 40; ++life) {
@@ -161,7 +161,7 @@ TEST(NvmeLogTest, LivesThatWriteLittleCostNoSegmentEach) {
     for (Version life = 1; life <= 40; ++life) {
         EXPECT_EQ(nvme.check("k" + std::to_string(life)), life);
     }
-    EXPECT_GE(nvme.log->counters().free_segments, 3u);
+    EXPECT_GE(nvme.log->counters().free_log_files, 3u);
 }
 
 TEST(NvmeLogTest, ListingNamesEverythingLive) {
@@ -197,7 +197,7 @@ TEST(NvmeLogTest, LargeObjectsAreReadInSteps) {
     for (const bool short_reads : {false, true}) {
         TempDir dir;
         NvmeTester nvme(dir.path(), 48 << 20);
-        nvme.options.segment_bytes = 8 << 20;
+        nvme.options.log_file_bytes = 8 << 20;
         nvme.options.buffer_bytes = 1 << 20;
         nvme.options.buffers = 8;
         nvme.io.short_reads = short_reads;
@@ -319,7 +319,7 @@ TEST_P(NvmeModelTest, AgreesWithAMapThroughReopens) {
     }
     const NvmeCounters counters = nvme.log->counters();
     EXPECT_EQ(counters.checksum_errors + counters.io_errors + counters.catalog_errors, 0u);
-    EXPECT_EQ(counters.damaged_records + counters.damaged_segments, 0u);
+    EXPECT_EQ(counters.damaged_records + counters.damaged_log_files, 0u);
     EXPECT_EQ(nvme.log->state(), NvmeState::kActive);
     for (const NvmeDropped& one : nvme.dropped) {
         ADD_FAILURE() << one.key << " dropped, reason " << static_cast<int>(one.reason);
@@ -382,7 +382,7 @@ TEST(NvmeLogTest, ASplitHeadIsReadWhileItsBufferFills) {
     const std::string split(1000, 's');
     ASSERT_TRUE(nvme.put("k", 1, (64 << 10) - kRecordAlign - names - record_head_bytes(1)).ok());
     ASSERT_TRUE(nvme.put(split, 1, 100).ok());
-    const uint64_t second = kSegmentHeaderBytes + (64 << 10);
+    const uint64_t second = kLogFileHeaderBytes + (64 << 10);
     ASSERT_EQ(nvme.log->find(nvme.ns.id, nvme.hash(split))->offset, second - kRecordAlign);
     std::atomic<bool> stop{false};
     std::thread reader([&] {

@@ -109,9 +109,9 @@ class NvmePowerLossTest : public testing::Test {
         return next;
     }
 
-    // k and the objects of 'a' fill the first segment, a newer k and those of 'b' the second. All
+    // k and the objects of 'a' fill the first log file, a newer k and those of 'b' the second. All
     // is durable, nothing is written by itself.
-    void fill_two_segments() {
+    void fill_two_files() {
         nvme_.options.flush_after_ms = 60'000;
         ASSERT_TRUE(nvme_.reopen().ok());
         for (const char prefix : {'a', 'b'}) {
@@ -120,9 +120,9 @@ class NvmePowerLossTest : public testing::Test {
                 ASSERT_TRUE(nvme_.put(prefix + std::to_string(n), 1, 10000).ok());
             }
         }
-        ASSERT_EQ(segment_of("a10"), segment_of("a" + std::to_string(last_ - 1)));
-        ASSERT_NE(segment_of("a10"), segment_of("k"));
-        ASSERT_EQ(segment_of("k"), segment_of("b" + std::to_string(last_ - 1)));
+        ASSERT_EQ(file_of("a10"), file_of("a" + std::to_string(last_ - 1)));
+        ASSERT_NE(file_of("a10"), file_of("k"));
+        ASSERT_EQ(file_of("k"), file_of("b" + std::to_string(last_ - 1)));
         ASSERT_TRUE(nvme_.log->sync().ok());
         const Deadline deadline = Deadline::after_ms(30'000);
         while (nvme_.catalog.list()->empty() && !deadline.expired()) {
@@ -130,9 +130,9 @@ class NvmePowerLossTest : public testing::Test {
         }
         ASSERT_FALSE(nvme_.catalog.list()->empty()) << "the first one is sealed";
     }
-    uint32_t segment_of(const std::string& key) {
+    uint32_t file_of(const std::string& key) {
         const auto found = nvme_.log->find(nvme_.ns.id, nvme_.hash(key));
-        return found ? found->segment : UINT32_MAX;
+        return found ? found->file : UINT32_MAX;
     }
     void remove_all(char prefix) {
         for (uint64_t n = 10; n < last_; ++n) {
@@ -141,15 +141,15 @@ class NvmePowerLossTest : public testing::Test {
     }
     void await_reclaim() {
         const Deadline deadline = Deadline::after_ms(30'000);
-        while (nvme_.log->counters().segments_reclaimed == 0 && !deadline.expired()) {
+        while (nvme_.log->counters().log_files_reclaimed == 0 && !deadline.expired()) {
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
-        EXPECT_GT(nvme_.log->counters().segments_reclaimed, 0u);
+        EXPECT_GT(nvme_.log->counters().log_files_reclaimed, 0u);
     }
     void TearDown() override { io_.hold_syncs_of(""); }
 
-    // With k: as many as a segment of 256 KiB holds.
-    const uint64_t last_ = 9 + ((256 << 10) - kSegmentHeaderBytes) / record_bytes(3, 10000);
+    // With k: as many as a log file of 256 KiB holds.
+    const uint64_t last_ = 9 + ((256 << 10) - kLogFileHeaderBytes) / record_bytes(3, 10000);
 
     TempDir dir_{true};
     PowerLossIo io_;
@@ -199,26 +199,26 @@ TEST_F(NvmePowerLossTest, WhatAReclaimMovesIsNeverInNoPlace) {
     EXPECT_GT(nvme_.log->counters().readmitted_objects, 30u);
 }
 
-// A segment without live objects goes before older ones. What took the place of its objects must be
-// durable by then: else that is gone, and what they had replaced is back.
-TEST_F(NvmePowerLossTest, WhatADeadSegmentHidDoesNotComeBack) {
-    fill_two_segments();
-    // Maintenance finds that room is wanted, and a segment that has just become dead.
-    io_.hold_syncs_of(segment_file(nvme_.options.directory, segment_of("b10")));
+// A log file without live objects goes before older ones. What took the place of its objects must
+// be durable by then: else that is gone, and what they had replaced is back.
+TEST_F(NvmePowerLossTest, WhatADeadLogFileHidDoesNotComeBack) {
+    fill_two_files();
+    // Maintenance finds that room is wanted, and a log file that has just become dead.
+    io_.hold_syncs_of(log_file_path(nvme_.options.directory, file_of("b10")));
     EXPECT_TRUE(nvme_.put("k", 3, 10000).ok());
-    EXPECT_NE(segment_of("k"), segment_of("b10"));
+    EXPECT_NE(file_of("k"), file_of("b10"));
     remove_all('b');
     io_.hold_syncs_of("");
     await_reclaim();
-    EXPECT_EQ(nvme_.check("a10"), 1u) << "the older segment is still there";
+    EXPECT_EQ(nvme_.check("a10"), 1u) << "the older log file is still there";
     EXPECT_EQ(after_a_loss()->check("k"), 3u);
 }
 
 // The same with removes that come when the journal has just been written.
 TEST_F(NvmePowerLossTest, WhatARemovedObjectHidDoesNotComeBack) {
-    fill_two_segments();
-    const uint32_t second = segment_of("b10");
-    io_.hold_syncs_of(segment_file(nvme_.options.directory, second));
+    fill_two_files();
+    const uint32_t second = file_of("b10");
+    io_.hold_syncs_of(log_file_path(nvme_.options.directory, second));
     EXPECT_TRUE(nvme_.put("c", 1, 10000).ok());
     io_.await_held();
     nvme_.log->remove(nvme_.ns.id, nvme_.hash("b10"), 1);
@@ -226,22 +226,22 @@ TEST_F(NvmePowerLossTest, WhatARemovedObjectHidDoesNotComeBack) {
     io_.await_held();
     nvme_.log->remove(nvme_.ns.id, nvme_.hash("k"), 2);
     remove_all('b');
-    io_.hold_syncs_of(segment_file(nvme_.options.directory, second));
+    io_.hold_syncs_of(log_file_path(nvme_.options.directory, second));
     io_.await_held();  // its header is erased
-    EXPECT_EQ(nvme_.check("a10"), 1u) << "the older segment is still there";
+    EXPECT_EQ(nvme_.check("a10"), 1u) << "the older log file is still there";
     EXPECT_EQ(after_a_loss(Kept::kAll)->check("k"), 0u);
 }
 
-// A remove of what a reclaim has just dropped, before and after its segment's header is durable.
+// A remove of what a reclaim has just dropped, before and after its log file's header is durable.
 TEST_F(NvmePowerLossTest, WhatAReclaimDroppedAndARemoveNamedDoesNotComeBack) {
     nvme_.close();
     nvme_.options.size_bytes = 2 << 20;
     ASSERT_TRUE(nvme_.open().ok());
-    fill_two_segments();
-    io_.hold_syncs_of(segment_file(nvme_.options.directory, segment_of("a10")));
+    fill_two_files();
+    io_.hold_syncs_of(log_file_path(nvme_.options.directory, file_of("a10")));
     // Without waiting for the room that only the held reclaim can make.
     const Deadline deadline = Deadline::after_ms(30'000);
-    for (int i = 0; segment_of("a10") != UINT32_MAX && !deadline.expired(); ++i) {
+    for (int i = 0; file_of("a10") != UINT32_MAX && !deadline.expired(); ++i) {
         const std::string key = "x" + std::to_string(i);
         const auto data = test_data(nvme_.hash(key), 1, 10000);
         nvme_.log->append(nvme_.object(key, 1, data), data).ok();
@@ -258,13 +258,13 @@ TEST_F(NvmePowerLossTest, WhatAReclaimDroppedAndARemoveNamedDoesNotComeBack) {
     EXPECT_EQ(after_a_loss()->check("a11"), 0u);
 }
 
-// An object that is overwritten and removed all the time, beside pinned ones that keep the segments
-// of its older versions: they are dead in younger segments first.
+// An object that is overwritten and removed all the time, beside pinned ones that keep the log
+// files of its older versions: they are dead in younger log files first.
 TEST_F(NvmePowerLossTest, NoVersionComesBackThatIsOlderThanADurableOne) {
     Version version = 0;
     Version durable = 0;
     for (int round = 0; round < 60; ++round) {
-        // One segment that keeps a live object, and some that do not.
+        // One log file that keeps a live object, and some that do not.
         ASSERT_TRUE(nvme_.put("live" + std::to_string(round), 1, 1000, Pin::kHard).ok());
         for (int i = 0; i < 20 + round % 40; ++i) {
             ASSERT_TRUE(nvme_.put("k", ++version, 10000).ok());
@@ -280,7 +280,7 @@ TEST_F(NvmePowerLossTest, NoVersionComesBackThatIsOlderThanADurableOne) {
         const Version found = next->check("k");
         ASSERT_TRUE(found == 0 || found >= durable) << found << " but " << durable << " was synced";
     }
-    EXPECT_GT(nvme_.log->counters().segments_reclaimed, 30u);
+    EXPECT_GT(nvme_.log->counters().log_files_reclaimed, 30u);
 }
 
 }  // namespace

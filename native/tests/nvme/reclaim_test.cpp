@@ -1,4 +1,4 @@
-// Space: the oldest segment goes, what is hot or pinned stays, and the owner is told of the rest.
+// Space: the oldest log file goes, what is hot or pinned stays, and the owner is told of the rest.
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
@@ -40,7 +40,7 @@ TEST(NvmeReclaimTest, TheOldestGoAndTheOwnerIsToldOfEach) {
             EXPECT_TRUE(told.insert(one.key).second) << "told twice";
         }
     }
-    EXPECT_GT(live.size(), 22u) << "a full segment, and the head";
+    EXPECT_GT(live.size(), 22u) << "a full log file, and the head";
     uint64_t absent = 0;
     for (uint64_t n = 0; n < kObjects; ++n) {
         const bool is_live = nvme.check(name(n)) == n + 1;
@@ -53,7 +53,7 @@ TEST(NvmeReclaimTest, TheOldestGoAndTheOwnerIsToldOfEach) {
     EXPECT_EQ(absent, counters.dropped_objects);
     EXPECT_EQ(counters.objects, kObjects - absent);
     EXPECT_EQ(counters.bytes_live, counters.objects * 10000);
-    EXPECT_GT(counters.segments_reclaimed, 8u);
+    EXPECT_GT(counters.log_files_reclaimed, 8u);
     EXPECT_EQ(counters.readmitted_objects, 0u);
 }
 
@@ -100,7 +100,7 @@ TEST(NvmeReclaimTest, TheShareBoundsWhatIsReadmitted) {
     const NvmeCounters counters = nvme.log->counters();
     EXPECT_GT(counters.readmitted_bytes, 0u);
     EXPECT_LE(counters.readmitted_bytes,
-              counters.segments_reclaimed * nvme.log->segment_bytes() / 4);
+              counters.log_files_reclaimed * nvme.log->log_file_bytes() / 4);
 }
 
 TEST(NvmeReclaimTest, PinsAreBoundedAndNeverStopTheLog) {
@@ -128,7 +128,7 @@ TEST(NvmeReclaimTest, PinsAreBoundedAndNeverStopTheLog) {
     EXPECT_TRUE(nvme.put("one more", 1, 10000, Pin::kHard).ok());
 }
 
-TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
+TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirLogFile) {
     TempDir dir;
     NvmeTester nvme(dir.path());
     ASSERT_TRUE(nvme.open().ok());
@@ -141,7 +141,7 @@ TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
             std::mt19937_64 random(static_cast<uint64_t>(t));
             while (!stop) {
                 std::vector<std::string> keys;
-                // Old ones: their segments are the next to go.
+                // Old ones: their log files are the next to go.
                 for (int i = 0; i < 4; ++i) {
                     keys.push_back(name(newest - std::min<uint64_t>(newest, random() % 80)));
                 }
@@ -171,7 +171,7 @@ TEST(NvmeReclaimTest, ReadsUnderWayKeepTheirSegment) {
     EXPECT_EQ(nvme.log->counters().checksum_errors, 0u);
 }
 
-// The same with a read that is held up: its segment is emptied, but not given away before it ends.
+// The same with a read that is held up: its log file is emptied, but not reused before it is done.
 TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
     TempDir dir;
     NvmeTester nvme(dir.path());
@@ -195,7 +195,7 @@ TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
         const std::lock_guard lock(nvme.mutex);
         return !nvme.dropped.empty();
     };
-    // Appends go on until the only segment that can be given away is the one that is being read.
+    // Appends go on until the only log file that can be reused is the one that is being read.
     for (deadline = Deadline::after_ms(30'000); !dropped() && !deadline.expired(); ++n) {
         const auto data = test_data(nvme.hash(name(n)), n + 1, 10000);
         nvme.log->append(nvme.object(name(n), n + 1, data), data).ok();
@@ -209,14 +209,14 @@ TEST(NvmeReclaimTest, AHeldUpReadStillGetsItsBytes) {
         nvme.log->append(nvme.object(name(n), n + 1, data), data).ok();
         nvme.log->await_space(10000, 20);
     }
-    EXPECT_EQ(nvme.log->counters().segments_reclaimed, 0u);
+    EXPECT_EQ(nvme.log->counters().log_files_reclaimed, 0u);
     nvme.io.hold_reads = false;
     nvme.io.hold_reads.notify_all();
     reader.join();
     for (int i = 0; i < 50; ++i, ++n) {
         ASSERT_TRUE(nvme.put(name(n), n + 1, 10000).ok());
     }
-    EXPECT_GT(nvme.log->counters().segments_reclaimed, 0u);
+    EXPECT_GT(nvme.log->counters().log_files_reclaimed, 0u);
 }
 
 // Bytes whose first reader waits in the fault that they cause, until they are released: an append
@@ -262,14 +262,14 @@ class HeldBytes {
     struct sigaction before_{};
 };
 
-// A log whose first segment is all but full, and an append of (held, version) that has its room
+// A log whose first log file is all but full, and an append of (held, version) that has its room
 // there and does not come on.
 class NvmeOrderTest : public testing::Test {
   protected:
     void begin(const std::string& held, Version version) {
         ASSERT_TRUE(nvme_.open().ok());
         ASSERT_TRUE(nvme_.put("early", 1, 10000).ok());
-        first_ = segment_of("early");
+        first_ = file_of("early");
         for (int i = 0; i < 20; ++i) {
             ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
         }
@@ -282,20 +282,20 @@ class NvmeOrderTest : public testing::Test {
             std::thread([this] { appended_ = nvme_.log->append(object_, bytes_->bytes()); });
         HeldBytes::await();
     }
-    void fill_until_segment(uint32_t other_than) {
+    void fill_until_file(uint32_t other_than) {
         std::string key;
         do {
             key = name(number_++);
             ASSERT_TRUE(nvme_.put(key, 1, 10000).ok());
-        } while (segment_of(key) == other_than);
+        } while (file_of(key) == other_than);
     }
     void release() {
         bytes_->release();
         appender_.join();
     }
-    uint32_t segment_of(const std::string& key) {
+    uint32_t file_of(const std::string& key) {
         const auto found = nvme_.log->find(nvme_.ns.id, nvme_.hash(key));
-        return found ? found->segment : UINT32_MAX;
+        return found ? found->file : UINT32_MAX;
     }
     // What a crash at this moment would find.
     Version version_after_a_crash(const std::string& key) {
@@ -323,38 +323,38 @@ TEST_F(NvmeOrderTest, AnAppendUnderWayDoesNotOutliveARemove) {
     nvme_.log->remove(nvme_.ns.id, nvme_.hash("k"), 2);
     release();
     EXPECT_EQ(appended_.code(), Code::kRemoved);
-    EXPECT_EQ(segment_of("k"), UINT32_MAX);
+    EXPECT_EQ(file_of("k"), UINT32_MAX);
     ASSERT_TRUE(nvme_.log->sync().ok());
     EXPECT_EQ(version_after_a_crash("k"), 0u);
 }
 
-// The newer version lies in front of the older one, and its segment goes first.
+// The newer version lies in front of the older one, and its log file goes first.
 TEST_F(NvmeOrderTest, AnOlderVersionThatLiesBehindTheNewestDoesNotComeBack) {
     begin("k", 2);
-    fill_until_segment(first_);
+    fill_until_file(first_);
     ASSERT_TRUE(nvme_.put("k", 1, 10000).ok());
-    EXPECT_NE(segment_of("k"), first_);
+    EXPECT_NE(file_of("k"), first_);
     release();
     ASSERT_TRUE(appended_.ok()) << appended_.to_string();
-    EXPECT_EQ(segment_of("k"), first_);
-    for (int i = 0; i < 200 && nvme_.log->counters().segments_reclaimed == 0; ++i) {
+    EXPECT_EQ(file_of("k"), first_);
+    for (int i = 0; i < 200 && nvme_.log->counters().log_files_reclaimed == 0; ++i) {
         ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
     }
-    EXPECT_EQ(segment_of("k"), UINT32_MAX) << "reclaimed";
+    EXPECT_EQ(file_of("k"), UINT32_MAX) << "reclaimed";
     EXPECT_EQ(version_after_a_crash("k"), 0u);
 }
 
-// The segment of the newest version is sealed before that of an older one.
-TEST_F(NvmeOrderTest, ASegmentThatIsSealedBeforeAnOlderOneDoesNotGoBeforeIt) {
+// The log file of the newest version is sealed before that of an older one.
+TEST_F(NvmeOrderTest, ALogFileThatIsSealedBeforeAnOlderOneDoesNotGoBeforeIt) {
     begin("held", 1);
-    fill_until_segment(first_);
+    fill_until_file(first_);
     ASSERT_TRUE(nvme_.put("early", 2, 10000).ok());
-    const uint32_t second = segment_of("early");
+    const uint32_t second = file_of("early");
     EXPECT_NE(second, first_);
-    fill_until_segment(second);
-    // Two of four segments are in use, one is the head: the reclaim wants more to be free.
+    fill_until_file(second);
+    // Two of four log files are in use, one is the head: the reclaim wants more to be free.
     EXPECT_FALSE(nvme_.log->await_space(200'000, 300));
-    EXPECT_EQ(nvme_.log->counters().segments_reclaimed, 0u);
+    EXPECT_EQ(nvme_.log->counters().log_files_reclaimed, 0u);
     EXPECT_EQ(nvme_.check("early"), 2u);
     EXPECT_EQ(version_after_a_crash("early"), 2u);
     release();
@@ -362,7 +362,7 @@ TEST_F(NvmeOrderTest, ASegmentThatIsSealedBeforeAnOlderOneDoesNotGoBeforeIt) {
     for (int i = 0; i < 200; ++i) {
         ASSERT_TRUE(nvme_.put(name(number_++), 1, 10000).ok());
     }
-    EXPECT_GT(nvme_.log->counters().segments_reclaimed, 2u);
+    EXPECT_GT(nvme_.log->counters().log_files_reclaimed, 2u);
 }
 
 // What a reclaim dropped and a remove then named must not come back, nor what was removed while it

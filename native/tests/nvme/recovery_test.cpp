@@ -14,7 +14,7 @@ namespace kvstore {
 namespace {
 
 struct Placed {
-    uint32_t segment;
+    uint32_t file;
     uint64_t offset;
     uint64_t end;
 };
@@ -25,10 +25,10 @@ void overwrite(const std::string& path, uint64_t offset, const std::vector<uint8
               static_cast<ssize_t>(bytes.size()));
 }
 
-// A folder with objects in several small segments, written once for all tests, and what is where.
+// A folder with objects in several small log files, written once for all tests, and what is where.
 class NvmeRecoveryTest : public testing::Test {
   protected:
-    static constexpr uint64_t kSegment = 64 << 10;
+    static constexpr uint64_t kLogFileBytes = 64 << 10;
     static constexpr int kObjects = 60;
 
     void SetUp() override {
@@ -49,7 +49,7 @@ class NvmeRecoveryTest : public testing::Test {
         for (int i = 0; i < kObjects; ++i) {
             const auto found = nvme.log->find(nvme.ns.id, nvme.hash(key(i)));
             ASSERT_TRUE(found);
-            places_.push_back({found->segment, found->offset,
+            places_.push_back({found->file, found->offset,
                                found->offset + record_bytes(key(i).size(), found->length)});
         }
         nvme.close();
@@ -60,7 +60,7 @@ class NvmeRecoveryTest : public testing::Test {
     }
     static std::string key(int i) { return "key-" + std::to_string(i); }
     static Version version(int i) { return static_cast<Version>(100 + i); }
-    static void adjust(NvmeTester& nvme) { nvme.options.segment_bytes = kSegment; }
+    static void adjust(NvmeTester& nvme) { nvme.options.log_file_bytes = kLogFileBytes; }
 
     // A fresh copy, to be damaged and opened.
     std::unique_ptr<NvmeTester> copy(bool with_catalog) {
@@ -75,25 +75,25 @@ class NvmeRecoveryTest : public testing::Test {
         return nvme;
     }
     // Whole records in front of the cut are there, nothing behind it is.
-    void expect_cut(NvmeTester& nvme, uint32_t segment, uint64_t cut) {
+    void expect_cut(NvmeTester& nvme, uint32_t file, uint64_t cut) {
         ASSERT_TRUE(nvme.open().ok());
         uint64_t expected = 0;
         for (int i = 0; i < kObjects; ++i) {
             const Placed& place = places_[static_cast<size_t>(i)];
-            const bool there = place.segment != segment || place.end <= cut;
+            const bool there = place.file != file || place.end <= cut;
             expected += there ? 1 : 0;
             ASSERT_EQ(nvme.check(key(i)), there ? version(i) : 0)
-                << key(i) << " cut at " << cut << " of segment " << segment;
+                << key(i) << " cut at " << cut << " of log file " << file;
         }
         ASSERT_EQ(nvme.log->counters().objects, expected);
         ASSERT_EQ(nvme.log->counters().recovered_objects, expected) << "before any read";
         ASSERT_EQ(nvme.check("removed"), 0u);
         ASSERT_EQ(nvme.log->state(), NvmeState::kActive);
     }
-    std::vector<uint64_t> boundaries(uint32_t segment) const {
-        std::vector<uint64_t> at = {kSegmentHeaderBytes};
+    std::vector<uint64_t> boundaries(uint32_t file) const {
+        std::vector<uint64_t> at = {kLogFileHeaderBytes};
         for (const Placed& place : places_) {
-            if (place.segment != segment) {
+            if (place.file != file) {
                 continue;
             }
             at.push_back(place.offset);
@@ -103,7 +103,7 @@ class NvmeRecoveryTest : public testing::Test {
         at.erase(std::unique(at.begin(), at.end()), at.end());
         return at;
     }
-    uint32_t last_segment() const { return places_.back().segment; }
+    uint32_t last_file() const { return places_.back().file; }
 
     TempDir dir_{true};
     std::string source_;
@@ -112,33 +112,34 @@ class NvmeRecoveryTest : public testing::Test {
     std::map<uint64_t, std::vector<uint8_t>> catalog_;
 };
 
-TEST_F(NvmeRecoveryTest, TheFixtureSpansSealedSegmentsAndAnOpenOne) {
-    EXPECT_GE(last_segment(), 2u);
+TEST_F(NvmeRecoveryTest, TheFixtureSpansSealedLogFilesAndAnOpenOne) {
+    EXPECT_GE(last_file(), 2u);
     EXPECT_GE(catalog_.size(), 2u);
     for (const bool with_catalog : {true, false}) {
         auto nvme = copy(with_catalog);
         expect_cut(*nvme, UINT32_MAX, 0);
-        EXPECT_EQ(nvme->log->counters().scanned_segments > 1, !with_catalog || catalog_.size() < 2);
+        EXPECT_EQ(nvme->log->counters().scanned_log_files > 1,
+                  !with_catalog || catalog_.size() < 2);
         EXPECT_EQ(nvme->list().size(), static_cast<size_t>(kObjects));
     }
 }
 
-// In the open segment (a torn tail) and in a full one without a manifest; zeros, garbage and the
+// In the open log file (a torn tail) and in a full one without a manifest; zeros, garbage and the
 // end of the file behind the cut.
 TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
     std::mt19937_64 random(12);
-    for (const uint32_t segment : {places_.front().segment, last_segment()}) {
-        std::vector<uint64_t> cuts = boundaries(segment);
+    for (const uint32_t file : {places_.front().file, last_file()}) {
+        std::vector<uint64_t> cuts = boundaries(file);
         for (int i = 0; i < 25; ++i) {
-            cuts.push_back(kSegmentHeaderBytes + random() % 50000);
+            cuts.push_back(kLogFileHeaderBytes + random() % 50000);
         }
         for (size_t i = 0; i < cuts.size(); ++i) {
             auto nvme = copy(false);
-            const std::string path = segment_file(work_, segment);
+            const std::string path = log_file_path(work_, file);
             if (i % 3 == 0) {
                 ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(cuts[i])), 0);
             } else {
-                std::vector<uint8_t> behind(kSegment - cuts[i]);
+                std::vector<uint8_t> behind(kLogFileBytes - cuts[i]);
                 if (i % 3 == 1) {
                     for (uint8_t& byte : behind) {
                         byte = static_cast<uint8_t>(random());
@@ -149,7 +150,7 @@ TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
             // Data that ends in zeros may be whole although its last bytes were cut off.
             uint64_t cut = cuts[i];
             for (const Placed& place : places_) {
-                if (place.segment == segment && place.offset < cut && place.end > cut &&
+                if (place.file == file && place.offset < cut && place.end > cut &&
                     place.end - cut < kRecordAlign) {
                     cut = place.end;
                 }
@@ -157,7 +158,7 @@ TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
             if (cut != cuts[i]) {
                 continue;
             }
-            expect_cut(*nvme, segment, cut);
+            expect_cut(*nvme, file, cut);
             if (HasFatalFailure()) {
                 return;
             }
@@ -169,17 +170,17 @@ TEST_F(NvmeRecoveryTest, ATornWriteIsCutAtTheLastWholeRecord) {
 // behind the cut.
 TEST_F(NvmeRecoveryTest, TheLogGoesOnBehindACut) {
     std::mt19937_64 random(13);
-    const uint32_t segment = last_segment();
-    for (const uint64_t boundary : boundaries(segment)) {
-        // One damaged record in the middle of the open segment; whole ones lie behind it.
+    const uint32_t file = last_file();
+    for (const uint64_t boundary : boundaries(file)) {
+        // One damaged record in the middle of the open log file; whole ones lie behind it.
         auto nvme = copy(false);
-        overwrite(segment_file(work_, segment), boundary, std::vector<uint8_t>(48, 0x5a));
+        overwrite(log_file_path(work_, file), boundary, std::vector<uint8_t>(48, 0x5a));
         ASSERT_TRUE(nvme->open().ok());
         std::map<int, Version> there;
         for (int i = 0; i < kObjects; ++i) {
             there[i] = nvme->check(key(i));
         }
-        // Removes what the cut took: nothing on disk has to be marked, and yet it stays away.
+        // Removes what the cut took: nothing on disk has to be marked, and yet it stays gone.
         for (int i = 0; i < kObjects; ++i) {
             if (there[i] == 0) {
                 nvme->log->remove(nvme->ns.id, nvme->hash(key(i)), version(i));
@@ -198,7 +199,7 @@ TEST_F(NvmeRecoveryTest, TheLogGoesOnBehindACut) {
 }
 
 // Every object in blocks of its own, so that what the next life writes ends exactly where a record
-// begins that the cut took: whole, and of the same use of the segment.
+// begins that the cut took: whole, and of the same use of the log file.
 TEST_F(NvmeRecoveryTest, WhatLiesBehindACutDoesNotComeBack) {
     NvmeTester nvme(work_);
     adjust(nvme);
@@ -210,7 +211,7 @@ TEST_F(NvmeRecoveryTest, WhatLiesBehindACutDoesNotComeBack) {
     }
     const NvmeFound damaged = *nvme.log->find(nvme.ns.id, nvme.hash(key(2)));
     nvme.close();
-    overwrite(segment_file(work_, damaged.segment), damaged.offset, std::vector<uint8_t>(64));
+    overwrite(log_file_path(work_, damaged.file), damaged.offset, std::vector<uint8_t>(64));
     ASSERT_TRUE(nvme.open().ok());
     EXPECT_EQ(nvme.check(key(1)), version(1));
     EXPECT_EQ(nvme.check(key(3)), 0u);
@@ -234,17 +235,17 @@ TEST_F(NvmeRecoveryTest, FlippedBytesNeverGiveWrongData) {
     for (int round = 0; round < kRounds; ++round) {
         SCOPED_TRACE("seed " + std::to_string(kSeed) + " round " + std::to_string(round));
         auto nvme = copy(round % 2 == 0);
-        const auto segment = static_cast<uint32_t>(random() % (last_segment() + 1));
+        const auto file = static_cast<uint32_t>(random() % (last_file() + 1));
         // Headers, heads and keys are few bytes beside the data: every fourth flip is for them.
-        uint64_t at = random() % kSegment;
+        uint64_t at = random() % kLogFileBytes;
         if (round % 4 == 1) {
             at = random() % 64;
         }
         if (round % 4 == 3) {
-            const auto marks = boundaries(segment);
-            at = std::min(marks[random() % marks.size()] + random() % 130, kSegment - 1);
+            const auto marks = boundaries(file);
+            at = std::min(marks[random() % marks.size()] + random() % 130, kLogFileBytes - 1);
         }
-        const std::string path = segment_file(work_, segment);
+        const std::string path = log_file_path(work_, file);
         std::vector<uint8_t> byte(1);
         std::ifstream(path, std::ios::binary)
             .seekg(static_cast<std::streamoff>(at))
@@ -300,7 +301,7 @@ TEST_F(NvmeRecoveryTest, ACatalogThatFailsCostsNothingButTheScan) {
     for (Version i = 0; i < 300; ++i) {
         ASSERT_TRUE(nvme->put("more" + std::to_string(i % 9), 1000 + i, 5000).ok());
     }
-    EXPECT_GT(nvme->log->counters().segments_reclaimed, 3u);
+    EXPECT_GT(nvme->log->counters().log_files_reclaimed, 3u);
     EXPECT_GT(nvme->log->counters().catalog_errors, 3u);
     EXPECT_EQ(nvme->list().size(), nvme->log->counters().objects);
     EXPECT_EQ(nvme->log->state(), NvmeState::kActive);
