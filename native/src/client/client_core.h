@@ -125,9 +125,8 @@ class ClientCore {
   private:
     ClientCore() = default;
     Deadline waiting_deadline(uint32_t wait_ms) const;
-    void lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
-                        std::vector<char>* leased, std::vector<LeaseKeeper::Grant>* grants,
-                        Deadline deadline);
+    size_t lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
+                          std::vector<LeaseKeeper::Grant>* grants, Deadline deadline);
     void ask_nodes(const std::function<bool(PeerNode&, Deadline)>& ask);
     template <class Request, class Reply>
     Status ask_master(Request& request, Reply* reply, ChannelPool::Lease* lease);
