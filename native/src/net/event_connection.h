@@ -32,7 +32,8 @@ class EventConnection final : public Connection {
   private:
     // How far the session is; each arrow is one call of enter().
     //
-    //   kHello ── Challenge sent ──► kAuth ── proof checked ──► kWelcoming ── Welcome sent ──► kOpen
+    //   kHello ── Challenge sent ──► kAuth ── proof checked ──► kWelcoming ── Welcome sent ──►
+    //   kOpen
     //      └───────────────────── without tokens ──────────────────▲
     //   any of these ── the outbox has an ending ──► kDraining ── nothing more to send or hear ──►
     //   kFinished
