@@ -37,7 +37,8 @@ bool LeasedPrefix::alive() {
     const MutexLock lock(mutex_);
     return !fork_guard_.in_child() && keeper_ != nullptr &&
            std::all_of(grants_.begin(), grants_.end(),
-                       [&](const LeaseKeeper::Grant& grant) { return keeper_->alive(grant); });
+                       [&](const LeaseKeeper::Grant& grant)
+                           KV_REQUIRES(mutex_) { return keeper_->alive(grant); });
 }
 
 void LeasedPrefix::release() {

@@ -324,8 +324,8 @@ void RemoteReads::limit(Slice& slice) const {
     slice.jobs = std::move(kept);
 }
 
-// Spreads what one node is asked for over several connections, where that is wished and each gets
-// enough to be worth its request.
+// Spreads what one node is asked for over several connections, where that is configured and each
+// gets enough to be worth its request.
 void RemoteReads::stripe(std::vector<Slice>* slices) const {
     const uint64_t most = context_.options().stripes;
     if (most < 2) {
