@@ -74,7 +74,7 @@ class EventConnection final : public Connection {
     void on_frame(std::span<const uint8_t> body);
     void enter(Phase phase);
     static bool is_handshake(Phase phase) { return phase <= Phase::kWelcoming; }
-    bool in_frame() const { return next_part_ == Part::kPayload || buffered() != 0; }
+    bool in_frame() const { return next_part_ != Part::kHeader || buffered() != 0; }
     uint64_t offered_features() const;
     size_t buffered() const { return end_ - begin_; }
 
