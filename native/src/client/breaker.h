@@ -1,4 +1,4 @@
-// Fails fast for a short while after failures, so that a peer that is away costs one call its time
+// Fails fast for a short while after failures, so that an unreachable peer costs one call its time
 // and the others nothing.
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace kvstore {
 
 // Thread-safe. Closed: everybody may try. After a failure it is open for a pause that doubles with
-// each further failure; when the pause is over one caller at a time may probe.
+// each further failure; after it one caller at a time may probe.
 class Breaker {
   public:
     explicit Breaker(uint64_t first_pause_ms = 100, uint64_t max_pause_ms = 2000)

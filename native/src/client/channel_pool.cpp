@@ -1,4 +1,4 @@
-// Taking, giving back and shutting down pooled sessions.
+// Taking, giving back and shutting down pooled channels.
 #include "client/channel_pool.h"
 
 #include <algorithm>

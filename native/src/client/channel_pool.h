@@ -1,4 +1,4 @@
-// Open sessions with one server: a calling thread takes one, does its own I/O on it, and gives it
+// Open channels to one server: a calling thread takes one, does its own I/O on it, and gives it
 // back.
 #pragma once
 
@@ -11,13 +11,13 @@
 
 namespace kvstore {
 
-// Thread-safe. No lock is held during I/O. A session that failed is dropped when it is given back.
+// Thread-safe. No lock is held during I/O. A channel that failed is dropped when it is given back.
 class ChannelPool {
   public:
     using Connect = std::function<Result<std::unique_ptr<Channel>>(Deadline)>;
     static constexpr size_t kMaxIdle = 16;
 
-    // A session in use; gives it back when it goes.
+    // A channel in use; gives it back when destroyed.
     class Lease {
       public:
         Lease() = default;
@@ -35,7 +35,7 @@ class ChannelPool {
         Channel* operator->() const { return channel_.get(); }
         Channel& operator*() const { return *channel_; }
         explicit operator bool() const { return channel_ != nullptr; }
-        // False for a session that had been idle: its first failure may only mean that the server
+        // False for a channel that had been idle: its first failure may only mean that the server
         // was restarted meanwhile.
         bool fresh() const { return fresh_; }
         void give_back();
@@ -47,20 +47,20 @@ class ChannelPool {
     };
 
     explicit ChannelPool(Connect connect) : connect_(std::move(connect)) {}
-    ~ChannelPool() = default;  // every Lease has to be gone
+    ~ChannelPool() = default;  // after every Lease
     ChannelPool(const ChannelPool&) = delete;
     ChannelPool& operator=(const ChannelPool&) = delete;
 
-    Result<Lease> checkout(Deadline deadline);
-    // Adds a session that was opened elsewhere.
-    void adopt(std::unique_ptr<Channel> channel);
-    // Drops the idle sessions: after a failure they are most likely gone too.
-    void drop_idle();
+    Result<Lease> checkout(Deadline deadline) KV_EXCLUDES(mutex_);
+    // Adds a channel that was opened elsewhere.
+    void adopt(std::unique_ptr<Channel> channel) KV_EXCLUDES(mutex_);
+    // Drops the idle channels: after a failure they are most likely broken too.
+    void drop_idle() KV_EXCLUDES(mutex_);
     // For closing: blocked calls return kClosed and nothing can be taken any more.
-    void shutdown();
+    void shutdown() KV_EXCLUDES(mutex_);
 
-    // One request on some session, tried again on a fresh one when an idle session turned out to be
-    // dead. `reply` views the session's buffer: keep `lease` while it is used.
+    // One request on some channel, tried again on a fresh one when an idle channel turned out to be
+    // dead. `reply` views the channel's buffer: keep `lease` while it is used.
     template <class Request, class Reply>
     Status exchange(const Request& request, Reply* reply, Lease* lease, Deadline deadline,
                     const Payload& payload = {}) {
@@ -81,13 +81,13 @@ class ChannelPool {
 
   private:
     friend class Lease;
-    void give_back(std::unique_ptr<Channel> channel);
+    void give_back(std::unique_ptr<Channel> channel) KV_EXCLUDES(mutex_);
 
     const Connect connect_;
     Mutex mutex_;
-    bool closed_ = false;
-    std::vector<std::unique_ptr<Channel>> idle_;
-    std::vector<Channel*> busy_;
+    bool closed_ KV_GUARDED_BY(mutex_) = false;
+    std::vector<std::unique_ptr<Channel>> idle_ KV_GUARDED_BY(mutex_);
+    std::vector<Channel*> busy_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

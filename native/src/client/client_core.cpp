@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <map>
 
+#include "client/lease_rounds.h"
+
 namespace kvstore {
 namespace {
 
@@ -35,7 +37,8 @@ bool LeasedPrefix::alive() {
     const MutexLock lock(mutex_);
     return !fork_guard_.in_child() && keeper_ != nullptr &&
            std::all_of(grants_.begin(), grants_.end(),
-                       [&](const LeaseKeeper::Grant& grant) { return keeper_->alive(grant); });
+                       [&](const LeaseKeeper::Grant& grant)
+                           KV_REQUIRES(mutex_) { return keeper_->alive(grant); });
 }
 
 void LeasedPrefix::release() {
@@ -136,17 +139,14 @@ Result<std::unique_ptr<LeasedPrefix>> ClientCore::lease_prefix(
         return status;
     }
     const size_t present = path.prefix_length(stride);
-    std::vector<char> leased(present, 0);
     std::vector<LeaseKeeper::Grant> grants;
-    lease_at_nodes(path, present, lease_ms, &leased, &grants, deadline);
-    const auto gap = std::find(leased.begin(), leased.end(), 0);
-    auto length = static_cast<size_t>(gap - leased.begin());
-    length -= length % stride;
+    const size_t leased = lease_at_nodes(path, present, lease_ms, &grants, deadline);
+    const size_t length = leased - leased % stride;
     CallTally tally;
     tally.add(ClientCounter::kLeases, grants.size());
     context_->count(tally, nullptr);
-    // What is there and could not be leased: the node is away, or its tenants have leased enough.
-    const MissReason reason = gap == leased.end() ? path.gap_reason() : MissReason::kUnavailable;
+    // Present but not leased: its nodes do not answer, or the tenant has leased all that it may.
+    const MissReason reason = leased == present ? path.gap_reason() : MissReason::kUnavailable;
     auto prefix = std::make_unique<LeasedPrefix>(keeper_, length, reason, std::move(grants));
     if (length == 0) {
         prefix->release();
@@ -154,63 +154,37 @@ Result<std::unique_ptr<LeasedPrefix>> ClientCore::lease_prefix(
     return prefix;
 }
 
-// Round by round: the keys that are not leased yet ask their next replica, grouped by node. A node
-// leases a prefix of what it is asked for, so the key behind it moves on to another replica.
-void ClientCore::lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
-                                std::vector<char>* leased, std::vector<LeaseKeeper::Grant>* grants,
-                                Deadline deadline) {
-    std::vector<size_t> next_replica(length, 0);
-    const auto candidate = [&](size_t row) -> std::shared_ptr<PeerNode> {
+// Leases what it can of the first `length` keys; how many of them are leased without a gap.
+size_t ClientCore::lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
+                                  std::vector<LeaseKeeper::Grant>* grants, Deadline deadline) {
+    // A node of this host that has it comes before the replicas that the master named.
+    const auto replica = [&](size_t row, size_t nth) -> std::shared_ptr<PeerNode> {
         const Located& found = located.found()[row];
         const size_t locals = found.local >= 0 ? 1 : 0;
-        if (locals == 1 && next_replica[row] == 0) {
+        if (nth < locals) {
             return located.locals()[static_cast<size_t>(found.local)].peer;
         }
-        const size_t at = next_replica[row] - locals;
-        return at < found.placement.count ? context_->nodes().at(found.placement.nodes[at])
-                                          : nullptr;
+        return nth - locals < found.placement.count
+                   ? context_->nodes().at(found.placement.nodes[nth - locals])
+                   : nullptr;
     };
-    size_t limit = length;  // nothing behind an unleasable key counts
-    for (size_t round = 0; round <= limits::kMaxReplicas && !deadline.expired(); ++round) {
-        std::map<std::shared_ptr<PeerNode>, std::vector<size_t>> groups;
-        for (size_t row = 0; row < limit; ++row) {
-            if ((*leased)[row] != 0) {
-                continue;
-            }
-            std::shared_ptr<PeerNode> peer = candidate(row);
-            if (peer == nullptr) {
-                limit = row;
-                break;
-            }
-            groups[std::move(peer)].push_back(row);
+    const auto ask = [&](const std::shared_ptr<PeerNode>& node, std::span<const size_t> rows) {
+        std::vector<std::string_view> keys;
+        keys.reserve(rows.size());
+        for (const size_t row : rows) {
+            keys.push_back(located.found()[row].key.key);
         }
-        for (auto& [peer, rows] : groups) {
-            for (size_t first = 0; first < rows.size();) {
-                std::vector<std::string_view> keys;
-                const size_t count = std::min(limits::kMaxBatchKeys, rows.size() - first);
-                for (size_t i = first; i < first + count; ++i) {
-                    keys.push_back(located.found()[rows[i]].key.key);
-                }
-                uint32_t granted = 0;
-                Result<LeaseKeeper::Grant> grant =
-                    keeper_->acquire(peer, keys, lease_ms, &granted, deadline);
-                if (grant.ok() && granted > 0) {
-                    grants->push_back(std::move(*grant));
-                }
-                for (size_t i = first; i < first + granted; ++i) {
-                    (*leased)[rows[i]] = 1;
-                }
-                first += granted;
-                if (granted < count) {
-                    ++next_replica[rows[first]];
-                    break;
-                }
-            }
+        uint32_t granted = 0;
+        Result<LeaseKeeper::Grant> grant =
+            keeper_->acquire(node, keys, lease_ms, &granted, deadline);
+        if (grant.ok() && granted > 0) {
+            grants->push_back(std::move(*grant));
         }
-        if (groups.empty()) {
-            return;
-        }
-    }
+        return size_t{granted};
+    };
+    LeaseRounds rounds(length, replica, ask);
+    rounds.run(deadline);
+    return rounds.leased_prefix();
 }
 
 Result<std::unique_ptr<ObjectView>> ClientCore::view(std::string_view key) {

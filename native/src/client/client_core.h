@@ -21,7 +21,7 @@
 
 namespace kvstore {
 
-// Leases on the leading keys of a list; ended by release() or with the store.
+// Leases on the leading keys of a list, until release() or the store is closed.
 class LeasedPrefix {
   public:
     LeasedPrefix(std::shared_ptr<LeaseKeeper> keeper, size_t length, MissReason reason,
@@ -37,16 +37,16 @@ class LeasedPrefix {
     size_t length() const { return length_; }
     MissReason reason() const { return reason_; }  // why it ends there; kNone: it is the whole list
     // Whether every node still keeps its part.
-    bool alive();
-    void release();
+    bool alive() KV_EXCLUDES(mutex_);
+    void release() KV_EXCLUDES(mutex_);
 
   private:
     ForkGuard fork_guard_;
-    Mutex mutex_;
-    std::shared_ptr<LeaseKeeper> keeper_;
+    Mutex mutex_;  // taken before those of the keeper
+    std::shared_ptr<LeaseKeeper> keeper_ KV_GUARDED_BY(mutex_);
     const size_t length_;
     const MissReason reason_;
-    std::vector<LeaseKeeper::Grant> grants_;
+    std::vector<LeaseKeeper::Grant> grants_ KV_GUARDED_BY(mutex_);
 };
 
 class ClientCore {
@@ -125,9 +125,8 @@ class ClientCore {
   private:
     ClientCore() = default;
     Deadline waiting_deadline(uint32_t wait_ms) const;
-    void lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
-                        std::vector<char>* leased, std::vector<LeaseKeeper::Grant>* grants,
-                        Deadline deadline);
+    size_t lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
+                          std::vector<LeaseKeeper::Grant>* grants, Deadline deadline);
     void ask_nodes(const std::function<bool(PeerNode&, Deadline)>& ask);
     template <class Request, class Reply>
     Status ask_master(Request& request, Reply* reply, ChannelPool::Lease* lease);

@@ -14,21 +14,6 @@ constexpr size_t kMaxLocals = 8;  // nodes of one host that are probed
 
 }  // namespace
 
-Code code_of_miss(MissReason reason) {
-    switch (reason) {
-        case MissReason::kChecksum:
-            return Code::kChecksumMismatch;
-        case MissReason::kRebuilding:
-            return Code::kRebuilding;
-        case MissReason::kIoError:
-            return Code::kIoError;
-        case MissReason::kUnavailable:
-            return Code::kUnavailable;
-        default:
-            return Code::kNotFound;
-    }
-}
-
 void GetPath::run(std::span<GetItem> items, Deadline deadline) {
     tally_.add(ClientCounter::kKeysRead, items.size());
     probe_all(items, deadline);

@@ -1,38 +1,15 @@
-// Reading a list of objects: first from the memory of this host's nodes, the rest by
+// Reading a list of objects: first from the memory of this host's nodes, the others by
 // remote_reads.h.
 #pragma once
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
-#include "base/pieces.h"
 #include "client/client_context.h"
+#include "client/get_item.h"
 
 namespace kvstore {
-
-// One object to be read.
-struct GetItem {
-    std::string_view key;
-    Pieces data;  // written also when the read fails
-    // After the call: the size, or a negative Code. A miss is kNotFound, or a code that says more
-    // (kUnavailable, kChecksumMismatch); `reason` tells why.
-    int64_t result = static_cast<int64_t>(Code::kNotFound);
-    MissReason reason = MissReason::kAbsent;
-};
-
-// Gives memory to items whose size is known only now. Called by the thread that reads.
-class GetMemory {
-  public:
-    struct Want {
-        size_t item;
-        uint64_t size;
-    };
-    virtual ~GetMemory() = default;
-    // Sets the data of each wanted item; one left below its size fails as too small.
-    virtual void provide(std::span<const Want> wants, std::span<GetItem> items) = 0;
-};
 
 class GetPath {
   public:
@@ -63,8 +40,5 @@ class GetPath {
     std::vector<size_t> pending_;
     CallTally tally_;
 };
-
-// The code that an item with this reason ends with.
-Code code_of_miss(MissReason reason);
 
 }  // namespace kvstore

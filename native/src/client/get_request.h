@@ -14,7 +14,7 @@
 namespace kvstore {
 
 // Several of these can be under way at once, at one node or at many: none waits for another. The
-// destinations are the caller's and stay where they are until the request is over.
+// destinations are the caller's and stay where they are until the request has finished.
 class GetRequest {
   public:
     struct Row {
@@ -36,7 +36,7 @@ class GetRequest {
     // Waits until one of `requests` may go on, at most until the earliest deadline.
     static void wait_for_any(std::span<GetRequest* const> requests);
     // Takes what has arrived, without waiting for more. True: all answers are there.
-    // kDeadlineExceeded: they are not, and the time is over.
+    // kDeadlineExceeded: they are not, and the deadline has expired.
     Result<bool> advance();
 
     std::span<const Answer> answers() const { return answers_; }

@@ -1,4 +1,4 @@
-// Acquiring, renewing and releasing leases on one session per node.
+// Acquiring, renewing and releasing leases on one channel per node.
 #include "client/lease_keeper.h"
 
 #include <algorithm>
@@ -18,45 +18,49 @@ constexpr uint32_t kShortestRenewMs = 10;
 
 LeaseKeeper::~LeaseKeeper() {
     if (fork_guard_.in_child()) {
+        // No other thread exists in the child; one of the parent's may have held the mutex.
+        mutex_.assert_held();
         (void)thread_.release();
     } else {
         shutdown();
     }
 }
 
-std::shared_ptr<LeaseKeeper::Session> LeaseKeeper::session_with(
+std::shared_ptr<LeaseKeeper::LeaseChannel> LeaseKeeper::channel_to(
     const std::shared_ptr<PeerNode>& peer) {
     const MutexLock lock(mutex_);
     if (stopping_) {
         return nullptr;
     }
-    std::shared_ptr<Session>& session = sessions_[peer.get()];
-    if (session == nullptr) {
-        session = std::make_shared<Session>();
-        session->peer = peer;
+    std::shared_ptr<LeaseChannel>& channel = channels_[peer.get()];
+    if (channel == nullptr) {
+        channel = std::make_shared<LeaseChannel>(peer);
     }
-    return session;
+    return channel;
 }
 
-// With the session's mutex held.
-Status LeaseKeeper::connect(Session& session, Deadline deadline) {
-    if (session.channel != nullptr && session.channel->usable()) {
+Status LeaseKeeper::LeaseChannel::connect(Deadline deadline) {
+    if (channel != nullptr && channel->usable()) {
         return {};
     }
-    lose(session);
-    Result<std::unique_ptr<Channel>> channel = session.peer->open_socket(deadline);
-    if (!channel.ok()) {
-        return channel.status();
+    lose();
+    Result<std::unique_ptr<Channel>> opened = peer->open_socket(deadline);
+    if (!opened.ok()) {
+        return opened.status();
     }
-    session.channel = std::move(*channel);
-    ++session.number;
+    channel = std::move(*opened);
+    ++connection;
     return {};
 }
 
-// What was granted on a session ends with it.
-void LeaseKeeper::lose(Session& session) {
-    session.channel.reset();
-    session.leases.clear();
+// What was granted on a connection ends with it.
+void LeaseKeeper::LeaseChannel::lose() {
+    channel.reset();
+    leases.clear();
+}
+
+bool LeaseKeeper::LeaseChannel::granted(const Grant& grant) const {
+    return connection == grant.connection && channel != nullptr && leases.contains(grant.lease_id);
 }
 
 Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>& peer,
@@ -64,8 +68,8 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
                                                 uint32_t lease_ms, uint32_t* length,
                                                 Deadline deadline) {
     *length = 0;
-    const std::shared_ptr<Session> session = session_with(peer);
-    if (session == nullptr) {
+    const std::shared_ptr<LeaseChannel> to = channel_to(peer);
+    if (to == nullptr) {
         return {Code::kClosed, "the store is closed"};
     }
     // A node that hangs would cost every lookup its time again.
@@ -74,8 +78,8 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     }
     deadline =
         Deadline::after_ms(std::min(kAcquireCallMs, static_cast<uint64_t>(deadline.left_ms())));
-    const MutexLock talking(session->mutex);
-    if (Status status = connect(*session, deadline); !status.ok()) {
+    const MutexLock talking(to->mutex);
+    if (Status status = to->connect(deadline); !status.ok()) {
         peer->breaker().failure();
         return status;
     }
@@ -86,9 +90,9 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     request.timeout_ms = static_cast<uint32_t>(
         std::clamp(deadline.left_ms(), 1, static_cast<int>(limits::kMaxTimeoutMs)));
     LeaseReply reply;
-    if (Status status = session->channel->exchange(request, &reply, deadline); !status.ok()) {
-        if (!session->channel->alive()) {
-            lose(*session);
+    if (Status status = to->channel->exchange(request, &reply, deadline); !status.ok()) {
+        if (!to->channel->alive()) {
+            to->lose();
             peer->breaker().failure();
         }
         return status;
@@ -103,62 +107,67 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
         return Grant{};
     }
     fault_point("client_leased");
-    session->leases[reply.lease_id] = lease_ms;
+    to->leases[reply.lease_id] = lease_ms;
+    renew_soon(lease_ms);
+    return Grant{peer, reply.lease_id, to->connection};
+}
+
+void LeaseKeeper::renew_soon(uint32_t lease_ms) {
     const MutexLock lock(mutex_);
     shortest_ms_ = std::min(shortest_ms_, lease_ms);
     if (thread_ == nullptr && !stopping_) {
         thread_ = std::make_unique<std::thread>([this] { renew_loop(); });
     }
     changed_.notify_all();
-    return Grant{peer, reply.lease_id, session->number};
 }
 
 bool LeaseKeeper::alive(const Grant& grant) {
-    const std::shared_ptr<Session> session = session_with(grant.peer);
-    if (session == nullptr) {
+    const std::shared_ptr<LeaseChannel> to = channel_to(grant.peer);
+    if (to == nullptr) {
         return false;
     }
-    const MutexLock talking(session->mutex);
-    return session->number == grant.session && session->channel != nullptr &&
-           session->leases.contains(grant.lease_id);
+    const MutexLock talking(to->mutex);
+    return to->granted(grant);
 }
 
 void LeaseKeeper::release(std::span<const Grant> grants) {
     for (const Grant& grant : grants) {
-        const std::shared_ptr<Session> session = session_with(grant.peer);
-        if (session == nullptr) {
+        const std::shared_ptr<LeaseChannel> to = channel_to(grant.peer);
+        if (to == nullptr) {
             return;
         }
-        const MutexLock talking(session->mutex);
-        if (session->number != grant.session || session->leases.erase(grant.lease_id) == 0 ||
-            session->channel == nullptr) {
+        const MutexLock talking(to->mutex);
+        if (!to->granted(grant)) {
             continue;
         }
+        to->leases.erase(grant.lease_id);
         LeaseRelease request;
         const uint64_t ids[] = {grant.lease_id};
         request.lease_ids = std::span<const uint64_t>(ids);
         StatusReply reply;
-        (void)session->channel->exchange(request, &reply, Deadline::after_ms(kReleaseCallMs));
-        if (!session->channel->alive()) {
-            lose(*session);
+        (void)to->channel->exchange(request, &reply, Deadline::after_ms(kReleaseCallMs));
+        if (!to->channel->alive()) {
+            to->lose();
         }
     }
 }
 
 void LeaseKeeper::shutdown() {
-    std::map<PeerNode*, std::shared_ptr<Session>> sessions;
+    std::map<PeerNode*, std::shared_ptr<LeaseChannel>> channels;
+    std::unique_ptr<std::thread> thread;
     {
         const MutexLock lock(mutex_);
         stopping_ = true;
-        sessions.swap(sessions_);
+        channels.swap(channels_);
+        thread = std::move(thread_);
         changed_.notify_all();
     }
-    if (thread_ != nullptr && thread_->joinable()) {
-        thread_->join();
+    if (thread != nullptr) {
+        thread->join();
     }
-    for (const auto& [peer, session] : sessions) {
-        const MutexLock talking(session->mutex);
-        lose(*session);
+    for (const auto& [peer, channel] : channels) {
+        const MutexLock talking(channel->mutex);
+        channel->lose();
     }
 }
 
@@ -167,33 +176,35 @@ void LeaseKeeper::renew_loop() {
     while (!stopping_) {
         // A third of the shortest lease: two renewals may fail before anything is lost.
         const uint32_t pause = std::max(shortest_ms_ / 3, kShortestRenewMs);
-        changed_.wait_for(mutex_, std::chrono::milliseconds(pause), [&] {
+        changed_.wait_for(mutex_, std::chrono::milliseconds(pause), [&]() KV_REQUIRES(mutex_) {
             return stopping_ || std::max(shortest_ms_ / 3, kShortestRenewMs) < pause;
         });
         if (stopping_) {
             return;
         }
-        std::vector<std::shared_ptr<Session>> sessions;
-        for (const auto& [peer, session] : sessions_) {
-            sessions.push_back(session);
+        std::vector<std::shared_ptr<LeaseChannel>> channels;
+        for (const auto& [peer, channel] : channels_) {
+            channels.push_back(channel);
         }
         shortest_ms_ = UINT32_MAX;  // what is asked for meanwhile lowers it again
         lock.unlock();
         uint32_t shortest = UINT32_MAX;
-        for (const std::shared_ptr<Session>& session : sessions) {
-            shortest = std::min(shortest, renew(*session));
+        for (const std::shared_ptr<LeaseChannel>& channel : channels) {
+            shortest = std::min(shortest, channel->renew());
         }
         lock.lock();
         shortest_ms_ = std::min(shortest_ms_, shortest);
-        changed_.wait(mutex_, [this] { return stopping_ || shortest_ms_ != UINT32_MAX; });
+        changed_.wait(mutex_, [this]() KV_REQUIRES(mutex_) {
+            return stopping_ || shortest_ms_ != UINT32_MAX;
+        });
     }
 }
 
-// Renews everything on one session, grouped by duration; returns the shortest one left.
-uint32_t LeaseKeeper::renew(Session& session) {
-    const MutexLock talking(session.mutex);
+// Renews everything that this channel has, grouped by duration; returns the shortest one left.
+uint32_t LeaseKeeper::LeaseChannel::renew() {
+    const MutexLock talking(mutex);
     std::map<uint32_t, std::vector<uint64_t>> groups;
-    for (const auto& [id, lease_ms] : session.leases) {
+    for (const auto& [id, lease_ms] : leases) {
         groups[lease_ms].push_back(id);
     }
     for (const auto& [lease_ms, ids] : groups) {
@@ -204,15 +215,15 @@ uint32_t LeaseKeeper::renew(Session& session) {
             request.lease_ids = some;
             request.lease_ms = lease_ms;
             StatusReply reply;
-            const Status status = session.channel->exchange(
+            const Status status = channel->exchange(
                 request, &reply, Deadline::after_ms(std::min<uint64_t>(lease_ms, kRenewCallMs)));
             if (!status.ok()) {
-                lose(session);
+                lose();
                 return UINT32_MAX;
             }
             for (size_t i = 0; i < some.size(); ++i) {
                 if (reply.status[i] != 0) {
-                    session.leases.erase(some[i]);
+                    leases.erase(some[i]);
                 }
             }
         }

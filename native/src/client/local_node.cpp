@@ -64,9 +64,9 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
         }
         if (last.ok()) {
             LocalNode* raw = node.get();
-            node->sessions_ = std::make_unique<ChannelPool>(
-                [raw](Deadline until) { return raw->open_session(until); });
-            node->sessions_->adopt(std::move(*channel));
+            node->channels_ = std::make_unique<ChannelPool>(
+                [raw](Deadline until) { return raw->open_channel(until); });
+            node->channels_->adopt(std::move(*channel));
             // Asked for now, so that reads go on when the node hangs later.
             (void)node->current_namespace(deadline);
             return node;
@@ -142,7 +142,7 @@ Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
     return {};
 }
 
-Result<std::unique_ptr<Channel>> LocalNode::open_session(Deadline deadline) {
+Result<std::unique_ptr<Channel>> LocalNode::open_channel(Deadline deadline) {
     Result<std::unique_ptr<Channel>> channel = Channel::connect(endpoint_, hello_, deadline);
     if (!channel.ok()) {
         // Nobody listens: the node is gone, and a new incarnation has to be attached.
@@ -201,7 +201,7 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
     Resolve request;
     ResolveReply reply;
     ChannelPool::Lease lease;
-    const Status status = sessions_->exchange(request, &reply, &lease, deadline);
+    const Status status = channels_->exchange(request, &reply, &lease, deadline);
     if (!status.ok()) {
         return status;
     }
@@ -217,7 +217,7 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
 Status LocalNode::hold(Generation gen, Deadline deadline) {
     const MutexLock talking(holder_mutex_);
     if (holder_ == nullptr || !holder_->alive()) {
-        Result<std::unique_ptr<Channel>> opened = open_session(deadline);
+        Result<std::unique_ptr<Channel>> opened = open_channel(deadline);
         if (!opened.ok()) {
             return opened.status();
         }

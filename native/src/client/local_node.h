@@ -1,4 +1,4 @@
-// A node on this host, attached: its index and segment mapped, a slot of its own, sessions by
+// A node on this host, attached: its index and segment mapped, a slot of its own, channels by
 // socket.
 //
 // One object is one incarnation of the node. When the node restarts (another epoch, `retired`, its
@@ -35,7 +35,7 @@ class LocalNode {
     // Where a reserved block of this process is written; null when the extent leaves the segment.
     uint8_t* block(uint64_t offset, uint64_t size);
     ClientSlot& slot() const { return *slot_; }
-    ChannelPool& sessions() { return *sessions_; }
+    ChannelPool& channels() { return *channels_; }
     const std::string& node_id() const { return index_->node_id(); }
     uint32_t node_epoch() const { return index_->node_epoch(); }
 
@@ -56,7 +56,7 @@ class LocalNode {
     SpareBlocks& spares() { return spares_; }
 
     // Reservations that will not be committed and into which nothing is being copied any more. They
-    // are told to the node on a session that works, now or with the next put.
+    // are told to the node on a channel that works, now or with the next put.
     void abandon(std::span<const Generation> generations);
     void send_abandoned(Channel& channel, Deadline deadline);
 
@@ -64,9 +64,9 @@ class LocalNode {
     LocalNode() = default;
     Status map(std::vector<Fd> fds, const WelcomeData& welcome);
     Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
-    // Tells the node that copies into blocks of its earlier lives have ended, as soon as they have.
+    // Tells the node that copies into blocks of its earlier epochs have stopped, once they have.
     Status confirm_slot(ClientSlot& slot, Channel& channel, Deadline deadline);
-    Result<std::unique_ptr<Channel>> open_session(Deadline deadline);
+    Result<std::unique_ptr<Channel>> open_channel(Deadline deadline);
 
     Endpoint endpoint_;
     HelloParams hello_;
@@ -75,16 +75,19 @@ class LocalNode {
     std::unique_ptr<PageMapper> mapper_;  // of both; goes before them
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
-    std::unique_ptr<ChannelPool> sessions_;
-    Mutex holder_mutex_;               // held during I/O on holder_
-    std::unique_ptr<Channel> holder_;  // the node takes unhold only from the session that held
+    std::unique_ptr<ChannelPool> channels_;
+    Mutex holder_mutex_;  // held during I/O on holder_
+    // The node takes an unhold only on the connection of its hold.
+    std::unique_ptr<Channel> holder_ KV_GUARDED_BY(holder_mutex_);
     SpareBlocks spares_;
     Mutex abandoned_mutex_;
-    std::vector<Generation> abandoned_;
-    std::atomic<bool> any_abandoned_{false};
+    std::vector<Generation> abandoned_ KV_GUARDED_BY(abandoned_mutex_);
+    std::atomic<bool> any_abandoned_{false};         // stored with the mutex held
     std::atomic<bool> earlier_writes_ended_{false};  // and the node knows it
     std::atomic<bool> gone_{false};
     std::atomic<uint64_t> owner_checked_ms_{0};
+    // One thread asks the node; the two below are stored with it held. None of the three mutexes is
+    // taken while another one is held.
     Mutex resolve_mutex_;
     std::atomic<uint64_t> namespace_id_{0};
     std::atomic<uint64_t> resolved_flushes_{

@@ -25,7 +25,7 @@ class MasterClient {
     uint32_t namespace_epoch() const { return namespace_epoch_.load(std::memory_order_relaxed); }
     uint64_t failures() const { return failures_.load(std::memory_order_relaxed); }
 
-    // One request. While the master is away this answers kUnavailable at once.
+    // One request. Answers kUnavailable at once while the master is unreachable.
     template <class Request, class Reply>
     Status exchange(const Request& request, Reply* reply, ChannelPool::Lease* lease,
                     Deadline deadline) {

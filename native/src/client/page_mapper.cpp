@@ -83,8 +83,9 @@ bool PageMapper::resident(uint64_t granule) const {
 }
 
 bool PageMapper::pause(uint64_t pause_ms) {
-    MutexLock lock(mutex_);
-    stop_.wait_for(mutex_, std::chrono::milliseconds(pause_ms), [this] { return stopping_; });
+    const MutexLock lock(mutex_);
+    stop_.wait_for(mutex_, std::chrono::milliseconds(pause_ms),
+                   [this]() KV_REQUIRES(mutex_) { return stopping_; });
     return !stopping_;
 }
 

@@ -41,7 +41,7 @@ class PageMapper {
     std::atomic<uint64_t> ahead_bytes_{0};
     Mutex mutex_;
     CondVar stop_;
-    bool stopping_ = false;
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
     std::thread thread_;
 };
 

@@ -1,4 +1,4 @@
-// Attaching to a node, opening sessions with it, following its restarts.
+// Attaching to a node, opening channels to it, following its restarts.
 #include "client/peer_node.h"
 
 #include <algorithm>
@@ -75,7 +75,7 @@ std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
     }
     attach_breaker_.success();
     const MutexLock lock(mutex_);
-    if (closed_.load()) {
+    if (closed_) {
         return nullptr;
     }
     local_ = *node;
@@ -103,11 +103,11 @@ void PeerNode::shutdown() {
     std::shared_ptr<LocalNode> node;
     {
         const MutexLock lock(mutex_);
-        closed_.store(true);
+        closed_ = true;
         node = std::move(local_);
     }
     if (node != nullptr) {
-        node->sessions().shutdown();
+        node->channels().shutdown();
     }
 }
 

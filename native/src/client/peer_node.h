@@ -31,7 +31,7 @@ class PeerNode {
   public:
     PeerNode(PeerInfo info, HelloParams hello, Transport transport);
 
-    std::shared_ptr<const PeerInfo> info() const;
+    std::shared_ptr<const PeerInfo> info() const KV_EXCLUDES(mutex_);
     void update(PeerInfo info);
     // Whether new objects may be put there.
     bool takes_puts() const { return info()->state == NodeState::kAlive && breaker_.ready(); }
@@ -42,7 +42,7 @@ class PeerNode {
     // The same, without trying to attach.
     std::shared_ptr<LocalNode> attached() const;
 
-    // Sessions for reads and writes by socket.
+    // Channels for reads and writes by socket.
     ChannelPool& sockets() { return sockets_; }
     Breaker& breaker() { return breaker_; }
     const HelloParams& hello() const { return hello_; }
@@ -54,10 +54,11 @@ class PeerNode {
     const HelloParams hello_;
     const Transport transport_;
     mutable Mutex mutex_;
-    std::shared_ptr<const PeerInfo> info_;
-    std::shared_ptr<LocalNode> local_;
-    Mutex attach_mutex_;
-    std::atomic<bool> closed_{false};
+    std::shared_ptr<const PeerInfo> info_ KV_GUARDED_BY(mutex_);
+    std::shared_ptr<LocalNode> local_ KV_GUARDED_BY(mutex_);
+    bool closed_ KV_GUARDED_BY(mutex_) = false;
+    // Held by the one thread that attaches, during I/O; mutex_ is taken within.
+    Mutex attach_mutex_ KV_ACQUIRED_BEFORE(mutex_);
     Breaker breaker_;
     Breaker attach_breaker_;
     ChannelPool sockets_;

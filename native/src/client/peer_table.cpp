@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <mutex>
 
 namespace kvstore {
 namespace {
@@ -72,9 +71,9 @@ void PeerTable::keep_fresh(uint64_t max_age_ms, Deadline deadline) {
         return;
     }
     // One thread asks; the others go on with what is known.
-    std::unique_lock asking(refresh_mutex_, std::try_to_lock);
-    if (asking.owns_lock()) {
+    if (refresh_mutex_.try_lock()) {
         (void)fetch(deadline);
+        refresh_mutex_.unlock();
     }
 }
 

@@ -28,11 +28,11 @@ class PeerTable {
   public:
     PeerTable(MasterClient& master, HelloParams node_hello, Transport transport);
 
-    Status refresh(Deadline deadline);
+    Status refresh(Deadline deadline) KV_EXCLUDES(refresh_mutex_);
     // Refreshes when the table is of another state than `nodes_id`.
-    Status ensure(uint64_t nodes_id, Deadline deadline);
+    Status ensure(uint64_t nodes_id, Deadline deadline) KV_EXCLUDES(refresh_mutex_);
     // Refreshes a table older than `max_age_ms`; when that fails it stays as it is.
-    void keep_fresh(uint64_t max_age_ms, Deadline deadline);
+    void keep_fresh(uint64_t max_age_ms, Deadline deadline) KV_EXCLUDES(refresh_mutex_);
 
     std::shared_ptr<PeerNode> at(uint32_t index) const;
     std::vector<std::shared_ptr<PeerNode>> all() const;
@@ -49,7 +49,7 @@ class PeerTable {
     void shutdown();
 
   private:
-    Status fetch(Deadline deadline);
+    Status fetch(Deadline deadline) KV_REQUIRES(refresh_mutex_) KV_EXCLUDES(mutex_);
     struct Snapshot {
         uint64_t nodes_id = 0;
         uint64_t fetched_ms = 0;
@@ -57,17 +57,18 @@ class PeerTable {
         std::unordered_map<uint32_t, size_t> by_index;           // position in `nodes`
         std::vector<std::shared_ptr<PeerNode>> host_candidates;  // with a Unix endpoint
     };
-    std::shared_ptr<const Snapshot> snapshot() const;
-    void install(const NodesReply& reply);
+    std::shared_ptr<const Snapshot> snapshot() const KV_EXCLUDES(mutex_);
+    void install(const NodesReply& reply) KV_REQUIRES(refresh_mutex_) KV_EXCLUDES(mutex_);
 
     MasterClient& master_;
     const HelloParams node_hello_;
     const Transport transport_;
     const std::string host_;
-    mutable Mutex mutex_;
-    std::shared_ptr<const Snapshot> snapshot_;
-    std::unordered_map<std::string, std::shared_ptr<PeerNode>> known_;  // by node id
-    Mutex refresh_mutex_;
+    Mutex refresh_mutex_;  // held by the one thread that asks the master, during I/O
+    mutable Mutex mutex_ KV_ACQUIRED_AFTER(refresh_mutex_);  // those of the nodes come within
+    std::shared_ptr<const Snapshot> snapshot_ KV_GUARDED_BY(mutex_);
+    std::unordered_map<std::string, std::shared_ptr<PeerNode>> known_
+        KV_GUARDED_BY(mutex_);  // by node id
 };
 
 // A cheap draw for choices that need no quality: replicas, nodes. Thread-safe.

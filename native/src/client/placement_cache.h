@@ -1,6 +1,6 @@
-// Where objects were found lately: reads go there without a lookup, and go on while the master is
-// away. A wrong entry costs one refused request, since reads name key and version. Absence is never
-// remembered.
+// Where objects were found lately: reads go there without a lookup, and go on while the master
+// does not answer. A wrong entry costs one refused request, since reads name key and version.
+// Absence is never remembered.
 #pragma once
 
 #include <array>
@@ -36,7 +36,7 @@ class PlacementCache {
         Placement placement;
     };
     mutable Mutex mutex_;
-    std::vector<Entry> entries_;
+    std::vector<Entry> entries_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -3,7 +3,6 @@
 #include "client/remote_reads.h"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
 
 #include "base/checksum.h"
@@ -19,15 +18,12 @@ constexpr int kMinAttemptMs = 100;
 constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
 
-int replicas_left(const Placement& placement, uint32_t tried) {
-    return placement.count - std::popcount(tried);
-}
-
 }  // namespace
 
 uint64_t RemoteReads::Slice::bytes() const {
-    return std::accumulate(jobs.begin(), jobs.end(), uint64_t{0},
-                           [](uint64_t sum, const Job* job) { return sum + job->placement.size; });
+    return std::accumulate(
+        jobs.begin(), jobs.end(), uint64_t{0},
+        [](uint64_t sum, const ReadJob* job) { return sum + job->placement.size; });
 }
 
 void RemoteReads::run(std::span<GetItem> items, std::span<HashedKey> keys,
@@ -64,7 +60,7 @@ void RemoteReads::take_known(std::vector<Again>* pending) {
         if (!known) {
             return false;
         }
-        Job job;
+        ReadJob job;
         job.item = item;
         job.placement = *known;
         job.remembered = true;
@@ -106,7 +102,7 @@ void RemoteReads::take_lookup(const LookupReply& reply, std::span<const Again> p
     size_t next_node = 0;
     for (size_t row = 0; row < pending.size(); ++row) {
         const size_t item = pending[row].item;
-        Job job;
+        ReadJob job;
         job.item = item;
         job.repeated = pending[row].refused != 0 && pending[row].refused == reply.versions[row];
         job.placement.version = reply.versions[row];
@@ -134,7 +130,7 @@ void RemoteReads::take_lookup(const LookupReply& reply, std::span<const Again> p
 
 void RemoteReads::use_known_placements(std::span<const Again> pending, Code why) {
     for (const Again& again : pending) {
-        Job job;
+        ReadJob job;
         job.item = again.item;
         job.unasked = why == Code::kRebuilding ? MissReason::kRebuilding : MissReason::kUnavailable;
         const auto known = context_.placements().find(keys_[again.item].hash);
@@ -147,7 +143,7 @@ void RemoteReads::use_known_placements(std::span<const Again> pending, Code why)
     }
 }
 
-void RemoteReads::miss(Job& job, MissReason reason) {
+void RemoteReads::miss(ReadJob& job, MissReason reason) {
     GetItem& item = items_[job.item];
     // Bytes that were refused say more than that nobody else has the object.
     if (item.reason != MissReason::kChecksum) {
@@ -159,7 +155,7 @@ void RemoteReads::miss(Job& job, MissReason reason) {
 
 void RemoteReads::provide_memory() {
     std::vector<GetMemory::Want> wants;
-    for (const Job& job : jobs_) {
+    for (const ReadJob& job : jobs_) {
         const GetItem& item = items_[job.item];
         if (memory_ != nullptr && (item.data.size() < job.placement.size || item.data.is_null())) {
             wants.push_back({job.item, job.placement.size});
@@ -168,7 +164,7 @@ void RemoteReads::provide_memory() {
     if (!wants.empty()) {
         memory_->provide(wants, items_);
     }
-    for (Job& job : jobs_) {
+    for (ReadJob& job : jobs_) {
         GetItem& item = items_[job.item];
         if (item.data.size() >= job.placement.size) {
             continue;
@@ -185,7 +181,7 @@ void RemoteReads::provide_memory() {
 
 // The master knows more than what was remembered, or than it said before a newer version came; its
 // answer replaces that. Each further time takes a version that was published in between.
-void RemoteReads::ask_again(Job& job) {
+void RemoteReads::ask_again(ReadJob& job) {
     job.done = true;
     again_.push_back({job.item, job.placement.version});
 }
@@ -193,9 +189,9 @@ void RemoteReads::ask_again(Job& job) {
 void RemoteReads::read_all_replicas() {
     while (true) {
         std::vector<Slice> slices;
-        for (Job& job : jobs_) {
-            std::shared_ptr<PeerNode> peer;
-            if (job.done || !choose_replica(job, &peer)) {
+        for (ReadJob& job : jobs_) {
+            std::shared_ptr<PeerNode> peer = job.done ? nullptr : choose_replica(job);
+            if (peer == nullptr) {
                 continue;
             }
             auto slice = std::find_if(slices.begin(), slices.end(),
@@ -222,57 +218,56 @@ void RemoteReads::read_all_replicas() {
     }
 }
 
-// The nearest replica that was not tried. Without one the object is a miss.
-bool RemoteReads::choose_replica(Job& job, std::shared_ptr<PeerNode>* peer) {
-    if (deadline_.expired()) {
-        job.last = MissReason::kUnavailable;
-        job.tried = UINT32_MAX;
-    }
-    int best = 0;
-    job.trying = -1;
-    for (int i = 0; i < job.placement.count; ++i) {
-        const size_t replica = static_cast<size_t>(i);
-        if ((job.tried >> i & 1) != 0) {
-            continue;
-        }
-        std::shared_ptr<PeerNode> candidate = context_.nodes().at(job.placement.nodes[replica]);
-        if (candidate == nullptr || candidate->info()->state == NodeState::kDead) {
-            job.tried |= 1u << i;
-            continue;
-        }
-        int score = 2 + static_cast<int>(cheap_random() % 16);
-        if (candidate->breaker().is_open()) {
-            score = 1;
-        } else if (candidate->attached() != nullptr) {
-            score = 200;
-        } else if (context_.nodes().on_this_host(*candidate->info())) {
-            score += 100;
-        }
-        if (score > best) {
-            best = score;
-            job.trying = i;
-            *peer = std::move(candidate);
+// Takes the object's next step: the node to ask, or null when it is done for this pass.
+std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
+    std::array<std::shared_ptr<PeerNode>, limits::kMaxReplicas> peers;
+    ReplicaScores scores{};
+    uint32_t down = 0;
+    for (size_t i = 0; i < job.placement.count; ++i) {
+        peers[i] = context_.nodes().at(job.placement.nodes[i]);
+        scores[i] = peers[i] == nullptr ? 0 : nearness(*peers[i]);
+        if (scores[i] == 0) {
+            down |= 1u << i;
         }
     }
-    if (job.trying >= 0) {
-        return true;
+    job.tried |= down;
+    const NextStep step = next_step(job, scores, deadline_.expired());
+    job.trying = step.replica;
+    switch (step.kind) {
+        case NextStep::kTry:
+            if (step.newer && !job.newer) {
+                job.newer = true;
+                job.tried = down;
+            }
+            return std::move(peers[static_cast<size_t>(step.replica)]);
+        case NextStep::kAskAgain:
+            ask_again(job);
+            break;
+        case NextStep::kMiss:
+            miss(job, step.reason);
+            break;
     }
-    // "Removed" is also what a replica says whose version a newer one elsewhere has replaced.
-    const bool replaced = job.last == MissReason::kVersion || job.last == MissReason::kRemoved;
-    const bool asked = job.unasked == MissReason::kNone;
-    if (job.remembered || (replaced && asked && !job.repeated)) {
-        ask_again(job);
-    } else if (job.last == MissReason::kVersion && job.repeated && !job.newer) {
-        job.newer = true;
-        job.tried = 0;
-        return choose_replica(job, peer);
-    } else {
-        miss(job, asked || job.last == MissReason::kNodeDown ? job.last : job.unasked);
-    }
-    return false;
+    return nullptr;
 }
 
-// A node of this host: what its index has is copied; the rest asks it by socket.
+// 0: down. Memory of this host before its sockets, those before other hosts, a node that failed a
+// moment ago last; equals are drawn.
+int RemoteReads::nearness(PeerNode& node) const {
+    const std::shared_ptr<const PeerInfo> info = node.info();
+    if (info->state == NodeState::kDead) {
+        return 0;
+    }
+    if (node.breaker().is_open()) {
+        return 1;
+    }
+    if (node.attached() != nullptr) {
+        return 200;
+    }
+    const int drawn = 2 + static_cast<int>(cheap_random() % 16);
+    return context_.nodes().on_this_host(*info) ? 100 + drawn : drawn;
+}
+
+// A node of this host: what its index has is copied; the others are asked for by socket.
 void RemoteReads::read_shared(Slice& slice) {
     const std::shared_ptr<LocalNode> node = slice.peer->local(deadline_);
     if (node == nullptr) {
@@ -284,7 +279,7 @@ void RemoteReads::read_shared(Slice& slice) {
     }
     const uint64_t now_ms = boottime_ms();
     std::vector<EntryRef> touched;
-    for (Job* job : slice.jobs) {
+    for (ReadJob* job : slice.jobs) {
         GetItem& item = items_[job->item];
         HashedKey& key = keys_[job->item];
         context_.rehash(&key, *ns);
@@ -316,9 +311,9 @@ void RemoteReads::read_shared(Slice& slice) {
 
 // Leaves in the slice what one request may carry; the others come again in the next round.
 void RemoteReads::limit(Slice& slice) const {
-    std::vector<Job*> kept;
+    std::vector<ReadJob*> kept;
     uint64_t bytes = 0;
-    for (Job* job : slice.jobs) {
+    for (ReadJob* job : slice.jobs) {
         const bool open = !job->done && job->trying >= 0;
         if (open && kept.size() < limits::kMaxBatchKeys &&
             (kept.empty() || bytes + job->placement.size <= kSliceBytes)) {
@@ -329,8 +324,8 @@ void RemoteReads::limit(Slice& slice) const {
     slice.jobs = std::move(kept);
 }
 
-// Spreads what one node is asked for over several connections, where that is wished and each gets
-// enough to be worth its request.
+// Spreads what one node is asked for over several connections, where that is configured and each
+// gets enough to be worth its request.
 void RemoteReads::stripe(std::vector<Slice>* slices) const {
     const uint64_t most = context_.options().stripes;
     if (most < 2) {
@@ -343,12 +338,12 @@ void RemoteReads::stripe(std::vector<Slice>* slices) const {
         if (count < 2) {
             continue;
         }
-        const std::vector<Job*> jobs = std::move(slice.jobs);
+        const std::vector<ReadJob*> jobs = std::move(slice.jobs);
         slice.jobs.clear();
         Slice* to = &slice;
         uint64_t given = 0;
         uint64_t stripe_end = bytes / count;
-        for (Job* job : jobs) {
+        for (ReadJob* job : jobs) {
             if (given >= stripe_end && !to->jobs.empty()) {
                 to = &more.emplace_back();
                 to->peer = slice.peer;
@@ -366,13 +361,13 @@ void RemoteReads::send(Slice& slice) {
         return;
     }
     if (context_.options().transport == Transport::kShm) {
-        for (Job* job : slice.jobs) {
+        for (ReadJob* job : slice.jobs) {
             refuse(*job, MissReason::kUnavailable);
         }
         return;
     }
     if (!slice.peer->breaker().allow()) {  // it failed a moment ago: not asked, so no new failure
-        for (Job* job : slice.jobs) {
+        for (ReadJob* job : slice.jobs) {
             refuse(*job, MissReason::kNodeDown);
         }
         return;
@@ -383,7 +378,7 @@ void RemoteReads::send(Slice& slice) {
         return give_up(slice, lease.status());
     }
     std::vector<GetRequest::Row> rows;
-    for (const Job* job : slice.jobs) {
+    for (const ReadJob* job : slice.jobs) {
         GetItem& item = items_[job->item];
         const Version version = job->newer ? 0 : job->placement.version;
         rows.push_back({item.key, version, item.data});
@@ -427,7 +422,7 @@ void RemoteReads::receive_all(std::span<Slice> slices) {
 
 void RemoteReads::take_answers(Slice& slice) {
     for (size_t row = 0; row < slice.jobs.size(); ++row) {
-        Job& job = *slice.jobs[row];
+        ReadJob& job = *slice.jobs[row];
         const GetRequest::Answer& answer = slice.request.answers()[row];
         if (answer.code != Code::kOk) {
             const bool too_small = answer.code == Code::kBufferTooSmall;
@@ -491,7 +486,7 @@ RemoteReads::Verdict RemoteReads::verify(HashedKey& key, Slice& slice,
     return was_sealed ? Verdict::kFlushed : Verdict::kWrong;
 }
 
-// The node did not answer: another replica for all of them. An idle session that turned out to be
+// The node did not answer: another replica for all of them. An idle channel that turned out to be
 // dead says nothing about the node: then the same node is asked once more.
 void RemoteReads::give_up(Slice& slice, const Status& why) {
     const ChannelPool::Lease& lease = slice.request.lease();
@@ -507,12 +502,12 @@ void RemoteReads::give_up(Slice& slice, const Status& why) {
     } else {
         slice.peer->breaker().success();  // it answers, if only with an error
     }
-    for (Job* job : slice.jobs) {
+    for (ReadJob* job : slice.jobs) {
         refuse(*job, connection ? MissReason::kNodeDown : MissReason::kUnavailable);
     }
 }
 
-void RemoteReads::refuse(Job& job, MissReason reason) {
+void RemoteReads::refuse(ReadJob& job, MissReason reason) {
     GetItem& item = items_[job.item];
     if (reason == MissReason::kChecksum) {
         item.reason = reason;
@@ -520,7 +515,7 @@ void RemoteReads::refuse(Job& job, MissReason reason) {
     job.tried |= 1u << job.trying;
     job.trying = -1;
     job.last = reason;
-    if (replicas_left(job.placement, job.tried) > 0) {
+    if (job.replicas_left() > 0) {
         tally_.add(ClientCounter::kRetries);
     }
 }
@@ -528,8 +523,8 @@ void RemoteReads::refuse(Job& job, MissReason reason) {
 // A slow replica must leave time for the others.
 Deadline RemoteReads::attempt_deadline(const Slice& slice) const {
     int others = 0;
-    for (const Job* job : slice.jobs) {
-        others = std::max(others, replicas_left(job->placement, job->tried) - 1);
+    for (const ReadJob* job : slice.jobs) {
+        others = std::max(others, job->replicas_left() - 1);
     }
     const int left = deadline_.left_ms();
     if (others == 0) {

@@ -7,8 +7,10 @@
 #include <span>
 #include <vector>
 
-#include "client/get_path.h"
+#include "client/client_context.h"
+#include "client/get_item.h"
 #include "client/get_request.h"
+#include "client/read_job.h"
 
 namespace kvstore {
 
@@ -22,20 +24,6 @@ class RemoteReads {
              Deadline deadline);
 
   private:
-    // One object and what is left of its replicas.
-    struct Job {
-        size_t item = 0;
-        Placement placement;
-        uint32_t tried = 0;  // bit per replica
-        int trying = -1;     // replica of this round
-        bool done = false;
-        bool remembered = false;  // its placement is an earlier lookup's
-        bool repeated = false;    // the lookup says again what was refused before
-        bool newer = false;       // then a newer version, not announced yet, is right too
-        // Not kNone: the master could not be asked, so an absence at its replicas proves nothing.
-        MissReason unasked = MissReason::kNone;
-        MissReason last = MissReason::kNodeDown;
-    };
     // To be looked up, where `refused` (0: none) is not what it was said to be.
     struct Again {
         size_t item;
@@ -45,7 +33,7 @@ class RemoteReads {
     // What is asked of one node in one round.
     struct Slice {
         std::shared_ptr<PeerNode> peer;
-        std::vector<Job*> jobs;
+        std::vector<ReadJob*> jobs;
         GetRequest request;
         bool under_way = false;
 
@@ -56,11 +44,12 @@ class RemoteReads {
     void lookup(std::span<const Again> pending);
     void take_lookup(const LookupReply& reply, std::span<const Again> pending);
     void use_known_placements(std::span<const Again> pending, Code why);
-    void miss(Job& job, MissReason reason);
-    void ask_again(Job& job);
+    void miss(ReadJob& job, MissReason reason);
+    void ask_again(ReadJob& job);
     void provide_memory();
     void read_all_replicas();
-    bool choose_replica(Job& job, std::shared_ptr<PeerNode>* peer);
+    std::shared_ptr<PeerNode> choose_replica(ReadJob& job);
+    int nearness(PeerNode& node) const;
     void read_shared(Slice& slice);
     void limit(Slice& slice) const;
     void stripe(std::vector<Slice>* slices) const;
@@ -69,7 +58,7 @@ class RemoteReads {
     void take_answers(Slice& slice);
     Verdict verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
     void give_up(Slice& slice, const Status& why);
-    void refuse(Job& job, MissReason reason);
+    void refuse(ReadJob& job, MissReason reason);
     Deadline attempt_deadline(const Slice& slice) const;
 
     ClientContext& context_;
@@ -78,7 +67,7 @@ class RemoteReads {
     std::span<GetItem> items_;
     std::span<HashedKey> keys_;
     Deadline deadline_ = Deadline::never();
-    std::vector<Job> jobs_;
+    std::vector<ReadJob> jobs_;
     std::vector<Again> again_;
 };
 

@@ -54,7 +54,7 @@ void SharedPut::cut(std::span<PutItem*> items) {
 }
 
 bool SharedPut::run(std::span<PutItem*> items) {
-    Result<ChannelPool::Lease> lease = node_.sessions().checkout(deadline_);
+    Result<ChannelPool::Lease> lease = node_.channels().checkout(deadline_);
     if (!lease.ok()) {
         return false;
     }
@@ -102,7 +102,7 @@ Status SharedPut::work() {
         }
     }
     for (const Group& group : groups_) {
-        while (!group.ended) {
+        while (!group.decided) {
             if (Status status = receive(); !status.ok()) {
                 return status;
             }
@@ -173,7 +173,7 @@ void SharedPut::copy(Group& group) {
 
 Status SharedPut::commit(Group& group) {
     if (group.copied.empty()) {
-        group.ended = true;
+        group.decided = true;
         return {};
     }
     fault_point("client_commit");
@@ -200,7 +200,7 @@ Status SharedPut::receive() {
         if (id == group.reserve_id && !group.reserved) {
             return take_reserved(group, *answer);
         }
-        if (id == group.commit_id && !group.ended) {
+        if (id == group.commit_id && !group.decided) {
             return take_committed(group, *answer);
         }
     }
@@ -235,7 +235,7 @@ void SharedPut::keep_new_spare(const ReserveReply& reply, uint64_t size_bytes) {
     if (reply.spare_generation == 0) {
         return;
     }
-    // Given back long before its time is over: its first byte may be written at the last moment.
+    // Given back long before it expires: its first byte may be written at the last moment.
     const uint64_t now_ms = boottime_ms();
     node_.abandon(node_.spares().put(
         {size_bytes, reply.spare_generation, reply.spare_offset, now_ms + reply.spare_ms / 2},
@@ -275,15 +275,15 @@ Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
             node_.abandon({&group.copied_generations[row], 1});
         }
     }
-    group.ended = true;
+    group.decided = true;
     return {};
 }
 
 // Our copies have stopped: the node may have the blocks back as soon as it can be told.
 void SharedPut::give_up(const Status& why) {
-    const bool decided = why.code() == Code::kDeadlineExceeded || lease_->alive();
+    const bool is_final = why.code() == Code::kDeadlineExceeded || lease_->alive();
     for (Group& group : groups_) {
-        if (group.ended) {
+        if (group.decided) {
             continue;
         }
         std::vector<Generation> reserved;
@@ -291,7 +291,7 @@ void SharedPut::give_up(const Status& why) {
                      std::back_inserter(reserved), [](Generation gen) { return gen != 0; });
         node_.abandon(reserved);
         for (PutItem* item : group.items) {
-            if (item->result == kPutOpen && decided) {
+            if (item->result == kPutOpen && is_final) {
                 item->result = why.code();
             }
         }

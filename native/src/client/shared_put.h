@@ -11,7 +11,7 @@ namespace kvstore {
 
 // The list is cut into groups. While one group is copied, the blocks of the next ones are being
 // reserved and their keys claimed, and the groups before it are being published: all on one
-// session, so that the copying thread waits for the first reservation and the last publication
+// channel, so that the copying thread waits for the first reservation and the last publication
 // only. A single object goes into a spare block where one of its size is at hand: then not even the
 // first reservation is waited for.
 class SharedPut {
@@ -28,7 +28,7 @@ class SharedPut {
         uint64_t reserve_id = 0;  // request ids; 0: not sent yet
         uint64_t commit_id = 0;
         bool reserved = false;
-        bool ended = false;
+        bool decided = false;               // every row has its result
         std::vector<uint64_t> generations;  // of each item; 0: it got no block
         std::vector<uint64_t> offsets;
         std::vector<PutItem*> copied;  // the rows of the commit

@@ -33,11 +33,11 @@ std::vector<Generation> SpareBlocks::put(const Block& block, uint64_t now_ms) {
     std::vector<Generation> back;
     blocks_.push_back(block);
     std::erase_if(blocks_, [&](const Block& b) {
-        const bool over = b.until_ms <= now_ms;
-        if (over) {
+        const bool expired = b.until_ms <= now_ms;
+        if (expired) {
             back.push_back(b.generation);
         }
-        return over;
+        return expired;
     });
     if (blocks_.size() > kMax) {
         back.push_back(blocks_.front().generation);

@@ -33,7 +33,7 @@ class SpareBlocks {
 
   private:
     mutable Mutex mutex_;
-    std::vector<Block> blocks_;  // the one kept last is at the end
+    std::vector<Block> blocks_ KV_GUARDED_BY(mutex_);  // the one kept last is at the end
 };
 
 }  // namespace kvstore

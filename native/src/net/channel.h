@@ -52,7 +52,7 @@ class Channel {
     void shutdown();
     // Ends the channel: its stream is out of step. Returns `status`, or that it was shut down.
     Status kill(Status status);
-    // Ends the channel and gives its socket away (EventServer::adopt).
+    // Ends the channel and hands its socket over (EventServer::adopt).
     Fd release_fd();
 
     // One request, its reply's header and body. An Error reply becomes its status (the channel

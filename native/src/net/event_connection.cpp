@@ -36,7 +36,7 @@ EventConnection::EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size
       input_(kHandshakeInputBytes) {}
 
 EventConnection::~EventConnection() {
-    if (phase_ == Phase::kHello || phase_ == Phase::kAuth) {
+    if (is_handshake(phase_)) {
         --state_.handshakes;
     }
 }
@@ -46,8 +46,7 @@ void EventConnection::fail(Code code, std::string_view reason) {
 }
 
 void EventConnection::enter(Phase phase) {
-    const bool was_handshake = phase_ == Phase::kHello || phase_ == Phase::kAuth;
-    if (was_handshake && phase != Phase::kAuth) {
+    if (is_handshake(phase_) && !is_handshake(phase)) {
         --state_.handshakes;
     }
     phase_ = phase;
@@ -55,7 +54,6 @@ void EventConnection::enter(Phase phase) {
 
 void EventConnection::start_adopted(std::shared_ptr<void> adopted_session) {
     session = std::move(adopted_session);
-    session_open_ = true;
     ++state_.sessions;
     enter(Phase::kOpen);
     input_.resize(kInputBytes);
@@ -66,7 +64,9 @@ void EventConnection::on_event(uint32_t events) {
     if ((events & EPOLLOUT) != 0) {
         if (!outbox_->flush()) {
             outbox_->end(Code::kClosed, "the peer has closed the connection", true);
-            finished_ = phase_ == Phase::kDraining;
+            if (phase_ == Phase::kDraining) {
+                return enter(Phase::kFinished);
+            }
         } else if (phase_ == Phase::kDraining && outbox_->drained()) {
             outbox_->shut_down_sending();
         }
@@ -77,7 +77,7 @@ void EventConnection::on_event(uint32_t events) {
     }
     const bool hung_up = (events & (EPOLLHUP | EPOLLERR)) != 0;
     if (outbox_->reading() && ((events & EPOLLIN) != 0 || hung_up)) {
-        phase_ == Phase::kDraining ? drain_input() : read();
+        phase_ >= Phase::kDraining ? drain_input() : read();
     } else if (hung_up) {
         outbox_->end(Code::kClosed, "the peer has closed the connection", true);
     }
@@ -85,17 +85,16 @@ void EventConnection::on_event(uint32_t events) {
 
 void EventConnection::settle() {
     const std::optional<Outbox::Ending> ending = outbox_->ending();
-    if (!ending || phase_ == Phase::kDraining || finished_) {
+    if (!ending || phase_ >= Phase::kDraining) {
         return;
     }
-    const bool opened = phase_ == Phase::kOpen;
+    const Phase was = phase_;
     enter(Phase::kDraining);
     if (ending->code != Code::kOk && ending->code != Code::kClosed) {
         const std::string who = peer_.principal.empty() ? "" : " (" + peer_.principal + ")";
         state_.count_refusal(ending->code, peer_.address + who + ": " + ending->reason);
     }
-    if (session_open_) {
-        session_open_ = false;
+    if (was == Phase::kWelcoming || was == Phase::kOpen) {
         --state_.sessions;
         service_.on_close(*this, ending->code, ending->reason);
     }
@@ -104,8 +103,7 @@ void EventConnection::settle() {
     session.reset();
     handshake_.reset();
     if (ending->at_once) {
-        finished_ = true;
-        return;
+        return enter(Phase::kFinished);
     }
     if (ending->code != Code::kOk) {
         std::vector<uint8_t> body;
@@ -113,7 +111,7 @@ void EventConnection::settle() {
             Error{.code = static_cast<int32_t>(ending->code),
                   .message = std::string_view(ending->reason).substr(0, kMaxErrorTextBytes)},
             body);
-        outbox_->send_last(opened ? MessageType::kError : MessageType::kRefused, body);
+        outbox_->send_last(was == Phase::kOpen ? MessageType::kError : MessageType::kRefused, body);
     }
     since_ms_ = boottime_ms();
     outbox_->set_reading(true);
@@ -126,6 +124,7 @@ void EventConnection::tick(uint64_t now_ms) {
     switch (phase_) {
         case Phase::kHello:
         case Phase::kAuth:
+        case Phase::kWelcoming:
             if (now_ms > since_ms_ + state_.options.handshake_ms) {
                 fail(Code::kDeadlineExceeded, "no complete handshake in time");
             }
@@ -134,15 +133,18 @@ void EventConnection::tick(uint64_t now_ms) {
             if (outbox_->stalled(now_ms)) {
                 outbox_->end(Code::kOverloaded, "a slow reader: its replies do not move", true);
             }
-            if (std::exchange(moved_, false) || !outbox_->reading() ||
-                (buffered() == 0 && !receiving_)) {
+            if (std::exchange(moved_, false) || !outbox_->reading() || !in_frame()) {
                 since_ms_ = now_ms;
             } else if (now_ms > since_ms_ + state_.options.read_stall_ms) {
                 fail(Code::kDeadlineExceeded, "a begun frame does not go on");
             }
             break;
         case Phase::kDraining:
-            finished_ = finished_ || now_ms > since_ms_ + kLingerMs;
+            if (now_ms > since_ms_ + kLingerMs) {
+                enter(Phase::kFinished);
+            }
+            break;
+        case Phase::kFinished:
             break;
     }
 }
@@ -153,7 +155,8 @@ void EventConnection::read() {
     size_t taken = 0;
     bool more = true;
     while (consume() && more && taken < kBytesPerTurn) {
-        const ssize_t count = receiving_ ? read_payload(&more) : read_input(&more);
+        const ssize_t count =
+            next_part_ == Part::kPayload ? read_payload(&more) : read_input(&more);
         if (count == 0) {
             return peer_ended();
         }
@@ -170,7 +173,7 @@ void EventConnection::read() {
 }
 
 void EventConnection::peer_ended() {
-    if (receiving_ || buffered() != 0) {
+    if (in_frame()) {
         fail(Code::kProtocolError, "the stream ended in the middle of a frame");
     } else {
         outbox_->end(Code::kClosed, "the peer has closed the connection", true);
@@ -179,7 +182,9 @@ void EventConnection::peer_ended() {
 
 void EventConnection::drain_input() {
     const ssize_t count = recv(outbox_->fd(), scratch_.data(), scratch_.size(), MSG_DONTWAIT);
-    finished_ = count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR);
+    if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) {
+        enter(Phase::kFinished);
+    }
 }
 
 // Handles what is buffered. False: read no further now.
@@ -192,7 +197,7 @@ bool EventConnection::consume() {
             outbox_->set_reading(false);
             return false;
         }
-        if (receiving_) {
+        if (next_part_ == Part::kPayload) {
             take_buffered_payload();
             if (payload_left_ != 0) {
                 return true;
@@ -200,7 +205,7 @@ bool EventConnection::consume() {
             finish_payload();
             continue;
         }
-        if (!header_known_ && (buffered() < kFrameHeaderBytes || !take_header())) {
+        if (next_part_ == Part::kHeader && (buffered() < kFrameHeaderBytes || !take_header())) {
             return !outbox_->ending();
         }
         if (buffered() < header_.body_bytes) {
@@ -208,7 +213,7 @@ bool EventConnection::consume() {
         }
         const std::span<const uint8_t> body(input_.data() + begin_, header_.body_bytes);
         begin_ += header_.body_bytes;
-        header_known_ = false;
+        next_part_ = Part::kHeader;
         state_.frames_in.fetch_add(1, std::memory_order_relaxed);
         dispatch(body);
     }
@@ -224,7 +229,7 @@ bool EventConnection::take_header() {
         return false;
     }
     begin_ += kFrameHeaderBytes;
-    header_known_ = true;
+    next_part_ = Part::kBody;
     return true;
 }
 
@@ -251,7 +256,7 @@ ssize_t EventConnection::read_input(bool* more) {
             std::vector<uint8_t>(kInputBytes).swap(input_);
         }
     }
-    const size_t wanted = header_known_ ? header_.body_bytes : kFrameHeaderBytes;
+    const size_t wanted = next_part_ == Part::kBody ? header_.body_bytes : kFrameHeaderBytes;
     if (begin_ != 0 && input_.size() - begin_ < wanted) {
         std::memmove(input_.data(), input_.data() + begin_, buffered());
         end_ -= begin_;
@@ -280,7 +285,7 @@ void EventConnection::begin_payload(PayloadPlan plan) {
     if (!plan_.into.empty() && planned != payload_left_) {
         return fail(Code::kInternal, "the payload has another size than its plan");
     }
-    receiving_ = true;
+    next_part_ = Part::kPayload;
 }
 
 void EventConnection::take_buffered_payload() {
@@ -318,7 +323,7 @@ ssize_t EventConnection::read_payload(bool* more) {
 }
 
 void EventConnection::finish_payload() {
-    receiving_ = false;
+    next_part_ = Part::kHeader;
     transfer_ = {};
     const std::shared_ptr<void> context = std::move(plan_.context);
     plan_ = {};
@@ -457,7 +462,7 @@ void EventConnection::open_session(const Digest& proof) {
     if (!answer.ok()) {
         return fail(answer.code(), answer.status().message());
     }
-    session_open_ = true;
+    enter(Phase::kWelcoming);
     ++state_.sessions;
     session = std::move(answer->session);
     if (outbox_->ending() || !send_welcome(&*answer, proof)) {

@@ -23,14 +23,30 @@ class EventConnection final : public Connection {
     Outbox& outbox() { return *outbox_; }
     void start_adopted(std::shared_ptr<void> adopted_session);
     void on_event(uint32_t events);
-    // Acts on the wish to end the session, whoever had it. Called after everything that runs code
-    // of the service, so that on_close never comes from within another callback.
+    // Ends the session when somebody asked the outbox for it. Called after everything that runs
+    // code of the service, so that on_close never comes from within another callback.
     void settle();
     void tick(uint64_t now_ms);
-    bool finished() const { return finished_; }
+    bool finished() const { return phase_ == Phase::kFinished; }
 
   private:
-    enum class Phase : uint8_t { kHello, kAuth, kOpen, kDraining };
+    // How far the session is; each arrow is one call of enter().
+    //
+    //   kHello ── Challenge sent ──► kAuth ── proof checked ──► kWelcoming ── Welcome sent ──►
+    //   kOpen
+    //      └───────────────────── without tokens ──────────────────▲
+    //   any of these ── the outbox has an ending ──► kDraining ── nothing more to send or hear ──►
+    //   kFinished
+    //
+    // kHello, kAuth and kWelcoming count as a handshake; an ending then is told by Refused, in
+    // kOpen by Error. A session exists in kWelcoming and kOpen: leaving them for kDraining calls
+    // on_close. kDraining sends the last frame and discards what arrives, until the peer closes,
+    // the socket breaks or kLingerMs pass; an ending "at once" passes straight through it. An
+    // adopted socket goes from kHello to kOpen.
+    enum class Phase : uint8_t { kHello, kAuth, kWelcoming, kOpen, kDraining, kFinished };
+    // What the next byte of the stream belongs to: kHeader → kBody → (kPayload →) kHeader. Only
+    // kOpen has payloads.
+    enum class Part : uint8_t { kHeader, kBody, kPayload };
     struct Handshake {
         std::vector<uint8_t> hello_body;
         std::vector<uint8_t> challenge_body;
@@ -57,6 +73,8 @@ class EventConnection final : public Connection {
     bool send_welcome(HelloAnswer* answer, const Digest& proof);
     void on_frame(std::span<const uint8_t> body);
     void enter(Phase phase);
+    static bool is_handshake(Phase phase) { return phase <= Phase::kWelcoming; }
+    bool in_frame() const { return next_part_ != Part::kHeader || buffered() != 0; }
     uint64_t offered_features() const;
     size_t buffered() const { return end_ - begin_; }
 
@@ -69,8 +87,7 @@ class EventConnection final : public Connection {
     const std::span<uint8_t> scratch_;
 
     Phase phase_ = Phase::kHello;
-    bool session_open_ = false;  // on_hello was accepted, on_close is owed
-    bool finished_ = false;
+    Part next_part_ = Part::kHeader;
     bool moved_ = false;  // bytes came in since the last tick
     uint64_t since_ms_;   // start of the phase, or of the silence in the middle of a frame
     std::unique_ptr<Handshake> handshake_;
@@ -79,10 +96,8 @@ class EventConnection final : public Connection {
     size_t begin_ = 0;
     size_t end_ = 0;
     FrameHeader header_;
-    bool header_known_ = false;
 
-    bool receiving_ = false;  // payload of header_
-    uint64_t payload_left_ = 0;
+    uint64_t payload_left_ = 0;      // of header_
     std::span<const uint8_t> body_;  // of the frame whose payload is being received
     PayloadPlan plan_;
     TransferCursor transfer_;  // over the plan's parts

@@ -115,14 +115,14 @@ void EventLoop::tick() {
     for (const size_t listener : std::exchange(paused_listeners_, {})) {
         watch_listener(listener, true);
     }
-    std::vector<EventConnection*> ended;
+    std::vector<EventConnection*> finished;
     for (const auto& [id, connection] : connections_) {
         connection->tick(now_ms);
         if (connection->finished() || connection->outbox().ending()) {
-            ended.push_back(connection.get());
+            finished.push_back(connection.get());
         }
     }
-    for (EventConnection* connection : ended) {
+    for (EventConnection* connection : finished) {
         after(*connection);
     }
     service_.on_tick(index_);

@@ -127,7 +127,7 @@ bool Outbox::send(MessageType type, uint16_t flags, uint64_t request_id,
         return false;
     }
     if (body.size() > limits::kMaxBodyBytes || header.payload_bytes > limits::kMaxPayloadBytes) {
-        end_locked(Code::kInternal, "a reply above the frame's limits", true);
+        begin_ending(Code::kInternal, "a reply above the frame's limits", true);
         return false;
     }
     return write_or_queue(header, body, payload, &keepalive);
@@ -144,7 +144,7 @@ bool Outbox::write_or_queue(const FrameHeader& header, std::span<const uint8_t> 
             case Written::kAll:
                 return true;
             case Written::kBroken:
-                end_locked(Code::kClosed, "the peer has closed the connection", true);
+                begin_ending(Code::kClosed, "the peer has closed the connection", true);
                 return false;
             case Written::kPart:
                 progress_ms_ = boottime_ms();
@@ -166,7 +166,7 @@ bool Outbox::write_or_queue(const FrameHeader& header, std::span<const uint8_t> 
     queued_payload_bytes_ += entry.payload_bytes;
     if (queued_lead_bytes_ > state_->options.max_queued_bytes ||
         queued_payload_bytes_ > state_->options.max_queued_payload_bytes) {
-        end_locked(Code::kOverloaded, "a slow reader: too many unsent bytes", true);
+        begin_ending(Code::kOverloaded, "a slow reader: too many unsent bytes", true);
         return false;
     }
     update_interest();
@@ -263,15 +263,15 @@ void Outbox::send_last(MessageType type, std::span<const uint8_t> body) {
 
 void Outbox::close(Code code, std::string_view reason) {
     const MutexLock lock(mutex_);
-    end_locked(code, reason, false);
+    begin_ending(code, reason, false);
 }
 
 void Outbox::end(Code code, std::string_view reason, bool at_once) {
     const MutexLock lock(mutex_);
-    end_locked(code, reason, at_once);
+    begin_ending(code, reason, at_once);
 }
 
-void Outbox::end_locked(Code code, std::string_view reason, bool at_once) {
+void Outbox::begin_ending(Code code, std::string_view reason, bool at_once) {
     if (closed_ || ending_) {
         return;
     }

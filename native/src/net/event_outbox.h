@@ -1,5 +1,5 @@
 // The half of a server's connection that any thread may touch: its socket's sending side, the queue
-// of what the socket did not take yet, and the wish to end the session. Private to the event
+// of what the socket did not take yet, and why the session is to end. Private to the event
 // server.
 #pragma once
 
@@ -27,7 +27,7 @@ struct ServerState {
     EventServer::Options options;
     std::atomic<uint32_t> write_stall_ms{0};
     Mutex mutex;
-    std::string cluster_id;  // guarded by mutex
+    std::string cluster_id KV_GUARDED_BY(mutex);
     std::atomic<uint64_t> accepted{0};
     std::atomic<uint64_t> open{0};
     std::atomic<uint64_t> handshakes{0};
@@ -38,7 +38,7 @@ struct ServerState {
     std::atomic<uint64_t> bytes_out{0};
     std::array<std::atomic<uint64_t>, 32> refusals{};
 
-    std::string cluster() {
+    std::string cluster() KV_EXCLUDES(mutex) {
         const MutexLock lock(mutex);
         return cluster_id;
     }
@@ -57,8 +57,8 @@ class Mailbox {
   private:
     Fd event_;
     Mutex mutex_;
-    std::vector<std::function<void()>> work_;
-    bool closed_ = false;
+    std::vector<std::function<void()>> work_ KV_GUARDED_BY(mutex_);
+    bool closed_ KV_GUARDED_BY(mutex_) = false;
 };
 
 // Walks over a frame's bytes, lead (header, body) then payload, as the socket takes them.
@@ -98,7 +98,7 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     bool open() const override;
     uint64_t id() const override { return id_; }
 
-    // The rest is for the loop's thread only.
+    // What follows is for the loop's thread only.
     int fd() const { return fd_.get(); }
     Status enroll(int epoll_fd);
     // A handshake frame, with descriptors. It has to fit into the fresh socket's buffer.
@@ -129,29 +129,32 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
         uint64_t payload_bytes = 0;
     };
     enum class Written : uint8_t { kAll, kPart, kBroken };
-    Written write(FrameCursor* cursor, size_t budget, size_t* sent);
+    Written write(FrameCursor* cursor, size_t budget, size_t* sent) KV_REQUIRES(mutex_);
     bool write_or_queue(const FrameHeader& header, std::span<const uint8_t> body,
-                        std::span<const iovec> payload, std::shared_ptr<void>* keepalive);
-    void end_locked(Code code, std::string_view reason, bool at_once);
-    void update_interest();
+                        std::span<const iovec> payload, std::shared_ptr<void>* keepalive)
+        KV_REQUIRES(mutex_);
+    void begin_ending(Code code, std::string_view reason, bool at_once) KV_REQUIRES(mutex_);
+    void update_interest() KV_REQUIRES(mutex_);
 
     const uint64_t id_;
     EventLoop& loop_;  // used only by work that runs on its thread
     const std::shared_ptr<Mailbox> mailbox_;
     const std::shared_ptr<ServerState> state_;
 
-    mutable Mutex mutex_;
+    mutable Mutex mutex_;  // taken before the mailbox's
+    // Written by the loop's thread with the mutex held: that thread reads them without, every other
+    // one with it.
     Fd fd_;
-    int epoll_fd_ = -1;
-    bool opened_ = false;
-    bool closed_ = false;
     bool reading_ = true;
-    uint32_t interest_ = 0;
-    std::optional<Ending> ending_;
-    std::deque<Queued> queue_;
-    size_t queued_lead_bytes_ = 0;
-    uint64_t queued_payload_bytes_ = 0;
-    uint64_t progress_ms_ = 0;  // when the queue last moved
+    int epoll_fd_ KV_GUARDED_BY(mutex_) = -1;
+    bool opened_ KV_GUARDED_BY(mutex_) = false;
+    bool closed_ KV_GUARDED_BY(mutex_) = false;
+    uint32_t interest_ KV_GUARDED_BY(mutex_) = 0;
+    std::optional<Ending> ending_ KV_GUARDED_BY(mutex_);
+    std::deque<Queued> queue_ KV_GUARDED_BY(mutex_);
+    size_t queued_lead_bytes_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t queued_payload_bytes_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t progress_ms_ KV_GUARDED_BY(mutex_) = 0;  // when the queue last moved
 };
 
 }  // namespace kvstore

@@ -21,11 +21,11 @@ struct EventServer::Impl {
     std::shared_ptr<ServerState> state = std::make_shared<ServerState>();
     std::vector<std::unique_ptr<EventLoop>> loops;
     std::atomic<size_t> next_loop{0};
-    Mutex stop_mutex;
-    Mutex mutex;  // guards what follows
-    std::vector<std::string> unix_paths;
-    bool started = false;
-    bool stopped = false;
+    Mutex stop_mutex;  // one stop() at a time
+    Mutex mutex KV_ACQUIRED_AFTER(stop_mutex);
+    std::vector<std::string> unix_paths KV_GUARDED_BY(mutex);
+    bool started KV_GUARDED_BY(mutex) = false;
+    bool stopped KV_GUARDED_BY(mutex) = false;
 
     EventLoop& place() { return *loops[next_loop++ % loops.size()]; }
 };
@@ -81,15 +81,17 @@ Status EventServer::start() {
 
 void EventServer::stop() {
     const MutexLock stopping(impl_->stop_mutex);
+    std::vector<std::string> paths;
     {
         // Not held while joining: a callback on a loop may be asking for it.
         const MutexLock lock(impl_->mutex);
         impl_->stopped = true;
+        paths = std::exchange(impl_->unix_paths, {});
     }
     for (const std::unique_ptr<EventLoop>& loop : impl_->loops) {
         loop->stop();
     }
-    for (const std::string& path : std::exchange(impl_->unix_paths, {})) {
+    for (const std::string& path : paths) {
         (void)unlink(path.c_str());
     }
 }

@@ -160,8 +160,8 @@ class EventServer {
         uint32_t handshake_ms = limits::kHandshakeMs;
         size_t max_queued_bytes = limits::kMaxQueuedBytes;
         uint64_t max_queued_payload_bytes = limits::kMaxPayloadBytes;
-        uint32_t write_stall_ms = 30'000;  // queued bytes that do not move for so long: closed
-        uint32_t read_stall_ms = 20'000;   // a begun frame that does not go on for so long: closed
+        uint32_t write_stall_ms = 30'000;  // closed after queued bytes did not move for this long
+        uint32_t read_stall_ms = 20'000;   // closed after a begun frame did not go on for this long
         uint32_t tick_ms = 50;
         std::shared_ptr<Authenticator> authenticator{};     // none: authentication off
         std::function<void(Code, std::string_view)> log{};  // refusals and errors; any thread

@@ -89,7 +89,7 @@ class Authenticator {
 
   private:
     mutable Mutex mutex_;
-    std::shared_ptr<const std::vector<Principal>> principals_;
+    std::shared_ptr<const std::vector<Principal>> principals_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -83,7 +83,7 @@ Result<std::vector<Address>> resolve_until(const std::string& host, uint16_t por
     struct Shared {
         Mutex mutex;
         CondVar done;
-        std::optional<Result<std::vector<Address>>> result;
+        std::optional<Result<std::vector<Address>>> result KV_GUARDED_BY(mutex);
     };
     auto shared = std::make_shared<Shared>();
     std::thread([shared, host, port] {
@@ -95,8 +95,9 @@ Result<std::vector<Address>> resolve_until(const std::string& host, uint16_t por
     MutexLock lock(shared->mutex);
     const auto patience = std::chrono::milliseconds(
         std::min(deadline.left_ms(), static_cast<int>(limits::kMaxTimeoutMs)));
-    if (!shared->done.wait_for(shared->mutex, patience,
-                               [&] { return shared->result.has_value(); })) {
+    if (!shared->done.wait_for(shared->mutex, patience, [&]() KV_REQUIRES(shared->mutex) {
+            return shared->result.has_value();
+        })) {
         return {Code::kDeadlineExceeded, "resolving " + host};
     }
     return *shared->result;

@@ -12,7 +12,7 @@ namespace kvstore {
 
 // A part's checksum is continued right after its bytes have passed, while they are still in the
 // cache: a second pass over a large object would read it from memory again. Parts and checksums are
-// the caller's and stay where they are until the transfer is over.
+// the caller's and stay where they are until the transfer has finished.
 class TransferCursor {
   public:
     // With checksums no step is longer: half of a usual second-level cache.

@@ -1,4 +1,7 @@
 // Tagged fields: the bounds checks of decoding and the appending of encoding.
+//
+// Bodies come from anywhere: the order of the checks below is what keeps them from reading past the
+// end. native/fuzz/fuzz_messages.cpp attacks it.
 #include "wire/fields.h"
 
 #include <algorithm>
@@ -23,12 +26,15 @@ bool KeyList::from_bytes(std::span<const uint8_t> bytes, size_t max_count, KeyLi
     if (bytes.size() < sizeof(uint32_t)) {
         return bytes.empty();
     }
+    // The count is bounded by the limit and by the bytes that its offsets take; then it can be
+    // multiplied without overflow.
     const size_t count = load<uint32_t>(bytes.data());
     if (count > max_count || (bytes.size() - sizeof(uint32_t)) / sizeof(uint32_t) < count) {
         return false;
     }
     const uint8_t* ends = bytes.data() + sizeof(uint32_t);
     const size_t text_bytes = bytes.size() - sizeof(uint32_t) * (count + 1);
+    // Ends that never fall and finish exactly at the text's end lie inside it, each of them.
     size_t previous = 0;
     for (size_t row = 0; row < count; ++row) {
         const size_t end = load<uint32_t>(ends + row * sizeof(uint32_t));
@@ -128,7 +134,7 @@ void FieldReader::split(std::span<const uint8_t> body) {
         if (length > body.size()) {
             return fail(tag, "is longer than its frame");
         }
-        if (tag <= kMaxTag) {
+        if (tag <= kMaxTag) {  // else from a newer build: skipped
             if (present(tag)) {
                 return fail(tag, "comes twice");
             }
@@ -138,6 +144,7 @@ void FieldReader::split(std::span<const uint8_t> body) {
     }
 }
 
+// A longer time-out is no mistake of the peer's: it is shortened, not refused.
 void FieldReader::timeout(uint16_t tag, uint32_t& ms) {
     number(tag, ms);
     ms = std::min(ms, limits::kMaxTimeoutMs);
@@ -158,6 +165,7 @@ void FieldReader::list(uint16_t tag, KeyList& keys, size_t max_count) {
     }
 }
 
+// The first failure is the one that is told.
 void FieldReader::fail(uint16_t tag, const char* what) {
     if (status_.ok()) {
         status_ = Status(Code::kProtocolError, "field " + std::to_string(tag) + " " + what);

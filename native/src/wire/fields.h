@@ -1,11 +1,26 @@
-// Bodies of frames: tagged fields (u16 tag, u32 length, bytes), columns as views, and the two
-// visitors that encode and decode a message from its one list of fields.
+// Bodies of frames: tagged fields, columns as views, and the two visitors that encode and decode a
+// message from its one list of fields.
 //
-// Every message is a struct with `static void fields(auto& m, auto& v)`. The same struct serves
-// both directions: to encode, its columns view the caller's arrays; after decoding they view the
-// body, so nothing is allocated and the body has to outlive the message. Unknown tags are skipped,
-// absent fields keep their default, a tag that comes twice or a length that does not fit is
-// kProtocolError.
+//   body  := field*
+//   field := tag u16, length u32, length bytes
+//
+// Why tags: builds of neighbouring versions talk to each other while a cluster is upgraded. A tag
+// that the receiver does not know is skipped by its length, and a field that the sender does not
+// know is absent and has its default; so a field can be added without asking anybody. That a field
+// with its default is left out makes both cases one. A tag that comes twice is kProtocolError: two
+// builds might take different ones.
+//
+// Why columns: a batch of n rows is a few fields with n values each, not n records. A column of
+// numbers is checked by one division and read in place, and a column that a sender leaves out costs
+// nothing. After decoding, all columns must have as many rows as the message, or none.
+//
+// Why bounds come first: FieldReader checks every length against the body, and every count, text
+// and enumerator against its limit, before the message's reader sees it. Behind decode_message
+// nothing has to be checked again, and nothing was allocated: a decoded message views its body,
+// which has to outlive it.
+//
+// Every message is a struct with `static void fields(auto& m, auto& v)`, which names each field
+// once for both directions. To encode, its columns view the caller's arrays.
 #pragma once
 
 #include <array>
@@ -26,8 +41,9 @@ namespace kvstore {
 
 static_assert(std::endian::native == std::endian::little, "columns are viewed in place");
 
-// A column of packed little-endian numbers, at any alignment. Reading behind its end gives 0, which
-// is also what an absent (optional) column holds in every row.
+// A column of packed little-endian numbers, at any alignment: fields follow each other without
+// padding. Reading behind its end gives 0, which is also what an absent (optional) column holds in
+// every row.
 template <class T>
 class Column {
   public:
@@ -81,9 +97,13 @@ using U32Column = Column<uint32_t>;
 using I32Column = Column<int32_t>;
 using U8Column = Column<uint8_t>;
 
-// A column of short strings (keys, names, endpoints). On the wire: u32 count, u32 end offsets,
-// bytes. Views either an array of string_views (to encode) or a body (after decoding). Reading
-// behind its end gives an empty string.
+// A column of short strings (keys, names, endpoints). On the wire:
+//
+//   count u32, count × end offset u32 (from the start of the text), text
+//
+// Offsets in place of lengths: any row is found without walking those before it. Views either an
+// array of string_views (to encode) or a body (after decoding). Reading behind its end gives an
+// empty string.
 class KeyList {
   public:
     KeyList() = default;
@@ -172,7 +192,8 @@ class FieldWriter {
 // Splits a body into its fields (once, bounds checked), then hands each to the message.
 class FieldReader {
   public:
-    static constexpr uint16_t kMaxTag = 47;  // greater tags are unknown to every message
+    // Greater tags are unknown to every message. Low, so that fields_ is a small array.
+    static constexpr uint16_t kMaxTag = 47;
     explicit FieldReader(std::span<const uint8_t> body) { split(body); }
 
     // `max` bounds the value (the last enumerator of an enum).

@@ -1,4 +1,7 @@
 // Frame headers: encoding, the checks that come before anything else, names for logs.
+//
+// Bytes are stored one by one, little-endian, instead of copying the struct: the layout is the wire
+// format's, whatever the compiler's padding.
 #include "wire/frame.h"
 
 #include <cstring>
@@ -67,6 +70,7 @@ constexpr NamedType kNamedTypes[] = {
     {MessageType::kCopyDone, "CopyDone"},
 };
 
+// A table by number: a name is also how "known type" is decided, for every frame received.
 constexpr size_t kTypeNumbers = 256;
 constexpr std::array<std::string_view, kTypeNumbers> kTypeNames = [] {
     std::array<std::string_view, kTypeNumbers> names{};

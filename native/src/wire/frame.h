@@ -1,5 +1,19 @@
-// The block protocol's frame: a fixed header of 24 little-endian bytes, a body of tagged fields
-// (fields.h), then raw payload bytes that are received straight into their destination.
+// The block protocol's frame: a fixed header, a body of tagged fields (fields.h), a payload.
+// README.md describes the whole protocol.
+//
+//   offset  size
+//        0     4  body_bytes     ≤ limits::kMaxBodyBytes
+//        4     2  type           MessageType
+//        6     2  flags          unknown ones are ignored
+//        8     8  request_id
+//       16     8  payload_bytes  ≤ limits::kMaxPayloadBytes; 0 for most types
+//       24        body, then payload
+//
+// The header is fixed and tells both lengths, so that a receiver knows how much to wait for, and
+// can refuse it, before it has allocated anything. Objects' bytes are payload, not a field: once
+// the body is there the receiver knows where they belong (a block, the caller's buffer) and reads
+// them from the socket to that place. As a field they would be copied once more, and an object
+// would be bounded by the receiver's buffer.
 #pragma once
 
 #include <array>
@@ -18,7 +32,7 @@ namespace kvstore {
 // where a request's answer is only a status per row, it is a kStatusReply. Any request may be
 // answered by kError instead.
 enum class MessageType : uint16_t {
-    // Session (messages_session.h)
+    // Every connection (messages_session.h)
     kHello = 0x01,
     kChallenge = 0x02,
     kAuth = 0x03,
@@ -89,7 +103,7 @@ struct FrameHeader {
     uint32_t body_bytes = 0;
     uint16_t type = 0;
     uint16_t flags = 0;
-    uint64_t request_id = 0;  // chosen by who asks, repeated in the answer; 0 in pushes
+    uint64_t request_id = 0;  // chosen by the side that asks, repeated in the answer; 0 in pushes
     uint64_t payload_bytes = 0;
 
     MessageType message() const { return static_cast<MessageType>(type); }
@@ -98,7 +112,8 @@ struct FrameHeader {
 inline constexpr size_t kFrameHeaderBytes = 24;
 using FrameHeaderBytes = std::array<uint8_t, kFrameHeaderBytes>;
 
-// A Hello carries this as its request id: what tells this protocol from any other on a first read.
+// The request id of a Hello. A peer that speaks another protocol (HTTP, gRPC) is recognised by its
+// first 24 bytes.
 inline constexpr uint64_t kHelloMagic = 0x31'45'52'4F'54'53'56'4B;  // "KVSTORE1"
 inline constexpr size_t kMaxHelloBodyBytes = 4096;                  // of every frame before Welcome
 inline constexpr size_t kMaxWelcomeBodyBytes = 32768;
@@ -124,8 +139,11 @@ std::string feature_names(uint64_t bits);  // "leases, bit 17"
 FrameHeaderBytes encode_header(const FrameHeader& header);
 // Whether frames of this type may have payload bytes behind their body.
 bool carries_payload(MessageType type);
-// Checks type, body_bytes and payload_bytes: kProtocolError or kTooLarge naming what is wrong. Up
-// to Welcome use the tighter decode_handshake_header (handshake types only, magic, small bodies).
+// Checks type, body_bytes and payload_bytes: kProtocolError or kTooLarge naming what is wrong. An
+// unknown type is an error, unlike an unknown field: nobody would answer it, and the peer would
+// wait. Up to the Welcome decode_handshake_header is used, which accepts only handshake types, the
+// magic and small bodies: a stranger who has not proved anything can make the receiver allocate 4
+// KiB.
 Status decode_header(std::span<const uint8_t, kFrameHeaderBytes> bytes, FrameHeader* header);
 Status decode_handshake_header(std::span<const uint8_t, kFrameHeaderBytes> bytes,
                                FrameHeader* header);

@@ -1,4 +1,4 @@
-// What a client asks the master: where objects are, and what happens to them.
+// Requests of a client to the master: where objects are, and what happens to them.
 #pragma once
 
 #include "base/types.h"
@@ -13,7 +13,7 @@ struct Lookup {
     static constexpr MessageType kType = MessageType::kLookup;
     KeyList keys{};
     uint32_t flags = 0;
-    uint32_t wait_ms = 0;  // the answer waits so long for every key to be readable
+    uint32_t wait_ms = 0;  // wait up to this long for every key to be readable
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -158,7 +158,7 @@ struct InspectReply {
     }
 };
 
-// Sets (soft, hard) or takes away (none) the durable pin of each key.
+// Sets (soft, hard) or removes (none) the durable pin of each key.
 struct SetPin {
     static constexpr MessageType kType = MessageType::kSetPin;
     KeyList keys{};

@@ -12,8 +12,8 @@ inline constexpr uint8_t kPutUpsert = 1;  // flags of Reserve, Put and Claim row
 struct SlotReady {
     static constexpr MessageType kType = MessageType::kSlotReady;
     uint32_t slot = 0;
-    // The slot's process copies nothing any more into blocks that it reserved in an epoch of the
-    // node below this one; 0 says nothing.
+    // The slot's process no longer copies into blocks that it reserved in an earlier epoch of the
+    // node than this; 0 says nothing.
     uint32_t writes_ended_below = 0;
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
@@ -103,7 +103,7 @@ struct Get {
         v.timeout(40, m.timeout_ms);
     }
 };
-// The payload is the bytes of the rows that are kOk, one behind the other.
+// The payload is the bytes of the rows that are kOk, one after the other.
 struct GetReply {
     static constexpr MessageType kType = MessageType::kGetReply;
     I32Column status{};
@@ -120,7 +120,7 @@ struct GetReply {
     }
 };
 
-// The payload is the objects' bytes, one behind the other; then, where crcs_behind says so, the
+// The payload is the objects' bytes, one after the other; then, where crcs_behind says so, the
 // CRC32C of each (32 bits, little-endian), so that the sender needs no pass before it sends.
 struct Put {
     static constexpr MessageType kType = MessageType::kPut;
@@ -215,7 +215,7 @@ struct Unhold {
     }
 };
 
-// What the session's namespace is now.
+// The current state of the session's namespace.
 struct Resolve {
     static constexpr MessageType kType = MessageType::kResolve;
     uint32_t timeout_ms = 0;
@@ -267,8 +267,8 @@ struct CopyPut {
     }
 };
 
-// Wishes that these be in DRAM when they are read. Status: kOk it is, or is being brought, or the
-// node has no time for it now; kNotFound.
+// Asks for these to be in DRAM when they are read. Status: kOk when it is, is being brought, or
+// the node has no time for it now; kNotFound otherwise.
 struct Prefetch {
     static constexpr MessageType kType = MessageType::kPrefetch;
     KeyList keys{};
@@ -279,7 +279,7 @@ struct Prefetch {
     }
 };
 
-// What a node knows of keys, for people: where each is, or why it is not there any more.
+// What a node knows of keys, for operators: where each is, or why it is gone.
 struct Explain {
     static constexpr MessageType kType = MessageType::kExplain;
     KeyList keys{};
@@ -297,7 +297,7 @@ struct ExplainReply {
     U64Column versions{};
     U64Column sizes{};
     U64Column put_ms{};   // wall clock; 0: not known
-    U64Column used_ms{};  // wall clock, about; 0: not known
+    U64Column used_ms{};  // wall clock, roughly; 0: not known
     U8Column reasons{};   // MissReason, where it is in no tier
     U64Column gone_ms{};  // wall clock, when that was; 0: not known
     static void fields(auto& m, auto& v) {

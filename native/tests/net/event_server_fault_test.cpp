@@ -233,6 +233,11 @@ TEST_F(EventServerTest, SilentPeersAreGivenUp) {
     put.resize(put.size() + 10);
     ASSERT_TRUE(send_bytes(half, put).ok());
     EXPECT_EQ(closing_code(half), Code::kDeadlineExceeded);
+    const Fd header_only = raw_session(tcp_);
+    Bytes ping = frame_of(Ping{.token = 1});
+    ping.resize(kFrameHeaderBytes);
+    ASSERT_TRUE(send_bytes(header_only, ping).ok());
+    EXPECT_EQ(closing_code(header_only), Code::kDeadlineExceeded);
     EXPECT_TRUE(logged("no complete handshake"));
     EXPECT_TRUE(logged("does not go on"));
     const Fd idle = raw_session(tcp_);  // silence between frames is fine

@@ -1,0 +1,47 @@
+// The choice of the next replica, and of what follows the last one.
+#include "client/read_job.h"
+
+#include <bit>
+
+namespace kvstore {
+namespace {
+
+// −1: none is left.
+int nearest(const ReadJob& job, const ReplicaScores& scores, uint32_t tried) {
+    int best = -1;
+    int best_score = 0;
+    for (int i = 0; i < job.placement.count; ++i) {
+        const int score = scores[static_cast<size_t>(i)];
+        if ((tried >> i & 1) == 0 && score > best_score) {
+            best = i;
+            best_score = score;
+        }
+    }
+    return best;
+}
+
+}  // namespace
+
+int ReadJob::replicas_left() const { return placement.count - std::popcount(tried); }
+
+NextStep next_step(const ReadJob& job, const ReplicaScores& scores, bool expired) {
+    if (const int replica = expired ? -1 : nearest(job, scores, job.tried); replica >= 0) {
+        return {.kind = NextStep::kTry, .replica = replica, .newer = job.newer};
+    }
+    const MissReason last = expired ? MissReason::kUnavailable : job.last;
+    // "Removed" is also what a replica says whose version a newer one elsewhere has replaced.
+    const bool replaced = last == MissReason::kVersion || last == MissReason::kRemoved;
+    const bool asked = job.unasked == MissReason::kNone;
+    if (job.remembered || (replaced && asked && !job.repeated)) {
+        return {.kind = NextStep::kAskAgain};
+    }
+    if (last == MissReason::kVersion && job.repeated && !job.newer) {
+        if (const int replica = nearest(job, scores, 0); replica >= 0) {
+            return {.kind = NextStep::kTry, .replica = replica, .newer = true};
+        }
+    }
+    const bool known = asked || last == MissReason::kNodeDown;
+    return {.kind = NextStep::kMiss, .reason = known ? last : job.unasked};
+}
+
+}  // namespace kvstore
