@@ -46,18 +46,15 @@ MasterCore::MasterCore(const Options& options)
 MasterCore::~MasterCore() { stop(); }
 
 void MasterCore::stop() {
-    std::vector<AckWaits::Ready> ready;
+    Effects effects;
     {
         const MutexLock lock(mutex_);
         stopping_ = true;
-        ready =
-            waits_.collect_all(log_.durable_seq(), [this](NodeNumber s) { return look_held(s); });
+        collect_all_held(effects);
     }
     journal_ready_.notify_all();
     wake_.notify_all();
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
     lookup_waits_.end_all();
     if (maintenance_.joinable()) {
         maintenance_.join();
@@ -68,6 +65,7 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     if (info.node_id.empty() || !is_valid_name(info.node_id)) {
         return Status(Code::kInvalidArgument, "bad node id");
     }
+    Effects effects;
     MutexLock lock(mutex_);
     Result<NodeNumber> slot = nodes_.add(info.node_id);
     if (!slot.ok()) {
@@ -83,20 +81,29 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     const NodeState before = record.info.state;
     record.info = info;
     record.info.state = before;
-    const bool came = change_state_held(*slot, record, info.state);
+    change_state_held(*slot, record, info.state, effects);
     nodes_changed_held();
-    std::vector<AckWaits::Ready> ready = ready_held(boottime_ms());
+    collect_ready_held(boottime_ms(), effects);
     lock.unlock();
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
-    if (came) {
-        lookup_waits_.recheck();
-    }
+    run(effects);
     return slot;
 }
 
-bool MasterCore::change_state_held(NodeNumber slot, NodeRecord& record, NodeState state) {
+void MasterCore::run(Effects& effects) {
+    deliver(effects.answers);
+    for (AckWaits::Ready& one : effects.ready) {
+        one.run();
+    }
+    if (effects.became_readable) {
+        lookup_waits_.recheck();
+    }
+    if (effects.announced_in != nullptr) {
+        lookup_waits_.announced(*effects.announced_in, *effects.announced_keys);
+    }
+}
+
+void MasterCore::change_state_held(NodeNumber slot, NodeRecord& record, NodeState state,
+                                   Effects& effects) {
     const bool was_readable = directory_.readable(slot);
     if (record.info.state != state) {
         record.info.state = state;
@@ -108,38 +115,29 @@ bool MasterCore::change_state_held(NodeNumber slot, NodeRecord& record, NodeStat
     if (was_readable != record.readable()) {
         directory_.watch().record(WatchKind::kNode, {}, {}, {}, 0, 0, slot);
     }
-    return !was_readable && record.readable();
+    effects.became_readable = effects.became_readable || (!was_readable && record.readable());
 }
 
 Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_t weight,
                             uint64_t free_bytes, uint64_t capacity_bytes) {
-    std::vector<ClaimAnswer> answers;
-    std::vector<AckWaits::Ready> ready;
-    bool came = false;
-    {
-        const MutexLock lock(mutex_);
-        const NodeNumber slot = nodes_.slot_of(node_id);
-        if (slot == kNoNode) {
-            return Status(Code::kNotFound, "unknown node " + node_id);
-        }
-        NodeRecord& record = *nodes_.at(slot);
-        record.info.weight = weight;
-        record.info.free_bytes = free_bytes;
-        record.info.capacity_bytes = capacity_bytes;
-        came = change_state_held(slot, record, state);
-        if (state == NodeState::kDead) {
-            lose_link_held(record, "this node was declared dead");
-            claims_.end_limbo(slot, answers);
-            ready = ready_held(boottime_ms());
-        }
+    Effects effects;
+    MutexLock lock(mutex_);
+    const NodeNumber slot = nodes_.slot_of(node_id);
+    if (slot == kNoNode) {
+        return Status(Code::kNotFound, "unknown node " + node_id);
     }
-    deliver(answers);
-    for (AckWaits::Ready& one : ready) {
-        one.run();
+    NodeRecord& record = *nodes_.at(slot);
+    record.info.weight = weight;
+    record.info.free_bytes = free_bytes;
+    record.info.capacity_bytes = capacity_bytes;
+    change_state_held(slot, record, state, effects);
+    if (state == NodeState::kDead) {
+        lose_link_held(record, "this node was declared dead");
+        claims_.end_limbo(slot, effects.answers);
+        collect_ready_held(boottime_ms(), effects);
     }
-    if (came) {
-        lookup_waits_.recheck();
-    }
+    lock.unlock();
+    run(effects);
     return {};
 }
 
@@ -161,7 +159,7 @@ Status MasterCore::set_endpoints(const std::string& node_id, const std::string& 
 }
 
 Status MasterCore::remove_node(const std::string& node_id) {
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     std::shared_ptr<LinkRecord> link;
     NodeNumber slot = kNoNode;
     {
@@ -176,7 +174,7 @@ Status MasterCore::remove_node(const std::string& node_id) {
         directory_.set_readable(slot, false);
         nodes_changed_held();
         scan_requests_.fetch_add(1);
-        claims_.end_limbo(slot, answers);
+        claims_.end_limbo(slot, effects.answers);
         trim_held();
     }
     if (link != nullptr) {
@@ -185,16 +183,12 @@ Status MasterCore::remove_node(const std::string& node_id) {
         link->closed = true;
     }
     directory_.drop_node(slot);
-    std::vector<AckWaits::Ready> ready;
     {
         const MutexLock lock(mutex_);
         nodes_.release(slot);
-        ready = ready_held(boottime_ms());
+        collect_ready_held(boottime_ms(), effects);
     }
-    deliver(answers);
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
     return {};
 }
 
@@ -216,11 +210,11 @@ std::vector<MasterCore::NodeView> MasterCore::nodes() const {
 }
 
 void MasterCore::finish_rebuild() {
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     directory_.set_rebuilding(false);
-    claims_.finish_rebuild(answers);
+    claims_.finish_rebuild(effects.answers);
     scan_requests_.fetch_add(1);
-    deliver(answers);
+    run(effects);
 }
 
 Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
@@ -265,15 +259,12 @@ std::vector<std::pair<uint64_t, std::vector<uint8_t>>> MasterCore::wait_journal(
 }
 
 void MasterCore::journal_done(uint64_t seq) {
-    std::vector<AckWaits::Ready> ready;
-    {
-        const MutexLock lock(mutex_);
-        make_durable_held(seq);
-        ready = ready_held(boottime_ms());
-    }
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    Effects effects;
+    MutexLock lock(mutex_);
+    make_durable_held(seq);
+    collect_ready_held(boottime_ms(), effects);
+    lock.unlock();
+    run(effects);
 }
 
 void MasterCore::make_durable_held(uint64_t seq) {
@@ -312,12 +303,16 @@ void MasterCore::trim_held() {
     }
 }
 
-std::vector<AckWaits::Ready> MasterCore::ready_held(uint64_t now_ms) {
-    if (waits_.size() == 0) {
-        return {};
+void MasterCore::collect_ready_held(uint64_t now_ms, Effects& effects) {
+    if (waits_.size() != 0) {
+        effects.ready = waits_.collect(log_.durable_seq(), now_ms,
+                                       [this](NodeNumber slot) { return look_held(slot); });
     }
-    return waits_.collect(log_.durable_seq(), now_ms,
-                          [this](NodeNumber slot) { return look_held(slot); });
+}
+
+void MasterCore::collect_all_held(Effects& effects) {
+    effects.ready =
+        waits_.collect_all(log_.durable_seq(), [this](NodeNumber slot) { return look_held(slot); });
 }
 
 AckNode MasterCore::look_held(NodeNumber slot) const {
@@ -352,7 +347,7 @@ std::vector<std::string> MasterCore::names(const std::vector<NodeNumber>& slots)
 }
 
 void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done) {
-    std::vector<AckWaits::Ready> ready;
+    Effects effects;
     {
         const MutexLock lock(mutex_);
         std::vector<AckRow> waiting;
@@ -374,14 +369,14 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
         if (options_.journal_auto_ack) {
             make_durable_held(log_.last_seq());
         }
-        ready = stopping_ ? waits_.collect_all(log_.durable_seq(),
-                                               [this](NodeNumber slot) { return look_held(slot); })
-                          : ready_held(now_ms);
+        if (stopping_) {
+            collect_all_held(effects);
+        } else {
+            collect_ready_held(now_ms, effects);
+        }
     }
     journal_ready_.notify_one();
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
 }
 
 void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
@@ -402,7 +397,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     // Who has not announced everything yet may hold any key.
     const std::vector<NodeNumber> silent = unsynced();
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
         std::vector<NodeNumber> targets = planner_.targets(epoch, keys[i]);
@@ -421,7 +416,8 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
         for (const NodeNumber slot : outcome.holders) {
             add_unique(row.holders, slot);
         }
-        add_unique(row.holders, claims_.removed(epoch, keys[i], outcome.tombstone, answers));
+        add_unique(row.holders,
+                   claims_.removed(epoch, keys[i], outcome.tombstone, effects.answers));
         for (const std::vector<NodeNumber>* more : {&std::as_const(targets), &silent}) {
             for (const NodeNumber slot : *more) {
                 add_unique(row.holders, slot);
@@ -434,7 +430,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
                         .ns = ns.name,
                         .key = std::string(keys[i])};
     }
-    deliver(answers);
+    run(effects);
     submit(std::move(rows), timeout_ms, std::move(done));
 }
 
@@ -465,14 +461,14 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
     flushes_.fetch_add(1);
     std::vector<Pending> rows(1);
     uint32_t next_epoch = 0;
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     {
         // Two flushes of one namespace must not log the same epoch.
         const MutexLock lock(flush_mutex_);
         const DirectoryEpoch* ended = ns.current.load(std::memory_order_acquire);
         const DirectoryEpoch* next = directory_.flush(ns);
         next_epoch = next->epoch;
-        claims_.flushed(*ended, answers);
+        claims_.flushed(*ended, effects.answers);
         rows[0].op = Op{.kind = OpKind::kFlush,
                         .epoch = ended->epoch,
                         .version = directory_.next_version(),
@@ -496,7 +492,7 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
             }
         }
     }
-    deliver(answers);
+    run(effects);
     submit(std::move(rows), timeout_ms,
            [done = std::move(done), next_epoch](const std::vector<Code>& codes,
                                                 std::vector<std::string> unreached) {

@@ -165,17 +165,32 @@ class MasterCore {
         std::optional<Op> op;
     };
 
+    // What a change makes due outside of the locks: filled while they are held, run after.
+    struct Effects {
+        std::vector<ClaimAnswer> answers{};       // claims that are decided: their nodes are told
+        std::vector<AckWaits::Ready> ready{};     // removes, flushes and pins that are answered
+        bool became_readable = false;             // replicas of a node: waiting lookups look again
+        const Namespace* announced_in = nullptr;  // lookups that wait for its keys look again
+        const KeyList* announced_keys = nullptr;
+    };
+
     // "Held" says that the caller holds the master's mutex.
     std::shared_ptr<LinkRecord> find_link(LinkId link) const;
     Status check_seq(LinkRecord& link, uint64_t seq);
     Result<const DirectoryEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
                                            uint32_t epoch);
-    void record_announce(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
-                         std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
-                         std::vector<Pending>& overtaken);
+    // The part of announce() that runs with the link's work held.
+    Status record_announce(LinkRecord& link, const Announce& message, std::vector<int32_t>& codes,
+                           Effects& effects, std::vector<Pending>& overtaken);
+    void record_objects(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
+                        std::vector<int32_t>& codes, Effects& effects,
+                        std::vector<Pending>& overtaken);
+    // Answers an announce; when a put waits for it, only after `overtaken` are gone elsewhere.
+    void answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
+                         const Announced& answer, std::vector<Pending> overtaken);
     void lost_while_claiming(const LinkRecord& link);
-    // Whether the node's replicas have become readable by it.
-    bool end_announce(LinkRecord& link, std::vector<ClaimAnswer>& answers);
+    void end_announce(LinkRecord& link, Effects& effects);
+    void run(Effects& effects);
     void deliver(const std::vector<ClaimAnswer>& answers);
     std::shared_ptr<LinkRecord> lose_link_held(NodeRecord& record, const std::string& reason);
     void make_durable_held(uint64_t seq);
@@ -183,7 +198,9 @@ class MasterCore {
     void push_ops_held(NodeRecord& record);
     void trim_held();
     void drop_tombstones_held(uint64_t now_ms);
-    std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
+    // The waits that are over.
+    void collect_ready_held(uint64_t now_ms, Effects& effects);
+    void collect_all_held(Effects& effects);  // when the master stops
     AckNode look_held(NodeNumber slot) const;
     std::vector<NodeNumber> unsynced() const;
     // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
@@ -191,8 +208,7 @@ class MasterCore {
     void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
     std::vector<std::string> names(const std::vector<NodeNumber>& slots) const;
     void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
-    // Whether its replicas have become readable: lookups that wait are then looked at again.
-    bool change_state_held(NodeNumber slot, NodeRecord& record, NodeState state);
+    void change_state_held(NodeNumber slot, NodeRecord& record, NodeState state, Effects& effects);
     void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
