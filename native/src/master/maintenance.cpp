@@ -34,8 +34,8 @@ void MasterCore::maintain(uint64_t now_ms) {
     claims_.expire(now_ms, effects.answers);
     {
         const MutexLock lock(mutex_);
-        collect_ready_held(now_ms, effects);
-        drop_tombstones_held(now_ms);
+        collect_ready(now_ms, effects);
+        drop_tombstones(now_ms);
     }
     run(effects);
     lookup_waits_.expire(now_ms);
@@ -45,7 +45,7 @@ void MasterCore::maintain(uint64_t now_ms) {
     run_copies(now_ms);
 }
 
-void MasterCore::drop_tombstones_held(uint64_t now_ms) {
+void MasterCore::drop_tombstones(uint64_t now_ms) {
     for (; !retired_.empty() && retired_.front().first <= now_ms; retired_.pop_front()) {
         const Op& op = retired_.front().second;
         const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);

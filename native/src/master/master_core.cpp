@@ -50,7 +50,7 @@ void MasterCore::stop() {
     {
         const MutexLock lock(mutex_);
         stopping_ = true;
-        collect_all_held(effects);
+        collect_all(effects);
     }
     journal_ready_.notify_all();
     wake_.notify_all();
@@ -73,7 +73,7 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     }
     NodeRecord& record = *nodes_.at(*slot);
     if (record.info.session_id != info.session_id) {
-        lose_link_held(record, "a newer session of this node has registered");
+        lose_link(record, "a newer session of this node has registered");
     }
     if (known) {
         record.applied_seq = std::max(record.applied_seq, log_.trimmed_seq());
@@ -81,9 +81,9 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     const NodeState before = record.info.state;
     record.info = info;
     record.info.state = before;
-    change_state_held(*slot, record, info.state, effects);
-    nodes_changed_held();
-    collect_ready_held(boottime_ms(), effects);
+    change_state(*slot, record, info.state, effects);
+    nodes_changed();
+    collect_ready(boottime_ms(), effects);
     lock.unlock();
     run(effects);
     return slot;
@@ -102,14 +102,14 @@ void MasterCore::run(Effects& effects) {
     }
 }
 
-void MasterCore::change_state_held(NodeNumber slot, NodeRecord& record, NodeState state,
-                                   Effects& effects) {
+void MasterCore::change_state(NodeNumber slot, NodeRecord& record, NodeState state,
+                              Effects& effects) {
     const bool was_readable = directory_.readable(slot);
     if (record.info.state != state) {
         record.info.state = state;
         record.changed_ms = boottime_ms();
         scan_requests_.fetch_add(1);
-        nodes_changed_held();
+        nodes_changed();
     }
     directory_.set_readable(slot, record.readable());
     if (was_readable != record.readable()) {
@@ -130,11 +130,11 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
     record.info.weight = weight;
     record.info.free_bytes = free_bytes;
     record.info.capacity_bytes = capacity_bytes;
-    change_state_held(slot, record, state, effects);
+    change_state(slot, record, state, effects);
     if (state == NodeState::kDead) {
-        lose_link_held(record, "this node was declared dead");
+        lose_link(record, "this node was declared dead");
         claims_.end_limbo(slot, effects.answers);
-        collect_ready_held(boottime_ms(), effects);
+        collect_ready(boottime_ms(), effects);
     }
     lock.unlock();
     run(effects);
@@ -153,7 +153,7 @@ Status MasterCore::set_endpoints(const std::string& node_id, const std::string& 
         info.tcp_endpoint = tcp;
         info.unix_endpoint = unix_endpoint;
         info.host = host;
-        nodes_changed_held();
+        nodes_changed();
     }
     return {};
 }
@@ -169,13 +169,13 @@ Status MasterCore::remove_node(const std::string& node_id) {
             return Status(Code::kNotFound, "unknown node " + node_id);
         }
         NodeRecord& record = *nodes_.at(slot);
-        link = lose_link_held(record, "this node was removed");
+        link = lose_link(record, "this node was removed");
         nodes_.remove(slot);
         directory_.set_readable(slot, false);
-        nodes_changed_held();
+        nodes_changed();
         scan_requests_.fetch_add(1);
         claims_.end_limbo(slot, effects.answers);
-        trim_held();
+        trim();
     }
     if (link != nullptr) {
         // An announcement that is under way ends first: nothing may be recorded for the slot later.
@@ -186,7 +186,7 @@ Status MasterCore::remove_node(const std::string& node_id) {
     {
         const MutexLock lock(mutex_);
         nodes_.release(slot);
-        collect_ready_held(boottime_ms(), effects);
+        collect_ready(boottime_ms(), effects);
     }
     run(effects);
     return {};
@@ -254,20 +254,21 @@ std::vector<std::pair<uint64_t, std::vector<uint8_t>>> MasterCore::wait_journal(
     uint32_t timeout_ms) {
     MutexLock lock(mutex_);
     journal_ready_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms),
-                            [this] { return stopping_ || log_.has_records(); });
+                            [this]()
+                                KV_REQUIRES(mutex_) { return stopping_ || log_.has_records(); });
     return log_.take_records(kJournalBatch);
 }
 
 void MasterCore::journal_done(uint64_t seq) {
     Effects effects;
     MutexLock lock(mutex_);
-    make_durable_held(seq);
-    collect_ready_held(boottime_ms(), effects);
+    make_durable(seq);
+    collect_ready(boottime_ms(), effects);
     lock.unlock();
     run(effects);
 }
 
-void MasterCore::make_durable_held(uint64_t seq) {
+void MasterCore::make_durable(uint64_t seq) {
     log_.make_durable(seq, [this](const Op& op) {
         if (op.kind == OpKind::kFlush) {
             // Flushes of one namespace may stand in the log in another order than they happened in.
@@ -276,8 +277,8 @@ void MasterCore::make_durable_held(uint64_t seq) {
             epoch.store(std::max(epoch.load(), static_cast<uint32_t>(op.arg)));
         }
     });
-    push_ops_held();
-    trim_held();
+    push_ops();
+    trim();
 }
 
 std::pair<uint64_t, Version> MasterCore::journal_trimmed() const {
@@ -285,16 +286,16 @@ std::pair<uint64_t, Version> MasterCore::journal_trimmed() const {
     return {log_.trimmed_seq(), log_.version_floor()};
 }
 
-void MasterCore::push_ops_held() {
+void MasterCore::push_ops() {
     for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && record->connected()) {
-            push_ops_held(*record);
+            push_ops(*record);
         }
     }
 }
 
-void MasterCore::trim_held() {
+void MasterCore::trim() {
     const uint64_t now_ms = boottime_ms();
     for (Op& op : log_.trim(nodes_.min_applied_seq(log_.durable_seq()))) {
         if (op.kind == OpKind::kRemove) {
@@ -303,19 +304,20 @@ void MasterCore::trim_held() {
     }
 }
 
-void MasterCore::collect_ready_held(uint64_t now_ms, Effects& effects) {
+void MasterCore::collect_ready(uint64_t now_ms, Effects& effects) {
     if (waits_.size() != 0) {
-        effects.ready = waits_.collect(log_.durable_seq(), now_ms,
-                                       [this](NodeNumber slot) { return look_held(slot); });
+        effects.ready =
+            waits_.collect(log_.durable_seq(), now_ms,
+                           [this](NodeNumber slot) KV_REQUIRES(mutex_) { return look(slot); });
     }
 }
 
-void MasterCore::collect_all_held(Effects& effects) {
-    effects.ready =
-        waits_.collect_all(log_.durable_seq(), [this](NodeNumber slot) { return look_held(slot); });
+void MasterCore::collect_all(Effects& effects) {
+    effects.ready = waits_.collect_all(
+        log_.durable_seq(), [this](NodeNumber slot) KV_REQUIRES(mutex_) { return look(slot); });
 }
 
-AckNode MasterCore::look_held(NodeNumber slot) const {
+AckNode MasterCore::look(NodeNumber slot) const {
     const NodeRecord* record = nodes_.at(slot);
     if (record == nullptr || record->removed) {
         return {.connected = false, .applied_seq = UINT64_MAX};  // nobody waits for it any more
@@ -367,19 +369,19 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
                        }
                    });
         if (options_.journal_auto_ack) {
-            make_durable_held(log_.last_seq());
+            make_durable(log_.last_seq());
         }
         if (stopping_) {
-            collect_all_held(effects);
+            collect_all(effects);
         } else {
-            collect_ready_held(now_ms, effects);
+            collect_ready(now_ms, effects);
         }
     }
     journal_ready_.notify_one();
     run(effects);
 }
 
-void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
+void MasterCore::add_behind(const Namespace& ns, std::string_view key, AckRow& row) const {
     const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
     for (NodeNumber slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
@@ -407,7 +409,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
         AckRow& row = rows[i].row;
         {
             const MutexLock lock(mutex_);
-            add_behind_held(ns, keys[i], row);
+            add_behind(ns, keys[i], row);
         }
         if (outcome.tombstone == 0) {
             row.code = Code::kNotFound;

@@ -153,10 +153,10 @@ class MasterCore {
         LinkId id = 0;
         NodeNumber node = kNoNode;
         std::atomic<Version> floor{0};
-        uint64_t next_seq = 0;  // 0: any (the first frame of the link)
         std::shared_ptr<NodeLink> to;
-        Mutex work;           // held while it changes the directory; taken before the master's
-        bool closed = false;  // under `work`: nothing of it is recorded any more
+        Mutex work;  // held while it changes the directory; taken before the master's mutex
+        uint64_t next_seq KV_GUARDED_BY(work) = 0;  // 0: any (the first frame of the link)
+        bool closed KV_GUARDED_BY(work) = false;    // nothing of it is recorded any more
     };
     using Links = std::unordered_map<LinkId, std::shared_ptr<LinkRecord>>;
     // A row of a remove, flush or pin, and its operation if there is one.
@@ -174,42 +174,47 @@ class MasterCore {
         const KeyList* announced_keys = nullptr;
     };
 
-    // "Held" says that the caller holds the master's mutex.
-    std::shared_ptr<LinkRecord> find_link(LinkId link) const;
-    Status check_seq(LinkRecord& link, uint64_t seq);
+    std::shared_ptr<LinkRecord> find_link(LinkId link) const KV_EXCLUDES(links_mutex_);
+    static Status check_seq(LinkRecord& link, uint64_t seq) KV_REQUIRES(link.work);
     Result<const DirectoryEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
                                            uint32_t epoch);
     // The part of announce() that runs with the link's work held.
     Status record_announce(LinkRecord& link, const Announce& message, std::vector<int32_t>& codes,
-                           Effects& effects, std::vector<Pending>& overtaken);
+                           Effects& effects, std::vector<Pending>& overtaken) KV_REQUIRES(link.work)
+        KV_EXCLUDES(mutex_);
     void record_objects(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
                         std::vector<int32_t>& codes, Effects& effects,
-                        std::vector<Pending>& overtaken);
+                        std::vector<Pending>& overtaken) KV_REQUIRES(link.work);
     // Answers an announce; when a put waits for it, only after `overtaken` are gone elsewhere.
     void answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
                          const Announced& answer, std::vector<Pending> overtaken);
-    void lost_while_claiming(const LinkRecord& link);
-    void end_announce(LinkRecord& link, Effects& effects);
-    void run(Effects& effects);
+    void lost_while_claiming(const LinkRecord& link) KV_EXCLUDES(mutex_);
+    void end_announce(LinkRecord& link, Effects& effects) KV_REQUIRES(link.work)
+        KV_EXCLUDES(mutex_);
+    void run(Effects& effects) KV_EXCLUDES(mutex_);
     void deliver(const std::vector<ClaimAnswer>& answers);
-    std::shared_ptr<LinkRecord> lose_link_held(NodeRecord& record, const std::string& reason);
-    void make_durable_held(uint64_t seq);
-    void push_ops_held();
-    void push_ops_held(NodeRecord& record);
-    void trim_held();
-    void drop_tombstones_held(uint64_t now_ms);
+    std::shared_ptr<LinkRecord> lose_link(NodeRecord& record, const std::string& reason)
+        KV_REQUIRES(mutex_);
+    void make_durable(uint64_t seq) KV_REQUIRES(mutex_);
+    void push_ops() KV_REQUIRES(mutex_);
+    void push_ops(NodeRecord& record) KV_REQUIRES(mutex_);
+    void trim() KV_REQUIRES(mutex_);
+    void drop_tombstones(uint64_t now_ms) KV_REQUIRES(mutex_);
     // The waits that are over.
-    void collect_ready_held(uint64_t now_ms, Effects& effects);
-    void collect_all_held(Effects& effects);  // when the master stops
-    AckNode look_held(NodeNumber slot) const;
-    std::vector<NodeNumber> unsynced() const;
+    void collect_ready(uint64_t now_ms, Effects& effects) KV_REQUIRES(mutex_);
+    void collect_all(Effects& effects) KV_REQUIRES(mutex_);  // when the master stops
+    AckNode look(NodeNumber slot) const KV_REQUIRES(mutex_);
+    std::vector<NodeNumber> unsynced() const KV_EXCLUDES(mutex_);
     // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
     // flush of its namespace: what that one covered may still lie there.
-    void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
-    std::vector<std::string> names(const std::vector<NodeNumber>& slots) const;
-    void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
-    void change_state_held(NodeNumber slot, NodeRecord& record, NodeState state, Effects& effects);
-    void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
+    void add_behind(const Namespace& ns, std::string_view key, AckRow& row) const
+        KV_REQUIRES(mutex_);
+    std::vector<std::string> names(const std::vector<NodeNumber>& slots) const KV_EXCLUDES(mutex_);
+    void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done)
+        KV_EXCLUDES(mutex_);
+    void change_state(NodeNumber slot, NodeRecord& record, NodeState state, Effects& effects)
+        KV_REQUIRES(mutex_);
+    void nodes_changed() KV_REQUIRES(mutex_) { nodes_id_.fetch_add(1, std::memory_order_release); }
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
     void scan_for_copies(uint64_t now_ms);
@@ -223,20 +228,21 @@ class MasterCore {
     CopyPlanner planner_;
     LookupWaits lookup_waits_;
 
-    mutable Mutex mutex_;  // nodes_, log_, waits_, retired_
-    NodeTable nodes_;
-    OpsLog log_;
-    AckWaits waits_;
-    std::deque<std::pair<uint64_t, Op>> retired_;  // removes that everybody applied, and until when
-    Mutex flush_mutex_;                            // taken before every other
+    Mutex flush_mutex_;  // orders the flushes of a namespace in the log
+    mutable Mutex mutex_ KV_ACQUIRED_AFTER(flush_mutex_);
+    NodeTable nodes_ KV_GUARDED_BY(mutex_);
+    OpsLog log_ KV_GUARDED_BY(mutex_);
+    AckWaits waits_ KV_GUARDED_BY(mutex_);
+    // Removes that everybody applied, and until when their tombstones stay.
+    std::deque<std::pair<uint64_t, Op>> retired_ KV_GUARDED_BY(mutex_);
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
     CondVar journal_ready_;
     CondVar wake_;
-    bool stopping_ = false;
     std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
     std::atomic<uint64_t> next_link_{1};
 
-    mutable RwLock links_mutex_;
-    Links links_;
+    mutable RwLock links_mutex_ KV_ACQUIRED_AFTER(mutex_);
+    Links links_ KV_GUARDED_BY(links_mutex_);
 
     // The scan for missing copies, the maintenance thread's own but for the requests.
     std::atomic<uint64_t> scan_requests_{0};

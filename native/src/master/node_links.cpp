@@ -65,7 +65,7 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
             return Status(Code::kExpired, "this session was replaced: register first");
         }
         NodeRecord& record = *nodes_.at(slot);
-        lose_link_held(record, "a newer link of this node has opened");
+        lose_link(record, "a newer link of this node has opened");
         log_.skip_to(hello.applied_seq);
         if (KV_GUARD("node-epoch", record.linked_epoch != hello.node_epoch)) {
             // Only this life of the node knows what its memory has seen: what an earlier one has
@@ -94,14 +94,14 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
             links_.emplace(link->id, link);
         }
         send_epochs(directory_.namespaces(), *record.link);
-        push_ops_held(record);
-        collect_ready_held(boottime_ms(), effects);
+        push_ops(record);
+        collect_ready(boottime_ms(), effects);
     }
     run(effects);
     return link->id;
 }
 
-void MasterCore::push_ops_held(NodeRecord& record) {
+void MasterCore::push_ops(NodeRecord& record) {
     while (record.sent_seq < std::min(log_.durable_seq(), record.applied_seq + kOpsWindow)) {
         const std::vector<Op> run = log_.run_after(record.sent_seq, kOpsPerFrame);
         if (run.empty()) {
@@ -113,8 +113,8 @@ void MasterCore::push_ops_held(NodeRecord& record) {
     }
 }
 
-std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link_held(NodeRecord& record,
-                                                                   const std::string& reason) {
+std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link(NodeRecord& record,
+                                                              const std::string& reason) {
     if (!record.connected()) {
         return nullptr;
     }
@@ -142,9 +142,9 @@ void MasterCore::close_link(LinkId id) {
     MutexLock lock(mutex_);
     NodeRecord* record = nodes_.at(link->node);
     if (record != nullptr && record->link_id == id) {
-        lose_link_held(*record, "closed");
+        lose_link(*record, "closed");
     }
-    collect_ready_held(boottime_ms(), effects);
+    collect_ready(boottime_ms(), effects);
     lock.unlock();
     run(effects);
 }
@@ -367,7 +367,7 @@ void MasterCore::end_announce(LinkRecord& link, Effects& effects) {
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
             record->floor = 0;
-            change_state_held(link.node, *record, record->info.state, effects);
+            change_state(link.node, *record, record->info.state, effects);
         }
     }
     claims_.end_limbo(link.node, effects.answers);
@@ -407,9 +407,9 @@ void MasterCore::ops_ack(LinkId id, uint64_t seq) {
         return;
     }
     record->applied_seq = std::max(record->applied_seq, std::min(seq, record->sent_seq));
-    push_ops_held(*record);
-    trim_held();
-    collect_ready_held(boottime_ms(), effects);
+    push_ops(*record);
+    trim();
+    collect_ready(boottime_ms(), effects);
     lock.unlock();
     run(effects);
 }
