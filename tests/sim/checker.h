@@ -4,6 +4,24 @@
 // History: who wrote what when, and what each read returned. State: what the master's directory and
 // the nodes' stores hold against the tombstones that the disk has recorded. Each failure names its
 // invariant; main.cpp prints it with the seed.
+//
+// The invariants, by the names that failures print:
+//   deadline                    a call returns by its deadline
+//   no faults                   without faults, every call succeeds or has a reason of its own
+//   value                       a read returns the bytes of one write of that key, undamaged
+//   published                   a read never returns a write that was told AlreadyExists
+//   found until removed         an acknowledged write is found until something takes it away
+//   never comes back            nothing removed or flushed with Ok is held or read again
+//   visible after Ok            the directory lists a write once it is Ok
+//   one Ok a key                of several plain writes of a key, only one is Ok
+//   AlreadyExists               told only where somebody else's write is published
+//   durable before the answer   a remove or flush is in the journal before its caller is answered
+//   Partial                     names every node that still holds something, and at least one
+//   nothing below a tombstone   the directory lists no version that was removed
+//   flush is kept               a namespace stays at or above the epoch after its last flush
+//   versions only grow          within one life of the master and one epoch
+//   directory is the union      once quiet, the directory lists exactly what the nodes hold
+//   audit                       once quiet, every node's store is consistent
 #pragma once
 
 #include <map>

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/hash.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/types.h"
 #include "directory/namespace_table.h"
@@ -91,7 +92,8 @@ class Directory {
 
     // out.size() >= keys.size(). The keys are looked up in the namespace's current epoch.
     void lookup(const Namespace& ns, std::span<const std::string_view> keys,
-                std::span<ObjectPlace> out);
+                std::span<ObjectPlace> out)
+        KV_NO_THREAD_SAFETY_ANALYSIS;  // locks several shards at once, by a bit mask
     ObjectPlace lookup_one(const DirectoryEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
@@ -149,12 +151,19 @@ class Directory {
     };
 
     Place place(const DirectoryEpoch& ns, std::string_view key) const;
+    // With the shard's lock held: its type is not complete here, so that KV_REQUIRES cannot name
+    // it.
     void answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
-                std::string_view key, uint64_t now_ms, ObjectPlace& out) const;
-    Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size);
-    void add_replica(Shard& shard, ObjectEntry& entry, Replica replica);
-    void drop_replica(Shard& shard, ObjectEntry& entry, size_t position);
-    void drop_object(Shard& shard, uint32_t number);
+                std::string_view key, uint64_t now_ms,
+                ObjectPlace& out) const KV_NO_THREAD_SAFETY_ANALYSIS;
+    Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica,
+                        uint64_t size) KV_NO_THREAD_SAFETY_ANALYSIS;
+    void add_replica(Shard& shard, ObjectEntry& entry,
+                     Replica replica) KV_NO_THREAD_SAFETY_ANALYSIS;
+    void drop_replica(Shard& shard, ObjectEntry& entry,
+                      size_t position) KV_NO_THREAD_SAFETY_ANALYSIS;
+    void drop_object(Shard& shard, uint32_t number) KV_NO_THREAD_SAFETY_ANALYSIS;
+
     void emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node);
     uint8_t count_readable(const ObjectEntry& entry) const;
     size_t sweep_node(NodeNumber node, bool all);

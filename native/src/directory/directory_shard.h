@@ -14,25 +14,27 @@ namespace kvstore {
 
 struct alignas(64) Directory::Shard {
     mutable RwLock lock;
-    ObjectTable objects;
-    std::unordered_map<std::string, Version, NsKey::Hash, std::equal_to<>> tombstones;
-    uint64_t bytes = 0;
-    uint64_t replicas = 0;
+    ObjectTable objects KV_GUARDED_BY(lock);
+    std::unordered_map<std::string, Version, NsKey::Hash, std::equal_to<>> tombstones
+        KV_GUARDED_BY(lock);
+    uint64_t bytes KV_GUARDED_BY(lock) = 0;
+    uint64_t replicas KV_GUARDED_BY(lock) = 0;
 
     struct Memory {
         uint32_t hash = 0;
         MissReason reason = MissReason::kNone;
     };
-    std::vector<Memory> history = std::vector<Memory>(kHistory);  // lossy: by hash, the last wins
+    std::vector<Memory> history KV_GUARDED_BY(lock) =
+        std::vector<Memory>(kHistory);  // lossy: by hash, the last wins
 
-    Version tombstone(uint32_t ns, std::string_view key) const {
+    Version tombstone(uint32_t ns, std::string_view key) const KV_REQUIRES_SHARED(lock) {
         if (tombstones.empty()) {
             return 0;
         }
         const auto at = tombstones.find(NsKey(ns, key).view());
         return at == tombstones.end() ? 0 : at->second;
     }
-    void set_tombstone(uint32_t ns, std::string_view key, Version version) {
+    void set_tombstone(uint32_t ns, std::string_view key, Version version) KV_REQUIRES(lock) {
         const auto at = tombstones.find(NsKey(ns, key).view());
         if (at == tombstones.end()) {
             tombstones.emplace(NsKey(ns, key).view(), version);
@@ -40,10 +42,11 @@ struct alignas(64) Directory::Shard {
             at->second = std::max(at->second, version);
         }
     }
-    void remember(uint32_t hash, MissReason reason) {
+    void remember(uint32_t hash, MissReason reason) KV_REQUIRES(lock) {
         history[(hash >> 8) % kHistory] = {hash, reason};
     }
-    MissReason why_absent(uint32_t hash, uint32_t ns, std::string_view key) const {
+    MissReason why_absent(uint32_t hash, uint32_t ns, std::string_view key) const
+        KV_REQUIRES_SHARED(lock) {
         if (tombstone(ns, key) != 0) {
             return MissReason::kRemoved;
         }

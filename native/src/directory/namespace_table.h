@@ -58,7 +58,7 @@ class NamespaceTable {
     std::vector<std::pair<const Namespace*, uint32_t>> all() const;  // with the current epoch
 
   private:
-    const DirectoryEpoch* append(Namespace& ns, uint32_t epoch);
+    const DirectoryEpoch* append(Namespace& ns, uint32_t epoch) KV_REQUIRES(mutex_);
 
     const HashSecret secret_;
     mutable RwLock mutex_;
@@ -69,8 +69,8 @@ class NamespaceTable {
                    std::pair<std::string_view, std::string_view>(b);
         }
     };
-    std::map<std::pair<std::string, std::string>, Namespace, NameLess> names_;
-    std::deque<DirectoryEpoch> epochs_;
+    std::map<std::pair<std::string, std::string>, Namespace, NameLess> names_ KV_GUARDED_BY(mutex_);
+    std::deque<DirectoryEpoch> epochs_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -46,19 +46,20 @@ class WatchRing {
     void expire(uint64_t now_ms);  // stops recording when nobody polls any more
 
   private:
-    void drop_oldest();
+    void drop_oldest() KV_REQUIRES(mutex_);
 
     const size_t capacity_bytes_;
     mutable Mutex mutex_;
     std::atomic<bool> active_{false};
-    std::vector<uint8_t> ring_;  // allocated while there are watchers
-    size_t head_ = 0;            // next byte to write
-    size_t tail_ = 0;            // oldest event's first byte
-    size_t used_ = 0;            // bytes between tail and head
-    uint64_t first_ = 1;         // number of the oldest event kept
-    uint64_t next_ = 1;          // number of the next event
-    uint64_t last_poll_ms_ = 0;
-    std::deque<std::pair<uint64_t, size_t>> marks_;  // where every 256th event lies
+    std::vector<uint8_t> ring_ KV_GUARDED_BY(mutex_);  // allocated while there are watchers
+    size_t head_ KV_GUARDED_BY(mutex_) = 0;            // next byte to write
+    size_t tail_ KV_GUARDED_BY(mutex_) = 0;            // oldest event's first byte
+    size_t used_ KV_GUARDED_BY(mutex_) = 0;            // bytes between tail and head
+    uint64_t first_ KV_GUARDED_BY(mutex_) = 1;         // number of the oldest event kept
+    uint64_t next_ KV_GUARDED_BY(mutex_) = 1;          // number of the next event
+    uint64_t last_poll_ms_ KV_GUARDED_BY(mutex_) = 0;
+    std::deque<std::pair<uint64_t, size_t>> marks_
+        KV_GUARDED_BY(mutex_);  // where every 256th event lies
 };
 
 }  // namespace kvstore

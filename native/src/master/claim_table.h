@@ -92,18 +92,21 @@ class ClaimTable {
     using Links = std::unordered_map<LinkId, std::unordered_map<uint64_t, const std::string*>>;
 
     void claim_one(const DirectoryEpoch& ns, const ClaimRequest& request, uint64_t deadline_ms,
-                   std::vector<ClaimAnswer>& out);
-    void grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out);
+                   std::vector<ClaimAnswer>& out) KV_REQUIRES(mutex_);
+    void grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out)
+        KV_REQUIRES(mutex_);
     // The holder is gone without publishing: the first waiter inherits, or the entry goes.
-    void pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out);
+    void pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) KV_REQUIRES(mutex_);
     // The key has a published version: only an upsert may go on.
-    void published(Entries::iterator at, Version version, std::vector<ClaimAnswer>& out);
-    void wait(Entries::iterator at, const Waiter& waiter);
+    void published(Entries::iterator at, Version version, std::vector<ClaimAnswer>& out)
+        KV_REQUIRES(mutex_);
+    void wait(Entries::iterator at, const Waiter& waiter) KV_REQUIRES(mutex_);
     // Takes the waiter out of its entry; false when it is that entry's holder.
-    bool drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_id);
-    void end_wait(const Waiter& waiter, Code code, Version version, std::vector<ClaimAnswer>& out);
-    void forget(LinkId link, uint64_t claim_id);
-    Entries::iterator entry_of(LinkId link, uint64_t claim_id);
+    bool drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_id) KV_REQUIRES(mutex_);
+    void end_wait(const Waiter& waiter, Code code, Version version, std::vector<ClaimAnswer>& out)
+        KV_REQUIRES(mutex_);
+    void forget(LinkId link, uint64_t claim_id) KV_REQUIRES(mutex_);
+    Entries::iterator entry_of(LinkId link, uint64_t claim_id) KV_REQUIRES(mutex_);
 
     struct Timeout {
         uint64_t deadline_ms;
@@ -114,12 +117,14 @@ class ClaimTable {
 
     Directory& directory_;
     mutable Mutex mutex_;
-    Entries entries_;
-    Links links_;  // every unanswered or granted claim of a live link, to find its entry
-    std::unordered_map<NodeNumber, std::vector<std::string>> limbo_;
-    std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_;
-    uint64_t waiting_ = 0;
-    Stats stats_;  // the totals
+    Entries entries_ KV_GUARDED_BY(mutex_);
+    Links links_ KV_GUARDED_BY(
+        mutex_);  // every unanswered or granted claim of a live link, to find its entry
+    std::unordered_map<NodeNumber, std::vector<std::string>> limbo_ KV_GUARDED_BY(mutex_);
+    std::priority_queue<Timeout, std::vector<Timeout>, std::greater<>> timeouts_
+        KV_GUARDED_BY(mutex_);
+    uint64_t waiting_ KV_GUARDED_BY(mutex_) = 0;
+    Stats stats_ KV_GUARDED_BY(mutex_);  // the totals
 };
 
 }  // namespace kvstore

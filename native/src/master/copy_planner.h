@@ -2,8 +2,23 @@
 // repair.
 //
 // Only objects that somebody asked about (want) are looked at; the directory says what is missing
-// when an order is due. The target is the better of two random nodes by weight, on a host that has
-// no copy where there is one. A failed or silent order is tried again elsewhere, later each time.
+// when an order is due. The target is the better of two random nodes by weight, on a host without a
+// copy if there is one.
+//
+// The life of an order:
+//
+//   want ─> queued ──plan──> in flight ──done(Ok)──> landing ──landed──> finished
+//              ^                 │                      │
+//              │                 │ done(error), timeout, link lost, never announced
+//              └──── backoff <───┴──────────────────────┘    (given up after max_attempts)
+//
+// Each retry goes to another target if there is one, later each time. After a connection failure,
+// a timeout or a copy that was never announced, the target may hold the copy all the same, unknown
+// to the master: it is in doubt. Removes and flushes must reach such targets too (targets,
+// may_hold). A doubt ends when the target announces the copy, when its node is removed, or when the
+// target is connected after the order's timeout and some time for a lost link to come back: it has
+// announced what it holds by then.
+//
 // Thread-safe; calls the directory while it holds its own mutex.
 #pragma once
 
@@ -99,47 +114,49 @@ class CopyPlanner {
         std::vector<InFlight> orders;
         NodeNumber avoid = kNoNode;  // the target that failed last
     };
-    // A copy that may lie at the target all the same.
+    // A failed order whose copy may lie at the target all the same (see the top).
     struct Doubt {
         NodeNumber target;
-        uint64_t until_ms;  // then it has been announced, if the target is connected
+        uint64_t until_ms;  // a connected target has announced the copy by then
     };
     using Tasks = std::unordered_map<std::string, Task, NsKey::Hash, std::equal_to<>>;
     using Doubts =
         std::unordered_map<std::string, std::vector<Doubt>, NsKey::Hash, std::equal_to<>>;
 
-    void enqueue(Tasks::iterator at, uint64_t due_ms);
-    void end_order(Tasks::iterator at, std::vector<InFlight>::iterator order);
-    void fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms);
-    void doubt(const std::string& name, NodeNumber target, uint64_t now_ms);
-    void end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes);
-    void retry(Tasks::iterator at, uint64_t now_ms);
-    void drop_if_done(Tasks::iterator at);
-    void refill(uint64_t now_ms);
-    void expire(uint64_t now_ms, const std::vector<CopyNode>& nodes);
+    void enqueue(Tasks::iterator at, uint64_t due_ms) KV_REQUIRES(mutex_);
+    void end_order(Tasks::iterator at, std::vector<InFlight>::iterator order) KV_REQUIRES(mutex_);
+    void fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms)
+        KV_REQUIRES(mutex_);
+    void doubt(const std::string& name, NodeNumber target, uint64_t now_ms) KV_REQUIRES(mutex_);
+    void end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
+    void retry(Tasks::iterator at, uint64_t now_ms) KV_REQUIRES(mutex_);
+    void drop_if_done(Tasks::iterator at) KV_REQUIRES(mutex_);
+    void refill(uint64_t now_ms) KV_REQUIRES(mutex_);
+    void expire(uint64_t now_ms, const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
     void plan_task(Tasks::iterator at, uint64_t now_ms, const std::vector<CopyNode>& nodes,
-                   std::vector<Dispatch>& out);
+                   std::vector<Dispatch>& out) KV_REQUIRES(mutex_);
     void order_copy(Tasks::iterator at, const ObjectInfo& info, const CopyNode& source,
-                    const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out);
+                    const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out)
+        KV_REQUIRES(mutex_);
     NodeNumber choose_target(const ObjectInfo& info, const Task& task,
-                             const std::vector<CopyNode>& nodes);
+                             const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
 
     Directory& directory_;
     mutable Mutex mutex_;
-    CopyPolicy policy_;
-    std::mt19937_64 random_;
-    Tasks tasks_;
-    std::multimap<uint64_t, std::string> queue_;        // by due time
-    std::unordered_map<uint64_t, std::string> orders_;  // copy id → task
+    CopyPolicy policy_ KV_GUARDED_BY(mutex_);
+    std::mt19937_64 random_ KV_GUARDED_BY(mutex_);
+    Tasks tasks_ KV_GUARDED_BY(mutex_);
+    std::multimap<uint64_t, std::string> queue_ KV_GUARDED_BY(mutex_);        // by due time
+    std::unordered_map<uint64_t, std::string> orders_ KV_GUARDED_BY(mutex_);  // copy id → task
     std::atomic<size_t> tasks_count_{0};
-    Doubts doubts_;  // as many as orders fail until they are over, at most
+    Doubts doubts_ KV_GUARDED_BY(mutex_);  // as many as orders fail until they are over, at most
     std::atomic<size_t> doubts_count_{0};
-    uint64_t doubts_seen_ms_ = 0;
-    uint64_t next_copy_id_ = 1;
-    double copy_tokens_ = 0;
-    double byte_tokens_ = 0;
-    uint64_t refilled_ms_ = 0;
-    Stats stats_;
+    uint64_t doubts_seen_ms_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t next_copy_id_ KV_GUARDED_BY(mutex_) = 1;
+    double copy_tokens_ KV_GUARDED_BY(mutex_) = 0;
+    double byte_tokens_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t refilled_ms_ KV_GUARDED_BY(mutex_) = 0;
+    Stats stats_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -79,7 +79,7 @@ void LookupWaits::settle(const WaitPtr& wait) {
         if (wait->ended) {
             return;
         }
-        end_held(*wait);
+        end(*wait);
     }
     wait->request.done(wait->request.keys);
 }
@@ -98,19 +98,19 @@ bool LookupWaits::take_back(Wait& wait) {
     if (!wait.parked) {
         return false;
     }
-    unpark_held(*wait.parked);
+    unpark(*wait.parked);
     return true;
 }
 
-LookupWaits::Missing::iterator LookupWaits::unpark_held(Missing::iterator at) {
+LookupWaits::Missing::iterator LookupWaits::unpark(Missing::iterator at) {
     at->second->parked.reset();
     return missing_.erase(at);
 }
 
-void LookupWaits::end_held(Wait& wait) {
+void LookupWaits::end(Wait& wait) {
     wait.ended = true;
     if (wait.parked) {
-        unpark_held(*wait.parked);
+        unpark(*wait.parked);
     }
     const auto owner = owners_.find(wait.request.owner);
     if (--owner->second == 0) {
@@ -130,7 +130,7 @@ void LookupWaits::announced(const Namespace& ns, const KeyList& keys) {
         const MutexLock lock(mutex_);
         for (const std::string_view key : keys) {
             const auto [first, last] = missing_.equal_range(hash(ns, key));
-            for (auto at = first; at != last; at = unpark_held(at)) {
+            for (auto at = first; at != last; at = unpark(at)) {
                 woken.push_back(at->second);
             }
         }
@@ -144,7 +144,7 @@ void LookupWaits::recheck() {
     std::vector<WaitPtr> woken;
     {
         const MutexLock lock(mutex_);
-        for (auto at = missing_.begin(); at != missing_.end(); at = unpark_held(at)) {
+        for (auto at = missing_.begin(); at != missing_.end(); at = unpark(at)) {
             woken.push_back(at->second);
         }
     }
@@ -162,7 +162,7 @@ void LookupWaits::expire(uint64_t now_ms) {
         const MutexLock lock(mutex_);
         while (!waits_.empty() && waits_.begin()->first.first <= now_ms) {
             over.push_back(waits_.begin()->second);
-            end_held(*over.back());
+            end(*over.back());
         }
     }
     for (const WaitPtr& wait : over) {
@@ -185,7 +185,7 @@ void LookupWaits::drop(uint64_t owner) {
         }
     }
     for (const WaitPtr& wait : dropped) {
-        end_held(*wait);
+        end(*wait);
     }
 }
 

@@ -72,19 +72,20 @@ class LookupWaits {
     void settle(const WaitPtr& wait);
     bool wait_for(const WaitPtr& wait, size_t row);  // false: it ended meanwhile
     bool take_back(Wait& wait);                      // false: somebody else settles it, or it ended
-    Missing::iterator unpark_held(Missing::iterator at);
-    void end_held(Wait& wait);
+    Missing::iterator unpark(Missing::iterator at) KV_REQUIRES(mutex_);
+    void end(Wait& wait) KV_REQUIRES(mutex_);
 
     const Directory& directory_;
     const HashSecret secret_;
     std::atomic<uint64_t> count_{0};  // of waits_
     Mutex mutex_;
-    bool closed_ = false;
-    uint64_t next_id_ = 0;
-    size_t bytes_ = 0;
-    std::map<std::pair<uint64_t, uint64_t>, WaitPtr> waits_;  // by deadline and id
-    std::unordered_map<uint64_t, uint32_t> owners_;           // how many each has
-    Missing missing_;
+    bool closed_ KV_GUARDED_BY(mutex_) = false;
+    uint64_t next_id_ KV_GUARDED_BY(mutex_) = 0;
+    size_t bytes_ KV_GUARDED_BY(mutex_) = 0;
+    std::map<std::pair<uint64_t, uint64_t>, WaitPtr> waits_
+        KV_GUARDED_BY(mutex_);                                             // by deadline and id
+    std::unordered_map<uint64_t, uint32_t> owners_ KV_GUARDED_BY(mutex_);  // how many each has
+    Missing missing_ KV_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore

@@ -30,18 +30,14 @@ void MasterCore::maintenance_loop() {
 }
 
 void MasterCore::maintain(uint64_t now_ms) {
-    std::vector<ClaimAnswer> answers;
-    claims_.expire(now_ms, answers);
-    deliver(answers);
-    std::vector<AckWaits::Ready> ready;
+    Effects effects;
+    claims_.expire(now_ms, effects.answers);
     {
         const MutexLock lock(mutex_);
-        ready = ready_held(now_ms);
-        drop_tombstones_held(now_ms);
+        collect_ready(now_ms, effects);
+        drop_tombstones(now_ms);
     }
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
     lookup_waits_.expire(now_ms);
     directory_.sweep(kSweepBudget);
     directory_.watch().expire(now_ms);
@@ -49,7 +45,7 @@ void MasterCore::maintain(uint64_t now_ms) {
     run_copies(now_ms);
 }
 
-void MasterCore::drop_tombstones_held(uint64_t now_ms) {
+void MasterCore::drop_tombstones(uint64_t now_ms) {
     for (; !retired_.empty() && retired_.front().first <= now_ms; retired_.pop_front()) {
         const Op& op = retired_.front().second;
         const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);

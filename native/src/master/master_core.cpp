@@ -46,18 +46,15 @@ MasterCore::MasterCore(const Options& options)
 MasterCore::~MasterCore() { stop(); }
 
 void MasterCore::stop() {
-    std::vector<AckWaits::Ready> ready;
+    Effects effects;
     {
         const MutexLock lock(mutex_);
         stopping_ = true;
-        ready =
-            waits_.collect_all(log_.durable_seq(), [this](NodeNumber s) { return look_held(s); });
+        collect_all(effects);
     }
     journal_ready_.notify_all();
     wake_.notify_all();
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
     lookup_waits_.end_all();
     if (maintenance_.joinable()) {
         maintenance_.join();
@@ -68,6 +65,7 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     if (info.node_id.empty() || !is_valid_name(info.node_id)) {
         return Status(Code::kInvalidArgument, "bad node id");
     }
+    Effects effects;
     MutexLock lock(mutex_);
     Result<NodeNumber> slot = nodes_.add(info.node_id);
     if (!slot.ok()) {
@@ -75,7 +73,7 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     }
     NodeRecord& record = *nodes_.at(*slot);
     if (record.info.session_id != info.session_id) {
-        lose_link_held(record, "a newer session of this node has registered");
+        lose_link(record, "a newer session of this node has registered");
     }
     if (known) {
         record.applied_seq = std::max(record.applied_seq, log_.trimmed_seq());
@@ -83,63 +81,63 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     const NodeState before = record.info.state;
     record.info = info;
     record.info.state = before;
-    const bool came = change_state_held(*slot, record, info.state);
-    nodes_changed_held();
-    std::vector<AckWaits::Ready> ready = ready_held(boottime_ms());
+    change_state(*slot, record, info.state, effects);
+    nodes_changed();
+    collect_ready(boottime_ms(), effects);
     lock.unlock();
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
-    if (came) {
-        lookup_waits_.recheck();
-    }
+    run(effects);
     return slot;
 }
 
-bool MasterCore::change_state_held(NodeNumber slot, NodeRecord& record, NodeState state) {
+void MasterCore::run(Effects& effects) {
+    deliver(effects.answers);
+    for (AckWaits::Ready& one : effects.ready) {
+        one.run();
+    }
+    if (effects.became_readable) {
+        lookup_waits_.recheck();
+    }
+    if (effects.announced_in != nullptr) {
+        lookup_waits_.announced(*effects.announced_in, *effects.announced_keys);
+    }
+}
+
+void MasterCore::change_state(NodeNumber slot, NodeRecord& record, NodeState state,
+                              Effects& effects) {
     const bool was_readable = directory_.readable(slot);
     if (record.info.state != state) {
         record.info.state = state;
         record.changed_ms = boottime_ms();
         scan_requests_.fetch_add(1);
-        nodes_changed_held();
+        nodes_changed();
     }
     directory_.set_readable(slot, record.readable());
     if (was_readable != record.readable()) {
         directory_.watch().record(WatchKind::kNode, {}, {}, {}, 0, 0, slot);
     }
-    return !was_readable && record.readable();
+    effects.became_readable = effects.became_readable || (!was_readable && record.readable());
 }
 
 Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_t weight,
                             uint64_t free_bytes, uint64_t capacity_bytes) {
-    std::vector<ClaimAnswer> answers;
-    std::vector<AckWaits::Ready> ready;
-    bool came = false;
-    {
-        const MutexLock lock(mutex_);
-        const NodeNumber slot = nodes_.slot_of(node_id);
-        if (slot == kNoNode) {
-            return Status(Code::kNotFound, "unknown node " + node_id);
-        }
-        NodeRecord& record = *nodes_.at(slot);
-        record.info.weight = weight;
-        record.info.free_bytes = free_bytes;
-        record.info.capacity_bytes = capacity_bytes;
-        came = change_state_held(slot, record, state);
-        if (state == NodeState::kDead) {
-            lose_link_held(record, "this node was declared dead");
-            claims_.end_limbo(slot, answers);
-            ready = ready_held(boottime_ms());
-        }
+    Effects effects;
+    MutexLock lock(mutex_);
+    const NodeNumber slot = nodes_.slot_of(node_id);
+    if (slot == kNoNode) {
+        return Status(Code::kNotFound, "unknown node " + node_id);
     }
-    deliver(answers);
-    for (AckWaits::Ready& one : ready) {
-        one.run();
+    NodeRecord& record = *nodes_.at(slot);
+    record.info.weight = weight;
+    record.info.free_bytes = free_bytes;
+    record.info.capacity_bytes = capacity_bytes;
+    change_state(slot, record, state, effects);
+    if (state == NodeState::kDead) {
+        lose_link(record, "this node was declared dead");
+        claims_.end_limbo(slot, effects.answers);
+        collect_ready(boottime_ms(), effects);
     }
-    if (came) {
-        lookup_waits_.recheck();
-    }
+    lock.unlock();
+    run(effects);
     return {};
 }
 
@@ -155,13 +153,13 @@ Status MasterCore::set_endpoints(const std::string& node_id, const std::string& 
         info.tcp_endpoint = tcp;
         info.unix_endpoint = unix_endpoint;
         info.host = host;
-        nodes_changed_held();
+        nodes_changed();
     }
     return {};
 }
 
 Status MasterCore::remove_node(const std::string& node_id) {
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     std::shared_ptr<LinkRecord> link;
     NodeNumber slot = kNoNode;
     {
@@ -171,13 +169,13 @@ Status MasterCore::remove_node(const std::string& node_id) {
             return Status(Code::kNotFound, "unknown node " + node_id);
         }
         NodeRecord& record = *nodes_.at(slot);
-        link = lose_link_held(record, "this node was removed");
+        link = lose_link(record, "this node was removed");
         nodes_.remove(slot);
         directory_.set_readable(slot, false);
-        nodes_changed_held();
+        nodes_changed();
         scan_requests_.fetch_add(1);
-        claims_.end_limbo(slot, answers);
-        trim_held();
+        claims_.end_limbo(slot, effects.answers);
+        trim();
     }
     if (link != nullptr) {
         // An announcement that is under way ends first: nothing may be recorded for the slot later.
@@ -185,16 +183,12 @@ Status MasterCore::remove_node(const std::string& node_id) {
         link->closed = true;
     }
     directory_.drop_node(slot);
-    std::vector<AckWaits::Ready> ready;
     {
         const MutexLock lock(mutex_);
         nodes_.release(slot);
-        ready = ready_held(boottime_ms());
+        collect_ready(boottime_ms(), effects);
     }
-    deliver(answers);
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
     return {};
 }
 
@@ -216,11 +210,11 @@ std::vector<MasterCore::NodeView> MasterCore::nodes() const {
 }
 
 void MasterCore::finish_rebuild() {
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     directory_.set_rebuilding(false);
-    claims_.finish_rebuild(answers);
+    claims_.finish_rebuild(effects.answers);
     scan_requests_.fetch_add(1);
-    deliver(answers);
+    run(effects);
 }
 
 Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
@@ -260,23 +254,21 @@ std::vector<std::pair<uint64_t, std::vector<uint8_t>>> MasterCore::wait_journal(
     uint32_t timeout_ms) {
     MutexLock lock(mutex_);
     journal_ready_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms),
-                            [this] { return stopping_ || log_.has_records(); });
+                            [this]()
+                                KV_REQUIRES(mutex_) { return stopping_ || log_.has_records(); });
     return log_.take_records(kJournalBatch);
 }
 
 void MasterCore::journal_done(uint64_t seq) {
-    std::vector<AckWaits::Ready> ready;
-    {
-        const MutexLock lock(mutex_);
-        make_durable_held(seq);
-        ready = ready_held(boottime_ms());
-    }
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    Effects effects;
+    MutexLock lock(mutex_);
+    make_durable(seq);
+    collect_ready(boottime_ms(), effects);
+    lock.unlock();
+    run(effects);
 }
 
-void MasterCore::make_durable_held(uint64_t seq) {
+void MasterCore::make_durable(uint64_t seq) {
     log_.make_durable(seq, [this](const Op& op) {
         if (op.kind == OpKind::kFlush) {
             // Flushes of one namespace may stand in the log in another order than they happened in.
@@ -285,8 +277,8 @@ void MasterCore::make_durable_held(uint64_t seq) {
             epoch.store(std::max(epoch.load(), static_cast<uint32_t>(op.arg)));
         }
     });
-    push_ops_held();
-    trim_held();
+    push_ops();
+    trim();
 }
 
 std::pair<uint64_t, Version> MasterCore::journal_trimmed() const {
@@ -294,16 +286,16 @@ std::pair<uint64_t, Version> MasterCore::journal_trimmed() const {
     return {log_.trimmed_seq(), log_.version_floor()};
 }
 
-void MasterCore::push_ops_held() {
+void MasterCore::push_ops() {
     for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         NodeRecord* record = nodes_.at(slot);
         if (record != nullptr && record->connected()) {
-            push_ops_held(*record);
+            push_ops(*record);
         }
     }
 }
 
-void MasterCore::trim_held() {
+void MasterCore::trim() {
     const uint64_t now_ms = boottime_ms();
     for (Op& op : log_.trim(nodes_.min_applied_seq(log_.durable_seq()))) {
         if (op.kind == OpKind::kRemove) {
@@ -312,15 +304,20 @@ void MasterCore::trim_held() {
     }
 }
 
-std::vector<AckWaits::Ready> MasterCore::ready_held(uint64_t now_ms) {
-    if (waits_.size() == 0) {
-        return {};
+void MasterCore::collect_ready(uint64_t now_ms, Effects& effects) {
+    if (waits_.size() != 0) {
+        effects.ready =
+            waits_.collect(log_.durable_seq(), now_ms,
+                           [this](NodeNumber slot) KV_REQUIRES(mutex_) { return look(slot); });
     }
-    return waits_.collect(log_.durable_seq(), now_ms,
-                          [this](NodeNumber slot) { return look_held(slot); });
 }
 
-AckNode MasterCore::look_held(NodeNumber slot) const {
+void MasterCore::collect_all(Effects& effects) {
+    effects.ready = waits_.collect_all(
+        log_.durable_seq(), [this](NodeNumber slot) KV_REQUIRES(mutex_) { return look(slot); });
+}
+
+AckNode MasterCore::look(NodeNumber slot) const {
     const NodeRecord* record = nodes_.at(slot);
     if (record == nullptr || record->removed) {
         return {.connected = false, .applied_seq = UINT64_MAX};  // nobody waits for it any more
@@ -352,7 +349,7 @@ std::vector<std::string> MasterCore::names(const std::vector<NodeNumber>& slots)
 }
 
 void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done) {
-    std::vector<AckWaits::Ready> ready;
+    Effects effects;
     {
         const MutexLock lock(mutex_);
         std::vector<AckRow> waiting;
@@ -372,19 +369,19 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
                        }
                    });
         if (options_.journal_auto_ack) {
-            make_durable_held(log_.last_seq());
+            make_durable(log_.last_seq());
         }
-        ready = stopping_ ? waits_.collect_all(log_.durable_seq(),
-                                               [this](NodeNumber slot) { return look_held(slot); })
-                          : ready_held(now_ms);
+        if (stopping_) {
+            collect_all(effects);
+        } else {
+            collect_ready(now_ms, effects);
+        }
     }
     journal_ready_.notify_one();
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
 }
 
-void MasterCore::add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const {
+void MasterCore::add_behind(const Namespace& ns, std::string_view key, AckRow& row) const {
     const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
     for (NodeNumber slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
@@ -402,7 +399,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     // Who has not announced everything yet may hold any key.
     const std::vector<NodeNumber> silent = unsynced();
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
         std::vector<NodeNumber> targets = planner_.targets(epoch, keys[i]);
@@ -412,7 +409,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
         AckRow& row = rows[i].row;
         {
             const MutexLock lock(mutex_);
-            add_behind_held(ns, keys[i], row);
+            add_behind(ns, keys[i], row);
         }
         if (outcome.tombstone == 0) {
             row.code = Code::kNotFound;
@@ -421,7 +418,8 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
         for (const NodeNumber slot : outcome.holders) {
             add_unique(row.holders, slot);
         }
-        add_unique(row.holders, claims_.removed(epoch, keys[i], outcome.tombstone, answers));
+        add_unique(row.holders,
+                   claims_.removed(epoch, keys[i], outcome.tombstone, effects.answers));
         for (const std::vector<NodeNumber>* more : {&std::as_const(targets), &silent}) {
             for (const NodeNumber slot : *more) {
                 add_unique(row.holders, slot);
@@ -434,7 +432,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
                         .ns = ns.name,
                         .key = std::string(keys[i])};
     }
-    deliver(answers);
+    run(effects);
     submit(std::move(rows), timeout_ms, std::move(done));
 }
 
@@ -465,14 +463,14 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
     flushes_.fetch_add(1);
     std::vector<Pending> rows(1);
     uint32_t next_epoch = 0;
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     {
         // Two flushes of one namespace must not log the same epoch.
         const MutexLock lock(flush_mutex_);
         const DirectoryEpoch* ended = ns.current.load(std::memory_order_acquire);
         const DirectoryEpoch* next = directory_.flush(ns);
         next_epoch = next->epoch;
-        claims_.flushed(*ended, answers);
+        claims_.flushed(*ended, effects.answers);
         rows[0].op = Op{.kind = OpKind::kFlush,
                         .epoch = ended->epoch,
                         .version = directory_.next_version(),
@@ -496,7 +494,7 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
             }
         }
     }
-    deliver(answers);
+    run(effects);
     submit(std::move(rows), timeout_ms,
            [done = std::move(done), next_epoch](const std::vector<Code>& codes,
                                                 std::vector<std::string> unreached) {

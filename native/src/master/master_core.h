@@ -153,10 +153,10 @@ class MasterCore {
         LinkId id = 0;
         NodeNumber node = kNoNode;
         std::atomic<Version> floor{0};
-        uint64_t next_seq = 0;  // 0: any (the first frame of the link)
         std::shared_ptr<NodeLink> to;
-        Mutex work;           // held while it changes the directory; taken before the master's
-        bool closed = false;  // under `work`: nothing of it is recorded any more
+        Mutex work;  // held while it changes the directory; taken before the master's mutex
+        uint64_t next_seq KV_GUARDED_BY(work) = 0;  // 0: any (the first frame of the link)
+        bool closed KV_GUARDED_BY(work) = false;    // nothing of it is recorded any more
     };
     using Links = std::unordered_map<LinkId, std::shared_ptr<LinkRecord>>;
     // A row of a remove, flush or pin, and its operation if there is one.
@@ -165,35 +165,56 @@ class MasterCore {
         std::optional<Op> op;
     };
 
-    // "Held" says that the caller holds the master's mutex.
-    std::shared_ptr<LinkRecord> find_link(LinkId link) const;
-    Status check_seq(LinkRecord& link, uint64_t seq);
+    // What a change makes due outside of the locks: filled while they are held, run after.
+    struct Effects {
+        std::vector<ClaimAnswer> answers{};       // claims that are decided: their nodes are told
+        std::vector<AckWaits::Ready> ready{};     // removes, flushes and pins that are answered
+        bool became_readable = false;             // replicas of a node: waiting lookups look again
+        const Namespace* announced_in = nullptr;  // lookups that wait for its keys look again
+        const KeyList* announced_keys = nullptr;
+    };
+
+    std::shared_ptr<LinkRecord> find_link(LinkId link) const KV_EXCLUDES(links_mutex_);
+    static Status check_seq(LinkRecord& link, uint64_t seq) KV_REQUIRES(link.work);
     Result<const DirectoryEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
                                            uint32_t epoch);
-    void record_announce(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
-                         std::vector<int32_t>& codes, std::vector<ClaimAnswer>& answers,
-                         std::vector<Pending>& overtaken);
-    void lost_while_claiming(const LinkRecord& link);
-    // Whether the node's replicas have become readable by it.
-    bool end_announce(LinkRecord& link, std::vector<ClaimAnswer>& answers);
+    // The part of announce() that runs with the link's work held.
+    Status record_announce(LinkRecord& link, const Announce& message, std::vector<int32_t>& codes,
+                           Effects& effects, std::vector<Pending>& overtaken) KV_REQUIRES(link.work)
+        KV_EXCLUDES(mutex_);
+    void record_objects(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
+                        std::vector<int32_t>& codes, Effects& effects,
+                        std::vector<Pending>& overtaken) KV_REQUIRES(link.work);
+    // Answers an announce; when a put waits for it, only after `overtaken` are gone elsewhere.
+    void answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
+                         const Announced& answer, std::vector<Pending> overtaken);
+    void lost_while_claiming(const LinkRecord& link) KV_EXCLUDES(mutex_);
+    void end_announce(LinkRecord& link, Effects& effects) KV_REQUIRES(link.work)
+        KV_EXCLUDES(mutex_);
+    void run(Effects& effects) KV_EXCLUDES(mutex_);
     void deliver(const std::vector<ClaimAnswer>& answers);
-    std::shared_ptr<LinkRecord> lose_link_held(NodeRecord& record, const std::string& reason);
-    void make_durable_held(uint64_t seq);
-    void push_ops_held();
-    void push_ops_held(NodeRecord& record);
-    void trim_held();
-    void drop_tombstones_held(uint64_t now_ms);
-    std::vector<AckWaits::Ready> ready_held(uint64_t now_ms);
-    AckNode look_held(NodeNumber slot) const;
-    std::vector<NodeNumber> unsynced() const;
+    std::shared_ptr<LinkRecord> lose_link(NodeRecord& record, const std::string& reason)
+        KV_REQUIRES(mutex_);
+    void make_durable(uint64_t seq) KV_REQUIRES(mutex_);
+    void push_ops() KV_REQUIRES(mutex_);
+    void push_ops(NodeRecord& record) KV_REQUIRES(mutex_);
+    void trim() KV_REQUIRES(mutex_);
+    void drop_tombstones(uint64_t now_ms) KV_REQUIRES(mutex_);
+    // The waits that are over.
+    void collect_ready(uint64_t now_ms, Effects& effects) KV_REQUIRES(mutex_);
+    void collect_all(Effects& effects) KV_REQUIRES(mutex_);  // when the master stops
+    AckNode look(NodeNumber slot) const KV_REQUIRES(mutex_);
+    std::vector<NodeNumber> unsynced() const KV_EXCLUDES(mutex_);
     // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
     // flush of its namespace: what that one covered may still lie there.
-    void add_behind_held(const Namespace& ns, std::string_view key, AckRow& row) const;
-    std::vector<std::string> names(const std::vector<NodeNumber>& slots) const;
-    void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done);
-    // Whether its replicas have become readable: lookups that wait are then looked at again.
-    bool change_state_held(NodeNumber slot, NodeRecord& record, NodeState state);
-    void nodes_changed_held() { nodes_id_.fetch_add(1, std::memory_order_release); }
+    void add_behind(const Namespace& ns, std::string_view key, AckRow& row) const
+        KV_REQUIRES(mutex_);
+    std::vector<std::string> names(const std::vector<NodeNumber>& slots) const KV_EXCLUDES(mutex_);
+    void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done)
+        KV_EXCLUDES(mutex_);
+    void change_state(NodeNumber slot, NodeRecord& record, NodeState state, Effects& effects)
+        KV_REQUIRES(mutex_);
+    void nodes_changed() KV_REQUIRES(mutex_) { nodes_id_.fetch_add(1, std::memory_order_release); }
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
     void scan_for_copies(uint64_t now_ms);
@@ -207,20 +228,21 @@ class MasterCore {
     CopyPlanner planner_;
     LookupWaits lookup_waits_;
 
-    mutable Mutex mutex_;  // nodes_, log_, waits_, retired_
-    NodeTable nodes_;
-    OpsLog log_;
-    AckWaits waits_;
-    std::deque<std::pair<uint64_t, Op>> retired_;  // removes that everybody applied, and until when
-    Mutex flush_mutex_;                            // taken before every other
+    Mutex flush_mutex_;  // orders the flushes of a namespace in the log
+    mutable Mutex mutex_ KV_ACQUIRED_AFTER(flush_mutex_);
+    NodeTable nodes_ KV_GUARDED_BY(mutex_);
+    OpsLog log_ KV_GUARDED_BY(mutex_);
+    AckWaits waits_ KV_GUARDED_BY(mutex_);
+    // Removes that everybody applied, and until when their tombstones stay.
+    std::deque<std::pair<uint64_t, Op>> retired_ KV_GUARDED_BY(mutex_);
+    bool stopping_ KV_GUARDED_BY(mutex_) = false;
     CondVar journal_ready_;
     CondVar wake_;
-    bool stopping_ = false;
     std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
     std::atomic<uint64_t> next_link_{1};
 
-    mutable RwLock links_mutex_;
-    Links links_;
+    mutable RwLock links_mutex_ KV_ACQUIRED_AFTER(mutex_);
+    Links links_ KV_GUARDED_BY(links_mutex_);
 
     // The scan for missing copies, the maintenance thread's own but for the requests.
     std::atomic<uint64_t> scan_requests_{0};

@@ -56,7 +56,7 @@ Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
 
 Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<NodeLink> to) {
     auto link = std::make_shared<LinkRecord>();
-    std::vector<AckWaits::Ready> ready;
+    Effects effects;
     {
         const MutexLock lock(mutex_);
         const NodeNumber slot = nodes_.slot_of(hello.node_id);
@@ -65,7 +65,7 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
             return Status(Code::kExpired, "this session was replaced: register first");
         }
         NodeRecord& record = *nodes_.at(slot);
-        lose_link_held(record, "a newer link of this node has opened");
+        lose_link(record, "a newer link of this node has opened");
         log_.skip_to(hello.applied_seq);
         if (KV_GUARD("node-epoch", record.linked_epoch != hello.node_epoch)) {
             // Only this life of the node knows what its memory has seen: what an earlier one has
@@ -94,16 +94,14 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
             links_.emplace(link->id, link);
         }
         send_epochs(directory_.namespaces(), *record.link);
-        push_ops_held(record);
-        ready = ready_held(boottime_ms());
+        push_ops(record);
+        collect_ready(boottime_ms(), effects);
     }
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    run(effects);
     return link->id;
 }
 
-void MasterCore::push_ops_held(NodeRecord& record) {
+void MasterCore::push_ops(NodeRecord& record) {
     while (record.sent_seq < std::min(log_.durable_seq(), record.applied_seq + kOpsWindow)) {
         const std::vector<Op> run = log_.run_after(record.sent_seq, kOpsPerFrame);
         if (run.empty()) {
@@ -115,8 +113,8 @@ void MasterCore::push_ops_held(NodeRecord& record) {
     }
 }
 
-std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link_held(NodeRecord& record,
-                                                                   const std::string& reason) {
+std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link(NodeRecord& record,
+                                                              const std::string& reason) {
     if (!record.connected()) {
         return nullptr;
     }
@@ -140,18 +138,15 @@ void MasterCore::close_link(LinkId id) {
     if (link == nullptr) {
         return;  // replaced before
     }
-    std::vector<AckWaits::Ready> ready;
-    {
-        const MutexLock lock(mutex_);
-        NodeRecord* record = nodes_.at(link->node);
-        if (record != nullptr && record->link_id == id) {
-            lose_link_held(*record, "closed");
-        }
-        ready = ready_held(boottime_ms());
+    Effects effects;
+    MutexLock lock(mutex_);
+    NodeRecord* record = nodes_.at(link->node);
+    if (record != nullptr && record->link_id == id) {
+        lose_link(*record, "closed");
     }
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    collect_ready(boottime_ms(), effects);
+    lock.unlock();
+    run(effects);
 }
 
 std::shared_ptr<MasterCore::LinkRecord> MasterCore::find_link(LinkId link) const {
@@ -223,22 +218,21 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
 void MasterCore::lost_while_claiming(const LinkRecord& link) {
     // What was granted after the link was lost falls into limbo too, and ends when its node has.
     claims_.link_lost(link.id);
-    std::vector<ClaimAnswer> answers;
-    {
-        const MutexLock lock(mutex_);
-        const NodeRecord* record = nodes_.at(link.node);
-        if (record == nullptr || record->removed || record->info.state == NodeState::kDead) {
-            claims_.end_limbo(link.node, answers);
-        }
+    Effects effects;
+    MutexLock lock(mutex_);
+    const NodeRecord* record = nodes_.at(link.node);
+    if (record == nullptr || record->removed || record->info.state == NodeState::kDead) {
+        claims_.end_limbo(link.node, effects.answers);
     }
-    deliver(answers);
+    lock.unlock();
+    run(effects);
 }
 
 void MasterCore::abandon(LinkId link, const Abandon& message) {
-    std::vector<ClaimAnswer> answers;
+    Effects effects;
     const std::vector<uint64_t> ids(message.claim_ids.begin(), message.claim_ids.end());
-    claims_.abandon(link, ids, answers);
-    deliver(answers);
+    claims_.abandon(link, ids, effects.answers);
+    run(effects);
 }
 
 Status MasterCore::check_seq(LinkRecord& link, uint64_t seq) {
@@ -259,64 +253,70 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     if (link == nullptr) {
         return Status(Code::kClosed, "this link was replaced");
     }
-    std::vector<ClaimAnswer> answers;
-    const Namespace* recorded_in = nullptr;
-    bool came = false;
+    Effects effects;
     std::vector<Pending> overtaken;
-    {
-        const MutexLock work(link->work);
-        if (link->closed) {
-            return Status(Code::kClosed, "this node was removed");
-        }
-        const Status in_order = check_seq(*link, message.seq);
-        if (!in_order.ok()) {
-            return in_order;
-        }
-        if (message.phase == AnnouncePhase::kBegin) {
-            directory_.begin_full(link->node);
-        }
-        if (!message.keys.empty()) {
-            const Result<const DirectoryEpoch*> ns =
-                epoch_of(message.tenant, message.ns, message.epoch);
-            if (ns.ok()) {
-                record_announce(*link, **ns, message, codes, answers, overtaken);
-                recorded_in = (*ns)->owner;
-            } else {
-                codes.assign(message.keys.size(), static_cast<int32_t>(ns.code()));
-            }
-        }
-        if (message.phase == AnnouncePhase::kEnd) {
-            came = end_announce(*link, answers);
+    MutexLock work(link->work);
+    const Status recorded = record_announce(*link, message, codes, effects, overtaken);
+    work.unlock();
+    if (recorded.ok()) {
+        run(effects);
+        answer_announce(message.phase, codes, answer, std::move(overtaken));
+    }
+    return recorded;
+}
+
+Status MasterCore::record_announce(LinkRecord& link, const Announce& message,
+                                   std::vector<int32_t>& codes, Effects& effects,
+                                   std::vector<Pending>& overtaken) {
+    if (link.closed) {
+        return Status(Code::kClosed, "this node was removed");
+    }
+    const Status in_order = check_seq(link, message.seq);
+    if (!in_order.ok()) {
+        return in_order;
+    }
+    if (message.phase == AnnouncePhase::kBegin) {
+        directory_.begin_full(link.node);
+    }
+    if (!message.keys.empty()) {
+        const Result<const DirectoryEpoch*> ns =
+            epoch_of(message.tenant, message.ns, message.epoch);
+        if (ns.ok()) {
+            record_objects(link, **ns, message, codes, effects, overtaken);
+            effects.announced_in = (*ns)->owner;
+            effects.announced_keys = &message.keys;
+        } else {
+            codes.assign(message.keys.size(), static_cast<int32_t>(ns.code()));
         }
     }
-    deliver(answers);
-    if (came) {
-        lookup_waits_.recheck();
-    }
-    if (recorded_in != nullptr) {
-        lookup_waits_.announced(*recorded_in, message.keys);
-    }
-    // A full announce is answered in its order; and no put waits for it.
-    const bool waits = answer && !overtaken.empty() && message.phase == AnnouncePhase::kIncremental;
-    if (answer && !waits) {
-        answer(codes);
-    }
-    if (!overtaken.empty()) {
-        RemoveDone done;
-        if (waits) {
-            done = [answer, codes](const std::vector<Code>&, const std::vector<std::string>&) {
-                answer(codes);
-            };
-        }
-        submit(std::move(overtaken), kOvertakenMs, std::move(done));
+    if (message.phase == AnnouncePhase::kEnd) {
+        end_announce(link, effects);
     }
     return {};
 }
 
-void MasterCore::record_announce(LinkRecord& link, const DirectoryEpoch& ns,
-                                 const Announce& message, std::vector<int32_t>& codes,
-                                 std::vector<ClaimAnswer>& answers,
-                                 std::vector<Pending>& overtaken) {
+void MasterCore::answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
+                                 const Announced& answer, std::vector<Pending> overtaken) {
+    // A full announce is answered in its order; and no put waits for it.
+    const bool waits = answer && !overtaken.empty() && phase == AnnouncePhase::kIncremental;
+    if (answer && !waits) {
+        answer(codes);
+    }
+    if (overtaken.empty()) {
+        return;
+    }
+    RemoveDone done;
+    if (waits) {
+        done = [answer, codes](const std::vector<Code>&, const std::vector<std::string>&) {
+            answer(codes);
+        };
+    }
+    submit(std::move(overtaken), kOvertakenMs, std::move(done));
+}
+
+void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, const Announce& message,
+                                std::vector<int32_t>& codes, Effects& effects,
+                                std::vector<Pending>& overtaken) {
     const bool settled = message.phase == AnnouncePhase::kIncremental && !directory_.rebuilding();
     bool copies = false;
     for (size_t i = 0; i < message.keys.size(); ++i) {
@@ -332,7 +332,7 @@ void MasterCore::record_announce(LinkRecord& link, const DirectoryEpoch& ns,
         const bool accepted = outcome.code == Code::kOk;
         codes.push_back(static_cast<int32_t>(outcome.code));
         (accepted ? announced_ : refused_announces_).fetch_add(1, std::memory_order_relaxed);
-        claims_.settle(ns, item.key, item.version, accepted, answers);
+        claims_.settle(ns, item.key, item.version, accepted, effects.answers);
         if (accepted) {
             planner_.landed(ns, item.key, link.node);
             // After a full announce or a rebuild the scan finds what is missing.
@@ -358,22 +358,20 @@ void MasterCore::record_announce(LinkRecord& link, const DirectoryEpoch& ns,
     }
 }
 
-bool MasterCore::end_announce(LinkRecord& link, std::vector<ClaimAnswer>& answers) {
+void MasterCore::end_announce(LinkRecord& link, Effects& effects) {
     directory_.end_full(link.node);
     link.floor = 0;
-    bool came = false;
     {
         const MutexLock lock(mutex_);
         NodeRecord* record = nodes_.at(link.node);
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
             record->floor = 0;
-            came = change_state_held(link.node, *record, record->info.state);
+            change_state(link.node, *record, record->info.state, effects);
         }
     }
-    claims_.end_limbo(link.node, answers);
+    claims_.end_limbo(link.node, effects.answers);
     scan_requests_.fetch_add(1);
-    return came;
 }
 
 Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
@@ -402,21 +400,18 @@ void MasterCore::ops_ack(LinkId id, uint64_t seq) {
     if (link == nullptr) {
         return;
     }
-    std::vector<AckWaits::Ready> ready;
-    {
-        const MutexLock lock(mutex_);
-        NodeRecord* record = nodes_.at(link->node);
-        if (record == nullptr || record->link_id != id) {
-            return;
-        }
-        record->applied_seq = std::max(record->applied_seq, std::min(seq, record->sent_seq));
-        push_ops_held(*record);
-        trim_held();
-        ready = ready_held(boottime_ms());
+    Effects effects;
+    MutexLock lock(mutex_);
+    NodeRecord* record = nodes_.at(link->node);
+    if (record == nullptr || record->link_id != id) {
+        return;
     }
-    for (AckWaits::Ready& one : ready) {
-        one.run();
-    }
+    record->applied_seq = std::max(record->applied_seq, std::min(seq, record->sent_seq));
+    push_ops(*record);
+    trim();
+    collect_ready(boottime_ms(), effects);
+    lock.unlock();
+    run(effects);
 }
 
 void MasterCore::copy_done(LinkId link, uint64_t copy_id, Code code) {
