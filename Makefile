@@ -106,7 +106,7 @@ build/lint/%.ok: $$(wildcard native/src/$$*/*.cpp) native/.clang-tidy
 	@touch $@
 -include $(wildcard build/lint/*.d)
 
-types: $(VENV)/.installed $(VENV)/.dev
+types: $(VENV)/.installed $(VENV)/.dev  ## mypy on the package, the benchmark and the tests
 	$(VENV)/bin/mypy
 
 native-test: $(VENV)/.installed $(VENV)/.dev  ## GoogleTest, one executable a test file; the simulation
@@ -136,7 +136,7 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PY) -m pip install --quiet -r $(VENV)/bench-requirements.txt
 	touch $@
 
-bench-programs: build/bench/limits $(VENV)/.installed
+bench-programs: build/bench/limits $(VENV)/.installed  ## the C++ programs that `make bench` runs
 	$(CMAKE) -B $(NATIVE_BUILD) >/dev/null
 	$(NINJA) -C $(NATIVE_BUILD) --quiet directory_bench
 
