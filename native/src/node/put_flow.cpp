@@ -17,7 +17,7 @@ constexpr uint64_t kReservationGraceMs = 100;  // the store is the first to say 
 // A claim's wait ran out at the master: the object is not there and nobody knows when it will be.
 Code refusal_of(Code code) { return code == Code::kDeadlineExceeded ? Code::kUnavailable : code; }
 
-bool may_end(const Owner& by, const Owner& owner) {
+bool is_writer(const Owner& by, const Owner& owner) {
     return by.slot == owner.slot && (owner.slot >= 0 || by.session == owner.session);
 }
 
@@ -164,7 +164,7 @@ PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, c
         Entry entry;
         entry.link = link;
         entry.is_copy = true;
-        entry.claim = Claim::kGranted;
+        entry.stage = PutStage::kGranted;
         entry.version = version;
         add_entry(owner, ns, row, begun, item.hash, std::move(entry));
     }
@@ -173,20 +173,29 @@ PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, c
 
 // ---- commit, publish, announce ---------------------------------------------------------------
 
-void PutFlow::set_ready(Generation generation, Entry& entry, std::vector<Ready>* ready) {
-    entry.step = Step::kPublishing;
-    ++publishing_[entry.hash];
-    ready->push_back({generation, entry.owner, entry.data_crc, entry.version});
+void PutFlow::advance(Entries::iterator at, PutEvent event, std::vector<Ready>* ready,
+                      std::vector<Ending>* endings) {
+    Entry& entry = at->second;
+    const PutStage next = next_stage(entry.stage, event);
+    if (next == PutStage::kEnded) {
+        endings->push_back(take(at, entry.refusal));
+        return;
+    }
+    if (next == PutStage::kPublishing && entry.stage != next) {
+        ++publishing_[entry.hash];
+        ready->push_back({at->first, entry.owner, entry.data_crc, entry.version});
+    }
+    entry.stage = next;
 }
 
-std::pair<Generation, PutFlow::Entry> PutFlow::take(Entries::iterator at) {
-    if (at->second.step != Step::kOpen) {
+PutFlow::Ending PutFlow::take(Entries::iterator at, Code reason) {
+    if (at->second.stage >= PutStage::kPublishing) {
         const auto count = publishing_.find(at->second.hash);
         if (--count->second == 0) {
             publishing_.erase(count);
         }
     }
-    std::pair<Generation, Entry> taken(at->first, std::move(at->second));
+    Ending taken{at->first, std::move(at->second), reason};
     entries_.erase(at);
     return taken;
 }
@@ -194,38 +203,31 @@ std::pair<Generation, PutFlow::Entry> PutFlow::take(Entries::iterator at) {
 void PutFlow::commit(const Owner& owner, std::span<const Committed> rows, uint32_t timeout_ms,
                      const std::shared_ptr<PutReply>& reply) {
     std::vector<Ready> ready;
-    std::vector<std::pair<Committed, Code>> over;
-    Ended refused;
+    std::vector<std::pair<Committed, Code>> wrong;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         const uint64_t deadline_ms = boottime_ms() + wait_ms(timeout_ms);
         for (const Committed& row : rows) {
             const auto at = entries_.find(row.generation);
-            if (at == entries_.end() || !may_end(owner, at->second.owner)) {
-                over.emplace_back(row, Code::kExpired);
+            if (at == entries_.end() || !is_writer(owner, at->second.owner)) {
+                wrong.emplace_back(row, Code::kExpired);
                 continue;
             }
             Entry& entry = at->second;
-            if (entry.committed) {
-                over.emplace_back(row, Code::kInvalidArgument);
+            if (entry.reply != nullptr) {
+                wrong.emplace_back(row, Code::kInvalidArgument);
                 continue;
             }
-            entry.committed = true;
             entry.data_crc = row.data_crc;
             entry.reply = reply;
             entry.row = row.row;
             entry.deadline_ms = deadline_ms;
-            if (entry.claim == Claim::kRefused) {
-                refused.push_back(take(at));
-                continue;
-            }
             timeouts_.emplace(deadline_ms, row.generation);
-            if (entry.claim == Claim::kGranted) {
-                set_ready(row.generation, entry, &ready);
-            }
+            advance(at, PutEvent::kCommitted, &ready, &endings);
         }
     }
-    for (const auto& [row, code] : over) {
+    for (const auto& [row, code] : wrong) {
         if (code == Code::kExpired) {
             // To commit is to have stopped copying: the quarantined block is free again.
             static_cast<void>(store_.abort(owner, row.generation));
@@ -233,21 +235,22 @@ void PutFlow::commit(const Owner& owner, std::span<const Committed> rows, uint32
         metrics_.puts_failed.add();
         reply->finish(row.row, code);
     }
-    free_blocks(refused, Code::kOk);
+    end(endings);
     publish(ready);
 }
 
 void PutFlow::on_claims(uint64_t link, std::span<const ClaimAnswer> results) {
     std::vector<Ready> ready;
     std::vector<uint64_t> unused;
-    Ended refused;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         const uint64_t now = boottime_us();
         for (const ClaimAnswer& result : results) {
             const auto at = entries_.find(result.claim_id);
             if (at == entries_.end() || at->second.link != link ||
-                at->second.claim != Claim::kPending) {
+                (at->second.stage != PutStage::kClaiming &&
+                 at->second.stage != PutStage::kFilled)) {
                 if (result.code == Code::kOk) {
                     unused.push_back(result.claim_id);
                 }
@@ -258,25 +261,19 @@ void PutFlow::on_claims(uint64_t link, std::span<const ClaimAnswer> results) {
             const bool is_refused = KV_GUARD("claim", result.code != Code::kOk);
             if (!is_refused && result.version != 0) {
                 fault_point("claim_granted");
-                entry.claim = Claim::kGranted;
                 entry.version = result.version;
-                if (entry.committed) {
-                    set_ready(result.claim_id, entry, &ready);
-                }
+                advance(at, PutEvent::kGranted, &ready, &endings);
                 continue;
             }
-            entry.claim = Claim::kRefused;
             entry.refusal =
                 result.code == Code::kOk ? Code::kProtocolError : refusal_of(result.code);
-            if (entry.committed) {
-                refused.push_back(take(at));
-            }
+            advance(at, PutEvent::kRefused, &ready, &endings);
         }
     }
     if (!unused.empty()) {
         link_.abandon(link, unused);
     }
-    free_blocks(refused, Code::kOk);
+    end(endings);
     publish(ready);
 }
 
@@ -308,8 +305,8 @@ void PutFlow::announce(std::span<const Ready> ready,
         std::vector<AnnounceItem> items;
     };
     std::vector<Group> groups;
-    std::vector<std::pair<Ended, Code>> refused;
-    Ended lost;
+    std::vector<Ending> refused;
+    std::vector<Ending> lost;
     std::vector<std::tuple<NamespaceRef, Hash128, Version>> newer;  // than what NVMe may have
     {
         const MutexLock lock(mutex_);
@@ -319,15 +316,15 @@ void PutFlow::announce(std::span<const Ready> ready,
             KV_ASSERT(at != entries_.end());  // nobody takes out what is being published
             Entry& entry = at->second;
             if (results[i].code != Code::kOk) {
-                refused.emplace_back().first.push_back(take(at));
-                refused.back().second = results[i].code;
+                const bool unknown = results[i].code == Code::kInvalidArgument;
+                refused.push_back(take(at, unknown ? Code::kExpired : results[i].code));
                 continue;
             }
             if (tier_ != nullptr) {
                 newer.emplace_back(entry.ns, entry.hash, entry.version);
             }
             wishes_.note(entry.version, entry.replicas);
-            entry.step = Step::kAnnouncing;
+            entry.stage = next_stage(entry.stage, PutEvent::kPublished);
             entry.announced_us = now;
             if (groups.empty() || groups.back().link != entry.link ||
                 groups.back().ns != entry.ns) {
@@ -341,9 +338,7 @@ void PutFlow::announce(std::span<const Ready> ready,
     for (const auto& [ns, hash, version] : newer) {
         tier_->supersede(ns, hash, version);
     }
-    for (const auto& [ended, code] : refused) {
-        free_blocks(ended, code == Code::kInvalidArgument ? Code::kExpired : code);
-    }
+    end(refused);
     for (Group& group : groups) {
         std::vector<Generation> generations;
         for (const AnnounceItem& item : group.items) {
@@ -355,36 +350,30 @@ void PutFlow::announce(std::span<const Ready> ready,
         const MutexLock lock(mutex_);
         for (const Generation generation : generations) {
             if (const auto at = entries_.find(generation); at != entries_.end()) {
-                lost.push_back(take(at));
+                lost.push_back(take(at, Code::kUnavailable));
             }
         }
     }
-    take_back(lost, Code::kUnavailable);
+    end(lost);
 }
 
 void PutFlow::on_announced(std::span<const AnnounceResult> results) {
     fault_point("announced");
-    std::vector<std::pair<Ended, Code>> ended;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         for (const AnnounceResult& result : results) {
             const auto at = entries_.find(result.item->ticket);
-            if (at != entries_.end() && at->second.step == Step::kAnnouncing) {
-                ended.emplace_back().first.push_back(take(at));
-                ended.back().second = result.code;
+            if (at != entries_.end() && at->second.stage == PutStage::kAnnouncing) {
+                endings.push_back(take(at, result.code));
             }
         }
     }
     const uint64_t now = boottime_us();
-    for (const auto& [one, code] : ended) {
-        const Entry& entry = one.front().second;
-        metrics_.announce_us.record(now - entry.announced_us);
-        if (code != Code::kOk) {
-            take_back(one, code);
-        } else {
-            finish(entry, Code::kOk);
-        }
+    for (const Ending& one : endings) {
+        metrics_.announce_us.record(now - one.entry.announced_us);
     }
+    end(endings);
 }
 
 // ---- ends ------------------------------------------------------------------------------------
@@ -406,118 +395,107 @@ void PutFlow::finish(const Entry& entry, Code code) {
     }
 }
 
-// The writer has committed, so its copies have stopped. kOk: what the claim was refused with.
-void PutFlow::free_blocks(const Ended& ended, Code code) {
-    for (const auto& [generation, entry] : ended) {
-        // Unknown where the store has freed it while refusing to publish.
-        static_cast<void>(store_.abort(entry.owner, generation));
+void PutFlow::end(std::span<const Ending> endings) {
+    for (const Ending& ending : endings) {
+        if (ending.reason != Code::kOk) {
+            release(ending);
+        }
     }
-    if (code != Code::kOk) {
-        abandon(ended);
-    }
-    for (const auto& [generation, entry] : ended) {
-        finish(entry, code == Code::kOk ? entry.refusal : code);
+    abandon(endings);
+    for (const Ending& ending : endings) {
+        if (ending.entry.reply != nullptr) {
+            finish(ending.entry, ending.reason);
+        }
     }
 }
 
-void PutFlow::take_back(const Ended& ended, Code code) {
-    for (const auto& [generation, entry] : ended) {
-        if (store_.unpublish(generation) == Code::kOk) {
+// A writer that has not committed may still be copying: its block stays a reservation, which the
+// store ends.
+void PutFlow::release(const Ending& ending) {
+    const Entry& entry = ending.entry;
+    if (entry.stage == PutStage::kAnnouncing) {
+        if (store_.unpublish(ending.generation) == Code::kOk) {
             // The master may have heard of it; on a lost link this says nothing.
             link_.withdraw(link_namespace(*entry.ns),
                            {{entry.key, entry.version, MissReason::kAbsent}});
         }
         wishes_.forget(entry.version);
-    }
-    abandon(ended);
-    for (const auto& [generation, entry] : ended) {
-        finish(entry, code);
+    } else if (entry.reply != nullptr) {
+        // Unknown where the store has freed it while refusing to publish.
+        static_cast<void>(store_.abort(entry.owner, ending.generation));
     }
 }
 
-void PutFlow::abandon(const Ended& ended) {
+// Tells the master which claims will not be used: all but those that were, or that it refused.
+void PutFlow::abandon(std::span<const Ending> endings) {
     std::vector<uint64_t> ids;
-    for (size_t i = 0; i < ended.size(); ++i) {
-        ids.push_back(ended[i].first);
-        if (i + 1 == ended.size() || ended[i + 1].second.link != ended[i].second.link) {
-            link_.abandon(ended[i].second.link, ids);
+    for (size_t i = 0; i < endings.size(); ++i) {
+        const Ending& ending = endings[i];
+        const uint64_t link = ending.entry.link;
+        if (ending.reason != Code::kOk && ending.entry.refusal == Code::kOk) {
+            ids.push_back(ending.generation);
+        }
+        if (!ids.empty() && (i + 1 == endings.size() || endings[i + 1].entry.link != link)) {
+            link_.abandon(link, ids);
             ids.clear();
         }
     }
 }
 
 Code PutFlow::abort(const Owner& owner, Generation generation) {
-    Ended ended;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         const auto at = entries_.find(generation);
         if (at != entries_.end()) {
-            if (!may_end(owner, at->second.owner) || at->second.step != Step::kOpen) {
-                return Code::kInvalidArgument;
+            if (!is_writer(owner, at->second.owner) || at->second.stage >= PutStage::kPublishing) {
+                return Code::kInvalidArgument;  // published: to remove it takes a remove
             }
-            ended.push_back(take(at));
+            endings.push_back(take(at, Code::kUnavailable));
         }
     }
     const Code code = store_.abort(owner, generation);
-    abandon(ended);
-    for (const auto& [taken, entry] : ended) {
-        if (entry.committed) {
-            finish(entry, Code::kUnavailable);
-        }
-    }
+    end(endings);
     return code;
 }
 
 void PutFlow::on_link_down(uint64_t link) {
-    Ended committed;
-    Ended published;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         for (auto at = entries_.begin(); at != entries_.end();) {
             const auto here = at++;
-            Entry& entry = here->second;
-            if (entry.link != link) {
-                continue;
-            }
-            if (entry.step == Step::kAnnouncing) {
-                published.push_back(take(here));
-            } else if (entry.step == Step::kPublishing) {
-                continue;  // its announce will find the link gone
-            } else if (entry.committed) {
-                committed.push_back(take(here));
-            } else {
-                entry.claim = Claim::kRefused;
-                entry.refusal = Code::kUnavailable;
+            if (here->second.link == link && may_end(here->second.stage)) {
+                here->second.refusal = Code::kUnavailable;
+                advance(here, PutEvent::kLinkLost, nullptr, &endings);
             }
         }
     }
-    if (KV_GUARD("take-back", true)) {
-        take_back(published, Code::kUnavailable);
+    if (!KV_GUARD("take-back", true)) {
+        std::erase_if(endings, [](const Ending& ending) {
+            return ending.entry.stage == PutStage::kAnnouncing;
+        });
     }
-    free_blocks(committed, Code::kUnavailable);
+    end(endings);
 }
 
 void PutFlow::on_session_closed(uint64_t session) {
-    Ended writing;
-    Ended committed;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         for (auto at = entries_.begin(); at != entries_.end();) {
             const auto here = at++;
             const Entry& entry = here->second;
-            if (entry.owner.session == session && entry.step == Step::kOpen) {
-                (entry.committed ? committed : writing).push_back(take(here));
+            if (entry.owner.session == session && entry.stage < PutStage::kPublishing) {
+                endings.push_back(take(here, Code::kClosed));
             }
         }
     }
-    abandon(writing);
-    free_blocks(committed, Code::kClosed);
+    end(endings);
 }
 
 void PutFlow::tick() {
-    Ended writing;
-    Ended committed;
-    Ended published;
+    std::vector<Ending> endings;
     {
         const MutexLock lock(mutex_);
         const uint64_t now = boottime_ms();
@@ -528,20 +506,15 @@ void PutFlow::tick() {
             if (at == entries_.end() || at->second.deadline_ms > now) {
                 continue;  // a later timeout of it is queued
             }
-            Entry& entry = at->second;
-            if (entry.step == Step::kAnnouncing) {
-                published.push_back(take(at));
-            } else if (entry.step == Step::kPublishing) {
-                entry.deadline_ms = now + kRetryMs;
-                timeouts_.emplace(entry.deadline_ms, generation);
+            if (may_end(at->second.stage)) {
+                endings.push_back(take(at, Code::kUnavailable));
             } else {
-                (entry.committed ? committed : writing).push_back(take(at));
+                at->second.deadline_ms = now + kRetryMs;
+                timeouts_.emplace(at->second.deadline_ms, generation);
             }
         }
     }
-    abandon(writing);
-    free_blocks(committed, Code::kUnavailable);
-    take_back(published, Code::kUnavailable);
+    end(endings);
 }
 
 size_t PutFlow::under_way() const {

@@ -24,6 +24,7 @@
 #include "node/master_link.h"
 #include "node/node_metrics.h"
 #include "node/nvme_tier.h"
+#include "node/put_stage.h"
 #include "node/replica_wishes.h"
 #include "store/block_store.h"
 
@@ -100,8 +101,6 @@ class PutFlow {
     size_t under_way() const;
 
   private:
-    enum class Claim : uint8_t { kPending, kGranted, kRefused };
-    enum class Step : uint8_t { kOpen, kPublishing, kAnnouncing };
     struct Entry {
         Owner owner;
         NamespaceRef ns;
@@ -112,21 +111,23 @@ class PutFlow {
         uint8_t replicas = 1;
         uint32_t ttl_ms = 0;
         uint64_t link = 0;
-        Claim claim = Claim::kPending;
-        Step step = Step::kOpen;
-        Code refusal = Code::kOk;
+        PutStage stage = PutStage::kClaiming;
+        Code refusal = Code::kOk;  // at kRefused: what the writer will be told
         Version version = 0;
-        bool committed = false;
         bool is_copy = false;
         uint32_t data_crc = 0;
-        std::shared_ptr<PutReply> reply;
+        std::shared_ptr<PutReply> reply;  // null until the writer has committed
         size_t row = 0;
         uint64_t deadline_ms = 0;
         uint64_t started_us = 0;
         uint64_t announced_us = 0;
     };
     using Entries = std::unordered_map<Generation, Entry>;
-    using Ended = std::vector<std::pair<Generation, Entry>>;
+    struct Ending {
+        Generation generation = 0;
+        Entry entry;
+        Code reason{};  // what the writer is told, if it has committed
+    };
     struct Ready {
         Generation generation = 0;
         Owner owner;
@@ -141,16 +142,18 @@ class PutFlow {
     BlockStore::ReserveItem reserve_item(const NamespaceRef& ns, const Row& row) const;
     void add_entry(const Owner& owner, const NamespaceRef& ns, const Row& row, const Begun& begun,
                    const Hash128& hash, Entry entry);
-    void set_ready(Generation generation, Entry& entry, std::vector<Ready>* ready)
-        KV_REQUIRES(mutex_);
-    std::pair<Generation, Entry> take(Entries::iterator at) KV_REQUIRES(mutex_);
+    // What follows from an event is added to `ready` or `endings`, to be done without the mutex.
+    void advance(Entries::iterator at, PutEvent event, std::vector<Ready>* ready,
+                 std::vector<Ending>* endings) KV_REQUIRES(mutex_);
+    Ending take(Entries::iterator at, Code reason) KV_REQUIRES(mutex_);
 
     // Without the mutex, since they call the store and the link.
     void publish(std::span<const Ready> ready);
     void announce(std::span<const Ready> ready, std::span<const BlockStore::Published> results);
-    void free_blocks(const Ended& ended, Code code);  // committed, not published
-    void take_back(const Ended& ended, Code code);    // published, not acknowledged
-    void abandon(const Ended& ended);
+    // Leaves nothing of a write that did not succeed, at whatever stage it was.
+    void end(std::span<const Ending> endings);
+    void release(const Ending& ending);
+    void abandon(std::span<const Ending> endings);
     void finish(const Entry& entry, Code code);
 
     const Options options_;  // but for the next one

@@ -1,0 +1,55 @@
+// Where one write stands on its node, and what moves it on.
+//
+//               committed    granted      refused   published    link lost
+//   kClaiming   kFilled      kGranted     kRefused  -            kRefused
+//   kGranted    kPublishing  -            -         -            kRefused
+//   kRefused    kEnded       -            -         -            -
+//   kFilled     -            kPublishing  kEnded    -            kEnded
+//   kPublishing -            -            -         kAnnouncing  -
+//   kAnnouncing -            -            -         -            kEnded
+//
+// A dash: the event changes nothing. A write that is being published is in the store's hands: it
+// does not notice that the link is lost before its announce does. For the same reason an abort, a
+// closed connection and the deadline end a write at every stage but that one.
+#pragma once
+
+#include <cstdint>
+
+namespace kvstore {
+
+enum class PutStage : uint8_t {
+    kClaiming,    // the writer is copying, the master has not answered the claim
+    kGranted,     // the writer is copying, the key is its own
+    kRefused,     // the writer is copying, in vain: its block is freed when it has stopped
+    kFilled,      // the bytes are there, the master has not answered the claim
+    kPublishing,  // the store makes it readable here
+    kAnnouncing,  // readable here; the master has not acknowledged it
+    kEnded,
+};
+enum class PutEvent : uint8_t { kCommitted, kGranted, kRefused, kPublished, kLinkLost };
+
+constexpr PutStage next_stage(PutStage stage, PutEvent event) {
+    using enum PutStage;
+    switch (event) {
+        case PutEvent::kCommitted:
+            return stage == kClaiming  ? kFilled
+                   : stage == kGranted ? kPublishing
+                   : stage == kRefused ? kEnded
+                                       : stage;
+        case PutEvent::kGranted:
+            return stage == kClaiming ? kGranted : stage == kFilled ? kPublishing : stage;
+        case PutEvent::kRefused:
+            return stage == kClaiming ? kRefused : stage == kFilled ? kEnded : stage;
+        case PutEvent::kPublished:
+            return stage == kPublishing ? kAnnouncing : stage;
+        case PutEvent::kLinkLost:
+            return stage == kClaiming || stage == kGranted    ? kRefused
+                   : stage == kFilled || stage == kAnnouncing ? kEnded
+                                                              : stage;
+    }
+    return stage;
+}
+
+constexpr bool may_end(PutStage stage) { return stage != PutStage::kPublishing; }
+
+}  // namespace kvstore
