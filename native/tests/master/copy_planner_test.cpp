@@ -70,9 +70,9 @@ class CopyPlannerTest : public testing::Test {
 TEST_F(CopyPlannerTest, AnOrderNamesTheObjectItsSourceAndAnotherNode) {
     const CopyPlanner::Dispatch given = order("k");
     EXPECT_EQ(given.source, 0);
-    EXPECT_EQ(given.order.tenant, "tenant");
-    EXPECT_EQ(given.order.ns, "space");
-    EXPECT_EQ(given.order.epoch, epoch().epoch);
+    EXPECT_EQ(given.order.ns.tenant, "tenant");
+    EXPECT_EQ(given.order.ns.ns, "space");
+    EXPECT_EQ(given.order.ns.epoch, epoch().epoch);
     EXPECT_EQ(given.order.key, "k");
     EXPECT_EQ(given.order.version, version_);
     EXPECT_NE(target_of(given), 0);
