@@ -89,7 +89,8 @@ test: $(VENV)/.installed lint types native-test python-test  ## lint, types, nat
 lint: $(VENV)/.dev  ## formats, ruff, clang-tidy, and clang's analysis of which mutex guards what
 	$(VENV)/bin/ruff check $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --check $(PYTHON_SOURCES)
-	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) bench/limits.cpp
+	@echo "clang-format, $(words $(CXX_SOURCES)) files"
+	@$(VENV)/bin/clang-format --dry-run --Werror $(CXX_SOURCES) bench/limits.cpp
 	@$(MAKE) --no-print-directory -j "$$(nproc)" $(LINTED_ROOMS)
 
 # A room at a time, its sources in one translation unit: clang reads the same headers once. What the

@@ -11,8 +11,8 @@
 //
 // Nothing throws. After a failed write the log is read-only; after repeated failed reads, or when
 // its folder is gone, it is off; error() says why. It stays so until it is opened again.
-// Thread-safe. Callbacks run on the log's own threads without its mutex, unless said otherwise; they
-// may call it, but not destroy it.
+// Thread-safe. Callbacks run on the log's own threads without its mutex, unless said otherwise;
+// they may call it, but not destroy it.
 #pragma once
 
 #include <array>
