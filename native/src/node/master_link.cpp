@@ -9,6 +9,7 @@
 #include "net/channel.h"
 #include "net/event_server.h"
 #include "node/announce_stream.h"
+#include "node/claim_columns.h"
 #include "node/connection_state.h"
 
 namespace kvstore {
@@ -206,31 +207,7 @@ void MasterLink::Impl::send_stream() {
 
 bool MasterLink::claim(uint64_t link, const LinkNamespace& ns, std::span<const ClaimItem> items,
                        uint32_t timeout_ms) {
-    std::vector<uint64_t> ids;
-    std::vector<std::string_view> keys;
-    std::vector<uint64_t> sizes;
-    std::vector<uint8_t> flags;
-    std::vector<uint8_t> pins;
-    std::vector<uint8_t> replicas;
-    for (const ClaimItem& item : items) {
-        ids.push_back(item.claim_id);
-        keys.push_back(item.key);
-        sizes.push_back(item.size_bytes);
-        flags.push_back(item.upsert ? kPutUpsert : 0);
-        pins.push_back(static_cast<uint8_t>(item.pin));
-        replicas.push_back(item.replicas);
-    }
-    Claim message;
-    message.tenant = ns.tenant;
-    message.ns = ns.ns;
-    message.epoch = ns.epoch;
-    message.claim_ids = ids;
-    message.keys = keys;
-    message.sizes = sizes;
-    message.flags = flags;
-    message.pins = pins;
-    message.replicas = replicas;
-    message.timeout_ms = timeout_ms;
+    const ClaimColumns columns(items);
     std::shared_ptr<ConnectionRef> to;
     {
         const MutexLock lock(impl_->mutex);
@@ -239,7 +216,7 @@ bool MasterLink::claim(uint64_t link, const LinkNamespace& ns, std::span<const C
         }
         to = impl_->ref;
     }
-    return to->send_message(message, 0);
+    return to->send_message(columns.message(ns, timeout_ms), 0);
 }
 
 void MasterLink::abandon(uint64_t link, std::span<const uint64_t> claim_ids) {
