@@ -77,11 +77,11 @@ NVME_ROWS = (
     Gauge(
         "kvstore_nvme_failed", "failed", "1 when the NVMe tier is read-only or off: alert on it."
     ),
-    Gauge("kvstore_nvme_capacity_bytes", "capacity_bytes", "Size of all NVMe segment files."),
+    Gauge("kvstore_nvme_capacity_bytes", "capacity_bytes", "Size of all NVMe log files."),
     Gauge("kvstore_nvme_object_bytes", "object_bytes", "Bytes of objects on NVMe."),
     Gauge("kvstore_nvme_objects", "objects", "Objects on NVMe, including those also in DRAM."),
     Gauge("kvstore_nvme_index_bytes", "index_bytes", "Memory of the NVMe index."),
-    Gauge("kvstore_nvme_free_segments", "free_segments", "NVMe segment files without objects."),
+    Gauge("kvstore_nvme_free_segments", "free_segments", "NVMe log files without objects."),
     Gauge(
         "kvstore_nvme_snapshot_left_objects",
         "snapshot_left",
@@ -120,7 +120,7 @@ NVME_ROWS = (
     ),
     Counter("kvstore_nvme_dropped_objects_total", "dropped_objects", "Objects dropped from NVMe."),
     Counter(
-        "kvstore_nvme_reclaimed_segments_total", "segments_reclaimed", "NVMe segments reclaimed."
+        "kvstore_nvme_reclaimed_segments_total", "segments_reclaimed", "NVMe log files reclaimed."
     ),
     Counter("kvstore_nvme_checksum_errors_total", "checksum_errors", "Damaged objects found."),
     Counter("kvstore_nvme_io_errors_total", "io_errors", "Failed disk calls."),

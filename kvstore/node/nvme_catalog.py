@@ -1,12 +1,12 @@
-"""The NVMe tier's checkpoint: one manifest per sealed segment, in LMDB.
+"""The NVMe tier's checkpoint: one manifest per sealed log file, in LMDB.
 
-It caches information that is also in the segment files. A missing or damaged row costs the next
-start a scan of that segment, never an object: a failing write is therefore only reported, and an
+It caches information that is also in the log files. A missing or damaged row costs the next
+start a scan of that file, never an object: a failing write is therefore only reported, and an
 unreadable database is recreated. LMDB has no checksums, and reading damaged pages may crash the
 process: a file that is shorter than its header claims is discarded, and so is one whose last read
 did not complete (see `read`).
 
-Keys are segment sequence numbers (8 bytes, big-endian): LMDB's limit of 511 bytes
+Keys are sequence numbers of log files (8 bytes, big-endian): LMDB's limit of 511 bytes
 per key does not apply to object keys, which are inside the rows.
 """
 
@@ -118,7 +118,7 @@ class NvmeCatalog:
             raise VersionMismatchError(
                 f"NVMe catalog {self._directory} has format {version}, this kvstore supports "
                 f"{FORMAT_VERSION}: start the version that wrote it, or delete the folder "
-                "(the next start then scans the segments)"
+                "(the next start then scans the log files)"
             )
 
     def _write(self, step: Callable[[lmdb.Transaction], T]) -> T:
@@ -139,10 +139,10 @@ class NvmeCatalog:
                 raise IoError(f"NVMe catalog {self._directory}: {error}") from error
 
     def save(self, seq: int, manifest: bytes) -> None:
-        """Write a segment's manifest; durable when it returns.
+        """Write a log file's manifest; durable when it returns.
 
         Args:
-            seq: the segment's sequence number, 1 to 2**64 - 1.
+            seq: the log file's sequence number, 1 to 2**64 - 1.
             manifest: the native side's bytes, which carry a checksum.
 
         Raises:
@@ -152,7 +152,7 @@ class NvmeCatalog:
         self._write(lambda txn: txn.put(key, manifest, db=self._tables["manifests"]))
 
     def load(self, seq: int) -> bytes | None:
-        """Return the manifest of a segment; None when there is none.
+        """Return the manifest of a log file; None when there is none.
 
         Raises:
             IoError: The database failed.
@@ -160,7 +160,7 @@ class NvmeCatalog:
         return self._read(lambda txn: _copied(txn.get(_key(seq), db=self._tables["manifests"])))
 
     def drop(self, seq: int) -> None:
-        """Delete a segment's manifest, if there is one.
+        """Delete a log file's manifest, if there is one.
 
         Raises:
             IoError: The database failed.
@@ -206,7 +206,7 @@ class NvmeCatalog:
 
 def _key(seq: int) -> bytes:
     if not 0 < seq <= _MAX_SEQ:
-        raise IoError(f"{seq} is not a segment number")
+        raise IoError(f"{seq} is not the number of a log file")
     return seq.to_bytes(8, "big")
 
 

@@ -13,6 +13,10 @@ constexpr uint64_t kSlackNs =
     100 * kMs;  // a call may need this much to notice that its time is over
 
 std::string show(const KeyName& name) { return name.ns + "/" + name.key; }
+std::string show(const Removal& removal) {
+    return std::string(removal.is_flush ? "flush " : "remove ") + std::to_string(removal.id) +
+           " of " + show(removal.name);
+}
 std::string hex(uint64_t number) {
     char text[32];
     snprintf(text, sizeof text, "%" PRIx64, number);
@@ -349,37 +353,56 @@ void Checker::end_removal(size_t id, Code code, const std::vector<std::string>& 
     }
     const OpKind kind = removal.is_flush ? OpKind::kFlush : OpKind::kRemove;
     const auto op = logged_since(name, kind, removal.begun.at_ns);
-    // Partial without one: nothing was recorded; an earlier operation is not done yet.
-    if (!op && (code == Code::kOk || (!logged_since(name, kind, 0) &&
-                                      !logged_since({name.ns, ""}, OpKind::kFlush, 0)))) {
-        fail("durable before the answer", std::string(what) + " " + std::to_string(id) + " of " +
-                                              show(name) + " is not in the journal");
+    check_durable_before_the_answer(removal, op);
+    if (op) {
+        note_answered(removal, *op);
     }
-    if (op && removal.is_flush) {
-        auto& answered = flushed_answered_[name.ns];
-        answered = std::max(answered, static_cast<uint32_t>(op->arg));
-        if (code == Code::kOk) {
-            auto& ok = flushed_ok_[name.ns];
-            ok = std::max(ok, static_cast<uint32_t>(op->arg));
+    check_holders_are_named(removal, op);
+    sample();
+}
+
+void Checker::check_durable_before_the_answer(const Removal& removal,
+                                              const std::optional<LoggedOp>& op) {
+    const OpKind kind = removal.is_flush ? OpKind::kFlush : OpKind::kRemove;
+    const KeyName& name = removal.name;
+    // Partial without one: nothing was recorded; an earlier operation is not done yet.
+    if (!op && (removal.code == Code::kOk || (!logged_since(name, kind, 0) &&
+                                              !logged_since({name.ns, ""}, OpKind::kFlush, 0)))) {
+        fail("durable before the answer", show(removal) + " is not in the journal");
+    }
+}
+
+void Checker::note_answered(const Removal& removal, const LoggedOp& op) {
+    const bool is_ok = removal.code == Code::kOk;
+    if (removal.is_flush) {
+        auto& answered = flushed_answered_[removal.name.ns];
+        answered = std::max(answered, static_cast<uint32_t>(op.arg));
+        if (is_ok) {
+            auto& ok = flushed_ok_[removal.name.ns];
+            ok = std::max(ok, static_cast<uint32_t>(op.arg));
         }
-    } else if (op && op->epoch >= tombstones_[name].epoch) {
-        Tombstone& tombstone = tombstones_[name];
-        if (op->epoch > tombstone.epoch) {
+    } else if (op.epoch >= tombstones_[removal.name].epoch) {
+        Tombstone& tombstone = tombstones_[removal.name];
+        if (op.epoch > tombstone.epoch) {
             tombstone = {};
         }
-        tombstone.epoch = op->epoch;
-        tombstone.answered = std::max(tombstone.answered, op->version);
-        if (code == Code::kOk) {
-            tombstone.ok = std::max(tombstone.ok, op->version);
+        tombstone.epoch = op.epoch;
+        tombstone.answered = std::max(tombstone.answered, op.version);
+        if (is_ok) {
+            tombstone.ok = std::max(tombstone.ok, op.version);
         }
     }
-    if (code == Code::kPartial && unreached.empty()) {
-        fail("Partial", std::string(what) + " " + std::to_string(id) + " names nobody");
+}
+
+// Whoever still holds something of it, or of what was ended before, has to be named. Where others
+// were in progress at the same time the operation may be theirs.
+void Checker::check_holders_are_named(const Removal& removal, const std::optional<LoggedOp>& op) {
+    const KeyName& name = removal.name;
+    if (removal.code == Code::kPartial && removal.unreached.empty()) {
+        fail("Partial", show(removal) + " names nobody");
     }
-    // Whoever still holds something of it, or of what was ended before, has to be named. Where
-    // others were under way at the same time the operation may be theirs.
     const bool alone = std::none_of(removals_.begin(), removals_.end(), [&](const Removal& other) {
-        return other.id != id && other.name == name &&
+        return other.id != removal.id && other.name == name &&
                (!other.ended || other.ended_ns >= removal.begun.at_ns);
     });
     for (const Held& held : stores(nullptr)) {
@@ -390,13 +413,12 @@ void Checker::end_removal(size_t id, Code code, const std::vector<std::string>& 
                               : held.epoch == op->epoch && held.version <= op->version);
         if (concerned && (by_it || is_ended(held, removal.begun.at_ns)) &&
             !removal.unreached.contains(held.node)) {
-            fail(code == Code::kOk ? "never comes back" : "Partial",
-                 std::string(what) + " " + std::to_string(id) + " of " + show(name) +
-                     " does not name " + held.node + ", which holds " + show(held.name) +
-                     " version " + hex(held.version) + " of epoch " + std::to_string(held.epoch));
+            fail(removal.code == Code::kOk ? "never comes back" : "Partial",
+                 show(removal) + " does not name " + held.node + ", which holds " +
+                     show(held.name) + " version " + hex(held.version) + " of epoch " +
+                     std::to_string(held.epoch));
         }
     }
-    sample();
 }
 
 // ---- state -----------------------------------------------------------------------------------

@@ -141,6 +141,10 @@ class Checker {
     std::optional<LoggedOp> logged_since(const KeyName& name, OpKind kind, uint64_t since_ns) const;
     // Whether an operation that became durable before this time covers what the node holds.
     bool is_ended(const Held& held, uint64_t before_ns) const;
+    // Of a removal that has just been answered; `op` is its operation, if it logged one.
+    void check_durable_before_the_answer(const Removal& removal, const std::optional<LoggedOp>& op);
+    void check_holders_are_named(const Removal& removal, const std::optional<LoggedOp>& op);
+    void note_answered(const Removal& removal, const LoggedOp& op);
     uint64_t& removal_count(const std::string& ns, const std::string& key);
 
     Cluster& cluster_;

@@ -13,7 +13,7 @@
 #include "net/event_server.h"
 #include "node/connection_state.h"
 #include "node/master_link.h"
-#include "node/node_core.h"
+#include "node/node_options.h"
 #include "node/node_metrics.h"
 #include "node/node_namespaces.h"
 #include "node/peer_copier.h"

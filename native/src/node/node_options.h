@@ -1,0 +1,103 @@
+// What a node is created with, and what it tells of itself.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/histogram.h"
+#include "base/limits.h"
+#include "base/status.h"
+#include "net/event_server.h"
+#include "node/master_link.h"
+#include "node/nvme_tier.h"
+#include "store/block_store.h"
+
+namespace kvstore {
+
+// What may change while the node serves.
+struct NodeTunables {
+    uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
+    uint32_t reservation_ms = limits::kReservationMs;
+    std::vector<std::string> shm_tenants = {"default"};  // who may map the segment
+    NvmeTierTunables nvme;
+};
+
+struct NodeOptions : NodeTunables {
+    // Identity; the node id names the node in the cluster, the epoch is this incarnation.
+    std::string cluster_id;  // expected of the master; empty accepts any
+    std::string node_id;
+    uint32_t node_epoch = 1;
+    uint64_t session_id =
+        0;  // from the registration; the link and the heartbeats carry the same one
+    HashSecret hash_secret{};  // the cluster's, from the registration
+
+    // Where it listens. Either may be empty; port 0 is chosen by the system.
+    std::string tcp_endpoint;   // "tcp://host:port"
+    std::string unix_endpoint;  // "unix:///path" or "unix:@name"
+
+    // Where its master is: tried in order. Empty keeps the link down until set_session().
+    std::vector<std::string> master_endpoints;
+    std::string principal;  // how the node presents itself to the master and to its peers
+    std::string token;      // that principal's secret; empty: no authentication
+    std::vector<Principal> principals;  // who may connect; empty: no authentication
+
+    // Memory.
+    uint64_t segment_bytes = 0;
+    uint32_t index_entries = 0;    // 0: from the segment's size
+    uint64_t lease_cap_bytes = 0;  // leased bytes of one tenant; 0: half
+
+    // The tier below. Empty: none.
+    std::string nvme_dir;
+    uint64_t nvme_bytes = 0;
+    bool discard_foreign_nvme = false;
+    NvmeCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
+    std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
+
+    uint32_t server_threads = 2;
+    uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
+    uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
+    std::function<void(Code, std::string_view)> log;  // refused peers and errors; any thread
+};
+
+struct NodeEndpoints {
+    std::string tcp;  // with the chosen port; empty when not listening
+    std::string unix_socket;
+};
+
+// Everything the node counts. Each number is exact; they are not of one instant.
+struct NodeStats {
+    LinkState link = LinkState::kDown;
+    std::string link_error;  // of the last attempt to connect or the last loss; for people
+    uint64_t link_losses = 0;
+    uint64_t applied_seq = 0;    // last operation of the master that was applied here
+    std::string prefault_error;  // why no more memory will be ready; empty: all is well
+    BlockStore::Stats store;
+    NvmeTierStats nvme;
+    uint64_t puts_under_way = 0;
+    uint64_t hits = 0;
+    std::array<uint64_t, kMissReasonCount> misses{};
+    uint64_t puts_ok = 0;
+    uint64_t puts_exist = 0;
+    uint64_t puts_failed = 0;
+    uint64_t put_bytes_shm = 0;  // written by clients of this host straight into the segment
+    uint64_t put_bytes_tcp = 0;  // received over sockets of either kind
+    uint64_t get_bytes_tcp = 0;
+    uint64_t copies_in = 0;
+    uint64_t copies_out = 0;
+    uint64_t copies_failed = 0;
+    uint64_t copy_bytes_in = 0;
+    uint64_t copy_bytes_out = 0;
+    uint64_t live_slots = 0;  // client processes that map the segment
+    ServerStats server;
+    Histogram::Snapshot put_us;    // reserve to the answer of the commit (or put)
+    Histogram::Snapshot get_us;    // request to answer handed to the socket
+    Histogram::Snapshot claim_us;  // claim to its answer
+    Histogram::Snapshot announce_us;
+};
+
+}  // namespace kvstore
