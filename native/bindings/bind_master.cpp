@@ -482,7 +482,7 @@ void bind_master(nb::module_& module) {
                 nb::gil_scoped_release release;
                 self.core().finish_rebuild();
             },
-            "Every known node has announced, or its time is over: grant claims.")
+            "Every known node has announced, or its time has passed: grant claims.")
         .def("rebuilding", [](PyMaster& self) { return self.core().rebuilding(); })
         .def("stats", &stats_dict);
     bind_nodes(master);

@@ -1,5 +1,5 @@
 // What a client counts. The numbers are positions in a slot's counters (shared_layout.h), so that
-// the node can export its clients' figures; a number is never reused.
+// the node can export its clients' counters; a number is never reused.
 #pragma once
 
 #include <array>

@@ -21,7 +21,7 @@ enum class Code : int32_t {
     kNotFound = -2,           // no such object; a MissReason says why
     kNoSpace = -3,            // nothing evictable makes room for this size
     kUnavailable = -4,        // a process that is needed cannot be reached now; retry later
-    kDeadlineExceeded = -5,   // the call's time is over; its outcome is unknown
+    kDeadlineExceeded = -5,   // the call's deadline has passed; its outcome is unknown
     kInvalidArgument = -6,    // the caller must fix the call
     kTooLarge = -7,           // object, key or batch above a limit
     kUnauthenticated = -8,    // no token, or a wrong one
@@ -29,7 +29,7 @@ enum class Code : int32_t {
     kVersionMismatch = -10,   // no common protocol version or a required feature is missing
     kProtocolError = -11,     // malformed frame; the connection is closed
     kChecksumMismatch = -12,  // the bytes are not the ones that were put
-    kExpired = -13,           // the reservation, lease or session is over
+    kExpired = -13,           // the reservation, lease or session has expired
     kRemoved = -14,           // a remove overtook this put
     kPartial = -15,           // applied, except at the holders that are named
     kBufferTooSmall = -16,    // the destination is shorter than the object

@@ -35,7 +35,7 @@ class WatchRing {
         uint64_t next_cursor = 0;
         bool resync = false;  // events were lost (or this is the first poll): list, then go on here
     };
-    static constexpr uint64_t kIdleMs = 60'000;  // without a poll for so long, recording stops
+    static constexpr uint64_t kIdleMs = 60'000;  // without a poll for this long, recording stops
 
     explicit WatchRing(size_t capacity_bytes = 4u << 20);
     bool active() const { return active_.load(std::memory_order_relaxed); }

@@ -113,7 +113,7 @@ void ClaimTable::published(Entries::iterator at, Version version, std::vector<Cl
     if (entry.waiters.empty() && !granted) {
         entries_.erase(at);
     } else if (!granted) {
-        entry.version = 0;  // parked until the rebuild is over
+        entry.version = 0;  // parked until the rebuild has finished
     }
 }
 

@@ -65,7 +65,7 @@ class ClaimTable {
         uint64_t granted = 0;  // now
         uint64_t waiting = 0;
         uint64_t limbo = 0;
-        uint64_t parked = 0;  // until the rebuild is over
+        uint64_t parked = 0;  // until the rebuild has finished
         uint64_t total_granted = 0;
         uint64_t total_exists = 0;
         uint64_t total_inherited = 0;
@@ -84,7 +84,7 @@ class ClaimTable {
     struct Entry {
         const DirectoryEpoch* ns = nullptr;
         Waiter holder{};
-        Version version = 0;  // 0: nobody holds it yet (parked until the rebuild is over)
+        Version version = 0;  // 0: nobody holds it yet (parked until the rebuild has finished)
         bool limbo = false;
         std::deque<Waiter> waiters;
     };

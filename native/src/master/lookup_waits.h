@@ -47,7 +47,7 @@ class LookupWaits {
     void announced(const Namespace& ns, const KeyList& keys);
     // A node became readable: looks at every wait.
     void recheck();
-    void expire(uint64_t now_ms);  // answers those whose time is over
+    void expire(uint64_t now_ms);  // answers those whose time has passed
     void drop(uint64_t owner);     // without an answer: nobody is there to read it
     void end_all();                // answers every wait, and from here on each at once
     uint64_t size() const { return count_.load(std::memory_order_relaxed); }

@@ -1,7 +1,7 @@
 // The master without its policy: directory, claims, operations log, copy orders and the nodes'
 // links.
 //
-// Python decides (which nodes exist and live, weights, rates, when a rebuild is over, what is
+// Python decides (which nodes exist and live, weights, rates, when a rebuild has finished, what is
 // durable) and calls the functions under "Policy"; the block port (master_block_port.h) calls those
 // under "Links" and "Clients". Thread-safe. Lock order: a link's work, master's mutex, claims or
 // copy planner, shard, watch ring. The waits of lookups have a mutex of their own, taken with no
@@ -78,7 +78,7 @@ class MasterCore {
     // Policy: the journal.
     Status load_ops(const std::vector<std::vector<uint8_t>>& records);
     Status set_namespace_epoch(const std::string& tenant, const std::string& ns, uint32_t epoch);
-    // Blocks until there are records (or the time is over: empty).
+    // Blocks until there are records (or the time has passed: empty).
     std::vector<std::pair<uint64_t, std::vector<uint8_t>>> wait_journal(uint32_t timeout_ms);
     void journal_done(uint64_t seq);
     // (trimmed_seq, version_floor): records up to trimmed_seq may be deleted once both are durable.

@@ -38,7 +38,7 @@ struct NodeRecord {
     uint64_t sent_seq = 0;
     Version floor = 0;        // versions that it may announce only when they are recorded
     uint64_t changed_ms = 0;  // when its state last changed
-    bool removed = false;     // being swept; the slot is not reused before that is over
+    bool removed = false;     // being swept; the slot is not reused before that is done
 
     bool connected() const { return link != nullptr; }
     bool readable() const {

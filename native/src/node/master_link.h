@@ -82,7 +82,7 @@ class MasterLink {
     uint64_t applied_seq() const;
     // From any thread: the master need not keep operations up to this one for us.
     void acknowledge(uint64_t seq);
-    std::string last_error() const;  // of the last attempt or connection; for people
+    std::string last_error() const;  // of the last attempt or connection
 
     // The number of the connection that is up; 0: none is.
     uint64_t up() const;

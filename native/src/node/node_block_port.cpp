@@ -1,4 +1,4 @@
-// The node's life as a server: hello, dispatch, sessions and their slots, ticks, figures.
+// The node's life as a server: hello, dispatch, connections and their slots, ticks, counters.
 #include "node/node_block_port.h"
 
 #include <algorithm>
@@ -8,10 +8,10 @@
 namespace kvstore {
 namespace {
 
-constexpr uint64_t kSendShare = 2;  // of the segment may be on its way to readers by socket
-constexpr uint64_t kBelowBytes = 256 << 20;  // memory for what is on its way from NVMe to them
-// Who takes nothing for so long loses its connection: sooner while reads are refused for want of
-// that share, and for a while after the last refusal.
+constexpr uint64_t kSendShare = 2;          // of the segment may be on its way to readers by socket
+constexpr uint64_t kNvmeBytes = 256 << 20;  // memory for what is on its way from NVMe to them
+// A peer that takes nothing for this long is disconnected: sooner while reads are refused for want
+// of that share, and for a while after the last refusal.
 constexpr uint32_t kStallMs = 30'000;
 constexpr uint32_t kPressedStallMs = 1'000;
 constexpr uint64_t kPressedMs = 5'000;
@@ -77,12 +77,12 @@ NodeBlockPort::NodeBlockPort(const NodeOptions& options, BlockStore& store, Nvme
       namespaces_(options.hash_secret),
       slots_(store.client_slots()),
       send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
-      below_budget_(std::make_shared<SendBudget>(kBelowBytes)),
+      nvme_budget_(std::make_shared<SendBudget>(kNvmeBytes)),
       authenticator_(std::make_shared<Authenticator>(options.principals)) {
     for (const NamespaceRef& ns : store.beginning().namespaces) {
         static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
     }
-    begin_below();
+    begin_nvme();
     server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
     link_ = std::make_unique<MasterLink>(link_options(options, store, tier), *server_, *this);
     flow_ = std::make_unique<PutFlow>(
@@ -101,7 +101,7 @@ NodeBlockPort::NodeBlockPort(const NodeOptions& options, BlockStore& store, Nvme
 NodeBlockPort::~NodeBlockPort() { stop(); }
 
 // A flush that DRAM knows of and NVMe does not: the earlier life ended between the two.
-void NodeBlockPort::begin_below() {
+void NodeBlockPort::begin_nvme() {
     if (tier_ == nullptr) {
         return;
     }
@@ -261,7 +261,7 @@ void NodeBlockPort::on_tick(size_t loop) {
 
 void NodeBlockPort::watch_send_budget() {
     const uint64_t now_ms = boottime_ms();
-    const uint64_t refusals = send_budget_->refusals() + below_budget_->refusals();
+    const uint64_t refusals = send_budget_->refusals() + nvme_budget_->refusals();
     if (refusals != seen_refusals_) {
         seen_refusals_ = refusals;
         pressed_until_ms_ = now_ms + kPressedMs;
@@ -381,7 +381,7 @@ bool NodeBlockPort::on_object_frame(Connection& connection, const FrameHeader& h
     }
 }
 
-// ---- figures ---------------------------------------------------------------------------------
+// ---- counters --------------------------------------------------------------------------------
 
 void NodeBlockPort::fill(NodeStats& stats) const {
     stats.link = link_->state();

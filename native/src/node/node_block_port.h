@@ -13,9 +13,9 @@
 #include "net/event_server.h"
 #include "node/connection_state.h"
 #include "node/master_link.h"
-#include "node/node_options.h"
 #include "node/node_metrics.h"
 #include "node/node_namespaces.h"
+#include "node/node_options.h"
 #include "node/peer_copier.h"
 #include "node/put_flow.h"
 #include "node/replica_wishes.h"
@@ -62,12 +62,12 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
 
   private:
     using Body = std::span<const uint8_t>;
-    static constexpr uint32_t kListBelow = UINT32_MAX;  // a listing's cursor: what NVMe has
-    struct Incoming;                                    // a put whose payload is being received
-    struct Getting;                                     // a get, until its last byte is sent
+    static constexpr uint32_t kListNvme = UINT32_MAX;  // a listing's cursor: what NVMe has
+    struct Incoming;                                   // a put whose payload is being received
+    struct Getting;                                    // a get, until its last byte is sent
 
     // node_block_port.cpp
-    void begin_below();
+    void begin_nvme();
     bool may_map(const Connection& connection, const Hello& hello) const;
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
     bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);
@@ -78,8 +78,8 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
 
     // node_reads.cpp
     void get(Connection& connection, const FrameHeader& header, Body body);
-    bool get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
-                        std::span<const BlockStore::Key> keys);
+    bool get_from_nvme(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
+                       std::span<const BlockStore::Key> keys);
     void finish_get(const std::shared_ptr<Getting>& get);
     void prefetch(Connection& connection, const FrameHeader& header, Body body);
     void explain(Connection& connection, const FrameHeader& header, Body body);
@@ -122,8 +122,8 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     ServedSlots slots_;
     std::atomic<bool> draining_{false};
     const std::shared_ptr<SendBudget> send_budget_;
-    const std::shared_ptr<SendBudget> below_budget_;  // for what is read from NVMe
-    uint64_t seen_refusals_ = 0;                      // these two: the ticking loop only
+    const std::shared_ptr<SendBudget> nvme_budget_;  // for what is read from NVMe
+    uint64_t seen_refusals_ = 0;                     // these two: the ticking loop only
     uint64_t pressed_until_ms_ = 0;
     std::shared_ptr<Authenticator> authenticator_;
     std::unique_ptr<EventServer> server_;
@@ -131,7 +131,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     std::unique_ptr<PutFlow> flow_;
     std::unique_ptr<PeerCopier> copier_;
 
-    NvmeCursor listed_below_;  // of the full announce; the link's loop only
+    NvmeCursor listed_nvme_;  // of the full announce; the link's loop only
 
     Mutex replaced_mutex_;
     // Older versions, withdrawn behind the new ones.

@@ -22,7 +22,7 @@ void NodeBlockPort::on_announced(uint64_t, const LinkNamespace& name,
     const Result<NamespaceRef> ns = namespaces_.at(name.tenant, name.ns, name.epoch);
     for (const AnnounceResult& result : results) {
         // Of the full announce: what the master does not take (removed, flushed, older than what
-        // others have) nobody shall read here either.
+        // others have) must not be read here either.
         if (result.item->ticket == 0 && result.code != Code::kOk && ns.ok()) {
             const std::string& key = result.item->key;
             const Hash128 hash = key_hash(options_.hash_secret, (*ns)->id, key);
@@ -93,13 +93,13 @@ void NodeBlockPort::on_copy(CopyOrder job) { copier_->push(std::move(job)); }
 uint32_t NodeBlockPort::list_objects(uint32_t cursor, size_t limit,
                                      std::vector<AnnounceGroup>& out) {
     if (cursor == 0) {
-        listed_below_ = {};
+        listed_nvme_ = {};
     }
-    const uint32_t next = cursor == kListBelow ? 0 : list_dram(cursor, limit, out);
+    const uint32_t next = cursor == kListNvme ? 0 : list_dram(cursor, limit, out);
     if (next != 0 || tier_ == nullptr) {
         return next;
     }
-    return tier_->list(&listed_below_, limit, &out) ? kListBelow : 0;
+    return tier_->list(&listed_nvme_, limit, &out) ? kListNvme : 0;
 }
 
 uint32_t NodeBlockPort::list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {

@@ -72,7 +72,7 @@ struct NodeEndpoints {
 // Everything the node counts. Each number is exact; they are not of one instant.
 struct NodeStats {
     LinkState link = LinkState::kDown;
-    std::string link_error;  // of the last attempt to connect or the last loss; for people
+    std::string link_error;  // of the last attempt to connect, or the last loss
     uint64_t link_losses = 0;
     uint64_t applied_seq = 0;    // last operation of the master that was applied here
     std::string prefault_error;  // why no more memory will be ready; empty: all is well

@@ -95,7 +95,7 @@ void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body 
     get->max_sizes.assign(message.max_sizes.begin(), message.max_sizes.end());
     get->max_sizes.resize(keys.size(), 0);
     get->found = store_.find(ns, keys);
-    if (tier_ == nullptr || !get_from_below(get, ns, keys)) {
+    if (tier_ == nullptr || !get_from_nvme(get, ns, keys)) {
         finish_get(get);
     }
     if (tier_ != nullptr && !keys.empty()) {
@@ -104,8 +104,8 @@ void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body 
 }
 
 // False: there is nothing to be waited for.
-bool NodeBlockPort::get_from_below(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
-                                   std::span<const BlockStore::Key> keys) {
+bool NodeBlockPort::get_from_nvme(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
+                                  std::span<const BlockStore::Key> keys) {
     std::vector<BlockStore::Key> wanted;
     std::vector<size_t> rows;
     uint64_t bytes = 0;
@@ -137,7 +137,7 @@ bool NodeBlockPort::get_from_below(const std::shared_ptr<Getting>& get, const Na
         return false;
     }
     if (bytes != 0) {
-        get->shares.push_back(below_budget_->take(bytes));
+        get->shares.push_back(nvme_budget_->take(bytes));
         if (get->shares.back() == nullptr) {
             for (const size_t row : rows) {
                 get->below[row].code = Code::kOverloaded;

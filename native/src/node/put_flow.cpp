@@ -12,7 +12,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kRetryMs = 50;              // a write that is being published right now
-constexpr uint64_t kReservationGraceMs = 100;  // the store is the first to say that time is over
+constexpr uint64_t kReservationGraceMs = 100;  // the store is the first to say that it expired
 
 // A claim's wait ran out at the master: the object is not there and nobody knows when it will be.
 Code refusal_of(Code code) { return code == Code::kDeadlineExceeded ? Code::kUnavailable : code; }

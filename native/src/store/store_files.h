@@ -48,7 +48,7 @@ class StoreFiles {
 
     std::unique_ptr<ClientSlots> take_slots() { return std::move(slots_); }
     void give_back(std::unique_ptr<ClientSlots> slots) { slots_ = std::move(slots); }
-    // The earlier life is over: its mapping is not needed any more.
+    // The earlier life has ended: its mapping is not needed any more.
     void drop_kept() { kept_.reset(); }
 
   private:
