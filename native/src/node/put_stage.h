@@ -9,8 +9,8 @@
 //   kAnnouncing -            -            -         -            kEnded
 //
 // A dash: the event changes nothing. A write that is being published is in the store's hands: it
-// does not notice that the link is lost before its announce does. For the same reason an abort, a
-// closed connection and the deadline end a write at every stage but that one.
+// does not notice that the link is lost before its announce does. The deadline ends a write at
+// every stage but that one; an abort or a closed connection does so only before it.
 #pragma once
 
 #include <cstdint>

@@ -161,6 +161,7 @@ class TestNode final : public ConnectionHandler, public MasterLink::Handler {
     void on_applied(uint64_t seq) override { link_.acknowledge(seq); }
     void on_copy(CopyOrder) override {}
     uint32_t list_objects(uint32_t, size_t, std::vector<AnnounceGroup>& out) override {
+        applied_when_listed = applied.load();
         AnnounceGroup group{.ns = {"tenant", "space", 0}, .items = {}};
         for (int i = 0; i < objects; ++i) {
             group.items.push_back({.key = "k" + std::to_string(i), .version = 1, .size_bytes = 1});
@@ -174,6 +175,7 @@ class TestNode final : public ConnectionHandler, public MasterLink::Handler {
     const int objects;
     std::atomic<int> downs{0};
     std::atomic<int> applied{0};
+    std::atomic<int> applied_when_listed{-1};
     std::atomic<int> announced{0};
 
   private:
@@ -253,6 +255,7 @@ TEST(MasterLinkTest, MissedOperationsComeBeforeTheAnnounce) {
     TestNode node(options_for(master));
     ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
     EXPECT_EQ(node.applied, 2);
+    EXPECT_EQ(node.applied_when_listed, 2);
 }
 
 TEST(MasterLinkTest, ALostLinkVoidsWhatWasSentOnIt) {
