@@ -164,7 +164,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     readmit_share: Annotated[
         float,
         Meta(ge=0, le=1),
-        _live("Largest share of a reclaimed NVMe log file kept for objects that were read from it."),
+        _live("Largest share of a reclaimed NVMe log file kept for objects read from it."),
     ] = 0.5
     prefetch_depth: Annotated[
         int,
