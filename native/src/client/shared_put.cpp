@@ -116,7 +116,7 @@ void SharedPut::use_spare() {
         return;
     }
     Group& group = groups_[0];
-    spare_ = node_.spares().take(group.items[0]->data.size(), boottime_ms());
+    spare_ = node_.spares().take(node_.slot(), group.items[0]->data.size(), boottime_ms());
     if (spare_) {
         group.generations = {spare_->generation};
         group.offsets = {spare_->offset};
@@ -130,8 +130,10 @@ Status SharedPut::send_reserve(Group& group) {
     if (spare_) {
         request.spares = group.generations;
     }
-    if (group.items.size() == 1 && node_.spares().wants(group.items[0]->data.size())) {
-        request.spare_size = group.items[0]->data.size();
+    if (group.items.size() == 1) {
+        const uint64_t size_bytes = group.items[0]->data.size();
+        const bool wanted = node_.spares().wants(node_.slot(), size_bytes, boottime_ms());
+        request.spare_size = wanted ? size_bytes : 0;
     }
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     body_.clear();
@@ -237,9 +239,9 @@ void SharedPut::keep_new_spare(const ReserveReply& reply, uint64_t size_bytes) {
     }
     // Given back long before it expires: its first byte may be written at the last moment.
     const uint64_t now_ms = boottime_ms();
-    node_.abandon(node_.spares().put(
-        {size_bytes, reply.spare_generation, reply.spare_offset, now_ms + reply.spare_ms / 2},
-        now_ms));
+    const SpareBlocks::Block spare{size_bytes, reply.spare_generation, reply.spare_offset,
+                                   now_ms + reply.spare_ms / 2};
+    node_.abandon(node_.spares().put(node_.slot(), spare, now_ms));
 }
 
 // The object lies in the spare already; a refusal leaves the spare for another one.
@@ -255,7 +257,7 @@ void SharedPut::take_assigned(Group& group, Code code) {
         return;
     }
     group.items[0]->result = code;
-    node_.abandon(node_.spares().put(spare, boottime_ms()));
+    node_.abandon(node_.spares().put(node_.slot(), spare, boottime_ms()));
 }
 
 Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {

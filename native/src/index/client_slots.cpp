@@ -142,6 +142,9 @@ void ClientSlots::clear(uint32_t slot) {
         touch.store(0, kRelaxed);
     }
     p.touch_count.store(0, kRelaxed);
+    for (SharedWord& spare : p.spares) {
+        spare.store(0, kRelaxed);
+    }
 }
 
 Status ClientSlots::back(uint32_t slot) {
@@ -279,6 +282,16 @@ std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {
         }
     }
     return found;
+}
+
+bool ClientSlots::revoke_spare(uint32_t slot, Generation gen) {
+    const MutexLock lock(mutex_);
+    if (slot >= kSlotCount || slots_[slot].state != State::kLive) {
+        return false;
+    }
+    return std::ranges::any_of(page(slot).spares, [gen](SharedWord& word) {
+        return word.load(kRelaxed) == gen && steps::revoke_spare(steps::RealMemory{}, word, gen);
+    });
 }
 
 void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& fn) {

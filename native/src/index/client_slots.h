@@ -47,6 +47,7 @@ class ClientSlots {
 
     bool kept() const { return kept_; }  // the file was there before
     const std::string& name() const { return name_; }
+    const FileKey& file() const { return key_; }
     int fd() const { return fd_; }  // to be passed to clients; owned by the SlotRegistry
 
     // A free slot, cleared, its memory reserved. kOverloaded when all are taken, kNoSpace when the
@@ -76,6 +77,10 @@ class ClientSlots {
     bool holds_block(Generation gen, uint64_t offset) const;
     // Every hazard with the block that it names.
     std::vector<std::pair<Generation, uint64_t>> hazards() const;
+
+    // Takes a spare back from the slot where its client shows it. True: nobody writes into the
+    // block, and nobody will.
+    bool revoke_spare(uint32_t slot, Generation gen);
 
     // Hands over the entries that clients read since the last call, oldest first per client. The
     // ring is lossy. Numbers come from clients: check them against the index before use. `fn` is

@@ -10,6 +10,7 @@
 // has
 //   bool enabled(Guard) const
 //   load(const Word&, order), store(Word&, value, order)
+//   exchange(Word&, expected, desired): in one step, if the word has `expected`; says whether
 //   full_fence(), acquire_fence(), store_fence()
 #pragma once
 
@@ -48,6 +49,8 @@ enum class Guard : uint8_t {
     kAttachRetireFirst,       // new node: the mark comes before anything is freed
     kAttachScanHazards,       // new node: a block that a hazard names is not free
     kAttachReservations,      // new node: blocks reserved from the old one stay quarantined
+    kSpareTakenAtOnce,        // writer: takes its spare in one step, and writes only then
+    kSpareRevokedAtOnce,      // node: takes a spare back in one step, and reuses it only then
     kCount,
 };
 inline constexpr int kGuardCount = static_cast<int>(Guard::kCount);
@@ -62,6 +65,11 @@ struct RealMemory {
     template <class T>
     static void store(std::atomic<T>& word, T value, std::memory_order order) {
         word.store(value, order);
+    }
+    template <class T>
+    static bool exchange(std::atomic<T>& word, T expected, T desired) {
+        return word.compare_exchange_strong(expected, desired, std::memory_order_acq_rel,
+                                            std::memory_order_relaxed);
     }
     static void full_fence() { kvstore::full_fence(); }
     static void acquire_fence() { kvstore::acquire_fence(); }
@@ -148,6 +156,42 @@ void finish_writing(M&& m) {
     if (m.enabled(Guard::kWriterStoreFence)) {
         m.store_fence();
     }
+}
+
+// ---- spare blocks ----------------------------------------------------------------------------
+
+// A spare lies in a word of its client's slot while nobody writes into it. Client and node each
+// take it out in one step, so only one of them comes to have the block. Shown after
+// finish_writing(), if it was ever written.
+template <class M, class Word>
+bool show_spare(M&& m, Word& word, Generation free, Generation gen) {
+    return m.exchange(word, free, gen);
+}
+
+template <class M, class Word>
+bool take_out(M&& m, Word& word, Generation gen, Guard guard) {
+    if (m.enabled(guard)) {
+        return m.exchange(word, gen, Generation{0});
+    }
+    if (m.load(word, std::memory_order_acquire) != gen) {
+        return false;
+    }
+    m.store(word, Generation{0}, std::memory_order_release);
+    return true;
+}
+
+// True: the caller may write into the block.
+template <class M, class Word>
+bool take_spare(M&& m, Word& word, Generation gen) {
+    return take_out(m, word, gen, Guard::kSpareTakenAtOnce);
+}
+
+// True: the block is the node's again, and free. Like every word of a slot, the client can write
+// this one at any time: who lies here writes into blocks that are not its own, which any process
+// with the writable mapping could do.
+template <class M, class Word>
+bool revoke_spare(M&& m, Word& word, Generation gen) {
+    return take_out(m, word, gen, Guard::kSpareRevokedAtOnce);
 }
 
 // ---- the node --------------------------------------------------------------------------------

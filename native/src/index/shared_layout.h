@@ -199,6 +199,7 @@ inline constexpr uint64_t kSlotBytes = 16384;
 inline constexpr uint32_t kSlotHazards = 64;
 inline constexpr uint32_t kSlotTouches = 2048;
 inline constexpr uint32_t kSlotCounterCount = 32;
+inline constexpr uint32_t kSlotSpares = 32;
 
 struct ClientsHeader {
     uint64_t magic;
@@ -220,12 +221,17 @@ struct SlotPage {
     SharedWord touch_count;  // 1280: touches ever made; the next goes to count % 2048
     uint8_t reserved0[56];
     SharedHalf touches[kSlotTouches];  // 1344: entry number + 1; 0: never written
-    uint8_t reserved1[kSlotBytes - 9536];
+    // 9536: generations of spare blocks that lie unused; who takes one out (the client to write
+    // into the block, the node to have it back) sets it to 0. Files of earlier builds hold zeros
+    // here.
+    SharedWord spares[kSlotSpares];
+    uint8_t reserved1[kSlotBytes - 9792];
 };
 static_assert(sizeof(SlotPage) == kSlotBytes);
 static_assert(offsetof(SlotPage, counters) == 1024);
 static_assert(offsetof(SlotPage, touch_count) == 1280);
 static_assert(offsetof(SlotPage, touches) == 1344);
+static_assert(offsetof(SlotPage, spares) == 9536);
 
 constexpr uint64_t slot_offset(uint32_t slot) { return (uint64_t{slot} + 1) * kSlotBytes; }
 inline constexpr uint32_t kSlotCount = limits::kMaxClients;

@@ -13,7 +13,7 @@ uint64_t ReservationTable::client_of(const Owner& owner) {
 
 bool ReservationTable::has_room(const Owner& owner, uint64_t size_bytes) const {
     const auto it = clients_.find(client_of(owner));
-    if (it == clients_.end()) {
+    if (it == clients_.end() || it->second.bytes == 0) {
         return true;
     }
     const uint64_t used = it->second.bytes;
@@ -23,10 +23,14 @@ bool ReservationTable::has_room(const Owner& owner, uint64_t size_bytes) const {
 void ReservationTable::add(Generation generation, Reservation reservation) {
     note_deadline(reservation.deadline_ms, generation);
     Client& client = clients_[client_of(reservation.owner)];
-    client.bytes += reservation.size_bytes;
     ++client.count;
     bytes_ += reservation.size_bytes;
-    count_spare(reservation, true);
+    if (reservation.spare) {
+        spares_.insert(generation);
+        spare_bytes_ += reservation.size_bytes;
+    } else {
+        client.bytes += reservation.size_bytes;
+    }
     const bool added = by_generation_.emplace(generation, std::move(reservation)).second;
     KV_ASSERT(added);
 }
@@ -42,14 +46,20 @@ Reservation ReservationTable::take(Generation generation) {
     Reservation reservation = std::move(it->second);
     by_generation_.erase(it);
     bytes_ -= reservation.size_bytes;
-    count_spare(reservation, false);
     if (reservation.quarantined) {
         --quarantined_;
         quarantined_bytes_ -= reservation.size_bytes;
     }
     const auto client = clients_.find(client_of(reservation.owner));
-    KV_ASSERT(client != clients_.end() && client->second.bytes >= reservation.size_bytes);
-    client->second.bytes -= reservation.size_bytes;
+    KV_ASSERT(client != clients_.end());
+    if (reservation.spare) {
+        spares_.erase(generation);
+        spare_bytes_ -= reservation.size_bytes;
+        quarantined_spares_ -= reservation.quarantined ? 1 : 0;
+    } else {
+        KV_ASSERT(client->second.bytes >= reservation.size_bytes);
+        client->second.bytes -= reservation.size_bytes;
+    }
     if (--client->second.count == 0) {
         clients_.erase(client);
     }
@@ -62,19 +72,10 @@ void ReservationTable::quarantine(Generation generation) {
     if (reservation->quarantined) {
         return;
     }
-    count_spare(*reservation, false);
     reservation->quarantined = true;
+    quarantined_spares_ += reservation->spare ? 1 : 0;
     ++quarantined_;
     quarantined_bytes_ += reservation->size_bytes;
-}
-
-void ReservationTable::count_spare(const Reservation& reservation, bool add) {
-    if (!reservation.spare || reservation.quarantined) {
-        return;
-    }
-    spares_ = add ? spares_ + 1 : spares_ - 1;
-    spare_bytes_ =
-        add ? spare_bytes_ + reservation.size_bytes : spare_bytes_ - reservation.size_bytes;
 }
 
 void ReservationTable::assign(Generation generation, Reservation object) {
@@ -83,7 +84,9 @@ void ReservationTable::assign(Generation generation, Reservation object) {
     KV_ASSERT(spare->offset == object.offset && spare->size_bytes == object.size_bytes);
     KV_ASSERT(client_of(spare->owner) == client_of(object.owner));
     note_deadline(object.deadline_ms, generation);
-    count_spare(*spare, false);
+    spares_.erase(generation);
+    spare_bytes_ -= spare->size_bytes;
+    clients_.at(client_of(spare->owner)).bytes += spare->size_bytes;
     object.line = spare->line;
     *spare = std::move(object);
 }
@@ -117,6 +120,18 @@ void ReservationTable::quarantine_expired(uint64_t now_ms) {
             quarantine(generation);
         }
     }
+}
+
+std::vector<std::pair<Generation, int>> ReservationTable::spares_due(uint64_t deadline_ms) const {
+    std::vector<std::pair<Generation, int>> due;
+    for (const Generation generation : spares_) {
+        const Reservation& spare = by_generation_.at(generation);
+        if (spare.deadline_ms > deadline_ms) {
+            break;  // the later ones were granted later
+        }
+        due.emplace_back(generation, spare.owner.slot);
+    }
+    return due;
 }
 
 std::vector<Generation> ReservationTable::of_session(uint64_t session) const {
@@ -157,10 +172,8 @@ bool ReservationTable::consistent() const {
     std::unordered_map<uint64_t, uint64_t> clients;
     for (const auto& [generation, reservation] : by_generation_) {
         bytes += reservation.size_bytes;
-        clients[client_of(reservation.owner)] += reservation.size_bytes;
-        if (reservation.spare && !reservation.quarantined) {
-            spare_bytes += reservation.size_bytes;
-        }
+        clients[client_of(reservation.owner)] += reservation.spare ? 0 : reservation.size_bytes;
+        spare_bytes += reservation.spare ? reservation.size_bytes : 0;
         if (!reservation.quarantined) {
             continue;
         }

@@ -3,12 +3,14 @@
 //
 // A reservation is active until its deadline or its session's end, then quarantined: it can only be
 // taken out by its writer or by the writer's death. Unpublished bytes are counted per client (a
-// slot, or a session without one) against a cap. Private to the node and not thread-safe.
+// slot, or a session without one) against a cap; spares are not, since the node can have them back.
+// Private to the node and not thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -43,7 +45,7 @@ class ReservationTable {
   public:
     explicit ReservationTable(uint64_t client_cap_bytes) : client_cap_bytes_(client_cap_bytes) {}
 
-    // Whether the client may reserve `size_bytes` more. A client that has nothing reserved may
+    // Whether the client may reserve `size_bytes` more. A client that writes nothing else may
     // always reserve one object, so that a cap below an object's size does not forbid the object.
     bool has_room(const Owner& owner, uint64_t size_bytes) const;
     // Deadlines must not decrease from one call to the next, except after shorten_deadlines().
@@ -64,8 +66,11 @@ class ReservationTable {
     std::vector<int> slots() const;  // that have anything reserved
 
     size_t active() const { return by_generation_.size() - quarantined_; }  // spares included
-    size_t spares() const { return spares_; }  // that may still be assigned
+    size_t spares() const { return spares_.size() - quarantined_spares_; }  // may be assigned
+    // All of them, the quarantined ones included.
     uint64_t spare_bytes() const { return spare_bytes_; }
+    // Oldest first, with the slots that they were granted to: those due at `deadline_ms` or before.
+    std::vector<std::pair<Generation, int>> spares_due(uint64_t deadline_ms) const;
     uint64_t active_bytes() const { return bytes_ - quarantined_bytes_; }
     size_t quarantined() const { return quarantined_; }
     uint64_t quarantined_bytes() const { return quarantined_bytes_; }
@@ -74,18 +79,18 @@ class ReservationTable {
 
   private:
     struct Client {
-        uint64_t bytes = 0;
-        uint64_t count = 0;
+        uint64_t bytes = 0;  // without spares
+        uint64_t count = 0;  // with them
     };
     static uint64_t client_of(const Owner& owner);
-    void count_spare(const Reservation& reservation, bool add);
     void note_deadline(uint64_t deadline_ms, Generation generation);
 
     uint64_t client_cap_bytes_;
     uint64_t bytes_ = 0;
     size_t quarantined_ = 0;
     uint64_t quarantined_bytes_ = 0;
-    size_t spares_ = 0;
+    std::set<Generation> spares_;
+    size_t quarantined_spares_ = 0;
     uint64_t spare_bytes_ = 0;
     std::unordered_map<Generation, Reservation> by_generation_;
     std::unordered_map<uint64_t, Client> clients_;

@@ -298,6 +298,7 @@ void BlockStore::tick() {
         state.drain_rings();
         state.uses.note(state.evictor.clock(), wall_ms());
         state.reservations.quarantine_expired(state.now());
+        state.revoke_spares(state.now());
         if (!KV_GUARD("quarantine", true)) {
             state.drop_quarantined();
         }

@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kUntouchable = UINT64_MAX;      // what reclaim_plan must not evict
 constexpr uint64_t kSoftHeat = uint64_t{1} << 62;  // soft pins are hotter than everything else
+constexpr uint64_t kNoDeadline = UINT64_MAX;
 constexpr uint32_t kEvictionsPerBalance = 32;
 constexpr uint64_t kUnbalancedAges = 4;
 
@@ -31,7 +32,7 @@ void BlockStore::State::use_ready_memory() {
 }
 
 // From the cheapest to the dearest: free memory, expired and flushed objects, memory that is about
-// to be ready, and last of all other objects.
+// to be ready, spares of clients that are idle, other objects, and last of all every spare.
 std::optional<uint64_t> BlockStore::State::obtain_block(uint64_t size_bytes, bool lossless) {
     if (const auto offset = try_allocate(size_bytes)) {
         return offset;
@@ -47,7 +48,20 @@ std::optional<uint64_t> BlockStore::State::obtain_block(uint64_t size_bytes, boo
     if (const auto offset = wait_for_prefault(size_bytes)) {
         return offset;
     }
-    return evict_for(size_bytes, lossless);
+    // They were granted with a full reservation_ms to go.
+    const bool revoked = revoke_spares(now() + options.reservation_ms - kSpareIdleMs);
+    if (const auto offset = revoked ? try_allocate(size_bytes) : std::nullopt) {
+        return offset;
+    }
+    if (const auto offset = evict_for(size_bytes, lossless)) {
+        return offset;
+    }
+    if (!revoke_spares(kNoDeadline)) {
+        return std::nullopt;
+    }
+    // What is left to evict may lie beside one of them.
+    const auto offset = try_allocate(size_bytes);
+    return offset ? offset : evict_for(size_bytes, lossless);
 }
 
 std::optional<uint64_t> BlockStore::State::wait_for_prefault(uint64_t size_bytes) {

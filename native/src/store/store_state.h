@@ -72,6 +72,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
         bool operator>(const Expiry& other) const { return at_ms > other.at_ms; }
     };
     static constexpr uint64_t kSpareShare = 32;  // of the segment, for all spares together
+    // A client that puts one object after the other uses its spare sooner; one that does not has it
+    // taken back before anything published is evicted.
+    static constexpr uint64_t kSpareIdleMs = 250;
     static constexpr size_t kMaxFlushedIds = 65'536;
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
@@ -97,6 +100,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     Reserved reserve_spare(const Owner& owner, uint64_t size_bytes) KV_REQUIRES(mutex);
     Reserved assign_spare(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item)
         KV_REQUIRES(mutex);
+    bool revoke_spares(uint64_t deadline_ms) KV_REQUIRES(mutex);
+    bool revoke_spare(Generation generation, int slot) KV_REQUIRES(mutex);
+    Reserved no_room(uint64_t size_bytes) KV_REQUIRES(mutex);
     Reservation reservation_of(const Owner& owner, const NamespaceRef& ns, const ReserveItem& item,
                                uint64_t offset) const KV_REQUIRES(mutex);
     bool add_reservation(Generation generation, Reservation reservation) KV_REQUIRES(mutex);

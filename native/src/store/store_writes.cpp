@@ -66,10 +66,7 @@ BlockStore::Reserved BlockStore::State::reserve(const Owner& owner, const Namesp
         return assign_spare(owner, ns, item);
     }
     if (!reservations.has_room(owner, item.size_bytes)) {
-        ++totals.no_space;
-        return refuse(Code::kNoSpace, size() + " more would exceed client_cap_bytes " +
-                                          std::to_string(options.client_cap_bytes) +
-                                          " of unpublished data");
+        return no_room(item.size_bytes);
     }
     const auto offset = obtain_block(item.size_bytes, item.lossless);
     if (!offset) {
@@ -82,6 +79,15 @@ BlockStore::Reserved BlockStore::State::reserve(const Owner& owner, const Namesp
         return refuse(Code::kNoSpace, "too many writes are under way");
     }
     return block_of(generation, *offset);
+}
+
+BlockStore::Reserved BlockStore::State::no_room(uint64_t size_bytes) {
+    ++totals.no_space;
+    Reserved refused;
+    refused.code = Code::kNoSpace;
+    refused.message = std::to_string(size_bytes) + " bytes more would exceed client_cap_bytes " +
+                      std::to_string(options.client_cap_bytes) + " of unpublished data";
+    return refused;
 }
 
 // Written down before its writer hears of it: a later life must not give the block to another one.
@@ -137,8 +143,7 @@ BlockStore::Reserved BlockStore::State::reserve_spare(const Owner& owner, uint64
     none.code = Code::kNoSpace;
     const uint64_t cap = segment->size() / kSpareShare;
     const uint64_t used = reservations.spare_bytes();
-    if (owner.slot < 0 || used > cap || size_bytes > cap - used ||
-        !reservations.has_room(owner, size_bytes)) {
+    if (owner.slot < 0 || used > cap || size_bytes > cap - used) {
         return none;
     }
     const auto offset = obtain_block(size_bytes, false);
@@ -167,9 +172,29 @@ BlockStore::Reserved BlockStore::State::assign_spare(const Owner& owner, const N
         expired.code = Code::kExpired;
         return expired;
     }
+    if (!reservations.has_room(owner, item.size_bytes)) {
+        return no_room(item.size_bytes);
+    }
     const uint64_t offset = spare->offset;
     reservations.assign(item.spare, reservation_of(owner, ns, item, offset));
     return block_of(item.spare, offset);
+}
+
+// Whether any memory came free. A spare that its client has taken to write into stays.
+bool BlockStore::State::revoke_spares(uint64_t deadline_ms) {
+    bool any = false;
+    for (const auto& [generation, slot] : reservations.spares_due(deadline_ms)) {
+        any |= revoke_spare(generation, slot);
+    }
+    return any;
+}
+
+bool BlockStore::State::revoke_spare(Generation generation, int slot) {
+    if (slot < 0 || !slots->revoke_spare(static_cast<uint32_t>(slot), generation)) {
+        return false;
+    }
+    drop_reservation(generation);
+    return true;
 }
 
 Code BlockStore::grant(Generation generation, Version version) {
@@ -412,8 +437,12 @@ void BlockStore::on_session_closed(uint64_t session) {
 
 void BlockStore::State::session_closed(uint64_t session) {
     for (const Generation generation : reservations.of_session(session)) {
+        const Reservation& reservation = *reservations.find(generation);
+        if (reservation.spare && revoke_spare(generation, reservation.owner.slot)) {
+            continue;
+        }
         // Without a slot the node itself was the writer, and it has stopped.
-        const bool node_writes = reservations.find(generation)->owner.slot < 0;
+        const bool node_writes = reservation.owner.slot < 0;
         end_reservation(generation, node_writes, true);
     }
     end_leases(leases.take_session(session));

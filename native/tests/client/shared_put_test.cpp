@@ -113,9 +113,9 @@ class SharedPutTest : public ::testing::Test {
     }
     // The spare of this size, left where it is.
     std::optional<SpareBlocks::Block> spare() {
-        const auto found = local->spares().take(kSize, boottime_ms());
+        const auto found = local->spares().take(local->slot(), kSize, boottime_ms());
         if (found) {
-            local->abandon(local->spares().put(*found, boottime_ms()));
+            local->abandon(local->spares().put(local->slot(), *found, boottime_ms()));
         }
         return found;
     }
@@ -205,7 +205,7 @@ TEST_F(SharedPutTest, ARefusedClaimKeepsTheSpareAndTheOldBytes) {
 
 TEST_F(SharedPutTest, ASpareThatTheNodeNoLongerKnowsLeavesTheItemOpen) {
     const SpareBlocks::Block stranger{kSize, Generation{12345}, 0, boottime_ms() + 10'000};
-    local->abandon(local->spares().put(stranger, boottime_ms()));
+    local->abandon(local->spares().put(local->slot(), stranger, boottime_ms()));
     const Code code = put("k", bytes_of("k", kSize));
     EXPECT_TRUE(code == kPutOpen || code == Code::kExpired) << static_cast<int>(code);
     EXPECT_EQ(get("k"), std::nullopt);

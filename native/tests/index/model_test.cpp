@@ -26,8 +26,11 @@ struct Plot {
     const char* name;
     void (*run)(Machine&);
 };
-constexpr Plot kPlots[] = {
-    {"reuse", reuse}, {"reservation", reservation}, {"slots", slots}, {"attach", attach}};
+constexpr Plot kPlots[] = {{"reuse", reuse},
+                           {"reservation", reservation},
+                           {"slots", slots},
+                           {"attach", attach},
+                           {"spares", spares}};
 constexpr uint64_t kSeedsPerGuard = 200'000;
 
 struct Rule {
@@ -62,6 +65,8 @@ constexpr Rule kRules[] = {
     {Guard::kAttachRetireFirst, "AttachRetireFirst", "- retire before anything is freed"},
     {Guard::kAttachScanHazards, "AttachScanHazards", "1 holds survive a node restart"},
     {Guard::kAttachReservations, "AttachReservations", "1 reservations survive a node restart"},
+    {Guard::kSpareTakenAtOnce, "SpareTakenAtOnce", "1 a spare is taken before it is written"},
+    {Guard::kSpareRevokedAtOnce, "SpareRevokedAtOnce", "1 a spare is free once it is revoked"},
 };
 static_assert(std::size(kRules) == steps::kGuardCount);
 

@@ -1,6 +1,9 @@
 // Blocks that are granted before it is known what for.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include "index/client_slots.h"
+#include "index/slot_registry.h"
 #include "tests/store/store_harness.h"
 
 namespace kvstore {
@@ -108,6 +111,114 @@ TEST_F(StoreSpares, AClosedSessionsProcessMayStillWrite) {
     EXPECT_EQ(store.store->stats().quarantined, 1u);
     EXPECT_EQ(assign("k", spare).code, Code::kExpired);
     store.expect_sound();
+}
+
+// A client with a slot of its own, in this process.
+class ShownSpares : public ::testing::Test {
+  protected:
+    ShownSpares() : store(kSegment) {
+        const auto number = store.store->client_slots().assign();
+        EXPECT_TRUE(number.ok());
+        Fd clients(fcntl(store.store->clients_fd(), F_DUPFD_CLOEXEC, 0));
+        auto acquired = SlotRegistry::instance().acquire(std::move(clients), *number);
+        EXPECT_TRUE(acquired.ok()) << acquired.status().to_string();
+        slot = std::move(*acquired);
+        EXPECT_TRUE(store.store->client_slots().confirm(*number).ok());
+        slot->set_confirmed();
+        store.owner = {1, static_cast<int>(*number)};
+    }
+    // A spare that lies unused, as SpareBlocks keeps it.
+    Generation grant(uint64_t size = kSize) {
+        const auto spare = store.store->reserve_spare(store.owner, size);
+        EXPECT_EQ(spare.code, Code::kOk);
+        place = slot->show_spare(spare.generation).value_or(0);
+        return spare.generation;
+    }
+    uint64_t used() const { return store.store->stats().used_bytes; }
+
+    StoreHarness store;
+    std::shared_ptr<ClientSlot> slot;
+    uint32_t place = 0;
+};
+
+TEST_F(ShownSpares, AnExpiredOneGoesBackByItself) {
+    const Generation spare = grant();
+    store.clock_ms += store.options.reservation_ms + 1;
+    store.store->tick();
+    EXPECT_EQ(used(), 0u);
+    EXPECT_EQ(store.store->stats().quarantined, 0u);
+    EXPECT_FALSE(slot->take_spare(place, spare)) << "the client must not write into it any more";
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, OneThatIsBeingWrittenStays) {
+    const Generation spare = grant();
+    ASSERT_TRUE(slot->take_spare(place, spare));
+    store.clock_ms += store.options.reservation_ms + 1;
+    store.store->tick();
+    EXPECT_EQ(store.store->stats().quarantined, 1u);
+    EXPECT_GT(used(), 0u);
+    // Shown again after its time: the next tick finds it.
+    ASSERT_TRUE(slot->show_spare(spare).has_value());
+    store.store->tick();
+    EXPECT_EQ(used(), 0u);
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, AClosedSessionGivesItBack) {
+    grant();
+    store.store->on_session_closed(store.owner.session);
+    EXPECT_EQ(used(), 0u);
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, TheQuarantinedOnesCountAsWell) {
+    while (store.store->reserve_spare(store.owner, kSize).code == Code::kOk) {
+    }
+    store.clock_ms += store.options.reservation_ms + 1;
+    store.store->tick();
+    EXPECT_EQ(store.store->stats().quarantined, kSegment / 32 / kSize);
+    EXPECT_EQ(store.store->reserve_spare(store.owner, kSize).code, Code::kNoSpace);
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, AnIdleOneGoesBeforeAnythingPublished) {
+    uint64_t objects = 0;
+    grant();
+    while (store.store->stats().evictions == 0 && objects < kSegment / kSize) {
+        store.clock_ms += 300;  // the client is idle
+        EXPECT_EQ(store.put("k" + std::to_string(objects), kSize), Code::kOk);
+        ++objects;
+    }
+    EXPECT_EQ(objects, kSegment / kSize) << "the spare's memory is one object's";
+    EXPECT_EQ(store.store->stats().evictions, 0u);
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, OneInUseIsTakenOnlyWhereNothingElseHelps) {
+    const Generation spare = grant(kSegment / 32);
+    EXPECT_EQ(store.put("all", kSegment - kSegment / 32), Code::kOk);
+    EXPECT_EQ(store.store->stats().spares, 1u);
+    EXPECT_EQ(store.put("more", kSize), Code::kOk);
+    EXPECT_EQ(store.store->stats().evictions, 1u);
+    EXPECT_EQ(store.put("whole", kSegment), Code::kOk) << "needs the spare's memory, too";
+    EXPECT_FALSE(slot->take_spare(place, spare));
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, APutIsNeverRefusedForASpare) {
+    store.store->set_limits(store.options.reservation_ms, kSegment / 2);
+    grant();
+    EXPECT_EQ(store.put("above the cap", kSegment / 4 * 3), Code::kOk);
+    store.expect_sound();
+}
+
+TEST_F(ShownSpares, PlacesOfAnEarlierLifeAreFree) {
+    for (uint32_t i = 0; i < kSlotSpares; ++i) {
+        ASSERT_TRUE(slot->show_spare(pack_epoch(1, i + 1)).has_value());
+    }
+    EXPECT_FALSE(slot->show_spare(pack_epoch(1, 100)).has_value());
+    EXPECT_TRUE(slot->show_spare(pack_epoch(2, 1)).has_value());
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ class Memory {
     uint64_t load(const Cell& cell, std::memory_order order);
     void store(const Cell& cell, uint64_t value, std::memory_order order);
     void store_nontemporal(const Cell& cell, uint64_t value);
+    bool exchange(const Cell& cell, uint64_t expected, uint64_t desired);
     void full_fence();
     void acquire_fence();
     void store_fence();
@@ -366,6 +367,22 @@ inline void Memory::store_nontemporal(const Cell& cell, uint64_t value) {
     machine_->yield();
     Machine::Thread& t = machine_->threads_[thread_];
     t.buffer.push_back({cell.id, value, true, false, t.fences});
+}
+
+// One step on memory itself, with the order of an acquire and a release; non-temporal stores wait
+// for it as little as for any store.
+inline bool Memory::exchange(const Cell& cell, uint64_t expected, uint64_t desired) {
+    before_send();
+    Machine::Thread& t = machine_->threads_[thread_];
+    t.floor = machine_->now_;
+    auto& history = machine_->cells_[cell.id];
+    t.seen[cell.id] = machine_->now_;
+    if (history.back().value != expected) {
+        return false;
+    }
+    history.push_back({++machine_->now_, desired});
+    t.seen[cell.id] = machine_->now_;
+    return true;
 }
 
 inline void Memory::full_fence() {

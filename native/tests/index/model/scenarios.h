@@ -105,6 +105,41 @@ inline void reservation(Machine& machine) {
     machine.run();
 }
 
+// A spare that its client takes to write into, shows again when its object is refused, and that the
+// node has back meanwhile.
+inline void spares(Machine& machine) {
+    World world(machine);
+    world.slots[0].locked_by = 1;
+    world.preload(0, {1, 1, 1});
+    world.slots[0].spare = machine.cell(5);
+    Node node(world, 0, 0, 9);
+    node.know(0, {1, 1, 1});
+    machine.spawn([&](Memory& m) {
+        for (int i = 0; i < 6; ++i) {
+            m.pause();
+            if (machine.random().one_in(3) && steps::revoke_spare(m, world.slots[0].spare, 5)) {
+                node.put(m, 1, 0);
+                return;
+            }
+        }
+    });
+    machine.spawn([&](Memory& m) {
+        for (int i = 0; i < 2; ++i) {
+            if (!steps::take_spare(m, world.slots[0].spare, 5)) {
+                return;
+            }
+            world.begin_writing(0, m.thread());
+            world.write_word(m, 0, 5, 0);
+            world.write_word(m, 0, 5, 1);
+            steps::finish_writing(m);
+            world.end_writing(0, m.thread());
+            steps::show_spare(m, world.slots[0].spare, Generation{0}, Generation{5});
+        }
+    });
+    machine.spawn([&](Memory& m) { read_copies(world, m, 5); });
+    machine.run();
+}
+
 // The kernel's and the sockets' part of a slot that passes from one client to the next.
 struct SlotPassing {
     bool session_closed = false;  // the first client's socket is gone: a hint, no proof

@@ -42,6 +42,7 @@ struct HazardCells {
 };
 struct Slot {
     std::array<HazardCells, kHazards> hazards;
+    Cell spare;
     uint32_t locked_by = kNobody;  // kernel: the record lock
 };
 struct Object {
@@ -68,6 +69,7 @@ class World {
             for (HazardCells& h : slot.hazards) {
                 h = {machine.cell(0), machine.cell(kBlocks)};
             }
+            slot.spare = machine.cell(0);
         }
         held.fill(0);
         writer.fill(kNobody);
