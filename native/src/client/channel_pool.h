@@ -12,10 +12,15 @@
 namespace kvstore {
 
 // Thread-safe. No lock is held during I/O. A channel that failed is dropped when it is given back.
+// As many channels stay open as were in use at once lately: more would withhold descriptors, and
+// with fewer the callers would connect again and again.
 class ChannelPool {
   public:
     using Connect = std::function<Result<std::unique_ptr<Channel>>(Deadline)>;
-    static constexpr size_t kMaxIdle = 16;
+    static constexpr uint64_t kLatelyMs = 10'000;  // to twice that
+    // Where no further channel can be had for the moment (no descriptor is free, or the server is
+    // full), a caller waits this long for another one's.
+    static constexpr int kMaxWaitMs = 1000;
 
     // A channel in use; gives it back when destroyed.
     class Lease {
@@ -46,7 +51,8 @@ class ChannelPool {
         bool fresh_ = false;
     };
 
-    explicit ChannelPool(Connect connect) : connect_(std::move(connect)) {}
+    explicit ChannelPool(Connect connect, uint64_t lately_ms = kLatelyMs)
+        : connect_(std::move(connect)), lately_ms_(lately_ms) {}
     ~ChannelPool() = default;  // after every Lease
     ChannelPool(const ChannelPool&) = delete;
     ChannelPool& operator=(const ChannelPool&) = delete;
@@ -82,12 +88,23 @@ class ChannelPool {
   private:
     friend class Lease;
     void give_back(std::unique_ptr<Channel> channel) KV_EXCLUDES(mutex_);
+    Result<std::unique_ptr<Channel>> take_idle() KV_EXCLUDES(mutex_);  // null: there is none
+    Result<Lease> lend(std::unique_ptr<Channel> channel, bool fresh) KV_EXCLUDES(mutex_);
+    void note_use() KV_REQUIRES(mutex_);
+    bool may_keep_one_more() const KV_REQUIRES(mutex_);
+    bool wait_for_return(Deadline deadline) KV_EXCLUDES(mutex_);
 
     const Connect connect_;
+    const uint64_t lately_ms_;
     Mutex mutex_;
     bool closed_ KV_GUARDED_BY(mutex_) = false;
     std::vector<std::unique_ptr<Channel>> idle_ KV_GUARDED_BY(mutex_);
     std::vector<Channel*> busy_ KV_GUARDED_BY(mutex_);
+    CondVar given_back_;
+    // The most that were busy at once since `since_ms_`, and in the time before that.
+    uint64_t since_ms_ KV_GUARDED_BY(mutex_) = 0;
+    size_t peak_ KV_GUARDED_BY(mutex_) = 1;
+    size_t peak_before_ KV_GUARDED_BY(mutex_) = 1;
 };
 
 }  // namespace kvstore

@@ -31,6 +31,15 @@ void dispose(std::vector<Fd> fds) {
     }
 }
 
+// So that no descriptor comes of what this process has already.
+HelloParams with_slot(HelloParams hello, const ClientSlot& slot, uint32_t mapped_epoch) {
+    hello.slot_plus_one = slot.number() + 1;
+    hello.clients_device = slot.file().device;
+    hello.clients_inode = slot.file().inode;
+    hello.mapped_epoch = mapped_epoch;
+    return hello;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
@@ -39,7 +48,9 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
                                                      Deadline deadline) {
     Status last;
     for (int i = 0; i < kSlotTries; ++i) {
-        Result<std::unique_ptr<Channel>> channel = Channel::connect(endpoint, hello, deadline);
+        std::shared_ptr<ClientSlot> held = SlotRegistry::instance().find(node_id);
+        Result<std::unique_ptr<Channel>> channel = Channel::connect(
+            endpoint, held != nullptr ? with_slot(hello, *held, 0) : hello, deadline);
         if (!channel.ok()) {
             return channel.status();
         }
@@ -49,16 +60,14 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
             dispose(std::move(fds));
             return {Code::kUnavailable, endpoint.to_string() + " is another node"};
         }
-        if (fds.size() != 3 || welcome.slot < 0) {
+        if (fds.size() < 2 || welcome.slot < 0) {
             dispose(std::move(fds));
             return {Code::kUnsupported, node_id + " does not share its memory with this tenant"};
         }
         std::shared_ptr<LocalNode> node(new LocalNode());
         node->endpoint_ = endpoint;
         node->hello_ = hello;
-        Fd clients = std::move(fds[2]);
-        fds.pop_back();
-        last = node->take_slot(std::move(clients), **channel, welcome.slot, deadline);
+        last = node->take_slot(std::move(held), &fds, **channel, deadline);
         if (last.ok()) {
             last = node->map(std::move(fds), welcome);
         }
@@ -78,19 +87,28 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
     return last;
 }
 
-Status LocalNode::take_slot(Fd clients, Channel& channel, int number, Deadline deadline) {
-    Result<std::shared_ptr<ClientSlot>> slot =
-        SlotRegistry::instance().acquire(std::move(clients), static_cast<uint32_t>(number));
-    if (!slot.ok()) {
-        return slot.status();
+Status LocalNode::take_slot(std::shared_ptr<ClientSlot> held, std::vector<Fd>* fds,
+                            Channel& channel, Deadline deadline) {
+    const auto number = static_cast<uint32_t>(channel.welcome().slot);
+    if (fds->size() == 3) {
+        Fd clients = std::move(fds->back());
+        fds->pop_back();
+        Result<std::shared_ptr<ClientSlot>> slot =
+            SlotRegistry::instance().acquire(std::move(clients), number, channel.welcome().node_id);
+        if (!slot.ok()) {
+            return slot.status();
+        }
+        held = std::move(*slot);
+    } else if (held == nullptr || held->number() != number) {
+        return {Code::kProtocolError, "the node offers a slot without its descriptor"};
     }
-    if (Status status = confirm_slot(**slot, channel, deadline); !status.ok()) {
+    if (Status status = confirm_slot(*held, channel, deadline); !status.ok()) {
         return status;
     }
     // From here on the node scans this slot, so its hazards count.
-    (*slot)->set_confirmed();
+    held->set_confirmed();
     if (slot_ == nullptr) {
-        slot_ = std::move(*slot);
+        slot_ = std::move(held);
     }
     return {};
 }
@@ -143,7 +161,8 @@ Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
 }
 
 Result<std::unique_ptr<Channel>> LocalNode::open_channel(Deadline deadline) {
-    Result<std::unique_ptr<Channel>> channel = Channel::connect(endpoint_, hello_, deadline);
+    Result<std::unique_ptr<Channel>> channel =
+        Channel::connect(endpoint_, with_slot(hello_, *slot_, node_epoch()), deadline);
     if (!channel.ok()) {
         // Nobody listens: the node is gone, and a new incarnation has to be attached.
         if (channel.code() != Code::kDeadlineExceeded && channel.code() != Code::kOverloaded) {
@@ -153,13 +172,13 @@ Result<std::unique_ptr<Channel>> LocalNode::open_channel(Deadline deadline) {
     }
     const WelcomeData& welcome = (*channel)->welcome();
     std::vector<Fd> fds = (*channel)->take_fds();
-    if (fds.size() != 3 || welcome.slot < 0 || welcome.node_epoch != node_epoch() ||
-        welcome.node_id != node_id()) {
+    if ((fds.size() != 3 && !fds.empty()) || welcome.slot < 0 ||
+        welcome.node_epoch != node_epoch() || welcome.node_id != node_id()) {
         dispose(std::move(fds));
         mark_gone();
         return {Code::kUnavailable, node_id() + " was restarted"};
     }
-    Status status = take_slot(std::move(fds[2]), **channel, welcome.slot, deadline);
+    Status status = take_slot(slot_, &fds, **channel, deadline);
     if (!status.ok()) {
         return status;
     }

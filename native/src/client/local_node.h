@@ -63,7 +63,10 @@ class LocalNode {
   private:
     LocalNode() = default;
     Status map(std::vector<Fd> fds, const WelcomeData& welcome);
-    Status take_slot(Fd clients, Channel& channel, int number, Deadline deadline);
+    // The slot that the Welcome offers: the one that this process holds (`held`), or another by the
+    // last of `fds`, which is taken out.
+    Status take_slot(std::shared_ptr<ClientSlot> held, std::vector<Fd>* fds, Channel& channel,
+                     Deadline deadline);
     // Tells the node that copies into blocks of its earlier epochs have stopped, once they have.
     Status confirm_slot(ClientSlot& slot, Channel& channel, Deadline deadline);
     Result<std::unique_ptr<Channel>> open_channel(Deadline deadline);

@@ -95,6 +95,8 @@ struct SlotRegistry::File {
     std::vector<Fd> fds;  // every descriptor of the inode that reached this process
     bool owner = false;
     std::unique_ptr<ClientSlot::State> slot;
+    std::string node_id;
+    uint64_t acquired = 0;  // the later one has the greater number
 };
 
 SlotRegistry::SlotRegistry() = default;
@@ -115,7 +117,8 @@ SlotRegistry& SlotRegistry::instance() {
     return *registry;
 }
 
-Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number) {
+Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number,
+                                                          const std::string& node_id) {
     const auto key = key_of(fd.get());
     if (!key.ok()) {
         return key.status();
@@ -136,8 +139,26 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
         close_if_unused(*key);
         return failure;
     }
-    ++file->slot->handles;
-    return std::shared_ptr<ClientSlot>(new ClientSlot(this, file->slot.get()));
+    file->node_id = node_id;
+    file->acquired = ++acquired_;
+    return new_handle(*file);
+}
+
+std::shared_ptr<ClientSlot> SlotRegistry::find(const std::string& node_id) {
+    const MutexLock lock(mutex_);
+    const File* found = nullptr;
+    for (const auto& [key, file] : files_) {
+        if (file->slot && file->node_id == node_id &&
+            (found == nullptr || file->acquired > found->acquired)) {
+            found = file.get();
+        }
+    }
+    return found == nullptr ? nullptr : new_handle(*found);
+}
+
+std::shared_ptr<ClientSlot> SlotRegistry::new_handle(const File& file) {
+    ++file.slot->handles;
+    return std::shared_ptr<ClientSlot>(new ClientSlot(this, file.slot.get()));
 }
 
 Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t number) {
@@ -272,6 +293,8 @@ ClientSlot::~ClientSlot() {
 
 bool ClientSlot::in_own_process() const { return !fork_guard_.in_child(); }
 
+const FileKey& ClientSlot::file() const { return state_->key; }
+
 uint32_t ClientSlot::number() const { return state_->number; }
 
 void ClientSlot::set_confirmed() {
@@ -318,6 +341,33 @@ void ClientSlot::clear_hazard(Handle handle) {
 
 uint32_t ClientSlot::hazards_in_use() const {
     return static_cast<uint32_t>(std::popcount(state_->hazards_used.load(kRelaxed)));
+}
+
+// Places are shared by all stores of the process. What an earlier life of the node granted is no
+// spare any more, so its place is free.
+std::optional<uint32_t> ClientSlot::show_spare(Generation gen) {
+    if (!usable()) {
+        return std::nullopt;
+    }
+    for (uint32_t place = 0; place < kSlotSpares; ++place) {
+        SharedWord& word = state_->page->spares[place];
+        const Generation there = word.load(kRelaxed);
+        const bool free = there == 0 || epoch_of(there) < epoch_of(gen);
+        if (free && steps::show_spare(steps::RealMemory{}, word, there, gen)) {
+            return place;
+        }
+    }
+    return std::nullopt;
+}
+
+bool ClientSlot::has_spare(uint32_t place, Generation gen) const {
+    KV_ASSERT(place < kSlotSpares);
+    return usable() && state_->page->spares[place].load(kRelaxed) == gen;
+}
+
+bool ClientSlot::take_spare(uint32_t place, Generation gen) {
+    KV_ASSERT(place < kSlotSpares);
+    return usable() && steps::take_spare(steps::RealMemory{}, state_->page->spares[place], gen);
 }
 
 void ClientSlot::touch(uint32_t entry_ref) {

@@ -2,7 +2,8 @@
 //
 // Why process-wide: a record lock belongs to (process, inode), and closing *any* descriptor of the
 // inode drops it. So every descriptor of a clients file that reaches this process is handed to the
-// registry, which keeps it open until the slot is given back.
+// registry, which keeps it open until the slot is given back. A session that names the held slot in
+// its hello gets no further descriptor.
 //
 // Fork: a child inherits neither the lock nor (MADV_DONTFORK) the slot's memory. Calls on a slot
 // that was acquired before the fork do nothing and answer "no"; usable() says so. The child may
@@ -16,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/file.h"
@@ -37,6 +39,7 @@ class ClientSlot {
     ClientSlot(const ClientSlot&) = delete;
     ClientSlot& operator=(const ClientSlot&) = delete;
 
+    const FileKey& file() const;
     uint32_t number() const;  // may differ from the number asked for; tell the node this one
     // The node has answered Ok to "slot ready". Until then the node does not look into this slot,
     // so every hazard is refused.
@@ -50,6 +53,13 @@ class ClientSlot {
     std::optional<Handle> publish_hazard(uint64_t offset, Generation gen);
     void clear_hazard(Handle handle);
     uint32_t hazards_in_use() const;
+
+    // Shows the node a block that was granted ahead of its key and that nobody writes into: it may
+    // have it back. The place of the generation, for take_spare(); nothing when all are in use.
+    std::optional<uint32_t> show_spare(Generation gen);
+    // Whether the spare is still there, and with take_spare() this process's to write into.
+    bool has_spare(uint32_t place, Generation gen) const;
+    bool take_spare(uint32_t place, Generation gen);
 
     // Recency: touch a chain's tail first and its head last, so that the chain loses its tail
     // first.
@@ -82,7 +92,10 @@ class SlotRegistry {
     // that this process has there already. Takes `fd` over in every case, failures included.
     // kUnavailable: another process holds that slot (connect again for another one).
     // kVersionMismatch: not a clients file of this format.
-    Result<std::shared_ptr<ClientSlot>> acquire(Fd fd, uint32_t number);
+    Result<std::shared_ptr<ClientSlot>> acquire(Fd fd, uint32_t number,
+                                                const std::string& node_id = {});
+    // A further handle on the slot that was acquired last with this node id; null: none is held.
+    std::shared_ptr<ClientSlot> find(const std::string& node_id);
     // For a received descriptor of a clients file that is not wanted after all.
     void dispose(Fd fd);
 
@@ -102,12 +115,14 @@ class SlotRegistry {
     SlotRegistry();
     ~SlotRegistry();
     Status open_slot(File& file, const FileKey& key, int fd, uint32_t number) KV_REQUIRES(mutex_);
+    std::shared_ptr<ClientSlot> new_handle(const File& file) KV_REQUIRES(mutex_);
     bool owner_alive(const ClientSlot::State& state) const KV_EXCLUDES(mutex_);
     void release(ClientSlot::State* state) KV_EXCLUDES(mutex_);
     void close_if_unused(const FileKey& key) KV_REQUIRES(mutex_);
 
     mutable Mutex mutex_;  // nothing else is locked while it is held
     std::map<FileKey, std::unique_ptr<File>> files_ KV_GUARDED_BY(mutex_);
+    uint64_t acquired_ KV_GUARDED_BY(mutex_) = 0;  // counts
 };
 
 }  // namespace kvstore

@@ -50,6 +50,10 @@ Hello HelloParams::hello(const Nonce& nonce) const {
     hello.node_epoch = node_epoch;
     hello.applied_seq = applied_seq;
     hello.client_name = client_name;
+    hello.slot_plus_one = slot_plus_one;
+    hello.clients_device = clients_device;
+    hello.clients_inode = clients_inode;
+    hello.mapped_epoch = mapped_epoch;
     return hello;
 }
 

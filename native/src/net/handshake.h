@@ -31,6 +31,10 @@ struct HelloParams {
     uint32_t node_epoch = 0;
     uint64_t applied_seq = 0;
     std::string client_name;
+    uint32_t slot_plus_one = 0;
+    uint64_t clients_device = 0;
+    uint64_t clients_inode = 0;
+    uint32_t mapped_epoch = 0;
     uint32_t version_min = kProtocolVersionMin;
     uint32_t version_max = kProtocolVersionMax;
 

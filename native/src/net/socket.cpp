@@ -184,6 +184,10 @@ Status wait_for(int fd, short events, Deadline deadline) {
 
 Result<Fd> connect_address(const Address& address, const std::string& name, Deadline deadline) {
     Fd fd(socket(address.get()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!fd.valid() && (errno == EMFILE || errno == ENFILE)) {
+        return {Code::kOverloaded, "no descriptor is free to connect to " + name +
+                                       ": raise this process's limit (ulimit -n)"};
+    }
     if (!fd.valid()) {
         return errno_status("socket", name);
     }

@@ -218,14 +218,27 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
         welcome.ns_epoch = session->ns->current()->epoch;
     }
     if (may_map(connection, hello)) {
-        session->offered_slot = slots_.offer(connection.peer().pid);
-        if (session->offered_slot >= 0) {
-            welcome.slot = session->offered_slot;
-            answer.fds = {store_.segment_fd(), store_.index_fd(), store_.clients_fd()};
-        }
+        session->offered_slot = offer_memory(hello, connection.peer().pid, &answer.fds);
+        welcome.slot = session->offered_slot;
     }
     answer.session = std::move(session);
     return answer;
+}
+
+// The slot that the session may confirm, and the descriptors that its process does not have yet.
+int NodeBlockPort::offer_memory(const Hello& hello, pid_t pid, std::vector<int>* fds) {
+    const FileKey file{hello.clients_device, hello.clients_inode};
+    if (hello.slot_plus_one != 0 && slots_.is_held(hello.slot_plus_one - 1, file, pid)) {
+        if (hello.mapped_epoch != options_.node_epoch) {
+            *fds = {store_.segment_fd(), store_.index_fd()};
+        }
+        return static_cast<int>(hello.slot_plus_one - 1);
+    }
+    const int slot = slots_.offer(pid);
+    if (slot >= 0) {
+        *fds = {store_.segment_fd(), store_.index_fd(), store_.clients_fd()};
+    }
+    return slot;
 }
 
 void NodeBlockPort::on_open(Connection& connection) {

@@ -69,6 +69,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     // node_block_port.cpp
     void begin_nvme();
     bool may_map(const Connection& connection, const Hello& hello) const;
+    int offer_memory(const Hello& hello, pid_t pid, std::vector<int>* fds);
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
     bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);
     void slot_ready(Connection& connection, const FrameHeader& header, Body body);

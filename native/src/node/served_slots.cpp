@@ -35,6 +35,15 @@ void ServedSlots::give_back(int slot) {
     }
 }
 
+bool ServedSlots::is_held(uint32_t slot, const FileKey& file, pid_t pid) const {
+    if (file != slots_.file()) {
+        return false;
+    }
+    const MutexLock lock(mutex_);
+    const auto known = live_.find(slot);
+    return known != live_.end() && known->second.pid == pid && slots_.is_alive(slot);
+}
+
 Code ServedSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
     const MutexLock lock(mutex_);
     const auto known = live_.find(slot);

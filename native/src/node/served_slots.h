@@ -32,6 +32,8 @@ class ServedSlots {
     // The session to which `slot` was offered will not use it. One that another session of the
     // process has confirmed stays.
     void give_back(int slot);
+    // Whether process `pid` has confirmed `slot` of this very file and holds it still.
+    bool is_held(uint32_t slot, const FileKey& file, pid_t pid) const;
     // The client says that it has locked `slot`: one that was offered to a session of its process,
     // this one or another (the first of two that connect at once locks for both).
     Code confirm(uint32_t slot, pid_t pid, const std::string& tenant);

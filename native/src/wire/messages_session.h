@@ -30,6 +30,11 @@ struct Hello {
     uint32_t node_epoch = 0;
     uint64_t applied_seq = 0;        // node link: the last op (messages_link.h) it has applied
     std::string_view client_name{};  // for logs
+    // Client to node, where the process holds a slot there already and needs no descriptor for it:
+    uint32_t slot_plus_one = 0;   // 0: none
+    uint64_t clients_device = 0;  // the file that the slot is in
+    uint64_t clients_inode = 0;
+    uint32_t mapped_epoch = 0;  // of the node whose memory this client has mapped; 0: none
     static void fields(auto& m, auto& v) {
         v.number(1, m.version_min);
         v.number(2, m.version_max);
@@ -47,6 +52,10 @@ struct Hello {
         v.number(14, m.node_epoch);
         v.number(15, m.applied_seq);
         v.text(16, m.client_name, limits::kMaxNameBytes);
+        v.number(17, m.slot_plus_one, limits::kMaxClients);
+        v.number(18, m.clients_device);
+        v.number(19, m.clients_inode);
+        v.number(20, m.mapped_epoch);
     }
 };
 
@@ -84,7 +93,7 @@ struct Welcome {
     int32_t slot_plus_one = 0;  // client slot + 1; 0: none
     uint64_t flush_counter = 0;
     uint64_t segment_bytes = 0;
-    uint32_t fd_count = 0;  // descriptors sent along: segment, index, clients
+    uint32_t fd_count = 0;  // descriptors sent along: segment, index, clients (see 0x01)
     Digest server_mac{};    // proves that the server knows the token too; all zero without a token
     uint64_t ops_seq = 0;   // node link: the last op the master has made
     static void fields(auto& m, auto& v) {

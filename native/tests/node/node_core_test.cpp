@@ -279,6 +279,33 @@ TEST_F(NodeTest, SessionsOfOneProcessShareASlot) {
     EXPECT_EQ(shm().ask(ready), std::vector{Code::kUnsupported});
 }
 
+TEST_F(NodeTest, AProcessThatHoldsASlotGetsNoSecondDescriptorOfIt) {
+    const ShmClient first(node->at.unix_socket);
+    HelloParams hello;
+    hello.slot_plus_one = first.slot->number() + 1;
+    hello.clients_device = first.slot->file().device;
+    hello.clients_inode = first.slot->file().inode;
+    const auto fds_of = [&](const HelloParams& said) {
+        NodeClient client(node->at.unix_socket, said);
+        EXPECT_GE(client.channel->welcome().slot, 0);
+        std::vector<Fd> fds = client.channel->take_fds();
+        if (fds.size() == 3) {
+            SlotRegistry::instance().dispose(std::move(fds[2]));
+        }
+        return fds.size();
+    };
+    EXPECT_EQ(fds_of(hello), 2u);
+    hello.mapped_epoch = first.channel->welcome().node_epoch;
+    EXPECT_EQ(fds_of(hello), 0u);
+    // What is not this process's slot in this file counts for nothing.
+    HelloParams other_slot = hello;
+    other_slot.slot_plus_one += 1;
+    EXPECT_EQ(fds_of(other_slot), 3u);
+    HelloParams other_file = hello;
+    ++other_file.clients_inode;
+    EXPECT_EQ(fds_of(other_file), 3u);
+}
+
 TEST_F(NodeTest, LeasesProtectAndEnd) {
     NodeClient client = tcp();
     const std::vector<std::string_view> keys{"p0", "p1", "p2"};

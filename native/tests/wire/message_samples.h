@@ -256,6 +256,13 @@ void added_fields(Visit&& visit) {
                        .spare_ms = 30'000});
     visit(Put{.keys = keys(), .sizes = sizes(), .crcs_behind = true});
     visit(SlotReady{.slot = 5, .writes_ended_below = 12});
+    visit(Hello{.version_min = 0x10000,
+                .version_max = 0x10000,
+                .tenant = "default",
+                .slot_plus_one = 6,
+                .clients_device = 28,
+                .clients_inode = 4711,
+                .mapped_epoch = 12});
 }
 
 template <class Visit>
