@@ -78,6 +78,9 @@ class MasterCoreApi(Protocol):
     ) -> None:
         """Set a node's state; weight in thousandths."""
 
+    def node_heard(self, node_id: str) -> None:
+        """Count what a node without a link holds again: its heartbeat has come."""
+
     def set_node_endpoints(
         self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
     ) -> None:

@@ -16,8 +16,13 @@ from kvstore.master.registry import Registry
 from kvstore.metrics import Counter, Gauge, Labelled, by_label, families
 
 ROWS = (
-    Gauge("kvstore_cluster_objects", "objects", "Objects with at least one replica."),
-    Gauge("kvstore_cluster_object_bytes", "object_bytes", "Bytes of objects, each counted once."),
+    Gauge("kvstore_cluster_objects", "objects", "Objects that can be read."),
+    Gauge("kvstore_cluster_object_bytes", "object_bytes", "Their bytes, each object's once."),
+    Gauge(
+        "kvstore_cluster_unreachable_objects",
+        "unreachable_objects",
+        "Further objects that only nodes hold which are down.",
+    ),
     Gauge("kvstore_cluster_replicas", "replicas", "Replicas on living nodes."),
     Gauge("kvstore_cluster_tombstones", "tombstones", "Removed keys still remembered."),
     Gauge(

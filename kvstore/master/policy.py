@@ -58,6 +58,13 @@ class SetNode:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """Count what a node without a link holds as readable again."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
 class Forget:
     """Delete the node's record and replicas."""
 
@@ -87,7 +94,7 @@ class Refuse:
     message: str
 
 
-Decision = Persist | OpenSession | SetNode | Forget | FinishRebuild | SetCopyRate | Refuse
+Decision = Persist | OpenSession | SetNode | Heard | Forget | FinishRebuild | SetCopyRate | Refuse
 Outcome = tuple[Cluster, list[Decision]]
 
 
@@ -234,6 +241,8 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
     if now_ms - node.persisted_ms >= settings.retention_ms // 24:
         node = replace(node, persisted_ms=now_ms)
         decisions.append(Persist(node))
+    if not node.linked:
+        decisions.append(Heard(node.node_id))
     return _with(cluster, node), [*decisions, _set(settings, node, now_ms)]
 
 

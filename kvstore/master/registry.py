@@ -117,6 +117,8 @@ class Registry:
                 _log.info("node_registered", **_fields(node))
             case policy.SetNode(node, state, weight):
                 self._set_node(node, state, weight)
+            case policy.Heard(node_id):
+                self._core.node_heard(node_id)
             case policy.Forget(node_id):
                 self._state.delete_node(node_id)
                 self._core.remove_node(node_id)

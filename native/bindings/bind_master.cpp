@@ -104,8 +104,9 @@ nb::dict stats_dict(PyMaster& self) {
         return 0;
     });
     nb::dict out;
-    out["objects"] = stats.directory.objects;
-    out["object_bytes"] = stats.directory.bytes;
+    out["objects"] = stats.directory.objects - stats.directory.unreachable_objects;
+    out["object_bytes"] = stats.directory.bytes - stats.directory.unreachable_bytes;
+    out["unreachable_objects"] = stats.directory.unreachable_objects;
     out["replicas"] = stats.directory.replicas;
     out["tombstones"] = stats.directory.tombstones;
     out["directory_memory_bytes"] = stats.directory.memory_bytes;
@@ -185,6 +186,12 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             },
             "node_id"_a, "state"_a, "weight"_a, "free_bytes"_a, "capacity_bytes"_a,
             "State and weight (for copy targets) as policy decides. NotFound: unknown node.")
+        .def(
+            "node_heard",
+            [](PyMaster& self, const std::string& node_id) {
+                unlocked([&] { self.core().heard(node_id); });
+            },
+            "node_id"_a, "A heartbeat of a node whose link is down: what it holds counts again.")
         .def(
             "set_node_endpoints",
             [](PyMaster& self, const std::string& node_id, const std::string& tcp,

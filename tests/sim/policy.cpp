@@ -225,6 +225,8 @@ void carry_out(MasterCore& core, const PolicyCalls& calls) {
         } else if (one.name == "set") {
             (void)core.set_node(one.node_id, static_cast<NodeState>(n[0]),
                                 static_cast<uint32_t>(n[1]), n[2], n[3]);
+        } else if (one.name == "heard") {
+            core.heard(one.node_id);
         } else if (one.name == "remove") {
             (void)core.remove_node(one.node_id);
         } else if (one.name == "finish_rebuild") {

@@ -90,6 +90,10 @@ class Calls:
         """Note it."""
         self.made.append(("set", node_id, state, weight, free, capacity))
 
+    def node_heard(self, node_id: str) -> None:
+        """Note it."""
+        self.made.append(("heard", node_id))
+
     def remove_node(self, node_id: str) -> None:
         """Note it."""
         self.made.append(("remove", node_id))

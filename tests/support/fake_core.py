@@ -54,6 +54,9 @@ class FakeCore:
     ) -> None:
         self.calls.append(("set_node", node_id, state, weight, free_bytes, capacity_bytes))
 
+    def node_heard(self, node_id: str) -> None:
+        self.calls.append(("node_heard", node_id))
+
     def set_node_endpoints(
         self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
     ) -> None:

@@ -47,6 +47,20 @@ def test_a_registration_is_written_and_told(state: HardState, core: FakeCore) ->
     assert abs(record.last_seen_unix_ms - clock.unix_ms()) < 10_000
 
 
+def test_a_heartbeat_without_a_link_is_told(state: HardState, core: FakeCore) -> None:
+    registry = Registry(Settings(), core, state)
+    registry.submit(Register("a", 7, 0, 5, SERVING))
+    beat = Heartbeat("a", 5, 100, 40, SERVING)
+    core.seen = [seen("a", True)]
+    registry.look_at_links()
+    registry.submit(beat)
+    assert ("node_heard", "a") not in core.calls
+    core.seen = [seen("a", False)]
+    registry.look_at_links()
+    registry.submit(beat)
+    assert ("node_heard", "a") in core.calls
+
+
 def test_what_the_native_side_knows_it_is_not_told_again(state: HardState, core: FakeCore) -> None:
     registry = Registry(Settings(slow_start_ms=1), core, state)
     registry.submit(Register("a", 7, 0, 5, SERVING))

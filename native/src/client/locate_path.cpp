@@ -8,6 +8,15 @@
 namespace kvstore {
 namespace {
 
+// Whether this client could read it: not where its own calls to every holder have just failed,
+// whatever the master says.
+bool is_within_reach(const Placement& placement, std::span<const uint32_t> broken) {
+    const std::span<const uint32_t> holders(placement.nodes.data(), placement.count);
+    return broken.empty() || !std::ranges::all_of(holders, [&](uint32_t node) {
+               return std::ranges::find(broken, node) != broken.end();
+           });
+}
+
 MissReason reason_of(const LookupReply& reply, size_t row) {
     if (reply.status[row] == static_cast<int32_t>(Code::kRebuilding)) {
         return MissReason::kRebuilding;
@@ -103,35 +112,42 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline w
     }
     size_t next_node = 0;
     bool complete = true;
+    const std::vector<uint32_t> broken = context_.nodes().broken();
     for (size_t i = 0; i < rows.size(); ++i) {
         Located& located = found_[rows[i]];
-        if (!answered) {
-            if (const auto known = context_.placements().find(located.key.hash)) {
-                located.placement = *known;
-                located.size = static_cast<int64_t>(known->size);
-            } else {
-                located.size = static_cast<int64_t>(Code::kUnavailable);
-                located.reason = MissReason::kUnavailable;
-            }
+        if (answered) {
+            take_row(reply, i, &next_node, &located);
+        } else if (const auto known = context_.placements().find(located.key.hash)) {
+            located.placement = *known;
+            located.size = static_cast<int64_t>(known->size);
         } else {
-            Placement& placement = located.placement;
-            placement.version = reply.versions[i];
-            placement.size = reply.sizes[i];
-            placement.count = reply.replica_counts[i];
-            for (size_t r = 0; r < placement.count; ++r) {
-                placement.nodes[r] = reply.nodes[next_node++];
-            }
-            if (reply.status[i] == 0 && placement.count > 0) {
-                located.size = static_cast<int64_t>(placement.size);
-                context_.placements().note(located.key.hash, placement);
-            } else {
-                located.size = reply.status[i] < 0 ? reply.status[i] : located.size;
-                located.reason = reason_of(reply, i);
-            }
+            located.size = static_cast<int64_t>(Code::kUnavailable);
+            located.reason = MissReason::kUnavailable;
+        }
+        if (located.present() && !is_within_reach(located.placement, broken)) {
+            located.size = static_cast<int64_t>(Code::kNotFound);
+            located.reason = MissReason::kNodeDown;
         }
         complete &= located.present();
     }
     return complete;
+}
+
+void LocatePath::take_row(const LookupReply& reply, size_t i, size_t* next_node, Located* located) {
+    Placement& placement = located->placement;
+    placement.version = reply.versions[i];
+    placement.size = reply.sizes[i];
+    placement.count = reply.replica_counts[i];
+    for (size_t r = 0; r < placement.count; ++r) {
+        placement.nodes[r] = reply.nodes[(*next_node)++];
+    }
+    if (reply.status[i] == 0 && placement.count > 0) {
+        located->size = static_cast<int64_t>(placement.size);
+        context_.placements().note(located->key.hash, placement);
+    } else {
+        located->size = reply.status[i] < 0 ? reply.status[i] : located->size;
+        located->reason = reason_of(reply, i);
+    }
 }
 
 Status LocatePath::exchange(Lookup request, LookupReply* reply, ChannelPool::Lease* lease,

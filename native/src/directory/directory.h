@@ -135,6 +135,9 @@ class Directory {
     struct Stats {
         uint64_t objects = 0;
         uint64_t bytes = 0;  // sizes of recorded objects, each once
+        // Of these: those whose every holder is down.
+        uint64_t unreachable_objects = 0;
+        uint64_t unreachable_bytes = 0;
         uint64_t replicas = 0;
         uint64_t tombstones = 0;
         uint64_t memory_bytes = 0;
@@ -167,6 +170,7 @@ class Directory {
     void emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node);
     uint8_t count_readable(const ObjectEntry& entry) const;
     size_t sweep_node(NodeNumber node, bool all);
+    void count_unreachable(Stats& stats) const;
 
     const HashSecret secret_;
     const uint32_t epoch_;

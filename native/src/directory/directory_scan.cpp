@@ -163,7 +163,27 @@ Directory::Stats Directory::stats() const {
     for (size_t i = 0; i < stats.lookups.size(); ++i) {
         stats.lookups[i] = lookups_[i].load(std::memory_order_relaxed);
     }
+    count_unreachable(stats);
     return stats;
+}
+
+// Every entry is looked at only while a node that holds any is down.
+void Directory::count_unreachable(Stats& stats) const {
+    bool any = false;
+    for (NodeNumber node = 0; node < readable_.size(); ++node) {
+        any = any || (!readable(node) && replicas_of(node) != 0);
+    }
+    for (size_t number = 0; any && number < kShards; ++number) {
+        const Shard& shard = (*shards_)[number];
+        const ReaderLock lock(shard.lock);
+        for (uint32_t at = 0; at < shard.objects.end(); ++at) {
+            const ObjectEntry& entry = shard.objects.at(at);
+            if (entry.key_data != nullptr && count_readable(entry) == 0) {
+                ++stats.unreachable_objects;
+                stats.unreachable_bytes += entry.size;
+            }
+        }
+    }
 }
 
 }  // namespace kvstore

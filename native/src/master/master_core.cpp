@@ -141,6 +141,20 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
     return {};
 }
 
+void MasterCore::heard(const std::string& node_id) {
+    Effects effects;
+    MutexLock lock(mutex_);
+    const NodeNumber slot = nodes_.slot_of(node_id);
+    NodeRecord* record = nodes_.at(slot);
+    if (record == nullptr || !record->doubted) {
+        return;
+    }
+    record->doubted = false;
+    change_state(slot, *record, record->info.state, effects);
+    lock.unlock();
+    run(effects);
+}
+
 Status MasterCore::set_endpoints(const std::string& node_id, const std::string& tcp,
                                  const std::string& unix_endpoint, const std::string& host) {
     const MutexLock lock(mutex_);

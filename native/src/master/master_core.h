@@ -54,6 +54,8 @@ class MasterCore {
     Result<NodeNumber> register_node(const NodeInfo& info, bool known);
     Status set_node(const std::string& node_id, NodeState state, uint32_t weight,
                     uint64_t free_bytes, uint64_t capacity_bytes);
+    // A heartbeat of a node whose link is down: it lives, and what it holds counts again.
+    void heard(const std::string& node_id);
     Status set_endpoints(const std::string& node_id, const std::string& tcp,
                          const std::string& unix_endpoint, const std::string& host);
     Status remove_node(const std::string& node_id);

@@ -89,6 +89,8 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
         link->to = std::move(to);
         record.link = link->to;
         record.link_id = link->id;
+        record.doubted = false;
+        change_state(slot, record, record.info.state, effects);
         {
             const WriterLock links(links_mutex_);
             links_.emplace(link->id, link);
@@ -143,6 +145,8 @@ void MasterCore::close_link(LinkId id) {
     NodeRecord* record = nodes_.at(link->node);
     if (record != nullptr && record->link_id == id) {
         lose_link(*record, "closed");
+        record->doubted = true;
+        change_state(link->node, *record, record->info.state, effects);
     }
     collect_ready(boottime_ms(), effects);
     lock.unlock();

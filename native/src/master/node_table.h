@@ -39,13 +39,16 @@ struct NodeRecord {
     Version floor = 0;        // versions that it may announce only when they are recorded
     uint64_t changed_ms = 0;  // when its state last changed
     bool removed = false;     // being swept; the slot is not reused before that is done
+    // Its link broke, and neither a new one nor a heartbeat has come since. What it holds is a miss
+    // meanwhile: a killed node is noticed before its heartbeats are missed.
+    bool doubted = false;
 
     bool connected() const { return link != nullptr; }
     bool readable() const {
         // One that joins takes writes, and they are Ok, once it has announced everything: before
         // the policy has seen that.
         const bool joined = info.state == NodeState::kJoining && synced && connected();
-        return !removed &&
+        return !removed && !doubted &&
                (info.state == NodeState::kAlive || info.state == NodeState::kDraining || joined);
     }
 };

@@ -247,6 +247,28 @@ TEST_F(MasterCoreTest, AJoiningNodeIsReadOnceItHasAnnouncedEverything) {
     EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
 }
 
+// A killed node's link breaks at once, seconds before its heartbeats are missed.
+TEST_F(MasterCoreTest, ABrokenLinkMakesWhatItsNodeHoldsAMissUntilItIsHeardOf) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version both = put(a, "both");
+    announce(b, AnnouncePhase::kIncremental, {{"both", both}});
+    put(a, "k");
+    core_->close_link(a.link);
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+    EXPECT_EQ(find("both").code, Code::kOk);
+    EXPECT_EQ(core_->stats().directory.unreachable_objects, 1u);
+    core_->heard("a");
+    EXPECT_EQ(find("k").code, Code::kOk) << "it lives: only its link is down";
+    EXPECT_EQ(core_->stats().directory.unreachable_objects, 0u);
+    connect(a);
+    core_->close_link(a.link);
+    EXPECT_EQ(find("k").reason, MissReason::kNodeDown);
+    connect(a);
+    EXPECT_EQ(find("k").code, Code::kOk) << "a new link is as good as a heartbeat";
+    core_->heard("nobody");
+}
+
 TEST_F(MasterCoreTest, AGapEndsTheLink) {
     Node a = add_node("a");
     put(a, "k");
