@@ -70,13 +70,20 @@ class ChannelPool {
     template <class Request, class Reply>
     Status exchange(const Request& request, Reply* reply, Lease* lease, Deadline deadline,
                     const Payload& payload = {}) {
+        return call(lease, deadline, [&](Channel& channel) {
+            return channel.exchange(request, reply, deadline, payload);
+        });
+    }
+    // The same for a request of several steps: Status(Channel&).
+    template <class Call>
+    Status call(Lease* lease, Deadline deadline, const Call& call_on) {
         while (true) {
             Result<Lease> taken = checkout(deadline);
             if (!taken.ok()) {
                 return taken.status();
             }
             *lease = std::move(*taken);
-            Status status = (*lease)->exchange(request, reply, deadline, payload);
+            Status status = call_on(**lease);
             if (status.ok() || (*lease)->alive() || lease->fresh() ||
                 status.code() == Code::kDeadlineExceeded) {
                 return status;

@@ -128,6 +128,17 @@ void PeerTable::locals(Deadline deadline, std::vector<LocalPeer>* out) {
     }
 }
 
+std::vector<uint32_t> PeerTable::broken() const {
+    const std::shared_ptr<const Snapshot> now = snapshot();
+    std::vector<uint32_t> out;
+    for (const auto& [index, position] : now->by_index) {
+        if (!now->nodes[position]->breaker().ready()) {
+            out.push_back(index);
+        }
+    }
+    return out;
+}
+
 bool PeerTable::on_this_host(const PeerInfo& info) const {
     return !host_.empty() && info.host == host_;
 }
@@ -166,6 +177,13 @@ std::shared_ptr<PeerNode> PeerTable::choose(
     const std::shared_ptr<PeerNode>& one = draw();
     const std::shared_ptr<PeerNode>& two = draw();
     return free_ratio(*one->info()) >= free_ratio(*two->info()) ? one : two;
+}
+
+bool PeerTable::another_takes_puts(const PeerNode& peer) const {
+    const std::shared_ptr<const Snapshot> now = snapshot();
+    return std::ranges::any_of(now->nodes, [&](const std::shared_ptr<PeerNode>& other) {
+        return other.get() != &peer && other->takes_puts();
+    });
 }
 
 void PeerTable::shutdown() {

@@ -39,6 +39,9 @@ class PeerTable {
     // The nodes whose memory is usable, re-attached where they have restarted; the home node first.
     // Fills `out`, which the caller reuses.
     void locals(Deadline deadline, std::vector<LocalPeer>* out);
+    // Numbers of the nodes that this client could not reach when it last tried, a moment ago: most
+    // often none.
+    std::vector<uint32_t> broken() const;
     bool on_this_host(const PeerInfo& info) const;
 
     // Where the next put goes: two draws by weight, the one with more free space wins. Only nodes
@@ -46,6 +49,8 @@ class PeerTable {
     std::shared_ptr<PeerNode> choose(std::span<const std::shared_ptr<PeerNode>> eligible) const;
     static std::vector<std::shared_ptr<PeerNode>> taking_puts(
         std::span<const std::shared_ptr<PeerNode>> nodes);
+    // Whether a node other than this one does.
+    bool another_takes_puts(const PeerNode& peer) const;
     void shutdown();
 
   private:

@@ -28,6 +28,12 @@ struct PutOptions {
 // An item that has no final answer yet; no code has this number.
 inline constexpr Code kPutOpen = static_cast<Code>(1);
 
+// The deadline, or the moment `ms` from now if that is sooner.
+inline Deadline sooner(Deadline deadline, uint64_t ms) {
+    const auto left = static_cast<uint64_t>(deadline.left_ms());
+    return left <= ms ? deadline : Deadline::after_ms(ms);
+}
+
 // The columns that Reserve and Put share; they view the items' keys.
 struct PutRows {
     PutRows(std::span<PutItem* const> items, const PutOptions& options);

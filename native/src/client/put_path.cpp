@@ -14,6 +14,11 @@ constexpr uint64_t kBatchBytes = 32u << 20;  // data of one message, but for a s
 constexpr uint64_t kBatchText = 4u << 20;    // keys and parents of one message
 constexpr int kReattachMs = 1000;            // how long a put waits for a node that is restarting
 constexpr int kRetryPauseMs = 10;
+// A node that gives no sign of life for this share of the deadline hangs, where another one could
+// take the objects; but bytes take their time, on the slowest of networks.
+constexpr uint64_t kPatienceShare = 4;
+constexpr uint64_t kLeastPatienceMs = 250;
+constexpr uint64_t kSlowBytesPerMs = 16u << 10;
 
 size_t batch_length(std::span<const PutItem> items) {
     uint64_t bytes = 0;
@@ -60,8 +65,7 @@ void PutPath::put_batch(std::span<PutItem> batch) {
         item.result = item.data.size() > limits::kMaxObjectBytes ? Code::kTooLarge : kPutOpen;
     }
     // One batch may wait for a node that restarts; those behind it fail at once until one is back.
-    const uint64_t patience_ms = context_.write_breaker().allow() ? kReattachMs : 0;
-    const uint64_t give_up_ms = boottime_ms() + patience_ms;
+    give_up_ms_ = boottime_ms() + (context_.write_breaker().allow() ? kReattachMs : 0);
     std::vector<PutItem*> open;
     for (int attempts = 0;; ++attempts) {
         open.clear();
@@ -80,7 +84,7 @@ void PutPath::put_batch(std::span<PutItem> batch) {
         if (deadline_.expired()) {
             return set_all(open, Code::kDeadlineExceeded);
         }
-        if (attempts > 0 && boottime_ms() >= give_up_ms) {
+        if (attempts > 0 && boottime_ms() >= give_up_ms_) {
             context_.write_breaker().failure();
             return set_all(open, Code::kUnavailable);
         }
@@ -112,10 +116,12 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     }
     // What is open then, because the node did not answer, is tried again: elsewhere, or here once
     // it has restarted.
-    if (SharedPut(*local->node, options_, deadline_, &tally_).run(open)) {
+    const uint64_t begun_ms = boottime_ms();
+    SharedPut put(*local->node, options_, deadline_, patience_ms(*chosen, open), &tally_);
+    if (put.run(open)) {
         chosen->breaker().success();
     } else {
-        chosen->breaker().failure();
+        pass_over(*chosen, begun_ms);
     }
     std::vector<PutItem*> refused;
     std::copy_if(open.begin(), open.end(), std::back_inserter(refused),
@@ -164,14 +170,22 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     rows.fill(&request);
     request.crcs_behind = true;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
-    StatusReply reply;
+    const uint64_t begun_ms = boottime_ms();
+    const uint64_t patience = patience_ms(peer, open);
+    std::vector<int32_t> codes;
     ChannelPool::Lease lease;
     const Status status =
-        peer.sockets().exchange(request, &reply, &lease, deadline_, {parts, crcs, crc_of});
+        peer.sockets().call(&lease, sooner(deadline_, patience), [&](Channel& channel) {
+            return ask(channel, request, {parts, crcs, crc_of}, patience, &codes);
+        });
     if (!status.ok()) {
         const bool answered = lease && lease->alive();
-        answered ? peer.breaker().success() : peer.breaker().failure();
-        if (answered || status.code() == Code::kDeadlineExceeded) {
+        if (answered) {
+            peer.breaker().success();
+        } else {
+            pass_over(peer, begun_ms);
+        }
+        if (answered || deadline_.expired()) {
             set_all(open, status.code());
         }
         return;
@@ -179,12 +193,65 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     peer.breaker().success();
     for (size_t row = 0; row < open.size(); ++row) {
         PutItem& item = *open[row];
-        item.result =
-            row < reply.status.size() ? static_cast<Code>(reply.status[row]) : Code::kProtocolError;
+        item.result = row < codes.size() ? static_cast<Code>(codes[row]) : Code::kProtocolError;
         if (item.result == Code::kOk) {
             tally_.add(ClientCounter::kBytesPutSocket, item.data.size());
         }
     }
+}
+
+// A put may have to wait at its node, for another writer of its key. So one that is not answered
+// after a while is followed by a Ping, which a node that lives answers at once.
+Status PutPath::ask(Channel& channel, const Put& request, const Payload& payload,
+                    uint64_t patience_ms, std::vector<int32_t>* codes) {
+    std::vector<uint8_t> body;
+    encode_message(request, body);
+    Status status = channel.send(Put::kType, body, payload, sooner(deadline_, patience_ms));
+    const uint64_t put_id = channel.last_request();
+    bool pinged = false;
+    bool answered = false;
+    while (status.ok() && !(answered && !pinged)) {
+        if (channel.await_input(sooner(deadline_, patience_ms))) {
+            const Result<Channel::Reply> reply = channel.receive_any(deadline_);
+            if (!reply.ok()) {
+                return pinged ? channel.kill(reply.status()) : reply.status();
+            }
+            if (reply->header.request_id != put_id) {
+                pinged = false;
+                continue;
+            }
+            StatusReply message;
+            status = channel.decode_reply(*reply, &message);
+            codes->assign(message.status.begin(), message.status.end());
+            answered = true;
+        } else if (pinged || deadline_.expired()) {
+            status = channel.kill(Status(Code::kDeadlineExceeded, "the node does not answer"));
+        } else {
+            body.clear();
+            encode_message(Ping{}, body);
+            status = channel.send(Ping::kType, body, {}, sooner(deadline_, patience_ms));
+            pinged = true;
+        }
+    }
+    return answered ? Status() : status;
+}
+
+uint64_t PutPath::patience_ms(const PeerNode& peer, std::span<PutItem* const> open) const {
+    const auto left = static_cast<uint64_t>(deadline_.left_ms());
+    if (context_.options().transport == Transport::kShm ||
+        !context_.nodes().another_takes_puts(peer)) {
+        return left;
+    }
+    uint64_t bytes = 0;
+    for (const PutItem* item : open) {
+        bytes += item->data.size();
+    }
+    return std::max(left / kPatienceShare, kLeastPatienceMs) + bytes / kSlowBytesPerMs;
+}
+
+void PutPath::pass_over(PeerNode& peer, uint64_t since_ms) {
+    peer.breaker().failure();
+    give_up_ms_ += boottime_ms() - since_ms;  // the wait was for this node, not for one to come
 }
 
 void PutPath::count_results(std::span<const PutItem> items) {

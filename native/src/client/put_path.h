@@ -21,6 +21,11 @@ class PutPath {
     bool put_shared(std::span<PutItem*> open);
     void put_by_socket(std::span<PutItem*> open, const PeerNode* except);
     void send_put(PeerNode& peer, std::span<PutItem*> open);
+    Status ask(Channel& channel, const Put& request, const Payload& payload, uint64_t patience_ms,
+               std::vector<int32_t>* codes);
+    uint64_t patience_ms(const PeerNode& peer, std::span<PutItem* const> open) const;
+    // A node that did not answer; the items stay open, for another one.
+    void pass_over(PeerNode& peer, uint64_t since_ms);
     void count_results(std::span<const PutItem> items);
 
     ClientContext& context_;
@@ -28,6 +33,7 @@ class PutPath {
     Deadline deadline_ = Deadline::never();
     CallTally tally_;
     std::vector<LocalPeer> locals_;
+    uint64_t give_up_ms_ = 0;  // when a batch stops waiting for a node that restarts
 };
 
 }  // namespace kvstore

@@ -54,12 +54,12 @@ void SharedPut::cut(std::span<PutItem*> items) {
 }
 
 bool SharedPut::run(std::span<PutItem*> items) {
-    Result<ChannelPool::Lease> lease = node_.channels().checkout(deadline_);
+    Result<ChannelPool::Lease> lease = node_.channels().checkout(sooner(deadline_, patience_ms_));
     if (!lease.ok()) {
         return false;
     }
     lease_ = std::move(*lease);
-    node_.send_abandoned(*lease_, deadline_);
+    node_.send_abandoned(*lease_, sooner(deadline_, patience_ms_));
     if (!node_.slot().begin_writing(node_.node_epoch())) {
         return false;
     }
@@ -71,7 +71,7 @@ bool SharedPut::run(std::span<PutItem*> items) {
         // Other answers may still be on their way: nobody else may meet them.
         const bool answered = lease_->alive();
         lease_->shutdown();
-        return answered || status.code() == Code::kDeadlineExceeded;
+        return answered || deadline_.expired();
     }
     node_.send_abandoned(*lease_, deadline_);
     return true;
@@ -103,7 +103,7 @@ Status SharedPut::work() {
     }
     for (const Group& group : groups_) {
         while (!group.decided) {
-            if (Status status = receive(); !status.ok()) {
+            if (Status status = receive(deadline_); !status.ok()) {
                 return status;
             }
         }
@@ -144,8 +144,9 @@ Status SharedPut::send_reserve(Group& group) {
 }
 
 Status SharedPut::await_reserved(Group& group) {
+    const Deadline until = sooner(deadline_, patience_ms_);
     while (!group.reserved) {
-        if (Status status = receive(); !status.ok()) {
+        if (Status status = receive(until); !status.ok()) {
             return status;
         }
     }
@@ -192,8 +193,8 @@ Status SharedPut::commit(Group& group) {
 }
 
 // The next answer, of whichever group.
-Status SharedPut::receive() {
-    Result<Channel::Reply> answer = lease_->receive_any(deadline_);
+Status SharedPut::receive(Deadline until) {
+    Result<Channel::Reply> answer = lease_->receive_any(until);
     if (!answer.ok()) {
         return answer.status();
     }
@@ -283,7 +284,7 @@ Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
 
 // Our copies have stopped: the node may have the blocks back as soon as it can be told.
 void SharedPut::give_up(const Status& why) {
-    const bool is_final = why.code() == Code::kDeadlineExceeded || lease_->alive();
+    const bool is_final = deadline_.expired() || lease_->alive();
     for (Group& group : groups_) {
         if (group.decided) {
             continue;

@@ -16,8 +16,15 @@ namespace kvstore {
 // first reservation is waited for.
 class SharedPut {
   public:
-    SharedPut(LocalNode& node, const PutOptions& options, Deadline deadline, CallTally* tally)
-        : node_(node), options_(options), deadline_(deadline), tally_(*tally) {}
+    // `patience_ms`: how long the node may take to answer a reservation, for which it waits for
+    // nobody; one that takes longer hangs, and another may take the objects.
+    SharedPut(LocalNode& node, const PutOptions& options, Deadline deadline, uint64_t patience_ms,
+              CallTally* tally)
+        : node_(node),
+          options_(options),
+          deadline_(deadline),
+          patience_ms_(patience_ms),
+          tally_(*tally) {}
     // Fills the results; what the node has not decided stays kPutOpen. False when it did not
     // answer.
     bool run(std::span<PutItem*> items);
@@ -45,7 +52,7 @@ class SharedPut {
     Status commit(Group& group);
     void keep_new_spare(const ReserveReply& reply, uint64_t size_bytes);
     void take_assigned(Group& group, Code code);
-    Status receive();
+    Status receive(Deadline until);
     Status take_reserved(Group& group, const Channel::Reply& answer);
     Status take_committed(Group& group, const Channel::Reply& answer);
     void give_up(const Status& why);
@@ -53,6 +60,7 @@ class SharedPut {
     LocalNode& node_;
     const PutOptions& options_;
     const Deadline deadline_;
+    const uint64_t patience_ms_;
     CallTally& tally_;
     ChannelPool::Lease lease_;
     std::vector<Group> groups_;

@@ -170,6 +170,18 @@ bool Channel::usable() {
     return false;
 }
 
+bool Channel::await_input(Deadline deadline) {
+    if (has_input()) {
+        return true;
+    }
+    pollfd entry{fd_.get(), POLLIN, 0};
+    int ready = 0;
+    do {
+        ready = poll(&entry, 1, deadline.left_ms());
+    } while (ready < 0 && errno == EINTR);
+    return ready != 0;  // an error is for the receive to tell
+}
+
 void Channel::shutdown() {
     shut_down_ = true;
     (void)::shutdown(fd_.get(), SHUT_RDWR);

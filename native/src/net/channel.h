@@ -69,6 +69,8 @@ class Channel {
     // request_id says to which; that of the request sent last is last_request().
     Result<Reply> receive_any(Deadline deadline);
     uint64_t last_request() const { return request_id_; }
+    // Whether anything of the next reply is here by the deadline; the channel lives on either way.
+    bool await_input(Deadline deadline);
 
     // The next bytes of the reply's payload, exactly as many as `into` holds.
     Status recv_payload(std::span<const iovec> into, Deadline deadline);

@@ -102,7 +102,17 @@ void NodeBlockPort::reserve(Connection& connection, const FrameHeader& header, B
             reply.spare_ms = std::min(before_ms, reservation_ms_.load());
         }
     }
-    connection.ref()->send_message(reply, header.request_id);
+    if (connection.ref()->send_message(reply, header.request_id)) {
+        return;
+    }
+    // The client has gone, perhaps while this process stood still. It never heard of these blocks,
+    // so it writes into none of them.
+    generations.push_back(reply.spare_generation);
+    for (const Generation generation : generations) {
+        if (generation != 0) {
+            static_cast<void>(flow_->abort(session.process(), generation));
+        }
+    }
 }
 
 void NodeBlockPort::commit(Connection& connection, const FrameHeader& header, Body body) {

@@ -164,6 +164,25 @@ class SilentMaster : public ConnectionHandler {
     std::unique_ptr<EventServer> server_;
 };
 
+// A put waits at its node for the other writer of its key, and that is no sign of a node that
+// hangs: it answers Pings.
+TEST_F(ClientFaultTest, APutThatWaitsForAnotherWriterStaysAtItsNode) {
+    const auto a = start_node("a", 1);
+    const auto b = start_node("b", 2);
+    ShmClient writer(a->at.unix_socket);
+    const ShmClient::Block block = writer.reserve("k", 3, 4000);
+    ASSERT_EQ(block.code, Code::kOk);
+    TestClient client(master.endpoint, Transport::kTcp, 2000);
+    std::thread committing([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1300));  // patience is 500
+        EXPECT_EQ(writer.commit(block, writer.write(block, "abc")), Code::kOk);
+    });
+    EXPECT_EQ(client.put("k", "xyz"), Code::kAlreadyExists);
+    committing.join();
+    EXPECT_EQ(client.count(ClientCounter::kRetries), 0u);
+    EXPECT_EQ(client.get("k"), "abc");
+}
+
 TEST_F(ClientFaultTest, NoCallOutlivesItsDeadline) {
     SilentMaster silent;
     TestClient client(silent.endpoint, Transport::kAuto, 300);

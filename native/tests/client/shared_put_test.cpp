@@ -102,7 +102,7 @@ class SharedPutTest : public ::testing::Test {
     Code put(std::string_view key, const Pieces& data, Deadline deadline = soon()) {
         PutItem item = item_of(key, data);
         PutItem* one[] = {&item};
-        answered = SharedPut(*local, options, deadline, &tally).run(one);
+        answered = SharedPut(*local, options, deadline, 5000, &tally).run(one);
         return item.result;
     }
     Code put(std::string_view key, const std::string& bytes) {
@@ -147,7 +147,7 @@ TEST_F(SharedPutTest, AListIsPublishedWhole) {
     for (PutItem& item : items) {
         open.push_back(&item);
     }
-    EXPECT_TRUE(SharedPut(*local, options, soon(), &tally).run(open));
+    EXPECT_TRUE(SharedPut(*local, options, soon(), 5000, &tally).run(open));
     for (size_t i = 0; i < keys.size(); ++i) {
         EXPECT_EQ(items[i].result, Code::kOk) << keys[i];
         EXPECT_EQ(get(keys[i]), values[i]);
@@ -165,7 +165,7 @@ TEST_F(SharedPutTest, OneRefusalInAListIsThatRowsAlone) {
         items.push_back(item_of(key, {other.data(), other.size()}));
     }
     std::vector<PutItem*> open{&items[0], &items[1], &items[2]};
-    EXPECT_TRUE(SharedPut(*local, options, soon(), &tally).run(open));
+    EXPECT_TRUE(SharedPut(*local, options, soon(), 5000, &tally).run(open));
     EXPECT_EQ(items[0].result, Code::kOk);
     EXPECT_EQ(items[1].result, Code::kAlreadyExists);
     EXPECT_EQ(items[2].result, Code::kOk);
