@@ -88,6 +88,8 @@ class MissReason(Enum):
     Rebuilding = "rebuilding"
     IoError = "io_error"
     Unavailable = "unavailable"
+    IndexFull = "index_full"
+    BufferTooSmall = "buffer_too_small"
 
 
 class KvstoreError(Exception):

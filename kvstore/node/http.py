@@ -47,6 +47,13 @@ ROWS = (
     Gauge(
         "kvstore_applied_seq", "applied_seq", "Number of the last applied operation of the master."
     ),
+    Gauge("kvstore_index_entries", "index_used", "Entries of the index in use: one an object."),
+    Gauge("kvstore_index_capacity", "index_capacity", "Entries that the index has."),
+    Counter(
+        "kvstore_index_evictions_total",
+        "index_evictions",
+        "Objects evicted for an entry of the index, not for memory.",
+    ),
     Counter("kvstore_expirations_total", "expirations", "Objects expired."),
     Counter("kvstore_removals_total", "removals", "Objects removed."),
     Counter("kvstore_no_space_total", "no_space", "Puts refused for lack of space."),

@@ -91,6 +91,8 @@ void add_store(nb::dict& out, const BlockStore::Stats& store) {
     out["objects"] = store.objects;
     out["object_bytes"] = store.object_bytes;
     out["index_capacity"] = store.index_capacity;
+    out["index_used"] = store.index_used;
+    out["index_evictions"] = store.index_evictions;
     out["reservations"] = store.reservations;
     out["spares"] = store.spares;
     out["reserved_bytes"] = store.reserved_bytes;

@@ -14,6 +14,7 @@ std::string_view client_counter_name(int counter) {
         "puts_failed",       "bytes_put_shm",   "bytes_put_socket",
         "wrong_checksums",   "retries",         "lookups",
         "master_failures",   "views",           "leases",
+        "misses_index_full", "misses_buffer_too_small",
     };
     return counter >= 0 && counter < kClientCounterCount ? kNames[static_cast<size_t>(counter)]
                                                          : std::string_view();

@@ -11,8 +11,7 @@
 namespace kvstore {
 
 enum class ClientCounter : uint8_t {
-    kMissFirst = 0,  // + MissReason; position 0 itself (kNone) counts keys that were asked for
-    kKeysRead = 0,
+    kKeysRead = 0,         // 1 to 11: misses by reason, see miss_counter()
     kHitsShm = 12,     // keys read from a mapped segment
     kHitsSocket = 13,  // keys read through a socket
     kBytesReadShm = 14,
@@ -28,9 +27,20 @@ enum class ClientCounter : uint8_t {
     kMasterFailures = 24,
     kViews = 25,
     kLeases = 26,
+    kMissLater = 27,  // and behind it: misses for the reasons that were added later
 };
-inline constexpr int kClientCounterCount = 27;
-static_assert(static_cast<int>(ClientCounter::kHitsShm) == kMissReasonCount);
+inline constexpr int kClientCounterCount = 29;
+
+constexpr ClientCounter miss_counter(MissReason reason) {
+    constexpr int kFirstReasons = static_cast<int>(ClientCounter::kHitsShm);
+    const int number = static_cast<int>(reason);
+    return static_cast<ClientCounter>(
+        number < kFirstReasons
+            ? number
+            : number - kFirstReasons + static_cast<int>(ClientCounter::kMissLater));
+}
+static_assert(static_cast<int>(miss_counter(static_cast<MissReason>(kMissReasonCount - 1))) ==
+              kClientCounterCount - 1);
 
 // "keys_read", "misses_absent", "hits_shm", …; empty behind the end.
 std::string_view client_counter_name(int counter);

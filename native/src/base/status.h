@@ -56,8 +56,10 @@ enum class MissReason : uint8_t {
     kRebuilding = 9,
     kIoError = 10,
     kUnavailable = 11,
+    kIndexFull = 12,  // evicted for an entry of the node's index, not for memory
+    kBufferTooSmall = 13,
 };
-inline constexpr int kMissReasonCount = 12;
+inline constexpr int kMissReasonCount = 14;
 
 std::string_view code_name(Code code);  // "Ok", "AlreadyExists", …; "Unknown" for other numbers
 std::string_view miss_reason_name(MissReason r);  // "absent", "node_down", …

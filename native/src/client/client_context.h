@@ -34,7 +34,7 @@ struct CallTally {
     void add(ClientCounter counter, uint64_t amount = 1) {
         values[static_cast<size_t>(counter)] += amount;
     }
-    void miss(MissReason reason) { values[static_cast<size_t>(reason)] += 1; }
+    void miss(MissReason reason) { add(miss_counter(reason)); }
 };
 
 // An object's key with its hash, computed once per namespace id (a flush in between changes the

@@ -354,7 +354,8 @@ Result<std::vector<ClientCore::Explanation>> ClientCore::explain(std::string_vie
         known.used_ms = reply.used_ms[0];
         known.gone_ms = reply.gone_ms[0];
         known.reason =
-            static_cast<MissReason>(reply.reasons[0] < kMissReasonCount ? reply.reasons[0] : 0);
+            reply.reasons[0] < kMissReasonCount ? static_cast<MissReason>(reply.reasons[0])
+                                                  : MissReason::kAbsent;
         return true;
     });
     return out;

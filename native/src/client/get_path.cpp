@@ -96,7 +96,7 @@ bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
     const LocalNode& node = *locals_[static_cast<size_t>(probe.local)].node;
     if (probe.found.length > item.data.size()) {
         item.result = static_cast<int64_t>(Code::kBufferTooSmall);
-        item.reason = MissReason::kNone;
+        item.reason = MissReason::kBufferTooSmall;
         return true;
     }
     const Identity identity = context_.identity(probe.key);
@@ -116,7 +116,7 @@ bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
         case CopyResult::kTooSmall:
             if (memory_ == nullptr) {
                 item.result = static_cast<int64_t>(Code::kBufferTooSmall);
-                item.reason = MissReason::kNone;
+                item.reason = MissReason::kBufferTooSmall;
                 return true;
             }
             break;  // replaced by a longer one: the remote path gets new memory for it

@@ -173,7 +173,7 @@ void RemoteReads::provide_memory() {
             ask_again(job);
         } else {
             item.result = static_cast<int64_t>(Code::kBufferTooSmall);
-            item.reason = MissReason::kNone;
+            item.reason = MissReason::kBufferTooSmall;
             job.done = true;
         }
     }

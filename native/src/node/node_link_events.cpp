@@ -125,7 +125,9 @@ void NodeBlockPort::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
         size_t end = first;
         for (; end < items.size() && items[end].ns == ns; ++end) {
             const BlockStore::Withdrawn& item = items[end];
-            if (item.reason == MissReason::kEvicted && tier_ != nullptr &&
+            const bool evicted =
+                item.reason == MissReason::kEvicted || item.reason == MissReason::kIndexFull;
+            if (evicted && tier_ != nullptr &&
                 tier_->has(ns->id, item.hash, item.version)) {
                 continue;  // readable as before
             }

@@ -178,6 +178,7 @@ class BlockStore {
         uint64_t objects = 0;
         uint64_t object_bytes = 0;  // exact bytes of published objects
         uint64_t index_capacity = 0;
+        uint64_t index_used = 0;  // entries
         uint64_t reservations = 0;  // that may still publish, spares not counted
         uint64_t spares = 0;
         uint64_t reserved_bytes = 0;  // of both
@@ -197,6 +198,7 @@ class BlockStore {
         uint64_t publishes = 0;
         uint64_t aborts = 0;
         uint64_t evictions = 0;
+        uint64_t index_evictions = 0;  // of these: not for memory, for an entry of the index
         uint64_t evicted_bytes = 0;
         uint64_t prefetch_used = 0;      // objects brought ahead of a read that came
         uint64_t prefetch_wasted = 0;    // … and that were gone before one came

@@ -25,6 +25,7 @@ BlockStore::Stats BlockStore::State::collect_stats() {
     stats.used_bytes = blocks.allocated_bytes;
     stats.requested_bytes = blocks.requested_bytes;
     stats.index_capacity = index->capacity();
+    stats.index_used = index->size();
     stats.reservations = reservations.active() - reservations.spares();
     stats.spares = reservations.spares();
     stats.reserved_bytes = reservations.active_bytes();

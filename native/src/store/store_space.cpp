@@ -221,11 +221,12 @@ bool BlockStore::State::evict_for_index(const Hash128& hash) {
     if (victim == kNoEntry) {
         return false;
     }
-    evict(victim);
+    ++totals.index_evictions;
+    evict(victim, MissReason::kIndexFull);
     return true;
 }
 
-void BlockStore::State::evict(EntryRef ref) {
+void BlockStore::State::evict(EntryRef ref, MissReason reason) {
     KV_ASSERT(evictor.contains(ref) && objects[ref].holds == 0);
     fault_point("evict");
     ++totals.evictions;
@@ -233,7 +234,7 @@ void BlockStore::State::evict(EntryRef ref) {
     if (options.tiered && !objects[ref].written) {
         ++totals.evicted_unwritten;
     }
-    withdraw(ref, MissReason::kEvicted);
+    withdraw(ref, reason);
 }
 
 void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {

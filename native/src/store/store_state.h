@@ -170,7 +170,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     bool evict_plan(uint64_t size_bytes, bool soft_too) KV_REQUIRES(mutex);
     bool is_unbalanced(uint64_t size_bytes, EntryRef victim) KV_REQUIRES(mutex);
     bool evict_for_index(const Hash128& hash) KV_REQUIRES(mutex);
-    void evict(EntryRef ref) KV_REQUIRES(mutex);
+    void evict(EntryRef ref, MissReason reason = MissReason::kEvicted) KV_REQUIRES(mutex);
     // Held by a token, by socket, or by a client's hazard.
     bool is_blocked(EntryRef ref) const KV_REQUIRES(mutex);
     // Out of the index; the block is reused once it is proved that nobody reads it.
