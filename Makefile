@@ -185,8 +185,11 @@ test-mutations: $(VENV)/.installed $(VENV)/.dev  ## takes guards out one by one:
 	$(PY) tests/sim/mutations.py $(MUTATION_BUILD)/sim/sim $(MUTATION_OPTIONS)
 	$(PY) -m tests.fault.mutations $(MUTATION_BUILD)
 
-wheel: $(VENV)/.tools  ## a wheel in dist/
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+# From the source distribution, so that what is in dist/ is known to build.
+wheel: $(VENV)/.tools  ## source distribution and wheel in dist/
+	mkdir -p dist
+	sdist=$$($(PY) -c 'from scikit_build_core.build import build_sdist; print(build_sdist("dist"))' | tail -1) && \
+	    $(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist "dist/$$sdist"
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +14,8 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+
+from kvstore import __version__
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Upper bounds that are exported, in seconds. The native buckets (four to a power of two, in
@@ -152,6 +155,15 @@ class _Collector(Collector):
         return []  # nothing is collected at registration
 
 
+def build_info() -> Iterator[Metric]:
+    """Say which build this process runs; the value is always 1."""
+    family = GaugeMetricFamily(
+        "kvstore_build_info", "The build that runs.", labels=["version", "python"]
+    )
+    family.add_metric([__version__, platform.python_version()], 1)
+    yield family
+
+
 def renderer(*collects: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
     """Make the function that writes a process's metrics.
 
@@ -164,6 +176,6 @@ def renderer(*collects: Callable[[], Iterable[Metric]]) -> Callable[[], bytes]:
     """
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    for collect in collects:
+    for collect in (build_info, *collects):
         registry.register(_Collector(collect))
     return lambda: generate_latest(registry)

@@ -359,5 +359,25 @@ TEST(StoreEviction, HitRateOfPrefixChainsIsThatOfLru) {
     h.expect_sound();
 }
 
+// Many small objects: what is scarce is entries, and whoever asks is told so.
+TEST(StoreEviction, AnEvictionForAnEntryOfTheIndexSaysSo) {
+    BlockStore::Options options;
+    options.index_entries = 64;
+    StoreHarness h(8 << 20, options);
+    size_t misses = 0;
+    for (int i = 0; i < 200; ++i) {
+        EXPECT_EQ(h.put("k" + std::to_string(i), 64), Code::kOk);
+    }
+    for (int i = 0; i < 200; ++i) {
+        misses += h.miss("k" + std::to_string(i)) == MissReason::kIndexFull ? 1 : 0;
+    }
+    const BlockStore::Stats stats = h.store->stats();
+    EXPECT_EQ(stats.index_evictions, stats.evictions);
+    EXPECT_EQ(stats.index_evictions, misses);
+    EXPECT_EQ(stats.index_used, 200 - misses);
+    EXPECT_LE(stats.index_used, stats.index_capacity);
+    h.expect_sound();
+}
+
 }  // namespace
 }  // namespace kvstore
