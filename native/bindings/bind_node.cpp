@@ -391,11 +391,11 @@ void bind_state(nb::class_<PyNode>& node) {
                 raise_unless_ok(self.run([](NodeCore& core) { return core.store().audit(); }));
             },
             "Check the store's books; for tests.")
-        .def(
-            "snapshot", &snapshot, "timeout_ms"_a,
-            "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
-            "UnsupportedError: no NVMe tier; OverloadedError: another one is under way; the tier's "
-            "own error when it is not active.")
+        .def("snapshot", &snapshot, "timeout_ms"_a,
+             "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
+             "UnsupportedError: no NVMe tier; OverloadedError: another one is in progress; the "
+             "tier's "
+             "own error when it is not active.")
         .def("beginning", &beginning,
              "{warm, why_cold, objects, object_bytes, dropped, quarantined, deferred, took_ms}: "
              "what was taken over from an earlier life.");

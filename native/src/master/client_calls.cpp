@@ -183,9 +183,9 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
         const MutexLock lock(mutex_);
         for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
             const NodeRecord* record = nodes_.at(slot);
-            // One that is away and has nothing recorded holds nothing that a flush could end,
-            // unless an operation that took it from the directory has still to be applied there, or
-            // it has not said yet what it has published.
+            // One that is not connected and has nothing recorded holds nothing that a flush could
+            // end, unless an operation that took it from the directory has still to be applied
+            // there, or it has not said yet what it has published.
             if (record != nullptr && !record->removed &&
                 (record->connected() || !record->synced || directory_.replicas_of(slot) != 0 ||
                  record->applied_seq < log_.last_seq() || planner_.may_hold(slot) ||

@@ -180,7 +180,8 @@ Status MasterCore::remove_node(const std::string& node_id) {
         trim();
     }
     if (link != nullptr) {
-        // An announcement that is under way ends first: nothing may be recorded for the slot later.
+        // An announcement that is in progress ends first: nothing may be recorded for the slot
+        // later.
         const MutexLock work(link->work);
         link->closed = true;
     }

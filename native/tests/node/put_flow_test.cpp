@@ -338,7 +338,7 @@ TEST_F(PutFlowTest, ARefusedBlockIsFreedWhenItsWriterHasStopped) {
     EXPECT_EQ(told(commit({block})), Code::kAlreadyExists);
     expect_no_trace("k");
     EXPECT_EQ(node.metrics.puts_exist.get(), 1u);
-    EXPECT_TRUE(master.heard().abandoned.empty()) << "a refused claim is over at the master";
+    EXPECT_TRUE(master.heard().abandoned.empty()) << "a refused claim has ended at the master";
 }
 
 TEST_F(PutFlowTest, ARefusalAfterTheCommitEndsTheWrite) {
