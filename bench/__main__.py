@@ -26,15 +26,30 @@ _TRACE = ROOT.parent / "shared" / "data" / "conversation_trace.jsonl"
 @click.command(epilog="Example: python -m bench --only shm,tcp --rounds 5 --size 1mb")
 @click.option("--only", default="", help=f"Parts, of: {', '.join(PARTS)}. Default: all.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--size", "sizes", multiple=True, help="Only these sizes of the matrix.")
+@click.option(
+    "--size", "sizes", multiple=True, help="Measure only this size of the matrix; repeatable."
+)
 @click.option("--working-set", help="Default: four times the last-level cache.")
 @click.option("--quiet-limit", default=3.0, show_default=True, help="Seconds to wait for quiet.")
-@click.option("--quick", is_flag=True, help="3 rounds, two sizes, no waiting; not to be quoted.")
+@click.option(
+    "--quick", is_flag=True, help="3 rounds, two sizes, no waiting: do not quote its results."
+)
 @click.option("--seed", default=1, show_default=True)
-@click.option("--trace", type=click.Path(path_type=Path, exists=True), help="For the replay.")
-@click.option("--trace-requests", default=2000, show_default=True, help="Of it, the first N.")
-@click.option("--directory-objects", default=_OBJECTS, show_default=True, help="N[,N...]")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results' folder.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path, exists=True), help="Trace file for the replay."
+)
+@click.option(
+    "--trace-requests", default=2000, show_default=True, help="Replay only the first N requests."
+)
+@click.option(
+    "--directory-objects",
+    default=_OBJECTS,
+    show_default=True,
+    help="Sizes of the directory: N[,N...].",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
 def main(
     only: str,

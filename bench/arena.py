@@ -1,4 +1,4 @@
-"""Memory that a worker copies from and to: one private region, touched before it is measured."""
+"""Memory that a worker copies from and to: one private region, touched before any timed call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _memcmp.restype = ctypes.c_int
 
 
 def stamp(key: str) -> bytes:
-    """The first bytes of the object under `key`: they prove whose it is."""
+    """Return the first bytes of the object under `key`: they prove whose it is."""
     return hashlib.blake2b(key.encode(), digest_size=STAMP_BYTES).digest()
 
 
@@ -47,7 +47,7 @@ class Arena:
             self._bytes[place * size : (place + 1) * size] = _body(place, size)
 
     def sign(self, place: int, size: int, key: str) -> None:
-        """Make the place's content that of the object under `key`."""
+        """Turn the content of a place into that of the object under `key`."""
         self._bytes[place * size : place * size + STAMP_BYTES] = stamp(key)
 
     def equal(self, place: int, size: int, other: Arena, other_slot: int) -> bool:

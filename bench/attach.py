@@ -1,4 +1,4 @@
-"""How long a node takes to take over its memory, and to announce what is in it.
+"""Measures how long a restarted node takes to take over its memory and announce its objects.
 
 `python -m bench.attach --gib 1,4,8` fills a node of each size with objects, kills it, starts it
 again and prints what that took: `attach_ms` (the index read, checked and rebuilt), `ready_s` (from

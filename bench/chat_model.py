@@ -21,7 +21,7 @@ Page = tuple[int, int]  # client, place in its conversation
 
 @dataclass(frozen=True)
 class Workload:
-    """Every client says `rounds` things, one after the other; each prompt repeats all before it."""
+    """Every client takes `rounds` turns; each prompt repeats the whole conversation before it."""
 
     clients: int = 150
     rounds: int = 10
@@ -37,7 +37,7 @@ class Workload:
 
 
 class Level:
-    """A cache of pages, least recently used first out; what it has is found as a prefix."""
+    """A cache of pages that evicts the least recently used, and is searched for a prefix."""
 
     def __init__(self, capacity_pages: int) -> None:
         self._capacity = capacity_pages
@@ -51,7 +51,7 @@ class Level:
         return len(pages)
 
     def touch(self, pages: Sequence[Page]) -> None:
-        """Take pages in, the head of the chain as the newest: it is of more use than the tail."""
+        """Add pages, the head of the chain as the newest: it is more useful than the tail."""
         for page in reversed(pages):
             self._pages[page] = None
             self._pages.move_to_end(page)
@@ -63,7 +63,7 @@ class Shared(Protocol):
     """The level below the engine; both calls say how long they took, in seconds."""
 
     def fetch(self, pages: Sequence[Page]) -> tuple[int, float]:
-        """Read the leading pages that are there: how many."""
+        """Read the leading pages that are there, and return their number."""
 
     def store(self, pages: Sequence[Page]) -> float:
         """Write pages."""
@@ -81,7 +81,7 @@ class Engine:
 
 @dataclass
 class Outcome:
-    """What a run was like."""
+    """The outcome of a run."""
 
     ttft_s: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -104,7 +104,7 @@ class Outcome:
 
     @property
     def p90_ttft_s(self) -> float:
-        """Time to the first token that nine of ten stay below."""
+        """90th percentile of the time to the first token."""
         return sorted(self.ttft_s)[len(self.ttft_s) * 9 // 10]
 
     @property
@@ -116,8 +116,8 @@ class Outcome:
 def run(workload: Workload, engine: Engine, shared: Shared | None = None) -> Outcome:
     """Let every client have its conversation.
 
-    A request is begun when its turn in the line of ready clients comes, at most
-    `requests_per_s` (random, at that mean rate); who is next of the ready ones is drawn. The shared
+    A request starts when its client is drawn from those that are ready, at most `requests_per_s`
+    of them (at random times, with that mean rate). The shared
     level is read while the request waits for the engine, as HiCache prefetches; requests share
     one line of fetches, and one of writes behind them.
     """

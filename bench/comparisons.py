@@ -1,4 +1,4 @@
-"""Which rows are put beside which: the ratios that the report quotes."""
+"""Names the rows that are compared: the ratios that the report quotes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STREAM = (("limits", "tcp stream"),)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside the best of `theirs`, where both were measured."""
+    """Compares ours with the best of `theirs`, where both were measured."""
 
     section: str
     title: str
@@ -137,7 +137,7 @@ def compare(comparison: Comparison, table: Table) -> Row | None:
         ours=_rates(ours, comparison.unit),
         theirs=_rates(fastest, comparison.unit),
         ratio=rate_ratio(ours, fastest),
-        # A stream's calls end when the last byte arrives, not so long after they began.
+        # A stream's calls end when the last byte arrives, not one duration after they began.
         p50_ratio=None if comparison.theirs == STREAM else time_ratio(fastest, ours),
         ours_us=Times.of(ours),
         theirs_us=Times.of(fastest),

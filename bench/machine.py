@@ -1,4 +1,4 @@
-"""What machine and which versions a result is from."""
+"""Describes the machine and the versions behind a result."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def processor() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Everything about the machine that a reader of the figures may ask for."""
+    """Return all that a reader of the results may want to know about the machine."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),

@@ -1,4 +1,4 @@
-"""What a shared store is worth to an engine whose clients chat: hit rate, TTFT, throughput.
+"""Measures what a shared store gains for chats: hit rate, TTFT, throughput.
 
 `python -m bench.multi_turn` has the shape of the published benchmark of SGLang's HiCache with a
 shared store: 150 clients, 10 rounds, 2,048 tokens a turn, 16 requests a second, one token out. The
@@ -9,7 +9,7 @@ Calibrated on the baseline alone, then frozen: the device cache, so that its hit
 published one, and the prefill rate, so that its mean TTFT is. The host cache is twice as large
 (HiCache's default). Pages are stored `--scale` times smaller than a model's. Each call's measured
 time is charged `--scale` times, divided by `--ranks`: that many ranks move their parts of a page at
-the same time, each at the rate measured here. All other figures are outcomes. Prints a
+the same time, each at the rate measured here. All other numbers are outcomes. Prints a
 table, and writes table.md, results.json and, with the [bench] extra, a plot.
 """
 
@@ -253,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--clients", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--scale", type=float, default=500, help="bytes a page are divided by it")
-    parser.add_argument("--ranks", type=int, default=8, help="that share a page's bytes")
+    parser.add_argument("--scale", type=float, default=500, help="divides the bytes of a page")
+    parser.add_argument("--ranks", type=int, default=8, help="ranks that share the bytes of a page")
     parser.add_argument("--transport", choices=("auto", "tcp"), default="auto")
     parser.add_argument("--out", type=Path, default=Path("build/bench/multi-turn"))
     parser.add_argument("--json", action="store_true", help="print results.json, not the table")

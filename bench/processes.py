@@ -20,7 +20,7 @@ _START_S = 60.0
 
 
 class BenchError(Exception):
-    """Something that the benchmark needs did not work; the message says what."""
+    """Something that the benchmark needs has failed; the message says what."""
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Waits for a quiet machine, and says how much of it others took during a round."""
+"""Waits for a quiet machine, and reports how much of it others used during a round."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _own_ticks() -> int:
 
 @dataclass
 class Watch:
-    """From its creation on: what share of the machine others use."""
+    """Measures, from its creation on, the share of the machine that others use."""
 
     _began: float = field(default_factory=time.monotonic)
     _all: int = field(default_factory=_all_ticks)
@@ -61,7 +61,7 @@ class Watch:
 
 
 def wait_quiet(limit_s: float) -> float:
-    """Wait until others take less than a twentieth of the machine, but never longer than the limit.
+    """Wait, up to the limit, until others use less than a twentieth of the machine.
 
     Returns:
         Their share in the last window.

@@ -1,4 +1,4 @@
-"""What a run leaves: results.json with every round, table.md with the ratios."""
+"""Writes the results of a run: results.json with every round, table.md with the ratios."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.comparisons import Row, rows_of
 from bench.rounds import Table
 
 _HEAD = """\
-All contenders ran in the same run, in turns; each figure is the median over the rounds, and in
+All contenders ran in the same run, in turns; each number is the median over the rounds, and in
 brackets the smallest and largest. A ratio is computed within each round: of the rates over all its
 calls, and beside it of its median calls, which a disturbance of the machine moves less. Only ratios
-are worth quoting: the absolute figures belong to this machine on this day."""
+are worth quoting: the absolute numbers belong to this machine on this day."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Section:
 
 @dataclass
 class Results:
-    """Everything that a run found out."""
+    """All results of a run."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]

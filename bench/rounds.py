@@ -47,7 +47,7 @@ def run_shape(
 ) -> Table:
     """Measure one shape; `between` is called after each round.
 
-    A round that is not counted goes first: in it each client touches its mappings, opens
+    An uncounted round comes first: each client touches its mappings, opens
     its connections and starts its threads, and the limits' processes do the same.
     """
     table = Table(shape)

@@ -1,4 +1,4 @@
-"""What one round of one contender took, and how the rounds of two compare."""
+"""Times of one round of one contender, and how the rounds of two compare."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def summarize(times_ns: Sequence[int]) -> dict[str, float]:
     }
 
 
-def figure(value: float) -> str:
-    """Three digits, without an exponent for what is large."""
+def three_digits(value: float) -> str:
+    """Format with three digits, and without an exponent where the value is large."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest of a figure over the rounds."""
+    """Median, smallest and largest value over the rounds."""
 
     median: float
     low: float
@@ -75,7 +75,9 @@ class Spread:
         return Spread(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        return f"{figure(self.median)} ({figure(self.low)} to {figure(self.high)})"
+        return (
+            f"{three_digits(self.median)} ({three_digits(self.low)} to {three_digits(self.high)})"
+        )
 
 
 def rate_ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Spread:

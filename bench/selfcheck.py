@@ -1,4 +1,4 @@
-"""Proof, in every run, that verification is on: a byte is flipped, and must be a miss."""
+"""Proves in every run that verification is on: a flipped byte must be a miss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole run: each part that was asked for, one after the other."""
+"""Runs the parts that were asked for, one after the other."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PARTS = (*matrix.PARTS, *MEASURES)
 
 
 def run(options: Options, plan: Plan) -> Results:
-    """Run what was asked for; every process and file of it is gone afterwards."""
+    """Run what was asked for; leaves no process and no file behind."""
     settings = {
         "parts": " ".join(options.parts),
         "rounds": plan.rounds,

@@ -1,7 +1,7 @@
-"""What the NVMe tier is worth: the hit rate of a trace, and what prefetching does for chains.
+"""Measures what the NVMe tier gains: the hit rate of a trace, and prefetching of chains.
 
 `python -m bench.tiering --trace FILE` replays a trace on a node with little memory, without and
-with the tier below it. `python -m bench.tiering --chains 64` writes chains of pages until the first
+with the NVMe tier. `python -m bench.tiering --chains 64` writes chains of pages until the first
 ones are on NVMe alone, and reads them back page by page, prefetching on and off in turns. Prints
 JSON.
 """
@@ -52,7 +52,7 @@ def segment_for(blocks: int) -> int:
 
 
 def replay(trace: Path, dram_blocks: int, nvme_blocks: int) -> dict[str, Any]:
-    """Replay a trace as fast as it goes, with `nvme_blocks` of room below the memory."""
+    """Replay a trace as fast as it goes, with room for `nvme_blocks` on NVMe."""
     requests = [request for request in read_trace(trace) if request.hash_ids]
     blocks = sum(len(request.hash_ids) for request in requests)
 
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trace", type=Path, help="in the public Mooncake format")
+    parser.add_argument("--trace", type=Path, help="file in the public Mooncake format")
     parser.add_argument("--dram-blocks", type=int, default=5859)
     parser.add_argument("--nvme-blocks", type=int, default=58_593)
     parser.add_argument("--chains", type=int, default=0)

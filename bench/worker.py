@@ -1,8 +1,8 @@
-"""The client process of a contender: JSON lines in, calls timed one by one, JSON lines out.
+"""The client process of a contender: reads JSON lines, times each call, writes JSON lines.
 
 Runs in the peers' environment too: it needs the standard library and the contender's own package.
-Everything but the calls themselves happens outside of the clock: keys and buffers are made before,
-answers and bytes are checked afterwards.
+Only the calls themselves are timed: keys and buffers are made before, answers and bytes are
+checked afterwards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Worker:
             self._bodies[name] = (count, size)
 
     def adopt(self, prefix: str, size: int, count: int) -> None:
-        """Know the bytes of objects that another client puts."""
+        """Learn the bytes of objects that another client puts."""
         self._bodies_of("base", self._base, count, size)
         for place in range(count):
             self._base.sign(place, size, f"{prefix}/{place}")
@@ -163,7 +163,7 @@ class Worker:
         self._driver.remove([key for key, _ in written])
 
     def learn_one(self, key: str, size: int) -> None:
-        """Know the bytes of one object beside the base."""
+        """Learn the bytes of one object beside the base."""
         self._single.fill(1, size)
         self._single.sign(0, size, key)
 
@@ -193,7 +193,7 @@ class Worker:
         return Blocks([key], [arena.view(place, size)], [arena.pointer(place, size)], [size])
 
     def warm_up(self, size: int, count: int) -> None:
-        """Make what later puts of this shape will take their bytes from."""
+        """Prepare the bytes that later puts of this shape will send."""
         self._bodies_of("fresh", self._fresh, count, size)
 
     def reconnect(self, driver: str, options: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ class Worker:
 
 
 class Round:
-    """Calls that are ready to be made."""
+    """A prepared round: calls that are ready to be made."""
 
     def __init__(
         self,

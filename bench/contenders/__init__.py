@@ -1,4 +1,4 @@
-"""Who takes part: how each contender is started, and what it does differently from the others."""
+"""The contenders: how each is started, and how it differs from the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StoreContender:
         self._questions_size = questions_size
 
     def operations(self, shape: Shape) -> tuple[str, ...]:
-        """All of them; whether a key is there does not depend on its object's size."""
+        """Return the operations to measure; exists does not depend on the size of an object."""
         if shape.size == self._questions_size:
             return READS_AND_WRITES + QUESTIONS
         return READS_AND_WRITES

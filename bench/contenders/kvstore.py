@@ -20,7 +20,7 @@ EMBEDDED_ABOUT = "kvstore.open(): master, node and client in one process; checks
 
 
 class Cluster:
-    """A master and one node, on ports the kernel chose; ended with the stack."""
+    """A master and one node, on ports that the kernel chose; the stack ends them."""
 
     def __init__(self, stack: ExitStack, folder: Path, segment_bytes: int) -> None:
         self._stack = stack

@@ -48,7 +48,7 @@ class Limits:
         return Sample.of(self._process.receive(), shape.keys)
 
     def round_trip(self, kind: str, size_bytes: int, count: int) -> Sample:
-        """`count` ping-pongs over "tcp" or "unix"."""
+        """Time `count` ping-pongs over "tcp" or "unix"."""
         self._process.send(f"rtt {kind} {size_bytes} {count}")
         return Sample.of(self._process.receive(), count)
 

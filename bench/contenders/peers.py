@@ -85,7 +85,7 @@ class Peers:
         return self._peers
 
     def failures(self) -> list[str]:
-        """What went wrong since: a sentence for each peer that was left out."""
+        """Return what went wrong: a sentence for each peer that was left out."""
         return [peer.failure for peer in self._peers if peer.failure]
 
     def _worker(self, name: str, driver: str, options: dict[str, object]) -> WorkerProcess:

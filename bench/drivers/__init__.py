@@ -12,7 +12,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Blocks:
-    """The objects of one call, and where each one's bytes lie or shall go."""
+    """The objects of one call, and where the bytes of each lie or must go."""
 
     keys: list[str]
     views: list[memoryview]
@@ -28,13 +28,13 @@ class Driver(Protocol):
     """A connected store as a worker sees it."""
 
     def register(self, address: int, size_bytes: int) -> None:
-        """Announce memory that transfers will use, where the store wants to know."""
+        """Register memory that transfers will use, where the store requires it."""
 
     def bind(self, operation: str, blocks: Blocks) -> Call | None:
         """Prepare one timed call of put_from, put, get or exists; None: it has no such call."""
 
     def check(self, operation: str, blocks: Blocks, result: Any) -> None:
-        """Raise WrongAnswer unless `result` says that every key went well (exists: present)."""
+        """Raise WrongAnswer unless `result` says that every key succeeded (exists: is present)."""
 
     def absent(self, result: Any) -> bool:
         """Whether the answer of an exists call says that no key is there."""

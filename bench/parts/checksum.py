@@ -1,4 +1,4 @@
-"""What the checksum costs: the same copies and streams with it and without it."""
+"""Measures the cost of the checksum: the same copies and streams with and without it."""
 
 from __future__ import annotations
 

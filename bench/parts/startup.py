@@ -1,4 +1,4 @@
-"""Puts right after a node's start, into memory that nothing has used yet, beside later ones."""
+"""Compares puts right after a node's start, into memory not used before, with later ones."""
 
 from __future__ import annotations
 

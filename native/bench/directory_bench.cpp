@@ -129,7 +129,7 @@ class DirectoryBench {
         return static_cast<double>(count) * 1e9 / static_cast<double>(cpu_ns() - start);
     }
 
-    // Random batches until the time is over or `more` says no. Rates are per second of this
+    // Random batches until the time has passed or `more` says no. Rates are per second of this
     // thread's processor time, so that they are one core's; the percentiles are of wall time.
     template <typename More>
     Times lookups(More more, bool absent) {

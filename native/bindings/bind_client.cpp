@@ -503,9 +503,7 @@ void bind_reads(nb::class_<Client>& client) {
                 }));
                 return nb::make_tuple(length, static_cast<int>(reason));
             },
-            "keys"_a.none(), "stride"_a, "wait_ms"_a = 0)
-        .def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
-        .def("view", &view, "key"_a.none());
+            "keys"_a.none(), "stride"_a, "wait_ms"_a = 0);
 }
 
 void bind_writes(nb::class_<Client>& client) {
@@ -576,7 +574,9 @@ void bind_client(nb::module_& module) {
                "stripes"_a);
     bind_reads(client);
     bind_writes(client);
-    client.def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)
+    client.def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
+        .def("view", &view, "key"_a.none())
+        .def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)
         .def("explain", &explain, "key"_a.none())
         .def("prefetch", &prefetch, "keys"_a.none())
         .def("inspect", &inspect, "key"_a.none())

@@ -427,11 +427,7 @@ void bind_reads(nb::class_<PyMaster>& master) {
             "a node came or went). Cursor 0 starts; resync: list, then go on from the cursor.");
 }
 
-}  // namespace
-
-void bind_master(nb::module_& module) {
-    nb::class_<PyMaster> master(
-        module, "MasterCore", "The native master: directory, claims, operations log, block port.");
+void bind_options(nb::class_<PyMaster>& master) {
     master.def(
         "__init__",
         [](PyMaster* self, std::vector<std::string> listen, const std::string& cluster_id,
@@ -465,6 +461,14 @@ void bind_master(nb::module_& module) {
         "grpc_endpoint"_a = "", "http_endpoint"_a = "", "peers"_a = std::vector<std::string>(),
         "principals: [(name, role 0 client 1 node 2 operator, tenants, secret)]; none: no "
         "authentication. epoch: drawn by policy, larger than every earlier one.");
+}
+
+}  // namespace
+
+void bind_master(nb::module_& module) {
+    nb::class_<PyMaster> master(
+        module, "MasterCore", "The native master: directory, claims, operations log, block port.");
+    bind_options(master);
     master
         .def(
             "start",

@@ -320,11 +320,7 @@ std::pair<std::string, std::string> start(PyNode& self) {
     return {std::move(bound.tcp), std::move(bound.unix_socket)};
 }
 
-}  // namespace
-
-void bind_node(nb::module_& module) {
-    bind_node_options(module);
-    using Strings = std::vector<std::string>;
+void bind_segment_files(nb::module_& module) {
     nb::class_<PySegmentFiles>(
         module, "SegmentFiles",
         "A node's folder: locked, with what an earlier life of the node has left in it.")
@@ -337,15 +333,11 @@ void bind_node(nb::module_& module) {
                 return self.files == nullptr ? 0 : self.files->kept_epoch();
             },
             "Epoch of the life that wrote what is there; 0 for nothing.");
-    nb::class_<PyNode>(module, "NodeCore",
-                       "The native node: block store, server for clients and peers, master link.")
-        .def("__init__", &create, "options"_a, nb::kw_only(), "files"_a = nb::none(),
-             "Takes over or creates the segment and the store; nothing listens yet. files: taken "
-             "from their object; None: anonymous memory.")
-        .def("start", &start,
-             "Listen and begin to connect to the master: (TCP endpoint, Unix endpoint), \"\" for "
-             "none.")
-        .def(
+}
+
+void bind_settings(nb::class_<PyNode>& node) {
+    using Strings = std::vector<std::string>;
+    node.def(
             "set_session",
             [](PyNode& self, uint64_t session_id, const Strings& master_endpoints) {
                 self.run([&](NodeCore& core) { core.set_session(session_id, master_endpoints); });
@@ -375,8 +367,11 @@ void bind_node(nb::module_& module) {
             [](PyNode& self, bool draining) {
                 self.run([&](NodeCore& core) { core.set_draining(draining); });
             },
-            "draining"_a, "Take no new objects, or take them again.")
-        .def(
+            "draining"_a, "Take no new objects, or take them again.");
+}
+
+void bind_state(nb::class_<PyNode>& node) {
+    node.def(
             "link_state",
             [](PyNode& self) {
                 return link_state_name(self.run([](NodeCore& core) { return core.link_state(); }));
@@ -398,18 +393,36 @@ void bind_node(nb::module_& module) {
                 raise_unless_ok(self.run([](NodeCore& core) { return core.store().audit(); }));
             },
             "Check the store's books; for tests.")
-        .def("stop", &PyNode::stop, "Close every connection, end the threads; idempotent.")
-        .def(
-            "snapshot", &snapshot, "timeout_ms"_a,
-            "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
-            "UnsupportedError: no NVMe tier; OverloadedError: another one is under way; the tier's "
-            "own error when it is not active.")
+        .def("snapshot", &snapshot, "timeout_ms"_a,
+             "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
+             "UnsupportedError: no NVMe tier; OverloadedError: another one is in progress; the "
+             "tier's "
+             "own error when it is not active.")
         .def("beginning", &beginning,
              "{warm, why_cold, objects, object_bytes, dropped, quarantined, deferred, took_ms}: "
-             "what was taken over from an earlier life.")
+             "what was taken over from an earlier life.");
+}
+
+}  // namespace
+
+void bind_node(nb::module_& module) {
+    bind_node_options(module);
+    bind_segment_files(module);
+    nb::class_<PyNode> node(
+        module, "NodeCore",
+        "The native node: block store, server for clients and peers, master link.");
+    node.def("__init__", &create, "options"_a, nb::kw_only(), "files"_a = nb::none(),
+             "Takes over or creates the segment and the store; nothing listens yet. files: taken "
+             "from their object; None: anonymous memory.")
+        .def("start", &start,
+             "Listen and begin to connect to the master: (TCP endpoint, Unix endpoint), \"\" for "
+             "none.")
+        .def("stop", &PyNode::stop, "Close every connection, end the threads; idempotent.")
         .def("close", &PyNode::close, nb::kw_only(), "remove_files"_a = false,
              "Give the memory back; its files stay for the next life, or go. After stop(), once "
              "nobody else calls.");
+    bind_settings(node);
+    bind_state(node);
 
     module.def("probe_master", &probe_master, "address"_a, nb::kw_only(), "role"_a,
                "principal"_a = "", "token"_a = "", "timeout_ms"_a = 5000,

@@ -31,7 +31,7 @@ NB_MODULE(_native, module) {
         nb::arg("reason"), "Name of a miss reason.");
     module.def(
         "leak", [](nb::handle object) { object.inc_ref(); }, nb::arg("object"),
-        "Keeps an object for ever: a forked child must not end its parent's servers.");
+        "Keeps an object forever: a forked child must not end its parent's servers.");
     module.attr("MISS_REASON_COUNT") = kvstore::kMissReasonCount;
     module.attr("MAX_KEY_BYTES") = kvstore::limits::kMaxKeyBytes;
     module.attr("MAX_BATCH_KEYS") = kvstore::limits::kMaxBatchKeys;

@@ -68,7 +68,7 @@ def test_the_last_page_ends_the_wait(cluster: Cluster, transport: str) -> None:
         put = time.monotonic()
         length, _, alive = answer(decode)
         assert (length, alive) == (len(KEYS), True)
-        assert time.monotonic() - put < LONG_MS / 1000 / 4, "at once, not when the time is over"
+        assert time.monotonic() - put < LONG_MS / 1000 / 4, "at once, not when the time has passed"
     assert lookups_waiting(cluster.master) == 0
 
 

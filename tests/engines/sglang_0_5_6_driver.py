@@ -91,7 +91,7 @@ class Engine:
         indices = self.host.alloc(PAGE * pages)
         self.pages.poison(indices)
         operation = self.controller.prefetch("request", indices, tokens)
-        # Pages that were not loaded are released one by one; then nothing is under way any more.
+        # Pages that were not loaded are released one by one; then nothing is in progress any more.
         released, deadline = 0, time.monotonic() + WAIT_S
         while released + operation.completed_tokens // PAGE < pages:
             if time.monotonic() > deadline:

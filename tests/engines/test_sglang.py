@@ -236,7 +236,7 @@ def test_a_node_killed_in_the_middle_is_misses_and_its_return_hits(
         assert writer.ask("write", chain=f"turn {turn}", pages=8) == {"stored": 8}
     assert reader.ask("prefetch", chain="turn 0", pages=8) == whole(8)
     for engine, command in ((writer, "write"), (reader, "prefetch")):
-        engine.send(command, chain="turn 1", pages=8)  # under way while the node dies
+        engine.send(command, chain="turn 1", pages=8)  # in progress while the node dies
     cluster.nodes["a"].kill()
     stored, read = writer.receive(), reader.receive()
     assert stored["stored"] in (0, 8)

@@ -1,4 +1,4 @@
-"""The master dies again and again, with puts, reads and removes under way."""
+"""The master dies again and again, with puts, reads and removes in progress."""
 
 from __future__ import annotations
 

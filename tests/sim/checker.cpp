@@ -10,7 +10,7 @@ namespace {
 
 constexpr const char* kTenant = "default";
 constexpr uint64_t kSlackNs =
-    100 * kMs;  // a call may need this much to notice that its time is over
+    100 * kMs;  // a call may need this much to notice that its time has passed
 
 std::string show(const KeyName& name) { return name.ns + "/" + name.key; }
 std::string show(const Removal& removal) {

@@ -46,7 +46,7 @@ struct Moment {
     uint64_t at_ns = 0;
     uint64_t disturbances = 0;  // of the network and of processes
     uint64_t removals = 0;      // begun and ended, that may concern the key
-    bool removing = false;      // one is under way, or not applied everywhere
+    bool removing = false;      // one is in progress, or not applied everywhere
     // 0: none that serves, or one that rebuilds or has still to hear what a node holds.
     uint32_t master_epoch = 0;
     // Sum of the nodes' sessions: a master that has not yet met a node's end still calls it synced.

@@ -64,7 +64,7 @@ void on_signal(int signal) {
         runtime->fail(signal == SIGALRM ? "progress" : "assertion",
                       signal == SIGABRT   ? "a process aborts"
                       : signal == SIGSEGV ? "a process reads or writes where nothing is"
-                                          : "a thread runs for ever");
+                                          : "a thread runs forever");
     }
     _exit(3);
 }

@@ -173,7 +173,7 @@ def heartbeat(
 
 def unregister(node_id: str, session_id: int) -> list[tuple[Any, ...]]:
     """Let a node leave."""
-    with contextlib.suppress(KvstoreError):  # the session is over already
+    with contextlib.suppress(KvstoreError):  # the session has ended already
         _registry.submit(Unregister(node_id, session_id))
     return _calls.take()
 

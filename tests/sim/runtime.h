@@ -61,7 +61,7 @@ struct Fiber {
 class Runtime {
   public:
     explicit Runtime(uint64_t seed);
-    // The run under way; null outside of one.
+    // The run in progress; null outside of one.
     static Runtime* active() { return active_; }
 
     uint64_t now_ns() const { return now_ns_; }

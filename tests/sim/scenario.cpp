@@ -209,7 +209,7 @@ void Scenario::one_fault() {
 
 // ---- rests -----------------------------------------------------------------------------------
 
-// Heals everything, brings everybody back and waits until nothing is under way any more.
+// Heals everything, brings everybody back and waits until nothing is in progress any more.
 void Scenario::rest() {
     const uint64_t until_ns = runtime_.now_ns() + kSettleMs * kMs;
     network_.options.slow_permille = 0;
@@ -271,7 +271,7 @@ std::string Scenario::why_unsettled() {
                std::to_string(stats.claims.parked);
     }
     if (stats.copies.in_flight + stats.copies.queued != 0) {
-        return "copies are under way: " + std::to_string(stats.copies.in_flight) + ", queued " +
+        return "copies are in progress: " + std::to_string(stats.copies.in_flight) + ", queued " +
                std::to_string(stats.copies.queued);
     }
     for (size_t i = 0; i < cluster_.node_count(); ++i) {
@@ -285,7 +285,7 @@ std::string Scenario::why_unsettled() {
                    std::to_string(static_cast<int>(life.state)) + ": " + node.link_error;
         }
         if (node.puts_under_way + node.store.reservations + node.store.quarantined != 0) {
-            return life.id + " has writes under way";
+            return life.id + " has writes in progress";
         }
     }
     for (const MasterCore::NodeView& node : master->core->nodes()) {

@@ -122,7 +122,7 @@ def test_the_nodes_of_a_previous_life_are_awaited(state: HardState, core: FakeCo
     registry = Registry(Settings(), core, state)
     assert registry.cluster.rebuilding and registry.cluster.awaited == {"a", "c"}
     assert ("register_node", "a", 0, 4, int(NodeState.DEAD), True) in core.calls
-    registry.tick()  # c was away for longer than the retention
+    registry.tick()  # c was gone for longer than the retention
     assert ("remove_node", "c") in core.calls
     assert [r.node_id for r in state.nodes()] == ["a", "b"]
     registry.submit(Register("a", 7, 4, 5, SERVING))

@@ -190,6 +190,117 @@ def test_files_stay_small() -> None:
             assert lines <= limit, f"{path} has {lines} lines: two nouns in one?"
 
 
+FUNCTION_LINES = 70  # a function has fewer
+PYTHON_CODE = ("kvstore", "tests", "bench", "native", "deploy")
+NATIVE_CODE = ("native/src", "native/tests", "native/bindings", "native/fuzz", "native/bench")
+TOKENS_TO_BLANK = re.compile(
+    r"""
+    //[^\n]*
+    | /\*.*?\*/
+    | R"(?P<end>[^\s()\\]{0,16})\(.*?\)(?P=end)"
+    | "(?:\\.|[^"\\\n])*"
+    | (?<![0-9A-Za-z_])'(?:\\.|[^'\\\n])+'
+    | ^[ ]*\#(?:\\\n|[^\n])*
+    """,
+    re.VERBOSE | re.DOTALL | re.MULTILINE,
+)
+SCOPE = re.compile(  # what opens a brace at namespace or class level, and is no function
+    r"(?:template\s*<[^{}]*?>\s*)?(?:inline\s+|typedef\s+)*"
+    r"(?:namespace|class|struct|union|enum)\b(?:\s+\w+\([^()]*\))*[^()]*$|extern\s*$"
+)
+GOES_ON = re.compile(r"\s*[,{]")
+ACCESS = re.compile(r"\s*(?:public|protected|private):")
+
+
+def native_functions(text: str) -> list[tuple[int, int]]:
+    """The functions of a source that clang-format wrote: (first line, number of lines) of each.
+
+    A scanner of braces, not a parser. Lambdas and local classes count to the function around them.
+    """
+    code = TOKENS_TO_BLANK.sub(lambda found: "\n" * found[0].count("\n"), text)
+    found: list[tuple[int, int]] = []
+    inside = 0  # braces that are open within a function
+    begin = 0  # of the declaration that is being read
+    for brace in re.finditer(r"[{};]", code):
+        if inside:
+            inside += {"{": 1, "}": -1, ";": 0}[brace[0]]
+            # Members that a constructor initialises with braces come before its body.
+            if inside == 0 and not GOES_ON.match(code, brace.end()):
+                first, last = code.count("\n", 0, begin), code.count("\n", 0, brace.start())
+                found.append((first + 1, last - first + 1))
+                begin = brace.end()
+            continue
+        header = code[begin : brace.start()]
+        if label := ACCESS.match(header):
+            begin += label.end()
+            header = code[begin : brace.start()]
+        if brace[0] == "{" and re.search(r"\(|\]\s*$", header) and not SCOPE.match(header.lstrip()):
+            begin += len(header) - len(header.lstrip())
+            inside = 1
+        else:
+            begin = brace.end()
+    return found
+
+
+def python_functions(text: str) -> list[tuple[int, int]]:
+    """The functions of a module: (first line, number of lines) of each, without decorators."""
+    return [
+        (node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def own_files(folders: tuple[str, ...], suffixes: set[str]) -> list[Path]:
+    return sorted(
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes and "_proto" not in path.parts
+    )
+
+
+def test_functions_stay_small() -> None:
+    sources = own_files((*NATIVE_CODE, "tests", "bench"), {".h", ".cpp"})
+    modules = own_files(PYTHON_CODE, {".py"})
+    counted = {path: native_functions(path.read_text()) for path in sources}
+    counted |= {path: python_functions(path.read_text()) for path in modules}
+    assert sum(len(counted[path]) for path in sources) > 3_000
+    assert sum(len(counted[path]) for path in modules) > 2_000
+    long = [
+        f"{path.relative_to(ROOT)}:{first} has {lines} lines"
+        for path, functions in counted.items()
+        for first, lines in functions
+        if lines >= FUNCTION_LINES
+    ]
+    assert not long, f"functions stay below {FUNCTION_LINES} lines: {long}"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "void f() {",
+        "TEST_F(StoreTest, KeepsWhatItWasGiven) {",
+        "Store::Store(const Options& options) : size_{options.size}, name_{'{'} {",
+        "template <class T>\nstruct stat_of<T> Store::stat(T* to, char brace = '{') const {",
+        'extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {',
+        "const auto decode = [] {",
+    ],
+)
+def test_a_long_native_function_is_found(header: str) -> None:
+    lines = FUNCTION_LINES - header.count("\n") - 2
+    body = '    call("}", [&] { return 1; });  // }\n' * lines
+    text = (
+        f"#define BRACE {{ \\\n    {{\nnamespace {{\nclass Local {{\n  public:\n{header}\n{body}}}"
+    )
+    assert native_functions(text) == [(6, FUNCTION_LINES)]
+
+
+def test_a_long_python_function_is_found() -> None:
+    text = "@property\nasync def f() -> None:\n" + "    call()\n" * (FUNCTION_LINES - 1)
+    assert python_functions(text) == [(2, FUNCTION_LINES)]
+
+
 def test_top_level_is_the_design_cards() -> None:
     found = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - BUILT
     assert found == TOP_LEVEL

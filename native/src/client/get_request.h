@@ -13,7 +13,7 @@
 
 namespace kvstore {
 
-// Several of these can be under way at once, at one node or at many: none waits for another. The
+// Several of these can be in progress at once, at one node or at many: none waits for another. The
 // destinations are the caller's and stay where they are until the request has finished.
 class GetRequest {
   public:

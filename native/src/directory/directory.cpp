@@ -6,7 +6,6 @@
 #include "base/clock.h"
 #include "base/mutation.h"
 #include "base/mutex.h"
-#include "directory/directory_shard.h"
 #include "directory/shard_hash.h"
 
 namespace kvstore {

@@ -21,6 +21,7 @@
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/types.h"
+#include "directory/directory_shard.h"
 #include "directory/namespace_table.h"
 #include "directory/object_table.h"
 #include "directory/watch_ring.h"
@@ -73,7 +74,6 @@ struct ObjectInfo {
 class Directory {
   public:
     static constexpr size_t kShards = 64;
-    static constexpr size_t kHistory = 4096;  // remembered withdrawals per shard, lossy
 
     Directory(const HashSecret& secret, uint32_t master_epoch);
     ~Directory();
@@ -147,25 +147,21 @@ class Directory {
     uint64_t replicas_of(NodeNumber node) const { return replicas_[node].load(); }
 
   private:
-    struct Shard;
+    using Shard = DirectoryShard;
     struct Place {
         uint32_t shard;
         uint32_t hash;
     };
 
     Place place(const DirectoryEpoch& ns, std::string_view key) const;
-    // With the shard's lock held: its type is not complete here, so that KV_REQUIRES cannot name
-    // it.
     void answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
-                std::string_view key, uint64_t now_ms,
-                ObjectPlace& out) const KV_NO_THREAD_SAFETY_ANALYSIS;
-    Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica,
-                        uint64_t size) KV_NO_THREAD_SAFETY_ANALYSIS;
-    void add_replica(Shard& shard, ObjectEntry& entry,
-                     Replica replica) KV_NO_THREAD_SAFETY_ANALYSIS;
-    void drop_replica(Shard& shard, ObjectEntry& entry,
-                      size_t position) KV_NO_THREAD_SAFETY_ANALYSIS;
-    void drop_object(Shard& shard, uint32_t number) KV_NO_THREAD_SAFETY_ANALYSIS;
+                std::string_view key, uint64_t now_ms, ObjectPlace& out) const
+        KV_REQUIRES_SHARED(shard.lock);
+    Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size)
+        KV_REQUIRES(shard.lock);
+    void add_replica(Shard& shard, ObjectEntry& entry, Replica replica) KV_REQUIRES(shard.lock);
+    void drop_replica(Shard& shard, ObjectEntry& entry, size_t position) KV_REQUIRES(shard.lock);
+    void drop_object(Shard& shard, uint32_t number) KV_REQUIRES(shard.lock);
 
     void emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node);
     uint8_t count_readable(const ObjectEntry& entry) const;

@@ -3,7 +3,7 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
-#include "directory/directory_shard.h"
+#include "directory/directory.h"
 
 namespace kvstore {
 namespace {

@@ -1,18 +1,24 @@
-// One shard of the directory as its two source files see it.
+// One shard of the directory: a part of its objects, tombstones and history, under a lock.
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "base/mutex.h"
-#include "directory/directory.h"
+#include "base/status.h"
+#include "base/types.h"
 #include "directory/ns_key.h"
+#include "directory/object_table.h"
 
 namespace kvstore {
 
-struct alignas(64) Directory::Shard {
+struct alignas(64) DirectoryShard {
+    static constexpr size_t kHistory = 4096;  // remembered withdrawals, lossy
+
     mutable RwLock lock;
     ObjectTable objects KV_GUARDED_BY(lock);
     std::unordered_map<std::string, Version, NsKey::Hash, std::equal_to<>> tombstones

@@ -106,7 +106,7 @@ class Index {
 
     // Tells clients that a namespace they resolved may have a new epoch.
     void bump_flush_counter();
-    // Tells clients, for ever, to trust nothing read through this index; then a full fence.
+    // Tells clients, forever, to trust nothing read through this index; then a full fence.
     void retire();
 
     uint64_t size() const { return used_; }  // valid and invalidated, not yet released

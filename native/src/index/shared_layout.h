@@ -79,7 +79,7 @@ struct IndexHeader {
     uint64_t cluster_check;  // a keyed hash: equal for equal hash secrets
     uint32_t header_crc;     // CRC32C of what never changes: bytes 0 to 55 and 192 to the end
     uint32_t reserved0;
-    SharedHalf retired;  // 0, then 1 for ever
+    SharedHalf retired;  // 0, then 1 forever
     uint8_t reserved1[60];
     SharedWord flush_counter;
     uint8_t reserved2[56];

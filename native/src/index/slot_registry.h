@@ -68,7 +68,7 @@ class ClientSlot {
     // once it was said that they have ended: nothing may be written then.
     bool begin_writing(uint32_t node_epoch);
     void end_writing(uint32_t node_epoch);
-    // Whether no copies of epochs below are under way; then none will begin, and the node may be
+    // Whether no copies of epochs below are in progress; then none will begin, and the node may be
     // told so.
     bool end_earlier_writes(uint32_t node_epoch);
     void add_counter(uint32_t counter, uint64_t amount);

@@ -1,4 +1,4 @@
-// Tasks by object, a queue by due time, orders in flight, and token buckets for the rates.
+// Objects with their tasks and copies, a queue by due time, and token buckets for the rates.
 #include "master/copy_planner.h"
 
 #include <algorithm>
@@ -33,35 +33,50 @@ CopyPolicy CopyPlanner::policy() const {
 bool CopyPlanner::want(const DirectoryEpoch& ns, std::string_view key) {
     const MutexLock lock(mutex_);
     const NsKey name(ns.ref, key);
-    auto at = tasks_.find(name.view());
-    if (at == tasks_.end()) {
-        if (tasks_.size() >= kMaxTasks) {
-            return false;
-        }
-        at = tasks_.emplace(name.view(), Task{.ns = &ns, .orders = {}}).first;
-        tasks_count_.store(tasks_.size(), std::memory_order_relaxed);
+    auto at = objects_.find(name.view());
+    if ((at == objects_.end() || !at->second.task.has_value()) && size() >= kMaxTasks) {
+        return false;
     }
-    enqueue(at, 0);
+    if (at == objects_.end()) {
+        at = objects_.emplace(name.view(), Object{.ns = &ns}).first;
+        objects_count_.store(objects_.size(), std::memory_order_relaxed);
+    }
+    enqueue(*at, 0);
     return true;
 }
 
-void CopyPlanner::enqueue(Tasks::iterator at, uint64_t due_ms) {
-    if (!at->second.queued) {
-        at->second.queued = true;
-        queue_.emplace(due_ms, at->first);
+void CopyPlanner::enqueue(Entry& object, uint64_t due_ms) {
+    std::optional<Task>& task = object.second.task;
+    if (!task.has_value()) {
+        task.emplace();
+        tasks_count_.fetch_add(1, std::memory_order_relaxed);
+    }
+    if (!task->queued) {
+        task->queued = true;
+        queue_.emplace(due_ms, &object);
     }
 }
 
-void CopyPlanner::drop_if_done(Tasks::iterator at) {
-    if (!at->second.queued && at->second.orders.empty()) {
-        tasks_.erase(at);
-        tasks_count_.store(tasks_.size(), std::memory_order_relaxed);
+// Call it last: the object may be gone after it.
+void CopyPlanner::drop_if_done(Entry& object) {
+    std::optional<Task>& task = object.second.task;
+    const std::vector<Copy*>& copies = object.second.copies;
+    if (task.has_value() && !task->queued &&
+        std::all_of(copies.begin(), copies.end(),
+                    [](const Copy* one) { return one->in_doubt(); })) {
+        task.reset();
+        tasks_count_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    if (!task.has_value() && copies.empty()) {
+        objects_.erase(objects_.find(object.first));
+        objects_count_.store(objects_.size(), std::memory_order_relaxed);
     }
 }
 
-void CopyPlanner::end_order(Tasks::iterator at, std::vector<InFlight>::iterator order) {
-    orders_.erase(order->copy_id);
-    at->second.orders.erase(order);
+void CopyPlanner::forget(Copy& copy) {
+    std::erase(copy.object->second.copies, &copy);
+    Copies& from = copy.in_doubt() ? doubts_ : orders_;
+    from.erase(from.find(copy.id));
 }
 
 void CopyPlanner::landed(const DirectoryEpoch& ns, std::string_view key, NodeNumber node) {
@@ -69,52 +84,52 @@ void CopyPlanner::landed(const DirectoryEpoch& ns, std::string_view key, NodeNum
         return;
     }
     const MutexLock lock(mutex_);
-    const NsKey name(ns.ref, key);
-    if (const auto doubts = doubts_.find(name.view()); doubts != doubts_.end()) {
-        std::erase_if(doubts->second, [&](const Doubt& one) { return one.target == node; });
-    }
-    const auto at = tasks_.find(name.view());
-    if (at == tasks_.end()) {
+    const auto at = objects_.find(NsKey(ns.ref, key).view());
+    if (at == objects_.end()) {
         return;
     }
-    std::vector<InFlight>& orders = at->second.orders;
-    const auto order = std::find_if(orders.begin(), orders.end(),
-                                    [&](const InFlight& one) { return one.target == node; });
-    if (order != orders.end()) {
-        ++stats_.done;
-        end_order(at, order);
-        at->second.attempts = 0;
-        enqueue(at, 0);  // perhaps another copy is missing
+    const std::vector<Copy*> copies = at->second.copies;
+    for (Copy* const copy : copies) {
+        if (copy->target != node) {
+            continue;
+        }
+        if (!copy->in_doubt()) {
+            ++stats_.done;
+            at->second.task->attempts = 0;
+            enqueue(*at, 0);  // perhaps another copy is missing
+        }
+        forget(*copy);
     }
+    drop_if_done(*at);
 }
 
 void CopyPlanner::done(uint64_t copy_id, Code code, uint64_t now_ms) {
     const MutexLock lock(mutex_);
-    const auto name = orders_.find(copy_id);
-    if (name == orders_.end()) {
+    const auto order = orders_.find(copy_id);
+    if (order == orders_.end()) {
         return;
     }
-    const auto at = tasks_.find(name->second);
-    std::vector<InFlight>& orders = at->second.orders;
-    const auto order = std::find_if(orders.begin(), orders.end(),
-                                    [&](const InFlight& one) { return one.copy_id == copy_id; });
+    Copy& copy = order->second;
     if (code == Code::kOk || code == Code::kAlreadyExists) {
-        order->landing = true;
-        order->deadline_ms = now_ms + kLandingMs;
+        copy.stage = Stage::kLanding;
+        copy.until_ms = now_ms + kLandingMs;
     } else {
-        if (is_connection_failure(code)) {
-            doubt(at->first, order->target, now_ms);
-        }
-        fail(at, order, now_ms);
+        fail(copy, is_connection_failure(code), now_ms);
     }
 }
 
-void CopyPlanner::doubt(const std::string& name, NodeNumber target, uint64_t now_ms) {
-    if (!KV_GUARD("unheard-copies", true)) {
-        return;
+void CopyPlanner::fail(Copy& copy, bool in_doubt, uint64_t now_ms) {
+    Entry& object = *copy.object;
+    object.second.task->avoid = copy.target;
+    ++stats_.failed;
+    if (KV_GUARD("unheard-copies", in_doubt)) {
+        copy.stage = Stage::kDoubt;
+        copy.until_ms = now_ms + policy_.order_timeout_ms + kDoubtMs;
+        doubts_.insert(orders_.extract(copy.id));
+    } else {
+        forget(copy);
     }
-    doubts_[name].push_back({target, now_ms + policy_.order_timeout_ms + kDoubtMs});
-    doubts_count_.store(doubts_.size(), std::memory_order_relaxed);
+    retry(object, now_ms);
 }
 
 void CopyPlanner::end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes) {
@@ -122,32 +137,25 @@ void CopyPlanner::end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes
         return;
     }
     doubts_seen_ms_ = now_ms;
-    for (auto& [name, doubts] : doubts_) {
-        std::erase_if(doubts, [&](const Doubt& one) {
-            const CopyNode* target = node_at(nodes, one.target);
-            return target == nullptr || (target->connected && one.until_ms <= now_ms);
-        });
+    for (auto next = doubts_.begin(); next != doubts_.end();) {
+        Copy& copy = (next++)->second;
+        const CopyNode* target = node_at(nodes, copy.target);
+        if (target == nullptr || (target->connected && copy.until_ms <= now_ms)) {
+            Entry& object = *copy.object;
+            forget(copy);
+            drop_if_done(object);
+        }
     }
-    std::erase_if(doubts_, [](const auto& entry) { return entry.second.empty(); });
-    doubts_count_.store(doubts_.size(), std::memory_order_relaxed);
 }
 
-void CopyPlanner::fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms) {
-    Task& task = at->second;
-    task.avoid = order->target;
-    ++stats_.failed;
-    end_order(at, order);
-    retry(at, now_ms);
-}
-
-void CopyPlanner::retry(Tasks::iterator at, uint64_t now_ms) {
-    Task& task = at->second;
+void CopyPlanner::retry(Entry& object, uint64_t now_ms) {
+    Task& task = *object.second.task;
     if (++task.attempts >= policy_.max_attempts) {
         ++stats_.given_up;
-        drop_if_done(at);
+        drop_if_done(object);
         return;
     }
-    enqueue(at, now_ms + (kBackoffMs << std::min<uint32_t>(task.attempts, 8)));
+    enqueue(object, now_ms + (kBackoffMs << std::min<uint32_t>(task.attempts, 8)));
 }
 
 std::vector<NodeNumber> CopyPlanner::targets(const DirectoryEpoch& ns, std::string_view key) const {
@@ -156,15 +164,9 @@ std::vector<NodeNumber> CopyPlanner::targets(const DirectoryEpoch& ns, std::stri
         return out;
     }
     const MutexLock lock(mutex_);
-    const NsKey name(ns.ref, key);
-    if (const auto at = tasks_.find(name.view()); at != tasks_.end()) {
-        for (const InFlight& order : at->second.orders) {
-            out.push_back(order.target);
-        }
-    }
-    if (const auto at = doubts_.find(name.view()); at != doubts_.end()) {
-        for (const Doubt& doubt : at->second) {
-            out.push_back(doubt.target);
+    if (const auto at = objects_.find(NsKey(ns.ref, key).view()); at != objects_.end()) {
+        for (const Copy* copy : at->second.copies) {
+            out.push_back(copy->target);
         }
     }
     return out;
@@ -174,40 +176,22 @@ bool CopyPlanner::may_hold(NodeNumber node) const {
     if (idle()) {
         return false;
     }
-    const auto is_node = [&](const auto& one) { return one.target == node; };
+    const auto lies_there = [node](const auto& entry) { return entry.second.target == node; };
     const MutexLock lock(mutex_);
-    return std::any_of(tasks_.begin(), tasks_.end(),
-                       [&](const auto& entry) {
-                           const std::vector<InFlight>& orders = entry.second.orders;
-                           return std::any_of(orders.begin(), orders.end(), is_node);
-                       }) ||
-           std::any_of(doubts_.begin(), doubts_.end(), [&](const auto& entry) {
-               return std::any_of(entry.second.begin(), entry.second.end(), is_node);
-           });
+    return std::any_of(orders_.begin(), orders_.end(), lies_there) ||
+           std::any_of(doubts_.begin(), doubts_.end(), lies_there);
 }
 
 void CopyPlanner::expire(uint64_t now_ms, const std::vector<CopyNode>& nodes) {
-    std::vector<std::pair<std::string, uint64_t>> over;
-    for (const auto& [copy_id, name] : orders_) {
-        for (const InFlight& order : tasks_.find(name)->second.orders) {
-            const CopyNode* source = node_at(nodes, order.source);
-            const CopyNode* target = node_at(nodes, order.target);
-            const bool lost =
-                source == nullptr || !source->source || target == nullptr || !target->connected;
-            if (order.copy_id == copy_id &&
-                (order.deadline_ms <= now_ms || (lost && !order.landing))) {
-                over.emplace_back(name, copy_id);
-            }
+    for (auto next = orders_.begin(); next != orders_.end();) {
+        Copy& copy = (next++)->second;
+        const CopyNode* source = node_at(nodes, copy.source);
+        const CopyNode* target = node_at(nodes, copy.target);
+        const bool lost =
+            source == nullptr || !source->source || target == nullptr || !target->connected;
+        if (copy.until_ms <= now_ms || (lost && copy.stage == Stage::kOrdered)) {
+            fail(copy, true, now_ms);
         }
-    }
-    for (const auto& [name, copy_id] : over) {
-        const auto at = tasks_.find(name);
-        std::vector<InFlight>& orders = at->second.orders;
-        const auto order = std::find_if(orders.begin(), orders.end(), [&](const InFlight& one) {
-            return one.copy_id == copy_id;
-        });
-        doubt(name, order->target, now_ms);
-        fail(at, order, now_ms);
     }
 }
 
@@ -228,20 +212,20 @@ std::vector<CopyPlanner::Dispatch> CopyPlanner::plan(uint64_t now_ms,
     std::vector<Dispatch> out;
     while (!queue_.empty() && queue_.begin()->first <= now_ms && copy_tokens_ >= 1 &&
            byte_tokens_ > 0 && orders_.size() < policy_.max_in_flight) {
-        const auto at = tasks_.find(queue_.begin()->second);
+        Entry& object = *queue_.begin()->second;
         queue_.erase(queue_.begin());
-        at->second.queued = false;
-        plan_task(at, now_ms, nodes, out);
+        object.second.task->queued = false;
+        plan_task(object, now_ms, nodes, out);
     }
     return out;
 }
 
-void CopyPlanner::plan_task(Tasks::iterator at, uint64_t now_ms, const std::vector<CopyNode>& nodes,
+void CopyPlanner::plan_task(Entry& object, uint64_t now_ms, const std::vector<CopyNode>& nodes,
                             std::vector<Dispatch>& out) {
-    Task& task = at->second;
+    const DirectoryEpoch& ns = *object.second.ns;
     ObjectInfo info;
-    if (!task.ns->is_current() || !directory_.inspect(*task.ns, NsKey::key_of(at->first), info)) {
-        return drop_if_done(at);
+    if (!ns.is_current() || !directory_.inspect(ns, NsKey::key_of(object.first), info)) {
+        return drop_if_done(object);
     }
     const CopyNode* source = nullptr;
     size_t have = 0;
@@ -255,50 +239,51 @@ void CopyPlanner::plan_task(Tasks::iterator at, uint64_t now_ms, const std::vect
             source = node;
         }
     }
-    for (const InFlight& order : task.orders) {
+    for (const Copy* copy : object.second.copies) {
         const bool recorded = std::any_of(info.replicas.begin(), info.replicas.end(),
-                                          [&](Replica one) { return one.node() == order.target; });
-        have += recorded ? 0 : 1;
+                                          [&](Replica one) { return one.node() == copy->target; });
+        have += copy->in_doubt() || recorded ? 0 : 1;
     }
     if (source == nullptr) {
-        return drop_if_done(at);  // repaired when one of its holders is back
+        return drop_if_done(object);  // repaired when one of its holders is back
     }
     while (have < info.replicas_wanted) {
-        const NodeNumber target = choose_target(info, task, nodes);
+        const NodeNumber target = choose_target(info, object.second, nodes);
         if (target == kNoNode) {
-            return retry(at, now_ms);
+            return retry(object, now_ms);
         }
-        order_copy(at, info, *source, nodes[target], now_ms, out);
+        order_copy(object, info, *source, nodes[target], now_ms, out);
         ++have;
     }
-    drop_if_done(at);
+    drop_if_done(object);
 }
 
-void CopyPlanner::order_copy(Tasks::iterator at, const ObjectInfo& info, const CopyNode& source,
+void CopyPlanner::order_copy(Entry& object, const ObjectInfo& info, const CopyNode& source,
                              const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out) {
     Dispatch& dispatch = out.emplace_back();
     dispatch.source = source.slot;
-    dispatch.order = {.copy_id = next_copy_id_++,
+    const uint64_t id = next_copy_id_++;
+    dispatch.order = {.copy_id = id,
                       .ns = {info.ns->owner->tenant, info.ns->owner->name, info.ns->epoch},
                       .key = info.key,
                       .version = info.version,
                       .target_node = target.id,
                       .target_endpoint = target.endpoint};
-    at->second.orders.push_back({dispatch.order.copy_id, source.slot, target.slot,
-                                 now_ms + policy_.order_timeout_ms, false});
-    orders_.emplace(dispatch.order.copy_id, at->first);
+    const Copy copy{id, &object, source.slot, target.slot, now_ms + policy_.order_timeout_ms};
+    object.second.copies.push_back(&orders_.emplace(id, copy).first->second);
     copy_tokens_ -= 1;
     byte_tokens_ -= static_cast<double>(info.size);
     ++stats_.ordered;
 }
 
-NodeNumber CopyPlanner::choose_target(const ObjectInfo& info, const Task& task,
+NodeNumber CopyPlanner::choose_target(const ObjectInfo& info, const Object& object,
                                       const std::vector<CopyNode>& nodes) {
     const auto busy = [&](NodeNumber slot) {
         return std::any_of(info.replicas.begin(), info.replicas.end(),
                            [&](Replica one) { return one.node() == slot; }) ||
-               std::any_of(task.orders.begin(), task.orders.end(),
-                           [&](const InFlight& one) { return one.target == slot; });
+               std::any_of(object.copies.begin(), object.copies.end(), [&](const Copy* one) {
+                   return one->target == slot && !one->in_doubt();
+               });
     };
     std::vector<std::string_view> hosts;  // that have, or will have, a copy which counts
     for (const CopyNode& node : nodes) {
@@ -318,7 +303,7 @@ NodeNumber CopyPlanner::choose_target(const ObjectInfo& info, const Task& task,
     }
     std::vector<NodeNumber>& from = other_host.empty() ? free : other_host;
     if (from.size() > 1) {
-        std::erase(from, task.avoid);
+        std::erase(from, object.task->avoid);
     }
     if (from.empty()) {
         return kNoNode;

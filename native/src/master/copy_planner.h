@@ -24,8 +24,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <map>
+#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
@@ -71,7 +71,9 @@ class CopyPlanner {
 
     // Looks at this object soon. False when the queue is full (a later scan finds it again).
     bool want(const DirectoryEpoch& ns, std::string_view key);
-    bool idle() const { return size() == 0 && doubts_count_.load(std::memory_order_relaxed) == 0; }
+    // No object is looked after, and no copy is in doubt.
+    bool idle() const { return objects_count_.load(std::memory_order_relaxed) == 0; }
+    // Objects that are looked after: doubts alone do not count.
     size_t size() const { return tasks_count_.load(std::memory_order_relaxed); }
     // The node has announced the object: its copy has landed.
     void landed(const DirectoryEpoch& ns, std::string_view key, NodeNumber node);
@@ -100,57 +102,66 @@ class CopyPlanner {
     Stats stats() const;
 
   private:
-    struct InFlight {
-        uint64_t copy_id;
-        NodeNumber source;
-        NodeNumber target;
-        uint64_t deadline_ms;
-        bool landing;  // CopyDone said Ok, the announcement is still on its way
+    enum class Stage : uint8_t {
+        kOrdered,
+        kLanding,  // CopyDone said Ok, the announcement is still on its way
+        kDoubt,    // the order has failed, but its copy may lie at the target (see the top)
     };
+    struct Copy;
+    // What is being done about an object: it is queued, or orders for it are in flight, or both.
     struct Task {
-        const DirectoryEpoch* ns = nullptr;
         uint32_t attempts = 0;
         bool queued = false;
-        std::vector<InFlight> orders;
         NodeNumber avoid = kNoNode;  // the target that failed last
     };
-    // A failed order whose copy may lie at the target all the same (see the top).
-    struct Doubt {
-        NodeNumber target;
-        uint64_t until_ms;  // a connected target has announced the copy by then
+    struct Object {
+        const DirectoryEpoch* ns = nullptr;
+        std::optional<Task> task{};   // none: only doubts are left of it
+        std::vector<Copy*> copies{};  // orders and doubts
     };
-    using Tasks = std::unordered_map<std::string, Task, NsKey::Hash, std::equal_to<>>;
-    using Doubts =
-        std::unordered_map<std::string, std::vector<Doubt>, NsKey::Hash, std::equal_to<>>;
+    using Objects = std::unordered_map<std::string, Object, NsKey::Hash, std::equal_to<>>;
+    using Entry = Objects::value_type;
+    struct Copy {
+        uint64_t id;
+        Entry* object;
+        NodeNumber source;
+        NodeNumber target;
+        uint64_t
+            until_ms;  // the order fails then; a connected target has announced a doubt by then
+        Stage stage = Stage::kOrdered;
 
-    void enqueue(Tasks::iterator at, uint64_t due_ms) KV_REQUIRES(mutex_);
-    void end_order(Tasks::iterator at, std::vector<InFlight>::iterator order) KV_REQUIRES(mutex_);
-    void fail(Tasks::iterator at, std::vector<InFlight>::iterator order, uint64_t now_ms)
-        KV_REQUIRES(mutex_);
-    void doubt(const std::string& name, NodeNumber target, uint64_t now_ms) KV_REQUIRES(mutex_);
-    void end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
-    void retry(Tasks::iterator at, uint64_t now_ms) KV_REQUIRES(mutex_);
-    void drop_if_done(Tasks::iterator at) KV_REQUIRES(mutex_);
+        bool in_doubt() const { return stage == Stage::kDoubt; }
+    };
+    using Copies = std::map<uint64_t, Copy>;  // by copy id: the oldest is looked at first
+
+    void enqueue(Entry& object, uint64_t due_ms) KV_REQUIRES(mutex_);
+    void forget(Copy& copy) KV_REQUIRES(mutex_);
+    void fail(Copy& copy, bool in_doubt, uint64_t now_ms) KV_REQUIRES(mutex_);
+    void retry(Entry& object, uint64_t now_ms) KV_REQUIRES(mutex_);
+    void drop_if_done(Entry& object) KV_REQUIRES(mutex_);
     void refill(uint64_t now_ms) KV_REQUIRES(mutex_);
     void expire(uint64_t now_ms, const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
-    void plan_task(Tasks::iterator at, uint64_t now_ms, const std::vector<CopyNode>& nodes,
+    void end_doubts(uint64_t now_ms, const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
+    void plan_task(Entry& object, uint64_t now_ms, const std::vector<CopyNode>& nodes,
                    std::vector<Dispatch>& out) KV_REQUIRES(mutex_);
-    void order_copy(Tasks::iterator at, const ObjectInfo& info, const CopyNode& source,
+    void order_copy(Entry& object, const ObjectInfo& info, const CopyNode& source,
                     const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out)
         KV_REQUIRES(mutex_);
-    NodeNumber choose_target(const ObjectInfo& info, const Task& task,
+    NodeNumber choose_target(const ObjectInfo& info, const Object& object,
                              const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
 
     Directory& directory_;
     mutable Mutex mutex_;
     CopyPolicy policy_ KV_GUARDED_BY(mutex_);
     std::mt19937_64 random_ KV_GUARDED_BY(mutex_);
-    Tasks tasks_ KV_GUARDED_BY(mutex_);
-    std::multimap<uint64_t, std::string> queue_ KV_GUARDED_BY(mutex_);        // by due time
-    std::unordered_map<uint64_t, std::string> orders_ KV_GUARDED_BY(mutex_);  // copy id → task
+    Objects objects_ KV_GUARDED_BY(mutex_);  // with a task, or a copy in doubt
+    std::atomic<size_t> objects_count_{0};
     std::atomic<size_t> tasks_count_{0};
-    Doubts doubts_ KV_GUARDED_BY(mutex_);  // as many as orders fail until they are over, at most
-    std::atomic<size_t> doubts_count_{0};
+    std::multimap<uint64_t, Entry*> queue_ KV_GUARDED_BY(mutex_);  // tasks by due time
+    // A copy is in one of these, and moves when its order fails: every round looks at all orders,
+    // which are few, and seldom at the doubts, of which a dead node may leave many.
+    Copies orders_ KV_GUARDED_BY(mutex_);
+    Copies doubts_ KV_GUARDED_BY(mutex_);
     uint64_t doubts_seen_ms_ KV_GUARDED_BY(mutex_) = 0;
     uint64_t next_copy_id_ KV_GUARDED_BY(mutex_) = 1;
     double copy_tokens_ KV_GUARDED_BY(mutex_) = 0;

@@ -36,11 +36,11 @@ std::optional<size_t> LookupWaits::next_missing(Wait& wait) const {
 
 Status LookupWaits::park(Request request) {
     const auto wait = std::make_shared<Wait>(Wait{.request = std::move(request)});
+    bool closed = false;
     {
         const MutexLock lock(mutex_);
-        if (closed_) {
-            wait->ended = true;
-        } else {
+        closed = closed_;
+        if (!closed) {
             const size_t bytes = wait->request.body.size();
             const auto owner = owners_.find(wait->request.owner);
             if (waits_.size() >= limits::kMaxWaitingLookups ||
@@ -52,11 +52,11 @@ Status LookupWaits::park(Request request) {
             ++owners_[wait->request.owner];
             bytes_ += bytes;
             wait->id = ++next_id_;
-            waits_[{wait->request.deadline_ms, wait->id}] = wait;
+            waits_.emplace(wait->place(), Waiting{.wait = wait});
             count_.store(waits_.size(), std::memory_order_relaxed);
         }
     }
-    if (wait->ended) {
+    if (closed) {
         wait->request.done(wait->request.keys);
     } else {
         settle(wait);
@@ -76,10 +76,11 @@ void LookupWaits::settle(const WaitPtr& wait) {
     }
     {
         const MutexLock lock(mutex_);
-        if (wait->ended) {
+        const auto at = waits_.find(wait->place());
+        if (at == waits_.end()) {
             return;
         }
-        end(*wait);
+        end(at);
     }
     wait->request.done(wait->request.keys);
 }
@@ -87,38 +88,49 @@ void LookupWaits::settle(const WaitPtr& wait) {
 bool LookupWaits::wait_for(const WaitPtr& wait, size_t row) {
     const uint64_t key = hash(*wait->request.ns, wait->request.keys[row]);
     const MutexLock lock(mutex_);
-    if (!wait->ended) {
-        wait->parked = missing_.emplace(key, wait);
-    }
-    return !wait->ended;
-}
-
-bool LookupWaits::take_back(Wait& wait) {
-    const MutexLock lock(mutex_);
-    if (!wait.parked) {
+    const auto at = waits_.find(wait->place());
+    if (at == waits_.end()) {
         return false;
     }
-    unpark(*wait.parked);
+    at->second.parked = missing_.emplace(key, wait->place());
+    return true;
+}
+
+bool LookupWaits::take_back(const Wait& wait) {
+    const MutexLock lock(mutex_);
+    const auto at = waits_.find(wait.place());
+    if (at == waits_.end() || !at->second.parked) {
+        return false;
+    }
+    unpark(*at->second.parked);
     return true;
 }
 
 LookupWaits::Missing::iterator LookupWaits::unpark(Missing::iterator at) {
-    at->second->parked.reset();
+    waits_.find(at->second)->second.parked.reset();
     return missing_.erase(at);
 }
 
-void LookupWaits::end(Wait& wait) {
-    wait.ended = true;
-    if (wait.parked) {
-        unpark(*wait.parked);
+void LookupWaits::wake(std::pair<Missing::iterator, Missing::iterator> range,
+                       std::vector<WaitPtr>* woken) {
+    for (auto at = range.first; at != range.second; at = unpark(at)) {
+        woken->push_back(waits_.find(at->second)->second.wait);
     }
-    const auto owner = owners_.find(wait.request.owner);
+}
+
+LookupWaits::WaitPtr LookupWaits::end(Waits::iterator at) {
+    WaitPtr wait = std::move(at->second.wait);
+    if (at->second.parked) {
+        unpark(*at->second.parked);
+    }
+    const auto owner = owners_.find(wait->request.owner);
     if (--owner->second == 0) {
         owners_.erase(owner);
     }
-    bytes_ -= wait.request.body.size();
-    waits_.erase({wait.request.deadline_ms, wait.id});
+    bytes_ -= wait->request.body.size();
+    waits_.erase(at);
     count_.store(waits_.size(), std::memory_order_relaxed);
+    return wait;
 }
 
 void LookupWaits::announced(const Namespace& ns, const KeyList& keys) {
@@ -129,10 +141,7 @@ void LookupWaits::announced(const Namespace& ns, const KeyList& keys) {
     {
         const MutexLock lock(mutex_);
         for (const std::string_view key : keys) {
-            const auto [first, last] = missing_.equal_range(hash(ns, key));
-            for (auto at = first; at != last; at = unpark(at)) {
-                woken.push_back(at->second);
-            }
+            wake(missing_.equal_range(hash(ns, key)), &woken);
         }
     }
     for (const WaitPtr& wait : woken) {
@@ -144,9 +153,7 @@ void LookupWaits::recheck() {
     std::vector<WaitPtr> woken;
     {
         const MutexLock lock(mutex_);
-        for (auto at = missing_.begin(); at != missing_.end(); at = unpark(at)) {
-            woken.push_back(at->second);
-        }
+        wake({missing_.begin(), missing_.end()}, &woken);
     }
     for (const WaitPtr& wait : woken) {
         settle(wait);
@@ -157,15 +164,14 @@ void LookupWaits::expire(uint64_t now_ms) {
     if (size() == 0) {
         return;
     }
-    std::vector<WaitPtr> over;
+    std::vector<WaitPtr> ended;
     {
         const MutexLock lock(mutex_);
         while (!waits_.empty() && waits_.begin()->first.first <= now_ms) {
-            over.push_back(waits_.begin()->second);
-            end(*over.back());
+            ended.push_back(end(waits_.begin()));
         }
     }
-    for (const WaitPtr& wait : over) {
+    for (const WaitPtr& wait : ended) {
         wait->request.done(wait->request.keys);
     }
 }
@@ -179,13 +185,11 @@ void LookupWaits::drop(uint64_t owner) {
     if (!owners_.contains(owner)) {
         return;
     }
-    for (const auto& [deadline, wait] : waits_) {
-        if (wait->request.owner == owner) {
-            dropped.push_back(wait);
+    for (auto next = waits_.begin(); next != waits_.end();) {
+        const auto at = next++;
+        if (at->second.wait->request.owner == owner) {
+            dropped.push_back(end(at));
         }
-    }
-    for (const WaitPtr& wait : dropped) {
-        end(*wait);
     }
 }
 

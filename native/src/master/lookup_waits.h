@@ -53,17 +53,22 @@ class LookupWaits {
     uint64_t size() const { return count_.load(std::memory_order_relaxed); }
 
   private:
-    struct Wait;
-    using WaitPtr = std::shared_ptr<Wait>;
-    using Missing = std::multimap<uint64_t, WaitPtr>;  // by hash of the key it waits for
+    using Place = std::pair<uint64_t, uint64_t>;  // of a wait in `waits_`: its deadline and id
+    // What whoever settles it works on; what else is known of it stands in `waits_`.
     struct Wait {
         Request request;
         uint64_t id = 0;
         size_t row = 0;  // looked at last; belongs to whoever settles the wait
-        // Under the mutex:
-        bool ended = false;
+
+        Place place() const { return {request.deadline_ms, id}; }
+    };
+    using WaitPtr = std::shared_ptr<Wait>;
+    using Missing = std::multimap<uint64_t, Place>;  // by hash of the key that each waits for
+    struct Waiting {
+        WaitPtr wait;
         std::optional<Missing::iterator> parked{};
     };
+    using Waits = std::map<Place, Waiting>;
 
     uint64_t hash(const Namespace& ns, std::string_view key) const;
     bool present(const Wait& wait, size_t row) const;
@@ -71,9 +76,12 @@ class LookupWaits {
     // One thread at a time settles a wait: who added it, or who took it out of `missing_`.
     void settle(const WaitPtr& wait);
     bool wait_for(const WaitPtr& wait, size_t row);  // false: it ended meanwhile
-    bool take_back(Wait& wait);                      // false: somebody else settles it, or it ended
+    bool take_back(const Wait& wait);                // false: somebody else settles it, or it ended
     Missing::iterator unpark(Missing::iterator at) KV_REQUIRES(mutex_);
-    void end(Wait& wait) KV_REQUIRES(mutex_);
+    // Unparks all that wait for a key of this range; the caller settles them.
+    void wake(std::pair<Missing::iterator, Missing::iterator> range, std::vector<WaitPtr>* woken)
+        KV_REQUIRES(mutex_);
+    WaitPtr end(Waits::iterator at) KV_REQUIRES(mutex_);
 
     const Directory& directory_;
     const HashSecret secret_;
@@ -82,8 +90,7 @@ class LookupWaits {
     bool closed_ KV_GUARDED_BY(mutex_) = false;
     uint64_t next_id_ KV_GUARDED_BY(mutex_) = 0;
     size_t bytes_ KV_GUARDED_BY(mutex_) = 0;
-    std::map<std::pair<uint64_t, uint64_t>, WaitPtr> waits_
-        KV_GUARDED_BY(mutex_);                                             // by deadline and id
+    Waits waits_ KV_GUARDED_BY(mutex_);  // a wait that is not here has ended
     std::unordered_map<uint64_t, uint32_t> owners_ KV_GUARDED_BY(mutex_);  // how many each has
     Missing missing_ KV_GUARDED_BY(mutex_);
 };

@@ -61,6 +61,8 @@ struct MasterBlockPort::Session {
 MasterBlockPort::MasterBlockPort(MasterCore& core, Options options)
     : core_(core),
       options_(std::move(options)),
+      grpc_endpoint_(options_.grpc_endpoint),
+      http_endpoint_(options_.http_endpoint),
       authenticator_(std::make_shared<Authenticator>(options_.principals)) {
     EventServer::Options server;
     server.loops = options_.loops;
@@ -100,8 +102,8 @@ void MasterBlockPort::set_principals(std::vector<Principal> principals) {
 
 void MasterBlockPort::set_endpoints(const std::string& grpc, const std::string& http) {
     const MutexLock lock(mutex_);
-    options_.grpc_endpoint = grpc;
-    options_.http_endpoint = http;
+    grpc_endpoint_ = grpc;
+    http_endpoint_ = http;
 }
 
 Result<HelloAnswer> MasterBlockPort::on_hello(Connection& connection, const Hello& hello) {
@@ -133,11 +135,11 @@ Result<HelloAnswer> MasterBlockPort::on_hello(Connection& connection, const Hell
     }
     answer.welcome.master_epoch = core_.options().epoch;
     answer.welcome.hash_secret = core_.options().secret;
+    answer.welcome.peers = options_.peers;
     {
         const MutexLock lock(mutex_);
-        answer.welcome.grpc_endpoint = options_.grpc_endpoint;
-        answer.welcome.http_endpoint = options_.http_endpoint;
-        answer.welcome.peers = options_.peers;
+        answer.welcome.grpc_endpoint = grpc_endpoint_;
+        answer.welcome.http_endpoint = http_endpoint_;
     }
     answer.session = std::move(session);
     return answer;

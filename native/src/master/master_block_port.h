@@ -59,8 +59,10 @@ class MasterBlockPort final : public ConnectionHandler {
     void flush(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
 
     MasterCore& core_;
-    Options options_;
-    Mutex mutex_;  // options_' endpoints
+    const Options options_;  // but for the endpoints, which may change
+    Mutex mutex_;
+    std::string grpc_endpoint_ KV_GUARDED_BY(mutex_);
+    std::string http_endpoint_ KV_GUARDED_BY(mutex_);
     std::shared_ptr<Authenticator> authenticator_;
     std::unique_ptr<EventServer> server_;
 };

@@ -176,7 +176,25 @@ class MasterCore {
         const KeyList* announced_keys = nullptr;
     };
 
+    // Nodes and the journal (master_core.cpp).
+    void change_state(NodeNumber slot, NodeRecord& record, NodeState state, Effects& effects)
+        KV_REQUIRES(mutex_);
+    void nodes_changed() KV_REQUIRES(mutex_) { nodes_id_.fetch_add(1, std::memory_order_release); }
+    void make_durable(uint64_t seq) KV_REQUIRES(mutex_);
+    void push_ops() KV_REQUIRES(mutex_);
+    void trim() KV_REQUIRES(mutex_);
+    // The waits that have ended.
+    void collect_ready(uint64_t now_ms, Effects& effects) KV_REQUIRES(mutex_);
+    void collect_all(Effects& effects) KV_REQUIRES(mutex_);  // when the master stops
+    AckNode look(NodeNumber slot) const KV_REQUIRES(mutex_);
+    void run(Effects& effects) KV_EXCLUDES(mutex_);
+
+    // Links (node_links.cpp).
     std::shared_ptr<LinkRecord> find_link(LinkId link) const KV_EXCLUDES(links_mutex_);
+    std::shared_ptr<LinkRecord> lose_link(NodeRecord& record, const std::string& reason)
+        KV_REQUIRES(mutex_);
+    void push_ops(NodeRecord& record) KV_REQUIRES(mutex_);
+    void deliver(const std::vector<ClaimAnswer>& answers);
     static Status check_seq(LinkRecord& link, uint64_t seq) KV_REQUIRES(link.work);
     Result<const DirectoryEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
                                            uint32_t epoch);
@@ -193,19 +211,8 @@ class MasterCore {
     void lost_while_claiming(const LinkRecord& link) KV_EXCLUDES(mutex_);
     void end_announce(LinkRecord& link, Effects& effects) KV_REQUIRES(link.work)
         KV_EXCLUDES(mutex_);
-    void run(Effects& effects) KV_EXCLUDES(mutex_);
-    void deliver(const std::vector<ClaimAnswer>& answers);
-    std::shared_ptr<LinkRecord> lose_link(NodeRecord& record, const std::string& reason)
-        KV_REQUIRES(mutex_);
-    void make_durable(uint64_t seq) KV_REQUIRES(mutex_);
-    void push_ops() KV_REQUIRES(mutex_);
-    void push_ops(NodeRecord& record) KV_REQUIRES(mutex_);
-    void trim() KV_REQUIRES(mutex_);
-    void drop_tombstones(uint64_t now_ms) KV_REQUIRES(mutex_);
-    // The waits that are over.
-    void collect_ready(uint64_t now_ms, Effects& effects) KV_REQUIRES(mutex_);
-    void collect_all(Effects& effects) KV_REQUIRES(mutex_);  // when the master stops
-    AckNode look(NodeNumber slot) const KV_REQUIRES(mutex_);
+
+    // What clients ask (client_calls.cpp).
     std::vector<NodeNumber> unsynced() const KV_EXCLUDES(mutex_);
     // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
     // flush of its namespace: what that one covered may still lie there.
@@ -214,9 +221,9 @@ class MasterCore {
     std::vector<std::string> names(const std::vector<NodeNumber>& slots) const KV_EXCLUDES(mutex_);
     void submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done)
         KV_EXCLUDES(mutex_);
-    void change_state(NodeNumber slot, NodeRecord& record, NodeState state, Effects& effects)
-        KV_REQUIRES(mutex_);
-    void nodes_changed() KV_REQUIRES(mutex_) { nodes_id_.fetch_add(1, std::memory_order_release); }
+
+    // Maintenance (maintenance.cpp).
+    void drop_tombstones(uint64_t now_ms) KV_REQUIRES(mutex_);
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
     void scan_for_copies(uint64_t now_ms);

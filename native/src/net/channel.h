@@ -65,7 +65,7 @@ class Channel {
     Status send(MessageType type, std::span<const uint8_t> body, const Payload& payload,
                 Deadline deadline);
     Result<Reply> receive(Deadline deadline);
-    // For several requests under way at once: the next reply, to whichever of them. The header's
+    // For several requests in progress at once: the next reply, to whichever of them. The header's
     // request_id says to which; that of the request sent last is last_request().
     Result<Reply> receive_any(Deadline deadline);
     uint64_t last_request() const { return request_id_; }
@@ -75,7 +75,7 @@ class Channel {
     // The next bytes of the reply's payload, exactly as many as `into` holds.
     Status recv_payload(std::span<const iovec> into, Deadline deadline);
     Status discard_payload(Deadline deadline);
-    // The same without waiting, for several channels under way at once. Whether a whole reply's
+    // The same without waiting, for several channels in progress at once. Whether a whole reply's
     // header and body are here, so that receive() need not wait:
     Result<bool> reply_arrived();
     // … takes a step of payload; 0: nothing is here now. The cursor is one of the whole payload.

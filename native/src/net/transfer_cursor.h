@@ -36,7 +36,7 @@ class TransferCursor {
     std::span<const iovec> parts_;
     std::span<uint32_t> crcs_;
     std::span<const uint32_t> crc_of_;
-    size_t at_ = 0;      // the part under way
+    size_t at_ = 0;      // the part in progress
     size_t offset_ = 0;  // bytes of it that have passed
 };
 

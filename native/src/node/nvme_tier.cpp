@@ -312,7 +312,7 @@ void NvmeTier::supersede(const NamespaceRef& ns, const Hash128& hash, Version ve
     if (!found || found->version >= version) {
         return;
     }
-    store_.refuse_upto(hash, version - 1);  // a promotion of it may be under way
+    store_.refuse_upto(hash, version - 1);  // a promotion of it may be in progress
     log_->remove(ns->id, hash, version - 1);
 }
 

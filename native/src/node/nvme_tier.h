@@ -68,7 +68,7 @@ struct NvmeTierStats {
     uint64_t prefetched_bytes = 0;
     uint64_t snapshots = 0;
     uint64_t snapshot_objects = 0;  // written by them
-    uint64_t snapshot_left = 0;     // objects that the one under way has still to write
+    uint64_t snapshot_left = 0;     // objects that the one in progress has still to write
     uint64_t snapshot_at_ms = 0;    // wall clock; end of the last complete one
     Histogram::Snapshot read_us;
 };
@@ -106,7 +106,7 @@ class NvmeTier {
     static Result<std::unique_ptr<NvmeTier>> open(Options options, BlockStore& store);
     ~NvmeTier();
     void start(Events events);
-    // Joins the threads and waits for the reads under way: no event comes afterwards. Idempotent.
+    // Joins the threads and waits for the reads in progress: no event comes afterwards. Idempotent.
     void stop() KV_EXCLUDES(mutex_, events_mutex_);
 
     // --- reads ---
@@ -143,7 +143,7 @@ class NvmeTier {
     // False: there are no more. Starts with an empty cursor.
     bool list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out);
     // Writes what DRAM alone has, the last used first, until the deadline. kOverloaded: another
-    // one is under way.
+    // one is in progress.
     Snapshot snapshot(Deadline deadline);
     void set_tunables(const NvmeTierTunables& tunables);
     NvmeTierStats stats() const;

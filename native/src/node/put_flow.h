@@ -1,4 +1,4 @@
-// The writes under way on a node: from the reserved block to the answer of the commit.
+// The writes in progress on a node: from the reserved block to the answer of the commit.
 //
 //   begin()   reserve blocks and claim the keys at the master, in one message
 //   commit()  the bytes are there: as soon as the claim is granted, too, the object is published

@@ -161,7 +161,7 @@ struct NvmeListed {
     std::string key;
     Identity identity;
     uint32_t sealed_crc = 0;
-    uint64_t ttl_ms = 0;  // remaining; 0: for ever
+    uint64_t ttl_ms = 0;  // remaining; 0: forever
     uint64_t put_wall_ms = 0;
     Pin pin = Pin::kNone;
     Hash128 parent;
@@ -362,7 +362,7 @@ class NvmeLog {
     NvmeCounters counters_ KV_GUARDED_BY(mutex_);
     uint64_t pinned_bytes_ KV_GUARDED_BY(mutex_) = 0;  // of records with a hard pin
     uint64_t reclaim_needs_ KV_GUARDED_BY(mutex_) =
-        0;  // of room for what the reclaim under way still has to move
+        0;  // of room for what the reclaim in progress still has to move
     uint64_t failed_reads_in_a_row_ KV_GUARDED_BY(mutex_) = 0;
     bool must_maintain_ KV_GUARDED_BY(mutex_) = false;
     bool lost_writes_ KV_GUARDED_BY(mutex_) =

@@ -51,7 +51,7 @@ uint64_t NvmeLog::reserve() const {
     return files_.count() < 2 * NvmeFolder::kMinLogFiles ? kMinReserve : kMinReserve + 1;
 }
 
-// Whether an append of others leaves what the reclaim under way still has to move.
+// Whether an append of others leaves what the reclaim in progress still has to move.
 bool NvmeLog::leaves_reserve(uint64_t size) const {
     if (reclaim_needs_ == 0) {
         return true;

@@ -46,7 +46,7 @@ class LogFiles {
         // Of a head, and until it is sealed.
         const std::shared_ptr<Manifest>& manifest() const { return manifest_; }
 
-        uint32_t readers = 0;  // reads under way: the file must not be freed
+        uint32_t readers = 0;  // reads in progress: the file must not be freed
         uint64_t live_objects = 0;
         uint64_t writes = 0;         // since the process started
         uint64_t synced_writes = 0;  // the first so many of them are durable

@@ -21,7 +21,7 @@ class NvmeNamespaces {
         uint64_t objects = 0;  // in the index, hidden ones included
         uint64_t bytes = 0;
         uint64_t pinned_bytes = 0;  // hard
-        uint32_t appending = 0;     // appends under way: the slot must stay
+        uint32_t appending = 0;     // appends in progress: the slot must stay
         bool flushed = false;       // its objects are hidden until their log files are reused
     };
 

@@ -29,7 +29,7 @@ class NvmeReadEngine {
     enum class Way : uint8_t { kAuto, kRing, kPool };
     struct Options {
         Way way = Way::kAuto;
-        size_t depth = 32;   // reads under way at once, and the pool's threads
+        size_t depth = 32;   // reads in progress at once, and the pool's threads
         size_t threads = 2;  // of the ring: they also run complete()
     };
 

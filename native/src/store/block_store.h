@@ -327,7 +327,7 @@ class BlockStore {
     // --- the node's view ---
     // Called outside the mutex, in the order in which the objects were withdrawn, by one thread at
     // a time; not necessarily before the call that caused it returns. Set it before the first
-    // write. Waits for a callback under way (so never from the callback): with null, none runs
+    // write. Waits for a callback in progress (so never from the callback): with null, none runs
     // afterwards.
     void set_on_withdraw(WithdrawFn fn);
     // Fills `out` with up to `max` objects from `cursor` (0 at first); returns the next cursor, or

@@ -64,7 +64,7 @@ bool DeferredBlocks::add_hold(Generation generation) {
 }
 
 void DeferredBlocks::release_hold(Generation generation) {
-    settle();  // a block whose withdrawal is under way is among the deferred ones after this
+    settle();  // a block whose withdrawal is in progress is among the deferred ones after this
     const auto it = deferred_.find(generation);
     if (!KV_GUARD("hold", true)) {
         return;

@@ -337,7 +337,7 @@ Status BlockStore::State::TakeOver::settle(const Block& block, Fate fate) {
         reservation.size_bytes = block.length;
         reservation.deadline_ms = state_.now();
         if (!state_.add_reservation(block.gen, std::move(reservation))) {
-            return {Code::kIoError, "the ledger has no room for the writes under way"};
+            return {Code::kIoError, "the ledger has no room for the writes in progress"};
         }
         state_.reservations.quarantine(block.gen);
     } else if (fate == Fate::kDefer) {

@@ -234,7 +234,7 @@ void BlockStore::set_on_withdraw(WithdrawFn fn) {
     state_->on_withdraw = std::move(fn);
 }
 
-// A request that was under way when its client died may have reserved after collect_dead() had
+// A request that was in progress when its client died may have reserved after collect_dead() had
 // spoken, so the owners of what is reserved or held by socket are asked again.
 void BlockStore::State::reap_slots() {
     std::vector<int> owners = reservations.slots();

@@ -147,7 +147,7 @@ void BlockStore::State::touch(EntryRef ref) {
 }
 
 // The keys of one put batch arrive one by one, head first, and their touches have to be written
-// tail first: they are collected until the batch is over.
+// tail first: they are collected until the batch ends.
 void BlockStore::State::note_exists(uint64_t session, EntryRef ref) {
     if (session != exists_session || exists_batch.size() >= limits::kMaxBatchKeys) {
         apply_exists();

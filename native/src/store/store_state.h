@@ -2,7 +2,7 @@
 // store_attach.cpp, store_writes.cpp, store_reads.cpp, store_policy.cpp, store_space.cpp (room,
 // eviction), store_tiering.cpp and store_audit.cpp implement it.
 //
-// The fields of one object lie in flat arrays indexed by its entry number; only what is under way
+// The fields of one object lie in flat arrays indexed by its entry number; only what is in progress
 // (reservations, leases, deferred blocks) has nodes of its own.
 #pragma once
 

@@ -76,7 +76,7 @@ BlockStore::Reserved BlockStore::State::reserve(const Owner& owner, const Namesp
     }
     const Generation generation = draw_generation();
     if (!add_reservation(generation, reservation_of(owner, ns, item, *offset))) {
-        return refuse(Code::kNoSpace, "too many writes are under way");
+        return refuse(Code::kNoSpace, "too many writes are in progress");
     }
     return block_of(generation, *offset);
 }

@@ -10,7 +10,7 @@ void TombstoneTable::note(const Hash128& hash, Version version, uint64_t now_ms)
     tombstone.version = std::max(tombstone.version, version);
     tombstone.until_ms = now_ms + keep_ms_;
     order_.emplace_back(tombstone.until_ms, hash);
-    // The order holds one line a note, so renewing one key for ever must not let it grow either.
+    // The order holds one line a note, so renewing one key forever must not let it grow either.
     while (by_hash_.size() > max_ || order_.size() > 2 * max_) {
         drop_front();
     }

@@ -1,4 +1,4 @@
-// The client when something is away: the master, a node, a replica, or the answer.
+// The client when something is unreachable: the master, a node, a replica, or the answer.
 #include "tests/client/client_fixture.h"
 
 namespace kvstore::testing {

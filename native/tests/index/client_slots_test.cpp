@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "index/slot_registry.h"
+#include "tests/waiting.h"
 
 namespace kvstore {
 namespace {
@@ -23,17 +24,6 @@ std::unique_ptr<ClientSlots> make_slots() {
     auto slots = ClientSlots::open("", "clients");
     EXPECT_TRUE(slots.ok()) << slots.status().to_string();
     return std::move(*slots);
-}
-
-bool wait_until(const std::function<bool()>& condition) {
-    const Deadline deadline = Deadline::after_ms(20'000);
-    while (!condition()) {
-        if (deadline.expired()) {
-            return false;
-        }
-        std::this_thread::yield();
-    }
-    return true;
 }
 
 // A forked child that runs `body`, says "ready" when body calls its argument, and is killed at the
@@ -341,7 +331,7 @@ TEST(ClientSlots, AForkedChildMayHaveASlotOfItsOwnAndOutliveItsParent) {
     EXPECT_FALSE(slots->is_alive(parents)) << "a fork does not inherit the lock";
     EXPECT_TRUE(slots->is_alive(childs));
     hold_grandchild.reset();
-    EXPECT_TRUE(wait_until([&] { return !slots->is_alive(childs); }));
+    EXPECT_TRUE(testing::eventually([&] { return !slots->is_alive(childs); }));
 }
 
 TEST(ClientSlots, ClientsSeeTheOwnersDeath) {

@@ -200,7 +200,7 @@ TEST_F(ClaimTableTest, ThreadsNeverHoldOneKeyTwice) {
                 const std::string key = "key" + std::to_string(k);
                 std::vector<ClaimAnswer> out;
                 const ClaimRequest request{.link = link, .node = 1, .claim_id = id, .key = key};
-                // A deadline that is over: what would have to wait is answered by expire().
+                // A deadline that has passed: what would have to wait is answered by expire().
                 claims_.claim(epoch(), std::span(&request, 1), 0, out);
                 if (!out.empty() && out[0].code == Code::kOk) {
                     EXPECT_EQ(holders[k].fetch_add(1), 0);

@@ -192,6 +192,40 @@ TEST_F(CopyPlannerTest, ADoubtEndsWithTheAnnouncementOrTheNode) {
     EXPECT_TRUE(planner_.idle());
 }
 
+TEST_F(CopyPlannerTest, ADoubtIsNeitherATaskNorInFlight) {
+    CopyPolicy policy;
+    policy.max_in_flight = 1;
+    planner_.set_policy(policy);
+    const CopyPlanner::Dispatch given = order("k");
+    planner_.done(given.order.copy_id, Code::kDeadlineExceeded, kStartMs);
+    nodes_[0].source = false;
+    EXPECT_EQ(plan_one(kStartMs + 100), std::nullopt) << "nobody can send it: the task is dropped";
+    EXPECT_EQ(planner_.size(), 0u);
+    EXPECT_EQ(planner_.stats().queued, 0u);
+    EXPECT_EQ(planner_.stats().in_flight, 0u);
+    EXPECT_FALSE(planner_.idle());
+    nodes_[0].source = true;
+    const CopyPlanner::Dispatch again = order("k", kStartMs + 200);
+    EXPECT_EQ(planner_.stats().in_flight, 1u) << "the doubt takes no place";
+    planner_.done(again.order.copy_id, Code::kNoSpace, kStartMs + 200);
+    EXPECT_TRUE(plan_one(kStartMs + 300).has_value()) << "a new task counts its attempts afresh";
+}
+
+TEST_F(CopyPlannerTest, OneAnnouncementEndsTheOrderAndTheDoubtOfItsNode) {
+    nodes_[2].target = nodes_[3].target = false;
+    const CopyPlanner::Dispatch given = order("k");
+    planner_.done(given.order.copy_id, Code::kDeadlineExceeded, kStartMs);
+    const auto again = plan_one(kStartMs + 100);
+    ASSERT_TRUE(again.has_value()) << "a doubt does not keep its target from an order";
+    ASSERT_EQ(target_of(*again), target_of(given));
+    record("k", target_of(given));
+    planner_.landed(epoch(), "k", target_of(given));
+    EXPECT_TRUE(targets("k").empty());
+    EXPECT_EQ(planner_.stats().done, 1u);
+    EXPECT_EQ(plan_one(kStartMs + 100), std::nullopt);
+    EXPECT_TRUE(planner_.idle());
+}
+
 TEST_F(CopyPlannerTest, OrdersKeepToTheRates) {
     CopyPolicy policy;
     policy.copies_per_s = 10;

@@ -9,11 +9,12 @@
 
 #include "base/clock.h"
 #include "net/channel.h"
+#include "tests/waiting.h"
 
 namespace kvstore {
 namespace {
 
-Deadline soon() { return Deadline::after_ms(10'000); }
+using testing::soon;
 
 // A node's end of its link after the handshake. Unlike a Channel it also takes frames that nobody
 // asked for.
@@ -72,7 +73,7 @@ class Link {
     std::vector<uint8_t> body_;
 };
 
-class MasterServiceTest : public testing::Test {
+class MasterServiceTest : public ::testing::Test {
   protected:
     MasterServiceTest() : core_(core_options()), service_(core_, service_options()) {
         Result<std::vector<std::string>> bound = service_.start();
@@ -238,11 +239,8 @@ Lookup waiting(std::span<const std::string_view> keys, uint32_t wait_ms = 60'000
 
 // Waits until the master counts so many waiting lookups.
 void wait_for_parked(MasterCore& core, size_t count) {
-    const Deadline deadline = soon();
-    while (core.stats().waiting_lookups != count) {
-        ASSERT_FALSE(deadline.expired()) << core.stats().waiting_lookups << " lookups wait";
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    ASSERT_TRUE(testing::eventually([&] { return core.stats().waiting_lookups == count; }))
+        << core.stats().waiting_lookups << " lookups wait";
 }
 
 TEST_F(MasterServiceTest, ALookupWaitsForTheLastOfItsKeys) {

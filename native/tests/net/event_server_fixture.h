@@ -8,9 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
-#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -18,22 +16,9 @@
 
 #include "net/channel.h"
 #include "net/event_server.h"
+#include "tests/waiting.h"
 
 namespace kvstore::testing {
-
-inline Deadline soon() { return Deadline::after_ms(10'000); }
-
-// Waits for a condition with a deadline; never a fixed sleep.
-inline bool eventually(const std::function<bool()>& condition) {
-    const Deadline deadline = soon();
-    while (!condition()) {
-        if (deadline.expired()) {
-            return false;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return true;
-}
 
 // Lookup answers a row per key; Put stores its payload and Get sends it back; Flush answers an
 // Error; Stats is answered by another thread; List floods the asker with `limit` (at most 100)

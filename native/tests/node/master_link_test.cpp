@@ -3,173 +3,71 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "node/connection_state.h"
-#include "tests/node/node_fixture.h"
+#include "node/announce_stream.h"
+#include "tests/node/made_up_master.h"
 
 namespace kvstore {
 namespace {
 
 using testing::eventually;
+using testing::link_options;
+using testing::LinkedNode;
+using testing::MadeUpMaster;
 
-// Welcomes links, records what they say, answers announces with Ok.
-class TestMaster final : public ConnectionHandler {
-  public:
-    TestMaster() : server_({.loops = 1}, *this) {
-        endpoint_ = server_.listen(*Endpoint::parse("tcp://127.0.0.1:0"))->to_string();
-        EXPECT_TRUE(server_.start().ok());
-    }
-    ~TestMaster() override { server_.stop(); }
-
-    Result<HelloAnswer> on_hello(Connection&, const Hello& hello) override {
-        const std::lock_guard lock(mutex_);
-        ++hellos_;
-        session_id_ = hello.session_id;
-        applied_seq_ = hello.applied_seq;
-        if (refuse_) {
-            return Status(Code::kExpired, "register first");
-        }
-        HelloAnswer answer;
-        answer.welcome.ops_seq = ops_seq_;
-        return answer;
-    }
-    void on_open(Connection& connection) override {
-        const std::lock_guard lock(mutex_);
-        link_ = connection.ref();
-        announces_.clear();
-        if (ops_seq_ > 0) {
-            send_removes(1, ops_seq_);
-        }
-    }
-    void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
-                  PayloadPlan*) override {
-        const std::lock_guard lock(mutex_);
-        if (header.message() == MessageType::kAnnounce) {
-            Announce message;
-            ASSERT_TRUE(connection.decode(body, &message));
-            announces_.push_back({message.seq, message.phase, message.keys.size()});
-            const std::vector<int32_t> status(message.keys.size(), 0);
-            connection.ref()->send_message(AnnounceReply{message.seq, status}, 0);
-        } else if (header.message() == MessageType::kOpsAck) {
-            OpsAck message;
-            ASSERT_TRUE(connection.decode(body, &message));
-            acked_seq_ = message.seq;
-        }
-    }
-    void on_close(Connection&, Code, std::string_view) override {
-        const std::lock_guard lock(mutex_);
-        link_ = nullptr;
-    }
-
-    void push_removes(uint64_t first_seq, size_t count) {
-        const std::lock_guard lock(mutex_);
-        ASSERT_NE(link_, nullptr);
-        send_removes(first_seq, count);
-    }
-    void send_removes(uint64_t first_seq, size_t count) {  // with the mutex held
-        const std::vector<uint8_t> kinds(count, static_cast<uint8_t>(OpKind::kRemove));
-        const std::vector<std::string_view> tenants(count, "tenant");
-        const std::vector<std::string_view> names(count, "space");
-        const std::vector<std::string_view> keys(count, "key");
-        const std::vector<uint32_t> epochs(count, 0);
-        const std::vector<uint64_t> numbers(count, 1);
-        link_->send_message(Ops{.first_seq = first_seq,
-                                .kinds = kinds,
-                                .tenants = tenants,
-                                .namespaces = names,
-                                .epochs = epochs,
-                                .keys = keys,
-                                .versions = numbers,
-                                .args = numbers},
-                            0);
-    }
-    void drop_link() {
-        const std::lock_guard lock(mutex_);
-        ASSERT_NE(link_, nullptr);
-        link_->close(Code::kClosed, "a test");
-    }
-
-    struct Announced {
-        uint64_t seq = 0;
-        AnnouncePhase phase = AnnouncePhase::kIncremental;
-        size_t keys = 0;
-    };
-    template <class T>
-    T read(T TestMaster::* member) {
-        const std::lock_guard lock(mutex_);
-        return this->*member;
-    }
-    void set_refuse(bool refuse) {
-        const std::lock_guard lock(mutex_);
-        refuse_ = refuse;
-    }
-    void set_ops_seq(uint64_t seq) {
-        const std::lock_guard lock(mutex_);
-        ops_seq_ = seq;
-    }
-
-    std::string endpoint_;
-    int hellos_ = 0;
-    uint64_t session_id_ = 0;
-    uint64_t applied_seq_ = 0;
-    uint64_t acked_seq_ = 0;
-    std::vector<Announced> announces_;
-
-  private:
-    std::mutex mutex_;
-    bool refuse_ = false;
-    uint64_t ops_seq_ = 0;
-    std::shared_ptr<ConnectionRef> link_;
-    EventServer server_;
-};
-
-// The node behind the link: routes its server's calls, lists `objects` in the full announce.
-class TestNode final : public ConnectionHandler, public MasterLink::Handler {
+// The node behind the link: lists `objects` in the full announce, and counts what it is told.
+class TestNode final : public LinkedNode {
   public:
     explicit TestNode(MasterLink::Options options, int listed = 0)
-        : objects(listed), server_({.loops = 1}, *this), link_(std::move(options), server_, *this) {
-        EXPECT_TRUE(server_.start().ok());
-        link_.start();
+        : LinkedNode(std::move(options)), objects(listed) {
+        start();
     }
-    ~TestNode() override {
-        link_.stop();
-        server_.stop();
-    }
-
-    Result<HelloAnswer> on_hello(Connection&, const Hello&) override { return Code::kUnsupported; }
-    void on_open(Connection& connection) override { link_.on_open(connection); }
-    void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
-                  PayloadPlan*) override {
-        link_.on_frame(connection, header, body);
-    }
-    void on_close(Connection& connection, Code, std::string_view reason) override {
-        link_.on_close(connection, reason);
-    }
-    void on_tick(size_t) override { link_.tick(); }
+    ~TestNode() override { stop(); }
 
     void on_link_down(uint64_t) override { ++downs; }
-    void on_claims(uint64_t, std::span<const ClaimAnswer>) override {}
+    void on_claims(uint64_t from, std::span<const ClaimAnswer> results) override {
+        const std::lock_guard lock(mutex_);
+        for (const ClaimAnswer& result : results) {
+            EXPECT_EQ(result.link, from);
+            claims_.push_back(result);
+        }
+    }
     void on_announced(uint64_t, const LinkNamespace&,
                       std::span<const AnnounceResult> results) override {
         announced += static_cast<int>(results.size());
     }
     void on_ops(std::span<const OpView> ops) override { applied += static_cast<int>(ops.size()); }
-    void on_applied(uint64_t seq) override { link_.acknowledge(seq); }
-    void on_copy(CopyOrder) override {}
-    uint32_t list_objects(uint32_t, size_t, std::vector<AnnounceGroup>& out) override {
+    void on_applied(uint64_t seq) override { link.acknowledge(seq); }
+    void on_copy(CopyOrder order) override {
+        const std::lock_guard lock(mutex_);
+        copies_.push_back(std::move(order));
+    }
+    uint32_t list_objects(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) override {
         applied_when_listed = applied.load();
+        ++listings;
+        const int first = static_cast<int>(cursor);
+        const int end = std::min(objects, first + static_cast<int>(limit));
         AnnounceGroup group{.ns = {"tenant", "space", 0}, .items = {}};
-        for (int i = 0; i < objects; ++i) {
+        for (int i = first; i < end; ++i) {
             group.items.push_back({.key = "k" + std::to_string(i), .version = 1, .size_bytes = 1});
         }
-        if (objects > 0) {
+        if (!group.items.empty()) {
             out.push_back(std::move(group));
         }
-        return 0;
+        return end < objects ? static_cast<uint32_t>(end) : 0;
+    }
+    std::vector<ClaimAnswer> claims() const {
+        const std::lock_guard lock(mutex_);
+        return claims_;
+    }
+    std::vector<CopyOrder> copies() const {
+        const std::lock_guard lock(mutex_);
+        return copies_;
     }
 
     const int objects;
@@ -177,31 +75,23 @@ class TestNode final : public ConnectionHandler, public MasterLink::Handler {
     std::atomic<int> applied{0};
     std::atomic<int> applied_when_listed{-1};
     std::atomic<int> announced{0};
+    std::atomic<int> listings{0};
 
   private:
-    EventServer server_;
-
-  public:
-    MasterLink link_;
+    mutable std::mutex mutex_;
+    std::vector<ClaimAnswer> claims_;
+    std::vector<CopyOrder> copies_;
 };
 
-MasterLink::Options options_for(const TestMaster& master) {
-    MasterLink::Options options;
-    options.node_id = "a";
-    options.session_id = 7;
-    options.endpoints = {master.endpoint_};
-    options.backoff_max_ms = 20;
-    return options;
-}
-
+const LinkNamespace kSpace{"tenant", "space", 0};
 constexpr uint32_t kWaitMs = 30'000;
 
 TEST(MasterLinkTest, AnnouncesEverythingBeforeItIsUp) {
-    TestMaster master;
-    TestNode node(options_for(master), 3);
-    ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
-    EXPECT_EQ(master.read(&TestMaster::session_id_), 7u);
-    const auto announces = master.read(&TestMaster::announces_);
+    MadeUpMaster master;
+    TestNode node(link_options(master), 3);
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_EQ(master.heard().session_id, 7u);
+    const auto announces = master.heard().announces;
     ASSERT_GE(announces.size(), 2u);
     EXPECT_EQ(announces.front().phase, AnnouncePhase::kBegin);
     EXPECT_EQ(announces.back().phase, AnnouncePhase::kEnd);
@@ -211,68 +101,256 @@ TEST(MasterLinkTest, AnnouncesEverythingBeforeItIsUp) {
 }
 
 TEST(MasterLinkTest, ARefusalIsRememberedAndTriedAgain) {
-    TestMaster master;
-    master.set_refuse(true);
-    TestNode node(options_for(master));
-    ASSERT_TRUE(eventually([&] { return master.read(&TestMaster::hellos_) >= 3; }));
-    EXPECT_EQ(node.link_.state(), LinkState::kDown);
-    EXPECT_NE(node.link_.last_error().find("register first"), std::string::npos);
+    MadeUpMaster master;
+    master.set({.refuse = true});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(eventually([&] { return master.hellos() >= 3; }));
+    EXPECT_EQ(node.link.state(), LinkState::kDown);
+    EXPECT_NE(node.link.last_error().find("register first"), std::string::npos);
     EXPECT_EQ(node.downs, 0);
-    master.set_refuse(false);
-    EXPECT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
+    master.set({});
+    EXPECT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
 }
 
 TEST(MasterLinkTest, WithoutARegistrationNothingIsTried) {
-    TestMaster master;
-    MasterLink::Options options = options_for(master);
+    MadeUpMaster master;
+    MasterLink::Options options = link_options(master);
     options.session_id = 0;
     TestNode node(options);
-    EXPECT_FALSE(node.link_.wait_state(LinkState::kUp, 100));
-    EXPECT_EQ(master.read(&TestMaster::hellos_), 0);
-    node.link_.set_session(9, {master.endpoint_});
-    ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
-    EXPECT_EQ(master.read(&TestMaster::session_id_), 9u);
+    EXPECT_FALSE(node.link.wait_state(LinkState::kUp, 100));
+    EXPECT_EQ(master.hellos(), 0u);
+    node.link.set_session(9, {master.endpoint});
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_EQ(master.heard().session_id, 9u);
 }
 
 TEST(MasterLinkTest, OperationsAreAppliedOnceAndAcknowledged) {
-    TestMaster master;
-    TestNode node(options_for(master));
-    ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     master.push_removes(1, 3);
     master.push_removes(2, 4);  // 2 and 3 come again
-    ASSERT_TRUE(eventually([&] { return master.read(&TestMaster::acked_seq_) == 5; }));
+    ASSERT_TRUE(eventually([&] { return master.heard().acked_seq == 5; }));
     EXPECT_EQ(node.applied, 5);
-    EXPECT_EQ(node.link_.applied_seq(), 5u);
+    EXPECT_EQ(node.link.applied_seq(), 5u);
     // The next connection says so.
     master.drop_link();
-    ASSERT_TRUE(eventually([&] { return master.read(&TestMaster::hellos_) == 2; }));
-    EXPECT_EQ(master.read(&TestMaster::applied_seq_), 5u);
+    ASSERT_TRUE(eventually([&] { return master.hellos() == 2; }));
+    EXPECT_EQ(master.heard().applied_seq, 5u);
 }
 
 TEST(MasterLinkTest, MissedOperationsComeBeforeTheAnnounce) {
-    TestMaster master;
-    master.set_ops_seq(2);
-    TestNode node(options_for(master));
-    ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
+    MadeUpMaster master;
+    master.set({.ops_seq = 2});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     EXPECT_EQ(node.applied, 2);
     EXPECT_EQ(node.applied_when_listed, 2);
 }
 
 TEST(MasterLinkTest, ALostLinkVoidsWhatWasSentOnIt) {
-    TestMaster master;
-    TestNode node(options_for(master));
-    ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
-    const uint64_t link = node.link_.up();
-    const LinkNamespace ns{"tenant", "space", 0};
-    ASSERT_TRUE(node.link_.announce(link, ns, {{.ticket = 1, .key = "k", .version = 1}}));
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    ASSERT_TRUE(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 1}}));
     ASSERT_TRUE(eventually([&] { return node.announced == 1; }));
     master.drop_link();
     ASSERT_TRUE(eventually([&] { return node.downs == 1; }));
-    ASSERT_TRUE(node.link_.wait_state(LinkState::kUp, kWaitMs));
-    EXPECT_GT(node.link_.up(), link);
-    EXPECT_EQ(node.link_.losses(), 1u);
-    EXPECT_FALSE(node.link_.announce(link, ns, {{.ticket = 2, .key = "k", .version = 2}}));
-    EXPECT_FALSE(node.link_.claim(link, ns, {}, 0));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_GT(node.link.up(), link);
+    EXPECT_EQ(node.link.losses(), 1u);
+    EXPECT_FALSE(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 2}}));
+    EXPECT_FALSE(node.link.claim(link, kSpace, {}, 0));
+}
+
+TEST(MasterLinkTest, TheWaitBetweenAttemptsDoublesUpToItsLimit) {
+    MadeUpMaster master;
+    master.set({.refuse = true});
+    MasterLink::Options options = link_options(master);
+    options.backoff_max_ms = 160;
+    TestNode node(options);
+    ASSERT_TRUE(eventually([&] { return master.hellos() >= 7; }));
+    const std::vector<uint64_t> at_ms = master.heard().hello_ms;
+    uint64_t wait_ms = 10;
+    for (size_t i = 1; i < 7; ++i) {
+        EXPECT_GE(at_ms[i] - at_ms[i - 1], wait_ms - 1) << "attempt " << i;
+        wait_ms = std::min<uint64_t>(wait_ms * 2, 160);
+    }
+}
+
+TEST(MasterLinkTest, ALinkThatWasUpIsRestoredAtOnce) {
+    MadeUpMaster master;
+    MasterLink::Options options = link_options(master);
+    options.backoff_max_ms = 600'000;  // a wait that had grown to it would outlast the test
+    TestNode node(options);
+    for (size_t hellos = 1; hellos <= 12; ++hellos) {
+        ASSERT_TRUE(eventually([&] { return master.hellos() >= hellos; }));
+        ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+        master.drop_link();
+        ASSERT_TRUE(eventually([&] { return node.link.losses() == hellos; }));
+    }
+}
+
+TEST(MasterLinkTest, ANewRegistrationDoesNotWaitForTheBackoff) {
+    MadeUpMaster master;
+    master.set({.refuse = true});
+    MasterLink::Options options = link_options(master);
+    options.backoff_max_ms = 600'000;
+    TestNode node(options);
+    ASSERT_TRUE(eventually([&] { return master.hellos() >= 5; }));
+    master.set({});
+    node.link.set_session(8, {master.endpoint});
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_EQ(master.heard().session_id, 8u);
+}
+
+TEST(MasterLinkTest, ASecondAddressIsTriedWhenTheFirstDoesNotAnswer) {
+    MadeUpMaster refuses;
+    refuses.set({.refuse = true});
+    MadeUpMaster master;
+    MasterLink::Options options = link_options(master);
+    options.endpoints = {refuses.endpoint, master.endpoint};
+    TestNode node(options);
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_GE(refuses.hellos(), 1u);
+    EXPECT_GE(master.hellos(), 1u);
+}
+
+TEST(MasterLinkTest, ASilentMasterIsAskedThenGivenUp) {
+    MadeUpMaster master;
+    MasterLink::Options options = link_options(master);
+    options.ping_ms = 20;
+    options.silent_ms = 1'500;
+    TestNode node(options);
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    // It answers pings: nothing else is said, and the link stays.
+    const uint64_t up_ms = boottime_ms();
+    ASSERT_TRUE(eventually([&] { return boottime_ms() > up_ms + options.silent_ms + 300; }));
+    EXPECT_EQ(node.link.losses(), 0u);
+    {
+        const std::shared_ptr<void> hanging = master.hang();
+        ASSERT_TRUE(eventually([&] { return node.link.losses() == 1; }));
+        EXPECT_NE(node.link.last_error().find("the master is silent"), std::string::npos)
+            << node.link.last_error();
+        EXPECT_EQ(node.downs, 1);
+    }
+    EXPECT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+}
+
+TEST(MasterLinkTest, ClaimsAreAnsweredRowByRow) {
+    MadeUpMaster master;
+    master.set({.hold_claims = true});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    const std::vector<ClaimItem> items{{.claim_id = 1, .key = "a"},
+                                       {.claim_id = 2, .key = "b", .upsert = true}};
+    ASSERT_TRUE(node.link.claim(link, kSpace, items, 1'000));
+    ASSERT_TRUE(eventually([&] { return master.heard().claims.size() == 2; }));
+    const auto claims = master.heard().claims;
+    EXPECT_EQ(claims[0].key, "a");
+    EXPECT_EQ(claims[0].flags, 0);
+    EXPECT_EQ(claims[1].key, "b");
+    EXPECT_EQ(claims[1].flags, kPutUpsert);
+    master.answer_claim(2, Code::kOk, 9);
+    master.answer_claim(1, Code::kAlreadyExists, 5);
+    ASSERT_TRUE(eventually([&] { return node.claims().size() == 2; }));
+    EXPECT_EQ(node.claims()[0].claim_id, 2u);
+    EXPECT_EQ(node.claims()[0].code, Code::kOk);
+    EXPECT_EQ(node.claims()[0].version, 9u);
+    EXPECT_EQ(node.claims()[1].claim_id, 1u);
+    EXPECT_EQ(node.claims()[1].code, Code::kAlreadyExists);
+    node.link.abandon(link, std::vector<uint64_t>{1, 2});
+    ASSERT_TRUE(eventually([&] { return master.heard().abandoned.size() == 2; }));
+    node.link.abandon(link + 1, std::vector<uint64_t>{3});
+    node.link.abandon(link, std::vector<uint64_t>{4});
+    ASSERT_TRUE(eventually([&] { return master.heard().abandoned.size() == 3; }));
+    EXPECT_EQ(master.heard().abandoned, (std::vector<uint64_t>{1, 2, 4})) << "3 is of another link";
+}
+
+TEST(MasterLinkTest, AMessageOfAnyNumberOfAbandonedClaimsIsSplit) {
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const std::vector<uint64_t> ids(limits::kMaxBatchKeys + 1, 6);
+    node.link.abandon(node.link.up(), ids);
+    EXPECT_TRUE(eventually([&] { return master.heard().abandoned.size() == ids.size(); }));
+}
+
+TEST(MasterLinkTest, AnnouncesAndWithdrawsShareOneNumberLine) {
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    const uint64_t last_seq = master.heard().announces.back().seq;
+    ASSERT_TRUE(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 4}}));
+    node.link.withdraw(kSpace, {{.key = "k", .version = 4, .reason = MissReason::kEvicted}});
+    ASSERT_TRUE(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 5}}));
+    ASSERT_TRUE(eventually([&] { return node.announced == 2; }));
+    const MadeUpMaster::Heard heard = master.heard();
+    ASSERT_EQ(heard.withdrawn.size(), 1u);
+    EXPECT_EQ(heard.withdrawn[0], std::pair(std::string("k"), Version{4}));
+    EXPECT_EQ(heard.announces.back().seq, last_seq + 3) << "the withdraw lies between the two";
+}
+
+TEST(MasterLinkTest, AFullWindowGathersAnnouncesIntoOneFrame) {
+    constexpr size_t kWindow = AnnounceStream::kWindow;
+    MadeUpMaster master;
+    master.set({.hold_announces = true});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    const size_t before = master.heard().announces.size();
+    for (uint64_t i = 0; i < kWindow + 10; ++i) {
+        ASSERT_TRUE(
+            node.link.announce(link, kSpace, {{.ticket = i + 1, .key = "k", .version = i}}));
+    }
+    ASSERT_TRUE(eventually([&] { return master.heard().announces.size() == before + kWindow; }));
+    master.answer_announce();
+    ASSERT_TRUE(
+        eventually([&] { return master.heard().announces.size() == before + kWindow + 1; }));
+    EXPECT_EQ(master.heard().announces.back().keys.size(), 10u);
+    for (size_t i = 0; i < kWindow; ++i) {
+        master.answer_announce();
+    }
+    EXPECT_TRUE(eventually([&] { return node.announced == kWindow + 10; }));
+}
+
+TEST(MasterLinkTest, AFullAnnounceIsListedAsTheWindowTakesIt) {
+    constexpr int kObjects = 2048 * 6 + 1;  // seven frames of the full announce
+    MadeUpMaster master;
+    TestNode node(link_options(master), kObjects);
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    size_t keys = 0;
+    for (const MadeUpMaster::Announced& one : master.heard().announces) {
+        keys += one.keys.size();
+    }
+    EXPECT_EQ(keys, static_cast<size_t>(kObjects));
+    EXPECT_EQ(node.listings, 7);
+}
+
+TEST(MasterLinkTest, CopyOrdersNameTheirLinkAndAreAnsweredOnItAlone) {
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    master.order_copy(11, "k", 3);
+    ASSERT_TRUE(eventually([&] { return node.copies().size() == 1; }));
+    const CopyOrder order = node.copies()[0];
+    EXPECT_EQ(order.link, link);
+    EXPECT_EQ(order.copy_id, 11u);
+    EXPECT_EQ(order.ns, kSpace);
+    EXPECT_EQ(order.key, "k");
+    EXPECT_EQ(order.version, 3u);
+    EXPECT_EQ(order.target_node, "b");
+    EXPECT_EQ(order.target_endpoint, "tcp://127.0.0.1:1");
+    node.link.copy_done(link + 1, 10, Code::kOk);
+    node.link.copy_done(link, 11, Code::kNoSpace);
+    ASSERT_TRUE(eventually([&] { return !master.heard().copies.empty(); }));
+    ASSERT_EQ(master.heard().copies.size(), 1u) << "10 is of another link";
+    EXPECT_EQ(master.heard().copies[0].copy_id, 11u);
+    EXPECT_EQ(master.heard().copies[0].code, Code::kNoSpace);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ class ClusterTest : public ::testing::Test {
         master = std::make_unique<TestMaster>(epoch, endpoint);
         master->start();
     }
-    // Ends a's link as its master sees it; until `session` is given to the node it stays away.
+    // Ends a's link as its master sees it; until `session` is given to the node it stays
+    // disconnected.
     void cut_off(uint64_t session) {
         master->admit("a", session, a->at);
         ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 30'000));

@@ -40,12 +40,12 @@ TEST_F(NodeTest, PutBySocketIsReadableAndKnownToTheMaster) {
         EXPECT_EQ(got.sealed_crc,
                   seal_checksum(crc32c(got.bytes.data(), got.bytes.size()), identity));
     }
-    const NodeStats figures = stats();
-    EXPECT_EQ(figures.puts_ok, 4u);
-    EXPECT_EQ(figures.hits, 4u);
-    EXPECT_EQ(figures.put_bytes_tcp, figures.get_bytes_tcp);
-    EXPECT_EQ(figures.put_us.total, 4u);
-    EXPECT_EQ(figures.claim_us.total, 4u);
+    const NodeStats counted = stats();
+    EXPECT_EQ(counted.puts_ok, 4u);
+    EXPECT_EQ(counted.hits, 4u);
+    EXPECT_EQ(counted.put_bytes_tcp, counted.get_bytes_tcp);
+    EXPECT_EQ(counted.put_us.total, 4u);
+    EXPECT_EQ(counted.claim_us.total, 4u);
 }
 
 TEST_F(NodeTest, PutThroughSharedMemoryMovesNoBytesOverTheSocket) {

@@ -3,11 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/checksum.h"
@@ -18,22 +15,9 @@
 #include "master/master_core.h"
 #include "net/channel.h"
 #include "node/node_core.h"
+#include "tests/waiting.h"
 
 namespace kvstore::testing {
-
-// Long enough for a starved machine; what must be quick is measured where it must.
-inline Deadline soon() { return Deadline::after_ms(30'000); }
-
-inline bool eventually(const std::function<bool()>& condition) {
-    const Deadline deadline = soon();
-    while (!condition()) {
-        if (deadline.expired()) {
-            return false;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return true;
-}
 
 inline HashSecret test_secret() {
     HashSecret secret{};

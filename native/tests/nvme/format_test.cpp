@@ -1,4 +1,4 @@
-// Format 1 on disk: golden files of it are read for ever, later formats are refused by name, and no
+// Format 1 on disk: golden files of it are read forever, later formats are refused by name, and no
 // damaged byte passes.
 #include "nvme/format.h"
 

@@ -318,7 +318,7 @@ TEST(BlockStore, AReservationMadeAfterItsSlotsDeathIsReaped) {
     StoreHarness h(kMiB);
     ASSERT_EQ(h.put("a", 1000), Code::kOk);
     const Generation generation = h.store->find(h.ns, h.key("a")).generation;
-    h.owner = {3, 900};  // nobody locks it: a request that was under way when its client died
+    h.owner = {3, 900};  // nobody locks it: a request that was in progress when its client died
     ASSERT_EQ(h.reserve("lost", 1000).code, Code::kOk);
     ASSERT_EQ(h.store->hold(h.owner, generation), Code::kOk);
     h.store->on_session_closed(3);
@@ -387,7 +387,7 @@ TEST(BlockStore, TtlEndsAnObject) {
     auto item = h.item("a", 1000);
     item.ttl_ms = 500;
     ASSERT_EQ(h.put_item(item), Code::kOk);
-    ASSERT_EQ(h.put("for ever", 1000), Code::kOk);
+    ASSERT_EQ(h.put("forever", 1000), Code::kOk);
     h.clock_ms += 499;
     EXPECT_TRUE(h.get("a"));
     EXPECT_EQ(h.store->find(h.ns, h.key("a")).ttl_ms, 1u);

@@ -79,7 +79,7 @@ TEST_F(Deferred, AHazardKeepsABlockUntilItIsGone) {
 
 TEST_F(Deferred, AHoldKeepsABlockAndAHazardAfterItToo) {
     blocks_->withdraw(3, block(3, 2));
-    blocks_->release_hold(3);  // settles first: the withdrawal was under way
+    blocks_->release_hold(3);  // settles first: the withdrawal was in progress
     blocks_->settle();
     EXPECT_EQ(live(), 1u);
     EXPECT_TRUE(blocks_->add_hold(3));

@@ -1,0 +1,235 @@
+// What clients ask of the master: remove, pins, flush and locate. The first three log an operation
+// for each row, and are answered when the disk and every holder have it.
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/mutation.h"
+#include "base/mutex.h"
+#include "master/master_core.h"
+
+namespace kvstore {
+namespace {
+
+constexpr uint32_t kDefaultTimeoutMs = 5'000;
+constexpr size_t kLocateBatch = 128;
+
+uint32_t bounded_timeout(uint32_t timeout_ms) {
+    return timeout_ms == 0 ? kDefaultTimeoutMs : std::min(timeout_ms, limits::kMaxTimeoutMs);
+}
+
+void add_unique(std::vector<NodeNumber>& slots, NodeNumber slot) {
+    if (slot != kNoNode && std::find(slots.begin(), slots.end(), slot) == slots.end()) {
+        slots.push_back(slot);
+    }
+}
+
+}  // namespace
+
+std::vector<NodeNumber> MasterCore::unsynced() const {
+    const MutexLock lock(mutex_);
+    std::vector<NodeNumber> out;
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
+        const NodeRecord* record = nodes_.at(slot);
+        if (record != nullptr && !record->removed && !record->synced) {
+            out.push_back(slot);
+        }
+    }
+    return out;
+}
+
+std::vector<std::string> MasterCore::names(const std::vector<NodeNumber>& slots) const {
+    const MutexLock lock(mutex_);
+    std::vector<std::string> out;
+    for (const NodeNumber slot : slots) {
+        if (const NodeRecord* record = nodes_.at(slot)) {
+            out.push_back(record->info.node_id);
+        }
+    }
+    return out;
+}
+
+void MasterCore::add_behind(const Namespace& ns, std::string_view key, AckRow& row) const {
+    const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
+    for (NodeNumber slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
+        const NodeRecord* record = nodes_.at(slot);
+        if (record != nullptr && !record->removed &&
+            KV_GUARD("earlier-endings", record->applied_seq < seq)) {
+            row.holders.push_back(slot);
+            row.seq = seq;
+        }
+    }
+}
+
+void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDone done) {
+    Effects effects;
+    {
+        const MutexLock lock(mutex_);
+        std::vector<AckRow> waiting;
+        for (Pending& pending : rows) {
+            if (pending.op.has_value()) {
+                pending.row.seq = log_.append(std::move(*pending.op));
+            }
+            waiting.push_back(std::move(pending.row));
+        }
+        // In one critical section with the numbers: no acknowledgement can come before the wait.
+        const uint64_t now_ms = boottime_ms();
+        waits_.add(std::move(waiting), now_ms + bounded_timeout(timeout_ms),
+                   [this, done = std::move(done)](std::vector<Code> codes,
+                                                  const std::vector<NodeNumber>& unreached) {
+                       if (done) {
+                           done(std::move(codes), names(unreached));
+                       }
+                   });
+        if (options_.journal_auto_ack) {
+            make_durable(log_.last_seq());
+        }
+        if (stopping_) {
+            collect_all(effects);
+        } else {
+            collect_ready(now_ms, effects);
+        }
+    }
+    journal_ready_.notify_one();
+    run(effects);
+}
+
+void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys,
+                        uint32_t timeout_ms, RemoveDone done) {
+    removes_.fetch_add(keys.size());
+    const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
+    // Who has not announced everything yet may hold any key.
+    const std::vector<NodeNumber> silent = unsynced();
+    Effects effects;
+    std::vector<Pending> rows(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+        std::vector<NodeNumber> targets = planner_.targets(epoch, keys[i]);
+        const bool force = !silent.empty() || !targets.empty() || directory_.rebuilding() ||
+                           claims_.has_claim(epoch, keys[i]);
+        RemoveOutcome outcome = directory_.remove(epoch, keys[i], force);
+        AckRow& row = rows[i].row;
+        {
+            const MutexLock lock(mutex_);
+            add_behind(ns, keys[i], row);
+        }
+        if (outcome.tombstone == 0) {
+            row.code = Code::kNotFound;
+            continue;
+        }
+        for (const NodeNumber slot : outcome.holders) {
+            add_unique(row.holders, slot);
+        }
+        add_unique(row.holders,
+                   claims_.removed(epoch, keys[i], outcome.tombstone, effects.answers));
+        for (const std::vector<NodeNumber>* more : {&std::as_const(targets), &silent}) {
+            for (const NodeNumber slot : *more) {
+                add_unique(row.holders, slot);
+            }
+        }
+        rows[i].op = Op{.kind = OpKind::kRemove,
+                        .epoch = epoch.epoch,
+                        .version = outcome.tombstone,
+                        .tenant = ns.tenant,
+                        .ns = ns.name,
+                        .key = std::string(keys[i])};
+    }
+    run(effects);
+    submit(std::move(rows), timeout_ms, std::move(done));
+}
+
+void MasterCore::set_pins(Namespace& ns, const std::vector<std::string_view>& keys,
+                          const std::vector<Pin>& levels, uint32_t timeout_ms, RemoveDone done) {
+    KV_ASSERT(levels.size() == keys.size());
+    const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
+    std::vector<Pending> rows(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+        AckRow& row = rows[i].row;
+        const Version version = directory_.set_pin(epoch, keys[i], levels[i], row.holders);
+        if (version == 0) {
+            row.code = directory_.rebuilding() ? Code::kRebuilding : Code::kNotFound;
+            continue;
+        }
+        rows[i].op = Op{.kind = OpKind::kPin,
+                        .epoch = epoch.epoch,
+                        .version = version,
+                        .arg = static_cast<uint64_t>(levels[i]),
+                        .tenant = ns.tenant,
+                        .ns = ns.name,
+                        .key = std::string(keys[i])};
+    }
+    submit(std::move(rows), timeout_ms, std::move(done));
+}
+
+void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
+    flushes_.fetch_add(1);
+    std::vector<Pending> rows(1);
+    uint32_t next_epoch = 0;
+    Effects effects;
+    {
+        // Two flushes of one namespace must not log the same epoch.
+        const MutexLock lock(flush_mutex_);
+        const DirectoryEpoch* ended = ns.current.load(std::memory_order_acquire);
+        const DirectoryEpoch* next = directory_.flush(ns);
+        next_epoch = next->epoch;
+        claims_.flushed(*ended, effects.answers);
+        rows[0].op = Op{.kind = OpKind::kFlush,
+                        .epoch = ended->epoch,
+                        .version = directory_.next_version(),
+                        .arg = next_epoch,
+                        .tenant = ns.tenant,
+                        .ns = ns.name,
+                        .key = {}};
+    }
+    {
+        const MutexLock lock(mutex_);
+        for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
+            const NodeRecord* record = nodes_.at(slot);
+            // One that is not connected and has nothing recorded holds nothing that a flush could
+            // end, unless an operation that took it from the directory has still to be applied
+            // there, or it has not said yet what it has published.
+            if (record != nullptr && !record->removed &&
+                (record->connected() || !record->synced || directory_.replicas_of(slot) != 0 ||
+                 record->applied_seq < log_.last_seq() || planner_.may_hold(slot) ||
+                 claims_.has_limbo(slot))) {
+                rows[0].row.holders.push_back(slot);
+            }
+        }
+    }
+    run(effects);
+    submit(std::move(rows), timeout_ms,
+           [done = std::move(done), next_epoch](const std::vector<Code>& codes,
+                                                std::vector<std::string> unreached) {
+               done(codes[0], std::move(unreached), next_epoch);
+           });
+}
+
+std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> MasterCore::locate(
+    const Namespace& ns, const std::vector<std::string_view>& keys) {
+    std::vector<uint32_t> lengths(limits::kMaxNodes);
+    std::vector<ObjectPlace> found(kLocateBatch);
+    uint32_t anywhere = 0;
+    for (size_t begin = 0; begin < keys.size() && anywhere == begin; begin += kLocateBatch) {
+        const size_t count = std::min(kLocateBatch, keys.size() - begin);
+        directory_.lookup(ns, std::span(keys).subspan(begin, count), found);
+        for (size_t i = 0; i < count && found[i].code == Code::kOk; ++i, ++anywhere) {
+            for (size_t r = 0; r < found[i].replica_count; ++r) {
+                uint32_t& length = lengths[found[i].nodes[r]];
+                length += length == anywhere ? 1 : 0;
+            }
+        }
+    }
+    std::vector<std::pair<std::string, uint32_t>> prefixes;
+    {
+        const MutexLock lock(mutex_);
+        for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
+            const NodeRecord* record = nodes_.at(slot);
+            if (record != nullptr && lengths[slot] != 0) {
+                prefixes.emplace_back(record->info.node_id, lengths[slot]);
+            }
+        }
+    }
+    std::stable_sort(prefixes.begin(), prefixes.end(),
+                     [](const auto& a, const auto& b) { return a.second > b.second; });
+    return {std::move(prefixes), anywhere};
+}
+
+}  // namespace kvstore
