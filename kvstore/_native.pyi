@@ -144,6 +144,7 @@ class MasterCore:
         free_bytes: int = 0,
         state: int = 0,
         known: bool = False,
+        fresh: bool = False,
     ) -> None: ...
     def set_node(
         self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
