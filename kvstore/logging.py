@@ -8,6 +8,9 @@ import sys
 from datetime import datetime, timezone
 from typing import Final
 
+from kvstore import clock
+
+_REPEAT_MS = 60_000
 LEVELS: Final = ("debug", "info", "warning", "error")
 _ROOT = "kvstore"
 _FIELDS = "kvstore_fields"
@@ -44,6 +47,42 @@ class EventLogger:
         self, level: int, event: str, fields: dict[str, object], exc_info: bool = False
     ) -> None:
         self._logger.log(level, event, extra={_FIELDS: fields}, exc_info=exc_info)
+
+
+class Recurring:
+    """A warning that would repeat for as long as its cause lasts.
+
+    It is logged at once, then at most once a minute with the count; the end is an event, too.
+    """
+
+    def __init__(self, log: EventLogger, event: str) -> None:
+        """Log `event` to `log`."""
+        self._log = log
+        self._event = event
+        self._times = 0
+        self._first_ms = 0
+        self._logged_ms = 0
+
+    def warn(self, **fields: object) -> None:
+        """Note one occurrence, and log it unless one was logged less than a minute ago."""
+        now_ms = clock.monotonic_ms()
+        self._times += 1
+        if self._times == 1:
+            self._first_ms = now_ms
+        elif now_ms - self._logged_ms < _REPEAT_MS:
+            self._log.debug(self._event, **fields)
+            return
+        else:
+            fields |= {"times": self._times, "for_s": (now_ms - self._first_ms) // 1000}
+        self._logged_ms = now_ms
+        self._log.warning(self._event, **fields)
+
+    def end(self) -> None:
+        """Note that the cause has gone; the next occurrence is logged at once."""
+        if self._times:
+            lasted_s = (clock.monotonic_ms() - self._first_ms) // 1000
+            self._log.info("recovered", what=self._event, times=self._times, after_s=lasted_s)
+            self._times = 0
 
 
 def _quote(value: object) -> str:

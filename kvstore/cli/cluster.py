@@ -162,6 +162,34 @@ def drain(
         sys.exit(Exit.FAILED)
 
 
+@click.command(epilog="Example: kvstore forget node-a")
+@click.argument("node_id")
+@json_option
+@target_options
+@reports_errors
+def forget(node_id: str, as_json: bool, **options: Any) -> None:
+    """Drop a dead node: its objects, and the removes and flushes that wait for it.
+
+    If it returns with its memory, it is a new node to the cluster, and what may have been removed
+    meanwhile is discarded. A living node is refused (exit code 4): stop it first.
+    """
+    request = master_pb2.ForgetRequest(node_id=node_id)
+    with control(target(options)) as (master, call):
+        reply = master.Forget(request, **call)
+    if as_json:
+        print_json({"node_id": node_id, "forgotten": reply.forgotten})
+    elif reply.forgotten:
+        click.echo(f"{node_id} forgotten, with {reply.node.objects} objects")
+    if not reply.forgotten:
+        age_s = reply.node.last_heartbeat_age_ms / 1000
+        state = _state_name(reply.node.state)
+        fail(
+            f"{node_id} is {state} (last heartbeat {age_s:.1f} s ago): stop it before it is "
+            "forgotten",
+            Exit.REFUSED,
+        )
+
+
 @click.command(epilog="Example: kvstore snapshot node-a && reboot")
 @click.argument("node_id")
 @click.option(

@@ -30,6 +30,11 @@ the node.
 @click.option("--node-id", help="Unique in the cluster.")
 @click.option("--segment-size", help='Memory for objects: an integer or "4gb".')
 @click.option("--segment-dir", type=click.Path(), help="Folder on tmpfs or hugetlbfs.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Replace a living process that runs as this node with another segment.",
+)
 @click.option("--label", "labels", multiple=True, help="For placement: KEY=VALUE; repeatable.")
 @reports_errors
 def main(
@@ -37,6 +42,7 @@ def main(
     as_json: bool,
     master_address: str | None,
     labels: tuple[str, ...],
+    take_over: bool,
     **flags: Any,
 ) -> None:
     """Run a node: it holds objects in shared memory and serves them."""
@@ -55,6 +61,7 @@ def main(
         cast(SegmentFilesFactory, _native.SegmentFiles),
         cast(NodeCoreFactory, _native.NodeCore),
         reloader.reloads,
+        take_over,
     )
     reloader.on_change(server.prepare)
     run("kvstore-node", server.serve, reloader, settings.port_file, as_json)

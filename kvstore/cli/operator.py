@@ -41,6 +41,7 @@ for command in (
     cluster.nodes,
     cluster.flush,
     cluster.drain,
+    cluster.forget,
     cluster.snapshot,
     replay.replay,
     bench.bench,

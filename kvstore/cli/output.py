@@ -18,6 +18,7 @@ from kvstore.errors import (
     InvalidArgumentError,
     KvstoreError,
     PermissionDeniedError,
+    Status,
     UnauthenticatedError,
     UnavailableError,
 )
@@ -49,7 +50,7 @@ def _exit_code(error: KvstoreError) -> Exit:
         return Exit.UNAVAILABLE
     if isinstance(error, InvalidArgumentError):
         return Exit.USAGE
-    return Exit.FAILED
+    return Exit.MISS if error.status is Status.NotFound else Exit.FAILED
 
 
 def fail(message: str, code: Exit) -> NoReturn:

@@ -112,8 +112,8 @@ class Registry:
                 raise error_for(status, message)
             case policy.Persist(node):
                 self._persist(node)
-            case policy.OpenSession(node):
-                self._open_session(node)
+            case policy.OpenSession(node, fresh):
+                self._open_session(node, fresh=fresh)
                 _log.info("node_registered", **_fields(node))
             case policy.SetNode(node, state, weight):
                 self._set_node(node, state, weight)
@@ -145,7 +145,7 @@ class Registry:
             )
         )
 
-    def _open_session(self, node: Node, known: bool = False) -> None:
+    def _open_session(self, node: Node, known: bool = False, fresh: bool = False) -> None:
         self._told.pop(node.node_id, None)
         self._core.register_node(
             node.node_id,
@@ -159,6 +159,7 @@ class Registry:
             free_bytes=max(0, node.capacity_bytes - node.used_bytes),
             state=int(NodeState.DEAD if known else node.state),
             known=known,
+            fresh=fresh,
         )
 
     def _set_node(self, node: Node, state: NodeState, weight: float) -> None:

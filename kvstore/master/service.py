@@ -181,6 +181,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Start, observe or cancel a drain."""
         return await self._run(context, "Drain", _OPERATOR, partial(self._do.drain, request))
 
+    async def Forget(
+        self, request: master_pb2.ForgetRequest, context: Context
+    ) -> master_pb2.ForgetReply:
+        """Drop a dead node."""
+        return await self._run(context, "Forget", _OPERATOR, partial(self._do.forget, request))
+
     async def Snapshot(
         self, request: master_pb2.SnapshotRequest, context: Context
     ) -> master_pb2.SnapshotReply:

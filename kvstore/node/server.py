@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -42,6 +43,20 @@ def unix_endpoint(directory: str, node_id: str) -> str:
     if len(path.encode()) <= _MAX_SOCKET_PATH_BYTES:
         return f"unix://{path}"
     return f"unix:@kvstore-{node_id[:64]}-{os.getpid()}"
+
+
+def segment_id(directory: str) -> int:
+    """Return the identity of a segment's folder: the same for every process that may lock it.
+
+    Memory does not outlive a boot of its host, so the boot is part of it.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = socket.gethostname()
+    found = os.stat(directory)
+    text = f"{boot}:{found.st_dev}:{found.st_ino}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") or 1
 
 
 def advertised(endpoint: str, config: NodeConfig) -> str:
@@ -103,6 +118,7 @@ class NodeServer:
         open_files: SegmentFilesFactory,
         factory: NodeCoreFactory,
         reloads: Reloads,
+        take_over: bool = False,
     ) -> None:
         """Read the token file, lock the folder and prepare the agent.
 
@@ -113,6 +129,7 @@ class NodeServer:
                 the same memory must not displace the first one from the cluster.
             factory: creates the native node.
             reloads: reported in the metrics and in /readyz.
+            take_over: replace a living process that runs as this node with another segment.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -141,18 +158,20 @@ class NodeServer:
                     name=_NVME, tier=types_pb2.TIER_NVME, capacity_bytes=config.nvme_size
                 )
             )
-        identity = Identity(
-            node_id=config.name(),
-            labels=config.placement_labels(),
-            segments=tuple(segments),
-            endpoints=types_pb2.Endpoints(),
-        )
         directory = config.directory()
         try:
             Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise IoError(f"segment_dir {directory}: {error.strerror}") from error
         self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
+        identity = Identity(
+            node_id=config.name(),
+            labels=config.placement_labels(),
+            segments=tuple(segments),
+            endpoints=types_pb2.Endpoints(),
+            segment_id=segment_id(directory),
+            take_over=take_over,
+        )
         self._agent = Agent(
             config.addresses(), identity, self._principal, probe, self._files.kept_epoch
         )
@@ -206,31 +225,38 @@ class NodeServer:
         """
         listener = bind(self._config.host, self._config.http_port)
         try:
-            session = await _unless_stopped(self._agent.join(), stop)
-            if session is None:
+            prepared = await _unless_stopped(self._agent.prepare(), stop)
+            if prepared is None:
                 return
-            await self._serve_as(session, listener, stop, announce)
+            await self._serve_as(prepared, listener, stop, announce)
         finally:
             listener.close()
             await self._agent.leave()
 
     async def _serve_as(
         self,
-        session: Session,
+        prepared: Session,
         listener: socket.socket,
         stop: asyncio.Event,
         announce: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Serve under a registration. Every step adds its own end: they run in reverse order."""
+        """Take memory and ports, register, serve.
+
+        Every step adds its own end: they run in reverse order.
+        """
         async with AsyncExitStack() as ends:
-            core = await self._create_core(session, ends)
-            server = self._create_server(session, listener, core, ends)
+            core = await self._create_core(prepared, ends)
+            server = self._create_server(prepared, listener, core, ends)
             # Leaving comes before all ends above: no further requests are sent to this node.
             ends.push_async_callback(self._agent.leave)
             tcp, unix = await asyncio.to_thread(core.start)
             await server.start()
             self._at = (tcp, unix, server.port)
             self._agent.serve_at(self._endpoints())
+            session = await _unless_stopped(self._agent.join(), stop)
+            if session is None:
+                return
+            await self._renew(session)
             ends.push_async_callback(self._save)
             where = self._where(session)
             for work in (

@@ -12,10 +12,12 @@ from kvstore.errors import Status
 from kvstore.limits import MAX_NODES
 from kvstore.master import policy
 from kvstore.master.model import (
+    TIER_NVME,
     Cluster,
     Drain,
     Endpoints,
     Event,
+    ForgetNode,
     Heartbeat,
     Node,
     NodeState,
@@ -23,6 +25,7 @@ from kvstore.master.model import (
     Register,
     Segment,
     Settings,
+    Stage,
     Tick,
     Unregister,
 )
@@ -69,6 +72,84 @@ def joined(now_ms: int = 0) -> Cluster:
 
 def only(decisions: list[policy.Decision], kind: type) -> list[policy.Decision]:
     return [decision for decision in decisions if isinstance(decision, kind)]
+
+
+def starting(
+    stage: Stage,
+    incarnation: int = 8,
+    segment_id: int = 2,
+    epoch: int = 0,
+    take_over: bool = False,
+) -> Register:
+    """A registration of another process under the same id."""
+    first = register(9, incarnation, epoch)
+    return replace(first, stage=stage, segment_id=segment_id, take_over=take_over)
+
+
+def owned(segment_id: int = 1) -> Cluster:
+    """A node that lives, with its link up."""
+    entered = replace(register(1), segment_id=segment_id)
+    return run(Cluster(0), (entered, 0), (Observe("a", True, True), 0))[0]
+
+
+def test_a_newcomer_with_another_segment_does_not_displace_a_living_node() -> None:
+    cluster = owned()
+    for stage, epoch in ((Stage.PREPARE, 0), (Stage.ENTER, 2), (Stage.AT_ONCE, 0)):
+        after, (refusal,) = run(cluster, (starting(stage, epoch=epoch), 300))
+        assert after is cluster
+        assert isinstance(refusal, Refuse) and refusal.status is Status.AlreadyExists
+        for word in ("node 'a' is alive at tcp://h:1", "0.3 s ago", "node_id", "--take-over"):
+            assert word in refusal.message
+    forced = starting(Stage.ENTER, epoch=2, take_over=True)
+    assert run(cluster, (forced, 300))[0].nodes["a"].session_id == 9
+
+
+@pytest.mark.parametrize("why", ["same", "unlinked", "unknown"])
+def test_a_process_that_is_dead_is_replaced_at_once(why: str) -> None:
+    cluster = owned(0 if why == "unknown" else 1)
+    if why == "unlinked":
+        cluster, _ = run(cluster, (Observe("a", False, True), 0))
+    newcomer = starting(Stage.ENTER, epoch=2, segment_id=1 if why == "same" else 2)
+    after, decisions = run(cluster, (newcomer, 300))
+    assert after.nodes["a"].session_id == 9 and after.nodes["a"].node_epoch == 2
+    assert isinstance(decisions[1], OpenSession) and not decisions[1].fresh
+
+
+def test_a_prepared_process_leaves_no_trace() -> None:
+    asked = starting(Stage.PREPARE)
+    cluster = Cluster(0)
+    after, decisions = run(cluster, (asked, 0))
+    assert after is cluster and not decisions
+    assert policy.next_epoch(cluster, asked) == 1
+    assert policy.next_epoch(cluster, replace(asked, kept_epoch=4)) == 5
+    # Two that were told the same epoch: one enters, whichever segments they have.
+    for segment_id in (2, 3):
+        first = starting(Stage.ENTER, epoch=1)
+        entered, decisions = run(cluster, (first, 10))
+        opened = decisions[1]
+        assert isinstance(opened, OpenSession) and opened.fresh
+        assert run(entered, (replace(first, session_id=10), 20))[0].nodes["a"].session_id == 10
+        late = starting(Stage.ENTER, incarnation=9, segment_id=segment_id, epoch=1)
+        _, (refusal,) = run(entered, (late, 20))
+        assert isinstance(refusal, Refuse) and "another process now runs" in refusal.message
+
+
+def test_kept_memory_or_nvme_may_hold_what_nobody_knows_of() -> None:
+    entering = starting(Stage.ENTER, epoch=6)
+    nvme = Segment("nvme", TIER_NVME, 1000)
+    for event in (replace(entering, kept_epoch=5), replace(entering, segments=(*SEGMENTS, nvme))):
+        opened = run(Cluster(0), (event, 0))[1][1]
+        assert isinstance(opened, OpenSession) and not opened.fresh
+
+
+def test_a_dead_node_is_forgotten_on_request_a_living_one_is_not() -> None:
+    cluster = owned()
+    assert run(cluster, (ForgetNode("a"), 0)) == (cluster, [])
+    (refusal,) = run(cluster, (ForgetNode("b"), 0))[1]
+    assert isinstance(refusal, Refuse) and refusal.status is Status.NotFound
+    cluster, _ = run(cluster, (Unregister("a", 1), 0))
+    after, decisions = run(cluster, (ForgetNode("a"), 0))
+    assert not after.nodes and decisions == [Forget("a")]
 
 
 def test_a_new_epoch_is_above_that_of_the_kept_memory() -> None:
