@@ -191,6 +191,8 @@ class NodeOptions:
     nvme_dir: str
     nvme_bytes: int
     discard_foreign_nvme: bool
+    nvme_keep_free: float
+    allow_cold_restart: bool
     nvme_catalog: Any
     on_nvme_progress: Callable[[int, int, int], None] | None
     def __init__(self) -> None: ...
