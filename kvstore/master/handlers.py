@@ -174,13 +174,21 @@ class MasterHandlers:
         node = self._registry.submit(Drain(node_id, request.cancel)).nodes[node_id]
         # Read before the count, so that a write that finishes in between is counted.
         quiet = node.refuses_writes
-        left = self._drain_left(node_id) if node.state is NodeState.DRAINING else 0
+        left = self._drain_left(node_id) if node.draining else 0
         now_ms = clock.monotonic_ms()
         seen = {core["node_id"]: core for core in self._core.nodes()}
-        weight = policy.weight(self._registry.settings, node, now_ms)
+        settings, cluster = self._registry.settings, self._registry.cluster
+        weight = policy.weight(settings, node, now_ms)
+        # One that was stopped after its drain is still drained.
+        settled = quiet if node.state is NodeState.DRAINING else node.left
+        drained = node.draining and settled and left == 0
+        waits_for = ""
+        if node.draining and not drained:
+            waits_for = policy.drain_waits_for(settings, cluster, node, left, now_ms)
         return master_pb2.DrainReply(
             node=convert.node_to(node, seen.get(node_id), weight, left, now_ms),
-            drained=node.state is NodeState.DRAINING and quiet and left == 0,
+            drained=drained,
+            waits_for=waits_for,
         )
 
     def forget(self, request: master_pb2.ForgetRequest) -> master_pb2.ForgetReply:

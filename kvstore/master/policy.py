@@ -175,6 +175,46 @@ def weight(settings: Settings, node: Node, now_ms: int) -> float:
     return max(free, MIN_FREE_RATIO) * ramp
 
 
+def drain_waits_for(
+    settings: Settings, cluster: Cluster, node: Node, left: int, now_ms: int
+) -> str:
+    """Say why a drain does not advance.
+
+    Args:
+        settings: parameters of the policy.
+        cluster: the state.
+        node: that is draining.
+        left: objects that no other node has.
+        now_ms: the time.
+
+    Returns:
+        A sentence; empty if it advances.
+    """
+    if node.state is NodeState.DEAD or not node.linked:
+        silent_s = max(0, now_ms - node.last_seen_ms) / 1000
+        state = "dead" if node.state is NodeState.DEAD else "not linked to the master"
+        return (
+            f"{node.node_id} is {state} (last heartbeat {silent_s:.0f} s ago): "
+            "its objects cannot be copied before it returns"
+        )
+    if left == 0:
+        return "" if node.refuses_writes else f"{node.node_id} finishes its last writes"
+    if cluster.rebuilding:
+        return f"the master waits for {', '.join(sorted(cluster.awaited))} to announce its objects"
+    if settings.repair_copies == 0:
+        return f"{left:,} objects are not copied while repair_copies is 0"
+    others = [n for n in cluster.nodes.values() if n.node_id != node.node_id]
+    if any(weight(settings, n, now_ms) > 0 and n.endpoints.tcp for n in others):
+        return ""
+    states = ", ".join(
+        f"{n.node_id} is {n.state.name.lower()}"
+        if n.endpoints.tcp or not n.session_id
+        else f"{n.node_id} has no tcp transport"
+        for n in sorted(others, key=lambda n: n.node_id)
+    )
+    return f"nowhere to move {left:,} objects: {states or 'there is no other node'}"
+
+
 def _with(cluster: Cluster, node: Node) -> Cluster:
     return replace(cluster, nodes=MappingProxyType({**cluster.nodes, node.node_id: node}))
 

@@ -208,6 +208,31 @@ def test_a_dead_node_is_forgotten(cluster: Cluster) -> None:
     assert store.get("k") is None
 
 
+def test_a_drain_that_cannot_advance_says_why(cluster: Cluster) -> None:
+    start(cluster, "a")
+    b = start(cluster, "b")
+    store = cluster.connect()
+    put_on(store, cluster, "a", "k")
+    runner = CliRunner()
+    options = ["--master", cluster.address]
+    assert runner.invoke(operator, ["drain", "nobody", *options]).exit_code == 1
+    assert runner.invoke(operator, ["undrain", "nobody", *options]).exit_code == 1
+    assert runner.invoke(operator, ["drain", "b", "--no-wait", *options]).exit_code == 0
+    stuck = runner.invoke(operator, ["drain", "a", "--wait-s", "6", *options])
+    assert stuck.exit_code == 5
+    lines = [line for line in stuck.stderr.splitlines() if "nowhere to move 1 objects" in line]
+    assert len(lines) >= 2 and "b is draining" in lines[0]  # while it waits, and at the end
+    assert cluster.cli("undrain", "b")["node"]["state"] == "alive"
+    assert cluster.cli("drain", "a", "--wait-s", "60")["drained"] is True
+    assert cluster.cli("drain", "a", "--wait-s", "0")["drained"] is True
+    cluster.nodes["a"].terminate()
+    assert cluster.cli("drain", "a", "--wait-s", "0")["drained"] is True  # stopped since
+    b.kill()
+    wait_state(cluster, "b", DEAD, 15)
+    dead = runner.invoke(operator, ["drain", "b", *options])
+    assert dead.exit_code == 5 and "b is dead (last heartbeat" in dead.stderr
+
+
 def put_on(store: kvstore.Store, cluster: Cluster, node_id: str, key: str) -> None:
     """Put objects until one of them lies on this node, under `key`."""
 

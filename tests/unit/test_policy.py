@@ -152,6 +152,27 @@ def test_a_dead_node_is_forgotten_on_request_a_living_one_is_not() -> None:
     assert not after.nodes and decisions == [Forget("a")]
 
 
+def test_a_drain_says_what_it_waits_for() -> None:
+    second = (register(2, 8, node_id="b"), 0), (Observe("b", True, True), 0)
+    cluster, _ = run(owned(), *second, (Drain("a"), 0))
+
+    def why(cluster: Cluster, left: int = 1005, settings: Settings = SETTINGS) -> str:
+        node = cluster.nodes["a"]
+        return policy.drain_waits_for(settings, cluster, node, left, 40_000)
+
+    assert why(cluster) == ""
+    assert why(cluster, left=0) == "a finishes its last writes"
+    both, _ = run(cluster, (Drain("b"), 0))
+    assert why(both) == "nowhere to move 1,005 objects: b is draining"
+    assert why(run(both, (Unregister("b", 2), 0))[0]).endswith("objects: b is dead")
+    alone, _ = run(owned(), (Drain("a"), 0))
+    assert why(alone) == "nowhere to move 1,005 objects: there is no other node"
+    assert "repair_copies is 0" in why(cluster, settings=replace(SETTINGS, repair_copies=0))
+    assert "waits for c" in why(replace(cluster, rebuilding=True, awaited=frozenset({"c"})))
+    dead, _ = run(cluster, (Unregister("a", 1), 0))
+    assert why(dead).startswith("a is dead (last heartbeat 40 s ago)")
+
+
 def test_a_new_epoch_is_above_that_of_the_kept_memory() -> None:
     forgotten = replace(register(1), kept_epoch=41)
     cluster, _ = run(Cluster(0), (forgotten, 0))
