@@ -31,6 +31,12 @@ the node.
 @click.option("--segment-size", help='Memory for objects: an integer or "4gb".')
 @click.option("--segment-dir", type=click.Path(), help="Folder on tmpfs or hugetlbfs.")
 @click.option(
+    "--allow-cold-restart",
+    is_flag=True,
+    default=None,
+    help="Start without room for a second index: a restart may then lose the objects.",
+)
+@click.option(
     "--take-over",
     is_flag=True,
     help="Replace a living process that runs as this node with another segment.",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from kvstore import _native
+from kvstore import _native, folders
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
-from kvstore.errors import IoError, KvstoreError
-from kvstore.http import HttpServer, bind, bracketed, public_host
+from kvstore.errors import KvstoreError
+from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
 from kvstore.node import activity, http
@@ -90,6 +90,8 @@ def core_options(
     options.nvme_dir = config.nvme_dir
     options.nvme_bytes = config.nvme_size
     options.discard_foreign_nvme = config.discard_foreign_nvme
+    options.nvme_keep_free = config.nvme_keep_free
+    options.allow_cold_restart = config.allow_cold_restart
     options.tunables = tunables(config)
     return options
 
@@ -145,7 +147,8 @@ class NodeServer:
         self._rest: Rest | None = None
         self._at = ("", "", 0)
         """Bound TCP endpoint, Unix endpoint and HTTP port."""
-        self._prefault_reported = False
+        self._reported: set[str] = set()
+        """Shortages of memory that were logged."""
         self._tiering = Tiering(config)
         segments = [
             types_pb2.Segment(
@@ -159,10 +162,17 @@ class NodeServer:
                 )
             )
         directory = config.directory()
-        try:
-            Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise IoError(f"segment_dir {directory}: {error.strerror}") from error
+        folders.make("segment_dir", directory)
+        kind = folders.file_system(directory)
+        if not folders.in_memory(kind):
+            _log.warning(
+                "segment_on_disk",
+                segment_dir=directory,
+                file_system=kind,
+                hint="segment_dir should be on tmpfs or hugetlbfs",
+            )
+        if config.nvme_dir:
+            folders.make("nvme_dir", config.nvme_dir)
         self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
         identity = Identity(
             node_id=config.name(),
@@ -223,7 +233,11 @@ class NodeServer:
         Raises:
             KvstoreError: It cannot join or get its memory, or was superseded.
         """
-        listener = bind(self._config.host, self._config.http_port)
+        config = self._config
+        free = _unless_stopped(wait_for_port("http", config.host, config.http_port), stop)
+        if await free is None:
+            return
+        listener = bind(config.host, config.http_port)
         try:
             prepared = await _unless_stopped(self._agent.prepare(), stop)
             if prepared is None:
@@ -249,6 +263,11 @@ class NodeServer:
             server = self._create_server(prepared, listener, core, ends)
             # Leaving comes before all ends above: no further requests are sent to this node.
             ends.push_async_callback(self._agent.leave)
+            config = self._config
+            if "tcp" in config.transports:
+                free = _unless_stopped(wait_for_port("block port", config.host, config.port), stop)
+                if await free is None:
+                    return
             tcp, unix = await asyncio.to_thread(core.start)
             await server.start()
             self._at = (tcp, unix, server.port)
@@ -348,7 +367,8 @@ class NodeServer:
         draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
         self._core.set_draining(draining)
         stats = self._core.stats()
-        self._report_prefault(stats["prefault_error"])
+        self._report("prefault_stopped", stats["prefault_error"])
+        self._report("index_growth_failed", stats["index_error"])
         return Load(
             capacity_bytes=stats["ready_bytes"],
             used_bytes=stats["used_bytes"],
@@ -359,10 +379,13 @@ class NodeServer:
 
     def _report_beginning(self, begun: dict[str, Any]) -> None:
         """Log what was taken over, or why existing memory was not."""
+        told = {k: v for k, v in begun.items() if k not in ("why_cold", "restart_loses")}
+        if begun["restart_loses"]:
+            _log.warning("restart_will_lose_objects", why=begun["restart_loses"])
         if begun["why_cold"]:
             _log.warning("segment_not_kept", why=begun["why_cold"])
         elif begun["warm"]:
-            _log.info("segment_kept", **{k: v for k, v in begun.items() if k != "why_cold"})
+            _log.info("segment_kept", **told)
 
     def _audit(self) -> None:
         """With log_level debug: audit every block of the store, at start and shutdown."""
@@ -374,11 +397,13 @@ class NodeServer:
         except KvstoreError as error:
             _log.error("audit_failed", error=error)
 
-    def _report_prefault(self, error: str) -> None:
-        """Log once that the node stays smaller than its segment."""
-        if error and not self._prefault_reported:
-            self._prefault_reported = True
-            _log.warning("prefault_stopped", error=error)
+    def _report(self, event: str, error: str) -> None:
+        """Log a shortage of memory once, and again after it has been absent."""
+        if not error:
+            self._reported.discard(event)
+        elif event not in self._reported:
+            self._reported.add(event)
+            _log.warning(event, error=error)
 
     async def _renew(self, session: Session) -> None:
         assert self._core is not None
