@@ -9,7 +9,7 @@ import click
 from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import run, server_options
-from kvstore.config import NodeConfig
+from kvstore.config import NodeConfig, silence_grpc
 from kvstore.reload import Reloader
 
 _EPILOG = """\b
@@ -24,7 +24,7 @@ the node.
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command("kvstore-node", epilog=_EPILOG)
 @server_options
 @click.option("--master-address", help="The master's block port, HOST:PORT[,HOST:PORT...].")
 @click.option("--node-id", help="Unique in the cluster.")
@@ -56,7 +56,8 @@ def main(
     flags["labels"] = dict(map(_label, labels)) or None
     reloader = Reloader(NodeConfig, config_file, flags)
     settings = reloader.config
-    logging.setup(settings.log_level)
+    logging.setup(settings.log_level, settings.log_format)
+    silence_grpc()
     from kvstore import _native
     from kvstore.node.core_api import NodeCoreFactory, Probe, SegmentFilesFactory
     from kvstore.node.server import NodeServer

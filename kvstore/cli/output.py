@@ -22,6 +22,9 @@ from kvstore.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from kvstore.logging import EventLogger, in_json
+
+_log = EventLogger("process")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,8 +57,13 @@ def _exit_code(error: KvstoreError) -> Exit:
 
 
 def fail(message: str, code: Exit) -> NoReturn:
-    """Print `message` on stderr and exit with `code`."""
-    click.echo(f"kvstore: {message}", err=True)
+    """Print `message` on stderr, after the program's name, and exit with `code`."""
+    context = click.get_current_context(silent=True)
+    program = (context and context.find_root().command.name) or "kvstore"
+    if in_json():
+        _log.error("failed", program=program, error=message, exit_code=int(code))
+    else:
+        click.echo(f"{program}: {message}", err=True)
     sys.exit(code)
 
 

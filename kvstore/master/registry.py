@@ -10,7 +10,7 @@ import threading
 
 from kvstore import clock
 from kvstore.errors import KvstoreError, error_for
-from kvstore.logging import EventLogger
+from kvstore.logging import EventLogger, Recurring
 from kvstore.master import policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState, NodeRecord
@@ -36,6 +36,7 @@ class Registry:
         self._state = state
         self._mutex = threading.Lock()
         self._copies_per_s = -1
+        self._tick_failed = Recurring(_log, "tick_failed", error=True)
         self._told: dict[str, tuple[tuple[str, str, str], tuple[int, int, int, int]]] = {}
         now_ms, unix_ms = clock.monotonic_ms(), clock.unix_ms()
         known = [
@@ -102,9 +103,11 @@ class Registry:
             self.submit(Tick())
         except KvstoreError as error:
             # The disk failed; the next tick makes the same decision again.
-            _log.error("tick_failed", error=error)
+            self._tick_failed.warn(error=error)
         except Exception:
             _log.exception("tick_failed")
+        else:
+            self._tick_failed.end()
 
     def _carry_out(self, decision: policy.Decision) -> None:
         match decision:
@@ -174,6 +177,7 @@ class Registry:
             self._core.set_node_endpoints(node.node_id, *reached)
         if before is None or before[1] != standing:
             self._core.set_node(node.node_id, *standing)
+        _log.debug("node_set", node_id=node.node_id, state=state.name.lower(), weight=weight)
         was = self._cluster.nodes.get(node.node_id)
         if was is not None and was.state != state:
             level = _log.warning if state is NodeState.DEAD and not node.left else _log.info
