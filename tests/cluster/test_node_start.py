@@ -56,6 +56,29 @@ def test_a_start_is_refused_when_its_restart_would_be(cluster: Cluster, disk: Pa
     wait_for(lambda: store.put("after", b"v").ok, "puts to be taken", 15)
 
 
+def test_clients_let_go_of_the_memory_of_a_dead_node(cluster: Cluster, disk: Path) -> None:
+    config: dict[str, Any] = {
+        **{"segment_dir": str(disk / "a"), "segment_size": "64mb"},
+        "allow_cold_restart": True,
+    }
+    node = cluster.start_node("a", **config)
+    store = cluster.connect()  # maps the memory
+    assert store.put("k", b"v").ok and store.get("k") == b"v"
+    wait_for_memory(node)
+    node.kill()
+
+    def starts() -> bool:  # as a supervisor would try
+        node = cluster.start_node("a", wait=False, **config)
+        if node.wait_started_or_refused():
+            return True
+        assert "Clients that still map the memory" in node.log.read_text()
+        assert store.get("k") is None
+        return False
+
+    wait_for(starts, "the memory to be free for the next life", 60)
+    wait_for(lambda: store.put("after", b"v").ok, "puts to be taken", 15)
+
+
 def test_memory_that_others_fill_is_named(cluster: Cluster, tmp_path: Path) -> None:
     with small_tmpfs(tmp_path / "disk", "100m") as disk:
         node = cluster.start_node("a", segment_dir=str(disk / "a"), segment_size="64mb")
@@ -128,6 +151,10 @@ def test_a_port_that_becomes_free_is_taken(cluster: Cluster) -> None:
     assert node.ports["port"] == port
 
 
+def wait_for_copy(store: kvstore.Store, key: str) -> None:
+    wait_for(lambda: len((store.inspect(key) or {"replicas": ()})["replicas"]) == 2, "a copy")
+
+
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
 def test_ipv6(tmp_path: Path, host: str) -> None:
     cluster = Cluster(tmp_path, ["--host", host])
@@ -145,7 +172,9 @@ def test_ipv6(tmp_path: Path, host: str) -> None:
                 data = {f"{address}/{i}": bytes([i]) * 5000 for i in range(40)}
                 assert all(s.ok for s in store.batch_put(list(data), list(data.values())))
                 assert store.batch_get(list(data)) == list(data.values())
-        assert cluster.cli("status")["objects"] == 80
+                assert store.put(f"copied/{address}", b"x", replicas=2).ok
+                wait_for_copy(store, f"copied/{address}")
+        assert cluster.cli("status")["objects"] == 82
         if host == "::":
             ipv4 = f"127.0.0.1:{port}"
             with kvstore.connect(ipv4, transport="tcp") as store:
