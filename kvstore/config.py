@@ -89,7 +89,7 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Raises:
             ValueError: It has blanks, a port, or (of the announced one) brackets.
         """
-        bracketed = self.host.startswith("[") and self.host.endswith("]")
+        bracketed = self.host.startswith("[") and self.host.endswith("]") and ":" in self.host
         if not _is_host(self.host[1:-1] if bracketed else self.host):
             raise ValueError("`host` must be an address or a name, without blanks and port")
         if advertise_host and not _is_host(advertise_host):

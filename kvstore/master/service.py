@@ -98,7 +98,8 @@ class Calls:
         """End a call with an error."""
         self._count(method, error.status)
         _log.debug("call_failed", method=method, peer=context.peer(), status=error.status.name)
-        if error.status in (Status.Unauthenticated, Status.PermissionDenied):
+        refused = error.status in (Status.Unauthenticated, Status.PermissionDenied)
+        if refused or method == "Register":
             self._refused(method, context.peer()).warn(
                 method=method, peer=context.peer(), reason=error
             )
