@@ -110,6 +110,20 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
     return tunables
 
 
+def _make_folders(segment_dir: str, nvme_dir: str) -> None:
+    folders.make("segment_dir", segment_dir)
+    kind = folders.file_system(segment_dir)
+    if not folders.in_memory(kind):
+        _log.warning(
+            "segment_on_disk",
+            segment_dir=segment_dir,
+            file_system=kind,
+            hint="segment_dir should be on tmpfs or hugetlbfs",
+        )
+    if nvme_dir:
+        folders.make("nvme_dir", nvme_dir)
+
+
 class NodeServer:
     """One node, from registration to shutdown."""
 
@@ -162,17 +176,7 @@ class NodeServer:
                 )
             )
         directory = config.directory()
-        folders.make("segment_dir", directory)
-        kind = folders.file_system(directory)
-        if not folders.in_memory(kind):
-            _log.warning(
-                "segment_on_disk",
-                segment_dir=directory,
-                file_system=kind,
-                hint="segment_dir should be on tmpfs or hugetlbfs",
-            )
-        if config.nvme_dir:
-            folders.make("nvme_dir", config.nvme_dir)
+        _make_folders(directory, config.nvme_dir)
         self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
         identity = Identity(
             node_id=config.name(),

@@ -19,7 +19,7 @@ def test_only_the_last_component_is_created(tmp_path: Path) -> None:
     with pytest.raises(IoError, match=f"nvme_dir {deep}: {deep.parent} does not exist"):
         folders.make("nvme_dir", str(deep))
     (tmp_path / "file").touch()
-    with pytest.raises(IoError, match="data_dir .*file: File exists"):
+    with pytest.raises(IoError, match=r"data_dir .*file: File exists"):
         folders.make("data_dir", str(tmp_path / "file"))
 
 
