@@ -405,8 +405,17 @@ EVENTS = st.one_of(
         st.integers(1, 3),
         st.booleans(),
     ),
+    st.builds(
+        lambda n, i, s, stage, force: ("start", n, i, s, stage, force),
+        st.sampled_from("ab"),
+        st.integers(1, 3),
+        st.integers(1, 2),
+        st.sampled_from((Stage.PREPARE, Stage.ENTER)),
+        st.booleans(),
+    ),
     st.builds(lambda n: ("heartbeat", n), st.sampled_from("ab")),
     st.builds(lambda n: ("leave", n), st.sampled_from("ab")),
+    st.builds(lambda n: ("forget", n), st.sampled_from("ab")),
     st.builds(lambda n, c: ("drain", n, c), st.sampled_from("ab"), st.booleans()),
     st.builds(
         lambda n, x, y: ("seen", n, x, y), st.sampled_from("ab"), st.booleans(), st.booleans()
@@ -439,6 +448,8 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
                 case SetNode(node, state, weight):
                     assert 0 <= weight <= 1
                     assert weight == 0 or state is NodeState.ALIVE
+        if isinstance(event, Register):
+            check_registration(cluster_before, cluster, event)
         living = [n.session_id for n in cluster.nodes.values() if n.session_id]
         assert len(living) == len(set(living))
         if isinstance(event, Tick):
@@ -449,6 +460,18 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
                     assert node.state is NodeState.DEAD
 
 
+def check_registration(before: Cluster, after: Cluster, event: Register) -> None:
+    """Who prepares changes nothing; who lives is not replaced by another segment."""
+    if event.stage is Stage.PREPARE:
+        assert after is before
+    was, now = before.nodes.get(event.node_id), after.nodes.get(event.node_id)
+    if was is None or now is None or now.incarnation == was.incarnation:
+        return
+    assert now.node_epoch > was.node_epoch
+    if event.stage is Stage.ENTER and was.linked and not event.take_over:
+        assert was.segment_id in (0, event.segment_id)
+
+
 def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
     kind, *rest = step
     node = cluster.nodes.get(str(rest[0])) if rest else None
@@ -457,6 +480,14 @@ def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
         case "register", [str(node_id), int(incarnation), again]:
             epoch = node.node_epoch if node and again else 0
             return register(session, incarnation, epoch, node_id)
+        case "start", [str(node_id), int(incarnation), int(segment), Stage() as stage, bool(force)]:
+            asked = starting(Stage.PREPARE, incarnation, segment, take_over=force)
+            asked = replace(asked, node_id=node_id, session_id=session)
+            if stage is Stage.PREPARE:
+                return asked
+            return replace(asked, stage=stage, node_epoch=policy.next_epoch(cluster, asked))
+        case "forget", [str(node_id)]:
+            return ForgetNode(node_id)
         case "heartbeat", [str(node_id)]:
             return heartbeat(current, node_id=node_id)
         case "leave", [str(node_id)]:
