@@ -144,6 +144,7 @@ class MasterCore:
         free_bytes: int = 0,
         state: int = 0,
         known: bool = False,
+        fresh: bool = False,
     ) -> None: ...
     def set_node(
         self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
@@ -190,6 +191,8 @@ class NodeOptions:
     nvme_dir: str
     nvme_bytes: int
     discard_foreign_nvme: bool
+    nvme_keep_free: float
+    allow_cold_restart: bool
     nvme_catalog: Any
     on_nvme_progress: Callable[[int, int, int], None] | None
     def __init__(self) -> None: ...

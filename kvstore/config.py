@@ -7,7 +7,9 @@ runs (_live) or waits for a restart (_fixed); kvstore.reload carries that out.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +48,16 @@ def _live_until_emptied(description: str) -> Meta:
     return Meta(description=description, extra={_RELOAD: _EMPTIED})
 
 
+def _is_host(text: str) -> bool:
+    """Whether `text` is an IP address, or could be a name that resolves to one."""
+    if ":" not in text:
+        return re.fullmatch(r"[^\s\[\]/@]*", text) is not None
+    try:
+        return isinstance(ipaddress.ip_address(text), ipaddress.IPv6Address)
+    except ValueError:
+        return False
+
+
 class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Keys that master and node share."""
 
@@ -65,6 +77,25 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$"), _live("debug, info, warning or error.")
     ] = "info"
+    log_format: Annotated[
+        str,
+        Meta(pattern="^(text|json)$"),
+        _fixed("text: a name and key=value pairs. json: one object a line."),
+    ] = "text"
+
+    def check_hosts(self, advertise_host: str) -> None:
+        """Refuse a host that would only fail later, somewhere else.
+
+        Raises:
+            ValueError: It has blanks, a port, or (of the announced one) brackets.
+        """
+        bracketed = self.host.startswith("[") and self.host.endswith("]") and ":" in self.host
+        if not _is_host(self.host[1:-1] if bracketed else self.host):
+            raise ValueError("`host` must be an address or a name, without blanks and port")
+        if advertise_host and not _is_host(advertise_host):
+            raise ValueError(
+                "`advertise_host` must be an address or a name, without brackets, blanks and port"
+            )
 
 
 class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +126,8 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
     ] = 2000
 
     def __post_init__(self) -> None:
-        """Refuse a TTL that a single lost heartbeat would exceed."""
+        """Refuse a TTL that a single lost heartbeat would exceed, and a wrong host."""
+        self.check_hosts(self.advertise_host)
         if self.node_ttl_ms < 2 * self.heartbeat_ms:
             raise ValueError("`node_ttl_ms` must be at least twice `heartbeat_ms`")
 
@@ -127,6 +159,13 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             "node or cluster, or is larger than `segment_size`), instead of refusing to start."
         ),
     ] = False
+    allow_cold_restart: Annotated[
+        bool,
+        _fixed(
+            "Start although `segment_dir` has no room for the second index that a restart builds. "
+            "A restart without that room then loses the objects, instead of refusing to start."
+        ),
+    ] = False
     labels: Annotated[
         dict[str, str],
         _live("For placement: host, numa, rack, rdma_domain. Default of host: the host's name."),
@@ -144,6 +183,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         str, _fixed("Folder on NVMe for evicted objects and snapshots. Empty: no NVMe tier.")
     ] = ""
     nvme_size: Annotated[Size, _fixed("Capacity for objects in `nvme_dir`.")] = 0
+    nvme_keep_free: Annotated[
+        float,
+        Meta(ge=0, le=0.9),
+        _fixed(
+            "Share of the file system of `nvme_dir` that stays free: nothing is allocated beyond "
+            "it, and the tier is read-only when `nvme_size` does not fit."
+        ),
+    ] = 0.05
     discard_foreign_nvme: Annotated[
         bool,
         _fixed(
@@ -201,6 +248,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         """Check conditions that involve several fields."""
+        self.check_hosts(self.advertise_host)
         if self.segment_size == 0:
             raise ValueError("`segment_size` must not be 0")
         if not self.addresses():
@@ -323,6 +371,14 @@ def table() -> str:
             rows.append(f"| `{field.name}` | {default} | {reload} | {about[-1]} |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
+
+
+def silence_grpc() -> None:
+    """Keep gRPC's own lines off standard error, unless GRPC_VERBOSITY asks for them.
+
+    Call it before gRPC is imported. What it has to say reaches the log as an error of a call.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def default_data_dir() -> Path:

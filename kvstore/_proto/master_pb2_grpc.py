@@ -35,6 +35,11 @@ class MasterStub:
                 request_serializer=kvstore_dot_v1_dot_master__pb2.DrainRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_master__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/kvstore.v1.Master/Forget',
+                request_serializer=kvstore_dot_v1_dot_master__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_master__pb2.ForgetReply.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_unary(
                 '/kvstore.v1.Master/Snapshot',
                 request_serializer=kvstore_dot_v1_dot_master__pb2.SnapshotRequest.SerializeToString,
@@ -94,6 +99,14 @@ class MasterServicer:
     def Drain(self, request, context):
         """Copies a node's objects to others while it continues to serve reads; repeat for the progress.
         Role operator. NOT_FOUND: no such node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forget(self, request, context):
+        """Forgets a dead node: its objects, and what it has not applied yet. Role operator.
+        NOT_FOUND: no such node. A living one is not forgotten, and the reply says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +176,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=kvstore_dot_v1_dot_master__pb2.DrainRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_master__pb2.DrainReply.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=kvstore_dot_v1_dot_master__pb2.ForgetRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_master__pb2.ForgetReply.SerializeToString,
             ),
             'Snapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -303,6 +321,33 @@ class Master:
             '/kvstore.v1.Master/Drain',
             kvstore_dot_v1_dot_master__pb2.DrainRequest.SerializeToString,
             kvstore_dot_v1_dot_master__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Master/Forget',
+            kvstore_dot_v1_dot_master__pb2.ForgetRequest.SerializeToString,
+            kvstore_dot_v1_dot_master__pb2.ForgetReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class MasterStub:
     """Copies a node's objects to others while it continues to serve reads; repeat for the progress.
     Role operator. NOT_FOUND: no such node.
     """
+    Forget: _grpc.UnaryUnaryMultiCallable[_master_pb2.ForgetRequest, _master_pb2.ForgetReply]
+    """Forgets a dead node: its objects, and what it has not applied yet. Role operator.
+    NOT_FOUND: no such node. A living one is not forgotten, and the reply says so.
+    """
     Snapshot: _grpc.UnaryUnaryMultiCallable[_master_pb2.SnapshotRequest, _master_pb2.SnapshotReply]
     """Makes a node write its DRAM-only objects to NVMe, or reports the progress. Role operator.
     NOT_FOUND: the node is not registered. A node without NVMe reports an error in the progress.
@@ -77,6 +81,10 @@ class MasterAsyncStub(MasterStub):
     Drain: _aio.UnaryUnaryMultiCallable[_master_pb2.DrainRequest, _master_pb2.DrainReply]  # type: ignore[assignment]
     """Copies a node's objects to others while it continues to serve reads; repeat for the progress.
     Role operator. NOT_FOUND: no such node.
+    """
+    Forget: _aio.UnaryUnaryMultiCallable[_master_pb2.ForgetRequest, _master_pb2.ForgetReply]  # type: ignore[assignment]
+    """Forgets a dead node: its objects, and what it has not applied yet. Role operator.
+    NOT_FOUND: no such node. A living one is not forgotten, and the reply says so.
     """
     Snapshot: _aio.UnaryUnaryMultiCallable[_master_pb2.SnapshotRequest, _master_pb2.SnapshotReply]  # type: ignore[assignment]
     """Makes a node write its DRAM-only objects to NVMe, or reports the progress. Role operator.
@@ -126,6 +134,16 @@ class MasterServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_master_pb2.DrainReply, _abc.Awaitable[_master_pb2.DrainReply]]:
         """Copies a node's objects to others while it continues to serve reads; repeat for the progress.
         Role operator. NOT_FOUND: no such node.
+        """
+
+    @_abc_1.abstractmethod
+    def Forget(
+        self,
+        request: _master_pb2.ForgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_pb2.ForgetReply, _abc.Awaitable[_master_pb2.ForgetReply]]:
+        """Forgets a dead node: its objects, and what it has not applied yet. Role operator.
+        NOT_FOUND: no such node. A living one is not forgotten, and the reply says so.
         """
 
     @_abc_1.abstractmethod

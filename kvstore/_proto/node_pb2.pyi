@@ -13,6 +13,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from kvstore._proto import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -28,6 +29,27 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class RegisterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Stage:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RegisterRequest._Stage.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STAGE_UNSPECIFIED: RegisterRequest._Stage.ValueType  # 0
+        """a session at once; with `node_epoch`, another one of the same process"""
+        STAGE_PREPARE: RegisterRequest._Stage.ValueType  # 1
+        """no session: the reply's session_id is 0 and nothing is recorded"""
+        STAGE_ENTER: RegisterRequest._Stage.ValueType  # 2
+        """the first session of a process; `node_epoch` is that of the prepare"""
+
+    class Stage(_Stage, metaclass=_StageEnumTypeWrapper): ...
+    STAGE_UNSPECIFIED: RegisterRequest.Stage.ValueType  # 0
+    """a session at once; with `node_epoch`, another one of the same process"""
+    STAGE_PREPARE: RegisterRequest.Stage.ValueType  # 1
+    """no session: the reply's session_id is 0 and nothing is recorded"""
+    STAGE_ENTER: RegisterRequest.Stage.ValueType  # 2
+    """the first session of a process; `node_epoch` is that of the prepare"""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -57,6 +79,9 @@ class RegisterRequest(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     KEPT_EPOCH_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    SEGMENT_ID_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """1 to 255 bytes"""
     incarnation: _builtins.int
@@ -67,6 +92,11 @@ class RegisterRequest(_message.Message):
     """32 hex digits; empty: any cluster"""
     kept_epoch: _builtins.int
     """epoch of the memory taken over from an earlier process; 0: none"""
+    stage: Global___RegisterRequest.Stage.ValueType
+    segment_id: _builtins.int
+    """of the segment's folder, the same after a restart in it; 0: unknown"""
+    take_over: _builtins.bool
+    """replace a living process that has another segment"""
     @_builtins.property
     def endpoints(self) -> _types_pb2.Endpoints:
         """may be empty at first: heartbeats update them"""
@@ -88,10 +118,13 @@ class RegisterRequest(_message.Message):
         segments: _abc.Iterable[_types_pb2.Segment] | None = ...,
         cluster_id: _builtins.str = ...,
         kept_epoch: _builtins.int = ...,
+        stage: Global___RegisterRequest.Stage.ValueType = ...,
+        segment_id: _builtins.int = ...,
+        take_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "endpoints", b"endpoints", "incarnation", b"incarnation", "kept_epoch", b"kept_epoch", "labels", b"labels", "node_epoch", b"node_epoch", "node_id", b"node_id", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "endpoints", b"endpoints", "incarnation", b"incarnation", "kept_epoch", b"kept_epoch", "labels", b"labels", "node_epoch", b"node_epoch", "node_id", b"node_id", "segment_id", b"segment_id", "segments", b"segments", "stage", b"stage", "take_over", b"take_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,8 +36,11 @@ class NodeRegistryServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """Opens a session. Called at process start, and again whenever a heartbeat is refused.
-        ALREADY_EXISTS: `incarnation` was superseded: another process now runs under this node id.
+        """Opens a session. A starting process calls twice: STAGE_PREPARE changes nothing and tells what its
+        memory needs (epoch, secret); STAGE_ENTER follows once its ports are bound and its memory taken.
+        Called again whenever a heartbeat is refused.
+        ALREADY_EXISTS: `incarnation` was superseded, or another process with another segment lives under
+        this node id and `take_over` is not set.
         FAILED_PRECONDITION: the node belongs to another cluster.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -38,8 +38,11 @@ class NodeRegistryStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeRegistryAsyncStub: ...
     Register: _grpc.UnaryUnaryMultiCallable[_node_pb2.RegisterRequest, _node_pb2.RegisterReply]
-    """Opens a session. Called at process start, and again whenever a heartbeat is refused.
-    ALREADY_EXISTS: `incarnation` was superseded: another process now runs under this node id.
+    """Opens a session. A starting process calls twice: STAGE_PREPARE changes nothing and tells what its
+    memory needs (epoch, secret); STAGE_ENTER follows once its ports are bound and its memory taken.
+    Called again whenever a heartbeat is refused.
+    ALREADY_EXISTS: `incarnation` was superseded, or another process with another segment lives under
+    this node id and `take_over` is not set.
     FAILED_PRECONDITION: the node belongs to another cluster.
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_node_pb2.HeartbeatRequest, _node_pb2.HeartbeatReply]
@@ -55,8 +58,11 @@ class NodeRegistryStub:
 class NodeRegistryAsyncStub(NodeRegistryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.UnaryUnaryMultiCallable[_node_pb2.RegisterRequest, _node_pb2.RegisterReply]  # type: ignore[assignment]
-    """Opens a session. Called at process start, and again whenever a heartbeat is refused.
-    ALREADY_EXISTS: `incarnation` was superseded: another process now runs under this node id.
+    """Opens a session. A starting process calls twice: STAGE_PREPARE changes nothing and tells what its
+    memory needs (epoch, secret); STAGE_ENTER follows once its ports are bound and its memory taken.
+    Called again whenever a heartbeat is refused.
+    ALREADY_EXISTS: `incarnation` was superseded, or another process with another segment lives under
+    this node id and `take_over` is not set.
     FAILED_PRECONDITION: the node belongs to another cluster.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_node_pb2.HeartbeatRequest, _node_pb2.HeartbeatReply]  # type: ignore[assignment]
@@ -75,8 +81,11 @@ class NodeRegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.RegisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.RegisterReply, _abc.Awaitable[_node_pb2.RegisterReply]]:
-        """Opens a session. Called at process start, and again whenever a heartbeat is refused.
-        ALREADY_EXISTS: `incarnation` was superseded: another process now runs under this node id.
+        """Opens a session. A starting process calls twice: STAGE_PREPARE changes nothing and tells what its
+        memory needs (epoch, secret); STAGE_ENTER follows once its ports are bound and its memory taken.
+        Called again whenever a heartbeat is refused.
+        ALREADY_EXISTS: `incarnation` was superseded, or another process with another segment lives under
+        this node id and `take_over` is not set.
         FAILED_PRECONDITION: the node belongs to another cluster.
         """
 

@@ -1,8 +1,7 @@
-"""Commands on the cluster: status, nodes, flush, drain."""
+"""Commands on the cluster: status, nodes, flush, snapshot."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -119,47 +118,6 @@ def flush(as_json: bool, **options: Any) -> None:
         click.echo(f"{outcome.name}: namespace {where.namespace!r} of tenant {where.tenant!r}")
     if outcome is Status.Partial:
         fail(f"nodes not reached yet: {', '.join(reply.unreached_nodes)}", Exit.FAILED)
-
-
-@click.command(epilog="Example: kvstore drain node-a && systemctl stop kvstore-node")
-@click.argument("node_id")
-@click.option("--cancel", is_flag=True, help="Let the node accept writes again.")
-@click.option("--no-wait", is_flag=True, help="Return at once; copying continues.")
-@click.option(
-    "--wait-s", default=600, show_default=True, help="Stop waiting after this many seconds."
-)
-@json_option
-@target_options
-@reports_errors
-def drain(
-    node_id: str, cancel: bool, no_wait: bool, wait_s: int, as_json: bool, **options: Any
-) -> None:
-    """Copy a node's objects to other nodes while it continues to serve reads."""
-    request = master_pb2.DrainRequest(node_id=node_id, cancel=cancel)
-    with control(target(options)) as (master, call):
-        reply = master.Drain(request, **call)
-        if not (cancel or no_wait):
-            columns = (TextColumn("drain"), BarColumn(), TextColumn("{task.fields[left]} left"))
-            console = Console(stderr=True)
-            total = reply.node.drain_left_objects
-            with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-                task = bar.add_task("drain", total=total, left=total)
-                for _ in range(int(wait_s / _POLL_S)):
-                    if reply.drained:
-                        break
-                    pause_s(_POLL_S)
-                    reply = master.Drain(request, **call)
-                    left = reply.node.drain_left_objects
-                    bar.update(task, completed=max(0, total - left), left=left)
-    left = reply.node.drain_left_objects
-    if as_json:
-        print_json({"node": node_as_dict(reply.node), "drained": reply.drained})
-    elif cancel:
-        click.echo(f"{node_id} accepts writes again")
-    else:
-        click.echo(f"{node_id}: {'drained' if reply.drained else f'{left} objects left'}")
-    if not (cancel or no_wait or reply.drained):
-        sys.exit(Exit.FAILED)
 
 
 @click.command(epilog="Example: kvstore snapshot node-a && reboot")

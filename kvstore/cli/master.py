@@ -9,7 +9,7 @@ import click
 from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import run, server_options
-from kvstore.config import MasterConfig
+from kvstore.config import MasterConfig, silence_grpc
 from kvstore.reload import Reloader
 
 _EPILOG = """\b
@@ -24,7 +24,7 @@ the master.
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command("kvstore-master", epilog=_EPILOG)
 @server_options
 @click.option("--grpc-port", type=int, help="Control plane; 0 for any.")
 @click.option("--data-dir", type=click.Path(), help="Folder of the master's state.")
@@ -33,7 +33,8 @@ def main(config_file: str | None, as_json: bool, **flags: Any) -> None:
     """Run the master: it tracks which node holds which object and orders the writes of a key."""
     reloader = Reloader(MasterConfig, config_file, flags)
     settings = reloader.config
-    logging.setup(settings.log_level)
+    logging.setup(settings.log_level, settings.log_format)
+    silence_grpc()
     from kvstore import _native
     from kvstore.master.server import MasterCoreFactory, MasterServer
 

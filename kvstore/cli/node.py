@@ -9,7 +9,7 @@ import click
 from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import run, server_options
-from kvstore.config import NodeConfig
+from kvstore.config import NodeConfig, silence_grpc
 from kvstore.reload import Reloader
 
 _EPILOG = """\b
@@ -24,12 +24,23 @@ the node.
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command("kvstore-node", epilog=_EPILOG)
 @server_options
 @click.option("--master-address", help="The master's block port, HOST:PORT[,HOST:PORT...].")
 @click.option("--node-id", help="Unique in the cluster.")
 @click.option("--segment-size", help='Memory for objects: an integer or "4gb".')
 @click.option("--segment-dir", type=click.Path(), help="Folder on tmpfs or hugetlbfs.")
+@click.option(
+    "--allow-cold-restart",
+    is_flag=True,
+    default=None,
+    help="Start without room for a second index: a restart may then lose the objects.",
+)
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Replace a living process that runs as this node with another segment.",
+)
 @click.option("--label", "labels", multiple=True, help="For placement: KEY=VALUE; repeatable.")
 @reports_errors
 def main(
@@ -37,6 +48,7 @@ def main(
     as_json: bool,
     master_address: str | None,
     labels: tuple[str, ...],
+    take_over: bool,
     **flags: Any,
 ) -> None:
     """Run a node: it holds objects in shared memory and serves them."""
@@ -44,7 +56,8 @@ def main(
     flags["labels"] = dict(map(_label, labels)) or None
     reloader = Reloader(NodeConfig, config_file, flags)
     settings = reloader.config
-    logging.setup(settings.log_level)
+    logging.setup(settings.log_level, settings.log_format)
+    silence_grpc()
     from kvstore import _native
     from kvstore.node.core_api import NodeCoreFactory, Probe, SegmentFilesFactory
     from kvstore.node.server import NodeServer
@@ -55,6 +68,7 @@ def main(
         cast(SegmentFilesFactory, _native.SegmentFiles),
         cast(NodeCoreFactory, _native.NodeCore),
         reloader.reloads,
+        take_over,
     )
     reloader.on_change(server.prepare)
     run("kvstore-node", server.serve, reloader, settings.port_file, as_json)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 import kvstore
-from kvstore.cli import bench, cluster, config, data, replay
+from kvstore.cli import bench, cluster, config, data, leaving, replay
 from kvstore.cli.output import print_json
 from kvstore.cli.target import json_option
 
 
 @click.group(
+    "kvstore",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 ok, 1 not found, 2 wrong usage, 3 unavailable, 4 refused, 5 failed. "
     "Example: KVSTORE_MASTER=10.0.0.1:50051 kvstore nodes",
@@ -40,7 +41,9 @@ for command in (
     cluster.status,
     cluster.nodes,
     cluster.flush,
-    cluster.drain,
+    leaving.drain,
+    leaving.undrain,
+    leaving.forget,
     cluster.snapshot,
     replay.replay,
     bench.bench,

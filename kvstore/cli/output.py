@@ -18,9 +18,13 @@ from kvstore.errors import (
     InvalidArgumentError,
     KvstoreError,
     PermissionDeniedError,
+    Status,
     UnauthenticatedError,
     UnavailableError,
 )
+from kvstore.logging import EventLogger, in_json
+
+_log = EventLogger("process")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,12 +53,17 @@ def _exit_code(error: KvstoreError) -> Exit:
         return Exit.UNAVAILABLE
     if isinstance(error, InvalidArgumentError):
         return Exit.USAGE
-    return Exit.FAILED
+    return Exit.MISS if error.status is Status.NotFound else Exit.FAILED
 
 
 def fail(message: str, code: Exit) -> NoReturn:
-    """Print `message` on stderr and exit with `code`."""
-    click.echo(f"kvstore: {message}", err=True)
+    """Print `message` on stderr, after the program's name, and exit with `code`."""
+    context = click.get_current_context(silent=True)
+    program = (context and context.find_root().command.name) or "kvstore"
+    if in_json():
+        _log.error("failed", program=program, error=message, exit_code=int(code))
+    else:
+        click.echo(f"{program}: {message}", err=True)
     sys.exit(code)
 
 

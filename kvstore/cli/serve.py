@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from kvstore.errors import IoError
-from kvstore.logging import LEVELS, EventLogger
+from kvstore.logging import FORMATS, LEVELS, EventLogger
 from kvstore.reload import Reloader
 
 _log = EventLogger("process")
@@ -34,6 +34,7 @@ def server_options(command: F) -> F:
         click.option("--auth-token-file", type=click.Path(), help="File of principals."),
         click.option("--port-file", type=click.Path(), help="Write the bound ports to this file."),
         click.option("--log-level", type=click.Choice(LEVELS), help="Least level to log."),
+        click.option("--log-format", type=click.Choice(FORMATS), help="Lines of the log."),
         click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON."),
     ]
     for option in reversed(options):

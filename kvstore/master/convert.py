@@ -87,7 +87,22 @@ def register_from(wire: node_pb2.RegisterRequest, session_id: int) -> model.Regi
         endpoints=endpoints_from(wire.endpoints),
         labels=labels_from(wire.labels),
         segments=segments_from(wire.segments),
+        stage=_stage_from(wire),
+        segment_id=wire.segment_id,
+        take_over=wire.take_over,
     )
+
+
+def _stage_from(wire: node_pb2.RegisterRequest) -> model.Stage:
+    try:
+        stage = model.Stage(wire.stage)
+    except ValueError:
+        raise InvalidArgumentError(f"unknown stage {wire.stage}") from None
+    if (stage is model.Stage.PREPARE) != (wire.node_epoch == 0) and stage is not (
+        model.Stage.AT_ONCE
+    ):
+        raise InvalidArgumentError("node_epoch belongs to STAGE_ENTER, and not to STAGE_PREPARE")
+    return stage
 
 
 def labels_from(wire: Mapping[str, str]) -> dict[str, str]:

@@ -70,8 +70,24 @@ class MasterCoreApi(Protocol):
         free_bytes: int = 0,
         state: int = 0,
         known: bool = False,
+        fresh: bool = False,
     ) -> None:
-        """Accept a node's link under this session; `known`: a node of an earlier epoch."""
+        """Accept a node's link under this session.
+
+        Args:
+            node_id: of the node.
+            session_id: that its link must present.
+            node_epoch: of its process.
+            tcp_endpoint: where it serves.
+            unix_endpoint: where it serves on its host.
+            host: label of its host.
+            weight: its share of copies, in thousandths.
+            capacity_bytes: of its memory.
+            free_bytes: of its memory.
+            state: NodeState.
+            known: a node of an earlier epoch of the master.
+            fresh: a new node with new memory; no remove or flush waits for what it may hold.
+        """
 
     def set_node(
         self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int

@@ -17,7 +17,15 @@ from kvstore.limits import LIST_PAGE_KEYS, MAX_LIST_KEYS
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
-from kvstore.master.model import Drain, NodeState, RequestSnapshot, Snapshot, Unregister
+from kvstore.master.model import (
+    Drain,
+    ForgetNode,
+    NodeState,
+    RequestSnapshot,
+    Snapshot,
+    Stage,
+    Unregister,
+)
 from kvstore.master.registry import Registry, new_session_id
 
 
@@ -55,8 +63,19 @@ class NodeHandlers:
                 f"not to this one ({self._state.cluster_id})",
             )
         event = convert.register_from(request, new_session_id())
-        node = self._registry.submit(event).nodes[event.node_id]
+        self._registry.look_at_links()  # whether an earlier process lives is judged as of now
         settings = self._registry.settings
+        cluster = self._registry.submit(event)
+        if event.stage is Stage.PREPARE:
+            return node_pb2.RegisterReply(
+                node_epoch=policy.next_epoch(cluster, event),
+                cluster_id=self._state.cluster_id,
+                hash_secret=self._state.hash_secret,
+                master_epoch=self._state.epoch,
+                heartbeat_interval_ms=settings.heartbeat_ms,
+                ttl_ms=settings.node_ttl_ms,
+            )
+        node = cluster.nodes[event.node_id]
         return node_pb2.RegisterReply(
             session_id=node.session_id,
             node_epoch=node.node_epoch,
@@ -155,13 +174,35 @@ class MasterHandlers:
         node = self._registry.submit(Drain(node_id, request.cancel)).nodes[node_id]
         # Read before the count, so that a write that finishes in between is counted.
         quiet = node.refuses_writes
-        left = self._drain_left(node_id) if node.state is NodeState.DRAINING else 0
+        left = self._drain_left(node_id) if node.draining else 0
         now_ms = clock.monotonic_ms()
         seen = {core["node_id"]: core for core in self._core.nodes()}
-        weight = policy.weight(self._registry.settings, node, now_ms)
+        settings, cluster = self._registry.settings, self._registry.cluster
+        weight = policy.weight(settings, node, now_ms)
+        # One that was stopped after its drain is still drained.
+        settled = quiet if node.state is NodeState.DRAINING else node.left
+        drained = node.draining and settled and left == 0
+        waits_for = ""
+        if node.draining and not drained:
+            waits_for = policy.drain_waits_for(settings, cluster, node, left, now_ms)
         return master_pb2.DrainReply(
             node=convert.node_to(node, seen.get(node_id), weight, left, now_ms),
-            drained=node.state is NodeState.DRAINING and quiet and left == 0,
+            drained=drained,
+            waits_for=waits_for,
+        )
+
+    def forget(self, request: master_pb2.ForgetRequest) -> master_pb2.ForgetReply:
+        """Drop a dead node: its objects, and what it has not applied yet."""
+        node_id = convert.check_node_id(request.node_id)
+        seen = {core["node_id"]: core for core in self._core.nodes()}
+        known = self._registry.cluster.nodes.get(node_id)
+        cluster = self._registry.submit(ForgetNode(node_id))
+        node = cluster.nodes.get(node_id, known)
+        assert node is not None  # the policy refuses an unknown one
+        now_ms = clock.monotonic_ms()
+        return master_pb2.ForgetReply(
+            forgotten=node_id not in cluster.nodes,
+            node=convert.node_to(node, seen.get(node_id), 0.0, 0, now_ms),
         )
 
     def flush(self, request: master_pb2.FlushRequest) -> master_pb2.FlushReply:

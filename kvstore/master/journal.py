@@ -10,7 +10,7 @@ import threading
 
 from kvstore import clock
 from kvstore.errors import KvstoreError
-from kvstore.logging import EventLogger
+from kvstore.logging import EventLogger, Recurring
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
 
@@ -30,6 +30,7 @@ class Journal:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal")
         self._trimmed_ms = 0
+        self._not_written = Recurring(_log, "journal_write_failed", error=True)
         self.written = 0
         """Operations written since the start."""
         self.failures = 0
@@ -72,11 +73,13 @@ class Journal:
                 break
             except KvstoreError as error:
                 self.failures += 1
-                _log.error("journal_write_failed", operations=len(batch), error=error)
+                self._not_written.warn(operations=len(batch), error=error)
                 if self._stop.wait(_RETRY_S):
                     return
+        self._not_written.end()
         self.written += len(batch)
         self._core.journal_done(batch[-1][0])
+        _log.debug("journal_written", operations=len(batch), last=batch[-1][0])
 
     def _trim(self) -> None:
         now_ms = clock.monotonic_ms()

@@ -13,6 +13,17 @@ TIER_NVME = 2
 """As in types.proto: the NVMe tier, which placement does not count."""
 
 
+class Stage(IntEnum):
+    """Which call of a node a registration is; the numbers are those of node.proto."""
+
+    AT_ONCE = 0
+    """A session at once: another one of a process that has an epoch, or a process of old."""
+    PREPARE = 1
+    """A starting process asks for its epoch; nothing is recorded."""
+    ENTER = 2
+    """A starting process has its ports and its memory."""
+
+
 class NodeState(IntEnum):
     """Life of a node; the numbers are those of NodeState in native types.h."""
 
@@ -112,6 +123,8 @@ class Node:
     """Its progress, as the node reports it."""
     persisted_ms: int = 0
     """When its record was last written to disk."""
+    segment_id: int = 0
+    """Of its segment's folder; 0: unknown."""
 
     @property
     def ephemeral(self) -> bool:
@@ -154,6 +167,11 @@ class Register:
     segments: tuple[Segment, ...] = ()
     kept_epoch: int = 0
     """Epoch of the memory that the node takes over; its new epoch is higher."""
+    stage: Stage = Stage.AT_ONCE
+    segment_id: int = 0
+    """Of the segment's folder, the same after a restart in it; 0: unknown."""
+    take_over: bool = False
+    """Replace a living process that has another segment."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +197,13 @@ class Unregister:
 
     node_id: str
     session_id: int
+
+
+@dataclass(frozen=True)
+class ForgetNode:
+    """An operator drops a dead node."""
+
+    node_id: str
 
 
 @dataclass(frozen=True)
@@ -210,4 +235,4 @@ class Tick:
     """Time has passed."""
 
 
-Event = Register | Heartbeat | Unregister | Drain | RequestSnapshot | Observe | Tick
+Event = Register | Heartbeat | Unregister | ForgetNode | Drain | RequestSnapshot | Observe | Tick

@@ -16,6 +16,7 @@ from kvstore.master.model import (
     Cluster,
     Drain,
     Event,
+    ForgetNode,
     Heartbeat,
     Node,
     NodeState,
@@ -23,6 +24,7 @@ from kvstore.master.model import (
     Register,
     RequestSnapshot,
     Settings,
+    Stage,
     Tick,
     Unregister,
 )
@@ -45,6 +47,8 @@ class OpenSession:
     """Accept the node's link under its new session; an older link is closed."""
 
     node: Node
+    fresh: bool
+    """A new node with new memory: it holds nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> O
             return _heartbeat(settings, cluster, event, now_ms)
         case Unregister():
             return _unregister(settings, cluster, event, now_ms)
+        case ForgetNode():
+            return _forget(cluster, event)
         case RequestSnapshot():
             return _request_snapshot(cluster, event)
         case Drain():
@@ -169,36 +175,106 @@ def weight(settings: Settings, node: Node, now_ms: int) -> float:
     return max(free, MIN_FREE_RATIO) * ramp
 
 
+def drain_waits_for(
+    settings: Settings, cluster: Cluster, node: Node, left: int, now_ms: int
+) -> str:
+    """Say why a drain does not advance.
+
+    Args:
+        settings: parameters of the policy.
+        cluster: the state.
+        node: that is draining.
+        left: objects that no other node has.
+        now_ms: the time.
+
+    Returns:
+        A sentence; empty if it advances.
+    """
+    if node.state is NodeState.DEAD or not node.linked:
+        silent_s = max(0, now_ms - node.last_seen_ms) / 1000
+        state = "dead" if node.state is NodeState.DEAD else "not linked to the master"
+        return (
+            f"{node.node_id} is {state} (last heartbeat {silent_s:.0f} s ago): "
+            "its objects cannot be copied before it returns"
+        )
+    if left == 0:
+        return "" if node.refuses_writes else f"{node.node_id} finishes its last writes"
+    if cluster.rebuilding:
+        return f"the master waits for {', '.join(sorted(cluster.awaited))} to announce its objects"
+    if settings.repair_copies == 0:
+        return f"{left:,} objects are not copied while repair_copies is 0"
+    others = [n for n in cluster.nodes.values() if n.node_id != node.node_id]
+    if any(weight(settings, n, now_ms) > 0 and n.endpoints.tcp for n in others):
+        return ""
+    states = ", ".join(
+        f"{n.node_id} is {n.state.name.lower()}"
+        if n.endpoints.tcp or not n.session_id
+        else f"{n.node_id} has no tcp transport"
+        for n in sorted(others, key=lambda n: n.node_id)
+    )
+    return f"nowhere to move {left:,} objects: {states or 'there is no other node'}"
+
+
 def _with(cluster: Cluster, node: Node) -> Cluster:
     return replace(cluster, nodes=MappingProxyType({**cluster.nodes, node.node_id: node}))
+
+
+def _without(cluster: Cluster, node: Node) -> Cluster:
+    others = {k: v for k, v in cluster.nodes.items() if k != node.node_id}
+    return replace(cluster, nodes=MappingProxyType(others))
 
 
 def _set(settings: Settings, node: Node, now_ms: int) -> SetNode:
     return SetNode(node, node.state, weight(settings, node, now_ms))
 
 
+def next_epoch(cluster: Cluster, event: Register) -> int:
+    """Return the epoch of a starting process: above all that the node or its memory had."""
+    known = cluster.nodes.get(event.node_id)
+    # Its memory may hold an epoch that the master has forgotten with the node.
+    return max(known.node_epoch if known else 0, event.kept_epoch) + 1
+
+
+def _conflict(known: Node, event: Register, now_ms: int) -> str:
+    """Say why another process may not be replaced, or superseded this one; empty: it may go on."""
+    if known.incarnation == event.incarnation:
+        return ""
+    if event.node_epoch and (event.stage is Stage.AT_ONCE or event.node_epoch <= known.node_epoch):
+        # The earlier process must not fight for the name, and no two may have one epoch.
+        return f"another process now runs as node {event.node_id!r}"
+    # The same segment proves that the process before is dead: it held the lock of the folder.
+    another = known.segment_id and event.segment_id and known.segment_id != event.segment_id
+    if known.linked and another and not event.take_over:
+        age_s = max(0, now_ms - known.last_seen_ms) / 1000
+        return (
+            f"node {event.node_id!r} is alive at {known.endpoints.tcp or known.endpoints.unix} "
+            f"(last heartbeat {age_s:.1f} s ago) with another segment: set another node_id, or "
+            "start with --take-over to replace it"
+        )
+    return ""
+
+
 def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int) -> Outcome:
     known = cluster.nodes.get(event.node_id)
-    returns = event.node_epoch != 0
-    if returns and known and known.incarnation != event.incarnation:
-        # A starting process always wins over the one before it, which may be dead without the
-        # master's knowledge; the earlier one must then not fight for the name.
-        return cluster, [
-            Refuse(Status.AlreadyExists, f"another process now runs as node {event.node_id!r}")
-        ]
+    conflict = _conflict(known, event, now_ms) if known else ""
+    if conflict:
+        return cluster, [Refuse(Status.AlreadyExists, conflict)]
     if known is None and len(cluster.nodes) >= MAX_NODES:
         return cluster, [
             Refuse(Status.Overloaded, f"the limit of {MAX_NODES} known nodes is reached")
         ]
-    # Its memory may hold an epoch that the master has forgotten with the node.
+    if event.stage is Stage.PREPARE:
+        return cluster, []
+    begins = event.stage is Stage.ENTER or event.node_epoch == 0
+    same = known is not None and known.incarnation == event.incarnation
     last_epoch = max(known.node_epoch if known else 0, event.kept_epoch)
     node = Node(
         node_id=event.node_id,
-        node_epoch=max(last_epoch, event.node_epoch) if returns else last_epoch + 1,
+        node_epoch=max(last_epoch, event.node_epoch) if event.node_epoch else last_epoch + 1,
         incarnation=event.incarnation,
         session_id=event.session_id,
         session_ms=now_ms,
-        joined_ms=known.joined_ms if known and returns else now_ms,
+        joined_ms=known.joined_ms if known and (same or not begins) else now_ms,
         last_seen_ms=now_ms,
         heartbeat_ms=settings.heartbeat_ms,
         draining=known.draining if known else False,
@@ -207,8 +283,21 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         segments=event.segments,
         capacity_bytes=sum(s.capacity_bytes for s in event.segments if s.tier != TIER_NVME),
         persisted_ms=now_ms,
+        segment_id=event.segment_id,
     )
-    return _with(cluster, node), [Persist(node), OpenSession(node), _set(settings, node, now_ms)]
+    keeps = bool(event.kept_epoch) or any(s.tier == TIER_NVME for s in event.segments)
+    fresh = known is None and begins and not keeps
+    opened = OpenSession(node, fresh)
+    return _with(cluster, node), [Persist(node), opened, _set(settings, node, now_ms)]
+
+
+def _forget(cluster: Cluster, event: ForgetNode) -> Outcome:
+    node = cluster.nodes.get(event.node_id)
+    if node is None:
+        return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r}")]
+    if node.session_id != 0:
+        return cluster, []
+    return _without(cluster, node), [Forget(node.node_id)]
 
 
 def _session(cluster: Cluster, node_id: str, session_id: int) -> Node | None:
@@ -299,8 +388,7 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
             cluster, more = _end_session(settings, cluster, node, now_ms, left=False)
             decisions += more
         elif not node.session_id and silent_ms >= _kept_ms(settings, cluster, node):
-            others = {k: v for k, v in cluster.nodes.items() if k != node.node_id}
-            cluster = replace(cluster, nodes=MappingProxyType(others))
+            cluster = _without(cluster, node)
             decisions.append(Forget(node.node_id))
         elif node.session_id:
             decisions.append(_set(settings, node, now_ms))  # the slow start changes the weight

@@ -10,7 +10,7 @@ import threading
 
 from kvstore import clock
 from kvstore.errors import KvstoreError, error_for
-from kvstore.logging import EventLogger
+from kvstore.logging import EventLogger, Recurring
 from kvstore.master import policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState, NodeRecord
@@ -36,6 +36,7 @@ class Registry:
         self._state = state
         self._mutex = threading.Lock()
         self._copies_per_s = -1
+        self._tick_failed = Recurring(_log, "tick_failed", error=True)
         self._told: dict[str, tuple[tuple[str, str, str], tuple[int, int, int, int]]] = {}
         now_ms, unix_ms = clock.monotonic_ms(), clock.unix_ms()
         known = [
@@ -102,9 +103,11 @@ class Registry:
             self.submit(Tick())
         except KvstoreError as error:
             # The disk failed; the next tick makes the same decision again.
-            _log.error("tick_failed", error=error)
+            self._tick_failed.warn(error=error)
         except Exception:
             _log.exception("tick_failed")
+        else:
+            self._tick_failed.end()
 
     def _carry_out(self, decision: policy.Decision) -> None:
         match decision:
@@ -112,8 +115,8 @@ class Registry:
                 raise error_for(status, message)
             case policy.Persist(node):
                 self._persist(node)
-            case policy.OpenSession(node):
-                self._open_session(node)
+            case policy.OpenSession(node, fresh):
+                self._open_session(node, fresh=fresh)
                 _log.info("node_registered", **_fields(node))
             case policy.SetNode(node, state, weight):
                 self._set_node(node, state, weight)
@@ -145,7 +148,7 @@ class Registry:
             )
         )
 
-    def _open_session(self, node: Node, known: bool = False) -> None:
+    def _open_session(self, node: Node, known: bool = False, fresh: bool = False) -> None:
         self._told.pop(node.node_id, None)
         self._core.register_node(
             node.node_id,
@@ -159,6 +162,7 @@ class Registry:
             free_bytes=max(0, node.capacity_bytes - node.used_bytes),
             state=int(NodeState.DEAD if known else node.state),
             known=known,
+            fresh=fresh,
         )
 
     def _set_node(self, node: Node, state: NodeState, weight: float) -> None:
@@ -173,6 +177,7 @@ class Registry:
             self._core.set_node_endpoints(node.node_id, *reached)
         if before is None or before[1] != standing:
             self._core.set_node(node.node_id, *standing)
+        _log.debug("node_set", node_id=node.node_id, state=state.name.lower(), weight=weight)
         was = self._cluster.nodes.get(node.node_id)
         if was is not None and was.state != state:
             level = _log.warning if state is NodeState.DEAD and not node.left else _log.info

@@ -13,10 +13,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvstore import config as config_module
+from kvstore import folders
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.config import MasterConfig
 from kvstore.errors import UnavailableError
-from kvstore.http import HttpServer, bind, bracketed, public_host
+from kvstore.http import HttpServer, bare, bind, bracketed, public_host, wait_for_port
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
 from kvstore.master import http
@@ -121,6 +122,8 @@ class MasterServer:
         """
         directory = self._config.data_dir
         path = Path(directory) if directory else config_module.default_data_dir()
+        if directory:
+            folders.make("data_dir", directory)
         state = await asyncio.to_thread(HardState, path)
         try:
             await self._serve_with(state, stop, announce)
@@ -152,13 +155,15 @@ class MasterServer:
         self, state: HardState, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]
     ) -> None:
         config = self._config
+        await _wait_for_ports(config)
         listener = bind(config.host, config.http_port)
         rpc = grpc.aio.server(options=_GRPC_OPTIONS)
         try:
             grpc_port = rpc.add_insecure_port(f"{bracketed(config.host)}:{config.grpc_port}")
         except RuntimeError as error:
             listener.close()
-            raise UnavailableError(f"grpc {config.host}:{config.grpc_port}: {error}") from None
+            where = f"{bracketed(config.host)}:{config.grpc_port}"
+            raise UnavailableError(f"grpc {where}: {error}") from None
         self._ports = (config.port, grpc_port, listener.getsockname()[1])
         core = self._core = self._create_core(state)
         registry = self._registry = Registry(settings_of(config), core, state)
@@ -220,9 +225,14 @@ class MasterServer:
         }
 
     def _warn_if_open(self) -> None:
-        local = self._config.host in ("127.0.0.1", "::1", "localhost")
+        local = bare(self._config.host) in ("127.0.0.1", "::1", "localhost")
         if not local and not self._guard.required:
             _log.warning("no_authentication", host=self._config.host, hint="set auth_token_file")
+
+
+async def _wait_for_ports(config: MasterConfig) -> None:
+    ports = (("block port", config.port), ("grpc", config.grpc_port), ("http", config.http_port))
+    await asyncio.gather(*(wait_for_port(what, config.host, port) for what, port in ports))
 
 
 def _read_principals(config: MasterConfig) -> tuple[Principal, ...] | None:

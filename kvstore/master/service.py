@@ -10,10 +10,10 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
-from kvstore import limits
+from kvstore import clock, limits
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.errors import TABLE, InternalError, KvstoreError, Status, error_for
-from kvstore.logging import EventLogger
+from kvstore.logging import EventLogger, Recurring
 from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
@@ -22,6 +22,8 @@ from kvstore.security import Guard, Principal, Role
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
 _WAITING_THREADS = 64
+# Hosts and methods whose refusals are counted apart.
+_MAX_REFUSALS = 256
 # Interval at which an idle watch looks at the ring.
 _WATCH_POLL_S = 0.02
 _NODE = (Role.NODE,)
@@ -44,6 +46,7 @@ class Calls:
         # heartbeats.
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "rpc-wait")
         self._waiting_now = 0
+        self._refusals: dict[tuple[str, str], Recurring] = {}
         self.counts: dict[tuple[str, str], int] = {}
         """Finished calls by (method, status name)."""
 
@@ -70,6 +73,7 @@ class Calls:
         Returns:
             The handler's reply. An exception aborts the call with its gRPC status.
         """
+        began_ns = clock.monotonic_ns()
         try:
             self.admit(context, roles, tenant)
             reply = await (self._run_waiting(handler) if waits else self._run_quick(handler))
@@ -79,6 +83,8 @@ class Calls:
             _log.exception("call_failed", method=method)
             await self.abort(context, method, InternalError("internal error; see the master's log"))
         self._count(method, Status.Ok)
+        took_us = (clock.monotonic_ns() - began_ns) // 1000
+        _log.debug("call", method=method, peer=context.peer(), took_us=took_us)
         return reply
 
     def admit(self, context: Context, roles: Iterable[Role], tenant: str | None) -> Principal:
@@ -91,12 +97,23 @@ class Calls:
     async def abort(self, context: Context, method: str, error: KvstoreError) -> NoReturn:
         """End a call with an error."""
         self._count(method, error.status)
-        if error.status in (Status.Unauthenticated, Status.PermissionDenied):
-            _log.warning("call_refused", method=method, peer=context.peer(), reason=error)
+        _log.debug("call_failed", method=method, peer=context.peer(), status=error.status.name)
+        refused = error.status in (Status.Unauthenticated, Status.PermissionDenied)
+        if refused or method == "Register":
+            self._refused(method, context.peer()).warn(
+                method=method, peer=context.peer(), reason=error
+            )
         code = grpc.StatusCode[TABLE[error.status].grpc]
         trailing = (("kvstore-status", str(int(error.status))),)
         await context.abort(code, str(error), trailing)
         raise AssertionError("abort raises")
+
+    def _refused(self, method: str, peer: str) -> Recurring:
+        """Return the warning for a method and a host: each is repeated once a minute only."""
+        key = (method, peer.rpartition(":")[0])
+        if key not in self._refusals and len(self._refusals) >= _MAX_REFUSALS:
+            self._refusals.clear()
+        return self._refusals.setdefault(key, Recurring(_log, "call_refused"))
 
     async def _run_quick(self, handler: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._quick, handler)
@@ -180,6 +197,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
     ) -> master_pb2.DrainReply:
         """Start, observe or cancel a drain."""
         return await self._run(context, "Drain", _OPERATOR, partial(self._do.drain, request))
+
+    async def Forget(
+        self, request: master_pb2.ForgetRequest, context: Context
+    ) -> master_pb2.ForgetReply:
+        """Drop a dead node."""
+        return await self._run(context, "Forget", _OPERATOR, partial(self._do.forget, request))
 
     async def Snapshot(
         self, request: master_pb2.SnapshotRequest, context: Context

@@ -1,4 +1,9 @@
-"""Keeps a node in its cluster: finds the master, registers, sends heartbeats, re-registers."""
+"""Keeps a node in its cluster: finds the master, registers, sends heartbeats, re-registers.
+
+A starting process registers in two calls. The first one changes nothing at the master and tells the
+epoch and the secret that the memory needs; the second one follows once ports are bound and memory
+is taken. So a process that cannot start displaces nobody and leaves no trace in the cluster.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ import grpc
 from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.activity import Activity
 from kvstore.errors import KvstoreError, Status, UnavailableError, error_from_rpc
-from kvstore.logging import EventLogger
+from kvstore.logging import EventLogger, Recurring
 from kvstore.node import activity, session
 from kvstore.node.core_api import MasterHello, Probe
 from kvstore.node.session import Step
@@ -61,6 +66,10 @@ class Identity:
     segments: tuple[types_pb2.Segment, ...]
     endpoints: types_pb2.Endpoints
     """Empty until the node serves."""
+    segment_id: int = 0
+    """Of the segment's folder, the same after a restart in it; 0: unknown."""
+    take_over: bool = False
+    """Replace a living process that runs as this node with another segment."""
 
 
 class Agent:
@@ -94,6 +103,12 @@ class Agent:
         self._master = ""
         self._search: asyncio.Task[tuple[str, MasterHello]] | None = None
         self.session: Session | None = None
+        """The registration; after prepare() one without a session id."""
+        self._entered = False
+        self._not_joined = Recurring(_log, "master_not_joined")
+        self._not_heard = Recurring(_log, "heartbeat_failed")
+        self._lost = Recurring(_log, "master_lost")
+        self._not_moved = Recurring(_log, "new_master_not_found")
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
         self.snapshot_request = 0
         """Number of the last snapshot that an operator requested in this session; 0: none."""
@@ -117,26 +132,44 @@ class Agent:
         self._identity = replace(self._identity, labels=labels)
         self._principal = principal
 
+    async def prepare(self) -> Session:
+        """Find the master and learn what the memory needs; retries until it succeeds.
+
+        Raises:
+            KvstoreError: Retrying cannot help: another process lives under this node id, for one.
+        """
+        return await self._until_joined(node_pb2.RegisterRequest.STAGE_PREPARE)
+
     async def join(self) -> Session:
-        """Find the master and register; retries until it succeeds.
+        """Register, after prepare(); retries until it succeeds.
 
         Raises:
             KvstoreError: Retrying cannot help.
         """
+        again = self._entered
+        stage = node_pb2.RegisterRequest.STAGE_UNSPECIFIED
+        entered = await self._until_joined(stage if again else node_pb2.RegisterRequest.STAGE_ENTER)
+        self._entered = True
+        return entered
+
+    async def _until_joined(self, stage: node_pb2.RegisterRequest.Stage.ValueType) -> Session:
         failures = 0
         while True:
             try:
-                return await self._join_once()
+                joined = await self._join_once(stage)
             except KvstoreError as error:
-                step = session.after_register(error.status, self.session is not None)
+                step = session.after_register(error.status, self._entered)
                 if step is Step.GIVE_UP:
                     raise
                 failures += 1
                 wait_ms = session.backoff_ms(failures, random.random())
-                _log.warning("master_not_joined", error=error, retry_in_ms=wait_ms)
+                self._not_joined.warn(error=error, retry_in_ms=wait_ms)
                 await asyncio.sleep(wait_ms / 1000)
+            else:
+                self._not_joined.end()
+                return joined
 
-    async def _join_once(self) -> Session:
+    async def _join_once(self, stage: node_pb2.RegisterRequest.Stage.ValueType) -> Session:
         if self._stub is None:
             await self._find_master()
         assert self._stub is not None
@@ -150,6 +183,9 @@ class Agent:
             segments=self._identity.segments,
             cluster_id=before.cluster_id if before else "",
             kept_epoch=self._kept_epoch,
+            stage=stage,
+            segment_id=self._identity.segment_id,
+            take_over=self._identity.take_over,
         )
         try:
             reply = await self._call(self._stub.Register, request)
@@ -164,8 +200,9 @@ class Agent:
             master=self._master,
             heartbeat_ms=reply.heartbeat_interval_ms,
         )
+        prepared = stage == node_pb2.RegisterRequest.STAGE_PREPARE
         _log.info(
-            "registered",
+            "prepared" if prepared else "registered",
             master=self._master,
             node_epoch=reply.node_epoch,
             master_epoch=reply.master_epoch,
@@ -232,7 +269,9 @@ class Agent:
         try:
             await self._find_master()
         except KvstoreError as error:
-            _log.warning("master_lost", error=error)
+            self._lost.warn(error=error)
+        else:
+            self._lost.end()
 
     async def _leave_unlisted_master(self) -> bool:
         """Move to a listed master when the current one is no longer listed; whether it did.
@@ -251,11 +290,13 @@ class Agent:
         try:
             address, hello = search.result()
         except KvstoreError as error:
-            _log.warning("new_master_not_found", error=error, still_at=self._master)
+            self._not_moved.warn(error=error, still_at=self._master)
             return False
         if hello["cluster_id"] != self.session.cluster_id:
-            _log.warning("new_master_of_another_cluster", master=address, still_at=self._master)
+            why = f"{address} is the master of another cluster"
+            self._not_moved.warn(error=why, still_at=self._master)
             return False
+        self._not_moved.end()
         await self._drop_channel()
         self._use(address, hello)
         return True
@@ -283,8 +324,15 @@ class Agent:
         try:
             reply = await self._call(self._stub.Heartbeat, request)
         except KvstoreError as error:
-            _log.warning("heartbeat_failed", error=error, status=error.status.name)
+            self._not_heard.warn(error=error, status=error.status.name)
             return error.status
+        self._not_heard.end()
+        _log.debug(
+            "heartbeat",
+            state=types_pb2.NodeState.Name(reply.state),
+            used_bytes=load.used_bytes,
+            capacity_bytes=load.capacity_bytes,
+        )
         self.state = reply.state
         self.snapshot_request = reply.snapshot_request
         if reply.heartbeat_interval_ms:
@@ -294,7 +342,7 @@ class Agent:
     async def leave(self) -> None:
         """Unregister, if the master can be reached; then close the channel."""
         self._cancel_search()
-        if self.session is not None and self._stub is not None:
+        if self.session is not None and self.session.session_id and self._stub is not None:
             request = node_pb2.UnregisterRequest(
                 node_id=self._identity.node_id, session_id=self.session.session_id
             )

@@ -80,6 +80,7 @@ class EphemeralNode:
                     ),
                 ),
                 endpoints=types_pb2.Endpoints(),
+                segment_id=secrets.randbits(64) or 1,
             ),
             identity,
             _native.probe_master,
@@ -128,14 +129,14 @@ class EphemeralNode:
 
     async def _serve(self) -> None:
         try:
-            session = await self._unless_stopped(asyncio.create_task(self._agent.join()))
-            if session is not None:
-                await self._serve_as(session)
+            prepared = await self._unless_stopped(asyncio.create_task(self._agent.prepare()))
+            if prepared is not None:
+                await self._serve_as(prepared)
         finally:
             await asyncio.wait_for(self._agent.leave(), _LEAVE_S)
 
-    async def _serve_as(self, session: Session) -> None:
-        options = core_options(self._config, session, self._principal)
+    async def _serve_as(self, prepared: Session) -> None:
+        options = core_options(self._config, prepared, self._principal)
         options.principals = [principal.native() for principal in self._principals]
         options.unix_endpoint = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
         core = await asyncio.to_thread(lambda: _native.NodeCore(options))
@@ -143,6 +144,10 @@ class EphemeralNode:
         try:
             tcp, unix = await asyncio.to_thread(core.start)
             self._agent.serve_at(types_pb2.Endpoints(tcp=advertised(tcp, self._config), unix=unix))
+            session = await self._unless_stopped(asyncio.create_task(self._agent.join()))
+            if session is None:
+                return
+            await self._renew(session)
             ready = asyncio.create_task(self._tell_when_ready())
             try:
                 await self._unless_stopped(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +19,11 @@ ROWS = (
     Gauge("kvstore_capacity_bytes", "capacity_bytes", "Size of the segment."),
     Gauge("kvstore_ready_bytes", "ready_bytes", "Pre-faulted bytes of the segment."),
     Gauge("kvstore_prefault_failed", "prefault_failed", "1 when pre-faulting has stopped early."),
+    Gauge(
+        "kvstore_index_growth_failed",
+        "index_growth_failed",
+        "1 when the index could not grow for lack of memory.",
+    ),
     Gauge("kvstore_used_bytes", "used_bytes", "Rounded bytes of live blocks."),
     Gauge("kvstore_requested_bytes", "requested_bytes", "Exact bytes of live blocks."),
     Gauge(
@@ -203,12 +208,36 @@ def client_families(clients: Clients) -> Iterator[Metric]:
     yield from others.values()
 
 
+def degraded(stats: Mapping[str, Any], restart_loses: str) -> list[str]:
+    """Say what a node lacks while it serves, a sentence each.
+
+    Args:
+        stats: of NodeCoreApi.stats().
+        restart_loses: why a restart would lose the objects; empty: it would not.
+    """
+    nvme = stats["nvme"]
+    lacks = {
+        "memory": stats["prefault_error"],
+        "index": stats["index_error"],
+        "restart": restart_loses,
+        f"nvme {nvme['state'].replace('_', ' ')}" if nvme else "nvme": nvme and nvme["error"],
+    }
+    return [f"{what}: {why}" for what, why in lacks.items() if why]
+
+
 def readiness(core: NodeCoreApi) -> Readiness:
-    """Make /readyz: ready while puts are served, which requires the link to the master."""
+    """Make /readyz: ready while puts are served, which requires the link to the master.
+
+    What the node lacks while it serves is listed as `degraded`.
+    """
+    restart_loses = core.beginning()["restart_loses"]
 
     def ready() -> tuple[bool, dict[str, Any]]:
         stats = core.stats()
         details = {"link": stats["link"]}
+        lacks = degraded(stats, restart_loses)
+        if lacks:
+            details["degraded"] = lacks
         if stats["prefault_error"]:  # it serves with less memory
             details["prefault_error"] = stats["prefault_error"]
         if stats["nvme"] is not None:

@@ -57,7 +57,7 @@ class NvmeCatalog:
         # LMDB's map may only grow while no transaction of this process is open.
         self._mutex = threading.Lock()
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise IoError(f"NVMe catalog {directory}: {error.strerror}") from error
         self._reading = directory / _READING

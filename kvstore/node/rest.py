@@ -170,7 +170,9 @@ class Rest:
 
 def _is_local(request: web.Request) -> bool:
     try:
-        return ipaddress.ip_address(request.remote or "").is_loopback
+        peer = ipaddress.ip_address(request.remote or "")
+        # A socket that listens on "::" writes IPv4 peers as ::ffff:a.b.c.d.
+        return (getattr(peer, "ipv4_mapped", None) or peer).is_loopback
     except ValueError:
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from kvstore import _native
+from kvstore import _native, folders
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
-from kvstore.errors import IoError, KvstoreError
-from kvstore.http import HttpServer, bind, bracketed, public_host
+from kvstore.errors import KvstoreError
+from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
 from kvstore.node import activity, http
@@ -42,6 +43,20 @@ def unix_endpoint(directory: str, node_id: str) -> str:
     if len(path.encode()) <= _MAX_SOCKET_PATH_BYTES:
         return f"unix://{path}"
     return f"unix:@kvstore-{node_id[:64]}-{os.getpid()}"
+
+
+def segment_id(directory: str) -> int:
+    """Return the identity of a segment's folder: the same for every process that may lock it.
+
+    Memory does not outlive a boot of its host, so the boot is part of it.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = socket.gethostname()
+    found = os.stat(directory)
+    text = f"{boot}:{found.st_dev}:{found.st_ino}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") or 1
 
 
 def advertised(endpoint: str, config: NodeConfig) -> str:
@@ -75,6 +90,8 @@ def core_options(
     options.nvme_dir = config.nvme_dir
     options.nvme_bytes = config.nvme_size
     options.discard_foreign_nvme = config.discard_foreign_nvme
+    options.nvme_keep_free = config.nvme_keep_free
+    options.allow_cold_restart = config.allow_cold_restart
     options.tunables = tunables(config)
     return options
 
@@ -93,6 +110,20 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
     return tunables
 
 
+def _make_folders(segment_dir: str, nvme_dir: str) -> None:
+    folders.make("segment_dir", segment_dir)
+    kind = folders.file_system(segment_dir)
+    if not folders.in_memory(kind):
+        _log.warning(
+            "segment_on_disk",
+            segment_dir=segment_dir,
+            file_system=kind,
+            hint="segment_dir should be on tmpfs or hugetlbfs",
+        )
+    if nvme_dir:
+        folders.make("nvme_dir", nvme_dir)
+
+
 class NodeServer:
     """One node, from registration to shutdown."""
 
@@ -103,6 +134,7 @@ class NodeServer:
         open_files: SegmentFilesFactory,
         factory: NodeCoreFactory,
         reloads: Reloads,
+        take_over: bool = False,
     ) -> None:
         """Read the token file, lock the folder and prepare the agent.
 
@@ -113,6 +145,7 @@ class NodeServer:
                 the same memory must not displace the first one from the cluster.
             factory: creates the native node.
             reloads: reported in the metrics and in /readyz.
+            take_over: replace a living process that runs as this node with another segment.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -128,7 +161,8 @@ class NodeServer:
         self._rest: Rest | None = None
         self._at = ("", "", 0)
         """Bound TCP endpoint, Unix endpoint and HTTP port."""
-        self._prefault_reported = False
+        self._reported: set[str] = set()
+        """Shortages of memory that were logged."""
         self._tiering = Tiering(config)
         segments = [
             types_pb2.Segment(
@@ -141,18 +175,17 @@ class NodeServer:
                     name=_NVME, tier=types_pb2.TIER_NVME, capacity_bytes=config.nvme_size
                 )
             )
+        directory = config.directory()
+        _make_folders(directory, config.nvme_dir)
+        self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
         identity = Identity(
             node_id=config.name(),
             labels=config.placement_labels(),
             segments=tuple(segments),
             endpoints=types_pb2.Endpoints(),
+            segment_id=segment_id(directory),
+            take_over=take_over,
         )
-        directory = config.directory()
-        try:
-            Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise IoError(f"segment_dir {directory}: {error.strerror}") from error
-        self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
         self._agent = Agent(
             config.addresses(), identity, self._principal, probe, self._files.kept_epoch
         )
@@ -204,33 +237,49 @@ class NodeServer:
         Raises:
             KvstoreError: It cannot join or get its memory, or was superseded.
         """
-        listener = bind(self._config.host, self._config.http_port)
+        config = self._config
+        free = _unless_stopped(wait_for_port("http", config.host, config.http_port), stop)
+        if await free is None:
+            return
+        listener = bind(config.host, config.http_port)
         try:
-            session = await _unless_stopped(self._agent.join(), stop)
-            if session is None:
+            prepared = await _unless_stopped(self._agent.prepare(), stop)
+            if prepared is None:
                 return
-            await self._serve_as(session, listener, stop, announce)
+            await self._serve_as(prepared, listener, stop, announce)
         finally:
             listener.close()
             await self._agent.leave()
 
     async def _serve_as(
         self,
-        session: Session,
+        prepared: Session,
         listener: socket.socket,
         stop: asyncio.Event,
         announce: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Serve under a registration. Every step adds its own end: they run in reverse order."""
+        """Take memory and ports, register, serve.
+
+        Every step adds its own end: they run in reverse order.
+        """
         async with AsyncExitStack() as ends:
-            core = await self._create_core(session, ends)
-            server = self._create_server(session, listener, core, ends)
+            core = await self._create_core(prepared, ends)
+            server = self._create_server(prepared, listener, core, ends)
             # Leaving comes before all ends above: no further requests are sent to this node.
             ends.push_async_callback(self._agent.leave)
+            config = self._config
+            if "tcp" in config.transports:
+                free = _unless_stopped(wait_for_port("block port", config.host, config.port), stop)
+                if await free is None:
+                    return
             tcp, unix = await asyncio.to_thread(core.start)
             await server.start()
             self._at = (tcp, unix, server.port)
             self._agent.serve_at(self._endpoints())
+            session = await _unless_stopped(self._agent.join(), stop)
+            if session is None:
+                return
+            await self._renew(session)
             ends.push_async_callback(self._save)
             where = self._where(session)
             for work in (
@@ -322,7 +371,8 @@ class NodeServer:
         draining = self._agent.state == types_pb2.NODE_STATE_DRAINING
         self._core.set_draining(draining)
         stats = self._core.stats()
-        self._report_prefault(stats["prefault_error"])
+        self._report("prefault_stopped", stats["prefault_error"])
+        self._report("index_growth_failed", stats["index_error"])
         return Load(
             capacity_bytes=stats["ready_bytes"],
             used_bytes=stats["used_bytes"],
@@ -333,10 +383,13 @@ class NodeServer:
 
     def _report_beginning(self, begun: dict[str, Any]) -> None:
         """Log what was taken over, or why existing memory was not."""
+        told = {k: v for k, v in begun.items() if k not in ("why_cold", "restart_loses")}
+        if begun["restart_loses"]:
+            _log.warning("restart_will_lose_objects", why=begun["restart_loses"])
         if begun["why_cold"]:
             _log.warning("segment_not_kept", why=begun["why_cold"])
         elif begun["warm"]:
-            _log.info("segment_kept", **{k: v for k, v in begun.items() if k != "why_cold"})
+            _log.info("segment_kept", **told)
 
     def _audit(self) -> None:
         """With log_level debug: audit every block of the store, at start and shutdown."""
@@ -348,11 +401,13 @@ class NodeServer:
         except KvstoreError as error:
             _log.error("audit_failed", error=error)
 
-    def _report_prefault(self, error: str) -> None:
-        """Log once that the node stays smaller than its segment."""
-        if error and not self._prefault_reported:
-            self._prefault_reported = True
-            _log.warning("prefault_stopped", error=error)
+    def _report(self, event: str, error: str) -> None:
+        """Log a shortage of memory once, and again after it has been absent."""
+        if not error:
+            self._reported.discard(event)
+        elif event not in self._reported:
+            self._reported.add(event)
+            _log.warning(event, error=error)
 
     async def _renew(self, session: Session) -> None:
         assert self._core is not None

@@ -154,7 +154,8 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             "register_node",
             [](PyMaster& self, const std::string& node_id, uint64_t session_id, uint32_t node_epoch,
                const std::string& tcp, const std::string& unix_endpoint, const std::string& host,
-               uint32_t weight, uint64_t capacity, uint64_t free, int state, bool known) {
+               uint32_t weight, uint64_t capacity, uint64_t free, int state, bool known,
+               bool fresh) {
                 const NodeInfo info{.node_id = node_id,
                                     .session_id = session_id,
                                     .node_epoch = node_epoch,
@@ -164,18 +165,19 @@ void bind_nodes(nb::class_<PyMaster>& master) {
                                     .weight = weight,
                                     .free_bytes = free,
                                     .capacity_bytes = capacity,
-                                    .state = state_from(state)};
+                                    .state = state_from(state),
+                                    .fresh = fresh};
                 const bool old = known || !self.started();
                 value_or_raise(unlocked([&] { return self.core().register_node(info, old); }));
             },
             "node_id"_a, "session_id"_a, "node_epoch"_a, "tcp_endpoint"_a, "unix_endpoint"_a,
             "host"_a, "weight"_a, "capacity_bytes"_a, "free_bytes"_a = 0, "state"_a = 0,
-            "known"_a = false,
+            "known"_a = false, "fresh"_a = false,
             "Adds a node or gives it a new session (which ends its older link). `known`: a node of "
             "a "
             "previous life of this master, before start(). `state`: NodeState of types.h (0 "
             "joining, "
-            "1 alive, 2 draining, 3 dead).")
+            "1 alive, 2 draining, 3 dead). `fresh`: a new node that can hold nothing yet.")
         .def(
             "set_node",
             [](PyMaster& self, const std::string& node_id, int state, uint32_t weight,

@@ -179,6 +179,8 @@ nb::dict stats_dict(PyNode& self) {
     out["link_losses"] = stats.link_losses;
     out["applied_seq"] = stats.applied_seq;
     out["prefault_error"] = stats.prefault_error;
+    out["index_error"] = stats.store.growth_error;
+    out["index_growth_failed"] = stats.store.growth_error.empty() ? 0 : 1;
     out["prefault_failed"] = stats.prefault_error.empty() ? 0 : 1;
     out["puts_under_way"] = stats.puts_under_way;
     out["hits"] = stats.hits;
@@ -295,6 +297,7 @@ nb::dict beginning(PyNode& self) {
     nb::dict out;
     out["warm"] = begun.warm;
     out["why_cold"] = begun.why_cold;
+    out["restart_loses"] = begun.restart_loses;
     out["objects"] = begun.objects;
     out["object_bytes"] = begun.object_bytes;
     out["dropped"] = begun.dropped;
@@ -399,8 +402,8 @@ void bind_state(nb::class_<PyNode>& node) {
              "tier's "
              "own error when it is not active.")
         .def("beginning", &beginning,
-             "{warm, why_cold, objects, object_bytes, dropped, quarantined, deferred, took_ms}: "
-             "what was taken over from an earlier life.");
+             "{warm, why_cold, restart_loses, objects, object_bytes, dropped, quarantined, "
+             "deferred, took_ms}: what was taken over from an earlier life.");
 }
 
 }  // namespace

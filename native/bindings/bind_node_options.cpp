@@ -153,6 +153,10 @@ void bind_node_options(nb::module_& module) {
         .def_rw("nvme_dir", &PyNodeOptions::nvme_dir, "Empty: no NVMe tier.")
         .def_rw("nvme_bytes", &PyNodeOptions::nvme_bytes)
         .def_rw("discard_foreign_nvme", &PyNodeOptions::discard_foreign_nvme)
+        .def_rw("nvme_keep_free", &PyNodeOptions::nvme_keep_free,
+                "Share of nvme_dir's file system that new log files leave free.")
+        .def_rw("allow_cold_restart", &PyNodeOptions::allow_cold_restart,
+                "Start without room for a second index, and empty when there is none.")
         .def_rw("nvme_catalog", &PyNodeOptions::catalog,
                 "save(seq, bytes), load(seq), drop(seq) and list(); None: every start scans.")
         .def_rw("on_nvme_progress", &PyNodeOptions::on_progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+import kvstore
 from kvstore._proto import master_pb2, types_pb2
-from tests.support.cluster import Cluster
+from kvstore.cli.operator import main as operator
+from tests.support.cluster import SHM, Cluster
 from tests.support.control import control, http_get, ready
 from tests.support.processes import Daemon, wait_for
 
@@ -137,6 +141,109 @@ def test_the_next_address_is_tried(cluster: Cluster) -> None:
     assert info(cluster, "a").state == ALIVE
 
 
+def test_a_second_node_of_the_same_name_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    first = start(cluster, "a")
+    store = cluster.connect()
+    assert store.put("kept", b"kept") is kvstore.Status.Ok
+    other = cluster.segment_dirs["b"] = SHM / f"kvstore-test-{cluster.run_id}-b"
+    config = json.loads((tmp_path / "a.json").read_text()) | {"segment_dir": str(other)}
+    path = tmp_path / "second.json"
+    path.write_text(json.dumps(config))
+    for _ in range(2):  # as under a supervisor
+        second = Daemon("second", ["-m", "kvstore.cli.node", "--config", str(path)], tmp_path)
+        assert second.process.wait(20) == 5
+    text = second.log.read_text()
+    for word in ("node 'a' is alive at tcp://", "node_id", "--take-over"):
+        assert word in text
+    assert "Traceback" not in text and not (other / "segment").exists()
+    found = info(cluster, "a")
+    assert first.process.poll() is None and found.state == ALIVE and found.node_epoch == 1
+    assert store.get("kept") == b"kept"
+    forced = Daemon(
+        "second", ["-m", "kvstore.cli.node", "--config", str(path), "--take-over"], tmp_path
+    )
+    cluster.nodes["second"] = forced
+    forced.wait_started()
+    assert first.process.wait(15) == 5
+    assert info(cluster, "a").node_epoch == 2
+
+
+@pytest.mark.parametrize("why", ["port", "folder", "memory"])
+def test_a_node_that_cannot_start_leaves_no_trace(cluster: Cluster, why: str) -> None:
+    start(cluster, "a")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config: dict[str, Any] = {"segment_size": "64tb"} if why == "memory" else {}
+        if why == "port":
+            config = {"port": taken.getsockname()[1]}
+        if why == "folder":
+            start(cluster, "b").terminate()
+            cluster.cli("forget", "b")
+            shutil.copytree(cluster.segment_dirs["b"], cluster.segment_dirs["a"] / "copy")
+            config = {"segment_dir": str(cluster.segment_dirs["a"] / "copy")}
+        node = cluster.start_node("c", wait=False, **config)
+        assert node.process.wait(30) > 0, node.log.read_text()
+    assert cluster.node_states() == {"a": "alive"}
+    assert cluster.cli("flush")["status"] == "Ok"
+    assert cluster.connect().remove("absent") is kvstore.Status.NotFound
+
+
+def test_a_dead_node_is_forgotten(cluster: Cluster) -> None:
+    start(cluster, "a")
+    b = start(cluster, "b")
+    runner = CliRunner()
+    options = ["--master", cluster.address]
+    refused = runner.invoke(operator, ["forget", "b", *options])
+    assert refused.exit_code == 4 and "b is alive (last heartbeat" in refused.output
+    assert runner.invoke(operator, ["forget", "nobody", *options]).exit_code == 1
+    store = cluster.connect()
+    put_on(store, cluster, "b", "k")
+    b.kill()
+    wait_state(cluster, "b", DEAD, 15)
+    flushed = runner.invoke(operator, ["flush", "--timeout-ms", "300", *options])
+    assert flushed.exit_code == 5 and "b" in flushed.output
+    assert cluster.cli("forget", "b") == {"node_id": "b", "forgotten": True}
+    assert cluster.node_states() == {"a": "alive"}
+    assert cluster.cli("flush")["status"] == "Ok"
+    start(cluster, "b")  # as a new node: what was flushed meanwhile does not come back
+    assert store.get("k") is None
+
+
+def test_a_drain_that_cannot_advance_says_why(cluster: Cluster) -> None:
+    start(cluster, "a")
+    b = start(cluster, "b")
+    store = cluster.connect()
+    put_on(store, cluster, "a", "k")
+    runner = CliRunner()
+    options = ["--master", cluster.address]
+    assert runner.invoke(operator, ["drain", "nobody", *options]).exit_code == 1
+    assert runner.invoke(operator, ["undrain", "nobody", *options]).exit_code == 1
+    assert runner.invoke(operator, ["drain", "b", "--no-wait", *options]).exit_code == 0
+    stuck = runner.invoke(operator, ["drain", "a", "--wait-s", "6", *options])
+    assert stuck.exit_code == 5
+    lines = [line for line in stuck.stderr.splitlines() if "nowhere to move 1 objects" in line]
+    assert len(lines) >= 2 and "b is draining" in lines[0]  # while it waits, and at the end
+    assert cluster.cli("undrain", "b")["node"]["state"] == "alive"
+    assert cluster.cli("drain", "a", "--wait-s", "60")["drained"] is True
+    assert cluster.cli("drain", "a", "--wait-s", "0")["drained"] is True
+    cluster.nodes["a"].terminate()
+    assert cluster.cli("drain", "a", "--wait-s", "0")["drained"] is True  # stopped since
+    b.kill()
+    wait_state(cluster, "b", DEAD, 15)
+    dead = runner.invoke(operator, ["drain", "b", *options])
+    assert dead.exit_code == 5 and "b is dead (last heartbeat" in dead.stderr
+
+
+def put_on(store: kvstore.Store, cluster: Cluster, node_id: str, key: str) -> None:
+    """Put objects until one of them lies on this node, under `key`."""
+
+    def lies_there() -> bool:
+        store.remove(key)
+        assert store.put(key, b"x").ok
+        return any(r["node_id"] == node_id for r in (store.inspect(key) or {})["replicas"])
+
+    wait_for(lies_there, f"an object to be put on {node_id}", 30)
+
+
 def test_a_superseded_node_ends(cluster: Cluster) -> None:
     old = start(cluster, "a")
     with control(cluster.master) as plane:
@@ -190,7 +297,7 @@ def test_memory_that_is_not_there_is_named(cluster: Cluster) -> None:
     assert node.process.wait(20) == 5
     text = node.log.read_text()
     assert "segment" in text and "Traceback" not in text
-    wait_state(cluster, "a", DEAD, 5)
+    assert cluster.node_states() == {}
 
 
 def test_what_the_node_prints_is_what_it_writes(cluster: Cluster) -> None:

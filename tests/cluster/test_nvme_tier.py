@@ -136,7 +136,7 @@ def test_a_snapshot_without_nvme_says_what_is_missing(cluster: Cluster) -> None:
     assert result.exit_code == 5
     assert "nvme_dir" in result.stderr
     result = CliRunner().invoke(main, ["snapshot", "nobody", "--master", cluster.address])
-    assert result.exit_code == 5
+    assert result.exit_code == 1
     assert "nobody" in result.stderr
 
 

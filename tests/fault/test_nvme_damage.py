@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.fault.load import Load
 from tests.fault.test_node_points import SEED, config
 from tests.support.cluster import Cluster
 from tests.support.control import metric, ready
+from tests.support.mounts import small_tmpfs
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, wait_for
 
@@ -203,15 +203,8 @@ def test_the_folder_goes_while_the_node_runs(cluster: Cluster, tmp_path: Path, c
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("a small file system needs root, and a container that may mount")
-    try:
+    with small_tmpfs(tmp_path / "disk", "16m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_disk_that_is_too_small_is_named(

@@ -120,7 +120,7 @@ def start_again(cluster: Cluster) -> tuple[Daemon, str]:
         came = "refused"
     node.wait_started()
     cluster.wait_state("a", "alive")
-    last = node.log.read_text().rpartition("registered")[2]
+    last = node.log.read_text().rpartition("node.agent prepared")[2]
     return node, "cold" if came == "kept" and "segment_not_kept" in last else came
 
 

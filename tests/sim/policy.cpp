@@ -219,6 +219,7 @@ void carry_out(MasterCore& core, const PolicyCalls& calls) {
             info.capacity_bytes = n[3];
             info.free_bytes = n[4];
             info.state = static_cast<NodeState>(n[5]);
+            info.fresh = n[7] != 0;
             (void)core.register_node(info, n[6] != 0);
         } else if (one.name == "endpoints") {
             (void)core.set_endpoints(one.node_id, one.tcp, "", one.host);

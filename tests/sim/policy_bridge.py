@@ -75,11 +75,12 @@ class Calls:
         free_bytes: int,
         state: int,
         known: bool,
+        fresh: bool = False,
     ) -> None:
         """Note it."""
         self.made.append(
             ("register", node_id, session_id, node_epoch, tcp, host, weight, capacity_bytes,
-             free_bytes, state, int(known))
+             free_bytes, state, int(known), int(fresh))
         )  # fmt: skip
 
     def set_node_endpoints(self, node_id: str, tcp: str, unix: str, host: str) -> None:

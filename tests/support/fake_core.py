@@ -46,6 +46,7 @@ class FakeCore:
         free_bytes: int = 0,
         state: int = 0,
         known: bool = False,
+        fresh: bool = False,
     ) -> None:
         self.calls.append(("register_node", node_id, session_id, node_epoch, state, known))
 

@@ -93,6 +93,20 @@ def test_a_wrong_value_is_named(tmp_path: Path, values: object, words: list[str]
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [MasterConfig, NodeConfig])
+def test_hosts_are_addresses_or_names(kind: type[MasterConfig] | type[NodeConfig]) -> None:
+    for host in ("::1", "[::1]", "::", "0.0.0.0", "node-1.example", "localhost", ""):
+        assert config.load(kind, None, {"host": host}).host == host
+    for host in ("10.0.0.1:50051", "[::1]:5", "a b", " ", "http://a", "::1::2", "[a]"):
+        with pytest.raises(InvalidArgumentError, match="`host` must be an address"):
+            config.load(kind, None, {"host": host})
+    for host in ("::1", "node-1.example", "10.0.0.1", ""):
+        assert config.load(kind, None, {"advertise_host": host}).advertise_host == host
+    for host in ("[::1]", " ", "a b", "a:1"):
+        with pytest.raises(InvalidArgumentError, match="`advertise_host` must be an address"):
+            config.load(kind, None, {"advertise_host": host})
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"nothing\.json: No such file"):
         config.load(NodeConfig, tmp_path / "nothing.json", {})

@@ -123,6 +123,11 @@ def test_a_drain_is_over_when_the_node_is_quiet_and_empty(
     )
     assert plane.nodes.heartbeat(beat).state == types_pb2.NODE_STATE_DRAINING
     assert plane.master.drain(master_pb2.DrainRequest(node_id="a")).drained
+    gone = node_pb2.UnregisterRequest(node_id="a", session_id=session_id)
+    plane.nodes.unregister(gone)  # stopped after its drain, it is still drained
+    reply = plane.master.drain(master_pb2.DrainRequest(node_id="a"))
+    assert reply.drained and reply.node.state == types_pb2.NODE_STATE_DEAD
+    plane.nodes.register(REGISTER)
     reply = plane.master.drain(master_pb2.DrainRequest(node_id="a", cancel=True))
     assert reply.node.state == types_pb2.NODE_STATE_ALIVE and not reply.drained
     with pytest.raises(KvstoreError) as caught:

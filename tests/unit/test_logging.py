@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
 
 import pytest
 
-from kvstore.logging import EventFormatter, EventLogger, setup
+from kvstore import clock
+from kvstore.logging import EventFormatter, EventLogger, JsonFormatter, Recurring, in_json, setup
 
 
 @pytest.fixture
@@ -49,3 +51,50 @@ def test_an_exception_brings_its_traceback() -> None:
         record.exc_info = (ValueError, error, error.__traceback__)
     first, *rest = EventFormatter().format(record).splitlines()
     assert "ERROR part" in first and rest[-1] == "ValueError: why"
+
+
+def test_json_has_one_object_a_line(own_root: None, capfd: pytest.CaptureFixture[str]) -> None:
+    setup("info")
+    assert not in_json()
+    setup("info", "json")
+    assert in_json()
+    log = EventLogger("part")
+    log.info("joined", node_id="a", n=3, share=0.5, up=True, text='a\nb "c"', level="odd")
+    logging.getLogger("other").warning("look %s", "here")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        log.exception("broke")
+    first, second, third = map(json.loads, capfd.readouterr().err.splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        **{"level": "INFO", "component": "part", "event": "joined", "level_": "odd"},
+        **{"node_id": "a", "n": 3, "share": 0.5, "up": True, "text": 'a\nb "c"'},
+    }
+    assert (second["event"], second["text"]) == ("message", "look here")
+    assert third["traceback"].endswith("ValueError: why")
+    assert isinstance(JsonFormatter(), logging.Formatter)
+
+
+def test_what_recurs_is_logged_at_once_then_once_a_minute(
+    own_root: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup("info")
+    now = [5_000]
+    monkeypatch.setattr(clock, "monotonic_ms", lambda: now[0])
+    lost = Recurring(EventLogger("part"), "lost")
+    lost.end()
+    for _ in range(150):
+        lost.warn(error="no answer")
+        now[0] += 1000
+    lost.end()
+    lost.end()
+    lost.warn(error="again")
+    lines = [line.split(" ", 1)[1] for line in capfd.readouterr().err.splitlines()]
+    assert lines == [
+        'WARNING part lost error="no answer"',
+        'WARNING part lost error="no answer" times=61 for_s=60',
+        'WARNING part lost error="no answer" times=121 for_s=120',
+        "INFO part recovered what=lost times=150 after_s=150",
+        "WARNING part lost error=again",
+    ]

@@ -125,8 +125,12 @@ class FakeNode:
         stats["misses"] = {reason.value: 0 for reason in MissReason if reason.value != "none"}
         stats["link"] = "syncing"
         stats["prefault_error"] = self.prefault_error
+        stats["index_error"] = ""
         stats["nvme"] = None
         return stats
+
+    def beginning(self) -> dict[str, Any]:
+        return {"restart_loses": ""}
 
     def client_counters(self) -> list[dict[str, Any]]:
         return [

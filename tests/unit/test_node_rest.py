@@ -57,7 +57,8 @@ def test_localhost_means_this_host() -> None:
         Rest(config(rest_api=who), "127.0.0.1:1", ()) for who in ("localhost", "all")
     )
     assert ask(here, peer="127.0.0.1") == ask(here, peer="::1") == 503
-    assert ask(here, peer="10.0.0.9") == 403
+    assert ask(here, peer="::ffff:127.0.0.1") == 503
+    assert ask(here, peer="10.0.0.9") == ask(here, peer="::ffff:10.0.0.9") == 403
     assert ask(everywhere, peer="10.0.0.9") == 503
 
 

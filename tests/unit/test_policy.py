@@ -12,10 +12,12 @@ from kvstore.errors import Status
 from kvstore.limits import MAX_NODES
 from kvstore.master import policy
 from kvstore.master.model import (
+    TIER_NVME,
     Cluster,
     Drain,
     Endpoints,
     Event,
+    ForgetNode,
     Heartbeat,
     Node,
     NodeState,
@@ -23,6 +25,7 @@ from kvstore.master.model import (
     Register,
     Segment,
     Settings,
+    Stage,
     Tick,
     Unregister,
 )
@@ -69,6 +72,105 @@ def joined(now_ms: int = 0) -> Cluster:
 
 def only(decisions: list[policy.Decision], kind: type) -> list[policy.Decision]:
     return [decision for decision in decisions if isinstance(decision, kind)]
+
+
+def starting(
+    stage: Stage,
+    incarnation: int = 8,
+    segment_id: int = 2,
+    epoch: int = 0,
+    take_over: bool = False,
+) -> Register:
+    """A registration of another process under the same id."""
+    first = register(9, incarnation, epoch)
+    return replace(first, stage=stage, segment_id=segment_id, take_over=take_over)
+
+
+def owned(segment_id: int = 1) -> Cluster:
+    """A node that lives, with its link up."""
+    entered = replace(register(1), segment_id=segment_id)
+    return run(Cluster(0), (entered, 0), (Observe("a", True, True), 0))[0]
+
+
+def test_a_newcomer_with_another_segment_does_not_displace_a_living_node() -> None:
+    cluster = owned()
+    for stage, epoch in ((Stage.PREPARE, 0), (Stage.ENTER, 2), (Stage.AT_ONCE, 0)):
+        after, (refusal,) = run(cluster, (starting(stage, epoch=epoch), 300))
+        assert after is cluster
+        assert isinstance(refusal, Refuse) and refusal.status is Status.AlreadyExists
+        for word in ("node 'a' is alive at tcp://h:1", "0.3 s ago", "node_id", "--take-over"):
+            assert word in refusal.message
+    forced = starting(Stage.ENTER, epoch=2, take_over=True)
+    assert run(cluster, (forced, 300))[0].nodes["a"].session_id == 9
+
+
+@pytest.mark.parametrize("why", ["same", "unlinked", "unknown"])
+def test_a_process_that_is_dead_is_replaced_at_once(why: str) -> None:
+    cluster = owned(0 if why == "unknown" else 1)
+    if why == "unlinked":
+        cluster, _ = run(cluster, (Observe("a", False, True), 0))
+    newcomer = starting(Stage.ENTER, epoch=2, segment_id=1 if why == "same" else 2)
+    after, decisions = run(cluster, (newcomer, 300))
+    assert after.nodes["a"].session_id == 9 and after.nodes["a"].node_epoch == 2
+    assert isinstance(decisions[1], OpenSession) and not decisions[1].fresh
+
+
+def test_a_prepared_process_leaves_no_trace() -> None:
+    asked = starting(Stage.PREPARE)
+    cluster = Cluster(0)
+    after, decisions = run(cluster, (asked, 0))
+    assert after is cluster and not decisions
+    assert policy.next_epoch(cluster, asked) == 1
+    assert policy.next_epoch(cluster, replace(asked, kept_epoch=4)) == 5
+    # Two that were told the same epoch: one enters, whichever segments they have.
+    for segment_id in (2, 3):
+        first = starting(Stage.ENTER, epoch=1)
+        entered, decisions = run(cluster, (first, 10))
+        opened = decisions[1]
+        assert isinstance(opened, OpenSession) and opened.fresh
+        assert run(entered, (replace(first, session_id=10), 20))[0].nodes["a"].session_id == 10
+        late = starting(Stage.ENTER, incarnation=9, segment_id=segment_id, epoch=1)
+        _, (refusal,) = run(entered, (late, 20))
+        assert isinstance(refusal, Refuse) and "another process now runs" in refusal.message
+
+
+def test_kept_memory_or_nvme_may_hold_what_nobody_knows_of() -> None:
+    entering = starting(Stage.ENTER, epoch=6)
+    nvme = Segment("nvme", TIER_NVME, 1000)
+    for event in (replace(entering, kept_epoch=5), replace(entering, segments=(*SEGMENTS, nvme))):
+        opened = run(Cluster(0), (event, 0))[1][1]
+        assert isinstance(opened, OpenSession) and not opened.fresh
+
+
+def test_a_dead_node_is_forgotten_on_request_a_living_one_is_not() -> None:
+    cluster = owned()
+    assert run(cluster, (ForgetNode("a"), 0)) == (cluster, [])
+    (refusal,) = run(cluster, (ForgetNode("b"), 0))[1]
+    assert isinstance(refusal, Refuse) and refusal.status is Status.NotFound
+    cluster, _ = run(cluster, (Unregister("a", 1), 0))
+    after, decisions = run(cluster, (ForgetNode("a"), 0))
+    assert not after.nodes and decisions == [Forget("a")]
+
+
+def test_a_drain_says_what_it_waits_for() -> None:
+    second = (register(2, 8, node_id="b"), 0), (Observe("b", True, True), 0)
+    cluster, _ = run(owned(), *second, (Drain("a"), 0))
+
+    def why(cluster: Cluster, left: int = 1005, settings: Settings = SETTINGS) -> str:
+        node = cluster.nodes["a"]
+        return policy.drain_waits_for(settings, cluster, node, left, 40_000)
+
+    assert why(cluster) == ""
+    assert why(cluster, left=0) == "a finishes its last writes"
+    both, _ = run(cluster, (Drain("b"), 0))
+    assert why(both) == "nowhere to move 1,005 objects: b is draining"
+    assert why(run(both, (Unregister("b", 2), 0))[0]).endswith("objects: b is dead")
+    alone, _ = run(owned(), (Drain("a"), 0))
+    assert why(alone) == "nowhere to move 1,005 objects: there is no other node"
+    assert "repair_copies is 0" in why(cluster, settings=replace(SETTINGS, repair_copies=0))
+    assert "waits for c" in why(replace(cluster, rebuilding=True, awaited=frozenset({"c"})))
+    dead, _ = run(cluster, (Unregister("a", 1), 0))
+    assert why(dead).startswith("a is dead (last heartbeat 40 s ago)")
 
 
 def test_a_new_epoch_is_above_that_of_the_kept_memory() -> None:
@@ -303,8 +405,17 @@ EVENTS = st.one_of(
         st.integers(1, 3),
         st.booleans(),
     ),
+    st.builds(
+        lambda n, i, s, stage, force: ("start", n, i, s, stage, force),
+        st.sampled_from("ab"),
+        st.integers(1, 3),
+        st.integers(1, 2),
+        st.sampled_from((Stage.PREPARE, Stage.ENTER)),
+        st.booleans(),
+    ),
     st.builds(lambda n: ("heartbeat", n), st.sampled_from("ab")),
     st.builds(lambda n: ("leave", n), st.sampled_from("ab")),
+    st.builds(lambda n: ("forget", n), st.sampled_from("ab")),
     st.builds(lambda n, c: ("drain", n, c), st.sampled_from("ab"), st.booleans()),
     st.builds(
         lambda n, x, y: ("seen", n, x, y), st.sampled_from("ab"), st.booleans(), st.booleans()
@@ -337,6 +448,8 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
                 case SetNode(node, state, weight):
                     assert 0 <= weight <= 1
                     assert weight == 0 or state is NodeState.ALIVE
+        if isinstance(event, Register):
+            check_registration(cluster_before, cluster, event)
         living = [n.session_id for n in cluster.nodes.values() if n.session_id]
         assert len(living) == len(set(living))
         if isinstance(event, Tick):
@@ -347,6 +460,18 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
                     assert node.state is NodeState.DEAD
 
 
+def check_registration(before: Cluster, after: Cluster, event: Register) -> None:
+    """Who prepares changes nothing; who lives is not replaced by another segment."""
+    if event.stage is Stage.PREPARE:
+        assert after is before
+    was, now = before.nodes.get(event.node_id), after.nodes.get(event.node_id)
+    if was is None or now is None or now.incarnation == was.incarnation:
+        return
+    assert now.node_epoch > was.node_epoch
+    if event.stage is Stage.ENTER and was.linked and not event.take_over:
+        assert was.segment_id in (0, event.segment_id)
+
+
 def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
     kind, *rest = step
     node = cluster.nodes.get(str(rest[0])) if rest else None
@@ -355,6 +480,14 @@ def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
         case "register", [str(node_id), int(incarnation), again]:
             epoch = node.node_epoch if node and again else 0
             return register(session, incarnation, epoch, node_id)
+        case "start", [str(node_id), int(incarnation), int(segment), Stage() as stage, bool(force)]:
+            asked = starting(Stage.PREPARE, incarnation, segment, take_over=force)
+            asked = replace(asked, node_id=node_id, session_id=session)
+            if stage is Stage.PREPARE:
+                return asked
+            return replace(asked, stage=stage, node_epoch=policy.next_epoch(cluster, asked))
+        case "forget", [str(node_id)]:
+            return ForgetNode(node_id)
         case "heartbeat", [str(node_id)]:
             return heartbeat(current, node_id=node_id)
         case "leave", [str(node_id)]:

@@ -30,6 +30,7 @@ GROUND_FLOOR = {
     "sizes",
     "clock",
     "config",
+    "folders",
     "http",
     "limits",
     "logging",

@@ -75,7 +75,8 @@ def migrate(values: Mapping[str, Any]) -> Migration:
 
 def _place(hostname: str, node: dict[str, Any], remarks: list[str]) -> None:
     host, colon, port = hostname.rpartition(":")
-    if not colon or not port.isdigit():
+    bare_ipv6 = ":" in host and not host.startswith("[")
+    if not colon or not port.isdigit() or bare_ipv6:
         host = hostname
     if host in _LOCAL:
         return

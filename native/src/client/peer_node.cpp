@@ -30,13 +30,24 @@ std::shared_ptr<const PeerInfo> PeerNode::info() const {
     return info_;
 }
 
-void PeerNode::update(PeerInfo info) {
+std::shared_ptr<LocalNode> PeerNode::update(PeerInfo info) {
     const MutexLock lock(mutex_);
     if (info.epoch != info_->epoch || info.tcp_endpoint != info_->tcp_endpoint) {
         breaker_.success();  // what failed before was another process
         attach_breaker_.success();
     }
     info_ = std::make_shared<const PeerInfo>(std::move(info));
+    return info_->state == NodeState::kDead ? take_if_gone() : nullptr;
+}
+
+std::shared_ptr<LocalNode> PeerNode::forget() {
+    const MutexLock lock(mutex_);
+    return take_if_gone();
+}
+
+// A mapping would keep the memory of a dead process from its host, and from its next life.
+std::shared_ptr<LocalNode> PeerNode::take_if_gone() {
+    return local_ != nullptr && !local_->usable() ? std::move(local_) : nullptr;
 }
 
 std::shared_ptr<LocalNode> PeerNode::attached() const {

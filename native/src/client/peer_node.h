@@ -32,7 +32,11 @@ class PeerNode {
     PeerNode(PeerInfo info, HelloParams hello, Transport transport);
 
     std::shared_ptr<const PeerInfo> info() const KV_EXCLUDES(mutex_);
-    void update(PeerInfo info);
+    // Returns the memory of a node whose process has ended, which nobody reads any more: the caller
+    // lets go of it, without a lock, as unmapping takes its time.
+    [[nodiscard]] std::shared_ptr<LocalNode> update(PeerInfo info);
+    // The same when the master does not know the node any more.
+    [[nodiscard]] std::shared_ptr<LocalNode> forget();
     // Whether new objects may be put there.
     bool takes_puts() const { return info()->state == NodeState::kAlive && breaker_.ready(); }
 
@@ -51,6 +55,8 @@ class PeerNode {
     void shutdown();
 
   private:
+    std::shared_ptr<LocalNode> take_if_gone() KV_REQUIRES(mutex_);
+
     const HelloParams hello_;
     const Transport transport_;
     mutable Mutex mutex_;

@@ -81,6 +81,7 @@ void PeerTable::install(const NodesReply& reply) {
     auto next = std::make_shared<Snapshot>();
     next->nodes_id = reply.nodes_id;
     next->fetched_ms = boottime_ms();
+    std::vector<std::shared_ptr<LocalNode>> gone;  // unmapped when the mutex is free again
     const MutexLock lock(mutex_);
     for (size_t row = 0; row < reply.indexes.size(); ++row) {
         PeerInfo info;
@@ -99,12 +100,17 @@ void PeerTable::install(const NodesReply& reply) {
         if (peer == nullptr) {
             peer = std::make_shared<PeerNode>(std::move(info), node_hello_, transport_);
         } else {
-            peer->update(std::move(info));
+            gone.push_back(peer->update(std::move(info)));
         }
         next->by_index[reply.indexes[row]] = next->nodes.size();
         next->nodes.push_back(peer);
         if (has_unix && transport_ != Transport::kTcp) {
             next->host_candidates.push_back(peer);
+        }
+    }
+    for (const auto& [id, peer] : known_) {
+        if (!next->by_index.contains(peer->info()->index)) {
+            gone.push_back(peer->forget());
         }
     }
     snapshot_ = std::move(next);

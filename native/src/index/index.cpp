@@ -62,16 +62,25 @@ EntryFields load_entry(const IndexEntry& e) {
 
 }  // namespace
 
-Result<std::unique_ptr<Index>> Index::create(const Options& options) {
-    if (options.node_id.size() > limits::kMaxNameBytes) {
-        return {Code::kInvalidArgument, "node id longer than 255 bytes"};
-    }
+std::optional<IndexGeometry> Index::geometry_of(const Options& options) {
     const uint64_t buckets =
         std::max<uint64_t>(2, (options.entries + kBucketSlots - 1) / kBucketSlots);
     const uint64_t wanted =
         options.heap_bytes != 0 ? options.heap_bytes : buckets * kBucketSlots * kHeapPerEntry;
     const uint64_t heap_bytes = (std::max(wanted, kMinHeapBytes) + 4095) / 4096 * 4096;
-    const auto geometry = IndexGeometry::of(buckets, heap_bytes);
+    return IndexGeometry::of(buckets, heap_bytes);
+}
+
+uint64_t Index::memory_bytes(const Options& options) {
+    const auto geometry = geometry_of(options);
+    return geometry ? geometry->total_bytes + Ledger::first_bytes(*geometry) : 0;
+}
+
+Result<std::unique_ptr<Index>> Index::create(const Options& options) {
+    if (options.node_id.size() > limits::kMaxNameBytes) {
+        return {Code::kInvalidArgument, "node id longer than 255 bytes"};
+    }
+    const auto geometry = geometry_of(options);
     if (options.entries > kMaxIndexEntries || !geometry) {
         return {Code::kInvalidArgument,
                 "index of " + std::to_string(options.entries) + " entries is out of range"};
@@ -103,7 +112,7 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     }
     index->mapping_ = std::move(*mapping);
     index->view_ = IndexView::over(index->mapping_.data(), *geometry);
-    index->heap_ = std::make_unique<ChunkAllocator>(heap_bytes, kGranuleBytes);
+    index->heap_ = std::make_unique<ChunkAllocator>(geometry->heap_bytes, kGranuleBytes);
     if (Status grown = index->grow_heap(); !grown.ok()) {
         return grown;
     }
@@ -136,6 +145,16 @@ Status Index::install() {
     return directory_.empty() ? Status() : rename_region(directory_, name_ + kNewSuffix, name_);
 }
 
+Status Index::growth_status() const {
+    const Status& status = heap_status_.ok() ? ledger_->growth_status() : heap_status_;
+    if (status.ok()) {
+        return {};
+    }
+    const std::string where = directory_.empty() ? "memory" : "segment_dir " + directory_;
+    return {status.code(), where + " has no room for the index to grow (" + status.message() +
+                               "): free room there, or restart with a smaller segment_size"};
+}
+
 void Index::forbid_keeping() { view_.header->header_crc = ~index_header_crc(*view_.header); }
 
 Index::~Index() = default;
@@ -147,6 +166,7 @@ Status Index::grow_heap() {
     }
     Status reserved = reserve_bytes(fd_.get(), geometry_.heap_offset + heap_ready_bytes_,
                                     geometry_.heap_offset + end);
+    heap_status_ = reserved;
     if (!reserved.ok()) {
         return reserved;
     }

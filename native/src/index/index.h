@@ -76,6 +76,8 @@ class Index {
     // Always a new file, under a name of its own until install(): what an earlier life of the node
     // has left stays whole until this one is ready to take its place.
     static Result<std::unique_ptr<Index>> create(const Options& options);
+    // What its file may take while it is used as planned; 0 when the options are out of range.
+    static uint64_t memory_bytes(const Options& options);
     Status install();
     // A later life must not take this index over: something that it needs could not be written.
     void forbid_keeping();
@@ -117,10 +119,13 @@ class Index {
     Ledger& ledger() { return *ledger_; }
     // What clients are given: the same file, which a mapping through it cannot write.
     int client_fd() const { return client_fd_.get(); }
+    // Why it could not grow when it last had to, with the folder's name; Ok when it could.
+    Status growth_status() const;
     Status audit() const;  // tags, entries and heap agree; slow, for tests and audits
 
   private:
     Index() = default;
+    static std::optional<IndexGeometry> geometry_of(const Options& options);
     template <class Matches>  // bool(const ColdFields&)
     EntryRef find_valid(const Hash128& hash, Matches&& matches) const;
     Status grow_heap();
@@ -138,6 +143,7 @@ class Index {
     std::unique_ptr<Ledger> ledger_;
     std::unique_ptr<ChunkAllocator> heap_;
     uint64_t heap_ready_bytes_ = 0;
+    Status heap_status_;  // of the last attempt to grow the heap
     uint64_t used_ = 0;
 };
 

@@ -60,6 +60,10 @@ std::optional<LedgerName> decode_ledger_name(std::span<const uint8_t> bytes, siz
                       {text + tenant_bytes, name_bytes}};
 }
 
+uint64_t Ledger::first_bytes(const IndexGeometry& geometry) {
+    return geometry.ledger_blocks_offset() + 2 * kStepBytes;
+}
+
 Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geometry) {
     std::unique_ptr<Ledger> ledger(new Ledger);
     ledger->fd_ = fd;
@@ -79,6 +83,10 @@ Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geom
     ledger->entry_count_ = geometry.entry_count();
     ledger->blocks_ = reinterpret_cast<LedgerBlock*>(base + blocks);
     ledger->names_offset_ = geometry.ledger_names_offset();
+    // What the first puts need is there from the start, whoever fills the file system later.
+    if (!ledger->more_lines() || !ledger->more_names(1).ok()) {
+        return ledger->growth_;
+    }
     return ledger;
 }
 
@@ -99,11 +107,24 @@ bool Ledger::more_lines() {
     }
     const auto at = static_cast<uint64_t>(reinterpret_cast<uint8_t*>(blocks_) - mapping_.data());
     const uint64_t end = std::min(kLedgerBlocks, backed_ + kStep);
-    if (!reserve(at + backed_ * sizeof(LedgerBlock), at + end * sizeof(LedgerBlock)).ok()) {
+    growth_ = reserve(at + backed_ * sizeof(LedgerBlock), at + end * sizeof(LedgerBlock));
+    if (!growth_.ok()) {
         return false;
     }
     backed_ = end;
     return true;
+}
+
+Status Ledger::more_names(uint64_t until) {
+    while (until > names_backed_) {
+        const uint64_t end = std::min(kLedgerNames, names_backed_ + kStepBytes);
+        growth_ = reserve(names_offset_ + names_backed_, names_offset_ + end);
+        if (!growth_.ok()) {
+            return growth_;
+        }
+        names_backed_ = end;
+    }
+    return {};
 }
 
 Ledger::Line Ledger::add_block(BlockUse use, Generation generation, uint64_t offset,
@@ -144,13 +165,8 @@ Status Ledger::note_namespace(std::string_view tenant, std::string_view name, ui
     if (names_used_ + bytes.size() > kLedgerNames) {
         return {Code::kNoSpace, "the node has seen too many namespaces: restart it"};
     }
-    while (names_used_ + bytes.size() > names_backed_) {
-        const uint64_t end = std::min(kLedgerNames, names_backed_ + kStepBytes);
-        Status reserved = reserve(names_offset_ + names_backed_, names_offset_ + end);
-        if (!reserved.ok()) {
-            return reserved;
-        }
-        names_backed_ = end;
+    if (Status grown = more_names(names_used_ + bytes.size()); !grown.ok()) {
+        return grown;
     }
     std::memcpy(mapping_.data() + names_offset_ + names_used_, bytes.data(), bytes.size());
     names_used_ += bytes.size();

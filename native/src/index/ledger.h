@@ -23,6 +23,8 @@ class Ledger {
     using Line = uint32_t;  // the number of a block's record
     static constexpr Line kNoLine = UINT32_MAX;
 
+    // The bytes that create() takes.
+    static uint64_t first_bytes(const IndexGeometry& geometry);
     // Over a file of geometry.file_bytes(); takes the memory of its fixed parts at once.
     static Result<std::unique_ptr<Ledger>> create(int fd, const IndexGeometry& geometry);
 
@@ -34,6 +36,8 @@ class Ledger {
     void drop_block(Line line);  // kNoLine: nothing to do
     // Whether so many more records fit: writers leave room for blocks that are given up.
     bool has_room_for_writes() const { return lines_in_use() < kLedgerBlocks / 2; }
+    // Why the last attempt to grow failed; Ok when it did not.
+    const Status& growth_status() const { return growth_; }
     uint64_t lines_in_use() const { return used_ - free_.size(); }
 
     // This incarnation of a namespace is in use here; older ones have ended. kNoSpace: too many.
@@ -46,8 +50,10 @@ class Ledger {
     Ledger() = default;
     Status reserve(uint64_t begin, uint64_t end);  // of the ledger's bytes
     bool more_lines();
+    Status more_names(uint64_t until);
 
     int fd_ = -1;
+    Status growth_;
     uint64_t begin_ = 0;  // of the ledger in the file
     Mapping mapping_;
     LedgerHeader* header_ = nullptr;

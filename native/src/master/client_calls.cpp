@@ -25,12 +25,12 @@ void add_unique(std::vector<NodeNumber>& slots, NodeNumber slot) {
 
 }  // namespace
 
-std::vector<NodeNumber> MasterCore::unsynced() const {
+std::vector<NodeNumber> MasterCore::unheard() const {
     const MutexLock lock(mutex_);
     std::vector<NodeNumber> out;
     for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
-        if (record != nullptr && !record->removed && !record->synced) {
+        if (record != nullptr && !record->removed && record->unheard && !record->synced) {
             out.push_back(slot);
         }
     }
@@ -52,7 +52,7 @@ void MasterCore::add_behind(const Namespace& ns, std::string_view key, AckRow& r
     const uint64_t seq = log_.last_ending(ns.tenant, ns.name, key);
     for (NodeNumber slot = 0; seq != 0 && slot < nodes_.end(); ++slot) {
         const NodeRecord* record = nodes_.at(slot);
-        if (record != nullptr && !record->removed &&
+        if (record != nullptr && !record->removed && record->may_hold(ns) &&
             KV_GUARD("earlier-endings", record->applied_seq < seq)) {
             row.holders.push_back(slot);
             row.seq = seq;
@@ -98,7 +98,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
     removes_.fetch_add(keys.size());
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     // Who has not announced everything yet may hold any key.
-    const std::vector<NodeNumber> silent = unsynced();
+    const std::vector<NodeNumber> silent = unheard();
     Effects effects;
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -183,13 +183,10 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
         const MutexLock lock(mutex_);
         for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
             const NodeRecord* record = nodes_.at(slot);
-            // One that is not connected and has nothing recorded holds nothing that a flush could
-            // end, unless an operation that took it from the directory has still to be applied
-            // there, or it has not said yet what it has published.
+            // One that never claimed or announced anything in this namespace holds nothing that
+            // the flush could end.
             if (record != nullptr && !record->removed &&
-                (record->connected() || !record->synced || directory_.replicas_of(slot) != 0 ||
-                 record->applied_seq < log_.last_seq() || planner_.may_hold(slot) ||
-                 claims_.has_limbo(slot))) {
+                (record->may_hold(ns) || planner_.may_hold(slot) || claims_.has_limbo(slot))) {
                 rows[0].row.holders.push_back(slot);
             }
         }

@@ -101,6 +101,12 @@ void MasterCore::run_copies(uint64_t now_ms) {
             const MutexLock lock(mutex_);
             const NodeRecord* record = nodes_.at(dispatch.source);
             link = record == nullptr ? nullptr : record->link;
+            NodeRecord* target = nodes_.find(dispatch.order.target_node);
+            const LinkNamespace& in = dispatch.order.ns;
+            const Namespace* ns = directory_.namespaces().find(in.tenant, in.ns);
+            if (link != nullptr && target != nullptr && ns != nullptr) {
+                target->served.insert(ns);
+            }
         }
         if (link != nullptr) {
             link->send_copy(dispatch.order);

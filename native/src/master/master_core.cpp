@@ -55,11 +55,13 @@ Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
     }
     Effects effects;
     MutexLock lock(mutex_);
+    const bool seen = nodes_.find(info.node_id) != nullptr;
     Result<NodeNumber> slot = nodes_.add(info.node_id);
     if (!slot.ok()) {
         return slot;
     }
     NodeRecord& record = *nodes_.at(*slot);
+    record.unheard = seen || !info.fresh;
     if (record.info.session_id != info.session_id) {
         lose_link(record, "a newer session of this node has registered");
     }

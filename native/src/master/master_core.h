@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -156,6 +157,9 @@ class MasterCore {
         NodeNumber node = kNoNode;
         std::atomic<Version> floor{0};
         std::shared_ptr<NodeLink> to;
+        // Namespaces in which it has claimed or announced; the link's thread only.
+        std::unordered_set<const Namespace*> served;
+        const Namespace* served_last = nullptr;
         Mutex work;  // held while it changes the directory; taken before the master's mutex
         uint64_t next_seq KV_GUARDED_BY(work) = 0;  // 0: any (the first frame of the link)
         bool closed KV_GUARDED_BY(work) = false;    // nothing of it is recorded any more
@@ -209,11 +213,14 @@ class MasterCore {
     void answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
                          const Announced& answer, std::vector<Pending> overtaken);
     void lost_while_claiming(const LinkRecord& link) KV_EXCLUDES(mutex_);
+    // From here on removes and flushes of this namespace wait for the link's node.
+    void note_served(LinkRecord& link, const Namespace& ns) KV_EXCLUDES(mutex_);
     void end_announce(LinkRecord& link, Effects& effects) KV_REQUIRES(link.work)
         KV_EXCLUDES(mutex_);
 
     // What clients ask (client_calls.cpp).
-    std::vector<NodeNumber> unsynced() const KV_EXCLUDES(mutex_);
+    // Nodes that may hold any key, as they have not announced everything yet.
+    std::vector<NodeNumber> unheard() const KV_EXCLUDES(mutex_);
     // Sets a remove's row to wait for those who have not applied an earlier remove of the key, or
     // flush of its namespace: what that one covered may still lie there.
     void add_behind(const Namespace& ns, std::string_view key, AckRow& row) const

@@ -173,6 +173,20 @@ void MasterCore::deliver(const std::vector<ClaimAnswer>& answers) {
     }
 }
 
+void MasterCore::note_served(LinkRecord& link, const Namespace& ns) {
+    if (link.served_last == &ns) {
+        return;
+    }
+    link.served_last = &ns;
+    if (!link.served.insert(&ns).second) {
+        return;
+    }
+    const MutexLock lock(mutex_);
+    if (NodeRecord* record = nodes_.at(link.node)) {
+        record->served.insert(&ns);
+    }
+}
+
 Result<const DirectoryEpoch*> MasterCore::epoch_of(std::string_view tenant, std::string_view ns,
                                                    uint32_t epoch) {
     Result<Namespace*> space = directory_.namespaces().open(tenant, ns);
@@ -211,6 +225,7 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
                             .upsert = (message.flags[i] & kPutUpsert) != 0});
     }
     if (!requests.empty()) {
+        note_served(*link, *(*ns)->owner);
         const uint32_t timeout_ms = message.timeout_ms == 0 ? kDefaultClaimMs : message.timeout_ms;
         claims_.claim(**ns, requests, boottime_ms() + timeout_ms, out);
     }
@@ -286,6 +301,7 @@ Status MasterCore::record_announce(LinkRecord& link, const Announce& message,
         const Result<const DirectoryEpoch*> ns =
             epoch_of(message.tenant, message.ns, message.epoch);
         if (ns.ok()) {
+            note_served(link, *(*ns)->owner);
             record_objects(link, **ns, message, codes, effects, overtaken);
             effects.announced_in = (*ns)->owner;
             effects.announced_keys = &message.keys;

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/status.h"
@@ -14,6 +15,8 @@
 #include "master/node_link.h"
 
 namespace kvstore {
+
+struct Namespace;
 
 struct NodeInfo {
     std::string node_id{};
@@ -26,6 +29,8 @@ struct NodeInfo {
     uint64_t free_bytes = 0;
     uint64_t capacity_bytes = 0;
     NodeState state = NodeState::kJoining;
+    bool fresh =
+        false;  // a new node with new memory: it holds nothing that it was not granted here
 };
 
 struct NodeRecord {
@@ -36,6 +41,8 @@ struct NodeRecord {
     bool synced = false;        // has announced everything since this master started
     uint64_t applied_seq = 0;   // operations it has acknowledged
     uint64_t sent_seq = 0;
+    bool unheard = true;  // until it has announced everything it may hold what nobody knows of
+    std::unordered_set<const Namespace*> served;  // where it has claimed or announced
     Version floor = 0;        // versions that it may announce only when they are recorded
     uint64_t changed_ms = 0;  // when its state last changed
     bool removed = false;     // being swept; the slot is not reused before that is done
@@ -43,6 +50,9 @@ struct NodeRecord {
     // meanwhile: a killed node is noticed before its heartbeats are missed.
     bool doubted = false;
 
+    bool may_hold(const Namespace& ns) const {
+        return (unheard && !synced) || served.contains(&ns);
+    }
     bool connected() const { return link != nullptr; }
     bool readable() const {
         // One that joins takes writes, and they are Ok, once it has announced everything: before

@@ -115,20 +115,27 @@ uint64_t cgroup_room() {
     return room;
 }
 
-Status no_room(uint64_t size_bytes, const std::string& what, uint64_t room, const char* advice) {
-    return {Code::kNoSpace, "segment_size " + in_mebibytes(size_bytes) + " does not fit " + what +
-                                ", which has " + in_mebibytes(room) + " left: " + advice};
+Status no_room(const Segment::Options& options, const std::string& what, uint64_t room,
+               const char* advice) {
+    const std::string beside = options.beside_bytes == 0
+                                   ? std::string()
+                                   : " (and " + in_mebibytes(options.beside_bytes) +
+                                         " beside it, for its index, a second one during a "
+                                         "restart, and clients)";
+    return {Code::kNoSpace, "segment_size " + in_mebibytes(options.size_bytes) + beside +
+                                " does not fit " + what + ", which has " + in_mebibytes(room) +
+                                " left: " + advice};
 }
 
-// `wanted_bytes` of the segment have no memory yet.
-Status check_memory(uint64_t size_bytes, uint64_t wanted_bytes) {
+// `wanted_bytes` have no memory yet.
+Status check_memory(const Segment::Options& options, uint64_t wanted_bytes) {
     if (const uint64_t room = cgroup_room(); wanted_bytes > room) {
-        return no_room(size_bytes, "the memory limit of this process's cgroup", room,
+        return no_room(options, "the memory limit of this process's cgroup", room,
                        "lower segment_size or raise the limit");
     }
     const uint64_t available = read_field("/proc/meminfo", "MemAvailable:") * 1024;
     if (available != 0 && wanted_bytes > available) {
-        return no_room(size_bytes, "this host's memory", available, "lower segment_size");
+        return no_room(options, "this host's memory", available, "lower segment_size");
     }
     return {};
 }
@@ -140,9 +147,10 @@ Result<uint64_t> check_room(const Segment::Options& options, uint64_t backed_byt
     if (options.size_bytes == 0) {
         return {Code::kInvalidArgument, "segment_size is 0"};
     }
-    const uint64_t wanted_bytes = options.size_bytes - std::min(options.size_bytes, backed_bytes);
+    const uint64_t wanted_bytes =
+        options.size_bytes - std::min(options.size_bytes, backed_bytes) + options.beside_bytes;
     if (options.directory.empty()) {
-        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok()) {
+        if (Status status = check_memory(options, wanted_bytes); !status.ok()) {
             return status;
         }
         return page_bytes;
@@ -161,11 +169,11 @@ Result<uint64_t> check_room(const Segment::Options& options, uint64_t backed_byt
     // A tmpfs mounted without a size bound reports no blocks at all.
     const uint64_t room = static_cast<uint64_t>(fs.f_bavail) * unit;
     if (fs.f_blocks != 0 && wanted_bytes > room) {
-        return no_room(options.size_bytes, "segment_dir " + options.directory, room,
-                       "lower segment_size or choose another segment_dir");
+        return no_room(options, "segment_dir " + options.directory, room,
+                       "lower segment_size, free room there, or choose another segment_dir");
     }
     if (fs.f_type == TMPFS_MAGIC) {
-        if (Status status = check_memory(options.size_bytes, wanted_bytes); !status.ok()) {
+        if (Status status = check_memory(options, wanted_bytes); !status.ok()) {
             return status;
         }
     }
@@ -189,6 +197,8 @@ Status populate(uint8_t* begin, uint64_t size_bytes) {
 }
 
 }  // namespace
+
+Status Segment::has_room(const Options& options) { return check_room(options, 0).status(); }
 
 Result<std::unique_ptr<Segment>> Segment::create(const Options& options) {
     auto unit = check_room(options, 0);

@@ -19,10 +19,13 @@ class Segment {
         std::string directory;  // tmpfs or hugetlbfs mount; empty: an anonymous memfd
         std::string name;       // file name inside `directory`
         uint64_t size_bytes = 0;
+        uint64_t beside_bytes = 0;  // that other files will take in `directory`
         uint64_t slice_bytes = 16u << 20;
         uint64_t huge_pages_from_bytes = 16ull
                                          << 30;  // from this size on 2 MiB pages are asked for
     };
+    // Whether create() would find room: kNoSpace as there.
+    static Status has_room(const Options& options);
     // Checks room (statvfs, cgroup limit) before anything is created: kNoSpace with a sentence that
     // names the setting. Blocks until the first slice is ready.
     static Result<std::unique_ptr<Segment>> create(const Options& options);

@@ -1,6 +1,7 @@
 // Endpoints, and blocking transfers with a deadline on non-blocking sockets.
 #include "net/socket.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -289,8 +290,9 @@ Result<Endpoint> Endpoint::parse(std::string_view text) {
     const std::string_view port = text.substr(colon + 1);
     if (host.starts_with('[') && host.ends_with(']')) {
         host = host.substr(1, host.size() - 2);
-    } else if (host.find(':') != std::string_view::npos) {
-        return bad;  // an IPv6 address needs its brackets
+    } else if (in6_addr address{}; host.find(':') != std::string_view::npos &&
+                                   inet_pton(AF_INET6, std::string(host).c_str(), &address) != 1) {
+        return bad;  // without brackets, what stands before the port must be an IPv6 address
     }
     const auto [end, error] =
         std::from_chars(port.data(), port.data() + port.size(), endpoint.port);

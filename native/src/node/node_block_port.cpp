@@ -401,8 +401,8 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.link_error = link_->last_error();
     stats.link_losses = link_->losses();
     stats.applied_seq = link_->applied_seq();
-    stats.prefault_error = store_.prefault_status().message();
     stats.store = store_.stats();
+    stats.prefault_error = store_.prefault_status().message();
     if (tier_ != nullptr) {
         stats.nvme = tier_->stats();
     }

@@ -44,6 +44,7 @@ BlockStore::Options store_options(const NodeOptions& options) {
     store.client_cap_bytes = options.client_cap_bytes;
     store.lease_cap_bytes = options.lease_cap_bytes;
     store.reservation_ms = options.reservation_ms;
+    store.allow_cold_restart = options.allow_cold_restart;
     store.tiered = !options.nvme_dir.empty();
     return store;
 }
@@ -55,6 +56,7 @@ NvmeTier::Options nvme_options(const NodeOptions& options) {
     nvme.log.node_id = options.node_id;
     nvme.log.cluster_check = cluster_check(options.hash_secret);
     nvme.log.discard_foreign = options.discard_foreign_nvme;
+    nvme.log.keep_free = options.nvme_keep_free;
     nvme.log.catalog = options.nvme_catalog;
     nvme.log.on_progress = options.on_nvme_progress;
     nvme.tunables = options.nvme;

@@ -48,13 +48,15 @@ struct NodeOptions : NodeTunables {
 
     // Memory.
     uint64_t segment_bytes = 0;
-    uint32_t index_entries = 0;    // 0: from the segment's size
-    uint64_t lease_cap_bytes = 0;  // leased bytes of one tenant; 0: half
+    uint32_t index_entries = 0;       // 0: from the segment's size
+    uint64_t lease_cap_bytes = 0;     // leased bytes of one tenant; 0: half
+    bool allow_cold_restart = false;  // rather start empty than not at all, for lack of room
 
     // The tier below. Empty: none.
     std::string nvme_dir;
     uint64_t nvme_bytes = 0;
     bool discard_foreign_nvme = false;
+    double nvme_keep_free = 0.05;         // share of the file system that new log files leave free
     NvmeCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
     std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
 

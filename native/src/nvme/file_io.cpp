@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -56,6 +57,14 @@ int FileIo::allocate(int fd, uint64_t size) {
         return result;
     }
     return or_errno(::ftruncate(fd, static_cast<off_t>(size)));
+}
+
+int FileIo::room(const std::string& path, uint64_t* free_bytes, uint64_t* total_bytes) {
+    struct statvfs info{};
+    const int result = or_errno(::statvfs(path.c_str(), &info));
+    *free_bytes = uint64_t{info.f_bavail} * info.f_frsize;
+    *total_bytes = uint64_t{info.f_blocks} * info.f_frsize;
+    return result;
 }
 
 int FileIo::sync(int fd) { return or_errno(::fdatasync(fd)); }

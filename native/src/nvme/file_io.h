@@ -30,6 +30,8 @@ class FileIo {
     virtual int64_t write(int fd, const void* from, size_t size, uint64_t offset);
     // Gives the file this size, with its blocks where the file system can.
     virtual int allocate(int fd, uint64_t size);
+    // Bytes of the file system: free for this process, and all; 0 of 0 when it does not say.
+    virtual int room(const std::string& path, uint64_t* free_bytes, uint64_t* total_bytes);
     virtual int sync(int fd);  // data, and the metadata that finding it needs
     virtual int unlink(const std::string& path);
     virtual int stat(const std::string& path, struct stat* info);

@@ -263,6 +263,23 @@ Status NvmeFolder::choose_size(const Expected& expected, const std::vector<uint6
     return {};
 }
 
+// Before anything is allocated: a full disk would also stop everybody else who uses it.
+Status NvmeFolder::check_room(const Expected& expected, uint64_t missing_files) {
+    uint64_t free_bytes = 0;
+    uint64_t total_bytes = 0;
+    if (const int result = io_.room(path_, &free_bytes, &total_bytes); result < 0) {
+        return io_status("statvfs", path_, result);
+    }
+    const uint64_t needed = missing_files * log_file_bytes_;
+    const auto kept = static_cast<uint64_t>(expected.keep_free * static_cast<double>(total_bytes));
+    if (missing_files == 0 || total_bytes == 0 || needed + kept <= free_bytes) {
+        return {};
+    }
+    return {Code::kNoSpace, path_ + " needs " + std::to_string(needed >> 20) + " MiB more, of " +
+                                std::to_string(free_bytes >> 20) + " MiB free, and " +
+                                std::to_string(kept >> 20) + " MiB stay free (nvme_keep_free)"};
+}
+
 Status NvmeFolder::open_log_files(const Expected& expected, Status* shortage) {
     Result<std::vector<uint64_t>> present = numbers(kLogFilePrefix);
     if (!present.ok()) {
@@ -277,6 +294,8 @@ Status NvmeFolder::open_log_files(const Expected& expected, Status* shortage) {
         return present.status();
     }
     const uint64_t count = expected.size_bytes / log_file_bytes_;
+    const auto beyond = std::lower_bound(present->begin(), present->end(), count);
+    *shortage = check_room(expected, count - static_cast<uint64_t>(beyond - present->begin()));
     std::set<uint64_t> seqs;
     for (uint64_t number = 0; number < count; ++number) {
         const bool exists = std::binary_search(present->begin(), present->end(), number);
@@ -288,7 +307,7 @@ Status NvmeFolder::open_log_files(const Expected& expected, Status* shortage) {
         Status status = open_file(number, !exists, &file);
         if (status.ok()) {
             const int result = io_.allocate(file.fd.get(), log_file_bytes_);
-            if (result < 0) {
+            if (result < 0 && shortage->ok()) {
                 *shortage = io_status("fallocate", file.path, result);
             }
             if (exists) {

@@ -34,6 +34,7 @@ class NvmeFolder {
         std::string node_id;
         uint64_t cluster_check = 0;
         bool discard_foreign = false;
+        double keep_free = 0;  // share of the file system that no new log file takes
     };
 
     // Creates and locks the folder. Unavailable: another process, or another object of this one,
@@ -73,6 +74,7 @@ class NvmeFolder {
     Status read_header(const Expected& expected, LogFile* file, bool* foreign);
     Status choose_size(const Expected& expected, const std::vector<uint64_t>& present);
     Status discard_file(uint64_t number);
+    Status check_room(const Expected& expected, uint64_t missing_files);
 
     FileIo& io_;
     std::string path_;

@@ -96,6 +96,7 @@ struct NvmeOptions {
     std::string node_id;
     uint64_t cluster_check = 0;    // tells clusters apart: derived from the hash secret
     bool discard_foreign = false;  // of another format, cluster, node or log file size
+    double keep_free = 0;          // share of the file system that new log files leave free
     size_t buffer_bytes = 2 << 20;
     size_t buffers = 10;
     size_t writers = 2;

@@ -22,7 +22,8 @@ Status NvmeLog::recover() {
                                              .log_file_bytes = options_.log_file_bytes,
                                              .node_id = options_.node_id,
                                              .cluster_check = options_.cluster_check,
-                                             .discard_foreign = options_.discard_foreign},
+                                             .discard_foreign = options_.discard_foreign,
+                                             .keep_free = options_.keep_free},
                                             &shortage);
     if (!status.ok()) {
         return status;

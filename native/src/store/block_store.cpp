@@ -15,6 +15,7 @@ namespace {
 
 constexpr uint64_t kDefaultObjectBytes = 4096;  // sizes the index when the operator does not
 constexpr uint32_t kMinIndexEntries = 1024;
+constexpr uint64_t kRoomForSlots = 64 * kSlotBytes;  // clients of a host, usually
 
 // A quarter more than the smallest usual objects: two-choice buckets fill evenly up to there.
 uint32_t index_entries_for(uint64_t size_bytes) {
@@ -78,8 +79,9 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
     std::shared_ptr<State> state;
     if (files->kept() != nullptr) {
         auto attached = State::attach(options, *files);
-        if (!attached.ok() && attached.code() == Code::kNoSpace) {
-            return attached.status();
+        if (!attached.ok() && attached.code() == Code::kNoSpace && !options.allow_cold_restart) {
+            return Status(Code::kNoSpace, attached.status().message() +
+                                              ". Or set allow_cold_restart, to start empty");
         }
         if (attached.ok()) {
             state = std::move(*attached);
@@ -89,6 +91,11 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
     }
     if (state == nullptr) {
         auto created = State::create(options, *files);
+        if (created.code() == Code::kNoSpace && !files->why_cold().empty()) {
+            return Status(Code::kNoSpace, created.status().message() +
+                                              ". Clients that still map the memory of the earlier "
+                                              "process keep it until they are closed");
+        }
         if (!created.ok()) {
             return created.status();
         }
@@ -101,7 +108,16 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
 
 Result<std::shared_ptr<BlockStore::State>> BlockStore::State::create(const Options& options,
                                                                      StoreFiles& files) {
-    auto segment = Segment::create(segment_options(options, files));
+    Segment::Options wanted = segment_options(options, files);
+    std::string restart_loses;
+    if (!wanted.directory.empty()) {
+        const Status fits = choose_room(options, files, &wanted.beside_bytes);
+        if (!fits.ok() && !options.allow_cold_restart) {
+            return fits;
+        }
+        restart_loses = fits.message();
+    }
+    auto segment = Segment::create(wanted);
     if (!segment.ok()) {
         return segment.status();
     }
@@ -110,8 +126,31 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::create(const Optio
     if (!status.ok()) {
         return (*segment)->remove_file(), status;
     }
-    return std::make_shared<State>(options, files.options().directory, std::move(*segment),
-                                   std::move(*index), files.take_slots());
+    auto state = std::make_shared<State>(options, files.options().directory, std::move(*segment),
+                                         std::move(*index), files.take_slots());
+    state->beginning.restart_loses = restart_loses;
+    return state;
+}
+
+// A start is judged by what its restart needs: a second index, while the first one is read. Not Ok
+// when there is no room for that one alone.
+Status BlockStore::State::choose_room(const Options& options, const StoreFiles& files,
+                                      uint64_t* beside_bytes) {
+    const uint64_t index_bytes = Index::memory_bytes(index_options(options, files));
+    Segment::Options segment = segment_options(options, files);
+    segment.beside_bytes = *beside_bytes = 2 * index_bytes + kRoomForSlots;
+    const Status fits = Segment::has_room(segment);
+    if (fits.code() != Code::kNoSpace) {
+        return {};  // what else is wrong is said by who creates it
+    }
+    segment.beside_bytes = index_bytes + kRoomForSlots;
+    if (!Segment::has_room(segment).ok()) {
+        return {};
+    }
+    *beside_bytes = segment.beside_bytes;
+    return {Code::kNoSpace,
+            fits.message() +
+                ". Or set allow_cold_restart: then it starts, and a restart loses its objects"};
 }
 
 Segment::Options BlockStore::State::segment_options(const Options& options,

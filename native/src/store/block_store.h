@@ -45,6 +45,7 @@ class BlockStore {
         uint32_t reservation_ms = limits::kReservationMs;
         uint32_t tombstone_ms = 60'000;    // at least twice reservation_ms is used
         uint32_t prefault_wait_ms = 250;   // how long a reserve waits for pre-faulting, then evicts
+        bool allow_cold_restart = false;   // rather start empty than not at all, for lack of room
         bool tiered = false;               // there is an NVMe tier: it is told what it lacks
         uint64_t seed = 0;                 // of the eviction sample; 0: drawn from the system
         std::function<uint64_t()> now_ms;  // boottime_ms unless a test says otherwise
@@ -178,7 +179,8 @@ class BlockStore {
         uint64_t objects = 0;
         uint64_t object_bytes = 0;  // exact bytes of published objects
         uint64_t index_capacity = 0;
-        uint64_t index_used = 0;  // entries
+        uint64_t index_used = 0;    // entries
+        std::string growth_error;   // why the index could not grow; empty: it could
         uint64_t reservations = 0;  // that may still publish, spares not counted
         uint64_t spares = 0;
         uint64_t reserved_bytes = 0;  // of both
@@ -215,7 +217,8 @@ class BlockStore {
     // How a store began: with the objects of an earlier life of the node (warm), or empty.
     struct Beginning {
         bool warm = false;
-        std::string why_cold;  // although something was there; for display
+        std::string why_cold;       // although something was there; for display
+        std::string restart_loses;  // why the next life could not take this memory over
         uint64_t objects = 0;
         uint64_t object_bytes = 0;
         uint64_t dropped = 0;      // expired, flushed or damaged

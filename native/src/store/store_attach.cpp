@@ -371,7 +371,9 @@ void BlockStore::State::TakeOver::keep_hold(const KeptBlock& hold) {
 Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Options& options,
                                                                      StoreFiles& files) {
     KeptIndex& kept = *files.kept();
-    auto segment = Segment::attach(segment_options(options, files), kept.ready_bytes());
+    Segment::Options wanted = segment_options(options, files);
+    wanted.beside_bytes = Index::memory_bytes(index_options(options, files));
+    auto segment = Segment::attach(wanted, kept.ready_bytes());
     if (!segment.ok()) {
         return segment.status();
     }

@@ -26,6 +26,7 @@ BlockStore::Stats BlockStore::State::collect_stats() {
     stats.requested_bytes = blocks.requested_bytes;
     stats.index_capacity = index->capacity();
     stats.index_used = index->size();
+    stats.growth_error = index->growth_status().message();
     stats.reservations = reservations.active() - reservations.spares();
     stats.spares = reservations.spares();
     stats.reserved_bytes = reservations.active_bytes();

@@ -84,6 +84,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
           std::unique_ptr<ClientSlots> slots_in);
     static Result<std::shared_ptr<State>> create(const Options& options, StoreFiles& files);
     static Segment::Options segment_options(const Options& options, const StoreFiles& files);
+    static Status choose_room(const Options& options, const StoreFiles& files,
+                              uint64_t* beside_bytes);
     static Index::Options index_options(const Options& options, const StoreFiles& files);
     Status install() KV_EXCLUDES(mutex);  // an index that was taken over
     void close() KV_EXCLUDES(mutex);

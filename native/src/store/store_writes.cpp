@@ -76,7 +76,9 @@ BlockStore::Reserved BlockStore::State::reserve(const Owner& owner, const Namesp
     }
     const Generation generation = draw_generation();
     if (!add_reservation(generation, reservation_of(owner, ns, item, *offset))) {
-        return refuse(Code::kNoSpace, "too many writes are in progress");
+        const Status grown = index->growth_status();
+        return refuse(Code::kNoSpace,
+                      grown.ok() ? "too many writes are in progress" : grown.message());
     }
     return block_of(generation, *offset);
 }

@@ -135,6 +135,17 @@ TEST(Segment, NamesTheSettingWhenThereIsNoRoom) {
     EXPECT_TRUE(mentions(anonymous.status(), "segment_size")) << anonymous.status().message();
 }
 
+TEST(Segment, WhatWillLieBesideItCounts) {
+    const TempDir dir(true);
+    Segment::Options wanted = options(dir.path(), 2 * kMiB);
+    EXPECT_TRUE(Segment::has_room(wanted).ok());
+    wanted.beside_bytes = 1ull << 50;
+    EXPECT_EQ(Segment::has_room(wanted).code(), Code::kNoSpace);
+    const auto created = Segment::create(wanted);
+    EXPECT_EQ(created.code(), Code::kNoSpace);
+    EXPECT_TRUE(mentions(created.status(), "restart")) << created.status().message();
+}
+
 TEST(Segment, RefusesBadSettings) {
     EXPECT_EQ(Segment::create(options("", 0)).code(), Code::kInvalidArgument);
     const TempDir dir;

@@ -428,8 +428,9 @@ TEST(Endpoint, ParsesWhatItPrints) {
         EXPECT_EQ(endpoint->to_string(), text);
     }
     EXPECT_EQ(Endpoint::parse("localhost:50051")->to_string(), "tcp://localhost:50051");
+    EXPECT_EQ(Endpoint::parse("::1:5")->to_string(), "tcp://[::1]:5");
     for (const std::string text : {"", "tcp://", "host", "host:", ":5", "host:70000", "host:5x",
-                                   "::1:5", "unix:", "unix:relative", "http://h:1"}) {
+                                   "::1", "::x:5", "unix:", "unix:relative", "http://h:1"}) {
         EXPECT_EQ(Endpoint::parse(text).code(), Code::kInvalidArgument) << text;
     }
     EXPECT_FALSE(Endpoint::parse(std::string(600, 'h') + ":1").ok());

@@ -287,6 +287,26 @@ TEST(NvmeFaultTest, ADiskThatIsTooSmallIsSaidAtTheStart) {
     EXPECT_EQ(nvme.put("k", 1, 10).code(), Code::kNoSpace);
 }
 
+TEST(NvmeFaultTest, NothingIsAllocatedThatWouldFillTheDisk) {
+    const TempDir dir;
+    NvmeTester nvme(dir.path());
+    nvme.options.keep_free = 0.05;
+    nvme.io.total_bytes = 10 << 20;
+    nvme.io.free_bytes = 5 << 18;  // 1.25 MiB: enough for the tier, not for what stays free
+    ASSERT_TRUE(nvme.open().ok());
+    EXPECT_EQ(nvme.log->state(), NvmeState::kReadOnly);
+    EXPECT_EQ(nvme.log->error().code(), Code::kNoSpace);
+    EXPECT_NE(nvme.log->error().message().find("nvme_keep_free"), std::string::npos);
+    EXPECT_FALSE(std::filesystem::exists(dir.path() + "/segment-0.kvs"));
+    nvme.io.free_bytes = 7 << 18;
+    ASSERT_TRUE(nvme.reopen().ok());
+    EXPECT_EQ(nvme.log->state(), NvmeState::kActive);
+    ASSERT_TRUE(nvme.put("k", 1, 5000).ok());
+    nvme.io.free_bytes = 1;  // others have filled it since: the tier has what it needs
+    ASSERT_TRUE(nvme.reopen().ok());
+    EXPECT_EQ(nvme.log->state(), NvmeState::kActive);
+}
+
 TEST(NvmeFaultTest, ADiskThatFillsUpMakesItReadOnly) {
     SmallDisk disk(3 << 19);
     if (!disk.mounted()) {

@@ -49,6 +49,8 @@ class FaultyIo : public FileIo {
     std::atomic<bool> short_reads{false};
     std::atomic<bool> hold_reads{false};  // those of the pool wait while this is set
     std::atomic<int> held{0};
+    std::atomic<uint64_t> free_bytes{0};  // of a file system of total_bytes; 0: what there is
+    std::atomic<uint64_t> total_bytes{0};
 
     int open(const std::string& path, int flags) override {
         return failing() ? -error : FileIo::open(path, flags);
@@ -71,6 +73,14 @@ class FaultyIo : public FileIo {
     }
     int allocate(int fd, uint64_t size) override {
         return failing() ? -error : FileIo::allocate(fd, size);
+    }
+    int room(const std::string& path, uint64_t* free, uint64_t* total) override {
+        if (free_bytes == 0) {
+            return FileIo::room(path, free, total);
+        }
+        *free = free_bytes;
+        *total = total_bytes;
+        return 0;
     }
     int sync(int fd) override { return failing() || fail_syncs ? -error : FileIo::sync(fd); }
     int unlink(const std::string& path) override {
