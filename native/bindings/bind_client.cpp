@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "client/client_core.h"
+#include "gil.h"
 #include "py_arguments.h"
 
 namespace nb = nanobind;
@@ -27,7 +28,7 @@ class Client {
             (void)core_.release();
             return;
         }
-        nb::gil_scoped_release unlocked;
+        GilReleased unlocked;
         core_.reset();
     }
     ClientCore& operator*() const { return *core_; }
@@ -79,7 +80,7 @@ class Block {
     void drop() {
         std::unique_ptr<ObjectView> view = std::move(view_);
         if (view != nullptr) {
-            nb::gil_scoped_release unlocked;  // a hold by socket is ended by a message
+            GilReleased unlocked;  // a hold by socket is ended by a message
             view.reset();
         }
     }
@@ -98,7 +99,7 @@ class Leases {
   public:
     explicit Leases(std::unique_ptr<LeasedPrefix> prefix) : prefix_(std::move(prefix)) {}
     ~Leases() {
-        nb::gil_scoped_release unlocked;
+        GilReleased unlocked;
         prefix_.reset();
     }
     LeasedPrefix* operator->() const { return prefix_.get(); }
@@ -106,12 +107,6 @@ class Leases {
   private:
     std::unique_ptr<LeasedPrefix> prefix_;
 };
-
-template <class F>
-auto without_gil(F f) {
-    const nb::gil_scoped_release release;
-    return f();
-}
 
 nb::list list_of(const std::vector<int64_t>& numbers) {
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(numbers.size())));
@@ -155,7 +150,7 @@ class ObjectMemory final : public GetMemory {
         }
     }
     void provide(std::span<const Want> wants, std::span<GetItem> items) override {
-        nb::gil_scoped_acquire locked;
+        GilHeld locked;
         for (const Want& want : wants) {
             PyObject*& object = objects_[want.item];
             Py_XDECREF(object);
@@ -199,6 +194,14 @@ std::vector<GetItem> get_items(const KeyArguments& keys) {
     return items;
 }
 
+void check_reasons(const nb::object& reasons) {
+    if (!reasons.is_none() && !PyList_Check(reasons.ptr())) {
+        raise_status(Status(
+            Code::kInvalidArgument,
+            std::string("reasons must be None or a list, not ") + Py_TYPE(reasons.ptr())->tp_name));
+    }
+}
+
 // Into a list of the caller's, one number a key; None: it does not want them.
 void tell_reasons(std::span<const GetItem> items, const nb::object& reasons) {
     if (reasons.is_none()) {
@@ -214,9 +217,10 @@ void tell_reasons(std::span<const GetItem> items, const nb::object& reasons) {
 template <class Kind>
 nb::list get_objects(Client& client, const KeyArguments& keys,
                      const nb::object& reasons = nb::none()) {
+    check_reasons(reasons);
     std::vector<GetItem> items = get_items(keys);
     ObjectMemory<Kind> memory(items.size());
-    raise_unless_ok(without_gil([&] { return client->get(items, &memory); }));
+    raise_unless_ok(interruptible([&] { return client->get(items, &memory); }));
     if (memory.out_of_memory()) {
         PyErr_NoMemory();
         throw nb::python_error();
@@ -232,11 +236,12 @@ nb::list get_objects(Client& client, const KeyArguments& keys,
 std::vector<int64_t> get_into(Client& client, const KeyArguments& keys,
                               const std::vector<Pieces>& pieces,
                               const nb::object& reasons = nb::none()) {
+    check_reasons(reasons);
     std::vector<GetItem> items = get_items(keys);
     for (size_t i = 0; i < items.size(); ++i) {
         items[i].data = pieces[i];
     }
-    raise_unless_ok(without_gil([&] { return client->get(items, nullptr); }));
+    raise_unless_ok(interruptible([&] { return client->get(items, nullptr); }));
     tell_reasons(items, reasons);
     std::vector<int64_t> results(items.size());
     std::transform(items.begin(), items.end(), results.begin(),
@@ -272,7 +277,7 @@ std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
     options.pin = static_cast<Pin>(how.pin);
     options.ttl_ms = how.ttl_ms;
     options.upsert = how.upsert;
-    raise_unless_ok(without_gil([&] { return client->put(items, options); }));
+    raise_unless_ok(interruptible([&] { return client->put(items, options); }));
     std::vector<Code> codes(items.size());
     std::transform(items.begin(), items.end(), codes.begin(),
                    [](const PutItem& item) { return item.result; });
@@ -294,20 +299,20 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.transport = static_cast<Transport>(transport);
     options.stripes = stripes;
     Result<std::unique_ptr<ClientCore>> core =
-        without_gil([&] { return ClientCore::connect(std::move(options)); });
+        interruptible([&] { return ClientCore::connect(std::move(options)); });
     return new Client(value_or_raise(std::move(core)));
 }
 
 std::vector<int64_t> sizes(Client& client, const KeyArguments& keys) {
     std::vector<int64_t> out;
-    raise_unless_ok(without_gil([&] { return client->sizes(keys.keys(), &out); }));
+    raise_unless_ok(interruptible([&] { return client->sizes(keys.keys(), &out); }));
     return out;
 }
 
 nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_ms,
                  uint32_t wait_ms) {
     const KeyArguments arguments = KeyArguments::many(keys);
-    Result<std::unique_ptr<LeasedPrefix>> prefix = without_gil(
+    Result<std::unique_ptr<LeasedPrefix>> prefix = interruptible(
         [&] { return client->lease_prefix(arguments.keys(), stride, lease_ms, wait_ms); });
     return nb::cast(new Leases(value_or_raise(std::move(prefix))), nb::rv_policy::take_ownership);
 }
@@ -315,7 +320,7 @@ nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_
 nb::object view(Client& client, nb::handle key) {
     const KeyArguments arguments = KeyArguments::one(key);
     Result<std::unique_ptr<ObjectView>> opened =
-        without_gil([&] { return client->view(arguments.keys()[0]); });
+        interruptible([&] { return client->view(arguments.keys()[0]); });
     std::unique_ptr<ObjectView> found = value_or_raise(std::move(opened));
     return found == nullptr ? nb::none()
                             : nb::cast(new Block(std::move(found)), nb::rv_policy::take_ownership);
@@ -326,14 +331,14 @@ nb::tuple remove(Client& client, nb::handle keys) {
     std::vector<Code> codes;
     std::vector<std::string> unreached;
     raise_unless_ok(
-        without_gil([&] { return client->remove(arguments.keys(), &codes, &unreached); }));
+        interruptible([&] { return client->remove(arguments.keys(), &codes, &unreached); }));
     return nb::make_tuple(list_of(codes), nb::cast(unreached));
 }
 
 nb::list set_pin(Client& client, nb::handle keys, uint8_t level) {
     const KeyArguments arguments = KeyArguments::many(keys);
     std::vector<Code> codes;
-    raise_unless_ok(without_gil(
+    raise_unless_ok(interruptible(
         [&] { return client->set_pin(arguments.keys(), static_cast<Pin>(level), &codes); }));
     return list_of(codes);
 }
@@ -345,7 +350,7 @@ nb::tuple list_keys(Client& client, nb::handle prefix, const nb::bytes& cursor, 
         raise_status(Status(Code::kInvalidArgument, "prefix is longer than 1024 bytes of UTF-8"));
     }
     Result<ClientCore::KeyPage> page =
-        without_gil([&] { return client->list(start, from, limit); });
+        interruptible([&] { return client->list(start, from, limit); });
     const ClientCore::KeyPage found = value_or_raise(std::move(page));
     return nb::make_tuple(nb::cast(found.keys),
                           nb::bytes(found.cursor.data(), found.cursor.size()));
@@ -354,7 +359,7 @@ nb::tuple list_keys(Client& client, nb::handle prefix, const nb::bytes& cursor, 
 nb::object inspect(Client& client, nb::handle key) {
     const KeyArguments arguments = KeyArguments::one(key);
     Result<ClientCore::Inspection> result =
-        without_gil([&] { return client->inspect(arguments.keys()[0]); });
+        interruptible([&] { return client->inspect(arguments.keys()[0]); });
     const ClientCore::Inspection found = value_or_raise(std::move(result));
     if (!found.found) {
         return nb::none();
@@ -376,7 +381,7 @@ nb::object inspect(Client& client, nb::handle key) {
 nb::list explain(Client& client, nb::handle key) {
     const KeyArguments arguments = KeyArguments::one(key);
     Result<std::vector<ClientCore::Explanation>> result =
-        without_gil([&] { return client->explain(arguments.keys()[0]); });
+        interruptible([&] { return client->explain(arguments.keys()[0]); });
     nb::list out;
     for (const ClientCore::Explanation& known : value_or_raise(std::move(result))) {
         out.append(nb::make_tuple(known.node, known.in_dram, known.on_nvme, known.version,
@@ -388,7 +393,7 @@ nb::list explain(Client& client, nb::handle key) {
 
 size_t prefetch(Client& client, nb::handle keys) {
     const KeyArguments arguments = KeyArguments::many(keys);
-    Result<size_t> result = without_gil([&] { return client->prefetch(arguments.keys()); });
+    Result<size_t> result = interruptible([&] { return client->prefetch(arguments.keys()); });
     return value_or_raise(std::move(result));
 }
 
@@ -421,12 +426,8 @@ nb::list nodes(Client& client) {
 }
 
 nb::dict node_counters(Client& client) {
-    std::vector<std::pair<std::string, ClientCore::Counters>> all;
-    {
-        nb::gil_scoped_release unlocked;
-        all = client->node_counters();
-    }
     nb::dict out;
+    const auto all = interruptible([&] { return client->node_counters(); });
     for (const auto& [node, counted] : all) {
         nb::dict row;
         for (const auto& [name, value] : counted) {
@@ -498,7 +499,7 @@ void bind_reads(nb::class_<Client>& client) {
             [](Client& self, nb::handle keys, size_t stride, uint32_t wait_ms) {
                 const KeyArguments arguments = KeyArguments::many(keys);
                 MissReason reason = MissReason::kNone;
-                const size_t length = value_or_raise(without_gil([&] {
+                const size_t length = value_or_raise(interruptible([&] {
                     return self->prefix_length(arguments.keys(), stride, wait_ms, &reason);
                 }));
                 return nb::make_tuple(length, static_cast<int>(reason));
@@ -545,7 +546,7 @@ void bind_writes(nb::class_<Client>& client) {
         .def("remove", &remove, "keys"_a.none())
         .def("set_pin", &set_pin, "keys"_a.none(), "level"_a)
         .def("flush", [](Client& self) {
-            return static_cast<int32_t>(without_gil([&] { return self->flush(); }).code());
+            return static_cast<int32_t>(interruptible([&] { return self->flush(); }).code());
         });
 }
 
@@ -562,11 +563,8 @@ void bind_client(nb::module_& module) {
         .def_prop_ro("length", [](Leases& self) { return self->length(); })
         .def_prop_ro("reason", [](Leases& self) { return static_cast<int>(self->reason()); })
         .def(
-            "alive", [](Leases& self) { return self->alive(); },
-            nb::call_guard<nb::gil_scoped_release>())
-        .def(
-            "release", [](Leases& self) { self->release(); },
-            nb::call_guard<nb::gil_scoped_release>());
+            "alive", [](Leases& self) { return self->alive(); }, nb::call_guard<GilReleased>())
+        .def("release", [](Leases& self) { self->release(); }, nb::call_guard<GilReleased>());
 
     nb::class_<Client> client(module, "Client");
     client.def(nb::new_(&connect), nb::kw_only(), "masters"_a, "tenant"_a, "namespace"_a,
@@ -586,7 +584,7 @@ void bind_client(nb::module_& module) {
         .def("close",
              [](Client& self) {
                  if (!self->in_forked_child()) {
-                     nb::gil_scoped_release unlocked;
+                     GilReleased unlocked;
                      self->close();
                  }
              })

@@ -11,6 +11,7 @@
 
 #include <tuple>
 
+#include "gil.h"
 #include "master_facade.h"
 #include "server_values.h"
 
@@ -29,13 +30,6 @@ NodeState state_from(int state) {
 
 nb::bytes to_bytes(const std::vector<uint8_t>& data) {
     return nb::bytes(reinterpret_cast<const char*>(data.data()), data.size());
-}
-
-// Runs without the GIL; the result is converted with it.
-template <class F>
-auto unlocked(F f) {
-    nb::gil_scoped_release release;
-    return f();
 }
 
 nb::dict node_dict(const MasterCore::NodeView& view) {
@@ -61,7 +55,7 @@ nb::object inspect(PyMaster& self, const std::string& tenant, const std::string&
                    const std::string& key) {
     ObjectInfo info;
     std::vector<MasterCore::NodeView> nodes;
-    const bool found = unlocked([&] {
+    const bool found = without_gil([&] {
         const Namespace* space = self.find(tenant, ns);
         if (space == nullptr || !self.core().directory().inspect(*space->current, key, info)) {
             return false;
@@ -98,7 +92,7 @@ nb::object inspect(PyMaster& self, const std::string& tenant, const std::string&
 nb::dict stats_dict(PyMaster& self) {
     MasterCore::Stats stats;
     ServerStats server;
-    unlocked([&] {
+    without_gil([&] {
         stats = self.core().stats();
         server = self.service().stats();
         return 0;
@@ -168,7 +162,7 @@ void bind_nodes(nb::class_<PyMaster>& master) {
                                     .state = state_from(state),
                                     .fresh = fresh};
                 const bool old = known || !self.started();
-                value_or_raise(unlocked([&] { return self.core().register_node(info, old); }));
+                value_or_raise(without_gil([&] { return self.core().register_node(info, old); }));
             },
             "node_id"_a, "session_id"_a, "node_epoch"_a, "tcp_endpoint"_a, "unix_endpoint"_a,
             "host"_a, "weight"_a, "capacity_bytes"_a, "free_bytes"_a = 0, "state"_a = 0,
@@ -183,7 +177,7 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& node_id, int state, uint32_t weight,
                uint64_t free, uint64_t capacity) {
                 const NodeState to = state_from(state);
-                raise_unless_ok(unlocked(
+                raise_unless_ok(without_gil(
                     [&] { return self.core().set_node(node_id, to, weight, free, capacity); }));
             },
             "node_id"_a, "state"_a, "weight"_a, "free_bytes"_a, "capacity_bytes"_a,
@@ -198,20 +192,20 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             "set_node_endpoints",
             [](PyMaster& self, const std::string& node_id, const std::string& tcp,
                const std::string& unix_endpoint, const std::string& host) {
-                raise_unless_ok(unlocked(
+                raise_unless_ok(without_gil(
                     [&] { return self.core().set_endpoints(node_id, tcp, unix_endpoint, host); }));
             },
             "node_id"_a, "tcp_endpoint"_a, "unix_endpoint"_a, "host"_a)
         .def(
             "remove_node",
             [](PyMaster& self, const std::string& node_id) {
-                raise_unless_ok(unlocked([&] { return self.core().remove_node(node_id); }));
+                raise_unless_ok(without_gil([&] { return self.core().remove_node(node_id); }));
             },
             "node_id"_a,
             "Forgets the node: its replicas are dropped, the log no longer waits for it.")
         .def("nodes", [](PyMaster& self) {
             nb::list out;
-            for (const auto& view : unlocked([&] { return self.core().nodes(); })) {
+            for (const auto& view : without_gil([&] { return self.core().nodes(); })) {
                 out.append(node_dict(view));
             }
             return out;
@@ -223,19 +217,20 @@ void bind_copies(nb::class_<PyMaster>& master) {
         .def(
             "drain_remaining",
             [](PyMaster& self, const std::string& node_id) {
-                return unlocked([&] { return self.core().drain_remaining(node_id); });
+                return without_gil([&] { return self.core().drain_remaining(node_id); });
             },
             "node_id"_a, "Readable objects that no other living, not draining node holds.")
-        .def(
-            "under_replicated",
-            [](PyMaster& self) { return unlocked([&] { return self.core().under_replicated(); }); })
+        .def("under_replicated",
+             [](PyMaster& self) {
+                 return without_gil([&] { return self.core().under_replicated(); });
+             })
         .def(
             "set_copy_policy",
             [](PyMaster& self, std::optional<double> copies_per_s,
                std::optional<double> bytes_per_s, std::optional<uint32_t> max_in_flight,
                std::optional<uint32_t> order_timeout_ms, std::optional<uint32_t> max_attempts,
                std::optional<bool> repair, std::optional<uint32_t> repair_delay_ms) {
-                nb::gil_scoped_release release;
+                GilReleased release;
                 CopyPolicy policy = self.core().copy_policy();
                 policy.copies_per_s = copies_per_s.value_or(policy.copies_per_s);
                 policy.bytes_per_s = bytes_per_s.value_or(policy.bytes_per_s);
@@ -257,7 +252,7 @@ void bind_journal(nb::class_<PyMaster>& master) {
         .def(
             "wait_journal",
             [](PyMaster& self, uint32_t timeout_ms) {
-                auto records = unlocked([&] { return self.core().wait_journal(timeout_ms); });
+                auto records = without_gil([&] { return self.core().wait_journal(timeout_ms); });
                 nb::list out;
                 for (const auto& [seq, record] : records) {
                     out.append(nb::make_tuple(seq, to_bytes(record)));
@@ -271,7 +266,7 @@ void bind_journal(nb::class_<PyMaster>& master) {
         .def(
             "journal_done",
             [](PyMaster& self, uint64_t seq) {
-                nb::gil_scoped_release release;
+                GilReleased release;
                 self.core().journal_done(seq);
             },
             "seq"_a, "Records up to `seq` are durable: push them to the nodes.")
@@ -292,7 +287,7 @@ void bind_history(nb::class_<PyMaster>& master) {
                     const auto* data = reinterpret_cast<const uint8_t*>(record.c_str());
                     copies.emplace_back(data, data + record.size());
                 }
-                raise_unless_ok(unlocked([&] { return self.core().load_ops(copies); }));
+                raise_unless_ok(without_gil([&] { return self.core().load_ops(copies); }));
             },
             "records"_a, "The journal's records in order, before start().")
         .def_static(
@@ -342,7 +337,7 @@ void bind_objects(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
                const std::vector<std::string>& keys, uint32_t timeout_ms) {
                 return value_or_raise(
-                    unlocked([&] { return self.remove(tenant, ns, keys, timeout_ms); }));
+                    without_gil([&] { return self.remove(tenant, ns, keys, timeout_ms); }));
             },
             "tenant"_a, "namespace"_a, "keys"_a, "timeout_ms"_a, "(codes, unreached node ids)")
         .def(
@@ -352,7 +347,7 @@ void bind_objects(nb::class_<PyMaster>& master) {
                 if (level < 0 || level > static_cast<int>(Pin::kHard)) {
                     raise_status(Status(Code::kInvalidArgument, "unknown pin level"));
                 }
-                return value_or_raise(unlocked([&] {
+                return value_or_raise(without_gil([&] {
                     return self.set_pin(tenant, ns, keys, static_cast<Pin>(level), timeout_ms);
                 }));
             },
@@ -362,7 +357,8 @@ void bind_objects(nb::class_<PyMaster>& master) {
             "flush",
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
                uint32_t timeout_ms) {
-                return value_or_raise(unlocked([&] { return self.flush(tenant, ns, timeout_ms); }));
+                return value_or_raise(
+                    without_gil([&] { return self.flush(tenant, ns, timeout_ms); }));
             },
             "tenant"_a, "namespace"_a, "timeout_ms"_a,
             "(code, unreached node ids, new namespace epoch)");
@@ -375,7 +371,7 @@ void bind_reads(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
                const std::string& prefix, uint64_t cursor, size_t limit) {
                 std::pair<std::vector<std::string>, uint64_t> page{{}, 0};
-                nb::gil_scoped_release release;
+                GilReleased release;
                 if (const Namespace* space = self.find(tenant, ns)) {
                     page.second = self.core().directory().list(*space->current, prefix, cursor,
                                                                limit, page.first);
@@ -389,7 +385,7 @@ void bind_reads(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
                const std::vector<std::string>& keys) {
                 std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> found{{}, 0};
-                nb::gil_scoped_release release;
+                GilReleased release;
                 if (const Namespace* space = self.find(tenant, ns)) {
                     found = self.core().locate(*space, views(keys));
                 }
@@ -401,7 +397,7 @@ void bind_reads(nb::class_<PyMaster>& master) {
             "poll_events",
             [](PyMaster& self, uint64_t cursor, size_t max_events) {
                 std::vector<std::string> ids;
-                const WatchRing::Batch batch = unlocked([&] {
+                const WatchRing::Batch batch = without_gil([&] {
                     WatchRing::Batch polled =
                         self.core().directory().watch().poll(cursor, max_events, boottime_ms());
                     for (const MasterCore::NodeView& view : self.core().nodes()) {
@@ -474,9 +470,11 @@ void bind_master(nb::module_& module) {
     master
         .def(
             "start",
-            [](PyMaster& self) { return value_or_raise(unlocked([&] { return self.start(); })); },
+            [](PyMaster& self) {
+                return value_or_raise(without_gil([&] { return self.start(); }));
+            },
             "Binds and serves; the bound endpoints in the order of `listen`.")
-        .def("stop", &PyMaster::stop, nb::call_guard<nb::gil_scoped_release>())
+        .def("stop", &PyMaster::stop, nb::call_guard<GilReleased>())
         .def(
             "set_endpoints",
             [](PyMaster& self, const std::string& grpc, const std::string& http) {
@@ -492,7 +490,7 @@ void bind_master(nb::module_& module) {
         .def(
             "finish_rebuild",
             [](PyMaster& self) {
-                nb::gil_scoped_release release;
+                GilReleased release;
                 self.core().finish_rebuild();
             },
             "Every known node has announced, or its time has passed: grant claims.")

@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "base/client_counters.h"
+#include "gil.h"
 #include "net/channel.h"
 #include "node/node_core.h"
 #include "node_options.h"
@@ -38,24 +39,24 @@ class PyNode {
 
     template <class F>
     auto run(F f) {
-        nb::gil_scoped_release release;
+        GilReleased release;
         std::shared_lock lock(mutex_);
         if (core_ == nullptr) {
             lock.unlock();
-            nb::gil_scoped_acquire acquire;
+            GilHeld acquire;
             raise_status(Status(Code::kClosed, "the node was closed"));
         }
         return f(*core_);
     }
     void stop() {
-        nb::gil_scoped_release release;
+        GilReleased release;
         const std::shared_lock lock(mutex_);
         if (core_ != nullptr) {
             core_->stop();
         }
     }
     void close(bool remove_files) {
-        nb::gil_scoped_release release;
+        GilReleased release;
         std::unique_lock lock(mutex_);
         if (core_ != nullptr && remove_files) {
             core_->store().remove_files();
@@ -238,7 +239,6 @@ nb::dict probe_master(const std::string& address, int role, const std::string& p
     hello.token = token;
     hello.client_name = "probe";
     const auto ask = [&]() -> Result<WelcomeData> {
-        const nb::gil_scoped_release release;
         const Result<Endpoint> endpoint = Endpoint::parse(address);
         if (!endpoint.ok()) {
             return endpoint.status();
@@ -249,7 +249,7 @@ nb::dict probe_master(const std::string& address, int role, const std::string& p
         }
         return (*channel)->welcome();
     };
-    const WelcomeData welcome = value_or_raise(ask());
+    const WelcomeData welcome = value_or_raise(interruptible(ask));
     nb::dict out;
     out["cluster_id"] = welcome.cluster_id;
     out["master_epoch"] = welcome.master_epoch;
@@ -285,7 +285,7 @@ void create(PyNode* self, const PyNodeOptions& given, PySegmentFiles* files) {
         raise_status({Code::kInvalidArgument, "these files have a node already"});
     }
     const auto make = [&] {
-        const nb::gil_scoped_release release;
+        const GilReleased release;
         return NodeCore::create(options, files != nullptr ? std::move(files->files) : nullptr);
     };
     new (self) PyNode(value_or_raise(make()), std::move(catalog));
@@ -312,7 +312,7 @@ void open_files(PySegmentFiles* self, const std::string& directory, bool discard
     options.directory = directory;
     options.discard_foreign = discard_foreign;
     const auto open = [&options] {
-        const nb::gil_scoped_release release;
+        const GilReleased release;
         return StoreFiles::open(options);
     };
     new (self) PySegmentFiles{value_or_raise(open())};

@@ -4,6 +4,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "gil.h"
 #include "node_options.h"
 #include "server_values.h"
 
@@ -57,7 +58,7 @@ class PyCatalog final : public NvmeCatalog {
   private:
     template <class F>
     static Status call(F f) {
-        const nb::gil_scoped_acquire acquire;
+        const GilHeld acquire;
         try {
             f();
             return {};
@@ -105,7 +106,7 @@ std::function<void(const NvmeProgress&)> progress_of(const PyNodeOptions& option
         return {};
     }
     return [handle = options.on_progress.ptr()](const NvmeProgress& at) {
-        const nb::gil_scoped_acquire acquire;
+        const GilHeld acquire;
         try {
             nb::borrow(handle)(at.files_done, at.files, at.objects);
         } catch (nb::python_error& error) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/clock.h"
+#include "base/interrupt.h"
 
 namespace kvstore {
 
@@ -40,6 +41,9 @@ class Breaker {
         }
     }
     void failure() {
+        if (is_interrupted()) {
+            return;  // it was not given its time
+        }
         failures_.fetch_add(1, std::memory_order_relaxed);
         open_until_ms_.store(boottime_ms() + pause_ms(), std::memory_order_relaxed);
     }

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/fault_point.h"
+#include "base/interrupt.h"
 #include "client/master_client.h"
 #include "wire/messages.h"
 
@@ -54,8 +55,10 @@ void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {
             wait_ms = wait_ms < 0 ? left_ms : std::min(wait_ms, left_ms);
         }
     }
-    // Interrupted: the callers look again, and come back.
-    (void)poll(entries.data(), entries.size(), wait_ms);
+    // Nothing here: the callers look again, and come back.
+    if (poll(entries.data(), entries.size(), wait_slice_ms(wait_ms)) <= 0) {
+        (void)check_interrupt();
+    }
 }
 
 Result<bool> GetRequest::advance() {
@@ -89,7 +92,7 @@ Result<bool> GetRequest::advance() {
         }
         return true;
     }
-    if (deadline_.expired()) {
+    if (deadline_.expired() || is_interrupted()) {
         return lease_->kill({Code::kDeadlineExceeded, "waiting for the reply"});
     }
     return false;

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "base/fault_point.h"
+#include "base/interrupt.h"
 
 namespace kvstore {
 namespace {
@@ -79,6 +80,7 @@ Result<LeaseKeeper::Grant> LeaseKeeper::acquire(const std::shared_ptr<PeerNode>&
     deadline =
         Deadline::after_ms(std::min(kAcquireCallMs, static_cast<uint64_t>(deadline.left_ms())));
     const MutexLock talking(to->mutex);
+    const Uninterrupted waits;  // an interrupted call would end the channel, and all leases on it
     if (Status status = to->connect(deadline); !status.ok()) {
         peer->breaker().failure();
         return status;

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/interrupt.h"
+
 namespace kvstore {
 
 LeaseRounds::LeaseRounds(size_t length, Replica replica, Ask ask)
@@ -14,7 +16,8 @@ LeaseRounds::LeaseRounds(size_t length, Replica replica, Ask ask)
       next_replica_(length, 0) {}
 
 void LeaseRounds::run(Deadline deadline) {
-    for (size_t round = 0; round <= limits::kMaxReplicas && !deadline.expired(); ++round) {
+    for (size_t round = 0;
+         round <= limits::kMaxReplicas && !deadline.expired() && !check_interrupt(); ++round) {
         const Questions questions = next_questions();
         if (questions.empty()) {
             return;

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "base/interrupt.h"
+
 namespace kvstore {
 namespace {
 
@@ -213,6 +215,7 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
         return namespace_id_.load(std::memory_order_relaxed);
     }
     const MutexLock lock(resolve_mutex_);
+    const WaitsLocked waits;
     const uint64_t flushes = index_->flush_counter();
     if (resolved_flushes_.load(std::memory_order_relaxed) == flushes) {
         return namespace_id_.load(std::memory_order_relaxed);
@@ -235,6 +238,7 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
 
 Status LocalNode::hold(Generation gen, Deadline deadline) {
     const MutexLock talking(holder_mutex_);
+    const WaitsLocked waits;
     if (holder_ == nullptr || !holder_->alive()) {
         Result<std::unique_ptr<Channel>> opened = open_channel(deadline);
         if (!opened.ok()) {
@@ -255,6 +259,7 @@ Status LocalNode::hold(Generation gen, Deadline deadline) {
 
 void LocalNode::unhold(Generation gen) {
     const MutexLock talking(holder_mutex_);
+    const WaitsLocked waits;
     if (holder_ == nullptr || !holder_->alive()) {
         return;  // the node gives the block back when this process ends
     }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/interrupt.h"
 #include "base/mutex.h"
 
 namespace kvstore {
@@ -72,6 +73,7 @@ std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
     if (!attaching.owns_lock()) {
         return nullptr;
     }
+    const WaitsLocked waits;
     Result<Endpoint> endpoint = Endpoint::parse(known->unix_endpoint);
     if (!endpoint.ok() || !endpoint->is_unix()) {
         return nullptr;

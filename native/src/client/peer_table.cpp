@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "base/interrupt.h"
+
 namespace kvstore {
 namespace {
 
@@ -47,6 +49,7 @@ Status PeerTable::refresh(Deadline deadline) {
 }
 
 Status PeerTable::fetch(Deadline deadline) {
+    const WaitsLocked waits;
     Nodes request;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
     NodesReply reply;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "base/interrupt.h"
 #include "client/shared_put.h"
 
 namespace kvstore {
@@ -81,7 +82,7 @@ void PutPath::put_batch(std::span<PutItem> batch) {
         if (context_.closed()) {
             return set_all(open, Code::kClosed);
         }
-        if (deadline_.expired()) {
+        if (deadline_.expired() || (attempts > 0 && check_interrupt())) {
             return set_all(open, Code::kDeadlineExceeded);
         }
         if (attempts > 0 && boottime_ms() >= give_up_ms_) {

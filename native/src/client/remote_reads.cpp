@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/checksum.h"
+#include "base/interrupt.h"
 #include "base/mutation.h"
 
 namespace kvstore {
@@ -231,7 +232,7 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
         }
     }
     job.tried |= down;
-    const NextStep step = next_step(job, scores, deadline_.expired());
+    const NextStep step = next_step(job, scores, deadline_.expired() || is_interrupted());
     job.trying = step.replica;
     switch (step.kind) {
         case NextStep::kTry:

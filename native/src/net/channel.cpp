@@ -9,6 +9,8 @@
 #include <bit>
 #include <cstring>
 
+#include "base/interrupt.h"
+
 namespace kvstore {
 namespace {
 
@@ -266,8 +268,8 @@ Status Channel::fill(size_t wanted, Deadline deadline) {
         }
         if (count < 0 || deadline.expired()) {
             pollfd entry{fd_.get(), POLLIN, 0};
-            if (end_ - begin_ < wanted && poll(&entry, 1, deadline.left_ms()) == 0 &&
-                deadline.expired()) {
+            if (end_ - begin_ < wanted && poll(&entry, 1, wait_slice_ms(deadline.left_ms())) <= 0 &&
+                (deadline.expired() || check_interrupt())) {
                 return {Code::kDeadlineExceeded, "waiting for the reply"};
             }
         }

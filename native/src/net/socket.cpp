@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/interrupt.h"
 #include "base/limits.h"
 #include "base/mutex.h"
 
@@ -93,13 +94,15 @@ Result<std::vector<Address>> resolve_until(const std::string& host, uint16_t por
         shared->result.emplace(std::move(result));
         shared->done.notify_one();
     }).detach();
+    const auto is_done = [&]() KV_REQUIRES(shared->mutex) { return shared->result.has_value(); };
     MutexLock lock(shared->mutex);
-    const auto patience = std::chrono::milliseconds(
-        std::min(deadline.left_ms(), static_cast<int>(limits::kMaxTimeoutMs)));
-    if (!shared->done.wait_for(shared->mutex, patience, [&]() KV_REQUIRES(shared->mutex) {
-            return shared->result.has_value();
-        })) {
-        return {Code::kDeadlineExceeded, "resolving " + host};
+    while (!is_done()) {
+        const int left_ms = std::min(deadline.left_ms(), static_cast<int>(limits::kMaxTimeoutMs));
+        const auto patience = std::chrono::milliseconds(wait_slice_ms(left_ms));
+        if (!shared->done.wait_for(shared->mutex, patience, is_done) &&
+            (deadline.expired() || check_interrupt())) {
+            return {Code::kDeadlineExceeded, "resolving " + host};
+        }
     }
     return *shared->result;
 }
@@ -170,15 +173,15 @@ Result<Fd> listen_tcp(const Endpoint& endpoint, int backlog) {
 Status wait_for(int fd, short events, Deadline deadline) {
     for (;;) {
         pollfd entry{fd, events, 0};
-        const int ready = poll(&entry, 1, deadline.left_ms());
+        const int ready = poll(&entry, 1, wait_slice_ms(deadline.left_ms()));
         if (ready > 0) {
             return {};
         }
-        if (ready == 0 && deadline.expired()) {
-            return Code::kDeadlineExceeded;
-        }
         if (ready < 0 && errno != EINTR) {
             return errno_status("poll", "socket");
+        }
+        if ((ready == 0 && deadline.expired()) || check_interrupt()) {
+            return Code::kDeadlineExceeded;
         }
     }
 }
@@ -193,7 +196,8 @@ Result<Fd> connect_address(const Address& address, const std::string& name, Dead
         return errno_status("socket", name);
     }
     int error = connect(fd.get(), address.get(), address.length) == 0 ? 0 : errno;
-    while (error == EAGAIN && !deadline.expired()) {  // a Unix listener whose backlog is full
+    while (error == EAGAIN && !deadline.expired() &&
+           !check_interrupt()) {  // a Unix listener whose backlog is full
         (void)poll(nullptr, 0, 1);
         error = connect(fd.get(), address.get(), address.length) == 0 ? 0 : errno;
     }
