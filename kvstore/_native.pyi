@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
-from typing_extensions import Buffer
+from kvstore.client.buffers import BufferLike
 
 MISS_REASON_COUNT: int
 MAX_KEY_BYTES: int
@@ -14,6 +14,7 @@ MAX_TIMEOUT_MS: int
 def code_name(code: int) -> str: ...
 def miss_reason_name(reason: int) -> str: ...
 def leak(object: object) -> None: ...
+def set_leak_warnings(on: bool) -> None: ...
 
 class Block:
     @property
@@ -64,9 +65,9 @@ class Client:
         self, keys: Sequence[str], reasons: list[Any] | None = None
     ) -> list[bytes | None]: ...
     def batch_get_bytearrays(self, keys: Sequence[str]) -> list[bytearray | None]: ...
-    def get_into(self, key: str, out: Buffer) -> int: ...
+    def get_into(self, key: str, out: BufferLike) -> int: ...
     def batch_get_into(
-        self, keys: Sequence[str], buffers: Sequence[Buffer], reasons: list[Any] | None = None
+        self, keys: Sequence[str], buffers: Sequence[BufferLike], reasons: list[Any] | None = None
     ) -> list[int]: ...
     def batch_get_into_pointers(
         self,
@@ -87,7 +88,7 @@ class Client:
     def put(
         self,
         key: str,
-        buffer: Buffer,
+        buffer: BufferLike,
         replicas: int,
         pin: int,
         ttl_ms: int,
@@ -97,7 +98,7 @@ class Client:
     def batch_put(
         self,
         keys: Sequence[str],
-        buffers: Sequence[Buffer],
+        buffers: Sequence[BufferLike],
         replicas: int,
         pin: int,
         ttl_ms: int,

@@ -20,12 +20,14 @@ from kvstore.client.connect import connect
 from kvstore.client.store import Store
 from kvstore.errors import InvalidArgumentError, UnavailableError, UnsupportedError
 from kvstore.limits import DEFAULT_TIMEOUT_MS
+from kvstore.options import path, text, whole_number
 from kvstore.sizes import parse_size
 
 _NODE_ID = "embedded"
 _ALIVE = 1  # NodeState of native types.h
 _FULL_WEIGHT = 1000
 _START_MS = 5000
+_START_SLICE_MS = 100
 _MIN_SEGMENT_BYTES = 1 << 20
 
 
@@ -78,7 +80,9 @@ class _Servers:
             raise
         try:
             self.node.start()
-            if not self.node.wait_link(_START_MS):
+            # In slices: signals are handled between them.
+            waits = range(_START_MS // _START_SLICE_MS)
+            if not any(self.node.wait_link(_START_SLICE_MS) for _ in waits):
                 raise UnavailableError("the embedded node did not reach its master")
         except BaseException:
             self.stop()
@@ -148,7 +152,11 @@ def open(
         raise InvalidArgumentError(f"segment_size: {error}") from None
     if segment_bytes < _MIN_SEGMENT_BYTES:
         raise InvalidArgumentError("segment_size must be 1mb or more")
-    directory = "" if segment_dir is None else os.fspath(segment_dir)
+    directory = "" if segment_dir is None else path("segment_dir", segment_dir)
+    # Checked before the servers start, which need them.
+    text("tenant", tenant)
+    text("namespace", namespace)
+    timeout_ms = whole_number("timeout_ms", timeout_ms, 1, _native.MAX_TIMEOUT_MS)
     servers = _Servers(segment_bytes, directory, tenant)
     try:
         store = connect(servers.address, tenant=tenant, namespace=namespace, timeout_ms=timeout_ms)

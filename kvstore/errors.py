@@ -62,6 +62,10 @@ class Status(IntEnum):
         """Return the name; the number is `int(status)`."""
         return self.name
 
+    def __bool__(self) -> bool:
+        """As `ok`: `if store.put(key, data):` means that readers find the key."""
+        return self.ok
+
     @property
     def ok(self) -> bool:
         """True for Ok and AlreadyExists: a cluster's readers find the key."""

@@ -7,6 +7,7 @@ config, Mooncake's setup, the arguments of the public API.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -75,10 +76,58 @@ def whole_number(
     """
     if value is None and optional:
         return 0
-    if not isinstance(value, int) or not least <= value <= most:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # NumPy's integers, too
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
         none_or = "None or " if optional else ""
         raise InvalidArgumentError(f"{name} must be {none_or}{least} to {most}, not {value!r}")
+    return number
+
+
+def text(name: str, value: str) -> str:
+    """Check a string.
+
+    Args:
+        name: of the option, for the message.
+        value: as given.
+
+    Returns:
+        The value.
+
+    Raises:
+        InvalidArgumentError: It is no string, or one that UTF-8 cannot hold.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be a string, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{name} is not valid UTF-8 (a lone surrogate)") from None
     return value
+
+
+def path(name: str, value: str | os.PathLike[str]) -> str:
+    """Check a path.
+
+    Args:
+        name: of the option, for the message.
+        value: as given.
+
+    Returns:
+        The path as a string.
+
+    Raises:
+        InvalidArgumentError: It is no path.
+    """
+    try:
+        found: str | bytes | None = os.fspath(value)
+    except TypeError:
+        found = None
+    if not isinstance(found, str) or "\0" in found:
+        raise InvalidArgumentError(f"{name} must be a path, not {value!r}")
+    return found
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from kvstore import _native
-from kvstore.errors import RAISED, InvalidArgumentError, MissReason, Status, error_for
+from kvstore.errors import RAISED, MissReason, Status, error_for
 from kvstore.options import one_of, whole_number
 
 PinLevel = Literal["soft", "hard"]
@@ -16,6 +16,7 @@ PIN_NAMES: dict[int, PinLevel | None] = {0: None, 1: "soft", 2: "hard"}
 TIERS = {0: "dram", 1: "nvme"}
 MAX_REPLICAS = 8
 _MAX_THREADS = 256
+_MAX_STRIDE = (1 << 31) - 1
 _MAX_TTL_MS = (1 << 32) - 1
 
 
@@ -50,15 +51,14 @@ def answer(code: int) -> Status:
 
 def kept_as(replicas: int, pin: PinLevel | None, ttl_ms: int | None) -> tuple[int, int, int]:
     """Check the options of a put; returns replicas, pin level, time to live (0: none)."""
-    whole_number("replicas", replicas, 1, MAX_REPLICAS)
+    count = whole_number("replicas", replicas, 1, MAX_REPLICAS)
     one_of("pin", pin, PINS)
-    return replicas, PINS[pin], whole_number("ttl_ms", ttl_ms, 1, _MAX_TTL_MS, optional=True)
+    return count, PINS[pin], whole_number("ttl_ms", ttl_ms, 1, _MAX_TTL_MS, optional=True)
 
 
-def check_stride(stride: int) -> None:
-    """Raise InvalidArgumentError unless `stride`, the objects of one page, is 1 or more."""
-    if not isinstance(stride, int) or stride < 1:
-        raise InvalidArgumentError(f"stride must be 1 or more, not {stride!r}")
+def checked_stride(stride: int) -> int:
+    """Return the objects of one page; raise InvalidArgumentError unless they are 1 or more."""
+    return whole_number("stride", stride, 1, _MAX_STRIDE)
 
 
 def checked_lease(lease_ms: int | None) -> int:

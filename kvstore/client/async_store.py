@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kvstore.client.answers import (
-    check_stride,
     check_threads,
     checked_lease,
+    checked_stride,
     checked_wait,
 )
 from kvstore.client.call_pool import BusyError, CallPool, run_alone
@@ -227,9 +227,9 @@ class AsyncStore:
         """
         view = await self._call(functools.partial(self._store.view, key))
         try:
-            yield None if view is None else view.__enter__()
+            yield view.__enter__()
         finally:
-            if view is not None:
+            if view:
                 await self._tidy(view.release)
 
     async def lookup(
@@ -255,7 +255,7 @@ class AsyncStore:
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        check_stride(stride)
+        checked_stride(stride)
         checked_lease(lease_ms)
         wait_s = checked_wait(wait_ms) / 1000
         look = functools.partial(self._store.lookup, keys, stride=stride, lease_ms=lease_ms)
@@ -320,8 +320,8 @@ class AsyncStore:
         await self.close()
 
     def __repr__(self) -> str:
-        """Show whether it is open."""
-        return f"<kvstore.AsyncStore {'closed' if self.closed else 'open'}>"
+        """Show address, tenant, namespace and the number of nodes."""
+        return f"<kvstore.AsyncStore {self._store._shown()}>"
 
     def _refuses(self) -> bool:
         return self._closing is not None or self._store.closed

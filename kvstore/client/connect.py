@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kvstore import _native
+from kvstore.addresses import masters_of
 from kvstore.client.store import Store
-from kvstore.errors import InvalidArgumentError
 from kvstore.limits import DEFAULT_TIMEOUT_MS
-from kvstore.options import one_of, whole_number
+from kvstore.options import one_of, path, text, whole_number
 from kvstore.security import load_identity
 
 Transport = Literal["auto", "shm", "tcp"]
@@ -31,8 +31,8 @@ def connect(
     """Connect to a cluster.
 
     Args:
-        address: of the master, "host:port" (also "unix:///path", "unix:@name"), or several, tried
-            in order.
+        address: of the master, "host" or "host:port" (also "unix:///path", "unix:@name"), or
+            several, in a list or separated by commas, tried in order. The port is 50051 by default.
         tenant: owner of the objects.
         namespace: set of compatible objects; a digest of everything that makes pages
             compatible (weights, dtype, layout, page size, ranks, hash).
@@ -54,13 +54,13 @@ def connect(
         PermissionDeniedError: The principal may not use this tenant.
         VersionMismatchError: The master supports no protocol version of this client.
     """
+    masters = masters_of(address)
     one_of("transport", transport, _TRANSPORTS)
-    whole_number("timeout_ms", timeout_ms, 1, _native.MAX_TIMEOUT_MS)
-    whole_number("stripes", stripes, 1, _MAX_STRIPES)
-    masters = [address] if isinstance(address, str) else list(address)
-    if not all(isinstance(master, str) for master in masters):
-        raise InvalidArgumentError("address must be a string or a list of strings")
-    principal = None if token_file is None else load_identity(token_file)
+    timeout_ms = whole_number("timeout_ms", timeout_ms, 1, _native.MAX_TIMEOUT_MS)
+    stripes = whole_number("stripes", stripes, 1, _MAX_STRIPES)
+    text("tenant", tenant)
+    text("namespace", namespace)
+    principal = None if token_file is None else load_identity(path("token_file", token_file))
     return Store(
         _native.Client(
             masters=masters,
@@ -72,5 +72,8 @@ def connect(
             timeout_ms=timeout_ms,
             transport=_TRANSPORTS[transport],
             stripes=stripes,
-        )
+        ),
+        address=",".join(masters),
+        tenant=tenant,
+        namespace=namespace,
     )

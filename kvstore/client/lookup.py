@@ -70,5 +70,8 @@ class Lookup:
         return self._length
 
     def __repr__(self) -> str:
-        """Show the length and whether there are leases."""
-        return f"Lookup(length={self._length}, leased={self._leases is not None})"
+        """Show the length, why the prefix ends there, and whether there are leases."""
+        return (
+            f"Lookup(length={self._length}, reason={self._reason.value}, "
+            f"leased={self._leases is not None})"
+        )

@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kvstore import _native
+from kvstore.client import interpreter_end as interpreter_end
 from kvstore.client.administration import Administration
 from kvstore.client.answers import (
     PinLevel,
     answer,
-    check_stride,
     checked_lease,
+    checked_stride,
     checked_wait,
     kept_as,
     name_reasons,
@@ -24,7 +25,7 @@ from kvstore.client.view import View
 from kvstore.errors import MissReason, Status, error_for
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from kvstore.client.buffers import BufferLike
 
 
 class Store(TensorCalls, Administration):
@@ -41,9 +42,12 @@ class Store(TensorCalls, Administration):
     After `close`, and in a forked child, every call raises ClosedError.
     """
 
-    def __init__(self, client: _native.Client) -> None:
-        """Wrap a connected client, which the store owns."""
+    def __init__(
+        self, client: _native.Client, *, address: str, tenant: str, namespace: str
+    ) -> None:
+        """Wrap a connected client, which the store owns; the names are those it has."""
         self._client = client
+        self._names = f"{address} tenant={tenant!r} namespace={namespace!r}"
         self._server_stats: Callable[[], dict[str, Any]] | None = None
         self._on_close: Callable[[], object] | None = None
 
@@ -51,6 +55,7 @@ class Store(TensorCalls, Administration):
         self, server_stats: Callable[[], dict[str, Any]], on_close: Callable[[], object]
     ) -> None:
         """Attach the servers of an embedded store: their counters, and how to stop them."""
+        self._names = f"embedded {self._names.partition(' ')[2]}"
         self._server_stats = server_stats
         self._on_close = on_close
 
@@ -59,7 +64,7 @@ class Store(TensorCalls, Administration):
     def put(
         self,
         key: str,
-        buffer: Buffer,
+        buffer: BufferLike,
         *,
         replicas: int = 1,
         pin: PinLevel | None = None,
@@ -96,7 +101,7 @@ class Store(TensorCalls, Administration):
     def batch_put(
         self,
         keys: Sequence[str],
-        buffers: Sequence[Buffer],
+        buffers: Sequence[BufferLike],
         *,
         replicas: int = 1,
         pin: PinLevel | None = None,
@@ -200,7 +205,7 @@ class Store(TensorCalls, Administration):
         name_reasons(reasons)
         return found
 
-    def get_into(self, key: str, out: Buffer) -> int | None:
+    def get_into(self, key: str, out: BufferLike) -> int | None:
         """Read an object into a buffer.
 
         Args:
@@ -222,7 +227,7 @@ class Store(TensorCalls, Administration):
     def batch_get_into(
         self,
         keys: Sequence[str],
-        buffers: Sequence[Buffer],
+        buffers: Sequence[BufferLike],
         *,
         reasons: list[MissReason] | None = None,
     ) -> list[int]:
@@ -274,21 +279,21 @@ class Store(TensorCalls, Administration):
         name_reasons(reasons)
         return found
 
-    def view(self, key: str) -> View | None:
+    def view(self, key: str) -> View:
         """Hold an object's block and read it without a copy.
 
         Args:
             key: of the object.
 
         Returns:
-            A context manager that gives a read-only memoryview; None on a miss.
+            A context manager that gives a read-only memoryview; on a miss it is false, and gives
+            None.
 
         Raises:
             InvalidArgumentError: The key is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        block = self._client.view(key)
-        return None if block is None else View(block)
+        return View(self._client.view(key))
 
     # --- asking ---
 
@@ -368,8 +373,7 @@ class Store(TensorCalls, Administration):
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        check_stride(stride)
-        return self._client.prefix_length(keys, stride)[0]
+        return self._client.prefix_length(keys, checked_stride(stride))[0]
 
     def lookup(
         self,
@@ -399,7 +403,7 @@ class Store(TensorCalls, Administration):
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        check_stride(stride)
+        stride = checked_stride(stride)
         lease_ms = checked_lease(lease_ms)
         wait_ms = checked_wait(wait_ms)
         if lease_ms == 0:
@@ -507,5 +511,9 @@ class Store(TensorCalls, Administration):
         self.close()
 
     def __repr__(self) -> str:
-        """Show whether it is open."""
-        return f"<kvstore.Store {'closed' if self.closed else 'open'}>"
+        """Show address, tenant, namespace and the number of nodes."""
+        return f"<kvstore.Store {self._shown()}>"
+
+    def _shown(self) -> str:
+        state = "closed" if self.closed else f"nodes={len(self._client.nodes())}"
+        return f"{self._names} {state}"

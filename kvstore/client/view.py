@@ -9,13 +9,12 @@ from kvstore import _native
 
 
 class View:
-    """A held block as a read-only memoryview; made by Store.view.
+    """A held block as a read-only memoryview; made by Store.view. False on a miss.
 
     The hold starts when the view is made, so that the object cannot be evicted in between::
 
-        view = store.view("key")
-        if view is not None:
-            with view as block:      # a read-only memoryview of the block itself
+        with store.view("key") as block:  # a read-only memoryview of the block itself
+            if block is not None:         # None: a miss
                 use(block)
 
     The block stays unchanged until the view is released *and* every memoryview or array made from
@@ -25,20 +24,20 @@ class View:
 
     __slots__ = ("_block", "_memory")
 
-    def __init__(self, block: _native.Block) -> None:
-        """Wrap a held block."""
+    def __init__(self, block: _native.Block | None) -> None:
+        """Wrap a held block; None for a miss."""
         self._block = block
         self._memory: memoryview | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of the object."""
-        return self._block.size
+        """Bytes of the object; 0 on a miss."""
+        return 0 if self._block is None else self._block.size
 
     @property
     def zero_copy(self) -> bool:
         """Whether the bytes are the shared block itself rather than a private copy."""
-        return self._block.zero_copy
+        return self._block is not None and self._block.zero_copy
 
     def release(self) -> None:
         """End the hold as soon as no memoryview uses the bytes."""
@@ -47,15 +46,20 @@ class View:
             # An array made from it keeps the memoryview, and the hold, until it is gone.
             with contextlib.suppress(BufferError):
                 memory.release()
-        self._block.release()
+        if self._block is not None:
+            self._block.release()
 
-    def __enter__(self) -> memoryview:
-        """Return the bytes.
+    def __bool__(self) -> bool:
+        """Say whether the object was found; also after the release."""
+        return self._block is not None
+
+    def __enter__(self) -> memoryview | None:
+        """Return the bytes; None on a miss.
 
         Raises:
             BufferError: The view has been released.
         """
-        if self._memory is None:
+        if self._memory is None and self._block is not None:
             self._memory = memoryview(self._block)  # type: ignore[arg-type]
         return self._memory
 
@@ -70,4 +74,6 @@ class View:
 
     def __repr__(self) -> str:
         """Show the size and where the bytes are."""
+        if self._block is None:
+            return "View(miss)"
         return f"View(size={self.size}, zero_copy={self.zero_copy})"

@@ -32,6 +32,9 @@ NB_MODULE(_native, module) {
     module.def(
         "leak", [](nb::handle object) { object.inc_ref(); }, nb::arg("object"),
         "Keeps an object forever: a forked child must not end its parent's servers.");
+    module.def(
+        "set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, nb::arg("on"),
+        "Whether the end of the interpreter lists the objects that are still in use.");
     module.attr("MISS_REASON_COUNT") = kvstore::kMissReasonCount;
     module.attr("MAX_KEY_BYTES") = kvstore::limits::kMaxKeyBytes;
     module.attr("MAX_BATCH_KEYS") = kvstore::limits::kMaxBatchKeys;

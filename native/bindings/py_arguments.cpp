@@ -1,6 +1,7 @@
 // Walking Python lists with the C API: one pass, no std::string, no Python call per element.
 #include "py_arguments.h"
 
+#include <cstring>
 #include <string>
 
 #include "base/limits.h"
@@ -82,6 +83,46 @@ iovec piece_of(nb::handle address, nb::handle size, long row) {
     return {reinterpret_cast<void*>(where), length};
 }
 
+// Whether a format of PEP 3118 describes plain data: no object, pointer, function or C string.
+bool is_plain(const char* format) {
+    bool in_name = false;  // :of a field:
+    for (; *format != 0; ++format) {
+        if (*format == ':') {
+            in_name = !in_name;
+        } else if (!in_name && (std::strchr("O&XPz", *format) != nullptr ||
+                                (*format == 'Z' && std::strchr("fdg", format[1]) == nullptr))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Bytes of an address would be kept as if they were data, and a get would write over addresses.
+bool holds_plain_data(nb::handle object) {
+    if (PyBytes_Check(object.ptr()) || PyByteArray_Check(object.ptr())) {
+        return true;
+    }
+    if (PyMemoryView_Check(object.ptr())) {
+        const char* format = PyMemoryView_GET_BUFFER(object.ptr())->format;
+        return format == nullptr || is_plain(format);
+    }
+    // NumPy's own answer first: a format cannot tell of all its types (bfloat16, datetime64).
+    if (const nb::object dtype = nb::getattr(object, "dtype", nb::none()); !dtype.is_none()) {
+        const nb::object objects = nb::getattr(dtype, "hasobject", nb::none());
+        if (!objects.is_none()) {
+            return !nb::cast<bool>(objects);
+        }
+    }
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_FULL_RO) != 0) {
+        PyErr_Clear();
+        return true;  // no buffer, or one without a format
+    }
+    const bool plain = buffer.format == nullptr || is_plain(buffer.format);
+    PyBuffer_Release(&buffer);
+    return plain;
+}
+
 }  // namespace
 
 KeyArguments KeyArguments::one(nb::handle key) {
@@ -145,6 +186,12 @@ BufferArguments::~BufferArguments() {
 }
 
 void BufferArguments::add(nb::handle object, bool writable, const char* what, long row) {
+    if (!holds_plain_data(object)) {
+        invalid(at(what, row) +
+                " holds Python objects or pointers, which mean nothing elsewhere; "
+                "this " +
+                class_name(object) + " must be converted to bytes first");
+    }
     Py_buffer buffer;
     const int flags = writable ? PyBUF_WRITABLE : PyBUF_SIMPLE;
     if (PyObject_GetBuffer(object.ptr(), &buffer, flags) != 0) {

@@ -59,9 +59,8 @@ def test_what_memory_evicts_is_read_from_nvme(cluster: Cluster, config: dict[str
     assert cluster.connect(transport="tcp").batch_get(keys) == [proof(key, SIZE) for key in keys]
     assert metric(node, "kvstore_nvme_hits_total") > 0
     held = store.view(keys[0])
-    assert held is not None
     with held as view:
-        assert bytes(view) == proof(keys[0], SIZE)
+        assert view is not None and bytes(view) == proof(keys[0], SIZE)
     with store.lookup(keys[:20], lease_ms=5000) as leased:
         assert leased.length == 20
     assert store.put(keys[0], b"other") is Status.AlreadyExists

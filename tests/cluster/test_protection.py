@@ -39,7 +39,7 @@ def test_three_times_the_capacity_never_hurts_what_is_protected(
     leased = {f"leased/{i}": put(f"leased/{i}") for i in range(8)}
     viewed = {f"viewed/{i}": put(f"viewed/{i}") for i in range(8)}
     views = [store.view(key) for key in viewed]
-    handles = [view.__enter__() for view in views if view is not None]
+    handles = [handle for view in views if (handle := view.__enter__()) is not None]
     assert len(handles) == len(viewed)
     with store.lookup(list(leased), lease_ms=60_000) as lookup:
         assert lookup.length == len(leased)
@@ -57,7 +57,6 @@ def test_three_times_the_capacity_never_hurts_what_is_protected(
         for handle, value in zip(handles, viewed.values(), strict=True):
             assert bytes(handle) == value
     for view in views:
-        assert view is not None
         view.__exit__(None, None, None)
     present = [key for key in written if store.exists(key)]
     assert 0 < len(present) < len(written)
@@ -98,15 +97,15 @@ def test_a_view_outlives_the_objects_removal(cluster: Cluster) -> None:
     value = proof("v", 1 << 20)
     store.put("v", value)
     view = store.view("v")
-    assert view is not None
     with view as block:
+        assert block is not None
         assert block.readonly and bytes(block) == value
         assert store.remove("v") is Status.Ok
         assert store.get("v") is None
         for i in range(64):
             store.put(f"noise/{i}", bytes(1 << 20))
         assert bytes(block) == value
-    assert store.view("v") is None
+    assert not store.view("v")
 
 
 @pytest.mark.parametrize("transport", ["auto", "tcp"])

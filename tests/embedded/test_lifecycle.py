@@ -78,10 +78,9 @@ def test_a_view_outlives_the_store() -> None:
     store = kvstore.open("32mb")
     store.put("k", b"bytes" * 1000)
     view = store.view("k")
-    assert view is not None
     with view as block:
         store.close()
-        assert block == b"bytes" * 1000
+        assert block is not None and block == b"bytes" * 1000
 
 
 def test_a_process_that_forgets_to_close_ends_well() -> None:

@@ -35,7 +35,7 @@ def test_what_was_put_comes_back(store: Store) -> None:
 def test_a_miss_is_none_and_counted(store: Store) -> None:
     assert store.get("nobody") is None
     assert store.get_into("nobody", bytearray(8)) is None
-    assert store.view("nobody") is None
+    assert not store.view("nobody")
     assert store.size("nobody") is None
     assert not store.exists("nobody")
     assert store.inspect("nobody") is None
@@ -216,8 +216,9 @@ def test_a_view_is_the_block_itself(store: Store) -> None:
     value = proof("v", 1 << 20)
     store.put("v", value)
     view = store.view("v")
-    assert view is not None and view.zero_copy and view.size == len(value)
+    assert view and view.zero_copy and view.size == len(value)
     with view as block:
+        assert block is not None
         assert block.readonly and block.nbytes == len(value) and block == value
         with pytest.raises(TypeError):
             block[0] = 0
@@ -234,8 +235,8 @@ def test_what_was_made_from_a_view_keeps_the_hold(store: Store) -> None:
     value = proof("v", 4 << 20)
     store.put("v", value)
     view = store.view("v")
-    assert view is not None
     with view as block:
+        assert block is not None
         kept = memoryview(block)[1:]
     del view, block
     gc.collect()
@@ -249,13 +250,12 @@ def test_more_views_than_a_slot_has_hazards(store: Store) -> None:
     values = [proof(key, 5000) for key in keys]
     store.batch_put(keys, values)
     views = [store.view(key) for key in keys]
-    blocks = [view.__enter__() for view in views if view is not None]
+    blocks = [block for view in views if (block := view.__enter__()) is not None]
     assert [bytes(block) for block in blocks] == values
     for i in range(40):
         store.put(f"noise/{i}", bytes(4 << 20))
     assert [bytes(block) for block in blocks] == values
     for view in views:
-        assert view is not None
         view.release()
 
 
@@ -378,8 +378,7 @@ def test_an_upsert_is_a_new_version(store: Store) -> None:
 def test_a_view_outlives_an_upsert(store: Store) -> None:
     assert store.put("k", b"old") is Status.Ok
     view = store.view("k")
-    assert view is not None
     with view as block:
         assert store.put("k", b"new", upsert=True) is Status.Ok
-        assert bytes(block) == b"old"
+        assert block is not None and bytes(block) == b"old"
     assert store.get("k") == b"new"

@@ -116,10 +116,10 @@ class Worker:
         elif way == 1:
             key = self._key()
             view = self._store.view(key)
-            if view is None:
+            held = view.__enter__()
+            if held is None:
                 self._note_read(key, None, start)
             else:
-                held = view.__enter__()
                 data = bytes(held)
                 self._note_read(key, data, start)
                 self._views.append((key, view, held, number_of(key, data)))

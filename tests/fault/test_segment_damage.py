@@ -168,7 +168,7 @@ def test_flipped_bytes(cluster: Cluster, name: str, cycles: int) -> None:
             removed = keys[10:15]
             assert store.batch_remove(removed) == [Status.Ok] * 5
             views = [store.view(key) for key in HELD]
-            bytes_held = [view.__enter__() for view in views if view is not None]
+            bytes_held = [held for view in views if (held := view.__enter__()) is not None]
             assert len(bytes_held) == len(HELD)
             node.kill()
             # Damage to an object that is looked at can be seen in its view: that is no reuse.
@@ -187,7 +187,6 @@ def test_flipped_bytes(cluster: Cluster, name: str, cycles: int) -> None:
                     wrong.append(f"{key}: the bytes of a view have changed")
             del held, bytes_held
             for view in views:
-                assert view is not None
                 view.release()
     leaks = leaks_of(node, start, folder)
     ways = "/".join(sorted(came))

@@ -26,6 +26,7 @@ BUILT = {"build", "dist"}
 
 GROUND_FLOOR = {
     "activity",
+    "addresses",
     "errors",
     "sizes",
     "clock",

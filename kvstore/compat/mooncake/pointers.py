@@ -249,11 +249,8 @@ class Views:
         """Return an object's bytes, read-only; None on a miss."""
         if key not in self._open:
             view = self._store.view(key)
-            if view is None:
-                self._open[key] = None
-            else:
-                self._holds.append(view)
-                self._open[key] = view.__enter__()
+            self._holds.append(view)
+            self._open[key] = view.__enter__()
         return self._open[key]
 
     def copy(self, key: str, start: int, pointer: int, size: int) -> int:
