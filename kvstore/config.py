@@ -125,6 +125,12 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
         int, Meta(ge=0, le=100_000), _live("Copies per second for repair and drain. 0: none.")
     ] = 2000
 
+    metric_namespaces: Annotated[
+        int,
+        Meta(ge=0, le=1000),
+        _live("Namespaces with metrics of their own: those with the most bytes. 0: none."),
+    ] = 20
+
     def __post_init__(self) -> None:
         """Refuse a TTL that a single lost heartbeat would exceed, and a wrong host."""
         self.check_hosts(self.advertise_host)

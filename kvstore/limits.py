@@ -17,6 +17,7 @@ MAX_EPOCH = (1 << 24) - 1  # types.h
 MAX_LABELS = 16
 MAX_LIST_KEYS = 2000  # a page stays below the 4 MiB that gRPC clients accept
 MAX_SEGMENTS = 64
+MAX_LIST_NAMESPACES = 4000  # a reply stays below the 4 MiB that gRPC clients accept
 MAX_ACTIVITY_COUNTERS = 256
 MAX_ACTIVITY_LATENCIES = 16
 MAX_ACTIVITY_BUCKETS = 256

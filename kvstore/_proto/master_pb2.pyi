@@ -435,9 +435,16 @@ class FlushReply(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     UNREACHED_NODES_FIELD_NUMBER: _builtins.int
     NAMESPACE_EPOCH_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     status: _builtins.int
     """kvstore.errors.Status: Ok or Partial"""
     namespace_epoch: _builtins.int
+    known: _builtins.bool
+    """What the master knew of the namespace before; all 0 when it had never heard of it."""
+    objects: _builtins.int
+    bytes: _builtins.int
     @_builtins.property
     def unreached_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -446,10 +453,13 @@ class FlushReply(_message.Message):
         status: _builtins.int = ...,
         unreached_nodes: _abc.Iterable[_builtins.str] | None = ...,
         namespace_epoch: _builtins.int = ...,
+        known: _builtins.bool = ...,
+        objects: _builtins.int = ...,
+        bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace_epoch", b"namespace_epoch", "status", b"status", "unreached_nodes", b"unreached_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "known", b"known", "namespace_epoch", b"namespace_epoch", "objects", b"objects", "status", b"status", "unreached_nodes", b"unreached_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,12 +608,19 @@ class InspectReply(_message.Message):
     PIN_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    TTL_LEFT_MS_FIELD_NUMBER: _builtins.int
+    REPLICAS_WANTED_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     version: _builtins.int
     pin: _types_pb2.Pin.ValueType
     created_unix_ms: _builtins.int
+    ttl_left_ms: _builtins.int
+    """0: it does not expire"""
+    replicas_wanted: _builtins.int
     @_builtins.property
-    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Replica]: ...
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Replica]:
+        """those on dead nodes too"""
+
     def __init__(
         self,
         *,
@@ -612,14 +629,101 @@ class InspectReply(_message.Message):
         pin: _types_pb2.Pin.ValueType = ...,
         created_unix_ms: _builtins.int = ...,
         replicas: _abc.Iterable[_types_pb2.Replica] | None = ...,
+        ttl_left_ms: _builtins.int = ...,
+        replicas_wanted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "pin", b"pin", "replicas", b"replicas", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "pin", b"pin", "replicas", b"replicas", "replicas_wanted", b"replicas_wanted", "size_bytes", b"size_bytes", "ttl_left_ms", b"ttl_left_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InspectReply: _TypeAlias = InspectReply  # noqa: Y015
+
+@_typing.final
+class ListNamespacesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """empty: every tenant"""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNamespacesRequest: _TypeAlias = ListNamespacesRequest  # noqa: Y015
+
+@_typing.final
+class NamespaceInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    KEYS_LOOKED_UP_FIELD_NUMBER: _builtins.int
+    KEYS_FOUND_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """number of flushes"""
+    objects: _builtins.int
+    """those on dead nodes too"""
+    bytes: _builtins.int
+    """each object once"""
+    keys_looked_up: _builtins.int
+    """Keys of lookups since the master's start; a host reads its own memory without asking."""
+    keys_found: _builtins.int
+    @_builtins.property
+    def namespace(self) -> _types_pb2.Namespace: ...
+    def __init__(
+        self,
+        *,
+        namespace: _types_pb2.Namespace | None = ...,
+        epoch: _builtins.int = ...,
+        objects: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        keys_looked_up: _builtins.int = ...,
+        keys_found: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "epoch", b"epoch", "keys_found", b"keys_found", "keys_looked_up", b"keys_looked_up", "namespace", b"namespace", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamespaceInfo: _TypeAlias = NamespaceInfo  # noqa: Y015
+
+@_typing.final
+class ListNamespacesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """namespaces beyond the first 4000"""
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamespaceInfo]:
+        """most bytes first"""
+
+    def __init__(
+        self,
+        *,
+        namespaces: _abc.Iterable[Global___NamespaceInfo] | None = ...,
+        left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "namespaces", b"namespaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNamespacesReply: _TypeAlias = ListNamespacesReply  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):

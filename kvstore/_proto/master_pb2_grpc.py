@@ -70,6 +70,11 @@ class MasterStub:
                 request_serializer=kvstore_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_master__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.ListNamespaces = channel.unary_unary(
+                '/kvstore.v1.Master/ListNamespaces',
+                request_serializer=kvstore_dot_v1_dot_master__pb2.ListNamespacesRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_master__pb2.ListNamespacesReply.FromString,
+                _registered_method=True)
 
 
 class MasterServicer:
@@ -154,6 +159,13 @@ class MasterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNamespaces(self, request, context):
+        """Lists the namespaces with what they hold. Role operator for those of every tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MasterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +223,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=kvstore_dot_v1_dot_master__pb2.StatusRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_master__pb2.StatusReply.SerializeToString,
+            ),
+            'ListNamespaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNamespaces,
+                    request_deserializer=kvstore_dot_v1_dot_master__pb2.ListNamespacesRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_master__pb2.ListNamespacesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -510,6 +527,33 @@ class Master:
             '/kvstore.v1.Master/Status',
             kvstore_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
             kvstore_dot_v1_dot_master__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNamespaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Master/ListNamespaces',
+            kvstore_dot_v1_dot_master__pb2.ListNamespacesRequest.SerializeToString,
+            kvstore_dot_v1_dot_master__pb2.ListNamespacesReply.FromString,
             options,
             channel_credentials,
             insecure,

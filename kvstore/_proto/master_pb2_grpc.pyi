@@ -67,6 +67,8 @@ class MasterStub:
     Inspect: _grpc.UnaryUnaryMultiCallable[_master_pb2.InspectRequest, _master_pb2.InspectReply]
     """NOT_FOUND: no such key."""
     Status: _grpc.UnaryUnaryMultiCallable[_master_pb2.StatusRequest, _master_pb2.StatusReply]
+    ListNamespaces: _grpc.UnaryUnaryMultiCallable[_master_pb2.ListNamespacesRequest, _master_pb2.ListNamespacesReply]
+    """Lists the namespaces with what they hold. Role operator for those of every tenant."""
 
 @_typing.type_check_only
 class MasterAsyncStub(MasterStub):
@@ -99,6 +101,8 @@ class MasterAsyncStub(MasterStub):
     Inspect: _aio.UnaryUnaryMultiCallable[_master_pb2.InspectRequest, _master_pb2.InspectReply]  # type: ignore[assignment]
     """NOT_FOUND: no such key."""
     Status: _aio.UnaryUnaryMultiCallable[_master_pb2.StatusRequest, _master_pb2.StatusReply]  # type: ignore[assignment]
+    ListNamespaces: _aio.UnaryUnaryMultiCallable[_master_pb2.ListNamespacesRequest, _master_pb2.ListNamespacesReply]  # type: ignore[assignment]
+    """Lists the namespaces with what they hold. Role operator for those of every tenant."""
 
 class MasterServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -194,5 +198,13 @@ class MasterServicer(metaclass=_abc_1.ABCMeta):
         request: _master_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_master_pb2.StatusReply, _abc.Awaitable[_master_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ListNamespaces(
+        self,
+        request: _master_pb2.ListNamespacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_pb2.ListNamespacesReply, _abc.Awaitable[_master_pb2.ListNamespacesReply]]:
+        """Lists the namespaces with what they hold. Role operator for those of every tenant."""
 
 def add_MasterServicer_to_server(servicer: MasterServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

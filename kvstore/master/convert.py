@@ -9,7 +9,7 @@ from kvstore._proto import master_pb2, node_pb2, types_pb2
 from kvstore.activity import FAMILIES, OPERATIONS, Activity, Labels
 from kvstore.errors import InvalidArgumentError, TooLargeError
 from kvstore.master import model
-from kvstore.master.core_api import CoreEvent, CoreNode, CoreObject
+from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
 from kvstore.metrics import Latency
 from kvstore.security import Principal
 
@@ -239,6 +239,20 @@ def inspect_to(found: CoreObject) -> master_pb2.InspectReply:
             )
             for replica in found["replicas"]
         ],
+        ttl_left_ms=found["ttl_left_ms"],
+        replicas_wanted=found["replicas_wanted"],
+    )
+
+
+def namespace_to(one: CoreNamespace) -> master_pb2.NamespaceInfo:
+    """Describe what a namespace holds."""
+    return master_pb2.NamespaceInfo(
+        namespace=types_pb2.Namespace(tenant=one["tenant"], name=one["namespace"]),
+        epoch=one["epoch"],
+        objects=one["objects"],
+        bytes=one["bytes"],
+        keys_looked_up=one["keys_looked_up"],
+        keys_found=one["keys_found"],
     )
 
 

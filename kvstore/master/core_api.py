@@ -39,7 +39,22 @@ class CoreObject(TypedDict):
     version: int
     pin: int
     created_ms: int
+    ttl_left_ms: int
+    """0: it does not expire."""
+    replicas_wanted: int
     replicas: list[CoreReplica]
+
+
+class CoreNamespace(TypedDict):
+    """What a namespace holds now, and the keys of lookups since the master's start."""
+
+    tenant: str
+    namespace: str
+    epoch: int
+    objects: int
+    bytes: int
+    keys_looked_up: int
+    keys_found: int
 
 
 class MasterCoreApi(Protocol):
@@ -128,6 +143,9 @@ class MasterCoreApi(Protocol):
 
     def namespaces(self) -> list[tuple[str, str, int]]:
         """Tenant, name and epoch of every namespace."""
+
+    def namespace_uses(self) -> list[CoreNamespace]:
+        """What every namespace holds, in no order."""
 
     def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
         """Block until operations must be made durable: (number, record), ascending."""

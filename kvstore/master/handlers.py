@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from kvstore import clock
-from kvstore._proto import master_pb2, node_pb2
+from kvstore._proto import master_pb2, node_pb2, types_pb2
 from kvstore.errors import InvalidArgumentError, Status, error_for
-from kvstore.limits import LIST_PAGE_KEYS, MAX_LIST_KEYS
+from kvstore.limits import LIST_PAGE_KEYS, MAX_LIST_KEYS, MAX_LIST_NAMESPACES
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
@@ -209,9 +209,36 @@ class MasterHandlers:
         """Start a new epoch of a namespace; waits for the holders."""
         tenant, name = convert.check_namespace(request.namespace)
         timeout_ms = convert.check_timeout(request.timeout_ms)
+        known = [
+            one
+            for one in self._core.namespace_uses()
+            if (one["tenant"], one["namespace"]) == (tenant, name)
+        ]
         status, unreached, epoch = self._core.flush(tenant, name, timeout_ms)
         return master_pb2.FlushReply(
-            status=status, unreached_nodes=unreached, namespace_epoch=epoch
+            status=status,
+            unreached_nodes=unreached,
+            namespace_epoch=epoch,
+            known=bool(known),
+            objects=sum(one["objects"] for one in known),
+            bytes=sum(one["bytes"] for one in known),
+        )
+
+    def list_namespaces(
+        self, request: master_pb2.ListNamespacesRequest
+    ) -> master_pb2.ListNamespacesReply:
+        """List the namespaces of a tenant, or of all, those with the most bytes first."""
+        if request.tenant:
+            convert.check_namespace(types_pb2.Namespace(tenant=request.tenant))
+        found = [
+            one
+            for one in self._core.namespace_uses()
+            if request.tenant in ("", one["tenant"]) and (one["objects"] or one["keys_looked_up"])
+        ]
+        found.sort(key=lambda one: (-one["bytes"], one["tenant"], one["namespace"]))
+        return master_pb2.ListNamespacesReply(
+            namespaces=map(convert.namespace_to, found[:MAX_LIST_NAMESPACES]),
+            left_out=max(0, len(found) - MAX_LIST_NAMESPACES),
         )
 
     def remove(self, request: master_pb2.RemoveRequest) -> master_pb2.RemoveReply:

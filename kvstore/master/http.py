@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from kvstore import activity
 from kvstore.http import Readiness
-from kvstore.master.core_api import MasterCoreApi
+from kvstore.master.core_api import CoreNamespace, MasterCoreApi
 from kvstore.master.journal import Journal
 from kvstore.master.model import Cluster, NodeState
 from kvstore.master.registry import Registry
@@ -126,11 +126,44 @@ def _node_families(cluster: Cluster, replicas: Mapping[str, int]) -> Iterator[Me
     )
 
 
+def _namespace_families(uses: list[CoreNamespace], most: int) -> Iterator[Metric]:
+    """Of the namespaces with the most bytes: there may be thousands."""
+    uses.sort(key=lambda one: (-one["bytes"], one["tenant"], one["namespace"]))
+    labels = ["tenant", "namespace"]
+    objects = GaugeMetricFamily(
+        "kvstore_cluster_namespace_objects",
+        "Objects of a namespace (the metric_namespaces largest ones).",
+        labels=labels,
+    )
+    size = GaugeMetricFamily(
+        "kvstore_cluster_namespace_bytes", "Bytes of its objects, each once.", labels=labels
+    )
+    lookups = CounterMetricFamily(
+        "kvstore_cluster_namespace_lookups",
+        "Keys looked up at the master, by whether they were found. Hits in a host's own memory "
+        "do not reach the master.",
+        labels=[*labels, "result"],
+    )
+    for one in uses[:most]:
+        names = [one["tenant"], one["namespace"]]
+        objects.add_metric(names, one["objects"])
+        size.add_metric(names, one["bytes"])
+        lookups.add_metric([*names, "hit"], one["keys_found"])
+        lookups.add_metric([*names, "miss"], one["keys_looked_up"] - one["keys_found"])
+    yield from (objects, size, lookups)
+    yield GaugeMetricFamily(
+        "kvstore_cluster_namespaces",
+        "Namespaces with objects.",
+        sum(1 for one in uses if one["objects"]),
+    )
+
+
 def collector(
     core: MasterCoreApi,
     registry: Registry,
     journal: Journal,
     calls: Mapping[tuple[str, str], int],
+    most_namespaces: Callable[[], int],
 ) -> Callable[[], Iterator[Metric]]:
     """Make the function that collects the master's metrics.
 
@@ -139,6 +172,7 @@ def collector(
         registry: the nodes.
         journal: its counters.
         calls: finished gRPC calls by (method, status).
+        most_namespaces: how many namespaces have metrics of their own.
     """
 
     def collect() -> Iterator[Metric]:
@@ -146,6 +180,7 @@ def collector(
         yield from families(ROWS, stats)
         cluster = registry.cluster
         yield from _node_families(cluster, {n["node_id"]: n["replicas"] for n in core.nodes()})
+        yield from _namespace_families(core.namespace_uses(), most_namespaces())
         told = {node_id: node.activity for node_id, node in cluster.nodes.items()}
         yield from activity.families("kvstore_cluster", told, "node")
         yield GaugeMetricFamily(

@@ -169,7 +169,9 @@ class MasterServer:
         registry = self._registry = Registry(settings_of(config), core, state)
         journal = Journal(core, state)
         calls = Calls(self._guard)
-        collect = http.collector(core, registry, journal, calls.counts)
+        collect = http.collector(
+            core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
+        )
         ready = self._reloads.readiness(http.readiness(registry))
         questions = Queries(core, registry, self._guard).routes()
         web = HttpServer(listener, renderer(collect, self._reloads.families), ready, questions)

@@ -249,6 +249,16 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Summarize the cluster's state."""
         return await self._run(context, "Status", _EVERYBODY, self._do.status)
 
+    async def ListNamespaces(
+        self, request: master_pb2.ListNamespacesRequest, context: Context
+    ) -> master_pb2.ListNamespacesReply:
+        """List namespaces; those of every tenant for operators alone."""
+        roles = _CLIENT if request.tenant else (Role.OPERATOR,)
+        work = partial(self._do.list_namespaces, request)
+        return await self._run(
+            context, "ListNamespaces", roles, work, tenant=request.tenant or None
+        )
+
     async def Watch(
         self, request: master_pb2.WatchRequest, context: Context
     ) -> AsyncIterator[master_pb2.WatchReply]:

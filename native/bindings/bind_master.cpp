@@ -21,6 +21,13 @@ using namespace nb::literals;
 namespace kvstore {
 namespace {
 
+// Runs without the GIL; the result is converted with it.
+template <class F>
+auto unlocked(F f) {
+    const GilReleased released;
+    return f();
+}
+
 NodeState state_from(int state) {
     if (state < 0 || state > static_cast<int>(NodeState::kDead)) {
         raise_status(Status(Code::kInvalidArgument, "unknown node state"));
@@ -55,7 +62,7 @@ nb::object inspect(PyMaster& self, const std::string& tenant, const std::string&
                    const std::string& key) {
     ObjectInfo info;
     std::vector<MasterCore::NodeView> nodes;
-    const bool found = without_gil([&] {
+    const bool found = unlocked([&] {
         const Namespace* space = self.find(tenant, ns);
         if (space == nullptr || !self.core().directory().inspect(*space->current, key, info)) {
             return false;
@@ -89,10 +96,27 @@ nb::object inspect(PyMaster& self, const std::string& tenant, const std::string&
     return out;
 }
 
+nb::list namespace_uses(PyMaster& self) {
+    nb::list out;
+    for (const Directory::NamespaceUse& use :
+         unlocked([&] { return self.core().directory().uses(); })) {
+        nb::dict row;
+        row["tenant"] = use.ns->tenant;
+        row["namespace"] = use.ns->name;
+        row["epoch"] = use.epoch;
+        row["objects"] = use.objects;
+        row["bytes"] = use.bytes;
+        row["keys_looked_up"] = use.ns->keys_looked_up.load();
+        row["keys_found"] = use.ns->keys_found.load();
+        out.append(row);
+    }
+    return out;
+}
+
 nb::dict stats_dict(PyMaster& self) {
     MasterCore::Stats stats;
     ServerStats server;
-    without_gil([&] {
+    unlocked([&] {
         stats = self.core().stats();
         server = self.service().stats();
         return 0;
@@ -162,7 +186,7 @@ void bind_nodes(nb::class_<PyMaster>& master) {
                                     .state = state_from(state),
                                     .fresh = fresh};
                 const bool old = known || !self.started();
-                value_or_raise(without_gil([&] { return self.core().register_node(info, old); }));
+                value_or_raise(unlocked([&] { return self.core().register_node(info, old); }));
             },
             "node_id"_a, "session_id"_a, "node_epoch"_a, "tcp_endpoint"_a, "unix_endpoint"_a,
             "host"_a, "weight"_a, "capacity_bytes"_a, "free_bytes"_a = 0, "state"_a = 0,
@@ -177,7 +201,7 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& node_id, int state, uint32_t weight,
                uint64_t free, uint64_t capacity) {
                 const NodeState to = state_from(state);
-                raise_unless_ok(without_gil(
+                raise_unless_ok(unlocked(
                     [&] { return self.core().set_node(node_id, to, weight, free, capacity); }));
             },
             "node_id"_a, "state"_a, "weight"_a, "free_bytes"_a, "capacity_bytes"_a,
@@ -192,20 +216,20 @@ void bind_nodes(nb::class_<PyMaster>& master) {
             "set_node_endpoints",
             [](PyMaster& self, const std::string& node_id, const std::string& tcp,
                const std::string& unix_endpoint, const std::string& host) {
-                raise_unless_ok(without_gil(
+                raise_unless_ok(unlocked(
                     [&] { return self.core().set_endpoints(node_id, tcp, unix_endpoint, host); }));
             },
             "node_id"_a, "tcp_endpoint"_a, "unix_endpoint"_a, "host"_a)
         .def(
             "remove_node",
             [](PyMaster& self, const std::string& node_id) {
-                raise_unless_ok(without_gil([&] { return self.core().remove_node(node_id); }));
+                raise_unless_ok(unlocked([&] { return self.core().remove_node(node_id); }));
             },
             "node_id"_a,
             "Forgets the node: its replicas are dropped, the log no longer waits for it.")
         .def("nodes", [](PyMaster& self) {
             nb::list out;
-            for (const auto& view : without_gil([&] { return self.core().nodes(); })) {
+            for (const auto& view : unlocked([&] { return self.core().nodes(); })) {
                 out.append(node_dict(view));
             }
             return out;
@@ -217,13 +241,12 @@ void bind_copies(nb::class_<PyMaster>& master) {
         .def(
             "drain_remaining",
             [](PyMaster& self, const std::string& node_id) {
-                return without_gil([&] { return self.core().drain_remaining(node_id); });
+                return unlocked([&] { return self.core().drain_remaining(node_id); });
             },
             "node_id"_a, "Readable objects that no other living, not draining node holds.")
-        .def("under_replicated",
-             [](PyMaster& self) {
-                 return without_gil([&] { return self.core().under_replicated(); });
-             })
+        .def(
+            "under_replicated",
+            [](PyMaster& self) { return unlocked([&] { return self.core().under_replicated(); }); })
         .def(
             "set_copy_policy",
             [](PyMaster& self, std::optional<double> copies_per_s,
@@ -252,7 +275,7 @@ void bind_journal(nb::class_<PyMaster>& master) {
         .def(
             "wait_journal",
             [](PyMaster& self, uint32_t timeout_ms) {
-                auto records = without_gil([&] { return self.core().wait_journal(timeout_ms); });
+                auto records = unlocked([&] { return self.core().wait_journal(timeout_ms); });
                 nb::list out;
                 for (const auto& [seq, record] : records) {
                     out.append(nb::make_tuple(seq, to_bytes(record)));
@@ -287,7 +310,7 @@ void bind_history(nb::class_<PyMaster>& master) {
                     const auto* data = reinterpret_cast<const uint8_t*>(record.c_str());
                     copies.emplace_back(data, data + record.size());
                 }
-                raise_unless_ok(without_gil([&] { return self.core().load_ops(copies); }));
+                raise_unless_ok(unlocked([&] { return self.core().load_ops(copies); }));
             },
             "records"_a, "The journal's records in order, before start().")
         .def_static(
@@ -327,7 +350,10 @@ void bind_history(nb::class_<PyMaster>& master) {
                 }
                 return out;
             },
-            "[(tenant, namespace, epoch)]");
+            "[(tenant, namespace, epoch)]")
+        .def("namespace_uses", &namespace_uses,
+             "[{tenant, namespace, epoch, objects, bytes, keys_looked_up, keys_found}]: objects "
+             "recorded now; keys of lookups since the start.");
 }
 
 void bind_objects(nb::class_<PyMaster>& master) {
@@ -337,7 +363,7 @@ void bind_objects(nb::class_<PyMaster>& master) {
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
                const std::vector<std::string>& keys, uint32_t timeout_ms) {
                 return value_or_raise(
-                    without_gil([&] { return self.remove(tenant, ns, keys, timeout_ms); }));
+                    unlocked([&] { return self.remove(tenant, ns, keys, timeout_ms); }));
             },
             "tenant"_a, "namespace"_a, "keys"_a, "timeout_ms"_a, "(codes, unreached node ids)")
         .def(
@@ -347,7 +373,7 @@ void bind_objects(nb::class_<PyMaster>& master) {
                 if (level < 0 || level > static_cast<int>(Pin::kHard)) {
                     raise_status(Status(Code::kInvalidArgument, "unknown pin level"));
                 }
-                return value_or_raise(without_gil([&] {
+                return value_or_raise(unlocked([&] {
                     return self.set_pin(tenant, ns, keys, static_cast<Pin>(level), timeout_ms);
                 }));
             },
@@ -357,8 +383,7 @@ void bind_objects(nb::class_<PyMaster>& master) {
             "flush",
             [](PyMaster& self, const std::string& tenant, const std::string& ns,
                uint32_t timeout_ms) {
-                return value_or_raise(
-                    without_gil([&] { return self.flush(tenant, ns, timeout_ms); }));
+                return value_or_raise(unlocked([&] { return self.flush(tenant, ns, timeout_ms); }));
             },
             "tenant"_a, "namespace"_a, "timeout_ms"_a,
             "(code, unreached node ids, new namespace epoch)");
@@ -397,7 +422,7 @@ void bind_reads(nb::class_<PyMaster>& master) {
             "poll_events",
             [](PyMaster& self, uint64_t cursor, size_t max_events) {
                 std::vector<std::string> ids;
-                const WatchRing::Batch batch = without_gil([&] {
+                const WatchRing::Batch batch = unlocked([&] {
                     WatchRing::Batch polled =
                         self.core().directory().watch().poll(cursor, max_events, boottime_ms());
                     for (const MasterCore::NodeView& view : self.core().nodes()) {
@@ -470,9 +495,7 @@ void bind_master(nb::module_& module) {
     master
         .def(
             "start",
-            [](PyMaster& self) {
-                return value_or_raise(without_gil([&] { return self.start(); }));
-            },
+            [](PyMaster& self) { return value_or_raise(unlocked([&] { return self.start(); })); },
             "Binds and serves; the bound endpoints in the order of `listen`.")
         .def("stop", &PyMaster::stop, nb::call_guard<GilReleased>())
         .def(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvstore.master.core_api import CoreEvent, CoreNode, CoreObject
+from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
 
 
 class FakeCore:
@@ -17,6 +17,10 @@ class FakeCore:
         self.trimmed = (0, 0)
         self.objects: dict[str, CoreObject] = {}
         self.events: list[CoreEvent] = []
+        self.uses: list[CoreNamespace] = []
+
+    def namespace_uses(self) -> list[CoreNamespace]:
+        return list(self.uses)
 
     def names(self) -> list[str]:
         return [call[0] for call in self.calls]

@@ -11,6 +11,7 @@ import pytest
 from kvstore._proto import master_pb2, node_pb2, types_pb2
 from kvstore.errors import InvalidArgumentError, KvstoreError, Status, TooLargeError
 from kvstore.master import convert
+from kvstore.master.core_api import CoreNamespace
 from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
 from kvstore.master.model import Settings
@@ -154,6 +155,52 @@ def test_flush_remove_and_list_reach_the_core(plane: Plane) -> None:
     ]
 
 
+def use_of(tenant: str, namespace: str, objects: int, size: int) -> CoreNamespace:
+    return {
+        "tenant": tenant,
+        "namespace": namespace,
+        "epoch": 1,
+        "objects": objects,
+        "bytes": size,
+        "keys_looked_up": 5,
+        "keys_found": 3,
+    }
+
+
+def test_namespaces_are_listed_by_size(plane: Plane) -> None:
+    plane.core.uses = [
+        use_of("default", "small", 1, 10),
+        use_of("default", "llama", 2, 300),
+        use_of("other", "", 1, 20),
+        {**use_of("default", "left", 0, 0), "keys_looked_up": 0, "keys_found": 0},
+    ]
+    every = plane.master.list_namespaces(master_pb2.ListNamespacesRequest())
+    assert [(n.namespace.tenant, n.namespace.name) for n in every.namespaces] == [
+        ("default", "llama"),
+        ("other", ""),
+        ("default", "small"),
+    ]
+    first = every.namespaces[0]
+    assert (first.epoch, first.objects, first.bytes) == (1, 2, 300)
+    assert (first.keys_looked_up, first.keys_found, every.left_out) == (5, 3, 0)
+    mine = plane.master.list_namespaces(master_pb2.ListNamespacesRequest(tenant="other"))
+    assert [n.bytes for n in mine.namespaces] == [20]
+    plane.core.uses = [use_of("t", f"n{i}", 1, i) for i in range(4005)]
+    many = plane.master.list_namespaces(master_pb2.ListNamespacesRequest())
+    assert (len(many.namespaces), many.left_out) == (4000, 5)
+    with pytest.raises(InvalidArgumentError):
+        plane.master.list_namespaces(master_pb2.ListNamespacesRequest(tenant="a\nb"))
+
+
+def test_a_flush_says_what_was_there(plane: Plane) -> None:
+    plane.core.uses = [use_of("default", "llama", 2, 300)]
+    reply = plane.master.flush(master_pb2.FlushRequest(namespace=NAMESPACE))
+    assert (reply.known, reply.objects, reply.bytes) == (True, 2, 300)
+    misspelt = types_pb2.Namespace(tenant="default", name="lama")
+    reply = plane.master.flush(master_pb2.FlushRequest(namespace=misspelt))
+    assert (reply.known, reply.objects, reply.bytes) == (False, 0, 0)
+
+
 def test_locate_and_inspect_describe(plane: Plane) -> None:
     found = plane.master.locate(master_pb2.LocateRequest(namespace=NAMESPACE, keys=["x", "y"]))
     assert [(p.node_id, p.length) for p in found.prefixes] == [("a", 2), ("b", 1)]
@@ -163,10 +210,13 @@ def test_locate_and_inspect_describe(plane: Plane) -> None:
         "version": 1 << 40,
         "pin": 2,
         "created_ms": 1,
+        "ttl_left_ms": 500,
+        "replicas_wanted": 2,
         "replicas": [{"node_id": "a", "tier": 0, "state": 1}],
     }
     reply = plane.master.inspect(master_pb2.InspectRequest(namespace=NAMESPACE, key="k"))
     assert (reply.size_bytes, reply.pin, reply.created_unix_ms) == (9, types_pb2.PIN_HARD, 1)
+    assert (reply.ttl_left_ms, reply.replicas_wanted) == (500, 2)
     assert [(r.node_id, r.tier) for r in reply.replicas] == [("a", types_pb2.TIER_DRAM)]
     with pytest.raises(KvstoreError) as caught:
         plane.master.inspect(master_pb2.InspectRequest(namespace=NAMESPACE, key="other"))

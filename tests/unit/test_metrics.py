@@ -92,7 +92,19 @@ def test_the_masters_exposition() -> None:
     registry = cast(Registry, SimpleNamespace(cluster=Cluster(0, nodes={"a": node})))
     journal = cast(Journal, SimpleNamespace(written=5, failures=0))
     calls = {("Register", "Ok"): 2}
-    render = metrics.renderer(master_http.collector(core, registry, journal, calls))
+    core.uses = [
+        {
+            "tenant": "t",
+            "namespace": name,
+            "epoch": 0,
+            "objects": 2,
+            "bytes": size,
+            "keys_looked_up": 7,
+            "keys_found": 4,
+        }
+        for name, size in (("small", 1), ("large", 9), ("middle", 5))
+    ]
+    render = metrics.renderer(master_http.collector(core, registry, journal, calls, lambda: 2))
     found = samples(render())
     a = ("node", "a")
     assert found["kvstore_cluster_node_capacity_bytes", frozenset({a})] == 100
@@ -105,6 +117,12 @@ def test_the_masters_exposition() -> None:
     assert found["kvstore_cluster_latency_seconds_bucket", get] == 4
     assert found["kvstore_cluster_lookups_total", frozenset({("result", "hit")})] == 1
     assert found["kvstore_cluster_journal_written_total", frozenset()] == 5
+    large = frozenset({("tenant", "t"), ("namespace", "large")})
+    assert found["kvstore_cluster_namespace_bytes", large] == 9
+    assert found["kvstore_cluster_namespace_lookups_total", large | {("result", "miss")}] == 3
+    shown = {dict(labels)["namespace"] for name, labels in found if name.endswith("space_objects")}
+    assert shown == {"large", "middle"}, "no more than configured"
+    assert found["kvstore_cluster_namespaces", frozenset()] == 3
     assert (
         found["kvstore_cluster_rpc_total", frozenset({("method", "Register"), ("status", "Ok")})]
         == 2

@@ -123,6 +123,8 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
             lookups_[i].fetch_add(reasons[i], std::memory_order_relaxed);
         }
     }
+    ns.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
+    ns.keys_found.fetch_add(reasons[0], std::memory_order_relaxed);
 }
 
 ObjectPlace Directory::lookup_one(const DirectoryEpoch& ns, std::string_view key) const {
@@ -162,6 +164,11 @@ void Directory::drop_object(Shard& shard, uint32_t number) {
         drop_replica(shard, entry, 0);
     }
     shard.bytes -= entry.size;
+    const auto use = shard.uses.find(entry.ns);
+    use->second.bytes -= entry.size;
+    if (--use->second.objects == 0) {
+        shard.uses.erase(use);
+    }
     shard.objects.erase(number);
 }
 
@@ -185,6 +192,7 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
     }
     if (!known) {
         number = shard.objects.insert(at.hash, ns.ref, item.key);
+        ++shard.uses[ns.ref].objects;
     }
     ObjectEntry& entry = shard.objects.at(number);
     if (item.version != current) {
@@ -197,6 +205,7 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
             drop_replica(shard, entry, 0);
         }
         shard.bytes += item.size - entry.size;
+        shard.uses[ns.ref].bytes += item.size - entry.size;
         entry.version = item.version;
         entry.size = item.size;
         entry.pin = item.pin;

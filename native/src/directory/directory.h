@@ -144,6 +144,13 @@ class Directory {
         std::array<uint64_t, kMissReasonCount> lookups{};  // by reason; [0] are hits
     };
     Stats stats() const;
+    struct NamespaceUse {
+        const Namespace* ns = nullptr;
+        uint32_t epoch = 0;    // the current one, whose objects these are
+        uint64_t objects = 0;  // recorded ones, those of nodes that are down too
+        uint64_t bytes = 0;    // each object once
+    };
+    std::vector<NamespaceUse> uses() const;  // of every namespace
     uint64_t replicas_of(NodeNumber node) const { return replicas_[node].load(); }
 
   private:

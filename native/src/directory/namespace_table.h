@@ -37,6 +37,9 @@ struct Namespace {
     std::atomic<const DirectoryEpoch*> current{nullptr};
     // The last one that the journal has: a later life of the master may know of no other.
     std::atomic<uint32_t> durable_epoch{0};
+    // By lookups at the master; readers of a host's own memory ask nobody.
+    mutable std::atomic<uint64_t> keys_looked_up{0};
+    mutable std::atomic<uint64_t> keys_found{0};
 };
 
 inline bool DirectoryEpoch::is_current() const {

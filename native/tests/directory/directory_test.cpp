@@ -46,6 +46,47 @@ class DirectoryTest : public testing::Test {
     Namespace& ns_ = **directory_.namespaces().open("tenant", "space");
 };
 
+TEST_F(DirectoryTest, EveryNamespaceCountsItsOwnObjects) {
+    Namespace& other = **directory_.namespaces().open("tenant", "other");
+    const auto use = [&](const Namespace& ns) {
+        for (const Directory::NamespaceUse& one : directory_.uses()) {
+            if (one.ns == &ns) {
+                return one;
+            }
+        }
+        return Directory::NamespaceUse{};
+    };
+    for (int i = 0; i < 100; ++i) {
+        put("k" + std::to_string(i), directory_.next_version(), 1, 7);
+    }
+    put("k0", directory_.next_version(), 2, 107);  // replaces an object
+    put("k1", directory_.next_version(), 1, 7);
+    directory_.announce(*other.current.load(), 1,
+                        {.key = "k0", .version = directory_.next_version(), .size = 3});
+    EXPECT_EQ(use(ns_).objects, 100u);
+    EXPECT_EQ(use(ns_).bytes, 800u);
+    EXPECT_EQ(use(other).objects, 1u);
+    EXPECT_EQ(use(other).bytes, 3u);
+    directory_.remove(epoch(), "k0", false);
+    EXPECT_EQ(use(ns_).objects, 99u);
+    EXPECT_EQ(use(ns_).bytes, 693u);
+    (void)find("k1");
+    (void)find("nobody");
+    EXPECT_EQ(use(ns_).ns->keys_looked_up.load(), 2u);
+    EXPECT_EQ(use(ns_).ns->keys_found.load(), 1u);
+    // What a flush leaves to the sweep counts no longer.
+    directory_.flush(ns_);
+    EXPECT_EQ(use(ns_).objects, 0u);
+    EXPECT_EQ(use(ns_).epoch, 1u);
+    while (!directory_.sweep(1000)) {
+    }
+    EXPECT_EQ(directory_.stats().objects, 1u);
+    put("k2", directory_.next_version(), 1, 5);
+    EXPECT_EQ(use(ns_).bytes, 5u);
+    directory_.drop_node(1);
+    EXPECT_EQ(use(ns_).objects + use(other).objects, directory_.stats().objects);
+}
+
 TEST_F(DirectoryTest, HigherVersionsWinAndLowerOnesAreRefused) {
     const Version first = directory_.next_version();
     const Version second = directory_.next_version();
