@@ -58,7 +58,7 @@ class Administration:
         return None if found is None else describe.inspection(key, found)
 
     def explain(self, key: str) -> list[dict[str, Any]]:
-        """Describe a key as each reachable node knows it, for diagnosis.
+        """Describe a key as each node knows it, for diagnosis.
 
         Args:
             key: of the object.
@@ -66,13 +66,17 @@ class Administration:
         Returns:
             A dict per node: ``node_id``, ``tiers`` that hold it, ``version``, ``size``, ``put_ms``,
             ``used_ms`` (approximate) and ``gone_ms`` (since 1970; None: unknown) and ``reason``,
-            a MissReason when no tier holds it.
+            a MissReason when no tier holds it: NodeDown when the node did not answer, so that it
+            may hold the object.
 
         Raises:
             InvalidArgumentError: The key is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return [describe.explanation(known) for known in self._client.explain(key)]
+        known = [describe.explanation(known) for known in self._client.explain(key)]
+        answered = {one["node_id"] for one in known}
+        silent = sorted({node["node_id"] for node in self._client.nodes()} - answered)
+        return known + [describe.unexplained(node_id) for node_id in silent]
 
     def remove_prefix(self, prefix: str) -> int:
         """Remove every object whose key starts with a prefix.

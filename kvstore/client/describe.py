@@ -42,6 +42,11 @@ def explanation(known: _native.Explanation) -> dict[str, Any]:
     }
 
 
+def unexplained(node_id: str) -> dict[str, Any]:
+    """Describe a key for a node that did not answer, as Store.explain does."""
+    return explanation((node_id, False, False, 0, 0, 0, 0, 0, MissReason.NodeDown.value))
+
+
 def counted(counts: Mapping[str, int]) -> dict[str, Any]:
     """Name a store's own counters as Store.stats does."""
     return {
