@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import secrets
 import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -36,11 +35,11 @@ class _Servers:
 
     def __init__(self, segment_bytes: int, segment_dir: str, tenant: str) -> None:
         """Start both and wait until puts are served."""
-        name = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"unix:@kvstore-{os.getpid()}-{os.urandom(8).hex()}"
         self.address = f"{name}-master"
-        secret = secrets.token_bytes(16)
-        session_id = secrets.randbits(63) | 1
-        cluster_id = f"embedded-{secrets.token_hex(4)}"
+        secret = os.urandom(16)
+        session_id = (int.from_bytes(os.urandom(8), "big") >> 1) | 1
+        cluster_id = f"embedded-{os.urandom(4).hex()}"
         self.master = _native.MasterCore(
             listen=[self.address],
             cluster_id=cluster_id,
@@ -230,7 +229,7 @@ def join(
             None,
             {
                 "master_address": list(masters),
-                "node_id": f"{readable[:64]}-{os.getpid()}-{secrets.token_hex(4)}",
+                "node_id": f"{readable[:64]}-{os.getpid()}-{os.urandom(4).hex()}",
                 "host": "127.0.0.1" if local else host,
                 "segment_size": segment_bytes,
                 "shm_tenants": sorted({"default", tenant}),

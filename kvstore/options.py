@@ -11,7 +11,6 @@ import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -228,7 +227,7 @@ def read_object(
         InvalidArgumentError: The file cannot be read, is too large, or holds something else.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with open(path, "rb") as stream:
             raw = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise InvalidArgumentError(f"{where}{error.strerror}") from error
