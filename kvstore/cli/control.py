@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from kvstore import _native
-from kvstore._proto import master_pb2_grpc
 from kvstore.cli.target import Target
-from kvstore.errors import error_from_rpc
-from kvstore.security import Role, bearer, load_identity
+from kvstore.errors import UnavailableError, error_from_rpc
+from kvstore.security import Principal, Role, bearer, load_identity
 
 if TYPE_CHECKING:
     from kvstore._proto.master_pb2_grpc import MasterStub
@@ -32,19 +29,39 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, Any]]]:
         UnavailableError: No master answered.
         UnauthenticatedError: The token is missing or wrong.
     """
+    import grpc  # takes longer to load than most commands run
+
+    from kvstore._proto import master_pb2_grpc
+
     identity = load_identity(target.token_file) if target.token_file else None
-    endpoint = _native.probe_master(
-        f"tcp://{target.master}",
-        role=identity.role if identity else Role.OPERATOR,
-        principal=identity.name if identity else "",
-        token=identity.secret.reveal() if identity else "",
-        timeout_ms=target.timeout_ms,
-    )["grpc_endpoint"]
+    endpoint = _endpoint(target, identity)
     call: dict[str, Any] = {"timeout": target.timeout_ms / 1000, "metadata": bearer(identity)}
     with grpc.insecure_channel(endpoint) as channel:
         try:
             yield master_pb2_grpc.MasterStub(channel), call
         except grpc.RpcError as error:
-            raise error_from_rpc(
-                error.code().name, error.details() or "", error.trailing_metadata()
-            ) from None
+            code, details = error.code().name, error.details() or ""
+            if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+                details = f"the master's control plane at {endpoint}: {details or code}"
+            raise error_from_rpc(code, details, error.trailing_metadata()) from None
+
+
+def _endpoint(target: Target, identity: Principal | None) -> str:
+    """Ask the masters in their order where the control plane is."""
+    last: UnavailableError | None = None
+    with target.explained():
+        for master in target.masters:
+            try:
+                found = _native.probe_master(
+                    master if master.startswith("unix:") else f"tcp://{master}",
+                    role=identity.role if identity else Role.OPERATOR,
+                    principal=identity.name if identity else "",
+                    token=identity.secret.reveal() if identity else "",
+                    timeout_ms=target.timeout_ms,
+                )
+            except UnavailableError as error:
+                last = error
+            else:
+                return str(found["grpc_endpoint"])
+        assert last is not None  # masters_of gives at least one
+        raise last

@@ -1,25 +1,47 @@
-"""Commands on objects: put, get, exists, rm, ls, inspect, explain."""
+"""Commands on objects: put, get, exists, rm, unpin, ls."""
 
 from __future__ import annotations
 
 import sys
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+import kvstore
 from kvstore.cli.output import (
     Exit,
+    exit_of,
     fail,
-    format_time,
-    print_fields,
+    is_terminal,
     print_json,
-    print_table,
+    printable,
     reports_errors,
+    warn,
 )
 from kvstore.cli.target import json_option, target, target_options
-from kvstore.errors import Status
+from kvstore.errors import MissReason, Status
+
+_ALIVE = 1  # NodeState of native types.h
+_LIST_LIMIT = 1000
+
+MISSES = {
+    MissReason.Absent: (Exit.MISS, "no object"),
+    MissReason.Evicted: (Exit.MISS, "no object: it was evicted to make room"),
+    MissReason.Expired: (Exit.MISS, "no object: it has expired"),
+    MissReason.Removed: (Exit.MISS, "no object: it was removed"),
+    MissReason.Flushed: (Exit.MISS, "no object: its namespace was flushed"),
+    MissReason.Version: (Exit.MISS, "no object: it was replaced meanwhile"),
+    MissReason.Checksum: (Exit.FAILED, "the stored bytes are damaged"),
+    MissReason.NodeDown: (Exit.UNAVAILABLE, "the nodes that hold the object are down"),
+    MissReason.Rebuilding: (
+        Exit.UNAVAILABLE,
+        "unknown: the master has just started and still asks its nodes",
+    ),
+    MissReason.IoError: (Exit.UNAVAILABLE, "the node could not read the object from its disk"),
+    MissReason.Unavailable: (Exit.UNAVAILABLE, "unknown: nobody could be asked"),
+}
+"""What a miss means for the exit code, and in words."""
 
 
 @click.command(epilog="Example: kvstore put greeting hello.bin --replicas 2")
@@ -32,6 +54,8 @@ from kvstore.errors import Status
     "--pin", type=click.Choice(["soft", "hard"]), help="soft: evict last; hard: never evict."
 )
 @click.option("--ttl-ms", type=int, help="Expire after this time.")
+@click.option("--parent", help="Key of the previous block of a chain, evicted after this one.")
+@click.option("--upsert", is_flag=True, help="Replace an object that is there.")
 @json_option
 @target_options
 @reports_errors
@@ -41,38 +65,84 @@ def put(
     replicas: int,
     pin: Literal["soft", "hard"] | None,
     ttl_ms: int | None,
+    parent: str | None,
+    upsert: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Store the bytes of FILE (default: standard input) under KEY."""
     data = file.read()
     with target(options).connect() as store:
-        status = store.put(key, data, replicas=replicas, pin=pin, ttl_ms=ttl_ms)
+        status = store.put(
+            key, data, replicas=replicas, pin=pin, ttl_ms=ttl_ms, parent=parent, upsert=upsert
+        )
+        if status and replicas > 1:
+            _warn_of_few_nodes(store, replicas)
     if as_json:
         print_json({"key": key, "status": status.name, "size": len(data)})
     else:
-        click.echo(f"{status.name}: {key} ({len(data)} bytes)")
-    if not status.ok:
-        sys.exit(Exit.UNAVAILABLE if status is Status.Unavailable else Exit.FAILED)
+        click.echo(f"{status.name}: {printable(key)} ({len(data)} bytes)")
+    sys.exit(exit_of(status))
+
+
+def _warn_of_few_nodes(store: kvstore.Store, replicas: int) -> None:
+    alive = sum(node["state"] == _ALIVE for node in store.stats()["nodes"])
+    if alive < replicas:
+        warn(
+            f"{replicas} replicas were asked for, but the cluster has {alive} living "
+            f"node{'s' if alive != 1 else ''}: it keeps one on each"
+        )
 
 
 @click.command(epilog="Example: kvstore get greeting -o hello.bin")
 @click.argument("key")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file.")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document; the bytes in base64 unless --output is given.",
 )
 @target_options
 @reports_errors
-def get(key: str, output: Path | None, **options: Any) -> None:
-    """Print the bytes stored under KEY."""
+def get(key: str, output: str | None, as_json: bool, **options: Any) -> None:
+    """Print the bytes stored under KEY; a miss says why."""
+    reasons: list[MissReason] = []
     with target(options).connect() as store:
-        data = store.get(key)
-    if data is None:
-        fail(f"no object under {key!r}", Exit.MISS)
-    if output is None:
+        (data,) = store.batch_get([key], reasons=reasons)
+    code, words = MISSES.get(reasons[0], (Exit.OK, ""))
+    if data is not None and output is not None:
+        try:
+            with open(output, "wb") as stream:
+                stream.write(data)
+        except OSError as error:
+            fail(f"{output}: {error.strerror}", Exit.USAGE)
+    if as_json:
+        document: dict[str, Any] = {"key": key, "found": data is not None}
+        document["reason"] = None if data is not None else reasons[0].value
+        document["size"] = None if data is None else len(data)
+        if output is not None:
+            document["output"] = output
+        else:
+            import base64
+
+            document["data_base64"] = None if data is None else base64.b64encode(data).decode()
+        print_json(document)
+    elif data is None:
+        fail(f"{key!r}: {words} ({reasons[0].value})", code)
+    elif output is None:
+        if is_terminal(of="stdout") and not _is_text(data):
+            fail(f"{key!r} is not plain text: use -o FILE, or a pipe", Exit.USAGE)
         sys.stdout.buffer.write(data)
-    else:
-        output.write_bytes(data)
+    sys.exit(code)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c in "\t\n\r" for c in text)
 
 
 @click.command(epilog="Example: kvstore exists greeting && echo cached")
@@ -81,15 +151,22 @@ def get(key: str, output: Path | None, **options: Any) -> None:
 @target_options
 @reports_errors
 def exists(keys: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Show for each KEY whether it is present; exit code 1 when one is absent."""
+    """Show for each KEY whether it is present.
+
+    Exits with 1 when one is absent, with 3 when nobody could say.
+    """
     with target(options).connect() as store:
-        found = store.batch_exists(list(keys))
+        sizes = dict(zip(keys, store.batch_sizes(list(keys)), strict=True))
+    codes = {key: Exit.OK if size >= 0 else exit_of(Status(size)) for key, size in sizes.items()}
     if as_json:
-        print_json(dict(zip(keys, found, strict=True)))
+        print_json({key: size >= 0 for key, size in sizes.items()})
     else:
-        for key, present in zip(keys, found, strict=True):
-            click.echo(f"{'present' if present else 'absent':<8} {key}")
-    if not all(found):
+        words = {Exit.OK: "present", Exit.UNAVAILABLE: "unknown"}
+        for key, code in codes.items():
+            click.echo(f"{words.get(code, 'absent'):<8} {printable(key)}")
+    if Exit.UNAVAILABLE in codes.values():
+        sys.exit(Exit.UNAVAILABLE)
+    if any(code is not Exit.OK for code in codes.values()):
         sys.exit(Exit.MISS)
 
 
@@ -110,20 +187,49 @@ def rm(keys: tuple[str, ...], prefix: str | None, as_json: bool, **options: Any)
     if as_json:
         print_json({"removed": removed, "statuses": {k: s.name for k, s in statuses.items()}})
     else:
-        for key, status in statuses.items():
-            if status is not Status.Ok:
-                click.echo(f"{status.name}: {key}")
+        _print_failures(statuses)
         click.echo(f"removed {removed}")
-    if any(status not in (Status.Ok, Status.NotFound) for status in statuses.values()):
-        sys.exit(Exit.FAILED)
-    if Status.NotFound in statuses.values():
-        sys.exit(Exit.MISS)
+    _exit_with_worst(statuses)
+
+
+@click.command(epilog="Example: kvstore unpin system-prompt")
+@click.argument("keys", nargs=-1, required=True)
+@json_option
+@target_options
+@reports_errors
+def unpin(keys: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Remove the pin of each KEY; from then on it is evicted like any other object."""
+    with target(options).connect() as store:
+        statuses = {key: store.unpin(key) for key in keys}
+    if as_json:
+        print_json({key: status.name for key, status in statuses.items()})
+    else:
+        _print_failures(statuses)
+        click.echo(f"unpinned {sum(status is Status.Ok for status in statuses.values())}")
+    _exit_with_worst(statuses)
+
+
+def _print_failures(statuses: dict[str, Status]) -> None:
+    for key, status in statuses.items():
+        if status is not Status.Ok:
+            click.echo(f"{status.name}: {printable(key)}")
+
+
+def _exit_with_worst(statuses: dict[str, Status]) -> None:
+    codes = {exit_of(status) for status in statuses.values()}
+    for code in (Exit.FAILED, Exit.UNAVAILABLE, Exit.MISS):
+        if code in codes:
+            sys.exit(code)
 
 
 @click.command(epilog="Example: kvstore ls model-a/ --limit 20")
 @click.argument("prefix", default="")
 @click.option(
-    "--limit", type=int, default=1000, show_default=True, help="Stop after this many keys."
+    "--limit",
+    type=click.IntRange(min=0),
+    default=_LIST_LIMIT,
+    show_default=True,
+    help="Stop after this many keys, and say so; 0: list all.",
 )
 @json_option
 @target_options
@@ -131,57 +237,13 @@ def rm(keys: tuple[str, ...], prefix: str | None, as_json: bool, **options: Any)
 def ls(prefix: str, limit: int, as_json: bool, **options: Any) -> None:
     """List keys that start with PREFIX, in no particular order."""
     with target(options).connect() as store:
-        keys = list(islice(store.keys(prefix), limit))
-    if as_json:
-        print_json(keys)
-    else:
-        for key in keys:
-            click.echo(key)
-
-
-@click.command(epilog="Example: kvstore explain greeting --json")
-@click.argument("key")
-@json_option
-@target_options
-@reports_errors
-def explain(key: str, as_json: bool, **options: Any) -> None:
-    """Show where KEY is or was: per node, when it was put, read and lost, and why."""
-    with target(options).connect() as store:
-        known = store.explain(key)
-    if as_json:
-        print_json([{**one, "reason": one["reason"].value} for one in known])
-    else:
-        print_table(
-            ["node", "tiers", "size", "put", "last used", "gone", "reason"],
-            [
-                [
-                    one["node_id"],
-                    " ".join(one["tiers"]) or "-",
-                    one["size"] if one["tiers"] else "-",
-                    format_time(one["put_ms"]),
-                    format_time(one["used_ms"]),
-                    format_time(one["gone_ms"]),
-                    one["reason"].value if not one["tiers"] else "-",
-                ]
-                for one in known
-            ],
-        )
-    if not any(one["tiers"] for one in known):
-        sys.exit(Exit.MISS)
-
-
-@click.command(epilog="Example: kvstore inspect greeting --json")
-@click.argument("key")
-@json_option
-@target_options
-@reports_errors
-def inspect(key: str, as_json: bool, **options: Any) -> None:
-    """Show the master's record of KEY: size, version, replicas, pin, times."""
-    with target(options).connect() as store:
-        found = store.inspect(key)
-    if found is None:
-        fail(f"no object under {key!r}", Exit.MISS)
-    if as_json:
-        print_json(found)
-    else:
-        print_fields(found)
+        listed = store.keys(prefix)
+        keys = islice(listed, limit) if limit else listed
+        if as_json:
+            print_json(list(keys))
+        else:
+            for key in keys:
+                click.echo(printable(key))
+        is_cut = limit > 0 and next(listed, None) is not None
+    if is_cut:
+        warn(f"stopped at {limit:,} keys, there are more: --limit 0 lists all")

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from kvstore import clock
 from kvstore._proto import master_pb2, types_pb2
-from kvstore.cli.cluster import node_as_dict
 from kvstore.cli.control import control
 from kvstore.cli.output import Exit, fail, print_json, reports_errors
+from kvstore.cli.overview import node_as_dict
 from kvstore.cli.target import json_option, target, target_options
 
 _POLL_S = 0.2

@@ -8,7 +8,7 @@ import click
 
 from kvstore import logging
 from kvstore.cli.output import reports_errors
-from kvstore.cli.serve import run, server_options
+from kvstore.cli.serve import HELP, run, server_options, version_option
 from kvstore.config import MasterConfig, silence_grpc
 from kvstore.reload import Reloader
 
@@ -24,7 +24,8 @@ the master.
 """
 
 
-@click.command("kvstore-master", epilog=_EPILOG)
+@click.command("kvstore-master", epilog=_EPILOG, context_settings=HELP)
+@version_option("kvstore-master")
 @server_options
 @click.option("--grpc-port", type=int, help="Control plane; 0 for any.")
 @click.option("--data-dir", type=click.Path(), help="Folder of the master's state.")

@@ -8,7 +8,7 @@ import click
 
 from kvstore import logging
 from kvstore.cli.output import reports_errors
-from kvstore.cli.serve import run, server_options
+from kvstore.cli.serve import HELP, run, server_options, version_option
 from kvstore.config import NodeConfig, silence_grpc
 from kvstore.reload import Reloader
 
@@ -24,7 +24,8 @@ the node.
 """
 
 
-@click.command("kvstore-node", epilog=_EPILOG)
+@click.command("kvstore-node", epilog=_EPILOG, context_settings=HELP)
+@version_option("kvstore-node")
 @server_options
 @click.option("--master-address", help="The master's block port, HOST:PORT[,HOST:PORT...].")
 @click.option("--node-id", help="Unique in the cluster.")

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import kvstore
-from kvstore.cli.output import Exit, fail, print_fields, print_json, reports_errors
+from kvstore.cli.output import Exit, fail, print_fields, print_json, reports_errors, warn
 from kvstore.cli.target import json_option, target, target_options
-from kvstore.errors import InvalidArgumentError
+from kvstore.errors import InvalidArgumentError, Status
 from kvstore.replay.runner import Replay, Tally, percentile_us
 from kvstore.replay.trace import Request, generate, read_trace
 from kvstore.sizes import format_size, parse_size
@@ -23,6 +21,9 @@ from kvstore.sizes import format_size, parse_size
 # batch being written do not count against the requested capacity.
 _OVERHEAD_FRACTION = 64
 _OVERHEAD_BYTES = 128 << 10
+_LEAST_BYTES = 1 << 20  # of a segment
+_REMOVE_KEYS = 1000  # at a time
+_GONE = (Status.Ok, Status.NotFound)
 
 
 def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
@@ -35,8 +36,8 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
 def _capacity_bytes(blocks: int, block_bytes: int) -> tuple[int, int]:
     """Return segment bytes, and their overhead, for an embedded store that holds `blocks`."""
     exact = blocks * block_bytes
-    overhead = exact // _OVERHEAD_FRACTION + _OVERHEAD_BYTES
-    return exact + overhead, overhead
+    size = max(exact + exact // _OVERHEAD_FRACTION + _OVERHEAD_BYTES, _LEAST_BYTES)
+    return size, size - exact
 
 
 def _report(tally: Tally, block_bytes: int, stats: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,11 +82,43 @@ def _print_report(report: Mapping[str, Any]) -> None:
     print_fields({f"{name.replace('_', ' ')}:": value for name, value in fields.items()})
 
 
-def _run(
-    store: kvstore.Store, requests: list[Request], block_bytes: int, quiet: bool
+def _run_on_cluster(
+    store: kvstore.Store, requests: list[Request], block_bytes: int, quiet: bool, keep: bool
 ) -> dict[str, Any]:
-    longest = max(len(request.hash_ids) for request in requests)
-    replay = Replay(store, block_bytes, longest)
+    """Replay, and remove what the replay has put, also when it is interrupted."""
+    replay = _replay_of(store, requests, block_bytes)
+    try:
+        return _run(store, replay, requests, quiet)
+    finally:
+        if not keep:
+            _remove(store, sorted(replay.put_keys))
+
+
+def _replay_of(store: kvstore.Store, requests: list[Request], block_bytes: int) -> Replay:
+    return Replay(store, block_bytes, max(len(request.hash_ids) for request in requests))
+
+
+def _remove(store: kvstore.Store, keys: list[str]) -> None:
+    left = 0
+    for first in range(0, len(keys), _REMOVE_KEYS):
+        statuses = store.batch_remove(keys[first : first + _REMOVE_KEYS])
+        left += sum(status not in _GONE for status in statuses)
+    if left:
+        warn(f"{left:,} of the replay's objects could not be removed: kvstore rm --prefix replay/")
+
+
+def _run(
+    store: kvstore.Store, replay: Replay, requests: list[Request], quiet: bool
+) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     # A cluster's nodes count evictions since their own start.
     evictions_before = store.stats()["evictions"]
     columns = (
@@ -101,7 +134,7 @@ def _run(
         replay.run(requests, lambda: bar.update(task, advance=1, hit_rate=replay.tally.hit_rate))
     stats = store.stats()
     stats["evictions"] -= evictions_before
-    return _report(replay.tally, block_bytes, stats)
+    return _report(replay.tally, replay.block_bytes, stats)
 
 
 @click.command(
@@ -124,6 +157,7 @@ def _run(
     type=click.Path(file_okay=False),
     help="Folder for the embedded store's memory (default: anonymous memory).",
 )
+@click.option("--keep", is_flag=True, help="Leave the replay's objects in the cluster.")
 @click.option(
     "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="tcp: never map memory."
 )
@@ -140,25 +174,30 @@ def replay(
     seed: int,
     limit: int | None,
     segment_dir: str | None,
+    keep: bool,
     transport: Literal["auto", "tcp"],
     as_json: bool,
     **options: Any,
 ) -> None:
     """Replay a request trace: look up, get and verify, put missing blocks.
 
-    Runs on a store embedded in this process, or on a cluster with --master. Exits with 5 if any
-    byte was wrong.
+    Runs on a store embedded in this process, or on a cluster with --master (KVSTORE_MASTER alone
+    is not enough), from which it removes its objects at the end. Exits with 5 if any byte was
+    wrong.
     """
-    default = context.get_parameter_source("master") is click.core.ParameterSource.DEFAULT
+    source = context.get_parameter_source("master")
+    embedded = source is not click.core.ParameterSource.COMMANDLINE
+    if source is click.core.ParameterSource.ENVIRONMENT:
+        warn("KVSTORE_MASTER is not used: a replay writes into a cluster only with --master")
     requests = read_trace(trace) if trace else generate(seed)
     requests = requests[:limit]
     if not any(request.hash_ids for request in requests):
         raise InvalidArgumentError("the trace has no blocks: nothing to replay")
-    if default:
+    if embedded:
         blocks = capacity_blocks or len({b for r in requests for b in r.hash_ids})
         size, overhead = _capacity_bytes(blocks, block_bytes)
         with kvstore.open(segment_size=size, segment_dir=segment_dir) as store:
-            report = _run(store, requests, block_bytes, as_json)
+            report = _run(store, _replay_of(store, requests, block_bytes), requests, as_json)
         report |= {"capacity_blocks": blocks, "segment_bytes": size, "overhead_bytes": overhead}
         where = f"embedded store of {format_size(size)} ({blocks} blocks + {overhead} bytes)"
     else:
@@ -170,12 +209,12 @@ def replay(
             )
         where = f"cluster at {options['master']}"
         with target(options).connect(transport) as store:
-            report = _run(store, requests, block_bytes, as_json)
+            report = _run_on_cluster(store, requests, block_bytes, as_json, keep)
     if as_json:
         print_json(report)
     else:
-        source = str(trace) if trace else f"a generated multi-turn workload (seed {seed})"
-        click.echo(f"replayed {source} on the {where}")
+        what = str(trace) if trace else f"a generated multi-turn workload (seed {seed})"
+        click.echo(f"replayed {what} on the {where}")
         _print_report(report)
     if report["wrong_bytes"]:
         sys.exit(Exit.FAILED)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+import kvstore
 from kvstore.errors import IoError
 from kvstore.logging import FORMATS, LEVELS, EventLogger
 from kvstore.reload import Reloader
@@ -21,6 +22,14 @@ _log = EventLogger("process")
 F = TypeVar("F", bound=Callable[..., Any])
 Announce = Callable[[dict[str, Any]], None]
 Serve = Callable[[asyncio.Event, Announce], Coroutine[Any, Any, None]]
+
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def version_option(program: str) -> Callable[[F], F]:
+    """Add --version."""
+    return click.version_option(kvstore.__version__, prog_name=program)
 
 
 def server_options(command: F) -> F:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import click
 
 import kvstore
-from kvstore.limits import DEFAULT_TIMEOUT_MS
+from kvstore.addresses import masters_of
+from kvstore.errors import ProtocolError, UnavailableError, VersionMismatchError
+from kvstore.limits import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,7 +23,7 @@ DEFAULT_MASTER = "127.0.0.1:50051"
 class Target:
     """The cluster to work with, and the principal."""
 
-    master: str
+    masters: tuple[str, ...]
     tenant: str
     namespace: str
     token_file: str | None
@@ -30,17 +33,29 @@ class Target:
         """Connect a client to the cluster.
 
         Raises:
-            UnavailableError: No master answered.
+            UnavailableError: No master answered; the message says what was there instead.
             UnauthenticatedError: The token is missing or wrong.
         """
-        return kvstore.connect(
-            self.master,
-            tenant=self.tenant,
-            namespace=self.namespace,
-            token_file=self.token_file,
-            timeout_ms=self.timeout_ms,
-            transport=transport,
-        )
+        with self.explained():
+            return kvstore.connect(
+                self.masters,
+                tenant=self.tenant,
+                namespace=self.namespace,
+                token_file=self.token_file,
+                timeout_ms=self.timeout_ms,
+                transport=transport,
+            )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Add to a failure to connect what listens at the addresses instead of a master."""
+        try:
+            yield
+        except (UnavailableError, ProtocolError, VersionMismatchError) as error:
+            from kvstore.cli.diagnosis import diagnose
+
+            found = "; ".join(diagnose(master, self.timeout_ms) for master in self.masters)
+            raise type(error)(found or str(error)) from error
 
 
 def target_options(command: F) -> F:
@@ -51,7 +66,9 @@ def target_options(command: F) -> F:
             envvar="KVSTORE_MASTER",
             default=DEFAULT_MASTER,
             show_default=True,
-            help="Address of the master (also: KVSTORE_MASTER).",
+            metavar="HOST[:PORT],…",
+            help="The master's block port, 50051 by default; several are tried in order "
+            "(also: KVSTORE_MASTER).",
         ),
         click.option(
             "--tenant", default="default", show_default=True, help="Owner of the objects."
@@ -65,6 +82,7 @@ def target_options(command: F) -> F:
         ),
         click.option(
             "--timeout-ms",
+            type=click.IntRange(1, MAX_TIMEOUT_MS),
             default=DEFAULT_TIMEOUT_MS,
             show_default=True,
             help="Deadline of each call.",
@@ -76,14 +94,24 @@ def target_options(command: F) -> F:
 
 
 def target(options: dict[str, Any]) -> Target:
-    """Take the shared options out of a command's keyword arguments."""
+    """Take the shared options out of a command's keyword arguments.
+
+    Raises:
+        InvalidArgumentError: --master is no address.
+    """
     return Target(
-        master=options.pop("master"),
+        masters=tuple(masters_of(options.pop("master"), "--master")),
         tenant=options.pop("tenant"),
         namespace=options.pop("namespace"),
         token_file=options.pop("token_file"),
         timeout_ms=options.pop("timeout_ms"),
     )
+
+
+def is_given(name: str) -> bool:
+    """Say whether the running command's option was given, rather than left at its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

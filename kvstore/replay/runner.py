@@ -71,13 +71,15 @@ class Replay:
             max_blocks: Blocks of the longest request in the trace.
         """
         self._store = store
-        self._block_bytes = block_bytes
+        self.block_bytes = block_bytes
         # One batch of buffers is reused, so that the replay measures the store and not the kernel's
         # page faults.
         self._batch = max(1, min(max_blocks, (256 << 20) // block_bytes))
         arena = memoryview(bytearray(self._batch * block_bytes))
         self._buffers = [arena[i * block_bytes : (i + 1) * block_bytes] for i in range(self._batch)]
         self.tally = Tally()
+        self.put_keys: set[str] = set()
+        """What this replay has put, and nobody else."""
 
     def run(self, requests: Sequence[Request], progress: Callable[[], None]) -> Tally:
         """Replay every request in order and return the tally; `progress` is called after each."""
@@ -88,7 +90,7 @@ class Replay:
 
     def _one(self, request: Request) -> None:
         tally = self.tally
-        keys = [key(block, self._block_bytes) for block in request.hash_ids]
+        keys = [key(block, self.block_bytes) for block in request.hash_ids]
         tally.requests += 1
         tally.blocks += len(keys)
         if not keys:
@@ -112,20 +114,22 @@ class Replay:
                     # Evicted between the lookup and the read: a miss like any other.
                     self.tally.failed_gets += 1
                     return first + i
-                if self._buffers[i][:size] != payload(ids[first + i], self._block_bytes):
+                if self._buffers[i][:size] != payload(ids[first + i], self.block_bytes):
                     self.tally.wrong_bytes += 1
         return present
 
     def _put_missing(self, ids: Sequence[int], keys: Sequence[str], hits: int) -> None:
         for first in range(hits, len(keys), self._batch):
             last = min(first + self._batch, len(keys))
-            buffers = [payload(block, self._block_bytes) for block in ids[first:last]]
+            buffers = [payload(block, self.block_bytes) for block in ids[first:last]]
             start = monotonic_ns()
             statuses = self._store.batch_put(
                 keys[first:last], buffers, parent=keys[first - 1] if first else None
             )
             self.tally.put_ns.append(monotonic_ns() - start)
-            for status in statuses:
+            for one, status in zip(keys[first:last], statuses, strict=True):
+                if status is Status.Ok:
+                    self.put_keys.add(one)
                 name = status.name
                 self.tally.put_statuses[name] = self.tally.put_statuses.get(name, 0) + 1
                 self.tally.put_blocks += status is Status.Ok

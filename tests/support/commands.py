@@ -89,7 +89,8 @@ def check_click(command: click.Command, name: str, arguments: list[str], whole: 
     parent: click.Context | None = None
     try:
         while isinstance(command, click.Group):
-            parent = click.Context(command, parent=parent, info_name=name)
+            settings = command.context_settings  # click keeps the first context's help options
+            parent = click.Context(command, parent=parent, info_name=name, **settings)
             if not arguments:
                 return [] if not whole else [f"{name} needs a command"]
             resolved, found, arguments = command.resolve_command(parent, arguments)

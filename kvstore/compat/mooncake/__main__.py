@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kvstore
 from kvstore.compat.mooncake.install import environment
 
 _USAGE = """\
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, file=sys.stderr)
         return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"kvstore.compat.mooncake, version {kvstore.__version__}")
+        return 0
     if sys.flags.ignore_environment or sys.flags.isolated or sys.flags.no_site:
         print("kvstore.compat.mooncake: does not work with python -I, -E or -S", file=sys.stderr)
         return 2
