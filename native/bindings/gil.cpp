@@ -57,7 +57,7 @@ bool handles_signals() {
         uint64_t forks = UINT64_MAX;
         bool is_main = false;
     };
-    thread_local Known known;
+    [[gnu::tls_model("initial-exec")]] thread_local Known known;
     if (const uint64_t forks = fork_generation(); known.forks != forks) {
         known = {forks, gettid() == getpid()};  // a fork makes its thread the main one
     }

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/limits.h"
 #include "bindings.h"
@@ -97,6 +98,15 @@ bool is_plain(const char* format) {
     return true;
 }
 
+// An attribute by its interned name; invalid when there is none.
+nb::object attribute(nb::handle object, PyObject* name) {
+    PyObject* found = PyObject_GetAttr(object.ptr(), name);
+    if (found == nullptr) {
+        PyErr_Clear();
+    }
+    return nb::steal(found);
+}
+
 // Bytes of an address would be kept as if they were data, and a get would write over addresses.
 bool holds_plain_data(nb::handle object) {
     if (PyBytes_Check(object.ptr()) || PyByteArray_Check(object.ptr())) {
@@ -107,10 +117,19 @@ bool holds_plain_data(nb::handle object) {
         return format == nullptr || is_plain(format);
     }
     // NumPy's own answer first: a format cannot tell of all its types (bfloat16, datetime64).
-    if (const nb::object dtype = nb::getattr(object, "dtype", nb::none()); !dtype.is_none()) {
-        const nb::object objects = nb::getattr(dtype, "hasobject", nb::none());
-        if (!objects.is_none()) {
-            return !nb::cast<bool>(objects);
+    static PyObject* const kDtype = PyUnicode_InternFromString("dtype");
+    static PyObject* const kHasObject = PyUnicode_InternFromString("hasobject");
+    static PyObject* last_plain = nullptr;  // a type of arrays, which never changes; kept
+    if (const nb::object dtype = attribute(object, kDtype); dtype.is_valid()) {
+        if (dtype.ptr() == last_plain) {
+            return true;
+        }
+        if (const nb::object objects = attribute(dtype, kHasObject); objects.is_valid()) {
+            if (objects.ptr() != Py_False) {
+                return false;
+            }
+            Py_XDECREF(std::exchange(last_plain, nb::object(dtype).release().ptr()));
+            return true;
         }
     }
     Py_buffer buffer;

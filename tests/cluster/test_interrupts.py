@@ -142,3 +142,34 @@ def test_ctrl_c_ends_the_tool(cluster: Cluster) -> None:
             wait_for(lambda: waits(process.pid), f"{command} to wait")
             os.kill(process.pid, signal.SIGINT)
             assert process.wait(20) != 0
+
+
+ASYNC = """
+import asyncio, sys, kvstore
+async def main():
+    async with await kvstore.connect_async(sys.argv[1], timeout_ms=60_000) as store:
+        await store.get("there")
+        print("connected")
+        sys.stdin.readline()
+        print("waiting")
+        await getattr(store, sys.argv[2])("nobody", *map(str.encode, sys.argv[3:]))
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("call", [["get"], ["exists"], ["remove"]])
+def test_ctrl_c_ends_asyncio(cluster: Cluster, call: list[str]) -> None:
+    """asyncio cancels the task, and the store's close ends the call that still waits."""
+    cluster.start_node("a", segment_size="64mb")
+    with python_process(ASYNC, cluster.address, *call) as process:
+        assert read_line(process) == "connected"
+        cluster.master.freeze()
+        say(process)
+        assert read_line(process) == "waiting"
+        wait_for(lambda: waits(process.pid), "the loop to wait")
+        os.kill(process.pid, signal.SIGINT)
+        assert read_line(process) == "interrupted"
+        assert process.wait(20) == 0

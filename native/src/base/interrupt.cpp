@@ -9,8 +9,10 @@ namespace {
 // A signal also ends poll(2) itself. The slice is for one that came just before.
 constexpr int kSliceMs = 100;
 
-thread_local Interruptible* current = nullptr;
-thread_local int locked_depth = 0;
+// In the static part of thread-local storage, also of a library that was loaded later: every call
+// of a main thread touches it.
+[[gnu::tls_model("initial-exec")]] thread_local Interruptible* current = nullptr;
+[[gnu::tls_model("initial-exec")]] thread_local int locked_depth = 0;
 
 }  // namespace
 
