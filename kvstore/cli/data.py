@@ -28,11 +28,13 @@ _LIST_LIMIT = 1000
 MISSES = {
     MissReason.Absent: (Exit.MISS, "no object"),
     MissReason.Evicted: (Exit.MISS, "no object: it was evicted to make room"),
+    MissReason.IndexFull: (Exit.MISS, "no object: the index was full, and it was evicted"),
     MissReason.Expired: (Exit.MISS, "no object: it has expired"),
     MissReason.Removed: (Exit.MISS, "no object: it was removed"),
     MissReason.Flushed: (Exit.MISS, "no object: its namespace was flushed"),
     MissReason.Version: (Exit.MISS, "no object: it was replaced meanwhile"),
     MissReason.Checksum: (Exit.FAILED, "the stored bytes are damaged"),
+    MissReason.BufferTooSmall: (Exit.FAILED, "it has grown while it was read"),
     MissReason.NodeDown: (Exit.UNAVAILABLE, "the nodes that hold the object are down"),
     MissReason.Rebuilding: (
         Exit.UNAVAILABLE,
@@ -110,7 +112,7 @@ def get(key: str, output: str | None, as_json: bool, **options: Any) -> None:
     reasons: list[MissReason] = []
     with target(options).connect() as store:
         (data,) = store.batch_get([key], reasons=reasons)
-    code, words = MISSES.get(reasons[0], (Exit.OK, ""))
+    code, words = (Exit.OK, "") if data is not None else MISSES[reasons[0]]
     if data is not None and output is not None:
         try:
             with open(output, "wb") as stream:

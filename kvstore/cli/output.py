@@ -169,10 +169,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print one name and value per line."""
+    """Print one name and value per line; "-" for none, as in an empty list."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        click.echo(f"{name:<{width}}  {printable(value)}")
+        click.echo(f"{name:<{width}}  {printable(_in_words(value))}")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
 
 
 def format_time(unix_ms: int | None) -> str:

@@ -28,7 +28,7 @@ for call in calls:
         print(call)
         print("returned", eval(call))
     except KeyboardInterrupt:
-        print("interrupted", "late" if time.monotonic() - began > 20 else "soon")
+        print("interrupted", "late" if time.monotonic() - began > 8 else "soon")
 sys.stdin.readline()
 # Those who hung are there again: nobody was put aside for what was interrupted.
 print(store.get("there"), store.put("after", b"x").name, store.exists("there"))

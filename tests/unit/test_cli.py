@@ -11,9 +11,18 @@ from click.testing import CliRunner, Result
 
 from kvstore import __version__
 from kvstore.cli import master, node, operator
-from kvstore.cli.output import Exit, exit_of, format_duration, print_json, print_table, printable
+from kvstore.cli.data import MISSES
+from kvstore.cli.output import (
+    Exit,
+    exit_of,
+    format_duration,
+    print_fields,
+    print_json,
+    print_table,
+    printable,
+)
 from kvstore.config import MasterConfig, NodeConfig, load
-from kvstore.errors import Status
+from kvstore.errors import MissReason, Status
 
 PROGRAMS: dict[str, click.Command] = {
     "kvstore": operator.main,
@@ -70,6 +79,11 @@ def test_statuses_have_exit_codes() -> None:
     assert {exit_of(status) for status in late} == {Exit.UNAVAILABLE}
     failed = (Status.NoSpace, Status.TooLarge, Status.Partial, Status.Removed)
     assert {exit_of(status) for status in failed} == {Exit.FAILED}
+
+
+def test_every_miss_has_words_and_an_exit_code() -> None:
+    assert set(MISSES) == set(MissReason) - {MissReason.None_}
+    assert all(code is not Exit.OK and words for code, words in MISSES.values())
 
 
 # --- completion ---
@@ -188,6 +202,18 @@ def test_wide_characters_keep_columns(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "key    size\n日本  1,000\nx         5\n"
     print_table(["key", "n"], [])
     assert capsys.readouterr().out == "key  n\n"
+
+
+def test_fields_are_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"a": True, "long name": [], "c": ["x", "y\n"], "d": None, "e": 0, "f": ""})
+    assert capsys.readouterr().out.splitlines() == [
+        "a          yes",
+        "long name  -",
+        "c          x, y\\n",
+        "d          -",
+        "e          0",
+        "f          -",
+    ]
 
 
 @pytest.mark.parametrize(

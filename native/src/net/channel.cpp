@@ -177,11 +177,15 @@ bool Channel::await_input(Deadline deadline) {
         return true;
     }
     pollfd entry{fd_.get(), POLLIN, 0};
-    int ready = 0;
-    do {
-        ready = poll(&entry, 1, deadline.left_ms());
-    } while (ready < 0 && errno == EINTR);
-    return ready != 0;  // an error is for the receive to tell
+    for (;;) {
+        const int ready = poll(&entry, 1, wait_slice_ms(deadline.left_ms()));
+        if (ready > 0 || (ready < 0 && errno != EINTR)) {
+            return true;  // an error is for the receive to tell
+        }
+        if ((ready == 0 && deadline.expired()) || check_interrupt()) {
+            return false;
+        }
+    }
 }
 
 void Channel::shutdown() {
