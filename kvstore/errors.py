@@ -95,6 +95,10 @@ class MissReason(Enum):
     IndexFull = "index_full"
     BufferTooSmall = "buffer_too_small"
 
+    def __bool__(self) -> bool:
+        """Say whether something was missed: None_ is false."""
+        return self is not MissReason.None_
+
 
 class KvstoreError(Exception):
     """Base of every exception this package raises."""

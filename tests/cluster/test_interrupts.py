@@ -141,7 +141,7 @@ def test_ctrl_c_ends_the_tool(cluster: Cluster) -> None:
             assert read_line(process) == "calling"
             wait_for(lambda: waits(process.pid), f"{command} to wait")
             os.kill(process.pid, signal.SIGINT)
-            assert process.wait(20) != 0
+            assert process.wait(20) == 130
 
 
 ASYNC = """

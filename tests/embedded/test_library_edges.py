@@ -37,6 +37,14 @@ def test_a_status_is_true_where_readers_find_the_key(store: Store) -> None:
     assert int(Status.Ok) == 0 and not store.remove("nobody")
 
 
+def test_a_reason_is_true_where_something_was_missed(store: Store) -> None:
+    store.put("k", b"v")
+    reasons: list[kvstore.MissReason] = []
+    store.batch_get(["k", "nobody"], reasons=reasons)
+    assert [bool(reason) for reason in reasons] == [False, True]
+    assert not store.lookup(["k"]).reason
+
+
 def test_a_missing_view_is_false_and_gives_none(store: Store) -> None:
     store.put("k", b"v")
     store.put("empty", b"")
