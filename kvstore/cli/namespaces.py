@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvstore._proto import master_pb2, types_pb2
 from kvstore.cli.control import control
 from kvstore.cli.output import (
     Exit,
@@ -25,9 +24,14 @@ from kvstore.cli.target import Target, is_given, json_option, target, target_opt
 from kvstore.errors import PermissionDeniedError, Status
 from kvstore.sizes import format_size
 
+if TYPE_CHECKING:
+    from kvstore._proto import master_pb2
+
 
 def _listed(where: Target, tenant: str) -> master_pb2.ListNamespacesReply:
     """Ask for the namespaces of a tenant; "" is every tenant."""
+    from kvstore._proto import master_pb2
+
     request = master_pb2.ListNamespacesRequest(tenant=tenant)
     with control(where) as (master, call):
         return master.ListNamespaces(request, **call)
@@ -119,6 +123,8 @@ def flush(every: bool, yes: bool, as_json: bool, **options: Any) -> None:
 
 
 def _flush_one(where: Target) -> tuple[str, master_pb2.FlushReply]:
+    from kvstore._proto import master_pb2, types_pb2
+
     request = master_pb2.FlushRequest(
         namespace=types_pb2.Namespace(tenant=where.tenant, name=where.namespace),
         timeout_ms=where.timeout_ms,

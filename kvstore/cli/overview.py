@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from google.protobuf.json_format import MessageToDict
 
-from kvstore._proto import master_pb2, types_pb2
 from kvstore.cli.control import control
 from kvstore.cli.output import print_fields, print_json, print_table, reports_errors
 from kvstore.cli.target import json_option, target, target_options
 from kvstore.sizes import format_size
 
+if TYPE_CHECKING:
+    from kvstore._proto import types_pb2
+
 
 def state_name(state: types_pb2.NodeState.ValueType) -> str:
     """Return the name of a node's state, such as "alive"."""
+    from kvstore._proto import types_pb2
+
     return types_pb2.NodeState.Name(state).removeprefix("NODE_STATE_").lower()
 
 
@@ -47,6 +50,10 @@ def node_as_dict(node: types_pb2.NodeInfo) -> dict[str, Any]:
 @reports_errors
 def status(as_json: bool, **options: Any) -> None:
     """Show a summary of the cluster's state."""
+    from google.protobuf.json_format import MessageToDict
+
+    from kvstore._proto import master_pb2
+
     with control(target(options)) as (master, call):
         reply = master.Status(master_pb2.StatusRequest(), **call)
     fields = MessageToDict(
@@ -71,6 +78,8 @@ def status(as_json: bool, **options: Any) -> None:
 @reports_errors
 def nodes(as_json: bool, **options: Any) -> None:
     """List the known nodes with state, capacity and usage."""
+    from kvstore._proto import master_pb2
+
     with control(target(options)) as (master, call):
         reply = master.ListNodes(master_pb2.ListNodesRequest(), **call)
     if as_json:
