@@ -151,7 +151,7 @@ TEST_F(ClientTest, MissesSayWhy) {
         TestClient reader(master.endpoint, transport);
         EXPECT_EQ(reader.get("k", 4999), std::nullopt);
         EXPECT_EQ(reader.last.result, static_cast<int64_t>(Code::kBufferTooSmall));
-        EXPECT_EQ(reader.last.reason, MissReason::kNone);
+        EXPECT_EQ(reader.last.reason, MissReason::kBufferTooSmall);
     }
     EXPECT_EQ(client.remove("k"), Code::kOk);
     EXPECT_EQ(client.get("k"), std::nullopt);

@@ -374,7 +374,7 @@ class Model {
             const auto it = objects_.find(gone.key);
             ASSERT_NE(it, objects_.end()) << gone.key;
             ASSERT_EQ(it->second.version, gone.version);
-            if (gone.reason == MissReason::kEvicted) {
+            if (gone.reason == MissReason::kEvicted || gone.reason == MissReason::kIndexFull) {
                 EXPECT_EQ(it->second.leases, 0) << gone.key;
                 EXPECT_NE(it->second.pin, Pin::kHard) << gone.key;
                 for (const Reader& reader : readers_) {
