@@ -181,6 +181,8 @@ class NodeOptions:
     hash_secret: bytes
     tcp_endpoint: str
     unix_endpoint: str
+    unix_mode: int
+    unix_gid: int
     master_endpoints: list[str]
     principal: str
     token: str

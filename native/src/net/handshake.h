@@ -80,7 +80,8 @@ Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
                   std::span<const uint8_t> challenge_body);
 
 // The principals of the token file; replaceable while the server runs. Without any, authentication
-// is off: TCP peers are trusted, Unix peers must have our uid or be root. Thread-safe.
+// is off: TCP peers are trusted, Unix peers must have our uid, be root, or be in the socket's
+// group where it may connect (SocketAccess). Thread-safe.
 class Authenticator {
   public:
     explicit Authenticator(std::vector<Principal> principals = {});

@@ -126,7 +126,7 @@ Result<NodeEndpoints> NodeBlockPort::start() {
         if (!endpoint.ok()) {
             return endpoint.status();
         }
-        const Result<Endpoint> real = server_->listen(*endpoint);
+        const Result<Endpoint> real = server_->listen(*endpoint, options_.unix_access);
         if (!real.ok()) {
             return real.status();
         }

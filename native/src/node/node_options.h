@@ -39,6 +39,7 @@ struct NodeOptions : NodeTunables {
     // Where it listens. Either may be empty; port 0 is chosen by the system.
     std::string tcp_endpoint;   // "tcp://host:port"
     std::string unix_endpoint;  // "unix:///path" or "unix:@name"
+    SocketAccess unix_access;   // of that path
 
     // Where its master is: tried in order. Empty keeps the link down until set_session().
     std::vector<std::string> master_endpoints;
