@@ -35,6 +35,8 @@ struct HelloParams {
     uint64_t clients_device = 0;
     uint64_t clients_inode = 0;
     uint32_t mapped_epoch = 0;
+    uint64_t host_identity = 0;
+    AttachCause attach_cause = AttachCause::kNone;
     uint32_t version_min = kProtocolVersionMin;
     uint32_t version_max = kProtocolVersionMax;
 
@@ -59,6 +61,8 @@ struct WelcomeData {
     uint64_t flush_counter = 0;
     uint64_t segment_bytes = 0;
     uint64_t ops_seq = 0;
+    uint64_t host_identity = 0;
+    AttachCause attach_cause = AttachCause::kNone;
 
     void encode(uint32_t fd_count, const Digest& server_mac, std::vector<uint8_t>& out) const;
     static WelcomeData from(const Welcome& welcome);
