@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_log = logging.getLogger("kvstore.client")
-
+_LOGGER = "kvstore.client"
 _STATES = ("joining", "alive", "draining", "dead")
 """Of NodeState in native types.h."""
 _ONLY_SHM, _ONLY_TCP = 1, 2
@@ -28,6 +26,10 @@ _CAUSES = {
     "no_listener": (
         "nobody accepts at its socket {socket} as this process sees it",
         "set socket_dir on the node, and mount that folder itself, not a copy or an older one",
+    ),
+    "no_network": (  # no_listener, where the socket is no file
+        "its abstract socket {socket} belongs to another network namespace",
+        "set socket_dir on the node, and mount that folder at the same path",
     ),
     "user": (
         "it serves its own user and root, not uid {uid}",
@@ -60,8 +62,10 @@ def report(node_id: str, endpoint: str, cause: str, detail: str) -> None:
     this = object()
     if _reported.setdefault((node_id, cause), this) is not this:  # atomic
         return
+    import logging  # rarely needed, and not cheap to load
+
     why, setting = _why(cause, endpoint, detail)
-    _log.warning(
+    logging.getLogger(_LOGGER).warning(
         "node %s is on this host, but its memory cannot be mapped (%s): %s. Its objects pass "
         "through a socket, which is slower.%s",
         node_id,
@@ -74,7 +78,8 @@ def report(node_id: str, endpoint: str, cause: str, detail: str) -> None:
 def _why(cause: str, endpoint: str, detail: str) -> tuple[str, str | None]:
     if cause not in _CAUSES:
         return detail, None
-    why, setting = _CAUSES[cause]
+    abstract = cause == "no_listener" and endpoint.startswith("unix:@")
+    why, setting = _CAUSES["no_network" if abstract else cause]
     # The path is the node's word, and goes into logs.
     path = "".join(c if c.isprintable() else "?" for c in endpoint.removeprefix("unix://"))
     return why.format(uid=os.geteuid(), socket=path), setting

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,17 @@ def test_a_tenant_without_shared_memory_is_told(cluster: Cluster) -> None:
     cluster.start_node("a")
     seen = run_client(cluster.address, "k", tenant="research")
     assert_warned_once(seen, "tenant", "shm_tenants")
+    assert refused(cluster, "tenant") >= 1
+
+
+def test_a_command_about_one_object_does_not_lecture(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.start_node("a")
+    file = tmp_path / "value"
+    file.write_bytes(b"value")
+    command = [sys.executable, "-m", "kvstore.cli.operator", "put", "k", str(file)]
+    command += ["--master", cluster.address, "--tenant", "research"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
     assert refused(cluster, "tenant") >= 1
 
 
@@ -169,6 +183,16 @@ def test_a_restart_is_no_reason_to_warn(cluster: Cluster, caplog: pytest.LogCapt
             wait_for(lambda: store.peers()[0]["path"] == "shm", "the memory to be mapped again")
             assert store.get("k") == b"v"
     assert caplog.records == []
+
+
+def test_asyncio_has_peers_too(cluster: Cluster) -> None:
+    cluster.start_node("a")
+
+    async def paths() -> list[str]:
+        async with await kvstore.connect_async(cluster.address) as store:
+            return [peer["path"] for peer in await store.peers()]
+
+    assert asyncio.run(paths()) == ["shm"]
 
 
 def test_a_closed_store_has_no_peers(cluster: Cluster) -> None:

@@ -61,6 +61,8 @@ def test_the_reason_says_whose_rights_and_which_path() -> None:
     doubtful = paths.peer(row(cause="not_found", same_host=None), AUTO)
     assert "not known" in doubtful["why"]
     assert paths.peer(row(cause="other", detail="it hangs"), AUTO)["why"] == "it hangs"
+    abstract = paths.peer(row(cause="no_listener", unix_endpoint="unix:@kvstore-a-7"), AUTO)
+    assert abstract["cause"] == "no_listener" and "network namespace" in abstract["why"]
 
 
 def test_a_summary_counts_nodes_of_this_host_only() -> None:

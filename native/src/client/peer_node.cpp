@@ -34,7 +34,7 @@ PeerNode::PeerNode(PeerInfo info, HelloParams hello, Transport transport,
       info_(std::make_shared<const PeerInfo>(std::move(info))),
       on_unattached_(std::move(on_unattached)),
       attach_breaker_(50, 5000),
-      sockets_([this](Deadline deadline) { return open_socket(deadline); }) {}
+      sockets_([this](Deadline deadline) { return open_pooled(deadline); }) {}
 
 std::shared_ptr<const PeerInfo> PeerNode::info() const {
     const MutexLock lock(mutex_);
@@ -158,14 +158,11 @@ void PeerNode::note_failure(const PeerInfo& known, AttachCause cause, const Stat
 }
 
 // The node answers by socket: on which host is it?
-void PeerNode::learn_place(const PeerInfo& known, const WelcomeData& welcome) {
+void PeerNode::learn_place(const WelcomeData& welcome) {
     if (welcome.host_identity != 0 && host_identity() != 0) {
         const bool same = welcome.host_identity == host_identity();
         const MutexLock lock(mutex_);
         note_place(same ? Place::kThisHost : Place::kOtherHost, welcome.node_epoch);
-    }
-    if (welcome.node_epoch == known.epoch) {
-        report_unattached(known, true);
     }
 }
 
@@ -213,7 +210,17 @@ Result<std::unique_ptr<Channel>> PeerNode::open_socket(Deadline deadline) {
         return {Code::kUnavailable, text + " is another node than " + known->id};
     }
     if (channel.ok()) {
-        learn_place(*known, (*channel)->welcome());
+        learn_place((*channel)->welcome());
+    }
+    return channel;
+}
+
+// Here and not in open_socket(), whose callers may hold a lock: who hears of it may call back.
+Result<std::unique_ptr<Channel>> PeerNode::open_pooled(Deadline deadline) {
+    const std::shared_ptr<const PeerInfo> known = info();
+    Result<std::unique_ptr<Channel>> channel = open_socket(deadline);
+    if (channel.ok() && (*channel)->welcome().node_epoch == known->epoch) {
+        report_unattached(*known, true);
     }
     return channel;
 }

@@ -65,7 +65,8 @@ class PeerNode {
     std::shared_ptr<LocalNode> attach(const PeerInfo& known, const Endpoint& endpoint,
                                       Deadline deadline) KV_EXCLUDES(mutex_);
     void note_place(Place place, uint32_t epoch) KV_REQUIRES(mutex_);
-    void learn_place(const PeerInfo& known, const WelcomeData& welcome) KV_EXCLUDES(mutex_);
+    Result<std::unique_ptr<Channel>> open_pooled(Deadline deadline);
+    void learn_place(const WelcomeData& welcome) KV_EXCLUDES(mutex_);
     void note_failure(const PeerInfo& known, AttachCause cause, const Status& status)
         KV_EXCLUDES(mutex_);
     void report_unattached(const PeerInfo& known, bool answered) KV_EXCLUDES(mutex_);
