@@ -356,9 +356,9 @@ Result<std::vector<ClientCore::Explanation>> ClientCore::explain(std::string_vie
         known.put_ms = reply.put_ms[0];
         known.used_ms = reply.used_ms[0];
         known.gone_ms = reply.gone_ms[0];
-        known.reason =
-            reply.reasons[0] < kMissReasonCount ? static_cast<MissReason>(reply.reasons[0])
-                                                  : MissReason::kAbsent;
+        known.reason = reply.reasons[0] < kMissReasonCount
+                           ? static_cast<MissReason>(reply.reasons[0])
+                           : MissReason::kAbsent;
         return true;
     });
     return out;
@@ -413,7 +413,8 @@ std::vector<ClientCore::NodeSummary> ClientCore::peers() {
         return nodes();
     }
     ask_nodes([](PeerNode& peer, Deadline deadline) {
-        if (peer.local(deadline) != nullptr || peer.place() != Place::kUnknown) {
+        if (peer.info()->unix_endpoint.empty() || peer.local(deadline) != nullptr ||
+            peer.place() != Place::kUnknown) {
             return true;
         }
         const Result<ChannelPool::Lease> opened = peer.sockets().checkout(deadline);

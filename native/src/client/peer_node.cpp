@@ -209,7 +209,7 @@ Result<std::unique_ptr<Channel>> PeerNode::open_socket(Deadline deadline) {
     if (channel.ok() && (*channel)->welcome().node_id != known->id) {
         return {Code::kUnavailable, text + " is another node than " + known->id};
     }
-    if (channel.ok()) {
+    if (channel.ok() && !known->unix_endpoint.empty()) {  // else it shares no memory anyway
         learn_place((*channel)->welcome());
     }
     return channel;
