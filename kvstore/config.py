@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_LABELS, is_valid_name
+from kvstore.limits import MAX_LABELS, MAX_SOCKET_PATH_BYTES, is_valid_name
 from kvstore.options import read_object, refuse_unknown
 from kvstore.sizes import format_size, parse_size
 
@@ -185,6 +185,28 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         _live("Tenants whose clients may map this node's memory; others use sockets."),
     ] = ("default",)
+    socket_dir: Annotated[
+        str,
+        _fixed(
+            "Folder for `<node_id>/node.sock`: all that engines in other containers or of other "
+            "users have to see of a node. Empty: the socket lies in `segment_dir`."
+        ),
+    ] = ""
+    socket_mode: Annotated[
+        str,
+        Meta(pattern="^(0?[0-7]{3})?$"),
+        _fixed(
+            'Permissions of the socket: "0660" lets its group connect, "0666" every user (needs '
+            "`auth_token_file`). Empty: 0600, or 0660 with `socket_group`. Needs `socket_dir`."
+        ),
+    ] = ""
+    socket_group: Annotated[
+        str,
+        _fixed(
+            "Group of the socket, a name or a number; its members connect like the node's own "
+            "user. Needs `socket_dir`."
+        ),
+    ] = ""
     nvme_dir: Annotated[
         str, _fixed("Folder on NVMe for evicted objects and snapshots. Empty: no NVMe tier.")
     ] = ""
@@ -264,6 +286,39 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         names = [self.node_id, *self.shm_tenants, *self.labels, *self.labels.values()]
         if not all(map(is_valid_name, names)) or len(self.placement_labels()) > MAX_LABELS:
             raise ValueError("`node_id`, `shm_tenants` or `labels` contains an invalid name")
+        self._check_socket()
+
+    def _check_socket(self) -> None:
+        """Refuse a socket that nobody could reach, or that would trust everybody."""
+        mode = self.socket_permissions()
+        if mode & 0o600 != 0o600 or mode & 0o111:
+            raise ValueError(f"`socket_mode` {mode:04o} must be 0600, 0660 or 0666")
+        if mode & 0o002 and not self.auth_token_file:
+            raise ValueError(
+                f"`socket_mode` {mode:04o} lets every user of this host connect, and needs "
+                "`auth_token_file`; or let a group connect, with `socket_group`"
+            )
+        if not self.socket_dir:
+            if mode != 0o600 or self.socket_group:
+                raise ValueError(
+                    "`socket_mode` and `socket_group` need `socket_dir`: nobody else can enter "
+                    "`segment_dir`"
+                )
+            return
+        path = Path(self.socket_dir) / self.file_name() / "node.sock"
+        if not path.is_absolute():
+            raise ValueError("`socket_dir` must be an absolute path: clients get to know it")
+        if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(
+                f"`socket_dir` and `node_id` are too long for a socket: {path} has more than "
+                f"{MAX_SOCKET_PATH_BYTES} bytes"
+            )
+
+    def socket_permissions(self) -> int:
+        """Permission bits of the Unix socket."""
+        if self.socket_mode:
+            return int(self.socket_mode, 8)
+        return 0o660 if self.socket_group else 0o600
 
     def addresses(self) -> list[str]:
         """The masters' addresses, in the order to try them."""
@@ -274,9 +329,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         """The node's id: as configured, else the host's name."""
         return self.node_id or socket.gethostname()
 
+    def file_name(self) -> str:
+        """The node's id as one component of a path."""
+        name = self.name().replace("/", "_")
+        return f"_{name}" if name in (".", "..") else name
+
     def directory(self) -> str:
         """Folder of the segment: as configured, else one of its own below /dev/shm."""
-        return self.segment_dir or f"/dev/shm/kvstore-{self.name().replace('/', '_')}"
+        return self.segment_dir or f"/dev/shm/kvstore-{self.file_name()}"
 
     def placement_labels(self) -> dict[str, str]:
         """The labels, with the host's name as `host` unless another was given."""

@@ -14,6 +14,7 @@ MAX_TIMEOUT_MS = 600_000
 MAX_EPOCH = (1 << 24) - 1  # types.h
 
 # Limits of the control plane only.
+MAX_SOCKET_PATH_BYTES = 107  # sun_path, less its terminating zero
 MAX_LABELS = 16
 MAX_LIST_KEYS = 2000  # a page stays below the 4 MiB that gRPC clients accept
 MAX_SEGMENTS = 64

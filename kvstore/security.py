@@ -102,7 +102,8 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     """Read a token file.
 
     Args:
-        path: a file that only its owner may read (mode 0600 or stricter); see too_open.
+        path: a file that only its owner may read (mode 0600 or stricter), or root's with
+            group-read permission; see too_open.
 
     Returns:
         Its principals, at least one, with different names.
@@ -119,9 +120,10 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
             raw = stream.read(limits.MAX_TOKEN_FILE_BYTES + 1)
     except OSError as error:
         raise InvalidArgumentError(f"token file {file}: {error.strerror}") from error
-    if too_open(mode, owner, os.geteuid()):
+    if too_open(mode, owner):
         raise InvalidArgumentError(
-            f"token file {file}: mode {mode:04o} lets others read it; run: chmod 600 {file}"
+            f"token file {file}: mode {mode:04o} lets others read or change it; "
+            f"run: chmod 600 {file}"
         )
     if len(raw) > limits.MAX_TOKEN_FILE_BYTES:
         raise InvalidArgumentError(f"token file {file}: larger than 1 MiB")
@@ -132,21 +134,21 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     return _parse(file, lines)
 
 
-def too_open(mode: int, owner: int, user: int) -> bool:
+def too_open(mode: int, owner: int) -> bool:
     """Say whether others may read or change a file of secrets.
 
     Args:
         mode: its permission bits.
         owner: its user id.
-        user: that of this process.
 
     Returns:
         True when anyone but the owner has any permission; except that the group may read a file
-        owned by root: an unprivileged process gets a Kubernetes secret this way (fsGroup).
+        owned by root: an unprivileged process gets a Kubernetes secret this way (fsGroup), and root
+        reads the same file.
 
     Source: PostgreSQL's rule for the server's private key (ssl_key_file).
     """
-    return bool(mode & (0o037 if owner == 0 != user else 0o077))
+    return bool(mode & (0o037 if owner == 0 else 0o077))
 
 
 def _parse(file: str, lines: Iterable[str]) -> tuple[Principal, ...]:

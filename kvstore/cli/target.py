@@ -29,13 +29,21 @@ class Target:
     token_file: str | None
     timeout_ms: int
 
-    def connect(self, transport: Literal["auto", "tcp"] = "auto") -> kvstore.Store:
+    def connect(self, transport: Literal["auto", "tcp"] | None = None) -> kvstore.Store:
         """Connect a client to the cluster.
+
+        Args:
+            transport: as in kvstore.connect; None: "auto" for a few objects, for which a warning
+                about a slower path (kvstore.client.paths) would be noise.
 
         Raises:
             UnavailableError: No master answered; the message says what was there instead.
             UnauthenticatedError: The token is missing or wrong.
         """
+        if transport is None:
+            import logging
+
+            logging.getLogger("kvstore.client").addHandler(logging.NullHandler())
         with self.explained():
             return kvstore.connect(
                 self.masters,
@@ -43,7 +51,7 @@ class Target:
                 namespace=self.namespace,
                 token_file=self.token_file,
                 timeout_ms=self.timeout_ms,
-                transport=transport,
+                transport=transport or "auto",
             )
 
     @contextmanager

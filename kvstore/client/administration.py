@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvstore import _native
-from kvstore.client import describe
+from kvstore.client import describe, paths
 from kvstore.client.answers import answer
 from kvstore.errors import Status, error_for
 from kvstore.limits import LIST_PAGE_KEYS
@@ -116,6 +116,27 @@ class Administration:
         """
         return answer(self._client.flush())
 
+    def peers(self) -> list[dict[str, Any]]:
+        """Describe how this store reaches each node, and why not through its memory.
+
+        Nodes that were not used yet are asked where they are.
+
+        Returns:
+            A dict per node: ``node_id``, ``state`` ("joining", "alive", "draining", "dead"),
+            ``host`` (its label), ``same_host`` (None: not known, or it shares no memory), ``path``
+            ("shm": mapped memory; "unix" or "tcp": a socket; None: not reachable by this store's
+            transport), its ``endpoint``, ``why`` (a sentence), ``cause`` (None for "shm";
+            "permission", "not_found", "no_listener", "user", "tenant", "no_slot" or "other" for a
+            node whose memory could not be mapped; "other_host", "not_offered", "transport",
+            "dead"), ``setting`` (what to change to have it mapped) and ``attach_failures``.
+
+        Raises:
+            ClosedError: The store is closed, or this is a forked child.
+        """
+        if self._client.closed:
+            raise error_for(Status.Closed, "the store is closed, or this is a forked child")
+        return [paths.peer(row, self._client.transport) for row in self._client.peers()]
+
     def stats(self) -> dict[str, Any]:
         """Return the counters of this store since it was opened.
 
@@ -123,17 +144,25 @@ class Administration:
             ``keys_read``, ``hits``, ``hits_shm``, ``hits_tcp``, ``misses`` (by reason),
             ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm``, ``put_bytes_tcp``,
             ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``lookups``,
-            ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master);
-            while the store is open also ``node_counters`` (of each reachable node, since it
-            started) and ``evictions`` (their sum); for an embedded store also ``node`` and
-            ``master`` (all of their counters).
+            ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master,
+            with ``path``, ``cause`` and ``why`` as in `peers`), ``paths`` (nodes by path) and
+            ``unattached`` (nodes of this host whose memory is not mapped, by cause); while
+            the store is open also ``node_counters`` (of each reachable node, since it started) and
+            ``evictions`` (their sum); for an embedded store also ``node`` and ``master`` (all of
+            their counters).
         """
         stats = describe.counted(self._client.counters())
-        stats["nodes"] = self._client.nodes()
+        counters = {} if self._client.closed else self._client.node_counters()
+        rows = self._client.nodes()  # afterwards: it is known then where they are
+        peers = [paths.peer(row, self._client.transport) for row in rows]
+        stats["nodes"] = [
+            {**row, **{name: peer[name] for name in ("path", "cause", "why")}}
+            for row, peer in zip(rows, peers, strict=True)
+        ]
+        stats |= paths.summary(peers)
         if not self._client.closed:
-            nodes = self._client.node_counters()
-            stats["node_counters"] = nodes
-            stats["evictions"] = sum(node.get("evictions", 0) for node in nodes.values())
+            stats["node_counters"] = counters
+            stats["evictions"] = sum(node.get("evictions", 0) for node in counters.values())
             if self._server_stats is not None:
                 stats |= self._server_stats()
         return stats

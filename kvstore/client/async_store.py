@@ -209,6 +209,7 @@ class AsyncStore:
     remove_prefix = _awaited(Store.remove_prefix)
     unpin = _awaited(Store.unpin)
     flush = _awaited(Store.flush)
+    peers = _awaited(Store.peers)
     stats = _awaited(Store.stats)
 
     @asynccontextmanager

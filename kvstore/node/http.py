@@ -49,6 +49,12 @@ ROWS = (
     Gauge("kvstore_leases", "leases", "Leases in force."),
     Gauge("kvstore_connections", "connections", "Open connections."),
     Gauge("kvstore_live_slots", "live_slots", "Client processes that map the segment."),
+    Labelled(
+        "kvstore_attaches_refused_total",
+        "attaches_refused",
+        "cause",
+        "Attempts of clients on this host to map the segment that failed, by cause.",
+    ),
     Gauge(
         "kvstore_applied_seq", "applied_seq", "Number of the last applied operation of the master."
     ),

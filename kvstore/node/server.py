@@ -19,7 +19,7 @@ from kvstore.errors import KvstoreError
 from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
-from kvstore.node import activity, http
+from kvstore.node import activity, http, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.node.rest import Rest
@@ -30,19 +30,9 @@ from kvstore.security import Principal, Role, load_identity, load_principals
 _log = EventLogger("node")
 _SEGMENT = "segment"
 _NVME = "nvme"
-# Of sun_path, less its terminating zero.
-_MAX_SOCKET_PATH_BYTES = 107
 _READY_POLL_S = 0.02
 
 T = TypeVar("T")
-
-
-def unix_endpoint(directory: str, node_id: str) -> str:
-    """Return the Unix socket of a node: in its folder, abstract when that path is too long."""
-    path = str(Path(directory) / "node.sock")
-    if len(path.encode()) <= _MAX_SOCKET_PATH_BYTES:
-        return f"unix://{path}"
-    return f"unix:@kvstore-{node_id[:64]}-{os.getpid()}"
 
 
 def segment_id(directory: str) -> int:
@@ -80,7 +70,7 @@ def core_options(
     options.hash_secret = session.hash_secret
     options.tcp_endpoint = tcp
     if "shm" in config.transports:
-        options.unix_endpoint = unix_endpoint(config.directory(), config.name())
+        options.unix_endpoint = socket_path.endpoint(config)
     options.master_endpoints = [session.master]
     if principal is not None:
         options.principal = principal.name
@@ -148,10 +138,10 @@ class NodeServer:
             take_over: replace a living process that runs as this node with another segment.
 
         Raises:
-            InvalidArgumentError: The token file is wrong.
+            InvalidArgumentError: The token file or `socket_group` is wrong.
             UnavailableError: Another process uses the folder.
             VersionMismatchError: The folder has another format.
-            IoError: The folder cannot be created.
+            IoError: A folder cannot be created.
         """
         self._config = config
         self._factory = factory
@@ -178,6 +168,8 @@ class NodeServer:
         directory = config.directory()
         _make_folders(directory, config.nvme_dir)
         self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
+        # Under its lock: another process may serve in that folder.
+        self._access = socket_path.prepare(config)
         identity = Identity(
             node_id=config.name(),
             labels=config.placement_labels(),
@@ -292,6 +284,7 @@ class NodeServer:
     async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
         """Create the native node, which takes over the memory of the process before."""
         options = core_options(self._config, session, self._principal)
+        options.unix_mode, options.unix_gid = self._access
         options.principals = [principal.native() for principal in self._principals]
         ends.callback(self._tiering.close)
         await asyncio.to_thread(self._tiering.open, options)
@@ -311,6 +304,7 @@ class NodeServer:
         self._core = None  # no reload reaches it any more
         # In a thread: its threads call the catalog, which takes the interpreter's lock.
         await asyncio.to_thread(core.close, remove_files=not self._config.keep_segment)
+        socket_path.remove_folder(self._config)
         if not (self._config.keep_segment or self._config.segment_dir):
             with suppress(OSError):  # the folder is the node's own, too
                 Path(self._config.directory()).rmdir()

@@ -9,34 +9,15 @@
 #include <memory>
 
 #include "bindings.h"
-#include "client/client_core.h"
 #include "gil.h"
 #include "py_arguments.h"
+#include "py_client.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace kvstore {
 namespace {
-
-// Owns the core. A forked child leaks it: sockets, locks and threads are its parent's.
-class Client {
-  public:
-    explicit Client(std::unique_ptr<ClientCore> core) : core_(std::move(core)) {}
-    ~Client() {
-        if (core_->in_forked_child()) {
-            (void)core_.release();
-            return;
-        }
-        GilReleased unlocked;
-        core_.reset();
-    }
-    ClientCore& operator*() const { return *core_; }
-    ClientCore* operator->() const { return core_.get(); }
-
-  private:
-    std::unique_ptr<ClientCore> core_;
-};
 
 // One view's bytes behind the buffer protocol. They are given up when it was asked for and no
 // memoryview shows them any more.
@@ -298,6 +279,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.timeout_ms = timeout_ms;
     options.transport = static_cast<Transport>(transport);
     options.stripes = stripes;
+    options.on_unattached = report_unattached;
     Result<std::unique_ptr<ClientCore>> core =
         interruptible([&] { return ClientCore::connect(std::move(options)); });
     return new Client(value_or_raise(std::move(core)));
@@ -402,38 +384,6 @@ nb::dict counters(Client& client) {
     for (int i = 0; i < kClientCounterCount; ++i) {
         const std::string name(client_counter_name(i));
         out[name.c_str()] = client->context().counter(static_cast<ClientCounter>(i));
-    }
-    return out;
-}
-
-nb::list nodes(Client& client) {
-    nb::list out;
-    for (const ClientCore::NodeSummary& node : client->nodes()) {
-        nb::dict row;
-        row["node_id"] = node.info.id;
-        row["state"] = static_cast<int>(node.info.state);
-        row["tcp_endpoint"] = node.info.tcp_endpoint;
-        row["unix_endpoint"] = node.info.unix_endpoint;
-        row["host"] = node.info.host;
-        row["weight"] = node.info.weight;
-        row["free_bytes"] = node.info.free_bytes;
-        row["capacity_bytes"] = node.info.capacity_bytes;
-        row["epoch"] = node.info.epoch;
-        row["attached"] = node.attached;
-        out.append(row);
-    }
-    return out;
-}
-
-nb::dict node_counters(Client& client) {
-    nb::dict out;
-    const auto all = interruptible([&] { return client->node_counters(); });
-    for (const auto& [node, counted] : all) {
-        nb::dict row;
-        for (const auto& [name, value] : counted) {
-            row[name.c_str()] = value;
-        }
-        out[node.c_str()] = row;
     }
     return out;
 }
@@ -572,6 +522,7 @@ void bind_client(nb::module_& module) {
                "stripes"_a);
     bind_reads(client);
     bind_writes(client);
+    bind_client_nodes(client);
     client.def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
         .def("view", &view, "key"_a.none())
         .def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)
@@ -579,8 +530,6 @@ void bind_client(nb::module_& module) {
         .def("prefetch", &prefetch, "keys"_a.none())
         .def("inspect", &inspect, "key"_a.none())
         .def("counters", &counters)
-        .def("nodes", &nodes)
-        .def("node_counters", &node_counters)
         .def("close",
              [](Client& self) {
                  if (!self->in_forked_child()) {

@@ -203,6 +203,12 @@ nb::dict stats_dict(PyNode& self) {
     out["copy_bytes_in"] = stats.copy_bytes_in;
     out["copy_bytes_out"] = stats.copy_bytes_out;
     out["live_slots"] = stats.live_slots;
+    nb::dict refused;
+    for (size_t cause = 1; cause < stats.attaches_refused.size(); ++cause) {
+        const std::string name(attach_cause_name(static_cast<AttachCause>(cause)));
+        refused[name.c_str()] = stats.attaches_refused[cause];
+    }
+    out["attaches_refused"] = refused;
     out["put_us"] = histogram_dict(stats.put_us);
     out["get_us"] = histogram_dict(stats.get_us);
     out["claim_us"] = histogram_dict(stats.claim_us);

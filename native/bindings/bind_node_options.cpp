@@ -136,6 +136,14 @@ void bind_node_options(nb::module_& module) {
             "16 bytes; cannot be read back.")
         .def_rw("tcp_endpoint", &PyNodeOptions::tcp_endpoint, "Empty: none.")
         .def_rw("unix_endpoint", &PyNodeOptions::unix_endpoint, "Empty: none.")
+        .def_prop_rw(
+            "unix_mode", [](const PyNodeOptions& self) { return self.unix_access.mode; },
+            [](PyNodeOptions& self, uint32_t mode) { self.unix_access.mode = mode; },
+            "Permission bits of that path.")
+        .def_prop_rw(
+            "unix_gid", [](const PyNodeOptions& self) { return self.unix_access.gid; },
+            [](PyNodeOptions& self, int64_t gid) { self.unix_access.gid = gid; },
+            "Group of that path; -1: the process's, or that of a set-group-ID folder.")
         .def_rw("master_endpoints", &PyNodeOptions::master_endpoints)
         .def_rw("principal", &PyNodeOptions::principal)
         .def_rw("token", &PyNodeOptions::token, "The principal's secret; empty: none.")

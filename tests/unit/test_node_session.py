@@ -7,9 +7,9 @@ import pytest
 from kvstore import _native
 from kvstore.config import NodeConfig
 from kvstore.errors import Status
-from kvstore.node import session
+from kvstore.node import session, socket_path
 from kvstore.node.agent import Session
-from kvstore.node.server import advertised, core_options, tunables, unix_endpoint
+from kvstore.node.server import advertised, core_options, tunables
 from kvstore.node.session import Step
 
 
@@ -59,8 +59,10 @@ def test_the_native_defaults_are_those_of_the_configuration() -> None:
 
 
 def test_a_long_folder_gets_an_abstract_socket() -> None:
-    assert unix_endpoint("/dev/shm/" + "x" * 100, "a").startswith("unix:@kvstore-a-")
-    assert len(unix_endpoint("/" + "x" * 200, "n" * 255)) <= 107
+    long = NodeConfig(node_id="a", segment_dir="/dev/shm/" + "x" * 100)
+    assert socket_path.endpoint(long).startswith("unix:@kvstore-a-")
+    longest = NodeConfig(node_id="n" * 255, segment_dir="/" + "x" * 200)
+    assert len(socket_path.endpoint(longest)) <= 107
 
 
 def test_what_is_announced_can_be_reached() -> None:

@@ -64,7 +64,8 @@ Result<std::unique_ptr<ClientContext>> ClientContext::open(ClientOptions options
     context->tenant_id_ = tenant_id(context->secret_, given.tenant);
     context->set_namespace(namespace_id(context->secret_, given.tenant, given.ns,
                                         context->master_->namespace_epoch()));
-    context->nodes_ = std::make_unique<PeerTable>(*context->master_, hello, given.transport);
+    context->nodes_ =
+        std::make_unique<PeerTable>(*context->master_, hello, given.transport, given.on_unattached);
     if (Status status = context->nodes_->refresh(deadline); !status.ok()) {
         return status;
     }

@@ -26,6 +26,7 @@ struct ClientOptions {
     uint32_t timeout_ms = 5000;
     Transport transport = Transport::kAuto;
     uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
+    OnUnattached on_unattached{};
 };
 
 // What one call counts, added up at its end.

@@ -64,7 +64,10 @@ Result<std::unique_ptr<ClientCore>> ClientCore::connect(ClientOptions options) {
     std::vector<LocalPeer> locals;
     core->context_->nodes().locals(core->context_->deadline(), &locals);
     if (core->context_->options().transport == Transport::kShm && locals.empty()) {
-        return {Code::kUnavailable, "transport shm: no node of this host shares its memory"};
+        return {Code::kUnavailable,
+                "transport shm: no node of this host shares its memory (see "
+                "socket_dir, socket_group and shm_tenants of the nodes)" +
+                    core->why_unattached()};
     }
     return core;
 }
@@ -353,9 +356,9 @@ Result<std::vector<ClientCore::Explanation>> ClientCore::explain(std::string_vie
         known.put_ms = reply.put_ms[0];
         known.used_ms = reply.used_ms[0];
         known.gone_ms = reply.gone_ms[0];
-        known.reason =
-            reply.reasons[0] < kMissReasonCount ? static_cast<MissReason>(reply.reasons[0])
-                                                  : MissReason::kAbsent;
+        known.reason = reply.reasons[0] < kMissReasonCount
+                           ? static_cast<MissReason>(reply.reasons[0])
+                           : MissReason::kAbsent;
         return true;
     });
     return out;
@@ -400,7 +403,33 @@ Result<size_t> ClientCore::prefetch(std::span<const std::string_view> keys) {
 std::vector<ClientCore::NodeSummary> ClientCore::nodes() const {
     std::vector<NodeSummary> out;
     for (const std::shared_ptr<PeerNode>& peer : context_->nodes().all()) {
-        out.push_back({*peer->info(), peer->attached() != nullptr});
+        out.push_back({*peer->info(), peer->path()});
+    }
+    return out;
+}
+
+std::vector<ClientCore::NodeSummary> ClientCore::peers() {
+    if (!context_->check_open().ok()) {
+        return nodes();
+    }
+    ask_nodes([](PeerNode& peer, Deadline deadline) {
+        if (peer.info()->unix_endpoint.empty() || peer.local(deadline) != nullptr ||
+            peer.place() != Place::kUnknown) {
+            return true;
+        }
+        const Result<ChannelPool::Lease> opened = peer.sockets().checkout(deadline);
+        return opened.ok();
+    });
+    return nodes();
+}
+
+// ": node-a: connect(unix:///…): Permission denied, …", or nothing where no node was tried.
+std::string ClientCore::why_unattached() const {
+    std::string out;
+    for (const NodeSummary& node : nodes()) {
+        if (!node.path.detail.empty()) {
+            out += (out.empty() ? ": " : "; ") + node.info.id + ": " + node.path.detail;
+        }
     }
     return out;
 }

@@ -115,9 +115,11 @@ class ClientCore {
 
     struct NodeSummary {
         PeerInfo info;
-        bool attached = false;
+        NodePath path;
     };
     std::vector<NodeSummary> nodes() const;
+    // The same, after asking the nodes of which it is not known yet.
+    std::vector<NodeSummary> peers();
     // What each node that answers has counted since it started, by node id.
     using Counters = std::vector<std::pair<std::string, uint64_t>>;
     std::vector<std::pair<std::string, Counters>> node_counters();
@@ -127,6 +129,7 @@ class ClientCore {
     Deadline waiting_deadline(uint32_t wait_ms) const;
     size_t lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
                           std::vector<LeaseKeeper::Grant>* grants, Deadline deadline);
+    std::string why_unattached() const;
     void ask_nodes(const std::function<bool(PeerNode&, Deadline)>& ask);
     template <class Request, class Reply>
     Status ask_master(Request& request, Reply* reply, ChannelPool::Lease* lease);

@@ -1,6 +1,7 @@
 // Attaching to a node of this host, and noticing that it is gone.
 #include "client/local_node.h"
 
+#include <errno.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -42,18 +43,44 @@ HelloParams with_slot(HelloParams hello, const ClientSlot& slot, uint32_t mapped
     return hello;
 }
 
+AttachCause cause_of(int error) {
+    switch (error) {
+        case EACCES:
+        case EPERM:
+            return AttachCause::kPermission;
+        case ENOENT:
+        case ENOTDIR:
+            return AttachCause::kNotFound;
+        case ECONNREFUSED:
+            return AttachCause::kNoListener;
+        default:
+            return AttachCause::kOther;
+    }
+}
+
 }  // namespace
 
 Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
                                                      const HelloParams& hello,
-                                                     const std::string& node_id,
+                                                     const std::string& node_id, AttachCause* cause,
                                                      Deadline deadline) {
     Status last;
+    *cause = AttachCause::kOther;
     for (int i = 0; i < kSlotTries; ++i) {
         std::shared_ptr<ClientSlot> held = SlotRegistry::instance().find(node_id);
-        Result<std::unique_ptr<Channel>> channel = Channel::connect(
-            endpoint, held != nullptr ? with_slot(hello, *held, 0) : hello, deadline);
+        int error = 0;
+        Result<Fd> fd = connect_to(endpoint, deadline, &error);
+        if (!fd.ok()) {
+            *cause = cause_of(error);
+            return fd.status();
+        }
+        Result<std::unique_ptr<Channel>> channel = Channel::handshake(
+            std::move(*fd), held != nullptr ? with_slot(hello, *held, 0) : hello, deadline);
         if (!channel.ok()) {
+            // With a token it is the principal that is refused, and sockets tell the same.
+            if (channel.code() == Code::kPermissionDenied && hello.token.empty()) {
+                *cause = AttachCause::kUser;
+            }
             return channel.status();
         }
         const WelcomeData& welcome = (*channel)->welcome();
@@ -64,7 +91,10 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
         }
         if (fds.size() < 2 || welcome.slot < 0) {
             dispose(std::move(fds));
-            return {Code::kUnsupported, node_id + " does not share its memory with this tenant"};
+            // An older node does not say why.
+            *cause = welcome.attach_cause == AttachCause::kNone ? AttachCause::kTenant
+                                                                : welcome.attach_cause;
+            return {Code::kUnsupported, node_id + " does not share its memory with this client"};
         }
         std::shared_ptr<LocalNode> node(new LocalNode());
         node->endpoint_ = endpoint;

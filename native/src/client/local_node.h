@@ -24,10 +24,11 @@ namespace kvstore {
 class LocalNode {
   public:
     // Connects over the Unix endpoint; `node_id` is who has to answer there. kUnsupported when the
-    // node passes no descriptors (the tenant may not use shared memory).
+    // node passes no descriptors. `*cause`: why it failed.
     static Result<std::shared_ptr<LocalNode>> attach(const Endpoint& endpoint,
                                                      const HelloParams& hello,
-                                                     const std::string& node_id, Deadline deadline);
+                                                     const std::string& node_id, AttachCause* cause,
+                                                     Deadline deadline);
 
     const IndexReader& index() const { return *index_; }
     const uint8_t* segment() const { return segment_.data(); }

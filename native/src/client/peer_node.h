@@ -8,6 +8,7 @@
 #include "base/mutex.h"
 #include "client/breaker.h"
 #include "client/local_node.h"
+#include "client/node_path.h"
 
 namespace kvstore {
 
@@ -29,7 +30,8 @@ struct PeerInfo {
 // Thread-safe. Lives as long as its store, through restarts of the node.
 class PeerNode {
   public:
-    PeerNode(PeerInfo info, HelloParams hello, Transport transport);
+    PeerNode(PeerInfo info, HelloParams hello, Transport transport,
+             OnUnattached on_unattached = {});
 
     std::shared_ptr<const PeerInfo> info() const KV_EXCLUDES(mutex_);
     // Returns the memory of a node whose process has ended, which nobody reads any more: the caller
@@ -46,16 +48,28 @@ class PeerNode {
     // The same, without trying to attach.
     std::shared_ptr<LocalNode> attached() const;
 
+    // How it is reached, as far as earlier calls found out.
+    NodePath path() const KV_EXCLUDES(mutex_);
+    Place place() const { return place_.load(std::memory_order_relaxed); }
+
     // Channels for reads and writes by socket.
     ChannelPool& sockets() { return sockets_; }
     Breaker& breaker() { return breaker_; }
     const HelloParams& hello() const { return hello_; }
-    Result<std::unique_ptr<Channel>> open_socket(Deadline deadline) const;
+    Result<std::unique_ptr<Channel>> open_socket(Deadline deadline);
 
     void shutdown();
 
   private:
     std::shared_ptr<LocalNode> take_if_gone() KV_REQUIRES(mutex_);
+    std::shared_ptr<LocalNode> attach(const PeerInfo& known, const Endpoint& endpoint,
+                                      Deadline deadline) KV_EXCLUDES(mutex_);
+    void note_place(Place place, uint32_t epoch) KV_REQUIRES(mutex_);
+    Result<std::unique_ptr<Channel>> open_pooled(Deadline deadline);
+    void learn_place(const WelcomeData& welcome) KV_EXCLUDES(mutex_);
+    void note_failure(const PeerInfo& known, AttachCause cause, const Status& status)
+        KV_EXCLUDES(mutex_);
+    void report_unattached(const PeerInfo& known, bool answered) KV_EXCLUDES(mutex_);
 
     const HelloParams hello_;
     const Transport transport_;
@@ -63,6 +77,13 @@ class PeerNode {
     std::shared_ptr<const PeerInfo> info_ KV_GUARDED_BY(mutex_);
     std::shared_ptr<LocalNode> local_ KV_GUARDED_BY(mutex_);
     bool closed_ KV_GUARDED_BY(mutex_) = false;
+    NodePath path_ KV_GUARDED_BY(mutex_);  // of what it says, cause, detail and failures
+    uint32_t failures_in_a_row_ KV_GUARDED_BY(mutex_) = 0;
+    uint32_t failed_epoch_ KV_GUARDED_BY(mutex_) = 0;  // of the node at the last of them
+    uint32_t reported_ KV_GUARDED_BY(mutex_) = 0;      // bit by AttachCause
+    uint32_t place_epoch_ KV_GUARDED_BY(mutex_) = 0;   // of the node that place_ is of
+    std::atomic<Place> place_{Place::kUnknown};        // stored with the mutex held
+    const OnUnattached on_unattached_;
     // Held by the one thread that attaches, during I/O; mutex_ is taken within.
     Mutex attach_mutex_ KV_ACQUIRED_BEFORE(mutex_);
     Breaker breaker_;

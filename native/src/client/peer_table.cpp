@@ -31,10 +31,12 @@ uint64_t cheap_random() {
     return z ^ (z >> 31);
 }
 
-PeerTable::PeerTable(MasterClient& master, HelloParams node_hello, Transport transport)
+PeerTable::PeerTable(MasterClient& master, HelloParams node_hello, Transport transport,
+                     OnUnattached on_unattached)
     : master_(master),
       node_hello_(std::move(node_hello)),
       transport_(transport),
+      on_unattached_(std::move(on_unattached)),
       host_(host_name()),
       snapshot_(std::make_shared<const Snapshot>()) {}
 
@@ -101,7 +103,8 @@ void PeerTable::install(const NodesReply& reply) {
         const bool has_unix = !info.unix_endpoint.empty();
         std::shared_ptr<PeerNode>& peer = known_[info.id];
         if (peer == nullptr) {
-            peer = std::make_shared<PeerNode>(std::move(info), node_hello_, transport_);
+            peer = std::make_shared<PeerNode>(std::move(info), node_hello_, transport_,
+                                              on_unattached_);
         } else {
             gone.push_back(peer->update(std::move(info)));
         }
@@ -148,8 +151,10 @@ std::vector<uint32_t> PeerTable::broken() const {
     return out;
 }
 
-bool PeerTable::on_this_host(const PeerInfo& info) const {
-    return !host_.empty() && info.host == host_;
+bool PeerTable::on_this_host(const PeerNode& peer) const {
+    const Place place = peer.place();
+    return place == Place::kUnknown ? !host_.empty() && peer.info()->host == host_
+                                    : place == Place::kThisHost;
 }
 
 std::vector<std::shared_ptr<PeerNode>> PeerTable::taking_puts(

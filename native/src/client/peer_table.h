@@ -26,7 +26,8 @@ struct LocalPeer {
 // Thread-safe. Nodes are never forgotten while the store lives: a PeerNode stays valid.
 class PeerTable {
   public:
-    PeerTable(MasterClient& master, HelloParams node_hello, Transport transport);
+    PeerTable(MasterClient& master, HelloParams node_hello, Transport transport,
+              OnUnattached on_unattached);
 
     Status refresh(Deadline deadline) KV_EXCLUDES(refresh_mutex_);
     // Refreshes when the table is of another state than `nodes_id`.
@@ -42,7 +43,8 @@ class PeerTable {
     // Numbers of the nodes that this client could not reach when it last tried, a moment ago: most
     // often none.
     std::vector<uint32_t> broken() const;
-    bool on_this_host(const PeerInfo& info) const;
+    // As the node said by socket, or by its label until it has.
+    bool on_this_host(const PeerNode& peer) const;
 
     // Where the next put goes: two draws by weight, the one with more free space wins. Only nodes
     // that are alive and `eligible`; null when there is none.
@@ -68,6 +70,7 @@ class PeerTable {
     MasterClient& master_;
     const HelloParams node_hello_;
     const Transport transport_;
+    const OnUnattached on_unattached_;
     const std::string host_;
     Mutex refresh_mutex_;  // held by the one thread that asks the master, during I/O
     mutable Mutex mutex_ KV_ACQUIRED_AFTER(refresh_mutex_);  // those of the nodes come within

@@ -265,7 +265,7 @@ int RemoteReads::nearness(PeerNode& node) const {
         return 200;
     }
     const int drawn = 2 + static_cast<int>(cheap_random() % 16);
-    return context_.nodes().on_this_host(*info) ? 100 + drawn : drawn;
+    return context_.nodes().on_this_host(node) ? 100 + drawn : drawn;
 }
 
 // A node of this host: what its index has is copied; the others are asked for by socket.

@@ -18,8 +18,6 @@ constexpr size_t kInputBytes = 16 * 1024;
 constexpr size_t kKeptInputBytes = 256 * 1024;  // a larger buffer is given back when it is empty
 constexpr uint64_t kLingerMs = 1000;            // for the peer to read why its connection ends
 
-bool is_ours_or_root(uid_t uid) { return uid == geteuid() || uid == 0; }
-
 }  // namespace
 
 EventConnection::EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop,
@@ -416,10 +414,25 @@ void EventConnection::on_hello(std::span<const uint8_t> body) {
         }
         return challenge();
     }
-    if (peer_.is_unix && !is_ours_or_root(peer_.uid)) {
-        return fail(Code::kPermissionDenied, "this Unix socket serves its owner only");
+    if (const Status served = check_user(); !served.ok()) {
+        ++state_.refused_users;
+        return fail(served.code(), served.message());
     }
     open_session(Digest{});
+}
+
+// Without tokens a Unix socket serves its owner, root, and its group where that may connect.
+Status EventConnection::check_user() const {
+    if (!peer_.is_unix || peer_.uid == geteuid() || peer_.uid == 0) {
+        return {};
+    }
+    const int64_t group = state_.socket_group;
+    if (group >= 0 && peer_in_group(outbox_->fd(), static_cast<gid_t>(group))) {
+        return {};
+    }
+    return {Code::kPermissionDenied,
+            "this Unix socket serves its owner (uid " + std::to_string(geteuid()) +
+                "), root and the group in socket_group, not uid " + std::to_string(peer_.uid)};
 }
 
 void EventConnection::challenge() {

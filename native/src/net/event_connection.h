@@ -67,6 +67,7 @@ class EventConnection final : public Connection {
 
     void on_hello(std::span<const uint8_t> body);
     Status check_hello(const Hello& hello) const;
+    Status check_user() const;
     void challenge();
     void on_auth(std::span<const uint8_t> body);
     void open_session(const Digest& proof);

@@ -37,6 +37,9 @@ struct ServerState {
     std::atomic<uint64_t> bytes_in{0};
     std::atomic<uint64_t> bytes_out{0};
     std::array<std::atomic<uint64_t>, 32> refusals{};
+    std::atomic<uint64_t> refused_users{0};
+    // Group whose members the Unix socket serves, too; -1: none.
+    std::atomic<int64_t> socket_group{-1};
 
     std::string cluster() KV_EXCLUDES(mutex) {
         const MutexLock lock(mutex);

@@ -1,6 +1,7 @@
 // The event server's outside: listeners, loops, adoption, stopping.
 #include "net/event_server.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -45,12 +46,12 @@ EventServer::EventServer(Options options, ConnectionHandler& service)
 
 EventServer::~EventServer() { stop(); }
 
-Result<Endpoint> EventServer::listen(const Endpoint& endpoint) {
+Result<Endpoint> EventServer::listen(const Endpoint& endpoint, const SocketAccess& access) {
     const MutexLock lock(impl_->mutex);
     if (impl_->stopped) {
         return {Code::kClosed, "the server has stopped"};
     }
-    Result<Fd> fd = listen_on(endpoint);
+    Result<Fd> fd = listen_on(endpoint, access);
     if (!fd.ok()) {
         return fd.status();
     }
@@ -60,6 +61,10 @@ Result<Endpoint> EventServer::listen(const Endpoint& endpoint) {
     }
     if (endpoint.is_unix() && !endpoint.path.starts_with('@')) {
         impl_->unix_paths.push_back(endpoint.path);
+        struct stat info{};
+        if ((access.mode & S_IWGRP) != 0 && lstat(endpoint.path.c_str(), &info) == 0) {
+            impl_->state->socket_group = info.st_gid;
+        }
     }
     impl_->loops.front()->add_listener(std::move(*fd));
     return bound;
@@ -130,6 +135,7 @@ ServerStats EventServer::stats() const {
     stats.bytes_in = state.bytes_in;
     stats.bytes_out = state.bytes_out;
     std::ranges::copy(state.refusals, stats.refusals.begin());
+    stats.refused_users = state.refused_users;
     return stats;
 }
 

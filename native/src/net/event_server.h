@@ -144,7 +144,8 @@ struct ServerStats {
     uint64_t bytes_in = 0;
     uint64_t bytes_out = 0;
     std::array<uint64_t, 32>
-        refusals{};  // by -Code: refused hellos and connections closed for an error
+        refusals{};              // by -Code: refused hellos and connections closed for an error
+    uint64_t refused_users = 0;  // hellos on a Unix socket by a user that it does not serve
 };
 
 class EventServer {
@@ -170,8 +171,9 @@ class EventServer {
     EventServer(Options options, ConnectionHandler& service);
     ~EventServer();  // stop()
 
-    // Before or after start(). Returns the endpoint with its real port.
-    Result<Endpoint> listen(const Endpoint& endpoint);
+    // Before or after start(). Returns the endpoint with its real port. Where the group may connect
+    // to a Unix path, its members are served without a token, too.
+    Result<Endpoint> listen(const Endpoint& endpoint, const SocketAccess& access = {});
     Status start();
     // Closes every connection (each session hears on_close), joins the threads. Idempotent. Not
     // from a loop thread.

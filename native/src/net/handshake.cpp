@@ -54,6 +54,8 @@ Hello HelloParams::hello(const Nonce& nonce) const {
     hello.clients_device = clients_device;
     hello.clients_inode = clients_inode;
     hello.mapped_epoch = mapped_epoch;
+    hello.host_identity = host_identity;
+    hello.attach_cause = static_cast<uint8_t>(attach_cause);
     return hello;
 }
 
@@ -79,6 +81,8 @@ void WelcomeData::encode(uint32_t fd_count, const Digest& server_mac,
     welcome.fd_count = fd_count;
     welcome.server_mac = server_mac;
     welcome.ops_seq = ops_seq;
+    welcome.host_identity = host_identity;
+    welcome.attach_cause = static_cast<uint8_t>(attach_cause);
     encode_message(welcome, out);
 }
 
@@ -102,6 +106,8 @@ WelcomeData WelcomeData::from(const Welcome& welcome) {
     data.flush_counter = welcome.flush_counter;
     data.segment_bytes = welcome.segment_bytes;
     data.ops_seq = welcome.ops_seq;
+    data.host_identity = welcome.host_identity;
+    data.attach_cause = known_cause(welcome.attach_cause);
     return data;
 }
 

@@ -35,6 +35,8 @@ struct HelloParams {
     uint64_t clients_device = 0;
     uint64_t clients_inode = 0;
     uint32_t mapped_epoch = 0;
+    uint64_t host_identity = 0;
+    AttachCause attach_cause = AttachCause::kNone;
     uint32_t version_min = kProtocolVersionMin;
     uint32_t version_max = kProtocolVersionMax;
 
@@ -59,6 +61,8 @@ struct WelcomeData {
     uint64_t flush_counter = 0;
     uint64_t segment_bytes = 0;
     uint64_t ops_seq = 0;
+    uint64_t host_identity = 0;
+    AttachCause attach_cause = AttachCause::kNone;
 
     void encode(uint32_t fd_count, const Digest& server_mac, std::vector<uint8_t>& out) const;
     static WelcomeData from(const Welcome& welcome);
@@ -80,7 +84,8 @@ Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
                   std::span<const uint8_t> challenge_body);
 
 // The principals of the token file; replaceable while the server runs. Without any, authentication
-// is off: TCP peers are trusted, Unix peers must have our uid or be root. Thread-safe.
+// is off: TCP peers are trusted, Unix peers must have our uid, be root, or be in the socket's
+// group where it may connect (SocketAccess). Thread-safe.
 class Authenticator {
   public:
     explicit Authenticator(std::vector<Principal> principals = {});

@@ -124,7 +124,18 @@ bool is_live(const Address& address) {
     return connect(probe.get(), address.get(), address.length) == 0 || errno != ECONNREFUSED;
 }
 
-Result<Fd> listen_unix(const std::string& path, int backlog) {
+// Before listen(): until then nobody can connect.
+Status grant_access(const std::string& path, const SocketAccess& access) {
+    if (access.gid >= 0 &&
+        lchown(path.c_str(), static_cast<uid_t>(-1), static_cast<gid_t>(access.gid)) != 0) {
+        Status status = errno_status("chown", path);
+        return {status.code(), "socket_group: " + status.message() +
+                                   "; the node's user must be a member of that group"};
+    }
+    return chmod(path.c_str(), access.mode) == 0 ? Status() : errno_status("chmod", path);
+}
+
+Result<Fd> listen_unix(const std::string& path, const SocketAccess& access, int backlog) {
     Result<Address> address = unix_address(path);
     if (!address.ok()) {
         return address.status();
@@ -143,8 +154,11 @@ Result<Fd> listen_unix(const std::string& path, int backlog) {
     if (bound != 0) {
         return bind_status(path);
     }
-    if (path[0] != '@' && chmod(path.c_str(), 0600) != 0) {
-        return errno_status("chmod", path);
+    if (path[0] != '@') {
+        if (Status status = grant_access(path, access); !status.ok()) {
+            (void)unlink(path.c_str());
+            return status;
+        }
     }
     if (listen(fd.get(), backlog) != 0) {
         return errno_status("listen", path);
@@ -186,7 +200,8 @@ Status wait_for(int fd, short events, Deadline deadline) {
     }
 }
 
-Result<Fd> connect_address(const Address& address, const std::string& name, Deadline deadline) {
+Result<Fd> connect_address(const Address& address, const std::string& name, Deadline deadline,
+                           int* refused = nullptr) {
     Fd fd(socket(address.get()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (!fd.valid() && (errno == EMFILE || errno == ENFILE)) {
         return {Code::kOverloaded, "no descriptor is free to connect to " + name +
@@ -207,6 +222,9 @@ Result<Fd> connect_address(const Address& address, const std::string& name, Dead
         }
         socklen_t size = sizeof error;
         (void)getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+    }
+    if (refused != nullptr) {
+        *refused = error;
     }
     if (error != 0) {
         return {error == EAGAIN ? Code::kDeadlineExceeded : Code::kUnavailable,
@@ -316,8 +334,9 @@ std::string Endpoint::to_string() const {
     return "tcp://" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
-Result<Fd> listen_on(const Endpoint& endpoint, int backlog) {
-    return endpoint.is_unix() ? listen_unix(endpoint.path, backlog) : listen_tcp(endpoint, backlog);
+Result<Fd> listen_on(const Endpoint& endpoint, const SocketAccess& access, int backlog) {
+    return endpoint.is_unix() ? listen_unix(endpoint.path, access, backlog)
+                              : listen_tcp(endpoint, backlog);
 }
 
 Result<Endpoint> bound_endpoint(int fd, const Endpoint& asked) {
@@ -335,11 +354,14 @@ Result<Endpoint> bound_endpoint(int fd, const Endpoint& asked) {
     return bound;
 }
 
-Result<Fd> connect_to(const Endpoint& endpoint, Deadline deadline) {
+Result<Fd> connect_to(const Endpoint& endpoint, Deadline deadline, int* error) {
+    if (error != nullptr) {
+        *error = 0;
+    }
     const std::string name = endpoint.to_string();
     if (endpoint.is_unix()) {
         Result<Address> address = unix_address(endpoint.path);
-        return address.ok() ? connect_address(*address, name, deadline) : address.status();
+        return address.ok() ? connect_address(*address, name, deadline, error) : address.status();
     }
     Result<std::vector<Address>> addresses = resolve_until(endpoint.host, endpoint.port, deadline);
     if (!addresses.ok()) {
@@ -347,7 +369,7 @@ Result<Fd> connect_to(const Endpoint& endpoint, Deadline deadline) {
     }
     Status last(Code::kUnavailable, name + " has no address");
     for (const Address& address : *addresses) {
-        Result<Fd> fd = connect_address(address, name, deadline);
+        Result<Fd> fd = connect_address(address, name, deadline, error);
         if (fd.ok()) {
             return fd;
         }
@@ -366,6 +388,28 @@ std::optional<PeerCredentials> peer_credentials(int fd) {
         return std::nullopt;
     }
     return PeerCredentials{credentials.uid, credentials.pid};
+}
+
+bool peer_in_group(int fd, gid_t gid) {
+    ucred credentials{};
+    socklen_t size = sizeof credentials;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) {
+        return false;
+    }
+    if (credentials.gid == gid) {
+        return true;
+    }
+    // As many as the kernel says: the first call fails and tells.
+    std::vector<gid_t> groups;
+    socklen_t bytes = 0;
+    while (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups.data(), &bytes) != 0) {
+        if (errno != ERANGE || bytes <= groups.size() * sizeof(gid_t)) {
+            return false;
+        }
+        groups.resize(bytes / sizeof(gid_t));
+    }
+    groups.resize(bytes / sizeof(gid_t));
+    return std::ranges::find(groups, gid) != groups.end();
 }
 
 std::string peer_address(int fd) {

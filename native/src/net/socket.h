@@ -31,20 +31,29 @@ struct Endpoint {
     friend bool operator==(const Endpoint&, const Endpoint&) = default;
 };
 
+// Who may connect to the path of a Unix socket. Who may then open a session is the server's matter.
+struct SocketAccess {
+    mode_t mode = 0600;
+    int64_t gid = -1;  // group of the path; -1: the process's, or that of a set-group-ID folder
+};
+
 // A listening, non-blocking, close-on-exec socket. A stale Unix path (nobody accepts there) is
-// replaced, a live one is kUnavailable; the path is readable by its owner only.
-Result<Fd> listen_on(const Endpoint& endpoint, int backlog = 512);
+// replaced, a live one is kUnavailable.
+Result<Fd> listen_on(const Endpoint& endpoint, const SocketAccess& access = {}, int backlog = 512);
 // The endpoint with the port the kernel chose.
 Result<Endpoint> bound_endpoint(int fd, const Endpoint& asked);
 // A connected non-blocking socket (TCP_NODELAY). Name resolution does not outlive the deadline.
-Result<Fd> connect_to(const Endpoint& endpoint, Deadline deadline);
+// `*error`, if asked for: the errno with which it was refused, 0 for any other failure.
+Result<Fd> connect_to(const Endpoint& endpoint, Deadline deadline, int* error = nullptr);
 
 struct PeerCredentials {
     uid_t uid = 0;
     pid_t pid = 0;
 };
 std::optional<PeerCredentials> peer_credentials(int fd);  // Unix sockets only
-std::string peer_address(int fd);                         // "10.0.0.7:5412", "unix uid 1000 pid 77"
+// Whether the process that connected had this group, as its own or as a supplementary one.
+bool peer_in_group(int fd, gid_t gid);
+std::string peer_address(int fd);  // "10.0.0.7:5412", "unix uid 1000 pid 77"
 
 // Blocking (poll) transfers on a non-blocking socket: everything, or an error. They never raise
 // SIGPIPE. kClosed when the peer has closed, kDeadlineExceeded, kIoError. `flags`: MSG_MORE.

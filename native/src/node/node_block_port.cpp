@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
+#include "net/host_identity.h"
 
 namespace kvstore {
 namespace {
@@ -126,7 +127,7 @@ Result<NodeEndpoints> NodeBlockPort::start() {
         if (!endpoint.ok()) {
             return endpoint.status();
         }
-        const Result<Endpoint> real = server_->listen(*endpoint);
+        const Result<Endpoint> real = server_->listen(*endpoint, options_.unix_access);
         if (!real.ok()) {
             return real.status();
         }
@@ -185,12 +186,39 @@ void NodeBlockPort::set_tunables(NodeTunables tunables) {
 
 // ---- sessions --------------------------------------------------------------------------------
 
-bool NodeBlockPort::may_map(const Connection& connection, const Hello& hello) const {
+bool NodeBlockPort::shares_with(std::string_view tenant) const {
     const MutexLock lock(tunables_mutex_);
     const std::vector<std::string>& tenants = shm_tenants_;
-    return connection.peer().is_unix && hello.role != Role::kNode &&
-           (connection.peer().features & kFeatureSharedMemory) != 0 &&
-           std::find(tenants.begin(), tenants.end(), hello.tenant) != tenants.end();
+    return std::find(tenants.begin(), tenants.end(), tenant) != tenants.end();
+}
+
+// Descriptors and a slot for a client that asks for them, or the reason why it gets none.
+void NodeBlockPort::share_memory(const Connection& connection, const Hello& hello,
+                                 HelloAnswer* answer) {
+    const Peer& peer = connection.peer();
+    if (!peer.is_unix || (peer.features & kFeatureSharedMemory) == 0) {
+        return note_unattached(connection, hello);
+    }
+    WelcomeData& welcome = answer->welcome;
+    if (!shares_with(hello.tenant)) {
+        welcome.attach_cause = AttachCause::kTenant;
+    } else if (welcome.slot = offer_memory(hello, peer.pid, &answer->fds); welcome.slot < 0) {
+        welcome.attach_cause = AttachCause::kNoSlot;
+    } else {
+        return;
+    }
+    metrics_.attaches_refused[static_cast<size_t>(welcome.attach_cause)].add();
+}
+
+// A client of this host that could not reach the Unix socket: nothing else tells the node.
+void NodeBlockPort::note_unattached(const Connection& connection, const Hello& hello) {
+    const AttachCause cause = known_cause(hello.attach_cause);
+    const bool is_here = hello.host_identity != 0 && hello.host_identity == host_identity();
+    if (is_here && !connection.peer().is_unix &&
+        (cause == AttachCause::kPermission || cause == AttachCause::kNotFound ||
+         cause == AttachCause::kNoListener)) {
+        metrics_.attaches_refused[hello.attach_cause].add();
+    }
 }
 
 Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello& hello) {
@@ -217,9 +245,10 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
         session->ns = *ns;
         welcome.ns_epoch = session->ns->current()->epoch;
     }
-    if (may_map(connection, hello)) {
-        session->offered_slot = offer_memory(hello, connection.peer().pid, &answer.fds);
-        welcome.slot = session->offered_slot;
+    if (hello.role != Role::kNode) {
+        welcome.host_identity = host_identity();
+        share_memory(connection, hello, &answer);
+        session->offered_slot = welcome.slot;
     }
     answer.session = std::move(session);
     return answer;
@@ -423,7 +452,11 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.copy_bytes_in = metrics_.copy_bytes_in.get();
     stats.copy_bytes_out = metrics_.copy_bytes_out.get();
     stats.live_slots = slots_.live();
+    for (size_t i = 0; i < stats.attaches_refused.size(); ++i) {
+        stats.attaches_refused[i] = metrics_.attaches_refused[i].get();
+    }
     stats.server = server_->stats();
+    stats.attaches_refused[static_cast<size_t>(AttachCause::kUser)] = stats.server.refused_users;
     stats.put_us = metrics_.put_us.snapshot();
     stats.get_us = metrics_.get_us.snapshot();
     stats.claim_us = metrics_.claim_us.snapshot();

@@ -68,8 +68,10 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
 
     // node_block_port.cpp
     void begin_nvme();
-    bool may_map(const Connection& connection, const Hello& hello) const;
+    void share_memory(const Connection& connection, const Hello& hello, HelloAnswer* answer);
+    bool shares_with(std::string_view tenant) const;
     int offer_memory(const Hello& hello, pid_t pid, std::vector<int>* fds);
+    void note_unattached(const Connection& connection, const Hello& hello);
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
     bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);
     void slot_ready(Connection& connection, const FrameHeader& header, Body body);

@@ -7,6 +7,7 @@
 
 #include "base/histogram.h"
 #include "base/status.h"
+#include "wire/attach_cause.h"
 
 namespace kvstore {
 
@@ -22,6 +23,7 @@ class Counter {
 struct NodeMetrics {
     Counter hits;
     std::array<Counter, kMissReasonCount> misses;
+    std::array<Counter, kAttachCauseCount> attaches_refused;
     Counter puts_ok;
     Counter puts_exist;
     Counter puts_failed;

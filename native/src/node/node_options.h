@@ -39,6 +39,7 @@ struct NodeOptions : NodeTunables {
     // Where it listens. Either may be empty; port 0 is chosen by the system.
     std::string tcp_endpoint;   // "tcp://host:port"
     std::string unix_endpoint;  // "unix:///path" or "unix:@name"
+    SocketAccess unix_access;   // of that path
 
     // Where its master is: tried in order. Empty keeps the link down until set_session().
     std::vector<std::string> master_endpoints;
@@ -95,6 +96,8 @@ struct NodeStats {
     uint64_t copy_bytes_in = 0;
     uint64_t copy_bytes_out = 0;
     uint64_t live_slots = 0;  // client processes that map the segment
+    // Clients of this host that could not map it, by AttachCause.
+    std::array<uint64_t, kAttachCauseCount> attaches_refused{};
     ServerStats server;
     Histogram::Snapshot put_us;    // reserve to the answer of the commit (or put)
     Histogram::Snapshot get_us;    // request to answer handed to the socket

@@ -4,6 +4,7 @@
 
 #include "base/hash.h"
 #include "base/hmac.h"
+#include "wire/attach_cause.h"
 #include "wire/fields.h"
 #include "wire/frame.h"
 
@@ -35,6 +36,9 @@ struct Hello {
     uint64_t clients_device = 0;  // the file that the slot is in
     uint64_t clients_inode = 0;
     uint32_t mapped_epoch = 0;  // of the node whose memory this client has mapped; 0: none
+    // Client to node by socket, where it would rather map the node's memory:
+    uint64_t host_identity = 0;  // net/host_identity.h
+    uint8_t attach_cause = 0;    // AttachCause: why it could not; may be a later build's
     static void fields(auto& m, auto& v) {
         v.number(1, m.version_min);
         v.number(2, m.version_max);
@@ -56,6 +60,8 @@ struct Hello {
         v.number(18, m.clients_device);
         v.number(19, m.clients_inode);
         v.number(20, m.mapped_epoch);
+        v.number(21, m.host_identity);
+        v.number(22, m.attach_cause);
     }
 };
 
@@ -96,6 +102,9 @@ struct Welcome {
     uint32_t fd_count = 0;  // descriptors sent along: segment, index, clients (see 0x01)
     Digest server_mac{};    // proves that the server knows the token too; all zero without a token
     uint64_t ops_seq = 0;   // node link: the last op the master has made
+    // From a node only:
+    uint64_t host_identity = 0;  // net/host_identity.h
+    uint8_t attach_cause = 0;    // AttachCause: why no descriptors come, though they were asked for
     static void fields(auto& m, auto& v) {
         v.number(1, m.version);
         v.number(2, m.features);
@@ -115,6 +124,8 @@ struct Welcome {
         v.number(16, m.fd_count, 3);
         v.bytes(17, m.server_mac);
         v.number(18, m.ops_seq);
+        v.number(19, m.host_identity);
+        v.number(20, m.attach_cause);
     }
 };
 

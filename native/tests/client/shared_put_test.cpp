@@ -86,8 +86,9 @@ class SharedPutTest : public ::testing::Test {
         attach();
     }
     void attach() {
-        auto attached =
-            LocalNode::attach(*Endpoint::parse(node->at.unix_socket), HelloParams{}, "a", soon());
+        AttachCause cause = AttachCause::kNone;
+        auto attached = LocalNode::attach(*Endpoint::parse(node->at.unix_socket), HelloParams{},
+                                          "a", &cause, soon());
         ASSERT_TRUE(attached.ok()) << attached.status().to_string();
         local = std::move(*attached);
     }

@@ -1,4 +1,8 @@
 // The event server and channels over real TCP and Unix sockets: sessions, tokens, payload, pushes.
+#include <errno.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <numeric>
 #include <random>
 
@@ -435,6 +439,24 @@ TEST(Endpoint, ParsesWhatItPrints) {
     }
     EXPECT_FALSE(Endpoint::parse(std::string(600, 'h') + ":1").ok());
     EXPECT_FALSE(Endpoint::parse(std::string_view("unix:/a\0b", 9)).ok());
+}
+
+TEST_F(EventServerTest, TheSocketsPathGetsTheModeAndGroupThatItIsGiven) {
+    const Endpoint place = *Endpoint::parse("unix://" + folder_ + "/shared");
+    struct stat info{};
+    for (const mode_t mode : {0600u, 0660u, 0666u}) {
+        const Fd listener = listen_on(place, {.mode = mode, .gid = getegid()}).value();
+        ASSERT_EQ(lstat(place.path.c_str(), &info), 0);
+        EXPECT_EQ(info.st_mode & 07777, mode);
+        EXPECT_EQ(info.st_gid, getegid());
+        const Fd client = connect_to(place, soon()).value();
+        EXPECT_TRUE(peer_in_group(client.get(), getegid()));  // the listener is this process
+        EXPECT_FALSE(peer_in_group(client.get(), 4'000'000'000));
+    }
+    unlink(place.path.c_str());
+    int error = 0;
+    EXPECT_FALSE(connect_to(place, soon(), &error).ok());
+    EXPECT_EQ(error, ENOENT);
 }
 
 TEST_F(EventServerTest, AStaleSocketFileIsReplacedALiveOneIsNot) {

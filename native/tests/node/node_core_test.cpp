@@ -1,4 +1,5 @@
 // One node under one master: what its clients see, by socket and through shared memory.
+#include "net/host_identity.h"
 #include "tests/node/node_fixture.h"
 
 namespace kvstore::testing {
@@ -243,6 +244,35 @@ TEST_F(NodeTest, OnlyListedTenantsMapTheSegment) {
     ReserveReply reply;
     EXPECT_EQ(client.channel->exchange(message, &reply, soon()).code(), Code::kPermissionDenied);
     EXPECT_FALSE(ShmClient(node->at.tcp).attached());
+}
+
+TEST_F(NodeTest, AClientThatMapsNothingIsToldWhyAndCounted) {
+    const auto refused = [&](AttachCause cause) {
+        return stats().attaches_refused[static_cast<size_t>(cause)];
+    };
+    HelloParams hello;
+    hello.tenant = "stranger";
+    ShmClient told(node->at.unix_socket, hello);
+    EXPECT_EQ(told.channel->welcome().attach_cause, AttachCause::kTenant);
+    EXPECT_EQ(told.channel->welcome().host_identity, host_identity());
+    EXPECT_NE(host_identity(), 0u);
+    EXPECT_EQ(refused(AttachCause::kTenant), 1u);
+    // By TCP the client has to say it: believed of this host, and of causes the node cannot see.
+    const auto say = [&](uint64_t host, uint8_t cause) {
+        HelloParams tcp;
+        tcp.host_identity = host;
+        tcp.attach_cause = static_cast<AttachCause>(cause);
+        ShmClient client(node->at.tcp, tcp);
+        EXPECT_EQ(client.channel->welcome().attach_cause, AttachCause::kNone);
+    };
+    say(host_identity(), static_cast<uint8_t>(AttachCause::kNotFound));
+    say(host_identity() + 1, static_cast<uint8_t>(AttachCause::kNotFound));
+    say(0, static_cast<uint8_t>(AttachCause::kNotFound));
+    say(host_identity(), static_cast<uint8_t>(AttachCause::kTenant));
+    say(host_identity(), 255);
+    EXPECT_EQ(refused(AttachCause::kNotFound), 1u);
+    EXPECT_EQ(refused(AttachCause::kTenant), 1u);
+    EXPECT_EQ(refused(AttachCause::kOther), 0u);
 }
 
 TEST_F(NodeTest, TunablesChangeWhileItServes) {

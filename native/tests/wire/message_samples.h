@@ -262,7 +262,14 @@ void added_fields(Visit&& visit) {
                 .slot_plus_one = 6,
                 .clients_device = 28,
                 .clients_inode = 4711,
-                .mapped_epoch = 12});
+                .mapped_epoch = 12,
+                .host_identity = 0xC0FFEE,
+                .attach_cause = 2});
+    visit(Welcome{.version = 0x10000,
+                  .node_id = "node-a",
+                  .node_epoch = 3,
+                  .host_identity = 0xC0FFEE,
+                  .attach_cause = 5});
 }
 
 template <class Visit>
