@@ -11,7 +11,7 @@
 namespace kvstore {
 
 enum class ClientCounter : uint8_t {
-    kKeysRead = 0,         // 1 to 11: misses by reason, see miss_counter()
+    kKeysRead = 0,     // 1 to 11: misses by reason, see miss_counter()
     kHitsShm = 12,     // keys read from a mapped segment
     kHitsSocket = 13,  // keys read through a socket
     kBytesReadShm = 14,
@@ -34,10 +34,10 @@ inline constexpr int kClientCounterCount = 29;
 constexpr ClientCounter miss_counter(MissReason reason) {
     constexpr int kFirstReasons = static_cast<int>(ClientCounter::kHitsShm);
     const int number = static_cast<int>(reason);
-    return static_cast<ClientCounter>(
-        number < kFirstReasons
-            ? number
-            : number - kFirstReasons + static_cast<int>(ClientCounter::kMissLater));
+    return static_cast<ClientCounter>(number < kFirstReasons
+                                          ? number
+                                          : number - kFirstReasons +
+                                                static_cast<int>(ClientCounter::kMissLater));
 }
 static_assert(static_cast<int>(miss_counter(static_cast<MissReason>(kMissReasonCount - 1))) ==
               kClientCounterCount - 1);

@@ -127,8 +127,7 @@ void NodeBlockPort::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
             const BlockStore::Withdrawn& item = items[end];
             const bool evicted =
                 item.reason == MissReason::kEvicted || item.reason == MissReason::kIndexFull;
-            if (evicted && tier_ != nullptr &&
-                tier_->has(ns->id, item.hash, item.version)) {
+            if (evicted && tier_ != nullptr && tier_->has(ns->id, item.hash, item.version)) {
                 continue;  // readable as before
             }
             wishes_.forget(item.version);
