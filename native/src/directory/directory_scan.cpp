@@ -192,8 +192,8 @@ Directory::Stats Directory::stats() const {
 // Every entry is looked at only while a node that holds any is down.
 void Directory::count_unreachable(Stats& stats) const {
     bool any = false;
-    for (NodeNumber node = 0; node < readable_.size(); ++node) {
-        any = any || (!readable(node) && replicas_of(node) != 0);
+    for (size_t node = 0; node < readable_.size(); ++node) {
+        any = any || (!readable_[node].load() && replicas_[node].load() != 0);
     }
     for (size_t number = 0; any && number < kShards; ++number) {
         const Shard& shard = (*shards_)[number];
