@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 
 from kvstore.errors import InvalidArgumentError
 
@@ -42,6 +43,13 @@ def masters_of(address: str | Sequence[str], name: str = "address") -> list[str]
     return masters
 
 
+def _is_ipv6(host: str) -> bool:
+    try:
+        return IPv6Address(host.partition("%")[0]) is not None
+    except ValueError:
+        return False
+
+
 def _with_port(text: str, name: str) -> str:
     if text.startswith("unix:"):
         return text
@@ -50,9 +58,11 @@ def _with_port(text: str, name: str) -> str:
         raise InvalidArgumentError(
             f"{name}: {text!r} has the scheme {scheme!r}; the block port is tcp://HOST:PORT"
         )
-    if rest.count(":") > 1 and not rest.startswith("["):  # a bare IPv6 address
-        return f"[{rest}]:{BLOCK_PORT}"
     host, colon, port = rest.rpartition(":")
+    if _is_ipv6(host) and port.isdigit():  # "::1:50051", as the servers print it
+        host = f"[{host}]"
+    elif _is_ipv6(rest):
+        return f"[{rest}]:{BLOCK_PORT}"
     if not colon or rest.endswith("]"):
         host, port = rest, str(BLOCK_PORT)
     if (

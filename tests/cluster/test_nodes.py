@@ -183,7 +183,7 @@ def test_a_node_that_cannot_start_leaves_no_trace(cluster: Cluster, why: str) ->
         node = cluster.start_node("c", wait=False, **config)
         assert node.process.wait(30) > 0, node.log.read_text()
     assert cluster.node_states() == {"a": "alive"}
-    assert cluster.cli("flush")["status"] == "Ok"
+    assert cluster.cli("flush", "--namespace", "")["status"] == "Ok"
     assert cluster.connect().remove("absent") is kvstore.Status.NotFound
 
 
@@ -199,11 +199,11 @@ def test_a_dead_node_is_forgotten(cluster: Cluster) -> None:
     put_on(store, cluster, "b", "k")
     b.kill()
     wait_state(cluster, "b", DEAD, 15)
-    flushed = runner.invoke(operator, ["flush", "--timeout-ms", "300", *options])
+    flushed = runner.invoke(operator, ["flush", "--namespace", "", "--timeout-ms", "300", *options])
     assert flushed.exit_code == 5 and "b" in flushed.output
     assert cluster.cli("forget", "b") == {"node_id": "b", "forgotten": True}
     assert cluster.node_states() == {"a": "alive"}
-    assert cluster.cli("flush")["status"] == "Ok"
+    assert cluster.cli("flush", "--namespace", "")["status"] == "Ok"
     start(cluster, "b")  # as a new node: what was flushed meanwhile does not come back
     assert store.get("k") is None
 

@@ -118,6 +118,8 @@ def test_a_node_hangs(cluster: Cluster, cycles: int) -> None:
 
 def test_a_node_hangs_under_load(cluster: Cluster, tmp_path: Path, cycles: int) -> None:
     """Long enough for its session to end: what was removed meanwhile does not come back with it."""
+    for name in "ab":
+        (tmp_path / name).mkdir()  # a node makes only the last component of its nvme_dir
     nodes = {name: cluster.start_node(name, **config(tmp_path / name)) for name in "ab"}
     starts = {name: Footprint.of(node.pid) for name, node in nodes.items()}
     rounds = max(1, cycles // 10)

@@ -19,6 +19,8 @@ from kvstore.errors import InvalidArgumentError
         (("a",), ["a:50051"]),
         ("::1", ["[::1]:50051"]),
         ("[::1]", ["[::1]:50051"]),
+        ("::1:7", ["[::1]:7"]),
+        ("fe80::1%eth0", ["[fe80::1%eth0]:50051"]),
         ("[fe80::1%eth0]:7", ["[fe80::1%eth0]:7"]),
         ("unix:///run/master.sock", ["unix:///run/master.sock"]),
         ("unix:@name", ["unix:@name"]),

@@ -445,6 +445,8 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
                     assert disk[node.node_id] == node
                     assert node.node_epoch >= highest.get(node.node_id, 0)
                     highest[node.node_id] = node.node_epoch
+                case policy.Forget(node_id):
+                    highest.pop(node_id, None)  # begins anew; one with memory says its epoch
                 case SetNode(node, state, weight):
                     assert 0 <= weight <= 1
                     assert weight == 0 or state is NodeState.ALIVE
