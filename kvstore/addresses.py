@@ -45,9 +45,10 @@ def masters_of(address: str | Sequence[str], name: str = "address") -> list[str]
 
 def _is_ipv6(host: str) -> bool:
     try:
-        return IPv6Address(host.partition("%")[0]) is not None
+        IPv6Address(host.partition("%")[0])
     except ValueError:
         return False
+    return True
 
 
 def _with_port(text: str, name: str) -> str:

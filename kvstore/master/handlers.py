@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
-from kvstore import clock
+from kvstore import __version__, clock
 from kvstore._proto import master_pb2, node_pb2, types_pb2
 from kvstore.errors import InvalidArgumentError, Status, error_for
 from kvstore.limits import LIST_PAGE_KEYS, MAX_LIST_KEYS, MAX_LIST_NAMESPACES
@@ -36,14 +35,6 @@ class Bound:
     block: str = ""
     grpc: str = ""
     http: str = ""
-
-
-def software_version() -> str:
-    """Version of the installed distribution, "unknown" in a source tree."""
-    try:
-        return version("kvcache-store")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class NodeHandlers:
@@ -272,7 +263,7 @@ class MasterHandlers:
         cluster, bound, stats = self._registry.cluster, self._bound(), self._core.stats()
         alive = [n for n in cluster.nodes.values() if n.state is not NodeState.DEAD]
         return master_pb2.StatusReply(
-            software_version=software_version(),
+            software_version=__version__,
             cluster_id=self._state.cluster_id,
             master_epoch=self._state.epoch,
             rebuilding=cluster.rebuilding,
