@@ -69,9 +69,7 @@ void ChannelPool::note_use() {
     peak_ = std::max(peak_, busy_.size());
 }
 
-bool ChannelPool::may_keep_one_more() const {
-    return idle_.size() + busy_.size() < std::max(peak_, peak_before_);
-}
+bool ChannelPool::may_keep_one_more() const { return idle_.size() + busy_.size() < peak_lately(); }
 
 // Whether it is worth another try: somebody gave a channel back. False at once when nobody has one.
 bool ChannelPool::wait_for_return(Deadline deadline) {
@@ -120,7 +118,7 @@ void ChannelPool::give_back(std::unique_ptr<Channel> channel) {
         idle_.push_back(std::move(channel));
     }
     // Those that have lain idle for the longest go when fewer are in use than before.
-    while (!idle_.empty() && idle_.size() + busy_.size() > std::max(peak_, peak_before_)) {
+    while (!idle_.empty() && idle_.size() + busy_.size() > peak_lately()) {
         dropped.push_back(std::move(idle_.front()));
         idle_.erase(idle_.begin());
     }

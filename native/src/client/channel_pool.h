@@ -2,6 +2,7 @@
 // back.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -98,6 +99,7 @@ class ChannelPool {
     Result<std::unique_ptr<Channel>> take_idle() KV_EXCLUDES(mutex_);  // null: there is none
     Result<Lease> lend(std::unique_ptr<Channel> channel, bool fresh) KV_EXCLUDES(mutex_);
     void note_use() KV_REQUIRES(mutex_);
+    size_t peak_lately() const KV_REQUIRES(mutex_) { return std::max(peak_, peak_before_); }
     bool may_keep_one_more() const KV_REQUIRES(mutex_);
     bool wait_for_return(Deadline deadline) KV_EXCLUDES(mutex_);
 

@@ -224,7 +224,7 @@ Status PutPath::ask(Channel& channel, const Put& request, const Payload& payload
             StatusReply message;
             status = channel.decode_reply(*reply, &message);
             codes->assign(message.status.begin(), message.status.end());
-            answered = true;
+            answered = status.ok();
         } else if (pinged || deadline_.expired()) {
             status = channel.kill(Status(Code::kDeadlineExceeded, "the node does not answer"));
         } else {
