@@ -222,13 +222,16 @@ TEST_F(SharedPutTest, ANodeThatGoesDuringTheCopyLeavesTheItemOpen) {
     EXPECT_EQ(counted(ClientCounter::kBytesPutShm), 0u);
 }
 
-// The outcome is unknown then: the commit may have reached the node. But it is one of two.
+// The outcome is unknown then: the commit may have reached the node, whose answer may even be here
+// before anybody waits for it. But it is one of two.
 TEST_F(SharedPutTest, ADeadlineThatExpiresDuringTheCopyLeavesTheseBytesOrNone) {
     const Deadline deadline = Deadline::after_ms(200);
+    Code first{};
     {
         InterruptingBytes bytes(
             kSize, [&] { EXPECT_TRUE(eventually([&] { return deadline.expired(); })); });
-        EXPECT_EQ(put("k", bytes.pieces(), deadline), Code::kDeadlineExceeded);
+        first = put("k", bytes.pieces(), deadline);
+        EXPECT_TRUE(first == Code::kDeadlineExceeded || first == Code::kOk) << code_name(first);
         EXPECT_TRUE(bytes.was_read());
         EXPECT_TRUE(answered) << "the node did nothing wrong";
     }
@@ -236,7 +239,8 @@ TEST_F(SharedPutTest, ADeadlineThatExpiresDuringTheCopyLeavesTheseBytesOrNone) {
     const std::string other = bytes_of("k", kSize);
     TestClient client(master.endpoint);
     const Code second = client.put("k", other);
-    EXPECT_TRUE(second == Code::kOk || second == Code::kAlreadyExists);
+    EXPECT_TRUE(second == Code::kAlreadyExists ||
+                (second == Code::kOk && first == Code::kDeadlineExceeded));
     EXPECT_TRUE(client.get("k") == (second == Code::kOk ? other : late));
     EXPECT_TRUE(eventually([&] { return store_stats().reservations == 0; }));
 }
