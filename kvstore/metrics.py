@@ -52,7 +52,16 @@ class Labelled(NamedTuple):
     help: str
 
 
-Row = Counter | Gauge | Labelled
+class LabelledGauge(NamedTuple):
+    """A gauge per value of one label; the stats hold a dictionary."""
+
+    name: str
+    key: str
+    label: str
+    help: str
+
+
+Row = Counter | Gauge | Labelled | LabelledGauge
 
 
 Labelable = CounterMetricFamily | GaugeMetricFamily
@@ -87,6 +96,8 @@ def families(rows: Iterable[Row], stats: Mapping[str, Any]) -> Iterator[Metric]:
                     CounterMetricFamily(name.removesuffix("_total"), text, labels=[label]),
                     stats[key],
                 )
+            case LabelledGauge(name, key, label, text):
+                yield by_label(GaugeMetricFamily(name, text, labels=[label]), stats[key])
 
 
 def by_label(family: Labelable, values: Mapping[str, float]) -> Metric:

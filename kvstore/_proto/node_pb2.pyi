@@ -205,12 +205,18 @@ class HeartbeatRequest(_message.Message):
     ACTIVITY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
+    INDEX_LIMIT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
     used_bytes: _builtins.int
     refuses_writes: _builtins.bool
     """it is draining, and its last write has finished"""
+    index_entries: _builtins.int
+    """in use: one an object"""
+    index_limit: _builtins.int
+    """entries that the index has or can grow to; 0: unknown"""
     @_builtins.property
     def endpoints(self) -> _types_pb2.Endpoints: ...
     @_builtins.property
@@ -240,10 +246,12 @@ class HeartbeatRequest(_message.Message):
         activity: Global___Activity | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         snapshot: _types_pb2.SnapshotProgress | None = ...,
+        index_entries: _builtins.int = ...,
+        index_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

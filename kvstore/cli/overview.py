@@ -29,6 +29,8 @@ def node_as_dict(node: types_pb2.NodeInfo) -> dict[str, Any]:
         "state": state_name(node.state),
         "capacity_bytes": node.capacity_bytes,
         "used_bytes": node.used_bytes,
+        "index_entries": node.index_entries,
+        "index_limit": node.index_limit,
         "objects": node.objects,
         "weight": round(node.weight, 4),
         "linked": node.linked,
@@ -72,12 +74,21 @@ def status(as_json: bool, **options: Any) -> None:
         print_fields(fields)
 
 
+def percent(part: int, whole: int) -> str:
+    """Return a share in percent; nothing of an unknown whole."""
+    return f"{100 * part / whole:.0f} %" if whole else ""
+
+
 @click.command(epilog="Example: kvstore nodes --json | jq '.[] | select(.state != \"alive\")'")
 @json_option
 @target_options
 @reports_errors
 def nodes(as_json: bool, **options: Any) -> None:
-    """List the known nodes with state, capacity and usage."""
+    """List the known nodes with state, capacity and usage.
+
+    `fill` is the share of memory in use, `index` that of the entries that the index has or can grow
+    to: where it is full, small objects are evicted although there is memory.
+    """
     from kvstore._proto import master_pb2
 
     with control(target(options)) as (master, call):
@@ -86,14 +97,16 @@ def nodes(as_json: bool, **options: Any) -> None:
         print_json([node_as_dict(node) for node in reply.nodes])
         return
     print_table(
-        ["node", "state", "used", "capacity", "objects", "endpoint"],
+        ["node", "state", "used", "capacity", "fill", "objects", "index", "endpoint"],
         [
             [
                 node.node_id,
                 state_name(node.state),
                 format_size(node.used_bytes),
                 format_size(node.capacity_bytes),
+                percent(node.used_bytes, node.capacity_bytes),
                 node.objects,
+                percent(node.index_entries, node.index_limit),
                 node.endpoints.tcp,
             ]
             for node in reply.nodes

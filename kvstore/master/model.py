@@ -112,6 +112,10 @@ class Node:
     """It has announced all of its objects to this master."""
     capacity_bytes: int = 0
     used_bytes: int = 0
+    index_entries: int = 0
+    """Entries of its index."""
+    index_limit: int = 0
+    """Entries that its index has or can grow to; 0: unknown."""
     endpoints: Endpoints = Endpoints()
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     segments: tuple[Segment, ...] = ()
@@ -183,6 +187,8 @@ class Heartbeat:
     capacity_bytes: int
     used_bytes: int
     endpoints: Endpoints
+    index_entries: int = 0
+    index_limit: int = 0
     segments: tuple[Segment, ...] = ()
     refuses_writes: bool = False
     activity: Activity = field(default_factory=Activity)

@@ -319,6 +319,8 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         labels=event.labels or node.labels,
         capacity_bytes=event.capacity_bytes,
         used_bytes=event.used_bytes,
+        index_entries=event.index_entries,
+        index_limit=event.index_limit,
         endpoints=event.endpoints,
         segments=event.segments,
         refuses_writes=event.refuses_writes,

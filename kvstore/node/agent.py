@@ -39,6 +39,8 @@ class Load:
 
     capacity_bytes: int
     used_bytes: int
+    index_entries: int
+    index_limit: int
     refuses_writes: bool
     activity: Activity = field(default_factory=Activity)
     snapshot: types_pb2.SnapshotProgress = field(default_factory=types_pb2.SnapshotProgress)
@@ -314,6 +316,8 @@ class Agent:
             session_id=current.session_id,
             capacity_bytes=load.capacity_bytes,
             used_bytes=load.used_bytes,
+            index_entries=load.index_entries,
+            index_limit=load.index_limit,
             endpoints=self._identity.endpoints,
             segments=self._identity.segments,
             refuses_writes=load.refuses_writes,

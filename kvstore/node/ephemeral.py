@@ -192,6 +192,8 @@ class EphemeralNode:
         return Load(
             capacity_bytes=stats["ready_bytes"],
             used_bytes=stats["used_bytes"],
+            index_entries=stats["index_used"],
+            index_limit=stats["index_limit"],
             refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
             activity=activity.of(stats, core.client_counters()),
         )

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from kvstore import metrics
 from kvstore.activity import families
 from kvstore.http import Readiness
-from kvstore.metrics import Counter, Gauge, Labelled
+from kvstore.metrics import Counter, Gauge, Labelled, LabelledGauge
 from kvstore.node import activity
 from kvstore.node.activity import MISSES, Clients
 from kvstore.node.core_api import NodeCoreApi
@@ -58,8 +58,12 @@ ROWS = (
     Gauge(
         "kvstore_applied_seq", "applied_seq", "Number of the last applied operation of the master."
     ),
-    Gauge("kvstore_index_entries", "index_used", "Entries of the index in use: one an object."),
-    Gauge("kvstore_index_capacity", "index_capacity", "Entries that the index has."),
+    LabelledGauge(
+        "kvstore_index_entries",
+        "index_by_state",
+        "state",
+        "Entries of the index, one an object: used, free, and growth, which it can still grow by.",
+    ),
     Counter(
         "kvstore_index_evictions_total",
         "index_evictions",

@@ -91,8 +91,15 @@ void add_store(nb::dict& out, const BlockStore::Stats& store) {
     out["requested_bytes"] = store.requested_bytes;
     out["objects"] = store.objects;
     out["object_bytes"] = store.object_bytes;
-    out["index_capacity"] = store.index_capacity;
     out["index_used"] = store.index_used;
+    // What it can grow to: not beyond what it has, where there is no room.
+    const uint64_t limit = store.growth_error.empty() ? store.index_max : store.index_capacity;
+    out["index_limit"] = limit;
+    nb::dict entries;
+    entries["used"] = store.index_used;
+    entries["free"] = store.index_capacity - store.index_used;
+    entries["growth"] = limit - store.index_capacity;
+    out["index_by_state"] = entries;
     out["index_evictions"] = store.index_evictions;
     out["reservations"] = store.reservations;
     out["spares"] = store.spares;

@@ -26,6 +26,7 @@ namespace {
 constexpr uint64_t kSegmentBytes = 1u << 20;
 constexpr uint32_t kEpoch = 3;
 constexpr uint64_t kWindowBytes = 4096;  // of each region that can be patched
+constexpr uint64_t kObjects = 100;       // more than the first level holds
 
 // A valid index with objects, records and a namespace; `parts` are its bytes but for the holes.
 class Base {
@@ -38,6 +39,7 @@ class Base {
         options.directory = directory;
         options.name = "base";
         options.entries = 64;
+        options.max_entries = 320;
         options.node_epoch = kEpoch;
         options.node_id = "node";
         options.segment_bytes = kSegmentBytes;
@@ -46,7 +48,7 @@ class Base {
         fill(**index);
         IndexHeader header{};
         KV_ASSERT(pread((*index)->fd(), &header, sizeof header, 0) == ssize_t{sizeof header});
-        geometry = *IndexGeometry::of(header.bucket_count, header.heap_bytes);
+        geometry = *IndexGeometry::of(header.bucket_count, header.heap_bytes, header.all_buckets);
         const uint64_t ledger = geometry.total_bytes;
         const uint64_t blocks = ledger + geometry.ledger_blocks_offset();
         const uint64_t names = ledger + geometry.ledger_names_offset();
@@ -57,32 +59,35 @@ class Base {
                    ledger,
                    blocks,
                    ledger + kLedgerHeaderBytes,
-                   names};
+                   names,
+                   geometry.growth_offset,
+                   geometry.growth_entries_offset};
         copy((*index)->fd(), 0, blocks + kWindowBytes);
         copy((*index)->fd(), names, kWindowBytes);
+        copy((*index)->fd(), geometry.growth_offset, geometry.growth_end - geometry.growth_offset);
     }
     ~Base() { std::filesystem::remove_all(directory); }
 
     std::string directory;
     IndexGeometry geometry;
-    std::array<uint64_t, 8> regions{};  // where each begins in the file
+    std::array<uint64_t, 10> regions{};  // where each begins in the file
     std::vector<std::pair<uint64_t, std::vector<uint8_t>>> parts;
 
   private:
     static void fill(Index& index) {
-        for (uint64_t i = 1; i <= 8; ++i) {
+        for (uint64_t i = 1; i <= kObjects; ++i) {
             const std::string key = "key-" + std::to_string(i);
             Index::NewEntry entry;
             entry.identity = {1, 2, {i * 0x9e3779b97f4a7c15, i}, i, 1000};
             entry.offset = i * 4096;
             entry.gen = pack_epoch(kEpoch, i);
             entry.key = key;
-            KV_ASSERT(index.insert(entry).ok());
+            KV_ASSERT(index.insert(entry).ok() || (index.grow().ok() && index.insert(entry).ok()));
         }
         Ledger& ledger = index.ledger();
         ledger.note_ready(kSegmentBytes);
         KV_ASSERT(ledger.note_namespace("tenant", "space", 0, 1, 2).ok());
-        uint64_t counter = 100;
+        uint64_t counter = kObjects;
         for (const BlockUse use : {BlockUse::kReserved, BlockUse::kDeferred, BlockUse::kHeld}) {
             ++counter;
             ledger.add_block(use, pack_epoch(kEpoch, counter), counter * 4096, 64, 2);

@@ -18,7 +18,7 @@ from kvstore.master import http as master_http
 from kvstore.master.journal import Journal
 from kvstore.master.model import Cluster, Endpoints, Node
 from kvstore.master.registry import Registry
-from kvstore.metrics import Counter, Gauge, Labelled
+from kvstore.metrics import Counter, Gauge, Labelled, LabelledGauge
 from kvstore.node import activity as node_activity
 from kvstore.node import http as node_http
 from kvstore.node.core_api import NodeCoreApi
@@ -71,12 +71,12 @@ def test_names_follow_the_rules() -> None:
     for row in rows:
         assert row.name.startswith("kvstore_")
         assert (row in master_http.ROWS) == row.name.startswith("kvstore_cluster_")
-        assert isinstance(row, Gauge) != row.name.endswith("_total"), row.name
+        assert isinstance(row, Gauge | LabelledGauge) != row.name.endswith("_total"), row.name
         assert re.fullmatch(r"[a-z_]+", row.name) and row.help.endswith(".")
 
 
 def native_stats(rows: tuple[metrics.Row, ...]) -> dict[str, Any]:
-    return {row.key: {"hit": 1} if isinstance(row, Labelled) else 1 for row in rows}
+    return {row.key: {"hit": 1} if isinstance(row, Labelled | LabelledGauge) else 1 for row in rows}
 
 
 def test_the_masters_exposition() -> None:

@@ -81,6 +81,18 @@ Result<Mapping> Mapping::map(int fd, uint64_t size, bool writable, uint64_t offs
     return mapping;
 }
 
+void FileExtents::look(uint64_t offset) {
+    if (offset >= begin_ && offset < end_) {
+        return;
+    }
+    const off_t data = lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
+    // ENXIO: no data from here on. Anything else: a file system that does not tell.
+    is_data_ = data >= 0 ? static_cast<uint64_t>(data) == offset : errno != ENXIO;
+    const off_t end = is_data_ ? lseek(fd_, static_cast<off_t>(offset), SEEK_HOLE) : data;
+    begin_ = offset;
+    end_ = end < 0 ? UINT64_MAX : static_cast<uint64_t>(end);
+}
+
 Result<Fd> create_region(const std::string& directory, const std::string& name) {
     if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos) {
         return {Code::kInvalidArgument, "not a file name: '" + name + "'"};

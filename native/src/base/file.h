@@ -41,6 +41,29 @@ class Mapping {
     uint64_t size_ = 0;
 };
 
+// Where a file has data and where it has holes. A hole of a mapped file must not be read: that
+// takes memory, and fails with SIGBUS when there is none. Allocated pages that were never written
+// count as holes. `fd` stays the caller's.
+class FileExtents {
+  public:
+    explicit FileExtents(int fd) : fd_(fd) {}
+    // Whether [begin, begin + bytes) is data.
+    bool has_data(uint64_t begin, uint64_t bytes) { return data_end(begin) >= begin + bytes; }
+    // Where the data ends that `offset` is in; `offset` itself when it is in a hole.
+    uint64_t data_end(uint64_t offset) { return look(offset), is_data_ ? end_ : offset; }
+    // The first data at or behind `offset`; UINT64_MAX when there is none.
+    uint64_t next_data(uint64_t offset) { return look(offset), is_data_ ? offset : end_; }
+
+  private:
+    void look(uint64_t offset);
+
+    int fd_;
+    // What the last question met.
+    uint64_t begin_ = 0;
+    uint64_t end_ = 0;
+    bool is_data_ = false;
+};
+
 // Where a shared region lives: a file in `directory` (created 0600, never followed through a link),
 // or an anonymous memfd when `directory` is empty (embedded mode: nothing is left behind).
 Result<Fd> create_region(const std::string& directory, const std::string& name);

@@ -1,7 +1,6 @@
 // The node's side of the index: insertion, invalidation and the key heap.
 #include "index/index.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,16 +17,6 @@ constexpr uint64_t kHeapStepBytes = 4u << 20;  // how much of the heap is reserv
 constexpr uint64_t kHeapPerEntry = 128;
 constexpr uint64_t kMinHeapBytes = 1u << 20;
 constexpr const char* kNewSuffix = ".new";
-
-// So that a later first touch cannot fail with SIGBUS.
-Status reserve_bytes(int fd, uint64_t begin, uint64_t end) {
-    while (fallocate(fd, 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin)) != 0) {
-        if (errno != EINTR) {
-            return errno_status("fallocate", "index");
-        }
-    }
-    return {};
-}
 
 void set_tag(TagLine& line, uint32_t slot, uint16_t tag) {
     SharedWord& word = line.words[slot / 4];
@@ -63,18 +52,41 @@ EntryFields load_entry(const IndexEntry& e) {
 }  // namespace
 
 std::optional<IndexGeometry> Index::geometry_of(const Options& options) {
-    const uint64_t buckets =
-        std::max<uint64_t>(2, (options.entries + kBucketSlots - 1) / kBucketSlots);
+    const auto buckets_for = [](uint64_t entries) {
+        return (entries + kBucketSlots - 1) / kBucketSlots;
+    };
+    const uint64_t buckets = std::max<uint64_t>(2, buckets_for(options.entries));
+    uint64_t most = buckets;
+    uint64_t all_levels = 0;
+    for (uint32_t level = 0; level < kIndexLevels; ++level) {
+        all_levels = all_levels * kLevelFactor + buckets;
+    }
+    if (options.max_entries > options.entries) {
+        most = std::clamp(buckets_for(std::min(options.max_entries, kMaxIndexEntries)), buckets,
+                          all_levels);
+    }
     const uint64_t wanted =
-        options.heap_bytes != 0 ? options.heap_bytes : buckets * kBucketSlots * kHeapPerEntry;
-    const uint64_t heap_bytes = (std::max(wanted, kMinHeapBytes) + 4095) / 4096 * 4096;
-    return IndexGeometry::of(buckets, heap_bytes);
+        options.heap_bytes != 0 ? options.heap_bytes : most * kBucketSlots * kHeapPerEntry;
+    const uint64_t heap_bytes = std::clamp(wanted, kMinHeapBytes, kMaxHeapBytes);
+    return IndexGeometry::of(buckets, (heap_bytes + 4095) / 4096 * 4096, most);
+}
+
+uint64_t Index::planned_bytes(const IndexGeometry& geometry, uint32_t levels) {
+    const uint64_t entries = geometry.levels[levels - 1].end() * kBucketSlots;
+    const uint64_t growth = entries - geometry.first_entries();
+    const uint64_t heap =
+        (entries * kHeapPerEntry + kHeapStepBytes - 1) / kHeapStepBytes * kHeapStepBytes;
+    return geometry.heap_offset + std::min(heap, geometry.heap_bytes) +
+           Ledger::first_bytes(geometry) + growth / kBucketSlots * sizeof(TagLine) +
+           growth * (sizeof(IndexEntry) + sizeof(uint64_t));
 }
 
 uint64_t Index::memory_bytes(const Options& options) {
     const auto geometry = geometry_of(options);
-    return geometry ? geometry->total_bytes + Ledger::first_bytes(*geometry) : 0;
+    return geometry ? planned_bytes(*geometry, 1) : 0;
 }
+
+uint64_t Index::memory_bytes() const { return planned_bytes(geometry_, levels_); }
 
 Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     if (options.node_id.size() > limits::kMaxNameBytes) {
@@ -111,7 +123,17 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
         return mapping.status();
     }
     index->mapping_ = std::move(*mapping);
-    index->view_ = IndexView::over(index->mapping_.data(), *geometry);
+    if (geometry->level_count > 1) {
+        const uint64_t growth_bytes = geometry->growth_end - geometry->growth_offset;
+        auto growth = Mapping::map(index->fd_.get(), growth_bytes, true, geometry->growth_offset);
+        if (!growth.ok()) {
+            return growth.status();
+        }
+        index->growth_ = std::move(*growth);
+        index->growth_pages_ =
+            BackedPages(index->fd_.get(), geometry->growth_offset, geometry->growth_end);
+    }
+    index->view_ = IndexView::over(index->mapping_.data(), *geometry, index->growth_.data());
     index->heap_ = std::make_unique<ChunkAllocator>(geometry->heap_bytes, kGranuleBytes);
     if (Status grown = index->grow_heap(); !grown.ok()) {
         return grown;
@@ -130,6 +152,7 @@ void Index::write_header(const Options& options) {
     header.layout_version = kLayoutVersion;
     header.node_epoch = options.node_epoch;
     header.bucket_count = geometry_.bucket_count;
+    header.all_buckets = geometry_.levels[geometry_.level_count - 1].end();
     header.heap_bytes = geometry_.heap_bytes;
     header.segment_bytes = options.segment_bytes;
     header.total_bytes = geometry_.total_bytes;
@@ -146,13 +169,68 @@ Status Index::install() {
 }
 
 Status Index::growth_status() const {
-    const Status& status = heap_status_.ok() ? ledger_->growth_status() : heap_status_;
+    const Status& status = memory_status_.ok() ? ledger_->growth_status() : memory_status_;
     if (status.ok()) {
         return {};
     }
     const std::string where = directory_.empty() ? "memory" : "segment_dir " + directory_;
     return {status.code(), where + " has no room for the index to grow (" + status.message() +
                                "): free room there, or restart with a smaller segment_size"};
+}
+
+uint64_t Index::growth_entries() const {
+    return levels_ == geometry_.level_count ? 0 : geometry_.levels[levels_].count * kBucketSlots;
+}
+
+uint64_t Index::growth_bytes() const {
+    return growth_entries() == 0 ? 0 : planned_bytes(geometry_, levels_ + 1) - memory_bytes();
+}
+
+Status Index::grow() {
+    KV_ASSERT(growth_entries() > 0);
+    const BucketRange& level = geometry_.levels[levels_];
+    const uint64_t begin =
+        geometry_.growth_offset + (level.first - geometry_.bucket_count) * sizeof(TagLine);
+    memory_status_ = growth_pages_.back(begin, begin + level.count * sizeof(TagLine));
+    if (!memory_status_.ok()) {
+        return memory_status_;
+    }
+    // Its tags read as zeros, so readers may come at once.
+    view_.header->grown.store(levels_++, std::memory_order_release);
+    return {};
+}
+
+uint64_t Index::growth_offset_of(EntryRef ref) const {
+    return geometry_.growth_entries_offset + (ref - geometry_.first_entries()) * sizeof(IndexEntry);
+}
+
+// An entry of the first level has had its memory from the start.
+Status Index::back_entry(EntryRef ref) {
+    if (ref < geometry_.first_entries()) {
+        return {};
+    }
+    const uint64_t entry = growth_offset_of(ref);
+    const uint64_t stamp =
+        geometry_.growth_recency_offset + (ref - geometry_.first_entries()) * sizeof(uint64_t);
+    memory_status_ = growth_pages_.back(entry, entry + sizeof(IndexEntry));
+    if (memory_status_.ok()) {
+        memory_status_ = growth_pages_.back(stamp, stamp + sizeof(uint64_t));
+    }
+    return memory_status_;
+}
+
+bool Index::has_memory(EntryRef ref) const {
+    return ref < geometry_.first_entries() || growth_pages_.is_backed(growth_offset_of(ref));
+}
+
+Recency Index::recency() const {
+    Recency recency{ledger_->recency(), {}};
+    if (geometry_.level_count > 1) {
+        const uint64_t offset = geometry_.growth_recency_offset - geometry_.growth_offset;
+        recency.more = {reinterpret_cast<uint64_t*>(growth_.data() + offset),
+                        geometry_.all_entries() - geometry_.first_entries()};
+    }
+    return recency;
 }
 
 void Index::forbid_keeping() { view_.header->header_crc = ~index_header_crc(*view_.header); }
@@ -166,7 +244,7 @@ Status Index::grow_heap() {
     }
     Status reserved = reserve_bytes(fd_.get(), geometry_.heap_offset + heap_ready_bytes_,
                                     geometry_.heap_offset + end);
-    heap_status_ = reserved;
+    memory_status_ = reserved;
     if (!reserved.ok()) {
         return reserved;
     }
@@ -199,31 +277,44 @@ std::optional<uint32_t> Index::store_cold(const NewEntry& entry) {
     return static_cast<uint32_t>(*offset / kGranuleBytes);
 }
 
-EntryRef Index::free_entry_in(uint64_t bucket) const {
-    EntryRef found = kNoEntry;
-    for_each_tag(view_.tags[bucket], 0, [&](uint32_t slot) {
-        found = static_cast<EntryRef>(bucket * kBucketSlots + slot);
-        return true;
-    });
-    return found;
+// The first level with room takes it, so that an index which once was fuller gets fast again.
+EntryRef Index::free_entry(const Hash128& hash) const {
+    for (const BucketRange& level : levels()) {
+        const IndexPlace place = IndexPlace::of(hash, level);
+        const uint32_t first = free_slots(view_.tags(place.buckets[0]));
+        const uint32_t second = free_slots(view_.tags(place.buckets[1]));
+        if (first + second == 0) {
+            continue;
+        }
+        const uint64_t bucket = place.buckets[first >= second ? 0 : 1];
+        EntryRef found = kNoEntry;
+        for_each_tag(view_.tags(bucket), 0, [&](uint32_t slot) {
+            found = static_cast<EntryRef>(bucket * kBucketSlots + slot);
+            return true;
+        });
+        return found;
+    }
+    return kNoEntry;
 }
 
 template <class Matches>
 EntryRef Index::find_valid(const Hash128& hash, Matches&& matches) const {
-    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
     EntryRef found = kNoEntry;
-    for (const uint64_t bucket : place.buckets) {
-        for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
-            const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
-            const EntryFields fields = load_entry(view_.entries[ref]);
-            if (fields.gen == 0 || fields.hash != hash || !matches(cold(ref))) {
-                return false;
+    for (const BucketRange& level : levels()) {
+        const IndexPlace place = IndexPlace::of(hash, level);
+        for (const uint64_t bucket : place.buckets) {
+            for_each_tag(view_.tags(bucket), place.tag, [&](uint32_t slot) {
+                const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
+                const EntryFields fields = load_entry(view_.entry(ref));
+                if (fields.gen == 0 || fields.hash != hash || !matches(cold(ref))) {
+                    return false;
+                }
+                found = ref;
+                return true;
+            });
+            if (found != kNoEntry) {
+                return found;
             }
-            found = ref;
-            return true;
-        });
-        if (found != kNoEntry) {
-            break;
         }
     }
     return found;
@@ -242,11 +333,8 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
     KV_ASSERT(entry.gen != 0 && !entry.key.empty() && entry.key.size() <= limits::kMaxKeyBytes);
     KV_ASSERT(entry.identity.length <= view_.header->segment_bytes &&
               entry.offset <= view_.header->segment_bytes - entry.identity.length);
-    const IndexPlace place = IndexPlace::of(entry.identity.hash, geometry_.bucket_count);
-    const bool first =
-        free_slots(view_.tags[place.buckets[0]]) >= free_slots(view_.tags[place.buckets[1]]);
-    const EntryRef ref = free_entry_in(place.buckets[first ? 0 : 1]);
-    if (ref == kNoEntry) {
+    const EntryRef ref = free_entry(entry.identity.hash);
+    if (ref == kNoEntry || !back_entry(ref).ok()) {
         return Code::kNoSpace;
     }
     const auto cold_ref = store_cold(entry);
@@ -254,7 +342,7 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
         return Code::kNoSpace;
     }
 
-    IndexEntry& e = view_.entries[ref];
+    IndexEntry& e = view_.entry(ref);
     KV_ASSERT(e.gen.load(kRelaxed) == 0);
     steps::publish_entry(steps::RealMemory{}, e.gen, entry.gen, [&] {
         e.hash_lo.store(entry.identity.hash.lo, kRelaxed);
@@ -265,21 +353,23 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
         e.expires_at_ms.store(entry.expires_at_ms, kRelaxed);
         e.crc_cold.store(entry.crc | uint64_t{*cold_ref} << 32, kRelaxed);
     });
-    set_tag(view_.tags[ref / kBucketSlots], ref % kBucketSlots, place.tag);
+    const IndexPlace place =
+        IndexPlace::of(entry.identity.hash, geometry_.level_of(ref / kBucketSlots));
+    set_tag(view_.tags(ref / kBucketSlots), ref % kBucketSlots, place.tag);
     ++used_;
     return ref;
 }
 
 void Index::invalidate(EntryRef ref) {
-    KV_ASSERT(ref < geometry_.entry_count());
-    steps::invalidate_entry(steps::RealMemory{}, view_.entries[ref].gen);
+    KV_ASSERT(ref < capacity());
+    steps::invalidate_entry(steps::RealMemory{}, view_.entry(ref).gen);
 }
 
 void Index::release(EntryRef ref) {
-    KV_ASSERT(ref < geometry_.entry_count() && used_ > 0);
-    const EntryFields fields = load_entry(view_.entries[ref]);
+    KV_ASSERT(ref < capacity() && used_ > 0);
+    const EntryFields fields = load_entry(view_.entry(ref));
     KV_ASSERT(fields.gen == 0);
-    TagLine& line = view_.tags[ref / kBucketSlots];
+    TagLine& line = view_.tags(ref / kBucketSlots);
     KV_ASSERT(tag_of(line, ref % kBucketSlots) != 0);
     set_tag(line, ref % kBucketSlots, 0);
     heap_->free(uint64_t{fields.cold} * kGranuleBytes);
@@ -287,13 +377,13 @@ void Index::release(EntryRef ref) {
 }
 
 EntryFields Index::entry(EntryRef ref) const {
-    KV_ASSERT(ref < geometry_.entry_count());
-    return load_entry(view_.entries[ref]);
+    KV_ASSERT(ref < capacity());
+    return has_memory(ref) ? load_entry(view_.entry(ref)) : EntryFields{};
 }
 
 ColdFields Index::cold(EntryRef ref) const {
-    KV_ASSERT(ref < geometry_.entry_count());
-    const uint64_t cold_ref = view_.entries[ref].crc_cold.load(kRelaxed) >> 32;
+    KV_ASSERT(ref < capacity());
+    const uint64_t cold_ref = view_.entry(ref).crc_cold.load(kRelaxed) >> 32;
     const SharedWord* words = view_.heap + cold_ref * (kGranuleBytes / 8);
     const uint64_t key_bytes_pin = words[kColdKeyBytesPin].load(kRelaxed);
     ColdFields record;
@@ -308,26 +398,28 @@ ColdFields Index::cold(EntryRef ref) const {
 }
 
 void Index::set_pin(EntryRef ref, Pin pin) {
-    KV_ASSERT(ref < geometry_.entry_count());
-    const uint64_t cold_ref = view_.entries[ref].crc_cold.load(kRelaxed) >> 32;
+    KV_ASSERT(ref < capacity());
+    const uint64_t cold_ref = view_.entry(ref).crc_cold.load(kRelaxed) >> 32;
     SharedWord& word = view_.heap[cold_ref * (kGranuleBytes / 8) + kColdKeyBytesPin];
     word.store((word.load(kRelaxed) & 0xffff) | static_cast<uint64_t>(pin) << 16, kRelaxed);
 }
 
 void Index::candidates(const Hash128& hash, std::vector<EntryRef>* out) const {
-    for (const uint64_t bucket : IndexPlace::of(hash, geometry_.bucket_count).buckets) {
-        for (uint32_t slot = 0; slot < kBucketSlots; ++slot) {
-            if (tag_of(view_.tags[bucket], slot) == 0) {
-                continue;
+    for (const BucketRange& level : levels()) {
+        for (const uint64_t bucket : IndexPlace::of(hash, level).buckets) {
+            for (uint32_t slot = 0; slot < kBucketSlots; ++slot) {
+                if (tag_of(view_.tags(bucket), slot) != 0) {
+                    out->push_back(static_cast<EntryRef>(bucket * kBucketSlots + slot));
+                }
             }
-            out->push_back(static_cast<EntryRef>(bucket * kBucketSlots + slot));
         }
     }
 }
 
 void Index::for_each(const std::function<void(EntryRef, const EntryFields&)>& fn) const {
-    for (uint64_t word = 0; word < geometry_.bucket_count * kTagWords; ++word) {
-        const TagLine& line = view_.tags[word / kTagWords];
+    const uint64_t buckets = capacity() / kBucketSlots;
+    for (uint64_t word = 0; word < buckets * kTagWords; ++word) {
+        const TagLine& line = view_.tags(word / kTagWords);
         if (line.words[word % kTagWords].load(kRelaxed) == 0) {
             continue;
         }
@@ -336,7 +428,7 @@ void Index::for_each(const std::function<void(EntryRef, const EntryFields&)>& fn
             if (tag_of(line, ref % kBucketSlots) == 0) {
                 continue;
             }
-            const EntryFields fields = load_entry(view_.entries[ref]);
+            const EntryFields fields = load_entry(view_.entry(ref));
             if (fields.gen != 0) {
                 fn(ref, fields);
             }
@@ -353,9 +445,9 @@ void Index::retire() { steps::retire_index(steps::RealMemory{}, view_.header->re
 
 Status Index::audit() const {
     uint64_t used = 0;
-    for (EntryRef ref = 0; ref < geometry_.entry_count(); ++ref) {
-        const EntryFields fields = load_entry(view_.entries[ref]);
-        const uint16_t tag = tag_of(view_.tags[ref / kBucketSlots], ref % kBucketSlots);
+    for (EntryRef ref = 0; ref < capacity(); ++ref) {
+        const EntryFields fields = entry(ref);
+        const uint16_t tag = tag_of(view_.tags(ref / kBucketSlots), ref % kBucketSlots);
         const std::string name = "entry " + std::to_string(ref);
         if (tag == 0) {
             if (fields.gen != 0) {
@@ -364,8 +456,11 @@ Status Index::audit() const {
             continue;
         }
         ++used;
-        const IndexPlace place = IndexPlace::of(fields.hash, geometry_.bucket_count);
+        if (!has_memory(ref)) {
+            return {Code::kInternal, name + " has a tag but no memory"};
+        }
         const uint64_t bucket = ref / kBucketSlots;
+        const IndexPlace place = IndexPlace::of(fields.hash, geometry_.level_of(bucket));
         if (tag != place.tag || (bucket != place.buckets[0] && bucket != place.buckets[1])) {
             return {Code::kInternal, name + " is in the wrong place"};
         }

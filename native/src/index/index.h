@@ -10,12 +10,14 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/file.h"
 #include "base/types.h"
+#include "index/backed_pages.h"
 #include "index/ledger.h"
 #include "index/shared_layout.h"
 #include "memory/chunk_allocator.h"
@@ -54,8 +56,9 @@ class Index {
     struct Options {
         std::string directory;  // tmpfs mount; empty: an anonymous memfd
         std::string name = "index";
-        uint64_t entries = 0;     // rounded up to whole buckets
-        uint64_t heap_bytes = 0;  // room for cold records; 0: 128 bytes an entry
+        uint64_t entries = 0;      // at first, rounded up to whole buckets
+        uint64_t max_entries = 0;  // how far it may grow(), at most 85 times; 0: not at all
+        uint64_t heap_bytes = 0;   // room for cold records; 0: 128 bytes an entry it may have
         uint32_t node_epoch = 0;
         std::string node_id;
         uint64_t segment_bytes = 0;
@@ -76,8 +79,9 @@ class Index {
     // Always a new file, under a name of its own until install(): what an earlier life of the node
     // has left stays whole until this one is ready to take its place.
     static Result<std::unique_ptr<Index>> create(const Options& options);
-    // What its file may take while it is used as planned; 0 when the options are out of range.
+    // What its file may take until it grows; 0 when the options are out of range.
     static uint64_t memory_bytes(const Options& options);
+    uint64_t memory_bytes() const;  // as large as it is now
     Status install();
     // A later life must not take this index over: something that it needs could not be written.
     void forbid_keeping();
@@ -90,18 +94,27 @@ class Index {
     // Any entry with this hash, whatever its key: good for a hint.
     EntryRef find_hash(NamespaceId ns, const Hash128& hash) const;
     // Publishes: visible to readers when it returns. Does not look for an older entry of the same
-    // key: insert first, then invalidate the old one, so that no reader meets a gap. kNoSpace: both
-    // buckets or the key heap are full; evict one of candidates(hash) and try again.
+    // key: insert first, then invalidate the old one, so that no reader meets a gap. kNoSpace: its
+    // buckets or the key heap are full; grow(), or evict one of candidates(hash), and try again.
     Result<EntryRef> insert(const NewEntry& entry);
     // Generation to 0, then a full fence: after it a scan of the hazards decides about the block.
     void invalidate(EntryRef ref);
     // Frees the entry and its cold record. Only after invalidate(ref).
     void release(EntryRef ref);
 
+    bool has_free_entry(const Hash128& hash) const { return free_entry(hash) != kNoEntry; }
+    // Entries that grow() adds; 0: the index is as large as it gets.
+    uint64_t growth_entries() const;
+    // What they take, with their part of the key heap.
+    uint64_t growth_bytes() const;
+    // A further level. kNoSpace when the file system has no memory for its tags; entries get theirs
+    // as they are inserted.
+    Status grow();
+
     EntryFields entry(EntryRef ref) const;
     ColdFields cold(EntryRef ref) const;  // of a used entry (inserted and not yet released)
     void set_pin(EntryRef ref, Pin pin);
-    // Entries whose eviction would make room for `hash` (at most 64), used ones only.
+    // Entries whose eviction would make room for `hash` (at most 64 a level), used ones only.
     void candidates(const Hash128& hash, std::vector<EntryRef>* out) const;
     // Calls fn for every valid entry; fn may invalidate and release the entry it was given.
     void for_each(const std::function<void(EntryRef, const EntryFields&)>& fn) const;
@@ -112,14 +125,16 @@ class Index {
     void retire();
 
     uint64_t size() const { return used_; }  // valid and invalidated, not yet released
-    uint64_t capacity() const { return geometry_.entry_count(); }
-    uint64_t mapped_bytes() const { return geometry_.total_bytes; }
+    uint64_t capacity() const { return geometry_.levels[levels_ - 1].end() * kBucketSlots; }
+    uint64_t max_capacity() const { return geometry_.all_entries(); }
+    uint64_t mapped_bytes() const { return geometry_.total_bytes; }  // before the ledger
+    Recency recency() const;                                         // of all possible entries
     int fd() const { return fd_.get(); }
     const std::string& name() const { return name_; }
     Ledger& ledger() { return *ledger_; }
     // What clients are given: the same file, which a mapping through it cannot write.
     int client_fd() const { return client_fd_.get(); }
-    // Why it could not grow when it last had to, with the folder's name; Ok when it could.
+    // Why it got no memory when it last needed some, with the folder's name; Ok when it did.
     Status growth_status() const;
     Status audit() const;  // tags, entries and heap agree; slow, for tests and audits
 
@@ -128,9 +143,15 @@ class Index {
     static std::optional<IndexGeometry> geometry_of(const Options& options);
     template <class Matches>  // bool(const ColdFields&)
     EntryRef find_valid(const Hash128& hash, Matches&& matches) const;
+    // What the entries of so many levels may take of the file.
+    static uint64_t planned_bytes(const IndexGeometry& geometry, uint32_t levels);
+    std::span<const BucketRange> levels() const { return {geometry_.levels.data(), levels_}; }
     Status grow_heap();
     std::optional<uint32_t> store_cold(const NewEntry& entry);
-    EntryRef free_entry_in(uint64_t bucket) const;
+    EntryRef free_entry(const Hash128& hash) const;
+    Status back_entry(EntryRef ref);
+    bool has_memory(EntryRef ref) const;
+    uint64_t growth_offset_of(EntryRef ref) const;  // of an entry behind the first level
     void write_header(const Options& options);
 
     std::string directory_;
@@ -138,12 +159,15 @@ class Index {
     Fd fd_;
     Fd client_fd_;
     Mapping mapping_;
+    Mapping growth_;
     IndexGeometry geometry_;
     IndexView view_;
+    uint32_t levels_ = 1;
+    BackedPages growth_pages_;
     std::unique_ptr<Ledger> ledger_;
     std::unique_ptr<ChunkAllocator> heap_;
     uint64_t heap_ready_bytes_ = 0;
-    Status heap_status_;  // of the last attempt to grow the heap
+    Status memory_status_;  // of the last attempt to get memory for heap, level or entry
     uint64_t used_ = 0;
 };
 
@@ -188,6 +212,8 @@ class IndexReader {
 
   private:
     IndexReader() = default;
+    std::span<const BucketRange> levels() const;
+    void prefetch_entries(size_t stage, uint64_t bucket, uint16_t tag) const;
     enum class Match { kNo, kYes, kChanged };
     bool cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const;
     bool in_segment(uint64_t offset, uint64_t length) const;
@@ -195,6 +221,7 @@ class IndexReader {
                 uint64_t now_ms, Found* found) const;
 
     Mapping mapping_;
+    Mapping growth_;
     IndexGeometry geometry_;
     IndexView view_;
     uint32_t node_epoch_ = 0;

@@ -44,12 +44,13 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
     }
     const auto geometry =
         IndexGeometry::of(field<uint64_t>(header, offsetof(IndexHeader, bucket_count)),
-                          field<uint64_t>(header, offsetof(IndexHeader, heap_bytes)));
+                          field<uint64_t>(header, offsetof(IndexHeader, heap_bytes)),
+                          field<uint64_t>(header, offsetof(IndexHeader, all_buckets)));
     const auto claimed_segment = field<uint64_t>(header, offsetof(IndexHeader, segment_bytes));
     const auto node_id_bytes = field<uint16_t>(header, offsetof(IndexHeader, node_id_bytes));
     if (!geometry ||
         field<uint64_t>(header, offsetof(IndexHeader, total_bytes)) != geometry->total_bytes ||
-        static_cast<uint64_t>(info.st_size) < geometry->total_bytes ||
+        static_cast<uint64_t>(info.st_size) < geometry->file_bytes() ||
         claimed_segment > segment_bytes || node_id_bytes > limits::kMaxNameBytes) {
         return {Code::kVersionMismatch, "index header contradicts itself or the segment"};
     }
@@ -60,7 +61,17 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
     std::unique_ptr<IndexReader> reader(new IndexReader);
     reader->mapping_ = std::move(*mapping);
     reader->geometry_ = *geometry;
-    reader->view_ = IndexView::over(reader->mapping_.data(), *geometry);
+    if (geometry->level_count > 1) {
+        auto growth = Mapping::map(fd, geometry->growth_recency_offset - geometry->growth_offset,
+                                   false, geometry->growth_offset);
+        // A process with a bound on its address space finds what is in the first level.
+        if (growth.ok()) {
+            reader->growth_ = std::move(*growth);
+        } else {
+            reader->geometry_.level_count = 1;
+        }
+    }
+    reader->view_ = IndexView::over(reader->mapping_.data(), *geometry, reader->growth_.data());
     reader->node_epoch_ = field<uint32_t>(header, offsetof(IndexHeader, node_epoch));
     reader->node_id_.assign(
         reinterpret_cast<const char*>(header.data()) + offsetof(IndexHeader, node_id),
@@ -69,28 +80,40 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
     return reader;
 }
 
+// Those in use: the header's number is believed as far as the mapping goes.
+std::span<const BucketRange> IndexReader::levels() const {
+    const uint64_t levels = uint64_t{view_.header->grown.load(std::memory_order_acquire)} + 1;
+    return {geometry_.levels.data(), std::min<uint64_t>(levels, geometry_.level_count)};
+}
+
 void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
-    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
-    for (const uint64_t bucket : place.buckets) {
-        if (stage == 0) {
-            __builtin_prefetch(&view_.tags[bucket]);
-            continue;
+    for (const BucketRange& level : levels()) {
+        const IndexPlace place = IndexPlace::of(hash, level);
+        for (const uint64_t bucket : place.buckets) {
+            if (stage == 0) {
+                __builtin_prefetch(&view_.tags(bucket));
+            } else {
+                prefetch_entries(stage, bucket, place.tag);
+            }
         }
-        for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
-            const IndexEntry& entry = view_.entries[bucket * kBucketSlots + slot];
-            if (stage == 1) {
-                __builtin_prefetch(&entry);
-                return false;
-            }
-            const uint64_t offset = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
-            if (offset < geometry_.heap_bytes) {
-                const auto* record = reinterpret_cast<const uint8_t*>(view_.heap) + offset;
-                __builtin_prefetch(record);
-                __builtin_prefetch(record + 64);  // most keys end here
-            }
-            return false;
-        });
     }
+}
+
+void IndexReader::prefetch_entries(size_t stage, uint64_t bucket, uint16_t tag) const {
+    for_each_tag(view_.tags(bucket), tag, [&](uint32_t slot) {
+        const IndexEntry& entry = view_.entry(bucket * kBucketSlots + slot);
+        if (stage == 1) {
+            __builtin_prefetch(&entry);
+            return false;
+        }
+        const uint64_t offset = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
+        if (offset < geometry_.heap_bytes) {
+            const auto* record = reinterpret_cast<const uint8_t*>(view_.heap) + offset;
+            __builtin_prefetch(record);
+            __builtin_prefetch(record + 64);  // most keys end here
+        }
+        return false;
+    });
 }
 
 bool IndexReader::cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const {
@@ -109,7 +132,7 @@ bool IndexReader::in_segment(uint64_t offset, uint64_t length) const {
 
 IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash128& hash,
                                       std::string_view key, uint64_t now_ms, Found* found) const {
-    const IndexEntry& e = view_.entries[ref];
+    const IndexEntry& e = view_.entry(ref);
     bool equal = false;
     Found f;
     f.ref = ref;
@@ -143,22 +166,23 @@ std::optional<IndexReader::Found> IndexReader::probe(NamespaceId ns, const Hash1
     if (key.empty() || key.size() > limits::kMaxKeyBytes) {
         return std::nullopt;
     }
-    const IndexPlace place = IndexPlace::of(hash, geometry_.bucket_count);
     Found found;
     for (int attempt = 0; attempt < kProbeTries; ++attempt) {
         if (retired()) {
             return std::nullopt;
         }
         bool changed = false;
-        for (const uint64_t bucket : place.buckets) {
-            const bool hit = for_each_tag(view_.tags[bucket], place.tag, [&](uint32_t slot) {
-                const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
-                const Match m = match(ref, ns, hash, key, now_ms, &found);
-                changed |= m == Match::kChanged;
-                return m == Match::kYes;
-            });
-            if (hit) {
-                return found;
+        for (const BucketRange& level : levels()) {
+            const IndexPlace place = IndexPlace::of(hash, level);
+            for (const uint64_t bucket : place.buckets) {
+                if (for_each_tag(view_.tags(bucket), place.tag, [&](uint32_t slot) {
+                        const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
+                        const Match m = match(ref, ns, hash, key, now_ms, &found);
+                        changed |= m == Match::kChanged;
+                        return m == Match::kYes;
+                    })) {
+                    return found;
+                }
             }
         }
         // An entry that changed under us may have been this key's, replaced by one in a bucket that
@@ -171,15 +195,15 @@ std::optional<IndexReader::Found> IndexReader::probe(NamespaceId ns, const Hash1
 }
 
 bool IndexReader::still_valid(EntryRef ref, Generation gen) const {
-    if (ref >= geometry_.entry_count() || gen == 0) {
+    if (ref >= geometry_.all_entries() || gen == 0) {
         return false;
     }
-    return steps::still_valid(steps::RealMemory{}, view_.entries[ref].gen, view_.header->retired,
+    return steps::still_valid(steps::RealMemory{}, view_.entry(ref).gen, view_.header->retired,
                               gen);
 }
 
 bool IndexReader::well_formed(const Found& found) const {
-    return found.ref < geometry_.entry_count() && found.gen != 0 &&
+    return found.ref < geometry_.all_entries() && found.gen != 0 &&
            in_segment(found.offset, found.length);
 }
 

@@ -68,13 +68,13 @@ class KeptIndex {
 
   private:
     KeptIndex() = default;
-    bool read_cold(const IndexEntry& entry, KeptObject* object) const;
+    class Entries;
     bool in_segment(uint64_t offset, uint64_t length) const;
 
     Fd fd_;
     IndexHeader header_{};  // a copy: it does not change any more
     IndexGeometry geometry_;
-    Mapping mapping_;
+    Mapping mapping_;  // of the whole file
     IndexView view_;
     const LedgerHeader* ledger_ = nullptr;
     uint64_t ready_bytes_ = 0;

@@ -2,14 +2,12 @@
 // touched.
 #include "index/ledger.h"
 
-#include <errno.h>
-#include <fcntl.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "base/checksum.h"
 #include "base/little_endian.h"
+#include "index/backed_pages.h"
 
 namespace kvstore {
 namespace {
@@ -80,7 +78,7 @@ Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geom
     uint8_t* base = ledger->mapping_.data();
     ledger->header_ = reinterpret_cast<LedgerHeader*>(base);
     ledger->recency_ = reinterpret_cast<uint64_t*>(base + kLedgerHeaderBytes);
-    ledger->entry_count_ = geometry.entry_count();
+    ledger->entry_count_ = geometry.first_entries();
     ledger->blocks_ = reinterpret_cast<LedgerBlock*>(base + blocks);
     ledger->names_offset_ = geometry.ledger_names_offset();
     // What the first puts need is there from the start, whoever fills the file system later.
@@ -91,13 +89,7 @@ Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geom
 }
 
 Status Ledger::reserve(uint64_t begin, uint64_t end) {
-    while (fallocate(fd_, 0, static_cast<off_t>(begin_ + begin), static_cast<off_t>(end - begin)) !=
-           0) {
-        if (errno != EINTR) {
-            return errno_status("fallocate", "index");
-        }
-    }
-    return {};
+    return reserve_bytes(fd_, begin_ + begin, begin_ + end);
 }
 
 bool Ledger::more_lines() {

@@ -18,6 +18,17 @@
 
 namespace kvstore {
 
+// One stamp an entry, for the evictor: those of the first entries lie in the ledger, those of the
+// entries that the index grew by in its file's last part.
+struct Recency {
+    std::span<uint64_t> first;
+    std::span<uint64_t> more;
+    uint64_t& operator[](uint64_t entry) const {
+        return entry < first.size() ? first[entry] : more[entry - first.size()];
+    }
+    size_t size() const { return first.size() + more.size(); }
+};
+
 class Ledger {
   public:
     using Line = uint32_t;  // the number of a block's record
@@ -28,7 +39,7 @@ class Ledger {
     // Over a file of geometry.file_bytes(); takes the memory of its fixed parts at once.
     static Result<std::unique_ptr<Ledger>> create(int fd, const IndexGeometry& geometry);
 
-    // One stamp an entry, for the evictor. Written by the owner of the store's lock alone.
+    // Of the index's first entries. Written by the owner of the store's lock alone.
     std::span<uint64_t> recency() { return {recency_, entry_count_}; }
 
     // kNoLine when there is no memory for a further record. `slot` -1: the node itself.

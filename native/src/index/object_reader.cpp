@@ -26,7 +26,7 @@ CopyResult copy_object(const IndexReader& reader, const uint8_t* segment,
     uint32_t data_crc = 0;
     Generation seen = 0;
     const bool stable = steps::read_stable(
-        steps::RealMemory{}, view.entries[found.ref].gen, view.header->retired, found.gen, &seen,
+        steps::RealMemory{}, view.entry(found.ref).gen, view.header->retired, found.gen, &seen,
         [&] { data_crc = scatter_crc32c(dst, segment + found.offset, found.length); });
     if (KV_GUARD("generation", !stable)) {
         return CopyResult::kStale;
@@ -66,7 +66,7 @@ HoldResult hold_object(const IndexReader& reader, ClientSlot& slot, const IndexR
         return HoldResult::kFull;
     }
     const IndexView& view = reader.view();
-    if (!steps::confirm_hold(steps::RealMemory{}, view.entries[found.ref].gen, view.header->retired,
+    if (!steps::confirm_hold(steps::RealMemory{}, view.entry(found.ref).gen, view.header->retired,
                              found.gen)) {
         slot.clear_hazard(*hazard);
         return HoldResult::kStale;

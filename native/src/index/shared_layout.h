@@ -1,14 +1,17 @@
 // The bytes of the two shared files, `index` and `clients`. Everything is little-endian and
 // fixed-width; a change of any of it is a new format version.
 //
-// index file (written by the node; clients map its first part, up to the ledger, read-only)
+// index file (written by the node; clients map the parts with a star, read-only)
 //
-//   0            IndexHeader                             one page
-//   4096         tag lines      bucket_count × 64 B      32 tags of 16 bits: a bucket's cache line
-//   …            entries        bucket_count × 32 × 64 B entry n belongs to bucket n / 32
-//   …            key heap       heap_bytes               cold records, in granules of 16 B
+//   0          * IndexHeader                             one page
+//   4096       * tag lines      bucket_count × 64 B      32 tags of 16 bits: a bucket's cache line
+//   …          * entries        bucket_count × 32 × 64 B entry n belongs to bucket n / 32
+//   …          * key heap       heap_bytes               cold records, in granules of 16 B
 //   …            ledger                                  what a node needs besides the entries to
 //                                                        take its memory over again (below)
+//   n × 2 MiB  * tag lines      of the buckets that the index can grow by: all_buckets less the
+//   …          * entries        first bucket_count
+//   …            recency        8 B an entry of these
 //
 //   tag line     | t3 t2 t1 t0 | t7 … t4 | … | t31 … t28 |   8 words of 4 tags; tag 0 = free entry
 //
@@ -19,10 +22,16 @@
 //                32 put wall ms             40 key bytes (low 16) | pin << 16 (8)
 //                48 key, padded with zeros to whole words
 //
-// An object lives in one of the two buckets that its hash names, and never moves.
+// The buckets form levels: the first has bucket_count of them, each further one four times as many
+// as the one before it, the last one what is left. `grown` levels besides the first are in use: all
+// of their tag lines have memory. Their entries and stamps get it a page at a time, before a tag
+// names them; a page without memory must not be read, which would take it.
+//
+// An object lives in one of the two buckets that its hash names in one of the levels, and never
+// moves.
 //
 //   ledger       0     LedgerHeader                          one page
-//                4096  recency        entries × 8 B          the eviction stamp of each entry
+//                4096  recency        32 × 8 B a bucket      the eviction stamp of each first entry
 //                …     blocks         kLedgerBlocks × 32 B   blocks that no valid entry owns
 //                …     namespaces     kLedgerNames bytes     records, appended
 //
@@ -67,6 +76,8 @@ inline constexpr uint32_t kTagWords = 8;
 inline constexpr uint64_t kGranuleBytes = 16;
 inline constexpr uint64_t kMaxIndexEntries = uint64_t{1} << 31;  // entry numbers fit 32 bits
 inline constexpr uint64_t kMaxHeapBytes = uint64_t{1} << 36;     // granule numbers fit 32 bits
+inline constexpr uint32_t kIndexLevels = 4;
+inline constexpr uint64_t kLevelFactor = 4;
 
 struct IndexHeader {
     uint64_t magic;
@@ -82,18 +93,21 @@ struct IndexHeader {
     SharedHalf retired;  // 0, then 1 forever
     uint8_t reserved1[60];
     SharedWord flush_counter;
-    uint8_t reserved2[56];
+    SharedHalf grown;  // levels in use besides the first
+    uint8_t reserved2[52];
     uint32_t owner_pid;  // for display
     uint16_t node_id_bytes;
     uint8_t reserved3[2];
     char node_id[256];
-    uint8_t reserved4[kIndexHeaderBytes - 456];
+    uint64_t all_buckets;  // of all levels; 0 in files of earlier builds: the first level alone
+    uint8_t reserved4[kIndexHeaderBytes - 464];
 };
 static_assert(sizeof(IndexHeader) == kIndexHeaderBytes);
 static_assert(offsetof(IndexHeader, header_crc) == 56);
 static_assert(offsetof(IndexHeader, retired) == 64);
-static_assert(offsetof(IndexHeader, flush_counter) == 128);
+static_assert(offsetof(IndexHeader, flush_counter) == 128 && offsetof(IndexHeader, grown) == 136);
 static_assert(offsetof(IndexHeader, owner_pid) == 192 && offsetof(IndexHeader, node_id) == 200);
+static_assert(offsetof(IndexHeader, all_buckets) == 456);
 
 struct TagLine {
     SharedWord words[kTagWords];
@@ -126,40 +140,72 @@ constexpr uint64_t cold_record_bytes(uint64_t key_bytes) {
 }
 inline constexpr uint64_t kMaxColdBytes = cold_record_bytes(limits::kMaxKeyBytes);
 
-// Sizes and places, computed from two numbers and compared with what a header claims.
+struct BucketRange {
+    uint64_t first = 0;
+    uint64_t count = 0;
+    uint64_t end() const { return first + count; }
+};
+
+// Sizes and places, computed from three numbers and compared with what a header claims.
 struct IndexGeometry {
-    uint64_t bucket_count = 0;
+    uint64_t bucket_count = 0;  // of the first level
     uint64_t heap_bytes = 0;
     uint64_t entries_offset = 0;
     uint64_t heap_offset = 0;
-    uint64_t total_bytes = 0;
+    uint64_t total_bytes = 0;  // before the ledger
+    std::array<BucketRange, kIndexLevels> levels{};
+    uint32_t level_count = 0;
+    // The part that the index grows into: its tag lines, entries and stamps, counted in the file.
+    uint64_t growth_offset = 0;
+    uint64_t growth_entries_offset = 0;
+    uint64_t growth_recency_offset = 0;
+    uint64_t growth_end = 0;
 
-    uint64_t entry_count() const { return bucket_count * kBucketSlots; }
+    uint64_t first_entries() const { return bucket_count * kBucketSlots; }
+    const BucketRange& level_of(uint64_t bucket) const;
+    uint64_t all_entries() const { return levels[level_count - 1].end() * kBucketSlots; }
     // The ledger's parts, counted from total_bytes on.
     uint64_t ledger_blocks_offset() const;
     uint64_t ledger_names_offset() const;
     uint64_t ledger_bytes() const;
-    uint64_t file_bytes() const { return total_bytes + ledger_bytes(); }
+    uint64_t file_bytes() const { return level_count == 1 ? growth_offset : growth_end; }
     // Nothing when a number is out of range.
-    static std::optional<IndexGeometry> of(uint64_t bucket_count, uint64_t heap_bytes);
+    static std::optional<IndexGeometry> of(uint64_t bucket_count, uint64_t heap_bytes,
+                                           uint64_t all_buckets = 0);
 };
 
 uint32_t index_header_crc(const IndexHeader& header);
 
-// Both buckets of a hash and its tag, which is never 0.
+// Both buckets of a hash in a level, and its tag, which is never 0.
 struct IndexPlace {
     std::array<uint64_t, 2> buckets;
     uint16_t tag;
-    static IndexPlace of(const Hash128& hash, uint64_t bucket_count);
+    static IndexPlace of(const Hash128& hash, const BucketRange& level);
 };
 
 // Typed access to a mapped index; holds no memory.
-struct IndexView {
+class IndexView {
+  public:
     IndexHeader* header = nullptr;
-    TagLine* tags = nullptr;
-    IndexEntry* entries = nullptr;
     SharedWord* heap = nullptr;
-    static IndexView over(uint8_t* base, const IndexGeometry& geometry);
+
+    // `growth` is where the file's part from growth_offset on is mapped; it may be missing when
+    // nothing asks for buckets behind the first level.
+    static IndexView over(uint8_t* base, const IndexGeometry& geometry, uint8_t* growth = nullptr);
+    TagLine& tags(uint64_t bucket) const {
+        return bucket < first_buckets_ ? tags_[bucket] : more_tags_[bucket - first_buckets_];
+    }
+    IndexEntry& entry(uint64_t ref) const {
+        const uint64_t first = first_buckets_ * kBucketSlots;
+        return ref < first ? entries_[ref] : more_entries_[ref - first];
+    }
+
+  private:
+    uint64_t first_buckets_ = 0;
+    TagLine* tags_ = nullptr;
+    IndexEntry* entries_ = nullptr;
+    TagLine* more_tags_ = nullptr;
+    IndexEntry* more_entries_ = nullptr;
 };
 
 // ---- ledger ----------------------------------------------------------------------------------

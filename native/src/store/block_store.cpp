@@ -15,6 +15,7 @@ namespace {
 
 constexpr uint64_t kDefaultObjectBytes = 4096;  // sizes the index when the operator does not
 constexpr uint32_t kMinIndexEntries = 1024;
+constexpr uint64_t kMinBlockBytes = 64;              // what the smallest object takes
 constexpr uint64_t kRoomForSlots = 64 * kSlotBytes;  // clients of a host, usually
 
 // A quarter more than the smallest usual objects: two-choice buckets fill evenly up to there.
@@ -26,6 +27,10 @@ uint32_t index_entries_for(uint64_t size_bytes) {
 BlockStore::Options with_defaults(BlockStore::Options options) {
     if (options.index_entries == 0) {
         options.index_entries = index_entries_for(options.size_bytes);
+    }
+    if (options.max_index_entries == 0) {
+        options.max_index_entries =
+            static_cast<uint32_t>(std::min(options.size_bytes / kMinBlockBytes, kMaxIndexEntries));
     }
     if (options.client_cap_bytes == 0) {
         options.client_cap_bytes = options.size_bytes / 2;
@@ -167,6 +172,7 @@ Index::Options BlockStore::State::index_options(const Options& options, const St
     index.directory = files.options().directory;
     index.name = files.options().index_name;
     index.entries = options.index_entries;
+    index.max_entries = options.max_index_entries;
     index.node_epoch = options.node_epoch;
     index.node_id = options.node_id;
     index.segment_bytes = options.size_bytes;
@@ -183,16 +189,19 @@ BlockStore::State::State(const Options& given, const std::string& directory_in,
       options(given),
       index(std::move(index_in)),
       allocator(segment->size()),
-      objects(index->capacity()),
-      by_generation(static_cast<uint32_t>(index->capacity()), GenerationOf{&objects}),
-      by_offset(static_cast<uint32_t>(index->capacity()), OffsetOf{&objects}),
-      evictor(index->ledger().recency(), options.seed),
+      objects(index->max_capacity()),
+      by_generation(GenerationOf{&objects}),
+      by_offset(OffsetOf{&objects}),
+      evictor(index->recency(), options.seed),
       leases(options.lease_cap_bytes),
       reservations(options.client_cap_bytes),
       tombstones(options.tombstone_ms),
       socket_holds(index->ledger()),
       deferred(index->ledger(), allocator,
                [this](std::vector<Generation>* out) { slots->collect_hazards(out); }) {
+    if (!grow_tables(index->capacity())) {
+        throw std::bad_alloc();
+    }
     use_ready_memory();
 }
 

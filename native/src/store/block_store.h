@@ -36,7 +36,8 @@ class BlockStore {
   public:
     struct Options {
         uint64_t size_bytes = 0;
-        uint32_t index_entries = 0;  // 0: size_bytes / 4096, at least 1024
+        uint32_t index_entries = 0;      // at first; 0: size_bytes / 3277, at least 1024
+        uint32_t max_index_entries = 0;  // how far the index grows; 0: an entry every 64 bytes
         std::string node_id;
         uint32_t node_epoch = 1;
         HashSecret secret{};
@@ -177,9 +178,10 @@ class BlockStore {
         uint64_t used_bytes = 0;       // rounded bytes of all live blocks
         uint64_t requested_bytes = 0;  // exact bytes of all live blocks
         uint64_t objects = 0;
-        uint64_t object_bytes = 0;  // exact bytes of published objects
-        uint64_t index_capacity = 0;
-        uint64_t index_used = 0;    // entries
+        uint64_t object_bytes = 0;    // exact bytes of published objects
+        uint64_t index_capacity = 0;  // entries that it has now
+        uint64_t index_max = 0;       // that it can grow to
+        uint64_t index_used = 0;
         std::string growth_error;   // why the index could not grow; empty: it could
         uint64_t reservations = 0;  // that may still publish, spares not counted
         uint64_t spares = 0;

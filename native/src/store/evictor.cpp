@@ -8,7 +8,7 @@
 
 namespace kvstore {
 
-Evictor::Evictor(std::span<uint64_t> stamps, uint64_t seed)
+Evictor::Evictor(Recency stamps, uint64_t seed)
     : stamps_(stamps), places_(stamps.size()), random_state_(seed) {}
 
 // splitmix64: small, fast, and good enough to pick samples.

@@ -11,16 +11,20 @@
 #include <functional>
 #include <map>
 #include <optional>
-#include <span>
 #include <utility>
 #include <vector>
+
+#include "base/growing_array.h"
+#include "index/ledger.h"
 
 namespace kvstore {
 
 class Evictor {
   public:
     // `stamps`: one a possible entry, zeros, kept by the caller for as long as this lives.
-    Evictor(std::span<uint64_t> stamps, uint64_t seed);
+    Evictor(Recency stamps, uint64_t seed);
+    // Takes entries below `entries` from now on. False: the system grants no memory.
+    [[nodiscard]] bool grow(size_t entries) { return places_.grow(entries); }
 
     // Makes an entry evictable. Soft entries are a rank of their own, which the caller asks last.
     void add(uint32_t entry, uint64_t block_bytes, bool soft);
@@ -76,8 +80,8 @@ class Evictor {
     bool is_current(const Group& group, const Candidate& candidate) const;
     uint64_t random();
 
-    std::span<uint64_t> stamps_;
-    std::vector<Place> places_;
+    Recency stamps_;
+    GrowingArray<Place> places_;
     GroupMap groups_;
     size_t sizes_[2] = {0, 0};
     uint64_t clock_ = 0;

@@ -2,13 +2,15 @@
 // object.
 //
 // Open addressing at half load with linear probing; the numbers themselves stay with the entries
-// (`KeyOf`). Erasing shifts the run back, so that there are no grave markers. Not thread-safe.
+// (`KeyOf`). Erasing shifts the run back, so that there are no grave markers. Further entries get a
+// table of their own: nothing is moved while somebody waits. Not thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 #include <vector>
 
+#include "base/growing_array.h"
 #include "base/status.h"
 
 namespace kvstore {
@@ -19,42 +21,62 @@ class RefMap {
     static constexpr uint32_t kNone = UINT32_MAX;
 
     // `key_of(entry)` gives the number of an entry that is in the table.
-    RefMap(uint32_t capacity, KeyOf key_of) : key_of_(std::move(key_of)) {
+    explicit RefMap(KeyOf key_of) : key_of_(std::move(key_of)) {}
+
+    // Takes entries below `capacity` from now on. False: the system grants no memory.
+    [[nodiscard]] bool grow(uint32_t capacity) {
+        const uint32_t before = tables_.empty() ? 0 : tables_.back().end;
+        if (capacity <= before) {
+            return true;
+        }
         size_t slots = 16;
-        while (slots < size_t{capacity} * 2) {
+        while (slots < size_t{capacity - before} * 2) {
             slots *= 2;
         }
-        slots_.assign(slots, kNone);
-        mask_ = slots - 1;
+        Table table{capacity, slots - 1, GrowingArray<uint32_t>(slots)};
+        if (!table.slots.grow(slots)) {
+            return false;
+        }
+        tables_.push_back(std::move(table));
+        return true;
     }
 
     void insert(uint64_t key, uint32_t entry) {
-        size_t at = home(key);
-        while (slots_[at] != kNone) {
-            at = (at + 1) & mask_;
+        Table& table = table_of(entry);
+        size_t at = table.home(key);
+        while (table.slots[at] != 0) {
+            at = (at + 1) & table.mask;
         }
-        slots_[at] = entry;
+        table.slots[at] = entry + 1;
         ++size_;
     }
 
     uint32_t find(uint64_t key) const {
-        const size_t at = slot_of(key);
-        return at == kMissing ? kNone : slots_[at];
+        for (const Table& table : tables_) {
+            const size_t at = slot_of(table, key);
+            if (at != kMissing) {
+                return table.slots[at] - 1;
+            }
+        }
+        return kNone;
     }
 
     // Must be called while key_of(entry) still answers `key`.
-    void erase(uint64_t key) {
-        size_t hole = slot_of(key);
-        KV_ASSERT(hole != kMissing);
-        for (size_t at = (hole + 1) & mask_; slots_[at] != kNone; at = (at + 1) & mask_) {
+    void erase(uint64_t key, uint32_t entry) {
+        Table& table = table_of(entry);
+        size_t hole = slot_of(table, key);
+        KV_ASSERT(hole != kMissing && table.slots[hole] == entry + 1);
+        for (size_t at = (hole + 1) & table.mask; table.slots[at] != 0;
+             at = (at + 1) & table.mask) {
             // An entry may move into the hole unless its home lies behind the hole.
-            if (((at - home(key_of_(slots_[at]))) & mask_) < ((at - hole) & mask_)) {
+            const size_t home = table.home(key_of_(table.slots[at] - 1));
+            if (((at - home) & table.mask) < ((at - hole) & table.mask)) {
                 continue;
             }
-            slots_[hole] = slots_[at];
+            table.slots[hole] = table.slots[at];
             hole = at;
         }
-        slots_[hole] = kNone;
+        table.slots[hole] = 0;
         --size_;
     }
 
@@ -62,13 +84,25 @@ class RefMap {
 
   private:
     static constexpr size_t kMissing = SIZE_MAX;
-    size_t home(uint64_t key) const {
-        key *= 0x9e3779b97f4a7c15ull;
-        return static_cast<size_t>(key ^ (key >> 32)) & mask_;
+    struct Table {
+        uint32_t end;  // the first entry that is too large for it
+        size_t mask;
+        GrowingArray<uint32_t> slots;  // entry + 1; 0: free
+        size_t home(uint64_t key) const {
+            key *= 0x9e3779b97f4a7c15ull;
+            return static_cast<size_t>(key ^ (key >> 32)) & mask;
+        }
+    };
+    Table& table_of(uint32_t entry) {
+        size_t i = 0;
+        while (entry >= tables_[i].end) {
+            ++i;
+        }
+        return tables_[i];
     }
-    size_t slot_of(uint64_t key) const {
-        for (size_t at = home(key); slots_[at] != kNone; at = (at + 1) & mask_) {
-            if (key_of_(slots_[at]) == key) {
+    size_t slot_of(const Table& table, uint64_t key) const {
+        for (size_t at = table.home(key); table.slots[at] != 0; at = (at + 1) & table.mask) {
+            if (key_of_(table.slots[at] - 1) == key) {
                 return at;
             }
         }
@@ -76,8 +110,7 @@ class RefMap {
     }
 
     KeyOf key_of_;
-    std::vector<uint32_t> slots_;
-    size_t mask_ = 0;
+    std::vector<Table> tables_;
     size_t size_ = 0;
 };
 

@@ -45,6 +45,7 @@ class BlockStore::State::TakeOver {
     Status place_blocks() KV_REQUIRES(state_.mutex);
     void insert_objects() KV_REQUIRES(state_.mutex);
     EntryRef insert(const KeptObject& object, const NamespaceRef& ns) KV_REQUIRES(state_.mutex);
+    bool make_room(const Hash128& hash) KV_REQUIRES(state_.mutex);
     void supersede(EntryRef ref) KV_REQUIRES(state_.mutex);
     Status settle_blocks() KV_REQUIRES(state_.mutex);
     Status check_hazards(const Named& named) const KV_REQUIRES(state_.mutex);
@@ -244,7 +245,10 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
         }
         supersede(other);
     }
-    const Result<EntryRef> ref = state_.index->insert(entry);
+    Result<EntryRef> ref = state_.index->insert(entry);
+    for (int tries = 0; tries < 2 && !ref.ok() && make_room(object.identity.hash); ++tries) {
+        ref = state_.index->insert(entry);
+    }
     if (!ref.ok()) {
         return kNoEntry;
     }
@@ -257,6 +261,22 @@ EntryRef BlockStore::State::TakeOver::insert(const KeptObject& object, const Nam
     state_.enter(*ref, stored);
     state_.set_pin(*ref, object.pin);
     return *ref;
+}
+
+// The new index may have less room than the old one had: then the coldest are lost.
+bool BlockStore::State::TakeOver::make_room(const Hash128& hash) {
+    if (state_.grow_index(hash, true)) {
+        return true;
+    }
+    std::vector<EntryRef> refs;
+    state_.index->candidates(hash, &refs);
+    if (refs.empty()) {
+        return false;
+    }
+    supersede(*std::ranges::min_element(refs, {}, [this](EntryRef ref) KV_REQUIRES(state_.mutex) {
+        return state_.evictor.stamp(ref);
+    }));
+    return true;
 }
 
 // Out of the new index again, which nobody reads yet. Its block waits for its fate like the others.

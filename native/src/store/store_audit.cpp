@@ -25,8 +25,11 @@ BlockStore::Stats BlockStore::State::collect_stats() {
     stats.used_bytes = blocks.allocated_bytes;
     stats.requested_bytes = blocks.requested_bytes;
     stats.index_capacity = index->capacity();
+    stats.index_max = index->max_capacity();
     stats.index_used = index->size();
-    stats.growth_error = index->growth_status().message();
+    // Who has to grow asks again; who no longer has to does not.
+    const bool needs_room = !no_growth.empty() && now() < no_growth_until_ms + kGrowAgainMs;
+    stats.growth_error = needs_room ? no_growth : index->growth_status().message();
     stats.reservations = reservations.active() - reservations.spares();
     stats.spares = reservations.spares();
     stats.reserved_bytes = reservations.active_bytes();
@@ -84,7 +87,7 @@ Status BlockStore::State::audit_objects(std::unordered_map<uint64_t, uint64_t>* 
     Stats pins;
     uint64_t unwritten = 0;
     uint64_t unwritten_bytes = 0;
-    for (EntryRef ref = 0; ref < objects.size(); ++ref) {
+    for (EntryRef ref = 0; ref < index->capacity(); ++ref) {
         const StoredObject& object = objects[ref];
         const EntryFields fields = index->entry(ref);
         const std::string name = "entry " + std::to_string(ref);
@@ -177,7 +180,8 @@ Status BlockStore::State::audit_counts() const {
         }
     }
     std::vector<uint64_t> in_namespace(namespaces.size(), 0);
-    for (const StoredObject& object : objects) {
+    for (EntryRef ref = 0; ref < objects.size(); ++ref) {
+        const StoredObject& object = objects[ref];
         if (object.generation == 0) {
             continue;
         }

@@ -198,7 +198,44 @@ bool BlockStore::State::evict_plan(uint64_t size_bytes, bool soft_too) {
     return !plan.empty();
 }
 
-// The key's two buckets are full: the coldest of those entries goes.
+// Where its file system is out of room, that is not asked for every object: it costs some files
+// read.
+bool BlockStore::State::grow_index(const Hash128& hash, bool taking_over) {
+    constexpr uint64_t kUnit = 2u << 20;  // also of a hugetlbfs
+    if (index->growth_entries() == 0 || index->has_free_entry(hash) || now() < no_growth_until_ms) {
+        return false;
+    }
+    const uint64_t growth = index->growth_bytes();
+    // The old index is still there while a new one takes over.
+    const bool restarts = !directory.empty() && !taking_over;
+    const uint64_t restart = restarts ? index->memory_bytes() + growth : 0;
+    const uint64_t segment_left = segment->size() - segment->ready_bytes();
+    Segment::Options room;
+    room.directory = directory;
+    room.size_bytes = (growth + restart + segment_left + kUnit - 1) / kUnit * kUnit;
+    const bool grown = Segment::has_room(room).ok() &&
+                       grow_tables(index->capacity() + index->growth_entries()) &&
+                       index->grow().ok();
+    no_growth.clear();
+    if (!grown) {
+        no_growth_until_ms = now() + kGrowAgainMs;
+        const auto mebibytes = [](uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
+        no_growth =
+            (directory.empty() ? "memory" : "segment_dir " + directory) +
+            " has no room for the index to grow by " + mebibytes(growth) +
+            (restarts ? ", and for another of " + mebibytes(restart) + " at a restart" : "") +
+            ": free room there; until then, small objects are evicted for want of entries";
+    }
+    return grown;
+}
+
+bool BlockStore::State::grow_tables(uint64_t entries) {
+    const auto capacity = static_cast<uint32_t>(entries);
+    return objects.grow(entries) && by_generation.grow(capacity) && by_offset.grow(capacity) &&
+           evictor.grow(entries);
+}
+
+// The key's buckets are full: the coldest of those entries goes.
 bool BlockStore::State::evict_for_index(const Hash128& hash) {
     apply_exists();
     drain_rings();
@@ -268,8 +305,8 @@ void BlockStore::State::withdraw(EntryRef ref, MissReason reason, bool tell) {
 void BlockStore::State::leave(EntryRef ref) {
     StoredObject& object = objects[ref];
     evictor.remove(ref);
-    by_generation.erase(object.generation);
-    by_offset.erase(object.offset);
+    by_generation.erase(object.generation, ref);
+    by_offset.erase(object.offset, ref);
     count_pin(object, false);
     leave_namespace(object.ns);
     --totals.objects;

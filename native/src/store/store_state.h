@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/growing_array.h"
 #include "base/mutex.h"
 #include "index/client_slots.h"
 #include "index/index.h"
@@ -47,11 +48,11 @@ struct StoredObject {
     bool prefetched = false;  // brought from there before anybody asked, and not used yet
 };
 struct GenerationOf {
-    const std::vector<StoredObject>* objects;
+    const GrowingArray<StoredObject>* objects;
     uint64_t operator()(uint32_t ref) const { return (*objects)[ref].generation; }
 };
 struct OffsetOf {
-    const std::vector<StoredObject>* objects;
+    const GrowingArray<StoredObject>* objects;
     uint64_t operator()(uint32_t ref) const { return (*objects)[ref].offset; }
 };
 
@@ -78,6 +79,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static constexpr size_t kMaxFlushedIds = 65'536;
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
+    static constexpr uint64_t kGrowAgainMs = 10'000;
 
     State(const Options& given, const std::string& directory_in,
           std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
@@ -172,6 +174,10 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     bool evict_plan(uint64_t size_bytes, bool soft_too) KV_REQUIRES(mutex);
     bool is_unbalanced(uint64_t size_bytes, EntryRef victim) KV_REQUIRES(mutex);
     bool evict_for_index(const Hash128& hash) KV_REQUIRES(mutex);
+    // A further level of the index when the buckets of `hash` are full, if there is room for it and
+    // for a second index as large as it, which a restart needs.
+    bool grow_index(const Hash128& hash, bool taking_over) KV_REQUIRES(mutex);
+    bool grow_tables(uint64_t entries) KV_REQUIRES(mutex);
     void evict(EntryRef ref, MissReason reason = MissReason::kEvicted) KV_REQUIRES(mutex);
     // Held by a token, by socket, or by a client's hazard.
     bool is_blocked(EntryRef ref) const KV_REQUIRES(mutex);
@@ -224,7 +230,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     Options options KV_GUARDED_BY(mutex);
     const std::unique_ptr<Index> index KV_PT_GUARDED_BY(mutex);
     ChunkAllocator allocator KV_GUARDED_BY(mutex);
-    std::vector<StoredObject> objects KV_GUARDED_BY(mutex);  // by entry number
+    GrowingArray<StoredObject> objects KV_GUARDED_BY(mutex);  // by entry number
     RefMap<GenerationOf> by_generation KV_GUARDED_BY(mutex);
     RefMap<OffsetOf> by_offset KV_GUARDED_BY(mutex);
     Evictor evictor KV_GUARDED_BY(mutex);
@@ -257,6 +263,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     std::vector<EntryRef> exists_batch KV_GUARDED_BY(mutex);
     uint64_t exists_session KV_GUARDED_BY(mutex) = 0;
     uint32_t evictions_since_balance KV_GUARDED_BY(mutex) = 0;
+    // Why the index does not grow, and until when that is not asked again.
+    std::string no_growth KV_GUARDED_BY(mutex);
+    uint64_t no_growth_until_ms KV_GUARDED_BY(mutex) = 0;
 
     uint64_t generation_counter KV_GUARDED_BY(mutex) = 0;
     Stats totals KV_GUARDED_BY(mutex);  // the counters, and sums kept as objects come and go

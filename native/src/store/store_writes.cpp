@@ -301,6 +301,10 @@ Result<EntryRef> BlockStore::State::insert(const Reservation& reservation, Gener
     entry.pin = old == kNoEntry ? reservation.pin : std::max(reservation.pin, objects[old].pin);
     Result<EntryRef> inserted = index->insert(entry);
     while (!inserted.ok()) {
+        if (grow_index(reservation.hash, false)) {
+            inserted = index->insert(entry);
+            continue;
+        }
         if (old != kNoEntry) {
             withdraw(std::exchange(old, kNoEntry), MissReason::kVersion);
             ++totals.replaced;

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,9 +22,11 @@ constexpr HashSecret kSecret{7};
 constexpr NamespaceId kNs = 77;
 constexpr uint64_t kSegmentBytes = 1u << 20;
 
-std::unique_ptr<Index> make_index(uint64_t entries, uint64_t heap_bytes = 0) {
+std::unique_ptr<Index> make_index(uint64_t entries, uint64_t heap_bytes = 0,
+                                  uint64_t max_entries = 0) {
     Index::Options options;
     options.entries = entries;
+    options.max_entries = max_entries;
     options.heap_bytes = heap_bytes;
     options.node_epoch = 3;
     options.node_id = "node-a";
@@ -198,6 +201,87 @@ TEST(Index, TwoChoiceBucketsFillWell) {
     EXPECT_GT(static_cast<double>(gen) / static_cast<double>(index->capacity()), 0.85);
 }
 
+// Of a level after the other; nothing moves, and readers that came before see it all.
+TEST(Index, GrowsUntilItsLastLevelIsFull) {
+    auto index = make_index(64, 0, 64 * 30);
+    const auto early = make_reader(*index);
+    std::vector<std::pair<std::string, EntryRef>> entries;
+    std::vector<uint64_t> capacities{index->capacity()};
+    Generation gen = 0;
+    while (true) {
+        const std::string key = "key" + std::to_string(++gen);
+        auto ref = index->insert(new_entry(key, gen));
+        if (!ref.ok() && index->growth_entries() == 0) {
+            break;
+        }
+        if (!ref.ok()) {
+            EXPECT_FALSE(index->has_free_entry(key_hash(kSecret, kNs, key)));
+            const uint64_t bytes = index->memory_bytes() + index->growth_bytes();
+            ASSERT_TRUE(index->grow().ok());
+            EXPECT_EQ(index->memory_bytes(), bytes);
+            capacities.push_back(index->capacity());
+            ref = index->insert(new_entry(key, gen));
+        }
+        ASSERT_TRUE(ref.ok());
+        entries.emplace_back(key, *ref);
+    }
+    EXPECT_EQ(capacities, (std::vector<uint64_t>{64, 64 * 5, 64 * 21, 64 * 30}));
+    EXPECT_GT(entries.size(), 64u * 30 * 9 / 10);
+    EXPECT_EQ(index->max_capacity(), index->capacity());
+    ASSERT_TRUE(index->audit().ok()) << index->audit().to_string();
+    const auto late = make_reader(*index);
+    for (const auto& [key, ref] : entries) {
+        ASSERT_EQ(find(*index, key), ref);
+        for (const IndexReader* reader : {early.get(), late.get()}) {
+            for (size_t stage = 0; stage < IndexReader::kPrefetchStages; ++stage) {
+                reader->prefetch(stage, key_hash(kSecret, kNs, key));
+            }
+            const auto found = probe(*reader, key);
+            ASSERT_TRUE(found) << key;
+            EXPECT_EQ(found->ref, ref);
+            EXPECT_TRUE(reader->still_valid(ref, found->gen));
+        }
+    }
+    uint64_t visited = 0;
+    index->for_each([&](EntryRef ref, const EntryFields&) {
+        ++visited;
+        index->invalidate(ref);
+        index->release(ref);
+    });
+    EXPECT_EQ(visited, entries.size());
+    EXPECT_FALSE(probe(*early, entries.back().first));
+    // Room in the first level is taken first again.
+    const auto again = index->insert(new_entry("again", 1));
+    ASSERT_TRUE(again.ok());
+    EXPECT_LT(*again, 64u);
+    EXPECT_TRUE(index->audit().ok()) << index->audit().to_string();
+}
+
+// Memory comes with the entries: a level that was only opened costs its tags.
+TEST(Index, TakesMemoryAsItFills) {
+    auto index = make_index(4096, 0, 4096 * 21);
+    const auto used_bytes = [&] {
+        struct stat info{};
+        EXPECT_EQ(fstat(index->fd(), &info), 0);
+        return static_cast<uint64_t>(info.st_blocks) * 512;
+    };
+    const uint64_t at_first = used_bytes();
+    EXPECT_LE(at_first, index->memory_bytes());
+    const uint64_t tags = index->growth_entries() / kBucketSlots * sizeof(TagLine);
+    ASSERT_TRUE(index->grow().ok());
+    EXPECT_LE(used_bytes(), at_first + tags + 4096);
+    const EntryFields empty = index->entry(static_cast<EntryRef>(index->capacity() - 1));
+    EXPECT_EQ(empty.gen, 0u);
+    EXPECT_LE(used_bytes(), at_first + tags + 4096) << "a look takes none";
+    Generation gen = 0;
+    while (index->insert(new_entry("key" + std::to_string(gen + 1), gen + 1)).ok()) {
+        ++gen;
+    }
+    EXPECT_GT(gen, index->capacity() * 9 / 10);
+    EXPECT_LE(used_bytes(), index->memory_bytes());
+    EXPECT_TRUE(index->audit().ok()) << index->audit().to_string();
+}
+
 TEST(Index, AFullKeyHeapIsNoSpaceToo) {
     auto index = make_index(4096, 1u << 20);
     const std::string padding(1000, 'p');
@@ -338,6 +422,9 @@ TEST(IndexReader, RefusesForeignAndContradictoryHeaders) {
         EXPECT_EQ(with(offsetof(IndexHeader, heap_bytes), bad, 8), Code::kVersionMismatch) << bad;
         EXPECT_EQ(with(offsetof(IndexHeader, total_bytes), bad, 8), Code::kVersionMismatch) << bad;
     }
+    for (const uint64_t bad : {uint64_t{1}, uint64_t{3}, uint64_t{171}, UINT64_MAX}) {
+        EXPECT_EQ(with(offsetof(IndexHeader, all_buckets), bad, 8), Code::kVersionMismatch) << bad;
+    }
     EXPECT_EQ(with(offsetof(IndexHeader, segment_bytes), kSegmentBytes + 1, 8),
               Code::kVersionMismatch);
     EXPECT_EQ(with(offsetof(IndexHeader, node_id_bytes), 256, 2), Code::kVersionMismatch);
@@ -354,26 +441,29 @@ TEST(IndexReader, StaysWithinBoundsOfACorruptedIndex) {
     const uint64_t seed = std::random_device{}();
     SCOPED_TRACE("seed " + std::to_string(seed));
     std::mt19937_64 random(seed);
-    auto index = make_index(64);
+    auto index = make_index(64, 1u << 20, 320);
     const auto reader = make_reader(*index);
-    for (Generation gen = 1; gen <= 40; ++gen) {
+    ASSERT_TRUE(index->grow().ok());
+    for (Generation gen = 1; gen <= 100; ++gen) {
         ASSERT_TRUE(index->insert(new_entry("key" + std::to_string(gen), gen)).ok());
     }
-    auto mapping = Mapping::map(index->fd(), index->mapped_bytes(), true);
-    ASSERT_TRUE(mapping.ok());
-    const auto geometry = IndexGeometry::of(2, 1u << 20);
+    const auto geometry = IndexGeometry::of(2, 1u << 20, 10);
     ASSERT_TRUE(geometry && geometry->total_bytes == index->mapped_bytes());
-    const IndexView view = IndexView::over((*mapping).data(), *geometry);
+    auto mapping = Mapping::map(index->fd(), geometry->file_bytes(), true);
+    ASSERT_TRUE(mapping.ok());
+    uint8_t* const base = (*mapping).data();
+    const IndexView view = IndexView::over(base, *geometry, base + geometry->growth_offset);
     const uint64_t extremes[] = {
         0, 1, UINT64_MAX, uint64_t{1} << 63, UINT64_MAX << 32, kSegmentBytes};
     int hits = 0;
     for (int round = 0; round < 200'000; ++round) {
-        const EntryRef ref = static_cast<EntryRef>(random() % 64);
-        auto* words = reinterpret_cast<SharedWord*>(&view.entries[ref]);
+        const EntryRef ref = static_cast<EntryRef>(random() % 320);
+        auto* words = reinterpret_cast<SharedWord*>(&view.entry(ref));
         SharedWord& word = random() % 8 == 0 ? view.heap[random() % 600] : words[random() % 8];
+        view.header->grown.store(random() % 4 == 0 ? static_cast<uint32_t>(random()) : 1);
         const uint64_t saved = word.load();
         word.store(random() % 2 == 0 ? extremes[random() % 6] : random());
-        const auto found = probe(*reader, "key" + std::to_string(random() % 40 + 1));
+        const auto found = probe(*reader, "key" + std::to_string(random() % 100 + 1));
         if (found) {
             ++hits;
             ASSERT_LE(found->length, kSegmentBytes);

@@ -21,7 +21,8 @@ const Evictor::Blocked kNothingBlocked = [](uint32_t) { return false; };
 class SampledCache {
   public:
     SampledCache(uint32_t capacity, uint64_t seed)
-        : stamps_(capacity, 0), evictor_(stamps_, seed), ids_(capacity) {
+        : stamps_(capacity, 0), evictor_({stamps_, {}}, seed), ids_(capacity) {
+        EXPECT_TRUE(evictor_.grow(capacity));
         for (uint32_t entry = 0; entry < capacity; ++entry) {
             free_.push_back(entry);
         }
@@ -132,7 +133,8 @@ TEST(Evictor, ComesCloseToExactLru) {
 
 TEST(Evictor, SmallGroupsAreExact) {
     std::vector<uint64_t> stamps(64, 0);
-    Evictor evictor(stamps, 1);
+    Evictor evictor({stamps, {}}, 1);
+    ASSERT_TRUE(evictor.grow(stamps.size()));
     for (uint32_t entry = 0; entry < 64; ++entry) {
         evictor.add(entry, kBlock, false);
         evictor.touch(entry);
@@ -152,7 +154,8 @@ TEST(Evictor, SmallGroupsAreExact) {
 
 TEST(Evictor, GroupsAndRanksStayApart) {
     std::vector<uint64_t> stamps(8, 0);
-    Evictor evictor(stamps, 1);
+    Evictor evictor({stamps, {}}, 1);
+    ASSERT_TRUE(evictor.grow(stamps.size()));
     evictor.add(0, 4096, false);
     evictor.add(1, 8192, false);
     evictor.add(2, 4096, true);
@@ -172,7 +175,8 @@ TEST(Evictor, GroupsAndRanksStayApart) {
 TEST(Evictor, BlockedMembersAreSkippedHoweverMany) {
     constexpr uint32_t kEntries = 2000;
     std::vector<uint64_t> stamps(kEntries, 0);
-    Evictor evictor(stamps, 1);
+    Evictor evictor({stamps, {}}, 1);
+    ASSERT_TRUE(evictor.grow(stamps.size()));
     for (uint32_t entry = 0; entry < kEntries; ++entry) {
         evictor.add(entry, kBlock, false);
         evictor.touch(entry);
@@ -182,9 +186,31 @@ TEST(Evictor, BlockedMembersAreSkippedHoweverMany) {
     EXPECT_FALSE(evictor.coldest(kBlock, false, kSameSize, [](uint32_t) { return true; }));
 }
 
+TEST(Evictor, TakesMoreEntriesAndKeepsTheOrder) {
+    std::vector<uint64_t> first(4, 0);
+    std::vector<uint64_t> more(12, 0);
+    Evictor evictor({first, more}, 1);
+    ASSERT_TRUE(evictor.grow(4));
+    for (uint32_t entry = 0; entry < 16; ++entry) {
+        ASSERT_TRUE(evictor.grow(entry < 4 ? 4 : 16));
+        evictor.add(entry, kBlock, false);
+        evictor.touch(entry);
+    }
+    evictor.touch(3);
+    evictor.touch(4);
+    for (const uint32_t coldest : {0u, 1u, 2u, 5u, 6u}) {
+        const auto victim = evictor.coldest(kBlock, false, kSameSize, kNothingBlocked);
+        ASSERT_EQ(victim, coldest);
+        evictor.remove(*victim);
+    }
+    EXPECT_EQ(more[0], evictor.clock());
+    EXPECT_TRUE(evictor.consistent());
+}
+
 TEST(Evictor, TellsHowColdOtherGroupsAre) {
     std::vector<uint64_t> stamps(4, 0);
-    Evictor evictor(stamps, 1);
+    Evictor evictor({stamps, {}}, 1);
+    ASSERT_TRUE(evictor.grow(stamps.size()));
     EXPECT_EQ(evictor.coldest_elsewhere(4096, false, kSameSize), UINT64_MAX);
     evictor.add(0, 4096, false);
     evictor.add(1, 8192, false);

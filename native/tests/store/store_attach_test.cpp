@@ -50,7 +50,8 @@ class Attach : public ::testing::Test {
         }
         BlockStore::Options options;
         options.size_bytes = size_bytes_;
-        options.index_entries = 2048;
+        options.index_entries = 64;
+        options.max_index_entries = max_entries_;
         options.node_id = node_id_;
         options.node_epoch = ++epoch_;
         options.secret = secret_;
@@ -138,16 +139,25 @@ class Attach : public ::testing::Test {
         file.seekp(static_cast<std::streamoff>(at)).write(&byte, 1);
     }
 
+    IndexGeometry geometry() const {
+        std::ifstream file(path("index"), std::ios::binary);
+        IndexHeader header{};
+        file.read(reinterpret_cast<char*>(&header), sizeof header);
+        return *IndexGeometry::of(header.bucket_count, header.heap_bytes, header.all_buckets);
+    }
     // Where the index file has the entry of this generation; 0: nowhere.
     uint64_t entry_at(Generation wanted) const {
         std::ifstream file(path("index"), std::ios::binary);
-        const IndexGeometry geometry = *IndexGeometry::of(64, 64 * 32 * 128);
-        for (uint64_t at = geometry.entries_offset; at < geometry.heap_offset;
-             at += sizeof(IndexEntry)) {
-            Generation gen = 0;
-            file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(&gen), 8);
-            if (gen == wanted) {
-                return at;
+        const IndexGeometry g = geometry();
+        const std::pair<uint64_t, uint64_t> parts[] = {
+            {g.entries_offset, g.heap_offset}, {g.growth_entries_offset, g.growth_recency_offset}};
+        for (const auto& [begin, end] : parts) {
+            for (uint64_t at = begin; at < end; at += sizeof(IndexEntry)) {
+                Generation gen = 0;
+                file.seekg(static_cast<std::streamoff>(at)).read(reinterpret_cast<char*>(&gen), 8);
+                if (gen == wanted) {
+                    return at;
+                }
             }
         }
         return 0;
@@ -160,6 +170,7 @@ class Attach : public ::testing::Test {
     std::string directory_;
     std::string node_id_ = "node-a";
     uint64_t size_bytes_ = 4 * kMiB;
+    uint32_t max_entries_ = 0;
     HashSecret secret_{1, 2, 3};
     uint32_t epoch_ = 0;
     uint64_t now_ms_ = 1000;
@@ -189,6 +200,38 @@ TEST_F(Attach, KeepsWhatWasPublished) {
     }
     EXPECT_EQ(put("key-0", 10), Code::kAlreadyExists);
     EXPECT_EQ(put("another", 10), Code::kOk);
+    ASSERT_TRUE(store_->audit().ok());
+}
+
+TEST_F(Attach, KeepsWhatAGrownIndexHolds) {
+    constexpr int kObjects = 3000;
+    ASSERT_TRUE(open().ok());
+    const auto key = [](int i) { return "key-" + std::to_string(i); };
+    for (int i = 0; i < kObjects; ++i) {
+        ASSERT_EQ(put(key(i), 64), Code::kOk);
+    }
+    EXPECT_GT(store_->stats().index_capacity, 64u);
+    for (int life = 0; life < 3; ++life) {
+        next_life();
+        ASSERT_EQ(store_->beginning().objects, kObjects) << store_->beginning().why_cold;
+        for (int i = 0; i < kObjects; ++i) {
+            ASSERT_TRUE(reads(key(i), 64)) << i;
+        }
+        // The order of the last uses, too: what is coldest here is what goes below.
+        ASSERT_TRUE(reads(key(0), 64));
+    }
+    max_entries_ = 1024;
+    next_life();
+    const uint64_t kept = store_->beginning().objects;
+    EXPECT_GT(kept, 900u);
+    EXPECT_EQ(store_->beginning().dropped, kObjects - kept);
+    EXPECT_TRUE(reads(key(0), 64));
+    int late = 0;
+    for (int i = kObjects - 500; i < kObjects; ++i) {
+        late += reads(key(i), 64) ? 1 : 0;
+    }
+    EXPECT_EQ(late, 500);
+    ASSERT_EQ(put("another", 64), Code::kOk);
     ASSERT_TRUE(store_->audit().ok());
 }
 
@@ -429,7 +472,7 @@ TEST_F(Attach, AnotherFormatIsRefusedOrDiscarded) {
 // A flipped byte anywhere costs at most the cache: never wrong bytes, never a crash.
 TEST_F(Attach, AFlippedByteInEveryRegion) {
     ASSERT_TRUE(open().ok());
-    const IndexGeometry geometry = *IndexGeometry::of(64, 64 * 32 * 128);
+    const IndexGeometry g = geometry();
     std::vector<std::string> keys;
     for (int i = 0; i < 200; ++i) {
         keys.push_back("key-" + std::to_string(i));
@@ -440,19 +483,20 @@ TEST_F(Attach, AFlippedByteInEveryRegion) {
         uint64_t begin;
         uint64_t end;
     };
-    const uint64_t ledger = geometry.total_bytes;
+    const uint64_t ledger = g.total_bytes;
     const Region regions[] = {
         {"segment", 0, 600'000},
         {"index", 0, kIndexHeaderBytes},
-        {"index", kIndexHeaderBytes, geometry.entries_offset},
-        {"index", geometry.entries_offset, geometry.heap_offset},
-        {"index", geometry.heap_offset, geometry.heap_offset + 20'000},
+        {"index", kIndexHeaderBytes, g.entries_offset},
+        {"index", g.entries_offset, g.heap_offset},
+        {"index", g.heap_offset, g.heap_offset + 20'000},
         {"index", ledger, ledger + 32},
-        {"index", ledger + kLedgerHeaderBytes, ledger + geometry.ledger_blocks_offset()},
-        {"index", ledger + geometry.ledger_blocks_offset(),
-         ledger + geometry.ledger_blocks_offset() + 6000},
-        {"index", ledger + geometry.ledger_names_offset(),
-         ledger + geometry.ledger_names_offset() + 64},
+        {"index", ledger + kLedgerHeaderBytes, ledger + g.ledger_blocks_offset()},
+        {"index", ledger + g.ledger_blocks_offset(), ledger + g.ledger_blocks_offset() + 6000},
+        {"index", ledger + g.ledger_names_offset(), ledger + g.ledger_names_offset() + 64},
+        {"index", g.growth_offset, g.growth_offset + 8 * sizeof(TagLine)},
+        {"index", g.growth_entries_offset, g.growth_entries_offset + 20'000},
+        {"index", g.growth_recency_offset, g.growth_recency_offset + 2048},
         {"clients", 0, sizeof(ClientsHeader)},
     };
     std::mt19937_64 random(5);

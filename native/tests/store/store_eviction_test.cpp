@@ -299,6 +299,7 @@ TEST(StoreEviction, HitRateOfPrefixChainsIsThatOfLru) {
     constexpr uint64_t kBlocks = 3 * kMiB / kSmall;
     BlockStore::Options options;
     options.index_entries = kBlocks * 5 / 4;
+    options.max_index_entries = options.index_entries;
     StoreHarness h(3 * kMiB, options);
     ExactLru lru(kBlocks);
     std::mt19937_64 random(seed);
@@ -363,6 +364,7 @@ TEST(StoreEviction, HitRateOfPrefixChainsIsThatOfLru) {
 TEST(StoreEviction, AnEvictionForAnEntryOfTheIndexSaysSo) {
     BlockStore::Options options;
     options.index_entries = 64;
+    options.max_index_entries = 64;
     StoreHarness h(8 << 20, options);
     size_t misses = 0;
     for (int i = 0; i < 200; ++i) {
@@ -377,6 +379,33 @@ TEST(StoreEviction, AnEvictionForAnEntryOfTheIndexSaysSo) {
     EXPECT_EQ(stats.index_used, 200 - misses);
     EXPECT_LE(stats.index_used, stats.index_capacity);
     h.expect_sound();
+}
+
+// Whatever their size, objects fill the segment before one is evicted for want of an entry.
+TEST(StoreEviction, TheIndexGrowsWithSmallObjects) {
+    for (const uint64_t size : {uint64_t{64}, uint64_t{200}, uint64_t{1024}}) {
+        StoreHarness h(4 << 20);
+        const uint64_t at_first = h.store->stats().index_capacity;
+        uint64_t bytes = 0;
+        int objects = 0;
+        while (h.store->stats().evictions == 0) {
+            ASSERT_EQ(h.put("k" + std::to_string(objects++), size), Code::kOk);
+            bytes += size;
+        }
+        const BlockStore::Stats stats = h.store->stats();
+        std::printf("%llu bytes each: %d objects, %.0f %% of the segment, %llu entries\n",
+                    static_cast<unsigned long long>(size), objects,
+                    100.0 * static_cast<double>(bytes) / (4 << 20),
+                    static_cast<unsigned long long>(stats.index_capacity));
+        EXPECT_GT(bytes, 0.4 * (4 << 20));
+        EXPECT_GT(stats.index_capacity, at_first);
+        EXPECT_LE(stats.index_capacity, stats.index_max);
+        EXPECT_EQ(stats.growth_error, "");
+        for (int i = objects - 1; i > objects - 1000; --i) {
+            ASSERT_TRUE(h.get("k" + std::to_string(i)));
+        }
+        h.expect_sound();
+    }
 }
 
 }  // namespace

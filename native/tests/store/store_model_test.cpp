@@ -54,8 +54,10 @@ class Model {
             alive = true;
         }
         BlockStore::Options options;
-        // Every other run has an index so small that its buckets overflow before the segment does.
+        // Every other run has an index so small that its buckets overflow before the segment does;
+        // half of those grow.
         options.index_entries = seed % 2 == 0 ? 1024 : 96;
+        options.max_index_entries = seed % 4 == 1 ? 96 : 4096;
         options.slot_alive = [this](int slot) { return alive_[slot]; };
         options.client_cap_bytes = kSegmentBytes / 6;
         options.lease_cap_bytes = kSegmentBytes / 4;
@@ -435,6 +437,7 @@ TEST(StoreModel, AgreesWithAMap) {
     const char* given = std::getenv("KVSTORE_SEED");
     const uint64_t first = given != nullptr ? std::strtoull(given, nullptr, 10) : 1;
     const uint64_t count = given != nullptr ? 1 : 6;
+    uint64_t refused = 0;
     for (uint64_t seed = first; seed < first + count && !HasFailure(); ++seed) {
         std::printf("seed %llu (KVSTORE_SEED repeats one)\n",
                     static_cast<unsigned long long>(seed));
@@ -453,8 +456,9 @@ TEST(StoreModel, AgreesWithAMap) {
         EXPECT_GT(stats.replaced, 50u);
         EXPECT_GT(stats.expirations, 10u);
         EXPECT_GT(stats.removals, 20u);
-        EXPECT_GT(stats.no_space, 0u);
+        refused += stats.no_space;
     }
+    EXPECT_TRUE(refused > 0 || count == 1);
 }
 
 }  // namespace

@@ -163,11 +163,18 @@ TEST(RefMap, AgreesWithAMap) {
     std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
     std::vector<uint64_t> keys(kCapacity, 0);
     const auto key_of = [&keys](uint32_t entry) { return keys[entry]; };
-    RefMap<decltype(key_of)> map(kCapacity, key_of);
+    RefMap<decltype(key_of)> map(key_of);
+    ASSERT_TRUE(map.grow(kCapacity / 10));
     std::map<uint64_t, uint32_t> model;
     std::mt19937_64 random(seed);
     for (int step = 0; step < 200'000; ++step) {
-        const auto entry = static_cast<uint32_t>(random() % kCapacity);
+        if (step == 1000 || step == 20'000) {
+            ASSERT_TRUE(map.grow(step == 1000 ? kCapacity / 2 : kCapacity));
+        }
+        const uint32_t capacity = step < 1000     ? kCapacity / 10
+                                  : step < 20'000 ? kCapacity / 2
+                                                  : kCapacity;
+        const auto entry = static_cast<uint32_t>(random() % capacity);
         if (keys[entry] == 0) {
             const uint64_t key = 1 + random() % 100'000 * 64;
             if (model.contains(key)) {
@@ -177,7 +184,7 @@ TEST(RefMap, AgreesWithAMap) {
             map.insert(key, entry);
             model[key] = entry;
         } else {
-            map.erase(keys[entry]);
+            map.erase(keys[entry], entry);
             model.erase(keys[entry]);
             keys[entry] = 0;
         }
