@@ -167,7 +167,7 @@ bool Cluster::create_core(const LifePtr& life) {
         "tcp://10.0.0." + std::to_string(life->host) + ":" + std::to_string(kNodePort);
     options.master_endpoints = {kMasterEndpoint};
     options.segment_bytes = options_.segment_bytes;
-    options.index_entries = 64;  // it grows
+    options.index_entries = 1024;
     options.reservation_ms = options_.reservation_ms;
     options.server_threads = options_.loops;
     std::unique_ptr<StoreFiles> files;
