@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 import importlib
+from typing import NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 import kvstore
 
-# Where each command is. A module is loaded when its command runs: grpc alone takes longer to load
-# than `kvstore get` takes.
+
+class Entry(NamedTuple):
+    """Where a command is, and the first sentence of its help."""
+
+    module: str
+    help: str
+
+
+# A module is loaded when its command runs, not for a list of commands: grpc alone takes longer to
+# load than `kvstore get` takes.
 COMMANDS = {
-    "put": "data",
-    "get": "data",
-    "exists": "data",
-    "rm": "data",
-    "unpin": "data",
-    "ls": "data",
-    "inspect": "describe",
-    "explain": "describe",
-    "status": "overview",
-    "nodes": "overview",
-    "namespaces": "namespaces",
-    "flush": "namespaces",
-    "drain": "leaving",
-    "undrain": "leaving",
-    "forget": "leaving",
-    "snapshot": "cluster",
-    "replay": "replay",
-    "bench": "bench",
-    "config": "config",
-    "completion": "completion",
-    "version": "version",
+    "put": Entry("data", "Store the bytes of FILE (default: standard input) under KEY."),
+    "get": Entry("data", "Print the bytes stored under KEY; a miss says why."),
+    "exists": Entry("data", "Show for each KEY whether it is present."),
+    "rm": Entry("data", "Remove objects, by KEY or by prefix; they never come back."),
+    "unpin": Entry(
+        "data", "Remove the pin of each KEY; from then on it is evicted like any other object."
+    ),
+    "ls": Entry("data", "List keys that start with PREFIX, in no particular order."),
+    "inspect": Entry(
+        "describe", "Show the master's record of KEY: size, version, pin, times, replicas."
+    ),
+    "explain": Entry(
+        "describe", "Show where KEY is or was: per node, when it was put, read and lost, and why."
+    ),
+    "status": Entry("overview", "Show a summary of the cluster's state."),
+    "nodes": Entry("overview", "List the known nodes with state, capacity and usage."),
+    "namespaces": Entry(
+        "namespaces",
+        "List the namespaces with their objects and bytes, those with the most bytes first.",
+    ),
+    "flush": Entry("namespaces", "Make every object of a namespace unreachable, in constant time."),
+    "drain": Entry(
+        "leaving", "Copy a node's objects to other nodes while it continues to serve reads."
+    ),
+    "undrain": Entry("leaving", "End a drain: the node accepts writes again."),
+    "forget": Entry(
+        "leaving", "Drop a dead node: its objects, and the removes and flushes that wait for it."
+    ),
+    "snapshot": Entry(
+        "cluster", "Write a node's DRAM-only objects to NVMe, most recently used first."
+    ),
+    "replay": Entry(
+        "replay", "Replay a request trace: look up, get and verify, put missing blocks."
+    ),
+    "bench": Entry(
+        "bench",
+        "Time put, get and exists on a live cluster; medians over the rounds, bytes checked.",
+    ),
+    "config": Entry("config", "Check, show, start and convert configuration files."),
+    "completion": Entry(
+        "completion", "Print the completion script for SHELL; load it in the shell's start-up file."
+    ),
+    "version": Entry("version", "Print the version of this installation."),
 }
 
 
@@ -46,10 +78,24 @@ class Commands(click.Group):
         """Load a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"kvstore.cli.{COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"kvstore.cli.{COMMANDS[cmd_name].module}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands' part of the help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a command's name, or an option of `kvstore` itself."""
+        names = [
+            CompletionItem(name, help=entry.help)
+            for name, entry in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

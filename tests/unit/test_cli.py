@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -84,6 +86,24 @@ def test_statuses_have_exit_codes() -> None:
 def test_every_miss_has_words_and_an_exit_code() -> None:
     assert set(MISSES) == set(MissReason) - {MissReason.None_}
     assert all(code is not Exit.OK and words for code, words in MISSES.values())
+
+
+def test_the_list_of_commands_says_what_their_help_says() -> None:
+    context = click.Context(operator.main)
+    for name, entry in operator.COMMANDS.items():
+        command = operator.main.get_command(context, name)
+        assert command is not None and command.get_short_help_str(1000) == entry.help
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    code = (
+        "import sys; from kvstore.cli.operator import COMMANDS, main\n"
+        "try: main(['--help'])\n"
+        "finally: print('loaded', [m for m in sys.modules if m.startswith('kvstore.cli.')])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {name}" in shown.stdout for name in operator.COMMANDS)
+    assert "loaded ['kvstore.cli.operator']" in shown.stdout
 
 
 # --- completion ---
