@@ -36,7 +36,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-sim test-fault test-mutations test-deploy test-engines wheel proto system-packages test-packages clean
+        test-sanitizers test-sim test-fault test-mutations test-deploy test-engines sdist wheel wheels proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -185,11 +185,17 @@ test-mutations: $(VENV)/.installed $(VENV)/.dev  ## takes guards out one by one:
 	$(PY) tests/sim/mutations.py $(MUTATION_BUILD)/sim/sim $(MUTATION_OPTIONS)
 	$(PY) -m tests.fault.mutations $(MUTATION_BUILD)
 
-# From the source distribution, so that what is in dist/ is known to build.
-wheel: $(VENV)/.tools  ## source distribution and wheel in dist/
+sdist: $(VENV)/.tools  ## source distribution in dist/
 	mkdir -p dist
-	sdist=$$($(PY) -c 'from scikit_build_core.build import build_sdist; print(build_sdist("dist"))' | tail -1) && \
-	    $(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist "dist/$$sdist"
+	rm -f dist/*.tar.gz
+	$(PY) -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")'
+
+# From the source distribution, so that what is in dist/ is known to build.
+wheel: sdist  ## and a wheel for the Python in .venv
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist dist/*.tar.gz
+
+wheels: sdist  ## and wheels for every Python that is found: PYTHONS="python3.10 python3.12"
+	deploy/wheels.sh build/wheels
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV)/.installed

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "bindings.h"
@@ -92,7 +93,7 @@ class Leases {
 nb::list list_of(const std::vector<int64_t>& numbers) {
     nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(numbers.size())));
     for (size_t i = 0; i < numbers.size(); ++i) {
-        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(numbers[i]));
+        PyList_SetItem(list.ptr(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(numbers[i]));
     }
     return nb::cast<nb::list>(list);
 }
@@ -107,17 +108,13 @@ nb::list list_of(const std::vector<Code>& codes) {
 // The two kinds of objects that a get returns. Both are made without touching their bytes.
 struct Bytes {
     static PyObject* make(Py_ssize_t size) { return PyBytes_FromStringAndSize(nullptr, size); }
-    static char* data(PyObject* object) { return PyBytes_AS_STRING(object); }
-    static Py_ssize_t size(PyObject* object) { return PyBytes_GET_SIZE(object); }
-    static int resize(PyObject** object, Py_ssize_t size) { return _PyBytes_Resize(object, size); }
+    static char* data(PyObject* object) { return PyBytes_AsString(object); }
+    static Py_ssize_t size(PyObject* object) { return PyBytes_Size(object); }
 };
 struct ByteArray {
     static PyObject* make(Py_ssize_t size) { return PyByteArray_FromStringAndSize(nullptr, size); }
-    static char* data(PyObject* object) { return PyByteArray_AS_STRING(object); }
-    static Py_ssize_t size(PyObject* object) { return PyByteArray_GET_SIZE(object); }
-    static int resize(PyObject** object, Py_ssize_t size) {
-        return PyByteArray_Resize(*object, size);
-    }
+    static char* data(PyObject* object) { return PyByteArray_AsString(object); }
+    static Py_ssize_t size(PyObject* object) { return PyByteArray_Size(object); }
 };
 
 // Makes the objects that get() returns as soon as their sizes are known.
@@ -150,16 +147,21 @@ class ObjectMemory final : public GetMemory {
     bool out_of_memory() const { return out_of_memory_; }
     // The item's bytes, cut to what was read; None for a miss.
     nb::object take(size_t item, int64_t result) {
-        PyObject* object = std::exchange(objects_[item], nullptr);
-        if (result < 0 || object == nullptr) {
-            Py_XDECREF(object);
+        nb::object object = nb::steal(std::exchange(objects_[item], nullptr));
+        if (result < 0 || !object.is_valid()) {
             return nb::none();
         }
-        if (Kind::size(object) != result &&
-            Kind::resize(&object, static_cast<Py_ssize_t>(result)) != 0) {
+        const auto size = static_cast<Py_ssize_t>(result);
+        if (Kind::size(object.ptr()) == size) {
+            return object;
+        }
+        // Replaced by a shorter one while it was read.
+        nb::object shorter = nb::steal(Kind::make(size));
+        if (!shorter.is_valid()) {
             throw nb::python_error();
         }
-        return nb::steal(object);
+        std::memcpy(Kind::data(shorter.ptr()), Kind::data(object.ptr()), static_cast<size_t>(size));
+        return shorter;
     }
 
   private:
@@ -177,9 +179,8 @@ std::vector<GetItem> get_items(const KeyArguments& keys) {
 
 void check_reasons(const nb::object& reasons) {
     if (!reasons.is_none() && !PyList_Check(reasons.ptr())) {
-        raise_status(Status(
-            Code::kInvalidArgument,
-            std::string("reasons must be None or a list, not ") + Py_TYPE(reasons.ptr())->tp_name));
+        raise_status(Status(Code::kInvalidArgument,
+                            "reasons must be None or a list, not " + class_name(reasons)));
     }
 }
 

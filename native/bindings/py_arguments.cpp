@@ -1,6 +1,8 @@
 // Walking Python lists with the C API: one pass, no std::string, no Python call per element.
 #include "py_arguments.h"
 
+#include <nanobind/stl/string.h>
+
 #include <cstring>
 #include <string>
 #include <utility>
@@ -21,8 +23,6 @@ namespace {
 std::string at(const char* what, long row) {
     return row < 0 ? std::string(what) : std::string(what) + "[" + std::to_string(row) + "]";
 }
-
-std::string class_name(nb::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
 std::string_view key_of(nb::handle key, long row) {
     const char* what = row < 0 ? "key" : "keys";
@@ -107,14 +107,24 @@ nb::object attribute(nb::handle object, PyObject* name) {
     return nb::steal(found);
 }
 
+bool has_plain_format(nb::handle object) {
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_FULL_RO) != 0) {
+        PyErr_Clear();
+        return true;  // no buffer, or one without a format
+    }
+    const bool plain = buffer.format == nullptr || is_plain(buffer.format);
+    PyBuffer_Release(&buffer);
+    return plain;
+}
+
 // Bytes of an address would be kept as if they were data, and a get would write over addresses.
 bool holds_plain_data(nb::handle object) {
     if (PyBytes_Check(object.ptr()) || PyByteArray_Check(object.ptr())) {
         return true;
     }
     if (PyMemoryView_Check(object.ptr())) {
-        const char* format = PyMemoryView_GET_BUFFER(object.ptr())->format;
-        return format == nullptr || is_plain(format);
+        return has_plain_format(object);
     }
     // NumPy's own answer first: a format cannot tell of all its types (bfloat16, datetime64).
     static PyObject* const kDtype = PyUnicode_InternFromString("dtype");
@@ -132,17 +142,14 @@ bool holds_plain_data(nb::handle object) {
             return true;
         }
     }
-    Py_buffer buffer;
-    if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_FULL_RO) != 0) {
-        PyErr_Clear();
-        return true;  // no buffer, or one without a format
-    }
-    const bool plain = buffer.format == nullptr || is_plain(buffer.format);
-    PyBuffer_Release(&buffer);
-    return plain;
+    return has_plain_format(object);
 }
 
 }  // namespace
+
+std::string class_name(nb::handle object) {
+    return nb::cast<std::string>(object.type().attr("__name__"));
+}
 
 KeyArguments KeyArguments::one(nb::handle key) {
     KeyArguments arguments;
@@ -155,10 +162,10 @@ KeyArguments KeyArguments::many(nb::handle keys) {
     KeyArguments arguments;
     arguments.owner_ = as_tuple(keys, "keys");
     PyObject* tuple = arguments.owner_.ptr();
-    const Py_ssize_t count = PyTuple_GET_SIZE(tuple);
+    const Py_ssize_t count = NB_TUPLE_GET_SIZE(tuple);
     arguments.keys_.reserve(static_cast<size_t>(count));
     for (Py_ssize_t row = 0; row < count; ++row) {
-        arguments.keys_.push_back(key_of(PyTuple_GET_ITEM(tuple, row), row));
+        arguments.keys_.push_back(key_of(NB_TUPLE_GET_ITEM(tuple, row), row));
     }
     return arguments;
 }
@@ -182,13 +189,13 @@ BufferArguments::BufferArguments(nb::handle one, bool writable) {
 
 BufferArguments::BufferArguments(nb::handle many, bool writable, size_t expected) {
     const nb::object tuple = as_tuple(many, "buffers");
-    const Py_ssize_t count = PyTuple_GET_SIZE(tuple.ptr());
+    const Py_ssize_t count = NB_TUPLE_GET_SIZE(tuple.ptr());
     check_count("buffers", static_cast<size_t>(count), expected);
     buffers_.reserve(expected);
     pieces_.reserve(expected);
     try {
         for (Py_ssize_t row = 0; row < count; ++row) {
-            add(PyTuple_GET_ITEM(tuple.ptr(), row), writable, "buffers", row);
+            add(NB_TUPLE_GET_ITEM(tuple.ptr(), row), writable, "buffers", row);
         }
     } catch (...) {  // a destructor does not run after its constructor has thrown
         for (Py_buffer& buffer : buffers_) {
@@ -228,13 +235,13 @@ void BufferArguments::add(nb::handle object, bool writable, const char* what, lo
 PointerArguments::PointerArguments(nb::handle pointers, nb::handle sizes, size_t expected) {
     const nb::object addresses = as_tuple(pointers, "pointers");
     const nb::object lengths = as_tuple(sizes, "sizes");
-    check_count("pointers", static_cast<size_t>(PyTuple_GET_SIZE(addresses.ptr())), expected);
-    check_count("sizes", static_cast<size_t>(PyTuple_GET_SIZE(lengths.ptr())), expected);
+    check_count("pointers", static_cast<size_t>(NB_TUPLE_GET_SIZE(addresses.ptr())), expected);
+    check_count("sizes", static_cast<size_t>(NB_TUPLE_GET_SIZE(lengths.ptr())), expected);
     pieces_.reserve(expected);
     for (size_t i = 0; i < expected; ++i) {
         const auto row = static_cast<long>(i);
-        const nb::handle address = PyTuple_GET_ITEM(addresses.ptr(), static_cast<Py_ssize_t>(i));
-        const nb::handle size = PyTuple_GET_ITEM(lengths.ptr(), static_cast<Py_ssize_t>(i));
+        const nb::handle address = NB_TUPLE_GET_ITEM(addresses.ptr(), static_cast<Py_ssize_t>(i));
+        const nb::handle size = NB_TUPLE_GET_ITEM(lengths.ptr(), static_cast<Py_ssize_t>(i));
         if (PyLong_Check(address.ptr())) {
             const iovec one = piece_of(address, size, row);
             pieces_.emplace_back(one.iov_base, one.iov_len);
@@ -242,16 +249,16 @@ PointerArguments::PointerArguments(nb::handle pointers, nb::handle sizes, size_t
         }
         const nb::object parts = as_tuple(address, at("pointers", row).c_str());
         const nb::object part_sizes = as_tuple(size, at("sizes", row).c_str());
-        const auto count = static_cast<size_t>(PyTuple_GET_SIZE(parts.ptr()));
-        if (count == 0 || count != static_cast<size_t>(PyTuple_GET_SIZE(part_sizes.ptr()))) {
+        const auto count = static_cast<size_t>(NB_TUPLE_GET_SIZE(parts.ptr()));
+        if (count == 0 || count != static_cast<size_t>(NB_TUPLE_GET_SIZE(part_sizes.ptr()))) {
             invalid(at("pointers", row) + " and " + at("sizes", row) +
                     " must be lists of the same length, 1 or more");
         }
         std::vector<iovec>& list = lists_.emplace_back();
         uint64_t room = UINT64_MAX;
         for (Py_ssize_t part = 0; part < static_cast<Py_ssize_t>(count); ++part) {
-            list.push_back(piece_of(PyTuple_GET_ITEM(parts.ptr(), part),
-                                    PyTuple_GET_ITEM(part_sizes.ptr(), part), row));
+            list.push_back(piece_of(NB_TUPLE_GET_ITEM(parts.ptr(), part),
+                                    NB_TUPLE_GET_ITEM(part_sizes.ptr(), part), row));
             if (list.back().iov_len > room) {
                 invalid(at("sizes", row) + " sum up to more than 64 bits");
             }

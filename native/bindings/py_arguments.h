@@ -6,6 +6,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -26,6 +27,9 @@ class KeyArguments {
     nanobind::object owner_;  // a str, or a tuple that nobody can shorten meanwhile
     std::vector<std::string_view> keys_;
 };
+
+// The name of an object's class, for errors.
+std::string class_name(nanobind::handle object);
 
 // A str as UTF-8; `what` names the argument in the error.
 std::string_view utf8_of(nanobind::handle text, const char* what);
