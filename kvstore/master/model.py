@@ -187,14 +187,14 @@ class Heartbeat:
     capacity_bytes: int
     used_bytes: int
     endpoints: Endpoints
-    index_entries: int = 0
-    index_limit: int = 0
     segments: tuple[Segment, ...] = ()
     refuses_writes: bool = False
     activity: Activity = field(default_factory=Activity)
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Empty: unchanged."""
     snapshot: Snapshot = Snapshot()
+    index_entries: int = 0
+    index_limit: int = 0
 
 
 @dataclass(frozen=True)

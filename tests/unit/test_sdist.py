@@ -89,7 +89,7 @@ def test_the_api_works_in_an_environment_with_the_wheel_alone(
         source, copy = ROOT / "tests" / part, tmp_path / "run" / "tests" / part
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
-    modules = [f"tests/embedded/test_{name}.py" for name in API_TESTS]
+    modules = [str(Path("tests", "embedded", f"test_{name}.py")) for name in API_TESTS]
     options = ("-q", "-p", "no:cacheprovider", "--confcutdir=tests", "--rootdir=.")
     command = (python, "-m", "pytest", *options, *modules)
     done = run(*command, cwd=tmp_path / "run", env={**os.environ, "PYTHONPATH": ""})
@@ -102,4 +102,4 @@ def run(*command: str, **options: Any) -> str:
     """Output of a command that must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return str(done.stdout)

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -198,7 +199,7 @@ class MasterCoreTest : public testing::Test {
         return done;
     }
 
-    int announces_answered_ = 0;
+    std::atomic<int> announces_answered_{0};
     std::unique_ptr<MasterCore> core_;
     Namespace* ns_ = nullptr;
 };
