@@ -27,7 +27,7 @@ _SIZE = "size"
 _RELOAD = "reload"
 _EMPTIED = "emptied"
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Size = Annotated[int, Meta(ge=0, extra={_SIZE: True})]
+Size = Annotated[int, Meta(ge=0, le=1 << 47, extra={_SIZE: True})]  # an address space
 Ms = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
 
 T = TypeVar("T", bound="CommonConfig")
@@ -359,7 +359,7 @@ def load(kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str,
             wrong value. The message names the file and the key.
     """
     where = f"config file {path}: " if path is not None else ""
-    values = {} if path is None else read_object(path, msgspec.json.decode, where)
+    values = {} if path is None else read_object(path, where)
     values.update({name: value for name, value in flags.items() if value is not None})
     refuse_unknown(values, kind.__struct_fields__, where)
     try:

@@ -6,9 +6,12 @@ config, Mooncake's setup, the arguments of the public API.
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
 import os
+import select
+import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
@@ -21,6 +24,8 @@ Addresses = str | tuple[str, ...]
 """One HOST:PORT, or several, tried in order."""
 
 T = TypeVar("T")
+
+_PIPE_S = 5
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str], where: str = "") -> None:
@@ -210,33 +215,88 @@ _SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def read_object(
-    path: str | os.PathLike[str], decode: Callable[[bytes], Any], where: str
-) -> dict[str, Any]:
+def read_object(path: str | os.PathLike[str], where: str) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Args:
-        path: of the file.
-        decode: parses JSON; raises ValueError where it is none.
+        path: of the file; a pipe is read until its writer closes it.
         where: the start of every message, such as "config file a.json: ".
 
     Returns:
         Names and values.
 
     Raises:
-        InvalidArgumentError: The file cannot be read, is too large, or holds something else.
+        InvalidArgumentError: The file cannot be read, is too large, or holds something else; also
+            when a name stands in it twice, a number is not finite, or a string has a control
+            character.
     """
+    import json  # `import kvstore` stays fast
+
     try:
-        with open(path, "rb") as stream:
-            raw = stream.read(MAX_CONFIG_BYTES + 1)
+        _, raw = read_file(path, MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise InvalidArgumentError(f"{where}{error.strerror}") from error
     if len(raw) > MAX_CONFIG_BYTES:
         raise InvalidArgumentError(f"{where}larger than 1 MiB")
     try:
-        content = decode(raw)
+        content = json.loads(raw, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise InvalidArgumentError(f"{where}nested too deeply") from None
+    except _Refused as error:
+        raise InvalidArgumentError(f"{where}{error}") from None
     except ValueError as error:
         raise InvalidArgumentError(f"{where}not JSON: {error}") from None
     if not isinstance(content, dict):
         raise InvalidArgumentError(f"{where}not a JSON object")
     return content
+
+
+def read_file(path: str | os.PathLike[str], most: int) -> tuple[os.stat_result, bytes]:
+    """Read the beginning of a file, without waiting forever at a FIFO that nobody writes to.
+
+    Args:
+        path: of a file or a pipe.
+        most: bytes to read at most.
+
+    Returns:
+        The status of the file that was read, and its bytes.
+
+    Raises:
+        OSError: It cannot be read; `strerror` says why.
+    """
+    if "\0" in os.fsdecode(path):
+        raise OSError(errno.EINVAL, "a path has no NUL")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            if not select.select([descriptor], [], [], _PIPE_S)[0]:
+                raise TimeoutError(errno.ETIMEDOUT, f"nothing to read within {_PIPE_S} s")
+            os.set_blocking(descriptor, True)
+        raw = b""
+        while len(raw) < most and (more := os.read(descriptor, most - len(raw))):
+            raw += more
+        return status, raw
+    finally:
+        os.close(descriptor)
+
+
+class _Refused(ValueError):
+    """JSON, but not accepted."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; refuses what would be lost, and strings that no path or name has."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Refused(f"{name!r} stands there twice")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and not one.isprintable():
+                raise _Refused(f"{name!r} has a character that cannot be printed: {one!r}")
+        found[name] = value
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _Refused(f"{name} is no number of JSON")

@@ -24,14 +24,13 @@ from kvstore.errors import InvalidArgumentError, KvstoreError
 from kvstore.limits import MAX_CONFIG_BYTES
 from kvstore.logging import EventLogger, set_level
 from kvstore.metrics import by_label
+from kvstore.tasks import Readiness
 
 _log = EventLogger("config")
 # A change is applied once two looks in a row have found the same content: writing has finished.
 _LOOK_S = 0.5
 
 T = TypeVar("T", bound=CommonConfig)
-Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
-"""As in kvstore.http."""
 Apply = Callable[[], None]
 Fingerprint = tuple[str, str]
 """Of the configuration and of the token file."""
@@ -171,9 +170,12 @@ class Reloader(Generic[T]):
             self._taken = (self._taken[0], _fingerprint(self._token_file))
             apply = self._prepare(outcome.effective) if self._prepare else lambda: None
         except KvstoreError as error:
-            reloads.results["refused"] += 1
-            reloads.refusal = str(error)
-            _log.warning("config_refused", reason=reason, error=error)
+            self._refuse(reason, error)
+            return
+        except Exception as error:
+            # A bug; without this task no later change would be noticed, so it continues.
+            _log.exception("config_not_read", reason=reason)
+            self._refuse(reason, error)
             return
         try:
             apply()
@@ -189,6 +191,11 @@ class Reloader(Generic[T]):
             applied += ("auth_token_file",)  # its content
         self._token_in_effect = self._taken[1]
         self._report(reason, applied, outcome.restart_needed)
+
+    def _refuse(self, reason: str, error: Exception) -> None:
+        self.reloads.results["refused"] += 1
+        self.reloads.refusal = str(error)
+        _log.warning("config_refused", reason=reason, error=error)
 
     def _report(
         self, reason: str, applied: tuple[str, ...], restart_needed: tuple[str, ...]

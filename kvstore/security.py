@@ -24,7 +24,7 @@ from enum import IntEnum
 
 from kvstore import limits
 from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
-from kvstore.options import one_of
+from kvstore.options import one_of, read_file
 
 EVERY_TENANT = "*"
 _BEARER = "bearer "
@@ -114,13 +114,11 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
     """
     file = os.fspath(path)
     try:
-        with open(file, "rb") as stream:
-            found = os.fstat(stream.fileno())
-            mode, owner = stat.S_IMODE(found.st_mode), found.st_uid
-            raw = stream.read(limits.MAX_TOKEN_FILE_BYTES + 1)
+        found, raw = read_file(file, limits.MAX_TOKEN_FILE_BYTES + 1)
     except OSError as error:
         raise InvalidArgumentError(f"token file {file}: {error.strerror}") from error
-    if too_open(mode, owner):
+    mode = stat.S_IMODE(found.st_mode)
+    if too_open(mode, found.st_uid):
         raise InvalidArgumentError(
             f"token file {file}: mode {mode:04o} lets others read or change it; "
             f"run: chmod 600 {file}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _UNITS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_PATTERN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*$", re.IGNORECASE)
+_PATTERN = re.compile(r"^\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]?)(?:i?b)?\s*$", re.IGNORECASE)
 
 
 def parse_size(value: int | str) -> int:
@@ -29,7 +29,7 @@ def parse_size(value: int | str) -> int:
         return value
     match = _PATTERN.match(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f'not a size: {value!r} (write 4294967296 or "4gb")')
+        raise ValueError(f'not a size: {str(value)[:40]!r} (write 4294967296 or "4gb")')
     number, unit = match.groups()
     shift = _UNITS[unit.lower()]
     if "." not in number:

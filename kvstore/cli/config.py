@@ -67,7 +67,7 @@ def _kind_of(file: str, kind: Kind | None) -> Kind:
         return kind
     from kvstore.options import read_object
 
-    given = read_object(file, json.loads, f"config file {file}: ")
+    given = read_object(file, f"config file {file}: ")
     kinds: tuple[Kind, ...] = ("node", "master")
     names = {one: set(_class_of(one).__struct_fields__) for one in kinds}
     only_master = names["master"] - names["node"]

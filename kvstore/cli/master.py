@@ -11,6 +11,7 @@ from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
 from kvstore.config import MasterConfig, silence_grpc
 from kvstore.reload import Reloader
+from kvstore.tasks import BackgroundTasks
 
 _EPILOG = """\b
 Example:
@@ -40,9 +41,10 @@ def main(config_file: str | None, as_json: bool, **flags: Any) -> None:
     from kvstore.master.server import MasterCoreFactory, MasterServer
 
     factory = cast(MasterCoreFactory, _native.MasterCore)
-    server = MasterServer(settings, factory, reloader.reloads)
+    tasks = BackgroundTasks()
+    server = MasterServer(settings, factory, reloader.reloads, tasks)
     reloader.on_change(server.prepare)
-    run("kvstore-master", server.serve, reloader, settings.port_file, as_json)
+    run("kvstore-master", server.serve, reloader, tasks, settings.port_file, as_json)
 
 
 if __name__ == "__main__":

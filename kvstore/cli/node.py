@@ -11,6 +11,7 @@ from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
 from kvstore.config import NodeConfig, silence_grpc
 from kvstore.reload import Reloader
+from kvstore.tasks import BackgroundTasks
 
 _EPILOG = """\b
 Example:
@@ -63,16 +64,18 @@ def main(
     from kvstore.node.core_api import NodeCoreFactory, Probe, SegmentFilesFactory
     from kvstore.node.server import NodeServer
 
+    tasks = BackgroundTasks()
     server = NodeServer(
         settings,
         cast(Probe, _native.probe_master),
         cast(SegmentFilesFactory, _native.SegmentFiles),
         cast(NodeCoreFactory, _native.NodeCore),
         reloader.reloads,
+        tasks,
         take_over,
     )
     reloader.on_change(server.prepare)
-    run("kvstore-node", server.serve, reloader, settings.port_file, as_json)
+    run("kvstore-node", server.serve, reloader, tasks, settings.port_file, as_json)
 
 
 def _label(text: str) -> tuple[str, str]:

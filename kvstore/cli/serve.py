@@ -16,6 +16,7 @@ import kvstore
 from kvstore.errors import IoError
 from kvstore.logging import FORMATS, LEVELS, EventLogger
 from kvstore.reload import Reloader
+from kvstore.tasks import BackgroundTasks
 
 _log = EventLogger("process")
 
@@ -51,13 +52,21 @@ def server_options(command: F) -> F:
     return command
 
 
-def run(program: str, serve: Serve, reloader: Reloader[Any], port_file: str, as_json: bool) -> None:
+def run(
+    program: str,
+    serve: Serve,
+    reloader: Reloader[Any],
+    tasks: BackgroundTasks,
+    port_file: str,
+    as_json: bool,
+) -> None:
     """Run a server until SIGTERM or SIGINT.
 
     Args:
         program: its name.
         serve: runs until the event is set; calls the announcer with its addresses.
         reloader: reads the configuration again on SIGHUP and when a file has changed.
+        tasks: those of the server, to which the reloader's is added.
         port_file: written when it serves, removed at exit; empty for none.
         as_json: how to print the ready line.
     """
@@ -75,7 +84,7 @@ def run(program: str, serve: Serve, reloader: Reloader[Any], port_file: str, as_
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reloader.reload, "sighup")
-        watch = asyncio.create_task(reloader.watch())
+        watch = tasks.start("config", reloader.watch())
         try:
             await serve(stop, announce)
         finally:

@@ -32,6 +32,7 @@ from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.metrics import renderer
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
+from kvstore.tasks import BackgroundTasks
 
 _log = EventLogger("master")
 _TICK_S = 0.1
@@ -68,13 +69,20 @@ def settings_of(config: MasterConfig) -> Settings:
 class MasterServer:
     """The one active master of a data directory."""
 
-    def __init__(self, config: MasterConfig, factory: MasterCoreFactory, reloads: Reloads) -> None:
+    def __init__(
+        self,
+        config: MasterConfig,
+        factory: MasterCoreFactory,
+        reloads: Reloads,
+        tasks: BackgroundTasks,
+    ) -> None:
         """Read the token file.
 
         Args:
             config: of the master.
             factory: creates the native side.
             reloads: reported in the metrics and in /readyz.
+            tasks: reported in /readyz.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
@@ -82,6 +90,7 @@ class MasterServer:
         self._config = config
         self._factory = factory
         self._reloads = reloads
+        self._tasks = tasks
         principals = _read_principals(config)
         self._guard = Guard(principals)
         self._principals = principals or ()
@@ -172,7 +181,7 @@ class MasterServer:
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
-        ready = self._reloads.readiness(http.readiness(registry))
+        ready = self._tasks.readiness(self._reloads.readiness(http.readiness(registry)))
         questions = Queries(core, registry, self._guard).routes()
         web = HttpServer(listener, renderer(collect, self._reloads.families), ready, questions)
         journal.start()

@@ -26,6 +26,7 @@ from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, Role, load_identity, load_principals
+from kvstore.tasks import BackgroundTasks
 
 _log = EventLogger("node")
 _SEGMENT = "segment"
@@ -124,6 +125,7 @@ class NodeServer:
         open_files: SegmentFilesFactory,
         factory: NodeCoreFactory,
         reloads: Reloads,
+        tasks: BackgroundTasks,
         take_over: bool = False,
     ) -> None:
         """Read the token file, lock the folder and prepare the agent.
@@ -135,6 +137,7 @@ class NodeServer:
                 the same memory must not displace the first one from the cluster.
             factory: creates the native node.
             reloads: reported in the metrics and in /readyz.
+            tasks: reported in /readyz.
             take_over: replace a living process that runs as this node with another segment.
 
         Raises:
@@ -146,6 +149,7 @@ class NodeServer:
         self._config = config
         self._factory = factory
         self._reloads = reloads
+        self._tasks = tasks
         self._principals, self._principal = _read_tokens(config)
         self._core: NodeCoreApi | None = None
         self._rest: Rest | None = None
@@ -274,11 +278,13 @@ class NodeServer:
             await self._renew(session)
             ends.push_async_callback(self._save)
             where = self._where(session)
-            for work in (
-                self._announce_when_ready(lambda: announce(where)),
-                self._tiering.snapshots(lambda: self._config, lambda: self._agent.snapshot_request),
-            ):
-                ends.callback(asyncio.create_task(work).cancel)
+            for name, work in {
+                "ready": self._announce_when_ready(lambda: announce(where)),
+                "snapshots": self._tiering.snapshots(
+                    lambda: self._config, lambda: self._agent.snapshot_request
+                ),
+            }.items():
+                ends.callback(self._tasks.start(name, work).cancel)
             await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
 
     async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
@@ -320,7 +326,7 @@ class NodeServer:
         server = HttpServer(
             listener,
             renderer(http.collector(core), self._reloads.families),
-            self._reloads.readiness(http.readiness(core)),
+            self._tasks.readiness(self._reloads.readiness(http.readiness(core))),
             objects.routes(),
             self._config.rest_max_body,
         )

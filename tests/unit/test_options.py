@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,21 +83,60 @@ def test_ranges_and_choices() -> None:
     ("text", "sentence"),
     [
         (None, "here: No such file or directory"),
-        ("[1]", "here: not a JSON object"),
-        ("{", "here: not JSON: "),
-        (" " * ((1 << 20) + 1), "here: larger than 1 MiB"),
+        (b"[1]", "here: not a JSON object"),
+        (b"{", "here: not JSON: "),
+        (b"", "here: not JSON: "),
+        (b" " * ((1 << 20) + 1), "here: larger than 1 MiB"),
+        (b'{"a": "\xff"}', "here: not JSON: 'utf-8' codec"),
+        (b'{"a": ' * 100_000, "here: nested too deeply"),
+        (b'{"a": 1, "a": 2}', "here: 'a' stands there twice"),
+        (b'{"b": {"a": 1, "a": 2}}', "here: 'a' stands there twice"),
+        (b'{"a": NaN}', "here: NaN is no number of JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "here: not JSON: "),
+        (b'{"a": "x\\u0000"}', "here: 'a' has a character that cannot be printed: 'x\\x00'"),
+        (b'{"a": ["x", "\\ud800"]}', "here: 'a' has a character that cannot be printed"),
+        (b'{"a": "x\\ny"}', "here: 'a' has a character that cannot be printed"),
     ],
 )
-def test_files_that_hold_no_options(tmp_path: Path, text: str | None, sentence: str) -> None:
+def test_files_that_hold_no_options(tmp_path: Path, text: bytes | None, sentence: str) -> None:
     file = tmp_path / "options.json"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text)
     with pytest.raises(InvalidArgumentError) as caught:
-        read_object(file, json.loads, "here: ")
+        read_object(file, "here: ")
     assert str(caught.value).startswith(sentence)
+
+
+def test_paths_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore.options._PIPE_S", 0.1)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, sentence in {
+        str(pipe): "here: nothing to read within 0.1 s",
+        str(tmp_path): "here: Is a directory",
+        "a\0b": "here: a path has no NUL",
+    }.items():
+        with pytest.raises(InvalidArgumentError) as caught:
+            read_object(path, "here: ")
+        assert str(caught.value) == sentence
+
+
+def test_a_pipe_is_read_until_its_end(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as stream:
+            stream.write(b'{"a": "' + b"x" * 100_000)
+            stream.write(b'"}')
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert read_object(pipe, "") == {"a": "x" * 100_000}
+    writer.join()
 
 
 def test_a_file_of_options(tmp_path: Path) -> None:
     file = tmp_path / "options.json"
     file.write_text('{"master": "a:1"}')
-    assert read_object(file, json.loads, "") == {"master": "a:1"}
+    assert read_object(file, "") == {"master": "a:1"}

@@ -78,6 +78,8 @@ class Process:
     def prepare(self, config: NodeConfig) -> Apply:
         if config.reservation_ms == 13:
             raise InvalidArgumentError("the process refuses it")
+        if config.reservation_ms == 17:
+            raise RuntimeError("a bug")
         return lambda: self.in_effect.append(config)
 
 
@@ -110,6 +112,8 @@ def test_the_log_level_is_set(process: Process) -> None:
         ({"reservation_ms": 0}, "reservation_ms"),
         ({"reservation_ms": 13}, "the process refuses it"),
         ("", "not JSON"),
+        ('{"labels": ' * 50_000, "nested too deeply"),
+        ({"reservation_ms": 17}, "a bug"),
     ],
 )
 def test_what_is_wrong_changes_nothing_and_says_so(

@@ -39,6 +39,7 @@ GROUND_FLOOR = {
     "options",
     "reload",
     "security",
+    "tasks",
 }
 # What each package of kvstore may import from kvstore, beside itself, _native and the ground floor.
 MAY_IMPORT = {

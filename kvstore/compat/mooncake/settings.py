@@ -5,7 +5,6 @@ The only place that knows Mooncake's configuration keys and its MOONCAKE_* envir
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -176,7 +175,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InvalidArgumentError: The file cannot be read, or is not a JSON object.
     """
-    return read_object(path, json.loads, f"{path}: ")
+    return read_object(path, f"{path}: ")
 
 
 def from_environment() -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""Background tasks of a server process: one that ends with an error makes /readyz fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from kvstore.logging import EventLogger
+
+_log = EventLogger("process")
+
+Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
+"""As in kvstore.http."""
+
+
+class BackgroundTasks:
+    """Tasks that nobody awaits. Without this, the error of one would be lost with it."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._running: set[asyncio.Task[None]] = set()  # the loop itself would let go of them
+        self.failures: dict[str, str] = {}
+        """Errors of tasks that have ended, by the name of the task."""
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task in the running loop.
+
+        Args:
+            name: for the log and /readyz.
+            work: returns when it is done; may run until it is cancelled.
+
+        Returns:
+            The task, to be cancelled by the caller.
+        """
+        task = asyncio.create_task(self._run(name, work), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self.failures[name] = f"{type(error).__name__}: {error}"
+            _log.exception("task_ended", task=name)
+
+    def readiness(self, ready: Readiness) -> Readiness:
+        """Make /readyz fail, and name the tasks, once one has ended with an error."""
+
+        def with_tasks() -> tuple[bool, Mapping[str, Any]]:
+            is_ready, details = ready()
+            if not self.failures:
+                return is_ready, details
+            return False, {**details, "ended_tasks": dict(self.failures)}
+
+        return with_tasks
