@@ -47,7 +47,8 @@ class Secret:
         """Compare in constant time."""
         import hmac  # a server's: `import kvstore` stays fast
 
-        return hmac.compare_digest(self._value.encode(), other.encode())
+        # A header may hold any bytes; they arrive as lone surrogates.
+        return hmac.compare_digest(self._value.encode(), other.encode(errors="surrogatepass"))
 
     def __eq__(self, other: object) -> bool:
         """Compare two secrets; never equal to anything else."""

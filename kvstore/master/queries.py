@@ -2,7 +2,7 @@
 
 Paths and formats are those that engines and routers poll at a Mooncake master. A query about keys
 concerns one namespace: ?tenant_id= (default "default") and ?namespace= (default "mooncake", that of
-the drop-in). With a token file it needs a client's `authorization: Bearer name:secret`.
+the drop-in). With a token file, all but /health need a client's `authorization: Bearer name:secret`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.master.core_api import CoreObject, MasterCoreApi
 from kvstore.master.model import NodeState
 from kvstore.master.registry import Registry
-from kvstore.security import Guard
+from kvstore.security import Guard, Role
 
 _TEXT = "text/plain"
 _MAX_KEYS = 1000
@@ -52,7 +52,7 @@ class Queries:
             try:
                 _, tenant, namespace = admitted(request, self._guard)
             except KvstoreError as error:
-                return web.Response(status=http_status(error.status), text=f"{error}\n")
+                return _refused(error)
             return await answer(request, tenant, namespace)
 
         return checked
@@ -61,6 +61,10 @@ class Queries:
         return web.Response(text="OK")
 
     async def _segments(self, request: web.Request) -> web.Response:
+        try:
+            self._guard.admit(request.headers.get("Authorization"), (Role.CLIENT,))
+        except KvstoreError as error:
+            return _refused(error)
         nodes = self._registry.cluster.nodes.values()
         names = sorted(node.node_id for node in nodes if node.state is not NodeState.DEAD)
         return web.Response(text="".join(f"{name}\n" for name in names))
@@ -74,7 +78,7 @@ class Queries:
             page, cursor = await asyncio.to_thread(
                 self._core.list_keys, tenant, namespace, "", cursor, LIST_PAGE_KEYS
             )
-            await response.write("".join(f"{key}\n" for key in page).encode())
+            await response.write("".join(f"{_one_line(key)}\n" for key in page).encode())
             if cursor == 0:
                 break
         await response.write_eof()
@@ -108,6 +112,15 @@ class Queries:
         if found is None:
             return {"ok": False, "error": "OBJECT_NOT_FOUND"}
         return {"ok": True, "values": _replicas(found)}
+
+
+def _refused(error: KvstoreError) -> web.Response:
+    return web.Response(status=http_status(error.status), text=f"{error}\n")
+
+
+def _one_line(key: str) -> str:
+    """Escape the control characters of a key, which could look like further keys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in key)
 
 
 def _replicas(found: CoreObject) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ class Rest:
     async def _put(self, request: web.Request, client: _native.Client) -> web.Response:
         try:
             put = msgspec.json.decode(await request.read(), type=_Put)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _error(400, f'the body is not {{"key": …, "value": …}}: {error}')
         if not is_valid_key(put.key):
             return _error(400, "not a key")

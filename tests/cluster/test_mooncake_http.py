@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import kvstore
 from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -53,6 +54,9 @@ def test_the_master_answers_what_engines_poll(cluster: Cluster) -> None:
     assert ask(f"{master}/batch_query_keys")[0] == 400
     assert ask(f"{master}/batch_query_keys?keys=" + "a," * 1001)[0] == 400
     assert ask(f"{master}/get_all_keys?namespace=other") == (200, "")
+    other = cluster.connect(namespace="other")
+    assert other.put("a\nforged", b"x") is kvstore.Status.Ok
+    assert ask(f"{master}/get_all_keys?namespace=other") == (200, "a\\nforged\n")
     for method in ("POST", "PUT", "DELETE"):
         assert ask(f"{master}/get_all_keys", method)[0] == 405, "read-only"
 
@@ -66,9 +70,12 @@ def test_with_a_token_file_keys_are_told_to_their_tenants(tmp_path: Path) -> Non
     try:
         master = f"http://127.0.0.1:{cluster.master.ports['http_port']}"
         assert ask(f"{master}/health")[0] == 200
-        assert ask(f"{master}/get_all_segments")[0] == 200
+        assert ask(f"{master}/get_all_segments")[0] == 401
         assert ask(f"{master}/get_all_keys?tenant_id=t1")[0] == 401
         mine = "Bearer engine:" + "s" * 32
+        assert ask(f"{master}/get_all_segments", Authorization=mine)[0] == 200
+        for odd in ("Bearer engine:\xff", "Bearer \xe4:\xf6", "Bearer", "\xff"):
+            assert ask(f"{master}/get_all_keys?tenant_id=t1", Authorization=odd)[0] == 401
         assert ask(f"{master}/get_all_keys?tenant_id=t1", Authorization=mine) == (200, "")
         assert ask(f"{master}/get_all_keys", Authorization=mine)[0] == 403
         assert ask(f"{master}/query_key?key=k", Authorization="Bearer engine:wrong")[0] == 401
@@ -99,7 +106,8 @@ def test_objects_over_http_when_it_is_switched_on(cluster: Cluster) -> None:
     assert ask(f"{api}/remove/{key}", "DELETE")[0] == 404
     assert put(key="large", value="x" * 2000)[0] == 413
     assert put(key="k")[0] == 400 and put(key="", value="x")[0] == 400
-    assert ask(f"{api}/put", "PUT", b"no JSON")[0] == 400
+    for body in (b"no JSON", b'{"key": "\xff", "value": ""}', b'{"key": ' + b"[" * 1000):
+        assert ask(f"{api}/put", "PUT", body)[0] == 400, body
     assert ask(f"{api}/get/" + "k" * 1025)[0] == 400
     assert put(key="more", value="x")[0] == 200
     assert ask(f"{api}/remove_all", "DELETE") == (200, '{"status":"success removed 2 keys"}')

@@ -209,3 +209,10 @@ def test_root_reads_a_file_of_root_that_a_group_reads_too(tmp_path: Path) -> Non
     file.chmod(0o660)
     with pytest.raises(InvalidArgumentError, match="0660 lets others read or change it"):
         security.load_identity(file)
+
+
+def test_tokens_of_any_bytes_are_wrong_ones() -> None:
+    guard = Guard([Principal("engine", Role.CLIENT, ("*",), Secret(SECRETS[0]))])
+    for odd in ("engine:\udcff", "\udcff:x", "engine:\ud800", ":", "engine", "\xe4:\xf6"):
+        with pytest.raises(UnauthenticatedError):
+            guard.identify(f"Bearer {odd}")
