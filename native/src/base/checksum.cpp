@@ -259,8 +259,8 @@ uint32_t raw_hardware(CrcWay way, uint32_t crc, const uint8_t* data, size_t size
 // From here on the copied bytes would only push others out of the caches.
 constexpr size_t kNonTemporalBytes = 64u << 10;
 
-uint32_t raw_copy_hardware(CrcWay way, uint32_t crc, uint8_t* to, const uint8_t* from,
-                           size_t size) {
+uint32_t raw_copy_hardware([[maybe_unused]] CrcWay way, uint32_t crc, uint8_t* to,
+                           const uint8_t* from, size_t size) {
     Cursor at{to, from, size};
 #if defined(__x86_64__)
     if (size >= kNonTemporalBytes) {

@@ -50,7 +50,6 @@ class GrowingArray {
     T& operator[](size_t i) { return data_[i]; }
     const T& operator[](size_t i) const { return data_[i]; }
     size_t size() const { return size_; }
-    size_t most() const { return most_; }
 
   private:
     T* data_ = nullptr;

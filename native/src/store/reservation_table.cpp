@@ -91,13 +91,13 @@ void ReservationTable::assign(Generation generation, Reservation object) {
     *spare = std::move(object);
 }
 
-// At the end, but for the time after a shortening.
+// At the end, but for the time after a shortening, or after the clock was set back (a machine that
+// was restored from a checkpoint).
 void ReservationTable::note_deadline(uint64_t deadline_ms, Generation generation) {
     auto at = deadlines_.end();
     while (at != deadlines_.begin() && std::prev(at)->first > deadline_ms) {
         --at;
     }
-    KV_ASSERT(at == deadlines_.end() || deadline_ms < shortened_until_ms_);
     deadlines_.emplace(at, deadline_ms, generation);
 }
 
@@ -107,7 +107,6 @@ void ReservationTable::shorten_deadlines() {
         const Reservation* reservation = find(noted.second);
         return reservation == nullptr || reservation->deadline_ms != noted.first;
     });
-    shortened_until_ms_ = deadlines_.empty() ? 0 : deadlines_.back().first;
 }
 
 void ReservationTable::quarantine_expired(uint64_t now_ms) {
@@ -115,7 +114,7 @@ void ReservationTable::quarantine_expired(uint64_t now_ms) {
         const Generation generation = deadlines_.front().second;
         deadlines_.pop_front();
         const Reservation* reservation = find(generation);
-        // One that was assigned later has a later deadline.
+        // One that was assigned later has another deadline.
         if (reservation != nullptr && reservation->deadline_ms <= now_ms) {
             quarantine(generation);
         }

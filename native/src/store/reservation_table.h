@@ -95,7 +95,6 @@ class ReservationTable {
     std::unordered_map<Generation, Reservation> by_generation_;
     std::unordered_map<uint64_t, Client> clients_;
     std::deque<std::pair<uint64_t, Generation>> deadlines_;  // in order; may name what is gone
-    uint64_t shortened_until_ms_ = 0;  // deadlines before this may come out of order
 };
 
 }  // namespace kvstore

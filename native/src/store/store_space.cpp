@@ -217,6 +217,9 @@ bool BlockStore::State::grow_index(const Hash128& hash, bool taking_over) {
                        grow_tables(index->capacity() + index->growth_entries()) &&
                        index->grow().ok();
     no_growth.clear();
+    if (grown && sweep_left > 0) {
+        sweep_left = objects.size();  // the round is a longer one now
+    }
     if (!grown) {
         no_growth_until_ms = now() + kGrowAgainMs;
         const auto mebibytes = [](uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };

@@ -131,6 +131,28 @@ TEST(BlockStore, TimeOverIsExpiredUntilAborted) {
     h.expect_sound();
 }
 
+// As after a restore from a checkpoint: what is in progress lasts longer, and nothing breaks.
+TEST(BlockStore, TheClockMayGoBack) {
+    StoreHarness h(4 * kMiB);
+    h.clock_ms = 10'000'000;
+    const auto before = h.reserve("before", 100);
+    ASSERT_EQ(h.put("kept", 100), Code::kOk);
+    const std::vector<BlockStore::Key> keys{h.key("kept")};
+    const auto lease = h.store->lease_acquire(h.owner, h.ns, keys, 1, 1000);
+    ASSERT_EQ(lease.length, 1u);
+    h.clock_ms = 1000;
+    const auto after = h.reserve("after", 100);
+    h.store->tick();
+    EXPECT_EQ(h.finish(after, "after", ++h.version, 100).code, Code::kOk);
+    EXPECT_EQ(h.finish(before, "before", ++h.version, 100).code, Code::kOk);
+    EXPECT_TRUE(h.get("kept") && h.get("before") && h.get("after"));
+    const auto late = h.reserve("late", 100);
+    h.clock_ms += h.options.reservation_ms + 1;
+    h.store->tick();
+    EXPECT_EQ(h.finish(late, "late", ++h.version, 100).code, Code::kExpired);
+    h.expect_sound();
+}
+
 TEST(BlockStore, QuarantineLastsUntilTheSlotIsDead) {
     bool alive = true;
     BlockStore::Options options;
