@@ -2,7 +2,8 @@
 
 Paths and formats are those that engines and routers poll at a Mooncake master. A query about keys
 concerns one namespace: ?tenant_id= (default "default") and ?namespace= (default "mooncake", that of
-the drop-in). With a token file, all but /health need a client's `authorization: Bearer name:secret`.
+the drop-in). With a token file, all but /health need a client's token
+(`authorization: Bearer name:secret`).
 """
 
 from __future__ import annotations

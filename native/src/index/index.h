@@ -6,6 +6,7 @@
 // of the accesses, on which correctness rests, is in protocol_steps.h.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -212,18 +213,24 @@ class IndexReader {
 
   private:
     IndexReader() = default;
-    std::span<const BucketRange> levels() const;
-    void prefetch_entries(size_t stage, uint64_t bucket, uint16_t tag) const;
+    struct Level {  // whose buckets and entries are counted from 0
+        const TagLine* tags = nullptr;
+        const IndexEntry* entries = nullptr;
+        uint64_t first_entry = 0;
+        uint64_t buckets = 0;
+    };
+    std::span<const Level> levels() const;
     enum class Match { kNo, kYes, kChanged };
     bool cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const;
     bool in_segment(uint64_t offset, uint64_t length) const;
-    Match match(EntryRef ref, NamespaceId ns, const Hash128& hash, std::string_view key,
+    Match match(const IndexEntry& entry, NamespaceId ns, const Hash128& hash, std::string_view key,
                 uint64_t now_ms, Found* found) const;
 
     Mapping mapping_;
     Mapping growth_;
     IndexGeometry geometry_;
     IndexView view_;
+    std::array<Level, kIndexLevels> levels_;
     uint32_t node_epoch_ = 0;
     std::string node_id_;
     uint64_t segment_bytes_ = 0;

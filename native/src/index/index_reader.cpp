@@ -72,6 +72,12 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
         }
     }
     reader->view_ = IndexView::over(reader->mapping_.data(), *geometry, reader->growth_.data());
+    for (uint32_t i = 0; i < reader->geometry_.level_count; ++i) {
+        const BucketRange& level = geometry->levels[i];
+        const uint64_t first_entry = level.first * kBucketSlots;
+        reader->levels_[i] = {&reader->view_.tags(level.first), &reader->view_.entry(first_entry),
+                              first_entry, level.count};
+    }
     reader->node_epoch_ = field<uint32_t>(header, offsetof(IndexHeader, node_epoch));
     reader->node_id_.assign(
         reinterpret_cast<const char*>(header.data()) + offsetof(IndexHeader, node_id),
@@ -81,39 +87,42 @@ Result<std::unique_ptr<IndexReader>> IndexReader::attach(int fd, uint64_t segmen
 }
 
 // Those in use: the header's number is believed as far as the mapping goes.
-std::span<const BucketRange> IndexReader::levels() const {
-    const uint64_t levels = uint64_t{view_.header->grown.load(std::memory_order_acquire)} + 1;
-    return {geometry_.levels.data(), std::min<uint64_t>(levels, geometry_.level_count)};
+inline std::span<const IndexReader::Level> IndexReader::levels() const {
+    const uint32_t grown = view_.header->grown.load(std::memory_order_acquire);
+    if (grown == 0) [[likely]] {
+        return {levels_.data(), 1};
+    }
+    return {levels_.data(), std::min<size_t>(size_t{grown} + 1, geometry_.level_count)};
 }
 
 void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
-    for (const BucketRange& level : levels()) {
-        const IndexPlace place = IndexPlace::of(hash, level);
+    for (const Level& level : levels()) {
+        const IndexPlace place = IndexPlace::of(hash, {0, level.buckets});
+        const TagLine* const tags = level.tags;  // members are loaded again after each acquire
+        if (stage == 0) {
+            __builtin_prefetch(&tags[place.buckets[0]]);
+            __builtin_prefetch(&tags[place.buckets[1]]);
+            continue;
+        }
+        const IndexEntry* const entries = level.entries;
+        const auto* const heap = reinterpret_cast<const uint8_t*>(view_.heap);
+        const uint64_t heap_bytes = geometry_.heap_bytes;
         for (const uint64_t bucket : place.buckets) {
-            if (stage == 0) {
-                __builtin_prefetch(&view_.tags(bucket));
-            } else {
-                prefetch_entries(stage, bucket, place.tag);
-            }
+            for_each_tag(tags[bucket], place.tag, [=](uint32_t slot) {
+                const IndexEntry& entry = entries[bucket * kBucketSlots + slot];
+                if (stage == 1) {
+                    __builtin_prefetch(&entry);
+                    return false;
+                }
+                const uint64_t offset = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
+                if (offset < heap_bytes) {
+                    __builtin_prefetch(heap + offset);
+                    __builtin_prefetch(heap + offset + 64);  // most keys end here
+                }
+                return false;
+            });
         }
     }
-}
-
-void IndexReader::prefetch_entries(size_t stage, uint64_t bucket, uint16_t tag) const {
-    for_each_tag(view_.tags(bucket), tag, [&](uint32_t slot) {
-        const IndexEntry& entry = view_.entry(bucket * kBucketSlots + slot);
-        if (stage == 1) {
-            __builtin_prefetch(&entry);
-            return false;
-        }
-        const uint64_t offset = (entry.crc_cold.load(kRelaxed) >> 32) * kGranuleBytes;
-        if (offset < geometry_.heap_bytes) {
-            const auto* record = reinterpret_cast<const uint8_t*>(view_.heap) + offset;
-            __builtin_prefetch(record);
-            __builtin_prefetch(record + 64);  // most keys end here
-        }
-        return false;
-    });
 }
 
 bool IndexReader::cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const {
@@ -130,12 +139,10 @@ bool IndexReader::in_segment(uint64_t offset, uint64_t length) const {
     return length <= segment_bytes_ && offset <= segment_bytes_ - length;
 }
 
-IndexReader::Match IndexReader::match(EntryRef ref, NamespaceId ns, const Hash128& hash,
+IndexReader::Match IndexReader::match(const IndexEntry& e, NamespaceId ns, const Hash128& hash,
                                       std::string_view key, uint64_t now_ms, Found* found) const {
-    const IndexEntry& e = view_.entry(ref);
     bool equal = false;
     Found f;
-    f.ref = ref;
     const bool stable =
         steps::read_stable(steps::RealMemory{}, e.gen, view_.header->retired, 0, &f.gen, [&] {
             if (e.hash_lo.load(kRelaxed) != hash.lo || e.hash_hi.load(kRelaxed) != hash.hi) {
@@ -172,15 +179,19 @@ std::optional<IndexReader::Found> IndexReader::probe(NamespaceId ns, const Hash1
             return std::nullopt;
         }
         bool changed = false;
-        for (const BucketRange& level : levels()) {
-            const IndexPlace place = IndexPlace::of(hash, level);
+        for (const Level& level : levels()) {
+            const IndexPlace place = IndexPlace::of(hash, {0, level.buckets});
+            const TagLine* const tags = level.tags;
+            const IndexEntry* const entries = level.entries;
             for (const uint64_t bucket : place.buckets) {
-                if (for_each_tag(view_.tags(bucket), place.tag, [&](uint32_t slot) {
-                        const auto ref = static_cast<EntryRef>(bucket * kBucketSlots + slot);
-                        const Match m = match(ref, ns, hash, key, now_ms, &found);
-                        changed |= m == Match::kChanged;
-                        return m == Match::kYes;
-                    })) {
+                const bool hit = for_each_tag(tags[bucket], place.tag, [&](uint32_t slot) {
+                    const uint64_t i = bucket * kBucketSlots + slot;
+                    const Match m = match(entries[i], ns, hash, key, now_ms, &found);
+                    found.ref = static_cast<EntryRef>(level.first_entry + i);
+                    changed |= m == Match::kChanged;
+                    return m == Match::kYes;
+                });
+                if (hit) {
                     return found;
                 }
             }
