@@ -118,10 +118,11 @@ def test_a_leased_prefix_on_two_nodes_is_all_there_when_it_is_read(
     writer = cluster.connect(transport="tcp")  # spreads what it writes
     size, pages, lease_ms = 128 << 10, 40, 400
     homes: set[str] = set()
-    stop = threading.Event()
+    stop, flooded = threading.Event(), threading.Event()
 
     def flood() -> None:
         for i in itertools.count():
+            flooded.wait()  # until the chain is leased: its writer may be slower
             if stop.is_set():
                 return
             writer.put(f"noise/{i}", bytes(1 << 20))
@@ -133,7 +134,8 @@ def test_a_leased_prefix_on_two_nodes_is_all_there_when_it_is_read(
                 keys = [f"chain/{chain}/{i}" for i in range(pages)]
                 wanted = [proof(key, size) for key in keys]
                 lookup = None
-                for _ in range(20):  # the flood may be faster than the chain's writer
+                flooded.clear()
+                for _ in range(20):  # the last object of the flood may still come
                     for key, value in zip(keys, wanted, strict=True):
                         assert writer.put(key, value) in (Status.Ok, Status.AlreadyExists)
                     lookup = store.lookup(keys, lease_ms=lease_ms)
@@ -141,6 +143,7 @@ def test_a_leased_prefix_on_two_nodes_is_all_there_when_it_is_read(
                         break
                     lookup.release()
                 assert lookup is not None and lookup.length == pages
+                flooded.set()
                 with lookup:
                     for key in keys:
                         found = store.inspect(key)
@@ -154,6 +157,7 @@ def test_a_leased_prefix_on_two_nodes_is_all_there_when_it_is_read(
             assert not flooding.done()
         finally:
             stop.set()
+            flooded.set()
 
 
 def test_a_leases_protection_ends_with_it(cluster: Cluster) -> None:
