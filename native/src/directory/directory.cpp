@@ -213,6 +213,7 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
         entry.expires_at_ms = item.ttl_ms == 0 ? 0 : boottime_ms() + item.ttl_ms;
         entry.created_s = static_cast<uint32_t>(std::time(nullptr));
     }
+    outcome.is_newer = item.version != current;
     outcome.code = record_replica(shard, entry, Replica(node, 0, mark_[node].load()), item.size);
     outcome.readable = count_readable(entry);
     outcome.wanted = entry.replicas_wanted;

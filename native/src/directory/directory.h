@@ -50,6 +50,7 @@ struct AnnounceOutcome {
     Code code = Code::kOk;  // kRemoved: unpublish it (tombstone, flush or a higher version)
     uint8_t readable = 0;   // replicas of this version that can be read now …
     uint8_t wanted = 1;     // … and how many there should be
+    bool is_newer = false;  // than what was recorded, if anything
     std::vector<NodeNumber> superseded{};  // an older version lay there: these nodes must be told
 };
 

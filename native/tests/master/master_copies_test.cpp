@@ -88,6 +88,21 @@ TEST_F(MasterCopiesTest, ACopyThatFailedOnTheWayIsRemovedWithTheRest) {
     }
 }
 
+// It has landed, and the newer version is gone before its announcement comes.
+TEST_F(MasterCopiesTest, ACopyThatANewerVersionHasOvertakenIsRefused) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version old = put(a, "k", 2);
+    core_->maintain(boottime_ms());
+    ASSERT_EQ(a.to->copies.size(), 1u);
+    const Version newer = core_->directory().next_version();
+    EXPECT_EQ(announce(a, AnnouncePhase::kIncremental, {{"k", newer}}), std::vector<int32_t>{0});
+    withdraw(a, "k", newer);
+    EXPECT_EQ(announce(b, AnnouncePhase::kIncremental, {{"k", old}}),
+              std::vector<int32_t>{static_cast<int32_t>(Code::kRemoved)});
+    EXPECT_EQ(find("k").code, Code::kNotFound);
+}
+
 TEST_F(MasterCopiesTest, DrainMovesEverythingAway) {
     Node a = add_node("a");
     Node b = add_node("b");
