@@ -18,6 +18,7 @@ from kvstore.limits import is_valid_name
 from kvstore.logging import EventLogger
 from kvstore.metrics import CONTENT_TYPE
 from kvstore.security import Guard, Principal, Role
+from kvstore.tasks import Readiness
 
 _log = EventLogger("http")
 _PORT_PATIENCE_MS = 5000
@@ -39,8 +40,6 @@ _HTTP = {
 }
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
-"""Whether the process is ready, and a JSON object with the details."""
 
 
 async def wait_for_port(what: str, host: str, port: int) -> bool:

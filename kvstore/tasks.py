@@ -11,7 +11,7 @@ from kvstore.logging import EventLogger
 _log = EventLogger("process")
 
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
-"""As in kvstore.http."""
+"""Whether the process is ready, and a JSON object with the details."""
 
 
 class BackgroundTasks:

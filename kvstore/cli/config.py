@@ -14,12 +14,12 @@ from kvstore.cli.output import (
     print_fields,
     print_json,
     print_table,
-    printable,
     reports_errors,
     warn,
 )
 from kvstore.cli.target import json_option
 from kvstore.errors import InvalidArgumentError
+from kvstore.text import printable
 
 if TYPE_CHECKING:
     from kvstore.config import CommonConfig

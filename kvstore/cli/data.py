@@ -15,12 +15,12 @@ from kvstore.cli.output import (
     fail,
     is_terminal,
     print_json,
-    printable,
     reports_errors,
     warn,
 )
 from kvstore.cli.target import json_option, target, target_options
 from kvstore.errors import MissReason, Status
+from kvstore.text import printable
 
 _ALIVE = 1  # NodeState of native types.h
 _LIST_LIMIT = 1000

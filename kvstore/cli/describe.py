@@ -18,13 +18,13 @@ from kvstore.cli.output import (
     print_fields,
     print_json,
     print_table,
-    printable,
     reports_errors,
 )
 from kvstore.cli.target import Target, json_option, target, target_options
 from kvstore.clock import unix_ms
 from kvstore.errors import KvstoreError, MissReason, Status, UnavailableError
 from kvstore.sizes import format_size
+from kvstore.text import printable
 
 if TYPE_CHECKING:
     from kvstore._proto.master_pb2 import ListNodesReply

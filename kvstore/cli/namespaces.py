@@ -16,13 +16,13 @@ from kvstore.cli.output import (
     is_terminal,
     print_json,
     print_table,
-    printable,
     reports_errors,
     warn,
 )
 from kvstore.cli.target import Target, is_given, json_option, target, target_options
 from kvstore.errors import PermissionDeniedError, Status
 from kvstore.sizes import format_size
+from kvstore.text import printable
 
 if TYPE_CHECKING:
     from kvstore._proto import master_pb2

@@ -23,6 +23,7 @@ from kvstore.errors import (
     UnavailableError,
 )
 from kvstore.logging import EventLogger, in_json
+from kvstore.text import printable
 
 _log = EventLogger("process")
 
@@ -100,23 +101,6 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             sys.exit(Exit.INTERRUPTED)
 
     return run
-
-
-def printable(text: object) -> str:
-    """Escape what a terminal would act on: control characters, newlines, changes of direction.
-
-    Args:
-        text: a key, a name or a message, from whoever put it.
-
-    Returns:
-        The text in one line; unchanged where every character is printable. JSON output is exact.
-    """
-    plain = str(text)
-    if plain.isprintable():
-        return plain
-    return "".join(
-        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in plain
-    )
 
 
 def print_json(value: object) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from kvstore import activity
-from kvstore.http import Readiness
 from kvstore.master.core_api import CoreNamespace, MasterCoreApi
 from kvstore.master.journal import Journal
 from kvstore.master.model import Cluster, NodeState
 from kvstore.master.registry import Registry
 from kvstore.metrics import Counter, Gauge, Labelled, by_label, families
+from kvstore.tasks import Readiness
 
 ROWS = (
     Gauge("kvstore_cluster_objects", "objects", "Objects that can be read."),

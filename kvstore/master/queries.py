@@ -22,6 +22,7 @@ from kvstore.master.core_api import CoreObject, MasterCoreApi
 from kvstore.master.model import NodeState
 from kvstore.master.registry import Registry
 from kvstore.security import Guard, Role
+from kvstore.text import printable
 
 _TEXT = "text/plain"
 _MAX_KEYS = 1000
@@ -79,7 +80,7 @@ class Queries:
             page, cursor = await asyncio.to_thread(
                 self._core.list_keys, tenant, namespace, "", cursor, LIST_PAGE_KEYS
             )
-            await response.write("".join(f"{_one_line(key)}\n" for key in page).encode())
+            await response.write("".join(f"{printable(key)}\n" for key in page).encode())
             if cursor == 0:
                 break
         await response.write_eof()
@@ -117,11 +118,6 @@ class Queries:
 
 def _refused(error: KvstoreError) -> web.Response:
     return web.Response(status=http_status(error.status), text=f"{error}\n")
-
-
-def _one_line(key: str) -> str:
-    """Escape the control characters of a key, which could look like further keys."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in key)
 
 
 def _replicas(found: CoreObject) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from kvstore import metrics
 from kvstore.activity import families
-from kvstore.http import Readiness
 from kvstore.metrics import Counter, Gauge, Labelled, LabelledGauge
 from kvstore.node import activity
 from kvstore.node.activity import MISSES, Clients
 from kvstore.node.core_api import NodeCoreApi
+from kvstore.tasks import Readiness
 
 ROWS = (
     Gauge("kvstore_capacity_bytes", "capacity_bytes", "Size of the segment."),

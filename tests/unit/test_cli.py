@@ -21,10 +21,10 @@ from kvstore.cli.output import (
     print_fields,
     print_json,
     print_table,
-    printable,
 )
 from kvstore.config import MasterConfig, NodeConfig, load
 from kvstore.errors import MissReason, Status
+from kvstore.text import printable
 
 PROGRAMS: dict[str, click.Command] = {
     "kvstore": operator.main,

@@ -40,6 +40,7 @@ GROUND_FLOOR = {
     "reload",
     "security",
     "tasks",
+    "text",
 }
 # What each package of kvstore may import from kvstore, beside itself, _native and the ground floor.
 MAY_IMPORT = {
