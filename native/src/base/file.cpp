@@ -81,6 +81,15 @@ Result<Mapping> Mapping::map(int fd, uint64_t size, bool writable, uint64_t offs
     return mapping;
 }
 
+Status reserve_bytes(int fd, uint64_t begin, uint64_t end, const std::string& name) {
+    while (fallocate(fd, 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin)) != 0) {
+        if (errno != EINTR) {
+            return errno_status("fallocate", name);
+        }
+    }
+    return {};
+}
+
 void FileExtents::look(uint64_t offset) {
     if (offset >= begin_ && offset < end_) {
         return;

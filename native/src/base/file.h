@@ -78,6 +78,9 @@ bool is_named(int fd, const std::string& directory, const std::string& name);
 Status rename_region(const std::string& directory, const std::string& from, const std::string& to);
 // Another descriptor of the same file that cannot write, to hand to processes that only read.
 Result<Fd> reopen_read_only(const Fd& fd);
+// Memory for [begin, end) of a file, so that a later first touch cannot fail with SIGBUS. What has
+// some keeps it. `name` is for the message.
+Status reserve_bytes(int fd, uint64_t begin, uint64_t end, const std::string& name);
 Status errno_status(const char* call, const std::string& path);  // kIoError, or kNoSpace for ENOSPC
 
 }  // namespace kvstore

@@ -1,22 +1,9 @@
 // Pages of the index's file that get their memory when they are first needed.
 #include "index/backed_pages.h"
 
-#include <fcntl.h>
-
-#include <cerrno>
-
 #include "base/file.h"
 
 namespace kvstore {
-
-Status reserve_bytes(int fd, uint64_t begin, uint64_t end) {
-    while (fallocate(fd, 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin)) != 0) {
-        if (errno != EINTR) {
-            return errno_status("fallocate", "index");
-        }
-    }
-    return {};
-}
 
 Status BackedPages::back(uint64_t begin, uint64_t end) {
     const uint64_t first = (begin - begin_) / kPageBytes;
@@ -29,7 +16,7 @@ Status BackedPages::back(uint64_t begin, uint64_t end) {
         return {};
     }
     const Status reserved =
-        reserve_bytes(fd_, begin_ + first * kPageBytes, begin_ + (last + 1) * kPageBytes);
+        reserve_bytes(fd_, begin_ + first * kPageBytes, begin_ + (last + 1) * kPageBytes, "index");
     for (uint64_t page = first; page <= last && reserved.ok(); ++page) {
         pages_[page] = true;
     }

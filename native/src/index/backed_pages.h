@@ -9,9 +9,6 @@
 
 namespace kvstore {
 
-// kNoSpace when the file system has no memory for [begin, end) of the file. What has some keeps it.
-Status reserve_bytes(int fd, uint64_t begin, uint64_t end);
-
 class BackedPages {
   public:
     BackedPages() = default;  // of nothing

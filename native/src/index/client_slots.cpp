@@ -151,13 +151,10 @@ Status ClientSlots::back(uint32_t slot) {
     if (slots_[slot].backed) {
         return {};
     }
-    while (fallocate(fd_, 0, static_cast<off_t>(slot_offset(slot)), kSlotBytes) != 0) {
-        if (errno != EINTR) {
-            return errno_status("fallocate", "clients");
-        }
-    }
-    slots_[slot].backed = true;
-    return {};
+    const uint64_t begin = slot_offset(slot);
+    const Status reserved = reserve_bytes(fd_, begin, begin + kSlotBytes, "clients");
+    slots_[slot].backed = reserved.ok();
+    return reserved;
 }
 
 Result<uint32_t> ClientSlots::assign() {

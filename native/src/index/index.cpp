@@ -114,7 +114,7 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     if (ftruncate(index->fd_.get(), static_cast<off_t>(geometry->file_bytes())) != 0) {
         return errno_status("ftruncate", options.name);
     }
-    Status reserved = reserve_bytes(index->fd_.get(), 0, geometry->heap_offset);
+    Status reserved = reserve_bytes(index->fd_.get(), 0, geometry->heap_offset, "index");
     if (!reserved.ok()) {
         return reserved;
     }
@@ -243,7 +243,7 @@ Status Index::grow_heap() {
         return {Code::kNoSpace, "key heap is full"};
     }
     Status reserved = reserve_bytes(fd_.get(), geometry_.heap_offset + heap_ready_bytes_,
-                                    geometry_.heap_offset + end);
+                                    geometry_.heap_offset + end, "index");
     memory_status_ = reserved;
     if (!reserved.ok()) {
         return reserved;
@@ -353,9 +353,8 @@ Result<EntryRef> Index::insert(const NewEntry& entry) {
         e.expires_at_ms.store(entry.expires_at_ms, kRelaxed);
         e.crc_cold.store(entry.crc | uint64_t{*cold_ref} << 32, kRelaxed);
     });
-    const IndexPlace place =
-        IndexPlace::of(entry.identity.hash, geometry_.level_of(ref / kBucketSlots));
-    set_tag(view_.tags(ref / kBucketSlots), ref % kBucketSlots, place.tag);
+    set_tag(view_.tags(ref / kBucketSlots), ref % kBucketSlots,
+            IndexPlace::tag_of(entry.identity.hash));
     ++used_;
     return ref;
 }

@@ -7,7 +7,6 @@
 
 #include "base/checksum.h"
 #include "base/little_endian.h"
-#include "index/backed_pages.h"
 
 namespace kvstore {
 namespace {
@@ -89,7 +88,7 @@ Result<std::unique_ptr<Ledger>> Ledger::create(int fd, const IndexGeometry& geom
 }
 
 Status Ledger::reserve(uint64_t begin, uint64_t end) {
-    return reserve_bytes(fd_, begin_ + begin, begin_ + end);
+    return reserve_bytes(fd_, begin_ + begin, begin_ + end, "index");
 }
 
 bool Ledger::more_lines() {

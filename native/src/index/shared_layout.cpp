@@ -83,15 +83,19 @@ std::optional<IndexGeometry> IndexGeometry::of(uint64_t bucket_count, uint64_t h
     return g;
 }
 
+uint16_t IndexPlace::tag_of(const Hash128& hash) {
+    // The buckets come from the hashes' high bits, the tag from low ones.
+    const auto tag = static_cast<uint16_t>(hash.hi);
+    return tag == 0 ? uint16_t{1} : tag;
+}
+
 IndexPlace IndexPlace::of(const Hash128& hash, const BucketRange& level) {
     uint64_t first = scale(hash.lo, level.count);
     uint64_t second = scale(hash.hi, level.count);
     if (second == first) {
         second = (first + 1) % level.count;
     }
-    // The buckets come from the hashes' high bits, the tag from low ones.
-    const auto tag = static_cast<uint16_t>(hash.hi);
-    return {{level.first + first, level.first + second}, tag == 0 ? uint16_t{1} : tag};
+    return {{level.first + first, level.first + second}, tag_of(hash)};
 }
 
 IndexView IndexView::over(uint8_t* base, const IndexGeometry& geometry, uint8_t* growth) {

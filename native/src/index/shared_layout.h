@@ -181,6 +181,7 @@ struct IndexPlace {
     std::array<uint64_t, 2> buckets;
     uint16_t tag;
     static IndexPlace of(const Hash128& hash, const BucketRange& level);
+    static uint16_t tag_of(const Hash128& hash);  // the same in every level
 };
 
 // Typed access to a mapped index; holds no memory.

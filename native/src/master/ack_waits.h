@@ -2,6 +2,7 @@
 // master's mutex guards it; what is ready is returned, to be answered outside of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -17,6 +18,12 @@ struct AckRow {
     Code code = Code::kOk;  // the answer once every holder has acknowledged
     uint64_t seq = 0;       // of the row's operation; 0: none, the code stands
     std::vector<NodeNumber> holders;
+    // Once each; kNoNode is nobody.
+    void add_holder(NodeNumber slot) {
+        if (slot != kNoNode && std::find(holders.begin(), holders.end(), slot) == holders.end()) {
+            holders.push_back(slot);
+        }
+    }
 };
 
 // What the master knows of a node when a wait looks at it.

@@ -17,12 +17,6 @@ uint32_t bounded_timeout(uint32_t timeout_ms) {
     return timeout_ms == 0 ? kDefaultTimeoutMs : std::min(timeout_ms, limits::kMaxTimeoutMs);
 }
 
-void add_unique(std::vector<NodeNumber>& slots, NodeNumber slot) {
-    if (slot != kNoNode && std::find(slots.begin(), slots.end(), slot) == slots.end()) {
-        slots.push_back(slot);
-    }
-}
-
 }  // namespace
 
 std::vector<NodeNumber> MasterCore::unheard() const {
@@ -116,13 +110,12 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
             continue;
         }
         for (const NodeNumber slot : outcome.holders) {
-            add_unique(row.holders, slot);
+            row.add_holder(slot);
         }
-        add_unique(row.holders,
-                   claims_.removed(epoch, keys[i], outcome.tombstone, effects.answers));
+        row.add_holder(claims_.removed(epoch, keys[i], outcome.tombstone, effects.answers));
         for (const std::vector<NodeNumber>* more : {&std::as_const(targets), &silent}) {
             for (const NodeNumber slot : *more) {
-                add_unique(row.holders, slot);
+                row.add_holder(slot);
             }
         }
         rows[i].op = Op{.kind = OpKind::kRemove,

@@ -360,20 +360,18 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
                 copies = planner_.want(ns, item.key) || copies;
             }
         }
-        std::vector<NodeNumber> behind = outcome.superseded;
+        AckRow behind{.holders = outcome.superseded};
         if (outcome.is_newer) {
             // A copy of an older version may have landed where nobody has heard of it yet.
             for (const NodeNumber target : planner_.targets(ns, item.key)) {
-                if (target != link.node && std::ranges::find(behind, target) == behind.end()) {
-                    behind.push_back(target);
-                }
+                behind.add_holder(target == link.node ? kNoNode : target);
             }
         }
-        if (!behind.empty()) {
+        if (!behind.holders.empty()) {
             // Other nodes hold an older version: for them this is a remove up to just below it.
             directory_.set_tombstone(ns, item.key, item.version - 1);
             Pending& pending = overtaken.emplace_back();
-            pending.row.holders = std::move(behind);
+            pending.row = std::move(behind);
             pending.op = Op{.kind = OpKind::kRemove,
                             .epoch = ns.epoch,
                             .version = item.version - 1,

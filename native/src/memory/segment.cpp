@@ -23,17 +23,17 @@
 #endif
 
 namespace kvstore {
-namespace {
-
-constexpr int kPrefaultNice = 10;
-
-constexpr uint64_t kUnlimited = UINT64_MAX;
-
 std::string in_mebibytes(uint64_t bytes) {
     char text[48];
     std::snprintf(text, sizeof(text), "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
     return text;
 }
+
+namespace {
+
+constexpr int kPrefaultNice = 10;
+
+constexpr uint64_t kUnlimited = UINT64_MAX;
 
 // The number a kernel file starts with; nothing for "max" or when there is no such file.
 std::optional<uint64_t> read_number(const std::string& path) {
@@ -350,13 +350,8 @@ Status Segment::prefault_slice(uint64_t begin, uint64_t end) {
 }
 
 Status Segment::reserve(uint64_t begin, uint64_t end) {
-    int failed = 0;
-    do {
-        failed =
-            fallocate(fd_.get(), 0, static_cast<off_t>(begin), static_cast<off_t>(end - begin));
-    } while (failed != 0 && errno == EINTR);
-    if (failed != 0) {
-        const Status status = errno_status("fallocate", path());
+    const Status status = reserve_bytes(fd_.get(), begin, end, path());
+    if (!status.ok()) {
         return {status.code(), "segment_size " + in_mebibytes(options_.size_bytes) +
                                    " could be backed by memory only up to " + in_mebibytes(begin) +
                                    ": " + status.message()};

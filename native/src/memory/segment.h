@@ -11,6 +11,8 @@
 
 namespace kvstore {
 
+std::string in_mebibytes(uint64_t bytes);  // "64.0 MiB", for messages about room
+
 // Owner's side. Pages are fallocated and pre-faulted slice by slice by a background thread, and
 // only bytes below `ready_bytes` may be handed out (native/README.md, rule 6).
 class Segment {

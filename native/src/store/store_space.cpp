@@ -213,23 +213,21 @@ bool BlockStore::State::grow_index(const Hash128& hash, bool taking_over) {
     Segment::Options room;
     room.directory = directory;
     room.size_bytes = (growth + restart + segment_left + kUnit - 1) / kUnit * kUnit;
-    const bool grown = Segment::has_room(room).ok() &&
-                       grow_tables(index->capacity() + index->growth_entries()) &&
-                       index->grow().ok();
-    no_growth.clear();
-    if (grown && sweep_left > 0) {
-        sweep_left = objects.size();  // the round is a longer one now
+    if (Segment::has_room(room).ok() && grow_tables(index->capacity() + index->growth_entries()) &&
+        index->grow().ok()) {
+        no_growth.clear();
+        if (sweep_left > 0) {
+            sweep_left = objects.size();  // the round is a longer one now
+        }
+        return true;
     }
-    if (!grown) {
-        no_growth_until_ms = now() + kGrowAgainMs;
-        const auto mebibytes = [](uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
-        no_growth =
-            (directory.empty() ? "memory" : "segment_dir " + directory) +
-            " has no room for the index to grow by " + mebibytes(growth) +
-            (restarts ? ", and for another of " + mebibytes(restart) + " at a restart" : "") +
-            ": free room there; until then, small objects are evicted for want of entries";
-    }
-    return grown;
+    no_growth_until_ms = now() + kGrowAgainMs;
+    no_growth =
+        (directory.empty() ? "memory" : "segment_dir " + directory) +
+        " has no room for the index to grow by " + in_mebibytes(growth) +
+        (restarts ? ", and for another of " + in_mebibytes(restart) + " at a restart" : "") +
+        ": free room there; until then, small objects are evicted for want of entries";
+    return false;
 }
 
 bool BlockStore::State::grow_tables(uint64_t entries) {
