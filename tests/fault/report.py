@@ -22,9 +22,8 @@ ELSEWHERE = {
     "another node's or format's memory": "cluster/test_warm_restart.py",
     "a second owner of the same memory": "cluster/test_warm_restart.py",
     "a view held by a sleeping client through restarts": "cluster/test_warm_restart.py",
-    "one flipped byte in each region, a cut segment, many lives": (
-        "native/tests/store/store_attach_test.cpp"
-    ),
+    "one flipped byte in each region, a cut segment": "native/tests/store/store_damage_test.cpp",
+    "many lives": "native/tests/store/store_attach_test.cpp",
     "a sleeping writer without a restart": "cluster/test_faults.py",
     "NVMe: torn tails, failing calls, losses of power": (
         "native/tests/nvme/{fault,power_loss}_test.cpp"
