@@ -12,6 +12,7 @@
 
 #include "base/limits.h"
 #include "base/mutex.h"
+#include "base/types.h"
 
 namespace kvstore {
 
