@@ -15,7 +15,8 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kReplyBytes = 16 * 1024;
-constexpr size_t kKeptReplyBytes = 1 << 20;  // a larger buffer is given back after its reply
+constexpr uint64_t kSentTogetherBytes = 64 * 1024;  // data that is worth no call of its own
+constexpr size_t kKeptReplyBytes = 1 << 20;         // a larger buffer is given back after its reply
 
 iovec to_iovec(std::span<const uint8_t> bytes) {
     return {const_cast<uint8_t*>(bytes.data()), bytes.size()};
@@ -217,10 +218,11 @@ Status Channel::send(MessageType type, std::span<const uint8_t> body, const Payl
     FrameHeader header{.body_bytes = static_cast<uint32_t>(body.size()),
                        .type = static_cast<uint16_t>(type),
                        .request_id = ++request_id_};
+    uint64_t data_bytes = 0;
     for (const iovec& part : payload.parts) {
-        header.payload_bytes += part.iov_len;
+        data_bytes += part.iov_len;
     }
-    header.payload_bytes += payload.crcs.size_bytes();
+    header.payload_bytes = data_bytes + payload.crcs.size_bytes();
     if (body.size() > limits::kMaxBodyBytes || header.payload_bytes > limits::kMaxPayloadBytes) {
         return {Code::kTooLarge, "request above the frame's limits"};  // nothing was sent
     }
@@ -233,13 +235,22 @@ Status Channel::send(MessageType type, std::span<const uint8_t> body, const Payl
         parts_.insert(parts_.end(), payload.parts.begin(), payload.parts.end());
         status = send_all(fd_.get(), parts_, deadline);
     } else {
-        status = send_checked(payload, deadline);
+        status = send_checked(payload, data_bytes, deadline);
     }
     return status.ok() ? status : kill(status);
 }
 
-// Head and body are in parts_. What follows is not held back for more than the next call.
-Status Channel::send_checked(const Payload& payload, Deadline deadline) {
+// Head and body are in parts_. A small payload goes with them, in one call; of a larger one,
+// nothing is held back for more than the next call.
+Status Channel::send_checked(const Payload& payload, uint64_t data_bytes, Deadline deadline) {
+    static_assert(std::endian::native == std::endian::little, "numbers are sent as they lie");
+    const iovec crcs{payload.crcs.data(), payload.crcs.size_bytes()};
+    if (data_bytes <= kSentTogetherBytes) {
+        TransferCursor(payload.parts, payload.crcs, payload.crc_of).passed(data_bytes);
+        parts_.insert(parts_.end(), payload.parts.begin(), payload.parts.end());
+        parts_.push_back(crcs);
+        return send_all(fd_.get(), parts_, deadline);
+    }
     if (Status status = send_all(fd_.get(), parts_, deadline, MSG_MORE); !status.ok()) {
         return status;
     }
@@ -247,8 +258,6 @@ Status Channel::send_checked(const Payload& payload, Deadline deadline) {
     if (Status status = send_all(fd_.get(), &cursor, deadline, MSG_MORE); !status.ok()) {
         return status;
     }
-    static_assert(std::endian::native == std::endian::little, "numbers are sent as they lie");
-    const iovec crcs{payload.crcs.data(), payload.crcs.size_bytes()};
     return send_all(fd_.get(), std::span(&crcs, 1), deadline);
 }
 

@@ -115,7 +115,7 @@ class Channel {
     Status receive_handshake(FrameHeader* header, Deadline deadline);
     Status take_welcome(const HelloParams& params, const Digest* proof);
     void take_buffered(TransferCursor* cursor);
-    Status send_checked(const Payload& payload, Deadline deadline);
+    Status send_checked(const Payload& payload, uint64_t data_bytes, Deadline deadline);
     Status fill(size_t wanted, Deadline deadline);
     std::span<const uint8_t> take(size_t size);
 
