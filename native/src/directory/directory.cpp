@@ -164,11 +164,9 @@ void Directory::drop_object(Shard& shard, uint32_t number) {
         drop_replica(shard, entry, 0);
     }
     shard.bytes -= entry.size;
-    const auto use = shard.uses.find(entry.ns);
-    use->second.bytes -= entry.size;
-    if (--use->second.objects == 0) {
-        shard.uses.erase(use);
-    }
+    const DirectoryEpoch& ns = *namespaces_.at(entry.ns);
+    ns.objects.fetch_sub(1, std::memory_order_relaxed);
+    ns.bytes.fetch_sub(entry.size, std::memory_order_relaxed);
     shard.objects.erase(number);
 }
 
@@ -192,7 +190,7 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
     }
     if (!known) {
         number = shard.objects.insert(at.hash, ns.ref, item.key);
-        ++shard.uses[ns.ref].objects;
+        ns.objects.fetch_add(1, std::memory_order_relaxed);
     }
     ObjectEntry& entry = shard.objects.at(number);
     if (item.version != current) {
@@ -205,7 +203,7 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
             drop_replica(shard, entry, 0);
         }
         shard.bytes += item.size - entry.size;
-        shard.uses[ns.ref].bytes += item.size - entry.size;
+        ns.bytes.fetch_add(item.size - entry.size, std::memory_order_relaxed);
         entry.version = item.version;
         entry.size = item.size;
         entry.pin = item.pin;

@@ -150,23 +150,13 @@ uint64_t Directory::list(const DirectoryEpoch& ns, std::string_view prefix, uint
 }
 
 std::vector<Directory::NamespaceUse> Directory::uses() const {
-    std::unordered_map<const DirectoryEpoch*, NamespaceUse> current;
-    for (const auto& [ns, epoch] : namespaces_.all()) {
-        const DirectoryEpoch* now = ns->current.load(std::memory_order_acquire);
-        current[now] = {.ns = ns, .epoch = now->epoch};
-    }
-    for (const Shard& shard : *shards_) {
-        const ReaderLock lock(shard.lock);
-        for (const auto& [ref, use] : shard.uses) {
-            if (const auto at = current.find(namespaces_.at(ref)); at != current.end()) {
-                at->second.objects += use.objects;
-                at->second.bytes += use.bytes;
-            }
-        }
-    }
     std::vector<NamespaceUse> out;
-    for (const auto& [epoch, use] : current) {
-        out.push_back(use);
+    for (const auto& [ns, epoch] : namespaces_.all()) {
+        const DirectoryEpoch& now = *ns->current.load(std::memory_order_acquire);
+        out.push_back({.ns = ns,
+                       .epoch = now.epoch,
+                       .objects = now.objects.load(std::memory_order_relaxed),
+                       .bytes = now.bytes.load(std::memory_order_relaxed)});
     }
     return out;
 }

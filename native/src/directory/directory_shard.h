@@ -24,11 +24,6 @@ struct alignas(64) DirectoryShard {
     std::unordered_map<std::string, Version, NsKey::Hash, std::equal_to<>> tombstones
         KV_GUARDED_BY(lock);
     uint64_t bytes KV_GUARDED_BY(lock) = 0;
-    struct Use {
-        uint64_t objects = 0;
-        uint64_t bytes = 0;
-    };
-    std::unordered_map<uint32_t, Use> uses KV_GUARDED_BY(lock);  // by epoch; none that has nothing
     uint64_t replicas KV_GUARDED_BY(lock) = 0;
 
     struct Memory {

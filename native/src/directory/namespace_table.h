@@ -28,6 +28,9 @@ struct DirectoryEpoch {
     NamespaceId id = 0;
     TenantId tenant_id = 0;
     const Namespace* owner = nullptr;
+    // Recorded objects, those of nodes that are down too, and their bytes, each object once.
+    mutable std::atomic<uint64_t> objects{0};
+    mutable std::atomic<uint64_t> bytes{0};
     bool is_current() const;
 };
 

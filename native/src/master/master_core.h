@@ -200,8 +200,9 @@ class MasterCore {
     void push_ops(NodeRecord& record) KV_REQUIRES(mutex_);
     void deliver(const std::vector<ClaimAnswer>& answers);
     static Status check_seq(LinkRecord& link, uint64_t seq) KV_REQUIRES(link.work);
-    Result<const DirectoryEpoch*> epoch_of(std::string_view tenant, std::string_view ns,
-                                           uint32_t epoch);
+    // The link's thread only.
+    Result<const DirectoryEpoch*> epoch_of(const LinkRecord& link, std::string_view tenant,
+                                           std::string_view ns, uint32_t epoch);
     // The part of announce() that runs with the link's work held.
     Status record_announce(LinkRecord& link, const Announce& message, std::vector<int32_t>& codes,
                            Effects& effects, std::vector<Pending>& overtaken) KV_REQUIRES(link.work)

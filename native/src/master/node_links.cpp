@@ -187,13 +187,17 @@ void MasterCore::note_served(LinkRecord& link, const Namespace& ns) {
     }
 }
 
-Result<const DirectoryEpoch*> MasterCore::epoch_of(std::string_view tenant, std::string_view ns,
-                                                   uint32_t epoch) {
-    Result<Namespace*> space = directory_.namespaces().open(tenant, ns);
-    if (!space.ok()) {
-        return space.status();
+Result<const DirectoryEpoch*> MasterCore::epoch_of(const LinkRecord& link, std::string_view tenant,
+                                                   std::string_view ns, uint32_t epoch) {
+    const Namespace* space = link.served_last;
+    if (space == nullptr || space->name != ns || space->tenant != tenant) {
+        const Result<Namespace*> opened = directory_.namespaces().open(tenant, ns);
+        if (!opened.ok()) {
+            return opened.status();
+        }
+        space = *opened;
     }
-    const DirectoryEpoch* current = (*space)->current.load(std::memory_order_acquire);
+    const DirectoryEpoch* current = space->current.load(std::memory_order_acquire);
     if (KV_GUARD("flushed-epoch", epoch < current->epoch)) {
         return Status(Code::kRemoved, "this epoch of the namespace was flushed");
     }
@@ -208,7 +212,8 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
     if (link == nullptr) {
         return;
     }
-    const Result<const DirectoryEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
+    const Result<const DirectoryEpoch*> ns =
+        epoch_of(*link, message.tenant, message.ns, message.epoch);
     std::vector<ClaimRequest> requests;
     requests.reserve(message.keys.size());
     for (size_t i = 0; i < message.keys.size(); ++i) {
@@ -299,7 +304,7 @@ Status MasterCore::record_announce(LinkRecord& link, const Announce& message,
     }
     if (!message.keys.empty()) {
         const Result<const DirectoryEpoch*> ns =
-            epoch_of(message.tenant, message.ns, message.epoch);
+            epoch_of(link, message.tenant, message.ns, message.epoch);
         if (ns.ok()) {
             note_served(link, *(*ns)->owner);
             record_objects(link, **ns, message, codes, effects, overtaken);
@@ -411,7 +416,8 @@ Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
     if (!in_order.ok() || link->closed || message.keys.empty()) {
         return in_order;
     }
-    const Result<const DirectoryEpoch*> ns = epoch_of(message.tenant, message.ns, message.epoch);
+    const Result<const DirectoryEpoch*> ns =
+        epoch_of(*link, message.tenant, message.ns, message.epoch);
     for (size_t i = 0; ns.ok() && i < message.keys.size(); ++i) {
         const uint8_t reason = message.reasons[i];
         directory_.withdraw(

@@ -9,7 +9,7 @@ namespace {
 
 // Appends rows to the last queued batch when it is of the same namespace and kind, else opens one.
 template <class Item, class Queue>
-void push_rows(Queue& queue, std::vector<Item> Queue::value_type::* rows, const LinkNamespace& ns,
+void push_rows(Queue& queue, std::vector<Item> Queue::value_type::* rows, const NamespaceRef& ns,
                std::vector<Item> items) {
     auto first = items.begin();
     while (first != items.end()) {
@@ -37,11 +37,11 @@ void AnnounceStream::reset() {
     sent_.clear();
 }
 
-void AnnounceStream::push(const LinkNamespace& ns, std::vector<AnnounceItem> items) {
+void AnnounceStream::push(const NamespaceRef& ns, std::vector<AnnounceItem> items) {
     push_rows(queue_, &Queued::announces, ns, std::move(items));
 }
 
-void AnnounceStream::push(const LinkNamespace& ns, std::vector<WithdrawItem> items) {
+void AnnounceStream::push(const NamespaceRef& ns, std::vector<WithdrawItem> items) {
     push_rows(queue_, &Queued::withdraws, ns, std::move(items));
 }
 
@@ -60,7 +60,7 @@ bool AnnounceStream::send_next(ConnectionRef& to) {
     return true;
 }
 
-void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, LinkNamespace ns,
+void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, NamespaceRef ns,
                                 std::vector<AnnounceItem> items) {
     std::vector<std::string_view> keys;
     std::vector<uint64_t> versions;
@@ -79,9 +79,11 @@ void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, LinkName
     Announce message;
     message.seq = next_seq_++;
     message.phase = phase;
-    message.tenant = ns.tenant;
-    message.ns = ns.ns;
-    message.epoch = ns.epoch;
+    if (ns != nullptr) {
+        message.tenant = ns->tenant;
+        message.ns = ns->name;
+        message.epoch = ns->epoch;
+    }
     message.keys = keys;
     message.versions = versions;
     message.sizes = sizes;
@@ -103,9 +105,9 @@ void AnnounceStream::send_withdraw(ConnectionRef& to, const Queued& queued) {
     }
     Withdraw message;
     message.seq = next_seq_++;
-    message.tenant = queued.ns.tenant;
-    message.ns = queued.ns.ns;
-    message.epoch = queued.ns.epoch;
+    message.tenant = queued.ns->tenant;
+    message.ns = queued.ns->name;
+    message.epoch = queued.ns->epoch;
     message.keys = keys;
     message.versions = versions;
     message.reasons = reasons;

@@ -19,17 +19,17 @@ class AnnounceStream {
     struct Sent {
         uint64_t seq = 0;
         AnnouncePhase phase = AnnouncePhase::kIncremental;
-        LinkNamespace ns;
+        NamespaceRef ns;
         std::vector<AnnounceItem> items;
     };
 
     void reset();  // a new connection: everything is forgotten, numbers start over
-    void push(const LinkNamespace& ns, std::vector<AnnounceItem> items);
-    void push(const LinkNamespace& ns, std::vector<WithdrawItem> items);
+    void push(const NamespaceRef& ns, std::vector<AnnounceItem> items);
+    void push(const NamespaceRef& ns, std::vector<WithdrawItem> items);
     // Sends the next frame of what is queued. False: nothing to send, or the window is full.
     bool send_next(ConnectionRef& to);
-    // Sends a frame of the full announce, past what is queued.
-    void send_phase(ConnectionRef& to, AnnouncePhase phase, LinkNamespace ns,
+    // Sends a frame of the full announce, past what is queued. One without items has no namespace.
+    void send_phase(ConnectionRef& to, AnnouncePhase phase, NamespaceRef ns,
                     std::vector<AnnounceItem> items);
     bool window_full() const { return sent_.size() >= kWindow; }
     // Takes out the announce that `seq` answers; false when the answer does not fit.
@@ -37,7 +37,7 @@ class AnnounceStream {
 
   private:
     struct Queued {
-        LinkNamespace ns;
+        NamespaceRef ns;
         std::vector<AnnounceItem> announces;  // or
         std::vector<WithdrawItem> withdraws;
     };

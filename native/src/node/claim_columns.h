@@ -24,9 +24,9 @@ class ClaimColumns {
         }
     }
     // Valid as long as these columns and `ns`.
-    Claim message(const LinkNamespace& ns, uint32_t timeout_ms) const {
+    Claim message(const NamespaceEpoch& ns, uint32_t timeout_ms) const {
         return {.tenant = ns.tenant,
-                .ns = ns.ns,
+                .ns = ns.name,
                 .epoch = ns.epoch,
                 .claim_ids = ids_,
                 .keys = keys_,

@@ -205,7 +205,7 @@ void MasterLink::Impl::send_stream() {
     }
 }
 
-bool MasterLink::claim(uint64_t link, const LinkNamespace& ns, std::span<const ClaimItem> items,
+bool MasterLink::claim(uint64_t link, const NamespaceEpoch& ns, std::span<const ClaimItem> items,
                        uint32_t timeout_ms) {
     const ClaimColumns columns(items);
     std::shared_ptr<ConnectionRef> to;
@@ -232,7 +232,7 @@ void MasterLink::abandon(uint64_t link, std::span<const uint64_t> claim_ids) {
     }
 }
 
-bool MasterLink::announce(uint64_t link, const LinkNamespace& ns, std::vector<AnnounceItem> items) {
+bool MasterLink::announce(uint64_t link, const NamespaceRef& ns, std::vector<AnnounceItem> items) {
     const MutexLock lock(impl_->mutex);
     if (impl_->state != LinkState::kUp || impl_->link != link) {
         return false;
@@ -242,7 +242,7 @@ bool MasterLink::announce(uint64_t link, const LinkNamespace& ns, std::vector<An
     return true;
 }
 
-void MasterLink::withdraw(const LinkNamespace& ns, std::vector<WithdrawItem> items) {
+void MasterLink::withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items) {
     const MutexLock lock(impl_->mutex);
     if (!impl_->connected || impl_->sync == Impl::Sync::kCatchingUp) {
         return;  // the full announce will not list them

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/hash.h"
+#include "base/namespace_epoch.h"
 #include "base/status.h"
 #include "base/types.h"
 #include "wire/link_types.h"
@@ -39,7 +40,7 @@ class MasterLink {
         // Every claim and announce of this connection is void.
         virtual void on_link_down(uint64_t link) = 0;
         virtual void on_claims(uint64_t link, std::span<const ClaimAnswer> results) = 0;
-        virtual void on_announced(uint64_t link, const LinkNamespace& ns,
+        virtual void on_announced(uint64_t link, const NamespaceRef& ns,
                                   std::span<const AnnounceResult> results) = 0;
         virtual void on_ops(std::span<const OpView> ops) = 0;
         // Everything up to this operation has been applied here; acknowledge() is to follow once a
@@ -88,12 +89,12 @@ class MasterLink {
     uint64_t up() const;
 
     // From any thread. False: connection `link` is not up any more, and nothing was sent.
-    bool claim(uint64_t link, const LinkNamespace& ns, std::span<const ClaimItem> items,
+    bool claim(uint64_t link, const NamespaceEpoch& ns, std::span<const ClaimItem> items,
                uint32_t timeout_ms);
     void abandon(uint64_t link, std::span<const uint64_t> claim_ids);
-    bool announce(uint64_t link, const LinkNamespace& ns, std::vector<AnnounceItem> items);
+    bool announce(uint64_t link, const NamespaceRef& ns, std::vector<AnnounceItem> items);
     // Dropped while nothing has been announced on the current connection.
-    void withdraw(const LinkNamespace& ns, std::vector<WithdrawItem> items);
+    void withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items);
     void copy_done(uint64_t link, uint64_t copy_id, Code code);
 
     // The server's calls for a connection whose session is_link() says to be this link's.

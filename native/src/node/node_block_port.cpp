@@ -139,7 +139,7 @@ Result<NodeEndpoints> NodeBlockPort::start() {
     }
     if (tier_ != nullptr) {
         tier_->start({[this](const NamespaceRef& ns, std::vector<WithdrawItem> items) {
-                          link_->withdraw(link_namespace(*ns), std::move(items));
+                          link_->withdraw(ns, std::move(items));
                       },
                       [this](uint64_t seq) { link_->acknowledge(seq); }});
         // On its disk from the start: an earlier mark goes with the file that it is in.

@@ -53,7 +53,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     // node_link_events.cpp
     void on_link_down(uint64_t link) override;
     void on_claims(uint64_t link, std::span<const ClaimAnswer> results) override;
-    void on_announced(uint64_t link, const LinkNamespace& ns,
+    void on_announced(uint64_t link, const NamespaceRef& ns,
                       std::span<const AnnounceResult> results) override;
     void on_ops(std::span<const OpView> ops) override;
     void on_applied(uint64_t seq) override;

@@ -16,17 +16,16 @@ void NodeBlockPort::on_claims(uint64_t link, std::span<const ClaimAnswer> result
     flow_->on_claims(link, results);
 }
 
-void NodeBlockPort::on_announced(uint64_t, const LinkNamespace& name,
+void NodeBlockPort::on_announced(uint64_t, const NamespaceRef& ns,
                                  std::span<const AnnounceResult> results) {
     flow_->on_announced(results);
-    const Result<NamespaceRef> ns = namespaces_.at(name.tenant, name.ns, name.epoch);
     for (const AnnounceResult& result : results) {
         // Of the full announce: what the master does not take (removed, flushed, older than what
         // others have) must not be read here either.
-        if (result.item->ticket == 0 && result.code != Code::kOk && ns.ok()) {
+        if (result.item->ticket == 0 && result.code != Code::kOk) {
             const std::string& key = result.item->key;
-            const Hash128 hash = key_hash(options_.hash_secret, (*ns)->id, key);
-            remove(*ns, {key, hash}, result.item->version);
+            const Hash128 hash = key_hash(options_.hash_secret, ns->id, key);
+            remove(ns, {key, hash}, result.item->version);
         }
     }
 }
@@ -109,7 +108,7 @@ uint32_t NodeBlockPort::list_dram(uint32_t cursor, size_t limit, std::vector<Ann
     for (BlockStore::ObjectInfo& object : objects) {
         const auto [at, added] = groups.emplace(object.ns.get(), out.size());
         if (added) {
-            out.push_back({link_namespace(*object.ns), {}});
+            out.push_back({object.ns, {}});
         }
         out[at->second].items.push_back({0, std::move(object.key), object.version, object.length,
                                          object.pin, wishes_.wanted(object.version),
@@ -142,7 +141,7 @@ void NodeBlockPort::on_withdrawn(std::span<const BlockStore::Withdrawn> items) {
             }
         }
         if (!withdraws.empty()) {
-            link_->withdraw(link_namespace(*ns), std::move(withdraws));
+            link_->withdraw(ns, std::move(withdraws));
         }
         first = end;
     }
@@ -156,7 +155,7 @@ void NodeBlockPort::withdraw_replaced() {
         replaced.swap(replaced_);
     }
     for (const BlockStore::Withdrawn& item : replaced) {
-        link_->withdraw(link_namespace(*item.ns), {{item.key, item.version, item.reason}});
+        link_->withdraw(item.ns, {{item.key, item.version, item.reason}});
     }
 }
 

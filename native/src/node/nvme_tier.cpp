@@ -339,9 +339,8 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
             }
             continue;
         }
-        const LinkNamespace name = link_namespace(*ns);
-        if (out->empty() || out->back().ns != name) {
-            out->push_back({name, {}});
+        if (out->empty() || out->back().ns != ns) {
+            out->push_back({ns, {}});
         }
         out->back().items.push_back({0, std::move(object.key), object.identity.version,
                                      object.identity.length, object.pin, 0, object.ttl_ms});

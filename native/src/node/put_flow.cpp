@@ -142,7 +142,7 @@ bool PutFlow::send_claims(uint64_t link, const NamespaceRef& ns, std::span<const
                               std::max<uint8_t>(rows[i].replicas, 1), rows[i].upsert});
         }
     }
-    const bool sent = claims.empty() || link_.claim(link, link_namespace(*ns), claims, timeout_ms);
+    const bool sent = claims.empty() || link_.claim(link, *ns, claims, timeout_ms);
     fault_point("claim_sent");
     return sent;
 }
@@ -344,7 +344,7 @@ void PutFlow::announce(std::span<const Ready> ready,
         for (const AnnounceItem& item : group.items) {
             generations.push_back(item.ticket);
         }
-        if (link_.announce(group.link, link_namespace(*group.ns), std::move(group.items))) {
+        if (link_.announce(group.link, group.ns, std::move(group.items))) {
             continue;
         }
         const MutexLock lock(mutex_);
@@ -416,8 +416,7 @@ void PutFlow::release(const Ending& ending) {
     if (entry.stage == PutStage::kAnnouncing) {
         if (store_.unpublish(ending.generation) == Code::kOk) {
             // The master may have heard of it; on a lost link this says nothing.
-            link_.withdraw(link_namespace(*entry.ns),
-                           {{entry.key, entry.version, MissReason::kAbsent}});
+            link_.withdraw(entry.ns, {{entry.key, entry.version, MissReason::kAbsent}});
         }
         wishes_.forget(entry.version);
     } else if (entry.reply != nullptr) {

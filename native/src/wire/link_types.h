@@ -14,16 +14,13 @@
 
 namespace kvstore {
 
-// The namespace part of a message.
+// The namespace part of a received message.
 struct LinkNamespace {
     std::string tenant;
     std::string ns;
     uint32_t epoch = 0;
     friend bool operator==(const LinkNamespace&, const LinkNamespace&) = default;
 };
-inline LinkNamespace link_namespace(const NamespaceEpoch& ns) {
-    return {ns.tenant, ns.name, ns.epoch};
-}
 
 // ---- node → master ---------------------------------------------------------------------------
 
@@ -48,7 +45,7 @@ struct AnnounceItem {
     uint64_t ttl_ms = 0;   // 0: never expires
 };
 struct AnnounceGroup {
-    LinkNamespace ns;
+    NamespaceRef ns;
     std::vector<AnnounceItem> items;
 };
 struct AnnounceResult {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@ using testing::eventually;
 using testing::link_options;
 using testing::LinkedNode;
 using testing::MadeUpMaster;
+
+const NamespaceRef kSpace =
+    std::make_shared<const NamespaceEpoch>(NamespaceEpoch{.tenant = "tenant", .name = "space"});
 
 // The node behind the link: lists `objects` in the full announce, and counts what it is told.
 class TestNode final : public LinkedNode {
@@ -37,7 +41,7 @@ class TestNode final : public LinkedNode {
             claims_.push_back(result);
         }
     }
-    void on_announced(uint64_t, const LinkNamespace&,
+    void on_announced(uint64_t, const NamespaceRef&,
                       std::span<const AnnounceResult> results) override {
         announced += static_cast<int>(results.size());
     }
@@ -52,7 +56,7 @@ class TestNode final : public LinkedNode {
         ++listings;
         const int first = static_cast<int>(cursor);
         const int end = std::min(objects, first + static_cast<int>(limit));
-        AnnounceGroup group{.ns = {"tenant", "space", 0}, .items = {}};
+        AnnounceGroup group{.ns = kSpace, .items = {}};
         for (int i = first; i < end; ++i) {
             group.items.push_back({.key = "k" + std::to_string(i), .version = 1, .size_bytes = 1});
         }
@@ -83,7 +87,6 @@ class TestNode final : public LinkedNode {
     std::vector<CopyOrder> copies_;
 };
 
-const LinkNamespace kSpace{"tenant", "space", 0};
 constexpr uint32_t kWaitMs = 30'000;
 
 TEST(MasterLinkTest, AnnouncesEverythingBeforeItIsUp) {
@@ -161,7 +164,7 @@ TEST(MasterLinkTest, ALostLinkVoidsWhatWasSentOnIt) {
     EXPECT_GT(node.link.up(), link);
     EXPECT_EQ(node.link.losses(), 1u);
     EXPECT_FALSE(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 2}}));
-    EXPECT_FALSE(node.link.claim(link, kSpace, {}, 0));
+    EXPECT_FALSE(node.link.claim(link, *kSpace, {}, 0));
 }
 
 TEST(MasterLinkTest, TheWaitBetweenAttemptsDoublesUpToItsLimit) {
@@ -246,7 +249,7 @@ TEST(MasterLinkTest, ClaimsAreAnsweredRowByRow) {
     const uint64_t link = node.link.up();
     const std::vector<ClaimItem> items{{.claim_id = 1, .key = "a"},
                                        {.claim_id = 2, .key = "b", .upsert = true}};
-    ASSERT_TRUE(node.link.claim(link, kSpace, items, 1'000));
+    ASSERT_TRUE(node.link.claim(link, *kSpace, items, 1'000));
     ASSERT_TRUE(eventually([&] { return master.heard().claims.size() == 2; }));
     const auto claims = master.heard().claims;
     EXPECT_EQ(claims[0].key, "a");
@@ -340,7 +343,7 @@ TEST(MasterLinkTest, CopyOrdersNameTheirLinkAndAreAnsweredOnItAlone) {
     const CopyOrder order = node.copies()[0];
     EXPECT_EQ(order.link, link);
     EXPECT_EQ(order.copy_id, 11u);
-    EXPECT_EQ(order.ns, kSpace);
+    EXPECT_EQ(order.ns, (LinkNamespace{"tenant", "space", 0}));
     EXPECT_EQ(order.key, "k");
     EXPECT_EQ(order.version, 3u);
     EXPECT_EQ(order.target_node, "b");

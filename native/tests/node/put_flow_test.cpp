@@ -75,7 +75,7 @@ class PutNode final : public LinkedNode {
         flow.on_claims(from, results);
         claims += results.size();
     }
-    void on_announced(uint64_t, const LinkNamespace&,
+    void on_announced(uint64_t, const NamespaceRef&,
                       std::span<const AnnounceResult> results) override {
         flow.on_announced(results);
     }
