@@ -24,7 +24,7 @@ PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native tests/sim -name '*.h' -o -name '*.cpp')
 EXTENSION_SOURCES = $(shell find native/src native/bindings -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
-PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation -Cbuild-dir=$(NATIVE_BUILD)
+PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(NATIVE_BUILD)
 CMAKE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S native -G Ninja \
     -DPython_EXECUTABLE=$(CURDIR)/$(PY) -Dnanobind_DIR="$$($(PY) -m nanobind --cmake_dir)"
 NINJA = NINJA_STATUS='[%f/%t, %e s] ' $(VENV)/bin/ninja
