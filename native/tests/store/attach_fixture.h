@@ -20,6 +20,7 @@
 #include "store/store_files.h"
 #include "store/store_state.h"
 #include "tests/store/store_harness.h"
+#include "tests/temp_dir.h"
 
 namespace kvstore {
 
@@ -28,15 +29,8 @@ inline constexpr uint64_t kMiB = 1u << 20;
 // A folder on /dev/shm, and the lives of one node in it.
 class Attach : public ::testing::Test {
   protected:
-    void SetUp() override {
-        char path[] = "/dev/shm/kvstore-attach-XXXXXX";
-        ASSERT_NE(mkdtemp(path), nullptr);
-        directory_ = path;
-    }
-    void TearDown() override {
-        store_.reset();
-        std::filesystem::remove_all(directory_);
-    }
+    void SetUp() override { ASSERT_FALSE(directory_.empty()); }
+    void TearDown() override { store_.reset(); }
 
     Result<std::unique_ptr<StoreFiles>> files(bool discard = false) {
         StoreFiles::Options options;
@@ -168,7 +162,8 @@ class Attach : public ::testing::Test {
         file.seekp(static_cast<std::streamoff>(at)).write(reinterpret_cast<const char*>(&gen), 8);
     }
 
-    std::string directory_;
+    TempDir folder_{/*shared_memory=*/true};
+    const std::string directory_ = folder_.path();
     std::string node_id_ = "node-a";
     uint64_t size_bytes_ = 4 * kMiB;
     uint32_t max_entries_ = 0;

@@ -143,7 +143,6 @@ TEST_F(Attach, ATruncatedSegmentLosesItsTailOnly) {
     EXPECT_EQ(std::filesystem::file_size(path("segment")), size_bytes_);
 }
 
-// A life that ends between its steps: the next one finds everything that the last whole one had.
 TEST_F(Attach, MissingFilesMeanAColdStart) {
     for (const char* name : {"segment", "index", "clients"}) {
         ASSERT_TRUE(open().ok());
