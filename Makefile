@@ -10,13 +10,14 @@ TEST_APT_PACKAGES := libgtest-dev
 NATIVE_BUILD := build/native
 SANITIZER_BUILD := build/sanitizers
 MUTATION_BUILD := build/mutations
-MUTATION_OPTIONS := --seeds 1000
+MUTATION_OPTIONS := --seeds 4000
 PEERS_VENV := .venv-peers
 PEERS_PACKAGES := mooncake-transfer-engine-non-cuda==0.3.13.post1 'redis[hiredis]>=5.0'
 PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
 FAULT_CYCLES := 50
 SIM_OPTIONS := --seeds 1..2000 --jobs 2
+AARCH64_APT_PACKAGES := g++-aarch64-linux-gnu qemu-user googletest
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
 ENGINES_BUDGET_S := 2400
@@ -36,10 +37,10 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-sim test-fault test-mutations test-deploy test-engines sdist wheel wheels proto system-packages test-packages clean
+        test-sanitizers test-aarch64 test-sim test-fault test-mutations test-deploy test-engines sdist wheel wheels proto system-packages test-packages clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Installs Debian packages that are missing, as root; else names them.
 define install_packages
@@ -157,6 +158,10 @@ bench-peers:  ## what `make bench` compares with, in an environment of its own
 test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for process-private state
 	tests/sanitizers.sh $(SANITIZER_BUILD)
 
+test-aarch64: $(VENV)/.dev  ## native tests compiled for aarch64, run by qemu
+	$(call install_packages,$(AARCH64_APT_PACKAGES))
+	tests/aarch64.sh build/aarch64
+
 # Builds the container image and runs it; the units and the manifest are checked by `make test`, too.
 test-deploy: $(VENV)/.installed $(VENV)/.dev  ## deploy/: image built and run, systemd units, Kubernetes manifest
 	@if [ "$$(id -u)" = 0 ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive \
@@ -194,7 +199,7 @@ sdist: $(VENV)/.tools  ## source distribution in dist/
 wheel: sdist  ## and a wheel for the Python in .venv
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w dist dist/*.tar.gz
 
-wheels: sdist  ## and wheels for every Python that is found: PYTHONS="python3.10 python3.12"
+wheels: sdist  ## for Python 3.10, 3.11 and all later ones, x86-64 and aarch64, glibc 2.28 (PYTHONS, ARCHITECTURES)
 	deploy/wheels.sh build/wheels
 
 clean:  ## remove what was built

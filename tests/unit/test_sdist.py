@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.support.wheel import run, run_api_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_SDIST = "from scikit_build_core.build import build_sdist; build_sdist({folder!r})"
@@ -69,10 +70,6 @@ def with_scripts() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-# What an engine calls; the other modules of the folder need the servers' packages or type checkers.
-API_TESTS = ("async_store", "library_edges", "lifecycle", "miss_reasons", "store_api", "tensors")
-
-
 @pytest.mark.timeout(900)
 def test_the_api_works_in_an_environment_with_the_wheel_alone(
     unpacked: Path, tmp_path: Path
@@ -80,26 +77,4 @@ def test_the_api_works_in_an_environment_with_the_wheel_alone(
     build = ("wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(unpacked))
     run(sys.executable, "-m", "pip", *build, env=with_scripts())
     (wheel,) = tmp_path.glob("*.whl")
-    run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
-    python = str(tmp_path / "venv" / "bin" / "python")
-    tools = ("pytest", "pytest-timeout", "hypothesis", "numpy", "ml-dtypes")
-    run(python, "-m", "pip", "install", "--quiet", str(wheel), *tools)
-    # Away from the sources, which would be imported instead.
-    for part in ("conftest.py", "__init__.py", "embedded", "support"):
-        source, copy = ROOT / "tests" / part, tmp_path / "run" / "tests" / part
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
-    modules = [str(Path("tests", "embedded", f"test_{name}.py")) for name in API_TESTS]
-    options = ("-q", "-p", "no:cacheprovider", "--confcutdir=tests", "--rootdir=.")
-    command = (python, "-m", "pytest", *options, *modules)
-    done = run(*command, cwd=tmp_path / "run", env={**os.environ, "PYTHONPATH": ""})
-    assert " passed" in done and " skipped" not in done, done
-    where = run(python, "-c", "import kvstore._native as n; print(n.__file__)", cwd=tmp_path)
-    assert where.startswith(str(tmp_path / "venv"))
-
-
-def run(*command: str, **options: Any) -> str:
-    """Output of a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-    return str(done.stdout)
+    run_api_tests(wheel, tmp_path)

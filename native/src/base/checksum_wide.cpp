@@ -18,7 +18,7 @@ namespace kvstore {
 #if defined(__x86_64__)
 namespace {
 
-#define KVSTORE_WIDE __attribute__((target("sse4.2,avx512f,avx512vl,pclmul,vpclmulqdq")))
+#define KVSTORE_WIDE __attribute__((target("sse4.2,crc32,avx512f,avx512vl,pclmul,vpclmulqdq")))
 
 // x^exponent mod P, reflected: bit 31 is the coefficient of x^0. The additional shift makes up for
 // the product of two reflected numbers being one bit short.

@@ -19,8 +19,7 @@ std::span<uint8_t> Reservation::room(size_t size) {
         return {buffer->memory.data() + (at_ - buffer->start),
                 static_cast<size_t>(std::min<uint64_t>(size, end - at_))};
     }
-    KV_ASSERT(!"a write beyond the reservation");
-    return {};
+    invariant_failed("a write stays within its reservation", __FILE__, __LINE__);
 }
 
 void Reservation::write(const void* bytes, size_t size, uint32_t* crc) {
