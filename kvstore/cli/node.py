@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import click
@@ -62,20 +63,32 @@ def main(
     silence_grpc()
     from kvstore import _native
     from kvstore.node.core_api import NodeCoreFactory, Probe, SegmentFilesFactory
+    from kvstore.node.rebuild import Announce, Rebuilds
     from kvstore.node.server import NodeServer
 
     tasks = BackgroundTasks()
-    server = NodeServer(
-        settings,
-        cast(Probe, _native.probe_master),
-        cast(SegmentFilesFactory, _native.SegmentFiles),
-        cast(NodeCoreFactory, _native.NodeCore),
-        reloader.reloads,
-        tasks,
-        take_over,
-    )
-    reloader.on_change(server.prepare)
-    run("kvstore-node", server.serve, reloader, tasks, settings.port_file, as_json)
+    rebuilds = Rebuilds()
+
+    def create() -> NodeServer:
+        server = NodeServer(
+            reloader.config,
+            cast(Probe, _native.probe_master),
+            cast(SegmentFilesFactory, _native.SegmentFiles),
+            cast(NodeCoreFactory, _native.NodeCore),
+            reloader.reloads,
+            tasks,
+            rebuilds,
+            take_over,
+        )
+        reloader.on_change(server.prepare)
+        return server
+
+    first = create()
+
+    async def serve(stop: asyncio.Event, announce: Announce) -> None:
+        await rebuilds.serve(first, create, stop, announce)
+
+    run("kvstore-node", serve, reloader, tasks, settings.port_file, as_json)
 
 
 def _label(text: str) -> tuple[str, str]:

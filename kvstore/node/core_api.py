@@ -73,6 +73,9 @@ class NodeCoreApi(Protocol):
     def audit(self) -> None:
         """Check the store's invariants; slow. Raise KvstoreError when one is violated."""
 
+    def damage(self) -> str:
+        """Describe what another process has done to the shared memory; "" while it is whole."""
+
     def beginning(self) -> dict[str, Any]:
         """Describe what was taken over from an earlier process of the node."""
 

@@ -22,6 +22,7 @@ from kvstore.metrics import renderer
 from kvstore.node import activity, http, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
+from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
 from kvstore.reload import Apply, Reloads
@@ -32,6 +33,7 @@ _log = EventLogger("node")
 _SEGMENT = "segment"
 _NVME = "nvme"
 _READY_POLL_S = 0.02
+_DAMAGE_POLL_S = 0.2
 
 T = TypeVar("T")
 
@@ -126,6 +128,7 @@ class NodeServer:
         factory: NodeCoreFactory,
         reloads: Reloads,
         tasks: BackgroundTasks,
+        rebuilds: Rebuilds,
         take_over: bool = False,
     ) -> None:
         """Read the token file, lock the folder and prepare the agent.
@@ -138,6 +141,7 @@ class NodeServer:
             factory: creates the native node.
             reloads: reported in the metrics and in /readyz.
             tasks: reported in /readyz.
+            rebuilds: reported in the metrics.
             take_over: replace a living process that runs as this node with another segment.
 
         Raises:
@@ -150,6 +154,7 @@ class NodeServer:
         self._factory = factory
         self._reloads = reloads
         self._tasks = tasks
+        self._rebuilds = rebuilds
         self._principals, self._principal = _read_tokens(config)
         self._core: NodeCoreApi | None = None
         self._rest: Rest | None = None
@@ -157,18 +162,9 @@ class NodeServer:
         """Bound TCP endpoint, Unix endpoint and HTTP port."""
         self._reported: set[str] = set()
         """Shortages of memory that were logged."""
+        self._damage = ""
+        """What another process has done to the shared memory."""
         self._tiering = Tiering(config)
-        segments = [
-            types_pb2.Segment(
-                name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
-            )
-        ]
-        if config.nvme_dir:
-            segments.append(
-                types_pb2.Segment(
-                    name=_NVME, tier=types_pb2.TIER_NVME, capacity_bytes=config.nvme_size
-                )
-            )
         directory = config.directory()
         _make_folders(directory, config.nvme_dir)
         self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
@@ -177,7 +173,7 @@ class NodeServer:
         identity = Identity(
             node_id=config.name(),
             labels=config.placement_labels(),
-            segments=tuple(segments),
+            segments=_segments(config),
             endpoints=types_pb2.Endpoints(),
             segment_id=segment_id(directory),
             take_over=take_over,
@@ -232,6 +228,7 @@ class NodeServer:
 
         Raises:
             KvstoreError: It cannot join or get its memory, or was superseded.
+            SegmentDamagedError: Another process damaged its memory, which is released.
         """
         config = self._config
         free = _unless_stopped(wait_for_port("http", config.host, config.http_port), stop)
@@ -285,7 +282,22 @@ class NodeServer:
                 ),
             }.items():
                 ends.callback(self._tasks.start(name, work).cancel)
-            await _unless_stopped(self._agent.heartbeats(self._load, self._renew), stop)
+            serving = self._until_damaged(self._agent.heartbeats(self._load, self._renew), core)
+            await _unless_stopped(serving, stop)
+
+    async def _until_damaged(self, work: Coroutine[Any, Any, None], core: NodeCoreApi) -> None:
+        """Await `work`; cancel it and raise SegmentDamagedError once the memory is damaged."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_DAMAGE_POLL_S)
+                self._damage = core.damage()
+                if self._damage:
+                    raise SegmentDamagedError(self._damage)
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
         """Create the native node, which takes over the memory of the process before."""
@@ -309,7 +321,8 @@ class NodeServer:
         await asyncio.to_thread(self._audit)
         self._core = None  # no reload reaches it any more
         # In a thread: its threads call the catalog, which takes the interpreter's lock.
-        await asyncio.to_thread(core.close, remove_files=not self._config.keep_segment)
+        keep = self._config.keep_segment and not self._damage
+        await asyncio.to_thread(core.close, remove_files=not keep)
         socket_path.remove_folder(self._config)
         if not (self._config.keep_segment or self._config.segment_dir):
             with suppress(OSError):  # the folder is the node's own, too
@@ -325,7 +338,7 @@ class NodeServer:
         ends.push_async_callback(asyncio.to_thread, objects.close)
         server = HttpServer(
             listener,
-            renderer(http.collector(core), self._reloads.families),
+            renderer(http.collector(core), self._reloads.families, self._rebuilds.families),
             self._tasks.readiness(self._reloads.readiness(http.readiness(core))),
             objects.routes(),
             self._config.rest_max_body,
@@ -350,6 +363,8 @@ class NodeServer:
 
     async def _save(self) -> None:
         """Write the last snapshot; meanwhile the node stays in the cluster and serves."""
+        if self._damage:
+            return
         alive = asyncio.create_task(self._agent.heartbeats(self._load, self._renew))
         try:
             await self._tiering.last_snapshot(self._config.shutdown_grace_ms)
@@ -395,7 +410,7 @@ class NodeServer:
 
     def _audit(self) -> None:
         """With log_level debug: audit every block of the store, at start and shutdown."""
-        if self._config.log_level != "debug":
+        if self._config.log_level != "debug" or self._damage:
             return
         assert self._core is not None
         try:
@@ -414,6 +429,17 @@ class NodeServer:
     async def _renew(self, session: Session) -> None:
         assert self._core is not None
         await asyncio.to_thread(self._core.set_session, session.session_id, [session.master])
+
+
+def _segments(config: NodeConfig) -> tuple[types_pb2.Segment, ...]:
+    """Describe the node's memory, and its NVMe tier if it has one."""
+    dram = types_pb2.Segment(
+        name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
+    )
+    if not config.nvme_dir:
+        return (dram,)
+    nvme = types_pb2.Segment(name=_NVME, tier=types_pb2.TIER_NVME, capacity_bytes=config.nvme_size)
+    return (dram, nvme)
 
 
 def _read_tokens(config: NodeConfig) -> tuple[tuple[Principal, ...], Principal | None]:

@@ -409,6 +409,10 @@ void bind_state(nb::class_<PyNode>& node) {
                 raise_unless_ok(self.run([](NodeCore& core) { return core.store().audit(); }));
             },
             "Check the store's books; for tests.")
+        .def(
+            "damage",
+            [](PyNode& self) { return self.run([](NodeCore& core) { return core.damage(); }); },
+            "What somebody has done to the shared memory from outside; \"\" while it is whole.")
         .def("snapshot", &snapshot, "timeout_ms"_a,
              "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
              "UnsupportedError: no NVMe tier; OverloadedError: another one is in progress; the "

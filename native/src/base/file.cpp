@@ -51,16 +51,20 @@ void Fd::reset() {
 }
 
 Mapping::Mapping(Mapping&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      watch_(std::exchange(other.watch_, nullptr)) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(watch_, other.watch_);
     return *this;
 }
 
 Mapping::~Mapping() {
     if (data_ != nullptr) {
+        BusGuard::end(watch_);
         munmap(data_, size_);
     }
 }
@@ -74,6 +78,7 @@ Result<Mapping> Mapping::map(int fd, uint64_t size, bool writable, uint64_t offs
     Mapping mapping;
     mapping.data_ = static_cast<uint8_t*>(data);
     mapping.size_ = size;
+    mapping.watch_ = BusGuard::watch(data, size, fd, writable);
     // A forked child must not write into its parent's blocks (native/README.md, rule 8).
     if (writable && madvise(data, size, MADV_DONTFORK) != 0) {
         return errno_status("madvise", "MADV_DONTFORK");

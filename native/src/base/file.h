@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "base/bus_guard.h"
 #include "base/status.h"
 
 namespace kvstore {
@@ -26,6 +27,7 @@ class Fd {
     int fd_ = -1;
 };
 
+// Of a shared file. A page that the file has lost reads as zeros (bus_guard.h).
 class Mapping {
   public:
     Mapping() = default;
@@ -35,10 +37,13 @@ class Mapping {
     static Result<Mapping> map(int fd, uint64_t size, bool writable, uint64_t offset = 0);
     uint8_t* data() const { return data_; }
     uint64_t size() const { return size_; }
+    // Whether a touch has met a page that the file does not have any more.
+    bool torn() const { return watch_ != nullptr && BusGuard::torn(*watch_); }
 
   private:
     uint8_t* data_ = nullptr;
     uint64_t size_ = 0;
+    BusGuard::Watch* watch_ = nullptr;
 };
 
 // Where a file has data and where it has holes. A hole of a mapped file must not be read: that

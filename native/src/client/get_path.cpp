@@ -121,6 +121,9 @@ bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
             }
             break;  // replaced by a longer one: the remote path gets new memory for it
         case CopyResult::kChecksum:
+            if (node.torn()) {
+                break;  // no object of this node can be read here any more
+            }
             tally_.add(ClientCounter::kWrongChecksums);
             item.reason = MissReason::kChecksum;
             break;

@@ -226,7 +226,7 @@ uint8_t* LocalNode::block(uint64_t offset, uint64_t size) {
 }
 
 bool LocalNode::usable() {
-    if (gone_.load(std::memory_order_relaxed) || index_->retired()) {
+    if (gone_.load(std::memory_order_relaxed) || index_->retired() || torn()) {
         return false;
     }
     const uint64_t now = boottime_ms();

@@ -43,6 +43,11 @@ class LocalNode {
     // False once the node is gone or has been replaced: nothing new may be read or written through
     // this object. The owner's lock is looked at every few milliseconds only.
     bool usable();
+    // Whether a mapped file has lost pages (bus_guard.h): what was read may be zeros, and what was
+    // written reaches nobody.
+    bool torn() const {
+        return segment_.torn() || writable_.torn() || index_->torn() || slot_->torn();
+    }
     void mark_gone() { gone_.store(true, std::memory_order_relaxed); }
 
     // The namespace's id as this node has it now; asks the node after a flush of any namespace.

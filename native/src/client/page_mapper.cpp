@@ -3,7 +3,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include <chrono>
 
 #include "base/mutex.h"
+#include "base/signals_blocked.h"
 
 namespace kvstore {
 namespace {
@@ -35,12 +35,8 @@ PageMapper::PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only
     for (uint64_t granule = 0; granule * kGranule < at_once && resident(granule); ++granule) {
         map_granule(granule);
     }
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);  // signals belong to the program's own threads
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;
     thread_ = std::thread([this] { run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 PageMapper::~PageMapper() {

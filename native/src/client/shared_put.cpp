@@ -179,6 +179,10 @@ Status SharedPut::commit(Group& group) {
         group.decided = true;
         return {};
     }
+    if (node_.torn()) {
+        lease_->shutdown();  // the node forgets the blocks; the items are put by socket
+        return {Code::kUnavailable, "the node's memory has lost pages"};
+    }
     fault_point("client_commit");
     Commit request;
     request.generations = group.copied_generations;

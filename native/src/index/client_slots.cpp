@@ -243,9 +243,10 @@ std::vector<uint32_t> ClientSlots::live_slots() const {
 
 bool ClientSlots::hazard_present(Generation gen) const {
     const MutexLock lock(mutex_);
-    return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
+    const bool found = std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
         return steps::slot_holds(steps::RealMemory{}, page(slot).hazards, gen);
     });
+    return found || mapping_.torn();
 }
 
 bool ClientSlots::holds_block(Generation gen, uint64_t offset) const {
@@ -257,7 +258,7 @@ bool ClientSlots::holds_block(Generation gen, uint64_t offset) const {
     });
 }
 
-void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
+bool ClientSlots::collect_hazards(std::vector<Generation>* out) const {
     const MutexLock lock(mutex_);
     out->clear();
     for (const uint32_t slot : live_) {
@@ -265,6 +266,15 @@ void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
                                [&](Generation gen) { out->push_back(gen); });
     }
     std::sort(out->begin(), out->end());
+    return !mapping_.torn();
+}
+
+std::string ClientSlots::damage() const {
+    struct stat info{};
+    if (fstat(fd_, &info) == 0 && info.st_size < static_cast<off_t>(kClientsFileBytes)) {
+        return name_ + " was cut to " + std::to_string(info.st_size) + " bytes";
+    }
+    return mapping_.torn() ? name_ + " has lost pages" : std::string();
 }
 
 std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {

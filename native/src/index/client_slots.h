@@ -49,6 +49,8 @@ class ClientSlots {
     const std::string& name() const { return name_; }
     const FileKey& file() const { return key_; }
     int fd() const { return fd_; }  // to be passed to clients; owned by the SlotRegistry
+    // What somebody has done to the file from outside; empty when it is whole.
+    std::string damage() const;
 
     // A free slot, cleared, its memory reserved. kOverloaded when all are taken, kNoSpace when the
     // file system cannot hold it.
@@ -70,8 +72,9 @@ class ClientSlots {
     // Scan of all live slots. Call after Index::invalidate(), whose full fence orders the scan:
     // false means that no client holds the generation or can come to hold it.
     bool hazard_present(Generation gen) const;
-    // The same for many generations at once: every generation held now, sorted.
-    void collect_hazards(std::vector<Generation>* out) const;
+    // The same for many generations at once: every generation held now, sorted. False when that
+    // cannot be told, because the file has lost pages: any may be held.
+    bool collect_hazards(std::vector<Generation>* out) const;
     // Whether a client holds the block, by its generation or by its place: for a node that
     // attaches, whose earlier life may have died before its scan.
     bool holds_block(Generation gen, uint64_t offset) const;

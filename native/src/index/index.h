@@ -84,6 +84,8 @@ class Index {
     static uint64_t memory_bytes(const Options& options);
     uint64_t memory_bytes() const;  // as large as it is now
     Status install();
+    // Whether its file has lost pages (bus_guard.h): it is not to be believed any more.
+    bool torn() const { return mapping_.torn() || growth_.torn() || ledger_->torn(); }
     // A later life must not take this index over: something that it needs could not be written.
     void forbid_keeping();
     ~Index();
@@ -187,6 +189,8 @@ class IndexReader {
     // Maps and checks the header; `segment_bytes` is the size of the segment that the caller has
     // mapped: no extent beyond it is ever handed out. `fd` stays the caller's.
     static Result<std::unique_ptr<IndexReader>> attach(int fd, uint64_t segment_bytes);
+    // Whether the file has lost pages (bus_guard.h).
+    bool torn() const { return mapping_.torn() || growth_.torn(); }
 
     // Starts loading the cache lines that probe(hash) will read; for batches (in_pipeline()). Each
     // stage reads what the one before has asked for: 0 the tags, 1 the entries with an equal tag, 2

@@ -50,6 +50,7 @@ class Ledger {
     // Why the last attempt to grow failed; Ok when it did not.
     const Status& growth_status() const { return growth_; }
     uint64_t lines_in_use() const { return used_ - free_.size(); }
+    bool torn() const { return mapping_.torn(); }
 
     // This incarnation of a namespace is in use here; older ones have ended. kNoSpace: too many.
     Status note_namespace(std::string_view tenant, std::string_view name, uint32_t epoch,

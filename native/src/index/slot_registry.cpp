@@ -309,6 +309,8 @@ bool ClientSlot::usable() const {
                                state_->confirmed.load(std::memory_order_acquire));
 }
 
+bool ClientSlot::torn() const { return state_->mapping.torn(); }
+
 bool ClientSlot::owner_alive() const { return in_own_process() && registry_->owner_alive(*state_); }
 
 std::optional<ClientSlot::Handle> ClientSlot::publish_hazard(uint64_t offset, Generation gen) {
@@ -325,6 +327,10 @@ std::optional<ClientSlot::Handle> ClientSlot::publish_hazard(uint64_t offset, Ge
     } while (!state_->hazards_used.compare_exchange_weak(used, used | uint64_t{1} << free,
                                                          std::memory_order_acquire, kRelaxed));
     steps::publish_hazard(steps::RealMemory{}, state_->page->hazards[free], offset, gen);
+    if (torn()) {  // the node does not see it
+        clear_hazard(free);
+        return std::nullopt;
+    }
     return free;
 }
 

@@ -45,6 +45,7 @@ class ClientSlot {
     // so every hazard is refused.
     void set_confirmed();
     bool usable() const;       // confirmed, and not in a forked child
+    bool torn() const;         // the file has lost pages: nothing in the slot reaches the node
     bool owner_alive() const;  // the node's own lock is still there; one system call
 
     // First half of a hold (hold_object() in object_reader.h does all of it): enters the generation

@@ -4,8 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -17,6 +15,8 @@
 #include <cstdio>
 #include <fstream>
 #include <string_view>
+
+#include "base/signals_blocked.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; older kernels answer EINVAL
@@ -255,6 +255,7 @@ Result<std::unique_ptr<Segment>> Segment::over(const Options& options, Fd fd, ui
         return status;
     }
     segment->ready_bytes_.store(std::max(first, kept_bytes), std::memory_order_release);
+    const SignalsBlocked blocked;
     segment->thread_ = std::thread([raw = segment.get()] { raw->prefault_loop(); });
     return segment;
 }
@@ -274,6 +275,9 @@ Status Segment::open_memory() {
         return mapping.status();
     }
     mapping_ = std::move(*mapping);
+    struct statfs fs{};
+    counts_blocks_ =
+        fstatfs(fd_.get(), &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC);
     if (options_.size_bytes >= options_.huge_pages_from_bytes) {
         // A wish: kernels and mounts without it keep small pages.
         (void)madvise(mapping_.data(), mapping_.size(), MADV_HUGEPAGE);
@@ -305,6 +309,25 @@ Status Segment::prefault_status() const {
     return status_;
 }
 
+std::string Segment::damage() const {
+    // Read before the file is looked at: by then it has memory for all of that.
+    const uint64_t ready = ready_bytes();
+    struct stat info{};
+    if (fstat(fd_.get(), &info) != 0) {
+        return {};
+    }
+    if (info.st_size < static_cast<off_t>(size())) {
+        return path() + " was cut to " + std::to_string(info.st_size) + " bytes";
+    }
+    constexpr uint64_t kBlockBytes = 512;  // the unit of st_blocks, whatever the file system
+    if (counts_blocks_ && static_cast<uint64_t>(info.st_blocks) * kBlockBytes < ready) {
+        return path() + " has holes: only " +
+               in_mebibytes(static_cast<uint64_t>(info.st_blocks) * kBlockBytes) + " of " +
+               in_mebibytes(ready) + " have memory";
+    }
+    return mapping_.torn() ? path() + " has lost pages" : std::string();
+}
+
 void Segment::remove_file() {
     if (options_.directory.empty()) {
         return;
@@ -320,9 +343,6 @@ std::string Segment::path() const {
 }
 
 void Segment::prefault_loop() {
-    sigset_t all;
-    sigfillset(&all);  // signals belong to the threads of the program, not to this one
-    pthread_sigmask(SIG_SETMASK, &all, nullptr);
     // Filling the segment takes a while; serving what is ready goes first. This thread alone.
     (void)setpriority(PRIO_PROCESS, 0, kPrefaultNice);
     // What was kept is mapped first: the node reads it for clients of other hosts.

@@ -45,6 +45,8 @@ class Segment {
     bool wait_ready(uint64_t ready_bytes, uint32_t timeout_ms) KV_EXCLUDES(mutex_);
     Status prefault_status() const;  // why pre-faulting stopped early, Ok otherwise
     void remove_file();
+    // What somebody has done to the file from outside: a sentence, empty when it is whole.
+    std::string damage() const;
 
   private:
     Segment() = default;
@@ -59,6 +61,7 @@ class Segment {
     Options options_;
     Fd fd_;
     Mapping mapping_;
+    bool counts_blocks_ = false;  // st_blocks says what has memory: tmpfs, hugetlbfs
     std::atomic<uint64_t> ready_bytes_{0};
     mutable Mutex mutex_;
     CondVar changed_;  // more is ready, or pre-faulting stopped

@@ -5,11 +5,12 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
+
+#include "base/signals_blocked.h"
 
 namespace kvstore {
 namespace {
@@ -52,13 +53,8 @@ Status EventLoop::start() {
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, mailbox_->event_fd(), &event) != 0) {
         return errno_status("epoll_ctl", "event loop");
     }
-    // Signals belong to the program's own threads.
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;
     thread_ = std::thread([this] { run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pthread_setname_np(thread_.native_handle(), ("kv-loop-" + std::to_string(index_)).c_str());
     return {};
 }

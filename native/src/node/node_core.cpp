@@ -133,6 +133,11 @@ NodeStats NodeCore::stats() const {
     return stats;
 }
 
+std::string NodeCore::damage() {
+    const std::string what = impl_->store->damage();
+    return what.empty() ? what : what + "; " + impl_->service.slots().holders();
+}
+
 std::vector<TenantCounters> NodeCore::client_counters() const {
     return impl_->service.slots().counters();
 }

@@ -42,6 +42,9 @@ class NodeCore {
     // True when the state was reached within the time.
     bool wait_link(LinkState state, uint32_t timeout_ms);
     NodeStats stats() const;
+    // What somebody has done to the shared memory from outside, and which processes had it mapped;
+    // empty while it is whole. The node has to be replaced by one with new memory.
+    std::string damage();
     std::vector<TenantCounters> client_counters() const;
     BlockStore& store();
     NvmeTier* nvme();  // null: none

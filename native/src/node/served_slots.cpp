@@ -88,6 +88,16 @@ void ServedSlots::tick() {
 
 uint64_t ServedSlots::live() const { return slots_.live_slots().size(); }
 
+std::string ServedSlots::holders() const {
+    const MutexLock lock(mutex_);
+    std::string text;
+    for (const auto& [slot, owner] : live_) {
+        text += (text.empty() ? "mapped by pid " : ", pid ") + std::to_string(owner.pid);
+        text += owner.tenant.empty() ? "" : " (tenant " + owner.tenant + ")";
+    }
+    return text.empty() ? "mapped by no client" : text;
+}
+
 std::vector<TenantCounters> ServedSlots::counters() const {
     std::map<std::string, TenantCounters> by_tenant;
     const MutexLock lock(mutex_);

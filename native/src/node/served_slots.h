@@ -40,6 +40,8 @@ class ServedSlots {
     // Notes what the slots have counted, before the dead ones are cleared.
     void tick();
     uint64_t live() const;
+    // The processes that have the memory mapped: a phrase for a log.
+    std::string holders() const;
     std::vector<TenantCounters> counters() const;
 
   private:

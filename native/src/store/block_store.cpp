@@ -198,7 +198,7 @@ BlockStore::State::State(const Options& given, const std::string& directory_in,
       tombstones(options.tombstone_ms),
       socket_holds(index->ledger()),
       deferred(index->ledger(), allocator,
-               [this](std::vector<Generation>* out) { slots->collect_hazards(out); }) {
+               [this](std::vector<Generation>* out) { return slots->collect_hazards(out); }) {
     if (!grow_tables(index->capacity())) {
         throw std::bad_alloc();
     }
@@ -238,6 +238,18 @@ void BlockStore::State::remove_files() {
 BlockStore::BlockStore(std::shared_ptr<State> state) : state_(std::move(state)) {}
 BlockStore::~BlockStore() { state_->close(); }
 void BlockStore::remove_files() { state_->remove_files(); }
+
+std::string BlockStore::damage() {
+    const MutexLock guard(state_->mutex);
+    if (std::string why = state_->segment->damage(); !why.empty()) {
+        return why;
+    }
+    if (std::string why = state_->slots->damage(); !why.empty()) {
+        return why;
+    }
+    return state_->index->torn() ? "the index has lost pages" : std::string();
+}
+
 const BlockStore::Beginning& BlockStore::beginning() const { return state_->beginning; }
 
 void BlockStore::note_applied(uint64_t seq) {

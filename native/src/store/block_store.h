@@ -240,6 +240,10 @@ class BlockStore {
     // The files of a folder stay, for the next life. Held bytes stay mapped.
     ~BlockStore();
     void remove_files();  // no next life will take them over
+    // What somebody has done to the shared memory from outside (shortened a file, punched holes):
+    // a sentence, empty while it is whole. It does not become whole again: what it still holds is
+    // safe to read, for checksums prove it, but a new store has to take its place.
+    std::string damage();
     const Beginning& beginning() const;
     // Recorded for the next life, which need not apply it again.
     void note_applied(uint64_t seq);

@@ -1,0 +1,1 @@
+"""What hostile or broken neighbours do, and what must not come of it."""
