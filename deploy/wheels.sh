@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wheels in dist/ for glibc 2.28 and later (manylinux_2_28), built from the source distribution there:
+# Wheels in dist/ for glibc 2.28 and later (manylinux), built from the source distribution there:
 # for each architecture, one for each Python below 3.12 and one for all from 3.12 on (abi3). Zig is the
 # compiler: clang with a C++ library to link statically, and stubs of the C library of any age and
 # architecture. So neither an old distribution nor a machine of the other architecture is needed.
@@ -48,7 +48,8 @@ build_wheel() {
         CMAKE_ARGS="-DNB_SUFFIX=.cpython-$version-$arch-linux-gnu.so -DCMAKE_MODULE_LINKER_FLAGS='-s $build/$arch/libgcc_s.so.1'" \
         "$folder/venv/bin/python" -m pip wheel --quiet --no-deps --config-settings=install.strip=false \
         -w "$folder" "${sdists[0]}"
-    PATH="$build/tools/bin:$PATH" auditwheel repair --plat "manylinux_${glibc/./_}_$arch" -w dist "$folder"/*.whl
+    # It names the oldest glibc that has every symbol, and knows only its own machine's by name.
+    PATH="$build/tools/bin:$PATH" auditwheel repair --plat auto -w dist "$folder"/*.whl
 }
 
 rm -f dist/*.whl

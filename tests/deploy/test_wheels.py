@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -30,9 +31,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run(sys.executable, "-c", sdist, cwd=tree)
     build = str(tree / "build" / "wheels")
     run("deploy/wheels.sh", build, cwd=tree, env={**os.environ, "PYTHONS": sys.executable})
-    found = {path.stem.rpartition("_28_")[2]: path for path in (tree / "dist").glob("*.whl")}
-    assert set(found) == set(MACHINES)
-    return found
+    built = list((tree / "dist").glob("*.whl"))
+    return {name: path for name in MACHINES for path in built if path.stem.endswith(name)}
 
 
 @pytest.mark.deploy
@@ -40,8 +40,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("architecture", MACHINES)
 def test_they_need_no_newer_c_library(wheels: dict[str, Path], architecture: str) -> None:
     wheel = wheels[architecture]
-    # auditwheel has looked at every symbol: it gives no such name to one that needs more.
-    assert wheel.name.endswith(f"manylinux_2_28_{architecture}.whl")
+    # auditwheel has looked at every symbol; it names the oldest glibc that has them all.
+    oldest = re.search(rf"manylinux_2_(\d+)_{architecture}\.", wheel.name)
+    assert oldest is not None and int(oldest[1]) <= 28, wheel.name
     with zipfile.ZipFile(wheel) as archive:
         (extension,) = (name for name in archive.namelist() if name.endswith(".so"))
         header = archive.read(extension)[:20]
