@@ -17,6 +17,7 @@ sent as ``authorization: Bearer name:secret``, which requires TLS or a trusted n
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,6 +90,14 @@ class Principal:
     def may_use(self, tenant: str) -> bool:
         """Say whether the principal's tenants include this one."""
         return EVERY_TENANT in self.tenants or tenant in self.tenants
+
+    def may_be_node(self, node_id: str) -> bool:
+        """Say whether a principal with the role node may register this node id.
+
+        Its name is that id. A ``*`` in it stands for any characters: one token for many nodes.
+        """
+        pattern = ".*".join(map(re.escape, self.name.split("*")))
+        return re.fullmatch(pattern, node_id, re.DOTALL) is not None
 
     def native(self) -> tuple[str, int, list[str], str]:
         """Name, role number, tenants and bare secret, as the native side takes them."""
@@ -209,6 +218,30 @@ def load_identity(
     return chosen[0]
 
 
+def load_node_identity(path: str | os.PathLike[str], node_id: str) -> Principal:
+    """Find a node's principal in a token file.
+
+    Args:
+        path: as in load_principals.
+        node_id: of the node. A principal of this name comes before one whose name matches it.
+
+    Raises:
+        InvalidArgumentError: As load_principals, or none or several may be this node.
+    """
+    nodes = [p for p in load_principals(path) if p.role is Role.NODE]
+    fitting = [p for p in nodes if p.name == node_id] or [
+        p for p in nodes if p.may_be_node(node_id)
+    ]
+    if len(fitting) != 1:
+        names = ", ".join(repr(p.name) for p in fitting or nodes) or "none"
+        raise InvalidArgumentError(
+            f"token file {path}: {len(fitting)} principals with the role node may be node "
+            f"{node_id!r}; need one with that name, or with a * for what differs between nodes "
+            f"(found: {names})"
+        )
+    return fitting[0]
+
+
 def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
     """Make the gRPC metadata that authenticates a principal; empty without one."""
     if principal is None:
@@ -259,7 +292,11 @@ class Guard:
         return principal
 
     def admit(
-        self, authorization: str | None, roles: Iterable[Role], tenant: str | None = None
+        self,
+        authorization: str | None,
+        roles: Iterable[Role],
+        tenant: str | None = None,
+        node_id: str | None = None,
     ) -> Principal:
         """Identify the sender of a request, and check that it may make the call.
 
@@ -267,23 +304,30 @@ class Guard:
             authorization: as in `identify`.
             roles: as in `require`.
             tenant: as in `require`.
+            node_id: as in `require`.
 
         Raises:
             UnauthenticatedError: As `identify`.
             PermissionDeniedError: As `require`.
         """
         principal = self.identify(authorization)
-        require(principal, roles, tenant)
+        require(principal, roles, tenant, node_id)
         return principal
 
 
-def require(principal: Principal, roles: Iterable[Role], tenant: str | None = None) -> None:
+def require(
+    principal: Principal,
+    roles: Iterable[Role],
+    tenant: str | None = None,
+    node_id: str | None = None,
+) -> None:
     """Check that a principal may make a call.
 
     Args:
         principal: who calls.
         roles: who may; an operator may also do what a client may.
         tenant: whose objects the call touches; None when it touches none.
+        node_id: for which node a node speaks; None when it speaks for none.
 
     Raises:
         PermissionDeniedError: The principal may not.
@@ -298,3 +342,8 @@ def require(principal: Principal, roles: Iterable[Role], tenant: str | None = No
         raise PermissionDeniedError(f"{principal.name} does not have the role {wanted}")
     if tenant is not None and not principal.may_use(tenant):
         raise PermissionDeniedError(f"{principal.name} may not use the tenant {tenant!r}")
+    if node_id is not None and not principal.may_be_node(node_id):
+        raise PermissionDeniedError(
+            f"{principal.name} may not be node {node_id!r}: its line of the token file needs that "
+            "name, or one with a * for what differs between nodes"
+        )

@@ -58,6 +58,7 @@ class Calls:
         handler: Callable[[], T],
         *,
         tenant: str | None = None,
+        node_id: str | None = None,
         waits: bool = False,
     ) -> T:
         """Answer a call.
@@ -68,6 +69,7 @@ class Calls:
             roles: that may call it.
             handler: makes the reply; runs in a thread.
             tenant: owner of the objects that it accesses.
+            node_id: for which node the caller speaks.
             waits: whether it may block until its deadline.
 
         Returns:
@@ -75,7 +77,7 @@ class Calls:
         """
         began_ns = clock.monotonic_ns()
         try:
-            self.admit(context, roles, tenant)
+            self.admit(context, roles, tenant, node_id)
             reply = await (self._run_waiting(handler) if waits else self._run_quick(handler))
         except KvstoreError as error:
             await self.abort(context, method, error)
@@ -87,12 +89,18 @@ class Calls:
         _log.debug("call", method=method, peer=context.peer(), took_us=took_us)
         return reply
 
-    def admit(self, context: Context, roles: Iterable[Role], tenant: str | None) -> Principal:
+    def admit(
+        self,
+        context: Context,
+        roles: Iterable[Role],
+        tenant: str | None,
+        node_id: str | None = None,
+    ) -> Principal:
         """Identify the caller and check its permissions."""
         metadata = {name: value for name, value in context.invocation_metadata() or ()}
         authorization = metadata.get("authorization")
         given = authorization if authorization is None else str(authorization)
-        return self._guard.admit(given, roles, tenant)
+        return self._guard.admit(given, roles, tenant, node_id)
 
     async def abort(self, context: Context, method: str, error: KvstoreError) -> NoReturn:
         """End a call with an error."""
@@ -149,19 +157,26 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
         self, request: node_pb2.RegisterRequest, context: Context
     ) -> node_pb2.RegisterReply:
         """Open a session."""
-        return await self._run(context, "Register", _NODE, partial(self._do.register, request))
+        return await self._as_node(context, "Register", self._do.register, request)
 
     async def Heartbeat(
         self, request: node_pb2.HeartbeatRequest, context: Context
     ) -> node_pb2.HeartbeatReply:
         """Keep a session alive."""
-        return await self._run(context, "Heartbeat", _NODE, partial(self._do.heartbeat, request))
+        return await self._as_node(context, "Heartbeat", self._do.heartbeat, request)
 
     async def Unregister(
         self, request: node_pb2.UnregisterRequest, context: Context
     ) -> node_pb2.UnregisterReply:
         """End a session."""
-        return await self._run(context, "Unregister", _NODE, partial(self._do.unregister, request))
+        return await self._as_node(context, "Unregister", self._do.unregister, request)
+
+    async def _as_node(
+        self, context: Context, method: str, handler: Callable[[Any], T], request: Any
+    ) -> T:
+        """Answer a call of a node whose principal may be that node."""
+        work = partial(handler, request)
+        return await self._run(context, method, _NODE, work, node_id=request.node_id)
 
 
 class MasterService(master_pb2_grpc.MasterServicer):

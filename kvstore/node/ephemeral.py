@@ -17,7 +17,7 @@ from kvstore.errors import UnavailableError
 from kvstore.node import activity
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.server import advertised, core_options
-from kvstore.security import Role, load_identity, load_principals
+from kvstore.security import load_node_identity, load_principals
 from kvstore.sizes import format_size
 
 # Sentences, not events: they appear in other programs' logs.
@@ -65,7 +65,7 @@ class EphemeralNode:
         self._pid = os.getpid()
         path = config.auth_token_file
         self._principals = load_principals(path) if path else ()
-        identity = load_identity(path, (Role.NODE,), config.name()) if path else None
+        identity = load_node_identity(path, config.name()) if path else None
         self._principal = identity
         self._agent = Agent(
             config.addresses(),

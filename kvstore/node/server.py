@@ -26,7 +26,7 @@ from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
 from kvstore.reload import Apply, Reloads
-from kvstore.security import Principal, Role, load_identity, load_principals
+from kvstore.security import Principal, load_node_identity, load_principals
 from kvstore.tasks import BackgroundTasks
 
 _log = EventLogger("node")
@@ -447,7 +447,7 @@ def _read_tokens(config: NodeConfig) -> tuple[tuple[Principal, ...], Principal |
     path = config.auth_token_file
     if not path:
         return (), None
-    return load_principals(path), load_identity(path, (Role.NODE,), config.name())
+    return load_principals(path), load_node_identity(path, config.name())
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:

@@ -165,7 +165,7 @@ def test_unknown_fields_of_a_later_minor_version_are_skipped(cluster: Cluster) -
         assert got.kind == PONG
 
 
-TOKENS = "worker client default s3cret-of-the-worker\nstore node * s3cret-of-the-node\n"
+TOKENS = "worker client default s3cret-of-the-worker\na node * s3cret-of-the-node\n"
 TOKENS += "admin operator * s3cret-of-the-admin\n"
 
 

@@ -27,7 +27,7 @@ ALIVE, DRAINING, DEAD = (
     types_pb2.NODE_STATE_DRAINING,
     types_pb2.NODE_STATE_DEAD,
 )
-TOKENS = "n node * n-secret-0123456789\no operator * o-secret-0123456789\n"
+TOKENS = "* node * n-secret-0123456789\no operator * o-secret-0123456789\n"
 OPERATOR = "o:o-secret-0123456789"
 
 
@@ -280,7 +280,7 @@ def test_tokens_are_asked_of_nodes(tmp_path: Path) -> None:
         start(cluster, "a", auth_token_file=str(path))
         assert info(cluster, "a", OPERATOR).state == ALIVE
         wrong = tmp_path / "wrong"
-        wrong.write_text("n node * another-secret-0123456789\n")
+        wrong.write_text("* node * another-secret-0123456789\n")
         wrong.chmod(0o600)
         configs: dict[str, dict[str, Any]] = {"b": {}, "c": {"auth_token_file": str(wrong)}}
         for node_id, config in configs.items():

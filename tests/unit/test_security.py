@@ -181,6 +181,47 @@ def test_roles_and_tenants() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "node_id", "may"),
+    [
+        ("a", "a", True),
+        ("a", "b", False),
+        ("a", "ab", False),
+        ("node-*", "node-7", True),
+        ("node-*", "node-", True),
+        ("node-*", "other-node-7", False),
+        ("*-gpu", "rack1-gpu", True),
+        ("*-gpu", "rack1-gpu-2", False),
+        ("a.c", "abc", False),
+        ("[ab]", "a", False),
+        ("*", "whatever", True),
+    ],
+)
+def test_the_name_of_a_nodes_principal_bounds_its_ids(name: str, node_id: str, may: bool) -> None:
+    principal = Principal(name, Role.NODE, ("*",), Secret("s"))
+    assert principal.may_be_node(node_id) is may
+    if may:
+        security.require(principal, [Role.NODE], node_id=node_id)
+    else:
+        with pytest.raises(PermissionDeniedError, match="token file"):
+            security.require(principal, [Role.NODE], node_id=node_id)
+
+
+def test_a_node_finds_the_principal_that_it_may_be(tmp_path: Path) -> None:
+    secret = "s" * 16
+    path = write(
+        tmp_path,
+        f"n1 node * {secret}\nn* node * {secret}\nm? node * {secret}\nn2 client * {secret}\n",
+    )
+    assert security.load_node_identity(path, "n1").name == "n1"
+    assert security.load_node_identity(path, "n2").name == "n*"
+    with pytest.raises(InvalidArgumentError, match=r"0 principals.*'x'.*'n1', 'n\*'"):
+        security.load_node_identity(path, "x")
+    both = write(tmp_path, f"a* node * {secret}\n*b node * {secret}\n")
+    with pytest.raises(InvalidArgumentError, match="2 principals"):
+        security.load_node_identity(both, "ab")
+
+
+@pytest.mark.parametrize(
     ("mode", "owner", "wrong"),
     [
         (0o600, 7, False),

@@ -8,22 +8,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include <atomic>
-
 namespace kvstore {
-
-class BusGuard::Watch {
-  public:
-    static constexpr uintptr_t kFree = 0;
-    static constexpr uintptr_t kTaken = 1;  // and being filled in
-
-    std::atomic<uintptr_t> begin{kTaken};  // stored last, so the others are right when it is
-    std::atomic<uintptr_t> end{0};
-    std::atomic<uintptr_t> page_bytes{0};
-    std::atomic<int> protection{0};
-    std::atomic<bool> torn{false};
-    Watch* next = nullptr;
-};
 
 namespace {
 
@@ -140,7 +125,5 @@ void BusGuard::end(Watch* watch) {
         watch->begin.store(Watch::kFree, std::memory_order_release);
     }
 }
-
-bool BusGuard::torn(const Watch& watch) { return watch.torn.load(std::memory_order_relaxed); }
 
 }  // namespace kvstore

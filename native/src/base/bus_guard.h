@@ -11,19 +11,31 @@
 // over what it does not know; Python's faulthandler does.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace kvstore {
 
 class BusGuard {
   public:
-    class Watch;  // one mapping; never freed, but used again
+    // One mapping, as the handler sees it. Never freed, but used again.
+    struct Watch {
+        static constexpr uintptr_t kFree = 0;
+        static constexpr uintptr_t kTaken = 1;  // and being filled in
+
+        std::atomic<uintptr_t> begin{kTaken};  // stored last, so the others are right when it is
+        std::atomic<uintptr_t> end{0};
+        std::atomic<uintptr_t> page_bytes{0};
+        std::atomic<int> protection{0};
+        std::atomic<bool> torn{false};
+        Watch* next = nullptr;
+    };
     // `fd` is the file that is mapped there: hugetlbfs has pages of its own size.
     static Watch* watch(void* data, uint64_t size, int fd, bool writable);
     // Before the mapping goes. Null is allowed.
     static void end(Watch* watch);
-    // Whether pages of it were lost; they never come back. One relaxed load.
-    static bool torn(const Watch& watch);
+    // Whether pages of it were lost; they never come back.
+    static bool torn(const Watch& watch) { return watch.torn.load(std::memory_order_relaxed); }
 };
 
 }  // namespace kvstore
