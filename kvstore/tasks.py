@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from kvstore.logging import EventLogger
@@ -37,6 +38,15 @@ class BackgroundTasks:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
+
+    @contextmanager
+    def running(self, name: str, work: Coroutine[Any, Any, None]) -> Iterator[None]:
+        """Run a task, as with `start`, until the block is left."""
+        task = self.start(name, work)
+        try:
+            yield
+        finally:
+            task.cancel()
 
     async def _run(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypedDict
 
+from kvstore.refusals import Refusal
+
 
 class CoreNode(TypedDict):
     """A node as the native side sees it."""
@@ -65,6 +67,9 @@ class MasterCoreApi(Protocol):
 
     def stop(self) -> None:
         """Close the port and end all waits."""
+
+    def take_refusals(self) -> list[Refusal]:
+        """Return peers refused since the last call (kvstore.refusals)."""
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         """Replace the principals that may connect."""

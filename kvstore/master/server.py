@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvstore import config as config_module
-from kvstore import folders
+from kvstore import folders, refusals
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.config import MasterConfig
 from kvstore.errors import UnavailableError
@@ -200,7 +200,8 @@ class MasterServer:
             await web.start()
             self._warn_if_open()
             announce(self._where(state))
-            await _tick_until(stop, registry)
+            with self._tasks.running("refusals", refusals.report(core, _log)):
+                await _tick_until(stop, registry)
             await healthy.enter_graceful_shutdown()
         finally:
             self._core = None  # no reload reaches it any more

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+from kvstore.refusals import Refusal
+
 if TYPE_CHECKING:
     from kvstore._native import NodeOptions, NodeTunables
 
@@ -72,6 +74,9 @@ class NodeCoreApi(Protocol):
 
     def audit(self) -> None:
         """Check the store's invariants; slow. Raise KvstoreError when one is violated."""
+
+    def take_refusals(self) -> list[Refusal]:
+        """Return peers refused since the last call (kvstore.refusals)."""
 
     def damage(self) -> str:
         """Describe what another process has done to the shared memory; "" while it is whole."""

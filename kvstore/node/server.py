@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from kvstore import _native, folders
+from kvstore import _native, folders, refusals
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError
@@ -277,6 +277,7 @@ class NodeServer:
             where = self._where(session)
             for name, work in {
                 "ready": self._announce_when_ready(lambda: announce(where)),
+                "refusals": refusals.report(core, _log),
                 "snapshots": self._tiering.snapshots(
                     lambda: self._config, lambda: self._agent.snapshot_request
                 ),

@@ -518,6 +518,12 @@ void bind_master(nb::module_& module) {
             },
             "Every known node has announced, or its time has passed: grant claims.")
         .def("rebuilding", [](PyMaster& self) { return self.core().rebuilding(); })
+        .def(
+            "take_refusals",
+            [](PyMaster& self) {
+                return refusals_from(unlocked([&] { return self.service().take_refusals(); }));
+            },
+            "Refused peers and ended connections since the last call.")
         .def("stats", &stats_dict);
     bind_nodes(master);
     bind_copies(master);

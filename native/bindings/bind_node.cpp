@@ -410,6 +410,12 @@ void bind_state(nb::class_<PyNode>& node) {
             },
             "Check the store's books; for tests.")
         .def(
+            "take_refusals",
+            [](PyNode& self) {
+                return refusals_from(self.run([](NodeCore& core) { return core.take_refusals(); }));
+            },
+            "Refused peers and ended connections since the last call.")
+        .def(
             "damage",
             [](PyNode& self) { return self.run([](NodeCore& core) { return core.damage(); }); },
             "What somebody has done to the shared memory from outside; \"\" while it is whole.")

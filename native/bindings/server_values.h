@@ -59,4 +59,20 @@ inline void add_server(nanobind::dict& out, const ServerStats& server) {
     out["refusals"] = refusals;
 }
 
+// [{status, host, reason, count}], as kvstore.refusals takes them.
+inline nanobind::list refusals_from(const std::vector<Refusal>& refusals) {
+    nanobind::list out;
+    for (const Refusal& refusal : refusals) {
+        nanobind::dict one;
+        one["status"] = static_cast<int>(refusal.code);
+        one["host"] = refusal.host;
+        // A peer chooses what stands in some of them.
+        one["reason"] = nanobind::bytes(refusal.reason.data(), refusal.reason.size())
+                            .attr("decode")("utf-8", "replace");
+        one["count"] = refusal.count;
+        out.append(one);
+    }
+    return out;
+}
+
 }  // namespace kvstore

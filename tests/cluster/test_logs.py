@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvstore.errors import UnauthenticatedError
 from tests.support.cluster import Cluster
-from tests.support.control import http_get
+from tests.support.control import http_get, metric
 from tests.support.processes import Daemon, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -73,3 +75,46 @@ def test_a_program_that_fails_says_its_own_name(cluster: Cluster, tmp_path: Path
     )
     assert second.process.wait(30) == 3
     assert lines_of(second)[-1].startswith("kvstore-master: Unavailable: data directory ")
+
+
+def test_refused_peers_are_named_and_cannot_fill_the_log(tmp_path: Path) -> None:
+    def token_file(name: str, secret: str) -> str:
+        path = tmp_path / name
+        path.write_text(f"engine client default {secret}\na node * node-secret-of-the-test\n")
+        path.chmod(0o600)
+        return str(path)
+
+    right = token_file("right", "engine-secret-of-the-test")
+    wrong = token_file("wrong", "guessed-secret-of-the-test")
+    admin = tmp_path / "admin"
+    admin.write_text("admin operator * admin-secret-of-the-test\n")
+    admin.chmod(0o600)
+    Path(right).write_text(Path(right).read_text() + admin.read_text())
+    cluster = Cluster(tmp_path, ["--auth-token-file", right], str(admin))
+    try:
+        node = cluster.start_node("a", auth_token_file=right)
+        for _ in range(100):
+            with pytest.raises(UnauthenticatedError):
+                cluster.connect(token_file=wrong)
+        for _ in range(100):  # no frame at all
+            with socket.create_connection(("127.0.0.1", node.ports["port"])) as peer:
+                peer.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+                peer.recv(1000)
+
+        def refused(daemon: Daemon, status: str) -> list[str]:
+            found = (line for line in lines_of(daemon) if "connection_refused" in line)
+            return [line for line in found if f"status={status}" in line]
+
+        wait_for(lambda: refused(cluster.master, "Unauthenticated"), "a line of the master")
+        wait_for(lambda: refused(node, "ProtocolError"), "a line of the node")
+        (line,) = refused(cluster.master, "Unauthenticated")
+        assert " WARNING master connection_refused " in line and "host=127.0.0.1 " in line
+        assert "engine" in line and "wrong token" in line and "guessed" not in line
+        (line,) = refused(node, "ProtocolError")
+        assert "before the session is open" in line
+        # The next lines come in a minute, with a count.
+        assert (
+            metric(cluster.master, "kvstore_cluster_refusals_total", code="Unauthenticated") >= 100
+        )
+    finally:
+        cluster.close()

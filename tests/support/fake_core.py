@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
+from kvstore.refusals import Refusal
 
 
 class FakeCore:
@@ -30,6 +31,9 @@ class FakeCore:
 
     def stop(self) -> None:
         self.calls.append(("stop",))
+
+    def take_refusals(self) -> list[Refusal]:
+        return []
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         self.calls.append(("set_principals", principals))

@@ -37,6 +37,7 @@ GROUND_FLOOR = {
     "logging",
     "metrics",
     "options",
+    "refusals",
     "reload",
     "security",
     "tasks",

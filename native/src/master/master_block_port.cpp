@@ -68,7 +68,6 @@ MasterBlockPort::MasterBlockPort(MasterCore& core, Options options)
     server.loops = options_.loops;
     server.cluster_id = options_.cluster_id;
     server.authenticator = authenticator_;
-    server.log = options_.log;
     server_ = std::make_unique<EventServer>(std::move(server), *this);
 }
 

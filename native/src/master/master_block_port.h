@@ -22,7 +22,6 @@ class MasterBlockPort final : public ConnectionHandler {
         std::string http_endpoint;
         std::vector<std::string> peers;
         std::vector<Principal> principals;  // none: no authentication
-        std::function<void(Code, std::string_view)> log;
     };
     MasterBlockPort(MasterCore& core, Options options);
     ~MasterBlockPort() override;
@@ -34,6 +33,7 @@ class MasterBlockPort final : public ConnectionHandler {
     // What the hello names; before start() when they are known, or any time later.
     void set_endpoints(const std::string& grpc, const std::string& http);
     ServerStats stats() const { return server_->stats(); }
+    std::vector<Refusal> take_refusals() { return server_->take_refusals(); }
 
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
     void on_open(Connection& connection) override;

@@ -89,8 +89,10 @@ void EventConnection::settle() {
     const Phase was = phase_;
     enter(Phase::kDraining);
     if (ending->code != Code::kOk && ending->code != Code::kClosed) {
-        const std::string who = peer_.principal.empty() ? "" : " (" + peer_.principal + ")";
-        state_.count_refusal(ending->code, peer_.address + who + ": " + ending->reason);
+        const std::string_view claimed = handshake_ ? handshake_->hello.principal : "";
+        const std::string who(peer_.principal.empty() ? claimed : peer_.principal);
+        state_.count_refusal(ending->code, peer_.address,
+                             who.empty() ? ending->reason : who + ": " + ending->reason);
     }
     if (was == Phase::kWelcoming || was == Phase::kOpen) {
         --state_.sessions;

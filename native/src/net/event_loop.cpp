@@ -181,7 +181,8 @@ void EventLoop::accept_some(size_t listener) {
         Fd fd(accept4(listeners_[listener].get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (!fd.valid()) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-                state_->count_refusal(Code::kOverloaded, "out of descriptors: accepting pauses");
+                state_->count_refusal(Code::kOverloaded, {},
+                                      "out of descriptors: accepting pauses");
                 watch_listener(listener, false);
                 paused_listeners_.push_back(listener);
             }
@@ -215,7 +216,7 @@ bool EventLoop::refuse_when_full(const Fd& fd) {
                                                  .flags = kFlagFatal});
     body.insert(body.begin(), head.begin(), head.end());
     (void)!send(fd.get(), body.data(), body.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    state_->count_refusal(Code::kOverloaded, refused.message);
+    state_->count_refusal(Code::kOverloaded, peer_of(fd.get()).address, refused.message);
     return true;
 }
 

@@ -37,6 +37,7 @@ struct ServerState {
     std::atomic<uint64_t> bytes_in{0};
     std::atomic<uint64_t> bytes_out{0};
     std::array<std::atomic<uint64_t>, 32> refusals{};
+    Refusals refused;
     std::atomic<uint64_t> refused_users{0};
     // Group whose members the Unix socket serves, too; -1: none.
     std::atomic<int64_t> socket_group{-1};
@@ -45,7 +46,8 @@ struct ServerState {
         const MutexLock lock(mutex);
         return cluster_id;
     }
-    void count_refusal(Code code, std::string_view text);
+    // `address`: of the peer; empty: of none in particular.
+    void count_refusal(Code code, std::string_view address, std::string_view reason);
 };
 
 // Work for a loop's thread, and the event that wakes it. Outlives the loop inside the handles.

@@ -124,6 +124,8 @@ void EventServer::post(size_t loop, std::function<void()> fn) {
     impl_->loops[loop % impl_->loops.size()]->mailbox()->post(std::move(fn));
 }
 
+std::vector<Refusal> EventServer::take_refusals() { return impl_->state->refused.take(); }
+
 ServerStats EventServer::stats() const {
     const ServerState& state = *impl_->state;
     ServerStats stats;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "net/handshake.h"
+#include "net/refusals.h"
 #include "net/socket.h"
 #include "wire/messages.h"
 
@@ -164,8 +165,7 @@ class EventServer {
         uint32_t write_stall_ms = 30'000;  // closed after queued bytes did not move for this long
         uint32_t read_stall_ms = 20'000;   // closed after a begun frame did not go on for this long
         uint32_t tick_ms = 50;
-        std::shared_ptr<Authenticator> authenticator{};     // none: authentication off
-        std::function<void(Code, std::string_view)> log{};  // refusals and errors; any thread
+        std::shared_ptr<Authenticator> authenticator{};  // none: authentication off
     };
     // `service` outlives the server.
     EventServer(Options options, ConnectionHandler& service);
@@ -187,6 +187,8 @@ class EventServer {
     void set_write_stall_ms(uint32_t stall_ms);
     // Runs `fn` on a loop thread; dropped when the server has stopped.
     void post(size_t loop, std::function<void()> fn);
+    // Refused peers and ended connections since the last call, for the log.
+    std::vector<Refusal> take_refusals();
     ServerStats stats() const;
 
   private:

@@ -37,7 +37,6 @@ EventServer::Options server_options(const NodeOptions& options,
     server.write_stall_ms = kStallMs;
     server.cluster_id = options.cluster_id;
     server.authenticator = std::move(authenticator);
-    server.log = options.log;
     return server;
 }
 

@@ -39,6 +39,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void set_credentials(std::string principal, std::string token);
     void set_tunables(NodeTunables tunables);
     void fill(NodeStats& stats) const;
+    std::vector<Refusal> take_refusals() { return server_->take_refusals(); }
 
     // node_block_port.cpp
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;

@@ -138,6 +138,8 @@ std::string NodeCore::damage() {
     return what.empty() ? what : what + "; " + impl_->service.slots().holders();
 }
 
+std::vector<Refusal> NodeCore::take_refusals() { return impl_->service.take_refusals(); }
+
 std::vector<TenantCounters> NodeCore::client_counters() const {
     return impl_->service.slots().counters();
 }

@@ -45,6 +45,8 @@ class NodeCore {
     // What somebody has done to the shared memory from outside, and which processes had it mapped;
     // empty while it is whole. The node has to be replaced by one with new memory.
     std::string damage();
+    // Refused peers and ended connections since the last call, for the log.
+    std::vector<Refusal> take_refusals();
     std::vector<TenantCounters> client_counters() const;
     BlockStore& store();
     NvmeTier* nvme();  // null: none

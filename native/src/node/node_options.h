@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "base/hash.h"
@@ -64,7 +63,6 @@ struct NodeOptions : NodeTunables {
     uint32_t server_threads = 2;
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
     uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
-    std::function<void(Code, std::string_view)> log;  // refused peers and errors; any thread
 };
 
 struct NodeEndpoints {

@@ -187,10 +187,6 @@ class EventServerTest : public ::testing::Test {
         options_.loops = 2;
         options_.tick_ms = 10;
         options_.cluster_id = "test-cluster";
-        options_.log = [this](Code, std::string_view text) {
-            std::lock_guard lock(log_mutex_);
-            log_.emplace_back(text);
-        };
     }
     void TearDown() override {
         server_.reset();
@@ -242,18 +238,15 @@ class EventServerTest : public ::testing::Test {
         return server_->stats().refusals[static_cast<size_t>(-static_cast<int32_t>(code))];
     }
     bool logged(std::string_view text) {
-        std::lock_guard lock(log_mutex_);
-        for (const std::string& line : log_) {
-            if (line.find(text) != std::string::npos) {
-                return true;
-            }
+        for (Refusal& refusal : server_->take_refusals()) {
+            log_.push_back(std::move(refusal.reason));
         }
-        return false;
+        return std::ranges::any_of(
+            log_, [&](const std::string& line) { return line.find(text) != std::string::npos; });
     }
 
     std::string folder_;
     EventServer::Options options_;
-    std::mutex log_mutex_;
     std::vector<std::string> log_;
     TestService service_;
     std::unique_ptr<EventServer> server_;

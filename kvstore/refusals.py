@@ -1,0 +1,54 @@
+"""Refused peers of a server's block port, in its log.
+
+The native side counts them by status and host, so that a flood costs a line a minute and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, TypedDict
+
+from kvstore.errors import Status
+from kvstore.logging import EventLogger, Recurring
+
+_POLL_S = 1.0
+_MAX_KNOWN = 1000
+
+
+class Refusal(TypedDict):
+    """Peers of one host that were refused, or whose connections ended with an error."""
+
+    status: int
+    host: str
+    """Empty: of many hosts."""
+    reason: str
+    count: int
+
+
+class RefusingCore(Protocol):
+    """A native server: NodeCoreApi, MasterCoreApi."""
+
+    def take_refusals(self) -> list[Refusal]:
+        """Return the refusals since the last call."""
+
+
+async def report(core: RefusingCore, log: EventLogger) -> None:
+    """Log refused peers until cancelled: each status and host at once, then once a minute.
+
+    Args:
+        core: that refuses them.
+        log: of the server.
+    """
+    known: dict[tuple[int, str], Recurring] = {}
+    while True:
+        for refusal in core.take_refusals():
+            if len(known) >= _MAX_KNOWN:
+                known.clear()
+            key = (refusal["status"], refusal["host"])
+            known.setdefault(key, Recurring(log, "connection_refused")).warn(
+                status=Status(refusal["status"]).name,
+                host=refusal["host"] or "several",
+                reason=refusal["reason"],
+                count=refusal["count"],
+            )
+        await asyncio.sleep(_POLL_S)
