@@ -44,8 +44,9 @@ build_wheel() {
     echo "building for $arch, $("$python" -V)"
     "$python" -m venv "$folder/venv"
     # nanobind's headers use <cstdio>, which GCC's library brings along and this one does not.
-    CC="$build/$arch/cc" CXX="$build/$arch/c++" CXXFLAGS="-include cstdio" _PYTHON_HOST_PLATFORM="linux-$arch" \
-        CMAKE_ARGS="-DNB_SUFFIX=.cpython-$version-$arch-linux-gnu.so -DCMAKE_MODULE_LINKER_FLAGS='-s $build/$arch/libgcc_s.so.1'" \
+    CC="$build/$arch/cc" CXX="$build/$arch/c++" CXXFLAGS="-include cstdio" \
+        CMAKE_ARGS="-DCMAKE_MODULE_LINKER_FLAGS='-s $build/$arch/libgcc_s.so.1'" \
+        _PYTHON_HOST_PLATFORM="linux-$arch" SETUPTOOLS_EXT_SUFFIX=".cpython-$version-$arch-linux-gnu.so" \
         "$folder/venv/bin/python" -m pip wheel --quiet --no-deps --config-settings=install.strip=false \
         -w "$folder" "${sdists[0]}"
     # It names the oldest glibc that has every symbol, and knows only its own machine's by name.

@@ -129,6 +129,17 @@ Result<Fd> create_region(const std::string& directory, const std::string& name) 
     return fd;
 }
 
+Status size_region(int fd, const std::string& directory, uint64_t bytes, const std::string& name) {
+    if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+        return errno_status("ftruncate", name);
+    }
+    if (directory.empty() &&
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+        return errno_status("fcntl", "F_ADD_SEALS");
+    }
+    return {};
+}
+
 namespace {
 
 Result<Fd> open_own(const std::string& directory, const std::string& name, int flags) {

@@ -72,6 +72,9 @@ class FileExtents {
 // Where a shared region lives: a file in `directory` (created 0600, never followed through a link),
 // or an anonymous memfd when `directory` is empty (embedded mode: nothing is left behind).
 Result<Fd> create_region(const std::string& directory, const std::string& name);
+// Gives a new region its size. Anonymous memory keeps it: whoever receives a writable descriptor
+// could otherwise shorten it under our feet (bus_guard.h).
+Status size_region(int fd, const std::string& directory, uint64_t bytes, const std::string& name);
 // An existing region, for reading and writing: kNotFound when there is none, kIoError when it is
 // not a regular file of this user.
 Result<Fd> open_region(const std::string& directory, const std::string& name);

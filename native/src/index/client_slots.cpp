@@ -85,8 +85,8 @@ Status ClientSlots::read_or_write_header(const std::string& directory, const std
             return {Code::kVersionMismatch, name + " is not a clients file of this format"};
         }
     }
-    if (ftruncate(fd_, static_cast<off_t>(kClientsFileBytes)) != 0) {
-        return errno_status("ftruncate", name);
+    if (Status sized = size_region(fd_, directory, kClientsFileBytes, name); !sized.ok()) {
+        return sized;
     }
     header.layout_version = kLayoutVersion;
     header.slot_count = kSlotCount;

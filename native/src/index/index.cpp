@@ -111,8 +111,10 @@ Result<std::unique_ptr<Index>> Index::create(const Options& options) {
     }
     index->client_fd_ = std::move(*client_fd);
     index->geometry_ = *geometry;
-    if (ftruncate(index->fd_.get(), static_cast<off_t>(geometry->file_bytes())) != 0) {
-        return errno_status("ftruncate", options.name);
+    const Status sized =
+        size_region(index->fd_.get(), options.directory, geometry->file_bytes(), options.name);
+    if (!sized.ok()) {
+        return sized;
     }
     Status reserved = reserve_bytes(index->fd_.get(), 0, geometry->heap_offset, "index");
     if (!reserved.ok()) {

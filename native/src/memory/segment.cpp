@@ -261,14 +261,9 @@ Result<std::unique_ptr<Segment>> Segment::over(const Options& options, Fd fd, ui
 }
 
 Status Segment::open_memory() {
-    if (ftruncate(fd_.get(), static_cast<off_t>(options_.size_bytes)) != 0) {
-        return errno_status("ftruncate", path());
-    }
-    // Whoever receives a writable descriptor could otherwise shorten the file under our feet
-    // (SIGBUS).
-    if (options_.directory.empty() &&
-        fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-        return errno_status("fcntl", "F_ADD_SEALS");
+    const Status sized = size_region(fd_.get(), options_.directory, options_.size_bytes, path());
+    if (!sized.ok()) {
+        return sized;
     }
     auto mapping = Mapping::map(fd_.get(), options_.size_bytes, true);
     if (!mapping.ok()) {

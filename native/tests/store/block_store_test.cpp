@@ -1,10 +1,13 @@
 // The life of an object in the block store: every outcome of a put, a read, a remove and a death.
 #include "store/block_store.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <thread>
 
+#include "base/file.h"
 #include "index/client_slots.h"
 #include "index/index.h"
 #include "index/slot_registry.h"
@@ -553,6 +556,22 @@ TEST(BlockStore, ThreadsShareIt) {
         thread.join();
     }
     h.expect_sound();
+}
+
+TEST(BlockStoreFiles, AnonymousOnesKeepTheirSize) {
+    BlockStore::Options options;
+    options.size_bytes = 4u << 20;
+    options.node_id = "a";
+    const auto store = BlockStore::create(options);
+    ASSERT_TRUE(store.ok());
+    for (const int fd : {(*store)->segment_fd(), (*store)->index_fd(), (*store)->clients_fd()}) {
+        const Fd writable(
+            open(("/proc/self/fd/" + std::to_string(fd)).c_str(), O_RDWR | O_CLOEXEC));
+        ASSERT_TRUE(writable.valid());
+        EXPECT_NE(ftruncate(writable.get(), 4096), 0);
+        EXPECT_EQ(errno, EPERM);
+    }
+    EXPECT_EQ((*store)->damage(), "");
 }
 
 }  // namespace
