@@ -326,7 +326,7 @@ def require(
     Args:
         principal: who calls.
         roles: who may; an operator may also do what a client may.
-        tenant: whose objects the call touches; None when it touches none.
+        tenant: whose objects the call touches, EVERY_TENANT for all; None when it touches none.
         node_id: for which node a node speaks; None when it speaks for none.
 
     Raises:
@@ -341,7 +341,8 @@ def require(
         wanted = " or ".join(sorted(role.name.lower() for role in allowed))
         raise PermissionDeniedError(f"{principal.name} does not have the role {wanted}")
     if tenant is not None and not principal.may_use(tenant):
-        raise PermissionDeniedError(f"{principal.name} may not use the tenant {tenant!r}")
+        which = "every tenant (*)" if tenant == EVERY_TENANT else f"the tenant {tenant!r}"
+        raise PermissionDeniedError(f"{principal.name} may not use {which}")
     if node_id is not None and not principal.may_be_node(node_id):
         raise PermissionDeniedError(
             f"{principal.name} may not be node {node_id!r}: its line of the token file needs that "

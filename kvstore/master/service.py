@@ -17,7 +17,7 @@ from kvstore.logging import EventLogger, Recurring
 from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
-from kvstore.security import Guard, Principal, Role
+from kvstore.security import EVERY_TENANT, Guard, Principal, Role
 
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
@@ -211,20 +211,24 @@ class MasterService(master_pb2_grpc.MasterServicer):
         self, request: master_pb2.DrainRequest, context: Context
     ) -> master_pb2.DrainReply:
         """Start, observe or cancel a drain."""
-        return await self._run(context, "Drain", _OPERATOR, partial(self._do.drain, request))
+        return await self._of_all(context, "Drain", partial(self._do.drain, request))
 
     async def Forget(
         self, request: master_pb2.ForgetRequest, context: Context
     ) -> master_pb2.ForgetReply:
         """Drop a dead node."""
-        return await self._run(context, "Forget", _OPERATOR, partial(self._do.forget, request))
+        return await self._of_all(context, "Forget", partial(self._do.forget, request))
 
     async def Snapshot(
         self, request: master_pb2.SnapshotRequest, context: Context
     ) -> master_pb2.SnapshotReply:
         """Request a snapshot from a node, or report its progress."""
         work = partial(self._do.snapshot, request)
-        return await self._run(context, "Snapshot", _OPERATOR, work)
+        return await self._of_all(context, "Snapshot", work)
+
+    async def _of_all(self, context: Context, method: str, work: Callable[[], T]) -> T:
+        """Answer a call of an operator that concerns the objects of every tenant."""
+        return await self._run(context, method, _OPERATOR, work, tenant=EVERY_TENANT)
 
     async def Flush(
         self, request: master_pb2.FlushRequest, context: Context

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from kvstore import Status
-from kvstore._proto import node_pb2
+from kvstore._proto import master_pb2, node_pb2
 from tests.support.cluster import Cluster
-from tests.support.control import control
+from tests.support.control import DEFAULT, control
 
 pytestmark = pytest.mark.cluster
 
@@ -51,5 +53,35 @@ def test_a_nodes_token_registers_no_other_node(tmp_path: Path) -> None:
         assert "may be node 'c'" in impostor.log.read_text()
         assert "'b*'" in impostor.log.read_text()
         assert cluster.node_states()["b1"] == "alive"
+    finally:
+        cluster.close()
+
+
+def test_an_operator_of_one_tenant_drains_no_node(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    of_one = f"local operator default {ENGINE}\n"
+    tokens.write_text(TOKENS.splitlines(keepends=True)[2] + of_one)
+    tokens.chmod(0o600)
+    (tmp_path / "admin").write_text(TOKENS.splitlines()[2])
+    (tmp_path / "admin").chmod(0o600)
+    cluster = Cluster(tmp_path, ["--auth-token-file", str(tokens)], str(tmp_path / "admin"))
+    try:
+        with control(cluster.master, f"local:{ENGINE}") as local:
+            plane = local.master
+            calls: list[tuple[Callable[..., Any], Any]] = [
+                (plane.Drain, master_pb2.DrainRequest(node_id="b1")),
+                (plane.Forget, master_pb2.ForgetRequest(node_id="b1")),
+                (plane.Snapshot, master_pb2.SnapshotRequest(node_id="b1")),
+            ]
+            for call, request in calls:
+                with pytest.raises(grpc.RpcError) as refused:
+                    call(request, **local.call)
+                assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            flush = master_pb2.FlushRequest(namespace=DEFAULT)
+            plane.Flush(flush, **local.call)  # of its tenant
+        with control(cluster.master, f"admin:{ADMIN}") as admin:
+            with pytest.raises(grpc.RpcError) as unknown:
+                admin.master.Drain(master_pb2.DrainRequest(node_id="b1"), **admin.call)
+            assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
     finally:
         cluster.close()

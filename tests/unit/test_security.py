@@ -166,13 +166,17 @@ def test_roles_and_tenants() -> None:
     client = Principal("c", Role.CLIENT, ("default",), Secret("s"))
     node = Principal("n", Role.NODE, ("*",), Secret("s"))
     operator = Principal("o", Role.OPERATOR, ("*",), Secret("s"))
+    of_one_tenant = Principal("t", Role.OPERATOR, ("default",), Secret("s"))
     security.require(client, [Role.CLIENT], "default")
+    security.require(operator, [Role.OPERATOR], security.EVERY_TENANT)
+    security.require(of_one_tenant, [Role.OPERATOR], "default")
     security.require(operator, [Role.CLIENT], "default")  # an operator may what a client may
     security.require(node, [Role.NODE])
     for principal, role, tenant in (
         (client, Role.CLIENT, "other"),
         (client, Role.OPERATOR, None),
         (client, Role.NODE, None),
+        (of_one_tenant, Role.OPERATOR, security.EVERY_TENANT),
         (operator, Role.NODE, None),
         (node, Role.CLIENT, "default"),
     ):
