@@ -14,6 +14,7 @@ from aiohttp import web
 
 from kvstore import clock
 from kvstore.errors import InvalidArgumentError, Status, UnavailableError
+from kvstore.http_connections import Connections
 from kvstore.limits import is_valid_name
 from kvstore.logging import EventLogger
 from kvstore.metrics import CONTENT_TYPE
@@ -24,6 +25,8 @@ _log = EventLogger("http")
 _PORT_PATIENCE_MS = 5000
 _PORT_POLL_S = 0.1
 _MAX_BODY_BYTES = 64 << 10
+_MAX_CONNECTIONS = 256
+_IDLE_S = 60.0
 _ANY_HOST = ("0.0.0.0", "::", "")
 # Statuses as HTTP's; every other one is 500.
 _HTTP = {
@@ -198,6 +201,8 @@ class HttpServer:
         self._render = render
         self._ready = ready
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._connections = Connections(_MAX_CONNECTIONS, _IDLE_S)
 
     @property
     def port(self) -> int:
@@ -213,17 +218,24 @@ class HttpServer:
         app.router.add_routes(self._routes)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listener).start()
+        protocols = self._runner.server
+        assert protocols is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._connections.watch(protocols), sock=self._listener
+        )
 
     async def stop(self) -> None:
         """Stop serving."""
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
         self._listener.close()
 
     @web.middleware
     async def _log_request(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        response = await handler(request)
+        with self._connections.request(request.protocol):
+            response = await handler(request)
         _log.debug(
             "request",
             method=request.method,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,7 +16,7 @@ import click
 
 import kvstore
 from kvstore.errors import IoError
-from kvstore.logging import FORMATS, LEVELS, EventLogger
+from kvstore.logging import FORMATS, LEVELS, EventLogger, Recurring
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
 
@@ -24,6 +26,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Announce = Callable[[dict[str, Any]], None]
 Serve = Callable[[asyncio.Event, Announce], Coroutine[Any, Any, None]]
 
+
+_MOST_DESCRIPTORS = 1 << 20
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -81,6 +86,7 @@ def run(
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_loop_errors())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reloader.reload, "sighup")
@@ -91,11 +97,37 @@ def run(
             watch.cancel()
         _log.info("stopped")
 
+    _raise_descriptor_limit()
     try:
         asyncio.run(main())
     finally:
         if port_file:
             Path(port_file).unlink(missing_ok=True)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the process may have; many systems start with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _loop_errors() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Make a handler of errors in the event loop.
+
+    asyncio logs a traceback for every accept() that finds no descriptor, hundreds a second.
+    """
+    scarce = Recurring(_log, "out_of_descriptors")
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _SCARCE:
+            scarce.warn(error=error, what=context.get("message"))
+        else:
+            loop.default_exception_handler(context)
+
+    return handle
 
 
 def _write(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ GROUND_FLOOR = {
     "config",
     "folders",
     "http",
+    "http_connections",
     "limits",
     "logging",
     "metrics",
