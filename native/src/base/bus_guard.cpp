@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 namespace kvstore {
-
 namespace {
 
 std::atomic<BusGuard::Watch*> watches{nullptr};
