@@ -183,6 +183,7 @@ class HttpServer:
         listener: socket.socket,
         render: Callable[[], bytes],
         ready: Readiness,
+        knows: Callable[[str | None], bool],
         routes: Iterable[web.RouteDef] = (),
         max_body_bytes: int = _MAX_BODY_BYTES,
     ) -> None:
@@ -192,6 +193,7 @@ class HttpServer:
             listener: from bind(); owned by the server.
             render: writes the metrics; runs in a thread.
             ready: for /readyz.
+            knows: whether an authorization header (None: absent) may see the details of /readyz.
             routes: further paths.
             max_body_bytes: larger bodies are refused before they are read completely.
         """
@@ -200,6 +202,7 @@ class HttpServer:
         self._max_body_bytes = max_body_bytes
         self._render = render
         self._ready = ready
+        self._knows = knows
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._connections = Connections(_MAX_CONNECTIONS, _IDLE_S)
@@ -253,9 +256,11 @@ class HttpServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        ready, body = self._ready()
+        ready, details = self._ready()
+        if not self._knows(request.headers.get("Authorization")):
+            details = {}
         return web.Response(
             status=200 if ready else 503,
-            body=msgspec.json.encode({"ready": ready, **body}) + b"\n",
+            body=msgspec.json.encode({"ready": ready, **details}) + b"\n",
             content_type="application/json",
         )

@@ -266,6 +266,14 @@ class Guard:
         """Whether every request needs a valid token."""
         return self._by_name is not None
 
+    def knows(self, authorization: str | None) -> bool:
+        """Say whether `identify` accepts a header."""
+        try:
+            self.identify(authorization)
+        except UnauthenticatedError:
+            return False
+        return True
+
     def identify(self, authorization: str | None) -> Principal:
         """Find the principal of an ``authorization`` header.
 

@@ -183,7 +183,13 @@ class MasterServer:
         )
         ready = self._tasks.readiness(self._reloads.readiness(http.readiness(registry)))
         questions = Queries(core, registry, self._guard).routes()
-        web = HttpServer(listener, renderer(collect, self._reloads.families), ready, questions)
+        web = HttpServer(
+            listener,
+            renderer(collect, self._reloads.families),
+            ready,
+            self._guard.knows,
+            questions,
+        )
         journal.start()
         try:
             block = urlsplit((await asyncio.to_thread(core.start))[0])

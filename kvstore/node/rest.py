@@ -66,6 +66,10 @@ class Rest:
             web.delete("/api/remove_all", self._for_client(self._remove_all)),
         ]
 
+    def knows(self, authorization: str | None) -> bool:
+        """Say whether an authorization header is that of a principal."""
+        return self._guard.knows(authorization)
+
     def replace(self, principals: tuple[Principal, ...]) -> None:
         """Use other principals from now on."""
         self._guard.replace(principals or None)

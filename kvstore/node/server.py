@@ -341,6 +341,7 @@ class NodeServer:
             listener,
             renderer(http.collector(core), self._reloads.families, self._rebuilds.families),
             self._tasks.readiness(self._reloads.readiness(http.readiness(core))),
+            objects.knows,
             objects.routes(),
             self._config.rest_max_body,
         )

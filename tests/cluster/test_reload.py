@@ -308,6 +308,7 @@ engine    client    default  {client}
 a         node      *        {node}
 admin     operator  *        operator-secret-0123456789
 """
+OPERATOR = "admin:operator-secret-0123456789"
 
 
 def test_tokens_are_rotated_in_their_file(tmp_path: Path) -> None:
@@ -352,7 +353,13 @@ def test_tokens_are_rotated_in_their_file(tmp_path: Path) -> None:
         tokens.chmod(0o644)
         wait_reload(a, "refused", 0)
         assert connect(second).get("k") == b"v"
+        assert "config_refused" in ready(a, OPERATOR)[1]
+        assert ready(a) == (200, {"ready": True}), "details are for those who have a token"
         tokens.chmod(0o600)
-        wait_for(lambda: "config_refused" not in ready(a)[1], "the file to be taken again")
+        wait_for(
+            lambda: "config_refused" not in ready(a, OPERATOR)[1], "the file to be taken again"
+        )
+        assert ready(cluster.master) == (200, {"ready": True})
+        assert "rebuilding" in ready(cluster.master, OPERATOR)[1]
     finally:
         cluster.close()

@@ -56,11 +56,13 @@ def control(master: Daemon, token: str | None = None) -> Iterator[Control]:
         yield Control(channel, token)
 
 
-def http_get(daemon: Daemon, path: str) -> tuple[int, str]:
-    """Status and body of a GET on a process's HTTP port."""
+def http_get(daemon: Daemon, path: str, token: str | None = None) -> tuple[int, str]:
+    """Status and body of a GET on a process's HTTP port; `token` is "name:secret"."""
     url = f"http://127.0.0.1:{daemon.ports['http_port']}{path}"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=10) as reply:
             return int(reply.status), reply.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -85,9 +87,9 @@ def lookups_waiting(master: Daemon) -> int:
     return int(metric(master, "kvstore_cluster_lookups_waiting"))
 
 
-def ready(daemon: Daemon) -> tuple[int, dict[str, Any]]:
+def ready(daemon: Daemon, token: str | None = None) -> tuple[int, dict[str, Any]]:
     """Status and JSON body of /readyz."""
-    status, body = http_get(daemon, "/readyz")
+    status, body = http_get(daemon, "/readyz", token)
     return status, json.loads(body)
 
 
