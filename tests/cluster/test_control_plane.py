@@ -22,12 +22,12 @@ from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.cluster
 
-CLIENT, NODE, OPERATOR = (f"{name}:{name}-secret-0123456789" for name in ("c", "n", "o"))
+CLIENT, NODE, OPERATOR = (f"{name}:{name}-secret-0123456789" for name in ("c", "a", "o"))
 TOKENS = "\n".join(
     f"{name} {role} {tenants} {name}-secret-0123456789"
     for name, role, tenants in (
         ("c", "client", "default"),
-        ("n", "node", "*"),
+        ("a", "node", "*"),
         ("o", "operator", "*"),
     )
 )
@@ -126,7 +126,7 @@ def every_call(token: str | None, cluster: Cluster) -> dict[str, tuple[str, int]
     outcomes: dict[str, tuple[str, int]] = {}
     with control(cluster.master, token) as plane:
         calls: dict[str, tuple[Any, Any]] = {
-            "Register": (plane.nodes.Register, node_pb2.RegisterRequest()),
+            "Register": (plane.nodes.Register, node_pb2.RegisterRequest(node_id="a")),
             "Heartbeat": (plane.nodes.Heartbeat, node_pb2.HeartbeatRequest(node_id="a")),
             "Unregister": (plane.nodes.Unregister, node_pb2.UnregisterRequest(node_id="a")),
             "Locate": (plane.master.Locate, master_pb2.LocateRequest(namespace=DEFAULT)),
