@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/hash.h"
 
@@ -489,10 +490,14 @@ TEST(IndexReader, RefusesForeignAndContradictoryHeaders) {
     EXPECT_EQ(with(offsetof(IndexHeader, segment_bytes), kSegmentBytes + 1, 8),
               Code::kVersionMismatch);
     EXPECT_EQ(with(offsetof(IndexHeader, node_id_bytes), 256, 2), Code::kVersionMismatch);
-    ASSERT_EQ(ftruncate(index->fd(), static_cast<off_t>(index->mapped_bytes() - 1)), 0);
-    EXPECT_EQ(attach(), Code::kVersionMismatch);
-    ASSERT_EQ(ftruncate(index->fd(), 100), 0);
-    EXPECT_EQ(attach(), Code::kVersionMismatch);
+    // Of a copy: the size of the index's own file is sealed.
+    std::vector<uint8_t> bytes(index->mapped_bytes());
+    ASSERT_EQ(pread(index->fd(), bytes.data(), bytes.size(), 0), ssize_t(bytes.size()));
+    for (const size_t size : {bytes.size() - 1, size_t{100}}) {
+        const Fd shorter(memfd_create("index", MFD_CLOEXEC));
+        ASSERT_EQ(pwrite(shorter.get(), bytes.data(), size, 0), ssize_t(size));
+        EXPECT_EQ(IndexReader::attach(shorter.get(), kSegmentBytes).code(), Code::kVersionMismatch);
+    }
     EXPECT_FALSE(IndexReader::attach(-1, kSegmentBytes).ok());
 }
 
