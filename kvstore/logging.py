@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from datetime import datetime, timezone
 from typing import Final
 
 from kvstore import clock
 
 _REPEAT_MS = 60_000
+_MAX_KEYS = 256
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 _ROOT = "kvstore"
@@ -86,6 +87,22 @@ class Recurring:
             lasted_s = (clock.monotonic_ms() - self._first_ms) // 1000
             self._log.info("recovered", what=self._event, times=self._times, after_s=lasted_s)
             self._times = 0
+
+
+class RecurringByKey:
+    """A Recurring for each of many causes, such as the peers of a server."""
+
+    def __init__(self, log: EventLogger, event: str) -> None:
+        """Log `event` to `log`, as a warning."""
+        self._log = log
+        self._event = event
+        self._known: dict[Hashable, Recurring] = {}
+
+    def of(self, key: Hashable) -> Recurring:
+        """Return that of a cause. All are forgotten when there are too many."""
+        if key not in self._known and len(self._known) >= _MAX_KEYS:
+            self._known.clear()
+        return self._known.setdefault(key, Recurring(self._log, self._event))
 
 
 def _quote(value: object) -> str:

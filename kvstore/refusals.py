@@ -9,10 +9,9 @@ import asyncio
 from typing import Protocol, TypedDict
 
 from kvstore.errors import Status
-from kvstore.logging import EventLogger, Recurring
+from kvstore.logging import EventLogger, RecurringByKey
 
 _POLL_S = 1.0
-_MAX_KNOWN = 1000
 
 
 class Refusal(TypedDict):
@@ -39,13 +38,10 @@ async def report(core: RefusingCore, log: EventLogger) -> None:
         core: that refuses them.
         log: of the server.
     """
-    known: dict[tuple[int, str], Recurring] = {}
+    known = RecurringByKey(log, "connection_refused")
     while True:
         for refusal in core.take_refusals():
-            if len(known) >= _MAX_KNOWN:
-                known.clear()
-            key = (refusal["status"], refusal["host"])
-            known.setdefault(key, Recurring(log, "connection_refused")).warn(
+            known.of((refusal["status"], refusal["host"])).warn(
                 status=Status(refusal["status"]).name,
                 host=refusal["host"] or "several",
                 reason=refusal["reason"],

@@ -13,7 +13,7 @@ import grpc
 from kvstore import clock, limits
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.errors import TABLE, InternalError, KvstoreError, Status, error_for
-from kvstore.logging import EventLogger, Recurring
+from kvstore.logging import EventLogger, Recurring, RecurringByKey
 from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
@@ -23,7 +23,6 @@ _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
 _WAITING_THREADS = 64
 # Hosts and methods whose refusals are counted apart.
-_MAX_REFUSALS = 256
 # Interval at which an idle watch looks at the ring.
 _WATCH_POLL_S = 0.02
 _NODE = (Role.NODE,)
@@ -46,7 +45,7 @@ class Calls:
         # heartbeats.
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "rpc-wait")
         self._waiting_now = 0
-        self._refusals: dict[tuple[str, str], Recurring] = {}
+        self._refusals = RecurringByKey(_log, "call_refused")
         self.counts: dict[tuple[str, str], int] = {}
         """Finished calls by (method, status name)."""
 
@@ -118,10 +117,7 @@ class Calls:
 
     def _refused(self, method: str, peer: str) -> Recurring:
         """Return the warning for a method and a host: each is repeated once a minute only."""
-        key = (method, peer.rpartition(":")[0])
-        if key not in self._refusals and len(self._refusals) >= _MAX_REFUSALS:
-            self._refusals.clear()
-        return self._refusals.setdefault(key, Recurring(_log, "call_refused"))
+        return self._refusals.of((method, peer.rpartition(":")[0]))
 
     async def _run_quick(self, handler: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._quick, handler)

@@ -30,7 +30,7 @@ def many_descriptors() -> Iterator[None]:
     """Let this process open as many as the test needs."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before[1] != resource.RLIM_INFINITY and before[1] < 4 * _FLOOD:
-        pytest.skip(f"needs {4 * _FLOOD} descriptors")
+        pytest.skip(f"needs {4 * _FLOOD} descriptors: raise the hard limit (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 4 * _FLOOD), before[1]))
     try:
         yield

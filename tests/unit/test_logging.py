@@ -10,7 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from kvstore import clock
-from kvstore.logging import EventFormatter, EventLogger, JsonFormatter, Recurring, in_json, setup
+from kvstore.logging import (
+    EventFormatter,
+    EventLogger,
+    JsonFormatter,
+    Recurring,
+    RecurringByKey,
+    in_json,
+    setup,
+)
 
 
 @pytest.fixture
@@ -98,3 +106,17 @@ def test_what_recurs_is_logged_at_once_then_once_a_minute(
         "INFO part recovered what=lost times=150 after_s=150",
         "WARNING part lost error=again",
     ]
+
+
+def test_each_cause_is_logged_once_and_their_number_is_bounded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refused = RecurringByKey(EventLogger("part"), "refused")
+    with caplog.at_level(logging.WARNING, "kvstore"):
+        for _ in range(3):
+            for host in ("a", "b"):
+                refused.of(("call", host)).warn(host=host)
+        assert len(caplog.records) == 2
+        for number in range(10_000):
+            refused.of(number)
+    assert len(refused._known) <= 256

@@ -1,4 +1,4 @@
-// Counting refusals by code and host.
+// Counting refusals by code, host and reason.
 #include "net/refusals.h"
 
 namespace kvstore {
