@@ -81,6 +81,9 @@ class NodeCoreApi(Protocol):
     def damage(self) -> str:
         """Describe what another process has done to the shared memory; "" while it is whole."""
 
+    def take_lost_clients(self) -> list[str]:
+        """Return clients that spoiled their slots since the last call, a phrase each."""
+
     def beginning(self) -> dict[str, Any]:
         """Describe what was taken over from an earlier process of the node."""
 

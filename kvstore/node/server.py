@@ -292,6 +292,8 @@ class NodeServer:
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=_DAMAGE_POLL_S)
+                for client in core.take_lost_clients():
+                    _log.warning("client_slot_lost", client=client)
                 self._damage = core.damage()
                 if self._damage:
                     raise SegmentDamagedError(self._damage)

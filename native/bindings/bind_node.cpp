@@ -419,6 +419,12 @@ void bind_state(nb::class_<PyNode>& node) {
             "damage",
             [](PyNode& self) { return self.run([](NodeCore& core) { return core.damage(); }); },
             "What somebody has done to the shared memory from outside; \"\" while it is whole.")
+        .def(
+            "take_lost_clients",
+            [](PyNode& self) {
+                return self.run([](NodeCore& core) { return core.take_lost_clients(); });
+            },
+            "Clients that have spoiled their slots since the last call, a phrase each.")
         .def("snapshot", &snapshot, "timeout_ms"_a,
              "Write to NVMe what DRAM alone has, the last used first: {objects, bytes, left}. "
              "UnsupportedError: no NVMe tier; OverloadedError: another one is in progress; the "

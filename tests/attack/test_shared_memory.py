@@ -46,8 +46,6 @@ ATTACKS: dict[str, Callable[[Path], None]] = {
     "segment cut": lambda folder: cut(folder / "segment", 4096),
     "segment emptied": lambda folder: cut(folder / "segment", 0),
     "segment punched": lambda folder: punch(folder / "segment"),
-    "clients cut": lambda folder: cut(folder / "clients", 4096),
-    "clients emptied": lambda folder: cut(folder / "clients", 0),
 }
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 HEADER = struct.Struct("<IHHQQ")
 HELLO_MAGIC = int.from_bytes(b"KVSTORE1", "little")
 VERSION_1_0 = 1 << 16
-SLOT_BYTES = 16384
+SLOT_PAGE = 4096
 
 HELLO, CHALLENGE, AUTH, WELCOME, REFUSED, ERROR, STATUS_REPLY = 1, 2, 3, 4, 5, 6, 7
 PING, PONG, SLOT_READY, RESERVE, COMMIT, ABORT, GET, PUT = (
@@ -199,10 +199,9 @@ class LocalClient:
         welcome = self.connection.handshake()
         assert len(self.connection.fds) == 3, "no shared memory was offered"
         self.slot = int.from_bytes(welcome[13], "little") - 1
-        segment_fd, index_fd, clients_fd = self.connection.fds
+        segment_fd, index_fd, slot_fd = self.connection.fds
         assert fcntl.fcntl(index_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-        start = (self.slot + 1) * SLOT_BYTES
-        fcntl.lockf(clients_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, start)
+        fcntl.lockf(slot_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, SLOT_PAGE)
         assert self.connection.statuses(SLOT_READY, number(1, self.slot, 4)) in ([0], [])
         self.segment = mmap.mmap(segment_fd, int.from_bytes(welcome[15], "little"))
 

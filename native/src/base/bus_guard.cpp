@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/magic.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
@@ -74,7 +75,22 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
     errno = error;
 }
 
+// A child does not inherit writable mappings (Mapping::map()): where they were, something else may
+// lie. Their owners, which it has copies of, leave them alone.
+void forget_writable() {
+    for (auto* watch = watches.load(std::memory_order_acquire); watch != nullptr;
+         watch = watch->next) {
+        if (watch->begin.load(std::memory_order_relaxed) > BusGuard::Watch::kTaken &&
+            (watch->protection.load(std::memory_order_relaxed) & PROT_WRITE) != 0) {
+            watch->begin.store(BusGuard::Watch::kFree, std::memory_order_release);
+        }
+    }
+}
+
 bool install_handler() {
+    if (pthread_atfork(nullptr, nullptr, forget_writable) != 0) {
+        return false;
+    }
     struct sigaction guard{};
     guard.sa_sigaction = on_sigbus;
     guard.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;

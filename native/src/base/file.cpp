@@ -53,17 +53,21 @@ void Fd::reset() {
 Mapping::Mapping(Mapping&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
-      watch_(std::exchange(other.watch_, nullptr)) {}
+      writable_(other.writable_),
+      watch_(std::exchange(other.watch_, nullptr)),
+      fork_guard_(other.fork_guard_) {}
 
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(writable_, other.writable_);
     std::swap(watch_, other.watch_);
+    std::swap(fork_guard_, other.fork_guard_);
     return *this;
 }
 
 Mapping::~Mapping() {
-    if (data_ != nullptr) {
+    if (data_ != nullptr && !(writable_ && fork_guard_.in_child())) {
         BusGuard::end(watch_);
         munmap(data_, size_);
     }
@@ -78,6 +82,7 @@ Result<Mapping> Mapping::map(int fd, uint64_t size, bool writable, uint64_t offs
     Mapping mapping;
     mapping.data_ = static_cast<uint8_t*>(data);
     mapping.size_ = size;
+    mapping.writable_ = writable;
     mapping.watch_ = BusGuard::watch(data, size, fd, writable);
     // A forked child must not write into its parent's blocks (native/README.md, rule 8).
     if (writable && madvise(data, size, MADV_DONTFORK) != 0) {

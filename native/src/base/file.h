@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/bus_guard.h"
+#include "base/fork_guard.h"
 #include "base/status.h"
 
 namespace kvstore {
@@ -27,7 +28,8 @@ class Fd {
     int fd_ = -1;
 };
 
-// Of a shared file. A page that the file has lost reads as zeros (bus_guard.h).
+// Of a shared file. A page that the file has lost reads as zeros (bus_guard.h). A writable one is
+// not there in a forked child, where it must not be used any more; destroying it does nothing.
 class Mapping {
   public:
     Mapping() = default;
@@ -43,7 +45,9 @@ class Mapping {
   private:
     uint8_t* data_ = nullptr;
     uint64_t size_ = 0;
+    bool writable_ = false;
     BusGuard::Watch* watch_ = nullptr;
+    ForkGuard fork_guard_;
 };
 
 // Where a file has data and where it has holes. A hole of a mapped file must not be read: that

@@ -16,7 +16,7 @@ inline constexpr uint64_t kMaxPayloadBytes = 1ull
 inline constexpr size_t kMaxReplicas = 8;
 inline constexpr size_t kMaxNodes = 4096;
 inline constexpr size_t kMaxEndpointBytes = 512;
-inline constexpr size_t kMaxClients = 1024;      // slots in a node's clients file
+inline constexpr size_t kMaxClients = 1024;      // processes that map a node's memory
 inline constexpr size_t kMaxConnections = 4096;  // of one server
 inline constexpr size_t kMaxQueuedBytes = 64u
                                           << 20;  // unsent reply bytes of one connection (bodies)

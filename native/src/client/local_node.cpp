@@ -27,18 +27,23 @@ Status check_file_holds(int fd, uint64_t bytes) {
     return {};
 }
 
-// A clients file is never closed directly: that would drop this process's locks on it.
+// A slot file is never closed directly: that would drop this process's lock on it.
 void dispose(std::vector<Fd> fds) {
     if (fds.size() == 3) {
         SlotRegistry::instance().dispose(std::move(fds[2]));
     }
 }
 
+// What a process has one slot for: tenants of a node may lie in memory of their own.
+std::string place_of(const std::string& node_id, const HelloParams& hello) {
+    return node_id + '\n' + hello.tenant;
+}
+
 // So that no descriptor comes of what this process has already.
 HelloParams with_slot(HelloParams hello, const ClientSlot& slot, uint32_t mapped_epoch) {
     hello.slot_plus_one = slot.number() + 1;
-    hello.clients_device = slot.file().device;
-    hello.clients_inode = slot.file().inode;
+    hello.slot_device = slot.file().device;
+    hello.slot_inode = slot.file().inode;
     hello.mapped_epoch = mapped_epoch;
     return hello;
 }
@@ -67,7 +72,7 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
     Status last;
     *cause = AttachCause::kOther;
     for (int i = 0; i < kSlotTries; ++i) {
-        std::shared_ptr<ClientSlot> held = SlotRegistry::instance().find(node_id);
+        std::shared_ptr<ClientSlot> held = SlotRegistry::instance().find(place_of(node_id, hello));
         int error = 0;
         Result<Fd> fd = connect_to(endpoint, deadline, &error);
         if (!fd.ok()) {
@@ -123,10 +128,10 @@ Status LocalNode::take_slot(std::shared_ptr<ClientSlot> held, std::vector<Fd>* f
                             Channel& channel, Deadline deadline) {
     const auto number = static_cast<uint32_t>(channel.welcome().slot);
     if (fds->size() == 3) {
-        Fd clients = std::move(fds->back());
+        Fd file = std::move(fds->back());
         fds->pop_back();
-        Result<std::shared_ptr<ClientSlot>> slot =
-            SlotRegistry::instance().acquire(std::move(clients), number, channel.welcome().node_id);
+        Result<std::shared_ptr<ClientSlot>> slot = SlotRegistry::instance().acquire(
+            std::move(file), number, place_of(channel.welcome().node_id, hello_));
         if (!slot.ok()) {
             return slot.status();
         }
@@ -139,9 +144,7 @@ Status LocalNode::take_slot(std::shared_ptr<ClientSlot> held, std::vector<Fd>* f
     }
     // From here on the node scans this slot, so its hazards count.
     held->set_confirmed();
-    if (slot_ == nullptr) {
-        slot_ = std::move(held);
-    }
+    slot_ = std::move(held);
     return {};
 }
 
@@ -204,14 +207,14 @@ Result<std::unique_ptr<Channel>> LocalNode::open_channel(Deadline deadline) {
     }
     const WelcomeData& welcome = (*channel)->welcome();
     std::vector<Fd> fds = (*channel)->take_fds();
-    if ((fds.size() != 3 && !fds.empty()) || welcome.slot < 0 ||
+    // Another slot than the one that all of this object's hazards are in: not with this object.
+    if (!fds.empty() || welcome.slot != static_cast<int>(slot_->number()) ||
         welcome.node_epoch != node_epoch() || welcome.node_id != node_id()) {
         dispose(std::move(fds));
         mark_gone();
         return {Code::kUnavailable, node_id() + " was restarted"};
     }
-    Status status = take_slot(slot_, &fds, **channel, deadline);
-    if (!status.ok()) {
+    if (Status status = confirm_slot(*slot_, **channel, deadline); !status.ok()) {
         return status;
     }
     return std::move(*channel);

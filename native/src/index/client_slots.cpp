@@ -1,4 +1,4 @@
-// The node's side of the clients file: assignment of slots, liveness, scans.
+// The node's side of the client slots: their files, assignment, liveness, scans.
 #include "index/client_slots.h"
 
 #include <fcntl.h>
@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <filesystem>
 
 #include "base/mutex.h"
 #include "index/protocol_steps.h"
@@ -20,6 +22,23 @@ void add_to(SlotCounters& sum, const SlotPage& page) {
     }
 }
 
+uint64_t file_bytes(int fd) {
+    struct stat info{};
+    return fstat(fd, &info) == 0 ? static_cast<uint64_t>(info.st_size) : 0;
+}
+
+// The number behind `prefix` in a file's name; nothing when that is no slot's.
+std::optional<uint32_t> slot_of(const std::string& file, const std::string& prefix) {
+    if (!file.starts_with(prefix)) {
+        return std::nullopt;
+    }
+    uint32_t slot = 0;
+    const char* const end = file.data() + file.size();
+    const auto [stop, error] = std::from_chars(file.data() + prefix.size(), end, slot);
+    const bool is_slot = error == std::errc() && stop == end && slot < kSlotCount;
+    return is_slot ? std::optional(slot) : std::nullopt;
+}
+
 }  // namespace
 
 // Locked before it is looked at: of two nodes that start at once, one gets it. The file keeps its
@@ -27,8 +46,7 @@ void add_to(SlotCounters& sum, const SlotPage& page) {
 Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& directory,
                                                        const std::string& name,
                                                        bool discard_foreign) {
-    std::unique_ptr<ClientSlots> slots(new ClientSlots);
-    slots->name_ = name;
+    std::unique_ptr<ClientSlots> slots(new ClientSlots(directory, name));
     auto fd = directory.empty() ? create_region(directory, name) : keep_region(directory, name);
     if (!fd.ok()) {
         return fd.status();
@@ -39,7 +57,7 @@ Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& direct
                                   " belongs to a node that runs: " + owned.status().message()};
     }
     slots->fd_ = *owned;
-    Status status = slots->read_or_write_header(directory, name);
+    Status status = slots->read_or_write_header();
     if (status.code() == Code::kVersionMismatch && discard_foreign && !directory.empty()) {
         // Its clients keep the old inode, and its lock, which says nothing about the new one.
         slots.reset();
@@ -53,139 +71,245 @@ Result<std::unique_ptr<ClientSlots>> ClientSlots::open(const std::string& direct
     if (!status.ok()) {
         return status;
     }
-    auto mapping = Mapping::map(slots->fd_, kClientsFileBytes, true);
-    if (!mapping.ok()) {
-        return mapping.status();
-    }
-    slots->mapping_ = std::move(*mapping);
-    if (slots->kept_) {
-        slots->adopt_live_slots();
+    if (!directory.empty()) {
+        slots->adopt_slot_files();
     }
     return slots;
 }
 
-Status ClientSlots::read_or_write_header(const std::string& directory, const std::string& name) {
-    if (!directory.empty() && !is_named(fd_, directory, name)) {
-        return {Code::kUnavailable, directory + "/" + name + " was replaced by another node"};
-    }
-    struct stat info{};
-    if (fstat(fd_, &info) != 0) {
-        return errno_status("fstat", name);
+Status ClientSlots::read_or_write_header() {
+    if (!directory_.empty() && !is_named(fd_, directory_, name_)) {
+        return {Code::kUnavailable, directory_ + "/" + name_ + " was replaced by another node"};
     }
     ClientsHeader header{};
-    if (info.st_size != 0) {
-        if (info.st_size != static_cast<off_t>(kClientsFileBytes)) {
-            return {Code::kVersionMismatch, name + " is not a clients file of this format"};
-        }
+    const uint64_t bytes = file_bytes(fd_);
+    if (bytes != 0) {
         const bool read = pread(fd_, &header, sizeof header, 0) == ssize_t{sizeof header};
-        // Nobody was ever given a file whose header was not written.
+        // No client was ever given a slot beside a file whose header was not written.
         kept_ = read && header.magic != 0;
-        if (kept_ && (header.magic != kClientsMagic || header.layout_version != kLayoutVersion ||
-                      header.slot_count != kSlotCount || header.slot_bytes != kSlotBytes)) {
-            return {Code::kVersionMismatch, name + " is not a clients file of this format"};
+    }
+    if (kept_) {
+        if (Status status = read_header(header, bytes); !status.ok()) {
+            return status;
         }
     }
-    if (Status sized = size_region(fd_, directory, kClientsFileBytes, name); !sized.ok()) {
+    if (Status sized = size_region(fd_, directory_, sizeof header, name_); !sized.ok()) {
         return sized;
     }
-    header.layout_version = kLayoutVersion;
+    header.layout_version = kClientsVersion;
     header.slot_count = kSlotCount;
     header.slot_bytes = kSlotBytes;
     header.owner_pid = static_cast<uint32_t>(getpid());
     header.magic = kClientsMagic;
     if (pwrite(fd_, &header, sizeof header, 0) != ssize_t{sizeof header}) {
-        return errno_status("pwrite", name);
+        return errno_status("pwrite", name_);
     }
     return {};
 }
 
-// A slot whose lock is held counts as live, confirmed or not: its scan is on the safe side.
-void ClientSlots::adopt_live_slots() {
-    const MutexLock lock(mutex_);
-    for (uint32_t slot = 0; slot < kSlotCount; ++slot) {
-        if (!lock_seen(slot)) {
-            continue;
-        }
-        slots_[slot].state = State::kLive;
-        slots_[slot].backed = true;
-        // Entry numbers of the earlier index say nothing about the new one.
-        slots_[slot].touches_seen = page(slot).touch_count.load(kRelaxed);
-        live_.push_back(slot);
+Status ClientSlots::read_header(const ClientsHeader& header, uint64_t file_bytes) const {
+    if (header.magic == kClientsMagic && header.layout_version == 1 &&
+        header.slot_bytes == kSlotBytes && file_bytes > kSlotBytes) {
+        // Slots behind the header, whose clients this build does not scan.
+        return SlotRegistry::locked_behind(fd_, 0)
+                   ? Status(Code::kVersionMismatch,
+                            "clients of an earlier release still map it: restart them first")
+                   : Status();
     }
+    if (header.magic != kClientsMagic || header.layout_version != kClientsVersion ||
+        header.slot_count != kSlotCount || header.slot_bytes != kSlotBytes) {
+        return {Code::kVersionMismatch, name_ + " is not a clients file of this format"};
+    }
+    return {};
+}
+
+// A slot whose lock is held counts as live, confirmed or not: its scan is on the safe side. The
+// others are of the dead, or never came to be used.
+void ClientSlots::adopt_slot_files() {
+    std::error_code error;
+    std::vector<uint32_t> found;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_, error)) {
+        if (const auto slot = slot_of(entry.path().filename().string(), name_ + ".")) {
+            found.push_back(*slot);
+        }
+    }
+    const MutexLock lock(mutex_);
+    for (const uint32_t slot : found) {
+        auto file = open_region(directory_, file_name(slot));
+        // Without the clients file nothing else was kept either.
+        if (file.ok() && (!kept_ || !adopt(slot, std::move(*file)))) {
+            unlink((directory_ + "/" + file_name(slot)).c_str());
+        }
+    }
+}
+
+bool ClientSlots::adopt(uint32_t slot, Fd file) {
+    Slot& one = slots_[slot];
+    const int fd = file.get();
+    const auto key = SlotRegistry::instance().keep(std::move(file));
+    if (!key.ok()) {
+        return false;
+    }
+    one.fd = fd;
+    one.key = *key;
+    if (!lock_seen(one)) {
+        SlotRegistry::instance().release_owner(one.key);
+        one = Slot();
+        return false;
+    }
+    // The client could take the owner's lock, and could shorten the file.
+    const bool owned = SlotRegistry::instance().own(one.key);
+    auto mapping = owned && file_bytes(fd) == kSlotFileBytes
+                       ? Mapping::map(fd, kSlotFileBytes, true)
+                       : Result<Mapping>(Status(Code::kIoError));
+    if (!mapping.ok()) {
+        one.state = State::kLost;
+        lost_.push_back(slot);
+        return true;
+    }
+    one.mapping = std::move(*mapping);
+    one.state = State::kLive;
+    // Entry numbers of the earlier index say nothing about the new one.
+    one.touches_seen = page(slot).touch_count.load(kRelaxed);
+    live_.push_back(slot);
+    return true;
 }
 
 ClientSlots::~ClientSlots() {
-    if (fd_ >= 0) {
-        SlotRegistry::instance().release_owner(key_);
+    if (fd_ < 0) {
+        return;
     }
+    const MutexLock lock(mutex_);
+    for (const Slot& slot : slots_) {
+        if (slot.fd >= 0) {
+            SlotRegistry::instance().release_owner(slot.key);
+        }
+    }
+    SlotRegistry::instance().release_owner(key_);
+}
+
+void ClientSlots::remove_files() {
+    const MutexLock lock(mutex_);
+    if (directory_.empty()) {
+        return;
+    }
+    for (uint32_t slot = 0; slot < kSlotCount; ++slot) {
+        if (is_named(slots_[slot].fd, directory_, file_name(slot))) {
+            unlink((directory_ + "/" + file_name(slot)).c_str());
+        }
+    }
+    if (is_named(fd_, directory_, name_)) {
+        unlink((directory_ + "/" + name_).c_str());
+    }
+}
+
+std::string ClientSlots::file_name(uint32_t slot) const {
+    return name_ + "." + std::to_string(slot);
+}
+
+// Its first touch must not fail, so its memory is taken now.
+Status ClientSlots::create_file(uint32_t slot) {
+    const std::string name = file_name(slot);
+    auto file = create_region(directory_, name);
+    if (!file.ok()) {
+        return file.status();
+    }
+    const int fd = file->get();
+    Status status = size_region(fd, directory_, kSlotFileBytes, name);
+    if (status.ok()) {
+        status = reserve_bytes(fd, 0, kSlotFileBytes, name);
+    }
+    const SlotHeader header{kSlotMagic, kLayoutVersion, kSlotBytes, slot,
+                            static_cast<uint32_t>(getpid())};
+    if (status.ok() && pwrite(fd, &header, sizeof header, 0) != ssize_t{sizeof header}) {
+        status = errno_status("pwrite", name);
+    }
+    auto mapping = status.ok() ? Mapping::map(fd, kSlotFileBytes, true) : Result<Mapping>(status);
+    FileKey key;
+    if (mapping.ok()) {
+        status = SlotRegistry::instance().adopt_owner(std::move(*file), &key).status();
+    } else {
+        status = mapping.status();
+    }
+    if (!status.ok()) {
+        if (!directory_.empty()) {
+            unlink((directory_ + "/" + name).c_str());
+        }
+        return status;
+    }
+    Slot& one = slots_[slot];
+    one.fd = fd;
+    one.key = key;
+    one.mapping = std::move(*mapping);
+    return {};
+}
+
+void ClientSlots::remove_file(uint32_t slot) {
+    Slot& one = slots_[slot];
+    if (one.fd < 0) {
+        return;
+    }
+    if (!directory_.empty() && is_named(one.fd, directory_, file_name(slot))) {
+        unlink((directory_ + "/" + file_name(slot)).c_str());
+    }
+    one.mapping = Mapping();
+    SlotRegistry::instance().release_owner(one.key);
+    one.fd = -1;
+    one.key = {};
+    one.touches_seen = 0;
 }
 
 SlotPage& ClientSlots::page(uint32_t slot) const {
-    return *reinterpret_cast<SlotPage*>(mapping_.data() + slot_offset(slot));
+    return *reinterpret_cast<SlotPage*>(slots_[slot].mapping.data() + kSlotPageOffset);
 }
 
-bool ClientSlots::lock_seen(uint32_t slot) const {
-    return SlotRegistry::instance().holds(key_, slot) ||
-           SlotRegistry::locked_elsewhere(fd_, slot_offset(slot));
-}
-
-void ClientSlots::clear(uint32_t slot) {
-    SlotPage& p = page(slot);
-    for (Hazard& hazard : p.hazards) {
-        steps::clear_hazard(steps::RealMemory{}, hazard);
-        hazard.offset.store(0, kRelaxed);
-    }
-    for (SharedWord& counter : p.counters) {
-        counter.store(0, kRelaxed);
-    }
-    for (SharedHalf& touch : p.touches) {
-        touch.store(0, kRelaxed);
-    }
-    p.touch_count.store(0, kRelaxed);
-    for (SharedWord& spare : p.spares) {
-        spare.store(0, kRelaxed);
-    }
-}
-
-Status ClientSlots::back(uint32_t slot) {
-    if (slots_[slot].backed) {
-        return {};
-    }
-    const uint64_t begin = slot_offset(slot);
-    const Status reserved = reserve_bytes(fd_, begin, begin + kSlotBytes, "clients");
-    slots_[slot].backed = reserved.ok();
-    return reserved;
+bool ClientSlots::lock_seen(const Slot& slot) const {
+    return slot.fd >= 0 && (SlotRegistry::instance().holds(slot.key) ||
+                            SlotRegistry::locked_elsewhere(slot.fd, kSlotPageOffset));
 }
 
 Result<uint32_t> ClientSlots::assign() {
     const MutexLock lock(mutex_);
     for (uint32_t tried = 0; tried < kSlotCount; ++tried) {
         const uint32_t slot = (next_ + tried) % kSlotCount;
-        // A lock on a free slot: its client was given up before it came to lock. Not ours to clear.
-        if (slots_[slot].state != State::kFree || lock_seen(slot)) {
+        if (slots_[slot].state != State::kFree) {
             continue;
         }
-        if (Status backed = back(slot); !backed.ok()) {
-            return backed;
-        }
+        Status created;
         steps::recycle_slot(
-            steps::RealMemory{}, [&] { clear(slot); },
+            steps::RealMemory{},
             [&] {
                 mutex_.assert_held();
-                slots_[slot].state = State::kAssigned;
-                slots_[slot].touches_seen = 0;
+                created = create_file(slot);
+            },
+            [&] {
+                mutex_.assert_held();
+                slots_[slot].state = created.ok() ? State::kAssigned : State::kFree;
             });
+        if (!created.ok()) {
+            return created;
+        }
         next_ = (slot + 1) % kSlotCount;
         return slot;
     }
     return {Code::kOverloaded, "all client slots are taken"};
 }
 
+int ClientSlots::fd(uint32_t slot) const {
+    const MutexLock lock(mutex_);
+    return slot < kSlotCount ? slots_[slot].fd : -1;
+}
+
+FileKey ClientSlots::file(uint32_t slot) const {
+    const MutexLock lock(mutex_);
+    return slot < kSlotCount ? slots_[slot].key : FileKey{};
+}
+
 Status ClientSlots::confirm(uint32_t slot) {
     const MutexLock lock(mutex_);
     const bool given = slot < kSlotCount && (slots_[slot].state == State::kAssigned ||
                                              slots_[slot].state == State::kLive);
-    if (!given || !lock_seen(slot)) {
+    if (!given || !lock_seen(slots_[slot])) {
         return {Code::kInvalidArgument, "slot is not assigned or its lock is not held"};
     }
     if (slots_[slot].state == State::kAssigned) {
@@ -196,27 +320,52 @@ Status ClientSlots::confirm(uint32_t slot) {
 }
 
 pid_t ClientSlots::holder(uint32_t slot) const {
-    return SlotRegistry::instance().holds(key_, slot)
+    const MutexLock lock(mutex_);
+    const Slot& one = slots_[slot];
+    return SlotRegistry::instance().holds(one.key)
                ? getpid()
-               : SlotRegistry::lock_holder(fd_, slot_offset(slot));
+               : SlotRegistry::lock_holder(one.fd, kSlotPageOffset);
 }
 
-bool ClientSlots::is_alive(uint32_t slot) const { return slot < kSlotCount && lock_seen(slot); }
+bool ClientSlots::is_alive(uint32_t slot) const {
+    const MutexLock lock(mutex_);
+    return slot < kSlotCount && lock_seen(slots_[slot]);
+}
 
 std::vector<uint32_t> ClientSlots::collect_dead() {
     const MutexLock lock(mutex_);
     std::vector<uint32_t> dead;
-    for (const uint32_t slot : live_) {
-        if (steps::slot_is_dead(steps::RealMemory{}, lock_seen(slot), false)) {
-            dead.push_back(slot);
+    for (const std::vector<uint32_t>* list : {&live_, &lost_}) {
+        for (const uint32_t slot : *list) {
+            if (steps::slot_is_dead(steps::RealMemory{}, lock_seen(slots_[slot]), false)) {
+                dead.push_back(slot);
+            }
         }
     }
     for (const uint32_t slot : dead) {
+        if (slots_[slot].state == State::kLive) {
+            add_to(retired_counters_, page(slot));
+        }
         slots_[slot].state = State::kDead;
         std::erase(live_, slot);
-        add_to(retired_counters_, page(slot));
+        std::erase(lost_, slot);
     }
     return dead;
+}
+
+std::vector<uint32_t> ClientSlots::collect_lost() {
+    const MutexLock lock(mutex_);
+    std::vector<uint32_t> torn;
+    std::ranges::copy_if(live_, std::back_inserter(torn), [&](uint32_t slot) KV_REQUIRES(mutex_) {
+        const Slot& one = slots_[slot];
+        return one.mapping.torn() || file_bytes(one.fd) < kSlotFileBytes;
+    });
+    for (const uint32_t slot : torn) {
+        slots_[slot].state = State::kLost;
+        std::erase(live_, slot);
+        lost_.push_back(slot);
+    }
+    return torn;
 }
 
 bool ClientSlots::free_slot(uint32_t slot) {
@@ -229,9 +378,10 @@ bool ClientSlots::free_slot(uint32_t slot) {
         return true;
     }
     // A live slot goes through collect_dead() first, so that what its client owned is given back.
-    if (state == State::kLive || lock_seen(slot)) {
+    if ((state != State::kAssigned && state != State::kDead) || lock_seen(slots_[slot])) {
         return false;
     }
+    remove_file(slot);
     slots_[slot].state = State::kFree;
     return true;
 }
@@ -243,22 +393,21 @@ std::vector<uint32_t> ClientSlots::live_slots() const {
 
 bool ClientSlots::hazard_present(Generation gen) const {
     const MutexLock lock(mutex_);
-    const bool found = std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
+    return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) KV_REQUIRES(mutex_) {
         return steps::slot_holds(steps::RealMemory{}, page(slot).hazards, gen);
     });
-    return found || mapping_.torn();
 }
 
 bool ClientSlots::holds_block(Generation gen, uint64_t offset) const {
     const MutexLock lock(mutex_);
-    return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) {
+    return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) KV_REQUIRES(mutex_) {
         const auto& hazards = page(slot).hazards;
         return steps::slot_holds(steps::RealMemory{}, hazards, gen) ||
                steps::slot_holds_block(steps::RealMemory{}, hazards, offset);
     });
 }
 
-bool ClientSlots::collect_hazards(std::vector<Generation>* out) const {
+void ClientSlots::collect_hazards(std::vector<Generation>* out) const {
     const MutexLock lock(mutex_);
     out->clear();
     for (const uint32_t slot : live_) {
@@ -266,15 +415,6 @@ bool ClientSlots::collect_hazards(std::vector<Generation>* out) const {
                                [&](Generation gen) { out->push_back(gen); });
     }
     std::sort(out->begin(), out->end());
-    return !mapping_.torn();
-}
-
-std::string ClientSlots::damage() const {
-    struct stat info{};
-    if (fstat(fd_, &info) == 0 && info.st_size < static_cast<off_t>(kClientsFileBytes)) {
-        return name_ + " was cut to " + std::to_string(info.st_size) + " bytes";
-    }
-    return mapping_.torn() ? name_ + " has lost pages" : std::string();
 }
 
 std::vector<std::pair<Generation, uint64_t>> ClientSlots::hazards() const {
@@ -323,7 +463,7 @@ void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& f
 SlotCounters ClientSlots::counters(uint32_t slot) const {
     SlotCounters counters{};
     const MutexLock lock(mutex_);
-    if (slot < kSlotCount && slots_[slot].backed) {
+    if (slot < kSlotCount && slots_[slot].mapping.data() != nullptr) {
         add_to(counters, page(slot));
     }
     return counters;

@@ -1,5 +1,5 @@
-// The bytes of the two shared files, `index` and `clients`. Everything is little-endian and
-// fixed-width; a change of any of it is a new format version.
+// The bytes of the shared files: the index, and the slots of clients. Everything is little-endian
+// and fixed-width; a change of any of it is a new format version.
 //
 // index file (written by the node; clients map the parts with a star, read-only)
 //
@@ -39,10 +39,14 @@
 //   namespace    0  crc of the rest   4  epoch      8 tenant id  16 namespace id
 //                24 tenant bytes (16) | name bytes << 16 (16)    28 tenant, name, zeros to 8 B
 //
-// clients file (mapped by node and clients, each client writes only its own slot)
+// clients file (the node's alone)
 //
-//   0            ClientsHeader, padded to 16 KiB; byte 0 carries the owner's record lock
-//   16 KiB × n   slot n - 1 (SlotPage); its first byte carries the record lock of its client
+//   0            ClientsHeader; byte 0 carries the node's record lock
+//
+// slot file (one for each client process, mapped by it and by the node)
+//
+//   0            SlotHeader, one page; byte 0 carries the node's record lock
+//   4096         SlotPage, written by the client; its first byte carries the client's record lock
 #pragma once
 
 #include <array>
@@ -66,7 +70,9 @@ static_assert(SharedHalf::is_always_lock_free && sizeof(SharedHalf) == 4);
 
 inline constexpr uint64_t kIndexMagic = 0x31584449564b5651;    // arbitrary, never reused
 inline constexpr uint64_t kClientsMagic = 0x31544e4c43564b51;  // arbitrary, never reused
+inline constexpr uint64_t kSlotMagic = 0x31544f4c53564b51;     // arbitrary, never reused
 inline constexpr uint32_t kLayoutVersion = 1;
+inline constexpr uint32_t kClientsVersion = 2;  // 1: all slots lay in the clients file
 
 // ---- index -----------------------------------------------------------------------------------
 
@@ -257,6 +263,15 @@ struct ClientsHeader {
 };
 static_assert(sizeof(ClientsHeader) == 24);
 
+struct SlotHeader {
+    uint64_t magic;
+    uint32_t layout_version;
+    uint32_t slot_bytes;
+    uint32_t number;
+    uint32_t owner_pid;  // for display
+};
+static_assert(sizeof(SlotHeader) == 24);
+
 struct Hazard {
     SharedWord gen;     // 0: free
     SharedWord offset;  // of the block: a node that attaches may not know the generation any more
@@ -280,9 +295,9 @@ static_assert(offsetof(SlotPage, touch_count) == 1280);
 static_assert(offsetof(SlotPage, touches) == 1344);
 static_assert(offsetof(SlotPage, spares) == 9536);
 
-constexpr uint64_t slot_offset(uint32_t slot) { return (uint64_t{slot} + 1) * kSlotBytes; }
+inline constexpr uint64_t kSlotPageOffset = 4096;
+inline constexpr uint64_t kSlotFileBytes = kSlotPageOffset + kSlotBytes;
 inline constexpr uint32_t kSlotCount = limits::kMaxClients;
-inline constexpr uint64_t kClientsFileBytes = slot_offset(kSlotCount);
 
 // Which file a record lock is on.
 struct FileKey {

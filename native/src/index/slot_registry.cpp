@@ -1,4 +1,4 @@
-// The process-wide table of clients files: who locks what, and which descriptors must stay open.
+// The process-wide table of slot files: who locks what, and which descriptors must stay open.
 #include "index/slot_registry.h"
 
 #include <fcntl.h>
@@ -32,40 +32,38 @@ bool set_lock(int fd, short type, uint64_t at) {
     return fcntl(fd, F_SETLK, &lock) == 0;
 }
 
-// The lock that another process holds on the byte, if any.
-std::optional<struct flock> foreign_lock_at(int fd, uint64_t at) {
+// The lock that another process holds in [at, at + bytes), if any; 0 bytes: to the end.
+std::optional<struct flock> foreign_lock_at(int fd, uint64_t at, uint64_t bytes = 1) {
     struct flock lock{};
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
     lock.l_start = static_cast<off_t>(at);
-    lock.l_len = 1;
+    lock.l_len = static_cast<off_t>(bytes);
     if (fcntl(fd, F_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) {
         return std::nullopt;
     }
     return lock;
 }
 
-bool foreign_lock(int fd, uint64_t at) { return foreign_lock_at(fd, at).has_value(); }
-
 Result<FileKey> key_of(int fd) {
     struct stat info{};
     if (fstat(fd, &info) != 0) {
-        return errno_status("fstat", "clients");
+        return errno_status("fstat", "slot");
     }
     return FileKey{static_cast<uint64_t>(info.st_dev), static_cast<uint64_t>(info.st_ino)};
 }
 
-Status check_clients_file(int fd) {
+Status check_slot_file(int fd, uint32_t number) {
     struct stat info{};
-    ClientsHeader header{};
+    SlotHeader header{};
     if (fstat(fd, &info) != 0) {
-        return errno_status("fstat", "clients");
+        return errno_status("fstat", "slot");
     }
-    if (static_cast<uint64_t>(info.st_size) < kClientsFileBytes ||
+    if (static_cast<uint64_t>(info.st_size) < kSlotFileBytes ||
         pread(fd, &header, sizeof(header), 0) != static_cast<ssize_t>(sizeof(header)) ||
-        header.magic != kClientsMagic || header.layout_version != kLayoutVersion ||
-        header.slot_count != kSlotCount || header.slot_bytes != kSlotBytes) {
-        return {Code::kVersionMismatch, "not a clients file of this format"};
+        header.magic != kSlotMagic || header.layout_version != kLayoutVersion ||
+        header.slot_bytes != kSlotBytes || header.number != number) {
+        return {Code::kVersionMismatch, "not a slot file of this format"};
     }
     return {};
 }
@@ -90,12 +88,13 @@ struct ClientSlot::State {
 };
 static_assert(kSlotHazards == 64, "hazards_used has one bit for each");
 
-// A clients file that this process has to do with, as owner, as client, or as both.
+// A file that this process has to do with, as the node, as its client, or as both.
 struct SlotRegistry::File {
     std::vector<Fd> fds;  // every descriptor of the inode that reached this process
-    bool owner = false;
+    bool kept = false;    // by the node, until release_owner()
+    bool owner = false;   // and its lock is ours
     std::unique_ptr<ClientSlot::State> slot;
-    std::string node_id;
+    std::string place;      // of the slot, as its client says
     uint64_t acquired = 0;  // the later one has the greater number
 };
 
@@ -118,12 +117,12 @@ SlotRegistry& SlotRegistry::instance() {
 }
 
 Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number,
-                                                          const std::string& node_id) {
+                                                          const std::string& place) {
     const auto key = key_of(fd.get());
     if (!key.ok()) {
         return key.status();
     }
-    const Status checked = check_clients_file(fd.get());
+    const Status checked = check_slot_file(fd.get(), number);
     const MutexLock lock(mutex_);
     auto& file = files_[*key];
     if (!file) {
@@ -139,16 +138,16 @@ Result<std::shared_ptr<ClientSlot>> SlotRegistry::acquire(Fd fd, uint32_t number
         close_if_unused(*key);
         return failure;
     }
-    file->node_id = node_id;
+    file->place = place;
     file->acquired = ++acquired_;
     return new_handle(*file);
 }
 
-std::shared_ptr<ClientSlot> SlotRegistry::find(const std::string& node_id) {
+std::shared_ptr<ClientSlot> SlotRegistry::find(const std::string& place) {
     const MutexLock lock(mutex_);
     const File* found = nullptr;
     for (const auto& [key, file] : files_) {
-        if (file->slot && file->node_id == node_id &&
+        if (file->slot && file->place == place && !file->slot->mapping.torn() &&
             (found == nullptr || file->acquired > found->acquired)) {
             found = file.get();
         }
@@ -162,19 +161,16 @@ std::shared_ptr<ClientSlot> SlotRegistry::new_handle(const File& file) {
 }
 
 Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t number) {
-    if (number >= kSlotCount) {
-        return {Code::kInvalidArgument, "no such slot"};
-    }
-    if (!set_lock(fd, F_WRLCK, slot_offset(number))) {
+    if (!set_lock(fd, F_WRLCK, kSlotPageOffset)) {
         const bool taken = errno == EAGAIN || errno == EACCES;
         if (taken) {
             return {Code::kUnavailable, "another process has this slot"};
         }
-        return errno_status("fcntl", "clients");
+        return errno_status("fcntl", "slot");
     }
-    auto mapping = Mapping::map(fd, kSlotBytes, true, slot_offset(number));
+    auto mapping = Mapping::map(fd, kSlotFileBytes, true);
     if (!mapping.ok()) {
-        set_lock(fd, F_UNLCK, slot_offset(number));
+        set_lock(fd, F_UNLCK, kSlotPageOffset);
         return mapping.status();
     }
     file.slot = std::make_unique<ClientSlot::State>();
@@ -182,7 +178,7 @@ Status SlotRegistry::open_slot(File& file, const FileKey& key, int fd, uint32_t 
     file.slot->number = number;
     file.slot->fd = fd;
     file.slot->mapping = std::move(*mapping);
-    file.slot->page = reinterpret_cast<SlotPage*>(file.slot->mapping.data());
+    file.slot->page = reinterpret_cast<SlotPage*>(file.slot->mapping.data() + kSlotPageOffset);
     return {};
 }
 
@@ -201,46 +197,74 @@ void SlotRegistry::dispose(Fd fd) {
     }
 }
 
-Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
-    const auto found = key_of(fd.get());
-    if (!found.ok()) {
-        return found.status();
+Result<FileKey> SlotRegistry::keep(Fd fd) {
+    const auto key = key_of(fd.get());
+    if (!key.ok()) {
+        return key.status();
     }
-    *key = *found;
     const MutexLock lock(mutex_);
     auto& file = files_[*key];
     if (!file) {
         file = std::make_unique<File>();
     }
-    const int raw = fd.get();
     file->fds.push_back(std::move(fd));
-    const bool is_taken = file->owner || !set_lock(raw, F_WRLCK, kOwnerByte);
-    if (KV_GUARD("owner-lock", is_taken)) {
-        close_if_unused(*key);
-        return {Code::kUnavailable, "this clients file has an owner already"};
+    // One of two nodes in this process that keep the same file owns it; the other lets go.
+    if (file->kept) {
+        return {Code::kUnavailable, "this file has an owner already"};
     }
-    file->owner = true;
+    file->kept = true;
+    return *key;
+}
+
+bool SlotRegistry::own(const FileKey& key) {
+    const MutexLock lock(mutex_);
+    File& file = *files_.at(key);
+    const bool is_taken = !set_lock(file.fds.front().get(), F_WRLCK, kOwnerByte);
+    file.owner = !KV_GUARD("owner-lock", is_taken);
+    return file.owner;
+}
+
+Result<int> SlotRegistry::adopt_owner(Fd fd, FileKey* key) {
+    const int raw = fd.get();
+    const auto kept = keep(std::move(fd));
+    if (!kept.ok()) {
+        return kept.status();
+    }
+    *key = *kept;
+    if (!own(*key)) {
+        release_owner(*key);
+        return {Code::kUnavailable, "this file has an owner already"};
+    }
     return raw;
 }
 
 void SlotRegistry::release_owner(const FileKey& key) {
     const MutexLock lock(mutex_);
     const auto it = files_.find(key);
-    if (it == files_.end() || !it->second->owner) {
+    if (it == files_.end() || !it->second->kept) {
         return;
     }
-    set_lock(it->second->fds.front().get(), F_UNLCK, kOwnerByte);
+    if (it->second->owner) {
+        set_lock(it->second->fds.front().get(), F_UNLCK, kOwnerByte);
+    }
+    it->second->kept = false;
     it->second->owner = false;
     close_if_unused(key);
 }
 
-bool SlotRegistry::holds(const FileKey& key, uint32_t number) const {
+bool SlotRegistry::holds(const FileKey& key) const {
     const MutexLock lock(mutex_);
     const auto it = files_.find(key);
-    return it != files_.end() && it->second->slot && it->second->slot->number == number;
+    return it != files_.end() && it->second->slot;
 }
 
-bool SlotRegistry::locked_elsewhere(int fd, uint64_t byte) { return foreign_lock(fd, byte); }
+bool SlotRegistry::locked_elsewhere(int fd, uint64_t byte) {
+    return foreign_lock_at(fd, byte).has_value();
+}
+
+bool SlotRegistry::locked_behind(int fd, uint64_t byte) {
+    return foreign_lock_at(fd, byte + 1, 0).has_value();
+}
 
 pid_t SlotRegistry::lock_holder(int fd, uint64_t byte) {
     const auto lock = foreign_lock_at(fd, byte);
@@ -255,7 +279,7 @@ bool SlotRegistry::owner_alive(const ClientSlot::State& state) const {
             return true;
         }
     }
-    return foreign_lock(state.fd, kOwnerByte);
+    return locked_elsewhere(state.fd, kOwnerByte);
 }
 
 void SlotRegistry::release(ClientSlot::State* state) {
@@ -267,7 +291,7 @@ void SlotRegistry::release(ClientSlot::State* state) {
     for (Hazard& hazard : state->page->hazards) {
         steps::clear_hazard(steps::RealMemory{}, hazard);
     }
-    set_lock(state->fd, F_UNLCK, slot_offset(state->number));
+    set_lock(state->fd, F_UNLCK, kSlotPageOffset);
     const FileKey key = state->key;
     files_.at(key)->slot.reset();
     close_if_unused(key);
@@ -276,7 +300,7 @@ void SlotRegistry::release(ClientSlot::State* state) {
 // Closing drops every lock of this process on the inode, so it is all or nothing.
 void SlotRegistry::close_if_unused(const FileKey& key) {
     const auto it = files_.find(key);
-    if (it != files_.end() && !it->second->owner && !it->second->slot) {
+    if (it != files_.end() && !it->second->kept && !it->second->slot) {
         files_.erase(it);
     }
 }

@@ -1,7 +1,7 @@
-// The process-wide registry of client slots: one slot and one lock per process and `clients` file.
+// The process-wide registry of slot files: which this process holds as a client, as the node.
 //
 // Why process-wide: a record lock belongs to (process, inode), and closing *any* descriptor of the
-// inode drops it. So every descriptor of a clients file that reaches this process is handed to the
+// inode drops it. So every descriptor of a slot file that reaches this process is handed to the
 // registry, which keeps it open until the slot is given back. A session that names the held slot in
 // its hello gets no further descriptor.
 //
@@ -30,7 +30,7 @@ namespace kvstore {
 
 class SlotRegistry;
 
-// This process's slot in one node's clients file. Thread-safe. Destroying the last handle clears
+// This process's slot at one node. Thread-safe. Destroying the last handle clears
 // the slot and drops the lock; keep a handle for as long as anything is held or being written.
 class ClientSlot {
   public:
@@ -40,7 +40,7 @@ class ClientSlot {
     ClientSlot& operator=(const ClientSlot&) = delete;
 
     const FileKey& file() const;
-    uint32_t number() const;  // may differ from the number asked for; tell the node this one
+    uint32_t number() const;
     // The node has answered Ok to "slot ready". Until then the node does not look into this slot,
     // so every hazard is refused.
     void set_confirmed();
@@ -89,24 +89,30 @@ class SlotRegistry {
     // The registry of this process; a forked child gets a new, empty one.
     static SlotRegistry& instance();
 
-    // Locks slot `number` of the clients file behind `fd`, or returns a further handle on the slot
-    // that this process has there already. Takes `fd` over in every case, failures included.
-    // kUnavailable: another process holds that slot (connect again for another one).
-    // kVersionMismatch: not a clients file of this format.
+    // Locks slot `number`, whose file is behind `fd`, or returns a further handle on it when this
+    // process has it already. Takes `fd` over in every case, failures included. kUnavailable:
+    // another process holds that slot (connect again for another one). kVersionMismatch: not its
+    // file, or not of this format.
     Result<std::shared_ptr<ClientSlot>> acquire(Fd fd, uint32_t number,
-                                                const std::string& node_id = {});
-    // A further handle on the slot that was acquired last with this node id; null: none is held.
-    std::shared_ptr<ClientSlot> find(const std::string& node_id);
-    // For a received descriptor of a clients file that is not wanted after all.
+                                                const std::string& place = {});
+    // A further handle on the slot that was acquired last for this place and is whole; null: none
+    // is held.
+    std::shared_ptr<ClientSlot> find(const std::string& place);
+    // For a received descriptor of a slot file that is not wanted after all.
     void dispose(Fd fd);
 
     // The node's side, so that a node and a client in one process do not drop each other's locks.
-    Result<int> adopt_owner(Fd fd, FileKey* key);  // locks the owner's byte; the fd stays open
+    // Keeps a file open until release_owner(); own() locks its owner's byte, and is false when
+    // another process has that lock. adopt_owner() is both, and returns the descriptor.
+    Result<FileKey> keep(Fd fd);
+    bool own(const FileKey& key);
+    Result<int> adopt_owner(Fd fd, FileKey* key);
     void release_owner(const FileKey& key);
-    // Whether this very process holds `number` (a process does not see its own record locks).
-    bool holds(const FileKey& key, uint32_t number) const;
-    // Whether another process holds a record lock on this byte of the file.
+    // Whether this very process holds the slot (a process does not see its own record locks).
+    bool holds(const FileKey& key) const;
+    // Whether another process holds a record lock on this byte of the file, or on one behind it.
     static bool locked_elsewhere(int fd, uint64_t byte);
+    static bool locked_behind(int fd, uint64_t byte);
     // Its process; 0 when there is none, or none that this process can see.
     static pid_t lock_holder(int fd, uint64_t byte);
 

@@ -51,8 +51,8 @@ Hello HelloParams::hello(const Nonce& nonce) const {
     hello.applied_seq = applied_seq;
     hello.client_name = client_name;
     hello.slot_plus_one = slot_plus_one;
-    hello.clients_device = clients_device;
-    hello.clients_inode = clients_inode;
+    hello.slot_device = slot_device;
+    hello.slot_inode = slot_inode;
     hello.mapped_epoch = mapped_epoch;
     hello.host_identity = host_identity;
     hello.attach_cause = static_cast<uint8_t>(attach_cause);

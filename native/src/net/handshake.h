@@ -32,8 +32,8 @@ struct HelloParams {
     uint64_t applied_seq = 0;
     std::string client_name;
     uint32_t slot_plus_one = 0;
-    uint64_t clients_device = 0;
-    uint64_t clients_inode = 0;
+    uint64_t slot_device = 0;
+    uint64_t slot_inode = 0;
     uint32_t mapped_epoch = 0;
     uint64_t host_identity = 0;
     AttachCause attach_cause = AttachCause::kNone;

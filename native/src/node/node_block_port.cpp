@@ -255,16 +255,17 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
 
 // The slot that the session may confirm, and the descriptors that its process does not have yet.
 int NodeBlockPort::offer_memory(const Hello& hello, pid_t pid, std::vector<int>* fds) {
-    const FileKey file{hello.clients_device, hello.clients_inode};
+    const FileKey file{hello.slot_device, hello.slot_inode};
     if (hello.slot_plus_one != 0 && slots_.is_held(hello.slot_plus_one - 1, file, pid)) {
         if (hello.mapped_epoch != options_.node_epoch) {
             *fds = {store_.segment_fd(), store_.index_fd()};
         }
         return static_cast<int>(hello.slot_plus_one - 1);
     }
-    const int slot = slots_.offer(pid);
+    int slot_fd = -1;
+    const int slot = slots_.offer(pid, &slot_fd);
     if (slot >= 0) {
-        *fds = {store_.segment_fd(), store_.index_fd(), store_.clients_fd()};
+        *fds = {store_.segment_fd(), store_.index_fd(), slot_fd};
     }
     return slot;
 }

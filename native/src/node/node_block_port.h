@@ -33,7 +33,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     Result<NodeEndpoints> start();
     void stop();
     MasterLink& link() { return *link_; }
-    const ServedSlots& slots() const { return slots_; }
+    ServedSlots& slots() { return slots_; }
     void set_draining(bool draining) { draining_.store(draining); }
     void set_principals(std::vector<Principal> principals);
     void set_credentials(std::string principal, std::string token);

@@ -138,6 +138,10 @@ std::string NodeCore::damage() {
     return what.empty() ? what : what + "; " + impl_->service.slots().holders();
 }
 
+std::vector<std::string> NodeCore::take_lost_clients() {
+    return impl_->service.slots().take_lost();
+}
+
 std::vector<Refusal> NodeCore::take_refusals() { return impl_->service.take_refusals(); }
 
 std::vector<TenantCounters> NodeCore::client_counters() const {

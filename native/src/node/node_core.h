@@ -45,6 +45,9 @@ class NodeCore {
     // What somebody has done to the shared memory from outside, and which processes had it mapped;
     // empty while it is whole. The node has to be replaced by one with new memory.
     std::string damage();
+    // Clients that have spoiled their slots since the last call, which costs them the mapping: a
+    // phrase each.
+    std::vector<std::string> take_lost_clients();
     // Refused peers and ended connections since the last call, for the log.
     std::vector<Refusal> take_refusals();
     std::vector<TenantCounters> client_counters() const;

@@ -16,32 +16,35 @@ ServedSlots::ServedSlots(ClientSlots& slots) : slots_(slots) {
     }
 }
 
-int ServedSlots::offer(pid_t pid) {
+int ServedSlots::offer(pid_t pid, int* fd) {
     const MutexLock lock(mutex_);
     const Result<uint32_t> slot = slots_.assign();
     if (!slot.ok()) {
         return -1;
     }
-    offered_[*slot] = pid;
+    offered_[*slot] = {pid};
+    *fd = slots_.fd(*slot);
     return static_cast<int>(*slot);
 }
 
 void ServedSlots::give_back(int slot) {
     const MutexLock lock(mutex_);
     const auto offer = offered_.find(static_cast<uint32_t>(slot));
+    if (offer == offered_.end()) {
+        return;
+    }
     // While it is locked, another session of that process may be about to confirm it.
-    if (offer != offered_.end() && slots_.free_slot(offer->first)) {
+    offer->second.is_over = !slots_.free_slot(offer->first);
+    if (!offer->second.is_over) {
         offered_.erase(offer);
     }
 }
 
 bool ServedSlots::is_held(uint32_t slot, const FileKey& file, pid_t pid) const {
-    if (file != slots_.file()) {
-        return false;
-    }
     const MutexLock lock(mutex_);
     const auto known = live_.find(slot);
-    return known != live_.end() && known->second.pid == pid && slots_.is_alive(slot);
+    return known != live_.end() && known->second.pid == pid && file == slots_.file(slot) &&
+           slots_.is_alive(slot);
 }
 
 Code ServedSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
@@ -50,7 +53,7 @@ Code ServedSlots::confirm(uint32_t slot, pid_t pid, const std::string& tenant) {
     const auto offer = offered_.find(slot);
     const bool offered = offer != offered_.end();
     // A slot is one process: nobody speaks for the slot of another.
-    if (offered ? offer->second != pid : known == live_.end() || known->second.pid != pid) {
+    if (offered ? offer->second.pid != pid : known == live_.end() || known->second.pid != pid) {
         return Code::kPermissionDenied;
     }
     const Status confirmed = slots_.confirm(slot);
@@ -73,6 +76,15 @@ void ServedSlots::add(Values& to, const Values& more) {
 
 void ServedSlots::tick() {
     const MutexLock lock(mutex_);
+    std::erase_if(offered_, [this](const auto& offer) {
+        return offer.second.is_over && slots_.free_slot(offer.first);
+    });
+    for (const uint32_t slot : slots_.collect_lost()) {
+        const auto known = live_.find(slot);
+        if (known != live_.end() && lost_.size() < kSlotCount) {
+            lost_.push_back(holder(known->second));
+        }
+    }
     const std::vector<uint32_t> live = slots_.live_slots();
     for (auto at = live_.begin(); at != live_.end();) {
         if (std::find(live.begin(), live.end(), at->first) == live.end()) {
@@ -92,10 +104,19 @@ std::string ServedSlots::holders() const {
     const MutexLock lock(mutex_);
     std::string text;
     for (const auto& [slot, owner] : live_) {
-        text += (text.empty() ? "mapped by pid " : ", pid ") + std::to_string(owner.pid);
-        text += owner.tenant.empty() ? "" : " (tenant " + owner.tenant + ")";
+        text += (text.empty() ? "mapped by " : ", ") + holder(owner);
     }
     return text.empty() ? "mapped by no client" : text;
+}
+
+std::string ServedSlots::holder(const Tenant& tenant) {
+    return "pid " + std::to_string(tenant.pid) +
+           (tenant.tenant.empty() ? "" : " (tenant " + tenant.tenant + ")");
+}
+
+std::vector<std::string> ServedSlots::take_lost() {
+    const MutexLock lock(mutex_);
+    return std::exchange(lost_, {});
 }
 
 std::vector<TenantCounters> ServedSlots::counters() const {

@@ -198,7 +198,7 @@ BlockStore::State::State(const Options& given, const std::string& directory_in,
       tombstones(options.tombstone_ms),
       socket_holds(index->ledger()),
       deferred(index->ledger(), allocator,
-               [this](std::vector<Generation>* out) { return slots->collect_hazards(out); }) {
+               [this](std::vector<Generation>* out) { slots->collect_hazards(out); }) {
     if (!grow_tables(index->capacity())) {
         throw std::bad_alloc();
     }
@@ -232,7 +232,7 @@ void BlockStore::State::remove_files() {
         }
     };
     remove(index->name(), index->fd());
-    remove(slots->name(), slots->fd());
+    slots->remove_files();
 }
 
 BlockStore::BlockStore(std::shared_ptr<State> state) : state_(std::move(state)) {}
@@ -242,9 +242,6 @@ void BlockStore::remove_files() { state_->remove_files(); }
 std::string BlockStore::damage() {
     const MutexLock guard(state_->mutex);
     if (std::string why = state_->segment->damage(); !why.empty()) {
-        return why;
-    }
-    if (std::string why = state_->slots->damage(); !why.empty()) {
         return why;
     }
     return state_->index->torn() ? "the index has lost pages" : std::string();
@@ -262,7 +259,6 @@ int BlockStore::index_fd() const {
     const MutexLock guard(state_->mutex);
     return state_->index->client_fd();
 }
-int BlockStore::clients_fd() const { return state_->slots->fd(); }
 uint64_t BlockStore::segment_bytes() const { return state_->segment->size(); }
 Status BlockStore::prefault_status() const { return state_->segment->prefault_status(); }
 ClientSlots& BlockStore::client_slots() { return *state_->slots; }

@@ -350,7 +350,6 @@ class BlockStore {
 
     int segment_fd() const;
     int index_fd() const;
-    int clients_fd() const;
     uint64_t segment_bytes() const;
     Status prefault_status() const;  // why no more of the segment will be ready, Ok otherwise
     uint64_t flush_counter() const;

@@ -78,7 +78,7 @@ void DeferredBlocks::release_hold(Generation generation) {
 }
 
 bool DeferredBlocks::has_hazard(Generation generation) const {
-    return !hazards_known_ || std::ranges::binary_search(hazards_, generation);
+    return std::ranges::binary_search(hazards_, generation);
 }
 
 uint64_t DeferredBlocks::bytes() const {

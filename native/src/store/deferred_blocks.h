@@ -27,9 +27,8 @@ class DeferredBlocks {
         uint32_t holds = 0;  // tokens and holds by socket
         Ledger::Line line = Ledger::kNoLine;
     };
-    // Replaces `*out` with every generation that a hazard names now, sorted. False: that cannot be
-    // told, and every block may be held.
-    using ScanHazards = std::function<bool(std::vector<Generation>* out)>;
+    // Replaces `*out` with every generation that a hazard names now, sorted.
+    using ScanHazards = std::function<void(std::vector<Generation>* out)>;
 
     // All three must live as long as this.
     DeferredBlocks(Ledger& ledger, ChunkAllocator& allocator, ScanHazards scan);
@@ -47,7 +46,7 @@ class DeferredBlocks {
     void release_hold(Generation generation);
 
     // A snapshot for the choice of victims, not for proof: settle() and recheck() renew it too.
-    void scan_hazards() { hazards_known_ = scan_(&hazards_); }
+    void scan_hazards() { scan_(&hazards_); }
     bool has_hazard(Generation generation) const;
 
     bool contains(Generation generation) const { return deferred_.contains(generation); }
@@ -62,7 +61,6 @@ class DeferredBlocks {
     ChunkAllocator& allocator_;
     ScanHazards scan_;
     std::vector<Generation> hazards_;
-    bool hazards_known_ = true;
     std::vector<std::pair<Generation, Block>> unsettled_;  // neither proved free nor deferred yet
     std::unordered_map<Generation, Block> deferred_;
 };

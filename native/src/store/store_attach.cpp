@@ -328,8 +328,9 @@ Status BlockStore::State::TakeOver::check_hazards(const Named& named) const {
     for (const auto& [gen, offset] : state_.slots->hazards()) {
         const auto found = named.find(gen);
         const bool here = found != named.end() && found->second->offset == offset;
-        // One that names no block at all was published too late, and its client has noticed.
-        if (!here && (found != named.end() || damaged_objects_ > 0)) {
+        // In a whole index a hazard that names no block was published too late, and its client has
+        // noticed; or its client has made it up.
+        if (!here && damaged_objects_ > 0) {
             return {Code::kIoError, "the index is damaged, and a client holds a block of it"};
         }
     }

@@ -32,9 +32,9 @@ struct Hello {
     uint64_t applied_seq = 0;        // node link: the last op (messages_link.h) it has applied
     std::string_view client_name{};  // for logs
     // Client to node, where the process holds a slot there already and needs no descriptor for it:
-    uint32_t slot_plus_one = 0;   // 0: none
-    uint64_t clients_device = 0;  // the file that the slot is in
-    uint64_t clients_inode = 0;
+    uint32_t slot_plus_one = 0;  // 0: none
+    uint64_t slot_device = 0;    // the file that the slot is in
+    uint64_t slot_inode = 0;
     uint32_t mapped_epoch = 0;  // of the node whose memory this client has mapped; 0: none
     // Client to node by socket, where it would rather map the node's memory:
     uint64_t host_identity = 0;  // net/host_identity.h
@@ -57,8 +57,8 @@ struct Hello {
         v.number(15, m.applied_seq);
         v.text(16, m.client_name, limits::kMaxNameBytes);
         v.number(17, m.slot_plus_one, limits::kMaxClients);
-        v.number(18, m.clients_device);
-        v.number(19, m.clients_inode);
+        v.number(18, m.slot_device);
+        v.number(19, m.slot_inode);
         v.number(20, m.mapped_epoch);
         v.number(21, m.host_identity);
         v.number(22, m.attach_cause);

@@ -168,6 +168,33 @@ TEST(BusGuard, ANewMappingIsWhole) {
     }
 }
 
+// A child does not have its parent's writable mappings: what lies in their place is its own, and
+// the end of the parent's objects in the child must not take it away.
+TEST(BusGuard, AForkedChildHasMappingsOfItsOwn) {
+    constexpr uint64_t kBytes = kPages * kPage;
+    Filled filled;
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        void* const place = mmap(filled.mapping.data(), kBytes, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        bool fine = place == filled.mapping.data();
+        *static_cast<char*>(place) = 'x';
+        filled.mapping = Mapping();
+        fine = fine && *static_cast<char*>(place) == 'x';
+        munmap(place, kBytes);
+        // At the same place again, most likely.
+        const Mapping own = std::move(*Mapping::map(filled.fd.get(), kBytes, true));
+        fine = fine && ftruncate(filled.fd.get(), 0) == 0;
+        own.data()[0] = 1;
+        _exit(fine && own.torn() ? 0 : 1);
+    }
+    int status = 1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    EXPECT_FALSE(filled.mapping.torn());
+}
+
 TEST(BusGuard, ThreadsMapAndLoseAtOnce) {
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i) {

@@ -10,11 +10,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <set>
 #include <thread>
 
 #include "base/clock.h"
 #include "index/slot_registry.h"
+#include "tests/temp_dir.h"
 #include "tests/waiting.h"
 
 namespace kvstore {
@@ -82,7 +86,7 @@ void wait_for_signal() {
 }
 
 std::shared_ptr<ClientSlot> acquire(const ClientSlots& slots, uint32_t number) {
-    auto slot = SlotRegistry::instance().acquire(Fd(dup(slots.fd())), number);
+    auto slot = SlotRegistry::instance().acquire(Fd(dup(slots.fd(number))), number);
     return slot.ok() ? *slot : nullptr;
 }
 
@@ -152,6 +156,7 @@ TEST(ClientSlots, DeathFreesAndAStopDoesNot) {
     EXPECT_TRUE(slots->free_slot(number));
 }
 
+// Nothing that the last client of a number left, or still writes, reaches the next one.
 TEST(ClientSlots, AReusedSlotIsClean) {
     auto slots = make_slots();
     const uint32_t first = *slots->assign();
@@ -167,6 +172,7 @@ TEST(ClientSlots, AReusedSlotIsClean) {
     ASSERT_TRUE(child.wait_ready());
     ASSERT_TRUE(slots->confirm(first).ok());
     child.end(SIGKILL);
+    Fd kept(dup(slots->fd(first)));  // somebody has a descriptor still
     ASSERT_EQ(slots->collect_dead().size(), 1u);
     ASSERT_TRUE(slots->free_slot(first));
     uint32_t number = *slots->assign();
@@ -177,6 +183,9 @@ TEST(ClientSlots, AReusedSlotIsClean) {
     ASSERT_TRUE(slots->confirm(number).ok());
     EXPECT_FALSE(slots->hazard_present(1234));
     slots->drain_touches([](uint32_t ref) { FAIL() << ref; });
+    const Generation forged = 4321;
+    ASSERT_EQ(pwrite(kept.get(), &forged, sizeof forged, kSlotPageOffset), ssize_t(sizeof forged));
+    EXPECT_FALSE(slots->hazard_present(forged));
 }
 
 // fcntl(2): closing any descriptor of a file drops the process's locks on it. The registry
@@ -184,17 +193,17 @@ TEST(ClientSlots, AReusedSlotIsClean) {
 TEST(ClientSlots, FurtherDescriptorsDoNotDropTheLock) {
     auto slots = make_slots();
     const uint32_t number = *slots->assign();
-    const uint32_t other = *slots->assign();
     Child child([&](const Child::Ready& ready) {
         auto slot = acquire(*slots, number);
-        SlotRegistry::instance().dispose(Fd(dup(slots->fd())));
-        auto again = acquire(*slots, other);  // a second connection: the same slot once more
+        SlotRegistry::instance().dispose(Fd(dup(slots->fd(number))));
+        auto again = acquire(*slots, number);  // a second connection: the same slot once more
         if (!slot || !again || again->number() != number) {
             return false;
         }
         again.reset();
-        SlotRegistry::instance().dispose(Fd(dup(slots->fd())));
-        if (acquire(*slots, kSlotCount + 5)->number() != number) {
+        SlotRegistry::instance().dispose(Fd(dup(slots->fd(number))));
+        const auto wrong = SlotRegistry::instance().acquire(Fd(dup(slots->fd(number))), number + 1);
+        if (wrong.code() != Code::kVersionMismatch) {
             return false;
         }
         ready();
@@ -203,8 +212,6 @@ TEST(ClientSlots, FurtherDescriptorsDoNotDropTheLock) {
     });
     ASSERT_TRUE(child.wait_ready());
     EXPECT_TRUE(slots->is_alive(number));
-    EXPECT_FALSE(slots->is_alive(other));
-    EXPECT_TRUE(slots->free_slot(other));
 }
 
 // The control for the test above: without the registry, one close(2) is enough.
@@ -213,7 +220,7 @@ TEST(ClientSlots, ABareCloseWouldDropTheLock) {
     const uint32_t number = *slots->assign();
     Child child([&](const Child::Ready& ready) {
         const auto slot = acquire(*slots, number);
-        const int stray = dup(slots->fd());
+        const int stray = dup(slots->fd(number));
         close(stray);
         ready();
         wait_for_signal();
@@ -256,7 +263,7 @@ TEST(ClientSlots, ASlotIsOneProcessesOnly) {
     });
     ASSERT_TRUE(first.wait_ready());
     Child second([&](const Child::Ready& ready) {
-        const auto slot = SlotRegistry::instance().acquire(Fd(dup(slots->fd())), number);
+        const auto slot = SlotRegistry::instance().acquire(Fd(dup(slots->fd(number))), number);
         if (slot.code() != Code::kUnavailable) {
             return false;
         }
@@ -335,9 +342,9 @@ TEST(ClientSlots, AForkedChildMayHaveASlotOfItsOwnAndOutliveItsParent) {
 }
 
 TEST(ClientSlots, ClientsSeeTheOwnersDeath) {
-    Fd file(memfd_create("clients", MFD_CLOEXEC));
-    ASSERT_EQ(ftruncate(file.get(), static_cast<off_t>(kClientsFileBytes)), 0);
-    ClientsHeader header{kClientsMagic, kLayoutVersion, kSlotCount, kSlotBytes, 0};
+    Fd file(memfd_create("slot", MFD_CLOEXEC));
+    ASSERT_EQ(ftruncate(file.get(), static_cast<off_t>(kSlotFileBytes)), 0);
+    SlotHeader header{kSlotMagic, kLayoutVersion, kSlotBytes, 0, 0};
     ASSERT_EQ(pwrite(file.get(), &header, sizeof(header), 0), ssize_t(sizeof(header)));
     Child owner([&](const Child::Ready& ready) {
         FileKey key;
@@ -393,6 +400,131 @@ TEST(ClientSlots, RunsOutAtTheLimit) {
     EXPECT_FALSE(slots->free_slot(kSlotCount));
 }
 
+// Its client can shorten its file; that costs nobody else anything, and its death is still seen.
+TEST(ClientSlots, AShortenedSlotIsLost) {
+    const TempDir folder;
+    auto opened = ClientSlots::open(folder.path(), "clients");
+    ASSERT_TRUE(opened.ok()) << opened.status().to_string();
+    auto slots = std::move(*opened);
+    const uint32_t number = *slots->assign();
+    const uint32_t others = *slots->assign();
+    const auto other = acquire(*slots, others);
+    ASSERT_TRUE(slots->confirm(others).ok());
+    other->set_confirmed();
+    ASSERT_TRUE(other->publish_hazard(0, 7));
+    Child child([&](const Child::Ready& ready) {
+        const auto slot = acquire(*slots, number);
+        slot->set_confirmed();
+        if (!slot->publish_hazard(0, 8) || ftruncate(slots->fd(number), 0) != 0 ||
+            slot->publish_hazard(0, 9)) {
+            return false;
+        }
+        ready();
+        wait_for_signal();
+        return true;
+    });
+    ASSERT_TRUE(child.wait_ready());
+    ASSERT_TRUE(slots->confirm(number).ok());
+    EXPECT_FALSE(slots->hazard_present(8));
+    EXPECT_TRUE(slots->hazard_present(7));
+    EXPECT_EQ(slots->collect_lost(), std::vector<uint32_t>{number});
+    EXPECT_TRUE(slots->collect_lost().empty());
+    EXPECT_EQ(slots->live_slots(), std::vector<uint32_t>{others});
+    EXPECT_TRUE(slots->is_alive(number));
+    EXPECT_FALSE(slots->free_slot(number));
+    EXPECT_TRUE(slots->collect_dead().empty());
+
+    // A new life of the node finds it lost, too.
+    slots.reset();
+    slots = std::move(*ClientSlots::open(folder.path(), "clients"));
+    EXPECT_TRUE(slots->kept());
+    EXPECT_EQ(slots->live_slots(), std::vector<uint32_t>{others});
+    EXPECT_TRUE(slots->hazard_present(7));
+    EXPECT_TRUE(slots->is_alive(number));
+    child.end(SIGKILL);
+    EXPECT_EQ(slots->collect_dead(), std::vector<uint32_t>{number});
+    EXPECT_TRUE(slots->free_slot(number));
+}
+
+// What its client could do to keep its file from a new life of the node: nothing but lose it.
+TEST(ClientSlots, AClientThatTakesTheOwnersLockIsLost) {
+    const TempDir folder;
+    auto slots = std::move(*ClientSlots::open(folder.path(), "clients"));
+    const uint32_t number = *slots->assign();
+    const Fd file(dup(slots->fd(number)));
+    slots.reset();
+    Child child([&](const Child::Ready& ready) {
+        const auto slot = SlotRegistry::instance().acquire(Fd(dup(file.get())), number);
+        FileKey key;
+        if (!slot.ok() || !SlotRegistry::instance().adopt_owner(Fd(dup(file.get())), &key).ok()) {
+            return false;
+        }
+        ready();
+        wait_for_signal();
+        return true;
+    });
+    ASSERT_TRUE(child.wait_ready());
+    slots = std::move(*ClientSlots::open(folder.path(), "clients"));
+    EXPECT_TRUE(slots->live_slots().empty());
+    EXPECT_TRUE(slots->is_alive(number));
+    child.end(SIGKILL);
+    EXPECT_EQ(slots->collect_dead(), std::vector<uint32_t>{number});
+}
+
+// A file for each, and none of them is left when they are gone.
+TEST(ClientSlots, FilesComeAndGo) {
+    const TempDir folder;
+    const auto names = [&] {
+        std::set<std::string> found;
+        for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+            found.insert(entry.path().filename());
+        }
+        return found;
+    };
+    auto slots = std::move(*ClientSlots::open(folder.path(), "clients"));
+    ASSERT_EQ(*slots->assign(), 0u);
+    ASSERT_EQ(*slots->assign(), 1u);
+    EXPECT_EQ(names(), (std::set<std::string>{"clients", "clients.0", "clients.1"}));
+    EXPECT_TRUE(slots->free_slot(0));
+    EXPECT_EQ(names(), (std::set<std::string>{"clients", "clients.1"}));
+    slots.reset();
+    std::ofstream(folder.path() + "/clients.x") << "not a slot";
+    slots = std::move(*ClientSlots::open(folder.path(), "clients"));
+    EXPECT_EQ(names(), (std::set<std::string>{"clients", "clients.x"})) << "nobody had locked it";
+    ASSERT_EQ(*slots->assign(), 0u);
+    slots->remove_files();
+    EXPECT_EQ(names(), std::set<std::string>{"clients.x"});
+}
+
+// Clients of a release whose slots all lay in the clients file: this one does not scan them.
+TEST(ClientSlots, SlotsOfAnEarlierReleaseMustNotBeInUse) {
+    const TempDir folder;
+    const std::string path = folder.path() + "/clients";
+    Fd file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    const ClientsHeader header{kClientsMagic, 1, kSlotCount, kSlotBytes, 0};
+    ASSERT_EQ(pwrite(file.get(), &header, sizeof header, 0), ssize_t(sizeof header));
+    ASSERT_EQ(ftruncate(file.get(), static_cast<off_t>((kSlotCount + 1) * kSlotBytes)), 0);
+    {
+        Child client([&](const Child::Ready& ready) {
+            struct flock lock{};
+            lock.l_type = F_WRLCK;
+            lock.l_start = static_cast<off_t>(5 * kSlotBytes);
+            lock.l_len = 1;
+            if (fcntl(file.get(), F_SETLK, &lock) != 0) {
+                return false;
+            }
+            ready();
+            wait_for_signal();
+            return true;
+        });
+        ASSERT_TRUE(client.wait_ready());
+        EXPECT_EQ(ClientSlots::open(folder.path(), "clients").code(), Code::kVersionMismatch);
+    }
+    const auto slots = ClientSlots::open(folder.path(), "clients");
+    ASSERT_TRUE(slots.ok()) << slots.status().to_string();
+    EXPECT_TRUE((*slots)->kept());
+}
+
 TEST(ClientSlots, TheTouchRingIsLossyAndBounded) {
     auto slots = make_slots();
     const uint32_t number = *slots->assign();
@@ -409,10 +541,11 @@ TEST(ClientSlots, TheTouchRingIsLossyAndBounded) {
     EXPECT_EQ(touched.front(), 100u);
     EXPECT_EQ(touched.back(), kSlotTouches + 99);
     // A client that writes nonsense into its counter costs one ring's worth of work.
-    auto mapping = Mapping::map(slots->fd(), kSlotBytes, true, slot_offset(number));
+    auto mapping = Mapping::map(slots->fd(number), kSlotFileBytes, true);
     ASSERT_TRUE(mapping.ok());
     for (const uint64_t nonsense : {uint64_t{0}, UINT64_MAX, uint64_t{1} << 63}) {
-        reinterpret_cast<SlotPage*>((*mapping).data())->touch_count.store(nonsense);
+        reinterpret_cast<SlotPage*>((*mapping).data() + kSlotPageOffset)
+            ->touch_count.store(nonsense);
         touched.clear();
         drain();
         EXPECT_LE(touched.size(), kSlotTouches);
@@ -425,15 +558,17 @@ TEST(SlotRegistry, RefusesForeignFiles) {
         return SlotRegistry::instance().acquire(Fd(dup(file.get())), 0).code();
     };
     EXPECT_EQ(acquire_dup(), Code::kVersionMismatch);
-    ASSERT_EQ(ftruncate(file.get(), static_cast<off_t>(kClientsFileBytes)), 0);
+    ASSERT_EQ(ftruncate(file.get(), static_cast<off_t>(kSlotFileBytes)), 0);
     EXPECT_EQ(acquire_dup(), Code::kVersionMismatch);
-    ClientsHeader header{kClientsMagic, kLayoutVersion + 1, kSlotCount, kSlotBytes, 0};
+    SlotHeader header{kSlotMagic, kLayoutVersion + 1, kSlotBytes, 0, 0};
     ASSERT_EQ(pwrite(file.get(), &header, sizeof(header), 0), ssize_t(sizeof(header)));
     EXPECT_EQ(acquire_dup(), Code::kVersionMismatch);
     header.layout_version = kLayoutVersion;
+    header.number = 1;
     ASSERT_EQ(pwrite(file.get(), &header, sizeof(header), 0), ssize_t(sizeof(header)));
-    EXPECT_EQ(SlotRegistry::instance().acquire(Fd(dup(file.get())), kSlotCount).code(),
-              Code::kInvalidArgument);
+    EXPECT_EQ(acquire_dup(), Code::kVersionMismatch);
+    header.number = 0;
+    ASSERT_EQ(pwrite(file.get(), &header, sizeof(header), 0), ssize_t(sizeof(header)));
     EXPECT_EQ(acquire_dup(), Code::kOk);
     EXPECT_FALSE(SlotRegistry::instance().acquire(Fd(), 0).ok());
 }

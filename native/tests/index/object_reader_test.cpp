@@ -69,7 +69,7 @@ class ObjectReaderTest : public ::testing::Test {
     std::shared_ptr<ClientSlot> confirmed_slot() {
         const auto number = slots_->assign();
         EXPECT_TRUE(number.ok());
-        auto slot = SlotRegistry::instance().acquire(Fd(dup(slots_->fd())), *number);
+        auto slot = SlotRegistry::instance().acquire(Fd(dup(slots_->fd(*number))), *number);
         EXPECT_TRUE(slot.ok());
         EXPECT_TRUE(slots_->confirm((*slot)->number()).ok());
         (*slot)->set_confirmed();

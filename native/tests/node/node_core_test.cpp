@@ -313,8 +313,8 @@ TEST_F(NodeTest, AProcessThatHoldsASlotGetsNoSecondDescriptorOfIt) {
     const ShmClient first(node->at.unix_socket);
     HelloParams hello;
     hello.slot_plus_one = first.slot->number() + 1;
-    hello.clients_device = first.slot->file().device;
-    hello.clients_inode = first.slot->file().inode;
+    hello.slot_device = first.slot->file().device;
+    hello.slot_inode = first.slot->file().inode;
     const auto fds_of = [&](const HelloParams& said) {
         NodeClient client(node->at.unix_socket, said);
         EXPECT_GE(client.channel->welcome().slot, 0);
@@ -332,7 +332,7 @@ TEST_F(NodeTest, AProcessThatHoldsASlotGetsNoSecondDescriptorOfIt) {
     other_slot.slot_plus_one += 1;
     EXPECT_EQ(fds_of(other_slot), 3u);
     HelloParams other_file = hello;
-    ++other_file.clients_inode;
+    ++other_file.slot_inode;
     EXPECT_EQ(fds_of(other_file), 3u);
 }
 

@@ -261,16 +261,19 @@ class NodeClient {
 class ShmClient : public NodeClient {
   public:
     explicit ShmClient(const std::string& endpoint, HelloParams hello = {})
-        : NodeClient(endpoint, hello) {
+        : NodeClient(endpoint, naming_slot(endpoint, hello)) {
         std::vector<Fd> fds = channel->take_fds();
         const WelcomeData& welcome = channel->welcome();
-        if (fds.size() != 3) {
+        if (fds.size() < 2) {
             return;
         }
-        auto acquired = SlotRegistry::instance().acquire(std::move(fds[2]),
-                                                         static_cast<uint32_t>(welcome.slot));
-        EXPECT_TRUE(acquired.ok()) << acquired.status().to_string();
-        slot = *acquired;
+        slot = SlotRegistry::instance().find(endpoint);
+        if (fds.size() == 3) {
+            auto acquired = SlotRegistry::instance().acquire(
+                std::move(fds[2]), static_cast<uint32_t>(welcome.slot), endpoint);
+            EXPECT_TRUE(acquired.ok()) << acquired.status().to_string();
+            slot = *acquired;
+        }
         segment = std::move(*Mapping::map(fds[0].get(), welcome.segment_bytes, true));
         index = std::move(*IndexReader::attach(fds[1].get(), welcome.segment_bytes));
         SlotReady ready;
@@ -281,6 +284,15 @@ class ShmClient : public NodeClient {
         tenant = tenant_id(test_secret(), hello.tenant);
     }
     bool attached() const { return slot != nullptr; }
+    // The slot that this process has at the node, if it has one.
+    static HelloParams naming_slot(const std::string& endpoint, HelloParams hello) {
+        if (const auto held = SlotRegistry::instance().find(endpoint); held != nullptr) {
+            hello.slot_plus_one = held->number() + 1;
+            hello.slot_device = held->file().device;
+            hello.slot_inode = held->file().inode;
+        }
+        return hello;
+    }
 
     struct Block {
         Code code = Code::kInternal;

@@ -295,7 +295,7 @@ TEST(BlockStore, ABlockThatALivingHazardNamesIsNotReused) {
     ClientSlots& slots = h.store->client_slots();
     const auto number = slots.assign();
     ASSERT_TRUE(number.ok());
-    auto slot = SlotRegistry::instance().acquire(Fd(dup(h.store->clients_fd())), *number);
+    auto slot = SlotRegistry::instance().acquire(Fd(dup(slots.fd(*number))), *number);
     ASSERT_TRUE(slot.ok()) << slot.status().to_string();
     ASSERT_TRUE(slots.confirm(*number).ok());
     (*slot)->set_confirmed();
@@ -564,7 +564,7 @@ TEST(BlockStoreFiles, AnonymousOnesKeepTheirSize) {
     options.node_id = "a";
     const auto store = BlockStore::create(options);
     ASSERT_TRUE(store.ok());
-    for (const int fd : {(*store)->segment_fd(), (*store)->index_fd(), (*store)->clients_fd()}) {
+    for (const int fd : {(*store)->segment_fd(), (*store)->index_fd()}) {
         const Fd writable(
             open(("/proc/self/fd/" + std::to_string(fd)).c_str(), O_RDWR | O_CLOEXEC));
         ASSERT_TRUE(writable.valid());

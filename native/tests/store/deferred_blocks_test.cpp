@@ -21,7 +21,6 @@ class Deferred : public ::testing::Test {
         blocks_.emplace(*ledger_, allocator_, [this](std::vector<Generation>* out) {
             *out = hazards_;
             ++scans_;
-            return hazards_known_;
         });
         holds_.emplace(*ledger_, 3);
     }
@@ -41,7 +40,6 @@ class Deferred : public ::testing::Test {
     std::unique_ptr<Ledger> ledger_;
     ChunkAllocator allocator_{allocator_bytes_};
     std::vector<Generation> hazards_;  // sorted
-    bool hazards_known_ = true;
     int scans_ = 0;
     std::optional<DeferredBlocks> blocks_;
     std::optional<SocketHolds> holds_;
@@ -167,17 +165,6 @@ TEST_F(Deferred, SocketHoldsEndWithTheirReader) {
     ASSERT_EQ(of_slot.size(), 1u);
     EXPECT_EQ(of_slot[0].generation, 11u);
     EXPECT_EQ(ledger_->lines_in_use(), 1u);
-}
-
-TEST_F(Deferred, NothingIsFreeWhileHazardsAreUnknown) {
-    hazards_known_ = false;
-    blocks_->withdraw(1, block(1));
-    blocks_->settle();
-    blocks_->recheck();
-    EXPECT_EQ(live(), 1u);
-    hazards_known_ = true;
-    blocks_->recheck();
-    EXPECT_EQ(live(), 0u);
 }
 
 }  // namespace

@@ -279,7 +279,7 @@ TEST_F(Attach, AnotherFormatIsRefusedOrDiscarded) {
     for (const char* name : {"index", "clients"}) {
         const auto at = static_cast<std::streamoff>(offsetof(IndexHeader, layout_version));
         std::fstream file(path(name), std::ios::in | std::ios::out | std::ios::binary);
-        const uint32_t future = 2;
+        const uint32_t future = 99;
         file.seekp(at).write(reinterpret_cast<const char*>(&future), sizeof future);
         file.close();
         const Status refused = open();

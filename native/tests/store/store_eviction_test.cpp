@@ -227,7 +227,7 @@ TEST(StoreEviction, TouchesOfClientsCount) {
     ClientSlots& slots = h.store->client_slots();
     const auto number = slots.assign();
     ASSERT_TRUE(number.ok());
-    auto slot = SlotRegistry::instance().acquire(Fd(dup(h.store->clients_fd())), *number);
+    auto slot = SlotRegistry::instance().acquire(Fd(dup(slots.fd(*number))), *number);
     ASSERT_TRUE(slot.ok()) << slot.status().to_string();
     ASSERT_TRUE(slots.confirm(*number).ok());
     (*slot)->set_confirmed();

@@ -119,8 +119,8 @@ class ShownSpares : public ::testing::Test {
     ShownSpares() : store(kSegment) {
         const auto number = store.store->client_slots().assign();
         EXPECT_TRUE(number.ok());
-        Fd clients(fcntl(store.store->clients_fd(), F_DUPFD_CLOEXEC, 0));
-        auto acquired = SlotRegistry::instance().acquire(std::move(clients), *number);
+        Fd file(fcntl(store.store->client_slots().fd(*number), F_DUPFD_CLOEXEC, 0));
+        auto acquired = SlotRegistry::instance().acquire(std::move(file), *number);
         EXPECT_TRUE(acquired.ok()) << acquired.status().to_string();
         slot = std::move(*acquired);
         EXPECT_TRUE(store.store->client_slots().confirm(*number).ok());

@@ -260,8 +260,8 @@ void added_fields(Visit&& visit) {
                 .version_max = 0x10000,
                 .tenant = "default",
                 .slot_plus_one = 6,
-                .clients_device = 28,
-                .clients_inode = 4711,
+                .slot_device = 28,
+                .slot_inode = 4711,
                 .mapped_epoch = 12,
                 .host_identity = 0xC0FFEE,
                 .attach_cause = 2});
