@@ -159,14 +159,25 @@ class MasterCore:
     def stats(self) -> dict[str, Any]: ...
 
 class SegmentFiles:
-    def __init__(self, directory: str, *, discard_foreign: bool = ...) -> None: ...
+    def __init__(
+        self, directory: str, domains: list[str] = ..., *, discard_foreign: bool = ...
+    ) -> None: ...
     @property
     def kept_epoch(self) -> int: ...
+
+class DomainOptions:
+    def __init__(self) -> None: ...
+    name: str
+    tenants: list[str]
+    others: bool
+    is_private: bool
+    segment_bytes: int
 
 class NodeTunables:
     client_cap_bytes: int
     reservation_ms: int
-    shm_tenants: list[str]
+    shm_read: list[str]
+    shm_write: list[str]
     demote_ahead: float
     promote_reads: int
     readmit_share: float
@@ -191,6 +202,7 @@ class NodeOptions:
     token: str
     principals: list[tuple[str, int, list[str], str]]
     segment_bytes: int
+    domains: list[DomainOptions]
     index_entries: int
     lease_cap_bytes: int
     server_threads: int

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_LABELS, MAX_SOCKET_PATH_BYTES, is_valid_name
+from kvstore.limits import MAX_DOMAINS, MAX_LABELS, MAX_SOCKET_PATH_BYTES, is_valid_name
 from kvstore.options import read_object, refuse_unknown
 from kvstore.sizes import format_size, parse_size
 
@@ -29,6 +29,12 @@ _EMPTIED = "emptied"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=0, le=1 << 47, extra={_SIZE: True})]  # an address space
 Ms = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
+
+SHARED_DOMAIN = "shared"
+"""Of tenants that may map a node's memory and are in no domain of their own."""
+PRIVATE_DOMAIN = "private"
+"""Of tenants that may not map it."""
+_NAMED_DOMAINS = (SHARED_DOMAIN, PRIVATE_DOMAIN)
 
 T = TypeVar("T", bound="CommonConfig")
 
@@ -162,7 +168,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         bool,
         _fixed(
             "Start empty when `segment_dir` cannot be taken over (it belongs to another format, "
-            "node or cluster, or is larger than `segment_size`), instead of refusing to start."
+            "node or cluster), instead of refusing to start."
         ),
     ] = False
     allow_cold_restart: Annotated[
@@ -181,10 +187,32 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(min_length=1),
         _fixed("Transports offered to clients: shm (same host) and tcp."),
     ] = ("shm", "tcp")
-    shm_tenants: Annotated[
+    shm_write: Annotated[
         tuple[str, ...],
-        _live("Tenants whose clients may map this node's memory; others use sockets."),
+        _live(
+            "Tenants whose clients may map this node's memory for reading and writing; those that "
+            "are in no list use sockets."
+        ),
     ] = ("default",)
+    shm_read: Annotated[
+        tuple[str, ...],
+        _live("Tenants whose clients may map it for reading only; they put by socket."),
+    ] = ()
+    domains: Annotated[
+        dict[str, tuple[str, ...]],
+        _fixed(
+            'Tenants that share memory with each other and nobody else: {"name": ["tenant", …]}. '
+            "Those of `shm_write` and `shm_read` that are in none share a domain named shared; all "
+            "other tenants of the token file are in one named private, which nobody maps."
+        ),
+    ] = {}
+    domain_shares: Annotated[
+        dict[str, float],
+        _fixed(
+            'Parts of `segment_size`, by domain: {"private": 0.25}. Domains that are not named '
+            "divide the remainder equally."
+        ),
+    ] = {}
     socket_dir: Annotated[
         str,
         _fixed(
@@ -283,10 +311,36 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("`master_address` names no address")
         if bool(self.nvme_dir) != bool(self.nvme_size):
             raise ValueError("`nvme_dir` and `nvme_size` must be set together")
-        names = [self.node_id, *self.shm_tenants, *self.labels, *self.labels.values()]
+        names = [self.node_id, *self.labels, *self.labels.values()]
         if not all(map(is_valid_name, names)) or len(self.placement_labels()) > MAX_LABELS:
-            raise ValueError("`node_id`, `shm_tenants` or `labels` contains an invalid name")
+            raise ValueError("`node_id` or `labels` contains an invalid name")
+        self._check_domains()
         self._check_socket()
+
+    def _check_domains(self) -> None:
+        """Refuse tenants in two places, and shares that cannot be."""
+        for name in self.domains:
+            if not re.fullmatch("[a-z0-9][a-z0-9-]{0,31}", name) or name in _NAMED_DOMAINS:
+                raise ValueError(
+                    f"`domains`: {name!r} is not a name of 1 to 32 lower-case letters, digits and "
+                    "hyphens, or is taken (shared, private)"
+                )
+        members = [tenant for tenants in self.domains.values() for tenant in tenants]
+        mapping = [*self.shm_read, *self.shm_write]
+        if not all(map(is_valid_name, members + mapping)):
+            raise ValueError("`shm_read`, `shm_write` or `domains` contains an invalid name")
+        for key, tenants in (("domains", members), ("shm_read` and `shm_write", mapping)):
+            twice = sorted({tenant for tenant in tenants if tenants.count(tenant) > 1})
+            if twice:
+                raise ValueError(f"`{key}`: tenant {twice[0]} is named twice")
+        if len(self.domains) > MAX_DOMAINS:
+            raise ValueError(f"`domains`: at most {MAX_DOMAINS}")
+        unknown = sorted(set(self.domain_shares) - {*self.domains, *_NAMED_DOMAINS})
+        if unknown:
+            raise ValueError(f"`domain_shares`: there is no domain {unknown[0]}")
+        shares = self.domain_shares.values()
+        if not all(0 < share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
+            raise ValueError("`domain_shares` must be above 0 and add up to 1 at most")
 
     def _check_socket(self) -> None:
         """Refuse a socket that nobody could reach, or that would trust everybody."""

@@ -72,7 +72,7 @@ class _Servers:
             options.unix_endpoint = node_endpoint
             options.master_endpoints = [self.address]
             options.segment_bytes = segment_bytes
-            options.tunables.shm_tenants = [tenant]
+            options.tunables.shm_write = [tenant]
             self.node = _native.NodeCore(options, files=files)
         except BaseException:
             self.master.stop()
@@ -232,7 +232,7 @@ def join(
                 "node_id": f"{readable[:64]}-{os.getpid()}-{os.urandom(4).hex()}",
                 "host": "127.0.0.1" if local else host,
                 "segment_size": segment_bytes,
-                "shm_tenants": sorted({"default", tenant}),
+                "shm_write": sorted({"default", tenant}),
                 "auth_token_file": token_file or "",
                 "labels": {"ephemeral": "true"},  # the master forgets it soon after it left
             },

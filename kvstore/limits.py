@@ -16,6 +16,7 @@ MAX_EPOCH = (1 << 24) - 1  # types.h
 # Limits of the control plane only.
 MAX_SOCKET_PATH_BYTES = 107  # sun_path, less its terminating zero
 MAX_LABELS = 16
+MAX_DOMAINS = 8  # of one node, beside shared and private
 MAX_LIST_KEYS = 2000  # a page stays below the 4 MiB that gRPC clients accept
 MAX_SEGMENTS = 64
 MAX_LIST_NAMESPACES = 4000  # a reply stays below the 4 MiB that gRPC clients accept

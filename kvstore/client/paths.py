@@ -37,7 +37,7 @@ _CAUSES = {
     ),
     "tenant": (
         "it does not share memory with this store's tenant",
-        "list the tenant in shm_tenants on the node",
+        "list the tenant in shm_write or shm_read on the node",
     ),
     "no_slot": (
         "as many processes as it can serve have mapped its memory",

@@ -102,7 +102,9 @@ class SegmentFilesApi(Protocol):
 class SegmentFilesFactory(Protocol):
     """``kvstore._native.SegmentFiles``."""
 
-    def __call__(self, directory: str, *, discard_foreign: bool) -> SegmentFilesApi:
+    def __call__(
+        self, directory: str, domains: list[str], *, discard_foreign: bool
+    ) -> SegmentFilesApi:
         """Lock the folder; raise UnavailableError when another process holds it."""
 
 

@@ -16,6 +16,7 @@ from kvstore.config import NodeConfig
 from kvstore.errors import UnavailableError
 from kvstore.node import activity
 from kvstore.node.agent import Agent, Identity, Load, Session
+from kvstore.node.domains import plan
 from kvstore.node.server import advertised, core_options
 from kvstore.security import load_node_identity, load_principals
 from kvstore.sizes import format_size
@@ -136,7 +137,9 @@ class EphemeralNode:
             await asyncio.wait_for(self._agent.leave(), _LEAVE_S)
 
     async def _serve_as(self, prepared: Session) -> None:
-        options = core_options(self._config, prepared, self._principal)
+        options = core_options(
+            self._config, prepared, self._principal, plan(self._config, self._principals)
+        )
         options.principals = [principal.native() for principal in self._principals]
         options.unix_endpoint = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
         core = await asyncio.to_thread(lambda: _native.NodeCore(options))

@@ -25,6 +25,13 @@ ROWS = (
         "1 when the index could not grow for lack of memory.",
     ),
     Gauge("kvstore_used_bytes", "used_bytes", "Rounded bytes of live blocks."),
+    LabelledGauge(
+        "kvstore_domain_capacity_bytes",
+        "domain_capacity_bytes",
+        "domain",
+        "Memory of the tenants that share it: shared, private, and those of `domains`.",
+    ),
+    LabelledGauge("kvstore_domain_used_bytes", "domain_used_bytes", "domain", "Of it, used."),
     Gauge("kvstore_requested_bytes", "requested_bytes", "Exact bytes of live blocks."),
     Gauge(
         "kvstore_deferred_bytes",

@@ -22,6 +22,7 @@ from kvstore.metrics import renderer
 from kvstore.node import activity, http, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
+from kvstore.node.domains import Domain, plan, remarks
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
@@ -61,7 +62,10 @@ def advertised(endpoint: str, config: NodeConfig) -> str:
 
 
 def core_options(
-    config: NodeConfig, session: Session, principal: Principal | None
+    config: NodeConfig,
+    session: Session,
+    principal: Principal | None,
+    domains: tuple[Domain, ...],
 ) -> _native.NodeOptions:
     """Options of the native node for a configuration and a registration."""
     tcp = f"tcp://{bracketed(config.host)}:{config.port}" if "tcp" in config.transports else ""
@@ -79,6 +83,7 @@ def core_options(
         options.principal = principal.name
         options.token = principal.secret.reveal()
     options.segment_bytes = config.segment_size
+    options.domains = [domain.native() for domain in domains]
     options.server_threads = config.event_loops
     options.nvme_dir = config.nvme_dir
     options.nvme_bytes = config.nvme_size
@@ -94,7 +99,8 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
     tunables = _native.NodeTunables()
     tunables.client_cap_bytes = config.client_cap_bytes
     tunables.reservation_ms = config.reservation_ms
-    tunables.shm_tenants = list(config.shm_tenants)
+    tunables.shm_read = list(config.shm_read)
+    tunables.shm_write = list(config.shm_write)
     tunables.demote_ahead = config.demote_ahead
     tunables.promote_reads = config.promote_reads
     tunables.readmit_share = config.readmit_share
@@ -167,7 +173,12 @@ class NodeServer:
         self._tiering = Tiering(config)
         directory = config.directory()
         _make_folders(directory, config.nvme_dir)
-        self._files = open_files(directory, discard_foreign=config.discard_foreign_segment)
+        self._domains = plan(config, self._principals)
+        self._files = open_files(
+            directory,
+            [domain.file_suffix for domain in self._domains],
+            discard_foreign=config.discard_foreign_segment,
+        )
         # Under its lock: another process may serve in that folder.
         self._access = socket_path.prepare(config)
         identity = Identity(
@@ -194,6 +205,8 @@ class NodeServer:
             self._config = config
             self._principals, self._principal = principals, principal
             self._agent.reconfigure(config.addresses(), config.placement_labels(), principal)
+            for remark in remarks(self._domains, config, principals):
+                _log.warning("restart_needed", why=remark)
             if self._core is not None:
                 self._configure(self._core)
                 self._agent.serve_at(self._endpoints())
@@ -304,7 +317,7 @@ class NodeServer:
 
     async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
         """Create the native node, which takes over the memory of the process before."""
-        options = core_options(self._config, session, self._principal)
+        options = core_options(self._config, session, self._principal, self._domains)
         options.unix_mode, options.unix_gid = self._access
         options.principals = [principal.native() for principal in self._principals]
         ends.callback(self._tiering.close)

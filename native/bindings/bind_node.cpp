@@ -25,9 +25,14 @@ using namespace nb::literals;
 namespace kvstore {
 namespace {
 
-// A node's folder, from before its registration until a NodeCore takes it.
+// A node's folder, from before its registration until a NodeCore takes it: the files of each
+// domain.
 struct PySegmentFiles {
-    std::unique_ptr<StoreFiles> files;
+    explicit PySegmentFiles(std::vector<std::unique_ptr<StoreFiles>> opened)
+        : files(std::move(opened)) {}
+    PySegmentFiles(PySegmentFiles&&) = default;
+
+    std::vector<std::unique_ptr<StoreFiles>> files;
 };
 
 // The native node until close(); then nothing, and every call says so.
@@ -59,7 +64,9 @@ class PyNode {
         GilReleased release;
         std::unique_lock lock(mutex_);
         if (core_ != nullptr && remove_files) {
-            core_->store().remove_files();
+            for (const auto& domain : core_->domains().all()) {
+                domain->store->remove_files();
+            }
         }
         core_ = nullptr;
     }
@@ -221,6 +228,15 @@ nb::dict stats_dict(PyNode& self) {
     out["claim_us"] = histogram_dict(stats.claim_us);
     out["announce_us"] = histogram_dict(stats.announce_us);
     add_store(out, stats.store);
+    nb::dict capacity;
+    nb::dict used;
+    for (const NodeStats::InDomain& one : stats.domains) {
+        const std::string name = one.name.empty() ? "shared" : one.name;
+        capacity[name.c_str()] = one.capacity_bytes;
+        used[name.c_str()] = one.used_bytes;
+    }
+    out["domain_capacity_bytes"] = capacity;
+    out["domain_used_bytes"] = used;
     out["nvme"] = stats.nvme.on ? nb::object(nvme_dict(stats.nvme, stats.store)) : nb::none();
     add_server(out, stats.server);
     return out;
@@ -294,19 +310,23 @@ void create(PyNode* self, const PyNodeOptions& given, PySegmentFiles* files) {
     std::unique_ptr<NvmeCatalog> catalog = catalog_of(given);
     options.nvme_catalog = catalog.get();
     options.on_nvme_progress = progress_of(given);
-    if (files != nullptr && files->files == nullptr) {
+    if (files != nullptr && files->files.empty()) {
         raise_status({Code::kInvalidArgument, "these files have a node already"});
     }
     const auto make = [&] {
         const GilReleased release;
-        return NodeCore::create(options, files != nullptr ? std::move(files->files) : nullptr);
+        std::vector<std::unique_ptr<StoreFiles>> taken;
+        if (files != nullptr) {
+            taken.swap(files->files);
+        }
+        return NodeCore::create(options, std::move(taken));
     };
     new (self) PyNode(value_or_raise(make()), std::move(catalog));
 }
 
 nb::dict beginning(PyNode& self) {
     const BlockStore::Beginning begun =
-        self.run([](NodeCore& core) { return core.store().beginning(); });
+        self.run([](NodeCore& core) { return core.domains().beginning(); });
     nb::dict out;
     out["warm"] = begun.warm;
     out["why_cold"] = begun.why_cold;
@@ -320,15 +340,19 @@ nb::dict beginning(PyNode& self) {
     return out;
 }
 
-void open_files(PySegmentFiles* self, const std::string& directory, bool discard_foreign) {
-    StoreFiles::Options options;
-    options.directory = directory;
-    options.discard_foreign = discard_foreign;
-    const auto open = [&options] {
+void open_files(PySegmentFiles* self, const std::string& directory,
+                const std::vector<std::string>& domains, bool discard_foreign) {
+    const auto open = [&](const std::string& domain) {
         const GilReleased release;
-        return StoreFiles::open(options);
+        return StoreFiles::open({directory, domain, discard_foreign});
     };
-    new (self) PySegmentFiles{value_or_raise(open())};
+    std::vector<std::unique_ptr<StoreFiles>> files;
+    for (const std::string& domain : domains) {
+        files.push_back(value_or_raise(open(domain)));
+    }
+    // The folder is this process's now.
+    StoreFiles::remove_other_domains(directory, domains);
+    new (self) PySegmentFiles{std::move(files)};
 }
 
 std::pair<std::string, std::string> start(PyNode& self) {
@@ -340,13 +364,18 @@ void bind_segment_files(nb::module_& module) {
     nb::class_<PySegmentFiles>(
         module, "SegmentFiles",
         "A node's folder: locked, with what an earlier life of the node has left in it.")
-        .def("__init__", &open_files, "directory"_a, nb::kw_only(), "discard_foreign"_a = false,
+        .def("__init__", &open_files, "directory"_a, "domains"_a = std::vector<std::string>(1),
+             nb::kw_only(), "discard_foreign"_a = false,
              "Raises UnavailableError when another process owns the folder, VersionMismatchError "
              "when another format wrote it (unless it may be discarded).")
         .def_prop_ro(
             "kept_epoch",
             [](const PySegmentFiles& self) {
-                return self.files == nullptr ? 0 : self.files->kept_epoch();
+                uint32_t epoch = 0;
+                for (const auto& one : self.files) {
+                    epoch = std::max(epoch, one->kept_epoch());
+                }
+                return epoch;
             },
             "Epoch of the life that wrote what is there; 0 for nothing.");
 }
@@ -406,7 +435,13 @@ void bind_state(nb::class_<PyNode>& node) {
         .def(
             "audit",
             [](PyNode& self) {
-                raise_unless_ok(self.run([](NodeCore& core) { return core.store().audit(); }));
+                raise_unless_ok(self.run([](NodeCore& core) {
+                    Status status;
+                    for (const auto& domain : core.domains().all()) {
+                        status = status.ok() ? domain->store->audit() : status;
+                    }
+                    return status;
+                }));
             },
             "Check the store's books; for tests.")
         .def(

@@ -84,7 +84,8 @@ void bind_tunables(nb::module_& module) {
     tunables.def(nb::init<>())
         .def_rw("client_cap_bytes", &NodeTunables::client_cap_bytes)
         .def_rw("reservation_ms", &NodeTunables::reservation_ms)
-        .def_rw("shm_tenants", &NodeTunables::shm_tenants)
+        .def_rw("shm_read", &NodeTunables::shm_read)
+        .def_rw("shm_write", &NodeTunables::shm_write)
         .def_prop_rw(
             "readmit_share",
             [](const NodeTunables& self) { return self.nvme.readmission.readmit_share; },
@@ -117,6 +118,13 @@ std::function<void(const NvmeProgress&)> progress_of(const PyNodeOptions& option
 
 void bind_node_options(nb::module_& module) {
     bind_tunables(module);
+    nb::class_<DomainOptions>(module, "DomainOptions", "A part of a node's memory.")
+        .def(nb::init<>())
+        .def_rw("name", &DomainOptions::name, "Of its files; empty: the plain names.")
+        .def_rw("tenants", &DomainOptions::tenants)
+        .def_rw("others", &DomainOptions::others, "And all tenants that no domain names.")
+        .def_rw("is_private", &DomainOptions::is_private, "Nobody may map it.")
+        .def_rw("segment_bytes", &DomainOptions::segment_bytes, "0: all of the node's.");
     nb::class_<PyNodeOptions>(module, "NodeOptions", "What a native node is created with.")
         .def(nb::init<>())
         .def_prop_rw(
@@ -155,6 +163,8 @@ void bind_node_options(nb::module_& module) {
             "[(name, role, tenants, secret)] who may connect; cannot be read back. Empty: no "
             "authentication.")
         .def_rw("segment_bytes", &PyNodeOptions::segment_bytes)
+        .def_rw("domains", &PyNodeOptions::domains,
+                "In the order of SegmentFiles's; empty: one for everybody.")
         .def_rw("index_entries", &PyNodeOptions::index_entries, "0: from the segment's size.")
         .def_rw("lease_cap_bytes", &PyNodeOptions::lease_cap_bytes,
                 "Leased bytes of one tenant. 0: half of the segment.")

@@ -39,7 +39,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     running = Cluster(tmp_path_factory.mktemp("shared"))
     try:
         for node in ("a", "b"):
-            running.start_node(node, shm_tenants=["default", *TENANTS])
+            running.start_node(node, shm_write=["default", *TENANTS])
         yield running
     finally:
         running.close()

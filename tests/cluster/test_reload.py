@@ -128,7 +128,7 @@ def test_a_reload_under_load_fails_no_request_and_takes_effect(tmp_path: Path) -
                 node.change(
                     reservation_ms=2000 if short else 30_000,
                     client_cap_bytes="16mb" if short else 0,
-                    shm_tenants=["default", "other"] if short else ["default"],
+                    shm_write=["default", "other"] if short else ["default"],
                     labels={"host": "a", "rack": f"r{round_number}"},
                     log_level="debug" if short else "info",
                 )
@@ -227,7 +227,7 @@ def test_a_config_map_is_exchanged_behind_its_link(tmp_path: Path) -> None:
 def test_a_bad_file_is_refused_and_the_old_configuration_stays(
     cluster: Cluster, content: str, words: str
 ) -> None:
-    a = cluster.start_node("a", shm_tenants=["one"])
+    a = cluster.start_node("a", shm_write=["one"])
     file = node_file(cluster, "a")
     file.path.write_text(content)
     wait_reload(a, "refused", 0)
@@ -237,8 +237,8 @@ def test_a_bad_file_is_refused_and_the_old_configuration_stays(
     assert metric(a, "kvstore_config_refused") == 1
     store = cluster.connect(tenant="one")
     assert store.put("k", b"v") is Status.Ok and store.get("k") == b"v"
-    assert store.stats()["hits_shm"] == 1, "the old shm_tenants count"
-    file.change(shm_tenants=["one", "two"])
+    assert store.stats()["hits_shm"] == 1, "the old shm_write count"
+    file.change(shm_write=["one", "two"])
     wait_reload(a, "applied", 0)
     assert ready(a) == (200, {"ready": True, "link": "up"})
     assert metric(a, "kvstore_config_refused") == 0

@@ -81,7 +81,7 @@ def test_another_user_is_told_once_and_by_the_node_too(cluster: Cluster) -> None
 def test_a_tenant_without_shared_memory_is_told(cluster: Cluster) -> None:
     cluster.start_node("a")
     seen = run_client(cluster.address, "k", tenant="research")
-    assert_warned_once(seen, "tenant", "shm_tenants")
+    assert_warned_once(seen, "tenant", "shm_write")
     assert refused(cluster, "tenant") >= 1
 
 

@@ -430,14 +430,16 @@ std::vector<Checker::Held> Checker::stores(const KeyName* only) {
             continue;
         }
         NodeLife& life = cluster_.node(i);
-        life.core->store().for_each_object([&](std::span<const BlockStore::ObjectInfo> objects) {
-            for (const BlockStore::ObjectInfo& object : objects) {
-                const KeyName name{object.ns->name, object.key};
-                if (only == nullptr || name == *only) {
-                    out.push_back({life.id, life.process, name, object.ns->epoch, object.version});
+        life.core->domains().store(0).for_each_object(
+            [&](std::span<const BlockStore::ObjectInfo> objects) {
+                for (const BlockStore::ObjectInfo& object : objects) {
+                    const KeyName name{object.ns->name, object.key};
+                    if (only == nullptr || name == *only) {
+                        out.push_back(
+                            {life.id, life.process, name, object.ns->epoch, object.version});
+                    }
                 }
-            }
-        });
+            });
     }
     return out;
 }
@@ -514,7 +516,7 @@ void Checker::at_rest() {
     half_removed_.clear();  // everybody has applied everything
     sample();
     for (size_t i = 0; i < cluster_.node_count(); ++i) {
-        const Status audit = cluster_.node(i).core->store().audit();
+        const Status audit = cluster_.node(i).core->domains().store(0).audit();
         if (!audit.ok()) {
             fail("audit", cluster_.node(i).id + ": " + audit.to_string());
         }

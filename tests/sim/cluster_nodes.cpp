@@ -170,7 +170,7 @@ bool Cluster::create_core(const LifePtr& life) {
     options.index_entries = 1024;
     options.reservation_ms = options_.reservation_ms;
     options.server_threads = options_.loops;
-    std::unique_ptr<StoreFiles> files;
+    std::vector<std::unique_ptr<StoreFiles>> files;
     if (options_.keep_memory) {
         restore_memory(*life);
         StoreFiles::Options folder;
@@ -179,7 +179,7 @@ bool Cluster::create_core(const LifePtr& life) {
         if (!opened.ok()) {
             runtime_.fail("harness", "no folder: " + opened.status().to_string());
         }
-        files = std::move(*opened);
+        files.push_back(std::move(*opened));
     }
     auto core = NodeCore::create(options, std::move(files));
     if (!core.ok()) {

@@ -48,7 +48,7 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
         "http_port": 8,
         "labels": {"host": "h", "rack": "r"},
         "transports": ["tcp"],
-        "shm_tenants": ["default", "research"],
+        "shm_write": ["default", "research"],
         "auth_token_file": "/etc/token",
         "log_level": "debug",
     }
@@ -58,7 +58,7 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
     assert loaded.directory() == "/dev/shm/x"
     assert loaded.placement_labels() == {"host": "h", "rack": "r"}
     assert loaded.transports == ("tcp",)
-    assert loaded.shm_tenants == ("default", "research")
+    assert loaded.shm_write == ("default", "research")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_whole_file() -> None:
         "host": "10.0.0.7",
         "labels": {"host": "10.0.0.7"},
         "segment_size": 4 << 30,
-        "shm_tenants": ["default", "team"],
+        "shm_write": ["default", "team"],
     }
     load(NodeConfig, None, done.node)
     said = {remark.split(":")[0]: remark for remark in done.remarks}

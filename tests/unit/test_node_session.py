@@ -38,21 +38,21 @@ def test_the_backoff_doubles_up_to_its_bound_and_spreads() -> None:
 def test_the_options_of_the_native_node_follow_the_configuration() -> None:
     given = Session(5, 2, "c" * 32, b"s" * 16, "10.0.0.1:50051", 1000)
     config = NodeConfig(node_id="a", host="::1", port=7, segment_dir="/dev/shm/x")
-    options = core_options(config, given, None)
+    options = core_options(config, given, None, ())
     assert options.tcp_endpoint == "tcp://[::1]:7"
     assert options.unix_endpoint == "unix:///dev/shm/x/node.sock"
     assert (options.session_id, options.node_epoch) == (5, 2)
     assert options.token == ""
-    only_tcp = core_options(NodeConfig(transports=("tcp",)), given, None)
+    only_tcp = core_options(NodeConfig(transports=("tcp",)), given, None, ())
     assert only_tcp.unix_endpoint == "" and only_tcp.tcp_endpoint == "tcp://127.0.0.1:0"
-    only_shm = core_options(NodeConfig(transports=("shm",)), given, None)
+    only_shm = core_options(NodeConfig(transports=("shm",)), given, None, ())
     assert only_shm.tcp_endpoint == "" and only_shm.unix_endpoint
 
 
 def test_the_native_defaults_are_those_of_the_configuration() -> None:
     native, configured = _native.NodeTunables(), tunables(NodeConfig())
     names = [name for name in dir(native) if not name.startswith("_")]
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         assert getattr(native, name) == getattr(configured, name), name
     assert _native.NodeOptions().server_threads == NodeConfig().event_loops

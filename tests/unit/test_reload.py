@@ -20,12 +20,12 @@ from tests.support.coroutines import until
 
 
 def test_what_reloads_is_applied_and_what_does_not_waits() -> None:
-    running = NodeConfig(port=1, reservation_ms=30_000, shm_tenants=("a",))
-    wanted = NodeConfig(port=2, reservation_ms=10_000, shm_tenants=("a", "b"))
+    running = NodeConfig(port=1, reservation_ms=30_000, shm_write=("a",))
+    wanted = NodeConfig(port=2, reservation_ms=10_000, shm_write=("a", "b"))
     outcome = compare(running, wanted)
-    assert outcome.applied == ("shm_tenants", "reservation_ms")
+    assert outcome.applied == ("shm_write", "reservation_ms")
     assert outcome.restart_needed == ("port",)
-    assert outcome.effective == NodeConfig(port=1, reservation_ms=10_000, shm_tenants=("a", "b"))
+    assert outcome.effective == NodeConfig(port=1, reservation_ms=10_000, shm_write=("a", "b"))
 
 
 def test_nothing_changed_is_nothing_to_do() -> None:

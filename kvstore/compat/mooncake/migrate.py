@@ -63,7 +63,7 @@ def migrate(values: Mapping[str, Any]) -> Migration:
     _tiers(known, node, remarks)
     tenant = str(known.pop("tenant_id", None) or "default").strip()
     if tenant != "default":
-        node["shm_tenants"] = ["default", tenant]
+        node["shm_write"] = ["default", tenant]
         remarks.append(
             f"tenant_id: {tenant} stays a setting of the engine; its quota is at kvstore"
         )

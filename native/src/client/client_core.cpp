@@ -66,7 +66,7 @@ Result<std::unique_ptr<ClientCore>> ClientCore::connect(ClientOptions options) {
     if (core->context_->options().transport == Transport::kShm && locals.empty()) {
         return {Code::kUnavailable,
                 "transport shm: no node of this host shares its memory (see "
-                "socket_dir, socket_group and shm_tenants of the nodes)" +
+                "socket_dir, socket_group, shm_write and shm_read of the nodes)" +
                     core->why_unattached()};
     }
     return core;

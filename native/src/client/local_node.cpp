@@ -2,6 +2,7 @@
 #include "client/local_node.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -175,7 +176,10 @@ Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
     if (!reading.ok()) {
         return reading.status();
     }
-    Result<Mapping> writing = Mapping::map(fds[0].get(), welcome.segment_bytes, true);
+    const int flags = fcntl(fds[0].get(), F_GETFL);
+    const bool is_writable = flags >= 0 && (flags & O_ACCMODE) == O_RDWR;
+    Result<Mapping> writing =
+        is_writable ? Mapping::map(fds[0].get(), welcome.segment_bytes, true) : Mapping();
     if (!writing.ok()) {
         return writing.status();
     }

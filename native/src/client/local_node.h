@@ -33,7 +33,10 @@ class LocalNode {
     const IndexReader& index() const { return *index_; }
     const uint8_t* segment() const { return segment_.data(); }
     uint64_t segment_bytes() const { return segment_.size(); }
-    // Where a reserved block of this process is written; null when the extent leaves the segment.
+    // False: the node gave this process memory to read, and it puts by socket.
+    bool may_write() const { return writable_.data() != nullptr; }
+    // Where a reserved block of this process is written; null when the extent leaves the segment,
+    // or may_write() is false.
     uint8_t* block(uint64_t offset, uint64_t size);
     ClientSlot& slot() const { return *slot_; }
     ChannelPool& channels() { return *channels_; }
@@ -79,8 +82,8 @@ class LocalNode {
 
     Endpoint endpoint_;
     HelloParams hello_;
-    Mapping segment_;  // read-only: a forked child may still look at a view
-    Mapping writable_;
+    Mapping segment_;                     // read-only: a forked child may still look at a view
+    Mapping writable_;                    // none where this process may only read
     std::unique_ptr<PageMapper> mapper_;  // of both; goes before them
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;

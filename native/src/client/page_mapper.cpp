@@ -54,6 +54,9 @@ std::span<uint8_t> PageMapper::part(std::span<uint8_t> mapping, uint64_t granule
 }
 
 void PageMapper::map_granule(uint64_t granule) {
+    if (writable_.empty()) {
+        return;
+    }
     const uint64_t bit = uint64_t{1} << (granule % 64);
     if ((mapped_[granule / 64].fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
         // An older kernel refuses: then the pages come by faults.

@@ -18,7 +18,8 @@ namespace kvstore {
 // what is in memory already is mapped, so nothing is allocated here.
 class PageMapper {
   public:
-    // Two mappings of one segment; both stay until this object is gone.
+    // Two mappings of one segment, the first one empty for a process that only reads; both stay
+    // until this object is gone.
     PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only);
     ~PageMapper();
     PageMapper(const PageMapper&) = delete;

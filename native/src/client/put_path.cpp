@@ -100,7 +100,8 @@ void PutPath::put_batch(std::span<PutItem> batch) {
     }
 }
 
-// Local first: into the memory of a node of this host. False when there is none that takes puts.
+// Local first: into the memory of a node of this host, or by socket where it may only be read.
+// False when there is none that takes puts.
 bool PutPath::put_shared(std::span<PutItem*> open) {
     context_.nodes().locals(deadline_, &locals_);
     std::vector<std::shared_ptr<PeerNode>> eligible;
@@ -117,12 +118,18 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     }
     // What is open then, because the node did not answer, is tried again: elsewhere, or here once
     // it has restarted.
-    const uint64_t begun_ms = boottime_ms();
-    SharedPut put(*local->node, options_, deadline_, patience_ms(*chosen, open), &tally_);
-    if (put.run(open)) {
-        chosen->breaker().success();
+    if (local->node->may_write()) {
+        const uint64_t begun_ms = boottime_ms();
+        SharedPut put(*local->node, options_, deadline_, patience_ms(*chosen, open), &tally_);
+        if (put.run(open)) {
+            chosen->breaker().success();
+        } else {
+            pass_over(*chosen, begun_ms);
+        }
+    } else if (context_.options().transport == Transport::kShm) {
+        set_all(open, Code::kPermissionDenied);
     } else {
-        pass_over(*chosen, begun_ms);
+        send_put(*chosen, open);
     }
     std::vector<PutItem*> refused;
     std::copy_if(open.begin(), open.end(), std::back_inserter(refused),

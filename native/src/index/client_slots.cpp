@@ -391,6 +391,11 @@ std::vector<uint32_t> ClientSlots::live_slots() const {
     return live_;
 }
 
+bool ClientSlots::has_clients() const {
+    const MutexLock lock(mutex_);
+    return !live_.empty() || !lost_.empty();
+}
+
 bool ClientSlots::hazard_present(Generation gen) const {
     const MutexLock lock(mutex_);
     return std::any_of(live_.begin(), live_.end(), [&](uint32_t slot) KV_REQUIRES(mutex_) {

@@ -73,6 +73,7 @@ class ClientSlots {
     // live slot, or one whose lock is still held, is left alone and answers false.
     bool free_slot(uint32_t slot);
     std::vector<uint32_t> live_slots() const;
+    bool has_clients() const;  // live or lost
 
     // Scan of all live slots. Call after Index::invalidate(), whose full fence orders the scan:
     // false means that no client holds the generation or can come to hold it.

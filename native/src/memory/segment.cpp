@@ -221,10 +221,7 @@ Result<std::unique_ptr<Segment>> Segment::attach(const Options& options, uint64_
     if (fstat(fd->get(), &info) != 0) {
         return errno_status("fstat", options.name);
     }
-    const auto size = static_cast<uint64_t>(info.st_size);
-    if (size > options.size_bytes) {
-        return {Code::kInvalidArgument, "the segment is larger than segment_size"};
-    }
+    const uint64_t size = std::min(static_cast<uint64_t>(info.st_size), options.size_bytes);
     auto unit = check_room(options, static_cast<uint64_t>(info.st_blocks) * 512);
     if (!unit.ok()) {
         return unit.status();
@@ -260,11 +257,31 @@ Result<std::unique_ptr<Segment>> Segment::over(const Options& options, Fd fd, ui
     return segment;
 }
 
+Status Segment::set_size() const {
+    struct stat info{};
+    if (fstat(fd_.get(), &info) != 0) {
+        return errno_status("fstat", path());
+    }
+    const auto end = static_cast<off_t>(options_.size_bytes);
+    if (info.st_size <= end) {
+        return size_region(fd_.get(), options_.directory, options_.size_bytes, path());
+    }
+    if (options_.drop_end && fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, end,
+                                       info.st_size - end) != 0) {
+        return errno_status("fallocate", path());
+    }
+    return {};
+}
+
 Status Segment::open_memory() {
-    const Status sized = size_region(fd_.get(), options_.directory, options_.size_bytes, path());
-    if (!sized.ok()) {
+    if (Status sized = set_size(); !sized.ok()) {
         return sized;
     }
+    auto read_only = reopen_read_only(fd_);
+    if (!read_only.ok()) {
+        return read_only.status();
+    }
+    read_only_fd_ = std::move(*read_only);
     auto mapping = Mapping::map(fd_.get(), options_.size_bytes, true);
     if (!mapping.ok()) {
         return mapping.status();

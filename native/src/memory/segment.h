@@ -22,6 +22,7 @@ class Segment {
         std::string name;       // file name inside `directory`
         uint64_t size_bytes = 0;
         uint64_t beside_bytes = 0;  // that other files will take in `directory`
+        bool drop_end = false;      // of a file that is larger: nobody uses it
         uint64_t slice_bytes = 16u << 20;
         uint64_t huge_pages_from_bytes = 16ull
                                          << 30;  // from this size on 2 MiB pages are asked for
@@ -32,13 +33,16 @@ class Segment {
     // names the setting. Blocks until the first slice is ready.
     static Result<std::unique_ptr<Segment>> create(const Options& options);
     // The file that an earlier life has left, grown to the size asked for; its first `kept_bytes`
-    // are ready at once, as far as the file goes. kNotFound when there is none, kNoSpace as above.
+    // are ready at once, as far as the file goes. One that is larger stays so, since clients may
+    // map it, but its end gives its memory back with `drop_end`. kNotFound when there is none,
+    // kNoSpace as above.
     static Result<std::unique_ptr<Segment>> attach(const Options& options, uint64_t kept_bytes);
     ~Segment();  // stops the thread, unmaps; the file stays unless remove_file() was called
 
     uint8_t* data() const { return mapping_.data(); }
     uint64_t size() const { return mapping_.size(); }
     int fd() const { return fd_.get(); }
+    int read_only_fd() const { return read_only_fd_.get(); }
     uint64_t ready_bytes() const { return ready_bytes_.load(std::memory_order_acquire); }
     // True when the first `ready_bytes` (at most the size) are ready; false when `timeout_ms`
     // passed or pre-faulting stopped.
@@ -53,6 +57,7 @@ class Segment {
     static Result<std::unique_ptr<Segment>> over(const Options& options, Fd fd, uint64_t unit,
                                                  uint64_t kept_bytes);
     Status open_memory();
+    Status set_size() const;
     std::string path() const;
     void prefault_loop();
     Status prefault_slice(uint64_t begin, uint64_t end);
@@ -60,6 +65,7 @@ class Segment {
 
     Options options_;
     Fd fd_;
+    Fd read_only_fd_;
     Mapping mapping_;
     bool counts_blocks_ = false;  // st_blocks says what has memory: tmpfs, hugetlbfs
     std::atomic<uint64_t> ready_bytes_{0};

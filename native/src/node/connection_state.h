@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "node/domains.h"
 #include "node/node_namespaces.h"
 #include "store/block_store.h"
 
@@ -18,9 +19,11 @@ struct ConnectionState {
 struct ClientConnection final : ConnectionState {
     Role role = Role::kClient;
     std::shared_ptr<NamespaceCell> ns;  // null for a peer node, which names it in every message
+    Domain* domain = nullptr;           // of the tenant; null for a peer node
     uint64_t id = 0;                    // owner of reservations, leases and holds
     int offered_slot = -1;              // assigned at hello, not confirmed yet
     int slot = -1;                      // confirmed
+    bool may_write = false;             // the mapped segment; else it puts by socket
 
     // Who writes blocks and holds them: the client's process, or the node on behalf of a socket.
     Owner process() const { return {id, slot}; }

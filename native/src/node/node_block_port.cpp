@@ -41,8 +41,8 @@ EventServer::Options server_options(const NodeOptions& options,
 }
 
 // What was applied before: where both tiers keep objects, in both of them.
-uint64_t applied_before(const BlockStore& store, const NvmeTier* tier) {
-    const BlockStore::Beginning& begun = store.beginning();
+uint64_t applied_before(const Domains& domains, const NvmeTier* tier) {
+    const BlockStore::Beginning begun = domains.beginning();
     if (tier == nullptr || tier->is_empty()) {
         return begun.applied_seq;
     }
@@ -50,14 +50,14 @@ uint64_t applied_before(const BlockStore& store, const NvmeTier* tier) {
                       : tier->recovered_applied();
 }
 
-MasterLink::Options link_options(const NodeOptions& options, const BlockStore& store,
+MasterLink::Options link_options(const NodeOptions& options, const Domains& domains,
                                  const NvmeTier* tier) {
     MasterLink::Options link;
     link.cluster_id = options.cluster_id;
     link.node_id = options.node_id;
     link.node_epoch = options.node_epoch;
     link.session_id = options.session_id;
-    link.applied_seq = applied_before(store, tier);
+    link.applied_seq = applied_before(domains, tier);
     link.hash_secret = options.hash_secret;
     link.endpoints = options.master_endpoints;
     link.principal = options.principal;
@@ -68,34 +68,34 @@ MasterLink::Options link_options(const NodeOptions& options, const BlockStore& s
 
 }  // namespace
 
-NodeBlockPort::NodeBlockPort(const NodeOptions& options, BlockStore& store, NvmeTier* tier)
+NodeBlockPort::NodeBlockPort(const NodeOptions& options, Domains& domains, NvmeTier* tier)
     : options_(options),
       reservation_ms_(options.reservation_ms),
-      shm_tenants_(options.shm_tenants),
-      store_(store),
+      domains_(domains),
       tier_(tier),
       namespaces_(options.hash_secret),
-      slots_(store.client_slots()),
-      send_budget_(std::make_shared<SendBudget>(store.segment_bytes() / kSendShare)),
+      send_budget_(std::make_shared<SendBudget>(domains.segment_bytes() / kSendShare)),
       nvme_budget_(std::make_shared<SendBudget>(kNvmeBytes)),
       authenticator_(std::make_shared<Authenticator>(options.principals)) {
-    for (const NamespaceRef& ns : store.beginning().namespaces) {
+    for (const NamespaceRef& ns : domains.beginning().namespaces) {
         static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
     }
     begin_nvme();
     server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
-    link_ = std::make_unique<MasterLink>(link_options(options, store, tier), *server_, *this);
-    flow_ = std::make_unique<PutFlow>(
-        PutFlow::Options{options.hash_secret, options.reservation_ms, options.max_timeout_ms},
-        store_, tier_, *link_, metrics_, wishes_);
+    link_ = std::make_unique<MasterLink>(link_options(options, domains, tier), *server_, *this);
+    for (const auto& domain : domains_.all()) {
+        domain->flow = std::make_unique<PutFlow>(
+            PutFlow::Options{options.hash_secret, options.reservation_ms, options.max_timeout_ms},
+            *domain->store, tier_, *link_, metrics_, wishes_);
+        domain->store->set_on_withdraw(
+            [this](std::span<const BlockStore::Withdrawn> items) { on_withdrawn(items); });
+    }
     PeerCopier::Options copier;
     copier.hash_secret = options.hash_secret;
     copier.hello = peer_hello(options);
     copier_ = std::make_unique<PeerCopier>(
-        std::move(copier), store_, tier_, namespaces_, wishes_, metrics_,
+        std::move(copier), domains_, tier_, namespaces_, wishes_, metrics_,
         [this](const CopyOrder& job, Code code) { link_->copy_done(job.link, job.copy_id, code); });
-    store_.set_on_withdraw(
-        [this](std::span<const BlockStore::Withdrawn> items) { on_withdrawn(items); });
 }
 
 NodeBlockPort::~NodeBlockPort() { stop(); }
@@ -142,7 +142,7 @@ Result<NodeEndpoints> NodeBlockPort::start() {
                       },
                       [this](uint64_t seq) { link_->acknowledge(seq); }});
         // On its disk from the start: an earlier mark goes with the file that it is in.
-        tier_->note_applied(applied_before(store_, tier_));
+        tier_->note_applied(applied_before(domains_, tier_));
     }
     copier_->start();
     link_->start();
@@ -158,7 +158,9 @@ void NodeBlockPort::stop() {
     if (tier_ != nullptr) {
         tier_->stop();
     }
-    store_.set_on_withdraw(nullptr);
+    for (const auto& domain : domains_.all()) {
+        domain->store->set_on_withdraw(nullptr);
+    }
 }
 
 void NodeBlockPort::set_principals(std::vector<Principal> principals) {
@@ -171,13 +173,14 @@ void NodeBlockPort::set_credentials(std::string principal, std::string token) {
 }
 
 void NodeBlockPort::set_tunables(NodeTunables tunables) {
-    const MutexLock lock(tunables_mutex_);
     // The shorter time first: what is said of a spare's time is never above what the store gives.
     reservation_ms_.store(std::min(reservation_ms_.load(), tunables.reservation_ms));
-    store_.set_limits(tunables.reservation_ms, tunables.client_cap_bytes);
-    flow_->set_reservation_ms(tunables.reservation_ms);
+    for (const auto& domain : domains_.all()) {
+        domain->store->set_limits(tunables.reservation_ms, tunables.client_cap_bytes);
+        domain->flow->set_reservation_ms(tunables.reservation_ms);
+    }
     reservation_ms_.store(tunables.reservation_ms);
-    shm_tenants_ = std::move(tunables.shm_tenants);
+    domains_.set_access(std::move(tunables.shm_read), std::move(tunables.shm_write));
     if (tier_ != nullptr) {
         tier_->set_tunables(tunables.nvme);
     }
@@ -185,23 +188,20 @@ void NodeBlockPort::set_tunables(NodeTunables tunables) {
 
 // ---- sessions --------------------------------------------------------------------------------
 
-bool NodeBlockPort::shares_with(std::string_view tenant) const {
-    const MutexLock lock(tunables_mutex_);
-    const std::vector<std::string>& tenants = shm_tenants_;
-    return std::find(tenants.begin(), tenants.end(), tenant) != tenants.end();
-}
-
 // Descriptors and a slot for a client that asks for them, or the reason why it gets none.
 void NodeBlockPort::share_memory(const Connection& connection, const Hello& hello,
-                                 HelloAnswer* answer) {
+                                 ClientConnection& session, HelloAnswer* answer) {
     const Peer& peer = connection.peer();
     if (!peer.is_unix || (peer.features & kFeatureSharedMemory) == 0) {
         return note_unattached(connection, hello);
     }
     WelcomeData& welcome = answer->welcome;
-    if (!shares_with(hello.tenant)) {
+    const MapAccess access = domains_.access(hello.tenant);
+    session.may_write = access == MapAccess::kWrite;
+    if (access == MapAccess::kNone) {
         welcome.attach_cause = AttachCause::kTenant;
-    } else if (welcome.slot = offer_memory(hello, peer.pid, &answer->fds); welcome.slot < 0) {
+    } else if (welcome.slot = offer_memory(session, hello, peer.pid, &answer->fds);
+               welcome.slot < 0) {
         welcome.attach_cause = AttachCause::kNoSlot;
     } else {
         return;
@@ -230,13 +230,21 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
     welcome.hash_secret = options_.hash_secret;
     welcome.node_id = options_.node_id;
     welcome.node_epoch = options_.node_epoch;
-    welcome.segment_bytes = store_.segment_bytes();
-    welcome.flush_counter = store_.flush_counter();  // before the epoch: at worst, asked again
     if (hello.role == Role::kNode) {
         if (hello.node_id.empty()) {
             return {Code::kInvalidArgument, "a node's hello without a node id"};
         }
     } else {
+        if (!domains_.has_memory_for(hello.tenant)) {
+            return {Code::kPermissionDenied,
+                    "tenant " + std::string(hello.tenant) + " has no memory on node " +
+                        options_.node_id +
+                        ": list it in shm_read, shm_write or domains, or set private_share"};
+        }
+        session->domain = &domains_.of(hello.tenant);
+        const BlockStore& store = *session->domain->store;
+        welcome.segment_bytes = store.segment_bytes();
+        welcome.flush_counter = store.flush_counter();  // before the epoch: at worst, asked again
         Result<std::shared_ptr<NamespaceCell>> ns = namespaces_.open(hello.tenant, hello.ns);
         if (!ns.ok()) {
             return ns.status();
@@ -246,7 +254,7 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
     }
     if (hello.role != Role::kNode) {
         welcome.host_identity = host_identity();
-        share_memory(connection, hello, &answer);
+        share_memory(connection, hello, *session, &answer);
         session->offered_slot = welcome.slot;
     }
     answer.session = std::move(session);
@@ -254,18 +262,21 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
 }
 
 // The slot that the session may confirm, and the descriptors that its process does not have yet.
-int NodeBlockPort::offer_memory(const Hello& hello, pid_t pid, std::vector<int>* fds) {
+int NodeBlockPort::offer_memory(ClientConnection& session, const Hello& hello, pid_t pid,
+                                std::vector<int>* fds) {
+    const BlockStore& store = *session.domain->store;
+    ServedSlots& slots = session.domain->slots;
     const FileKey file{hello.slot_device, hello.slot_inode};
-    if (hello.slot_plus_one != 0 && slots_.is_held(hello.slot_plus_one - 1, file, pid)) {
+    if (hello.slot_plus_one != 0 && slots.is_held(hello.slot_plus_one - 1, file, pid)) {
         if (hello.mapped_epoch != options_.node_epoch) {
-            *fds = {store_.segment_fd(), store_.index_fd()};
+            *fds = {store.segment_fd(session.may_write), store.index_fd()};
         }
         return static_cast<int>(hello.slot_plus_one - 1);
     }
     int slot_fd = -1;
-    const int slot = slots_.offer(pid, &slot_fd);
+    const int slot = slots.offer(pid, &slot_fd);
     if (slot >= 0) {
-        *fds = {store_.segment_fd(), store_.index_fd(), slot_fd};
+        *fds = {store.segment_fd(session.may_write), store.index_fd(), slot_fd};
     }
     return slot;
 }
@@ -282,20 +293,27 @@ void NodeBlockPort::on_close(Connection& connection, Code, std::string_view reas
     }
     auto& session = *connection.session_as<ClientConnection>();
     if (session.offered_slot >= 0) {
-        slots_.give_back(session.offered_slot);
+        session.domain->slots.give_back(session.offered_slot);
     }
-    // The end of a socket only marks: what a living process may still write into is quarantined.
-    flow_->on_session_closed(session.id);
-    store_.on_session_closed(session.id);
+    // The end of a socket only marks: what a living process may still write into is quarantined. A
+    // peer may have copied into any domain.
+    for (const auto& domain : domains_.all()) {
+        if (session.domain == nullptr || session.domain == domain.get()) {
+            domain->flow->on_session_closed(session.id);
+            domain->store->on_session_closed(session.id);
+        }
+    }
 }
 
 void NodeBlockPort::on_tick(size_t loop) {
     if (loop != 0) {
         return;
     }
-    slots_.tick();
-    store_.tick();
-    flow_->tick();
+    for (const auto& domain : domains_.all()) {
+        domain->slots.tick();
+        domain->store->tick();
+        domain->flow->tick();
+    }
     withdraw_replaced();
     link_->tick();
     watch_send_budget();
@@ -321,17 +339,18 @@ void NodeBlockPort::slot_ready(Connection& connection, const FrameHeader& header
     if (session.slot >= 0 && message.slot == static_cast<uint32_t>(session.slot)) {
         code = Code::kOk;  // again, for what else it says
     } else if (session.offered_slot >= 0) {
-        code = slots_.confirm(message.slot, connection.peer().pid, connection.peer().tenant);
+        code = session.domain->slots.confirm(message.slot, connection.peer().pid,
+                                             connection.peer().tenant);
         if (code == Code::kOk) {
             if (message.slot != static_cast<uint32_t>(session.offered_slot)) {
-                slots_.give_back(session.offered_slot);
+                session.domain->slots.give_back(session.offered_slot);
             }
             session.offered_slot = -1;
             session.slot = static_cast<int>(message.slot);
         }
     }
     if (code == Code::kOk) {
-        store_.end_earlier_writes(session.slot, message.writes_ended_below);
+        session.domain->store->end_earlier_writes(session.slot, message.writes_ended_below);
     }
     const int32_t status = static_cast<int32_t>(code);
     StatusReply reply;
@@ -342,7 +361,7 @@ void NodeBlockPort::slot_ready(Connection& connection, const FrameHeader& header
 void NodeBlockPort::resolve(Connection& connection, const FrameHeader& header) {
     const auto& session = *connection.session_as<ClientConnection>();
     ResolveReply reply;
-    reply.flush_counter = store_.flush_counter();
+    reply.flush_counter = session.domain->store->flush_counter();
     const NamespaceRef ns = session.ns->current();
     reply.namespace_id = ns->id;
     reply.ns_epoch = ns->epoch;
@@ -430,12 +449,20 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.link_error = link_->last_error();
     stats.link_losses = link_->losses();
     stats.applied_seq = link_->applied_seq();
-    stats.store = store_.stats();
-    stats.prefault_error = store_.prefault_status().message();
+    stats.store = domains_.stats();
+    stats.prefault_error = domains_.prefault_status().message();
+    stats.puts_under_way = 0;
+    stats.live_slots = 0;
+    for (const auto& domain : domains_.all()) {
+        const BlockStore::Stats one = domain->store->stats();
+        stats.domains.push_back(
+            {domain->options.name, one.segment_bytes, one.used_bytes, one.objects});
+        stats.puts_under_way += domain->flow->under_way();
+        stats.live_slots += domain->slots.live();
+    }
     if (tier_ != nullptr) {
         stats.nvme = tier_->stats();
     }
-    stats.puts_under_way = flow_->under_way();
     stats.hits = metrics_.hits.get();
     for (size_t i = 0; i < stats.misses.size(); ++i) {
         stats.misses[i] = metrics_.misses[i].get();
@@ -451,7 +478,6 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.copies_failed = metrics_.copies_failed.get();
     stats.copy_bytes_in = metrics_.copy_bytes_in.get();
     stats.copy_bytes_out = metrics_.copy_bytes_out.get();
-    stats.live_slots = slots_.live();
     for (size_t i = 0; i < stats.attaches_refused.size(); ++i) {
         stats.attaches_refused[i] = metrics_.attaches_refused[i].get();
     }

@@ -27,13 +27,12 @@ namespace kvstore {
 class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler {
   public:
     // Both outlive the service; `tier` may be null.
-    NodeBlockPort(const NodeOptions& options, BlockStore& store, NvmeTier* tier);
+    NodeBlockPort(const NodeOptions& options, Domains& domains, NvmeTier* tier);
     ~NodeBlockPort() override;
 
     Result<NodeEndpoints> start();
     void stop();
     MasterLink& link() { return *link_; }
-    ServedSlots& slots() { return slots_; }
     void set_draining(bool draining) { draining_.store(draining); }
     void set_principals(std::vector<Principal> principals);
     void set_credentials(std::string principal, std::string token);
@@ -63,15 +62,18 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
 
   private:
     using Body = std::span<const uint8_t>;
-    static constexpr uint32_t kListNvme = UINT32_MAX;  // a listing's cursor: what NVMe has
-    struct Incoming;                                   // a put whose payload is being received
-    struct Getting;                                    // a get, until its last byte is sent
+    // Cursors of a listing: what NVMe has, and the next domain from its beginning.
+    static constexpr uint32_t kListNvme = UINT32_MAX;
+    static constexpr uint32_t kListNextDomain = UINT32_MAX - 1;
+    struct Incoming;  // a put whose payload is being received
+    struct Getting;   // a get, until its last byte is sent
 
     // node_block_port.cpp
     void begin_nvme();
-    void share_memory(const Connection& connection, const Hello& hello, HelloAnswer* answer);
-    bool shares_with(std::string_view tenant) const;
-    int offer_memory(const Hello& hello, pid_t pid, std::vector<int>* fds);
+    void share_memory(const Connection& connection, const Hello& hello, ClientConnection& session,
+                      HelloAnswer* answer);
+    int offer_memory(ClientConnection& session, const Hello& hello, pid_t pid,
+                     std::vector<int>* fds);
     void note_unattached(const Connection& connection, const Hello& hello);
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
     bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);
@@ -112,18 +114,16 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void withdraw_replaced();
     void apply(const OpView& op);
     void remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version);
-    uint32_t list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out);
+    uint32_t list_dram(BlockStore& store, uint32_t cursor, size_t limit,
+                       std::vector<AnnounceGroup>& out);
 
     const NodeOptions options_;  // but for the tunables, which are below
     std::atomic<uint32_t> reservation_ms_;
-    mutable Mutex tunables_mutex_;
-    std::vector<std::string> shm_tenants_ KV_GUARDED_BY(tunables_mutex_);
-    BlockStore& store_;
+    Domains& domains_;
     NvmeTier* const tier_;
     NodeMetrics metrics_;
     ReplicaWishes wishes_;
     NodeNamespaces namespaces_;
-    ServedSlots slots_;
     std::atomic<bool> draining_{false};
     const std::shared_ptr<SendBudget> send_budget_;
     const std::shared_ptr<SendBudget> nvme_budget_;  // for what is read from NVMe
@@ -132,10 +132,10 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     std::shared_ptr<Authenticator> authenticator_;
     std::unique_ptr<EventServer> server_;
     std::unique_ptr<MasterLink> link_;
-    std::unique_ptr<PutFlow> flow_;
     std::unique_ptr<PeerCopier> copier_;
 
-    NvmeCursor listed_nvme_;  // of the full announce; the link's loop only
+    size_t listed_domain_ = 0;  // these two: of the full announce; the link's loop only
+    NvmeCursor listed_nvme_;
 
     Mutex replaced_mutex_;
     // Older versions, withdrawn behind the new ones.

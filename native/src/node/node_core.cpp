@@ -34,21 +34,6 @@ Status check_options(const NodeOptions& options) {
     return {};
 }
 
-BlockStore::Options store_options(const NodeOptions& options) {
-    BlockStore::Options store;
-    store.size_bytes = options.segment_bytes;
-    store.index_entries = options.index_entries;
-    store.node_id = options.node_id;
-    store.node_epoch = options.node_epoch;
-    store.secret = options.hash_secret;
-    store.client_cap_bytes = options.client_cap_bytes;
-    store.lease_cap_bytes = options.lease_cap_bytes;
-    store.reservation_ms = options.reservation_ms;
-    store.allow_cold_restart = options.allow_cold_restart;
-    store.tiered = !options.nvme_dir.empty();
-    return store;
-}
-
 NvmeTier::Options nvme_options(const NodeOptions& options) {
     NvmeTier::Options nvme;
     nvme.log.directory = options.nvme_dir;
@@ -66,36 +51,36 @@ NvmeTier::Options nvme_options(const NodeOptions& options) {
 }  // namespace
 
 struct NodeCore::Impl {
-    Impl(const NodeOptions& options, std::unique_ptr<BlockStore> blocks,
+    Impl(const NodeOptions& options, std::unique_ptr<Domains> memory,
          std::unique_ptr<NvmeTier> tier)
-        : store(std::move(blocks)), nvme(std::move(tier)), service(options, *store, nvme.get()) {}
-    std::unique_ptr<BlockStore> store;
+        : domains(std::move(memory)),
+          nvme(std::move(tier)),
+          service(options, *domains, nvme.get()) {}
+    std::unique_ptr<Domains> domains;
     std::unique_ptr<NvmeTier> nvme;
     NodeBlockPort service;
 };
 
 Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options,
-                                                   std::unique_ptr<StoreFiles> files) {
+                                                   std::vector<std::unique_ptr<StoreFiles>> files) {
     const Status checked = check_options(options);
     if (!checked.ok()) {
         return checked;
     }
-    Result<std::unique_ptr<BlockStore>> store =
-        files == nullptr ? BlockStore::create(store_options(options))
-                         : BlockStore::create(store_options(options), std::move(files));
-    if (!store.ok()) {
-        return store.status();
+    Result<std::unique_ptr<Domains>> domains = Domains::create(options, std::move(files));
+    if (!domains.ok()) {
+        return domains.status();
     }
     std::unique_ptr<NvmeTier> nvme;
     if (!options.nvme_dir.empty()) {
-        auto opened = NvmeTier::open(nvme_options(options), **store);
+        auto opened = NvmeTier::open(nvme_options(options), **domains);
         if (!opened.ok()) {
             return opened.status();
         }
         nvme = std::move(*opened);
     }
     return std::unique_ptr<NodeCore>(
-        new NodeCore(std::make_unique<Impl>(options, std::move(*store), std::move(nvme))));
+        new NodeCore(std::make_unique<Impl>(options, std::move(*domains), std::move(nvme))));
 }
 
 NodeCore::NodeCore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -133,22 +118,23 @@ NodeStats NodeCore::stats() const {
     return stats;
 }
 
-std::string NodeCore::damage() {
-    const std::string what = impl_->store->damage();
-    return what.empty() ? what : what + "; " + impl_->service.slots().holders();
-}
+std::string NodeCore::damage() { return impl_->domains->damage(); }
 
 std::vector<std::string> NodeCore::take_lost_clients() {
-    return impl_->service.slots().take_lost();
+    std::vector<std::string> lost;
+    for (const auto& domain : impl_->domains->all()) {
+        std::ranges::move(domain->slots.take_lost(), std::back_inserter(lost));
+    }
+    return lost;
 }
 
 std::vector<Refusal> NodeCore::take_refusals() { return impl_->service.take_refusals(); }
 
 std::vector<TenantCounters> NodeCore::client_counters() const {
-    return impl_->service.slots().counters();
+    return impl_->domains->client_counters();
 }
 
-BlockStore& NodeCore::store() { return *impl_->store; }
+Domains& NodeCore::domains() { return *impl_->domains; }
 
 NvmeTier* NodeCore::nvme() { return impl_->nvme.get(); }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "node/domains.h"
 #include "node/node_options.h"
 #include "node/served_slots.h"
 #include "store/block_store.h"
@@ -19,10 +20,10 @@ namespace kvstore {
 class NodeCore {
   public:
     // Takes over or creates the segment and the store; nothing listens yet. kInvalidArgument,
-    // kVersionMismatch, kNoSpace or kIoError with a sentence that names the option. `files`: the
-    // folder, opened before the registration; null: anonymous memory.
-    static Result<std::unique_ptr<NodeCore>> create(const NodeOptions& options,
-                                                    std::unique_ptr<StoreFiles> files = nullptr);
+    // kVersionMismatch, kNoSpace or kIoError with a sentence that names the option. `files`: of
+    // each domain, opened before the registration; none: anonymous memory.
+    static Result<std::unique_ptr<NodeCore>> create(
+        const NodeOptions& options, std::vector<std::unique_ptr<StoreFiles>> files = {});
     ~NodeCore();  // stop()
 
     // Listens and begins to connect to the master.
@@ -51,7 +52,7 @@ class NodeCore {
     // Refused peers and ended connections since the last call, for the log.
     std::vector<Refusal> take_refusals();
     std::vector<TenantCounters> client_counters() const;
-    BlockStore& store();
+    Domains& domains();
     NvmeTier* nvme();  // null: none
     // Closes every connection and the link, ends the threads. Idempotent. The files of a folder
     // stay for the node's next life.

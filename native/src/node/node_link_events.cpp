@@ -8,17 +8,28 @@
 
 namespace kvstore {
 void NodeBlockPort::on_link_down(uint64_t link) {
-    flow_->on_link_down(link);
+    for (const auto& domain : domains_.all()) {
+        domain->flow->on_link_down(link);
+    }
     copier_->drop_link(link);
 }
 
 void NodeBlockPort::on_claims(uint64_t link, std::span<const ClaimAnswer> results) {
-    flow_->on_claims(link, results);
+    // A claim's id is the generation of its block. In runs, so that a batch stays one.
+    for (size_t first = 0; first < results.size();) {
+        Domain& domain = domains_.at(results[first].claim_id);
+        size_t end = first + 1;
+        while (end < results.size() && &domains_.at(results[end].claim_id) == &domain) {
+            ++end;
+        }
+        domain.flow->on_claims(link, results.subspan(first, end - first));
+        first = end;
+    }
 }
 
 void NodeBlockPort::on_announced(uint64_t, const NamespaceRef& ns,
                                  std::span<const AnnounceResult> results) {
-    flow_->on_announced(results);
+    domains_.of(ns).flow->on_announced(results);
     for (const AnnounceResult& result : results) {
         // Of the full announce: what the master does not take (removed, flushed, older than what
         // others have) must not be read here either.
@@ -39,7 +50,9 @@ void NodeBlockPort::on_ops(std::span<const OpView> ops) {
 }
 
 void NodeBlockPort::on_applied(uint64_t seq) {
-    store_.note_applied(seq);
+    for (const auto& domain : domains_.all()) {
+        domain->store->note_applied(seq);
+    }
     fault_point("removal_applied");
     if (tier_ != nullptr) {
         tier_->note_applied(seq);  // acknowledges it once it is on disk
@@ -50,7 +63,7 @@ void NodeBlockPort::on_applied(uint64_t seq) {
 
 void NodeBlockPort::remove(const NamespaceRef& ns, const BlockStore::Key& key, Version version) {
     fault_point("remove");
-    static_cast<void>(store_.remove_upto(ns, key, version));
+    static_cast<void>(domains_.store_of(ns).remove_upto(ns, key, version));
     fault_point("removed");
     if (tier_ != nullptr) {
         tier_->remove(ns, key.hash, version);
@@ -62,7 +75,7 @@ void NodeBlockPort::apply(const OpView& op) {
         const uint32_t next = std::max(static_cast<uint32_t>(op.arg), op.epoch + 1);
         const Result<NamespaceRef> ended = namespaces_.advance(op.tenant, op.ns, next);
         if (ended.ok() && *ended != nullptr) {
-            store_.flush(*ended);
+            domains_.store_of(*ended).flush(*ended);
             if (tier_ != nullptr) {
                 tier_->flush((*ended)->id);
             }
@@ -77,7 +90,7 @@ void NodeBlockPort::apply(const OpView& op) {
     if (op.kind == OpKind::kRemove) {
         remove(*ns, key, op.version);
     } else if (op.kind == OpKind::kPin && op.arg <= static_cast<uint64_t>(Pin::kHard)) {
-        static_cast<void>(store_.set_pin(*ns, key, static_cast<Pin>(op.arg)));
+        static_cast<void>(domains_.store_of(*ns).set_pin(*ns, key, static_cast<Pin>(op.arg)));
         if (tier_ != nullptr) {
             tier_->set_pin(*ns, key.hash, static_cast<Pin>(op.arg));
         }
@@ -92,18 +105,26 @@ void NodeBlockPort::on_copy(CopyOrder job) { copier_->push(std::move(job)); }
 uint32_t NodeBlockPort::list_objects(uint32_t cursor, size_t limit,
                                      std::vector<AnnounceGroup>& out) {
     if (cursor == 0) {
+        listed_domain_ = 0;
         listed_nvme_ = {};
     }
-    const uint32_t next = cursor == kListNvme ? 0 : list_dram(cursor, limit, out);
-    if (next != 0 || tier_ == nullptr) {
-        return next;
+    if (cursor != kListNvme) {
+        BlockStore& store = *domains_.all()[listed_domain_]->store;
+        const uint32_t next = list_dram(store, cursor == kListNextDomain ? 0 : cursor, limit, out);
+        if (next != 0) {
+            return next;
+        }
+        if (++listed_domain_ < domains_.all().size()) {
+            return kListNextDomain;
+        }
     }
-    return tier_->list(&listed_nvme_, limit, &out) ? kListNvme : 0;
+    return tier_ != nullptr && tier_->list(&listed_nvme_, limit, &out) ? kListNvme : 0;
 }
 
-uint32_t NodeBlockPort::list_dram(uint32_t cursor, size_t limit, std::vector<AnnounceGroup>& out) {
+uint32_t NodeBlockPort::list_dram(BlockStore& store, uint32_t cursor, size_t limit,
+                                  std::vector<AnnounceGroup>& out) {
     std::vector<BlockStore::ObjectInfo> objects;
-    const uint32_t next = store_.list_objects(cursor, limit, objects);
+    const uint32_t next = store.list_objects(cursor, limit, objects);
     std::unordered_map<const NamespaceEpoch*, size_t> groups;
     for (BlockStore::ObjectInfo& object : objects) {
         const auto [at, added] = groups.emplace(object.ns.get(), out.size());

@@ -22,8 +22,19 @@ namespace kvstore {
 struct NodeTunables {
     uint64_t client_cap_bytes = 0;  // reserved and unpublished bytes of one client; 0: half
     uint32_t reservation_ms = limits::kReservationMs;
-    std::vector<std::string> shm_tenants = {"default"};  // who may map the segment
+    // Tenants that may map the memory of their domain: only for reading, or for writing as well.
+    std::vector<std::string> shm_read;
+    std::vector<std::string> shm_write = {"default"};
     NvmeTierTunables nvme;
+};
+
+// A part of the node's memory, with a segment, an index and slots of its own (domains.h).
+struct DomainOptions {
+    std::string name;                  // part of its files' names; empty: `segment`, `index` …
+    std::vector<std::string> tenants;  // whose objects lie here
+    bool others = true;                // and those of tenants that no domain names
+    bool is_private = false;           // nobody may map it
+    uint64_t segment_bytes = 0;        // 0: all of the node's
 };
 
 struct NodeOptions : NodeTunables {
@@ -48,9 +59,10 @@ struct NodeOptions : NodeTunables {
 
     // Memory.
     uint64_t segment_bytes = 0;
-    uint32_t index_entries = 0;       // 0: from the segment's size
-    uint64_t lease_cap_bytes = 0;     // leased bytes of one tenant; 0: half
-    bool allow_cold_restart = false;  // rather start empty than not at all, for lack of room
+    std::vector<DomainOptions> domains;  // empty: one for everybody
+    uint32_t index_entries = 0;          // of each domain; 0: from its size
+    uint64_t lease_cap_bytes = 0;        // leased bytes of one tenant; 0: half
+    bool allow_cold_restart = false;     // rather start empty than not at all, for lack of room
 
     // The tier below. Empty: none.
     std::string nvme_dir;
@@ -77,7 +89,14 @@ struct NodeStats {
     uint64_t link_losses = 0;
     uint64_t applied_seq = 0;    // last operation of the master that was applied here
     std::string prefault_error;  // why no more memory will be ready; empty: all is well
-    BlockStore::Stats store;
+    BlockStore::Stats store;     // of all domains
+    struct InDomain {
+        std::string name;
+        uint64_t capacity_bytes = 0;
+        uint64_t used_bytes = 0;
+        uint64_t objects = 0;
+    };
+    std::vector<InDomain> domains;
     NvmeTierStats nvme;
     uint64_t puts_under_way = 0;
     uint64_t hits = 0;

@@ -86,7 +86,8 @@ void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body 
     if (!connection.decode(body, &message)) {
         return;
     }
-    const NamespaceRef ns = connection.session_as<ClientConnection>()->ns->current();
+    const auto& session = *connection.session_as<ClientConnection>();
+    const NamespaceRef ns = session.ns->current();
     const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, message.versions);
     auto get = std::make_shared<Getting>();
     get->to = connection.ref();
@@ -94,7 +95,7 @@ void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body 
     get->started_us = started_us;
     get->max_sizes.assign(message.max_sizes.begin(), message.max_sizes.end());
     get->max_sizes.resize(keys.size(), 0);
-    get->found = store_.find(ns, keys);
+    get->found = session.domain->store->find(ns, keys);
     if (tier_ == nullptr || !get_from_nvme(get, ns, keys)) {
         finish_get(get);
     }
@@ -212,11 +213,12 @@ void NodeBlockPort::prefetch(Connection& connection, const FrameHeader& header, 
     if (!connection.decode(body, &message)) {
         return;
     }
-    const NamespaceRef ns = connection.session_as<ClientConnection>()->ns->current();
+    const auto& session = *connection.session_as<ClientConnection>();
+    const NamespaceRef ns = session.ns->current();
     std::vector<int32_t> status;
     std::vector<BlockStore::Key> below;
     for (const BlockStore::Key& key : store_keys(*ns, message.keys, {})) {
-        const bool in_dram = store_.contains(ns, key);
+        const bool in_dram = session.domain->store->contains(ns, key);
         const bool on_nvme = !in_dram && tier_ != nullptr && tier_->find(ns, key).has_value();
         status.push_back(static_cast<int32_t>(in_dram || on_nvme ? Code::kOk : Code::kNotFound));
         if (on_nvme) {
@@ -234,7 +236,8 @@ void NodeBlockPort::explain(Connection& connection, const FrameHeader& header, B
     if (!connection.decode(body, &message)) {
         return;
     }
-    const NamespaceRef ns = connection.session_as<ClientConnection>()->ns->current();
+    const auto& session = *connection.session_as<ClientConnection>();
+    const NamespaceRef ns = session.ns->current();
     const size_t count = message.keys.size();
     std::vector<uint8_t> places(count, 0);
     std::vector<uint64_t> versions(count, 0);
@@ -245,7 +248,7 @@ void NodeBlockPort::explain(Connection& connection, const FrameHeader& header, B
     std::vector<uint64_t> gone_ms(count, 0);
     const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, {});
     for (size_t row = 0; row < count; ++row) {
-        const BlockStore::Explained known = store_.explain(ns, keys[row]);
+        const BlockStore::Explained known = session.domain->store->explain(ns, keys[row]);
         places[row] = known.here ? kInDram : 0;
         versions[row] = known.version;
         sizes[row] = known.length;
@@ -287,9 +290,10 @@ void NodeBlockPort::lease(Connection& connection, const FrameHeader& header, Bod
     }
     const NamespaceRef ns = session.ns->current();
     const Owner owner = session.by_socket();
+    BlockStore& store = *session.domain->store;
     const std::vector<BlockStore::Key> keys = store_keys(*ns, message.keys, {});
     const BlockStore::LeaseGrant grant =
-        store_.lease_acquire(owner, ns, keys, message.stride, message.lease_ms);
+        store.lease_acquire(owner, ns, keys, message.stride, message.lease_ms);
     const bool more_below = tier_ != nullptr && grant.length < keys.size() &&
                             tier_->find(ns, keys[grant.length]).has_value();
     if (!more_below) {
@@ -300,7 +304,7 @@ void NodeBlockPort::lease(Connection& connection, const FrameHeader& header, Bod
     }
     // What a lease promises is there to be read at once: it is brought to DRAM first.
     if (grant.length != 0) {
-        static_cast<void>(store_.lease_release(owner, grant.lease_id));
+        static_cast<void>(store.lease_release(owner, grant.lease_id));
     }
     std::vector<std::string> names(message.keys.begin(), message.keys.end());
     tier_->promote(ns, keys,
@@ -309,7 +313,7 @@ void NodeBlockPort::lease(Connection& connection, const FrameHeader& header, Bod
                        LeaseReply late;
                        late.node_epoch = options_.node_epoch;
                        const std::vector<std::string_view> views(names.begin(), names.end());
-                       const BlockStore::LeaseGrant granted = store_.lease_acquire(
+                       const BlockStore::LeaseGrant granted = domains_.store_of(ns).lease_acquire(
                            owner, ns, store_keys(*ns, views, {}), stride, lease_ms);
                        late.lease_id = granted.lease_id;
                        late.length = granted.length;
@@ -322,10 +326,12 @@ void NodeBlockPort::lease_renew(Connection& connection, const FrameHeader& heade
     if (!connection.decode(body, &message)) {
         return;
     }
-    const Owner owner = connection.session_as<ClientConnection>()->by_socket();
+    const auto& session = *connection.session_as<ClientConnection>();
+    const Owner owner = session.by_socket();
+    BlockStore& store = *session.domain->store;
     std::vector<int32_t> status;
     for (const uint64_t id : message.lease_ids) {
-        status.push_back(static_cast<int32_t>(store_.lease_renew(owner, id, message.lease_ms)));
+        status.push_back(static_cast<int32_t>(store.lease_renew(owner, id, message.lease_ms)));
     }
     send_status(connection, header, status);
 }
@@ -335,10 +341,12 @@ void NodeBlockPort::lease_release(Connection& connection, const FrameHeader& hea
     if (!connection.decode(body, &message)) {
         return;
     }
-    const Owner owner = connection.session_as<ClientConnection>()->by_socket();
+    const auto& session = *connection.session_as<ClientConnection>();
+    const Owner owner = session.by_socket();
+    BlockStore& store = *session.domain->store;
     std::vector<int32_t> status;
     for (const uint64_t id : message.lease_ids) {
-        status.push_back(static_cast<int32_t>(store_.lease_release(owner, id)));
+        status.push_back(static_cast<int32_t>(store.lease_release(owner, id)));
     }
     send_status(connection, header, status);
 }
@@ -350,11 +358,12 @@ void NodeBlockPort::hold(Connection& connection, const FrameHeader& header, Body
         return;
     }
     const auto& session = *connection.session_as<ClientConnection>();
+    BlockStore& store = *session.domain->store;
     std::vector<int32_t> status;
     for (const Generation generation : message.generations) {
         status.push_back(static_cast<int32_t>(session.slot < 0
                                                   ? Code::kPermissionDenied
-                                                  : store_.hold(session.process(), generation)));
+                                                  : store.hold(session.process(), generation)));
     }
     send_status(connection, header, status);
 }
@@ -365,9 +374,10 @@ void NodeBlockPort::unhold(Connection& connection, const FrameHeader& header, Bo
         return;
     }
     const auto& session = *connection.session_as<ClientConnection>();
+    BlockStore& store = *session.domain->store;
     std::vector<int32_t> status;
     for (const Generation generation : message.generations) {
-        status.push_back(static_cast<int32_t>(store_.unhold(session.process(), generation)));
+        status.push_back(static_cast<int32_t>(store.unhold(session.process(), generation)));
     }
     send_status(connection, header, status);
 }

@@ -55,6 +55,7 @@ struct NodeBlockPort::Incoming {
         Generation generation = 0;
         size_t part = 0;  // of the payload
     };
+    Domain* domain = nullptr;
     Owner owner;
     uint32_t timeout_ms = 0;
     std::vector<Block> blocks;
@@ -69,15 +70,17 @@ void NodeBlockPort::reserve(Connection& connection, const FrameHeader& header, B
         return;
     }
     const auto& session = *connection.session_as<ClientConnection>();
-    if (session.slot < 0) {
+    if (session.slot < 0 || !session.may_write) {
         connection.ref()->send_error(header.request_id, Code::kPermissionDenied,
-                                     "reserve needs a confirmed client slot; use put");
+                                     "reserve needs a client slot, and the tenant in shm_write; "
+                                     "use put");
         return;
     }
+    Domain& domain = *session.domain;
     std::vector<PutFlow::Begun> begun(message.keys.size());
     if (!draining_.load()) {
-        begun = flow_->begin(session.process(), session.ns->current(), put_rows(message),
-                             message.timeout_ms);
+        begun = domain.flow->begin(session.process(), session.ns->current(), put_rows(message),
+                                   message.timeout_ms);
     }
     std::vector<int32_t> status;
     std::vector<uint64_t> generations;
@@ -94,7 +97,7 @@ void NodeBlockPort::reserve(Connection& connection, const FrameHeader& header, B
     if (message.spare_size != 0 && !draining_.load()) {
         const uint32_t before_ms = reservation_ms_.load();
         const BlockStore::Reserved spare =
-            store_.reserve_spare(session.process(), message.spare_size);
+            domain.store->reserve_spare(session.process(), message.spare_size);
         if (spare.code == Code::kOk) {
             reply.spare_generation = spare.generation;
             reply.spare_offset = spare.offset;
@@ -110,7 +113,7 @@ void NodeBlockPort::reserve(Connection& connection, const FrameHeader& header, B
     generations.push_back(reply.spare_generation);
     for (const Generation generation : generations) {
         if (generation != 0) {
-            static_cast<void>(flow_->abort(session.process(), generation));
+            static_cast<void>(domain.flow->abort(session.process(), generation));
         }
     }
 }
@@ -126,8 +129,8 @@ void NodeBlockPort::commit(Connection& connection, const FrameHeader& header, Bo
     }
     const auto reply = std::make_shared<PutReply>(connection.ref(), header.request_id, rows.size());
     reply->send_if_empty();
-    flow_->commit(connection.session_as<ClientConnection>()->process(), rows, message.timeout_ms,
-                  reply);
+    const auto& session = *connection.session_as<ClientConnection>();
+    session.domain->flow->commit(session.process(), rows, message.timeout_ms, reply);
 }
 
 void NodeBlockPort::abort(Connection& connection, const FrameHeader& header, Body body) {
@@ -135,10 +138,11 @@ void NodeBlockPort::abort(Connection& connection, const FrameHeader& header, Bod
     if (!connection.decode(body, &message)) {
         return;
     }
-    const Owner owner = connection.session_as<ClientConnection>()->process();
+    const auto& session = *connection.session_as<ClientConnection>();
+    const Owner owner = session.process();
     std::vector<int32_t> status;
     for (const Generation generation : message.generations) {
-        status.push_back(static_cast<int32_t>(flow_->abort(owner, generation)));
+        status.push_back(static_cast<int32_t>(session.domain->flow->abort(owner, generation)));
     }
     StatusReply reply;
     reply.status = status;
@@ -160,6 +164,7 @@ void NodeBlockPort::begin_put(Connection& connection, const FrameHeader& header,
     }
     const auto& session = *connection.session_as<ClientConnection>();
     auto incoming = std::make_shared<Incoming>();
+    incoming->domain = session.domain;
     incoming->owner = session.by_socket();
     incoming->timeout_ms = message.timeout_ms;
     incoming->crcs.assign(message.crcs.begin(), message.crcs.end());
@@ -170,8 +175,8 @@ void NodeBlockPort::begin_put(Connection& connection, const FrameHeader& header,
         std::make_shared<PutReply>(connection.ref(), header.request_id, message.keys.size());
     std::vector<PutFlow::Begun> begun(message.keys.size());
     if (!draining_.load()) {
-        begun = flow_->begin(incoming->owner, session.ns->current(), put_rows(message),
-                             message.timeout_ms);
+        begun = session.domain->flow->begin(incoming->owner, session.ns->current(),
+                                            put_rows(message), message.timeout_ms);
     }
     plan_payload(header, std::move(incoming), begun, message.sizes, behind, plan);
 }
@@ -193,6 +198,7 @@ void NodeBlockPort::begin_copy(Connection& connection, const FrameHeader& header
         return connection.fail(ns.code(), ns.status().message());
     }
     auto incoming = std::make_shared<Incoming>();
+    incoming->domain = &domains_.of(message.tenant);
     incoming->owner = connection.session_as<ClientConnection>()->by_socket();
     incoming->timeout_ms = message.timeout_ms;
     incoming->crcs.assign(message.crcs.begin(), message.crcs.end());
@@ -204,8 +210,11 @@ void NodeBlockPort::begin_copy(Connection& connection, const FrameHeader& header
     for (size_t i = 0; i < rows.size() && !draining_.load(); ++i) {
         if (flushed) {
             begun[i].code = Code::kRemoved;
+        } else if (!domains_.has_memory_for(message.tenant)) {
+            begun[i].code = Code::kNoSpace;
         } else {
-            begun[i] = flow_->begin_copy(incoming->owner, *ns, rows[i], message.versions[i]);
+            begun[i] = incoming->domain->flow->begin_copy(incoming->owner, *ns, rows[i],
+                                                          message.versions[i]);
         }
     }
     plan_payload(header, std::move(incoming), begun, message.sizes, 0, plan);
@@ -261,14 +270,14 @@ void NodeBlockPort::finish_put(Incoming& incoming) {
     for (const Incoming::Block& block : incoming.blocks) {
         const uint32_t crc = incoming.received[block.part];
         if (!incoming.crcs.empty() && incoming.crcs[block.row] != crc) {
-            static_cast<void>(flow_->abort(incoming.owner, block.generation));
+            static_cast<void>(incoming.domain->flow->abort(incoming.owner, block.generation));
             metrics_.puts_failed.add();
             incoming.reply->finish(block.row, Code::kChecksumMismatch);
             continue;
         }
         rows.push_back({block.row, block.generation, crc});
     }
-    flow_->commit(incoming.owner, rows, incoming.timeout_ms, incoming.reply);
+    incoming.domain->flow->commit(incoming.owner, rows, incoming.timeout_ms, incoming.reply);
 }
 
 }  // namespace kvstore

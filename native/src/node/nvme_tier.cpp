@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "base/fault_point.h"
+#include "node/domains.h"
 #include "node/nvme_tier_reading.h"
 
 namespace kvstore {
@@ -37,16 +38,16 @@ MissReason reason_of(NvmeDropped::Reason reason) {
 
 }  // namespace
 
-NvmeTier::NvmeTier(Options options, BlockStore& store)
-    : store_(store),
+NvmeTier::NvmeTier(Options options, Domains& domains)
+    : domains_(domains),
       buffers_(kKeptBuffers),
       tunables_(options.tunables),
       chains_(std::clamp<uint64_t>(options.log.size_bytes / kBytesAChainPlace, kFewChainPlaces,
                                    kManyChainPlaces)),
       counts_(std::make_unique<Counts>()) {}
 
-Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, BlockStore& store) {
-    std::unique_ptr<NvmeTier> tier(new NvmeTier(options, store));
+Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, Domains& domains) {
+    std::unique_ptr<NvmeTier> tier(new NvmeTier(options, domains));
     options.log.policy = options.tunables.readmission;
     options.log.on_dropped = [raw = tier.get()](const NvmeDropped& dropped) {
         raw->on_dropped(dropped);
@@ -116,43 +117,48 @@ void NvmeTier::set_tunables(const NvmeTierTunables& tunables) {
 
 // ---- demotion --------------------------------------------------------------------------------
 
-uint64_t NvmeTier::keep_unwritten_bytes() const {
+uint64_t NvmeTier::keep_unwritten_bytes(const BlockStore& store) const {
     const MutexLock lock(mutex_);
     const double kept = 1 - std::clamp(tunables_.demote_ahead, 0.0, 1.0);
-    return static_cast<uint64_t>(kept * static_cast<double>(store_.segment_bytes()));
+    return static_cast<uint64_t>(kept * static_cast<double>(store.segment_bytes()));
 }
 
 void NvmeTier::demote_loop() {
-    std::vector<BlockStore::Unwritten> batch;
-    std::vector<Generation> written;
     while (true) {
-        batch.clear();
-        if (log_->state() == NvmeState::kActive) {
-            store_.take_unwritten(keep_unwritten_bytes(), kDemoteObjects, kDemoteBytes, &batch);
+        bool worked = false;
+        for (const auto& domain : domains_.all()) {
+            worked |= demote_from(*domain->store);
         }
-        if (batch.empty()) {
-            MutexLock lock(mutex_);
-            if (changed_.wait_for(mutex_, kDemotePause,
-                                  [this]() KV_REQUIRES(mutex_) { return stopping_; })) {
-                return;
-            }
-            continue;
+        MutexLock lock(mutex_);
+        const auto stopping = [this]() KV_REQUIRES(mutex_) { return stopping_; };
+        if (worked ? stopping_ : changed_.wait_for(mutex_, kDemotePause, stopping)) {
+            return;
         }
-        written.clear();
-        size_t done = 0;
-        while (done < batch.size() && !is_stopping()) {
-            const Demoted result = demote(batch[done], Deadline::after_ms(kSpaceWaitMs));
-            if (result == Demoted::kWritten) {
-                written.push_back(batch[done].generation);
-            }
-            if (result == Demoted::kNotNow) {
-                break;
-            }
-            ++done;
-        }
-        store_.note_written(written);
-        store_.put_back(std::span(batch).subspan(done));
     }
+}
+
+bool NvmeTier::demote_from(BlockStore& store) {
+    std::vector<BlockStore::Unwritten> batch;
+    if (log_->state() == NvmeState::kActive) {
+        store.take_unwritten(keep_unwritten_bytes(store), kDemoteObjects, kDemoteBytes, &batch);
+    }
+    std::vector<Generation> written;
+    size_t done = 0;
+    while (done < batch.size() && !is_stopping()) {
+        const Demoted result = demote(batch[done], Deadline::after_ms(kSpaceWaitMs));
+        if (result == Demoted::kWritten) {
+            written.push_back(batch[done].generation);
+        }
+        if (result == Demoted::kNotNow) {
+            break;
+        }
+        ++done;
+    }
+    if (!batch.empty()) {
+        store.note_written(written);
+        store.put_back(std::span(batch).subspan(done));
+    }
+    return !batch.empty();
 }
 
 bool NvmeTier::is_stopping() const {
@@ -233,10 +239,11 @@ NamespaceRef NvmeTier::namespace_of(NamespaceId id) const {
 
 // What DRAM holds is not what was put: nobody may find it.
 void NvmeTier::drop_damaged(const BlockStore::Unwritten& object) {
-    if (store_.unpublish(object.generation) != Code::kOk) {
+    BlockStore& store = domains_.store_of(object.ns);
+    if (store.unpublish(object.generation) != Code::kOk) {
         return;
     }
-    store_.note_miss_reason(object.hash, MissReason::kChecksum);
+    store.note_miss_reason(object.hash, MissReason::kChecksum);
     withdraw(object.ns, {object.key, object.version, MissReason::kChecksum});
 }
 
@@ -252,13 +259,14 @@ void NvmeTier::on_dropped(const NvmeDropped& dropped) {
     if (ns == nullptr) {
         return;
     }
+    BlockStore& store = domains_.store_of(ns);
     const BlockStore::Key key{dropped.key, dropped.hash, dropped.version};
     if (dropped.reason != NvmeDropped::Reason::kExpired &&
-        store_.note_lost_on_nvme(ns, key) == Code::kOk) {
+        store.note_lost_on_nvme(ns, key) == Code::kOk) {
         return;
     }
     const MissReason reason = reason_of(dropped.reason);
-    store_.note_miss_reason(dropped.hash, reason);
+    store.note_miss_reason(dropped.hash, reason);
     withdraw(ns, {dropped.key, dropped.version, reason});
 }
 
@@ -312,7 +320,7 @@ void NvmeTier::supersede(const NamespaceRef& ns, const Hash128& hash, Version ve
     if (!found || found->version >= version) {
         return;
     }
-    store_.refuse_upto(hash, version - 1);  // a promotion of it may be in progress
+    domains_.store_of(ns).refuse_upto(hash, version - 1);  // a promotion of it may be in progress
     log_->remove(ns->id, hash, version - 1);
 }
 
@@ -332,7 +340,7 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
         }
         chains_.note(object.parent, object.identity.hash);
         const BlockStore::Found here =
-            store_.find(ns, {object.key, object.identity.hash}, /*touch=*/false);
+            domains_.store_of(ns).find(ns, {object.key, object.identity.hash}, /*touch=*/false);
         if (here.hold != nullptr) {
             if (here.version > object.identity.version) {
                 log_->remove(ns->id, object.identity.hash, here.version - 1);
@@ -372,37 +380,63 @@ NvmeTier::Snapshot NvmeTier::snapshot(Deadline deadline) {
     return result;
 }
 
+// The domains take turns, each with the object used last: whatever the deadline leaves out was used
+// least of its own.
 void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
-    const std::vector<Generation> wanted = store_.unwritten_hottest_first();
-    std::vector<Generation> written;
-    result->left = wanted.size();
-    for (const Generation generation : wanted) {
-        counts_->snapshot_left.store(result->left);
-        if (deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive) {
-            break;
-        }
-        BlockStore::Unwritten object;
-        if (store_.describe_unwritten(generation, &object)) {
-            fault_point("snapshot");
-            const Demoted done = demote(object, deadline);
-            if (done == Demoted::kNotNow) {
+    struct Part {
+        BlockStore& store;
+        std::vector<Generation> wanted;
+        std::vector<Generation> written;
+    };
+    std::vector<Part> parts;
+    size_t turns = 0;
+    for (const auto& domain : domains_.all()) {
+        parts.push_back({*domain->store, domain->store->unwritten_hottest_first(), {}});
+        result->left += parts.back().wanted.size();
+        turns = std::max(turns, parts.back().wanted.size());
+    }
+    const auto is_over = [&] {
+        return deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive;
+    };
+    for (size_t turn = 0; turn < turns && !is_over(); ++turn) {
+        for (Part& part : parts) {
+            counts_->snapshot_left.store(result->left);
+            if (turn >= part.wanted.size() || is_over()) {
                 continue;
             }
-            if (done == Demoted::kWritten) {
-                ++result->objects;
-                result->bytes += object.length;
-                written.push_back(generation);
+            if (snapshot_one(part.store, part.wanted[turn], deadline, result)) {
+                part.written.push_back(part.wanted[turn]);
+            }
+            if (part.written.size() >= kDemoteObjects) {
+                part.store.note_written(part.written);
+                part.written.clear();
             }
         }
-        --result->left;
-        if (written.size() < kDemoteObjects) {
-            continue;
-        }
-        store_.note_written(written);
-        written.clear();
     }
-    store_.note_written(written);
+    for (const Part& part : parts) {
+        part.store.note_written(part.written);
+    }
     result->status = log_->state() == NvmeState::kActive ? log_->sync() : log_->error();
+}
+
+// True: it was written now. What cannot be written yet stays among those that are left.
+bool NvmeTier::snapshot_one(BlockStore& store, Generation generation, Deadline deadline,
+                            Snapshot* result) {
+    BlockStore::Unwritten object;
+    Demoted done = Demoted::kNever;
+    if (store.describe_unwritten(generation, &object)) {
+        fault_point("snapshot");
+        done = demote(object, deadline);
+    }
+    if (done == Demoted::kNotNow) {
+        return false;
+    }
+    --result->left;
+    if (done == Demoted::kWritten) {
+        ++result->objects;
+        result->bytes += object.length;
+    }
+    return done == Demoted::kWritten;
 }
 
 NvmeTierStats NvmeTier::stats() const {

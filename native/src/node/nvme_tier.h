@@ -37,6 +37,8 @@
 
 namespace kvstore {
 
+class Domains;
+
 // The defaults of embedded stores and native tests; a unit test holds them equal to those of
 // kvstore/config.py, which nodes use.
 struct NvmeTierTunables {
@@ -102,8 +104,8 @@ class NvmeTier {
         Status status;
     };
 
-    // Opens the log and what is in it. `store` (with Options::tiered) outlives the tier.
-    static Result<std::unique_ptr<NvmeTier>> open(Options options, BlockStore& store);
+    // Opens the log and what is in it. `domains` (with Options::tiered) outlive the tier.
+    static Result<std::unique_ptr<NvmeTier>> open(Options options, Domains& domains);
     ~NvmeTier();
     void start(Events events);
     // Joins the threads and waits for the reads in progress: no event comes afterwards. Idempotent.
@@ -163,12 +165,13 @@ class NvmeTier {
     static constexpr size_t kMaxWaitingBytes = 64 << 20;
     static constexpr size_t kMaxAheadBytes = 32 << 20;
 
-    NvmeTier(Options options, BlockStore& store);
+    NvmeTier(Options options, Domains& domains);
 
     void demote_loop();
     void promote_loop();
     void durable_loop();
-    uint64_t keep_unwritten_bytes() const KV_EXCLUDES(mutex_);
+    bool demote_from(BlockStore& store);  // false: nothing was to be done
+    uint64_t keep_unwritten_bytes(const BlockStore& store) const KV_EXCLUDES(mutex_);
     bool is_stopping() const KV_EXCLUDES(mutex_);
     Demoted demote(const BlockStore::Unwritten& object, Deadline deadline);
     Status append(const BlockStore::Unwritten& object);
@@ -178,6 +181,8 @@ class NvmeTier {
     void withdraw(const NamespaceRef& ns, WithdrawItem item) KV_EXCLUDES(events_mutex_);
     void on_dropped(const NvmeDropped& dropped);
     void write_snapshot(Deadline deadline, Snapshot* result);
+    bool snapshot_one(BlockStore& store, Generation generation, Deadline deadline,
+                      Snapshot* result);
 
     // nvme_tier_reads.cpp
     void start_reading(std::shared_ptr<Reading> reading, std::span<const BlockStore::Key> keys);
@@ -186,11 +191,11 @@ class NvmeTier {
     void end_ahead(std::span<const Hash128> hashes) KV_EXCLUDES(mutex_);
     void take_read(Reading& reading, size_t row, const NvmeReadResult& result);
     void finish(Reading& reading);
-    bool is_admitted(const NvmeFound& found) KV_EXCLUDES(mutex_);
+    bool is_admitted(const NamespaceRef& ns, const NvmeFound& found) KV_EXCLUDES(mutex_);
     void push(const Reading& reading, size_t row, const NvmeReadResult& result);
     void promote_one(const Promotion& promotion);
 
-    BlockStore& store_;
+    Domains& domains_;
     ReadBuffers buffers_;
     // Held during an event, so that none comes after stop(). Never together with mutex_.
     Mutex events_mutex_;

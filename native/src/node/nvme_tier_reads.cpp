@@ -4,6 +4,7 @@
 #include "base/checksum.h"
 #include "base/fault_point.h"
 #include "base/mutex.h"
+#include "node/domains.h"
 #include "node/nvme_tier_reading.h"
 
 namespace kvstore {
@@ -52,7 +53,7 @@ void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> 
     std::vector<BlockStore::Key> on_nvme;
     uint64_t bytes = 0;
     for (const BlockStore::Key& key : keys) {
-        if (store_.contains(ns, {key.key, key.hash})) {
+        if (domains_.store_of(ns).contains(ns, {key.key, key.hash})) {
             continue;
         }
         const std::optional<NvmeFound> found = log_->find(ns->id, key.hash);
@@ -126,7 +127,7 @@ void NvmeTier::end_ahead(std::span<const Hash128> hashes) {
 
 // True: it is on NVMe alone, nobody brings it yet, and the bounds allow it.
 bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
-    if (store_.has_hash(ns->id, hash)) {
+    if (domains_.store_of(ns).has_hash(ns->id, hash)) {
         return false;
     }
     const std::optional<NvmeFound> found = log_->find(ns->id, hash);
@@ -172,7 +173,8 @@ void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
         Reading::Row& row = reading->rows[i];
         row.key = keys[i].key;
         row.asked = true;
-        row.promote = reading->purpose != Reading::Purpose::kGet || is_admitted(*found);
+        row.promote =
+            reading->purpose != Reading::Purpose::kGet || is_admitted(reading->ns, *found);
         object.version = found->version;
         object.length = found->length;
         places[i] = total;
@@ -245,14 +247,15 @@ void NvmeTier::finish(Reading& reading) {
 // ---- promotion -------------------------------------------------------------------------------
 
 // A single read must not push out what is read more often; where nothing is pushed out, it may.
-bool NvmeTier::is_admitted(const NvmeFound& found) {
+bool NvmeTier::is_admitted(const NamespaceRef& ns, const NvmeFound& found) {
     {
         const MutexLock lock(mutex_);
         if (uint32_t{found.touches} + 1 >= tunables_.promote_reads) {
             return true;
         }
     }
-    return store_.free_bytes() >= store_.segment_bytes() / kFreeShare + found.length;
+    BlockStore& store = domains_.store_of(ns);
+    return store.free_bytes() >= store.segment_bytes() / kFreeShare + found.length;
 }
 
 // Each object as soon as it was read: the next reader may come before the others are.
@@ -307,9 +310,11 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     const NvmeReadResult& what = promotion.what;
     const Identity& identity = what.identity;
     const uint64_t now = wall_ms();
-    if (what.expires_at_ms != 0 && what.expires_at_ms <= now) {
+    if ((what.expires_at_ms != 0 && what.expires_at_ms <= now) ||
+        !domains_.has_memory_for(promotion.ns->tenant)) {
         return;
     }
+    BlockStore& store = domains_.store_of(promotion.ns);
     BlockStore::ReserveItem item;
     item.key = promotion.key;
     item.hash = identity.hash;
@@ -319,27 +324,27 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     item.parent_hash = what.parent;
     item.put_wall_ms = what.put_wall_ms;
     item.lossless = true;
-    const BlockStore::Reserved block = store_.reserve(kTier, promotion.ns, item);
+    const BlockStore::Reserved block = store.reserve(kTier, promotion.ns, item);
     if (block.code != Code::kOk) {
         return;
     }
     const uint32_t crc = copy_crc32c(block.data, promotion.bytes.get(), identity.length, 0);
     const BlockStore::PublishItem publish{block.generation, crc, identity.version};
     fault_point("promote");
-    const std::vector<BlockStore::Published> published = store_.publish(kTier, {&publish, 1});
+    const std::vector<BlockStore::Published> published = store.publish(kTier, {&publish, 1});
     if (published[0].code != Code::kOk) {
-        static_cast<void>(store_.abort(kTier, block.generation));  // unknown where it is freed
+        static_cast<void>(store.abort(kTier, block.generation));  // unknown where it is freed
         return;
     }
     fault_point("promoted");
-    store_.note_written({&block.generation, 1});
+    store.note_written({&block.generation, 1});
     if (promotion.ahead) {
-        store_.note_prefetched(block.generation);
+        store.note_prefetched(block.generation);
     }
     // Removed, replaced or dropped meanwhile: it must not be found any more.
     const std::optional<NvmeFound> still = log_->find(promotion.ns->id, identity.hash);
     if (!still || still->version != identity.version) {
-        static_cast<void>(store_.unpublish(block.generation));
+        static_cast<void>(store.unpublish(block.generation));
         withdraw(promotion.ns, {promotion.key, identity.version, MissReason::kEvicted});
         return;
     }

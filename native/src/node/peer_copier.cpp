@@ -10,11 +10,11 @@
 
 namespace kvstore {
 
-PeerCopier::PeerCopier(Options options, BlockStore& store, NvmeTier* tier,
+PeerCopier::PeerCopier(Options options, Domains& domains, NvmeTier* tier,
                        NodeNamespaces& namespaces, const ReplicaWishes& wishes,
                        NodeMetrics& metrics, Done done)
     : options_(std::move(options)),
-      store_(store),
+      domains_(domains),
       tier_(tier),
       namespaces_(namespaces),
       wishes_(wishes),
@@ -134,7 +134,7 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyOrder> jobs) {
         }
         out.bytes += found.length;
         out.crcs.push_back(crc);
-        out.parents.push_back(store_.parent_key(found.generation));
+        out.parents.push_back(domains_.store_of(*ns).parent_key(found.generation));
         out.found.push_back(std::move(found));
         out.jobs.push_back(std::move(job));
     }
@@ -146,13 +146,14 @@ PeerCopier::Outgoing PeerCopier::load(std::vector<CopyOrder> jobs) {
 
 // In DRAM, where it is brought to when only NVMe has it.
 BlockStore::Found PeerCopier::find(const NamespaceRef& ns, const BlockStore::Key& key) {
-    BlockStore::Found found = store_.find(ns, key, false);
+    BlockStore& store = domains_.store_of(ns);
+    BlockStore::Found found = store.find(ns, key, false);
     if (found.hold == nullptr && tier_ != nullptr) {
         auto promoted = std::make_shared<std::promise<void>>();
         std::future<void> done = promoted->get_future();
         tier_->promote(ns, {&key, 1}, [promoted] { promoted->set_value(); });
         done.wait();  // the tier ends every wait when it stops
-        found = store_.find(ns, key, false);
+        found = store.find(ns, key, false);
     }
     return found;
 }

@@ -11,6 +11,7 @@
 
 #include "base/mutex.h"
 #include "net/channel.h"
+#include "node/domains.h"
 #include "node/master_link.h"
 #include "node/node_metrics.h"
 #include "node/node_namespaces.h"
@@ -33,7 +34,7 @@ class PeerCopier {
     using Done = std::function<void(const CopyOrder& job, Code code)>;
 
     // `tier` may be null.
-    PeerCopier(Options options, BlockStore& store, NvmeTier* tier, NodeNamespaces& namespaces,
+    PeerCopier(Options options, Domains& domains, NvmeTier* tier, NodeNamespaces& namespaces,
                const ReplicaWishes& wishes, NodeMetrics& metrics, Done done);
     ~PeerCopier();
     void start();
@@ -66,7 +67,7 @@ class PeerCopier {
     Result<Channel*> channel_to(const CopyOrder& job);
 
     const Options options_;  // but for the hello, which is below
-    BlockStore& store_;
+    Domains& domains_;
     NvmeTier* const tier_;
     NodeNamespaces& namespaces_;
     const ReplicaWishes& wishes_;

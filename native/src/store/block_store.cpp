@@ -76,8 +76,8 @@ Result<std::unique_ptr<BlockStore>> BlockStore::create(const Options& given,
     }
     const Options options = with_defaults(given);
     const uint64_t begun_us = boottime_us();
-    const Status own = files->check_owner(
-        {options.node_id, options.node_epoch, cluster_check(options.secret), options.size_bytes});
+    const Status own =
+        files->check_owner({options.node_id, options.node_epoch, cluster_check(options.secret)});
     if (!own.ok()) {
         return own;
     }
@@ -162,7 +162,7 @@ Segment::Options BlockStore::State::segment_options(const Options& options,
                                                     const StoreFiles& files) {
     Segment::Options segment;
     segment.directory = files.options().directory;
-    segment.name = files.options().segment_name;
+    segment.name = files.segment_name();
     segment.size_bytes = options.size_bytes;
     return segment;
 }
@@ -170,7 +170,7 @@ Segment::Options BlockStore::State::segment_options(const Options& options,
 Index::Options BlockStore::State::index_options(const Options& options, const StoreFiles& files) {
     Index::Options index;
     index.directory = files.options().directory;
-    index.name = files.options().index_name;
+    index.name = files.index_name();
     index.entries = options.index_entries;
     index.max_entries = options.max_index_entries;
     index.node_epoch = options.node_epoch;
@@ -254,7 +254,9 @@ void BlockStore::note_applied(uint64_t seq) {
     state_->index->ledger().note_applied(seq);
 }
 
-int BlockStore::segment_fd() const { return state_->segment->fd(); }
+int BlockStore::segment_fd(bool writable) const {
+    return writable ? state_->segment->fd() : state_->segment->read_only_fd();
+}
 int BlockStore::index_fd() const {
     const MutexLock guard(state_->mutex);
     return state_->index->client_fd();

@@ -44,10 +44,16 @@ class BlockStore {
         uint64_t client_cap_bytes = 0;  // unpublished bytes of one client; 0: half of the segment
         uint64_t lease_cap_bytes = 0;   // leased bytes of one tenant; 0: half of the segment
         uint32_t reservation_ms = limits::kReservationMs;
-        uint32_t tombstone_ms = 60'000;    // at least twice reservation_ms is used
-        uint32_t prefault_wait_ms = 250;   // how long a reserve waits for pre-faulting, then evicts
-        bool allow_cold_restart = false;   // rather start empty than not at all, for lack of room
-        bool tiered = false;               // there is an NVMe tier: it is told what it lacks
+        uint32_t tombstone_ms = 60'000;   // at least twice reservation_ms is used
+        uint32_t prefault_wait_ms = 250;  // how long a reserve waits for pre-faulting, then evicts
+        bool allow_cold_restart = false;  // rather start empty than not at all, for lack of room
+        bool tiered = false;              // there is an NVMe tier: it is told what it lacks
+        // Of several stores of one node each draws every `generation_step`-th generation, so that
+        // no two draw the same.
+        uint32_t generation_first = 1;  // 1 to generation_step
+        uint32_t generation_step = 1;
+        // Whose objects of an earlier life are taken over; null: everybody's.
+        std::function<bool(std::string_view tenant)> keeps;
         uint64_t seed = 0;                 // of the eviction sample; 0: drawn from the system
         std::function<uint64_t()> now_ms;  // boottime_ms unless a test says otherwise
         std::function<bool(int slot)> slot_alive;  // the record lock unless a test says otherwise
@@ -348,7 +354,8 @@ class BlockStore {
     // counts agree. For tests; slow.
     Status audit();
 
-    int segment_fd() const;
+    // A descriptor for a client that may write, or for one that only reads.
+    int segment_fd(bool writable) const;
     int index_fd() const;
     uint64_t segment_bytes() const;
     Status prefault_status() const;  // why no more of the segment will be ready, Ok otherwise

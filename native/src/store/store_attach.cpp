@@ -106,7 +106,9 @@ void BlockStore::State::TakeOver::read_namespaces() {
         NamespaceRef ns = make_namespace(state_.options.secret, name.first, name.second, epoch);
         (void)state_.note_namespace(*ns);
         state_.beginning.namespaces.push_back(ns);
-        namespaces_.emplace(ns->id, std::move(ns));
+        if (!state_.options.keeps || state_.options.keeps(name.first)) {
+            namespaces_.emplace(ns->id, std::move(ns));
+        }
     }
 }
 
@@ -394,6 +396,7 @@ Result<std::shared_ptr<BlockStore::State>> BlockStore::State::attach(const Optio
     KeptIndex& kept = *files.kept();
     Segment::Options wanted = segment_options(options, files);
     wanted.beside_bytes = Index::memory_bytes(index_options(options, files));
+    wanted.drop_end = !files.has_clients();
     auto segment = Segment::attach(wanted, kept.ready_bytes());
     if (!segment.ok()) {
         return segment.status();

@@ -3,12 +3,15 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <filesystem>
+
 namespace kvstore {
 
 Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
     std::unique_ptr<StoreFiles> files(new StoreFiles(options));
     auto slots =
-        ClientSlots::open(options.directory, options.clients_name, options.discard_foreign);
+        ClientSlots::open(options.directory, files->clients_name(), options.discard_foreign);
     if (!slots.ok()) {
         if (slots.code() != Code::kVersionMismatch) {
             return slots.status();
@@ -19,12 +22,12 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
     if (options.directory.empty()) {
         return files;
     }
-    auto kept = KeptIndex::open(options.directory, options.index_name);
+    auto kept = KeptIndex::open(options.directory, files->index_name());
     if (kept.ok() && files->slots_->kept()) {
         files->kept_ = std::move(*kept);
     } else if (kept.ok()) {
         // Who may still write into the segment is not known without the clients file.
-        files->start_cold("there is no " + options.clients_name + " file to the index");
+        files->start_cold("there is no " + files->clients_name() + " file to the index");
     } else if (kept.code() == Code::kVersionMismatch) {
         const Status status = files->refuse_or_discard(kept.code(), kept.status().message());
         if (!status.ok()) {
@@ -38,6 +41,28 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
     return files;
 }
 
+void StoreFiles::remove_other_domains(const std::string& directory,
+                                      const std::vector<std::string>& domains) {
+    std::error_code error;
+    std::vector<std::filesystem::path> others;
+    for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+        const std::string name = entry.path().filename().string();
+        for (const std::string kind : {"segment-", "index-", "clients-"}) {
+            const std::string domain = name.starts_with(kind) ? name.substr(kind.size()) : "";
+            // Its slots are `clients-DOMAIN.NUMBER`.
+            const bool is_known =
+                std::ranges::find(domains, domain.substr(0, domain.find('.'))) != domains.end();
+            if (!domain.empty() && !is_known &&
+                entry.symlink_status(error).type() == std::filesystem::file_type::regular) {
+                others.push_back(entry.path());
+            }
+        }
+    }
+    for (const std::filesystem::path& path : others) {
+        (void)unlink(path.c_str());
+    }
+}
+
 Status StoreFiles::check_owner(const Owner& owner) {
     if (kept_ == nullptr) {
         return {};
@@ -48,12 +73,6 @@ Status StoreFiles::check_owner(const Owner& owner) {
     }
     if (kept_->cluster_check() != owner.cluster_check) {
         return refuse_or_discard(Code::kInvalidArgument, "it belongs to another cluster");
-    }
-    if (kept_->segment_bytes() > owner.segment_bytes) {
-        return refuse_or_discard(Code::kInvalidArgument,
-                                 "it has " + std::to_string(kept_->segment_bytes()) +
-                                     " bytes, more than segment_size " +
-                                     std::to_string(owner.segment_bytes));
     }
     // Generations would be drawn twice.
     if (kept_->node_epoch() >= owner.node_epoch) {
@@ -78,7 +97,7 @@ void StoreFiles::start_cold(const std::string& why) {
     why_cold_ = why;
     kept_.reset();
     // The index first: without it, nothing believes in the segment.
-    for (const std::string& name : {options_.index_name, options_.segment_name}) {
+    for (const std::string& name : {index_name(), segment_name()}) {
         (void)unlink((options_.directory + "/" + name).c_str());
     }
 }

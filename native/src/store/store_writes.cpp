@@ -109,8 +109,12 @@ bool BlockStore::State::add_reservation(Generation generation, Reservation reser
 }
 
 Generation BlockStore::State::draw_generation() {
-    KV_ASSERT(generation_counter < kMaxCounter);
-    return steps::draw_generation(steps::RealMemory{}, options.node_epoch, generation_counter);
+    KV_ASSERT(generation_counter < kMaxCounter / options.generation_step);
+    const Generation drawn =
+        steps::draw_generation(steps::RealMemory{}, options.node_epoch, generation_counter);
+    const uint64_t counter = drawn & kMaxCounter;
+    return pack_epoch(options.node_epoch,
+                      (counter - 1) * options.generation_step + options.generation_first);
 }
 
 BlockStore::Reserved BlockStore::State::block_of(Generation generation, uint64_t offset) const {

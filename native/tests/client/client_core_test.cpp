@@ -12,7 +12,7 @@ class ClientTest : public ::testing::Test {
         node->join(master, 1);
     }
     void TearDown() override {
-        const Status audit = node->core->store().audit();
+        const Status audit = node->core->domains().store(0).audit();
         EXPECT_TRUE(audit.ok()) << audit.to_string();
     }
     TestClient shm() { return TestClient(master.endpoint); }
@@ -248,7 +248,7 @@ TEST_F(ClientTest, LeasesAreRenewedUntilTheyAreReleased) {
         leased->release();
         EXPECT_FALSE(leased->alive());
         EXPECT_EQ(client.lease({"nobody"}, 1000)->length(), 0u);
-        EXPECT_EQ(node->core->store().stats().leases, 0u);
+        EXPECT_EQ(node->core->domains().store(0).stats().leases, 0u);
     }
 }
 
@@ -281,7 +281,7 @@ TEST_F(ClientTest, TheNodeSeesItsClientsCounters) {
     for (int i = 0; i < 5; ++i) {
         EXPECT_EQ(client.get("k"), "bytes");
     }
-    const auto& slots = node->core->store().client_slots();
+    const auto& slots = node->core->domains().store(0).client_slots();
     const SlotCounters totals = slots.total_counters();
     EXPECT_EQ(totals[static_cast<size_t>(ClientCounter::kHitsShm)], 5u);
     EXPECT_EQ(totals[static_cast<size_t>(ClientCounter::kPutsOk)], 1u);

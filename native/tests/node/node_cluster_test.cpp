@@ -166,7 +166,7 @@ TEST_F(ClusterTest, WhatWasPublishedButNotAcknowledgedIsTakenBack) {
     }
     EXPECT_GT(taken_back, 0u);
     EXPECT_EQ(master->core->stats().directory.objects, a->core->stats().store.objects);
-    EXPECT_TRUE(a->core->store().audit().ok());
+    EXPECT_TRUE(a->core->domains().store(0).audit().ok());
 }
 
 TEST_F(ClusterTest, OkMeansThatEverybodyFindsIt) {
@@ -264,10 +264,10 @@ TEST_F(ClusterTest, ACopyKeepsItsPlaceInTheChain) {
     ASSERT_TRUE(eventually([&] { return master->replicas("tail") == 2; }));
     for (const auto* node : {a.get(), b.get()}) {
         std::vector<BlockStore::ObjectInfo> objects;
-        node->core->store().list_objects(0, 10, objects);
+        node->core->domains().store(0).list_objects(0, 10, objects);
         ASSERT_EQ(objects.size(), 2u);
         for (const BlockStore::ObjectInfo& object : objects) {
-            EXPECT_EQ(node->core->store().parent_key(object.generation),
+            EXPECT_EQ(node->core->domains().store(0).parent_key(object.generation),
                       object.key == "tail" ? "head" : "");
         }
     }

@@ -13,7 +13,7 @@ class NodeTest : public ::testing::Test {
         node->join(master);
     }
     void TearDown() override {
-        const Status audit = node->core->store().audit();
+        const Status audit = node->core->domains().store(0).audit();
         EXPECT_TRUE(audit.ok()) << audit.to_string();
     }
     NodeClient tcp() { return NodeClient(node->at.tcp); }
@@ -229,7 +229,7 @@ TEST_F(NodeTest, ALateCommitIsRefusedAndFreesTheBlock) {
     EXPECT_EQ(client.commit(block, crc), Code::kExpired);
     EXPECT_EQ(brief.core->stats().store.used_bytes, 0u);
     EXPECT_EQ(client.read("k"), std::nullopt);
-    EXPECT_TRUE(brief.core->store().audit().ok());
+    EXPECT_TRUE(brief.core->domains().store(0).audit().ok());
 }
 
 TEST_F(NodeTest, OnlyListedTenantsMapTheSegment) {
@@ -280,7 +280,7 @@ TEST_F(NodeTest, TunablesChangeWhileItServes) {
     hello.tenant = "late";
     EXPECT_FALSE(ShmClient(node->at.unix_socket, hello).attached());
     NodeTunables tunables;
-    tunables.shm_tenants = {"default", "late"};
+    tunables.shm_write = {"default", "late"};
     tunables.reservation_ms = 100;
     node->core->set_tunables(tunables);
     ShmClient client(node->at.unix_socket, hello);
@@ -292,7 +292,7 @@ TEST_F(NodeTest, TunablesChangeWhileItServes) {
     node->core->set_tunables({});
     EXPECT_FALSE(ShmClient(node->at.unix_socket, hello).attached());
     EXPECT_EQ(client.put("k", "bytes"), Code::kOk);  // what is mapped stays so
-    EXPECT_TRUE(node->core->store().audit().ok());
+    EXPECT_TRUE(node->core->domains().store(0).audit().ok());
 }
 
 TEST_F(NodeTest, SessionsOfOneProcessShareASlot) {

@@ -1,7 +1,9 @@
 // A master, nodes and wire-level clients in one process: real sockets, anonymous memory.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <memory>
 #include <string>
@@ -79,9 +81,10 @@ class TestMaster {
     Namespace& ns(const std::string& tenant = "default", const std::string& name = "") {
         return **core->directory().namespaces().open(tenant, name);
     }
-    size_t replicas(const std::string& key, const std::string& name = "") {
+    size_t replicas(const std::string& key, const std::string& name = "",
+                    const std::string& tenant = "default") {
         ObjectInfo info;
-        return core->directory().inspect(*ns("default", name).current, key, info)
+        return core->directory().inspect(*ns(tenant, name).current, key, info)
                    ? info.replicas.size()
                    : 0;
     }
@@ -267,14 +270,19 @@ class ShmClient : public NodeClient {
         if (fds.size() < 2) {
             return;
         }
-        slot = SlotRegistry::instance().find(endpoint);
+        place = place_of(endpoint, hello);
+        slot = SlotRegistry::instance().find(place);
         if (fds.size() == 3) {
             auto acquired = SlotRegistry::instance().acquire(
-                std::move(fds[2]), static_cast<uint32_t>(welcome.slot), endpoint);
+                std::move(fds[2]), static_cast<uint32_t>(welcome.slot), place);
             EXPECT_TRUE(acquired.ok()) << acquired.status().to_string();
             slot = *acquired;
         }
-        segment = std::move(*Mapping::map(fds[0].get(), welcome.segment_bytes, true));
+        is_writable = (fcntl(fds[0].get(), F_GETFL) & O_ACCMODE) == O_RDWR;
+        segment = std::move(*Mapping::map(fds[0].get(), welcome.segment_bytes, is_writable));
+        struct stat info{};
+        EXPECT_EQ(fstat(fds[0].get(), &info), 0);
+        inode = info.st_ino;
         index = std::move(*IndexReader::attach(fds[1].get(), welcome.segment_bytes));
         SlotReady ready;
         ready.slot = slot->number();
@@ -284,9 +292,13 @@ class ShmClient : public NodeClient {
         tenant = tenant_id(test_secret(), hello.tenant);
     }
     bool attached() const { return slot != nullptr; }
+    static std::string place_of(const std::string& endpoint, const HelloParams& hello) {
+        return endpoint + ' ' + hello.tenant;
+    }
     // The slot that this process has at the node, if it has one.
     static HelloParams naming_slot(const std::string& endpoint, HelloParams hello) {
-        if (const auto held = SlotRegistry::instance().find(endpoint); held != nullptr) {
+        const auto held = SlotRegistry::instance().find(place_of(endpoint, hello));
+        if (held != nullptr) {
             hello.slot_plus_one = held->number() + 1;
             hello.slot_device = held->file().device;
             hello.slot_inode = held->file().inode;
@@ -352,7 +364,10 @@ class ShmClient : public NodeClient {
         return out;
     }
 
+    std::string place;
     std::shared_ptr<ClientSlot> slot;
+    bool is_writable = false;
+    ino_t inode = 0;  // of the segment
     Mapping segment;
     std::unique_ptr<IndexReader> index;
     NamespaceId ns = 0;

@@ -49,7 +49,7 @@ class NvmeTierTest : public ::testing::Test {
         }
         ASSERT_TRUE(eventually([&] {
             return node->core->stats().store.unwritten_bytes <=
-                   node->core->store().segment_bytes() / 2;
+                   node->core->domains().store(0).segment_bytes() / 2;
         }));
     }
     void put_all() {
@@ -59,7 +59,7 @@ class NvmeTierTest : public ::testing::Test {
     }
     bool in_dram(int number) {
         const NamespaceRef ns = make_namespace(test_secret(), "default", "", 0);
-        return node->core->store().contains(
+        return node->core->domains().store(0).contains(
             ns, {key(number), key_hash(test_secret(), ns->id, key(number))});
     }
     void push_out_of_dram() {
@@ -88,7 +88,7 @@ TEST_F(NvmeTierTest, WhatDramEvictsIsReadFromNvme) {
         ASSERT_EQ(got.bytes, value(i)) << i;
     }
     EXPECT_GT(nvme().hits, 0u);
-    EXPECT_TRUE(node->core->store().audit().ok());
+    EXPECT_TRUE(node->core->domains().store(0).audit().ok());
 }
 
 TEST_F(NvmeTierTest, WhatIsReadAgainIsPromotedAndAOneTimeReadIsNot) {
@@ -102,7 +102,7 @@ TEST_F(NvmeTierTest, WhatIsReadAgainIsPromotedAndAOneTimeReadIsNot) {
     const uint64_t hits = nvme().hits;
     EXPECT_EQ(client->get(key(0)).bytes, value(0));
     EXPECT_EQ(nvme().hits, hits);  // from DRAM
-    EXPECT_TRUE(node->core->store().audit().ok());
+    EXPECT_TRUE(node->core->domains().store(0).audit().ok());
 }
 
 TEST_F(NvmeTierTest, ARemoveReachesNvmeAndLasts) {

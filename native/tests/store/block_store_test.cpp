@@ -564,7 +564,7 @@ TEST(BlockStoreFiles, AnonymousOnesKeepTheirSize) {
     options.node_id = "a";
     const auto store = BlockStore::create(options);
     ASSERT_TRUE(store.ok());
-    for (const int fd : {(*store)->segment_fd(), (*store)->index_fd()}) {
+    for (const int fd : {(*store)->segment_fd(true), (*store)->index_fd()}) {
         const Fd writable(
             open(("/proc/self/fd/" + std::to_string(fd)).c_str(), O_RDWR | O_CLOEXEC));
         ASSERT_TRUE(writable.valid());
