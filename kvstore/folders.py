@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from kvstore.errors import IoError
@@ -33,6 +34,36 @@ def make(setting: str, path: str) -> None:
         ) from None
     except OSError as error:
         raise IoError(f"{setting} {path}: {error.strerror}") from error
+
+
+def check_safe(setting: str, path: str) -> None:
+    """Refuse a folder in which another user could put files of their own in place of ours.
+
+    A mounted volume may let everybody write, as those of containers do: who sees it is decided
+    where it is mounted.
+
+    Args:
+        setting: name of the configuration's key, for the message.
+        path: of the folder.
+
+    Raises:
+        IoError: It is a symbolic link, another user's, or everybody may write to it.
+    """
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        raise IoError(f"{setting} {path} is a symbolic link: name the folder itself")
+    if not stat.S_ISDIR(found.st_mode):
+        raise IoError(f"{setting} {path} is not a folder")
+    if found.st_uid not in (0, os.geteuid()):
+        raise IoError(
+            f"{setting} {path} belongs to uid {found.st_uid}, not to this process's uid "
+            f"{os.geteuid()}: choose another folder, or chown it"
+        )
+    is_open = found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+    if is_open and not os.path.ismount(path):
+        raise IoError(
+            f"{setting} {path} lets every user write: chmod o-w, or choose another folder"
+        )
 
 
 def file_system(path: str) -> str:

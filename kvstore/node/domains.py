@@ -16,6 +16,9 @@ from kvstore.security import EVERY_TENANT, Principal, Role
 
 _UNUSED_BYTES = 1 << 20
 """Size of the shared domain where no principal's tenant is in it: its files lock the folder."""
+_UNIT_BYTES = 2 << 20
+"""Sizes are multiples of it, for hugetlbfs; of a page where the segment is small."""
+_SMALL_BYTES = 64 << 20
 _PAGE_BYTES = 4096
 
 
@@ -88,10 +91,8 @@ def _sizes(config: NodeConfig, used: set[str]) -> dict[str, int]:
         return dict.fromkeys(used, config.segment_size)
     given = {name: share for name, share in config.domain_shares.items() if name in used}
     rest = max(0.0, 1 - sum(given.values())) / max(1, len(used) - len(given))
-    return {
-        name: int(config.segment_size * given.get(name, rest)) // _PAGE_BYTES * _PAGE_BYTES
-        for name in used
-    }
+    unit = _UNIT_BYTES if config.segment_size >= _SMALL_BYTES else _PAGE_BYTES
+    return {name: int(config.segment_size * given.get(name, rest)) // unit * unit for name in used}
 
 
 def remarks(

@@ -111,6 +111,7 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
 
 def _make_folders(segment_dir: str, nvme_dir: str) -> None:
     folders.make("segment_dir", segment_dir)
+    folders.check_safe("segment_dir", segment_dir)
     kind = folders.file_system(segment_dir)
     if not folders.in_memory(kind):
         _log.warning(

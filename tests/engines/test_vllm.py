@@ -141,6 +141,36 @@ def test_a_second_engine_computes_only_what_the_first_has_not(
         reader.end()
 
 
+@pytest.mark.parametrize("damage", ["cut", "emptied"])
+def test_an_engine_outlives_damage_of_the_memory_that_it_maps(
+    engines: Engines, cluster: Cluster, damage: str
+) -> None:
+    cluster.expected_errors.append("segment_damaged")
+    with engines.start("engine") as engine:
+        engine.wait_started()
+        first = engine.generate(LONG)
+        store = cluster.connect(namespace=namespace_of(engine))
+        wait_for(lambda: len(list(store.keys())) >= LONG_PAGES, "its pages to be stored")
+        engine.forget()
+        assert engine.generate(LONG).cached == 320
+        assert counters(store)["put_bytes_shm"] >= LONG_PAGES * PAGE_BYTES, "no mapped memory"
+
+        os.truncate(cluster.segment_dirs["a"] / "segment", 4096 if damage == "cut" else 0)
+        engine.forget()
+        assert engine.generate(LONG).tokens == first.tokens
+        log = cluster.nodes["a"].log
+        wait_for(lambda: "segment_damaged" in log.read_text(), "the node to notice")
+
+        def finds_all() -> bool:
+            engine.forget()
+            again = engine.generate(LONG)
+            assert again.tokens == first.tokens
+            return again.cached == 320
+
+        wait_for(finds_all, "the pages to be stored and found again", timeout_s=60, poll_s=1)
+        engine.end()
+
+
 def with_zeros(reader: Engine, store: kvstore.Store, first: Generated) -> None:
     """The control: what is stored is what the engine computes with."""
     keys = list(store.keys())
