@@ -98,7 +98,12 @@ NodeBlockPort::NodeBlockPort(const NodeOptions& options, Domains& domains, NvmeT
         [this](const CopyOrder& job, Code code) { link_->copy_done(job.link, job.copy_id, code); });
 }
 
-NodeBlockPort::~NodeBlockPort() { stop(); }
+NodeBlockPort::~NodeBlockPort() {
+    stop();
+    for (const auto& domain : domains_.all()) {
+        domain->flow = nullptr;  // it refers to what is destroyed here
+    }
+}
 
 // A flush that DRAM knows of and NVMe does not: the earlier life ended between the two.
 void NodeBlockPort::begin_nvme() {
@@ -236,10 +241,12 @@ Result<HelloAnswer> NodeBlockPort::on_hello(Connection& connection, const Hello&
         }
     } else {
         if (!domains_.has_memory_for(hello.tenant)) {
-            return {Code::kPermissionDenied,
-                    "tenant " + std::string(hello.tenant) + " has no memory on node " +
-                        options_.node_id +
-                        ": list it in shm_read, shm_write or domains, or set private_share"};
+            return {
+                Code::kPermissionDenied,
+                "tenant " + std::string(hello.tenant) + " has no memory on node " +
+                    options_.node_id +
+                    ": list it in shm_read, shm_write or domains, or give \"private\" a part in "
+                    "domain_shares"};
         }
         session->domain = &domains_.of(hello.tenant);
         const BlockStore& store = *session->domain->store;

@@ -206,6 +206,62 @@ TEST(Domains, ATenantWithoutMemoryIsTurnedAway) {
         << refused.status().message();
 }
 
+// One log for all; what it brings back goes to the memory of its own tenant.
+TEST(Domains, ShareTheDiskAndNothingElse) {
+    constexpr int kCount = 96;
+    constexpr size_t kBytes = 64 << 10;
+    const TempDir folder;
+    TestMaster master;
+    master.start();
+    NodeOptions options = divided("n");
+    for (DomainOptions& domain : options.domains) {
+        domain.segment_bytes = 3 << 20;  // half of what each tenant puts
+    }
+    options.nvme_dir = folder.path() + "/nvme";
+    options.nvme_bytes = 64 << 20;
+    const std::vector<std::string> tenants = {"a", "b", "c"};
+    const auto key = [](int number) { return "key " + std::to_string(number); };
+    const auto reads_all = [&](const TestNode& node) {
+        for (int i = 0; i < kCount; ++i) {
+            for (const std::string& tenant : tenants) {
+                NodeClient client(node.at.tcp, of(tenant));
+                ASSERT_EQ(client.get(key(i)).bytes, bytes_of(tenant + key(i), kBytes));
+            }
+        }
+    };
+    {
+        TestNode node(options);
+        node.join(master);
+        for (int i = 0; i < kCount; ++i) {
+            for (const std::string& tenant : tenants) {
+                NodeClient client(node.at.tcp, of(tenant));
+                ASSERT_EQ(client.put(key(i), bytes_of(tenant + key(i), kBytes)), Code::kOk);
+            }
+            const uint64_t kept = node.core->domains().segment_bytes() / 2;
+            ASSERT_TRUE(
+                eventually([&] { return node.core->stats().store.unwritten_bytes <= kept; }));
+        }
+        EXPECT_GT(node.core->stats().store.evictions, 0u);
+        reads_all(node);
+        const NvmeTier::Snapshot saved = node.core->nvme()->snapshot(soon());
+        EXPECT_EQ(saved.left, 0u);
+    }
+    options.node_epoch = 2;
+    TestNode node(options);
+    node.join(master, 2);
+    reads_all(node);
+    reads_all(node);  // a second read promotes
+    ASSERT_TRUE(eventually([&] { return node.core->stats().nvme.promoted_objects > kCount; }));
+    for (const auto& domain : node.core->domains().all()) {
+        EXPECT_TRUE(domain->store->audit().ok());
+        domain->store->for_each_object([&](std::span<const BlockStore::ObjectInfo> objects) {
+            for (const BlockStore::ObjectInfo& object : objects) {
+                EXPECT_EQ(&node.core->domains().of(object.ns), domain.get());
+            }
+        });
+    }
+}
+
 std::vector<std::unique_ptr<StoreFiles>> files_of(const NodeOptions& options,
                                                   const std::string& folder) {
     std::vector<std::unique_ptr<StoreFiles>> files;
