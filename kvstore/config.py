@@ -501,6 +501,11 @@ def silence_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+def data_dir(config: MasterConfig) -> Path:
+    """Folder of a master's state: as configured, else the default one."""
+    return Path(config.data_dir) if config.data_dir else default_data_dir()
+
+
 def default_data_dir() -> Path:
     """Where a master without `data_dir` keeps its state: the user's state folder (XDG)."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")

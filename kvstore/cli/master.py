@@ -9,7 +9,8 @@ import click
 from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
-from kvstore.config import MasterConfig, silence_grpc
+from kvstore.config import MasterConfig, data_dir, silence_grpc
+from kvstore.errors import InvalidArgumentError
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
 
@@ -22,6 +23,13 @@ SIGHUP, or a change of the config or token file, reloads the configuration: keys
 deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
 An invalid file is refused, and the running configuration stays in effect. SIGTERM and SIGINT stop
 the master.
+
+\b
+While no master runs on it, its state can be checked, saved and restored:
+  kvstore-master --data-dir /var/lib/kvstore --check --json
+  kvstore-master --data-dir /var/lib/kvstore --export state.jsonl
+  kvstore-master --data-dir /var/lib/kvstore --import state.jsonl
+An export holds the cluster's secret. What was removed after it was made may come back with it.
 """
 
 
@@ -30,19 +38,53 @@ the master.
 @server_options
 @click.option("--grpc-port", type=int, help="Control plane; 0 for any.")
 @click.option("--data-dir", type=click.Path(), help="Folder of the master's state.")
+@click.option(
+    "--new-cluster",
+    is_flag=True,
+    help="Begin another cluster where the state is missing, lost or damaged.",
+)
+@click.option("--check", is_flag=True, help="Check the state instead of serving.")
+@click.option("--export", "export_to", metavar="FILE", help="Write the state to FILE; - is stdout.")
+@click.option("--import", "import_from", metavar="FILE", help="Read the state from FILE.")
+@click.option("--force", is_flag=True, help="With --import: rename a state that is there.")
 @reports_errors
-def main(config_file: str | None, as_json: bool, **flags: Any) -> None:
+def main(
+    config_file: str | None,
+    as_json: bool,
+    new_cluster: bool,
+    check: bool,
+    export_to: str | None,
+    import_from: str | None,
+    force: bool,
+    **flags: Any,
+) -> None:
     """Run the master: it tracks which node holds which object and orders the writes of a key."""
+    wanted = [check, export_to is not None, import_from is not None, new_cluster]
+    if sum(wanted) > 1 or (force and import_from is None):
+        raise InvalidArgumentError(
+            "only one of --check, --export, --import and --new-cluster; --force needs --import"
+        )
     reloader = Reloader(MasterConfig, config_file, flags)
     settings = reloader.config
     logging.setup(settings.log_level, settings.log_format)
+    if any(wanted[:3]):
+        from kvstore.cli import state
+
+        directory = data_dir(settings)
+        if export_to is not None:
+            state.export(directory, export_to, as_json)
+        elif import_from is not None:
+            state.import_(directory, import_from, force, as_json)
+        else:
+            state.check(directory, as_json)
+        return
     silence_grpc()
     from kvstore import _native
     from kvstore.master.server import MasterCoreFactory, MasterServer
 
     factory = cast(MasterCoreFactory, _native.MasterCore)
     tasks = BackgroundTasks()
-    server = MasterServer(settings, factory, reloader.reloads, tasks)
+    server = MasterServer(settings, factory, reloader.reloads, tasks, new_cluster)
     reloader.on_change(server.prepare)
     run("kvstore-master", server.serve, reloader, tasks, settings.port_file, as_json)
 

@@ -25,6 +25,7 @@ from kvstore.master.model import (
     Stage,
     Unregister,
 )
+from kvstore.master.new_cluster import NewCluster
 from kvstore.master.registry import Registry, new_session_id
 
 
@@ -40,20 +41,16 @@ class Bound:
 class NodeHandlers:
     """Registration and heartbeats."""
 
-    def __init__(self, registry: Registry, state: HardState) -> None:
+    def __init__(self, registry: Registry, state: HardState, new_cluster: NewCluster) -> None:
         """Keep the objects that the calls work on."""
         self._registry = registry
         self._state = state
+        self._new_cluster = new_cluster
 
     def register(self, request: node_pb2.RegisterRequest) -> node_pb2.RegisterReply:
         """Open a session."""
-        if request.cluster_id and request.cluster_id != self._state.cluster_id:
-            raise error_for(
-                Status.VersionMismatch,
-                f"node {request.node_id!r} belongs to cluster {request.cluster_id}, "
-                f"not to this one ({self._state.cluster_id})",
-            )
         event = convert.register_from(request, new_session_id())
+        self._new_cluster.admit(event.node_id, request.cluster_id)
         self._registry.look_at_links()  # whether an earlier process lives is judged as of now
         settings = self._registry.settings
         cluster = self._registry.submit(event)
@@ -66,6 +63,7 @@ class NodeHandlers:
                 heartbeat_interval_ms=settings.heartbeat_ms,
                 ttl_ms=settings.node_ttl_ms,
             )
+        self._new_cluster.joined()
         node = cluster.nodes[event.node_id]
         return node_pb2.RegisterReply(
             session_id=node.session_id,

@@ -1,7 +1,10 @@
 """Makes removes, flushes and pins durable before the native side acknowledges them.
 
-One thread drains the native queue: a batch is one LMDB transaction. When a write fails, the batch
-is retried; its operations stay unanswered until their callers' deadlines.
+One thread drains the native queue: a batch is one LMDB transaction. It also tells the native side
+how many operations the disk has room for: more are answered with NoSpace, and have no effect. So a
+batch can be written even if the disk has become full meanwhile. Where a write fails all the same (a
+broken disk), no further operation is let in, and the batch is retried; its operations stay
+unanswered until their callers' deadlines.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ _log = EventLogger("master.journal")
 _WAIT_MS = 200
 _RETRY_S = 0.5
 _TRIM_INTERVAL_MS = 1000
+# Less room than for one operation with the longest names.
+_LEAST_ROOM_BYTES = 4096
 
 
 class Journal:
@@ -31,6 +36,7 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal")
         self._trimmed_ms = 0
         self._not_written = Recurring(_log, "journal_write_failed", error=True)
+        self._no_room = Recurring(_log, "no_room_for_operations")
         self.written = 0
         """Operations written since the start."""
         self.failures = 0
@@ -38,6 +44,7 @@ class Journal:
 
     def start(self) -> None:
         """Start the thread."""
+        self._make_room()
         self._thread.start()
 
     def request_stop(self) -> None:
@@ -57,6 +64,7 @@ class Journal:
                 if batch:
                     self._write(batch)
                 self._trim()
+                self._make_room()
             except Exception:
                 # A bug; without this thread every remove and flush would hang, so it continues.
                 self.failures += 1
@@ -73,6 +81,7 @@ class Journal:
                 break
             except KvstoreError as error:
                 self.failures += 1
+                self._core.set_journal_room(0)
                 self._not_written.warn(operations=len(batch), error=error)
                 if self._stop.wait(_RETRY_S):
                     return
@@ -95,3 +104,16 @@ class Journal:
         except KvstoreError as error:
             self.failures += 1
             _log.error("journal_trim_failed", seq=seq, error=error)
+
+    def _make_room(self) -> None:
+        """Say how many bytes of operations may be waiting."""
+        try:
+            self._state.reserve()
+            room, why = self._state.room_bytes(), ""
+        except KvstoreError as error:
+            room, why = 0, str(error)
+        self._core.set_journal_room(room)
+        if room < _LEAST_ROOM_BYTES:
+            self._no_room.warn(error=why or "the disk of data_dir is full: removes are refused")
+        else:
+            self._no_room.end()

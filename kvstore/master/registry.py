@@ -13,8 +13,9 @@ from kvstore.errors import KvstoreError, error_for
 from kvstore.logging import EventLogger, Recurring
 from kvstore.master import policy
 from kvstore.master.core_api import MasterCoreApi
-from kvstore.master.hard_state import HardState, NodeRecord
+from kvstore.master.hard_state import HardState
 from kvstore.master.model import Cluster, Event, Node, NodeState, Observe, Settings, Tick
+from kvstore.master.records import NodeRecord
 
 _log = EventLogger("master.registry")
 # The native side expects weights as whole numbers.

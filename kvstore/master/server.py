@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from kvstore import config as config_module
 from kvstore import folders, refusals
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.config import MasterConfig
-from kvstore.errors import UnavailableError
+from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, UnavailableError
 from kvstore.http import HttpServer, bare, bind, bracketed, public_host, wait_for_port
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
@@ -26,6 +26,7 @@ from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
 from kvstore.master.journal import Journal
 from kvstore.master.model import Settings
+from kvstore.master.new_cluster import NewCluster
 from kvstore.master.queries import Queries
 from kvstore.master.registry import Registry
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
@@ -75,6 +76,7 @@ class MasterServer:
         factory: MasterCoreFactory,
         reloads: Reloads,
         tasks: BackgroundTasks,
+        new_cluster: bool = False,
     ) -> None:
         """Read the token file.
 
@@ -83,10 +85,12 @@ class MasterServer:
             factory: creates the native side.
             reloads: reported in the metrics and in /readyz.
             tasks: reported in /readyz.
+            new_cluster: begin another cluster where the state is missing, lost or damaged.
 
         Raises:
             InvalidArgumentError: The token file is wrong.
         """
+        self._new_cluster = new_cluster
         self._config = config
         self._factory = factory
         self._reloads = reloads
@@ -130,10 +134,10 @@ class MasterServer:
             KvstoreError: A port is in use, or the data directory is in use or unusable.
         """
         directory = self._config.data_dir
-        path = Path(directory) if directory else config_module.default_data_dir()
+        path = config_module.data_dir(self._config)
         if directory:
             folders.make("data_dir", directory)
-        state = await asyncio.to_thread(HardState, path)
+        state = await asyncio.to_thread(partial(HardState, path, new_cluster=self._new_cluster))
         try:
             await self._serve_with(state, stop, announce)
         finally:
@@ -157,7 +161,10 @@ class MasterServer:
         )
         for tenant, name, epoch in state.namespaces():
             core.set_namespace_epoch(tenant, name, epoch)
-        core.load_ops(state.ops())
+        try:
+            core.load_ops(state.ops())
+        except InvalidArgumentError as error:
+            raise ChecksumMismatchError(f"master's state: table ops, {error}") from error
         return core
 
     async def _serve_with(
@@ -181,7 +188,9 @@ class MasterServer:
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
-        ready = self._tasks.readiness(self._reloads.readiness(http.readiness(registry)))
+        new_cluster = NewCluster(state)
+        ready = new_cluster.readiness(http.readiness(registry))
+        ready = self._tasks.readiness(self._reloads.readiness(ready))
         questions = Queries(core, registry, self._guard).routes()
         web = HttpServer(
             listener,
@@ -196,7 +205,7 @@ class MasterServer:
             self._ports = (int(block.port or 0), *self._ports[1:])
             self._tell_where()
             master = MasterHandlers(registry, core, state, lambda: self._bound)
-            nodes = NodeHandlers(registry, state)
+            nodes = NodeHandlers(registry, state, new_cluster)
             master_pb2_grpc.add_MasterServicer_to_server(
                 MasterService(calls, master, core, state.epoch), rpc
             )

@@ -84,6 +84,7 @@ class Agent:
         principal: Principal | None,
         probe: Probe,
         kept_epoch: int = 0,
+        kept_cluster: str = "",
     ) -> None:
         """Prepare the node's identity.
 
@@ -93,12 +94,14 @@ class Agent:
             principal: its credentials; None without authentication.
             probe: asks a block address for its control plane.
             kept_epoch: of the memory that the node takes over; 0 for none.
+            kept_cluster: to which that memory belongs; empty for any.
         """
         self._addresses = addresses
         self._identity = identity
         self._principal = principal
         self._probe = probe
         self._kept_epoch = kept_epoch
+        self._kept_cluster = kept_cluster
         self._incarnation = secrets.randbits(64) or 1
         self._channel: grpc.aio.Channel | None = None
         self._stub: node_pb2_grpc.NodeRegistryAsyncStub | None = None
@@ -183,7 +186,7 @@ class Agent:
             endpoints=self._identity.endpoints,
             labels=self._identity.labels,
             segments=self._identity.segments,
-            cluster_id=before.cluster_id if before else "",
+            cluster_id=before.cluster_id if before else self._kept_cluster,
             kept_epoch=self._kept_epoch,
             stage=stage,
             segment_id=self._identity.segment_id,

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 from kvstore import _native, folders, refusals
 from kvstore._proto import types_pb2
 from kvstore.config import NodeConfig
-from kvstore.errors import KvstoreError
+from kvstore.errors import KvstoreError, VersionMismatchError
 from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
-from kvstore.node import activity, http, socket_path
+from kvstore.node import activity, http, kept_cluster, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.node.domains import Domain, plan, remarks
@@ -190,8 +190,11 @@ class NodeServer:
             segment_id=segment_id(directory),
             take_over=take_over,
         )
+        kept_epoch = self._files.kept_epoch
+        kept = kept_cluster.folders(config, kept_segment=kept_epoch != 0)
+        cluster_id, self._kept_by = kept_cluster.read(kept)
         self._agent = Agent(
-            config.addresses(), identity, self._principal, probe, self._files.kept_epoch
+            config.addresses(), identity, self._principal, probe, kept_epoch, cluster_id
         )
 
     def prepare(self, config: NodeConfig) -> Apply:
@@ -250,13 +253,25 @@ class NodeServer:
             return
         listener = bind(config.host, config.http_port)
         try:
-            prepared = await _unless_stopped(self._agent.prepare(), stop)
+            prepared = await _unless_stopped(self._prepare(), stop)
             if prepared is None:
                 return
             await self._serve_as(prepared, listener, stop, announce)
         finally:
             listener.close()
             await self._agent.leave()
+
+    async def _prepare(self) -> Session:
+        """Ask the master for epoch and secret; says which folder belongs to another cluster."""
+        try:
+            return await self._agent.prepare()
+        except VersionMismatchError as error:
+            if not self._kept_by:
+                raise
+            raise VersionMismatchError(
+                f"{error}. {self._kept_by} says so: set discard_foreign_segment or "
+                "discard_foreign_nvme to give up the objects there"
+            ) from None
 
     async def _serve_as(
         self,
@@ -326,6 +341,7 @@ class NodeServer:
         core = await asyncio.to_thread(lambda: self._factory(options, files=self._files))
         self._core = core
         ends.push_async_callback(self._close_core, core)
+        kept_cluster.write(self._config, session.cluster_id)
         self._configure(core)  # a reload may have come while it was being created
         self._report_beginning(core.beginning())
         self._tiering.begin(core)
@@ -339,6 +355,8 @@ class NodeServer:
         self._core = None  # no reload reaches it any more
         # In a thread: its threads call the catalog, which takes the interpreter's lock.
         keep = self._config.keep_segment and not self._damage
+        if not keep:
+            kept_cluster.remove(self._config.directory())
         await asyncio.to_thread(core.close, remove_files=not keep)
         socket_path.remove_folder(self._config)
         if not (self._config.keep_segment or self._config.segment_dir):

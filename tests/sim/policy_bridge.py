@@ -13,7 +13,6 @@ import logging
 from typing import Any
 
 from kvstore.errors import KvstoreError, Status
-from kvstore.master.hard_state import NodeRecord
 from kvstore.master.model import (
     Drain,
     Endpoints,
@@ -23,6 +22,7 @@ from kvstore.master.model import (
     Settings,
     Unregister,
 )
+from kvstore.master.records import NodeRecord
 from kvstore.master.registry import Registry
 from kvstore.node import session
 

@@ -16,6 +16,7 @@ class FakeCore:
         self.seen: list[CoreNode] = []
         self.batches: list[list[tuple[int, bytes]]] = []
         self.trimmed = (0, 0)
+        self.room = -1
         self.objects: dict[str, CoreObject] = {}
         self.events: list[CoreEvent] = []
         self.uses: list[CoreNamespace] = []
@@ -103,6 +104,9 @@ class FakeCore:
 
     def journal_done(self, seq: int) -> None:
         self.calls.append(("journal_done", seq))
+
+    def set_journal_room(self, bytes: int) -> None:
+        self.room = bytes
 
     def journal_trimmed(self) -> tuple[int, int]:
         return self.trimmed

@@ -15,6 +15,7 @@ from kvstore.master.core_api import CoreNamespace
 from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
 from kvstore.master.model import Settings
+from kvstore.master.new_cluster import NewCluster
 from kvstore.master.registry import Registry
 from kvstore.security import ANYBODY, Principal, Role, Secret
 from tests.support.fake_core import FakeCore
@@ -39,7 +40,7 @@ class Plane:
         self.core = FakeCore()
         self.state = state
         self.registry = Registry(Settings(), self.core, state)
-        self.nodes = NodeHandlers(self.registry, state)
+        self.nodes = NodeHandlers(self.registry, state, NewCluster(state))
         bound = Bound("h:1", "h:2", "http://h:3")
         self.master = MasterHandlers(self.registry, self.core, state, lambda: bound)
 
@@ -104,10 +105,28 @@ def test_a_registration_outside_the_limits_is_refused(
 
 
 def test_a_node_of_another_cluster_is_refused(plane: Plane) -> None:
-    with pytest.raises(KvstoreError) as caught:
-        plane.nodes.register(changed(cluster_id="0" * 32))
-    assert caught.value.status is Status.VersionMismatch
     plane.nodes.register(changed(cluster_id=plane.state.cluster_id))
+    with pytest.raises(KvstoreError) as caught:
+        plane.nodes.register(changed(node_id="b", cluster_id="0" * 32))
+    assert caught.value.status is Status.VersionMismatch
+    assert "belongs to cluster 00000000000000000000000000000000" in str(caught.value)
+    plane.nodes.register(REGISTER)
+
+
+def test_a_new_cluster_admits_nobody_once_a_node_of_another_one_has_called(plane: Plane) -> None:
+    ready = NewCluster(plane.state).readiness(lambda: (True, {}))
+    assert ready() == (True, {})
+    guard = plane.nodes._new_cluster
+    for request in (changed(cluster_id="0" * 32), changed(node_id="fresh")):
+        with pytest.raises(KvstoreError) as caught:
+            plane.nodes.register(request)
+        assert caught.value.status is Status.Unavailable  # nodes go on asking
+        assert "--import" in str(caught.value) and "--new-cluster" in str(caught.value)
+    is_ready, details = guard.readiness(lambda: (True, {"rebuilding": False}))()
+    assert not is_ready and details["nodes_refused"] == guard.refusal
+    assert not plane.state.settled and plane.core.calls == []
+    with pytest.raises(InvalidArgumentError, match="hexadecimal"):
+        plane.nodes.register(changed(cluster_id="x" * 32))
 
 
 def test_a_drain_is_over_when_the_node_is_quiet_and_empty(

@@ -10,9 +10,10 @@ import pytest
 from kvstore import clock
 from kvstore.errors import IoError, KvstoreError, Status
 from kvstore.master.core_api import CoreNode
-from kvstore.master.hard_state import HardState, NodeRecord
+from kvstore.master.hard_state import HardState
 from kvstore.master.journal import Journal
 from kvstore.master.model import Drain, Endpoints, Heartbeat, NodeState, Register, Settings
+from kvstore.master.records import NodeRecord
 from kvstore.master.registry import Registry, new_session_id
 from tests.support.fake_core import FakeCore
 from tests.support.processes import wait_for

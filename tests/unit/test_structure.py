@@ -35,6 +35,7 @@ GROUND_FLOOR = {
     "http",
     "http_connections",
     "limits",
+    "lmdb_file",
     "logging",
     "metrics",
     "options",

@@ -17,6 +17,15 @@ uint32_t bounded_timeout(uint32_t timeout_ms) {
     return timeout_ms == 0 ? kDefaultTimeoutMs : std::min(timeout_ms, limits::kMaxTimeoutMs);
 }
 
+// Of one operation for each of the keys.
+uint64_t records_bytes(const Namespace& ns, const std::vector<std::string_view>& keys) {
+    uint64_t bytes = 0;
+    for (const std::string_view key : keys) {
+        bytes += OpsLog::record_bytes(ns.tenant, ns.name, key);
+    }
+    return bytes;
+}
+
 }  // namespace
 
 std::vector<NodeNumber> MasterCore::unheard() const {
@@ -61,6 +70,8 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
         std::vector<AckRow> waiting;
         for (Pending& pending : rows) {
             if (pending.op.has_value()) {
+                const Op& op = *pending.op;
+                journal_room_.add(OpsLog::record_bytes(op.tenant, op.ns, op.key));
                 pending.row.seq = log_.append(std::move(*pending.op));
             }
             waiting.push_back(std::move(pending.row));
@@ -89,6 +100,11 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
 
 void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys,
                         uint32_t timeout_ms, RemoveDone done) {
+    const uint64_t room = records_bytes(ns, keys);
+    if (!journal_room_.admit(room)) {
+        done(std::vector<Code>(keys.size(), Code::kNoSpace), {});
+        return;
+    }
     removes_.fetch_add(keys.size());
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     // Who has not announced everything yet may hold any key.
@@ -127,11 +143,17 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
     }
     run(effects);
     submit(std::move(rows), timeout_ms, std::move(done));
+    journal_room_.give_back(room);
 }
 
 void MasterCore::set_pins(Namespace& ns, const std::vector<std::string_view>& keys,
                           const std::vector<Pin>& levels, uint32_t timeout_ms, RemoveDone done) {
     KV_ASSERT(levels.size() == keys.size());
+    const uint64_t room = records_bytes(ns, keys);
+    if (!journal_room_.admit(room)) {
+        done(std::vector<Code>(keys.size(), Code::kNoSpace), {});
+        return;
+    }
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -150,9 +172,15 @@ void MasterCore::set_pins(Namespace& ns, const std::vector<std::string_view>& ke
                         .key = std::string(keys[i])};
     }
     submit(std::move(rows), timeout_ms, std::move(done));
+    journal_room_.give_back(room);
 }
 
 void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
+    const uint64_t room = OpsLog::record_bytes(ns.tenant, ns.name, {});
+    if (!journal_room_.admit(room)) {
+        done(Code::kNoSpace, {}, ns.current.load(std::memory_order_acquire)->epoch);
+        return;
+    }
     flushes_.fetch_add(1);
     std::vector<Pending> rows(1);
     uint32_t next_epoch = 0;
@@ -190,6 +218,7 @@ void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
                                                 std::vector<std::string> unreached) {
                done(codes[0], std::move(unreached), next_epoch);
            });
+    journal_room_.give_back(room);
 }
 
 std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> MasterCore::locate(

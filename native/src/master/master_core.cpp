@@ -224,11 +224,14 @@ void MasterCore::finish_rebuild() {
 
 Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
     const MutexLock lock(mutex_);
-    for (const std::vector<uint8_t>& record : records) {
+    for (size_t i = 0; i < records.size(); ++i) {
+        const std::vector<uint8_t>& record = records[i];
         Result<Op> op = OpsLog::decode(record);
         const Status loaded = op.ok() ? log_.load(record) : op.status();
         if (!loaded.ok()) {
-            return loaded;
+            return Status(loaded.code(), "record " + std::to_string(i + 1) + " of " +
+                                             std::to_string(records.size()) + ": " +
+                                             loaded.message());
         }
         Result<Namespace*> ns = directory_.namespaces().open(op->tenant, op->ns);
         if (!ns.ok()) {
@@ -275,6 +278,7 @@ void MasterCore::journal_done(uint64_t seq) {
 
 void MasterCore::make_durable(uint64_t seq) {
     log_.make_durable(seq, [this](const Op& op) {
+        journal_room_.give_back(OpsLog::record_bytes(op.tenant, op.ns, op.key));
         if (op.kind == OpKind::kFlush) {
             // Flushes of one namespace may stand in the log in another order than they happened in.
             std::atomic<uint32_t>& epoch =

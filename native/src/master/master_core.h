@@ -24,6 +24,7 @@
 #include "master/ack_waits.h"
 #include "master/claim_table.h"
 #include "master/copy_planner.h"
+#include "master/journal_room.h"
 #include "master/lookup_waits.h"
 #include "master/node_table.h"
 #include "master/ops_log.h"
@@ -84,6 +85,9 @@ class MasterCore {
     // Blocks until there are records (or the time has passed: empty).
     std::vector<std::pair<uint64_t, std::vector<uint8_t>>> wait_journal(uint32_t timeout_ms);
     void journal_done(uint64_t seq);
+    // Bytes of operations that may be waiting for the disk; removes, flushes, pins and upserts
+    // beyond that are answered with kNoSpace, and have no effect.
+    void set_journal_room(uint64_t bytes) { journal_room_.set_room(bytes); }
     // (trimmed_seq, version_floor): records up to trimmed_seq may be deleted once both are durable.
     std::pair<uint64_t, Version> journal_trimmed() const;
 
@@ -253,6 +257,7 @@ class MasterCore {
     // Removes that everybody applied, and until when their tombstones stay.
     std::deque<std::pair<uint64_t, Op>> retired_ KV_GUARDED_BY(mutex_);
     bool stopping_ KV_GUARDED_BY(mutex_) = false;
+    JournalRoom journal_room_;
     CondVar journal_ready_;
     CondVar wake_;
     std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same

@@ -223,11 +223,17 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
                 {id, message.claim_ids[i], ns.ok() ? Code::kInvalidArgument : ns.code(), 0});
             continue;
         }
+        const bool upsert = (message.flags[i] & kPutUpsert) != 0;
+        if (upsert && !journal_room_.has_room()) {
+            // It may overtake replicas elsewhere, whose removal is an operation.
+            out.push_back({id, message.claim_ids[i], Code::kNoSpace, 0});
+            continue;
+        }
         requests.push_back({.link = id,
                             .node = link->node,
                             .claim_id = message.claim_ids[i],
                             .key = key,
-                            .upsert = (message.flags[i] & kPutUpsert) != 0});
+                            .upsert = upsert});
     }
     if (!requests.empty()) {
         note_served(*link, *(*ns)->owner);

@@ -14,6 +14,8 @@ namespace {
 // magic, seq, kind, epoch, version, arg, three u16 lengths, the three strings, crc
 constexpr std::array<uint8_t, 4> kMagic = {'K', 'V', 'J', 1};
 constexpr size_t kHeadBytes = 4 + 8 + 1 + 4 + 8 + 8 + 3 * 2;
+// The journal's own part of a row: key, checksum, and what the database adds.
+constexpr uint64_t kRowBytes = 8 + 4 + 16;
 
 // A flush ends what every key of its namespace named before.
 bool ends_objects(const Op& op) { return op.kind == OpKind::kRemove || op.kind == OpKind::kFlush; }
@@ -140,6 +142,10 @@ std::vector<Op> OpsLog::trim(uint64_t seq) {
     return dropped;
 }
 
+uint64_t OpsLog::record_bytes(std::string_view tenant, std::string_view ns, std::string_view key) {
+    return kRowBytes + kHeadBytes + tenant.size() + ns.size() + key.size() + 4;
+}
+
 std::vector<uint8_t> OpsLog::encode(const Op& op) {
     std::vector<uint8_t> out;
     out.reserve(kHeadBytes + op.tenant.size() + op.ns.size() + op.key.size() + 4);
@@ -180,6 +186,10 @@ Result<Op> OpsLog::decode(std::span<const uint8_t> record) {
                             take_word<uint16_t>(in)};
     if (sizes[0] + sizes[1] + sizes[2] != in.size()) {
         return bad;
+    }
+    if (op.kind != OpKind::kRemove && op.kind != OpKind::kFlush && op.kind != OpKind::kPin) {
+        return Status(Code::kInvalidArgument,
+                      "unknown kind of operation " + std::to_string(static_cast<int>(op.kind)));
     }
     std::string* const texts[] = {&op.tenant, &op.ns, &op.key};
     for (size_t i = 0; i < 3; ++i) {

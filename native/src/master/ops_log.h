@@ -48,6 +48,9 @@ class OpsLog {
     // Drops durable operations up to `seq` and returns them.
     std::vector<Op> trim(uint64_t seq);
 
+    // What a record takes on disk, with its number.
+    static uint64_t record_bytes(std::string_view tenant, std::string_view ns,
+                                 std::string_view key);
     static std::vector<uint8_t> encode(const Op& op);
     static Result<Op> decode(std::span<const uint8_t> record);
 

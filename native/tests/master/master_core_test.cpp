@@ -177,6 +177,64 @@ TEST_F(MasterCoreTest, NothingIsPushedOrAnsweredBeforeTheJournalHasIt) {
     EXPECT_EQ(core_->journal_trimmed().first, 1u);
 }
 
+TEST_F(MasterCoreTest, WhatTheDiskHasNoRoomForHasNoEffect) {
+    MasterCore::Options with = options();
+    with.journal_auto_ack = false;
+    restart(with);
+    Node a = add_node("a");
+    const Version version = put(a, "k");
+    put(a, "other");
+    const uint64_t one = OpsLog::record_bytes("tenant", "space", "k");
+    core_->set_journal_room(2 * one - 1);
+    Answer first;
+    Answer second;
+    core_->remove(*ns_, {"other"}, 60'000, first.done());  // longer than "k"
+    core_->remove(*ns_, {"k"}, 60'000, second.done());
+    EXPECT_EQ(first.calls, 0);
+    EXPECT_EQ(second.codes, std::vector<Code>{Code::kNoSpace}) << "one is waiting for the disk";
+    Answer pinned;
+    core_->set_pins(*ns_, {"k"}, {Pin::kHard}, 60'000, pinned.done());
+    EXPECT_EQ(pinned.codes, std::vector<Code>{Code::kNoSpace});
+    Code flushed = Code::kOk;
+    core_->flush(*ns_, 60'000,
+                 [&](Code code, std::vector<std::string>, uint32_t) { flushed = code; });
+    EXPECT_EQ(flushed, Code::kNoSpace);
+    EXPECT_EQ(find("k").version, version);
+    const auto records = core_->wait_journal(0);
+    ASSERT_EQ(records.size(), 1u);
+
+    core_->journal_done(records[0].first);
+    ack(a);
+    EXPECT_EQ(first.codes, std::vector<Code>{Code::kOk});
+    core_->remove(*ns_, {"k"}, 60'000, second.done());
+    EXPECT_EQ(second.calls, 1) << "admitted, and waiting for the disk";
+    EXPECT_EQ(core_->wait_journal(0).size(), 1u);
+    core_->stop();
+    EXPECT_EQ(second.calls, 2);
+}
+
+TEST_F(MasterCoreTest, NoUpsertIsGrantedWithoutRoomForTheOneThatItOvertakes) {
+    Node a = add_node("a");
+    put(a, "k");
+    core_->set_journal_room(0);
+    const uint8_t flags[] = {kPutUpsert, 0};
+    const std::vector<uint64_t> ids{77, 78};
+    const std::string_view keys[] = {"k", "new"};
+    std::vector<ClaimAnswer> out;
+    for (const size_t row : {0, 1}) {
+        core_->claim(a.link,
+                     {.tenant = "tenant",
+                      .ns = "space",
+                      .claim_ids = std::span(ids).subspan(row, 1),
+                      .keys = keys[row],
+                      .flags = std::span(flags).subspan(row, 1)},
+                     out);
+    }
+    ASSERT_EQ(out.size(), 2u);
+    EXPECT_EQ(out[0].code, Code::kNoSpace);
+    EXPECT_EQ(out[1].code, Code::kOk) << "a put of a new key writes nothing to the master's disk";
+}
+
 // A node that knew of an epoch which the next life of the master has never heard of could not
 // claim.
 TEST_F(MasterCoreTest, AFlushThatIsNotDurableIsToldToNobody) {

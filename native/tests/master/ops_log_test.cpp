@@ -41,6 +41,18 @@ TEST(OpsLogTest, RecordsRoundTripAndDamageIsRefused) {
     }
 }
 
+TEST(OpsLogTest, AnUnknownKindIsRefused) {
+    for (int kind = 0; kind < 256; ++kind) {
+        Op op = remove_op("key", 77);
+        op.seq = 1;
+        op.kind = static_cast<OpKind>(kind);
+        const Result<Op> back = OpsLog::decode(OpsLog::encode(op));
+        EXPECT_EQ(back.ok(), kind >= 1 && kind <= 3) << kind;
+        OpsLog log(0, 0);
+        EXPECT_EQ(log.load(OpsLog::encode(op)).ok(), back.ok());
+    }
+}
+
 TEST(OpsLogTest, NothingIsPushedBeforeItIsDurable) {
     OpsLog log(0, 0);
     EXPECT_EQ(log.append(remove_op("a", 1)), 1u);

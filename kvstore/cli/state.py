@@ -1,0 +1,107 @@
+"""`kvstore-master --check`, `--export` and `--import`: the master's state, without a master."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from kvstore.cli.output import Exit, print_fields, print_json
+from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, IoError
+from kvstore.master import records, state_export
+from kvstore.master.state_audit import Found
+
+
+def check(directory: Path, as_json: bool) -> None:
+    """Check every record; exits with 5 when one is damaged."""
+    try:
+        found = state_export.check(directory, keep=True)
+        _check_operations(found)
+    except ChecksumMismatchError as error:
+        if not as_json:
+            raise
+        print_json({"valid": False, "data_dir": str(directory), "error": str(error)})
+        raise SystemExit(Exit.FAILED) from None
+    told = {
+        "valid": True,
+        "data_dir": str(directory),
+        "format": found.format,
+        "cluster_id": found.cluster_id,
+        "epoch": found.number(b"epoch"),
+        "settled": found.settled,
+    }
+    if as_json:
+        print_json({**told, "error": None, "records": found.counts})
+        return
+    counts = {f"records of {table}": f"{count:,}" for table, count in found.counts.items()}
+    print_fields({**told, **counts})
+
+
+def _check_operations(found: Found) -> None:
+    """Decode the operations: a checksum says that they are as written, not that we know them."""
+    from kvstore import _native
+
+    for key, value in found.rows.get("ops", {}).items():
+        try:
+            _native.MasterCore.decode_op(value)
+        except InvalidArgumentError as error:
+            raise records.damaged("ops", key, str(error)) from None
+
+
+def export(directory: Path, target: str, as_json: bool) -> None:
+    """Write the state to a new file of mode 0600, or to stdout for "-"."""
+    found = state_export.check(directory, keep=True)
+    if target == "-":
+        for line in state_export.lines(found):
+            click.echo(line, nl=False)
+        return
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.writelines(state_export.lines(found))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink()
+            raise
+    except OSError as error:
+        raise IoError(f"{path}: {error.strerror}") from error
+    _tell(as_json, "exported", target, found.cluster_id, sum(found.counts.values()))
+
+
+def import_(directory: Path, source: str, force: bool, as_json: bool) -> None:
+    """Write an export as the state of a data directory."""
+    if source == "-":
+        rows = _parse(sys.stdin.buffer, "stdin")
+    else:
+        try:
+            with Path(source).open("rb") as file:
+                rows = _parse(file, source)
+        except OSError as error:
+            if isinstance(error, IoError):
+                raise
+            raise IoError(f"{source}: {error.strerror}") from error
+    kept_as = state_export.restore(directory, rows, force=force)
+    count = sum(map(len, rows.values()))
+    cluster_id = rows["meta"][b"cluster_id"].decode()
+    _tell(as_json, "imported", str(directory), cluster_id, count, earlier_state=kept_as)
+
+
+def _parse(file: BinaryIO, where: str) -> records.Rows:
+    longest = state_export.MOST_LINE_BYTES + 1
+    return state_export.parse(iter(lambda: file.readline(longest), b""), where)
+
+
+def _tell(as_json: bool, done: str, where: str, cluster_id: str, count: int, **more: str) -> None:
+    told = {done: where, "cluster_id": cluster_id, "records": count, **more}
+    if as_json:
+        print_json(told)
+    else:
+        print_fields({name: value for name, value in told.items() if value != ""})
