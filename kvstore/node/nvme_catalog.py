@@ -3,8 +3,8 @@
 It caches information that is also in the log files. A missing or damaged row costs the next
 start a scan of that file, never an object: a failing write is therefore only reported, and an
 unreadable database is recreated. LMDB has no checksums, and reading damaged pages may crash the
-process: a file that is shorter than its header claims is discarded, and so is one whose last read
-did not complete (see `read`).
+process: the file's structure is checked before LMDB maps it, and a file whose last read did not
+complete is discarded (see `read`).
 
 Keys are sequence numbers of log files (8 bytes, big-endian): LMDB's limit of 511 bytes
 per key does not apply to object keys, which are inside the rows.
@@ -20,7 +20,8 @@ from typing import TypeVar
 
 import lmdb
 
-from kvstore.errors import IoError, VersionMismatchError
+from kvstore import lmdb_file
+from kvstore.errors import ChecksumMismatchError, IoError, VersionMismatchError
 from kvstore.logging import EventLogger
 
 _log = EventLogger("node.nvme")
@@ -66,8 +67,9 @@ class NvmeCatalog:
                 self._discard("an earlier start crashed while reading it")
             self._reading.touch(mode=0o600)
             try:
+                self._check()
                 self._open()
-            except lmdb.Error as error:
+            except (lmdb.Error, ChecksumMismatchError) as error:
                 self._discard(str(error))
                 self._open()
         except (lmdb.Error, OSError) as error:
@@ -90,19 +92,17 @@ class NvmeCatalog:
             mode=0o600,
         )
         try:
-            self._check_length()
             self._tables = {name: self._env.open_db(name.encode()) for name in _TABLES}
             self._check_format()
         except BaseException:
             self._env.close()
             raise
 
-    def _check_length(self) -> None:
-        """Refuse a truncated file: touching the missing pages of its map would raise SIGBUS."""
-        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        size = (self._directory / _FILES[0]).stat().st_size
-        if size < needed:
-            raise lmdb.CorruptedError(f"{size} bytes of {needed}")
+    def _check(self) -> None:
+        """Refuse a damaged file: touching the missing pages of its map would raise SIGBUS."""
+        path = self._directory / _FILES[0]
+        if not lmdb_file.is_empty(path):
+            lmdb_file.check(path)
 
     def _check_format(self) -> None:
         meta = self._tables["meta"]

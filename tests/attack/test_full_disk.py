@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,14 +72,15 @@ def test_removes_are_refused_at_once_or_last(tmp_path: Path) -> None:
 
 def refused_without_effect(store: Store, kept: list[str]) -> None:
     """Every call that would have to be written is refused; everything else goes on."""
-    for refused in (
+    calls: list[Callable[[], Status]] = [
         lambda: store.remove(kept[0]),
         lambda: store.flush(),
         lambda: store.unpin(kept[0]),
         lambda: store.put(kept[0], b"another", upsert=True),
-    ):
+    ]
+    for call in calls:
         began = time.monotonic()
-        assert refused() is Status.NoSpace
+        assert call() is Status.NoSpace
         assert time.monotonic() - began < _AT_ONCE_S
     assert store.get(kept[0]) == kept[0].encode()
     assert store.put("new", b"value") is Status.Ok

@@ -93,6 +93,29 @@ def test_a_wrong_value_is_named(tmp_path: Path, values: object, words: list[str]
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b'{"segment_size": "' + b"9" * 4000 + b'gb"}', "`segment_size`: not a size"),
+        (b'{"segment_size": "' + b"9" * 400 + b'.5gb"}', "`segment_size`: not a size"),
+        (b'{"segment_size": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"segment_size": 1e400}', "not a size: 'inf'"),
+        (b'{"host": "a\\u0000b"}', "'host' has a character that cannot be printed"),
+        (b'{"host": "\\ud800"}', "'host' has a character that cannot be printed"),
+        (b'{"host": "\xff"}', "not JSON: 'utf-8' codec"),
+        (b'{"port": 1, "port": 2}', "'port' stands there twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"", "not JSON"),
+    ],
+)
+def test_hostile_bytes_are_refused_with_a_sentence(tmp_path: Path, raw: bytes, words: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(raw)
+    with pytest.raises(InvalidArgumentError) as caught:
+        config.load(NodeConfig, path, {})
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", [MasterConfig, NodeConfig])
 def test_hosts_are_addresses_or_names(kind: type[MasterConfig] | type[NodeConfig]) -> None:
     for host in ("::1", "[::1]", "::", "0.0.0.0", "node-1.example", "localhost", ""):
