@@ -228,6 +228,15 @@ class NodeCore:
     def stats(self) -> dict[str, Any]: ...
     def client_counters(self) -> list[dict[str, Any]]: ...
 
+def probe_node(
+    address: str,
+    *,
+    cluster_id: str,
+    node_id: str,
+    principal: str = "",
+    token: str = "",
+    timeout_ms: int = 5000,
+) -> dict[str, Any]: ...
 def probe_master(
     address: str, *, role: int, principal: str, token: str, timeout_ms: int
 ) -> Any: ...

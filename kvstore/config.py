@@ -130,7 +130,13 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
     repair_copies: Annotated[
         int, Meta(ge=0, le=100_000), _live("Copies per second for repair and drain. 0: none.")
     ] = 2000
-
+    verify_endpoints: Annotated[
+        bool,
+        _live(
+            "Call every node back at the block port it announces, and tell clients of it once it "
+            "has answered as that node. false: tell them at once."
+        ),
+    ] = True
     metric_namespaces: Annotated[
         int,
         Meta(ge=0, le=1000),

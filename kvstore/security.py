@@ -266,6 +266,10 @@ class Guard:
         """Whether every request needs a valid token."""
         return self._by_name is not None
 
+    def named(self, name: str) -> Principal | None:
+        """Find a principal by its name; None without authentication, too."""
+        return (self._by_name or {}).get(name)
+
     def knows(self, authorization: str | None) -> bool:
         """Say whether `identify` accepts a header."""
         try:

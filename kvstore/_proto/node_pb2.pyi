@@ -99,7 +99,7 @@ class RegisterRequest(_message.Message):
     """replace a living process that has another segment"""
     @_builtins.property
     def endpoints(self) -> _types_pb2.Endpoints:
-        """may be empty at first: heartbeats update them"""
+        """may be empty at first: heartbeats update them; `tcp` is called back"""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -354,22 +354,26 @@ class HeartbeatReply(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_REQUEST_FIELD_NUMBER: _builtins.int
+    ENDPOINT_PROBLEM_FIELD_NUMBER: _builtins.int
     state: _types_pb2.NodeState.ValueType
     """DRAINING: refuse new writes"""
     heartbeat_interval_ms: _builtins.int
     """until the next heartbeat; 0: unchanged"""
     snapshot_request: _builtins.int
     """number of an operator's request; 0: none. Done once per session"""
+    endpoint_problem: _builtins.str
+    """why clients are not told the node's endpoint; empty: they are, or soon"""
     def __init__(
         self,
         *,
         state: _types_pb2.NodeState.ValueType = ...,
         heartbeat_interval_ms: _builtins.int = ...,
         snapshot_request: _builtins.int = ...,
+        endpoint_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "snapshot_request", b"snapshot_request", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_problem", b"endpoint_problem", "heartbeat_interval_ms", b"heartbeat_interval_ms", "snapshot_request", b"snapshot_request", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

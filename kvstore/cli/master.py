@@ -81,10 +81,12 @@ def main(
     silence_grpc()
     from kvstore import _native
     from kvstore.master.server import MasterCoreFactory, MasterServer
+    from kvstore.master.verifier import ProbeNode
 
     factory = cast(MasterCoreFactory, _native.MasterCore)
     tasks = BackgroundTasks()
-    server = MasterServer(settings, factory, reloader.reloads, tasks, new_cluster)
+    probe = cast(ProbeNode, _native.probe_node)
+    server = MasterServer(settings, factory, probe, reloader.reloads, tasks, new_cluster)
     reloader.on_change(server.prepare)
     run("kvstore-master", server.serve, reloader, tasks, settings.port_file, as_json)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvstore.cli.control import control
-from kvstore.cli.output import print_fields, print_json, print_table, reports_errors
+from kvstore.cli.output import print_fields, print_json, print_table, reports_errors, warn
 from kvstore.cli.target import json_option, target, target_options
 from kvstore.sizes import format_size
 
@@ -43,6 +43,7 @@ def node_as_dict(node: types_pb2.NodeInfo) -> dict[str, Any]:
             "unix": node.endpoints.unix,
             "http": node.endpoints.http,
         },
+        "endpoint_problem": node.endpoint_problem,
     }
 
 
@@ -112,3 +113,6 @@ def nodes(as_json: bool, **options: Any) -> None:
             for node in reply.nodes
         ],
     )
+    for node in reply.nodes:
+        if node.endpoint_problem:
+            warn(f"{node.node_id} is not told to clients: {node.endpoint_problem}")

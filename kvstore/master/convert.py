@@ -227,6 +227,7 @@ def node_to(
             for s in node.segments
         ],
         linked=node.linked,
+        endpoint_problem=node.problem,
     )
 
 

@@ -41,14 +41,30 @@ class Bound:
 class NodeHandlers:
     """Registration and heartbeats."""
 
-    def __init__(self, registry: Registry, state: HardState, new_cluster: NewCluster) -> None:
-        """Keep the objects that the calls work on."""
+    def __init__(
+        self,
+        registry: Registry,
+        state: HardState,
+        new_cluster: NewCluster,
+        registered: Callable[[str, str], None] = lambda node_id, principal: None,
+    ) -> None:
+        """Keep the objects that the calls work on.
+
+        Args:
+            registry: of the nodes.
+            state: of this master.
+            new_cluster: decides whether nodes may join.
+            registered: called with every node that has a new session, and who registered it.
+        """
         self._registry = registry
         self._state = state
+        self._registered = registered
         self._new_cluster = new_cluster
 
-    def register(self, request: node_pb2.RegisterRequest) -> node_pb2.RegisterReply:
-        """Open a session."""
+    def register(
+        self, request: node_pb2.RegisterRequest, principal: str = ""
+    ) -> node_pb2.RegisterReply:
+        """Open a session; `principal` is the name of who asks for it."""
         event = convert.register_from(request, new_session_id())
         self._new_cluster.admit(event.node_id, request.cluster_id)
         self._registry.look_at_links()  # whether an earlier process lives is judged as of now
@@ -64,6 +80,7 @@ class NodeHandlers:
                 ttl_ms=settings.node_ttl_ms,
             )
         self._new_cluster.joined()
+        self._registered(event.node_id, principal)
         node = cluster.nodes[event.node_id]
         return node_pb2.RegisterReply(
             session_id=node.session_id,
@@ -83,6 +100,7 @@ class NodeHandlers:
             state=convert.state_to(node.state),
             heartbeat_interval_ms=node.heartbeat_ms,
             snapshot_request=node.snapshot_request,
+            endpoint_problem=node.problem,
         )
 
     def unregister(self, request: node_pb2.UnregisterRequest) -> node_pb2.UnregisterReply:

@@ -46,6 +46,8 @@ class Settings:
     slow_start_ms: int = 30_000
     repair_copies: int = 2000
     """Copies per second."""
+    verify_endpoints: bool = False
+    """Whether a node's TCP endpoint is told to others only once it has answered as that node."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ class Node:
     index_limit: int = 0
     """Entries that its index has or can grow to; 0: unknown."""
     endpoints: Endpoints = Endpoints()
+    """As it announces them."""
+    published: Endpoints = Endpoints()
+    """As others are told: those that were verified last."""
+    problem: str = ""
+    """Why the announced endpoint is not published; empty while that is not known."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     segments: tuple[Segment, ...] = ()
     activity: Activity = field(default_factory=Activity)
@@ -140,7 +147,7 @@ class Node:
         """State that follows from the other fields."""
         if self.session_id == 0:
             return NodeState.DEAD
-        if not self.endpoints.serving:
+        if not self.published.serving:
             return NodeState.JOINING
         return NodeState.DRAINING if self.draining else NodeState.ALIVE
 
@@ -237,8 +244,29 @@ class Observe:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """A node's TCP endpoint was called."""
+
+    node_id: str
+    session_id: int
+    tcp: str
+    problem: str
+    """Why it is not the node's; empty: it is."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
 
-Event = Register | Heartbeat | Unregister | ForgetNode | Drain | RequestSnapshot | Observe | Tick
+Event = (
+    Register
+    | Heartbeat
+    | Unregister
+    | ForgetNode
+    | Drain
+    | RequestSnapshot
+    | Observe
+    | Verified
+    | Tick
+)

@@ -15,6 +15,7 @@ from kvstore.master.model import (
     TIER_NVME,
     Cluster,
     Drain,
+    Endpoints,
     Event,
     ForgetNode,
     Heartbeat,
@@ -27,6 +28,7 @@ from kvstore.master.model import (
     Stage,
     Tick,
     Unregister,
+    Verified,
 )
 
 # A full cache still accepts writes (by evicting), but fewer of them.
@@ -151,6 +153,8 @@ def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> O
             return _drain(settings, cluster, event, now_ms)
         case Observe():
             return _observe(settings, cluster, event, now_ms)
+        case Verified():
+            return _verified(settings, cluster, event, now_ms)
         case Tick():
             return _tick(settings, cluster, now_ms)
 
@@ -228,6 +232,16 @@ def _set(settings: Settings, node: Node, now_ms: int) -> SetNode:
     return SetNode(node, node.state, weight(settings, node, now_ms))
 
 
+def _published(settings: Settings, before: Endpoints, wanted: Endpoints) -> Endpoints:
+    """Return what others may be told of a node's endpoints.
+
+    A Unix socket is not verified: only clients of its host reach it, and they check who answers.
+    """
+    if not settings.verify_endpoints or wanted.tcp in ("", before.tcp):
+        return wanted
+    return before
+
+
 def next_epoch(cluster: Cluster, event: Register) -> int:
     """Return the epoch of a starting process: above all that the node or its memory had."""
     known = cluster.nodes.get(event.node_id)
@@ -268,9 +282,12 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
     begins = event.stage is Stage.ENTER or event.node_epoch == 0
     same = known is not None and known.incarnation == event.incarnation
     last_epoch = max(known.node_epoch if known else 0, event.kept_epoch)
+    node_epoch = max(last_epoch, event.node_epoch) if event.node_epoch else last_epoch + 1
+    stays = known is not None and same and known.node_epoch == node_epoch
+    before = known.published if known and stays else Endpoints()
     node = Node(
         node_id=event.node_id,
-        node_epoch=max(last_epoch, event.node_epoch) if event.node_epoch else last_epoch + 1,
+        node_epoch=node_epoch,
         incarnation=event.incarnation,
         session_id=event.session_id,
         session_ms=now_ms,
@@ -279,6 +296,7 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         heartbeat_ms=settings.heartbeat_ms,
         draining=known.draining if known else False,
         endpoints=event.endpoints,
+        published=_published(settings, before, event.endpoints),
         labels=event.labels,
         segments=event.segments,
         capacity_bytes=sum(s.capacity_bytes for s in event.segments if s.tier != TIER_NVME),
@@ -322,6 +340,8 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         index_entries=event.index_entries,
         index_limit=event.index_limit,
         endpoints=event.endpoints,
+        published=_published(settings, node.published, event.endpoints),
+        problem=node.problem if event.endpoints.tcp == node.endpoints.tcp else "",
         segments=event.segments,
         refuses_writes=event.refuses_writes,
         activity=event.activity,
@@ -376,6 +396,16 @@ def _observe(settings: Settings, cluster: Cluster, event: Observe, now_ms: int) 
     if node is None or (node.linked, node.synced) == (event.linked, event.synced):
         return cluster, []
     node = replace(node, linked=event.linked, synced=event.synced)
+    return _with(cluster, node), [_set(settings, node, now_ms)]
+
+
+def _verified(settings: Settings, cluster: Cluster, event: Verified, now_ms: int) -> Outcome:
+    node = _session(cluster, event.node_id, event.session_id)
+    if node is None or node.endpoints.tcp != event.tcp:
+        return cluster, []
+    if event.problem:
+        return _with(cluster, replace(node, problem=event.problem)), []
+    node = replace(node, published=node.endpoints, problem="")
     return _with(cluster, node), [_set(settings, node, now_ms)]
 
 

@@ -90,6 +90,14 @@ class Registry:
             self._cluster = cluster
             return cluster
 
+    def unpublished(self) -> list[Node]:
+        """Registered nodes whose announced TCP endpoint is not verified yet."""
+        return [
+            node
+            for node in self._cluster.nodes.values()
+            if node.session_id and node.endpoints.tcp and node.endpoints.tcp != node.published.tcp
+        ]
+
     def look_at_links(self) -> None:
         """Update the state of the nodes' links from the native side."""
         for seen in self._core.nodes():
@@ -155,8 +163,8 @@ class Registry:
             node.node_id,
             node.session_id,
             node.node_epoch,
-            node.endpoints.tcp,
-            node.endpoints.unix,
+            node.published.tcp,
+            node.published.unix,
             node.labels.get("host", ""),
             0,
             node.capacity_bytes,
@@ -169,7 +177,7 @@ class Registry:
     def _set_node(self, node: Node, state: NodeState, weight: float) -> None:
         """Tell the native side what has changed."""
         before = self._told.get(node.node_id)
-        reached = (node.endpoints.tcp, node.endpoints.unix, node.labels.get("host", ""))
+        reached = (node.published.tcp, node.published.unix, node.labels.get("host", ""))
         free = max(0, node.capacity_bytes - node.used_bytes)
         standing = (int(state), round(weight * _WEIGHT_SCALE), free, node.capacity_bytes)
         if before == (reached, standing):

@@ -30,6 +30,7 @@ from kvstore.master.new_cluster import NewCluster
 from kvstore.master.queries import Queries
 from kvstore.master.registry import Registry
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
+from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.metrics import renderer
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
@@ -64,6 +65,7 @@ def settings_of(config: MasterConfig) -> Settings:
         retention_ms=config.known_node_retention_ms,
         slow_start_ms=config.slow_start_ms,
         repair_copies=config.repair_copies,
+        verify_endpoints=config.verify_endpoints,
     )
 
 
@@ -74,6 +76,7 @@ class MasterServer:
         self,
         config: MasterConfig,
         factory: MasterCoreFactory,
+        probe: ProbeNode,
         reloads: Reloads,
         tasks: BackgroundTasks,
         new_cluster: bool = False,
@@ -83,6 +86,7 @@ class MasterServer:
         Args:
             config: of the master.
             factory: creates the native side.
+            probe: says hello to a node.
             reloads: reported in the metrics and in /readyz.
             tasks: reported in /readyz.
             new_cluster: begin another cluster where the state is missing, lost or damaged.
@@ -93,6 +97,7 @@ class MasterServer:
         self._new_cluster = new_cluster
         self._config = config
         self._factory = factory
+        self._probe = probe
         self._reloads = reloads
         self._tasks = tasks
         principals = _read_principals(config)
@@ -184,6 +189,7 @@ class MasterServer:
         core = self._core = self._create_core(state)
         registry = self._registry = Registry(settings_of(config), core, state)
         journal = Journal(core, state)
+        verifier = Verifier(registry, self._probe, state.cluster_id, self._guard.named)
         calls = Calls(self._guard)
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
@@ -205,7 +211,7 @@ class MasterServer:
             self._ports = (int(block.port or 0), *self._ports[1:])
             self._tell_where()
             master = MasterHandlers(registry, core, state, lambda: self._bound)
-            nodes = NodeHandlers(registry, state, new_cluster)
+            nodes = NodeHandlers(registry, state, new_cluster, verifier.registered)
             master_pb2_grpc.add_MasterServicer_to_server(
                 MasterService(calls, master, core, state.epoch), rpc
             )
@@ -216,7 +222,7 @@ class MasterServer:
             self._warn_if_open()
             announce(self._where(state))
             with self._tasks.running("refusals", refusals.report(core, _log)):
-                await _tick_until(stop, registry)
+                await _tick_until(stop, registry, verifier)
             await healthy.enter_graceful_shutdown()
         finally:
             self._core = None  # no reload reaches it any more
@@ -225,6 +231,7 @@ class MasterServer:
             await rpc.stop(_GRACE_S)
             await web.stop()
             await asyncio.to_thread(journal.stop)
+            await asyncio.to_thread(verifier.close)
             calls.close()
 
     def _find_bound(self) -> Bound:
@@ -277,9 +284,10 @@ async def _add_health(rpc: grpc.aio.Server) -> Any:
     return servicer
 
 
-async def _tick_until(stop: asyncio.Event, registry: Registry) -> None:
+async def _tick_until(stop: asyncio.Event, registry: Registry, verifier: Verifier) -> None:
     while not stop.is_set():
         await asyncio.to_thread(registry.tick)
+        await asyncio.to_thread(verifier.look)
         try:
             await asyncio.wait_for(stop.wait(), _TICK_S)
         except asyncio.TimeoutError:

@@ -59,6 +59,7 @@ class Calls:
         tenant: str | None = None,
         node_id: str | None = None,
         waits: bool = False,
+        admitted: Callable[[Principal], None] = lambda principal: None,
     ) -> T:
         """Answer a call.
 
@@ -70,13 +71,14 @@ class Calls:
             tenant: owner of the objects that it accesses.
             node_id: for which node the caller speaks.
             waits: whether it may block until its deadline.
+            admitted: called with the caller, before the handler.
 
         Returns:
             The handler's reply. An exception aborts the call with its gRPC status.
         """
         began_ns = clock.monotonic_ns()
         try:
-            self.admit(context, roles, tenant, node_id)
+            admitted(self.admit(context, roles, tenant, node_id))
             reply = await (self._run_waiting(handler) if waits else self._run_quick(handler))
         except KvstoreError as error:
             await self.abort(context, method, error)
@@ -153,7 +155,15 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
         self, request: node_pb2.RegisterRequest, context: Context
     ) -> node_pb2.RegisterReply:
         """Open a session."""
-        return await self._as_node(context, "Register", self._do.register, request)
+        callers: list[Principal] = []
+        return await self._run(
+            context,
+            "Register",
+            _NODE,
+            lambda: self._do.register(request, callers[0].name),
+            node_id=request.node_id,
+            admitted=callers.append,
+        )
 
     async def Heartbeat(
         self, request: node_pb2.HeartbeatRequest, context: Context

@@ -114,9 +114,12 @@ class Agent:
         self._not_heard = Recurring(_log, "heartbeat_failed")
         self._lost = Recurring(_log, "master_lost")
         self._not_moved = Recurring(_log, "new_master_not_found")
+        self._not_told = Recurring(_log, "endpoint_not_verified")
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
         self.snapshot_request = 0
         """Number of the last snapshot that an operator requested in this session; 0: none."""
+        self.problem = ""
+        """Why the master tells nobody of this node's endpoint; empty: it does, or will soon."""
 
     def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
         """Announce these endpoints from the next call on."""
@@ -342,6 +345,11 @@ class Agent:
         )
         self.state = reply.state
         self.snapshot_request = reply.snapshot_request
+        self.problem = reply.endpoint_problem
+        if self.problem:
+            self._not_told.warn(error=self.problem)
+        else:
+            self._not_told.end()
         if reply.heartbeat_interval_ms:
             self.session = replace(current, heartbeat_ms=reply.heartbeat_interval_ms)
         return Status.Ok

@@ -242,10 +242,14 @@ def degraded(stats: Mapping[str, Any], restart_loses: str) -> list[str]:
     return [f"{what}: {why}" for what, why in lacks.items() if why]
 
 
-def readiness(core: NodeCoreApi) -> Readiness:
+def readiness(core: NodeCoreApi, problem: Callable[[], str] = lambda: "") -> Readiness:
     """Make /readyz: ready while puts are served, which requires the link to the master.
 
     What the node lacks while it serves is listed as `degraded`.
+
+    Args:
+        core: of the node.
+        problem: says why the master tells no client of this node; empty: it does.
     """
     restart_loses = core.beginning()["restart_loses"]
 
@@ -261,6 +265,8 @@ def readiness(core: NodeCoreApi) -> Readiness:
             details["nvme"] = stats["nvme"]["state"]
             if stats["nvme"]["error"]:
                 details["nvme_error"] = stats["nvme"]["error"]
-        return stats["link"] == "up", details
+        if found := problem():
+            details["endpoint_problem"] = found
+        return stats["link"] == "up" and not found, details
 
     return ready

@@ -374,7 +374,9 @@ class NodeServer:
         server = HttpServer(
             listener,
             renderer(http.collector(core), self._reloads.families, self._rebuilds.families),
-            self._tasks.readiness(self._reloads.readiness(http.readiness(core))),
+            self._tasks.readiness(
+                self._reloads.readiness(http.readiness(core, lambda: self._agent.problem))
+            ),
             objects.knows,
             objects.routes(),
             self._config.rest_max_body,

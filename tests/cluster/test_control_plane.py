@@ -43,7 +43,7 @@ def state_of(cluster: Cluster, node_id: str, token: str | None = None) -> int:
 def short_ttl(tmp_path: Path) -> Iterator[Cluster]:
     """A master whose nodes die after half a second of silence."""
     config = tmp_path / "master.json"
-    config.write_text('{"heartbeat_ms": 100, "node_ttl_ms": 500}')
+    config.write_text('{"heartbeat_ms": 100, "node_ttl_ms": 500, "verify_endpoints": false}')
     cluster = Cluster(tmp_path, ["--config", str(config)])
     yield cluster
     cluster.close()

@@ -39,12 +39,14 @@ class Control:
         }
         return self.nodes.Register(node_pb2.RegisterRequest(**values), **self.call)
 
-    def heartbeat(self, node_id: str, session_id: int) -> node_pb2.HeartbeatReply:
+    def heartbeat(
+        self, node_id: str, session_id: int, tcp: str = "tcp://127.0.0.1:1"
+    ) -> node_pb2.HeartbeatReply:
         request = node_pb2.HeartbeatRequest(
             node_id=node_id,
             session_id=session_id,
             capacity_bytes=1000,
-            endpoints=types_pb2.Endpoints(tcp="tcp://127.0.0.1:1"),
+            endpoints=types_pb2.Endpoints(tcp=tcp),
         )
         return self.nodes.Heartbeat(request, **self.call)
 

@@ -87,7 +87,7 @@ def test_the_masters_exposition() -> None:
         {"get": metrics.Latency(((100, 4),), 400)},
     )
     node = Node(
-        "a", 1, 1, 0, session_id=1, endpoints=Endpoints(tcp="t"), capacity_bytes=100, activity=done
+        "a", 1, 1, 0, session_id=1, published=Endpoints(tcp="t"), capacity_bytes=100, activity=done
     )
     registry = cast(Registry, SimpleNamespace(cluster=Cluster(0, nodes={"a": node})))
     journal = cast(Journal, SimpleNamespace(written=5, failures=0))

@@ -28,6 +28,7 @@ from kvstore.master.model import (
     Stage,
     Tick,
     Unregister,
+    Verified,
 )
 from kvstore.master.policy import (
     FinishRebuild,
@@ -345,10 +346,70 @@ def test_weight_is_free_ratio_times_slow_start() -> None:
         replace(node, linked=False),
         replace(node, capacity_bytes=0),
         replace(node, session_id=0),
-        replace(node, endpoints=Endpoints()),
+        replace(node, published=Endpoints()),
         replace(node, draining=True),
     ):
         assert policy.weight(SETTINGS, useless, at) == 0
+
+
+CHECKED = replace(SETTINGS, verify_endpoints=True)
+
+
+def step(cluster: Cluster, event: Event) -> tuple[Cluster, list[policy.Decision]]:
+    return policy.decide(CHECKED, cluster, event, 0)
+
+
+def test_an_endpoint_is_published_once_it_is_verified() -> None:
+    cluster, decisions = step(policy.start([], 0), register(1))
+    node = cluster.nodes["a"]
+    assert (node.state, node.published) == (NodeState.JOINING, Endpoints())
+    assert [d.node.published for d in decisions if isinstance(d, OpenSession)] == [Endpoints()]
+    cluster, _ = step(cluster, heartbeat(1))
+    cluster, decisions = step(cluster, Verified("a", 1, SERVING.tcp, "nobody answers"))
+    node = cluster.nodes["a"]
+    assert (node.state, node.problem, decisions) == (NodeState.JOINING, "nobody answers", [])
+    cluster, (decision,) = step(cluster, Verified("a", 1, SERVING.tcp, ""))
+    node = cluster.nodes["a"]
+    assert (node.state, node.published, node.problem) == (NodeState.ALIVE, SERVING, "")
+    assert decision == SetNode(node, NodeState.ALIVE, policy.weight(CHECKED, node, 0))
+
+
+def test_an_announced_change_is_verified_before_it_replaces_what_is_published() -> None:
+    cluster, _ = step(policy.start([], 0), register(1))
+    cluster, _ = step(cluster, Verified("a", 1, SERVING.tcp, ""))
+    other = Endpoints(tcp="tcp://elsewhere:1", unix="unix:/x")
+    cluster, _ = step(cluster, replace(heartbeat(1), endpoints=other))
+    assert (cluster.nodes["a"].published, cluster.nodes["a"].endpoints) == (SERVING, other)
+    for ignored in (
+        Verified("a", 1, SERVING.tcp, "of the one before"),
+        Verified("a", 2, other.tcp, ""),
+        Verified("b", 1, other.tcp, ""),
+    ):
+        assert step(cluster, ignored) == (cluster, [])
+    cluster, _ = step(cluster, Verified("a", 1, other.tcp, "it is node 'b'"))
+    assert cluster.nodes["a"].published == SERVING
+    assert cluster.nodes["a"].state is NodeState.ALIVE
+    # The socket of the same host is checked by who connects to it.
+    moved = replace(SERVING, unix="unix:/y")
+    cluster, _ = step(cluster, replace(heartbeat(1), endpoints=moved))
+    assert (cluster.nodes["a"].published, cluster.nodes["a"].problem) == (moved, "")
+    cluster, _ = step(cluster, replace(heartbeat(1), endpoints=Endpoints()))
+    assert cluster.nodes["a"].state is NodeState.JOINING
+
+
+def test_another_process_is_verified_anew_and_the_same_one_is_not() -> None:
+    cluster, _ = step(policy.start([], 0), register(1))
+    cluster, _ = step(cluster, Verified("a", 1, SERVING.tcp, ""))
+    again, _ = step(cluster, register(2, epoch=cluster.nodes["a"].node_epoch))
+    assert again.nodes["a"].published == SERVING
+    another, _ = step(cluster, register(2, incarnation=8))
+    assert another.nodes["a"].published == Endpoints()
+
+
+def test_without_tcp_there_is_nothing_to_verify() -> None:
+    unix = Endpoints(unix="unix:/x")
+    cluster, _ = step(policy.start([], 0), replace(register(1), endpoints=unix))
+    assert cluster.nodes["a"].published == unix
 
 
 def known(node_id: str, left: bool = False) -> Node:
