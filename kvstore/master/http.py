@@ -196,6 +196,11 @@ def collector(
             "Batches that could not be written.",
             journal.failures,
         )
+        yield GaugeMetricFamily(
+            "kvstore_cluster_journal_full",
+            "1 while removes and flushes are refused, as the disk has no room for them.",
+            bool(journal.refusal),
+        )
         rpc = CounterMetricFamily(
             "kvstore_cluster_rpc", "Finished gRPC calls.", labels=["method", "status"]
         )

@@ -10,12 +10,15 @@ unanswered until their callers' deadlines.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from kvstore import clock
 from kvstore.errors import KvstoreError
 from kvstore.logging import EventLogger, Recurring
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
+from kvstore.tasks import Readiness
 
 _log = EventLogger("master.journal")
 _WAIT_MS = 200
@@ -41,6 +44,8 @@ class Journal:
         """Operations written since the start."""
         self.failures = 0
         """Batches that could not be written."""
+        self.refusal = ""
+        """Why removes are refused; empty: there is room."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -114,6 +119,17 @@ class Journal:
             room, why = 0, str(error)
         self._core.set_journal_room(room)
         if room < _LEAST_ROOM_BYTES:
-            self._no_room.warn(error=why or "the disk of data_dir is full: removes are refused")
+            self.refusal = why or "the disk of data_dir is full: removes are refused"
+            self._no_room.warn(error=self.refusal)
         else:
+            self.refusal = ""
             self._no_room.end()
+
+    def readiness(self, ready: Readiness) -> Readiness:
+        """Add the refusal to /readyz; readiness itself does not change: gets and puts go on."""
+
+        def with_journal() -> tuple[bool, Mapping[str, Any]]:
+            is_ready, details = ready()
+            return is_ready, {**details, "journal_full": self.refusal} if self.refusal else details
+
+        return with_journal

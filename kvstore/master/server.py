@@ -195,7 +195,7 @@ class MasterServer:
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
         new_cluster = NewCluster(state)
-        ready = new_cluster.readiness(http.readiness(registry))
+        ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
         ready = self._tasks.readiness(self._reloads.readiness(ready))
         questions = Queries(core, registry, self._guard).routes()
         web = HttpServer(

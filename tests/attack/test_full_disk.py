@@ -10,6 +10,7 @@ import pytest
 
 from kvstore import Status, Store
 from tests.support.cluster import Cluster
+from tests.support.control import ready
 from tests.support.mounts import fill, small_tmpfs
 from tests.support.processes import wait_for
 
@@ -53,6 +54,7 @@ def test_removes_are_refused_at_once_or_last(tmp_path: Path) -> None:
             removed, kept = remove_until_refused(store)
             assert len(removed) > 200  # what the reserve inside the state's file is for
             refused_without_effect(store, kept)
+            assert "full" in ready(cluster.master)[1]["journal_full"]
             cluster.master.kill()
             cluster.restart_master()
             cluster.wait_state("a", "alive")

@@ -342,7 +342,7 @@ NODE: dict[str, tuple[str, Damage, Outcome]] = {
     "index flipped": ("memory/index", flip(40), KEPT),
     "index a FIFO": ("memory/index", to_fifo, KEPT),
     "index a link": ("memory/index", to_link, KEPT),
-    "clients cut": ("memory/clients", cut, Outcome(FAILED, "not a clients file")),
+    "clients cut": ("memory/clients", cut, KEPT),
     "clients flipped": ("memory/clients", flip(2), Outcome(FAILED, "not a clients file")),
     "clients a FIFO": ("memory/clients", to_fifo, Outcome(FAILED, "no regular file")),
     "cluster's id garbled": ("memory/cluster_id", garble, KEPT),

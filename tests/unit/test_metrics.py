@@ -90,7 +90,7 @@ def test_the_masters_exposition() -> None:
         "a", 1, 1, 0, session_id=1, published=Endpoints(tcp="t"), capacity_bytes=100, activity=done
     )
     registry = cast(Registry, SimpleNamespace(cluster=Cluster(0, nodes={"a": node})))
-    journal = cast(Journal, SimpleNamespace(written=5, failures=0))
+    journal = cast(Journal, SimpleNamespace(written=5, failures=0, refusal="full"))
     calls = {("Register", "Ok"): 2}
     core.uses = [
         {
@@ -117,6 +117,7 @@ def test_the_masters_exposition() -> None:
     assert found["kvstore_cluster_latency_seconds_bucket", get] == 4
     assert found["kvstore_cluster_lookups_total", frozenset({("result", "hit")})] == 1
     assert found["kvstore_cluster_journal_written_total", frozenset()] == 5
+    assert found["kvstore_cluster_journal_full", frozenset()] == 1
     large = frozenset({("tenant", "t"), ("namespace", "large")})
     assert found["kvstore_cluster_namespace_bytes", large] == 9
     assert found["kvstore_cluster_namespace_lookups_total", large | {("result", "miss")}] == 3

@@ -178,3 +178,19 @@ def test_a_disk_that_refuses_acknowledges_nothing(
     journal.start()
     journal.stop()
     assert journal.failures == 1 and "journal_done" not in core.names()
+
+
+def test_a_disk_without_room_is_told_to_the_native_side_and_in_readyz(
+    state: HardState, core: FakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(core, state)
+    ready = journal.readiness(lambda: (True, {"rebuilding": False}))
+    monkeypatch.setattr(state, "room_bytes", lambda: 100)
+    drain(journal)
+    assert core.room == 100
+    assert ready() == (True, {"rebuilding": False, "journal_full": journal.refusal})
+    assert "full" in journal.refusal
+    monkeypatch.undo()
+    again = Journal(core, state)
+    drain(again)
+    assert core.room > 1_000_000 and again.refusal == ""
