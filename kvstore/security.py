@@ -7,8 +7,10 @@ starts a comment line. Tenants are separated by commas; ``*`` stands for every t
     node       node      *                 51ab...
     ops        operator  *                 e77c...
 
-The files of master and nodes list every principal that may connect. A node uses the line with the
-role node (named like its node id, if there are several). A client's file has only its own line.
+A name may have a second line with another secret, so that one can replace the other
+(deploy/README.md, Tokens). The files of master and nodes list every principal that may connect. A
+node uses the line with the role node (named like its node id, if there are several). A client's
+file has only its own line.
 
 On the block protocol the secret answers an HMAC challenge (handshake.h); over gRPC and HTTP it is
 sent as ``authorization: Bearer name:secret``, which requires TLS or a trusted network.
@@ -29,6 +31,7 @@ from kvstore.options import one_of, read_file
 
 EVERY_TENANT = "*"
 _BEARER = "bearer "
+_MAX_SECRETS = 2
 
 
 class Secret:
@@ -116,7 +119,8 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
             group-read permission; see too_open.
 
     Returns:
-        Its principals, at least one, with different names.
+        Its principals, at least one. Two may have the same name, role and tenants: then each has
+        its own secret.
 
     Raises:
         InvalidArgumentError: The file cannot be read, others may read it, or a line is wrong; the
@@ -160,20 +164,31 @@ def too_open(mode: int, owner: int) -> bool:
 
 
 def _parse(file: str, lines: Iterable[str]) -> tuple[Principal, ...]:
-    principals: dict[str, Principal] = {}
+    principals: dict[str, list[Principal]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
             principal = _parse_line(line.split())
-            if principal.name in principals:
-                raise ValueError(f"second line for the name {principal.name!r}")
+            _check_beside(principal, principals.setdefault(principal.name, []))
         except ValueError as error:
             raise InvalidArgumentError(f"token file {file}, line {number}: {error}") from None
-        principals[principal.name] = principal
+        principals[principal.name].append(principal)
     if not principals:
         raise InvalidArgumentError(f"token file {file}: it has no principal")
-    return tuple(principals.values())
+    return tuple(one for of_name in principals.values() for one in of_name)
+
+
+def _check_beside(principal: Principal, others: list[Principal]) -> None:
+    """Refuse a further line of a name unless it only introduces another secret."""
+    name = repr(principal.name)
+    if len(others) >= _MAX_SECRETS:
+        raise ValueError(f"a name has at most {_MAX_SECRETS} lines, and {name} has more")
+    for other in others:
+        if (other.role, other.tenants) != (principal.role, principal.tenants):
+            raise ValueError(f"second line for the name {name}, with another role or tenants")
+        if other.secret == principal.secret:
+            raise ValueError(f"second line for the name {name}, with the same secret")
 
 
 def _parse_line(fields: list[str]) -> Principal:
@@ -203,11 +218,14 @@ def load_identity(
         roles: accepted roles; lines with other roles are ignored.
         name: of the principal, when several have an accepted role.
 
+    Returns:
+        The first of its lines, if it has two.
+
     Raises:
         InvalidArgumentError: As load_principals, or no line or several lines match.
     """
     wanted = set(roles)
-    fitting = [p for p in load_principals(path) if p.role in wanted]
+    fitting = _first_of_each(p for p in load_principals(path) if p.role in wanted)
     chosen = fitting if len(fitting) == 1 else [p for p in fitting if p.name == name]
     if len(chosen) != 1:
         names = " or ".join(role.name.lower() for role in sorted(wanted))
@@ -225,10 +243,13 @@ def load_node_identity(path: str | os.PathLike[str], node_id: str) -> Principal:
         path: as in load_principals.
         node_id: of the node. A principal of this name comes before one whose name matches it.
 
+    Returns:
+        The first of its lines, if it has two.
+
     Raises:
         InvalidArgumentError: As load_principals, or none or several may be this node.
     """
-    nodes = [p for p in load_principals(path) if p.role is Role.NODE]
+    nodes = _first_of_each(p for p in load_principals(path) if p.role is Role.NODE)
     fitting = [p for p in nodes if p.name == node_id] or [
         p for p in nodes if p.may_be_node(node_id)
     ]
@@ -240,6 +261,13 @@ def load_node_identity(path: str | os.PathLike[str], node_id: str) -> Principal:
             f"(found: {names})"
         )
     return fitting[0]
+
+
+def _first_of_each(principals: Iterable[Principal]) -> list[Principal]:
+    found: dict[str, Principal] = {}
+    for principal in principals:
+        found.setdefault(principal.name, principal)
+    return list(found.values())
 
 
 def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
@@ -254,21 +282,35 @@ class Guard:
 
     def __init__(self, principals: Iterable[Principal] | None) -> None:
         """Take the principals of the token file; None turns authentication off."""
-        self._by_name: dict[str, Principal] | None = None
+        self._by_name: dict[str, list[Principal]] | None = None
         self.replace(principals)
 
     def replace(self, principals: Iterable[Principal] | None) -> None:
         """Use other principals from now on."""
-        self._by_name = None if principals is None else {p.name: p for p in principals}
+        by_name: dict[str, list[Principal]] | None = None
+        if principals is not None:
+            by_name = {}
+            for principal in principals:
+                by_name.setdefault(principal.name, []).append(principal)
+        self._by_name = by_name
 
     @property
     def required(self) -> bool:
         """Whether every request needs a valid token."""
         return self._by_name is not None
 
-    def named(self, name: str) -> Principal | None:
-        """Find a principal by its name; None without authentication, too."""
-        return (self._by_name or {}).get(name)
+    def still_admits(self, principal: Principal) -> bool:
+        """Say whether a principal that was identified before is one still, and unchanged."""
+        known = self._by_name
+        return known is None or principal in known.get(principal.name, ())
+
+    def claimed(self, authorization: str | None) -> str:
+        """Return the name that an authorization header claims, for logs; empty for none."""
+        if self._by_name is None or authorization is None:
+            return ""
+        scheme, _, token = authorization.partition(" ")
+        name = token.strip().partition(":")[0] if scheme.lower() == _BEARER.strip() else ""
+        return name[: limits.MAX_NAME_BYTES]
 
     def knows(self, authorization: str | None) -> bool:
         """Say whether `identify` accepts a header."""
@@ -296,12 +338,11 @@ class Guard:
         if not authorization.lower().startswith(_BEARER):
             raise UnauthenticatedError("not a bearer token")
         name, _, secret = authorization[len(_BEARER) :].strip().partition(":")
-        principal = known.get(name)
         # Compared even for an unknown name, so that timing does not reveal which names exist.
-        expected = principal.secret if principal else ANYBODY.secret
-        if not expected.matches(secret) or principal is None:
-            raise UnauthenticatedError("unknown principal or wrong token")
-        return principal
+        for principal in known.get(name, (ANYBODY,)):
+            if principal.secret.matches(secret) and principal is not ANYBODY:
+                return principal
+        raise UnauthenticatedError("unknown principal or wrong token")
 
     def admit(
         self,

@@ -27,6 +27,7 @@ from kvstore.master.model import (
 )
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.registry import Registry, new_session_id
+from kvstore.security import ANYBODY, Principal
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class NodeHandlers:
         registry: Registry,
         state: HardState,
         new_cluster: NewCluster,
-        registered: Callable[[str, str], None] = lambda node_id, principal: None,
+        registered: Callable[[str, Principal], None] = lambda node_id, principal: None,
     ) -> None:
         """Keep the objects that the calls work on.
 
@@ -62,9 +63,9 @@ class NodeHandlers:
         self._new_cluster = new_cluster
 
     def register(
-        self, request: node_pb2.RegisterRequest, principal: str = ""
+        self, request: node_pb2.RegisterRequest, principal: Principal = ANYBODY
     ) -> node_pb2.RegisterReply:
-        """Open a session; `principal` is the name of who asks for it."""
+        """Open a session for `principal`."""
         event = convert.register_from(request, new_session_id())
         self._new_cluster.admit(event.node_id, request.cluster_id)
         self._registry.look_at_links()  # whether an earlier process lives is judged as of now

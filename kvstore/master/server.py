@@ -107,6 +107,7 @@ class MasterServer:
         self._bound = Bound()
         self._core: MasterCoreApi | None = None
         self._registry: Registry | None = None
+        self._calls = Calls(self._guard)
 
     def prepare(self, config: MasterConfig) -> Apply:
         """Check another configuration; return a function that puts it in effect.
@@ -120,6 +121,7 @@ class MasterServer:
             self._config = config
             self._principals = principals or ()
             self._guard.replace(principals)
+            self._calls.end_revoked()
             if self._registry is not None:
                 self._registry.reconfigure(settings_of(config))
             if self._core is not None:
@@ -189,8 +191,8 @@ class MasterServer:
         core = self._core = self._create_core(state)
         registry = self._registry = Registry(settings_of(config), core, state)
         journal = Journal(core, state)
-        verifier = Verifier(registry, self._probe, state.cluster_id, self._guard.named)
-        calls = Calls(self._guard)
+        verifier = Verifier(registry, self._probe, state.cluster_id)
+        calls = self._calls
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )

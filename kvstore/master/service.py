@@ -12,11 +12,19 @@ import grpc
 
 from kvstore import clock, limits
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
-from kvstore.errors import TABLE, InternalError, KvstoreError, Status, error_for
+from kvstore.errors import (
+    TABLE,
+    InternalError,
+    KvstoreError,
+    Status,
+    UnauthenticatedError,
+    error_for,
+)
 from kvstore.logging import EventLogger, Recurring, RecurringByKey
 from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
+from kvstore.master.open_calls import OpenCall, OpenCalls
 from kvstore.security import EVERY_TENANT, Guard, Principal, Role
 
 _log = EventLogger("master.rpc")
@@ -46,6 +54,7 @@ class Calls:
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "rpc-wait")
         self._waiting_now = 0
         self._refusals = RecurringByKey(_log, "call_refused")
+        self.open = OpenCalls()
         self.counts: dict[tuple[str, str], int] = {}
         """Finished calls by (method, status name)."""
 
@@ -78,8 +87,13 @@ class Calls:
         """
         began_ns = clock.monotonic_ns()
         try:
-            admitted(self.admit(context, roles, tenant, node_id))
-            reply = await (self._run_waiting(handler) if waits else self._run_quick(handler))
+            principal = self.admit(context, roles, tenant, node_id)
+            admitted(principal)
+            with self.open.open(principal, method, context.peer(), tenant) as call:
+                if waits:
+                    reply = await call.unless_ended(self._run_waiting(handler))
+                else:
+                    reply = await self._run_quick(handler)
         except KvstoreError as error:
             await self.abort(context, method, error)
         except Exception:
@@ -102,6 +116,11 @@ class Calls:
         authorization = metadata.get("authorization")
         given = authorization if authorization is None else str(authorization)
         return self._guard.admit(given, roles, tenant, node_id)
+
+    def end_revoked(self) -> None:
+        """End the calls of principals that are not what they were when they called."""
+        error = UnauthenticatedError("this token was revoked or changed")
+        self.open.end(lambda call: not self._guard.still_admits(call.principal), error)
 
     async def abort(self, context: Context, method: str, error: KvstoreError) -> NoReturn:
         """End a call with an error."""
@@ -128,10 +147,15 @@ class Calls:
         if self._waiting_now >= _WAITING_THREADS:
             raise error_for(Status.Overloaded, "too many removes and flushes are waiting")
         self._waiting_now += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._waiting, handler)
-        finally:
-            self._waiting_now -= 1
+        waiting = asyncio.get_running_loop().run_in_executor(self._waiting, handler)
+        waiting.add_done_callback(self._has_waited)
+        # Whoever stops waiting for the answer does not end the thread's wait.
+        return await asyncio.shield(waiting)
+
+    def _has_waited(self, done: asyncio.Future[Any]) -> None:
+        self._waiting_now -= 1
+        if not done.cancelled():
+            done.exception()  # somebody may have stopped waiting for it
 
     def _count(self, method: str, status: Status) -> None:
         key = (method, status.name)
@@ -160,7 +184,7 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
             context,
             "Register",
             _NODE,
-            lambda: self._do.register(request, callers[0].name),
+            lambda: self._do.register(request, callers[0]),
             node_id=request.node_id,
             admitted=callers.append,
         )
@@ -300,20 +324,31 @@ class MasterService(master_pb2_grpc.MasterServicer):
             await self._calls.abort(context, "Watch", error)
         self._watchers += 1
         try:
-            cursor = convert.cursor_from(self._master_epoch, request.cursor)
-            first = True
-            while True:
-                # Looking at the ring takes microseconds: not worth a thread.
-                events, cursor, resync = self._core.poll_events(cursor, limits.MAX_WATCH_EVENTS)
-                chosen = convert.events_to(events, wanted, principal)
-                if chosen or resync or first:
-                    yield master_pb2.WatchReply(
-                        events=chosen,
-                        cursor=convert.cursor_to(self._master_epoch, cursor),
-                        resync=resync,
-                    )
-                    first = False
-                if len(events) < limits.MAX_WATCH_EVENTS:
-                    await asyncio.sleep(_WATCH_POLL_S)
+            with self._calls.open.open(principal, "Watch", context.peer(), tenant) as call:
+                async for reply in self._watch(request, wanted, call):
+                    yield reply
+        except KvstoreError as error:
+            await self._calls.abort(context, "Watch", error)
         finally:
             self._watchers -= 1
+
+    async def _watch(
+        self, request: master_pb2.WatchRequest, wanted: tuple[str, str] | None, call: OpenCall
+    ) -> AsyncIterator[master_pb2.WatchReply]:
+        """Read events until the call is ended."""
+        cursor = convert.cursor_from(self._master_epoch, request.cursor)
+        first = True
+        while True:
+            # Looking at the ring takes microseconds: not worth a thread.
+            events, cursor, resync = self._core.poll_events(cursor, limits.MAX_WATCH_EVENTS)
+            chosen = convert.events_to(events, wanted, call.principal)
+            if chosen or resync or first:
+                yield master_pb2.WatchReply(
+                    events=chosen,
+                    cursor=convert.cursor_to(self._master_epoch, cursor),
+                    resync=resync,
+                )
+                first = False
+            if len(events) < limits.MAX_WATCH_EVENTS:
+                await asyncio.sleep(_WATCH_POLL_S)
+            call.check()

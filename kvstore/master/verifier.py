@@ -8,7 +8,6 @@ nobody to another process. A few threads with a time limit each; nodes that fail
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypedDict
 
@@ -68,7 +67,6 @@ class Verifier:
         registry: Registry,
         probe: ProbeNode,
         cluster_id: str,
-        principal_of: Callable[[str], Principal | None],
     ) -> None:
         """Prepare the threads, which begin with the first node.
 
@@ -76,24 +74,22 @@ class Verifier:
             registry: names the endpoints to verify, and takes the results.
             probe: says hello to a node.
             cluster_id: of this master.
-            principal_of: finds a principal by its name.
         """
         self._registry = registry
         self._probe = probe
         self._cluster_id = cluster_id
-        self._principal_of = principal_of
         self._pool = ThreadPoolExecutor(_THREADS, "verify")
         self._mutex = threading.Lock()
-        self._names: dict[str, str] = {}
+        self._callers: dict[str, Principal] = {}
         """Who registered a node, by its id."""
         self._running: set[str] = set()
         self._failed: dict[str, _Failed] = {}
         self._closed = False
 
-    def registered(self, node_id: str, principal: str) -> None:
+    def registered(self, node_id: str, principal: Principal) -> None:
         """Note who registered a node, and verify it now."""
         with self._mutex:
-            self._names[node_id] = principal
+            self._callers[node_id] = principal
         self.look()
 
     def look(self) -> None:
@@ -105,8 +101,9 @@ class Verifier:
             known = {node.node_id for node in waiting}
             for node_id in [one for one in self._failed if one not in known]:
                 del self._failed[node_id]
-            for node_id in [one for one in self._names if one not in self._registry.cluster.nodes]:
-                del self._names[node_id]
+            nodes = self._registry.cluster.nodes
+            for node_id in [one for one in self._callers if one not in nodes]:
+                del self._callers[node_id]
             if self._closed:
                 return
             due = [node for node in waiting if self._is_due(node, now_ms)]
@@ -144,14 +141,15 @@ class Verifier:
         """Return why the endpoint is not the node's; empty: it is."""
         tcp = node.endpoints.tcp
         with self._mutex:
-            principal = self._principal_of(self._names.get(node.node_id, ""))
+            caller = self._callers.get(node.node_id)
+        token = caller.secret.reveal() if caller else ""
         try:
             hello = self._probe(
                 tcp,
                 cluster_id=self._cluster_id,
                 node_id=node.node_id,
-                principal=principal.name if principal else "",
-                token=principal.secret.reveal() if principal else "",
+                principal=caller.name if caller and token else "",
+                token=token,
                 timeout_ms=_TIMEOUT_MS,
             )
         except KvstoreError as error:

@@ -492,6 +492,46 @@ void bind_options(nb::class_<PyMaster>& master) {
         "authentication. epoch: drawn by policy, larger than every earlier one.");
 }
 
+nb::tuple take_deeds(PyMaster& self) {
+    const auto [deeds, lost] = self.service().take_deeds();
+    nb::list out;
+    for (const Deed& deed : deeds) {
+        nb::dict one;
+        one["principal"] = text_from(deed.principal);
+        one["address"] = deed.address;
+        one["client"] = text_from(deed.client_name);
+        one["tenant"] = text_from(deed.tenant);
+        one["namespace"] = text_from(deed.ns);
+        one["status"] = static_cast<int>(deed.code);
+        out.append(one);
+    }
+    return nb::make_tuple(out, lost);
+}
+
+void bind_peers(nb::class_<PyMaster>& master) {
+    master
+        .def(
+            "sessions",
+            [](PyMaster& self) {
+                return sessions_from(unlocked([&] { return self.service().sessions(); }));
+            },
+            "Sessions of the block port.")
+        .def(
+            "end_sessions",
+            [](PyMaster& self, const std::vector<uint64_t>& ids, const std::string& reason) {
+                return unlocked([&] { return self.service().end_sessions(ids, reason); });
+            },
+            "ids"_a, "reason"_a, "End sessions; how many there were.")
+        .def("take_deeds", &take_deeds,
+             "Flushes over the block protocol since the last call, and how many were left out.")
+        .def(
+            "take_refusals",
+            [](PyMaster& self) {
+                return refusals_from(unlocked([&] { return self.service().take_refusals(); }));
+            },
+            "Refused peers and ended connections since the last call.");
+}
+
 }  // namespace
 
 void bind_master(nb::module_& module) {
@@ -524,12 +564,6 @@ void bind_master(nb::module_& module) {
             },
             "Every known node has announced, or its time has passed: grant claims.")
         .def("rebuilding", [](PyMaster& self) { return self.core().rebuilding(); })
-        .def(
-            "take_refusals",
-            [](PyMaster& self) {
-                return refusals_from(unlocked([&] { return self.service().take_refusals(); }));
-            },
-            "Refused peers and ended connections since the last call.")
         .def("stats", &stats_dict);
     bind_nodes(master);
     bind_copies(master);
@@ -537,6 +571,7 @@ void bind_master(nb::module_& module) {
     bind_history(master);
     bind_objects(master);
     bind_reads(master);
+    bind_peers(master);
 }
 
 }  // namespace kvstore

@@ -416,7 +416,7 @@ void bind_settings(nb::class_<PyNode>& node) {
                 std::vector<Principal> principals = principals_from(tuples);
                 self.run([&](NodeCore& core) { core.set_principals(std::move(principals)); });
             },
-            "principals"_a, "Replace who may connect; open sessions stay.")
+            "principals"_a, "Replace who may connect; sessions of changed or missing ones end.")
         .def(
             "set_credentials",
             [](PyNode& self, const std::string& principal, const std::string& token) {
@@ -466,6 +466,18 @@ void bind_state(nb::class_<PyNode>& node) {
                 }));
             },
             "Check the store's books; for tests.")
+        .def(
+            "sessions",
+            [](PyNode& self) {
+                return sessions_from(self.run([](NodeCore& core) { return core.sessions(); }));
+            },
+            "Sessions of the block port, the link to the master among them.")
+        .def(
+            "end_sessions",
+            [](PyNode& self, const std::vector<uint64_t>& ids, const std::string& reason) {
+                return self.run([&](NodeCore& core) { return core.end_sessions(ids, reason); });
+            },
+            "ids"_a, "reason"_a, "End sessions; how many there were.")
         .def(
             "take_refusals",
             [](PyNode& self) {

@@ -59,6 +59,32 @@ inline void add_server(nanobind::dict& out, const ServerStats& server) {
     out["refusals"] = refusals;
 }
 
+// A text that a peer has chosen.
+inline nanobind::object text_from(std::string_view text) {
+    return nanobind::bytes(text.data(), text.size()).attr("decode")("utf-8", "replace");
+}
+
+// [{id, principal, role, tenant, …}], as kvstore.sessions takes them.
+inline nanobind::list sessions_from(const std::vector<SessionView>& views) {
+    nanobind::list out;
+    for (const SessionView& view : views) {
+        nanobind::dict one;
+        one["id"] = view.ref->id();
+        one["principal"] = text_from(view.peer.principal);
+        one["role"] = static_cast<int>(view.peer.role);
+        one["tenant"] = text_from(view.peer.tenant);
+        one["namespace"] = text_from(view.peer.ns);
+        one["client"] = text_from(view.peer.client_name);
+        one["address"] = view.peer.address;
+        one["pid"] = view.peer.pid;
+        one["age_ms"] = view.age_ms;
+        one["in_progress"] = view.in_progress;
+        one["outgoing"] = view.is_outgoing;
+        out.append(one);
+    }
+    return out;
+}
+
 // [{status, host, reason, count}], as kvstore.refusals takes them.
 inline nanobind::list refusals_from(const std::vector<Refusal>& refusals) {
     nanobind::list out;
@@ -66,9 +92,7 @@ inline nanobind::list refusals_from(const std::vector<Refusal>& refusals) {
         nanobind::dict one;
         one["status"] = static_cast<int>(refusal.code);
         one["host"] = refusal.host;
-        // A peer chooses what stands in some of them.
-        one["reason"] = nanobind::bytes(refusal.reason.data(), refusal.reason.size())
-                            .attr("decode")("utf-8", "replace");
+        one["reason"] = text_from(refusal.reason);
         one["count"] = refusal.count;
         out.append(one);
     }

@@ -314,9 +314,9 @@ OPERATOR = "admin:operator-secret-0123456789"
 def test_tokens_are_rotated_in_their_file(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
 
-    def write(client: str, node: str) -> None:
+    def write(client: str, node: str, more: str = "") -> None:
         temporary = tmp_path / "tokens.new"
-        temporary.write_text(TOKENS.format(client=client, node=node))
+        temporary.write_text(TOKENS.format(client=client, node=node) + more)
         temporary.chmod(0o600)
         temporary.rename(tokens)
 
@@ -336,9 +336,23 @@ def test_tokens_are_rotated_in_their_file(tmp_path: Path) -> None:
 
         store = connect(first)
         assert store.put("k", b"v") is Status.Ok
-        write(second, second)
+        # Both secrets for a while: nobody is disconnected, and everybody can change over.
+        write(first, first, f"engine client default {second}\na node * {second}\n")
         for daemon in (cluster.master, a):
             wait_reload(daemon, "applied", 0)
+        early = connect(second)
+        assert early.get("k") == store.get("k") == b"v"
+        losses = metric(a, "kvstore_link_losses_total")
+        write(second, second)
+        for daemon in (cluster.master, a):
+            wait_reload(daemon, "applied", 1)
+        with pytest.raises(kvstore.UnauthenticatedError):  # its session has ended
+            list(store.keys(""))
+        assert early.get("k") == b"v"
+        # The node's own session has ended, too: it has come back with its new secret.
+        wait_for(lambda: metric(a, "kvstore_link_losses_total") > losses, "the link to break")
+        wait_for(lambda: ready(a)[0] == 200, "the node to be back", 20)
+        wait_for(lambda: early.put("k3", b"v") is Status.Ok, "puts to be served")
         # The node presents its new secret to a master that knows no other one.
         losses = metric(a, "kvstore_link_losses_total")
         cluster.master.kill()
@@ -349,7 +363,6 @@ def test_tokens_are_rotated_in_their_file(tmp_path: Path) -> None:
         assert connect(second).get("k") == b"v"
         with pytest.raises(kvstore.UnauthenticatedError):
             connect(first)
-        assert store.get("k") == b"v", "open sessions stay"
         tokens.chmod(0o644)
         wait_reload(a, "refused", 0)
         assert connect(second).get("k") == b"v"

@@ -60,7 +60,10 @@ def test_a_file_that_others_read_is_refused(tmp_path: Path, mode: int) -> None:
         ("a:b client * 0123456789abcdef\n", "colon"),
         ("a client , 0123456789abcdef\n", "no tenants"),
         (f"a client {'t' * 256} 0123456789abcdef\n", "too long"),
-        ("a client * 0123456789abcdef\n" * 2, "line 2: second line"),
+        ("a client * 0123456789abcdef\n" * 2, "line 2: second line .* same secret"),
+        ("a client * 0123456789abcdef\na client t 0123456789abcdeg\n", "line 2: .* tenants"),
+        ("a client * 0123456789abcdef\na operator * 0123456789abcdeg\n", "line 2: .* role"),
+        ("".join(f"a client * {i}123456789abcdef\n" for i in range(3)), "line 3: .* at most 2"),
     ],
 )
 def test_a_wrong_line_is_named_without_its_secret(tmp_path: Path, text: str, word: str) -> None:
@@ -160,6 +163,24 @@ def test_a_replaced_token_is_worthless(guard: Guard) -> None:
     guard.replace([Principal("engine", Role.CLIENT, ("*",), Secret("another-secret-16"))])
     with pytest.raises(UnauthenticatedError):
         guard.identify(f"Bearer engine:{SECRETS[0]}")
+
+
+def test_a_name_may_have_two_secrets(tmp_path: Path) -> None:
+    text = f"e client * {SECRETS[0]}\ne client * {SECRETS[1]}\nn node * {SECRETS[1]}\n"
+    path = write(tmp_path, text + f"n node * {SECRETS[2]}\n")
+    guard = Guard(security.load_principals(path))
+    old, new = (guard.identify(f"Bearer e:{secret}") for secret in SECRETS[:2])
+    assert old != new and guard.still_admits(old) and guard.still_admits(new)
+    assert security.load_identity(path) == old
+    assert security.load_node_identity(path, "n").secret == Secret(SECRETS[1])
+    guard.replace([new])
+    assert guard.still_admits(new) and not guard.still_admits(old)
+    with pytest.raises(UnauthenticatedError):
+        guard.identify(f"Bearer e:{SECRETS[0]}")
+    changed = Principal("e", Role.CLIENT, ("default",), Secret(SECRETS[1]))
+    guard.replace([changed])
+    assert not guard.still_admits(new), "its tenants are others"
+    assert Guard(None).still_admits(new)
 
 
 def test_roles_and_tenants() -> None:

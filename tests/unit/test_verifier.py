@@ -21,6 +21,7 @@ from tests.support.processes import wait_for
 
 Answer = NodeHello | KvstoreError
 _SECRET = "secret-number-1-of-the-test"
+_CALLER = Principal("p", Role.NODE, ("*",), Secret(_SECRET))
 
 
 class Plane:
@@ -33,10 +34,7 @@ class Plane:
         self.asked: list[dict[str, Any]] = []
         self.hold = threading.Event()
         self.hold.set()
-        known = Principal("p", Role.NODE, ("*",), Secret(_SECRET))
-        self.verifier = Verifier(
-            self.registry, self.probe, "cluster", lambda name: known if name == "p" else None
-        )
+        self.verifier = Verifier(self.registry, self.probe, "cluster")
 
     def probe(self, address: str, **options: Any) -> NodeHello:
         self.asked.append({"address": address, **options})
@@ -50,7 +48,7 @@ class Plane:
     def register(self, node_id: str, tcp: str) -> None:
         event = Register(node_id, 7, 0, len(self.asked) + 1, Endpoints(tcp=tcp))
         self.registry.submit(event)
-        self.verifier.registered(node_id, "p")
+        self.verifier.registered(node_id, _CALLER)
 
     def state_of(self, node_id: str) -> NodeState:
         return self.registry.cluster.nodes[node_id].state

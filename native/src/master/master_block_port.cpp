@@ -371,15 +371,24 @@ void MasterBlockPort::flush(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &request)) {
         return;
     }
-    core_.flush(*connection.session_as<Session>()->ns, request.timeout_ms,
-                [ref = connection.ref(), id = header.request_id](
-                    Code code, const std::vector<std::string>& unreached, uint32_t ns_epoch) {
-                    const std::vector<std::string_view> names(unreached.begin(), unreached.end());
-                    ref->send_message(FlushReply{.code = static_cast<int32_t>(code),
-                                                 .unreached = names,
-                                                 .ns_epoch = ns_epoch},
-                                      id);
-                });
+    const Peer& peer = connection.peer();
+    Deed deed{.principal = peer.principal,
+              .address = peer.address,
+              .client_name = peer.client_name,
+              .tenant = peer.tenant,
+              .ns = peer.ns};
+    core_.flush(
+        *connection.session_as<Session>()->ns, request.timeout_ms,
+        [ref = connection.ref(), id = header.request_id, deeds = deeds_, deed = std::move(deed)](
+            Code code, const std::vector<std::string>& unreached, uint32_t ns_epoch) mutable {
+            deed.code = code;
+            deeds->add(std::move(deed));
+            const std::vector<std::string_view> names(unreached.begin(), unreached.end());
+            ref->send_message(
+                FlushReply{
+                    .code = static_cast<int32_t>(code), .unreached = names, .ns_epoch = ns_epoch},
+                id);
+        });
 }
 
 void MasterBlockPort::list(Connection& connection, const FrameHeader& header,

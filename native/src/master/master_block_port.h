@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "master/deeds.h"
 #include "master/master_core.h"
 #include "net/event_server.h"
 
@@ -34,6 +35,12 @@ class MasterBlockPort final : public ConnectionHandler {
     void set_endpoints(const std::string& grpc, const std::string& http);
     ServerStats stats() const { return server_->stats(); }
     std::vector<Refusal> take_refusals() { return server_->take_refusals(); }
+    std::vector<SessionView> sessions() const { return server_->sessions(); }
+    size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason) {
+        return server_->end_sessions(ids, Code::kClosed, reason);
+    }
+    // Flushes since the last call, for the audit log; and how many there was no room for.
+    std::pair<std::vector<Deed>, uint64_t> take_deeds() { return deeds_->take(); }
 
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
     void on_open(Connection& connection) override;
@@ -64,6 +71,7 @@ class MasterBlockPort final : public ConnectionHandler {
     std::string grpc_endpoint_ KV_GUARDED_BY(mutex_);
     std::string http_endpoint_ KV_GUARDED_BY(mutex_);
     std::shared_ptr<Authenticator> authenticator_;
+    const std::shared_ptr<Deeds> deeds_ = std::make_shared<Deeds>();
     std::unique_ptr<EventServer> server_;
 };
 

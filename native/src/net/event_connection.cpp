@@ -52,10 +52,36 @@ void EventConnection::enter(Phase phase) {
 
 void EventConnection::start_adopted(std::shared_ptr<void> adopted_session) {
     session = std::move(adopted_session);
+    is_adopted_ = true;
+    opened_ms_ = boottime_ms();
     ++state_.sessions;
     enter(Phase::kOpen);
     input_.resize(kInputBytes);
     service_.on_open(*this);
+}
+
+void EventConnection::authenticate_again() {
+    const Authenticator& authenticator = *state_.options.authenticator;
+    if (phase_ != Phase::kOpen || is_adopted_ || !authenticator.required()) {
+        return;  // a handshake is checked against the new principals
+    }
+    credential_ = credential_ == nullptr ? nullptr : authenticator.renewed(*credential_);
+    if (credential_ == nullptr) {
+        fail(Code::kUnauthenticated, peer_.principal.empty() ? "a token is required now"
+                                                             : "this token was revoked or changed");
+    }
+}
+
+std::optional<SessionView> EventConnection::view(uint64_t now_ms) const {
+    if (phase_ != Phase::kOpen) {
+        return std::nullopt;
+    }
+    const uint64_t answers = std::min(outbox_->answers(), requests_);
+    return SessionView{.ref = ref_,
+                       .peer = peer_,
+                       .age_ms = now_ms - std::min(opened_ms_, now_ms),
+                       .in_progress = requests_ - answers,
+                       .is_outgoing = is_adopted_};
 }
 
 void EventConnection::on_event(uint32_t events) {
@@ -359,6 +385,7 @@ void EventConnection::on_frame(std::span<const uint8_t> body) {
         default:
             break;
     }
+    requests_ += header_.request_id != 0 ? 1 : 0;
     PayloadPlan plan;
     body_ = body;
     service_.on_frame(*this, header_, body, &plan);
@@ -450,17 +477,17 @@ void EventConnection::challenge() {
 
 void EventConnection::on_auth(std::span<const uint8_t> body) {
     Auth auth;
-    Digest proof{};
     if (!decode(body, &auth)) {
         return;
     }
-    const Status status = state_.options.authenticator->verify(
-        handshake_->hello, handshake_->hello_body, handshake_->challenge_body, auth.mac, &proof);
-    if (!status.ok()) {
-        return fail(status.code(), status.message());
+    Result<Authenticator::Proven> proven = state_.options.authenticator->verify(
+        handshake_->hello, handshake_->hello_body, handshake_->challenge_body, auth.mac);
+    if (!proven.ok()) {
+        return fail(proven.code(), proven.status().message());
     }
     peer_.principal = handshake_->hello.principal;
-    open_session(proof);
+    credential_ = std::move(proven->credential);
+    open_session(proven->proof);
 }
 
 void EventConnection::open_session(const Digest& proof) {
@@ -484,6 +511,7 @@ void EventConnection::open_session(const Digest& proof) {
         return;
     }
     handshake_.reset();
+    opened_ms_ = boottime_ms();
     enter(Phase::kOpen);
     input_.resize(std::max(input_.size(), kInputBytes));
     outbox_->set_opened();

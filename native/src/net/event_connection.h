@@ -22,6 +22,10 @@ class EventConnection final : public Connection {
 
     Outbox& outbox() { return *outbox_; }
     void start_adopted(std::shared_ptr<void> adopted_session);
+    // After the principals were replaced: fails a session whose principal is not what it was.
+    void authenticate_again();
+    // What a list of sessions says of it; nothing before its Welcome.
+    std::optional<SessionView> view(uint64_t now_ms) const;
     void on_event(uint32_t events);
     // Ends the session when somebody asked the outbox for it. Called after everything that runs
     // code of the service, so that on_close never comes from within another callback.
@@ -92,6 +96,10 @@ class EventConnection final : public Connection {
     bool moved_ = false;  // bytes came in since the last tick
     uint64_t since_ms_;   // start of the phase, or of the silence in the middle of a frame
     std::unique_ptr<Handshake> handshake_;
+    Credential credential_;    // null: not authenticated
+    bool is_adopted_ = false;  // we have connected to it
+    uint64_t opened_ms_ = 0;   // start of the session
+    uint64_t requests_ = 0;    // that want an answer
 
     std::vector<uint8_t> input_;  // [begin_, end_) is received and not yet consumed
     size_t begin_ = 0;

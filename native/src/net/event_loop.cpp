@@ -111,9 +111,13 @@ void EventLoop::tick() {
     for (const size_t listener : std::exchange(paused_listeners_, {})) {
         watch_listener(listener, true);
     }
+    const bool again = principals_changed();
     std::vector<EventConnection*> finished;
     for (const auto& [id, connection] : connections_) {
         connection->tick(now_ms);
+        if (again) {
+            connection->authenticate_again();
+        }
         if (connection->finished() || connection->outbox().ending()) {
             finished.push_back(connection.get());
         }
@@ -122,6 +126,23 @@ void EventLoop::tick() {
         after(*connection);
     }
     service_.on_tick(index_);
+}
+
+bool EventLoop::principals_changed() {
+    const Authenticator* authenticator = state_->options.authenticator.get();
+    const uint64_t now = authenticator == nullptr ? 0 : authenticator->replacements();
+    return std::exchange(seen_replacements_, now) != now;
+}
+
+std::vector<SessionView> EventLoop::views() const {
+    const uint64_t now_ms = boottime_ms();
+    std::vector<SessionView> views;
+    for (const auto& [id, connection] : connections_) {
+        if (std::optional<SessionView> view = connection->view(now_ms)) {
+            views.push_back(std::move(*view));
+        }
+    }
+    return views;
 }
 
 void EventLoop::after(EventConnection& connection) {

@@ -28,6 +28,7 @@ class EventLoop {
     std::shared_ptr<Outbox> add_adopted(Fd fd, Peer peer, std::shared_ptr<void> session);
 
     // On the loop's thread.
+    std::vector<SessionView> views() const;
     void settle(uint64_t id);
     void visit(uint64_t id, const std::function<void(Connection&)>& fn);
 
@@ -36,6 +37,7 @@ class EventLoop {
     void handle(uint64_t id, uint32_t events);
     void work();
     void tick();
+    bool principals_changed();
     void accept_some(size_t listener);
     bool refuse_when_full(const Fd& fd);
     void watch_listener(size_t listener, bool on);
@@ -54,6 +56,7 @@ class EventLoop {
     std::vector<size_t> paused_listeners_;  // out of descriptors: tried again at the next tick
     std::unordered_map<uint64_t, std::unique_ptr<EventConnection>> connections_;
     std::vector<uint8_t> scratch_;
+    uint64_t seen_replacements_ = 0;  // of the principals
     uint64_t next_tick_ms_ = 0;
     bool stopping_ = false;
     std::thread thread_;

@@ -128,7 +128,13 @@ bool Outbox::send(MessageType type, uint16_t flags, uint64_t request_id,
         begin_ending(Code::kInternal, "a reply above the frame's limits", true);
         return false;
     }
+    answers_ += request_id != 0 && type != MessageType::kPong && (flags & kFlagMore) == 0 ? 1 : 0;
     return write_or_queue(header, body, payload, &keepalive);
+}
+
+uint64_t Outbox::answers() const {
+    const MutexLock lock(mutex_);
+    return answers_;
 }
 
 bool Outbox::write_or_queue(const FrameHeader& header, std::span<const uint8_t> body,

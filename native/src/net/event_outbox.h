@@ -121,6 +121,7 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     bool reading() const { return reading_; }
     bool stalled(uint64_t now_ms) const;
     std::optional<Ending> ending() const;
+    uint64_t answers() const;                                    // to requests of the peer
     void end(Code code, std::string_view reason, bool at_once);  // the first one counts
     void shut_down_sending();
     void close_socket();
@@ -159,6 +160,7 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     std::deque<Queued> queue_ KV_GUARDED_BY(mutex_);
     size_t queued_lead_bytes_ KV_GUARDED_BY(mutex_) = 0;
     uint64_t queued_payload_bytes_ KV_GUARDED_BY(mutex_) = 0;
+    uint64_t answers_ KV_GUARDED_BY(mutex_) = 0;
     uint64_t progress_ms_ KV_GUARDED_BY(mutex_) = 0;  // when the queue last moved
 };
 

@@ -5,12 +5,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <iterator>
 #include <utility>
 
 #include "base/mutex.h"
 #include "net/event_loop.h"
 
 namespace kvstore {
+namespace {
+
+constexpr std::chrono::seconds kSessionsPatience{2};
+
+}  // namespace
 
 bool ConnectionRef::send_error(uint64_t request_id, Code code, std::string_view message) {
     return send_message(
@@ -125,6 +132,49 @@ void EventServer::post(size_t loop, std::function<void()> fn) {
 }
 
 std::vector<Refusal> EventServer::take_refusals() { return impl_->state->refused.take(); }
+
+std::vector<SessionView> EventServer::sessions() const {
+    struct Gathering {
+        Mutex mutex;
+        CondVar changed;
+        size_t answers KV_GUARDED_BY(mutex) = 0;
+        std::vector<SessionView> found KV_GUARDED_BY(mutex);
+    };
+    const auto gathering = std::make_shared<Gathering>();
+    for (const std::unique_ptr<EventLoop>& loop : impl_->loops) {
+        loop->mailbox()->post([gathering, loop = loop.get()] {
+            std::vector<SessionView> views = loop->views();
+            const MutexLock lock(gathering->mutex);
+            std::ranges::move(views, std::back_inserter(gathering->found));
+            ++gathering->answers;
+            gathering->changed.notify_all();
+        });
+    }
+    std::vector<SessionView> found;
+    {
+        const MutexLock lock(gathering->mutex);
+        // A loop that has stopped, or hangs, has none.
+        gathering->changed.wait_for(gathering->mutex, kSessionsPatience,
+                                    [&]() KV_REQUIRES(gathering->mutex) {
+                                        return gathering->answers == impl_->loops.size();
+                                    });
+        found = std::move(gathering->found);
+    }
+    std::ranges::sort(found, {}, [](const SessionView& view) { return view.ref->id(); });
+    return found;
+}
+
+size_t EventServer::end_sessions(std::span<const uint64_t> ids, Code code,
+                                 std::string_view reason) {
+    size_t count = 0;
+    for (const SessionView& view : sessions()) {
+        if (std::ranges::find(ids, view.ref->id()) != ids.end() && !view.is_outgoing) {
+            view.ref->close(code, reason);
+            ++count;
+        }
+    }
+    return count;
+}
 
 ServerStats EventServer::stats() const {
     const ServerState& state = *impl_->state;

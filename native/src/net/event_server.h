@@ -136,6 +136,15 @@ class ConnectionHandler {
     virtual void on_tick(size_t /*loop*/) {}
 };
 
+// A session, for who lists them.
+struct SessionView {
+    std::shared_ptr<ConnectionRef> ref;
+    Peer peer;
+    uint64_t age_ms = 0;
+    uint64_t in_progress = 0;  // requests without an answer yet
+    bool is_outgoing = false;  // adopted: we have connected to it
+};
+
 struct ServerStats {
     uint64_t accepted = 0;
     uint64_t open = 0;  // connections now, handshakes included
@@ -190,6 +199,10 @@ class EventServer {
     // Refused peers and ended connections since the last call, for the log.
     std::vector<Refusal> take_refusals();
     ServerStats stats() const;
+    // All sessions, by id. Waits for the loops; not from a loop thread.
+    std::vector<SessionView> sessions() const;
+    // Ends the sessions with these ids, and returns how many there were. Not from a loop thread.
+    size_t end_sessions(std::span<const uint64_t> ids, Code code, std::string_view reason);
 
   private:
     struct Impl;

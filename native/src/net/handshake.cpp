@@ -131,30 +131,38 @@ Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
 Authenticator::Authenticator(std::vector<Principal> principals) { replace(std::move(principals)); }
 
 void Authenticator::replace(std::vector<Principal> principals) {
-    auto fresh = std::make_shared<const std::vector<Principal>>(std::move(principals));
-    const MutexLock lock(mutex_);
-    principals_ = std::move(fresh);
-}
-
-bool Authenticator::required() const {
-    const MutexLock lock(mutex_);
-    return !principals_->empty();
-}
-
-Status Authenticator::verify(const Hello& hello, std::span<const uint8_t> hello_body,
-                             std::span<const uint8_t> challenge_body, const Digest& mac,
-                             Digest* proof) const {
-    std::shared_ptr<const std::vector<Principal>> principals;
+    std::ranges::stable_sort(principals, {}, &Principal::name);
+    auto fresh = std::make_shared<const Principals>(std::move(principals));
     {
         const MutexLock lock(mutex_);
-        principals = principals_;
+        principals_ = std::move(fresh);
     }
-    const auto found = std::ranges::find(*principals, hello.principal, &Principal::name);
-    const bool known = found != principals->end() && !found->secret.empty();
-    // An unknown name costs the same work, so that names cannot be told by the time it takes.
-    const std::string_view secret = known ? std::string_view(found->secret) : "unknown principal";
-    const bool right = equal_constant_time(client_mac(secret, hello_body, challenge_body), mac);
-    if (!known || !right) {
+    replacements_.fetch_add(1, std::memory_order_release);
+}
+
+std::shared_ptr<const Authenticator::Principals> Authenticator::current() const {
+    const MutexLock lock(mutex_);
+    return principals_;
+}
+
+bool Authenticator::required() const { return !current()->empty(); }
+
+Result<Authenticator::Proven> Authenticator::verify(const Hello& hello,
+                                                    std::span<const uint8_t> hello_body,
+                                                    std::span<const uint8_t> challenge_body,
+                                                    const Digest& mac) const {
+    const std::shared_ptr<const Principals> principals = current();
+    const auto named = std::ranges::equal_range(*principals, hello.principal, {}, &Principal::name);
+    const auto found = std::ranges::find_if(named, [&](const Principal& principal) {
+        return !principal.secret.empty() &&
+               equal_constant_time(client_mac(principal.secret, hello_body, challenge_body), mac);
+    });
+    if (found == named.end()) {
+        if (named.empty()) {
+            // The same work, so that names cannot be told by the time it takes.
+            const Digest unknown = client_mac("unknown principal", hello_body, challenge_body);
+            static_cast<void>(equal_constant_time(unknown, mac));
+        }
         return {Code::kUnauthenticated, "unknown principal or wrong token"};
     }
     if (!may_come_as(*found, hello.role)) {
@@ -164,8 +172,15 @@ Status Authenticator::verify(const Hello& hello, std::span<const uint8_t> hello_
         return {Code::kPermissionDenied,
                 "principal " + found->name + " may not use tenant " + std::string(hello.tenant)};
     }
-    *proof = server_mac(secret, hello_body, challenge_body);
-    return {};
+    return Proven{Credential(principals, &*found),
+                  server_mac(found->secret, hello_body, challenge_body)};
+}
+
+Credential Authenticator::renewed(const Principal& principal) const {
+    const std::shared_ptr<const Principals> principals = current();
+    const auto named = std::ranges::equal_range(*principals, principal.name, {}, &Principal::name);
+    const auto found = std::ranges::find(named, principal);
+    return found == named.end() ? nullptr : Credential(principals, &*found);
 }
 
 }  // namespace kvstore

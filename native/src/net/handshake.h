@@ -6,6 +6,7 @@
 // after the handshake are neither encrypted nor signed: that needs TLS or a trusted network.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -76,6 +77,8 @@ struct Principal {
     Role role = Role::kClient;         // an operator may also come as a client
     std::vector<std::string> tenants;  // "*": every tenant
     std::string secret;
+
+    bool operator==(const Principal&) const = default;
 };
 
 Digest client_mac(std::string_view secret, std::span<const uint8_t> hello_body,
@@ -83,22 +86,39 @@ Digest client_mac(std::string_view secret, std::span<const uint8_t> hello_body,
 Digest server_mac(std::string_view secret, std::span<const uint8_t> hello_body,
                   std::span<const uint8_t> challenge_body);
 
-// The principals of the token file; replaceable while the server runs. Without any, authentication
-// is off: TCP peers are trusted, Unix peers must have our uid, be root, or be in the socket's
-// group where it may connect (SocketAccess). Thread-safe.
+// As which principal a session has authenticated; null without authentication.
+using Credential = std::shared_ptr<const Principal>;
+
+// The principals of the token file; replaceable while the server runs. Several may have one name:
+// each has its own secret, so that a new one can be introduced before the old one goes. Without
+// any, authentication is off: TCP peers are trusted, Unix peers must have our uid, be root, or be
+// in the socket's group where it may connect (SocketAccess). Thread-safe.
 class Authenticator {
   public:
+    struct Proven {
+        Credential credential;
+        Digest proof{};  // the server's MAC for the Welcome
+    };
+
     explicit Authenticator(std::vector<Principal> principals = {});
     void replace(std::vector<Principal> principals);
     bool required() const;
     // Whether `mac` proves the hello's principal, and that one may have its role and tenant.
-    // On success `proof` is the server's MAC for the Welcome.
-    Status verify(const Hello& hello, std::span<const uint8_t> hello_body,
-                  std::span<const uint8_t> challenge_body, const Digest& mac, Digest* proof) const;
+    Result<Proven> verify(const Hello& hello, std::span<const uint8_t> hello_body,
+                          std::span<const uint8_t> challenge_body, const Digest& mac) const;
+    // How often the principals were replaced: sessions are looked at again when it changes.
+    uint64_t replacements() const { return replacements_.load(std::memory_order_acquire); }
+    // The same principal as it stands now; null if its secret, role or tenants have changed.
+    Credential renewed(const Principal& principal) const;
 
   private:
+    using Principals = std::vector<Principal>;  // by name
+
+    std::shared_ptr<const Principals> current() const KV_EXCLUDES(mutex_);
+
     mutable Mutex mutex_;
-    std::shared_ptr<const std::vector<Principal>> principals_ KV_GUARDED_BY(mutex_);
+    std::shared_ptr<const Principals> principals_ KV_GUARDED_BY(mutex_);
+    std::atomic<uint64_t> replacements_{0};
 };
 
 }  // namespace kvstore

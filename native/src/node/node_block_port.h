@@ -39,6 +39,10 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void set_tunables(NodeTunables tunables);
     void fill(NodeStats& stats) const;
     std::vector<Refusal> take_refusals() { return server_->take_refusals(); }
+    std::vector<SessionView> sessions() const { return server_->sessions(); }
+    size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason) {
+        return server_->end_sessions(ids, Code::kClosed, reason);
+    }
 
     // node_block_port.cpp
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;

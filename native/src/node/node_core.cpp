@@ -130,6 +130,12 @@ std::vector<std::string> NodeCore::take_lost_clients() {
 
 std::vector<Refusal> NodeCore::take_refusals() { return impl_->service.take_refusals(); }
 
+std::vector<SessionView> NodeCore::sessions() const { return impl_->service.sessions(); }
+
+size_t NodeCore::end_sessions(std::span<const uint64_t> ids, std::string_view reason) {
+    return impl_->service.end_sessions(ids, reason);
+}
+
 std::vector<TenantCounters> NodeCore::client_counters() const {
     return impl_->domains->client_counters();
 }

@@ -30,8 +30,8 @@ class NodeCore {
     Result<NodeEndpoints> start();
     // A new registration (after the master restarted or forgot this node): reconnects with it.
     void set_session(uint64_t session_id, const std::vector<std::string>& master_endpoints);
-    // Who may connect; replaceable at any time, existing connections stay. Empty: no
-    // authentication.
+    // Who may connect; replaceable at any time. Sessions of principals that are not there any more,
+    // or are not what they were, end. Empty: no authentication.
     void set_principals(std::vector<Principal> principals);
     // How the node presents itself from the next connection on; those that are open stay.
     void set_credentials(std::string principal, std::string token);
@@ -51,6 +51,9 @@ class NodeCore {
     std::vector<std::string> take_lost_clients();
     // Refused peers and ended connections since the last call, for the log.
     std::vector<Refusal> take_refusals();
+    std::vector<SessionView> sessions() const;
+    // Ends those with these ids; how many there were.
+    size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason);
     std::vector<TenantCounters> client_counters() const;
     Domains& domains();
     NvmeTier* nvme();  // null: none

@@ -23,6 +23,11 @@ Bytes pattern(size_t size, uint32_t seed) {
 
 iovec view_of(Bytes& bytes) { return {bytes.data(), bytes.size()}; }
 
+bool serves(Channel& channel) {
+    Pong pong;
+    return channel.exchange(Ping{.token = 1}, &pong, soon()).ok();
+}
+
 TEST_F(EventServerTest, HelloAndRequestsOverBothTransports) {
     serve();
     for (const Endpoint& endpoint : {tcp_, unix_}) {
@@ -204,6 +209,77 @@ TEST_F(EventServerTest, PrincipalsCanBeReplacedWhileServing) {
     options_.authenticator->replace({{"engine", Role::kClient, {"*"}, "rotated"}});
     EXPECT_EQ(refusal(tcp_, with_token("engine", "s3cret")).code(), Code::kUnauthenticated);
     EXPECT_NE(connect(tcp_, with_token("engine", "rotated")), nullptr);
+}
+
+TEST_F(EventServerTest, SessionsOfChangedPrincipalsEndAndOthersStay) {
+    require_tokens();
+    serve();
+    const auto engine = connect(tcp_, with_token("engine", "s3cret"));
+    const auto local = connect(unix_, with_token("engine", "s3cret"));
+    const auto admin = connect(tcp_, with_token("admin", "adm1n"));
+    const std::vector<Principal> rest = {{"admin", Role::kOperator, {"*"}, "adm1n"}};
+    const auto with = [&](std::vector<Principal> more) {
+        more.insert(more.end(), rest.begin(), rest.end());
+        options_.authenticator->replace(std::move(more));
+    };
+    const auto ended = [&](Channel& channel) {
+        return channel.receive_any(soon()).code() == Code::kUnauthenticated;
+    };
+    // A second secret for the same name, so that clients can change over.
+    with({{"engine", Role::kClient, {"default"}, "s3cret"},
+          {"engine", Role::kClient, {"default"}, "rotated"}});
+    const auto rotated = connect(tcp_, with_token("engine", "rotated"));
+    EXPECT_TRUE(serves(*engine) && serves(*local) && serves(*rotated) && serves(*admin));
+    with({{"engine", Role::kClient, {"default"}, "rotated"}});
+    EXPECT_TRUE(ended(*engine) && ended(*local));
+    EXPECT_TRUE(serves(*rotated) && serves(*admin));
+    with({{"engine", Role::kClient, {"rival"}, "rotated"}});
+    EXPECT_TRUE(ended(*rotated)) << "its tenants are others";
+    EXPECT_TRUE(serves(*admin));
+    options_.authenticator->replace({{"admin", Role::kClient, {"*"}, "adm1n"}});
+    EXPECT_TRUE(ended(*admin)) << "its role is another";
+    EXPECT_TRUE(eventually([&] { return server_->stats().sessions == 0; }));
+}
+
+TEST_F(EventServerTest, TokensThatAreSwitchedOnEndSessionsWithoutOne) {
+    options_.authenticator = std::make_shared<Authenticator>();
+    serve();
+    const auto anybody = connect(tcp_);
+    int pair[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+    const Fd other_end(pair[1]);
+    const auto ours = server_->adopt(Fd(pair[0]), Peer{}, std::make_shared<std::string>()).value();
+    options_.authenticator->replace({{"engine", Role::kClient, {"default"}, "s3cret"}});
+    EXPECT_TRUE(eventually([&] { return server_->stats().sessions == 1; }));
+    EXPECT_TRUE(ours->open()) << "a connection of our own has nothing to prove";
+    EXPECT_FALSE(serves(*anybody));
+}
+
+TEST_F(EventServerTest, SessionsAreListedAndEnded) {
+    require_tokens();
+    serve();
+    EXPECT_TRUE(server_->sessions().empty());
+    const auto engine = connect(unix_, with_token("engine", "s3cret"));
+    const auto admin = connect(tcp_, with_token("admin", "adm1n"));
+    const Fd silent = connect_to(tcp_, soon()).value();  // no session
+    std::vector<uint8_t> body;
+    encode_message(Inspect{.key = "k"}, body);
+    ASSERT_TRUE(engine->send(MessageType::kInspect, body, {}, soon()).ok());  // never answered
+    ASSERT_TRUE(eventually([&] {
+        const std::vector<SessionView> views = server_->sessions();
+        return views.size() == 2 && views[0].in_progress == 1;
+    }));
+    const std::vector<SessionView> views = server_->sessions();
+    EXPECT_EQ(views[0].peer.principal, "engine");
+    EXPECT_EQ(views[0].peer.pid, getpid());
+    EXPECT_EQ(views[1].peer.principal, "admin");
+    EXPECT_EQ(views[1].in_progress, 0u);
+    const uint64_t ids[] = {views[0].ref->id(), 1u << 30};
+    EXPECT_EQ(server_->end_sessions(ids, Code::kClosed, "ended by an operator"), 1u);
+    EXPECT_TRUE(eventually([&] { return server_->sessions().size() == 1; }));
+    EXPECT_TRUE(serves(*admin));
+    server_->stop();
+    EXPECT_TRUE(server_->sessions().empty());
 }
 
 TEST_F(EventServerTest, AServerHasToProveThatItKnowsTheToken) {

@@ -1,0 +1,92 @@
+"""The gRPC calls in progress: who made them, and their end from outside (a revoked token)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from kvstore import clock
+from kvstore.errors import KvstoreError
+from kvstore.security import Principal
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class OpenCall:
+    """One call, from its admission to its end."""
+
+    number: int
+    principal: Principal
+    method: str
+    peer: str
+    tenant: str
+    began_ms: int
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _error: KvstoreError | None = None
+
+    def end(self, error: KvstoreError) -> None:
+        """Make the call fail with this error, at the next of its checks or at once if it waits."""
+        self._error = self._error or error
+        self._ended.set()
+
+    def check(self) -> None:
+        """Raise the error with which the call was ended, if it was."""
+        if self._error is not None:
+            raise self._error
+
+    async def unless_ended(self, work: Awaitable[T]) -> T:
+        """Await `work`, or cancel it and raise once the call is ended."""
+        task = asyncio.ensure_future(work)
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.check()
+            return await task
+        finally:
+            task.cancel()
+            ended.cancel()
+
+
+class OpenCalls:
+    """All of a server. Used from its event loop only."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._open: dict[int, OpenCall] = {}
+        self._numbers = itertools.count(1)
+
+    def __iter__(self) -> Iterator[OpenCall]:
+        """Return the calls in the order of their beginning."""
+        return iter(tuple(self._open.values()))
+
+    @contextmanager
+    def open(
+        self, principal: Principal, method: str, peer: str, tenant: str | None
+    ) -> Iterator[OpenCall]:
+        """Note a call as long as the block runs."""
+        call = OpenCall(
+            next(self._numbers), principal, method, peer, tenant or "", clock.monotonic_ms()
+        )
+        self._open[call.number] = call
+        try:
+            yield call
+        finally:
+            del self._open[call.number]
+
+    def end(self, chosen: Callable[[OpenCall], bool], error: KvstoreError) -> int:
+        """End calls; return how many.
+
+        Args:
+            chosen: says which.
+            error: that their callers get.
+        """
+        found = [call for call in self if chosen(call)]
+        for call in found:
+            call.end(error)
+        return len(found)
