@@ -89,6 +89,26 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _fixed("text: a name and key=value pairs. json: one object a line."),
     ] = "text"
 
+    audit_log: Annotated[
+        str,
+        _live(
+            "File for a JSON line per administrative call and flush (deploy/README.md, Audit log), "
+            'or "stderr". Empty: none.'
+        ),
+    ] = ""
+    metrics_public: Annotated[
+        bool, _live("Serve /metrics to everybody. false: only with a token (`auth_token_file`).")
+    ] = True
+
+    def check_metrics(self) -> None:
+        """Refuse to hide metrics where nobody could show a token.
+
+        Raises:
+            ValueError: There is no token file.
+        """
+        if not (self.metrics_public or self.auth_token_file):
+            raise ValueError("`metrics_public` false needs `auth_token_file`")
+
     def check_hosts(self, advertise_host: str) -> None:
         """Refuse a host that would only fail later, somewhere else.
 
@@ -146,6 +166,7 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         """Refuse a TTL that a single lost heartbeat would exceed, and a wrong host."""
         self.check_hosts(self.advertise_host)
+        self.check_metrics()
         if self.node_ttl_ms < 2 * self.heartbeat_ms:
             raise ValueError("`node_ttl_ms` must be at least twice `heartbeat_ms`")
 
@@ -306,11 +327,18 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(pattern="^(off|localhost|all)$"),
         _fixed("Access to /api/put, /api/get/KEY, … on the HTTP port: off, localhost or all."),
     ] = "off"
-    rest_max_body: Annotated[Size, _fixed("Largest accepted body of /api/put.")] = 64 << 20
+    rest_max_body: Annotated[
+        Size,
+        _fixed(
+            "Largest accepted body of /api/put, and most bytes of all bodies, received and sent, at "
+            "once: further requests get 503 with Retry-After."
+        ),
+    ] = 64 << 20
 
     def __post_init__(self) -> None:
         """Check conditions that involve several fields."""
         self.check_hosts(self.advertise_host)
+        self.check_metrics()
         if self.segment_size == 0:
             raise ValueError("`segment_size` must not be 0")
         if not self.addresses():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from kvstore import clock
 from kvstore.errors import InvalidArgumentError, Status, UnavailableError
 from kvstore.http_connections import Connections
 from kvstore.limits import is_valid_name
-from kvstore.logging import EventLogger
+from kvstore.logging import EventLogger, RecurringByKey
 from kvstore.metrics import CONTENT_TYPE
 from kvstore.security import Guard, Principal, Role
 from kvstore.tasks import Readiness
@@ -43,6 +45,25 @@ _HTTP = {
 }
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _PeersFaults(logging.Filter):
+    """Keeps what a peer does wrong from being an error of ours, with a traceback each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = RecurringByKey(_log, "http_request_malformed")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError | ConnectionError):
+            return True
+        host = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
+        self._seen.of(host).warn(peer=host, error=type(error).__name__)
+        return False
+
+
+_peers_faults = _PeersFaults()
 
 
 async def wait_for_port(what: str, host: str, port: int) -> bool:
@@ -145,6 +166,13 @@ def http_status(status: Status) -> int:
     return _HTTP.get(status, 500)
 
 
+def status_of(http: int) -> Status:
+    """Return a status that has this HTTP status code."""
+    if http == 200:
+        return Status.Ok
+    return next((status for status, code in _HTTP.items() if code == http), Status.Internal)
+
+
 def json_response(content: Mapping[str, Any], status: int = 200) -> web.Response:
     """Make a response of one JSON object."""
     body = msgspec.json.encode(content)
@@ -186,6 +214,7 @@ class HttpServer:
         knows: Callable[[str | None], bool],
         routes: Iterable[web.RouteDef] = (),
         max_body_bytes: int = _MAX_BODY_BYTES,
+        open_metrics: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepare a server on a bound socket.
 
@@ -196,6 +225,7 @@ class HttpServer:
             knows: whether an authorization header (None: absent) may see the details of /readyz.
             routes: further paths.
             max_body_bytes: larger bodies are refused before they are read completely.
+            open_metrics: whether /metrics is for everybody; else for those whom `knows` says.
         """
         self._listener = listener
         self._routes = tuple(routes)
@@ -203,8 +233,10 @@ class HttpServer:
         self._render = render
         self._ready = ready
         self._knows = knows
+        self._open_metrics = open_metrics
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
+        logging.getLogger("aiohttp.server").addFilter(_peers_faults)  # once
         self._connections = Connections(_MAX_CONNECTIONS, _IDLE_S)
 
     @property
@@ -219,7 +251,8 @@ class HttpServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_routes(self._routes)
-        self._runner = web.AppRunner(app, access_log=None)
+        # A compressed body is not what any path takes; decompressing it would cost memory.
+        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
         await self._runner.setup()
         protocols = self._runner.server
         assert protocols is not None
@@ -249,6 +282,9 @@ class HttpServer:
         return response
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        if not (self._open_metrics() or self._knows(request.headers.get("Authorization"))):
+            text = "a token is required (metrics_public): authorization: Bearer name:secret"
+            return json_response({"error": text}, http_status(Status.Unauthenticated))
         body = await asyncio.to_thread(self._render)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 

@@ -52,6 +52,9 @@ COMMANDS = {
     "snapshot": Entry(
         "cluster", "Write a node's DRAM-only objects to NVMe, most recently used first."
     ),
+    "sessions": Entry(
+        "sessions", "List the sessions of master and nodes, and the gRPC calls in progress."
+    ),
     "replay": Entry(
         "replay", "Replay a request trace: look up, get and verify, put missing blocks."
     ),

@@ -6,9 +6,12 @@ All calls are thread-safe and release the GIL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
+from kvstore.audit import Deed
 from kvstore.refusals import Refusal
+from kvstore.sessions import CoreSession
 
 
 class CoreNode(TypedDict):
@@ -70,6 +73,15 @@ class MasterCoreApi(Protocol):
 
     def take_refusals(self) -> list[Refusal]:
         """Return peers refused since the last call (kvstore.refusals)."""
+
+    def sessions(self) -> list[CoreSession]:
+        """Sessions of the block port."""
+
+    def end_sessions(self, ids: Sequence[int], reason: str) -> int:
+        """End some of them; how many there were."""
+
+    def take_deeds(self) -> tuple[list[Deed], int]:
+        """Return flushes over the block protocol since the last call (kvstore.audit)."""
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         """Replace the principals that may connect."""

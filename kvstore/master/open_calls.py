@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kvstore import clock
-from kvstore.errors import KvstoreError
-from kvstore.security import Principal
+from kvstore.errors import KvstoreError, UnavailableError
+from kvstore.security import ANYBODY, Principal
+from kvstore.sessions import Session
 
 T = TypeVar("T")
 
@@ -79,7 +80,30 @@ class OpenCalls:
         finally:
             del self._open[call.number]
 
-    def end(self, chosen: Callable[[OpenCall], bool], error: KvstoreError) -> int:
+    def sessions(self) -> list[Session]:
+        """Describe all of them, for kvstore.sessions."""
+        now_ms = clock.monotonic_ms()
+        return [
+            Session(
+                id=_id(call),
+                kind="grpc",
+                principal="" if call.principal is ANYBODY else call.principal.name,
+                role=call.principal.role.name.lower(),
+                tenant=call.tenant,
+                namespace="",
+                client=call.method,
+                peer=call.peer,
+                age_ms=now_ms - call.began_ms,
+                in_progress=1,
+            )
+            for call in self
+        ]
+
+    def end(self, ids: Sequence[str], reason: str) -> int:
+        """End some of them; return how many there were."""
+        return self.end_where(lambda call: _id(call) in ids, UnavailableError(reason))
+
+    def end_where(self, chosen: Callable[[OpenCall], bool], error: KvstoreError) -> int:
         """End calls; return how many.
 
         Args:
@@ -90,3 +114,7 @@ class OpenCalls:
         for call in found:
             call.end(error)
         return len(found)
+
+
+def _id(call: OpenCall) -> str:
+    return f"g{call.number}"

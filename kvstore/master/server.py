@@ -12,9 +12,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from kvstore import audit, folders, refusals
 from kvstore import config as config_module
-from kvstore import folders, refusals
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
+from kvstore.audit import AuditLog
 from kvstore.config import MasterConfig
 from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, UnavailableError
 from kvstore.http import HttpServer, bare, bind, bracketed, public_host, wait_for_port
@@ -34,6 +35,7 @@ from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.metrics import renderer
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
+from kvstore.sessions import Sessions
 from kvstore.tasks import BackgroundTasks
 
 _log = EventLogger("master")
@@ -92,7 +94,7 @@ class MasterServer:
             new_cluster: begin another cluster where the state is missing, lost or damaged.
 
         Raises:
-            InvalidArgumentError: The token file is wrong.
+            InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
         """
         self._new_cluster = new_cluster
         self._config = config
@@ -107,18 +109,22 @@ class MasterServer:
         self._bound = Bound()
         self._core: MasterCoreApi | None = None
         self._registry: Registry | None = None
-        self._calls = Calls(self._guard)
+        self._audit = AuditLog("master")
+        self._audit.prepare(config.audit_log)()
+        self._calls = Calls(self._guard, self._audit.record)
 
     def prepare(self, config: MasterConfig) -> Apply:
         """Check another configuration; return a function that puts it in effect.
 
         Raises:
-            InvalidArgumentError: The token file is wrong.
+            InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
         """
         principals = _read_principals(config)
+        reopen_audit = self._audit.prepare(config.audit_log)
 
         def apply() -> None:
             self._config = config
+            reopen_audit()
             self._principals = principals or ()
             self._guard.replace(principals)
             self._calls.end_revoked()
@@ -199,13 +205,14 @@ class MasterServer:
         new_cluster = NewCluster(state)
         ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
         ready = self._tasks.readiness(self._reloads.readiness(ready))
-        questions = Queries(core, registry, self._guard).routes()
+        sessions = Sessions(core, self._guard, self._audit.record, calls.open)
         web = HttpServer(
             listener,
-            renderer(collect, self._reloads.families),
+            renderer(collect, self._reloads.families, self._audit.families),
             ready,
             self._guard.knows,
-            questions,
+            [*Queries(core, registry, self._guard).routes(), *sessions.routes()],
+            open_metrics=lambda: self._config.metrics_public,
         )
         journal.start()
         try:
@@ -223,7 +230,10 @@ class MasterServer:
             await web.start()
             self._warn_if_open()
             announce(self._where(state))
-            with self._tasks.running("refusals", refusals.report(core, _log)):
+            with (
+                self._tasks.running("refusals", refusals.report(core, _log)),
+                self._tasks.running("audit", audit.report(core, self._audit)),
+            ):
                 await _tick_until(stop, registry, verifier)
             await healthy.enter_graceful_shutdown()
         finally:
@@ -235,6 +245,8 @@ class MasterServer:
             await asyncio.to_thread(journal.stop)
             await asyncio.to_thread(verifier.close)
             calls.close()
+            audit.write_deeds(core, self._audit)
+            await asyncio.to_thread(self._audit.close)
 
     def _find_bound(self) -> Bound:
         public = public_host(self._config.host, self._config.advertise_host)

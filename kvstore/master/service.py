@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import unquote
 
 import grpc
 
 from kvstore import clock, limits
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
+from kvstore.audit import Record
 from kvstore.errors import (
     TABLE,
     InternalError,
@@ -45,9 +47,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Calls:
     """Shared by the servicers: authentication, threads, errors, counters."""
 
-    def __init__(self, guard: Guard) -> None:
-        """Start with the principals that may call."""
+    def __init__(self, guard: Guard, record: Record) -> None:
+        """Start with the principals that may call, and the audit log."""
         self._guard = guard
+        self._record = record
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "rpc")
         # Calls that wait for other machines have separate threads, so that they cannot delay
         # heartbeats.
@@ -69,6 +72,7 @@ class Calls:
         node_id: str | None = None,
         waits: bool = False,
         admitted: Callable[[Principal], None] = lambda principal: None,
+        deed: Mapping[str, object] | None = None,
     ) -> T:
         """Answer a call.
 
@@ -81,25 +85,32 @@ class Calls:
             node_id: for which node the caller speaks.
             waits: whether it may block until its deadline.
             admitted: called with the caller, before the handler.
+            deed: what the audit log tells of its arguments; None: it tells nothing of this call.
 
         Returns:
             The handler's reply. An exception aborts the call with its gRPC status.
         """
         began_ns = clock.monotonic_ns()
+        who = ""
         try:
             principal = self.admit(context, roles, tenant, node_id)
             admitted(principal)
-            with self.open.open(principal, method, context.peer(), tenant) as call:
+            who = principal.name
+            with self.open.open(principal, method, _peer(context), tenant) as call:
                 if waits:
                     reply = await call.unless_ended(self._run_waiting(handler))
                 else:
                     reply = await self._run_quick(handler)
         except KvstoreError as error:
+            self._audit(context, method, who, error.status, deed)
             await self.abort(context, method, error)
         except Exception:
             _log.exception("call_failed", method=method)
+            self._audit(context, method, who, Status.Internal, deed)
             await self.abort(context, method, InternalError("internal error; see the master's log"))
         self._count(method, Status.Ok)
+        flushed = reply.status if isinstance(reply, master_pb2.FlushReply) else Status.Ok
+        self._audit(context, method, who, Status(flushed), deed)
         took_us = (clock.monotonic_ns() - began_ns) // 1000
         _log.debug("call", method=method, peer=context.peer(), took_us=took_us)
         return reply
@@ -112,15 +123,32 @@ class Calls:
         node_id: str | None = None,
     ) -> Principal:
         """Identify the caller and check its permissions."""
-        metadata = {name: value for name, value in context.invocation_metadata() or ()}
-        authorization = metadata.get("authorization")
-        given = authorization if authorization is None else str(authorization)
-        return self._guard.admit(given, roles, tenant, node_id)
+        return self._guard.admit(_authorization(context), roles, tenant, node_id)
+
+    def _audit(
+        self,
+        context: Context,
+        method: str,
+        who: str,
+        outcome: Status,
+        deed: Mapping[str, object] | None,
+    ) -> None:
+        if deed is not None:
+            self._record(
+                method,
+                principal=who or self._guard.claimed(_authorization(context)),
+                peer=_peer(context),
+                via="grpc",
+                outcome=outcome,
+                arguments=deed,
+                # A drain is asked for again and again by whoever watches it.
+                repeats=outcome is not Status.Ok or method == "Drain",
+            )
 
     def end_revoked(self) -> None:
         """End the calls of principals that are not what they were when they called."""
         error = UnauthenticatedError("this token was revoked or changed")
-        self.open.end(lambda call: not self._guard.still_admits(call.principal), error)
+        self.open.end_where(lambda call: not self._guard.still_admits(call.principal), error)
 
     async def abort(self, context: Context, method: str, error: KvstoreError) -> NoReturn:
         """End a call with an error."""
@@ -167,6 +195,17 @@ class Calls:
         self._waiting.shutdown()
 
 
+def _authorization(context: Context) -> str | None:
+    metadata = {name: value for name, value in context.invocation_metadata() or ()}
+    given = metadata.get("authorization")
+    return given if given is None else str(given)
+
+
+def _peer(context: Context) -> str:
+    """Return the caller's address as other ports write it: gRPC's is ipv6:%5B::1%5D:4711."""
+    return unquote(context.peer()).removeprefix("ipv4:").removeprefix("ipv6:")
+
+
 class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
     """Service for nodes."""
 
@@ -187,6 +226,7 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
             lambda: self._do.register(request, callers[0]),
             node_id=request.node_id,
             admitted=callers.append,
+            deed={"node_id": request.node_id, "tcp": request.endpoints.tcp},
         )
 
     async def Heartbeat(
@@ -199,14 +239,20 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
         self, request: node_pb2.UnregisterRequest, context: Context
     ) -> node_pb2.UnregisterReply:
         """End a session."""
-        return await self._as_node(context, "Unregister", self._do.unregister, request)
+        deed = {"node_id": request.node_id}
+        return await self._as_node(context, "Unregister", self._do.unregister, request, deed)
 
     async def _as_node(
-        self, context: Context, method: str, handler: Callable[[Any], T], request: Any
+        self,
+        context: Context,
+        method: str,
+        handler: Callable[[Any], T],
+        request: Any,
+        deed: Mapping[str, object] | None = None,
     ) -> T:
         """Answer a call of a node whose principal may be that node."""
         work = partial(handler, request)
-        return await self._run(context, method, _NODE, work, node_id=request.node_id)
+        return await self._run(context, method, _NODE, work, node_id=request.node_id, deed=deed)
 
 
 class MasterService(master_pb2_grpc.MasterServicer):
@@ -241,24 +287,34 @@ class MasterService(master_pb2_grpc.MasterServicer):
         self, request: master_pb2.DrainRequest, context: Context
     ) -> master_pb2.DrainReply:
         """Start, observe or cancel a drain."""
-        return await self._of_all(context, "Drain", partial(self._do.drain, request))
+        deed = {"node_id": request.node_id, "cancel": request.cancel}
+        return await self._of_all(context, "Drain", partial(self._do.drain, request), deed)
 
     async def Forget(
         self, request: master_pb2.ForgetRequest, context: Context
     ) -> master_pb2.ForgetReply:
         """Drop a dead node."""
-        return await self._of_all(context, "Forget", partial(self._do.forget, request))
+        deed = {"node_id": request.node_id}
+        return await self._of_all(context, "Forget", partial(self._do.forget, request), deed)
 
     async def Snapshot(
         self, request: master_pb2.SnapshotRequest, context: Context
     ) -> master_pb2.SnapshotReply:
         """Request a snapshot from a node, or report its progress."""
         work = partial(self._do.snapshot, request)
-        return await self._of_all(context, "Snapshot", work)
+        # With a number it only asks for the progress of that one.
+        deed = None if request.request else {"node_id": request.node_id}
+        return await self._of_all(context, "Snapshot", work, deed)
 
-    async def _of_all(self, context: Context, method: str, work: Callable[[], T]) -> T:
+    async def _of_all(
+        self,
+        context: Context,
+        method: str,
+        work: Callable[[], T],
+        deed: Mapping[str, object] | None,
+    ) -> T:
         """Answer a call of an operator that concerns the objects of every tenant."""
-        return await self._run(context, method, _OPERATOR, work, tenant=EVERY_TENANT)
+        return await self._run(context, method, _OPERATOR, work, tenant=EVERY_TENANT, deed=deed)
 
     async def Flush(
         self, request: master_pb2.FlushRequest, context: Context
@@ -266,7 +322,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Start a new epoch of a namespace."""
         tenant = request.namespace.tenant
         work = partial(self._do.flush, request)
-        return await self._run(context, "Flush", _CLIENT, work, tenant=tenant, waits=True)
+        deed = {"tenant": tenant, "namespace": request.namespace.name}
+        return await self._run(
+            context, "Flush", _CLIENT, work, tenant=tenant, waits=True, deed=deed
+        )
 
     async def Remove(
         self, request: master_pb2.RemoveRequest, context: Context
@@ -324,7 +383,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
             await self._calls.abort(context, "Watch", error)
         self._watchers += 1
         try:
-            with self._calls.open.open(principal, "Watch", context.peer(), tenant) as call:
+            with self._calls.open.open(principal, "Watch", _peer(context), tenant) as call:
                 async for reply in self._watch(request, wanted, call):
                     yield reply
         except KvstoreError as error:

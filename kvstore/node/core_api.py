@@ -6,9 +6,11 @@ are thread-safe and release the GIL.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from kvstore.refusals import Refusal
+from kvstore.sessions import CoreSession
 
 if TYPE_CHECKING:
     from kvstore._native import NodeOptions, NodeTunables
@@ -40,6 +42,12 @@ class NodeCoreApi(Protocol):
 
     def set_session(self, session_id: int, master_endpoints: list[str]) -> None:
         """Reconnect under a new registration."""
+
+    def sessions(self) -> list[CoreSession]:
+        """Sessions of the block port, and the link to the master."""
+
+    def end_sessions(self, ids: Sequence[int], reason: str) -> int:
+        """End some of them; how many there were."""
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         """Replace the principals that may connect."""

@@ -18,16 +18,19 @@ import msgspec
 from aiohttp import web
 
 from kvstore import _native
+from kvstore.audit import Record
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, Status
-from kvstore.http import admitted, http_status, json_response
+from kvstore.http import admitted, http_status, json_response, status_of
 from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
+from kvstore.node.rest_bodies import Bodies, send
 from kvstore.security import Guard, Principal
 
 _MAX_CLIENTS = 16
 _TIMEOUT_MS = 10_000
 
-Answer = Callable[[web.Request, "_native.Client"], Awaitable[web.Response]]
+Answer = Callable[[web.Request, "_native.Client"], Awaitable[web.StreamResponse]]
+_Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Put(msgspec.Struct):
@@ -40,17 +43,27 @@ class _Put(msgspec.Struct):
 class Rest:
     """The routes, and the clients that serve them."""
 
-    def __init__(self, config: NodeConfig, master: str, principals: tuple[Principal, ...]) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        master: str,
+        principals: tuple[Principal, ...],
+        record: Record = lambda *_, **__: None,
+    ) -> None:
         """Keep the configuration; nothing is connected yet.
 
         Args:
             config: of the node.
             master: block address of the master.
             principals: of the token file; empty without one.
+            record: notes in the audit log who removed everything.
         """
+        self._record = record
+        self._bodies = Bodies(config.rest_max_body)
         self._allowed = config.rest_api
         self._masters = [master, *(one for one in config.addresses() if one != master)]
-        self._guard = Guard(principals or None)
+        self.guard = Guard(principals or None)
+        """Knows the principals."""
         self._clients: OrderedDict[tuple[str, str, str], _native.Client] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -63,16 +76,16 @@ class Rest:
             web.get("/api/get/{key:.+}", self._for_client(self._get)),
             web.get("/api/exist/{key:.+}", self._for_client(self._exist)),
             web.delete("/api/remove/{key:.+}", self._for_client(self._remove)),
-            web.delete("/api/remove_all", self._for_client(self._remove_all)),
+            web.delete("/api/remove_all", self._audited(self._for_client(self._remove_all))),
         ]
 
     def knows(self, authorization: str | None) -> bool:
         """Say whether an authorization header is that of a principal."""
-        return self._guard.knows(authorization)
+        return self.guard.knows(authorization)
 
     def replace(self, principals: tuple[Principal, ...]) -> None:
         """Use other principals from now on."""
-        self._guard.replace(principals or None)
+        self.guard.replace(principals or None)
         with self._lock:
             self._clients.clear()  # dropped, not closed: requests may be using them
 
@@ -84,14 +97,14 @@ class Rest:
         for client in clients:
             client.close()
 
-    def _for_client(self, answer: Answer) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def checked(request: web.Request) -> web.Response:
+    def _for_client(self, answer: Answer) -> _Answer:
+        async def checked(request: web.Request) -> web.StreamResponse:
             if self._allowed == "localhost" and not _is_local(request):
                 return _error(403, "this interface is limited to this host (rest_api)")
             if not is_valid_key(request.match_info.get("key", "-")):
                 return _error(400, "not a key")
             try:
-                caller, tenant, namespace = admitted(request, self._guard)
+                caller, tenant, namespace = admitted(request, self.guard)
                 client = await asyncio.to_thread(self._client, caller, tenant, namespace)
                 return await answer(request, client)
             except KvstoreError as error:
@@ -99,8 +112,30 @@ class Rest:
 
         return checked
 
+    def _audited(self, answer: _Answer) -> _Answer:
+        """Tell the audit log, too; what became of the flush is told by the master."""
+
+        async def noted(request: web.Request) -> web.StreamResponse:
+            response = await answer(request)
+            outcome = status_of(response.status)
+            self._record(
+                "remove_all",
+                principal=self.guard.claimed(request.headers.get("Authorization")),
+                peer=request.remote or "",
+                via="http",
+                outcome=outcome,
+                arguments={
+                    "tenant": request.query.get("tenant_id", "default"),
+                    "namespace": request.query.get("namespace", "mooncake"),
+                },
+                repeats=outcome is not Status.Ok,
+            )
+            return response
+
+        return noted
+
     def _client(self, caller: Principal, tenant: str, namespace: str) -> _native.Client:
-        named = self._guard.required
+        named = self.guard.required
         key = (caller.name, tenant, namespace)
         with self._lock:
             client = self._clients.get(key)
@@ -123,8 +158,12 @@ class Rest:
         return client
 
     async def _put(self, request: web.Request, client: _native.Client) -> web.Response:
+        with self._bodies.room() as room:
+            return await self._put_body(await self._bodies.receive(request, room), client)
+
+    async def _put_body(self, body: bytearray, client: _native.Client) -> web.Response:
         try:
-            put = msgspec.json.decode(await request.read(), type=_Put)
+            put = msgspec.json.decode(body, type=_Put)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _error(400, f'the body is not {{"key": …, "value": …}}: {error}')
         if not is_valid_key(put.key):
@@ -135,12 +174,15 @@ class Rest:
             return json_response({"status": "success"})
         return _failed("PUT operation failed", code)
 
-    async def _get(self, request: web.Request, client: _native.Client) -> web.Response:
+    async def _get(self, request: web.Request, client: _native.Client) -> web.StreamResponse:
         key = request.match_info["key"]
-        found = await asyncio.to_thread(client.get, key)
-        if found is not None:
-            return web.Response(body=found, content_type="application/octet-stream")
         size = await asyncio.to_thread(client.size, key)
+        if size >= 0:
+            with self._bodies.room(size):
+                found = await asyncio.to_thread(client.get, key)
+                if found is not None:
+                    return await send(request, found)
+            size = await asyncio.to_thread(client.size, key)
         if size in (Status.NotFound, Status.Removed, Status.Expired):
             return _error(404, "Key not found")
         return _failed("GET operation failed", size)
@@ -190,4 +232,7 @@ def _failed(what: str, code: int) -> web.Response:
 
 
 def _error(status: int, text: str) -> web.Response:
-    return json_response({"error": text}, status)
+    response = json_response({"error": text}, status)
+    if status == 503:
+        response.headers["Retry-After"] = "1"
+    return response

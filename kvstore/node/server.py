@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from kvstore import _native, folders, refusals
 from kvstore._proto import types_pb2
+from kvstore.audit import AuditLog
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, VersionMismatchError
 from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
@@ -28,6 +29,7 @@ from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, load_node_identity, load_principals
+from kvstore.sessions import Sessions
 from kvstore.tasks import BackgroundTasks
 
 _log = EventLogger("node")
@@ -152,7 +154,8 @@ class NodeServer:
             take_over: replace a living process that runs as this node with another segment.
 
         Raises:
-            InvalidArgumentError: The token file or `socket_group` is wrong.
+            InvalidArgumentError: The token file or `socket_group` is wrong, or the audit log cannot
+                be opened.
             UnavailableError: Another process uses the folder.
             VersionMismatchError: The folder has another format.
             IoError: A folder cannot be created.
@@ -163,6 +166,8 @@ class NodeServer:
         self._tasks = tasks
         self._rebuilds = rebuilds
         self._principals, self._principal = _read_tokens(config)
+        self._audit_log = AuditLog(config.name())
+        self._audit_log.prepare(config.audit_log)()
         self._core: NodeCoreApi | None = None
         self._rest: Rest | None = None
         self._at = ("", "", 0)
@@ -201,12 +206,14 @@ class NodeServer:
         """Check another configuration; return a function that puts it in effect.
 
         Raises:
-            InvalidArgumentError: The token file is wrong.
+            InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
         """
         principals, principal = _read_tokens(config)
+        reopen_audit = self._audit_log.prepare(config.audit_log)
 
         def apply() -> None:
             self._config = config
+            reopen_audit()
             self._principals, self._principal = principals, principal
             self._agent.reconfigure(config.addresses(), config.placement_labels(), principal)
             for remark in remarks(self._domains, config, principals):
@@ -260,6 +267,7 @@ class NodeServer:
         finally:
             listener.close()
             await self._agent.leave()
+            await asyncio.to_thread(self._audit_log.close)
 
     async def _prepare(self) -> Session:
         """Ask the master for epoch and secret; says which folder belongs to another cluster."""
@@ -369,17 +377,24 @@ class NodeServer:
         """Create the HTTP server of metrics, health and objects."""
         if self._config.rest_api == "all" and not self._principals:
             _log.warning("rest_without_authentication", hint="set auth_token_file")
-        objects = self._rest = Rest(self._config, session.master, self._principals)
+        record = self._audit_log.record
+        objects = self._rest = Rest(self._config, session.master, self._principals, record)
         ends.push_async_callback(asyncio.to_thread, objects.close)
         server = HttpServer(
             listener,
-            renderer(http.collector(core), self._reloads.families, self._rebuilds.families),
+            renderer(
+                http.collector(core),
+                self._reloads.families,
+                self._rebuilds.families,
+                self._audit_log.families,
+            ),
             self._tasks.readiness(
                 self._reloads.readiness(http.readiness(core, lambda: self._agent.problem))
             ),
             objects.knows,
-            objects.routes(),
+            [*objects.routes(), *Sessions(core, objects.guard, record).routes()],
             self._config.rest_max_body,
+            lambda: self._config.metrics_public,
         )
         ends.push_async_callback(server.stop)
         return server

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from kvstore.audit import Deed
 from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
 from kvstore.refusals import Refusal
+from kvstore.sessions import CoreSession
 
 
 class FakeCore:
@@ -35,6 +38,16 @@ class FakeCore:
 
     def take_refusals(self) -> list[Refusal]:
         return []
+
+    def take_deeds(self) -> tuple[list[Deed], int]:
+        return [], 0
+
+    def sessions(self) -> list[CoreSession]:
+        return []
+
+    def end_sessions(self, ids: Sequence[int], reason: str) -> int:
+        self.calls.append(("end_sessions", list(ids), reason))
+        return len(ids)
 
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         self.calls.append(("set_principals", principals))

@@ -27,6 +27,7 @@ BUILT = {"build", "dist"}
 GROUND_FLOOR = {
     "activity",
     "addresses",
+    "audit",
     "errors",
     "sizes",
     "clock",
@@ -42,6 +43,7 @@ GROUND_FLOOR = {
     "refusals",
     "reload",
     "security",
+    "sessions",
     "tasks",
     "text",
 }
