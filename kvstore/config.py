@@ -330,8 +330,8 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     rest_max_body: Annotated[
         Size,
         _fixed(
-            "Largest accepted body of /api/put, and most bytes of all bodies, received and sent, at "
-            "once: further requests get 503 with Retry-After."
+            "Largest accepted body of /api/put, and most bytes of all bodies at once, received and "
+            "sent: further requests get 503 with Retry-After."
         ),
     ] = 64 << 20
 
