@@ -251,6 +251,12 @@ class HttpServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_routes(self._routes)
+        found = {
+            f"{route.method} {route.resource.canonical}"
+            for route in app.router.routes()
+            if route.resource is not None
+        }
+        _log.debug("routes", paths=",".join(sorted(found)))
         # A compressed body is not what any path takes; decompressing it would cost memory.
         self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
         await self._runner.setup()

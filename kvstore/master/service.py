@@ -361,11 +361,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         self, request: master_pb2.ListNamespacesRequest, context: Context
     ) -> master_pb2.ListNamespacesReply:
         """List namespaces; those of every tenant for operators alone."""
-        roles = _CLIENT if request.tenant else (Role.OPERATOR,)
+        roles = _CLIENT if request.tenant else _OPERATOR
+        tenant = request.tenant or EVERY_TENANT
         work = partial(self._do.list_namespaces, request)
-        return await self._run(
-            context, "ListNamespaces", roles, work, tenant=request.tenant or None
-        )
+        return await self._run(context, "ListNamespaces", roles, work, tenant=tenant)
 
     async def Watch(
         self, request: master_pb2.WatchRequest, context: Context

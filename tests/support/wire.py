@@ -194,9 +194,9 @@ class Connection:
 class LocalClient:
     """A same-host writer that does each step of a put by hand."""
 
-    def __init__(self, unix_endpoint: str) -> None:
+    def __init__(self, unix_endpoint: str, hello: bytes | None = None, token: bytes = b"") -> None:
         self.connection = Connection(unix_endpoint)
-        welcome = self.connection.handshake()
+        welcome = self.connection.handshake(hello, token)
         assert len(self.connection.fds) == 3, "no shared memory was offered"
         self.slot = int.from_bytes(welcome[13], "little") - 1
         segment_fd, index_fd, slot_fd = self.connection.fds

@@ -1,0 +1,609 @@
+"""Every gRPC call, HTTP path and message of the block protocol, with every kind of credentials.
+
+The rows are compared with what the processes serve: a call, path or message without a row fails.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from kvstore._proto import master_pb2, node_pb2, types_pb2
+from kvstore.errors import Status
+from tests.support.cluster import Cluster
+from tests.support.control import DEFAULT, control, refusal
+from tests.support.processes import Daemon, wait_for
+from tests.support.wire import (
+    AUTH,
+    CHALLENGE,
+    ERROR,
+    HELLO,
+    HELLO_MAGIC,
+    PING,
+    PONG,
+    REFUSED,
+    Connection,
+    LocalClient,
+    Refusal,
+    fields,
+    frame,
+    hello_body,
+    number,
+    text,
+)
+from tests.unit.test_proto import committed
+from tests.unit.test_wire_document import message_types
+
+pytestmark = pytest.mark.cluster
+
+SECRET = "{}-secret-0123456789"
+TOKENS = {
+    "client": ("client", "default"),
+    "stranger": ("client", "elsewhere"),
+    "a": ("node", "*"),
+    "paper": ("node", "*"),
+    "local": ("operator", "default"),
+    "operator": ("operator", "*"),
+    "revoked": ("operator", "*"),
+}
+CLIENT, NODE, OPERATOR = 0, 1, 2
+
+
+def line(name: str) -> str:
+    role, tenants = TOKENS[name]
+    return f"{name} {role} {tenants} {SECRET.format(name)}\n"
+
+
+# What is sent as credentials over gRPC and HTTP. The second half is valid.
+INVALID = {
+    "none": None,
+    "no bearer": f"Basic client:{SECRET.format('client')}",
+    "malformed": "Bearer",
+    "odd bytes": "Bearer client:\xfc\xff",
+    "wrong": "Bearer client:another-secret-0123456789",
+    "unknown": f"Bearer nobody:{SECRET.format('client')}",
+    "another's": f"Bearer operator:{SECRET.format('client')}",
+    "revoked": f"Bearer revoked:{SECRET.format('revoked')}",
+}
+VALID = {name: f"Bearer {name}:{SECRET.format(name)}" for name in TOKENS if name != "revoked"}
+ANYBODY = frozenset({*INVALID, *VALID})
+EVERYBODY = frozenset(VALID)
+CLIENTS = frozenset({"client", "stranger", "local", "operator"})
+OF_TENANT = frozenset({"client", "local", "operator"})
+OF_ALL = frozenset({"operator"})
+PAPER = frozenset({"paper"})
+
+
+class Guarded:
+    """A master and a node with tokens, and one token that was revoked since."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokens = folder / "tokens"
+        self.tokens.touch(0o600)
+        self.tokens.write_text("".join(map(line, TOKENS)))
+        (folder / "operator").touch(0o600)
+        (folder / "operator").write_text(line("operator"))
+        config = folder / "master.json"
+        config.write_text('{"log_level": "debug"}')
+        options = ["--auth-token-file", str(self.tokens), "--config", str(config)]
+        self.cluster = Cluster(folder, options, str(folder / "operator"))
+        self.master = self.cluster.master
+        self.node = self.cluster.start_node(
+            "a", auth_token_file=str(self.tokens), rest_api="all", log_level="debug"
+        )
+        self.endpoints = {
+            "master": self.cluster.address,
+            "node": str(self.cluster.cli("nodes")[0]["endpoints"]["tcp"]),
+        }
+
+    def revoke(self) -> None:
+        for endpoint in self.endpoints.values():
+            assert hello(endpoint, "revoked", OPERATOR) == 0, "it is valid at first"
+        self.tokens.write_text("".join(line(name) for name in TOKENS if name != "revoked"))
+        for daemon in (self.master, self.node):
+            daemon.signal(signal.SIGHUP)
+        for endpoint in self.endpoints.values():
+            wait_for(partial(is_refused, endpoint), "the token to be revoked")
+
+
+def is_refused(endpoint: str) -> bool:
+    return hello(endpoint, "revoked", OPERATOR) == Status.Unauthenticated
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    made = Guarded(tmp_path_factory.mktemp("credentials"))
+    try:
+        made.revoke()
+        yield made
+    finally:
+        made.cluster.close()
+
+
+def judged(outcomes: dict[str, str], may: frozenset[str]) -> dict[str, tuple[str, str]]:
+    """Where what happened is not what had to happen: credentials, wanted and found."""
+    wrong = {}
+    for name, found in outcomes.items():
+        wanted = "let through" if name in may else "denied" if name in VALID else "no token"
+        if found != wanted:
+            wrong[name] = (wanted, found)
+    return wrong
+
+
+# --- gRPC ---
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """A request of a call, and who may make it."""
+
+    request: Any
+    may: frozenset[str]
+
+
+_NOBODY = "nobody"
+RPCS: dict[str, list[Rpc]] = {
+    "kvstore.v1.NodeRegistry/Register": [
+        Rpc(
+            node_pb2.RegisterRequest(
+                node_id="paper",
+                incarnation=7,
+                endpoints=types_pb2.Endpoints(tcp="tcp://127.0.0.1:1"),
+            ),
+            PAPER,
+        )
+    ],
+    "kvstore.v1.NodeRegistry/Heartbeat": [
+        Rpc(node_pb2.HeartbeatRequest(node_id="paper", session_id=1), PAPER)
+    ],
+    "kvstore.v1.NodeRegistry/Unregister": [
+        Rpc(node_pb2.UnregisterRequest(node_id="paper", session_id=1), PAPER)
+    ],
+    "kvstore.v1.Master/Locate": [
+        Rpc(master_pb2.LocateRequest(namespace=DEFAULT, keys=["k"]), OF_TENANT)
+    ],
+    "kvstore.v1.Master/Watch": [
+        Rpc(master_pb2.WatchRequest(namespace=DEFAULT), OF_TENANT),
+        Rpc(master_pb2.WatchRequest(), CLIENTS),  # each sees its own tenants
+    ],
+    "kvstore.v1.Master/ListNodes": [Rpc(master_pb2.ListNodesRequest(), EVERYBODY)],
+    "kvstore.v1.Master/Drain": [
+        Rpc(master_pb2.DrainRequest(node_id=_NOBODY), OF_ALL),
+        Rpc(master_pb2.DrainRequest(node_id="a", cancel=True), OF_ALL),
+    ],
+    "kvstore.v1.Master/Forget": [Rpc(master_pb2.ForgetRequest(node_id=_NOBODY), OF_ALL)],
+    "kvstore.v1.Master/Snapshot": [
+        Rpc(master_pb2.SnapshotRequest(node_id=_NOBODY), OF_ALL),
+        Rpc(master_pb2.SnapshotRequest(node_id=_NOBODY, request=1), OF_ALL),
+    ],
+    "kvstore.v1.Master/Flush": [
+        Rpc(master_pb2.FlushRequest(namespace=DEFAULT, timeout_ms=500), OF_TENANT)
+    ],
+    "kvstore.v1.Master/Remove": [
+        Rpc(master_pb2.RemoveRequest(namespace=DEFAULT, keys=["k"], timeout_ms=500), OF_TENANT)
+    ],
+    "kvstore.v1.Master/ListKeys": [Rpc(master_pb2.ListKeysRequest(namespace=DEFAULT), OF_TENANT)],
+    "kvstore.v1.Master/Inspect": [
+        Rpc(master_pb2.InspectRequest(namespace=DEFAULT, key="k"), OF_TENANT)
+    ],
+    "kvstore.v1.Master/Status": [Rpc(master_pb2.StatusRequest(), EVERYBODY)],
+    "kvstore.v1.Master/ListNamespaces": [
+        Rpc(master_pb2.ListNamespacesRequest(tenant="default"), OF_TENANT),
+        Rpc(master_pb2.ListNamespacesRequest(), OF_ALL),
+    ],
+}
+# Open to everybody, so that load balancers and grpcurl need no token.
+OPEN_RPCS = {
+    "grpc.health.v1.Health/Check",
+    "grpc.health.v1.Health/List",
+    "grpc.health.v1.Health/Watch",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+}
+DENIED = {"UNAUTHENTICATED": "no token", "PERMISSION_DENIED": "denied"}
+# How a call may end that was let through: these are answers about what it asks for.
+ANSWERS = {"OK", "NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
+
+
+def served_rpcs(channel: grpc.Channel) -> set[str]:
+    """Every call of every service, as the master's own reflection tells."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+    known = {
+        f"{file.package}.{service.name}": [method.name for method in service.method]
+        for file in committed().file
+        for service in file.service
+    }
+    for module in (health_pb2, reflection_pb2):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            known[service.full_name] = [method.name for method in service.methods]
+    found = {one.name for one in answer.list_services_response.service}
+    assert found <= set(known), "a service whose calls this test does not know"
+    return {f"{service}/{method}" for service in found for method in known[service]}
+
+
+def call(channel: grpc.Channel, name: str, request: Any, authorization: str | None) -> str:
+    """Make a call: what became of it."""
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    if authorization is not None:
+        odd = not authorization.isascii()  # only a binary header may hold it: under another name
+        metadata = (("authorization-bin" if odd else "authorization", authorization.encode()),)
+    methods = (f"/{name}", type(request).SerializeToString, lambda raw: raw)
+    try:
+        if name.endswith("Master/Watch"):
+            stream = channel.unary_stream(*methods)(request, timeout=10, metadata=metadata)
+            next(iter(stream))
+            stream.cancel()
+        else:
+            channel.unary_unary(*methods)(request, timeout=10, metadata=metadata)
+    except grpc.RpcError as error:
+        status = error.code().name
+        if status in DENIED:
+            assert refusal(error)[1] in (Status.Unauthenticated, Status.PermissionDenied)
+            return DENIED[status]
+        return "let through" if status in ANSWERS else f"{status}: {error.details()}"
+    return "let through"
+
+
+def test_every_rpc_has_a_row(guarded: Guarded) -> None:
+    with control(guarded.master) as plane:
+        assert served_rpcs(plane.channel) == {*RPCS} | OPEN_RPCS
+        reply = health_pb2_grpc.HealthStub(plane.channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=10
+        )
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("name", RPCS)
+def test_rpcs(guarded: Guarded, name: str) -> None:
+    with control(guarded.master) as plane:
+        for row in RPCS[name]:
+            outcomes = {
+                who: call(plane.channel, name, row.request, token)
+                for who, token in {**INVALID, **VALID}.items()
+            }
+            assert not judged(outcomes, row.may), row
+
+
+# --- HTTP ---
+
+ABOUT_KEYS = "tenant_id=default&namespace=m"
+PATHS: dict[str, dict[str, tuple[str, frozenset[str]]]] = {
+    "master": {
+        "GET /healthz": ("/healthz", ANYBODY),
+        "GET /readyz": ("/readyz", ANYBODY),
+        "GET /metrics": ("/metrics", ANYBODY),
+        "GET /health": ("/health", ANYBODY),
+        "GET /get_all_segments": ("/get_all_segments", CLIENTS),
+        "GET /get_all_keys": (f"/get_all_keys?{ABOUT_KEYS}", OF_TENANT),
+        "GET /query_key": (f"/query_key?key=k&{ABOUT_KEYS}", OF_TENANT),
+        "GET /batch_query_keys": (f"/batch_query_keys?keys=k&{ABOUT_KEYS}", OF_TENANT),
+        "GET /sessions": ("/sessions", OF_ALL),
+        "DELETE /sessions": ("/sessions?principal=nobody", OF_ALL),
+    },
+    "node": {
+        "GET /healthz": ("/healthz", ANYBODY),
+        "GET /readyz": ("/readyz", ANYBODY),
+        "GET /metrics": ("/metrics", ANYBODY),
+        "GET /sessions": ("/sessions", OF_ALL),
+        "DELETE /sessions": ("/sessions?principal=nobody", OF_ALL),
+        "PUT /api/put": (f"/api/put?{ABOUT_KEYS}", OF_TENANT),
+        "GET /api/get/{key}": (f"/api/get/k?{ABOUT_KEYS}", OF_TENANT),
+        "GET /api/exist/{key}": (f"/api/exist/k?{ABOUT_KEYS}", OF_TENANT),
+        "DELETE /api/remove/{key}": (f"/api/remove/k?{ABOUT_KEYS}", OF_TENANT),
+        "DELETE /api/remove_all": (f"/api/remove_all?{ABOUT_KEYS}", OF_TENANT),
+    },
+}
+
+
+def served_paths(daemon: Daemon) -> set[str]:
+    """What the process's router has, as its log tells."""
+    (found,) = set(re.findall(r' routes paths="([^"]+)"', daemon.log.read_text()))
+    return {path for path in found.split(",") if not path.startswith("HEAD ")}
+
+
+def ask(daemon: Daemon, method: str, path: str, authorization: str | None) -> str:
+    """Make a request: what became of it."""
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.ports["http_port"], timeout=20)
+    headers = {} if authorization is None else {"Authorization": authorization}
+    body = b'{"key": "k", "value": "v"}' if method == "PUT" else None
+    try:
+        connection.request(method, path, body, headers)
+        reply = connection.getresponse()
+        content = reply.read()
+    finally:
+        connection.close()
+    if reply.status in (401, 403):
+        return "no token" if reply.status == 401 else "denied"
+    assert reply.status in (200, 404), content
+    return "let through"
+
+
+@pytest.mark.parametrize("process", PATHS)
+def test_every_path_has_a_row(guarded: Guarded, process: str) -> None:
+    daemon = guarded.master if process == "master" else guarded.node
+    assert served_paths(daemon) == {*PATHS[process]}
+
+
+@pytest.mark.parametrize(
+    ("process", "name"), [(process, name) for process in PATHS for name in PATHS[process]]
+)
+def test_paths(guarded: Guarded, process: str, name: str) -> None:
+    daemon = guarded.master if process == "master" else guarded.node
+    path, may = PATHS[process][name]
+    method = name.split()[0]
+    for asked in (method, "HEAD") if method == "GET" else (method,):
+        outcomes = {
+            who: ask(daemon, asked, path, token) for who, token in {**INVALID, **VALID}.items()
+        }
+        assert not judged(outcomes, may)
+
+
+# --- the block protocol ---
+
+
+def hello(
+    endpoint: str,
+    who: str,
+    role: int,
+    *,
+    tenant: str = "default",
+    secret: str | None = None,
+    session_id: int = 0,
+) -> int:
+    """Say hello and leave: 0, or the status of the refusal."""
+    try:
+        with session(endpoint, who, role, tenant=tenant, secret=secret, session_id=session_id):
+            return 0
+    except Refusal as refused:
+        return int(refused.code)
+
+
+def session(
+    endpoint: str,
+    who: str,
+    role: int,
+    *,
+    tenant: str = "default",
+    secret: str | None = None,
+    session_id: int = 0,
+    node_epoch: int = 0,
+) -> Connection:
+    """Open a session as a principal; raises Refusal."""
+    extra = number(6, role, 1)
+    if role == NODE:
+        extra += text(13, who.encode()) + number(12, session_id, 8) + number(14, node_epoch, 4)
+    token = SECRET.format(who) if secret is None else secret
+    body = hello_body(
+        tenant=tenant.encode(), principal=who.encode(), token=token.encode(), extra=extra
+    )
+    connection = Connection(endpoint)
+    try:
+        connection.handshake(body, token=token.encode())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+U, D, OK = int(Status.Unauthenticated), int(Status.PermissionDenied), 0
+# Who comes as what to which tenant, and the answer of master and node alike.
+HELLOS = [
+    ("client", CLIENT, "default", OK),
+    ("client", CLIENT, "elsewhere", D),
+    ("client", OPERATOR, "default", D),
+    ("client", NODE, "default", D),
+    ("stranger", CLIENT, "default", D),
+    ("stranger", CLIENT, "elsewhere", OK),
+    ("a", NODE, "default", OK),
+    ("a", CLIENT, "default", D),
+    ("a", OPERATOR, "default", D),
+    ("local", OPERATOR, "default", OK),
+    ("local", CLIENT, "default", OK),
+    ("local", OPERATOR, "elsewhere", D),
+    ("operator", OPERATOR, "elsewhere", OK),
+    ("operator", CLIENT, "elsewhere", OK),
+    ("operator", NODE, "default", D),
+    ("revoked", OPERATOR, "default", U),
+    ("revoked", CLIENT, "default", U),
+    ("nobody", CLIENT, "default", U),
+]
+
+
+@pytest.mark.parametrize("server", ["master", "node"])
+def test_hellos(guarded: Guarded, server: str) -> None:
+    endpoint = guarded.endpoints[server]
+    for who, role, tenant, wanted in HELLOS:
+        found = hello(endpoint, who, role, tenant=tenant)
+        assert found == wanted, (who, role, tenant)
+        if wanted == OK:
+            assert hello(endpoint, who, role, tenant=tenant, secret="x" * 20) == U
+    with Connection(endpoint) as connection, pytest.raises(Refusal) as refused:
+        connection.handshake()  # without a token
+    assert refused.value.code == U
+    for proof in (b"", b"short", b"x" * 32, b"x" * 64):
+        with Connection(endpoint) as connection:
+            body = hello_body(principal=b"client", token=b"x")
+            connection.send(frame(HELLO, body, request=HELLO_MAGIC))
+            assert connection.receive().kind == CHALLENGE
+            connection.send(frame(AUTH, text(1, proof)))
+            got = connection.receive()
+            assert got.kind == REFUSED
+            assert Refusal(got.body).code in (U, Status.ProtocolError), proof
+
+
+# The sessions in which each message is answered; everywhere else it is refused. A "link" is that
+# of a registered node at its master, an "unlinked" one that of a node without a registration. A
+# "mapped" one has confirmed its slot.
+MASTERS = frozenset({"master client", "master operator"})
+LINK = frozenset({"master link"})
+MAPPED = frozenset({"node mapped"})
+NODES = frozenset({"node client", "node operator"}) | MAPPED
+PEER = frozenset({"node peer"})
+SESSIONS = MASTERS | LINK | NODES | PEER | {"master unlinked"}
+NOWHERE: frozenset[str] = frozenset()
+MESSAGES: dict[str, frozenset[str]] = {
+    "Hello": NOWHERE,
+    "Challenge": NOWHERE,
+    "Auth": NOWHERE,
+    "Welcome": NOWHERE,
+    "Refused": NOWHERE,
+    "Error": NOWHERE,
+    "StatusReply": NOWHERE,
+    "Ping": SESSIONS,
+    "Pong": NOWHERE,
+    "Lookup": MASTERS,
+    "LookupReply": NOWHERE,
+    "Nodes": MASTERS,
+    "NodesReply": NOWHERE,
+    "Remove": MASTERS,
+    "RemoveReply": NOWHERE,
+    "List": MASTERS,
+    "ListReply": NOWHERE,
+    "Inspect": MASTERS,
+    "InspectReply": NOWHERE,
+    "SetPin": MASTERS,
+    "Flush": MASTERS,
+    "FlushReply": NOWHERE,
+    "SlotReady": NODES | PEER,
+    "Reserve": MAPPED,
+    "ReserveReply": NOWHERE,
+    "Commit": NODES,
+    "Abort": NODES,
+    "Get": NODES,
+    "GetReply": NOWHERE,
+    "Put": NODES,
+    "Lease": NODES,
+    "LeaseReply": NOWHERE,
+    "LeaseRenew": NODES,
+    "LeaseRelease": NODES,
+    "Hold": NODES,
+    "Unhold": NODES,
+    "Resolve": NODES,
+    "ResolveReply": NOWHERE,
+    "CopyPut": PEER,
+    "Stats": NODES | PEER,
+    "StatsReply": NOWHERE,
+    "Prefetch": NODES,
+    "Explain": NODES,
+    "ExplainReply": NOWHERE,
+    "Claim": LINK,
+    "ClaimReply": NOWHERE,
+    "Abandon": LINK,
+    "Announce": LINK,
+    "AnnounceReply": NOWHERE,
+    "Withdraw": LINK,
+    "Ops": NOWHERE,
+    "OpsAck": LINK,
+    "Copy": NOWHERE,
+    "CopyDone": LINK,
+}
+REFUSALS = {
+    int(status)
+    for status in (
+        Status.Unauthenticated,
+        Status.PermissionDenied,
+        Status.Unsupported,
+        Status.ProtocolError,
+    )
+}
+
+
+def open_session(guarded: Guarded, kind: str) -> Connection:
+    server, _, role = kind.partition(" ")
+    endpoint = guarded.endpoints[server]
+    if role == "link":
+        with control(guarded.master, f"paper:{SECRET.format('paper')}") as plane:
+            reply = plane.register("paper")
+        return session(
+            endpoint, "paper", NODE, session_id=reply.session_id, node_epoch=reply.node_epoch
+        )
+    if role == "mapped":
+        unix = str(guarded.node.ports["unix"])
+        secret = SECRET.format("client").encode()
+        return LocalClient(unix, hello_body(principal=b"client", token=b"x"), secret).connection
+    if role in ("unlinked", "peer"):
+        return session(endpoint, "paper", NODE)
+    return session(endpoint, role, OPERATOR if role == "operator" else CLIENT)
+
+
+def outcome(connection: Connection, kind: int) -> str:
+    """Send a message with an empty body, then a Ping: what became of it."""
+    connection.send(frame(kind, request=7) + frame(PING, number(1, 1, 8), request=8))
+    try:
+        while True:
+            got = connection.receive()
+            if got.kind == ERROR and got.request != 8:
+                code = int(Refusal(got.body).code)
+                return f"refused: {Status(code).name}" if code in REFUSALS else "answered"
+            if got.request == 8 or (kind == PING and got.kind == PONG):
+                return "answered"
+    except (TimeoutError, ConnectionError):
+        return "closed"
+
+
+def test_every_message_has_a_row() -> None:
+    assert {*message_types()} == {*MESSAGES}
+
+
+@pytest.mark.parametrize("kind", sorted(SESSIONS))
+def test_messages(guarded: Guarded, kind: str) -> None:
+    wrong = {}
+    for name, wire_number in message_types().items():
+        with open_session(guarded, kind) as connection:
+            found = outcome(connection, wire_number)
+        if (found == "answered") != (kind in MESSAGES[name]):
+            wrong[name] = found
+    assert not wrong
+
+
+@pytest.mark.parametrize("server", ["master", "node"])
+def test_messages_before_the_proof(guarded: Guarded, server: str) -> None:
+    """Whatever comes in place of Hello or of Auth ends the connection, and nothing is done."""
+    for name, wire_number in message_types().items():
+        if name == "Hello":
+            continue
+        with Connection(guarded.endpoints[server]) as connection:
+            connection.send(frame(wire_number, request=HELLO_MAGIC))
+            assert refused_and_closed(connection), name
+        if name == "Auth":
+            continue
+        with Connection(guarded.endpoints[server]) as connection:
+            body = hello_body(principal=b"operator", token=b"x")
+            connection.send(frame(HELLO, body, request=HELLO_MAGIC))
+            assert connection.receive().kind == CHALLENGE
+            connection.send(frame(wire_number, request=HELLO_MAGIC))
+            assert refused_and_closed(connection), name
+
+
+def refused_and_closed(connection: Connection) -> bool:
+    got = connection.receive()
+    if got.kind != REFUSED or fields(got.body) == {}:
+        return False
+    with pytest.raises(ConnectionError):
+        connection.receive()
+    return True
+
+
+def test_a_missing_row_is_found(guarded: Guarded) -> None:
+    """The checks above have been seen to fail."""
+    tables: list[tuple[Callable[[], set[str]], dict[str, Any]]] = [
+        (lambda: {*message_types()}, MESSAGES),
+        (lambda: served_paths(guarded.node), PATHS["node"]),
+    ]
+    for served, rows in tables:
+        for name in rows:
+            assert served() != {*rows} - {name}
+    assert judged({"client": "let through"}, NOWHERE)
+    assert judged({"none": "let through"}, EVERYBODY)
