@@ -104,6 +104,9 @@ class Calls:
         except KvstoreError as error:
             self._audit(context, method, who, error.status, deed)
             await self.abort(context, method, error)
+        except asyncio.CancelledError:  # the caller has left; what it asked for may be done
+            self._audit(context, method, who, Status.Closed, deed)
+            raise
         except Exception:
             _log.exception("call_failed", method=method)
             self._audit(context, method, who, Status.Internal, deed)

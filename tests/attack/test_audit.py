@@ -14,7 +14,7 @@ import pytest
 
 import kvstore
 from kvstore import Status
-from kvstore._proto import master_pb2
+from kvstore._proto import master_pb2, types_pb2
 from tests.support.cluster import Cluster
 from tests.support.control import control, metric
 from tests.support.processes import Daemon, wait_for
@@ -112,6 +112,22 @@ def test_every_way_of_a_flush_is_told(audited: Audited) -> None:
     everything = "".join(path.read_text() for path in audited.logs.values())
     assert "bytes-of-the-object" not in everything
     assert not any(secret in everything for secret in SECRETS.values())
+
+
+def test_who_leaves_before_the_answer_is_told(audited: Audited) -> None:
+    assert audited.connect("engine", namespace="m").put("k", b"v") is Status.Ok
+    audited.node.freeze()  # the flush waits for it
+    with control(audited.cluster.master, f"engine:{SECRETS['engine']}") as plane:
+        namespace = types_pb2.Namespace(tenant="default", name="m")
+        request = master_pb2.FlushRequest(namespace=namespace, timeout_ms=8000)
+        flush = plane.master.Flush.future(request, **plane.call)
+        wait_for(
+            lambda: metric(audited.cluster.master, "kvstore_cluster_waits_pending") == 1,
+            "the flush to wait",
+        )
+        flush.cancel()
+    assert audited.line("master", "Flush", via="grpc")["outcome"] == "Closed"
+    audited.node.signal(signal.SIGCONT)
 
 
 def test_administration_and_refused_attempts_are_told(audited: Audited) -> None:
