@@ -7,12 +7,14 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvstore import clock
 from kvstore.errors import KvstoreError, UnavailableError
 from kvstore.security import ANYBODY, Principal
 from kvstore.sessions import Session
+
+_PATIENCE_S = 0.5
 
 T = TypeVar("T")
 
@@ -28,12 +30,25 @@ class OpenCall:
     tenant: str
     began_ms: int
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     _error: KvstoreError | None = None
+    _give_up: asyncio.TimerHandle | None = None
 
     def end(self, error: KvstoreError) -> None:
-        """Make the call fail with this error, at the next of its checks or at once if it waits."""
-        self._error = self._error or error
-        self._ended.set()
+        """Make the call fail with this error, at the next of its checks or at once if it waits.
+
+        A stream whose caller reads nothing comes to no check: it is cancelled after a moment.
+        """
+        if self._error is None and self._task is not None:
+            self._error = error
+            self._ended.set()
+            loop = asyncio.get_running_loop()
+            self._give_up = loop.call_later(_PATIENCE_S, self._task.cancel)
+
+    def close(self) -> None:
+        """Note that the call is over."""
+        if self._give_up is not None:
+            self._give_up.cancel()
 
     def check(self) -> None:
         """Raise the error with which the call was ended, if it was."""
@@ -78,6 +93,7 @@ class OpenCalls:
         try:
             yield call
         finally:
+            call.close()
             del self._open[call.number]
 
     def sessions(self) -> list[Session]:

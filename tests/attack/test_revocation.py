@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ import kvstore
 from kvstore import Status
 from kvstore._proto import master_pb2
 from tests.support.cluster import Cluster
-from tests.support.control import DEFAULT, control, lookups_waiting, metric, refusal
+from tests.support.control import DEFAULT, control, http_get, lookups_waiting, metric, refusal
 from tests.support.processes import wait_for
 from tests.support.wire import Connection, Refusal, hello_body
 
@@ -171,3 +172,30 @@ def test_streams_and_waiting_calls_of_the_control_plane_end(guarded: Guarded) ->
         node.signal(signal.SIGCONT)
         assert next(watches[1]).events, "the other one's watch goes on"
         watches[1].cancel()
+
+
+def test_a_stream_that_nobody_reads_ends(guarded: Guarded) -> None:
+    master = guarded.cluster.master
+    store = guarded.connect("stayed")
+    with control(master, f"left:{LEFT}") as left:
+        call = {**left.call, "timeout": 300}
+        watch = left.master.Watch(master_pb2.WatchRequest(namespace=DEFAULT), **call)
+        next(watch)
+        for batch in range(8):  # more than the transport takes
+            keys = [f"{batch}/{i}/" + "k" * 1000 for i in range(2000)]
+            assert all(store.batch_put(keys, [b"v"] * len(keys)))
+        assert calls_of(guarded, "left") == ["Watch"]
+        began = guarded.change("")
+        wait_for(lambda: not calls_of(guarded, "left"), "the stream to end")
+        assert time.monotonic() - began < WITHIN_S
+        watch.cancel()
+
+
+def calls_of(guarded: Guarded, principal: str) -> list[str]:
+    status, text = http_get(guarded.cluster.master, "/sessions", f"admin:{ADMIN}")
+    assert status == 200
+    return [
+        one["client"]
+        for one in json.loads(text)["sessions"]
+        if one["kind"] == "grpc" and one["principal"] == principal
+    ]

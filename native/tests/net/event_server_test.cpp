@@ -249,6 +249,7 @@ TEST_F(EventServerTest, TokensThatAreSwitchedOnEndSessionsWithoutOne) {
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
     const Fd other_end(pair[1]);
     const auto ours = server_->adopt(Fd(pair[0]), Peer{}, std::make_shared<std::string>()).value();
+    ASSERT_TRUE(eventually([&] { return server_->stats().sessions == 2; }));
     options_.authenticator->replace({{"engine", Role::kClient, {"default"}, "s3cret"}});
     EXPECT_TRUE(eventually([&] { return server_->stats().sessions == 1; }));
     EXPECT_TRUE(ours->open()) << "a connection of our own has nothing to prove";
