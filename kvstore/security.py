@@ -308,9 +308,12 @@ class Guard:
         """Return the name that an authorization header claims, for logs; empty for none."""
         if self._by_name is None or authorization is None:
             return ""
-        scheme, _, token = authorization.partition(" ")
-        name = token.strip().partition(":")[0] if scheme.lower() == _BEARER.strip() else ""
+        name = authorization.partition(" ")[2].strip().partition(":")[0]
         return name[: limits.MAX_NAME_BYTES]
+
+    def named(self, name: str) -> tuple[Principal, ...]:
+        """Return the principals of a name: two while their secret changes, or none."""
+        return tuple((self._by_name or {}).get(name, ()))
 
     def knows(self, authorization: str | None) -> bool:
         """Say whether `identify` accepts a header."""

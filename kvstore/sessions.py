@@ -1,7 +1,8 @@
 """The sessions of a server, listed and ended over HTTP by operators of every tenant.
 
-GET /sessions lists them; DELETE /sessions?id=N or ?principal=NAME ends them. Whoever has a valid
-token may connect again: to keep somebody out, take the token out of the token file.
+GET /sessions lists them; DELETE /sessions?id=N or ?principal=NAME ends them. A request has a bearer
+token, or a proof (kvstore.proofs). Whoever has a valid token may connect again: to keep somebody
+out, take the token out of the token file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from aiohttp import web
 from kvstore.audit import Record
 from kvstore.errors import InvalidArgumentError, KvstoreError, Status
 from kvstore.http import http_status, json_response
-from kvstore.security import EVERY_TENANT, Guard, Role
+from kvstore.proofs import Proofs
+from kvstore.security import EVERY_TENANT, Guard, Role, require
 
 _REASON = "ended by an operator"
 
@@ -79,18 +81,25 @@ class Sessions:
     """Lists and ends the sessions of one server."""
 
     def __init__(
-        self, core: SessionCore, guard: Guard, record: Record, others: OtherSessions | None = None
+        self,
+        core: SessionCore,
+        guard: Guard,
+        server: str,
+        record: Record,
+        others: OtherSessions | None = None,
     ) -> None:
         """Keep what is asked.
 
         Args:
             core: with the sessions of the block port.
             guard: knows the principals.
+            server: this one, as in kvstore.proofs.
             record: notes in the audit log what was ended.
             others: further ones.
         """
         self._core = core
         self._guard = guard
+        self._proofs = Proofs(guard, server)
         self._record = record
         self._others = others
 
@@ -100,7 +109,9 @@ class Sessions:
 
     def _admit(self, request: web.Request) -> str:
         header = request.headers.get("Authorization")
-        return self._guard.admit(header, (Role.OPERATOR,), EVERY_TENANT).name
+        principal = self._proofs.identify(header, request.method, request.raw_path)
+        require(principal, (Role.OPERATOR,), EVERY_TENANT)
+        return principal.name
 
     async def _list(self, request: web.Request) -> web.Response:
         try:

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -31,7 +31,8 @@ from kvstore.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from kvstore.security import bearer, load_identity
+from kvstore.proofs import prove, server_name
+from kvstore.security import load_identity
 
 _MASTER = "master"
 _THREADS = 16
@@ -62,28 +63,40 @@ def sessions(ended: str | None, as_json: bool, **options: Any) -> None:
         _end(where, servers, ended, as_json)
 
 
-def _servers(where: Target) -> dict[str, str]:
-    """Return the HTTP endpoints of the master and of the nodes that serve, by name."""
+class Server(NamedTuple):
+    """Whom to ask."""
+
+    name: str
+    endpoint: str
+    """Of its HTTP port."""
+    proven_to: str
+    """Its name in proofs."""
+
+
+def _servers(where: Target) -> list[Server]:
+    """Return the master and the nodes that serve."""
     from kvstore._proto import master_pb2, types_pb2
 
     with control(where) as (master, call):
         status = master.Status(master_pb2.StatusRequest(), **call)
         nodes = master.ListNodes(master_pb2.ListNodesRequest(), **call).nodes
-    found = {_MASTER: status.http_endpoint}
+    found = [Server(_MASTER, status.http_endpoint, server_name(status.cluster_id))]
     for node in nodes:
         if node.state != types_pb2.NODE_STATE_DEAD and node.endpoints.http:
             name = f"node:{node.node_id}" if node.node_id == _MASTER else node.node_id
-            found[name] = node.endpoints.http
+            proven_to = server_name(status.cluster_id, node.node_id)
+            found.append(Server(name, node.endpoints.http, proven_to))
     return found
 
 
-def _ask(where: Target, method: str, query: str, server: tuple[str, str]) -> Any:
+def _ask(where: Target, method: str, query: str, server: Server) -> Any:
     """Make a request at /sessions; an error is returned."""
-    name, endpoint = server
-    identity = load_identity(where.token_file) if where.token_file else None
-    request = urllib.request.Request(f"{endpoint}/sessions{query}", method=method)
-    for header, value in bearer(identity):
-        request.add_header(header, value)
+    name, endpoint, proven_to = server
+    target = f"/sessions{query}"
+    request = urllib.request.Request(f"{endpoint}{target}", method=method)
+    if where.token_file:
+        identity = load_identity(where.token_file)
+        request.add_header("Authorization", prove(identity, proven_to, method, target))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=where.timeout_ms / 1000) as reply:
@@ -98,19 +111,19 @@ def _ask(where: Target, method: str, query: str, server: tuple[str, str]) -> Any
 
 
 def _ask_all(
-    where: Target, servers: dict[str, str], method: str, query: str
+    where: Target, servers: Sequence[Server], method: str, query: str
 ) -> tuple[dict[str, Any], list[KvstoreError]]:
     """Ask servers at once: answers by server, and the errors. If all fail the first is raised."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        answers = list(threads.map(partial(_ask, where, method, query), servers.items()))
+        answers = list(threads.map(partial(_ask, where, method, query), servers))
     errors = [one for one in answers if isinstance(one, KvstoreError)]
     if len(errors) == len(answers):
         raise errors[0]
     told = zip(servers, answers, strict=True)
-    return {name: one for name, one in told if not isinstance(one, KvstoreError)}, errors
+    return {server.name: one for server, one in told if not isinstance(one, KvstoreError)}, errors
 
 
-def _list(where: Target, servers: dict[str, str], as_json: bool) -> None:
+def _list(where: Target, servers: Sequence[Server], as_json: bool) -> None:
     answers, errors = _ask_all(where, servers, "GET", "")
     rows = [
         {**one, "id": f"{name}:{one['id']}", "server": name}
@@ -136,12 +149,12 @@ def _list(where: Target, servers: dict[str, str], as_json: bool) -> None:
     _complain(errors)
 
 
-def _end(where: Target, servers: dict[str, str], ended: str, as_json: bool) -> None:
+def _end(where: Target, servers: Sequence[Server], ended: str, as_json: bool) -> None:
     name, colon, number = ended.rpartition(":")  # no principal's name has a colon
-    if colon and name not in servers:
+    chosen = [server for server in servers if server.name == name] if colon else servers
+    if not chosen:
         fail(f"there is no server {name!r}: the id is WHERE:NUMBER, as in the list", Exit.MISS)
     choice = {"id": number} if colon else {"principal": ended}
-    chosen = {name: servers[name]} if colon else servers
     answers, errors = _ask_all(where, chosen, "DELETE", "?" + urllib.parse.urlencode(choice))
     count = sum(int(answer["ended"]) for answer in answers.values())
     if as_json:

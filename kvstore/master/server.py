@@ -33,6 +33,7 @@ from kvstore.master.registry import Registry
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.metrics import renderer
+from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
 from kvstore.sessions import Sessions
@@ -205,7 +206,9 @@ class MasterServer:
         new_cluster = NewCluster(state)
         ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
         ready = self._tasks.readiness(self._reloads.readiness(ready))
-        sessions = Sessions(core, self._guard, self._audit.record, calls.open)
+        sessions = Sessions(
+            core, self._guard, server_name(state.cluster_id), self._audit.record, calls.open
+        )
         web = HttpServer(
             listener,
             renderer(collect, self._reloads.families, self._audit.families),

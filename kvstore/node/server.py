@@ -27,6 +27,7 @@ from kvstore.node.domains import Domain, plan, remarks
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
+from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, load_node_identity, load_principals
 from kvstore.sessions import Sessions
@@ -380,6 +381,8 @@ class NodeServer:
         record = self._audit_log.record
         objects = self._rest = Rest(self._config, session.master, self._principals, record)
         ends.push_async_callback(asyncio.to_thread, objects.close)
+        name = server_name(session.cluster_id, self._config.name())
+        sessions = Sessions(core, objects.guard, name, record)
         server = HttpServer(
             listener,
             renderer(
@@ -392,7 +395,7 @@ class NodeServer:
                 self._reloads.readiness(http.readiness(core, lambda: self._agent.problem))
             ),
             objects.knows,
-            [*objects.routes(), *Sessions(core, objects.guard, record).routes()],
+            [*objects.routes(), *sessions.routes()],
             self._config.rest_max_body,
             lambda: self._config.metrics_public,
         )

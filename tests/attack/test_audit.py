@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -22,12 +26,15 @@ from tests.support.tool import run
 
 pytestmark = pytest.mark.cluster
 
-SECRETS = {name: f"secret-of-{name}-0123456789" for name in ("engine", "a", "admin", "local")}
+SECRETS = {
+    name: f"secret-of-{name}-0123456789" for name in ("engine", "a", "admin", "local", "evil")
+}
 TOKENS = f"""\
 engine client default {SECRETS["engine"]}
 a node * {SECRETS["a"]}
 admin operator * {SECRETS["admin"]}
 local operator default {SECRETS["local"]}
+evil node * {SECRETS["evil"]}
 """
 
 
@@ -229,3 +236,39 @@ def test_only_operators_of_every_tenant_see_and_end_sessions(audited: Audited) -
         str(audited.files["admin"]),
     )
     assert ran.code == 1 and "no session 'nobody'" in ran.err
+
+
+class _Listener(BaseHTTPRequestHandler):
+    """A node's HTTP port in wrong hands: keeps what it hears."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.heard.append(str(self.headers))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"sessions": []}')
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing."""
+
+
+def test_a_node_learns_no_operators_secret(audited: Audited) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Listener) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        with control(audited.cluster.master, f"evil:{SECRETS['evil']}") as plane:
+            http = f"http://127.0.0.1:{listener.server_port}"
+            endpoints = types_pb2.Endpoints(tcp="tcp://127.0.0.1:1", http=http)
+            plane.register("evil", endpoints=endpoints)
+            assert sessions(audited), "the others answer"
+        listener.shutdown()
+    (heard,) = _Listener.heard
+    assert SECRETS["admin"] not in heard
+    (proof,) = re.findall(r"Authorization: (Kvstore-Proof admin:\S+)", heard)
+    for daemon in (audited.cluster.master, audited.node):
+        url = f"http://127.0.0.1:{daemon.ports['http_port']}/sessions"
+        request = urllib.request.Request(url, headers={"Authorization": proof})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        with refused.value:
+            assert refused.value.code == 401

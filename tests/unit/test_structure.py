@@ -40,6 +40,7 @@ GROUND_FLOOR = {
     "logging",
     "metrics",
     "options",
+    "proofs",
     "refusals",
     "reload",
     "security",

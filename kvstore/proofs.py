@@ -1,0 +1,95 @@
+"""Requests over HTTP that prove who sends them and do not tell the secret.
+
+A bearer token is for a server that one trusts with it. An operator's tool also asks nodes, which
+are not to learn an operator's secret: it sends a MAC over the request, the server that it is for,
+the time and a nonce. Who hears it can use it nowhere else, and not again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from secrets import token_hex
+
+from kvstore import clock
+from kvstore.errors import UnauthenticatedError
+from kvstore.security import Guard, Principal, Secret
+
+SCHEME = "Kvstore-Proof"
+_WINDOW_MS = 300_000
+_MAX_REMEMBERED = 4096
+_MAX_NONCE = 64
+
+
+def server_name(cluster_id: str, node_id: str = "") -> str:
+    """Name a server in a proof; without a node id it is the master."""
+    return f"{cluster_id}/{node_id}"
+
+
+def prove(principal: Principal, server: str, method: str, target: str) -> str:
+    """Make the ``authorization`` header of one request.
+
+    Args:
+        principal: who asks.
+        server: as in server_name().
+        method: of HTTP.
+        target: path and query, as they are sent.
+    """
+    unix_ms, nonce = clock.unix_ms(), token_hex(16)
+    mac = _mac(principal.secret, server, method, target, str(unix_ms), nonce)
+    return f"{SCHEME} {principal.name}:{unix_ms}:{nonce}:{mac.reveal()}"
+
+
+def _mac(secret: Secret, *parts: str) -> Secret:
+    """Compute a MAC over parts, none of which has a line break; as a secret, for its comparison."""
+    import hmac
+
+    message = "\n".join(("kvstore 1 http proof", *parts))
+    raw = message.encode(errors="surrogatepass")
+    return Secret(hmac.new(secret.reveal().encode(), raw, "sha256").hexdigest())
+
+
+class Proofs:
+    """Checks the proofs of one server. Used from its event loop only."""
+
+    def __init__(self, guard: Guard, server: str) -> None:
+        """Start without any.
+
+        Args:
+            guard: knows the principals.
+            server: as in server_name().
+        """
+        self._guard = guard
+        self._server = server
+        self._used: OrderedDict[str, int] = OrderedDict()
+        """Nonces of valid proofs, and when they were used."""
+
+    def identify(self, authorization: str | None, method: str, target: str) -> Principal:
+        """Find the principal of a request, by its proof or its bearer token.
+
+        Raises:
+            UnauthenticatedError: There is neither, or it is wrong, too old or was used before.
+        """
+        scheme, _, text = (authorization or "").partition(" ")
+        if scheme.lower() != SCHEME.lower() or not self._guard.required:
+            return self._guard.identify(authorization)
+        fields = text.strip().split(":")
+        if len(fields) != 4 or len(fields[2]) > _MAX_NONCE:
+            raise UnauthenticatedError(f"not a proof: {SCHEME} name:time:nonce:mac")
+        name, time, nonce, mac = fields
+        for principal in self._guard.named(name):
+            right = _mac(principal.secret, self._server, method, target, time, nonce)
+            if right.matches(mac):
+                self._use_once(time, f"{name}:{nonce}")
+                return principal
+        raise UnauthenticatedError("unknown principal or wrong proof")
+
+    def _use_once(self, time: str, nonce: str) -> None:
+        now_ms = clock.unix_ms()
+        # It was signed, so it is the number that prove() wrote.
+        if not time.isdecimal() or abs(now_ms - int(time)) > _WINDOW_MS:
+            raise UnauthenticatedError("this proof is too old, or the clocks of the hosts differ")
+        while self._used and next(iter(self._used.values())) < now_ms - 2 * _WINDOW_MS:
+            self._used.popitem(last=False)
+        if nonce in self._used or len(self._used) >= _MAX_REMEMBERED:
+            raise UnauthenticatedError("this proof was used before, or too many were")
+        self._used[nonce] = now_ms
