@@ -101,7 +101,7 @@ def _reason(error: Exception) -> str:
 
 
 class AuditLog:
-    """The audit log of one process. Thread-safe; does nothing until it has a file."""
+    """The audit log of one process; does nothing until it has a file."""
 
     def __init__(self, process: str) -> None:
         """Write nothing yet.
@@ -117,6 +117,7 @@ class AuditLog:
         self._lines: queue.Queue[bytes | None] = queue.Queue(_MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._said: dict[tuple[object, ...], int] = {}
+        self._counting = threading.Lock()
         self._failing = Recurring(_log, "audit_not_written")
         self.counts = {"written": 0, "lost": 0}
 
@@ -153,7 +154,7 @@ class AuditLog:
         arguments: Mapping[str, object],
         repeats: bool = False,
     ) -> None:
-        """Write a line. Never raises, never waits.
+        """Write a line. Never raises, never waits. From one thread at a time.
 
         Args:
             call: what was asked: the name of a gRPC method, message or HTTP path.
@@ -187,8 +188,7 @@ class AuditLog:
     def note_lost(self, count: int) -> None:
         """Count deeds of which nothing is known but that there was no room for them."""
         if count and self._path:
-            self.counts["lost"] += count
-            self._failing.warn(error="too many at once", lost=count)
+            self._note("lost", count, error="too many at once")
 
     def _is_repeated(self, key: tuple[object, ...], arguments: Mapping[str, object]) -> bool:
         key = (*key, *sorted((name, str(value)) for name, value in arguments.items()))
@@ -205,8 +205,16 @@ class AuditLog:
         try:
             self._lines.put_nowait(line)
         except queue.Full:
-            self.counts["lost"] += 1
-            self._failing.warn(error="the file is too slow")
+            self._note("lost", error="the file is too slow")
+
+    def _note(self, result: str, count: int = 1, **why: object) -> None:
+        """Count lines; the event loop and the thread do."""
+        with self._counting:
+            self.counts[result] += count
+            if result == "lost":
+                self._failing.warn(lost=count, **why)
+            else:
+                self._failing.end()
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -214,11 +222,9 @@ class AuditLog:
                 with self._lock:
                     self._write(line)
             except (OSError, ValueError, InvalidArgumentError) as error:
-                self.counts["lost"] += 1
-                self._failing.warn(path=self._path, error=_reason(error))
+                self._note("lost", path=self._path, error=_reason(error))
             else:
-                self.counts["written"] += 1
-                self._failing.end()
+                self._note("written")
 
     def _write(self, line: bytes) -> None:
         if self._path == STDERR:
