@@ -77,6 +77,14 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "valid token is rejected. Empty: no authentication."
         ),
     ] = ""
+    principal_share: Annotated[
+        float,
+        Meta(gt=0, le=1),
+        _live(
+            "Largest share of the sessions, watches and waiting calls of a server that one "
+            "principal of the token file may hold. Nodes are exempt."
+        ),
+    ] = 0.75
     port_file: Annotated[
         str, _fixed("Write the bound ports to this file, as JSON, once serving.")
     ] = ""

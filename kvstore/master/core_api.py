@@ -86,6 +86,9 @@ class MasterCoreApi(Protocol):
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         """Replace the principals that may connect."""
 
+    def set_principal_share(self, share: float) -> None:
+        """Set the largest share of the sessions for clients that one principal may hold."""
+
     def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
         """Set the endpoints that the hello announces."""
 

@@ -133,6 +133,7 @@ class MasterServer:
                 self._registry.reconfigure(settings_of(config))
             if self._core is not None:
                 self._core.set_principals([principal.native() for principal in self._principals])
+                self._core.set_principal_share(config.principal_share)
                 self._tell_where()
 
         return apply
@@ -173,6 +174,7 @@ class MasterServer:
             grpc_endpoint=bound.grpc,
             http_endpoint=bound.http,
         )
+        core.set_principal_share(self._config.principal_share)
         for tenant, name, epoch in state.namespaces():
             core.set_namespace_epoch(tenant, name, epoch)
         try:

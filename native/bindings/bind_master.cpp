@@ -557,6 +557,10 @@ void bind_master(nb::module_& module) {
             },
             "principals"_a)
         .def(
+            "set_principal_share",
+            [](PyMaster& self, double share) { self.service().set_principal_share(share); },
+            "share"_a, "Of the sessions for clients, that one principal may hold.")
+        .def(
             "finish_rebuild",
             [](PyMaster& self) {
                 GilReleased release;

@@ -1,18 +1,23 @@
-"""Who opens many connections and says nothing shuts nobody out."""
+"""Who opens many connections, or holds many sessions, shuts nobody out."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+import kvstore
 from kvstore import Status
+from tests.attack.neighbours import assert_fair, flood, p99_ms, write_secret
 from tests.support.cluster import Cluster
 from tests.support.control import http_get
 from tests.support.processes import Daemon, wait_for
@@ -23,6 +28,13 @@ _FLOOD = 1100
 _DESCRIPTORS = 1024
 """What many systems allow a process."""
 _LOG_BYTES = 20_000
+_NODE, _ENGINE, _LOUD, _ADMIN = (f"secret-number-{i}-of-the-test" for i in range(4))
+_TOKENS = f"""a node * {_NODE}
+b node * {_NODE}x
+engine client default {_ENGINE}
+loud client default {_LOUD}
+admin operator * {_ADMIN}
+"""
 
 
 @contextmanager
@@ -76,3 +88,71 @@ def test_idle_http_connections_shut_nobody_out(cluster: Cluster) -> None:
 def cpu_s(daemon: Daemon) -> float:
     fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def block_ports(cluster: Cluster, *nodes: Daemon) -> list[int]:
+    ports = [cluster.master.ports["port"], *(urlsplit(node.ports["tcp"]).port for node in nodes)]
+    return [int(port) for port in ports]
+
+
+def has_logged(daemon: Daemon, text: str) -> bool:
+    return text in daemon.log.read_text()
+
+
+def test_half_open_block_connections_shut_nobody_out(cluster: Cluster) -> None:
+    a = cluster.start_node("a")
+    store = cluster.connect(transport="tcp")
+    base_ms = p99_ms(store, "base")
+    with flood("half_open", 300, *block_ports(cluster, a)):
+        for i in range(63):
+            with kvstore.connect(cluster.address, transport="tcp") as newcomer:
+                assert newcomer.put(f"new/{i}", b"v") is Status.Ok, i
+        beside_ms = p99_ms(store, "beside")
+        began = time.monotonic()
+        cluster.start_node("b")
+        joined_s = time.monotonic() - began
+        for daemon in (cluster.master, a):
+            said = partial(has_logged, daemon, "before their Welcome")
+            wait_for(said, "the evictions to be logged")
+        log = a.log.read_text()
+        began = time.monotonic()
+        a.terminate()
+        cluster.start_node("a")
+        print(f"half-open: a node joins in {joined_s:.1f} s, ", end="")
+        print(f"restarts in {time.monotonic() - began:.1f} s")
+        assert store.get("new/1") == b"v"
+    for text in (cluster.master.log.read_text(), log):
+        assert len(text) < _LOG_BYTES, text[-2000:]
+    assert_fair(base_ms, beside_ms, "half-open connections")
+
+
+def test_sessions_of_one_principal_leave_room_for_others(tmp_path: Path) -> None:
+    tokens = write_secret(tmp_path / "tokens", _TOKENS)
+    files = {
+        line.split()[0]: write_secret(tmp_path / line.split()[0], line)
+        for line in _TOKENS.splitlines()
+    }
+    config = tmp_path / "master.json"
+    config.write_text(json.dumps({"auth_token_file": tokens, "principal_share": 0.02}))
+    cluster = Cluster(tmp_path, ["--config", str(config)], files["admin"])
+    try:
+        cluster.start_node("a", auth_token_file=tokens, principal_share=0.02)
+        refused = ""
+        with many_descriptors(), ExitStack() as held:
+            for _ in range(100):  # 71 of the 3584 for clients
+                try:
+                    held.enter_context(
+                        kvstore.connect(cluster.address, transport="tcp", token_file=files["loud"])
+                    )
+                except kvstore.KvstoreError as error:
+                    refused = str(error)
+                    break
+            assert "principal loud has 71 sessions" in refused and "principal_share" in refused
+            store = cluster.connect(token_file=files["engine"])
+            assert store.put("k", b"v") is Status.Ok
+            cluster.start_node("b", auth_token_file=tokens)  # joins
+        wait_for(partial(has_logged, cluster.master, "principal_share"), "a log line")
+        again = cluster.connect(token_file=files["loud"])
+        assert again.get("k") == b"v"
+    finally:
+        cluster.close()

@@ -52,6 +52,9 @@ class FakeCore:
     def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
         self.calls.append(("set_principals", principals))
 
+    def set_principal_share(self, share: float) -> None:
+        self.calls.append(("set_principal_share", share))
+
     def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
         self.calls.append(("set_endpoints", grpc_endpoint, http_endpoint))
 

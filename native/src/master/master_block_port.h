@@ -31,6 +31,8 @@ class MasterBlockPort final : public ConnectionHandler {
     Result<std::vector<std::string>> start();
     void stop();
     void set_principals(std::vector<Principal> principals);
+    // The largest share of the clients' sessions that one principal may hold.
+    void set_principal_share(double share) { server_->set_principal_share(share); }
     // What the hello names; before start() when they are known, or any time later.
     void set_endpoints(const std::string& grpc, const std::string& http);
     ServerStats stats() const { return server_->stats(); }

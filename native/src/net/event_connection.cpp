@@ -33,21 +33,16 @@ EventConnection::EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size
       since_ms_(boottime_ms()),
       input_(kHandshakeInputBytes) {}
 
-EventConnection::~EventConnection() {
-    if (is_handshake(phase_)) {
-        --state_.handshakes;
-    }
-}
-
 void EventConnection::fail(Code code, std::string_view reason) {
     outbox_->end(code, reason, false);
 }
 
-void EventConnection::enter(Phase phase) {
-    if (is_handshake(phase_) && !is_handshake(phase)) {
-        --state_.handshakes;
+void EventConnection::evict(std::string_view reason) {
+    if (phase_ <= Phase::kAuth && !admitted_) {
+        outbox_->end(Code::kOverloaded, reason, true);
+    } else if (phase_ == Phase::kDraining && !admitted_) {
+        enter(Phase::kFinished);
     }
-    phase_ = phase;
 }
 
 void EventConnection::start_adopted(std::shared_ptr<void> adopted_session) {
@@ -500,6 +495,11 @@ void EventConnection::open_session(const Digest& proof) {
     peer_.node_epoch = hello.node_epoch;
     peer_.session_id = hello.session_id;
     peer_.applied_seq = hello.applied_seq;
+    if (Status admitted = state_.admission.open(outbox_->id(), peer_.role, peer_.principal);
+        !admitted.ok()) {
+        return fail(admitted.code(), admitted.message());
+    }
+    admitted_ = true;
     Result<HelloAnswer> answer = service_.on_hello(*this, hello);
     if (!answer.ok()) {
         return fail(answer.code(), answer.status().message());

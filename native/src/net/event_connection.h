@@ -9,11 +9,9 @@ namespace kvstore {
 
 class EventConnection final : public Connection {
   public:
-    // `scratch` is the loop's: where discarded bytes go. Whoever creates it has counted it as a
-    // handshake.
+    // `scratch` is the loop's: where discarded bytes go.
     EventConnection(std::shared_ptr<Outbox> outbox, Peer peer, size_t loop, ServerState& state,
                     ConnectionHandler& service, std::span<uint8_t> scratch);
-    ~EventConnection() override;
 
     const Peer& peer() const override { return peer_; }
     const std::shared_ptr<ConnectionRef>& ref() const override { return ref_; }
@@ -31,6 +29,8 @@ class EventConnection final : public Connection {
     // code of the service, so that on_close never comes from within another callback.
     void settle();
     void tick(uint64_t now_ms);
+    // Ends it without a word, if it has no session yet.
+    void evict(std::string_view reason);
     bool finished() const { return phase_ == Phase::kFinished; }
 
   private:
@@ -42,11 +42,11 @@ class EventConnection final : public Connection {
     //   any of these ── the outbox has an ending ──► kDraining ── nothing more to send or hear ──►
     //   kFinished
     //
-    // kHello, kAuth and kWelcoming count as a handshake; an ending then is told by Refused, in
-    // kOpen by Error. A session exists in kWelcoming and kOpen: leaving them for kDraining calls
-    // on_close. kDraining sends the last frame and discards what arrives, until the peer closes,
-    // the socket breaks or kLingerMs pass; an ending "at once" passes straight through it. An
-    // adopted socket goes from kHello to kOpen.
+    // In kHello, kAuth and kWelcoming an ending is told by Refused, in kOpen by Error. A session
+    // exists in kWelcoming and kOpen: leaving them for kDraining calls on_close. kDraining sends
+    // the last frame and discards what arrives, until the peer closes, the socket breaks or
+    // kLingerMs pass; an ending "at once" passes straight through it. An adopted socket goes from
+    // kHello to kOpen.
     enum class Phase : uint8_t { kHello, kAuth, kWelcoming, kOpen, kDraining, kFinished };
     // What the next byte of the stream belongs to: kHeader → kBody → (kPayload →) kHeader. Only
     // kOpen has payloads.
@@ -77,8 +77,7 @@ class EventConnection final : public Connection {
     void open_session(const Digest& proof);
     bool send_welcome(HelloAnswer* answer, const Digest& proof);
     void on_frame(std::span<const uint8_t> body);
-    void enter(Phase phase);
-    static bool is_handshake(Phase phase) { return phase <= Phase::kWelcoming; }
+    void enter(Phase phase) { phase_ = phase; }
     bool in_frame() const { return next_part_ != Part::kHeader || buffered() != 0; }
     uint64_t offered_features() const;
     size_t buffered() const { return end_ - begin_; }
@@ -93,8 +92,9 @@ class EventConnection final : public Connection {
 
     Phase phase_ = Phase::kHello;
     Part next_part_ = Part::kHeader;
-    bool moved_ = false;  // bytes came in since the last tick
-    uint64_t since_ms_;   // start of the phase, or of the silence in the middle of a frame
+    bool admitted_ = false;  // counted as a session, no longer as half-open
+    bool moved_ = false;     // bytes came in since the last tick
+    uint64_t since_ms_;      // start of the phase, or of the silence in the middle of a frame
     std::unique_ptr<Handshake> handshake_;
     Credential credential_;    // null: not authenticated
     bool is_adopted_ = false;  // we have connected to it

@@ -6,9 +6,11 @@
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "base/signals_blocked.h"
 
@@ -18,7 +20,12 @@ namespace {
 constexpr uint64_t kWakeId = 0;
 constexpr uint64_t kListenerBit = uint64_t{1} << 63;
 constexpr size_t kScratchBytes = 256 * 1024;
-constexpr int kAcceptsPerTurn = 64;
+constexpr int kAcceptsPerTurn = 16;         // so that sessions are served meanwhile
+constexpr uint64_t kSpareDescriptors = 64;  // for files; an eighth where only few are allowed
+constexpr std::string_view kEvicted =
+    "too many connections before their Welcome: the oldest ones give way to new ones";
+constexpr std::string_view kOutOfDescriptors =
+    "out of descriptors: raise the limit on open files (ulimit -n)";
 
 std::atomic<uint64_t> next_connection_id{1};
 
@@ -31,6 +38,26 @@ Peer peer_of(int fd) {
     }
     peer.address = peer_address(fd);
     return peer;
+}
+
+uint64_t most_descriptors() {
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+        return std::numeric_limits<uint64_t>::max();
+    }
+    return limit.rlim_cur - std::min<uint64_t>(kSpareDescriptors, limit.rlim_cur / 8);
+}
+
+// Best effort, before the socket is closed at once.
+void send_refused(int fd, std::string_view reason) {
+    std::vector<uint8_t> body;
+    encode_message(Refused{.code = static_cast<int32_t>(Code::kOverloaded), .message = reason},
+                   body);
+    const FrameHeaderBytes head = encode_header({.body_bytes = static_cast<uint32_t>(body.size()),
+                                                 .type = static_cast<uint16_t>(Refused::kType),
+                                                 .flags = kFlagFatal});
+    body.insert(body.begin(), head.begin(), head.end());
+    (void)!send(fd, body.data(), body.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 }  // namespace
@@ -70,6 +97,7 @@ void EventLoop::stop() {
 void EventLoop::run() {
     std::array<epoll_event, 128> events;
     next_tick_ms_ = boottime_ms() + state_->options.tick_ms;
+    most_descriptors_ = most_descriptors();
     while (!stopping_) {
         const uint64_t now_ms = boottime_ms();
         const int patience = now_ms >= next_tick_ms_ ? 0 : static_cast<int>(next_tick_ms_ - now_ms);
@@ -108,6 +136,9 @@ void EventLoop::work() {
 void EventLoop::tick() {
     const uint64_t now_ms = boottime_ms();
     next_tick_ms_ = now_ms + state_->options.tick_ms;
+    if (!listeners_.empty()) {
+        most_descriptors_ = most_descriptors();
+    }
     for (const size_t listener : std::exchange(paused_listeners_, {})) {
         watch_listener(listener, true);
     }
@@ -150,6 +181,7 @@ void EventLoop::after(EventConnection& connection) {
     if (connection.finished()) {
         connection.outbox().close_socket();
         --state_->open;
+        state_->admission.end(connection.outbox().id());
         connections_.erase(connection.outbox().id());
     }
 }
@@ -169,12 +201,25 @@ void EventLoop::visit(uint64_t id, const std::function<void(Connection&)>& fn) {
     }
 }
 
+// A newer connection takes the place of this half-open one.
+void EventLoop::evict(uint64_t id) {
+    const auto found = connections_.find(id);
+    if (found != connections_.end()) {
+        if (!found->second->outbox().ending()) {
+            send_refused(found->second->outbox().fd(), kEvicted);
+        }
+        found->second->evict(kEvicted);
+        after(*found->second);
+    }
+}
+
 void EventLoop::close_all() {
     for (const auto& [id, connection] : connections_) {
         connection->outbox().end(Code::kClosed, "the server stops", true);
         connection->settle();
         connection->outbox().close_socket();
         --state_->open;
+        state_->admission.end(id);
     }
     connections_.clear();
     listeners_.clear();
@@ -202,10 +247,7 @@ void EventLoop::accept_some(size_t listener) {
         Fd fd(accept4(listeners_[listener].get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (!fd.valid()) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-                state_->count_refusal(Code::kOverloaded, {},
-                                      "out of descriptors: accepting pauses");
-                watch_listener(listener, false);
-                paused_listeners_.push_back(listener);
+                return run_out_of_descriptors(listener);
             }
             if (errno != ECONNABORTED && errno != EINTR) {
                 return;
@@ -213,32 +255,40 @@ void EventLoop::accept_some(size_t listener) {
             continue;
         }
         ++state_->accepted;
-        if (!refuse_when_full(fd)) {
-            ++state_->open;  // counted here, not where it is served, so that the caps are exact
-            ++state_->handshakes;
-            place_().add_accepted(std::move(fd));
-        }
+        accept_one(std::move(fd));
     }
 }
 
-bool EventLoop::refuse_when_full(const Fd& fd) {
-    const EventServer::Options& options = state_->options;
-    const bool full = state_->open >= options.max_connections;
-    if (!full && state_->handshakes < options.max_handshakes) {
-        return false;
+void EventLoop::run_out_of_descriptors(size_t listener) {
+    state_->count_refusal(Code::kOverloaded, {}, kOutOfDescriptors);
+    (void)state_->admission.evict_oldest();
+    watch_listener(listener, false);
+    paused_listeners_.push_back(listener);
+}
+
+void EventLoop::accept_one(Fd fd) {
+    Peer peer = peer_of(fd.get());
+    if (state_->open >= state_->options.max_connections) {
+        return refuse(fd, peer.address, "too many connections");
     }
-    const Refused refused{
-        .code = static_cast<int32_t>(Code::kOverloaded),
-        .message = full ? "too many connections" : "too many connections before their Welcome"};
-    std::vector<uint8_t> body;
-    encode_message(refused, body);
-    const FrameHeaderBytes head = encode_header({.body_bytes = static_cast<uint32_t>(body.size()),
-                                                 .type = static_cast<uint16_t>(Refused::kType),
-                                                 .flags = kFlagFatal});
-    body.insert(body.begin(), head.begin(), head.end());
-    (void)!send(fd.get(), body.data(), body.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    state_->count_refusal(Code::kOverloaded, peer_of(fd.get()).address, refused.message);
-    return true;
+    // The spare ones are for files: whoever has not shown a token yet must not use them up.
+    if (static_cast<uint64_t>(fd.get()) >= most_descriptors_) {
+        (void)state_->admission.evict_oldest();
+        return refuse(fd, peer.address, kOutOfDescriptors);
+    }
+    ++state_->open;  // counted here, not where it is served, so that the caps are exact
+    std::string network = peer_network(fd.get());
+    EventLoop& loop = place_();
+    std::shared_ptr<Outbox> outbox = loop.make_outbox(std::move(fd));
+    state_->admission.begin(outbox->id(), std::move(network), [&loop, id = outbox->id()] {
+        loop.mailbox()->post([&loop, id] { loop.evict(id); });
+    });
+    loop.add_accepted(std::move(outbox), std::move(peer));
+}
+
+void EventLoop::refuse(const Fd& fd, const std::string& address, std::string_view reason) {
+    send_refused(fd.get(), reason);
+    state_->count_refusal(Code::kOverloaded, address, reason);
 }
 
 std::shared_ptr<Outbox> EventLoop::make_outbox(Fd fd) {
@@ -256,12 +306,11 @@ EventConnection* EventLoop::insert(std::shared_ptr<Outbox> outbox, Peer peer) {
     return (connections_[id] = std::move(connection)).get();
 }
 
-void EventLoop::add_accepted(Fd fd) {
-    mailbox_->post([this, shared = std::make_shared<Fd>(std::move(fd))] {
+void EventLoop::add_accepted(std::shared_ptr<Outbox> outbox, Peer peer) {
+    mailbox_->post([this, outbox = std::move(outbox), peer = std::move(peer)] {
         const int on = 1;
-        (void)setsockopt(shared->get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        Peer peer = peer_of(shared->get());
-        after(*insert(make_outbox(std::move(*shared)), std::move(peer)));
+        (void)setsockopt(outbox->fd(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        after(*insert(outbox, peer));
     });
 }
 
@@ -272,7 +321,6 @@ std::shared_ptr<Outbox> EventLoop::add_adopted(Fd fd, Peer peer, std::shared_ptr
     peer.pid = found.pid;
     peer.address = found.address;
     ++state_->open;
-    ++state_->handshakes;
     std::shared_ptr<Outbox> outbox = make_outbox(std::move(fd));
     outbox->set_opened();
     mailbox_->post([this, outbox, peer = std::move(peer), session = std::move(session)] {

@@ -24,13 +24,15 @@ class EventLoop {
 
     // From any thread.
     void add_listener(Fd fd);
-    void add_accepted(Fd fd);
+    void add_accepted(std::shared_ptr<Outbox> outbox, Peer peer);
+    std::shared_ptr<Outbox> make_outbox(Fd fd);
     std::shared_ptr<Outbox> add_adopted(Fd fd, Peer peer, std::shared_ptr<void> session);
 
     // On the loop's thread.
     std::vector<SessionView> views() const;
     void settle(uint64_t id);
     void visit(uint64_t id, const std::function<void(Connection&)>& fn);
+    void evict(uint64_t id);
 
   private:
     void run();
@@ -39,12 +41,13 @@ class EventLoop {
     void tick();
     bool principals_changed();
     void accept_some(size_t listener);
-    bool refuse_when_full(const Fd& fd);
+    void accept_one(Fd fd);
+    void run_out_of_descriptors(size_t listener);
+    void refuse(const Fd& fd, const std::string& address, std::string_view reason);
     void watch_listener(size_t listener, bool on);
     EventConnection* insert(std::shared_ptr<Outbox> outbox, Peer peer);
     void after(EventConnection& connection);
     void close_all();
-    std::shared_ptr<Outbox> make_outbox(Fd fd);
 
     const size_t index_;
     const std::shared_ptr<ServerState> state_;
@@ -58,6 +61,7 @@ class EventLoop {
     std::vector<uint8_t> scratch_;
     uint64_t seen_replacements_ = 0;  // of the principals
     uint64_t next_tick_ms_ = 0;
+    uint64_t most_descriptors_ = 0;  // connections get none above it
     bool stopping_ = false;
     std::thread thread_;
 };

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "net/admission.h"
 #include "net/event_server.h"
 
 namespace kvstore {
@@ -24,13 +25,22 @@ class EventLoop;
 
 // What the loops of one server share. Outlives the server inside the connections' handles.
 struct ServerState {
-    EventServer::Options options;
-    std::atomic<uint32_t> write_stall_ms{0};
+    explicit ServerState(EventServer::Options chosen)
+        : options(std::move(chosen)),
+          admission({.max_connections = options.max_connections,
+                     .max_half_open = options.max_handshakes,
+                     .reserved = options.reserved_connections},
+                    options.principal_share),
+          write_stall_ms(options.write_stall_ms),
+          cluster_id(options.cluster_id) {}
+
+    const EventServer::Options options;
+    Admission admission;
+    std::atomic<uint32_t> write_stall_ms;
     Mutex mutex;
     std::string cluster_id KV_GUARDED_BY(mutex);
     std::atomic<uint64_t> accepted{0};
     std::atomic<uint64_t> open{0};
-    std::atomic<uint64_t> handshakes{0};
     std::atomic<uint64_t> sessions{0};
     std::atomic<uint64_t> frames_in{0};
     std::atomic<uint64_t> frames_out{0};

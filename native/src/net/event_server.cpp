@@ -26,7 +26,9 @@ bool ConnectionRef::send_error(uint64_t request_id, Code code, std::string_view 
 }
 
 struct EventServer::Impl {
-    std::shared_ptr<ServerState> state = std::make_shared<ServerState>();
+    explicit Impl(Options options) : state(std::make_shared<ServerState>(std::move(options))) {}
+
+    const std::shared_ptr<ServerState> state;
     std::vector<std::unique_ptr<EventLoop>> loops;
     std::atomic<size_t> next_loop{0};
     Mutex stop_mutex;  // one stop() at a time
@@ -39,10 +41,7 @@ struct EventServer::Impl {
 };
 
 EventServer::EventServer(Options options, ConnectionHandler& service)
-    : impl_(std::make_unique<Impl>()) {
-    impl_->state->cluster_id = options.cluster_id;
-    impl_->state->write_stall_ms = options.write_stall_ms;
-    impl_->state->options = std::move(options);
+    : impl_(std::make_unique<Impl>(std::move(options))) {
     const size_t count = std::max<size_t>(impl_->state->options.loops, 1);
     for (size_t i = 0; i < count; ++i) {
         impl_->loops.push_back(std::make_unique<EventLoop>(
@@ -125,6 +124,10 @@ void EventServer::set_cluster_id(std::string cluster_id) {
 
 void EventServer::set_write_stall_ms(uint32_t stall_ms) {
     impl_->state->write_stall_ms.store(stall_ms, std::memory_order_relaxed);
+}
+
+void EventServer::set_principal_share(double share) {
+    impl_->state->admission.set_principal_share(share);
 }
 
 void EventServer::post(size_t loop, std::function<void()> fn) {

@@ -167,7 +167,9 @@ class EventServer {
         uint32_t version_min = kProtocolVersionMin;
         uint32_t version_max = kProtocolVersionMax;
         size_t max_connections = limits::kMaxConnections;
-        size_t max_handshakes = 256;  // connections before their Welcome
+        size_t max_handshakes = 256;  // of them before their Welcome; then the oldest one goes
+        size_t reserved_connections = 256;  // that clients leave to nodes and operators
+        double principal_share = 1;         // of the clients' sessions, that one principal may hold
         uint32_t handshake_ms = limits::kHandshakeMs;
         size_t max_queued_bytes = limits::kMaxQueuedBytes;
         uint64_t max_queued_payload_bytes = limits::kMaxPayloadBytes;
@@ -194,6 +196,8 @@ class EventServer {
     void set_cluster_id(std::string cluster_id);
     // Options::write_stall_ms from now on, for connections that are open too.
     void set_write_stall_ms(uint32_t stall_ms);
+    // Options::principal_share from now on, for new sessions.
+    void set_principal_share(double share);
     // Runs `fn` on a loop thread; dropped when the server has stopped.
     void post(size_t loop, std::function<void()> fn);
     // Refused peers and ended connections since the last call, for the log.

@@ -428,6 +428,25 @@ std::string peer_address(int fd) {
     return std::string(host) + ":" + port;
 }
 
+std::string peer_network(int fd) {
+    if (const std::optional<PeerCredentials> peer = peer_credentials(fd)) {
+        return "unix uid " + std::to_string(peer->uid);
+    }
+    Address address;
+    address.length = sizeof address.storage;
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0) {
+        return "unknown";
+    }
+    const auto bytes = [](const void* from, size_t size) {
+        return std::string(static_cast<const char*>(from), size);
+    };
+    if (address.storage.ss_family == AF_INET) {
+        return bytes(&reinterpret_cast<const sockaddr_in*>(&address.storage)->sin_addr, 4);
+    }
+    const in6_addr& host = reinterpret_cast<const sockaddr_in6*>(&address.storage)->sin6_addr;
+    return IN6_IS_ADDR_V4MAPPED(&host) ? bytes(&host.s6_addr[12], 4) : bytes(&host, 8);
+}
+
 Status send_all(int fd, TransferCursor* cursor, Deadline deadline, int flags) {
     std::array<iovec, kIovecsPerStep> extents;
     while (!cursor->done()) {

@@ -54,6 +54,8 @@ std::optional<PeerCredentials> peer_credentials(int fd);  // Unix sockets only
 // Whether the process that connected had this group, as its own or as a supplementary one.
 bool peer_in_group(int fd, gid_t gid);
 std::string peer_address(int fd);  // "10.0.0.7:5412", "unix uid 1000 pid 77"
+// What a peer cannot change easily: its IPv4 address, its IPv6 network (/64), its Unix user.
+std::string peer_network(int fd);
 
 // Blocking (poll) transfers on a non-blocking socket: everything, or an error. They never raise
 // SIGPIPE. kClosed when the peer has closed, kDeadlineExceeded, kIoError. `flags`: MSG_MORE.

@@ -36,6 +36,7 @@ EventServer::Options server_options(const NodeOptions& options,
     server.loops = std::max<uint32_t>(options.server_threads, 1);
     server.write_stall_ms = kStallMs;
     server.cluster_id = options.cluster_id;
+    server.principal_share = options.principal_share;
     server.authenticator = std::move(authenticator);
     return server;
 }
@@ -186,6 +187,7 @@ void NodeBlockPort::set_tunables(NodeTunables tunables) {
     }
     reservation_ms_.store(tunables.reservation_ms);
     domains_.set_access(std::move(tunables.shm_read), std::move(tunables.shm_write));
+    server_->set_principal_share(tunables.principal_share);
     if (tier_ != nullptr) {
         tier_->set_tunables(tunables.nvme);
     }

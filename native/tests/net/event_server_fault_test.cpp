@@ -248,27 +248,82 @@ TEST_F(EventServerTest, SilentPeersAreGivenUp) {
     EXPECT_EQ(pong->header.message(), MessageType::kPong);
 }
 
-TEST_F(EventServerTest, ConnectionsAreCapped) {
+TEST_F(EventServerTest, TheOldestHalfOpenConnectionGivesWayToANewOne) {
     options_.max_handshakes = 3;
-    options_.max_connections = 6;
     serve();
     std::vector<Fd> waiting;
-    for (int i = 0; i < 3; ++i) {
+    for (uint64_t i = 0; i < 3; ++i) {
         waiting.push_back(connected(tcp_));
+        ASSERT_TRUE(eventually([&] { return server_->stats().open == i + 1; }));
     }
-    ASSERT_TRUE(eventually([&] { return server_->stats().open == 3; }));
     const Fd fourth = connected(tcp_);
-    EXPECT_EQ(closing_code(fourth), Code::kOverloaded);
-    waiting.clear();
-    ASSERT_TRUE(eventually([&] { return server_->stats().open == 0; }));
+    EXPECT_EQ(closing_code(waiting.front()), Code::kOverloaded);
+    expect_serving();  // which takes the place of the next one
+    EXPECT_EQ(closing_code(waiting[1]), Code::kOverloaded);
+    EXPECT_TRUE(send_bytes(fourth, frame_of(params().hello({}), kHelloMagic)).ok());
+    const std::optional<RawFrame> welcome = next_frame(fourth);
+    ASSERT_TRUE(welcome);
+    EXPECT_EQ(welcome->header.message(), MessageType::kWelcome);
+    EXPECT_TRUE(logged("before their Welcome"));
+}
+
+// Refused ones linger for a second for their peers to read why, but not in the place of others.
+TEST_F(EventServerTest, RefusedConnectionsShutNobodyOut) {
+    options_.max_handshakes = 4;
+    serve();
+    const uint64_t began_ms = boottime_ms();
+    std::vector<Fd> refused;
+    for (uint64_t i = 0; i < 40; ++i) {
+        refused.push_back(connected(tcp_));
+        ASSERT_TRUE(send_bytes(refused.back(), frame_of(Flush{})).ok());
+    }
+    EXPECT_TRUE(eventually([&] { return server_->stats().open <= 4; }));
+    EXPECT_LT(boottime_ms() - began_ms, 900u);
+    expect_serving();
+}
+
+TEST_F(EventServerTest, SessionsAreBounded) {
+    options_.max_handshakes = 3;
+    options_.max_connections = 9;
+    serve();
+    std::vector<Fd> sessions;
     for (int i = 0; i < 6; ++i) {
-        waiting.push_back(raw_session(tcp_));
+        sessions.push_back(raw_session(tcp_));
     }
     const Status refused = refusal(tcp_, params());
     EXPECT_EQ(refused.code(), Code::kOverloaded) << refused.to_string();
-    waiting.pop_back();
-    ASSERT_TRUE(eventually([&] { return server_->stats().open == 5; }));
-    expect_serving();
+    sessions.pop_back();
+    ASSERT_TRUE(eventually([&] { return server_->stats().sessions == 5; }));
+    EXPECT_TRUE(eventually([&] { return refusal(tcp_, params()).ok(); }));
+}
+
+TEST_F(EventServerTest, ClientsLeaveAReserveToNodesAndOneAnother) {
+    require_tokens();
+    options_.max_handshakes = 4;
+    options_.max_connections = 20;  // 16 sessions, 2 of them reserved
+    options_.reserved_connections = 2;
+    options_.principal_share = 0.5;
+    serve();
+    std::vector<std::unique_ptr<Channel>> sessions;
+    for (int i = 0; i < 7; ++i) {
+        sessions.push_back(connect(tcp_, with_token("engine", "s3cret")));
+    }
+    const Status share = refusal(tcp_, with_token("engine", "s3cret"));
+    EXPECT_EQ(share.code(), Code::kOverloaded);
+    EXPECT_NE(share.message().find("principal engine has 7 sessions here, as many as "
+                                   "principal_share allows"),
+              std::string::npos)
+        << share.message();
+    HelloParams administrator = with_token("admin", "adm1n");
+    for (int i = 0; i < 7; ++i) {
+        sessions.push_back(connect(tcp_, administrator));
+    }
+    HelloParams node = with_token("node-a", "n0de");
+    node.role = Role::kNode;
+    sessions.push_back(connect(tcp_, node));
+    sessions.push_back(connect(tcp_, node));
+    server_->set_principal_share(1);
+    EXPECT_EQ(refusal(tcp_, with_token("engine", "s3cret")).message(), "too many sessions");
 }
 
 TEST_F(EventServerTest, AbruptEndsAreNoticedWhereverTheyCome) {

@@ -1,0 +1,62 @@
+"""Floods, and a well-behaved client beside them whose calls are timed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import kvstore
+from kvstore import Status
+
+_CALLS = 300
+_SLACK_MS = 30.0
+"""Of a machine that other tests share."""
+
+
+def p99_ms(store: kvstore.Store, name: str) -> float:
+    """99th percentile of a put and a get; the best of three rounds, as other tests run too."""
+    return min(_p99_ms(store, f"{name}/{i}") for i in range(3))
+
+
+def _p99_ms(store: kvstore.Store, name: str) -> float:
+    took = []
+    for i in range(_CALLS):
+        key = f"{name}/{i}"
+        began = time.perf_counter()
+        assert store.put(key, b"x" * 1000) is Status.Ok
+        assert store.get(key) == b"x" * 1000
+        took.append((time.perf_counter() - began) * 1000)
+    return sorted(took)[math.ceil(0.99 * _CALLS) - 1]
+
+
+def assert_fair(base_ms: float, beside_ms: float, flood: str) -> None:
+    """Print what a flood does to the others' calls; fail if it is out of proportion."""
+    print(f"{flood}: p99 {beside_ms:.2f} ms beside it, {base_ms:.2f} ms without")
+    assert beside_ms <= 10 * base_ms + _SLACK_MS, flood
+
+
+@contextmanager
+def flood(kind: str, *arguments: object) -> Iterator[None]:
+    """Run a flood of `tests.attack.floods` in a process of its own, from when it has begun."""
+    command = [sys.executable, "-m", "tests.attack.floods", kind, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"begun\n", kind
+            yield
+            assert process.poll() is None, "the flood has ended"
+        finally:
+            process.stdin.close()
+            process.wait(30)
+
+
+def write_secret(path: Path, text: str) -> str:
+    """Write a token file."""
+    path.write_text(text)
+    path.chmod(0o600)
+    return str(path)
