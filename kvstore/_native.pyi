@@ -180,6 +180,7 @@ class NodeTunables:
     reservation_ms: int
     shm_read: list[str]
     shm_write: list[str]
+    pin_cap_bytes: int
     principal_share: float
     demote_ahead: float
     promote_reads: int

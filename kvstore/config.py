@@ -330,6 +330,9 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     client_cap_bytes: Annotated[
         Size, _live("Uncommitted bytes that one client may hold. 0: half of the segment.")
     ] = 0
+    pin_cap_bytes: Annotated[
+        Size, _live("Hard-pinned bytes of one tenant. 0: half of the segment.")
+    ] = 0
     rest_api: Annotated[
         str,
         Meta(pattern="^(off|localhost|all)$"),

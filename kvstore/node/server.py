@@ -104,6 +104,7 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
     tunables.reservation_ms = config.reservation_ms
     tunables.shm_read = list(config.shm_read)
     tunables.shm_write = list(config.shm_write)
+    tunables.pin_cap_bytes = config.pin_cap_bytes
     tunables.principal_share = config.principal_share
     tunables.demote_ahead = config.demote_ahead
     tunables.promote_reads = config.promote_reads

@@ -86,6 +86,7 @@ void bind_tunables(nb::module_& module) {
         .def_rw("reservation_ms", &NodeTunables::reservation_ms)
         .def_rw("shm_read", &NodeTunables::shm_read)
         .def_rw("shm_write", &NodeTunables::shm_write)
+        .def_rw("pin_cap_bytes", &NodeTunables::pin_cap_bytes)
         .def_rw("principal_share", &NodeTunables::principal_share)
         .def_prop_rw(
             "readmit_share",

@@ -64,7 +64,7 @@ def test_three_times_the_capacity_never_hurts_what_is_protected(
 
 
 def test_hard_pins_can_fill_a_node_and_unpin_frees_it(cluster: Cluster) -> None:
-    cluster.start_node("a", segment_size="32mb")
+    cluster.start_node("a", segment_size="32mb", pin_cap_bytes="32mb")
     store = cluster.connect()
     pinned = []
     for i in range(100):

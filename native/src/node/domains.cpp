@@ -39,6 +39,7 @@ BlockStore::Options store_options(const NodeOptions& options, const std::vector<
     store.secret = options.hash_secret;
     store.client_cap_bytes = options.client_cap_bytes;
     store.lease_cap_bytes = options.lease_cap_bytes;
+    store.pin_cap_bytes = options.pin_cap_bytes;
     store.reservation_ms = options.reservation_ms;
     store.allow_cold_restart = options.allow_cold_restart;
     store.tiered = !options.nvme_dir.empty();

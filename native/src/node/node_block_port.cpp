@@ -183,6 +183,7 @@ void NodeBlockPort::set_tunables(NodeTunables tunables) {
     reservation_ms_.store(std::min(reservation_ms_.load(), tunables.reservation_ms));
     for (const auto& domain : domains_.all()) {
         domain->store->set_limits(tunables.reservation_ms, tunables.client_cap_bytes);
+        domain->store->set_pin_cap(tunables.pin_cap_bytes);
         domain->flow->set_reservation_ms(tunables.reservation_ms);
     }
     reservation_ms_.store(tunables.reservation_ms);

@@ -25,6 +25,7 @@ struct NodeTunables {
     // Tenants that may map the memory of their domain: only for reading, or for writing as well.
     std::vector<std::string> shm_read;
     std::vector<std::string> shm_write = {"default"};
+    uint64_t pin_cap_bytes = 0;     // hard-pinned bytes of one tenant; 0: half of the segment
     double principal_share = 0.75;  // of the sessions for clients, that one principal may hold
     NvmeTierTunables nvme;
 };

@@ -321,6 +321,7 @@ void NvmeTier::promote_one(const Promotion& promotion) {
     item.size_bytes = identity.length;
     item.ttl_ms = what.expires_at_ms == 0 ? 0 : what.expires_at_ms - now;
     item.pin = what.pin;
+    item.is_copy = true;
     item.parent_hash = what.parent;
     item.put_wall_ms = what.put_wall_ms;
     item.lossless = true;

@@ -158,6 +158,7 @@ PutFlow::Begun PutFlow::begin_copy(const Owner& owner, const NamespaceRef& ns, c
         return {Code::kAlreadyExists, 0, 0, nullptr};
     }
     item.force = true;
+    item.is_copy = true;
     const BlockStore::Reserved reserved = store_.reserve(owner, ns, item);
     const Begun begun{reserved.code, reserved.generation, reserved.offset, reserved.data};
     if (begun.code == Code::kOk) {

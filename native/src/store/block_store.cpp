@@ -38,6 +38,9 @@ BlockStore::Options with_defaults(BlockStore::Options options) {
     if (options.lease_cap_bytes == 0) {
         options.lease_cap_bytes = options.size_bytes / 2;
     }
+    if (options.pin_cap_bytes == 0) {
+        options.pin_cap_bytes = options.size_bytes / 2;
+    }
     // A claim granted before a remove must not outlive the tombstone.
     options.tombstone_ms = std::max(options.tombstone_ms, 2 * options.reservation_ms);
     if (!options.now_ms) {

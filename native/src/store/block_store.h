@@ -43,6 +43,7 @@ class BlockStore {
         HashSecret secret{};
         uint64_t client_cap_bytes = 0;  // unpublished bytes of one client; 0: half of the segment
         uint64_t lease_cap_bytes = 0;   // leased bytes of one tenant; 0: half of the segment
+        uint64_t pin_cap_bytes = 0;     // hard-pinned bytes of one tenant; 0: half of the segment
         uint32_t reservation_ms = limits::kReservationMs;
         uint32_t tombstone_ms = 60'000;   // at least twice reservation_ms is used
         uint32_t prefault_wait_ms = 250;  // how long a reserve waits for pre-faulting, then evicts
@@ -71,6 +72,7 @@ class BlockStore {
         uint64_t put_wall_ms = 0;  // when it was first put; 0: now
         Generation spare = 0;      // write it into this block of reserve_spare(); 0: into a new one
         bool force = false;        // an upsert or a copy: kAlreadyExists is no obstacle
+        bool is_copy = false;      // of an object that has its pin already: no cap of pins
         bool lossless = false;     // rather kNoSpace than evict what NVMe lacks
     };
     // code: kOk, kAlreadyExists (published here; its recency is refreshed), kNoSpace, kTooLarge,
@@ -303,7 +305,8 @@ class BlockStore {
     void refuse_upto(const Hash128& hash, Version version);
     // Every id of this incarnation is unreachable at once; blocks are swept by tick().
     void flush(const NamespaceRef& old_ns);
-    Code set_pin(const NamespaceRef& ns, const Key& key, Pin pin);  // kOk or kNotFound
+    // kOk, kNotFound, or kNoSpace: a hard pin beyond the tenant's cap is a soft one.
+    Code set_pin(const NamespaceRef& ns, const Key& key, Pin pin);
     // The longest prefix whose objects are here and fit the tenant's cap, in whole pages of
     // `stride` keys. Durations above limits::kMaxLeaseMs are cut to it.
     LeaseGrant lease_acquire(const Owner& owner, const NamespaceRef& ns, std::span<const Key> keys,
@@ -338,6 +341,8 @@ class BlockStore {
 
     // Both as in Options, from the next reservation on; what is reserved keeps its deadline.
     void set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes);
+    // Hard-pinned bytes of one tenant from now on; 0: half of the segment.
+    void set_pin_cap(uint64_t bytes);
 
     // --- the node's view ---
     // Called outside the mutex, in the order in which the objects were withdrawn, by one thread at

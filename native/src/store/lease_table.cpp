@@ -9,18 +9,24 @@
 namespace kvstore {
 
 uint64_t LeaseTable::room_bytes(TenantId tenant) const {
-    const auto it = tenant_bytes_.find(tenant);
-    const uint64_t used = it == tenant_bytes_.end() ? 0 : it->second;
+    const auto it = tenants_.find(tenant);
+    const uint64_t used = it == tenants_.end() ? 0 : it->second.bytes;
     return used >= tenant_cap_bytes_ ? 0 : tenant_cap_bytes_ - used;
 }
 
+bool LeaseTable::full(TenantId tenant) const {
+    const auto it = tenants_.find(tenant);
+    return leases_.size() >= kMaxLeases ||
+           (it != tenants_.end() && it->second.leases >= kMaxTenantLeases);
+}
+
 uint64_t LeaseTable::add(Lease lease) {
-    KV_ASSERT(!full());
+    KV_ASSERT(!full(lease.tenant));
     const uint64_t id = next_id_++;
     bytes_ += lease.bytes;
-    if (lease.bytes > 0) {
-        tenant_bytes_[lease.tenant] += lease.bytes;
-    }
+    Held& held = tenants_[lease.tenant];
+    ++held.leases;
+    held.bytes += lease.bytes;
     next_expires_at_ms_ = std::min(next_expires_at_ms_, lease.deadline_ms);
     leases_.emplace(id, std::move(lease));
     return id;
@@ -43,14 +49,11 @@ LeaseTable::Lease LeaseTable::extract(std::unordered_map<uint64_t, Lease>::itera
     Lease lease = std::move(it->second);
     leases_.erase(it);
     bytes_ -= lease.bytes;
-    if (lease.bytes == 0) {
-        return lease;  // of empty objects only
-    }
-    const auto tenant = tenant_bytes_.find(lease.tenant);
-    KV_ASSERT(tenant != tenant_bytes_.end() && tenant->second >= lease.bytes);
-    tenant->second -= lease.bytes;
-    if (tenant->second == 0) {
-        tenant_bytes_.erase(tenant);
+    const auto tenant = tenants_.find(lease.tenant);
+    KV_ASSERT(tenant != tenants_.end() && tenant->second.bytes >= lease.bytes);
+    tenant->second.bytes -= lease.bytes;
+    if (--tenant->second.leases == 0) {
+        tenants_.erase(tenant);
     }
     return lease;
 }

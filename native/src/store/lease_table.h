@@ -16,6 +16,7 @@ namespace kvstore {
 class LeaseTable {
   public:
     static constexpr size_t kMaxLeases = 65'536;
+    static constexpr size_t kMaxTenantLeases = kMaxLeases / 2;
     struct Item {
         uint32_t entry = 0;
         Generation generation = 0;
@@ -30,7 +31,7 @@ class LeaseTable {
 
     explicit LeaseTable(uint64_t tenant_cap_bytes) : tenant_cap_bytes_(tenant_cap_bytes) {}
 
-    bool full() const { return leases_.size() >= kMaxLeases; }
+    bool full(TenantId tenant) const;
     uint64_t room_bytes(TenantId tenant) const;
     // Returns the lease's id, never 0. The caller has kept to full() and room_bytes().
     uint64_t add(Lease lease);
@@ -53,7 +54,11 @@ class LeaseTable {
     uint64_t bytes_ = 0;
     uint64_t next_expires_at_ms_ = UINT64_MAX;  // no lease ends before it
     std::unordered_map<uint64_t, Lease> leases_;
-    std::unordered_map<TenantId, uint64_t> tenant_bytes_;
+    struct Held {
+        size_t leases = 0;
+        uint64_t bytes = 0;
+    };
+    std::unordered_map<TenantId, Held> tenants_;
 };
 
 }  // namespace kvstore

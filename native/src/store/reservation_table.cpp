@@ -31,8 +31,25 @@ void ReservationTable::add(Generation generation, Reservation reservation) {
     } else {
         client.bytes += reservation.size_bytes;
     }
+    count_pin(reservation, true);
     const bool added = by_generation_.emplace(generation, std::move(reservation)).second;
     KV_ASSERT(added);
+}
+
+uint64_t ReservationTable::hard_pinned_bytes(TenantId tenant) const {
+    const auto found = hard_pinned_.find(tenant);
+    return found == hard_pinned_.end() ? 0 : found->second;
+}
+
+void ReservationTable::count_pin(const Reservation& reservation, bool add) {
+    if (reservation.pin != Pin::kHard || reservation.ns == nullptr) {
+        return;
+    }
+    uint64_t& bytes = hard_pinned_[reservation.ns->tenant_id];
+    bytes = add ? bytes + reservation.size_bytes : bytes - reservation.size_bytes;
+    if (bytes == 0) {
+        hard_pinned_.erase(reservation.ns->tenant_id);
+    }
 }
 
 Reservation* ReservationTable::find(Generation generation) {
@@ -45,6 +62,7 @@ Reservation ReservationTable::take(Generation generation) {
     KV_ASSERT(it != by_generation_.end());
     Reservation reservation = std::move(it->second);
     by_generation_.erase(it);
+    count_pin(reservation, false);
     bytes_ -= reservation.size_bytes;
     if (reservation.quarantined) {
         --quarantined_;
@@ -88,6 +106,7 @@ void ReservationTable::assign(Generation generation, Reservation object) {
     spare_bytes_ -= spare->size_bytes;
     clients_.at(client_of(spare->owner)).bytes += spare->size_bytes;
     object.line = spare->line;
+    count_pin(object, true);
     *spare = std::move(object);
 }
 

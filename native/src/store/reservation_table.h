@@ -71,6 +71,8 @@ class ReservationTable {
     uint64_t spare_bytes() const { return spare_bytes_; }
     // Oldest first, with the slots that they were granted to: those due at `deadline_ms` or before.
     std::vector<std::pair<Generation, int>> spares_due(uint64_t deadline_ms) const;
+    // What will be hard-pinned once it is published.
+    uint64_t hard_pinned_bytes(TenantId tenant) const;
     uint64_t active_bytes() const { return bytes_ - quarantined_bytes_; }
     size_t quarantined() const { return quarantined_; }
     uint64_t quarantined_bytes() const { return quarantined_bytes_; }
@@ -84,6 +86,7 @@ class ReservationTable {
     };
     static uint64_t client_of(const Owner& owner);
     void note_deadline(uint64_t deadline_ms, Generation generation);
+    void count_pin(const Reservation& reservation, bool add);
 
     uint64_t client_cap_bytes_;
     uint64_t bytes_ = 0;
@@ -92,6 +95,7 @@ class ReservationTable {
     std::set<Generation> spares_;
     size_t quarantined_spares_ = 0;
     uint64_t spare_bytes_ = 0;
+    std::unordered_map<TenantId, uint64_t> hard_pinned_;
     std::unordered_map<Generation, Reservation> by_generation_;
     std::unordered_map<uint64_t, Client> clients_;
     std::deque<std::pair<uint64_t, Generation>> deadlines_;  // in order; may name what is gone

@@ -70,8 +70,21 @@ Code BlockStore::set_pin(const NamespaceRef& ns, const Key& key, Pin pin) {
     if (ref == kNoEntry) {
         return Code::kNotFound;
     }
+    const StoredObject& object = state_->objects[ref];
+    if (pin == Pin::kHard && object.pin != Pin::kHard &&
+        !state_->has_pin_room(ns->tenant_id, object.length)) {
+        state_->set_pin(ref, Pin::kSoft);
+        return Code::kNoSpace;
+    }
     state_->set_pin(ref, pin);
     return Code::kOk;
+}
+
+bool BlockStore::State::has_pin_room(TenantId tenant, uint64_t bytes) const {
+    const auto pinned = hard_pinned.find(tenant);
+    const uint64_t used =
+        (pinned == hard_pinned.end() ? 0 : pinned->second) + reservations.hard_pinned_bytes(tenant);
+    return used <= options.pin_cap_bytes && bytes <= options.pin_cap_bytes - used;
 }
 
 void BlockStore::State::count_pin(const StoredObject& object, bool add) {
@@ -81,6 +94,13 @@ void BlockStore::State::count_pin(const StoredObject& object, bool add) {
     uint64_t& bytes =
         object.pin == Pin::kSoft ? totals.soft_pinned_bytes : totals.hard_pinned_bytes;
     bytes = add ? bytes + object.length : bytes - object.length;
+    if (object.pin == Pin::kHard) {
+        uint64_t& of_tenant = hard_pinned[namespaces[object.ns].ns->tenant_id];
+        of_tenant = add ? of_tenant + object.length : of_tenant - object.length;
+        if (of_tenant == 0) {
+            hard_pinned.erase(namespaces[object.ns].ns->tenant_id);
+        }
+    }
 }
 
 void BlockStore::State::set_pin(EntryRef ref, Pin pin) {
@@ -149,7 +169,7 @@ BlockStore::LeaseGrant BlockStore::lease_acquire(const Owner& owner, const Names
     State::Lock lock(state);
     const uint64_t now = state.now();
     state.end_leases(state.leases.take_expired(now));
-    if (state.leases.full() || keys.empty() || keys.size() > limits::kMaxBatchKeys) {
+    if (state.leases.full(ns->tenant_id) || keys.empty() || keys.size() > limits::kMaxBatchKeys) {
         return {};
     }
     const uint64_t room = state.leases.room_bytes(ns->tenant_id);
@@ -268,6 +288,12 @@ void BlockStore::set_limits(uint32_t reservation_ms, uint64_t client_cap_bytes) 
     options.reservation_ms = reservation_ms;
     // As at the start: a claim granted before a remove must not outlive the tombstone.
     state.tombstones.keep_at_least(2 * uint64_t{reservation_ms});
+}
+
+void BlockStore::set_pin_cap(uint64_t bytes) {
+    State& state = *state_;
+    State::Lock lock(state);
+    state.options.pin_cap_bytes = bytes != 0 ? bytes : state.segment->size() / 2;
 }
 
 // Only mutations do so.

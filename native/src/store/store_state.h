@@ -154,6 +154,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void end_leases(std::span<const LeaseTable::Lease> leases_over) KV_REQUIRES(mutex);
     void set_pin(EntryRef ref, Pin pin) KV_REQUIRES(mutex);
     void count_pin(const StoredObject& object, bool add) KV_REQUIRES(mutex);
+    // Whether the tenant may have so many hard-pinned bytes more, written or being written.
+    bool has_pin_room(TenantId tenant, uint64_t bytes) const KV_REQUIRES(mutex);
     void reap_slots() KV_REQUIRES(mutex);
     bool is_alive(int slot) const KV_REQUIRES(mutex);  // false for -1
     // An object is a member of the evictor unless a lease or a hard pin protects it.
@@ -242,6 +244,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
 
     std::vector<NamespaceUse> namespaces KV_GUARDED_BY(mutex);
     std::vector<uint32_t> free_namespaces KV_GUARDED_BY(mutex);
+    std::unordered_map<TenantId, uint64_t> hard_pinned KV_GUARDED_BY(mutex);  // bytes
     std::unordered_map<NamespaceId, uint32_t> namespace_places KV_GUARDED_BY(mutex);
     std::unordered_set<NamespaceId> noted_namespaces KV_GUARDED_BY(mutex);  // those in the ledger
     std::unordered_set<NamespaceId> flushed_ids KV_GUARDED_BY(mutex);

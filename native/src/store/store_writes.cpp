@@ -62,6 +62,12 @@ BlockStore::Reserved BlockStore::State::reserve(const Owner& owner, const Namesp
         note_exists(owner.session, here);
         return refuse(Code::kAlreadyExists);
     }
+    if (item.pin == Pin::kHard && !item.is_copy && !has_pin_room(ns->tenant_id, item.size_bytes)) {
+        ++totals.no_space;
+        return refuse(Code::kNoSpace, size() + " more would exceed pin_cap_bytes " +
+                                          std::to_string(options.pin_cap_bytes) +
+                                          " of hard-pinned objects of tenant " + ns->tenant);
+    }
     if (item.spare != 0) {
         return assign_spare(owner, ns, item);
     }

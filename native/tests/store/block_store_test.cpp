@@ -455,6 +455,40 @@ TEST(BlockStore, UnpublishTakesOneGenerationBackSilently) {
     EXPECT_EQ(h.store->stats().used_bytes, 0u);
 }
 
+TEST(BlockStore, HardPinsStayWithinTheTenantsCap) {
+    BlockStore::Options options;
+    options.pin_cap_bytes = 5000;
+    StoreHarness h(4 * kMiB, options);
+    const auto pinned = [&](const std::string& name) {
+        auto item = h.item(name, 2000);
+        item.pin = Pin::kHard;
+        return item;
+    };
+    ASSERT_EQ(h.put_item(pinned("a")), Code::kOk);
+    const auto writing = h.store->reserve(h.owner, h.ns, pinned("b"));
+    ASSERT_EQ(writing.code, Code::kOk);
+    const auto refused = h.store->reserve(h.owner, h.ns, pinned("c"));
+    EXPECT_EQ(refused.code, Code::kNoSpace);
+    EXPECT_NE(refused.message.find("would exceed pin_cap_bytes 5000"), std::string::npos);
+    auto copy = pinned("c");
+    copy.is_copy = true;  // what was pinned elsewhere stays so
+    const auto copied = h.store->reserve(h.owner, h.ns, copy);
+    EXPECT_EQ(copied.code, Code::kOk);
+    for (const auto& one : {writing, copied}) {
+        h.store->abort(h.owner, one.generation);
+    }
+    ASSERT_EQ(h.put("soft", 2000), Code::kOk);
+    EXPECT_EQ(h.store->set_pin(h.ns, h.key("soft"), Pin::kHard), Code::kOk);
+    ASSERT_EQ(h.put("more", 2000), Code::kOk);
+    EXPECT_EQ(h.store->set_pin(h.ns, h.key("more"), Pin::kHard), Code::kNoSpace);
+    EXPECT_EQ(h.store->stats().soft_pinned_bytes, 2000u);
+    EXPECT_EQ(h.store->set_pin(h.ns, h.key("a"), Pin::kNone), Code::kOk);
+    EXPECT_EQ(h.put_item(pinned("d")), Code::kOk);
+    h.store->set_pin_cap(0);  // half of the segment
+    EXPECT_EQ(h.put_item(pinned("e")), Code::kOk);
+    h.expect_sound();
+}
+
 TEST(BlockStore, LeasesAreAPrefixWithinTheTenantsCap) {
     BlockStore::Options options;
     options.lease_cap_bytes = 5000;

@@ -65,8 +65,15 @@ TEST(StoreEviction, AWorkingSetOfThreeTimesTheCapacity) {
     EXPECT_GT(h.store->stats().evictions, 100u);
 }
 
+// Hard pins may fill the segment.
+BlockStore::Options all_pinned() {
+    BlockStore::Options options;
+    options.pin_cap_bytes = kMiB;
+    return options;
+}
+
 TEST(StoreEviction, NoSpaceWhenOnlyHardPinsAreLeft) {
-    StoreHarness h(kMiB);
+    StoreHarness h(kMiB, all_pinned());
     for (uint64_t i = 0;; ++i) {
         auto item = h.item(numbered("k", i), kBlock);
         item.pin = Pin::kHard;
@@ -88,7 +95,7 @@ TEST(StoreEviction, NoSpaceWhenOnlyHardPinsAreLeft) {
 }
 
 TEST(StoreEviction, SoftPinsGoLast) {
-    StoreHarness h(kMiB);
+    StoreHarness h(kMiB, all_pinned());
     constexpr uint64_t kSoft = 100;
     for (uint64_t i = 0; i < kSoft; ++i) {
         auto item = h.item(numbered("soft", i), kBlock);

@@ -61,6 +61,7 @@ class Model {
         options.slot_alive = [this](int slot) { return alive_[slot]; };
         options.client_cap_bytes = kSegmentBytes / 6;
         options.lease_cap_bytes = kSegmentBytes / 4;
+        options.pin_cap_bytes = kSegmentBytes;
         options.seed = seed;
         h_ = std::make_unique<StoreHarness>(kSegmentBytes, options);
     }
