@@ -165,6 +165,13 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
             "has answered as that node. false: tell them at once."
         ),
     ] = True
+    tenant_namespaces: Annotated[
+        int,
+        Meta(ge=1, le=65536),
+        _live(
+            "Namespaces that the clients of one tenant may create. Unused ones go by themselves."
+        ),
+    ] = 8192
     metric_namespaces: Annotated[
         int,
         Meta(ge=0, le=1000),

@@ -6,7 +6,7 @@ All calls are thread-safe and release the GIL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypedDict
 
 from kvstore.audit import Deed
@@ -87,7 +87,10 @@ class MasterCoreApi(Protocol):
         """Replace the principals that may connect."""
 
     def set_principal_share(self, share: float) -> None:
-        """Set the largest share of the sessions for clients that one principal may hold."""
+        """Set the largest share of sessions and waiting calls that one principal may hold."""
+
+    def set_tenant_namespaces(self, most: int) -> None:
+        """Set how many namespaces the clients of one tenant may create."""
 
     def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
         """Set the endpoints that the hello announces."""
@@ -179,13 +182,34 @@ class MasterCoreApi(Protocol):
     def journal_trimmed(self) -> tuple[int, int]:
         """Records up to the first number may be deleted; the second is the version floor."""
 
-    def flush(self, tenant: str, namespace: str, timeout_ms: int) -> tuple[int, list[str], int]:
-        """Flush a namespace: status, unreached nodes, new epoch."""
+    def flush_then(
+        self,
+        tenant: str,
+        namespace: str,
+        timeout_ms: int,
+        principal: str,
+        done: Callable[[int, list[str], int], None],
+    ) -> None:
+        """Flush a namespace; calls `done` with status, unreached nodes and the new epoch.
 
-    def remove(
-        self, tenant: str, namespace: str, keys: list[str], timeout_ms: int
-    ) -> tuple[list[int], list[str]]:
-        """Remove keys: status of each, unreached nodes."""
+        Args:
+            tenant: of the namespace.
+            namespace: its name.
+            timeout_ms: after which it answers in any case.
+            principal: whose share of the waiting calls this takes; empty: nobody's.
+            done: called once, from any thread, unless this raises.
+        """
+
+    def remove_then(
+        self,
+        tenant: str,
+        namespace: str,
+        keys: list[str],
+        timeout_ms: int,
+        principal: str,
+        done: Callable[[list[int], list[str]], None],
+    ) -> None:
+        """Remove keys; calls `done` with the status of each and the unreached nodes."""
 
     def list_keys(
         self, tenant: str, namespace: str, prefix: str, cursor: int, limit: int
@@ -202,6 +226,9 @@ class MasterCoreApi(Protocol):
 
     def poll_events(self, cursor: int, max_events: int) -> tuple[list[CoreEvent], int, bool]:
         """Events after the cursor, the next cursor, and whether events were lost."""
+
+    def wait_events(self, cursor: int, timeout_ms: int) -> bool:
+        """Block until there are events after the cursor; False when the time has passed."""
 
     def stats(self) -> dict[str, Any]:
         """Counters, for metrics."""

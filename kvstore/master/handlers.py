@@ -1,7 +1,7 @@
 """Handlers of the control plane's calls: a request in, a reply out; errors are exceptions.
 
 They are free of gRPC: the servicers (service.py) authenticate, run them in threads and map
-exceptions.
+exceptions. What has to wait for nodes answers through a callback, so that no thread waits.
 """
 
 from __future__ import annotations
@@ -213,8 +213,13 @@ class MasterHandlers:
             node=convert.node_to(node, seen.get(node_id), 0.0, 0, now_ms),
         )
 
-    def flush(self, request: master_pb2.FlushRequest) -> master_pb2.FlushReply:
-        """Start a new epoch of a namespace; waits for the holders."""
+    def flush(
+        self,
+        request: master_pb2.FlushRequest,
+        principal: str,
+        done: Callable[[master_pb2.FlushReply], None],
+    ) -> None:
+        """Start a new epoch of a namespace; answers once the holders have."""
         tenant, name = convert.check_namespace(request.namespace)
         timeout_ms = convert.check_timeout(request.timeout_ms)
         known = [
@@ -222,15 +227,20 @@ class MasterHandlers:
             for one in self._core.namespace_uses()
             if (one["tenant"], one["namespace"]) == (tenant, name)
         ]
-        status, unreached, epoch = self._core.flush(tenant, name, timeout_ms)
-        return master_pb2.FlushReply(
-            status=status,
-            unreached_nodes=unreached,
-            namespace_epoch=epoch,
-            known=bool(known),
-            objects=sum(one["objects"] for one in known),
-            bytes=sum(one["bytes"] for one in known),
-        )
+
+        def answer(status: int, unreached: list[str], epoch: int) -> None:
+            done(
+                master_pb2.FlushReply(
+                    status=status,
+                    unreached_nodes=unreached,
+                    namespace_epoch=epoch,
+                    known=bool(known),
+                    objects=sum(one["objects"] for one in known),
+                    bytes=sum(one["bytes"] for one in known),
+                )
+            )
+
+        self._core.flush_then(tenant, name, timeout_ms, principal, answer)
 
     def list_namespaces(
         self, request: master_pb2.ListNamespacesRequest
@@ -249,13 +259,21 @@ class MasterHandlers:
             left_out=max(0, len(found) - MAX_LIST_NAMESPACES),
         )
 
-    def remove(self, request: master_pb2.RemoveRequest) -> master_pb2.RemoveReply:
-        """Remove keys; waits for the holders."""
+    def remove(
+        self,
+        request: master_pb2.RemoveRequest,
+        principal: str,
+        done: Callable[[master_pb2.RemoveReply], None],
+    ) -> None:
+        """Remove keys; answers once the holders have."""
         tenant, name = convert.check_namespace(request.namespace)
         keys = convert.check_keys(request.keys)
         timeout_ms = convert.check_timeout(request.timeout_ms)
-        statuses, unreached = self._core.remove(tenant, name, keys, timeout_ms)
-        return master_pb2.RemoveReply(statuses=statuses, unreached_nodes=unreached)
+
+        def answer(statuses: list[int], unreached: list[str]) -> None:
+            done(master_pb2.RemoveReply(statuses=statuses, unreached_nodes=unreached))
+
+        self._core.remove_then(tenant, name, keys, timeout_ms, principal, answer)
 
     def list_keys(self, request: master_pb2.ListKeysRequest) -> master_pb2.ListKeysReply:
         """Read a page of keys."""

@@ -26,6 +26,11 @@ ROWS = (
     Gauge("kvstore_cluster_replicas", "replicas", "Replicas on living nodes."),
     Gauge("kvstore_cluster_tombstones", "tombstones", "Removed keys still remembered."),
     Gauge(
+        "kvstore_cluster_namespaces_known",
+        "namespaces",
+        "Namespaces that exist: written to, waited for, or flushed before.",
+    ),
+    Gauge(
         "kvstore_cluster_directory_memory_bytes",
         "directory_memory_bytes",
         "Memory used by the directory, keys included.",

@@ -32,6 +32,7 @@ from kvstore.master.queries import Queries
 from kvstore.master.registry import Registry
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.master.verifier import ProbeNode, Verifier
+from kvstore.master.watches import Watches
 from kvstore.metrics import renderer
 from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
@@ -133,7 +134,7 @@ class MasterServer:
                 self._registry.reconfigure(settings_of(config))
             if self._core is not None:
                 self._core.set_principals([principal.native() for principal in self._principals])
-                self._core.set_principal_share(config.principal_share)
+                _set_limits(self._core, config)
                 self._tell_where()
 
         return apply
@@ -174,7 +175,7 @@ class MasterServer:
             grpc_endpoint=bound.grpc,
             http_endpoint=bound.http,
         )
-        core.set_principal_share(self._config.principal_share)
+        _set_limits(core, self._config)
         for tenant, name, epoch in state.namespaces():
             core.set_namespace_epoch(tenant, name, epoch)
         try:
@@ -202,6 +203,7 @@ class MasterServer:
         journal = Journal(core, state)
         verifier = Verifier(registry, self._probe, state.cluster_id)
         calls = self._calls
+        watches = Watches(core, lambda: self._config.principal_share)
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
@@ -227,7 +229,7 @@ class MasterServer:
             master = MasterHandlers(registry, core, state, lambda: self._bound)
             nodes = NodeHandlers(registry, state, new_cluster, verifier.registered)
             master_pb2_grpc.add_MasterServicer_to_server(
-                MasterService(calls, master, core, state.epoch), rpc
+                MasterService(calls, master, core, watches, state.epoch), rpc
             )
             node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistryService(calls, nodes), rpc)
             healthy = await _add_health(rpc)
@@ -243,6 +245,7 @@ class MasterServer:
             await healthy.enter_graceful_shutdown()
         finally:
             self._core = None  # no reload reaches it any more
+            watches.close()
             # The native side first: that ends the waits of the control plane's calls.
             await asyncio.to_thread(core.stop)
             await rpc.stop(_GRACE_S)
@@ -281,6 +284,11 @@ class MasterServer:
         local = bare(self._config.host) in ("127.0.0.1", "::1", "localhost")
         if not local and not self._guard.required:
             _log.warning("no_authentication", host=self._config.host, hint="set auth_token_file")
+
+
+def _set_limits(core: MasterCoreApi, config: MasterConfig) -> None:
+    core.set_principal_share(config.principal_share)
+    core.set_tenant_namespaces(config.tenant_namespaces)
 
 
 async def _wait_for_ports(config: MasterConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -20,21 +20,19 @@ from kvstore.errors import (
     KvstoreError,
     Status,
     UnauthenticatedError,
-    error_for,
 )
 from kvstore.logging import EventLogger, Recurring, RecurringByKey
 from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
 from kvstore.master.open_calls import OpenCall, OpenCalls
-from kvstore.security import EVERY_TENANT, Guard, Principal, Role
+from kvstore.master.watches import Watches
+from kvstore.security import ANYBODY, EVERY_TENANT, Guard, Principal, Role
 
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
-_WAITING_THREADS = 64
 # Hosts and methods whose refusals are counted apart.
 # Interval at which an idle watch looks at the ring.
-_WATCH_POLL_S = 0.02
 _NODE = (Role.NODE,)
 _CLIENT = (Role.CLIENT,)
 _OPERATOR = (Role.OPERATOR,)
@@ -52,10 +50,6 @@ class Calls:
         self._guard = guard
         self._record = record
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "rpc")
-        # Calls that wait for other machines have separate threads, so that they cannot delay
-        # heartbeats.
-        self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "rpc-wait")
-        self._waiting_now = 0
         self._refusals = RecurringByKey(_log, "call_refused")
         self.open = OpenCalls()
         self.counts: dict[tuple[str, str], int] = {}
@@ -70,7 +64,6 @@ class Calls:
         *,
         tenant: str | None = None,
         node_id: str | None = None,
-        waits: bool = False,
         admitted: Callable[[Principal], None] = lambda principal: None,
         deed: Mapping[str, object] | None = None,
     ) -> T:
@@ -83,24 +76,82 @@ class Calls:
             handler: makes the reply; runs in a thread.
             tenant: owner of the objects that it accesses.
             node_id: for which node the caller speaks.
-            waits: whether it may block until its deadline.
             admitted: called with the caller, before the handler.
             deed: what the audit log tells of its arguments; None: it tells nothing of this call.
 
         Returns:
             The handler's reply. An exception aborts the call with its gRPC status.
         """
+
+        def admit() -> Principal:
+            principal = self.admit(context, roles, tenant, node_id)
+            admitted(principal)
+            return principal
+
+        async def answer(call: OpenCall) -> T:
+            return await self._run_quick(handler)
+
+        return await self._run(context, method, tenant, admit, answer, deed)
+
+    async def run_waiting(
+        self,
+        context: Context,
+        method: str,
+        handler: Callable[[str, Callable[[T], None]], None],
+        *,
+        tenant: str,
+        deed: Mapping[str, object] | None = None,
+    ) -> T:
+        """Answer a client's call that waits for other machines; no thread waits with it.
+
+        Args:
+            context: of the call.
+            method: its name, for the counters.
+            handler: takes the principal's name (empty without authentication) and a function that
+                it calls with the reply, later, from any thread; runs in a thread itself.
+            tenant: owner of the objects that it changes.
+            deed: as in run.
+
+        Returns:
+            The reply. An exception aborts the call with its gRPC status.
+        """
+
+        async def answer(call: OpenCall) -> T:
+            name = "" if call.principal is ANYBODY else call.principal.name
+            loop = asyncio.get_running_loop()
+            reply: asyncio.Future[T] = loop.create_future()
+
+            def settle(value: T) -> None:
+                if not reply.done():  # the caller has gone
+                    reply.set_result(value)
+
+            def done(value: T) -> None:
+                loop.call_soon_threadsafe(settle, value)
+
+            await self._run_quick(partial(handler, name, done))
+            return await call.unless_ended(reply)
+
+        def admit() -> Principal:
+            return self.admit(context, _CLIENT, tenant)
+
+        return await self._run(context, method, tenant, admit, answer, deed)
+
+    async def _run(
+        self,
+        context: Context,
+        method: str,
+        tenant: str | None,
+        admit: Callable[[], Principal],
+        answer: Callable[[OpenCall], Awaitable[T]],
+        deed: Mapping[str, object] | None,
+    ) -> T:
         began_ns = clock.monotonic_ns()
         who = ""
         try:
-            principal = self.admit(context, roles, tenant, node_id)
-            admitted(principal)
+            principal = admit()
             who = principal.name
             with self.open.open(principal, method, _peer(context), tenant) as call:
-                if waits:
-                    reply = await call.unless_ended(self._run_waiting(handler))
-                else:
-                    reply = await self._run_quick(handler)
+                reply = await answer(call)
         except KvstoreError as error:
             self._audit(context, method, who, error.status, deed)
             await self.abort(context, method, error)
@@ -174,20 +225,6 @@ class Calls:
     async def _run_quick(self, handler: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._quick, handler)
 
-    async def _run_waiting(self, handler: Callable[[], T]) -> T:
-        if self._waiting_now >= _WAITING_THREADS:
-            raise error_for(Status.Overloaded, "too many removes and flushes are waiting")
-        self._waiting_now += 1
-        waiting = asyncio.get_running_loop().run_in_executor(self._waiting, handler)
-        waiting.add_done_callback(self._has_waited)
-        # Whoever stops waiting for the answer does not end the thread's wait.
-        return await asyncio.shield(waiting)
-
-    def _has_waited(self, done: asyncio.Future[Any]) -> None:
-        self._waiting_now -= 1
-        if not done.cancelled():
-            done.exception()  # somebody may have stopped waiting for it
-
     def _count(self, method: str, status: Status) -> None:
         key = (method, status.name)
         self.counts[key] = self.counts.get(key, 0) + 1
@@ -195,7 +232,6 @@ class Calls:
     def close(self) -> None:
         """Stop the threads."""
         self._quick.shutdown()
-        self._waiting.shutdown()
 
 
 def _authorization(context: Context) -> str | None:
@@ -262,15 +298,20 @@ class MasterService(master_pb2_grpc.MasterServicer):
     """Service for operators and routers."""
 
     def __init__(
-        self, calls: Calls, handlers: MasterHandlers, core: MasterCoreApi, master_epoch: int
+        self,
+        calls: Calls,
+        handlers: MasterHandlers,
+        core: MasterCoreApi,
+        watches: Watches,
+        master_epoch: int,
     ) -> None:
-        """Use these handlers, and the core for watches."""
+        """Use these handlers, and the core for the events of the watches."""
         self._calls = calls
         self._run = calls.run
         self._do = handlers
         self._core = core
+        self._watches = watches
         self._master_epoch = master_epoch
-        self._watchers = 0
 
     async def Locate(
         self, request: master_pb2.LocateRequest, context: Context
@@ -326,9 +367,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         tenant = request.namespace.tenant
         work = partial(self._do.flush, request)
         deed = {"tenant": tenant, "namespace": request.namespace.name}
-        return await self._run(
-            context, "Flush", _CLIENT, work, tenant=tenant, waits=True, deed=deed
-        )
+        return await self._calls.run_waiting(context, "Flush", work, tenant=tenant, deed=deed)
 
     async def Remove(
         self, request: master_pb2.RemoveRequest, context: Context
@@ -336,7 +375,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Remove keys."""
         tenant = request.namespace.tenant
         work = partial(self._do.remove, request)
-        return await self._run(context, "Remove", _CLIENT, work, tenant=tenant, waits=True)
+        return await self._calls.run_waiting(context, "Remove", work, tenant=tenant)
 
     async def ListKeys(
         self, request: master_pb2.ListKeysRequest, context: Context
@@ -377,21 +416,14 @@ class MasterService(master_pb2_grpc.MasterServicer):
             wanted = convert.watch_filter(request)
             tenant = request.namespace.tenant if request.HasField("namespace") else None
             principal = self._calls.admit(context, _CLIENT, tenant)
-            if self._watchers >= limits.MAX_WATCHERS:
-                raise error_for(
-                    Status.Overloaded, f"the limit of {limits.MAX_WATCHERS} watchers is reached"
-                )
-        except KvstoreError as error:
-            await self._calls.abort(context, "Watch", error)
-        self._watchers += 1
-        try:
-            with self._calls.open.open(principal, "Watch", _peer(context), tenant) as call:
+            with (
+                self._watches.opened(principal),
+                self._calls.open.open(principal, "Watch", _peer(context), tenant) as call,
+            ):
                 async for reply in self._watch(request, wanted, call):
                     yield reply
         except KvstoreError as error:
             await self._calls.abort(context, "Watch", error)
-        finally:
-            self._watchers -= 1
 
     async def _watch(
         self, request: master_pb2.WatchRequest, wanted: tuple[str, str] | None, call: OpenCall
@@ -411,5 +443,5 @@ class MasterService(master_pb2_grpc.MasterServicer):
                 )
                 first = False
             if len(events) < limits.MAX_WATCH_EVENTS:
-                await asyncio.sleep(_WATCH_POLL_S)
+                await call.unless_ended(self._watches.changed(cursor))
             call.check()

@@ -2,6 +2,8 @@
 //
 // Every call releases the GIL around its work. Codes are numbers of status.h; a bad argument raises
 // through kvstore.errors.
+#include "bind_master.h"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -11,8 +13,6 @@
 
 #include <tuple>
 
-#include "gil.h"
-#include "master_facade.h"
 #include "server_values.h"
 
 namespace nb = nanobind;
@@ -20,13 +20,6 @@ using namespace nb::literals;
 
 namespace kvstore {
 namespace {
-
-// Runs without the GIL; the result is converted with it.
-template <class F>
-auto unlocked(F f) {
-    const GilReleased released;
-    return f();
-}
 
 NodeState state_from(int state) {
     if (state < 0 || state > static_cast<int>(NodeState::kDead)) {
@@ -63,7 +56,7 @@ nb::object inspect(PyMaster& self, const std::string& tenant, const std::string&
     ObjectInfo info;
     std::vector<MasterCore::NodeView> nodes;
     const bool found = unlocked([&] {
-        const Namespace* space = self.find(tenant, ns);
+        const NamespacePtr space = self.find(tenant, ns);
         if (space == nullptr || !self.core().directory().inspect(*space->current, key, info)) {
             return false;
         }
@@ -127,6 +120,7 @@ nb::dict stats_dict(PyMaster& self) {
     out["unreachable_objects"] = stats.directory.unreachable_objects;
     out["replicas"] = stats.directory.replicas;
     out["tombstones"] = stats.directory.tombstones;
+    out["namespaces"] = stats.namespaces;
     out["directory_memory_bytes"] = stats.directory.memory_bytes;
     nb::dict lookups;
     for (int reason = 0; reason < kMissReasonCount; ++reason) {
@@ -362,39 +356,6 @@ void bind_history(nb::class_<PyMaster>& master) {
              "recorded now; keys of lookups since the start.");
 }
 
-void bind_objects(nb::class_<PyMaster>& master) {
-    master
-        .def(
-            "remove",
-            [](PyMaster& self, const std::string& tenant, const std::string& ns,
-               const std::vector<std::string>& keys, uint32_t timeout_ms) {
-                return value_or_raise(
-                    unlocked([&] { return self.remove(tenant, ns, keys, timeout_ms); }));
-            },
-            "tenant"_a, "namespace"_a, "keys"_a, "timeout_ms"_a, "(codes, unreached node ids)")
-        .def(
-            "set_pin",
-            [](PyMaster& self, const std::string& tenant, const std::string& ns,
-               const std::vector<std::string>& keys, int level, uint32_t timeout_ms) {
-                if (level < 0 || level > static_cast<int>(Pin::kHard)) {
-                    raise_status(Status(Code::kInvalidArgument, "unknown pin level"));
-                }
-                return value_or_raise(unlocked([&] {
-                    return self.set_pin(tenant, ns, keys, static_cast<Pin>(level), timeout_ms);
-                }));
-            },
-            "tenant"_a, "namespace"_a, "keys"_a, "level"_a, "timeout_ms"_a,
-            "(codes, unreached node ids)")
-        .def(
-            "flush",
-            [](PyMaster& self, const std::string& tenant, const std::string& ns,
-               uint32_t timeout_ms) {
-                return value_or_raise(unlocked([&] { return self.flush(tenant, ns, timeout_ms); }));
-            },
-            "tenant"_a, "namespace"_a, "timeout_ms"_a,
-            "(code, unreached node ids, new namespace epoch)");
-}
-
 void bind_reads(nb::class_<PyMaster>& master) {
     master.def("inspect", &inspect, "tenant"_a, "namespace"_a, "key"_a)
         .def(
@@ -403,7 +364,7 @@ void bind_reads(nb::class_<PyMaster>& master) {
                const std::string& prefix, uint64_t cursor, size_t limit) {
                 std::pair<std::vector<std::string>, uint64_t> page{{}, 0};
                 GilReleased release;
-                if (const Namespace* space = self.find(tenant, ns)) {
+                if (const NamespacePtr space = self.find(tenant, ns)) {
                     page.second = self.core().directory().list(*space->current, prefix, cursor,
                                                                limit, page.first);
                 }
@@ -417,13 +378,20 @@ void bind_reads(nb::class_<PyMaster>& master) {
                const std::vector<std::string>& keys) {
                 std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> found{{}, 0};
                 GilReleased release;
-                if (const Namespace* space = self.find(tenant, ns)) {
+                if (const NamespacePtr space = self.find(tenant, ns)) {
                     found = self.core().locate(*space, views(keys));
                 }
                 return found;
             },
             "tenant"_a, "namespace"_a, "keys"_a,
             "([(node id, prefix length)] longest first, prefix length anywhere)")
+        .def(
+            "wait_events",
+            [](PyMaster& self, uint64_t cursor, uint32_t timeout_ms) {
+                return unlocked(
+                    [&] { return self.core().directory().watch().wait(cursor, timeout_ms); });
+            },
+            "cursor"_a, "timeout_ms"_a, "Blocks until there are events that `cursor` lacks.")
         .def(
             "poll_events",
             [](PyMaster& self, uint64_t cursor, size_t max_events) {
@@ -559,7 +527,13 @@ void bind_master(nb::module_& module) {
         .def(
             "set_principal_share",
             [](PyMaster& self, double share) { self.service().set_principal_share(share); },
-            "share"_a, "Of the sessions for clients, that one principal may hold.")
+            "share"_a, "Of sessions and waiting calls, that one principal may hold.")
+        .def(
+            "set_tenant_namespaces",
+            [](PyMaster& self, size_t most) {
+                self.core().directory().namespaces().set_tenant_limit(most);
+            },
+            "most"_a, "How many namespaces clients of one tenant may create.")
         .def(
             "finish_rebuild",
             [](PyMaster& self) {
@@ -573,7 +547,7 @@ void bind_master(nb::module_& module) {
     bind_copies(master);
     bind_journal(master);
     bind_history(master);
-    bind_objects(master);
+    bind_master_changes(master);
     bind_reads(master);
     bind_peers(master);
 }

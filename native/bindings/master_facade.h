@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -53,64 +54,90 @@ class PyMaster {
     MasterCore& core() { return core_; }
     MasterBlockPort& service() { return service_; }
 
-    Result<Namespace*> open(const std::string& tenant, const std::string& ns) {
-        return core_.directory().namespaces().open(tenant, ns);
-    }
-    const Namespace* find(const std::string& tenant, const std::string& ns) {
+    NamespacePtr find(const std::string& tenant, const std::string& ns) {
         return core_.directory().namespaces().find(tenant, ns);
     }
 
-    Result<Codes> remove(const std::string& tenant, const std::string& ns,
-                         const std::vector<std::string>& keys, uint32_t timeout_ms) {
-        return wait_for(tenant, ns, keys, [&](Namespace& space, MasterCore::RemoveDone done) {
-            core_.remove(space, views(keys), timeout_ms, std::move(done));
-        });
+    // The changes answer through a callback, once, from any thread; an error instead of a status
+    // comes at once, and nothing is called then.
+    using CodesDone = std::function<void(Codes)>;
+    Status remove(const std::string& tenant, const std::string& ns,
+                  const std::vector<std::string>& keys, uint32_t timeout_ms,
+                  const std::string& principal, CodesDone done) {
+        const Result<Shares::Held> held = admit(keys, principal);
+        const Result<NamespacePtr> space = core_.space_to_change(tenant, ns);
+        if (!held.ok() || !space.ok()) {
+            return held.ok() ? space.status() : held.status();
+        }
+        if (*space == nullptr) {
+            done({std::vector<int32_t>(keys.size(), static_cast<int32_t>(Code::kNotFound)), {}});
+        } else {
+            core_.remove(**space, views(keys), timeout_ms, answering(*held, std::move(done)));
+        }
+        return {};
     }
-    Result<Codes> set_pin(const std::string& tenant, const std::string& ns,
-                          const std::vector<std::string>& keys, Pin level, uint32_t timeout_ms) {
-        const std::vector<Pin> levels(keys.size(), level);
-        return wait_for(tenant, ns, keys, [&](Namespace& space, MasterCore::RemoveDone done) {
-            core_.set_pins(space, views(keys), levels, timeout_ms, std::move(done));
-        });
+    Status set_pin(const std::string& tenant, const std::string& ns,
+                   const std::vector<std::string>& keys, Pin level, uint32_t timeout_ms,
+                   CodesDone done) {
+        const Result<Shares::Held> held = admit(keys, "");
+        if (!held.ok()) {
+            return held.status();
+        }
+        if (const NamespacePtr space = find(tenant, ns)) {
+            const std::vector<Pin> levels(keys.size(), level);
+            core_.set_pins(*space, views(keys), levels, timeout_ms,
+                           answering(*held, std::move(done)));
+        } else {
+            const Code code = core_.rebuilding() ? Code::kRebuilding : Code::kNotFound;
+            done({std::vector<int32_t>(keys.size(), static_cast<int32_t>(code)), {}});
+        }
+        return {};
     }
     using Flushed = std::tuple<int32_t, std::vector<std::string>, uint32_t>;
-    Result<Flushed> flush(const std::string& tenant, const std::string& ns, uint32_t timeout_ms) {
-        Result<Namespace*> space = open(tenant, ns);
-        if (!space.ok()) {
-            return space.status();
+    Status flush(const std::string& tenant, const std::string& ns, uint32_t timeout_ms,
+                 const std::string& principal, std::function<void(Flushed)> done) {
+        const Result<Shares::Held> held = admit({}, principal);
+        const Result<NamespacePtr> space = core_.directory().namespaces().open_for(tenant, ns);
+        if (!held.ok() || !space.ok()) {
+            return held.ok() ? space.status() : held.status();
         }
-        auto promise = std::make_shared<std::promise<Flushed>>();
-        std::future<Flushed> answer = promise->get_future();
-        core_.flush(
-            **space, timeout_ms,
-            [promise](Code code, std::vector<std::string> unreached, uint32_t epoch) {
-                promise->set_value({static_cast<int32_t>(code), std::move(unreached), epoch});
-            });
+        core_.flush(**space, timeout_ms,
+                    [done = std::move(done), held = *held](
+                        Code code, std::vector<std::string> unreached, uint32_t epoch) {
+                        done({static_cast<int32_t>(code), std::move(unreached), epoch});
+                    });
+        return {};
+    }
+
+    // Blocks until `start` has called what it is given.
+    template <class T, class Start>
+    static Result<T> wait_for(Start start) {
+        auto promise = std::make_shared<std::promise<T>>();
+        std::future<T> answer = promise->get_future();
+        const Status started = start([promise](T value) { promise->set_value(std::move(value)); });
+        if (!started.ok()) {
+            return started;
+        }
         return answer.get();
     }
 
   private:
-    template <class Start>
-    Result<Codes> wait_for(const std::string& tenant, const std::string& ns,
-                           const std::vector<std::string>& keys, Start start) {
+    Result<Shares::Held> admit(const std::vector<std::string>& keys, const std::string& principal) {
         const Status checked = check_keys(keys);
         if (!checked.ok()) {
             return checked;
         }
-        Result<Namespace*> space = open(tenant, ns);
-        if (!space.ok()) {
-            return space.status();
-        }
-        auto promise = std::make_shared<std::promise<Codes>>();
-        std::future<Codes> answer = promise->get_future();
-        start(**space, [promise](std::vector<Code> codes, std::vector<std::string> unreached) {
+        return core_.waiting_changes().take(principal);
+    }
+    static MasterCore::RemoveDone answering(Shares::Held held, CodesDone done) {
+        return [held = std::move(held), done = std::move(done)](
+                   std::vector<Code> codes, std::vector<std::string> unreached) {
             std::vector<int32_t> numbers;
             for (const Code code : codes) {
                 numbers.push_back(static_cast<int32_t>(code));
             }
-            promise->set_value({std::move(numbers), std::move(unreached)});
-        });
-        return answer.get();
+            done({std::move(numbers), std::move(unreached)});
+        };
     }
 
     MasterCore core_;

@@ -34,6 +34,22 @@ def half_open(count: int, *ports: int) -> None:
             wanted.append(port)
 
 
+def namespaces(address: str, token_file: str, tenant: str) -> None:
+    """Open one session after the other, each in a namespace of its own, and look for a key."""
+    import kvstore
+
+    number = 0
+    poll = select.poll()
+    poll.register(sys.stdin, select.POLLIN)
+    while not poll.poll(0):
+        number += 1
+        with kvstore.connect(
+            address, tenant=tenant, namespace=f"flood-{number}", token_file=token_file
+        ) as store:
+            assert store.get("k") is None
+        begun()
+
+
 def begun() -> None:
     """Say once that the flood is there."""
     global _said
@@ -47,4 +63,8 @@ _said = False
 if __name__ == "__main__":
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    half_open(int(sys.argv[2]), *map(int, sys.argv[3:]))
+    kind, *given = sys.argv[1:]
+    if kind == "half_open":
+        half_open(*map(int, given))
+    else:
+        namespaces(*given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -9,13 +10,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import kvstore
 from kvstore import Status
+from tests.support.cluster import Cluster
+from tests.support.processes import Daemon
 
 _CALLS = 300
 _SLACK_MS = 30.0
 """Of a machine that other tests share."""
+NODE, ENGINE, LOUD, ADMIN = (f"secret-number-{i}-of-the-test" for i in range(4))
+_TOKENS = f"""a node * {NODE}
+b node * {NODE}x
+engine client default {ENGINE}
+loud client default,noisy {LOUD}
+admin operator * {ADMIN}
+"""
 
 
 def p99_ms(store: kvstore.Store, name: str) -> float:
@@ -60,3 +71,34 @@ def write_secret(path: Path, text: str) -> str:
     path.write_text(text)
     path.chmod(0o600)
     return str(path)
+
+
+class Guarded:
+    """A cluster with tokens: node a, and the token file of each principal."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.tokens = write_secret(folder / "tokens", _TOKENS)
+        self.files = {
+            line.split()[0]: write_secret(folder / line.split()[0], line)
+            for line in _TOKENS.splitlines()
+        }
+        path = folder / "master.json"
+        path.write_text(json.dumps({"auth_token_file": self.tokens, **config}))
+        self.cluster = Cluster(folder, ["--config", str(path)], self.files["admin"])
+
+    def start_node(self, node_id: str, **config: Any) -> Daemon:
+        return self.cluster.start_node(node_id, auth_token_file=self.tokens, **config)
+
+    def connect(self, principal: str, **options: Any) -> kvstore.Store:
+        """Connect as a principal; not closed with the cluster."""
+        options = {"token_file": self.files[principal], **options}
+        return kvstore.connect(self.cluster.address, **options)
+
+
+@contextmanager
+def guarded(folder: Path, **config: Any) -> Iterator[Guarded]:
+    running = Guarded(folder, **config)
+    try:
+        yield running
+    finally:
+        running.cluster.close()

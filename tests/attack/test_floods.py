@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
@@ -17,9 +16,9 @@ import pytest
 
 import kvstore
 from kvstore import Status
-from tests.attack.neighbours import assert_fair, flood, p99_ms, write_secret
+from tests.attack.neighbours import Guarded, assert_fair, flood, guarded, p99_ms
 from tests.support.cluster import Cluster
-from tests.support.control import http_get
+from tests.support.control import http_get, metric
 from tests.support.processes import Daemon, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -28,13 +27,6 @@ _FLOOD = 1100
 _DESCRIPTORS = 1024
 """What many systems allow a process."""
 _LOG_BYTES = 20_000
-_NODE, _ENGINE, _LOUD, _ADMIN = (f"secret-number-{i}-of-the-test" for i in range(4))
-_TOKENS = f"""a node * {_NODE}
-b node * {_NODE}x
-engine client default {_ENGINE}
-loud client default {_LOUD}
-admin operator * {_ADMIN}
-"""
 
 
 @contextmanager
@@ -127,32 +119,69 @@ def test_half_open_block_connections_shut_nobody_out(cluster: Cluster) -> None:
 
 
 def test_sessions_of_one_principal_leave_room_for_others(tmp_path: Path) -> None:
-    tokens = write_secret(tmp_path / "tokens", _TOKENS)
-    files = {
-        line.split()[0]: write_secret(tmp_path / line.split()[0], line)
-        for line in _TOKENS.splitlines()
-    }
-    config = tmp_path / "master.json"
-    config.write_text(json.dumps({"auth_token_file": tokens, "principal_share": 0.02}))
-    cluster = Cluster(tmp_path, ["--config", str(config)], files["admin"])
-    try:
-        cluster.start_node("a", auth_token_file=tokens, principal_share=0.02)
+    with guarded(tmp_path, principal_share=0.02) as at:
+        at.start_node("a", principal_share=0.02)
         refused = ""
         with many_descriptors(), ExitStack() as held:
             for _ in range(100):  # 71 of the 3584 for clients
                 try:
-                    held.enter_context(
-                        kvstore.connect(cluster.address, transport="tcp", token_file=files["loud"])
-                    )
+                    held.enter_context(at.connect("loud", transport="tcp"))
                 except kvstore.KvstoreError as error:
                     refused = str(error)
                     break
             assert "principal loud has 71 sessions" in refused and "principal_share" in refused
-            store = cluster.connect(token_file=files["engine"])
-            assert store.put("k", b"v") is Status.Ok
-            cluster.start_node("b", auth_token_file=tokens)  # joins
-        wait_for(partial(has_logged, cluster.master, "principal_share"), "a log line")
-        again = cluster.connect(token_file=files["loud"])
-        assert again.get("k") == b"v"
-    finally:
-        cluster.close()
+            with at.connect("engine") as store:
+                assert store.put("k", b"v") is Status.Ok
+            at.start_node("b")  # joins
+        said = partial(has_logged, at.cluster.master, "principal_share")
+        wait_for(said, "the refusal to be logged")
+        with at.connect("loud") as again:
+            assert again.get("k") == b"v"
+
+
+def namespaces_of(at: Guarded) -> int:
+    return int(metric(at.cluster.master, "kvstore_cluster_namespaces_known"))
+
+
+def test_namespaces_of_one_tenant_leave_room_for_others(tmp_path: Path) -> None:
+    with guarded(tmp_path, tenant_namespaces=20) as at, ExitStack() as stores:
+        at.start_node("a")
+        store = stores.enter_context(at.connect("engine"))
+        base_ms = p99_ms(store, "base")
+        with flood("namespaces", at.cluster.address, at.files["loud"], "noisy"):
+            beside_ms = p99_ms(store, "beside")
+            assert namespaces_of(at) == 1, "looking for a key creates a namespace"
+            loud = [
+                stores.enter_context(at.connect("loud", tenant="noisy", namespace=f"n{i}"))
+                for i in range(25)
+            ]
+            assert [one.put("k", b"v") for one in loud[:20]] == [Status.Ok] * 20
+            assert [one.put("k", b"v") for one in loud[20:]] == [Status.NoSpace] * 5
+            assert loud[20].lookup(["k"], wait_ms=100).length == 0
+            said = partial(has_logged, at.cluster.master, "tenant_namespaces")
+            wait_for(said, "the refusal to be logged")
+            for i in range(15):
+                with at.connect("engine", namespace=f"mine-{i}") as mine:
+                    assert mine.put("k", b"v") is Status.Ok, i
+        at.cluster.master.terminate()
+        at.cluster.restart_master()
+        wait_for(lambda: store.put("again", b"v").ok, "the master to be back", 20)
+        assert loud[0].get("k") == b"v"
+        with at.connect("engine", namespace="mine-0") as mine:
+            assert mine.put("another", b"v") is Status.Ok
+        assert_fair(base_ms, beside_ms, "sessions in new namespaces")
+
+
+def test_hard_pins_of_one_tenant_leave_room_for_others(tmp_path: Path) -> None:
+    with guarded(tmp_path) as at:
+        at.start_node("a", segment_size="32mb")
+        with at.connect("loud", tenant="noisy") as loud, at.connect("engine") as store:
+            pinned = [loud.put(f"k{i}", bytes(1 << 20), pin="hard") for i in range(20)]
+            assert pinned == [Status.Ok] * 16 + [Status.NoSpace] * 4
+            assert loud.batch_put(["a", "b"], [b"x" * 1000] * 2, pin="hard") == [Status.NoSpace] * 2
+            for i in range(40):  # the other half, again and again
+                assert store.put(f"k{i}", bytes(1 << 20)) is Status.Ok, i
+            assert store.put("mine", bytes(1 << 20), pin="hard") is Status.Ok
+            assert loud.unpin("k0") is Status.Ok
+            again = partial(loud.put, "again", bytes(1000), pin="hard")
+            wait_for(lambda: again() is Status.Ok, "room after an unpin")

@@ -183,8 +183,10 @@ def test_a_node_that_cannot_start_leaves_no_trace(cluster: Cluster, why: str) ->
         node = cluster.start_node("c", wait=False, **config)
         assert node.process.wait(30) > 0, node.log.read_text()
     assert cluster.node_states() == {"a": "alive"}
+    store = cluster.connect()
+    assert store.put("k", b"v") is kvstore.Status.Ok
     assert cluster.cli("flush", "--namespace", "")["status"] == "Ok"
-    assert cluster.connect().remove("absent") is kvstore.Status.NotFound
+    assert store.remove("absent") is kvstore.Status.NotFound
 
 
 def test_a_dead_node_is_forgotten(cluster: Cluster) -> None:

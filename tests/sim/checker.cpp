@@ -91,7 +91,7 @@ bool Checker::undisturbed(const Moment& begun, const Moment& now) const {
 
 bool Checker::is_listed(const KeyName& name) {
     MasterLife& master = *cluster_.master();
-    const Result<Namespace*> ns = master.core->directory().namespaces().open(kTenant, name.ns);
+    const Result<NamespacePtr> ns = master.core->directory().namespaces().open(kTenant, name.ns);
     return ns.ok() &&
            master.core->directory().lookup_one(*(*ns)->current.load(), name.key).code == Code::kOk;
 }
@@ -468,7 +468,7 @@ void Checker::check_directory() {
     }
     Directory& directory = master->core->directory();
     for (const auto& [ns, epoch] : flushed_answered_) {
-        const Result<Namespace*> space = directory.namespaces().open(kTenant, ns);
+        const Result<NamespacePtr> space = directory.namespaces().open(kTenant, ns);
         if (space.ok() && (*space)->current.load()->epoch < epoch) {
             fail("flush is kept", "namespace " + ns + " is at epoch " +
                                       std::to_string((*space)->current.load()->epoch) + ", not " +
@@ -476,7 +476,7 @@ void Checker::check_directory() {
         }
     }
     for (const KeyName& name : names) {
-        const Result<Namespace*> space = directory.namespaces().open(kTenant, name.ns);
+        const Result<NamespacePtr> space = directory.namespaces().open(kTenant, name.ns);
         if (!space.ok()) {
             continue;
         }

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -296,6 +297,15 @@ int nanosleep(const timespec* duration, timespec*) {
     }
     Runtime::active()->sleep_ns(static_cast<uint64_t>(duration->tv_sec) * kSecond +
                                 static_cast<uint64_t>(duration->tv_nsec));
+    return 0;
+}
+// Simulated descriptors lie above any limit of this process.
+int getrlimit(__rlimit_resource_t resource, rlimit* limit) noexcept {
+    const bool is_ours = in_fiber() && resource == RLIMIT_NOFILE;
+    if (!is_ours) {
+        return static_cast<int>(syscall(SYS_prlimit64, 0, resource, nullptr, limit));
+    }
+    *limit = {RLIM_INFINITY, RLIM_INFINITY};
     return 0;
 }
 ssize_t getrandom(void* bytes, size_t size, unsigned int flags) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvstore.audit import Deed
@@ -54,6 +54,9 @@ class FakeCore:
 
     def set_principal_share(self, share: float) -> None:
         self.calls.append(("set_principal_share", share))
+
+    def set_tenant_namespaces(self, most: int) -> None:
+        self.calls.append(("set_tenant_namespaces", most))
 
     def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
         self.calls.append(("set_endpoints", grpc_endpoint, http_endpoint))
@@ -127,15 +130,28 @@ class FakeCore:
     def journal_trimmed(self) -> tuple[int, int]:
         return self.trimmed
 
-    def flush(self, tenant: str, namespace: str, timeout_ms: int) -> tuple[int, list[str], int]:
-        self.calls.append(("flush", tenant, namespace, timeout_ms))
-        return -15, ["gone"], 5
+    def flush_then(
+        self,
+        tenant: str,
+        namespace: str,
+        timeout_ms: int,
+        principal: str,
+        done: Callable[[int, list[str], int], None],
+    ) -> None:
+        self.calls.append(("flush", tenant, namespace, timeout_ms, principal))
+        done(-15, ["gone"], 5)
 
-    def remove(
-        self, tenant: str, namespace: str, keys: list[str], timeout_ms: int
-    ) -> tuple[list[int], list[str]]:
-        self.calls.append(("remove", tenant, namespace, keys, timeout_ms))
-        return [0] * len(keys), []
+    def remove_then(
+        self,
+        tenant: str,
+        namespace: str,
+        keys: list[str],
+        timeout_ms: int,
+        principal: str,
+        done: Callable[[list[int], list[str]], None],
+    ) -> None:
+        self.calls.append(("remove", tenant, namespace, keys, timeout_ms, principal))
+        done([0] * len(keys), [])
 
     def list_keys(
         self, tenant: str, namespace: str, prefix: str, cursor: int, limit: int
@@ -154,6 +170,9 @@ class FakeCore:
     def poll_events(self, cursor: int, max_events: int) -> tuple[list[CoreEvent], int, bool]:
         events, self.events = self.events, []
         return events, cursor + len(events), cursor == 0
+
+    def wait_events(self, cursor: int, timeout_ms: int) -> bool:
+        return bool(self.events)
 
     def stats(self) -> dict[str, Any]:
         return {"objects": 11, "ops_pending": 6}

@@ -44,6 +44,11 @@ class Plane:
         bound = Bound("h:1", "h:2", "http://h:3")
         self.master = MasterHandlers(self.registry, self.core, state, lambda: bound)
 
+    def flush(self, request: master_pb2.FlushRequest) -> master_pb2.FlushReply:
+        replies: list[master_pb2.FlushReply] = []
+        self.master.flush(request, "engine", replies.append)
+        return replies[0]
+
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[Plane]:
@@ -156,20 +161,21 @@ def test_a_drain_is_over_when_the_node_is_quiet_and_empty(
 
 
 def test_flush_remove_and_list_reach_the_core(plane: Plane) -> None:
-    flushed = plane.master.flush(master_pb2.FlushRequest(namespace=NAMESPACE))
+    flushed = plane.flush(master_pb2.FlushRequest(namespace=NAMESPACE))
     assert (flushed.status, flushed.namespace_epoch) == (Status.Partial, 5)
     assert list(flushed.unreached_nodes) == ["gone"]
-    removed = plane.master.remove(
-        master_pb2.RemoveRequest(namespace=NAMESPACE, keys=["x", "y"], timeout_ms=7)
-    )
+    request = master_pb2.RemoveRequest(namespace=NAMESPACE, keys=["x", "y"], timeout_ms=7)
+    replies: list[master_pb2.RemoveReply] = []
+    plane.master.remove(request, "engine", replies.append)
+    (removed,) = replies
     assert list(removed.statuses) == [0, 0]
     page = plane.master.list_keys(
         master_pb2.ListKeysRequest(namespace=NAMESPACE, prefix="p", cursor=4)
     )
     assert (list(page.keys), page.cursor) == (["k"], 9)
     assert plane.core.calls == [
-        ("flush", "default", "llama", 5000),
-        ("remove", "default", "llama", ["x", "y"], 7),
+        ("flush", "default", "llama", 5000, "engine"),
+        ("remove", "default", "llama", ["x", "y"], 7, "engine"),
         ("list_keys", "default", "llama", "p", 4, 1000),
     ]
 
@@ -213,10 +219,10 @@ def test_namespaces_are_listed_by_size(plane: Plane) -> None:
 
 def test_a_flush_says_what_was_there(plane: Plane) -> None:
     plane.core.uses = [use_of("default", "llama", 2, 300)]
-    reply = plane.master.flush(master_pb2.FlushRequest(namespace=NAMESPACE))
+    reply = plane.flush(master_pb2.FlushRequest(namespace=NAMESPACE))
     assert (reply.known, reply.objects, reply.bytes) == (True, 2, 300)
     misspelt = types_pb2.Namespace(tenant="default", name="lama")
-    reply = plane.master.flush(master_pb2.FlushRequest(namespace=misspelt))
+    reply = plane.flush(master_pb2.FlushRequest(namespace=misspelt))
     assert (reply.known, reply.objects, reply.bytes) == (False, 0, 0)
 
 
@@ -255,9 +261,9 @@ def test_keys_namespaces_and_times_are_bounded(plane: Plane) -> None:
         types_pb2.Namespace(tenant="t", name="n" * 256),
     ):
         with pytest.raises(InvalidArgumentError, match="namespace"):
-            plane.master.flush(master_pb2.FlushRequest(namespace=wrong))
+            plane.flush(master_pb2.FlushRequest(namespace=wrong))
     with pytest.raises(InvalidArgumentError, match="timeout_ms"):
-        plane.master.flush(master_pb2.FlushRequest(namespace=NAMESPACE, timeout_ms=600_001))
+        plane.flush(master_pb2.FlushRequest(namespace=NAMESPACE, timeout_ms=600_001))
     with pytest.raises(InvalidArgumentError, match="limit"):
         plane.master.list_keys(master_pb2.ListKeysRequest(namespace=NAMESPACE, limit=2001))
     assert plane.core.calls == []

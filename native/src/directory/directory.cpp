@@ -1,6 +1,7 @@
 // The shards and what happens to one object; whole-directory passes are in directory_scan.cpp.
 #include "directory/directory.h"
 
+#include <algorithm>
 #include <ctime>
 
 #include "base/clock.h"
@@ -127,6 +128,12 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
     ns.keys_found.fetch_add(reasons[0], std::memory_order_relaxed);
 }
 
+void Directory::lookup_nowhere(std::span<ObjectPlace> out) {
+    const MissReason reason = rebuilding() ? MissReason::kRebuilding : MissReason::kAbsent;
+    std::ranges::fill(out, ObjectPlace{.reason = reason});
+    lookups_[static_cast<size_t>(reason)].fetch_add(out.size(), std::memory_order_relaxed);
+}
+
 ObjectPlace Directory::lookup_one(const DirectoryEpoch& ns, std::string_view key) const {
     const Place at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
@@ -165,9 +172,9 @@ void Directory::drop_object(Shard& shard, uint32_t number) {
     }
     shard.bytes -= entry.size;
     const DirectoryEpoch& ns = *namespaces_.at(entry.ns);
-    ns.objects.fetch_sub(1, std::memory_order_relaxed);
     ns.bytes.fetch_sub(entry.size, std::memory_order_relaxed);
     shard.objects.erase(number);
+    ns.objects.fetch_sub(1, std::memory_order_release);  // last: its namespace may go now
 }
 
 AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
@@ -286,7 +293,7 @@ RemoveOutcome Directory::remove(const DirectoryEpoch& ns, std::string_view key, 
         drop_object(shard, number);
     }
     outcome.tombstone = next_version();
-    shard.set_tombstone(ns.ref, key, outcome.tombstone);
+    shard.set_tombstone(ns, key, outcome.tombstone);
     return outcome;
 }
 
@@ -294,7 +301,7 @@ void Directory::set_tombstone(const DirectoryEpoch& ns, std::string_view key, Ve
     const Place at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
-    shard.set_tombstone(ns.ref, key, version);
+    shard.set_tombstone(ns, key, version);
 }
 
 void Directory::drop_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version) {
@@ -304,6 +311,7 @@ void Directory::drop_tombstone(const DirectoryEpoch& ns, std::string_view key, V
     const auto found = shard.tombstones.find(NsKey(ns.ref, key).view());
     if (found != shard.tombstones.end() && found->second <= version) {
         shard.tombstones.erase(found);
+        ns.tombstones.fetch_sub(1);
     }
 }
 

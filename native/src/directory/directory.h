@@ -94,6 +94,8 @@ class Directory {
     void lookup(const Namespace& ns, std::span<const std::string_view> keys,
                 std::span<ObjectPlace> out)
         KV_NO_THREAD_SAFETY_ANALYSIS;  // locks several shards at once, by a bit mask
+    // The same in a namespace that does not exist.
+    void lookup_nowhere(std::span<ObjectPlace> out);
     ObjectPlace lookup_one(const DirectoryEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
@@ -145,7 +147,7 @@ class Directory {
     };
     Stats stats() const;
     struct NamespaceUse {
-        const Namespace* ns = nullptr;
+        NamespacePtr ns{};
         uint32_t epoch = 0;    // the current one, whose objects these are
         uint64_t objects = 0;  // recorded ones, those of nodes that are down too
         uint64_t bytes = 0;    // each object once

@@ -86,7 +86,10 @@ bool Directory::sweep(size_t budget) {
         const WriterLock lock(shard.lock);
         if (number == 0) {
             std::erase_if(shard.tombstones, [this](const auto& one) {
-                return !namespaces_.at(NsKey::ns_of(one.first))->is_current();
+                const DirectoryEpoch& ns = *namespaces_.at(NsKey::ns_of(one.first));
+                const bool ended = !ns.is_current();
+                ns.tombstones.fetch_sub(ended ? 1 : 0);
+                return ended;
             });
         }
         for (; number < shard.objects.end(); ++number, --budget) {

@@ -11,6 +11,7 @@
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/types.h"
+#include "directory/namespace_table.h"
 #include "directory/ns_key.h"
 #include "directory/object_table.h"
 
@@ -40,10 +41,12 @@ struct alignas(64) DirectoryShard {
         const auto at = tombstones.find(NsKey(ns, key).view());
         return at == tombstones.end() ? 0 : at->second;
     }
-    void set_tombstone(uint32_t ns, std::string_view key, Version version) KV_REQUIRES(lock) {
-        const auto at = tombstones.find(NsKey(ns, key).view());
+    void set_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version)
+        KV_REQUIRES(lock) {
+        const auto at = tombstones.find(NsKey(ns.ref, key).view());
         if (at == tombstones.end()) {
-            tombstones.emplace(NsKey(ns, key).view(), version);
+            ns.tombstones.fetch_add(1);
+            tombstones.emplace(NsKey(ns.ref, key).view(), version);
         } else {
             at->second = std::max(at->second, version);
         }

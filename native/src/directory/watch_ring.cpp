@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <tuple>
 
+#include "base/clock.h"
 #include "base/mutex.h"
 
 namespace kvstore {
@@ -82,6 +84,9 @@ void WatchRing::record(WatchKind kind, std::string_view tenant, std::string_view
     }
     used_ += head.event_bytes;
     ++next_;
+    if (waiting_ != 0) {
+        changed_.notify_all();
+    }
 }
 
 void WatchRing::drop_oldest() {
@@ -142,6 +147,23 @@ WatchRing::Batch WatchRing::poll(uint64_t cursor, size_t max, uint64_t now_ms) {
     }
     batch.next_cursor = std::max(number, cursor);
     return batch;
+}
+
+bool WatchRing::wait(uint64_t cursor, uint32_t timeout_ms) {
+    const MutexLock lock(mutex_);
+    const auto changed = [&]() KV_REQUIRES(mutex_) { return next_ > cursor || interrupted_; };
+    last_poll_ms_ = std::max(last_poll_ms_, boottime_ms());
+    ++waiting_;
+    (void)changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), changed);
+    --waiting_;
+    last_poll_ms_ = std::max(last_poll_ms_, boottime_ms());
+    return next_ > cursor;
+}
+
+void WatchRing::interrupt() {
+    const MutexLock lock(mutex_);
+    interrupted_ = true;
+    changed_.notify_all();
 }
 
 void WatchRing::expire(uint64_t now_ms) {

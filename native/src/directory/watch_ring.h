@@ -44,6 +44,10 @@ class WatchRing {
                 Version version, uint64_t size, NodeNumber node);
     // Cursor 0 starts a watch. Returns at once; `max` bounds the events.
     Batch poll(uint64_t cursor, size_t max, uint64_t now_ms);
+    // Blocks until there are events that a cursor does not know, at most for this long; counts as a
+    // poll. False: there are none.
+    bool wait(uint64_t cursor, uint32_t timeout_ms);
+    void interrupt();              // ends all waits, from here on at once
     void expire(uint64_t now_ms);  // stops recording when nobody polls any more
 
   private:
@@ -59,6 +63,9 @@ class WatchRing {
     uint64_t first_ KV_GUARDED_BY(mutex_) = 1;         // number of the oldest event kept
     uint64_t next_ KV_GUARDED_BY(mutex_) = 1;          // number of the next event
     uint64_t last_poll_ms_ KV_GUARDED_BY(mutex_) = 0;
+    CondVar changed_;
+    size_t waiting_ KV_GUARDED_BY(mutex_) = 0;
+    bool interrupted_ KV_GUARDED_BY(mutex_) = false;
     std::deque<std::pair<uint64_t, size_t>> marks_
         KV_GUARDED_BY(mutex_);  // where every 256th event lies
 };

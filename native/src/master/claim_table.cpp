@@ -216,6 +216,13 @@ bool ClaimTable::has_claim(const DirectoryEpoch& ns, std::string_view key) const
     return entries_.contains(NsKey(ns.ref, key).view());
 }
 
+void ClaimTable::add_refs(std::unordered_set<uint32_t>& refs) const {
+    const MutexLock lock(mutex_);
+    for (const auto& [name, entry] : entries_) {
+        refs.insert(entry.ns->ref);
+    }
+}
+
 bool ClaimTable::has_limbo(NodeNumber node) const {
     const MutexLock lock(mutex_);
     return limbo_.contains(node);

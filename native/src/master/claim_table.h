@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/mutex.h"
@@ -53,6 +54,7 @@ class ClaimTable {
     // not announced.
     bool has_limbo(NodeNumber node) const;
     bool has_claim(const DirectoryEpoch& ns, std::string_view key) const;
+    void add_refs(std::unordered_set<uint32_t>& refs) const;  // of the epochs of all claims
     void flushed(const DirectoryEpoch& old_epoch, std::vector<ClaimAnswer>& out);
 
     void link_lost(LinkId link);  // its waiters are dropped, its granted claims fall into limbo

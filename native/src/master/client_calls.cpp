@@ -98,6 +98,14 @@ void MasterCore::submit(std::vector<Pending> rows, uint32_t timeout_ms, RemoveDo
     run(effects);
 }
 
+Result<NamespacePtr> MasterCore::space_to_change(std::string_view tenant, std::string_view ns) {
+    NamespacePtr space = directory_.namespaces().find(tenant, ns);
+    if (space == nullptr && (directory_.rebuilding() || !unheard().empty())) {
+        return directory_.namespaces().open_for(tenant, ns);
+    }
+    return space;
+}
+
 void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys,
                         uint32_t timeout_ms, RemoveDone done) {
     const uint64_t room = records_bytes(ns, keys);

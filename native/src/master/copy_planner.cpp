@@ -172,6 +172,13 @@ std::vector<NodeNumber> CopyPlanner::targets(const DirectoryEpoch& ns, std::stri
     return out;
 }
 
+void CopyPlanner::add_refs(std::unordered_set<uint32_t>& refs) const {
+    const MutexLock lock(mutex_);
+    for (const auto& [name, object] : objects_) {
+        refs.insert(object.ns->ref);
+    }
+}
+
 bool CopyPlanner::may_hold(NodeNumber node) const {
     if (idle()) {
         return false;

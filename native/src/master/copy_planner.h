@@ -30,6 +30,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/mutex.h"
@@ -83,6 +84,7 @@ class CopyPlanner {
     std::vector<NodeNumber> targets(const DirectoryEpoch& ns, std::string_view key) const;
     // Whether the node is such a target of any object.
     bool may_hold(NodeNumber node) const;
+    void add_refs(std::unordered_set<uint32_t>& refs) const;  // of the epochs of all objects
 
     struct Dispatch {
         NodeNumber source = kNoNode;

@@ -5,13 +5,15 @@
 // so one of them sees the other; recheck() and parking both take the mutex, to the same end.
 #include "master/lookup_waits.h"
 
+#include <algorithm>
+
 #include "base/mutex.h"
 #include "directory/shard_hash.h"
 
 namespace kvstore {
 
 uint64_t LookupWaits::hash(const Namespace& ns, std::string_view key) const {
-    // Namespaces are never freed. Not the epoch's id: a wait outlasts a flush.
+    // A wait holds its namespace. Not the epoch's id: a wait outlasts a flush.
     return ShardHash(secret_)(reinterpret_cast<uintptr_t>(&ns), key);
 }
 
@@ -34,6 +36,30 @@ std::optional<size_t> LookupWaits::next_missing(Wait& wait) const {
     return std::nullopt;
 }
 
+Status LookupWaits::check_room(const Request& request) const {
+    const size_t bytes = request.body.size();
+    const auto owner = owners_.find(request.owner);
+    if (waits_.size() >= limits::kMaxWaitingLookups ||
+        bytes_ + bytes > limits::kMaxWaitingLookupBytes ||
+        (owner != owners_.end() && owner->second >= limits::kMaxWaitingLookupsPerConnection)) {
+        return {Code::kOverloaded, "too many lookups wait already"};
+    }
+    const auto held = principals_.find(request.principal);
+    if (request.principal.empty() || held == principals_.end()) {
+        return {};
+    }
+    const auto share = [this](size_t most) {
+        return std::max<size_t>(static_cast<size_t>(static_cast<double>(most) * principal_share_),
+                                1);
+    };
+    if (held->second.waits >= share(limits::kMaxWaitingLookups) ||
+        held->second.bytes + bytes > share(limits::kMaxWaitingLookupBytes)) {
+        return {Code::kOverloaded, "as many lookups of principal " + request.principal +
+                                       " wait already as principal_share allows"};
+    }
+    return {};
+}
+
 Status LookupWaits::park(Request request) {
     const auto wait = std::make_shared<Wait>(Wait{.request = std::move(request)});
     bool closed = false;
@@ -41,14 +67,13 @@ Status LookupWaits::park(Request request) {
         const MutexLock lock(mutex_);
         closed = closed_;
         if (!closed) {
-            const size_t bytes = wait->request.body.size();
-            const auto owner = owners_.find(wait->request.owner);
-            if (waits_.size() >= limits::kMaxWaitingLookups ||
-                bytes_ + bytes > limits::kMaxWaitingLookupBytes ||
-                (owner != owners_.end() &&
-                 owner->second >= limits::kMaxWaitingLookupsPerConnection)) {
-                return {Code::kOverloaded, "too many lookups wait already"};
+            if (Status room = check_room(wait->request); !room.ok()) {
+                return room;
             }
+            const size_t bytes = wait->request.body.size();
+            Held& held = principals_[wait->request.principal];
+            ++held.waits;
+            held.bytes += bytes;
             ++owners_[wait->request.owner];
             bytes_ += bytes;
             wait->id = ++next_id_;
@@ -126,6 +151,11 @@ LookupWaits::WaitPtr LookupWaits::end(Waits::iterator at) {
     const auto owner = owners_.find(wait->request.owner);
     if (--owner->second == 0) {
         owners_.erase(owner);
+    }
+    const auto held = principals_.find(wait->request.principal);
+    held->second.bytes -= wait->request.body.size();
+    if (--held->second.waits == 0) {
+        principals_.erase(held);
     }
     bytes_ -= wait->request.body.size();
     waits_.erase(at);

@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -29,13 +30,17 @@ class LookupWaits {
     // Called once, from any thread, without locks held; not at all for a wait that was dropped.
     using Done = std::function<void(const KeyList& keys)>;
     struct Request {
-        uint64_t owner = 0;  // the connection: its waits end with it
-        const Namespace* ns = nullptr;
+        uint64_t owner = 0;       // the connection: its waits end with it
+        std::string principal{};  // of the connection; empty: not authenticated
+        std::shared_ptr<const Namespace> ns{};
         std::vector<uint8_t> body{};  // what `keys` view
         KeyList keys{};
         uint64_t deadline_ms = 0;
         Done done{};
     };
+
+    // The largest share of the waits, and of their bytes, that one principal may have.
+    void set_principal_share(double share) { principal_share_ = share; }
 
     LookupWaits(const Directory& directory, const HashSecret& secret)
         : directory_(directory), secret_(secret) {}
@@ -69,6 +74,12 @@ class LookupWaits {
         std::optional<Missing::iterator> parked{};
     };
     using Waits = std::map<Place, Waiting>;
+    struct Held {
+        size_t waits = 0;
+        size_t bytes = 0;
+    };
+
+    Status check_room(const Request& request) const KV_REQUIRES(mutex_);
 
     uint64_t hash(const Namespace& ns, std::string_view key) const;
     bool present(const Wait& wait, size_t row) const;
@@ -85,6 +96,7 @@ class LookupWaits {
 
     const Directory& directory_;
     const HashSecret secret_;
+    std::atomic<double> principal_share_{1};
     std::atomic<uint64_t> count_{0};  // of waits_
     Mutex mutex_;
     bool closed_ KV_GUARDED_BY(mutex_) = false;
@@ -92,6 +104,7 @@ class LookupWaits {
     size_t bytes_ KV_GUARDED_BY(mutex_) = 0;
     Waits waits_ KV_GUARDED_BY(mutex_);  // a wait that is not here has ended
     std::unordered_map<uint64_t, uint32_t> owners_ KV_GUARDED_BY(mutex_);  // how many each has
+    std::unordered_map<std::string, Held> principals_ KV_GUARDED_BY(mutex_);
     Missing missing_ KV_GUARDED_BY(mutex_);
 };
 

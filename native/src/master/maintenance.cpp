@@ -12,7 +12,9 @@ namespace {
 
 constexpr size_t kScanBudget = 16'384;  // entries looked at in one round
 constexpr size_t kSweepBudget = 16'384;
-constexpr uint64_t kRescanMs = 1'000;  // while a node is draining or dead
+constexpr uint64_t kForgetMs = 5'000;   // how often namespaces are looked at …
+constexpr size_t kForgetAtOnce = 4096;  // … and how many go at most
+constexpr uint64_t kRescanMs = 1'000;   // while a node is draining or dead
 
 }  // namespace
 
@@ -43,12 +45,40 @@ void MasterCore::maintain(uint64_t now_ms) {
     directory_.watch().expire(now_ms);
     scan_for_copies(now_ms);
     run_copies(now_ms);
+    forget_namespaces(now_ms);
+}
+
+// Those of which nothing is left. On this thread, which alone takes an object's epoch from one
+// step to the next without its namespace.
+void MasterCore::forget_namespaces(uint64_t now_ms) {
+    if (now_ms < forgot_ms_ + kForgetMs || directory_.rebuilding()) {
+        return;
+    }
+    forgot_ms_ = now_ms;
+    std::vector<NamespaceTable::Idle> idle = directory_.namespaces().idle(kForgetAtOnce);
+    if (idle.empty()) {
+        return;
+    }
+    std::unordered_set<uint32_t> used;
+    claims_.add_refs(used);
+    planner_.add_refs(used);
+    std::erase_if(idle, [&](const NamespaceTable::Idle& one) { return used.contains(one.ref); });
+    // The mutex is held so that no flush or remove looks between the two.
+    const MutexLock lock(mutex_);
+    const std::vector<NamespaceTable::Idle> gone = directory_.namespaces().forget(idle);
+    for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
+        if (NodeRecord* record = nodes_.at(slot)) {
+            for (const NamespaceTable::Idle& ns : gone) {
+                record->forget(ns);
+            }
+        }
+    }
 }
 
 void MasterCore::drop_tombstones(uint64_t now_ms) {
     for (; !retired_.empty() && retired_.front().first <= now_ms; retired_.pop_front()) {
         const Op& op = retired_.front().second;
-        const Namespace* ns = directory_.namespaces().find(op.tenant, op.ns);
+        const NamespacePtr ns = directory_.namespaces().find(op.tenant, op.ns);
         const DirectoryEpoch* current = ns == nullptr ? nullptr : ns->current.load();
         if (current != nullptr && current->epoch == op.epoch) {  // else the flush's sweep drops it
             directory_.drop_tombstone(*current, op.key, op.version);
@@ -103,9 +133,9 @@ void MasterCore::run_copies(uint64_t now_ms) {
             link = record == nullptr ? nullptr : record->link;
             NodeRecord* target = nodes_.find(dispatch.order.target_node);
             const LinkNamespace& in = dispatch.order.ns;
-            const Namespace* ns = directory_.namespaces().find(in.tenant, in.ns);
+            const NamespacePtr ns = directory_.namespaces().find(in.tenant, in.ns);
             if (link != nullptr && target != nullptr && ns != nullptr) {
-                target->served.insert(ns);
+                target->served.insert(ns->uid);
             }
         }
         if (link != nullptr) {

@@ -25,10 +25,14 @@ class LookupAnswer {
         static thread_local LookupAnswer answer;
         return answer;
     }
-    void find(MasterCore& core, const Namespace& ns, const KeyList& keys) {
+    void find(MasterCore& core, const Namespace* ns, const KeyList& keys) {
         keys_.assign(keys.begin(), keys.end());
         places_.resize(std::max(places_.size(), keys_.size()));
-        core.directory().lookup(ns, keys_, places_);
+        if (ns == nullptr) {
+            core.directory().lookup_nowhere(std::span(places_).first(keys_.size()));
+        } else {
+            core.directory().lookup(*ns, keys_, places_);
+        }
     }
     bool complete() const {
         return std::ranges::all_of(
@@ -50,7 +54,7 @@ class LookupAnswer {
 }  // namespace
 
 struct MasterBlockPort::Session {
-    Namespace* ns = nullptr;      // clients and operators
+    NamespacePtr ns;              // of clients and operators, once it exists
     MasterCore::LinkHello hello;  // node links
     LinkId link = 0;
     bool is_link = false;
@@ -99,6 +103,11 @@ void MasterBlockPort::set_principals(std::vector<Principal> principals) {
     authenticator_->replace(std::move(principals));
 }
 
+void MasterBlockPort::set_principal_share(double share) {
+    server_->set_principal_share(share);
+    core_.set_principal_share(share);
+}
+
 void MasterBlockPort::set_endpoints(const std::string& grpc, const std::string& http) {
     const MutexLock lock(mutex_);
     grpc_endpoint_ = grpc;
@@ -124,12 +133,13 @@ Result<HelloAnswer> MasterBlockPort::on_hello(Connection& connection, const Hell
         }
         answer.welcome.session_id = hello.session_id;
     } else {
-        Result<Namespace*> ns = core_.directory().namespaces().open(hello.tenant, hello.ns);
-        if (!ns.ok()) {
-            return ns.status();
+        if (hello.tenant.empty()) {
+            return {Code::kInvalidArgument, "a hello without a tenant"};
         }
-        session->ns = *ns;
-        answer.welcome.ns_epoch = (*ns)->current.load()->epoch;
+        session->ns = core_.directory().namespaces().find(hello.tenant, hello.ns);
+        if (session->ns != nullptr) {
+            answer.welcome.ns_epoch = session->ns->current.load()->epoch;
+        }
         answer.welcome.session_id = connection.id();
     }
     answer.welcome.master_epoch = core_.options().epoch;
@@ -221,17 +231,8 @@ void MasterBlockPort::on_link_frame(Connection& connection, const FrameHeader& h
         return status.ok();
     };
     switch (header.message()) {
-        case MessageType::kClaim: {
-            Claim claim;
-            if (connection.decode(body, &claim)) {
-                session.answers.clear();
-                core_.claim(session.link, claim, session.answers);
-                const bool more = session.answers.size() < claim.keys.size();
-                send_claim_reply(*connection.ref(), header.request_id,
-                                 more ? kFlagMore : uint16_t{0}, session.answers);
-            }
-            return;
-        }
+        case MessageType::kClaim:
+            return claim(connection, header, body);
         case MessageType::kAbandon: {
             Abandon abandon;
             if (connection.decode(body, &abandon)) {
@@ -278,6 +279,35 @@ void MasterBlockPort::on_link_frame(Connection& connection, const FrameHeader& h
     }
 }
 
+const NamespacePtr& MasterBlockPort::space_of(Connection& connection) {
+    Session& session = *connection.session_as<Session>();
+    if (session.ns == nullptr) {
+        const Peer& peer = connection.peer();
+        session.ns = core_.directory().namespaces().find(peer.tenant, peer.ns);
+    }
+    return session.ns;
+}
+
+void MasterBlockPort::claim(Connection& connection, const FrameHeader& header,
+                            std::span<const uint8_t> body) {
+    Session& session = *connection.session_as<Session>();
+    Claim claim;
+    if (!connection.decode(body, &claim)) {
+        return;
+    }
+    session.answers.clear();
+    core_.claim(session.link, claim, session.answers);
+    if (!session.answers.empty() && session.answers.front().code == Code::kNoSpace) {
+        // The put says NoSpace, and no more.
+        server_->count_refusal(Code::kNoSpace, connection.peer().address,
+                               "tenant " + std::string(claim.tenant) +
+                                   " has as many namespaces as tenant_namespaces allows");
+    }
+    const bool more = session.answers.size() < claim.keys.size();
+    send_claim_reply(*connection.ref(), header.request_id, more ? kFlagMore : uint16_t{0},
+                     session.answers);
+}
+
 void MasterBlockPort::lookup(Connection& connection, const FrameHeader& header,
                              std::span<const uint8_t> body) {
     Lookup request;
@@ -285,7 +315,7 @@ void MasterBlockPort::lookup(Connection& connection, const FrameHeader& header,
         return;
     }
     LookupAnswer& answer = LookupAnswer::of_this_thread();
-    answer.find(core_, *connection.session_as<Session>()->ns, request.keys);
+    answer.find(core_, space_of(connection).get(), request.keys);
     if (request.wait_ms != 0 && !answer.complete()) {
         return wait_for_keys(connection, header, body);
     }
@@ -300,18 +330,24 @@ void MasterBlockPort::wait_for_keys(Connection& connection, const FrameHeader& h
     if (!connection.decode(wait.body, &request)) {
         return;
     }
-    const Namespace* ns = connection.session_as<Session>()->ns;
+    const Peer& peer = connection.peer();
+    const Result<NamespacePtr> ns = core_.directory().namespaces().open_for(peer.tenant, peer.ns);
+    if (!ns.ok()) {
+        connection.ref()->send_error(header.request_id, ns.code(), ns.status().message());
+        return;
+    }
     wait.owner = connection.id();
-    wait.ns = ns;
+    wait.principal = peer.principal;
+    wait.ns = *ns;
     wait.keys = request.keys;
     // The client's own deadline bounds it too: nobody would hear a later answer.
     wait.deadline_ms =
         boottime_ms() +
         (request.timeout_ms == 0 ? request.wait_ms : std::min(request.wait_ms, request.timeout_ms));
-    wait.done = [&core = core_, ns, flags = request.flags, ref = connection.ref(),
+    wait.done = [&core = core_, ns = *ns, flags = request.flags, ref = connection.ref(),
                  id = header.request_id](const KeyList& keys) {
         LookupAnswer& answer = LookupAnswer::of_this_thread();
-        answer.find(core, *ns, keys);
+        answer.find(core, ns.get(), keys);
         answer.send(core, flags, *ref, id);
     };
     const Status parked = core_.lookup_waits().park(std::move(wait));
@@ -329,20 +365,45 @@ void MasterBlockPort::nodes(Connection& connection, const FrameHeader& header) {
     reply(connection, header, columns.reply(nodes_id));
 }
 
+Shares::Held MasterBlockPort::admit_change(Connection& connection, const FrameHeader& header) {
+    Result<Shares::Held> held = core_.waiting_changes().take(connection.peer().principal);
+    if (!held.ok()) {
+        connection.ref()->send_error(header.request_id, held.code(), held.status().message());
+        return nullptr;
+    }
+    return std::move(*held);
+}
+
 void MasterBlockPort::remove(Connection& connection, const FrameHeader& header,
                              std::span<const uint8_t> body) {
     Remove request;
     if (!connection.decode(body, &request)) {
         return;
     }
+    const Shares::Held held = admit_change(connection, header);
+    if (held == nullptr) {
+        return;
+    }
+    Result<NamespacePtr> ns = space_of(connection);
+    if (*ns == nullptr) {
+        ns = core_.space_to_change(connection.peer().tenant, connection.peer().ns);
+    }
+    if (!ns.ok()) {
+        connection.ref()->send_error(header.request_id, ns.code(), ns.status().message());
+        return;
+    }
     KeyFilter filter(request.keys);
-    core_.remove(*connection.session_as<Session>()->ns, filter.valid(), request.timeout_ms,
-                 [ref = connection.ref(), id = header.request_id, filter](
-                     const std::vector<Code>& codes, const std::vector<std::string>& unreached) {
-                     const std::vector<int32_t> status = filter.merge(codes);
-                     const std::vector<std::string_view> names(unreached.begin(), unreached.end());
-                     ref->send_message(RemoveReply{.status = status, .unreached = names}, id);
-                 });
+    MasterCore::RemoveDone done = [ref = connection.ref(), id = header.request_id, filter, held](
+                                      const std::vector<Code>& codes,
+                                      const std::vector<std::string>& unreached) {
+        const std::vector<int32_t> status = filter.merge(codes);
+        const std::vector<std::string_view> names(unreached.begin(), unreached.end());
+        ref->send_message(RemoveReply{.status = status, .unreached = names}, id);
+    };
+    if (*ns == nullptr) {
+        return done(std::vector<Code>(filter.valid().size(), Code::kNotFound), {});
+    }
+    core_.remove(**ns, filter.valid(), request.timeout_ms, std::move(done));
 }
 
 void MasterBlockPort::set_pin(Connection& connection, const FrameHeader& header,
@@ -351,18 +412,27 @@ void MasterBlockPort::set_pin(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &request)) {
         return;
     }
+    const Shares::Held held = admit_change(connection, header);
+    if (held == nullptr) {
+        return;
+    }
     KeyFilter filter(request.keys);
     std::vector<Pin> levels;
     for (const size_t row : filter.rows()) {
         levels.push_back(static_cast<Pin>(request.levels[row]));
     }
-    core_.set_pins(*connection.session_as<Session>()->ns, filter.valid(), levels,
-                   request.timeout_ms,
-                   [ref = connection.ref(), id = header.request_id, filter](
-                       const std::vector<Code>& codes, const std::vector<std::string>&) {
-                       const std::vector<int32_t> status = filter.merge(codes);
-                       ref->send_message(StatusReply{.status = status}, id);
-                   });
+    MasterCore::RemoveDone done = [ref = connection.ref(), id = header.request_id, filter, held](
+                                      const std::vector<Code>& codes,
+                                      const std::vector<std::string>&) {
+        const std::vector<int32_t> status = filter.merge(codes);
+        ref->send_message(StatusReply{.status = status}, id);
+    };
+    const NamespacePtr& ns = space_of(connection);
+    if (ns == nullptr) {
+        const Code code = core_.rebuilding() ? Code::kRebuilding : Code::kNotFound;
+        return done(std::vector<Code>(filter.valid().size(), code), {});
+    }
+    core_.set_pins(*ns, filter.valid(), levels, request.timeout_ms, std::move(done));
 }
 
 void MasterBlockPort::flush(Connection& connection, const FrameHeader& header,
@@ -377,10 +447,24 @@ void MasterBlockPort::flush(Connection& connection, const FrameHeader& header,
               .client_name = peer.client_name,
               .tenant = peer.tenant,
               .ns = peer.ns};
+    const Shares::Held held = admit_change(connection, header);
+    if (held == nullptr) {
+        deed.code = Code::kOverloaded;
+        deeds_->add(std::move(deed));
+        return;
+    }
+    const Result<NamespacePtr> ns = core_.directory().namespaces().open_for(peer.tenant, peer.ns);
+    if (!ns.ok()) {
+        deed.code = ns.code();
+        deeds_->add(std::move(deed));
+        connection.ref()->send_error(header.request_id, ns.code(), ns.status().message());
+        return;
+    }
     core_.flush(
-        *connection.session_as<Session>()->ns, request.timeout_ms,
-        [ref = connection.ref(), id = header.request_id, deeds = deeds_, deed = std::move(deed)](
-            Code code, const std::vector<std::string>& unreached, uint32_t ns_epoch) mutable {
+        **ns, request.timeout_ms,
+        [ref = connection.ref(), id = header.request_id, held, deeds = deeds_,
+         deed = std::move(deed)](Code code, const std::vector<std::string>& unreached,
+                                 uint32_t ns_epoch) mutable {
             deed.code = code;
             deeds->add(std::move(deed));
             const std::vector<std::string_view> names(unreached.begin(), unreached.end());
@@ -409,10 +493,14 @@ void MasterBlockPort::list(Connection& connection, const FrameHeader& header,
     const size_t limit = request.limit == 0
                              ? limits::kMaxBatchKeys
                              : std::min<size_t>(request.limit, limits::kMaxBatchKeys);
-    const Namespace& ns = *connection.session_as<Session>()->ns;
+    const NamespacePtr& ns = space_of(connection);
+    if (ns == nullptr) {
+        reply(connection, header, ListReply{});
+        return;
+    }
     std::vector<std::string> keys;
     for (int call = 0; call == 0 || (call < kListCalls && keys.empty() && cursor != 0); ++call) {
-        cursor = core_.directory().list(*ns.current.load(), request.prefix, cursor, limit, keys);
+        cursor = core_.directory().list(*ns->current.load(), request.prefix, cursor, limit, keys);
     }
     const std::vector<std::string_view> views(keys.begin(), keys.end());
     char text[16];
@@ -429,7 +517,13 @@ void MasterBlockPort::inspect(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &request)) {
         return;
     }
-    const DirectoryEpoch& ns = *connection.session_as<Session>()->ns->current.load();
+    const NamespacePtr& space = space_of(connection);
+    if (space == nullptr) {
+        const MissReason none = core_.rebuilding() ? MissReason::kRebuilding : MissReason::kAbsent;
+        reply(connection, header, InspectReply{.reason = static_cast<uint8_t>(none)});
+        return;
+    }
+    const DirectoryEpoch& ns = *space->current.load();
     const ObjectPlace found = core_.directory().lookup_one(ns, request.key);
     ObjectInfo info;
     if (found.code != Code::kOk || !core_.directory().inspect(ns, request.key, info)) {

@@ -31,8 +31,8 @@ class MasterBlockPort final : public ConnectionHandler {
     Result<std::vector<std::string>> start();
     void stop();
     void set_principals(std::vector<Principal> principals);
-    // The largest share of the clients' sessions that one principal may hold.
-    void set_principal_share(double share) { server_->set_principal_share(share); }
+    // The largest share of the clients' sessions, and of what waits, that one principal may have.
+    void set_principal_share(double share);
     // What the hello names; before start() when they are known, or any time later.
     void set_endpoints(const std::string& grpc, const std::string& http);
     ServerStats stats() const { return server_->stats(); }
@@ -57,6 +57,11 @@ class MasterBlockPort final : public ConnectionHandler {
                          std::span<const uint8_t> body);
     void on_link_frame(Connection& connection, const FrameHeader& header,
                        std::span<const uint8_t> body);
+    // The session's namespace; null while it does not exist.
+    const NamespacePtr& space_of(Connection& connection);
+    // A place among the changes that wait; null: refused, and answered.
+    Shares::Held admit_change(Connection& connection, const FrameHeader& header);
+    void claim(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
     void lookup(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
     void wait_for_keys(Connection& connection, const FrameHeader& header,
                        std::span<const uint8_t> body);

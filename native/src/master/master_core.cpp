@@ -44,9 +44,15 @@ void MasterCore::stop() {
     wake_.notify_all();
     run(effects);
     lookup_waits_.end_all();
+    directory_.watch().interrupt();
     if (maintenance_.joinable()) {
         maintenance_.join();
     }
+}
+
+void MasterCore::set_principal_share(double share) {
+    lookup_waits_.set_principal_share(share);
+    waiting_changes_.set_principal_share(share);
 }
 
 Result<NodeNumber> MasterCore::register_node(const NodeInfo& info, bool known) {
@@ -233,7 +239,7 @@ Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
                                              std::to_string(records.size()) + ": " +
                                              loaded.message());
         }
-        Result<Namespace*> ns = directory_.namespaces().open(op->tenant, op->ns);
+        Result<NamespacePtr> ns = directory_.namespaces().open(op->tenant, op->ns);
         if (!ns.ok()) {
             return ns.status();
         }
@@ -250,7 +256,7 @@ Status MasterCore::load_ops(const std::vector<std::vector<uint8_t>>& records) {
 
 Status MasterCore::set_namespace_epoch(const std::string& tenant, const std::string& ns,
                                        uint32_t epoch) {
-    Result<Namespace*> space = directory_.namespaces().open(tenant, ns);
+    Result<NamespacePtr> space = directory_.namespaces().open(tenant, ns);
     if (!space.ok()) {
         return space.status();
     }
@@ -356,6 +362,7 @@ MasterCore::Stats MasterCore::stats() const {
     stats.withdrawn = withdrawn_.load();
     stats.removes = removes_.load();
     stats.flushes = flushes_.load();
+    stats.namespaces = directory_.namespaces().size();
     return stats;
 }
 

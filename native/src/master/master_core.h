@@ -28,6 +28,7 @@
 #include "master/lookup_waits.h"
 #include "master/node_table.h"
 #include "master/ops_log.h"
+#include "master/shares.h"
 
 namespace kvstore {
 
@@ -48,6 +49,10 @@ class MasterCore {
 
     Directory& directory() { return directory_; }
     LookupWaits& lookup_waits() { return lookup_waits_; }
+    // A client's remove, flush or change of pins holds one while it waits.
+    Shares& waiting_changes() { return waiting_changes_; }
+    // The largest share of what waits here that one principal may have.
+    void set_principal_share(double share);
     const Options& options() const { return options_; }
 
     // Policy: nodes.
@@ -100,6 +105,9 @@ class MasterCore {
     using FlushDone =
         std::function<void(Code, std::vector<std::string> unreached, uint32_t ns_epoch)>;
     void flush(Namespace& ns, uint32_t timeout_ms, FlushDone done);
+    // The namespace of a client that changes something, created if it has to be: when its keys may
+    // lie somewhere though nothing of it is recorded. Null: nothing of it exists.
+    Result<NamespacePtr> space_to_change(std::string_view tenant, std::string_view ns);
     // For each node, how long a prefix of `keys` it holds; longest first. And the prefix of keys
     // that are readable anywhere.
     std::pair<std::vector<std::pair<std::string, uint32_t>>, uint32_t> locate(
@@ -151,6 +159,7 @@ class MasterCore {
         uint64_t withdrawn = 0;
         uint64_t removes = 0;
         uint64_t flushes = 0;
+        uint64_t namespaces = 0;
     };
     Stats stats() const;
 
@@ -161,9 +170,11 @@ class MasterCore {
         NodeNumber node = kNoNode;
         std::atomic<Version> floor{0};
         std::shared_ptr<NodeLink> to;
-        // Namespaces in which it has claimed or announced; the link's thread only.
-        std::unordered_set<const Namespace*> served;
-        const Namespace* served_last = nullptr;
+        // The link's thread only: the namespace of its last frame, and those (Namespace::uid) in
+        // which it is known to have claimed or announced.
+        NamespacePtr space;
+        std::unordered_set<uint64_t> served;
+        uint64_t served_last = 0;
         Mutex work;  // held while it changes the directory; taken before the master's mutex
         uint64_t next_seq KV_GUARDED_BY(work) = 0;  // 0: any (the first frame of the link)
         bool closed KV_GUARDED_BY(work) = false;    // nothing of it is recorded any more
@@ -205,8 +216,8 @@ class MasterCore {
     void deliver(const std::vector<ClaimAnswer>& answers);
     static Status check_seq(LinkRecord& link, uint64_t seq) KV_REQUIRES(link.work);
     // The link's thread only.
-    Result<const DirectoryEpoch*> epoch_of(const LinkRecord& link, std::string_view tenant,
-                                           std::string_view ns, uint32_t epoch);
+    Result<const DirectoryEpoch*> epoch_of(LinkRecord& link, std::string_view tenant,
+                                           std::string_view ns, uint32_t epoch, bool is_claim);
     // The part of announce() that runs with the link's work held.
     Status record_announce(LinkRecord& link, const Announce& message, std::vector<int32_t>& codes,
                            Effects& effects, std::vector<Pending>& overtaken) KV_REQUIRES(link.work)
@@ -236,6 +247,7 @@ class MasterCore {
 
     // Maintenance (maintenance.cpp).
     void drop_tombstones(uint64_t now_ms) KV_REQUIRES(mutex_);
+    void forget_namespaces(uint64_t now_ms);
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
     void scan_for_copies(uint64_t now_ms);
@@ -248,6 +260,7 @@ class MasterCore {
     ClaimTable claims_;
     CopyPlanner planner_;
     LookupWaits lookup_waits_;
+    Shares waiting_changes_{"removes, flushes and changes of pins", limits::kMaxWaitingChanges};
 
     Mutex flush_mutex_;  // orders the flushes of a namespace in the log
     mutable Mutex mutex_ KV_ACQUIRED_AFTER(flush_mutex_);
@@ -272,6 +285,7 @@ class MasterCore {
     uint64_t scan_target_ = 0;
     uint64_t scan_cursor_ = 0;
     uint64_t scanned_ms_ = 0;
+    uint64_t forgot_ms_ = 0;  // namespaces, the maintenance thread's own
 
     std::atomic<uint64_t> announced_{0};
     std::atomic<uint64_t> refused_announces_{0};

@@ -15,6 +15,7 @@ namespace {
 constexpr uint32_t kDefaultClaimMs = 5'000;
 // How long an announce waits for nodes that hold older versions; one that hangs is not waited for.
 constexpr uint32_t kOvertakenMs = 1'000;
+constexpr size_t kKnownServed = 4096;  // namespaces that a link remembers; noted again beyond it
 constexpr size_t kOpsPerFrame = 1024;
 constexpr uint64_t kOpsWindow = 16'384;  // operations on their way to a node: bounds its send queue
 
@@ -90,6 +91,7 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
         record.link = link->to;
         record.link_id = link->id;
         record.doubted = false;
+        record.announced = false;
         change_state(slot, record, record.info.state, effects);
         {
             const WriterLock links(links_mutex_);
@@ -174,30 +176,36 @@ void MasterCore::deliver(const std::vector<ClaimAnswer>& answers) {
 }
 
 void MasterCore::note_served(LinkRecord& link, const Namespace& ns) {
-    if (link.served_last == &ns) {
+    if (link.served_last == ns.uid) {
         return;
     }
-    link.served_last = &ns;
-    if (!link.served.insert(&ns).second) {
+    link.served_last = ns.uid;
+    if (link.served.size() >= kKnownServed) {
+        link.served.clear();  // those that have gone, too
+    }
+    if (!link.served.insert(ns.uid).second) {
         return;
     }
     const MutexLock lock(mutex_);
     if (NodeRecord* record = nodes_.at(link.node)) {
-        record->served.insert(&ns);
+        record->served.insert(ns.uid);
     }
 }
 
-Result<const DirectoryEpoch*> MasterCore::epoch_of(const LinkRecord& link, std::string_view tenant,
-                                                   std::string_view ns, uint32_t epoch) {
-    const Namespace* space = link.served_last;
-    if (space == nullptr || space->name != ns || space->tenant != tenant) {
-        const Result<Namespace*> opened = directory_.namespaces().open(tenant, ns);
+Result<const DirectoryEpoch*> MasterCore::epoch_of(LinkRecord& link, std::string_view tenant,
+                                                   std::string_view ns, uint32_t epoch,
+                                                   bool is_claim) {
+    if (link.space == nullptr || link.space->name != ns || link.space->tenant != tenant) {
+        // What a node holds already is recorded, whatever its tenant may have.
+        NamespaceTable& namespaces = directory_.namespaces();
+        Result<NamespacePtr> opened =
+            is_claim ? namespaces.open_for(tenant, ns) : namespaces.open(tenant, ns);
         if (!opened.ok()) {
             return opened.status();
         }
-        space = *opened;
+        link.space = std::move(*opened);
     }
-    const DirectoryEpoch* current = space->current.load(std::memory_order_acquire);
+    const DirectoryEpoch* current = link.space->current.load(std::memory_order_acquire);
     if (KV_GUARD("flushed-epoch", epoch < current->epoch)) {
         return Status(Code::kRemoved, "this epoch of the namespace was flushed");
     }
@@ -213,7 +221,7 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
         return;
     }
     const Result<const DirectoryEpoch*> ns =
-        epoch_of(*link, message.tenant, message.ns, message.epoch);
+        epoch_of(*link, message.tenant, message.ns, message.epoch, true);
     std::vector<ClaimRequest> requests;
     requests.reserve(message.keys.size());
     for (size_t i = 0; i < message.keys.size(); ++i) {
@@ -310,7 +318,7 @@ Status MasterCore::record_announce(LinkRecord& link, const Announce& message,
     }
     if (!message.keys.empty()) {
         const Result<const DirectoryEpoch*> ns =
-            epoch_of(link, message.tenant, message.ns, message.epoch);
+            epoch_of(link, message.tenant, message.ns, message.epoch, false);
         if (ns.ok()) {
             note_served(link, *(*ns)->owner);
             record_objects(link, **ns, message, codes, effects, overtaken);
@@ -404,6 +412,8 @@ void MasterCore::end_announce(LinkRecord& link, Effects& effects) {
         NodeRecord* record = nodes_.at(link.node);
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
+            record->announced = true;
+            record->forgotten.clear();
             record->floor = 0;
             change_state(link.node, *record, record->info.state, effects);
         }
@@ -423,7 +433,7 @@ Status MasterCore::withdraw(LinkId id, const Withdraw& message) {
         return in_order;
     }
     const Result<const DirectoryEpoch*> ns =
-        epoch_of(*link, message.tenant, message.ns, message.epoch);
+        epoch_of(*link, message.tenant, message.ns, message.epoch, false);
     for (size_t i = 0; ns.ok() && i < message.keys.size(); ++i) {
         const uint8_t reason = message.reasons[i];
         directory_.withdraw(

@@ -11,12 +11,11 @@
 #include <vector>
 
 #include "base/status.h"
+#include "directory/namespace_table.h"
 #include "directory/object_table.h"
 #include "master/node_link.h"
 
 namespace kvstore {
-
-struct Namespace;
 
 struct NodeInfo {
     std::string node_id{};
@@ -34,6 +33,7 @@ struct NodeInfo {
 };
 
 struct NodeRecord {
+    static constexpr size_t kMaxForgotten = 4096;
     NodeInfo info;
     LinkId link_id = 0;  // 0: not connected
     std::shared_ptr<NodeLink> link;
@@ -42,7 +42,11 @@ struct NodeRecord {
     uint64_t applied_seq = 0;   // operations it has acknowledged
     uint64_t sent_seq = 0;
     bool unheard = true;  // until it has announced everything it may hold what nobody knows of
-    std::unordered_set<const Namespace*> served;  // where it has claimed or announced
+    std::unordered_set<uint64_t> served;  // Namespace::uid of where it has claimed or announced
+    bool announced = false;               // everything, over the present link
+    // Namespace::id of those that were forgotten while it had not: it may hold what was recorded
+    // nowhere else. Beyond kMaxForgotten: of any.
+    std::unordered_set<NamespaceId> forgotten;
     Version floor = 0;        // versions that it may announce only when they are recorded
     uint64_t changed_ms = 0;  // when its state last changed
     bool removed = false;     // being swept; the slot is not reused before that is done
@@ -51,7 +55,14 @@ struct NodeRecord {
     bool doubted = false;
 
     bool may_hold(const Namespace& ns) const {
-        return (unheard && !synced) || served.contains(&ns);
+        return (unheard && !synced) || served.contains(ns.uid) || forgotten.contains(ns.id) ||
+               forgotten.size() >= kMaxForgotten;
+    }
+    void forget(const NamespaceTable::Idle& ns) {
+        const bool served_it = served.erase(ns.uid) != 0;
+        if (served_it && !(connected() && announced) && forgotten.size() < kMaxForgotten) {
+            forgotten.insert(ns.id);
+        }
     }
     bool connected() const { return link != nullptr; }
     bool readable() const {

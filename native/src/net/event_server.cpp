@@ -134,6 +134,10 @@ void EventServer::post(size_t loop, std::function<void()> fn) {
     impl_->loops[loop % impl_->loops.size()]->mailbox()->post(std::move(fn));
 }
 
+void EventServer::count_refusal(Code code, std::string_view address, std::string_view reason) {
+    impl_->state->count_refusal(code, address, reason);
+}
+
 std::vector<Refusal> EventServer::take_refusals() { return impl_->state->refused.take(); }
 
 std::vector<SessionView> EventServer::sessions() const {

@@ -200,6 +200,8 @@ class EventServer {
     void set_principal_share(double share);
     // Runs `fn` on a loop thread; dropped when the server has stopped.
     void post(size_t loop, std::function<void()> fn);
+    // Counts and logs what the service refuses without ending the connection.
+    void count_refusal(Code code, std::string_view address, std::string_view reason);
     // Refused peers and ended connections since the last call, for the log.
     std::vector<Refusal> take_refusals();
     ServerStats stats() const;

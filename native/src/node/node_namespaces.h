@@ -28,7 +28,8 @@ class NamespaceCell {
     NamespaceRef current_ KV_GUARDED_BY(mutex_);
 };
 
-// Thread-safe. Nothing is ever forgotten: the epochs are what a flush has left behind.
+// Thread-safe. One that was never flushed and that nobody holds is forgotten when there are many:
+// it begins at epoch 0 again. The others stay: their epochs are what a flush has left behind.
 class NodeNamespaces {
   public:
     static constexpr size_t kMaxNamespaces = 1u << 16;
@@ -41,10 +42,15 @@ class NodeNamespaces {
     // Makes `epoch` current when it is higher. Returns the incarnation that ended, or null.
     Result<NamespaceRef> advance(std::string_view tenant, std::string_view name, uint32_t epoch);
 
+    size_t size() const;
+
   private:
+    void forget_unused() KV_REQUIRES(mutex_);
+
     using Name = std::pair<std::string, std::string>;
     const HashSecret secret_;
-    Mutex mutex_;
+    mutable Mutex mutex_;
+    size_t look_at_ KV_GUARDED_BY(mutex_) = 1024;  // cells, for those that can be forgotten
     std::map<Name, std::shared_ptr<NamespaceCell>> cells_ KV_GUARDED_BY(mutex_);
 };
 

@@ -90,10 +90,12 @@ TEST_F(ClientTest, WhereTooManyWaitAClientIsToldWhatIsThere) {
     ASSERT_EQ(client.put(keys[0], "page"), Code::kOk);
     LookupWaits& waits = master.core->lookup_waits();
     const std::string_view absent = "absent";
+    const Namespace& ns = master.ns();
+    const NamespacePtr held = master.core->directory().namespaces().find(ns.tenant, ns.name);
     for (size_t i = 0; i < limits::kMaxWaitingLookups; ++i) {
         ASSERT_TRUE(waits
                         .park({.owner = uint64_t{1} << 60 | i,
-                               .ns = &master.ns(),
+                               .ns = held,
                                .keys = KeyList(absent),
                                .deadline_ms = UINT64_MAX,
                                .done = [](const KeyList&) {}})

@@ -46,11 +46,81 @@ class DirectoryTest : public testing::Test {
     Namespace& ns_ = **directory_.namespaces().open("tenant", "space");
 };
 
+class NamespacesTest : public DirectoryTest {
+  protected:
+    // Both steps at once; how many went.
+    size_t forget() { return table_.forget(table_.idle(100)).size(); }
+    void SetUp() override { ASSERT_EQ(forget(), 1u); }  // that of the base, which nothing uses
+    AnnounceOutcome announce(const NamespacePtr& ns, Version version) {
+        return directory_.announce(*ns->current, 1, {.key = "k", .version = version});
+    }
+
+    NamespaceTable& table_ = directory_.namespaces();
+};
+
+TEST_F(NamespacesTest, OnesWithNothingLeftGo) {
+    NamespacePtr ns = *table_.open("t", "a");
+    const uint64_t uid = ns->uid;
+    EXPECT_EQ(forget(), 0u);  // somebody holds it
+    const Version version = directory_.next_version();
+    ASSERT_EQ(announce(ns, version).code, Code::kOk);
+    ns.reset();
+    EXPECT_EQ(forget(), 0u);  // an object
+    ns = table_.find("t", "a");
+    const Version tombstone = directory_.remove(*ns->current, "k", false).tombstone;
+    ns.reset();
+    EXPECT_EQ(forget(), 0u);  // a tombstone
+    ns = table_.find("t", "a");
+    directory_.drop_tombstone(*ns->current, "k", tombstone);
+    ns.reset();
+    EXPECT_EQ(forget(), 1u);
+    EXPECT_EQ(table_.find("t", "a"), nullptr);
+    ns = *table_.open("t", "a");
+    EXPECT_NE(ns->uid, uid);
+    EXPECT_EQ(announce(ns, directory_.next_version()).code, Code::kOk);
+    EXPECT_EQ(directory_.stats().objects, 1u);
+}
+
+TEST_F(NamespacesTest, AFlushedOneStays) {
+    NamespacePtr ns = *table_.open("t", "a");
+    ASSERT_EQ(announce(ns, directory_.next_version()).code, Code::kOk);
+    directory_.flush(*ns);
+    ns.reset();
+    while (!directory_.sweep(1000)) {
+    }
+    EXPECT_EQ(forget(), 0u);
+    EXPECT_EQ(table_.find("t", "a")->current.load()->epoch, 1u);
+}
+
+TEST_F(NamespacesTest, OneThatWasGivenOutMeanwhileStays) {
+    (void)table_.open("t", "a");
+    const std::vector<NamespaceTable::Idle> idle = table_.idle(100);
+    ASSERT_EQ(idle.size(), 1u);
+    (void)table_.find("t", "a");  // it may have begun something, though it holds it no longer
+    EXPECT_TRUE(table_.forget(idle).empty());
+    EXPECT_EQ(forget(), 1u);
+}
+
+TEST_F(NamespacesTest, ATenantHasALimitAndTheOthersTheirOwn) {
+    table_.set_tenant_limit(2);
+    const NamespacePtr first = *table_.open_for("loud", "1");
+    const NamespacePtr second = *table_.open_for("loud", "2");
+    const Status refused = table_.open_for("loud", "3").status();
+    EXPECT_EQ(refused.code(), Code::kNoSpace);
+    EXPECT_EQ(refused.message(),
+              "tenant loud has 2 namespaces, as many as tenant_namespaces allows");
+    EXPECT_TRUE(table_.open_for("loud", "1").ok());
+    EXPECT_TRUE(table_.open_for("quiet", "1").ok());
+    EXPECT_TRUE(table_.open("loud", "4").ok());  // what a node holds
+    EXPECT_EQ(forget(), 2u);
+    EXPECT_EQ(table_.size(), 2u);
+}
+
 TEST_F(DirectoryTest, EveryNamespaceCountsItsOwnObjects) {
     Namespace& other = **directory_.namespaces().open("tenant", "other");
     const auto use = [&](const Namespace& ns) {
         for (const Directory::NamespaceUse& one : directory_.uses()) {
-            if (one.ns == &ns) {
+            if (one.ns.get() == &ns) {
                 return one;
             }
         }

@@ -16,7 +16,7 @@ constexpr NodeNumber kDownNode = 4;
 constexpr uint64_t kDeadlineMs = 1000;  // of an invented clock
 
 // A request whose keys live as long as it does.
-LookupWaits::Request request_for(const Namespace* ns, const std::vector<std::string>& keys,
+LookupWaits::Request request_for(const NamespacePtr& ns, const std::vector<std::string>& keys,
                                  LookupWaits::Done done, uint64_t owner = 1) {
     const std::vector<std::string_view> views(keys.begin(), keys.end());
     const KeyList list(views);
@@ -40,7 +40,7 @@ class LookupWaitsTest : public testing::Test {
         return waits_.park(
             request_for(ns_, keys, [answers](const KeyList&) { ++*answers; }, owner));
     }
-    Version announce(const std::string& key, NodeNumber node = kNode, Namespace* ns = nullptr) {
+    Version announce(const std::string& key, NodeNumber node = kNode, NamespacePtr ns = nullptr) {
         ns = ns == nullptr ? ns_ : ns;
         const Version version = directory_.next_version();
         EXPECT_EQ(directory_.announce(*ns->current, node, {.key = key, .version = version}).code,
@@ -52,7 +52,7 @@ class LookupWaitsTest : public testing::Test {
 
     Directory directory_;
     LookupWaits waits_;
-    Namespace* ns_ = nullptr;
+    NamespacePtr ns_;
 };
 
 TEST_F(LookupWaitsTest, ACompleteListIsAnsweredAtOnce) {
@@ -69,7 +69,7 @@ TEST_F(LookupWaitsTest, TheLastAnnouncementAnswersInWhateverOrderTheyCome) {
     std::vector<std::string> keys{"a", "b", "c", "d"};
     std::vector<std::string> order = keys;
     do {
-        Namespace* ns = ns_;
+        const NamespacePtr ns = ns_;
         ns_ = *directory_.namespaces().open("tenant", order[0] + order[1] + order[2]);
         std::atomic<int> answers{0};
         ASSERT_TRUE(wait(keys, &answers).ok());
@@ -84,7 +84,7 @@ TEST_F(LookupWaitsTest, TheLastAnnouncementAnswersInWhateverOrderTheyCome) {
 }
 
 TEST_F(LookupWaitsTest, AnotherNamespacesKeyIsAnotherKey) {
-    Namespace* other = *directory_.namespaces().open("tenant", "other");
+    const NamespacePtr other = *directory_.namespaces().open("tenant", "other");
     std::atomic<int> answers{0};
     ASSERT_TRUE(wait({"a"}, &answers).ok());
     announce("a", kNode, other);
@@ -184,6 +184,29 @@ TEST_F(LookupWaitsTest, OneConnectionMayHaveSoManyWaits) {
     waits_.drop(1);
     EXPECT_TRUE(wait({"a"}, &answers, 1).ok());
     EXPECT_EQ(answers, 0);
+}
+
+TEST_F(LookupWaitsTest, OnePrincipalLeavesRoomForOthers) {
+    waits_.set_principal_share(0.01);
+    int answers = 0;
+    const auto wait_as = [&](const std::string& principal, uint64_t owner) {
+        LookupWaits::Request request =
+            request_for(ns_, {"a"}, [&](const KeyList&) { ++answers; }, owner);
+        request.principal = principal;
+        return waits_.park(std::move(request));
+    };
+    for (uint64_t i = 0; i < limits::kMaxWaitingLookups / 100; ++i) {
+        ASSERT_TRUE(wait_as("loud", i).ok());
+    }
+    const Status refused = wait_as("loud", 9999);
+    EXPECT_EQ(refused.code(), Code::kOverloaded);
+    EXPECT_EQ(refused.message(),
+              "as many lookups of principal loud wait already as principal_share allows");
+    EXPECT_TRUE(wait_as("quiet", 1).ok());
+    EXPECT_TRUE(wait_as("", 2).ok());
+    announce("a");
+    EXPECT_EQ(answers, static_cast<int>(limits::kMaxWaitingLookups / 100 + 2));
+    EXPECT_TRUE(wait_as("loud", 1).ok());
 }
 
 TEST_F(LookupWaitsTest, AllTogetherMayBeSoMany) {

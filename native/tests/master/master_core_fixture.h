@@ -201,7 +201,7 @@ class MasterCoreTest : public testing::Test {
 
     std::atomic<int> announces_answered_{0};
     std::unique_ptr<MasterCore> core_;
-    Namespace* ns_ = nullptr;
+    NamespacePtr ns_;
 };
 
 }  // namespace kvstore

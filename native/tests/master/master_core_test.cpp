@@ -472,6 +472,122 @@ TEST_F(MasterCoreTest, AnUpsertTellsTheHoldersOfTheOldVersion) {
         << "what was overtaken stays so";
 }
 
+class UnusedNamespaceTest : public MasterCoreTest {
+  protected:
+    // In a namespace that the fixture does not hold.
+    Version claim_other(Node& node) {
+        const std::vector<uint64_t> ids{++node.claim_id};
+        const std::string_view key = "k";
+        std::vector<ClaimAnswer> out;
+        core_->claim(node.link,
+                     {.tenant = "tenant",
+                      .ns = "other",
+                      .claim_ids = ids,
+                      .keys = key,
+                      .timeout_ms = 60'000},
+                     out);
+        return out.at(0).version;
+    }
+    void announce_other(Node& node, Version version) {
+        const std::string_view key = "k";
+        const std::vector<uint64_t> versions{version};
+        const std::vector<uint64_t> sizes{10};
+        const std::vector<uint8_t> replicas{1};
+        std::vector<int32_t> codes;
+        EXPECT_TRUE(core_
+                        ->announce(node.link,
+                                   {.seq = node.seq++,
+                                    .phase = AnnouncePhase::kIncremental,
+                                    .tenant = "tenant",
+                                    .ns = "other",
+                                    .keys = key,
+                                    .versions = versions,
+                                    .sizes = sizes,
+                                    .replicas = replicas},
+                                   codes)
+                        .ok());
+        EXPECT_EQ(codes, std::vector<int32_t>{0});
+    }
+    void withdraw_other(Node& node, Version version) {
+        const std::string_view key = "k";
+        const std::vector<uint64_t> versions{version};
+        const std::vector<uint8_t> reasons{static_cast<uint8_t>(MissReason::kEvicted)};
+        EXPECT_TRUE(core_
+                        ->withdraw(node.link, {.seq = node.seq++,
+                                               .tenant = "tenant",
+                                               .ns = "other",
+                                               .keys = key,
+                                               .versions = versions,
+                                               .reasons = reasons})
+                        .ok());
+    }
+    bool exists() {
+        core_->maintain(now_ms_ += 10'000);
+        return core_->directory().namespaces().find("tenant", "other") != nullptr;
+    }
+    Code flush_other() {
+        Code code = Code::kInternal;
+        core_->flush(**core_->directory().namespaces().open("tenant", "other"), 1000,
+                     [&](Code c, const std::vector<std::string>&, uint32_t) { code = c; });
+        return code;
+    }
+
+    uint64_t now_ms_ = 0;
+};
+
+TEST_F(UnusedNamespaceTest, GoesWithItsLastObjectAndClaim) {
+    Node a = add_node("a");
+    const Version version = claim_other(a);
+    put(a, "elsewhere");  // the link holds the namespace of its last frame only
+    EXPECT_TRUE(exists());
+    announce_other(a, version);
+    put(a, "elsewhere/2");
+    EXPECT_TRUE(exists());
+    withdraw_other(a, version);
+    put(a, "elsewhere/3");
+    EXPECT_FALSE(exists());
+    const Version again = claim_other(a);
+    EXPECT_GT(again, version);
+    announce_other(a, again);
+    EXPECT_TRUE(exists());
+}
+
+TEST_F(UnusedNamespaceTest, IsNotForgottenByTheNodesThatMayHoldObjectsOfIt) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    const Version version = claim_other(a);
+    announce_other(a, version);
+    withdraw_other(a, version);
+    put(a, "elsewhere");
+    core_->close_link(a.link);
+    ASSERT_FALSE(exists());
+    // While nobody knows what a holds: the flush cannot be Ok without it.
+    EXPECT_EQ(flush_other(), Code::kPartial);
+}
+
+TEST_F(UnusedNamespaceTest, OfConnectedNodesIsForgotten) {
+    Node a = add_node("a");
+    const Version version = claim_other(a);
+    announce_other(a, version);
+    withdraw_other(a, version);
+    put(a, "elsewhere");
+    ASSERT_FALSE(exists());
+    EXPECT_EQ(flush_other(), Code::kOk);  // nobody may hold anything
+}
+
+TEST_F(MasterCoreTest, ATenantsNamespacesAreLimitedForItsClientsOnly) {
+    core_->directory().namespaces().set_tenant_limit(1);  // "space" is there
+    Node a = add_node("a");
+    const std::vector<uint64_t> ids{1};
+    const std::string_view key = "k";
+    std::vector<ClaimAnswer> out;
+    core_->claim(a.link, {.tenant = "tenant", .ns = "2", .claim_ids = ids, .keys = key}, out);
+    EXPECT_EQ(out.at(0).code, Code::kNoSpace);
+    EXPECT_EQ(core_->directory().namespaces().find("tenant", "2"), nullptr);
+    EXPECT_TRUE(core_->set_namespace_epoch("tenant", "2", 3).ok());  // of an earlier life
+    EXPECT_EQ(*core_->space_to_change("tenant", "3"), nullptr);
+}
+
 TEST_F(MasterCoreTest, LocateGivesPrefixesPerNode) {
     Node a = add_node("a");
     Node b = add_node("b");
