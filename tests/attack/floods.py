@@ -6,7 +6,9 @@ import resource
 import select
 import socket
 import sys
+import threading
 from collections import deque
+from typing import Any
 
 
 def half_open(count: int, *ports: int) -> None:
@@ -50,6 +52,38 @@ def namespaces(address: str, token_file: str, tenant: str) -> None:
         begun()
 
 
+def watches(address: str, token: str, count: str) -> None:
+    """Hold streams of events, and read them."""
+    import grpc
+
+    from kvstore._proto import master_pb2, types_pb2
+    from kvstore._proto.master_pb2_grpc import MasterStub
+
+    request = master_pb2.WatchRequest(namespace=types_pb2.Namespace(tenant="default"))
+    metadata = (("authorization", f"Bearer {token}"),)
+    with grpc.insecure_channel(address) as channel:
+        streams = [MasterStub(channel).Watch(request, metadata=metadata) for _ in range(int(count))]
+        readers = [threading.Thread(target=drain, args=(one,)) for one in streams]
+        for one in streams:
+            next(one)
+        for reader in readers:
+            reader.start()
+        begun()
+        sys.stdin.read()
+        for one in streams:
+            one.cancel()
+
+
+def drain(stream: Any) -> None:
+    import grpc
+
+    try:
+        for _ in stream:
+            pass
+    except grpc.RpcError:
+        return
+
+
 def begun() -> None:
     """Say once that the flood is there."""
     global _said
@@ -66,5 +100,7 @@ if __name__ == "__main__":
     kind, *given = sys.argv[1:]
     if kind == "half_open":
         half_open(*map(int, given))
+    elif kind == "watches":
+        watches(*given)
     else:
         namespaces(*given)

@@ -16,7 +16,7 @@ import pytest
 import kvstore
 from kvstore import Status
 from kvstore._proto import master_pb2
-from tests.attack.neighbours import ENGINE, LOUD, Guarded, assert_fair, guarded, p99_ms
+from tests.attack.neighbours import ENGINE, LOUD, Guarded, assert_fair, flood, guarded, p99_ms
 from tests.support.control import DEFAULT, control, lookups_waiting
 from tests.support.processes import Daemon, wait_for
 
@@ -94,28 +94,23 @@ def test_watches_leave_room_for_others_and_wake_by_events(tmp_path: Path) -> Non
         ):
             base_ms = p99_ms(store, "base")
             request = master_pb2.WatchRequest(namespace=DEFAULT)
-            forever = {"metadata": loud.call["metadata"]}
-            open_ones = [loud.master.Watch(request, **forever) for _ in range(64)]
-            for one in open_ones:
-                assert next(one).resync
-            with pytest.raises(grpc.RpcError) as refused:
-                next(loud.master.Watch(request, **loud.call))
-            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "principal loud has 64 watchers" in str(refused.value.details())
-            assert "principal_share" in str(refused.value.details())
-            mine = engine.master.Watch(request, **engine.call)
-            assert next(mine).resync
-            before = cpu_s(master)
-            time.sleep(2)  # of nothing to tell
-            idle_s = cpu_s(master) - before
-            print(f"65 idle watches: {idle_s / 2 * 100:.0f} % of a core")
-            began = time.monotonic()
-            assert store.put("k", b"v") is Status.Ok
-            assert [event.key for event in next(mine).events] == ["k"]
-            print(f"an event took {(time.monotonic() - began) * 1000:.1f} ms")
-            assert_fair(base_ms, p99_ms(store, "beside"), "watches")
-            open_ones.pop().cancel()
-            again = partial(watch_opens, loud.master, request, forever)
+            with flood("watches", master.ports["grpc"], f"loud:{LOUD}", 64):
+                with pytest.raises(grpc.RpcError) as refused:
+                    next(loud.master.Watch(request, **loud.call))
+                assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "principal loud has 64 watchers" in str(refused.value.details())
+                assert "principal_share" in str(refused.value.details())
+                mine = engine.master.Watch(request, **engine.call)
+                assert next(mine).resync
+                before = cpu_s(master)
+                time.sleep(2)  # of nothing to tell
+                print(f"65 idle watches: {(cpu_s(master) - before) / 2 * 100:.0f} % of a core")
+                began = time.monotonic()
+                assert store.put("k", b"v") is Status.Ok
+                assert [event.key for event in next(mine).events] == ["k"]
+                print(f"an event took {(time.monotonic() - began) * 1000:.1f} ms")
+                assert_fair(base_ms, p99_ms(store, "beside"), "watches")
+            again = partial(watch_opens, loud.master, request, loud.call)
             wait_for(again, "a place to be free again")
 
 
