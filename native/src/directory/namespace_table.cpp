@@ -55,8 +55,10 @@ NamespacePtr NamespaceTable::find(std::string_view tenant, std::string_view name
     if (at == names_.end()) {
         return nullptr;
     }
-    at->second->handed_out.fetch_add(1, std::memory_order_relaxed);
-    return at->second;
+    // In this order: whoever does not see it counted sees it held, see idle().
+    NamespacePtr found = at->second;
+    found->handed_out.fetch_add(1);
+    return found;
 }
 
 // Nobody holds it but the table: whoever gets it from now on is counted.
