@@ -31,8 +31,6 @@ from kvstore.security import ANYBODY, EVERY_TENANT, Guard, Principal, Role
 
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
-# Hosts and methods whose refusals are counted apart.
-# Interval at which an idle watch looks at the ring.
 _NODE = (Role.NODE,)
 _CLIENT = (Role.CLIENT,)
 _OPERATOR = (Role.OPERATOR,)

@@ -460,19 +460,18 @@ void MasterBlockPort::flush(Connection& connection, const FrameHeader& header,
         connection.ref()->send_error(header.request_id, ns.code(), ns.status().message());
         return;
     }
-    core_.flush(
-        **ns, request.timeout_ms,
-        [ref = connection.ref(), id = header.request_id, held, deeds = deeds_,
-         deed = std::move(deed)](Code code, const std::vector<std::string>& unreached,
-                                 uint32_t ns_epoch) mutable {
-            deed.code = code;
-            deeds->add(std::move(deed));
-            const std::vector<std::string_view> names(unreached.begin(), unreached.end());
-            ref->send_message(
-                FlushReply{
-                    .code = static_cast<int32_t>(code), .unreached = names, .ns_epoch = ns_epoch},
-                id);
-        });
+    core_.flush(**ns, request.timeout_ms,
+                [ref = connection.ref(), id = header.request_id, held, deeds = deeds_,
+                 deed = std::move(deed)](Code code, const std::vector<std::string>& unreached,
+                                         uint32_t ns_epoch) mutable {
+                    deed.code = code;
+                    deeds->add(std::move(deed));
+                    const std::vector<std::string_view> names(unreached.begin(), unreached.end());
+                    ref->send_message(FlushReply{.code = static_cast<int32_t>(code),
+                                                 .unreached = names,
+                                                 .ns_epoch = ns_epoch},
+                                      id);
+                });
 }
 
 void MasterBlockPort::list(Connection& connection, const FrameHeader& header,

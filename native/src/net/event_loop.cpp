@@ -20,7 +20,7 @@ namespace {
 constexpr uint64_t kWakeId = 0;
 constexpr uint64_t kListenerBit = uint64_t{1} << 63;
 constexpr size_t kScratchBytes = 256 * 1024;
-constexpr int kAcceptsPerTurn = 4;  // so that a flood delays sessions by little
+constexpr int kAcceptsPerTurn = 4;          // so that a flood delays sessions by little
 constexpr uint64_t kSpareDescriptors = 64;  // for files; an eighth where only few are allowed
 constexpr std::string_view kEvicted =
     "too many connections before their Welcome: the oldest ones give way to new ones";
