@@ -12,7 +12,7 @@ from tests.support.processes import Daemon, wait_for
 # An HTTP and a gRPC connection more or less, threads of pools that start when first needed.
 _FD_SLACK = 6
 _THREAD_SLACK = 8
-_EXPECTED_FILES = {"clients", "index", "segment", "node.sock"}
+_EXPECTED_FILES = {"clients", "cluster_id", "index", "segment", "node.sock"}
 _BOOKS = (
     "kvstore_reservations",
     "kvstore_spares",
