@@ -174,7 +174,7 @@ def test_namespaces_of_one_tenant_leave_room_for_others(tmp_path: Path) -> None:
 
 def test_hard_pins_of_one_tenant_leave_room_for_others(tmp_path: Path) -> None:
     with guarded(tmp_path) as at:
-        at.start_node("a", segment_size="32mb")
+        at.start_node("a", segment_size="32mb", shm_write=["default", "noisy"])  # one domain
         with at.connect("loud", tenant="noisy") as loud, at.connect("engine") as store:
             pinned = [loud.put(f"k{i}", bytes(1 << 20), pin="hard") for i in range(20)]
             assert pinned == [Status.Ok] * 16 + [Status.NoSpace] * 4

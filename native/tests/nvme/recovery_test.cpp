@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "tests/nvme/fixture.h"
+#include "tests/waiting.h"
 
 namespace kvstore {
 namespace {
@@ -26,7 +27,7 @@ void overwrite(const std::string& path, uint64_t offset, const std::vector<uint8
 }
 
 // A folder with objects in several small log files, written once for all tests, and what is where.
-class NvmeRecoveryTest : public testing::Test {
+class NvmeRecoveryTest : public ::testing::Test {
   protected:
     static constexpr uint64_t kLogFileBytes = 64 << 10;
     static constexpr int kObjects = 60;
@@ -52,6 +53,8 @@ class NvmeRecoveryTest : public testing::Test {
             places_.push_back({found->file, found->offset,
                                found->offset + record_bytes(key(i).size(), found->length)});
         }
+        // Files are sealed behind the writes.
+        ASSERT_TRUE(testing::eventually([&] { return nvme.catalog.list()->size() >= 2; }));
         nvme.close();
         const std::vector<uint64_t> sealed = *nvme.catalog.list();
         for (const uint64_t seq : sealed) {
