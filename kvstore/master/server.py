@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import grpc
+from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client.core import Metric
 
 from kvstore import audit, folders, refusals
 from kvstore import config as config_module
@@ -38,7 +41,7 @@ from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
 from kvstore.sessions import Sessions
-from kvstore.tasks import BackgroundTasks
+from kvstore.tasks import BackgroundTasks, Readiness
 
 _log = EventLogger("master")
 _TICK_S = 0.1
@@ -204,23 +207,13 @@ class MasterServer:
         verifier = Verifier(registry, self._probe, state.cluster_id)
         calls = self._calls
         watches = Watches(core, lambda: self._config.principal_share)
+        new_cluster = NewCluster(state)
+        ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
-        new_cluster = NewCluster(state)
-        ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
-        ready = self._tasks.readiness(self._reloads.readiness(ready))
-        sessions = Sessions(
-            core, self._guard, server_name(state.cluster_id), self._audit.record, calls.open
-        )
-        web = HttpServer(
-            listener,
-            renderer(collect, self._reloads.families, self._audit.families),
-            ready,
-            self._guard.knows,
-            [*Queries(core, registry, self._guard).routes(), *sessions.routes()],
-            open_metrics=lambda: self._config.metrics_public,
-        )
+        routes = [*Queries(core, registry, self._guard).routes(), *self._sessions(core, state)]
+        site = self._create_web(listener, collect, ready, routes)
         journal.start()
         try:
             block = urlsplit((await asyncio.to_thread(core.start))[0])
@@ -234,7 +227,7 @@ class MasterServer:
             node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistryService(calls, nodes), rpc)
             healthy = await _add_health(rpc)
             await rpc.start()
-            await web.start()
+            await site.start()
             self._warn_if_open()
             announce(self._where(state))
             with (
@@ -249,12 +242,32 @@ class MasterServer:
             # The native side first: that ends the waits of the control plane's calls.
             await asyncio.to_thread(core.stop)
             await rpc.stop(_GRACE_S)
-            await web.stop()
+            await site.stop()
             await asyncio.to_thread(journal.stop)
             await asyncio.to_thread(verifier.close)
             calls.close()
             audit.write_deeds(core, self._audit)
             await asyncio.to_thread(self._audit.close)
+
+    def _sessions(self, core: MasterCoreApi, state: HardState) -> list[web.RouteDef]:
+        name = server_name(state.cluster_id)
+        return Sessions(core, self._guard, name, self._audit.record, self._calls.open).routes()
+
+    def _create_web(
+        self,
+        listener: socket.socket,
+        collect: Callable[[], Iterable[Metric]],
+        ready: Readiness,
+        routes: list[web.RouteDef],
+    ) -> HttpServer:
+        return HttpServer(
+            listener,
+            renderer(collect, self._reloads.families, self._audit.families),
+            self._tasks.readiness(self._reloads.readiness(ready)),
+            self._guard.knows,
+            routes,
+            open_metrics=lambda: self._config.metrics_public,
+        )
 
     def _find_bound(self) -> Bound:
         public = public_host(self._config.host, self._config.advertise_host)

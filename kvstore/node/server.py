@@ -190,20 +190,22 @@ class NodeServer:
         )
         # Under its lock: another process may serve in that folder.
         self._access = socket_path.prepare(config)
+        kept = kept_cluster.folders(config, kept_segment=self._files.kept_epoch != 0)
+        cluster_id, self._kept_by = kept_cluster.read(kept)
+        self._agent = self._create_agent(probe, cluster_id, take_over)
+
+    def _create_agent(self, probe: Probe, cluster_id: str, take_over: bool) -> Agent:
+        config = self._config
         identity = Identity(
             node_id=config.name(),
             labels=config.placement_labels(),
             segments=_segments(config),
             endpoints=types_pb2.Endpoints(),
-            segment_id=segment_id(directory),
+            segment_id=segment_id(config.directory()),
             take_over=take_over,
         )
         kept_epoch = self._files.kept_epoch
-        kept = kept_cluster.folders(config, kept_segment=kept_epoch != 0)
-        cluster_id, self._kept_by = kept_cluster.read(kept)
-        self._agent = Agent(
-            config.addresses(), identity, self._principal, probe, kept_epoch, cluster_id
-        )
+        return Agent(config.addresses(), identity, self._principal, probe, kept_epoch, cluster_id)
 
     def prepare(self, config: NodeConfig) -> Apply:
         """Check another configuration; return a function that puts it in effect.
