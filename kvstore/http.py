@@ -29,6 +29,10 @@ _PORT_POLL_S = 0.1
 _MAX_BODY_BYTES = 64 << 10
 _MAX_CONNECTIONS = 256
 _IDLE_S = 60.0
+_ACCEPT_TURNS = 3
+"""Turns of the event loop that asyncio takes to accept a connection."""
+_STOP_S = 5.0
+"""What requests in progress get when the server stops."""
 _ANY_HOST = ("0.0.0.0", "::", "")
 # Statuses as HTTP's; every other one is 500.
 _HTTP = {
@@ -258,7 +262,9 @@ class HttpServer:
         }
         _log.debug("routes", paths=",".join(sorted(found)))
         # A compressed body is not what any path takes; decompressing it would cost memory.
-        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, auto_decompress=False, shutdown_timeout=_STOP_S
+        )
         await self._runner.setup()
         protocols = self._runner.server
         assert protocols is not None
@@ -269,6 +275,11 @@ class HttpServer:
     async def stop(self) -> None:
         """Stop serving."""
         if self._server is not None:
+            self._connections.end()
+            # What was accepted already gets its answer before the server closes under it.
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            for _ in range(_ACCEPT_TURNS):
+                await asyncio.sleep(0)
             self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()

@@ -38,6 +38,7 @@ class Connections:
         """Requests in progress."""
         self._by_handler: dict[asyncio.BaseProtocol, _Watched] = {}
         self._look: asyncio.TimerHandle | None = None
+        self._ends = False
         self._full = Recurring(_log, "http_connections_full")
 
     def __len__(self) -> int:
@@ -68,6 +69,8 @@ class Connections:
 
     def opened(self, connection: _Watched) -> bool:
         """Take a connection in; return whether there was room."""
+        if self._ends:
+            return False
         if len(self) >= self._most:
             self._full.warn(most=self._most, idle=len(self._idle))
             if not self._idle:
@@ -92,6 +95,16 @@ class Connections:
         self._idle.pop(connection, None)
         self._busy.pop(connection, None)
         self._by_handler.pop(connection.handler, None)
+
+    def end(self) -> None:
+        """Close every connection without a request, and those that still come.
+
+        aiohttp's own end waits a minute for a connection that was made just before it, and whose
+        request it then does not read any more.
+        """
+        self._ends = True
+        for connection in list(self._idle):
+            connection.abort()
 
     def _close_idle(self) -> None:
         self._look = None
