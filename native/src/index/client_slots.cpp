@@ -35,8 +35,10 @@ std::optional<uint32_t> slot_of(const std::string& file, const std::string& pref
     uint32_t slot = 0;
     const char* const end = file.data() + file.size();
     const auto [stop, error] = std::from_chars(file.data() + prefix.size(), end, slot);
-    const bool is_slot = error == std::errc() && stop == end && slot < kSlotCount;
-    return is_slot ? std::optional(slot) : std::nullopt;
+    if (error != std::errc() || stop != end || slot >= kSlotCount) {
+        return std::nullopt;
+    }
+    return slot;
 }
 
 }  // namespace
