@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from kvstore.errors import IoError
@@ -64,6 +65,31 @@ def check_safe(setting: str, path: str) -> None:
         raise IoError(
             f"{setting} {path} lets every user write: chmod o-w, or choose another folder"
         )
+
+
+def replace_file(path: Path, lines: Iterable[str], temporary: Path) -> None:
+    """Give `path` new contents, durably and at once; the old ones stay if that fails.
+
+    Args:
+        path: of the file, which gets mode 0600.
+        lines: of text.
+        temporary: a name beside it. What an earlier process left there is removed.
+
+    Raises:
+        OSError: The operating system refused.
+    """
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink()
+        raise
 
 
 def file_system(path: str) -> str:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import click
 
+from kvstore import folders
 from kvstore.cli.output import Exit, print_fields, print_json
 from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, IoError
 from kvstore.master import records, state_export
@@ -61,16 +62,7 @@ def export(directory: Path, target: str, as_json: bool) -> None:
     path = Path(target)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.writelines(state_export.lines(found))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink()
-            raise
+        folders.replace_file(path, state_export.lines(found), temporary)
     except OSError as error:
         raise IoError(f"{path}: {error.strerror}") from error
     _tell(as_json, "exported", target, found.cluster_id, sum(found.counts.values()))

@@ -9,10 +9,10 @@ import json
 import os
 import stat
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvstore import folders
 from kvstore.errors import IoError
 from kvstore.limits import MAX_EPOCH
 from kvstore.master.records import is_cluster_id
@@ -77,19 +77,7 @@ def write(directory: Path, found: ClusterFile) -> None:
     path, temporary = directory / NAME, directory / f".{NAME}"
     text = json.dumps({**found._asdict(), "checksum": _checksum(found)}) + "\n"
     try:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink()
-            raise
+        folders.replace_file(path, [text], temporary)
         sync_names(directory)
     except OSError as error:
         raise IoError(f"{path}: {error.strerror}") from error

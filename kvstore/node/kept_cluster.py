@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kvstore.config import NodeConfig
+from kvstore.folders import replace_file
 from kvstore.logging import EventLogger
 
 _log = EventLogger("node")
@@ -51,13 +52,8 @@ def write(config: NodeConfig, cluster_id: str) -> None:
     """Note the cluster in the node's folders, which are its own now."""
     for directory in filter(None, (config.directory(), config.nvme_dir)):
         path = Path(directory) / NAME
-        temporary = path.with_name(f".{NAME}")
         try:
-            temporary.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
-                file.write(f"{cluster_id}\n")
-            temporary.replace(path)
+            replace_file(path, [f"{cluster_id}\n"], path.with_name(f".{NAME}"))
         except OSError as error:
             _log.warning("cluster_not_noted", path=str(path), error=error.strerror)
 
