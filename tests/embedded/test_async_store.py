@@ -7,7 +7,6 @@ import inspect
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import kvstore
 from kvstore import AsyncStore, Status, Store
 from tests.support.coroutines import threads_named, until
 from tests.support.payloads import proof
+from tests.support.processes import wait_for
 
 LONG_MS = 60_000
 
@@ -29,12 +29,10 @@ def run(test: Callable[[AsyncStore], Awaitable[None]], **options: Any) -> None:
             await asyncio.wait_for(test(store), 60)
         assert store.closed
 
-    before = threading.active_count()
+    before = set(threading.enumerate())  # one of an earlier test may be about to end
     asyncio.run(opened())
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert threading.active_count() == before and not threads_named()
+    wait_for(lambda: set(threading.enumerate()) <= before, "the threads to end", poll_s=0.005)
+    assert not threads_named()
 
 
 def waiting(store: AsyncStore) -> int:
