@@ -58,6 +58,12 @@ constexpr NamedType kNamedTypes[] = {
     {MessageType::kPrefetch, "Prefetch"},
     {MessageType::kExplain, "Explain"},
     {MessageType::kExplainReply, "ExplainReply"},
+    {MessageType::kUcxOpen, "UcxOpen"},
+    {MessageType::kUcxOpenReply, "UcxOpenReply"},
+    {MessageType::kUcxGet, "UcxGet"},
+    {MessageType::kUcxGetReply, "UcxGetReply"},
+    {MessageType::kUcxDone, "UcxDone"},
+    {MessageType::kUcxPut, "UcxPut"},
     {MessageType::kClaim, "Claim"},
     {MessageType::kClaimReply, "ClaimReply"},
     {MessageType::kAbandon, "Abandon"},
@@ -68,6 +74,11 @@ constexpr NamedType kNamedTypes[] = {
     {MessageType::kOpsAck, "OpsAck"},
     {MessageType::kCopy, "Copy"},
     {MessageType::kCopyDone, "CopyDone"},
+    {MessageType::kUcxReady, "UcxReady"},
+    {MessageType::kUcxGrow, "UcxGrow"},
+    {MessageType::kUcxSlice, "UcxSlice"},
+    {MessageType::kUcxPull, "UcxPull"},
+    {MessageType::kUcxPulled, "UcxPulled"},
 };
 
 // A table by number: a name is also how "known type" is decided, for every frame received.

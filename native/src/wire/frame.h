@@ -79,6 +79,13 @@ enum class MessageType : uint16_t {
     kPrefetch = 0x5C,  // → kStatusReply
     kExplain = 0x5E,
     kExplainReply = 0x5F,
+    // By UCX (messages_ucx.h)
+    kUcxOpen = 0x60,
+    kUcxOpenReply = 0x61,
+    kUcxGet = 0x62,
+    kUcxGetReply = 0x63,
+    kUcxDone = 0x64,  // no reply
+    kUcxPut = 0x66,   // → kStatusReply
     // Node link, both directions (messages_link.h)
     kClaim = 0x80,
     kClaimReply = 0x81,
@@ -90,6 +97,12 @@ enum class MessageType : uint16_t {
     kOpsAck = 0x89,
     kCopy = 0x8A,  // master → node
     kCopyDone = 0x8B,
+    // Between a node and its UCX processes (messages_ucx.h)
+    kUcxReady = 0xA0,
+    kUcxGrow = 0xA2,
+    kUcxSlice = 0xA4,
+    kUcxPull = 0xA6,
+    kUcxPulled = 0xA7,
 };
 // "Hello", "LookupReply", …; empty for a number that this build does not know.
 std::string_view message_type_name(uint16_t type);
@@ -132,6 +145,7 @@ Result<uint32_t> negotiate_version(uint32_t our_min, uint32_t our_max, uint32_t 
 inline constexpr uint64_t kFeatureSharedMemory = 1u << 0;  // descriptors come with the Welcome
 inline constexpr uint64_t kFeatureLeases = 1u << 1;
 inline constexpr uint64_t kFeatureReplication = 1u << 2;
+inline constexpr uint64_t kFeatureUcx = 1u << 3;  // one-sided reads and writes
 inline constexpr uint64_t kAllFeatures =
     kFeatureSharedMemory | kFeatureLeases | kFeatureReplication;
 std::string feature_names(uint64_t bits);  // "leases, bit 17"

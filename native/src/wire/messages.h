@@ -7,3 +7,4 @@
 #include "wire/messages_master.h"
 #include "wire/messages_node.h"
 #include "wire/messages_session.h"
+#include "wire/messages_ucx.h"

@@ -1,0 +1,121 @@
+// Opening a context with its settings; registering memory.
+#include "ucx/ucx_context.h"
+
+#include <cstdlib>
+
+#include "base/limits.h"
+
+namespace kvstore {
+namespace {
+
+// What a node or client may be reached by. Over anything else UCX answers reads and writes in
+// software and checks no key: whoever reaches its port reaches the whole process.
+constexpr const char* kDefaultTransports = "rc,dc,ud,self,cuda_copy,gdr_copy";
+
+class Config {
+  public:
+    explicit Config(const UcxLibrary& library) : library_(library) {}
+    ~Config() {
+        if (config_ != nullptr) {
+            library_.config_release(config_);
+        }
+    }
+    ucp::UcsStatus read() { return library_.config_read(nullptr, nullptr, &config_); }
+    ucp::UcsStatus set(const char* name, const char* value) {
+        return library_.config_modify(config_, name, value);
+    }
+    const ucp::Config* get() const { return config_; }
+
+  private:
+    const UcxLibrary& library_;
+    ucp::Config* config_ = nullptr;
+};
+
+Status refused(const UcxLibrary& library, const std::string& what, ucp::UcsStatus status) {
+    return {Code::kUnavailable,
+            "UCX " + library.version + ": " + what + ": " + library.status_text(status)};
+}
+
+}  // namespace
+
+Result<std::shared_ptr<UcxContext>> UcxContext::open(const UcxOptions& options) {
+    const Result<const UcxLibrary*> loaded = UcxLibrary::load(options.libraries);
+    if (!loaded.ok()) {
+        return loaded.status();
+    }
+    const UcxLibrary& library = **loaded;
+    Config config(library);
+    if (const ucp::UcsStatus status = config.read(); status != ucp::kOk) {
+        return refused(library, "its configuration cannot be read", status);
+    }
+    std::vector<std::pair<std::string, std::string>> settings;
+    if (std::getenv("UCX_TLS") == nullptr) {
+        settings.emplace_back("TLS", kDefaultTransports);
+    }
+    settings.insert(settings.end(), options.settings.begin(), options.settings.end());
+    for (const auto& [name, value] : settings) {
+        if (const ucp::UcsStatus status = config.set(name.c_str(), value.c_str());
+            status != ucp::kOk) {
+            return refused(library, "setting " + name + "=" + value, status);
+        }
+    }
+    ucp::Params params{};
+    params.field_mask = ucp::Params::kFeatures | ucp::Params::kMtWorkersShared | ucp::Params::kName;
+    params.features = ucp::kFeatureRma | ucp::kFeatureWakeup;
+    params.mt_workers_shared = 1;
+    params.name = "kvstore";
+    ucp::Context* context = nullptr;
+    const ucp::UcsStatus status =
+        library.init(ucp::kApiMajor, ucp::kApiMinor, &params, config.get(), &context);
+    if (status != ucp::kOk) {
+        return refused(library, "no device or transport can be used", status);
+    }
+    return std::shared_ptr<UcxContext>(new UcxContext(library, context));
+}
+
+UcxContext::~UcxContext() {
+    if (!in_forked_child()) {
+        library_.cleanup(context_);
+    }
+}
+
+Status UcxContext::failure(Code code, const char* what, ucp::UcsStatus status) const {
+    return {code, std::string(what) + ": " + library_.status_text(status)};
+}
+
+Result<std::unique_ptr<UcxMemory>> UcxContext::register_memory(void* data, size_t bytes) {
+    ucp::MapParams params{};
+    params.field_mask = ucp::MapParams::kAddress | ucp::MapParams::kLength;
+    params.address = data;
+    params.length = bytes;
+    ucp::Memory* memory = nullptr;
+    if (const ucp::UcsStatus status = library_.mem_map(context_, &params, &memory);
+        status != ucp::kOk) {
+        return failure(Code::kNoSpace, "memory cannot be registered (is `ulimit -l` large enough?)",
+                       status);
+    }
+    void* packed = nullptr;
+    size_t packed_bytes = 0;
+    const ucp::UcsStatus status = library_.rkey_pack(context_, memory, &packed, &packed_bytes);
+    if (status != ucp::kOk) {
+        library_.mem_unmap(context_, memory);
+        return failure(Code::kUnsupported, "registered memory has no key", status);
+    }
+    std::string key(static_cast<const char*>(packed), packed_bytes);
+    library_.rkey_buffer_release(packed);
+    return std::make_unique<UcxMemory>(shared_from_this(), memory, data, bytes, std::move(key));
+}
+
+UcxMemory::~UcxMemory() {
+    if (!context_->in_forked_child()) {
+        context_->library().mem_unmap(context_->get(), memory_);
+    }
+}
+
+bool UcxMemory::holds(const void* data, size_t bytes) const {
+    const auto begin = reinterpret_cast<uintptr_t>(data);
+    const auto mine = reinterpret_cast<uintptr_t>(data_);
+    return begin >= mine && begin - mine <= bytes_ && bytes <= bytes_ - (begin - mine);
+}
+
+}  // namespace kvstore
