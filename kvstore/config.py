@@ -225,10 +225,21 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         _live("For placement: host, numa, rack, rdma_domain. Default of host: the host's name."),
     ] = {}
     transports: Annotated[
-        tuple[Annotated[str, Meta(pattern="^(shm|tcp)$")], ...],
+        tuple[Annotated[str, Meta(pattern="^(shm|tcp|ucx)$")], ...],
         Meta(min_length=1),
-        _fixed("Transports offered to clients: shm (same host) and tcp."),
+        _fixed(
+            "Transports offered to clients: shm (same host), tcp, and ucx (RDMA), which needs tcp "
+            "for its requests."
+        ),
     ] = ("shm", "tcp")
+    rdma_devices: Annotated[
+        tuple[Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]+(:[0-9]+)?$")], ...],
+        _fixed('RDMA devices for ucx, "mlx5_0" or "mlx5_0:1" (a port). None: all.'),
+    ] = ()
+    ucx: Annotated[
+        dict[str, str],
+        _fixed('Settings of UCX: {"TLS": "rc,ud,self"}. They win over UCX_… in the environment.'),
+    ] = {}
     shm_write: Annotated[
         tuple[str, ...],
         _live(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from kvstore import _native
+from kvstore import _native, ucx
 from kvstore.addresses import masters_of
 from kvstore.client.store import Store
 from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import one_of, path, text, whole_number
 from kvstore.security import load_identity
 
-Transport = Literal["auto", "shm", "tcp"]
-_TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2}
+Transport = Literal["auto", "shm", "tcp", "ucx"]
+_TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2, "ucx": 3}
 _MAX_STRIPES = 16
 
 
@@ -27,6 +27,7 @@ def connect(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     transport: Transport = "auto",
     stripes: int = 1,
+    ucx_settings: Mapping[str, str] | None = None,
 ) -> Store:
     """Connect to a cluster.
 
@@ -38,11 +39,15 @@ def connect(
             compatible (weights, dtype, layout, page size, ranks, hash).
         token_file: file with this principal's line, mode 0600; None without authentication.
         timeout_ms: deadline of each call, 1 to 600,000.
-        transport: "auto" uses shared memory on the same host and TCP elsewhere; "tcp" never maps
-            memory; "shm" never moves bytes over a socket (objects on other hosts are misses).
+        transport: "auto" uses shared memory on the same host; elsewhere UCX where this host has an
+            RDMA device and the node offers it, else TCP. "tcp" does neither; "shm" never moves
+            bytes over a network (objects on other hosts are misses); "ucx" prefers UCX to
+            everything, and falls back to TCP.
         stripes: number of connections over which a large read from one node is spread, 1 to 16.
             More than 1 helps where one TCP stream does not saturate the network; on one host it
             costs.
+        ucx_settings: of UCX, by name: {"NET_DEVICES": "mlx5_0:1"}. They win over UCX_… in the
+            environment.
 
     Returns:
         An open store; close it, or use it as a context manager.
@@ -60,6 +65,7 @@ def connect(
     stripes = whole_number("stripes", stripes, 1, _MAX_STRIPES)
     text("tenant", tenant)
     text("namespace", namespace)
+    settings = ucx.settings(ucx_settings or {})
     principal = None if token_file is None else load_identity(path("token_file", token_file))
     return Store(
         _native.Client(
@@ -72,8 +78,14 @@ def connect(
             timeout_ms=timeout_ms,
             transport=_TRANSPORTS[transport],
             stripes=stripes,
+            ucx_libraries=ucx.libraries() if _wants_ucx(transport, settings) else [],
+            ucx_settings=settings,
         ),
         address=",".join(masters),
         tenant=tenant,
         namespace=namespace,
     )
+
+
+def _wants_ucx(transport: Transport, settings: ucx.Settings) -> bool:
+    return transport == "ucx" or (transport == "auto" and (bool(settings) or ucx.has_device()))

@@ -51,9 +51,10 @@ def counted(counts: Mapping[str, int]) -> dict[str, Any]:
     """Name a store's own counters as Store.stats does."""
     return {
         "keys_read": counts["keys_read"],
-        "hits": counts["hits_shm"] + counts["hits_socket"],
+        "hits": counts["hits_shm"] + counts["hits_socket"] + counts["hits_ucx"],
         "hits_shm": counts["hits_shm"],
         "hits_tcp": counts["hits_socket"],
+        "hits_ucx": counts["hits_ucx"],
         "misses": {
             reason.value: counts[f"misses_{reason.value}"]
             for reason in MissReason
@@ -61,8 +62,10 @@ def counted(counts: Mapping[str, int]) -> dict[str, Any]:
         },
         "bytes_shm": counts["bytes_read_shm"],
         "bytes_tcp": counts["bytes_read_socket"],
+        "bytes_ucx": counts["bytes_read_ucx"],
         "put_bytes_shm": counts["bytes_put_shm"],
         "put_bytes_tcp": counts["bytes_put_socket"],
+        "put_bytes_ucx": counts["bytes_put_ucx"],
         "puts": {
             "ok": counts["puts_ok"],
             "existing": counts["puts_existing"],

@@ -20,12 +20,16 @@ from kvstore.client.answers import (
     statuses_of,
 )
 from kvstore.client.lookup import Lookup
+from kvstore.client.registration import Registration
 from kvstore.client.tensors import TensorCalls
 from kvstore.client.view import View
-from kvstore.errors import MissReason, Status, error_for
+from kvstore.errors import InvalidArgumentError, MissReason, Status, error_for
+from kvstore.options import whole_number
 
 if TYPE_CHECKING:
     from kvstore.client.buffers import BufferLike
+
+_LARGEST = (1 << 64) - 1
 
 
 class Store(TensorCalls, Administration):
@@ -410,6 +414,36 @@ class Store(TensorCalls, Administration):
             return Lookup(*self._client.prefix_length(keys, stride, wait_ms))
         leases = self._client.lease(keys, stride, lease_ms, wait_ms)
         return Lookup(leases.length, leases.reason, leases)
+
+    def register(self, memory: BufferLike | int, size: int | None = None) -> Registration:
+        """Register memory of this process, once, for all calls that read into it or put from it.
+
+        Over RDMA bytes then move to and from it directly; other memory costs a copy (below 1 MiB)
+        or a registration for each call. Tens of gigabytes are registered in slices; it takes about
+        a second for ten of them, and the memory is locked meanwhile (`ulimit -l`). Nodes that are
+        put to get a key by which they can read and write it. Without UCX it does nothing.
+
+        Args:
+            memory: a writable buffer, or an address.
+            size: in bytes, of memory given by its address.
+
+        Returns:
+            What ends it.
+
+        Raises:
+            InvalidArgumentError: The memory is empty, cannot be written, or overlaps memory that is
+                registered in part.
+            NoSpaceError: The system refuses to lock so much memory.
+        """
+        if isinstance(memory, int):
+            checked = whole_number("size", size, 1, _LARGEST)
+            address = whole_number("memory", memory, 1, _LARGEST)
+            self._client.register_memory(address, checked)
+            return Registration(self._client, address, checked)
+        if size is not None:
+            raise InvalidArgumentError("size belongs to memory that is given by its address")
+        address, checked = self._client.register_buffer(memory)
+        return Registration(self._client, address, checked, memory)
 
     def prefetch(self, keys: Sequence[str]) -> int:
         """Ask the nodes to promote objects to memory before they are read.

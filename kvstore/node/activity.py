@@ -22,6 +22,8 @@ _OF_NODE: tuple[tuple[str, Labels, str], ...] = (
     ("bytes", ("put", "shm"), "put_bytes_shm"),
     ("bytes", ("put", "socket"), "put_bytes_tcp"),
     ("bytes", ("get", "socket"), "get_bytes_tcp"),
+    ("bytes", ("put", "ucx"), "put_bytes_ucx"),
+    ("bytes", ("get", "ucx"), "get_bytes_ucx"),
     ("bytes", ("copy_in", "socket"), "copy_bytes_in"),
     ("bytes", ("copy_out", "socket"), "copy_bytes_out"),
     ("puts", ("ok",), "puts_ok"),
@@ -33,6 +35,7 @@ _OF_NODE: tuple[tuple[str, Labels, str], ...] = (
 _OF_CLIENTS: tuple[tuple[str, Labels, str], ...] = (
     ("hits", ("client", "shm"), "hits_shm"),
     ("hits", ("client", "socket"), "hits_socket"),
+    ("hits", ("client", "ucx"), "hits_ucx"),
     ("bytes", ("get", "shm"), "bytes_read_shm"),
 )
 

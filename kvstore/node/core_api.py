@@ -92,6 +92,15 @@ class NodeCoreApi(Protocol):
     def take_lost_clients(self) -> list[str]:
         """Return clients that spoiled their slots since the last call, a phrase each."""
 
+    def segment_descriptor(self, domain: int) -> int:
+        """Return a writable descriptor of a domain's segment, which the caller closes."""
+
+    def adopt_ucx(self, domain: int, socket: int) -> None:
+        """Serve the UCX process of a domain; owns the socket."""
+
+    def ucx_ended(self, domain: int) -> None:
+        """Note that this process has ended, and can write into the segment no more."""
+
     def beginning(self) -> dict[str, Any]:
         """Describe what was taken over from an earlier process of the node."""
 

@@ -27,6 +27,7 @@ from kvstore.node.domains import Domain, plan, remarks
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
+from kvstore.node.ucx import UcxProcesses
 from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, load_node_identity, load_principals
@@ -87,6 +88,7 @@ def core_options(
         options.token = principal.secret.reveal()
     options.segment_bytes = config.segment_size
     options.domains = [domain.native() for domain in domains]
+    options.ucx = "ucx" in config.transports
     options.server_threads = config.event_loops
     options.nvme_dir = config.nvme_dir
     options.nvme_bytes = config.nvme_size
@@ -173,6 +175,7 @@ class NodeServer:
         self._audit_log.prepare(config.audit_log)()
         self._core: NodeCoreApi | None = None
         self._rest: Rest | None = None
+        self._ucx: UcxProcesses | None = None
         self._at = ("", "", 0)
         """Bound TCP endpoint, Unix endpoint and HTTP port."""
         self._reported: set[str] = set()
@@ -217,6 +220,7 @@ class NodeServer:
         reopen_audit = self._audit_log.prepare(config.audit_log)
 
         def apply() -> None:
+            revoked = set(self._config.shm_write) - set(config.shm_write)
             self._config = config
             reopen_audit()
             self._principals, self._principal = principals, principal
@@ -225,6 +229,8 @@ class NodeServer:
                 _log.warning("restart_needed", why=remark)
             if self._core is not None:
                 self._configure(self._core)
+                if self._ucx is not None and revoked:
+                    self._ucx.restart()  # their memory keys end with the processes
                 self._agent.serve_at(self._endpoints())
 
         return apply
@@ -316,6 +322,10 @@ class NodeServer:
                 return
             await self._renew(session)
             ends.push_async_callback(self._save)
+            if "ucx" in config.transports:
+                self._ucx = UcxProcesses(config, self._domains, core)
+                self._tasks.start("ucx", self._ucx.run())
+                ends.push_async_callback(self._ucx.stop)
             where = self._where(session)
             for name, work in {
                 "ready": self._announce_when_ready(lambda: announce(where)),

@@ -2,6 +2,7 @@
 //
 // Arguments are read with the GIL, all I/O and copying is done without it. Codes are returned as
 // numbers (status.h); what the caller has to fix is raised through kvstore.errors.
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -269,7 +270,8 @@ std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
 Client* connect(const std::vector<std::string>& masters, const std::string& tenant,
                 const std::string& ns, const std::string& principal, const std::string& token,
                 const std::string& client_name, uint32_t timeout_ms, uint8_t transport,
-                uint32_t stripes) {
+                uint32_t stripes, const std::vector<std::string>& ucx_libraries,
+                const std::vector<std::pair<std::string, std::string>>& ucx_settings) {
     ClientOptions options;
     options.masters = masters;
     options.tenant = tenant;
@@ -280,6 +282,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.timeout_ms = timeout_ms;
     options.transport = static_cast<Transport>(transport);
     options.stripes = stripes;
+    options.ucx = {ucx_libraries, ucx_settings};
     options.on_unattached = report_unattached;
     Result<std::unique_ptr<ClientCore>> core =
         interruptible([&] { return ClientCore::connect(std::move(options)); });
@@ -520,10 +523,12 @@ void bind_client(nb::module_& module) {
     nb::class_<Client> client(module, "Client");
     client.def(nb::new_(&connect), nb::kw_only(), "masters"_a, "tenant"_a, "namespace"_a,
                "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a,
-               "stripes"_a);
+               "stripes"_a, "ucx_libraries"_a = std::vector<std::string>(),
+               "ucx_settings"_a = std::vector<std::pair<std::string, std::string>>());
     bind_reads(client);
     bind_writes(client);
     bind_client_nodes(client);
+    bind_client_ucx(client);
     client.def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
         .def("view", &view, "key"_a.none())
         .def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)

@@ -29,6 +29,8 @@ nb::list rows_of(const std::vector<ClientCore::NodeSummary>& nodes) {
         row["cause"] = std::string(attach_cause_name(node.path.cause));
         row["detail"] = node.path.detail;
         row["attach_failures"] = node.path.failures;
+        row["ucx"] = node.ucx;
+        row["ucx_detail"] = node.ucx_detail;
         out.append(row);
     }
     return out;

@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <shared_mutex>
@@ -211,6 +212,8 @@ nb::dict stats_dict(PyNode& self) {
     out["put_bytes_shm"] = stats.put_bytes_shm;
     out["put_bytes_tcp"] = stats.put_bytes_tcp;
     out["get_bytes_tcp"] = stats.get_bytes_tcp;
+    out["put_bytes_ucx"] = stats.put_bytes_ucx;
+    out["get_bytes_ucx"] = stats.get_bytes_ucx;
     out["copies_in"] = stats.copies_in;
     out["copies_out"] = stats.copies_out;
     out["copies_failed"] = stats.copies_failed;
@@ -230,11 +233,19 @@ nb::dict stats_dict(PyNode& self) {
     add_store(out, stats.store);
     nb::dict capacity;
     nb::dict used;
+    nb::dict registered;
+    nb::dict ucx_errors;
     for (const NodeStats::InDomain& one : stats.domains) {
         const std::string name = one.name.empty() ? "shared" : one.name;
         capacity[name.c_str()] = one.capacity_bytes;
         used[name.c_str()] = one.used_bytes;
+        registered[name.c_str()] = one.ucx.registered_bytes;
+        if (!one.ucx.error.empty()) {
+            ucx_errors[name.c_str()] = one.ucx.error;
+        }
     }
+    out["ucx_registered_bytes"] = registered;
+    out["ucx_errors"] = ucx_errors;
     out["domain_capacity_bytes"] = capacity;
     out["domain_used_bytes"] = used;
     out["nvme"] = stats.nvme.on ? nb::object(nvme_dict(stats.nvme, stats.store)) : nb::none();
@@ -437,6 +448,31 @@ void bind_settings(nb::class_<PyNode>& node) {
             "draining"_a, "Take no new objects, or take them again.");
 }
 
+void bind_processes(nb::class_<PyNode>& node) {
+    node.def(
+            "segment_descriptor",
+            [](PyNode& self, size_t domain) {
+                return self.run([&](NodeCore& core) {
+                    const auto all = core.domains().all();
+                    return domain < all.size() ? dup(all[domain]->store->segment_fd(true)) : -1;
+                });
+            },
+            "domain"_a, "Of a domain's segment, writable; the caller closes it. -1: none.")
+        .def(
+            "adopt_ucx",
+            [](PyNode& self, size_t domain, int socket) {
+                raise_unless_ok(
+                    self.run([&](NodeCore& core) { return core.adopt_ucx(domain, Fd(socket)); }));
+            },
+            "domain"_a, "socket"_a, "Serve a UCX process; owns the descriptor.")
+        .def(
+            "ucx_ended",
+            [](PyNode& self, size_t domain) {
+                self.run([&](NodeCore& core) { core.ucx_ended(domain); });
+            },
+            "domain"_a, "That process has ended: to be called once it was waited for.");
+}
+
 void bind_state(nb::class_<PyNode>& node) {
     node.def(
             "link_state",
@@ -523,6 +559,7 @@ void bind_node(nb::module_& module) {
              "Give the memory back; its files stay for the next life, or go. After stop(), once "
              "nobody else calls.");
     bind_settings(node);
+    bind_processes(node);
     bind_state(node);
 
     module.def("probe_master", &probe_master, "address"_a, nb::kw_only(), "role"_a,

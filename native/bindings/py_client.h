@@ -31,6 +31,8 @@ class Client {
 
 // nodes(), peers() and node_counters().
 void bind_client_nodes(nanobind::class_<Client>& client);
+// register_memory() and forget_memory().
+void bind_client_ucx(nanobind::class_<Client>& client);
 // Hands it to kvstore.client.paths, which logs it. Called without the GIL.
 void report_unattached(const std::string& node_id, const std::string& unix_endpoint,
                        const NodePath& path);

@@ -34,6 +34,9 @@ std::string_view client_counter_name(int counter) {
         "leases",
         "misses_index_full",
         "misses_buffer_too_small",
+        "hits_ucx",
+        "bytes_read_ucx",
+        "bytes_put_ucx",
     };
     return counter >= 0 && counter < kClientCounterCount ? kNames[static_cast<size_t>(counter)]
                                                          : std::string_view();

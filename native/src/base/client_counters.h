@@ -27,9 +27,12 @@ enum class ClientCounter : uint8_t {
     kMasterFailures = 24,
     kViews = 25,
     kLeases = 26,
-    kMissLater = 27,  // and behind it: misses for the reasons that were added later
+    kMissLater = 27,  // and 28: misses for the reasons that were added later
+    kHitsUcx = 29,    // keys read by one-sided reads
+    kBytesReadUcx = 30,
+    kBytesPutUcx = 31,
 };
-inline constexpr int kClientCounterCount = 29;
+inline constexpr int kClientCounterCount = 32;
 
 constexpr ClientCounter miss_counter(MissReason reason) {
     constexpr int kFirstReasons = static_cast<int>(ClientCounter::kHitsShm);
@@ -40,7 +43,7 @@ constexpr ClientCounter miss_counter(MissReason reason) {
                                                 static_cast<int>(ClientCounter::kMissLater));
 }
 static_assert(static_cast<int>(miss_counter(static_cast<MissReason>(kMissReasonCount - 1))) ==
-              kClientCounterCount - 1);
+              static_cast<int>(ClientCounter::kHitsUcx) - 1);
 
 // "keys_read", "misses_absent", "hits_shm", …; empty behind the end.
 std::string_view client_counter_name(int counter);

@@ -6,6 +6,8 @@
 namespace kvstore {
 namespace {
 
+constexpr uint64_t kUcxFrom = 16u << 10;  // below, the bytes may as well come with the answer
+
 Status check_options(const ClientOptions& options) {
     if (options.masters.empty()) {
         return {Code::kInvalidArgument, "no master address given"};
@@ -54,6 +56,7 @@ Result<std::unique_ptr<ClientContext>> ClientContext::open(ClientOptions options
     hello.principal = given.principal;
     hello.token = given.token;
     hello.client_name = given.client_name;
+    hello.features |= context->ucx_.wanted() ? kFeatureUcx : 0;
     const Deadline deadline = context->deadline();
     context->master_ = std::make_unique<MasterClient>(std::move(*endpoints), hello);
     if (Status status = context->master_->open(deadline); !status.ok()) {
@@ -74,6 +77,15 @@ Result<std::unique_ptr<ClientContext>> ClientContext::open(ClientOptions options
 
 Deadline ClientContext::deadline(uint32_t timeout_ms) const {
     return Deadline::after_ms(timeout_ms != 0 ? timeout_ms : options_.timeout_ms);
+}
+
+ClientUcx::Lease ClientContext::ucx_lane(PeerNode& peer, uint64_t bytes) {
+    const bool only = options_.transport == Transport::kUcx;
+    const bool usable = only || (options_.transport == Transport::kAuto && bytes >= kUcxFrom);
+    if (!ucx_.wanted() || !usable || !peer.ucx_breaker().allow()) {
+        return {};
+    }
+    return ucx_.take();
 }
 
 Status ClientContext::check_open() const {

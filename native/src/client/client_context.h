@@ -13,6 +13,7 @@
 #include "client/master_client.h"
 #include "client/peer_table.h"
 #include "client/placement_cache.h"
+#include "client/ucx_lane.h"
 
 namespace kvstore {
 
@@ -27,6 +28,7 @@ struct ClientOptions {
     Transport transport = Transport::kAuto;
     uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
     OnUnattached on_unattached{};
+    UcxOptions ucx{};  // without libraries: none
 };
 
 // What one call counts, added up at its end.
@@ -54,6 +56,9 @@ class ClientContext {
     MasterClient& master() { return *master_; }
     PeerTable& nodes() { return *nodes_; }
     PlacementCache& placements() { return placements_; }
+    ClientUcx& ucx() { return ucx_; }
+    // For a transfer of so many bytes with a node of another host, or of any with transport ucx.
+    ClientUcx::Lease ucx_lane(PeerNode& peer, uint64_t bytes);
     // Open while no node could be written to: puts then do not wait for one.
     Breaker& write_breaker() { return write_breaker_; }
     Deadline deadline(uint32_t timeout_ms = 0) const;
@@ -87,7 +92,8 @@ class ClientContext {
     uint64_t counter(ClientCounter which) const;
 
   private:
-    explicit ClientContext(ClientOptions options) : options_(std::move(options)) {}
+    explicit ClientContext(ClientOptions options)
+        : options_(std::move(options)), ucx_(options_.ucx) {}
 
     const ClientOptions options_;
     ForkGuard fork_guard_;
@@ -98,6 +104,7 @@ class ClientContext {
     std::array<std::atomic<uint64_t>, kClientCounterCount> counters_{};
     PlacementCache placements_;
     Breaker write_breaker_;
+    ClientUcx ucx_;
     std::unique_ptr<MasterClient> master_;
     std::unique_ptr<PeerTable> nodes_;
 };

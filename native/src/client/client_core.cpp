@@ -403,7 +403,7 @@ Result<size_t> ClientCore::prefetch(std::span<const std::string_view> keys) {
 std::vector<ClientCore::NodeSummary> ClientCore::nodes() const {
     std::vector<NodeSummary> out;
     for (const std::shared_ptr<PeerNode>& peer : context_->nodes().all()) {
-        out.push_back({*peer->info(), peer->path()});
+        out.push_back({*peer->info(), peer->path(), peer->knows_ucx_region(), peer->ucx_detail()});
     }
     return out;
 }
@@ -412,12 +412,18 @@ std::vector<ClientCore::NodeSummary> ClientCore::peers() {
     if (!context_->check_open().ok()) {
         return nodes();
     }
-    ask_nodes([](PeerNode& peer, Deadline deadline) {
-        if (peer.info()->unix_endpoint.empty() || peer.local(deadline) != nullptr ||
-            peer.place() != Place::kUnknown) {
+    const bool with_ucx =
+        context_->ucx().wanted() && context_->options().transport != Transport::kTcp;
+    ask_nodes([&](PeerNode& peer, Deadline deadline) {
+        const bool is_mapped = peer.local(deadline) != nullptr;
+        const bool is_known = peer.info()->unix_endpoint.empty() || peer.place() != Place::kUnknown;
+        if (is_mapped || (is_known && !with_ucx)) {
             return true;
         }
         const Result<ChannelPool::Lease> opened = peer.sockets().checkout(deadline);
+        if (opened.ok() && with_ucx) {
+            (void)peer.ucx_region(**opened, deadline);
+        }
         return opened.ok();
     });
     return nodes();

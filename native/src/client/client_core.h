@@ -116,6 +116,8 @@ class ClientCore {
     struct NodeSummary {
         PeerInfo info;
         NodePath path;
+        bool ucx = false;        // it is known how to reach it so
+        std::string ucx_detail;  // why not, as far as that is known
     };
     std::vector<NodeSummary> nodes() const;
     // The same, after asking the nodes of which it is not known yet.

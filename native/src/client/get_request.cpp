@@ -4,6 +4,7 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <array>
 
 #include "base/fault_point.h"
 #include "base/interrupt.h"
@@ -14,13 +15,21 @@ namespace kvstore {
 namespace {
 
 constexpr int kStepsPerTurn = 4;  // then the others get theirs
+constexpr int kUcxWaitMs = 50;    // then a transfer looks at its deadline
 
 }  // namespace
 
-Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline) {
+Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline,
+                        std::unique_ptr<UcxTransfer> transfer) {
     lease_ = std::move(lease);
     rows_ = std::move(rows);
+    transfer_ = std::move(transfer);
     deadline_ = deadline;
+    return transfer_ == nullptr ? ask<Get>(deadline) : ask<UcxGet>(deadline);
+}
+
+template <class Message>
+Status GetRequest::ask(Deadline deadline) {
     std::vector<std::string_view> names;
     std::vector<uint64_t> versions;
     std::vector<uint64_t> sizes;
@@ -29,14 +38,15 @@ Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadlin
         versions.push_back(row.version);
         sizes.push_back(row.data.size());
     }
-    Get request;
+    Message request;
     request.keys = names;
     request.versions = versions;
     request.max_sizes = sizes;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
     std::vector<uint8_t> body;
     encode_message(request, body);
-    Status sent = lease_->send(Get::kType, body, {}, deadline);
+    Status sent = lease_->send(Message::kType, body, {}, deadline);
+    asked_ = lease_->last_request();
     fault_point("client_get_sent");
     return sent;
 }
@@ -44,16 +54,27 @@ Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadlin
 void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {
     std::vector<pollfd> entries;
     int wait_ms = -1;
+    UcxLane* lane = nullptr;  // they share one
     for (const GetRequest* request : requests) {
         // What is here of an incomplete reply has been looked at: it needs more from the socket.
         if (request->replied_ && request->lease_->has_input()) {
             return;
+        }
+        if (request->transfer_ != nullptr) {
+            lane = &request->transfer_->lane();
         }
         entries.push_back({request->lease_->fd(), POLLIN, 0});
         const int left_ms = request->deadline_.left_ms();
         if (left_ms >= 0) {
             wait_ms = wait_ms < 0 ? left_ms : std::min(wait_ms, left_ms);
         }
+    }
+    if (lane != nullptr) {
+        if (lane->worker().progress() || !lane->worker().arm()) {
+            return;
+        }
+        wait_ms = wait_ms < 0 ? kUcxWaitMs : std::min(wait_ms, kUcxWaitMs);
+        entries.push_back({lane->worker().event_fd(), POLLIN, 0});
     }
     // Nothing here: the callers look again, and come back.
     if (poll(entries.data(), entries.size(), wait_slice_ms(wait_ms)) <= 0) {
@@ -68,11 +89,14 @@ Result<bool> GetRequest::advance() {
             return arrived.status();
         }
         if (*arrived) {
-            if (Status status = take_reply(); !status.ok()) {
+            if (Status status = transfer_ == nullptr ? take_reply() : take_places(); !status.ok()) {
                 return status;
             }
             replied_ = true;
         }
+    }
+    if (transfer_ != nullptr) {
+        return replied_ ? advance_transfer() : out_of_time();
     }
     for (int step = 0; replied_ && !cursor_.done() && step < kStepsPerTurn; ++step) {
         const Result<size_t> count = lease_->recv_some(&cursor_);
@@ -92,6 +116,11 @@ Result<bool> GetRequest::advance() {
         }
         return true;
     }
+    return out_of_time();
+}
+
+// False: there is time left.
+Result<bool> GetRequest::out_of_time() {
     if (deadline_.expired() || is_interrupted()) {
         return lease_->kill({Code::kDeadlineExceeded, "waiting for the reply"});
     }
@@ -142,6 +171,69 @@ Status GetRequest::take_reply() {
     }
     cursor_ = TransferCursor(parts_, crcs_, crc_of_);
     return {};
+}
+
+// Where the bytes are; begins to read them.
+Status GetRequest::take_places() {
+    Result<Channel::Reply> received = lease_->receive(deadline_);
+    if (!received.ok()) {
+        return received.status();
+    }
+    UcxGetReply reply;
+    if (Status status = lease_->decode_reply(*received, &reply); !status.ok()) {
+        return status;
+    }
+    if (reply.status.size() != rows_.size()) {
+        lease_->shutdown();
+        return {Code::kProtocolError, "the reply has another number of rows"};
+    }
+    const bool is_known = reply.life == transfer_->region().life;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < rows_.size(); ++i) {
+        bytes += reply.offsets[i] == kNotInSegment ? 0 : reply.sizes[i];
+    }
+    const Deadline until = Deadline::after_ms(ucx_patience_ms(deadline_, bytes));
+    for (size_t i = 0; i < rows_.size(); ++i) {
+        Answer answer{.code = static_cast<Code>(reply.status[i]),
+                      .reason = static_cast<MissReason>(reply.reasons[i]),
+                      .version = reply.versions[i],
+                      .size = reply.sizes[i],
+                      .sealed_crc = reply.crcs[i]};
+        answer.by_socket =
+            answer.code == Code::kOk &&
+            (!is_known || reply.offsets[i] == kNotInSegment || answer.size > rows_[i].data.size() ||
+             !transfer_->region().covers(reply.offsets[i], answer.size));
+        if (answer.code == Code::kOk && !answer.by_socket) {
+            row_of_.push_back(i);
+            transfer_->read(rows_[i].data, reply.offsets[i], answer.size, until);
+        }
+        answers_.push_back(answer);
+    }
+    return {};
+}
+
+Result<bool> GetRequest::advance_transfer() {
+    if (is_interrupted()) {
+        transfer_->cancel();
+    }
+    if (!transfer_->advance()) {
+        return false;
+    }
+    for (size_t i = 0; i < row_of_.size(); ++i) {
+        Answer& answer = answers_[row_of_[i]];
+        const UcxTransfer::Row state = transfer_->row(i);
+        answer.data_crc = transfer_->data_crc(i);
+        answer.again = state == UcxTransfer::Row::kNoRoom;
+        answer.by_socket = state == UcxTransfer::Row::kFailed;
+    }
+    const std::array<uint64_t, 1> requests = {asked_};
+    UcxDone done;
+    done.requests = std::span<const uint64_t>(requests);
+    std::vector<uint8_t> body;
+    encode_message(done, body);
+    // One that cannot be sent is over with its connection.
+    (void)lease_->send(UcxDone::kType, body, {}, deadline_);
+    return true;
 }
 
 }  // namespace kvstore

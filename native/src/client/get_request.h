@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "base/types.h"
 #include "client/channel_pool.h"
+#include "client/ucx_transfer.h"
 #include "net/transfer_cursor.h"
 
 namespace kvstore {
@@ -28,11 +29,15 @@ class GetRequest {
         Version version = 0;
         uint64_t size = 0;
         uint32_t sealed_crc = 0;
-        uint32_t data_crc = 0;  // of the bytes that arrived
+        uint32_t data_crc = 0;   // of the bytes that arrived
+        bool by_socket = false;  // only so: it was not, or could not be, read by UCX
+        bool again = false;      // there was no room for it now
     };
 
-    // Any failure ends the request; the lease then says whether the connection lives.
-    Status send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline);
+    // Any failure ends the request; the lease then says whether the connection lives. With a
+    // `transfer` the bytes come through it.
+    Status send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline,
+                std::unique_ptr<UcxTransfer> transfer = nullptr);
     // Waits until one of `requests` may go on, at most until the earliest deadline.
     static void wait_for_any(std::span<GetRequest* const> requests);
     // Takes what has arrived, without waiting for more. True: all answers are there.
@@ -41,14 +46,23 @@ class GetRequest {
 
     std::span<const Answer> answers() const { return answers_; }
     const ChannelPool::Lease& lease() const { return lease_; }
+    const UcxTransfer* transfer() const { return transfer_.get(); }
     Deadline deadline() const { return deadline_; }
 
   private:
+    template <class Message>
+    Status ask(Deadline deadline);
     Status take_reply();
+    Status take_places();
+    Result<bool> advance_transfer();
+    Result<bool> out_of_time();
 
     ChannelPool::Lease lease_;
     Deadline deadline_ = Deadline::never();
     std::vector<Row> rows_;
+    std::unique_ptr<UcxTransfer> transfer_;
+    std::vector<size_t> row_of_;  // of each read of the transfer
+    uint64_t asked_ = 0;          // the request's id
     bool replied_ = false;
     std::vector<Answer> answers_;
     std::vector<iovec> parts_;

@@ -22,7 +22,7 @@ MasterClient::MasterClient(std::vector<Endpoint> endpoints, HelloParams hello)
       hello_(std::move(hello)),
       pool_([this](Deadline deadline) { return connect(deadline); }) {
     KV_ASSERT(!endpoints_.empty());
-    hello_.features &= ~kFeatureSharedMemory;
+    hello_.features &= ~(kFeatureSharedMemory | kFeatureUcx);
 }
 
 Status MasterClient::open(Deadline deadline) {

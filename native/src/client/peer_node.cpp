@@ -34,6 +34,7 @@ PeerNode::PeerNode(PeerInfo info, HelloParams hello, Transport transport,
       info_(std::make_shared<const PeerInfo>(std::move(info))),
       on_unattached_(std::move(on_unattached)),
       attach_breaker_(50, 5000),
+      ucx_breaker_(500, 30'000),
       sockets_([this](Deadline deadline) { return open_pooled(deadline); }) {}
 
 std::shared_ptr<const PeerInfo> PeerNode::info() const {
@@ -74,7 +75,7 @@ std::shared_ptr<LocalNode> PeerNode::attached() const {
 }
 
 std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
-    if (transport_ == Transport::kTcp) {
+    if (transport_ == Transport::kTcp || transport_ == Transport::kUcx) {
         return nullptr;
     }
     if (std::shared_ptr<LocalNode> node = attached()) {
@@ -201,7 +202,7 @@ Result<std::unique_ptr<Channel>> PeerNode::open_socket(Deadline deadline) {
         return {Code::kUnavailable, known->id + " has no endpoint"};
     }
     HelloParams hello = without_shared_memory(hello_);
-    if (transport_ != Transport::kTcp) {
+    if (transport_ != Transport::kTcp && transport_ != Transport::kUcx) {
         hello.host_identity = host_identity();
         hello.attach_cause = path().cause;
     }
@@ -236,6 +237,63 @@ void PeerNode::shutdown() {
     if (node != nullptr) {
         node->channels().shutdown();
     }
+}
+
+// ---- UCX -------------------------------------------------------------------------------------
+
+std::shared_ptr<const UcxRegion> PeerNode::ucx_region(Channel& channel, Deadline deadline) {
+    {
+        const MutexLock lock(mutex_);
+        if (ucx_region_ != nullptr) {
+            return ucx_region_;
+        }
+    }
+    UcxOpenReply reply;
+    std::string why;
+    auto region = std::make_shared<UcxRegion>();
+    if ((channel.welcome().features & kFeatureUcx) == 0) {
+        why = "the node does not offer UCX";
+    } else if (const Status status = channel.exchange(UcxOpen{}, &reply, deadline); !status.ok()) {
+        why = status.message();
+    } else if (reply.code != 0) {
+        why = reply.text;
+    } else {
+        region->life = reply.life;
+        region->worker = reply.worker;
+        uint64_t end = 0;
+        for (size_t i = 0; i < reply.offsets.size(); ++i) {
+            if (reply.offsets[i] != end || reply.sizes[i] == 0) {
+                break;  // no node says this
+            }
+            region->slices.push_back(
+                {reply.offsets[i], reply.sizes[i], reply.addresses[i], std::string(reply.keys[i])});
+            end += reply.sizes[i];
+        }
+        why = region->slices.empty() ? "nothing of the node's memory is registered yet" : "";
+    }
+    const MutexLock lock(mutex_);
+    ucx_detail_ = why;
+    if (!why.empty()) {
+        ucx_breaker_.failure();
+        return nullptr;
+    }
+    ucx_region_ = std::move(region);
+    return ucx_region_;
+}
+
+bool PeerNode::knows_ucx_region() const {
+    const MutexLock lock(mutex_);
+    return ucx_region_ != nullptr;
+}
+
+void PeerNode::forget_ucx_region() {
+    const MutexLock lock(mutex_);
+    ucx_region_ = nullptr;
+}
+
+std::string PeerNode::ucx_detail() const {
+    const MutexLock lock(mutex_);
+    return ucx_detail_;
 }
 
 }  // namespace kvstore

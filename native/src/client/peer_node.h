@@ -9,10 +9,11 @@
 #include "client/breaker.h"
 #include "client/local_node.h"
 #include "client/node_path.h"
+#include "ucx/ucx_region.h"
 
 namespace kvstore {
 
-enum class Transport : uint8_t { kAuto = 0, kShm = 1, kTcp = 2 };
+enum class Transport : uint8_t { kAuto = 0, kShm = 1, kTcp = 2, kUcx = 3 };
 
 struct PeerInfo {
     uint32_t index = 0;  // the master's number for it
@@ -58,6 +59,16 @@ class PeerNode {
     const HelloParams& hello() const { return hello_; }
     Result<std::unique_ptr<Channel>> open_socket(Deadline deadline);
 
+    // Where its segment can be read by UCX, asked for on `channel` when that is not known yet; null
+    // when it cannot be, or not now.
+    std::shared_ptr<const UcxRegion> ucx_region(Channel& channel, Deadline deadline);
+    bool knows_ucx_region() const KV_EXCLUDES(mutex_);
+    // What was known is outdated: the next one asks again.
+    void forget_ucx_region();
+    Breaker& ucx_breaker() { return ucx_breaker_; }
+    // Why it is not reached by UCX, as far as that is known.
+    std::string ucx_detail() const KV_EXCLUDES(mutex_);
+
     void shutdown();
 
   private:
@@ -88,6 +99,9 @@ class PeerNode {
     Mutex attach_mutex_ KV_ACQUIRED_BEFORE(mutex_);
     Breaker breaker_;
     Breaker attach_breaker_;
+    Breaker ucx_breaker_;
+    std::shared_ptr<const UcxRegion> ucx_region_ KV_GUARDED_BY(mutex_);
+    std::string ucx_detail_ KV_GUARDED_BY(mutex_);
     ChannelPool sockets_;
 };
 

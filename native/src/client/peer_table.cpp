@@ -110,7 +110,7 @@ void PeerTable::install(const NodesReply& reply) {
         }
         next->by_index[reply.indexes[row]] = next->nodes.size();
         next->nodes.push_back(peer);
-        if (has_unix && transport_ != Transport::kTcp) {
+        if (has_unix && transport_ != Transport::kTcp && transport_ != Transport::kUcx) {
             next->host_candidates.push_back(peer);
         }
     }

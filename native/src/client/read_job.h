@@ -18,6 +18,7 @@ struct ReadJob {
     uint32_t tried = 0;  // bit per replica: refused, or its node is down
     int trying = -1;     // replica of this round
     bool done = false;
+    bool by_socket = false;   // UCX did not bring it
     bool remembered = false;  // its placement comes from an earlier lookup
     bool repeated = false;    // the lookup says again what was refused before
     bool newer = false;       // then a newer version, not announced yet, is right too

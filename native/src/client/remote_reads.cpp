@@ -384,11 +384,35 @@ void RemoteReads::send(Slice& slice) {
         const Version version = job->newer ? 0 : job->placement.version;
         rows.push_back({item.key, version, item.data});
     }
-    const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline);
+    std::unique_ptr<UcxTransfer> by_ucx = transfer(slice, **lease);
+    const Status status =
+        slice.request.send(std::move(*lease), std::move(rows), deadline, std::move(by_ucx));
     slice.under_way = status.ok();
     if (!status.ok()) {
         give_up(slice, status);
     }
+}
+
+// Null: the bytes come by socket.
+std::unique_ptr<UcxTransfer> RemoteReads::transfer(Slice& slice, Channel& channel) {
+    const auto failed = [](const ReadJob* job) { return job->by_socket; };
+    if (std::ranges::any_of(slice.jobs, failed)) {
+        return nullptr;
+    }
+    if (!lane_) {
+        lane_ = context_.ucx_lane(*slice.peer, slice.bytes());
+    } else if (!slice.peer->ucx_breaker().allow()) {
+        return nullptr;
+    }
+    if (!lane_) {
+        return nullptr;
+    }
+    const std::shared_ptr<const UcxRegion> region =
+        slice.peer->ucx_region(channel, attempt_deadline(slice));
+    if (region == nullptr) {
+        return nullptr;
+    }
+    return std::make_unique<UcxTransfer>(context_.ucx(), *lane_, slice.peer->info()->id, region);
 }
 
 // Whichever has something: a node that is slow or hangs delays nobody's bytes but its own.
@@ -405,6 +429,9 @@ void RemoteReads::receive_all(std::span<Slice> slices) {
             }
         }
         if (open.empty()) {
+            if (lane_) {
+                lane_->reset_bounce();
+            }
             return;
         }
         GetRequest::wait_for_any(requests);
@@ -422,9 +449,14 @@ void RemoteReads::receive_all(std::span<Slice> slices) {
 }
 
 void RemoteReads::take_answers(Slice& slice) {
+    note_transfer(slice);
     for (size_t row = 0; row < slice.jobs.size(); ++row) {
         ReadJob& job = *slice.jobs[row];
         const GetRequest::Answer& answer = slice.request.answers()[row];
+        if (answer.by_socket || answer.again) {
+            job.by_socket = answer.by_socket;  // the same node, in the next round
+            continue;
+        }
         if (answer.code != Code::kOk) {
             const bool too_small = answer.code == Code::kBufferTooSmall;
             refuse(job, too_small                            ? MissReason::kVersion
@@ -448,8 +480,27 @@ void RemoteReads::take_answers(Slice& slice) {
         item.result = static_cast<int64_t>(answer.size);
         item.reason = MissReason::kNone;
         job.done = true;
-        tally_.add(ClientCounter::kHitsSocket);
-        tally_.add(ClientCounter::kBytesReadSocket, answer.size);
+        const bool by_ucx = slice.request.transfer() != nullptr;
+        tally_.add(by_ucx ? ClientCounter::kHitsUcx : ClientCounter::kHitsSocket);
+        tally_.add(by_ucx ? ClientCounter::kBytesReadUcx : ClientCounter::kBytesReadSocket,
+                   answer.size);
+    }
+}
+
+// What the transfer says of the way to this node.
+void RemoteReads::note_transfer(Slice& slice) {
+    const UcxTransfer* const transfer = slice.request.transfer();
+    if (transfer == nullptr) {
+        return;
+    }
+    const auto by_socket = [](const GetRequest::Answer& answer) { return answer.by_socket; };
+    if (transfer->failed()) {
+        slice.peer->ucx_breaker().failure();
+    } else {
+        slice.peer->ucx_breaker().success();
+    }
+    if (std::ranges::any_of(slice.request.answers(), by_socket)) {
+        slice.peer->forget_ucx_region();  // it may have grown, or be of an earlier life
     }
 }
 
@@ -491,6 +542,14 @@ RemoteReads::Verdict RemoteReads::verify(HashedKey& key, Slice& slice,
 // dead says nothing about the node: then the same node is asked once more.
 void RemoteReads::give_up(Slice& slice, const Status& why) {
     const ChannelPool::Lease& lease = slice.request.lease();
+    if (slice.request.transfer() != nullptr && lease && lease->alive()) {
+        slice.peer->forget_ucx_region();  // refused: the tenant may not, or the process is away
+        slice.peer->ucx_breaker().failure();
+        for (ReadJob* job : slice.jobs) {
+            job->by_socket = true;
+        }
+        return;
+    }
     const bool stale =
         lease && !lease.fresh() && !lease->alive() && why.code() != Code::kDeadlineExceeded;
     if (stale) {

@@ -54,8 +54,10 @@ class RemoteReads {
     void limit(Slice& slice) const;
     void stripe(std::vector<Slice>* slices) const;
     void send(Slice& slice);
+    std::unique_ptr<UcxTransfer> transfer(Slice& slice, Channel& channel);
     void receive_all(std::span<Slice> slices);
     void take_answers(Slice& slice);
+    void note_transfer(Slice& slice);
     Verdict verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
     void give_up(Slice& slice, const Status& why);
     void refuse(ReadJob& job, MissReason reason);
@@ -69,6 +71,7 @@ class RemoteReads {
     Deadline deadline_ = Deadline::never();
     std::vector<ReadJob> jobs_;
     std::vector<Again> again_;
+    ClientUcx::Lease lane_;
 };
 
 }  // namespace kvstore

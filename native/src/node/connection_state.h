@@ -13,6 +13,7 @@ namespace kvstore {
 struct ConnectionState {
     virtual ~ConnectionState() = default;
     virtual bool is_link() const { return false; }
+    virtual bool is_ucx_process() const { return false; }
 };
 
 // Used by the connection's own loop thread only.
@@ -28,6 +29,15 @@ struct ClientConnection final : ConnectionState {
     // Who writes blocks and holds them: the client's process, or the node on behalf of a socket.
     Owner process() const { return {id, slot}; }
     Owner by_socket() const { return {id, -1}; }
+    // What a UCX process writes: the end of the session does not stop it.
+    Owner by_ucx() const { return {id | kPulledSession, -1}; }
+};
+
+// The UCX process of a domain.
+struct UcxConnection final : ConnectionState {
+    explicit UcxConnection(Domain& served) : domain(served) {}
+    bool is_ucx_process() const override { return true; }
+    Domain& domain;
 };
 
 struct LinkConnection final : ConnectionState {

@@ -16,6 +16,7 @@
 #include "node/node_options.h"
 #include "node/put_flow.h"
 #include "node/served_slots.h"
+#include "node/ucx_port.h"
 #include "store/block_store.h"
 
 namespace kvstore {
@@ -27,6 +28,7 @@ struct Domain {
     const DomainOptions options;
     const std::unique_ptr<BlockStore> store;
     ServedSlots slots;
+    UcxPort ucx;
     std::unique_ptr<PutFlow> flow;  // set by the block port
 };
 

@@ -36,6 +36,7 @@ EventServer::Options server_options(const NodeOptions& options,
     server.loops = std::max<uint32_t>(options.server_threads, 1);
     server.write_stall_ms = kStallMs;
     server.cluster_id = options.cluster_id;
+    server.features |= options.ucx ? kFeatureUcx : 0;
     server.principal_share = options.principal_share;
     server.authenticator = std::move(authenticator);
     return server;
@@ -165,6 +166,7 @@ void NodeBlockPort::stop() {
         tier_->stop();
     }
     for (const auto& domain : domains_.all()) {
+        domain->ucx.forget_pulls();
         domain->store->set_on_withdraw(nullptr);
     }
 }
@@ -294,12 +296,17 @@ int NodeBlockPort::offer_memory(ClientConnection& session, const Hello& hello, p
 void NodeBlockPort::on_open(Connection& connection) {
     if (MasterLink::is_link(connection)) {
         link_->on_open(connection);
+    } else if (connection.session_as<ConnectionState>()->is_ucx_process()) {
+        connection.session_as<UcxConnection>()->domain.ucx.connected(connection.ref());
     }
 }
 
 void NodeBlockPort::on_close(Connection& connection, Code, std::string_view reason) {
     if (MasterLink::is_link(connection)) {
         return link_->on_close(connection, reason);
+    }
+    if (connection.session_as<ConnectionState>()->is_ucx_process()) {
+        return connection.session_as<UcxConnection>()->domain.ucx.disconnected();
     }
     auto& session = *connection.session_as<ClientConnection>();
     if (session.offered_slot >= 0) {
@@ -309,6 +316,7 @@ void NodeBlockPort::on_close(Connection& connection, Code, std::string_view reas
     // peer may have copied into any domain.
     for (const auto& domain : domains_.all()) {
         if (session.domain == nullptr || session.domain == domain.get()) {
+            domain->ucx.release_all(session.id);
             domain->flow->on_session_closed(session.id);
             domain->store->on_session_closed(session.id);
         }
@@ -323,6 +331,8 @@ void NodeBlockPort::on_tick(size_t loop) {
         domain->slots.tick();
         domain->store->tick();
         domain->flow->tick();
+        domain->ucx.tick();
+        domain->ucx.grow(domain->store->ready_bytes());
     }
     withdraw_replaced();
     link_->tick();
@@ -384,6 +394,9 @@ void NodeBlockPort::on_frame(Connection& connection, const FrameHeader& header, 
                              PayloadPlan* plan) {
     if (MasterLink::is_link(connection)) {
         return link_->on_frame(connection, header, body);
+    }
+    if (connection.session_as<ConnectionState>()->is_ucx_process()) {
+        return on_process_frame(connection, header, body);
     }
     const bool is_peer = connection.session_as<ClientConnection>()->role == Role::kNode;
     switch (header.message()) {
@@ -447,6 +460,14 @@ bool NodeBlockPort::on_object_frame(Connection& connection, const FrameHeader& h
             return unhold(connection, header, body), true;
         case MessageType::kResolve:
             return resolve(connection, header), true;
+        case MessageType::kUcxOpen:
+            return ucx_open(connection, header), true;
+        case MessageType::kUcxGet:
+            return ucx_get(connection, header, body), true;
+        case MessageType::kUcxDone:
+            return ucx_done(connection, body), true;
+        case MessageType::kUcxPut:
+            return ucx_put(connection, header, body), true;
         default:
             return false;
     }
@@ -465,8 +486,8 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.live_slots = 0;
     for (const auto& domain : domains_.all()) {
         const BlockStore::Stats one = domain->store->stats();
-        stats.domains.push_back(
-            {domain->options.name, one.segment_bytes, one.used_bytes, one.objects});
+        stats.domains.push_back({domain->options.name, one.segment_bytes, one.used_bytes,
+                                 one.objects, domain->ucx.stats()});
         stats.puts_under_way += domain->flow->under_way();
         stats.live_slots += domain->slots.live();
     }
@@ -482,7 +503,9 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.puts_failed = metrics_.puts_failed.get();
     stats.put_bytes_shm = metrics_.put_bytes_shm.get();
     stats.put_bytes_tcp = metrics_.put_bytes_socket.get();
+    stats.put_bytes_ucx = metrics_.put_bytes_ucx.get();
     stats.get_bytes_tcp = metrics_.get_bytes_socket.get();
+    stats.get_bytes_ucx = metrics_.get_bytes_ucx.get();
     stats.copies_in = metrics_.copies_in.get();
     stats.copies_out = metrics_.copies_out.get();
     stats.copies_failed = metrics_.copies_failed.get();
@@ -512,6 +535,8 @@ void NodeBlockPort::answer_stats(Connection& connection, const FrameHeader& head
         {"put_bytes_shm", stats.put_bytes_shm},
         {"put_bytes_tcp", stats.put_bytes_tcp},
         {"get_bytes_tcp", stats.get_bytes_tcp},
+        {"put_bytes_ucx", stats.put_bytes_ucx},
+        {"get_bytes_ucx", stats.get_bytes_ucx},
         {"connections", stats.server.open},
     };
     std::vector<std::string_view> names;

@@ -44,6 +44,12 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
         return server_->end_sessions(ids, Code::kClosed, reason);
     }
 
+    // node_ucx.cpp
+    // Serves the socket of a domain's UCX process.
+    Status adopt_ucx(size_t domain, Fd socket);
+    // That process is no more; to be told once it cannot write any more.
+    void ucx_ended(size_t domain);
+
     // node_block_port.cpp
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
     void on_open(Connection& connection) override;
@@ -100,6 +106,16 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void unhold(Connection& connection, const FrameHeader& header, Body body);
     std::vector<BlockStore::Key> store_keys(const NamespaceEpoch& ns, const KeyList& keys,
                                             const U64Column& versions) const;
+
+    // node_ucx.cpp
+    struct Pulling;
+    Status check_ucx(const Connection& connection) const;
+    void on_process_frame(Connection& connection, const FrameHeader& header, Body body);
+    void ucx_open(Connection& connection, const FrameHeader& header);
+    void ucx_get(Connection& connection, const FrameHeader& header, Body body);
+    void ucx_done(Connection& connection, Body body);
+    void ucx_put(Connection& connection, const FrameHeader& header, Body body);
+    void finish_pull(Pulling& pulling, std::span<const UcxPort::Pulled> pulled);
 
     // node_writes.cpp
     void reserve(Connection& connection, const FrameHeader& header, Body body);

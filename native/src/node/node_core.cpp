@@ -144,6 +144,10 @@ Domains& NodeCore::domains() { return *impl_->domains; }
 
 NvmeTier* NodeCore::nvme() { return impl_->nvme.get(); }
 
+Status NodeCore::adopt_ucx(size_t domain, Fd socket) {
+    return impl_->service.adopt_ucx(domain, std::move(socket));
+}
+void NodeCore::ucx_ended(size_t domain) { impl_->service.ucx_ended(domain); }
 void NodeCore::stop() { impl_->service.stop(); }
 
 }  // namespace kvstore

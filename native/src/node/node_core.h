@@ -55,6 +55,10 @@ class NodeCore {
     // Ends those with these ids; how many there were.
     size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason);
     std::vector<TenantCounters> client_counters() const;
+    // Serves the socket of a UCX process of a domain (ucx/ucx_process.h), by the domain's number.
+    Status adopt_ucx(size_t domain, Fd socket);
+    // That process has ended, and cannot write into the segment any more.
+    void ucx_ended(size_t domain);
     Domains& domains();
     NvmeTier* nvme();  // null: none
     // Closes every connection and the link, ends the threads. Idempotent. The files of a folder

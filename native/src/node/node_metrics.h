@@ -29,7 +29,9 @@ struct NodeMetrics {
     Counter puts_failed;
     Counter put_bytes_shm;
     Counter put_bytes_socket;
+    Counter put_bytes_ucx;
     Counter get_bytes_socket;
+    Counter get_bytes_ucx;
     Counter copies_in;
     Counter copies_out;
     Counter copies_failed;

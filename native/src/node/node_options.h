@@ -14,6 +14,7 @@
 #include "net/event_server.h"
 #include "node/master_link.h"
 #include "node/nvme_tier.h"
+#include "node/ucx_port.h"
 #include "store/block_store.h"
 
 namespace kvstore {
@@ -74,6 +75,8 @@ struct NodeOptions : NodeTunables {
     NvmeCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
     std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
 
+    bool ucx = false;  // UCX processes will be adopted (NodeCore::adopt_ucx)
+
     uint32_t server_threads = 2;
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
     uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
@@ -97,6 +100,7 @@ struct NodeStats {
         uint64_t capacity_bytes = 0;
         uint64_t used_bytes = 0;
         uint64_t objects = 0;
+        UcxPort::Stats ucx;
     };
     std::vector<InDomain> domains;
     NvmeTierStats nvme;
@@ -108,7 +112,9 @@ struct NodeStats {
     uint64_t puts_failed = 0;
     uint64_t put_bytes_shm = 0;  // written by clients of this host straight into the segment
     uint64_t put_bytes_tcp = 0;  // received over sockets of either kind
+    uint64_t put_bytes_ucx = 0;  // fetched from clients' registered memory
     uint64_t get_bytes_tcp = 0;
+    uint64_t get_bytes_ucx = 0;  // that clients were told where to fetch
     uint64_t copies_in = 0;
     uint64_t copies_out = 0;
     uint64_t copies_failed = 0;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "node/node_block_port.h"
+#include "node/put_rows.h"
 
 namespace kvstore {
 namespace {
@@ -11,27 +12,6 @@ constexpr size_t kDiscardBytes = 256 * 1024;
 uint8_t* discard_area() {
     static thread_local std::unique_ptr<uint8_t[]> area(new uint8_t[kDiscardBytes]);
     return area.get();
-}
-
-// Of Reserve and Put, whose rows have the same columns; and of CopyPut, which has no flags.
-template <class Message>
-std::vector<PutFlow::Row> put_rows(const Message& message) {
-    std::vector<PutFlow::Row> rows(message.keys.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-        rows[i].key = message.keys[i];
-        rows[i].size_bytes = message.sizes[i];
-        rows[i].pin = static_cast<Pin>(message.pins[i]);
-        rows[i].replicas = message.replicas[i];
-        rows[i].ttl_ms = message.ttl_ms[i];
-        rows[i].parent = message.parents[i];
-        if constexpr (requires { message.spares; }) {
-            rows[i].spare = message.spares[i];
-        }
-        if constexpr (requires { message.flags; }) {
-            rows[i].upsert = (message.flags[i] & kPutUpsert) != 0;
-        }
-    }
-    return rows;
 }
 
 // Whether the sizes add up to what follows the body.

@@ -379,6 +379,14 @@ void PutFlow::on_announced(std::span<const AnnounceResult> results) {
 
 // ---- ends ------------------------------------------------------------------------------------
 
+Counter& PutFlow::put_bytes(const Owner& owner) const {
+    if (owner.slot >= 0) {
+        return metrics_.put_bytes_shm;
+    }
+    return (owner.session & kPulledSession) != 0 ? metrics_.put_bytes_ucx
+                                                 : metrics_.put_bytes_socket;
+}
+
 void PutFlow::finish(const Entry& entry, Code code) {
     if (entry.is_copy) {
         metrics_.copies_in.add(code == Code::kOk ? 1 : 0);
@@ -386,8 +394,7 @@ void PutFlow::finish(const Entry& entry, Code code) {
     } else if (code == Code::kOk) {
         metrics_.puts_ok.add();
         metrics_.put_us.record(boottime_us() - entry.started_us);
-        (entry.owner.slot >= 0 ? metrics_.put_bytes_shm : metrics_.put_bytes_socket)
-            .add(entry.size_bytes);
+        put_bytes(entry.owner).add(entry.size_bytes);
     } else {
         (code == Code::kAlreadyExists ? metrics_.puts_exist : metrics_.puts_failed).add();
     }

@@ -30,6 +30,9 @@
 
 namespace kvstore {
 
+// In the session number of an owner: its blocks are written by a UCX process.
+inline constexpr uint64_t kPulledSession = uint64_t{1} << 63;
+
 // The answer to one commit (or put by socket): sent when every row has its code.
 class PutReply {
   public:
@@ -155,6 +158,7 @@ class PutFlow {
     void release(const Ending& ending);
     void abandon(std::span<const Ending> endings);
     void finish(const Entry& entry, Code code);
+    Counter& put_bytes(const Owner& owner) const;
 
     const Options options_;  // but for the next one
     std::atomic<uint32_t> reservation_ms_;

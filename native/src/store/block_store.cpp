@@ -265,6 +265,8 @@ int BlockStore::index_fd() const {
     return state_->index->client_fd();
 }
 uint64_t BlockStore::segment_bytes() const { return state_->segment->size(); }
+const uint8_t* BlockStore::segment_data() const { return state_->segment->data(); }
+uint64_t BlockStore::ready_bytes() const { return state_->segment->ready_bytes(); }
 Status BlockStore::prefault_status() const { return state_->segment->prefault_status(); }
 ClientSlots& BlockStore::client_slots() { return *state_->slots; }
 

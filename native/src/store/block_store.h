@@ -363,6 +363,8 @@ class BlockStore {
     int segment_fd(bool writable) const;
     int index_fd() const;
     uint64_t segment_bytes() const;
+    const uint8_t* segment_data() const;
+    uint64_t ready_bytes() const;    // of the segment, from its beginning: they have memory
     Status prefault_status() const;  // why no more of the segment will be ready, Ok otherwise
     uint64_t flush_counter() const;
     ClientSlots& client_slots();  // assigned and confirmed by the node server; thread-safe itself

@@ -1,12 +1,44 @@
 // Opening the folder of a block store, and judging what lies in it.
 #include "store/store_files.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
+#include <thread>
+
+#include "base/clock.h"
+#include "base/file.h"
 
 namespace kvstore {
+namespace {
+
+constexpr uint64_t kProcessMs = 5'000;
+
+// A UCX process of the earlier life, which the kernel ends with its node, may have bytes on their
+// way into the segment; it holds a lock until it is gone.
+Status wait_for_ucx_process(const std::string& segment) {
+    const Fd fd(::open(segment.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    const Deadline deadline = Deadline::after_ms(kProcessMs);
+    while (fd.valid()) {
+        struct flock whole{};
+        whole.l_type = F_WRLCK;
+        whole.l_whence = SEEK_SET;
+        if (fcntl(fd.get(), F_GETLK, &whole) != 0 || whole.l_type == F_UNLCK) {
+            break;
+        }
+        if (deadline.expired()) {
+            return {Code::kUnavailable, segment + " is still served by UCX, by process " +
+                                            std::to_string(whole.l_pid) + ": end it first"};
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return {};
+}
+
+}  // namespace
 
 Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
     std::unique_ptr<StoreFiles> files(new StoreFiles(options));
@@ -21,6 +53,10 @@ Result<std::unique_ptr<StoreFiles>> StoreFiles::open(const Options& options) {
     files->slots_ = std::move(*slots);
     if (options.directory.empty()) {
         return files;
+    }
+    if (Status status = wait_for_ucx_process(options.directory + "/" + files->segment_name());
+        !status.ok()) {
+        return status;
     }
     auto kept = KeptIndex::open(options.directory, files->index_name());
     if (kept.ok() && files->slots_->kept()) {

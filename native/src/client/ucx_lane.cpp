@@ -1,0 +1,243 @@
+// Lanes and registered memory.
+#include "client/ucx_lane.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+namespace kvstore {
+namespace {
+
+constexpr size_t kMostLanes = 8;  // workers take memory and queue pairs; other calls use TCP
+constexpr size_t kRegisteredSlice = size_t{1} << 30;
+
+}  // namespace
+
+// ---- a lane ----------------------------------------------------------------------------------
+
+Result<std::unique_ptr<UcxLane>> UcxLane::create(std::shared_ptr<UcxContext> context) {
+    std::unique_ptr<UcxLane> lane(new UcxLane());
+    void* const data =
+        mmap(nullptr, kBounceBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+        return {Code::kNoSpace, "no memory for transfers by UCX"};
+    }
+    (void)madvise(data, kBounceBytes, MADV_DONTFORK);
+    lane->bounce_data_ = data;
+    Result<std::unique_ptr<UcxMemory>> bounce = context->register_memory(data, kBounceBytes);
+    if (!bounce.ok()) {
+        return bounce.status();
+    }
+    lane->bounce_ = std::move(*bounce);
+    Result<std::unique_ptr<UcxWorker>> worker = UcxWorker::create(std::move(context));
+    if (!worker.ok()) {
+        return worker.status();
+    }
+    lane->worker_ = std::move(*worker);
+    return lane;
+}
+
+UcxLane::~UcxLane() {
+    for (auto& [node_id, peer] : peers_) {
+        worker_->close(std::move(peer.endpoint));
+    }
+    worker_ = nullptr;
+    bounce_ = nullptr;
+    if (bounce_data_ != nullptr) {
+        munmap(bounce_data_, kBounceBytes);
+    }
+}
+
+Result<UcxEndpoint*> UcxLane::endpoint(const std::string& node_id, const UcxRegion& region) {
+    const auto at = peers_.find(node_id);
+    if (at != peers_.end()) {
+        const Peer& peer = at->second;
+        if (peer.life == region.life && peer.worker == region.worker && !peer.endpoint->failed()) {
+            return peer.endpoint.get();
+        }
+        drop(node_id);
+    }
+    Result<std::unique_ptr<UcxEndpoint>> endpoint = worker_->connect(region.worker);
+    if (!endpoint.ok()) {
+        return endpoint.status();
+    }
+    Peer& peer = peers_[node_id];
+    peer = {region.life, region.worker, std::move(*endpoint)};
+    return peer.endpoint.get();
+}
+
+void UcxLane::drop(const std::string& node_id) {
+    const auto at = peers_.find(node_id);
+    if (at != peers_.end()) {
+        worker_->close(std::move(at->second.endpoint));
+        peers_.erase(at);
+    }
+}
+
+uint8_t* UcxLane::take_bounce(size_t bytes) {
+    if (bytes > kBounceBytes - bounce_used_) {
+        return nullptr;
+    }
+    uint8_t* const taken = static_cast<uint8_t*>(bounce_data_) + bounce_used_;
+    bounce_used_ += (bytes + 63) / 64 * 64;
+    bounce_used_ = std::min(bounce_used_, kBounceBytes);
+    return taken;
+}
+
+// ---- lanes in turns --------------------------------------------------------------------------
+
+ClientUcx::Lease& ClientUcx::Lease::operator=(Lease&& other) noexcept {
+    give_back();
+    owner_ = other.owner_;
+    lane_ = std::move(other.lane_);
+    return *this;
+}
+
+void ClientUcx::Lease::give_back() {
+    if (lane_ != nullptr) {
+        owner_->give_back(std::move(lane_));
+    }
+}
+
+Result<std::shared_ptr<UcxContext>> ClientUcx::context() {
+    if (context_ == nullptr && status_.ok()) {
+        Result<std::shared_ptr<UcxContext>> opened = UcxContext::open(options_);
+        if (opened.ok()) {
+            context_ = std::move(*opened);
+        } else {
+            status_ = opened.status();
+        }
+    }
+    if (!status_.ok()) {
+        return status_;
+    }
+    return context_;
+}
+
+ClientUcx::Lease ClientUcx::take() {
+    if (!wanted()) {
+        return {};
+    }
+    const MutexLock lock(mutex_);
+    if (!idle_.empty()) {
+        std::unique_ptr<UcxLane> lane = std::move(idle_.back());
+        idle_.pop_back();
+        ++busy_;
+        lane->reset_bounce();
+        return {this, std::move(lane)};
+    }
+    Result<std::shared_ptr<UcxContext>> opened = context();
+    if (busy_ >= kMostLanes || !opened.ok()) {
+        return {};
+    }
+    Result<std::unique_ptr<UcxLane>> lane = UcxLane::create(*opened);
+    if (!lane.ok()) {
+        status_ = lane.status();
+        return {};
+    }
+    ++busy_;
+    return {this, std::move(*lane)};
+}
+
+void ClientUcx::give_back(std::unique_ptr<UcxLane> lane) {
+    const MutexLock lock(mutex_);
+    --busy_;
+    idle_.push_back(std::move(lane));
+}
+
+Status ClientUcx::status() const {
+    const MutexLock lock(mutex_);
+    return status_;
+}
+
+// ---- registered memory -----------------------------------------------------------------------
+
+Status ClientUcx::register_memory(void* data, size_t bytes) {
+    const auto begin = reinterpret_cast<uintptr_t>(data);
+    if (data == nullptr || bytes == 0 || bytes > UINTPTR_MAX - begin) {
+        return {Code::kInvalidArgument, "no memory to register"};
+    }
+    const MutexLock lock(mutex_);
+    const auto next = registered_.upper_bound(begin);
+    const auto same = registered_.find(begin);
+    if (same != registered_.end() && same->second.bytes == bytes) {
+        ++same->second.count;
+        return {};
+    }
+    const bool overlaps_next = next != registered_.end() && next->first < begin + bytes;
+    const bool overlaps_before = next != registered_.begin() &&
+                                 std::prev(next)->first + std::prev(next)->second.bytes > begin;
+    if (overlaps_next || overlaps_before) {
+        return {Code::kInvalidArgument, "other registered memory overlaps this in part"};
+    }
+    Registration made{bytes, 1, {}};
+    if (wanted()) {
+        const Result<std::shared_ptr<UcxContext>> opened = context();
+        for (size_t at = 0; opened.ok() && at < bytes; at += kRegisteredSlice) {
+            Result<std::unique_ptr<UcxMemory>> slice = (*opened)->register_memory(
+                static_cast<uint8_t*>(data) + at, std::min(kRegisteredSlice, bytes - at));
+            if (!slice.ok()) {
+                return slice.status();
+            }
+            made.slices.push_back(std::move(*slice));
+        }
+    }
+    registered_[begin] = std::move(made);
+    return {};
+}
+
+bool ClientUcx::forget_memory(void* data) {
+    Registration over;  // unregistered without the mutex, which takes its time
+    {
+        const MutexLock lock(mutex_);
+        const auto at = registered_.find(reinterpret_cast<uintptr_t>(data));
+        if (at == registered_.end()) {
+            return false;
+        }
+        if (--at->second.count == 0) {
+            over = std::move(at->second);
+            registered_.erase(at);
+        }
+    }
+    return true;
+}
+
+std::shared_ptr<const UcxMemory> ClientUcx::find(const void* data, size_t bytes) const {
+    const auto begin = reinterpret_cast<uintptr_t>(data);
+    const MutexLock lock(mutex_);
+    const auto next = registered_.upper_bound(begin);
+    if (next == registered_.begin()) {
+        return nullptr;
+    }
+    const auto& [first, registration] = *std::prev(next);
+    const size_t slice = (begin - first) / kRegisteredSlice;
+    if (slice >= registration.slices.size() || !registration.slices[slice]->holds(data, bytes)) {
+        return nullptr;
+    }
+    return registration.slices[slice];
+}
+
+std::shared_ptr<const UcxMemory> ClientUcx::register_briefly(const void* data, size_t bytes) {
+    std::shared_ptr<UcxContext> opened;
+    {
+        const MutexLock lock(mutex_);
+        opened = context_;
+    }
+    if (opened == nullptr) {
+        return nullptr;
+    }
+    Result<std::unique_ptr<UcxMemory>> memory =
+        opened->register_memory(const_cast<void*>(data), bytes);
+    return memory.ok() ? std::shared_ptr<const UcxMemory>(std::move(*memory)) : nullptr;
+}
+
+size_t ClientUcx::registered_bytes() const {
+    const MutexLock lock(mutex_);
+    size_t sum = 0;
+    for (const auto& [begin, registration] : registered_) {
+        sum += registration.bytes;
+    }
+    return sum;
+}
+
+}  // namespace kvstore

@@ -1,0 +1,73 @@
+// One-sided reads of several objects of one node, into the caller's memory.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/pieces.h"
+#include "client/ucx_lane.h"
+
+namespace kvstore {
+
+// Memory that a peer reads from or writes to: the caller's where it is registered or large, else a
+// part of the lane's.
+struct UcxTarget {
+    uint8_t* data = nullptr;                  // null: there is no room now
+    const UcxMemory* memory = nullptr;        // that holds it
+    std::shared_ptr<const UcxMemory> keep{};  // while it is used
+    bool is_bounce = false;
+};
+// For `bytes` of these pieces.
+UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes);
+
+// How long so many bytes may take by UCX: a slow network gets its time, and the socket half of what
+// is left where nothing comes this way.
+uint64_t ucx_patience_ms(Deadline deadline, uint64_t bytes);
+
+class UcxTransfer {
+  public:
+    enum class Row : uint8_t { kUnderWay, kRead, kFailed, kNoRoom };
+
+    UcxTransfer(ClientUcx& ucx, UcxLane& lane, std::string node_id,
+                std::shared_ptr<const UcxRegion> region)
+        : ucx_(ucx), lane_(lane), node_id_(std::move(node_id)), region_(std::move(region)) {}
+    ~UcxTransfer() { cancel(); }
+
+    // Reads `bytes` at `offset` of the segment into `into`; its row is the number of calls before.
+    void read(const Pieces& into, uint64_t offset, uint64_t bytes, Deadline deadline);
+    // Without waiting. True: no row is under way.
+    bool advance();
+    // Ends what is under way: it has failed.
+    void cancel();
+
+    Row row(size_t number) const { return rows_[number].state; }
+    uint32_t data_crc(size_t number) const { return rows_[number].crc; }
+    bool failed() const { return failed_; }
+    UcxLane& lane() { return lane_; }
+    const UcxRegion& region() const { return *region_; }
+
+  private:
+    struct One {
+        Row state = Row::kUnderWay;
+        Pieces into;
+        uint64_t bytes = 0;
+        UcxTarget target;
+        std::deque<UcxRead> parts;
+        uint32_t crc = 0;
+    };
+    void finish(One& one);
+
+    ClientUcx& ucx_;
+    UcxLane& lane_;
+    const std::string node_id_;
+    const std::shared_ptr<const UcxRegion> region_;
+    std::deque<One> rows_;
+    size_t under_way_ = 0;
+    bool failed_ = false;
+    Deadline deadline_ = Deadline::never();
+};
+
+}  // namespace kvstore
