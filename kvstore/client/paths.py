@@ -10,7 +10,7 @@ from typing import Any
 _LOGGER = "kvstore.client"
 _STATES = ("joining", "alive", "draining", "dead")
 """Of NodeState in native types.h."""
-_ONLY_SHM, _ONLY_TCP = 1, 2
+_ONLY_SHM, _ONLY_TCP, _PREFERS_UCX = 1, 2, 3
 """Of Transport in native peer_node.h."""
 
 # By cause (native attach_cause.h): why, and what to change.
@@ -115,6 +115,11 @@ def _path(row: Mapping[str, Any], transport: int) -> tuple[str | None, str | Non
     if _STATES[row["state"]] == "dead":
         return None, "dead", "the master considers it dead", None
     path = "tcp" if row["tcp_endpoint"] else "unix" if row["unix_endpoint"] else None
+    if row["ucx"] and transport != _ONLY_SHM:
+        return "ucx", None, "its memory is registered with UCX", None
+    if transport == _PREFERS_UCX or (row["same_host"] is False and row["ucx_detail"]):
+        why = row["ucx_detail"] or "it was not asked for UCX yet"
+        return path, "no_ucx", why, "add ucx to transports, and the tenant to shm_write"
     if transport == _ONLY_TCP:
         return path, "transport", "the store was opened with transport='tcp'", None
     if transport == _ONLY_SHM:

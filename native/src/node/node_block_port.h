@@ -108,14 +108,13 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
                                             const U64Column& versions) const;
 
     // node_ucx.cpp
-    struct Pulling;
+    class Pulling;
     Status check_ucx(const Connection& connection) const;
     void on_process_frame(Connection& connection, const FrameHeader& header, Body body);
     void ucx_open(Connection& connection, const FrameHeader& header);
     void ucx_get(Connection& connection, const FrameHeader& header, Body body);
     void ucx_done(Connection& connection, Body body);
     void ucx_put(Connection& connection, const FrameHeader& header, Body body);
-    void finish_pull(Pulling& pulling, std::span<const UcxPort::Pulled> pulled);
 
     // node_writes.cpp
     void reserve(Connection& connection, const FrameHeader& header, Body body);

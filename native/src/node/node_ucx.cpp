@@ -1,6 +1,7 @@
 // One-sided transfers: where a client's reads find the bytes, and puts that the UCX process
 // fetches.
 #include <algorithm>
+#include <atomic>
 
 #include "base/clock.h"
 #include "node/node_block_port.h"
@@ -204,18 +205,37 @@ void NodeBlockPort::ucx_done(Connection& connection, Body body) {
 // ---- puts ------------------------------------------------------------------------------------
 
 // A put whose bytes the UCX process fetches.
-struct NodeBlockPort::Pulling {
-    Domain* domain = nullptr;
-    Owner owner;
-    std::shared_ptr<ConnectionRef> to;
-    uint32_t timeout_ms = 0;
+class NodeBlockPort::Pulling final : public UcxPort::Puller {
+  public:
     struct Row {
         size_t row = 0;  // of the reply
         Generation generation = 0;
         uint32_t crc = 0;  // as the client says
     };
-    std::vector<Row> rows;
-    std::shared_ptr<PutReply> reply;
+    Pulling(Domain& domain, NodeMetrics& metrics, const Owner& owner,
+            std::shared_ptr<ConnectionRef> to, uint32_t timeout_ms, std::shared_ptr<PutReply> reply)
+        : domain_(domain),
+          metrics_(metrics),
+          owner_(owner),
+          to_(std::move(to)),
+          timeout_ms_(timeout_ms),
+          reply_(std::move(reply)) {}
+    void add(const Row& row) { rows_.push_back(row); }
+    size_t size() const { return rows_.size(); }
+    void pulled(std::span<const UcxPort::Pulled> rows) override;
+    void late() override;
+
+  private:
+    void fail(const Row& row, Code code);
+
+    Domain& domain_;
+    NodeMetrics& metrics_;
+    const Owner owner_;
+    const std::shared_ptr<ConnectionRef> to_;
+    const uint32_t timeout_ms_;
+    const std::shared_ptr<PutReply> reply_;
+    std::vector<Row> rows_;
+    std::atomic<bool> answered_{false};  // or about to be
 };
 
 void NodeBlockPort::ucx_put(Connection& connection, const FrameHeader& header, Body body) {
@@ -236,56 +256,72 @@ void NodeBlockPort::ucx_put(Connection& connection, const FrameHeader& header, B
         return;
     }
     const auto& session = *connection.session_as<ClientConnection>();
-    auto pulling = std::make_shared<Pulling>();
-    pulling->domain = session.domain;
-    pulling->owner = session.by_ucx();
-    pulling->to = connection.ref();
-    pulling->timeout_ms = message.timeout_ms;
-    pulling->reply = std::make_shared<PutReply>(connection.ref(), header.request_id, count);
-    pulling->reply->send_if_empty();
+    const auto reply = std::make_shared<PutReply>(connection.ref(), header.request_id, count);
+    reply->send_if_empty();
+    const auto pulling = std::make_shared<Pulling>(*session.domain, metrics_, session.by_ucx(),
+                                                   connection.ref(), message.timeout_ms, reply);
     std::vector<PutFlow::Begun> begun(count);
     if (!draining_.load()) {
-        begun = session.domain->flow->begin(pulling->owner, session.ns->current(),
+        begun = session.domain->flow->begin(session.by_ucx(), session.ns->current(),
                                             put_rows(message), message.timeout_ms);
     }
     std::vector<UcxPort::Block> blocks;
     for (size_t row = 0; row < count; ++row) {
         if (begun[row].code != Code::kOk) {
-            pulling->reply->finish(row, begun[row].code);
+            reply->finish(row, begun[row].code);
             continue;
         }
         blocks.push_back(
             {begun[row].offset, message.sizes[row], message.addresses[row], message.key_of[row]});
-        pulling->rows.push_back({row, begun[row].generation, message.crcs[row]});
+        pulling->add({row, begun[row].generation, message.crcs[row]});
     }
     if (blocks.empty()) {
         return;
     }
-    const bool sent = session.domain->ucx.pull(
-        blocks, message.worker, message.memory_keys, message.fetch_ms,
-        [this, pulling](const std::vector<UcxPort::Pulled>& rows) { finish_pull(*pulling, rows); });
-    if (!sent) {
-        finish_pull(*pulling, std::vector<UcxPort::Pulled>(blocks.size()));
+    if (!session.domain->ucx.pull(blocks, message.worker, message.memory_keys, message.fetch_ms,
+                                  pulling)) {
+        pulling->pulled(std::vector<UcxPort::Pulled>(pulling->size()));
     }
 }
 
-void NodeBlockPort::finish_pull(Pulling& pulling, std::span<const UcxPort::Pulled> pulled) {
-    std::vector<PutFlow::Committed> rows;
-    for (size_t i = 0; i < pulling.rows.size(); ++i) {
-        const Pulling::Row& row = pulling.rows[i];
-        Code code = pulled[i].code;
-        if (code == Code::kOk && pulled[i].data_crc != row.crc) {
+void NodeBlockPort::Pulling::pulled(std::span<const UcxPort::Pulled> rows) {
+    const bool is_late = answered_.exchange(true);
+    std::vector<PutFlow::Committed> right;
+    for (size_t i = 0; i < rows_.size(); ++i) {
+        Code code = rows[i].code;
+        if (code == Code::kOk && rows[i].data_crc != rows_[i].crc) {
             code = Code::kChecksumMismatch;
         }
-        if (code == Code::kOk && pulling.to->open()) {
-            rows.push_back({row.row, row.generation, row.crc});
-            continue;
+        if (is_late) {
+            static_cast<void>(domain_.flow->abort(owner_, rows_[i].generation));
+        } else if (code == Code::kOk && to_->open()) {
+            right.push_back({rows_[i].row, rows_[i].generation, rows_[i].crc});
+        } else {
+            fail(rows_[i], code == Code::kOk ? Code::kClosed : code);
         }
-        static_cast<void>(pulling.domain->flow->abort(pulling.owner, row.generation));
-        metrics_.puts_failed.add();
-        pulling.reply->finish(row.row, code == Code::kOk ? Code::kClosed : code);
     }
-    pulling.domain->flow->commit(pulling.owner, rows, pulling.timeout_ms, pulling.reply);
+    domain_.flow->commit(owner_, right, timeout_ms_, reply_);
+}
+
+void NodeBlockPort::Pulling::fail(const Row& row, Code code) {
+    static_cast<void>(domain_.flow->abort(owner_, row.generation));
+    metrics_.puts_failed.add();
+    reply_->finish(row.row, code);
+}
+
+void NodeBlockPort::Pulling::late() {
+    if (answered_.exchange(true)) {
+        return;
+    }
+    std::vector<Generation> generations;
+    for (const Row& row : rows_) {
+        generations.push_back(row.generation);
+    }
+    domain_.flow->disown(owner_, generations);
+    for (const Row& row : rows_) {
+        metrics_.puts_failed.add();
+        reply_->finish(row.row, Code::kUnavailable);
+    }
 }
 
 }  // namespace kvstore

@@ -466,6 +466,21 @@ Code PutFlow::abort(const Owner& owner, Generation generation) {
     return code;
 }
 
+void PutFlow::disown(const Owner& owner, std::span<const Generation> generations) {
+    std::vector<Ending> endings;
+    {
+        const MutexLock lock(mutex_);
+        for (const Generation generation : generations) {
+            const auto at = entries_.find(generation);
+            if (at != entries_.end() && is_writer(owner, at->second.owner) &&
+                at->second.stage < PutStage::kPublishing) {
+                endings.push_back(take(at, Code::kUnavailable));
+            }
+        }
+    }
+    end(endings);
+}
+
 void PutFlow::on_link_down(uint64_t link) {
     std::vector<Ending> endings;
     {

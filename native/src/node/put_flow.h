@@ -94,6 +94,8 @@ class PutFlow {
     void commit(const Owner& owner, std::span<const Committed> rows, uint32_t timeout_ms,
                 const std::shared_ptr<PutReply>& reply);
     Code abort(const Owner& owner, Generation generation);
+    // Gives the keys to the next writer, but not the blocks to anybody: this one has not stopped.
+    void disown(const Owner& owner, std::span<const Generation> generations);
 
     void on_claims(uint64_t link, std::span<const ClaimAnswer> results);
     void on_announced(std::span<const AnnounceResult> results);

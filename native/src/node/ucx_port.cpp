@@ -12,6 +12,7 @@ namespace {
 constexpr size_t kHeldRequests = 64;  // of one connection
 // A reader that says nothing for so long has its blocks taken; the checksum tells it so.
 constexpr uint32_t kHoldMs = 10'000;
+constexpr uint32_t kLateMs = 250;  // behind a pull's own time
 
 }  // namespace
 
@@ -62,7 +63,7 @@ void UcxPort::ended() {
         lost = std::exchange(pulls_, {});
     }
     for (auto& [request, pull] : lost) {
-        pull.done(std::vector<Pulled>(pull.rows));
+        pull.puller->pulled(std::vector<Pulled>(pull.rows));
     }
 }
 
@@ -103,7 +104,8 @@ UcxPort::Stats UcxPort::stats() const {
 // ---- pulls -----------------------------------------------------------------------------------
 
 bool UcxPort::pull(std::span<const Block> blocks, std::string_view worker,
-                   const KeyList& memory_keys, uint32_t timeout_ms, OnPulled done) {
+                   const KeyList& memory_keys, uint32_t timeout_ms,
+                   std::shared_ptr<Puller> puller) {
     std::vector<uint64_t> offsets;
     std::vector<uint64_t> sizes;
     std::vector<uint64_t> addresses;
@@ -128,7 +130,7 @@ bool UcxPort::pull(std::span<const Block> blocks, std::string_view worker,
     }
     // Before it is sent: a process that fails from here on may have begun to write.
     const uint64_t request = ++last_pull_;
-    pulls_[request] = {blocks.size(), std::move(done)};
+    pulls_[request] = {blocks.size(), std::move(puller), boottime_ms() + timeout_ms + kLateMs};
     ref_->send_message(message, request);
     return true;
 }
@@ -148,7 +150,7 @@ void UcxPort::pulled(uint64_t request, const UcxPulled& message) {
     for (size_t row = 0; row < rows.size() && row < message.status.size(); ++row) {
         rows[row] = {static_cast<Code>(message.status[row]), message.crcs[row]};
     }
-    pull.done(std::move(rows));
+    pull.puller->pulled(rows);
 }
 
 // ---- holds -----------------------------------------------------------------------------------
@@ -188,15 +190,27 @@ void UcxPort::release_all(uint64_t connection) {
 
 void UcxPort::tick() {
     const uint64_t now_ms = boottime_ms();
+    std::vector<std::shared_ptr<Puller>> late;
     std::vector<Held> over;
-    const MutexLock lock(mutex_);
-    for (auto at = held_.begin(); at != held_.end();) {
-        if (at->second.until_ms <= now_ms) {
-            over.push_back(std::move(at->second));
-            at = held_.erase(at);
-        } else {
-            ++at;
+    {
+        const MutexLock lock(mutex_);
+        for (auto& [request, pull] : pulls_) {
+            if (pull.late_ms != 0 && pull.late_ms <= now_ms) {
+                pull.late_ms = 0;
+                late.push_back(pull.puller);
+            }
         }
+        for (auto at = held_.begin(); at != held_.end();) {
+            if (at->second.until_ms <= now_ms) {
+                over.push_back(std::move(at->second));
+                at = held_.erase(at);
+            } else {
+                ++at;
+            }
+        }
+    }
+    for (const std::shared_ptr<Puller>& puller : late) {
+        puller->late();
     }
 }
 

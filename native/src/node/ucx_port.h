@@ -31,8 +31,14 @@ class UcxPort {
         Code code = Code::kUnavailable;
         uint32_t data_crc = 0;
     };
-    // A row for each block. Nobody writes into them any more.
-    using OnPulled = std::function<void(std::vector<Pulled>)>;
+    class Puller {
+      public:
+        virtual ~Puller() = default;
+        // A row for each block. Nobody writes into them any more.
+        virtual void pulled(std::span<const Pulled> rows) = 0;
+        // The process does not answer in time. It may still write; pulled() follows.
+        virtual void late() = 0;
+    };
 
     // The process's socket is served from now on.
     void connected(std::shared_ptr<ConnectionRef> ref);
@@ -48,9 +54,9 @@ class UcxPort {
 
     // Null: it cannot be reached now.
     std::shared_ptr<const UcxRegion> region() const;
-    // False: there is no process, and `done` is never called.
+    // False: there is no process, and the puller hears nothing.
     bool pull(std::span<const Block> blocks, std::string_view worker, const KeyList& memory_keys,
-              uint32_t timeout_ms, OnPulled done);
+              uint32_t timeout_ms, std::shared_ptr<Puller> puller);
 
     // Keeps `what` for a reader until it says that it is done, or has closed, or the time is over.
     // False: it keeps too many.
@@ -58,7 +64,7 @@ class UcxPort {
               uint32_t timeout_ms);
     void release(uint64_t connection, const U64Column& requests);
     void release_all(uint64_t connection);
-    void tick();
+    void tick();  // every 100 ms or so
 
     struct Stats {
         bool reachable = false;
@@ -84,7 +90,8 @@ class UcxPort {
     uint64_t last_pull_ KV_GUARDED_BY(mutex_) = 0;
     struct Pull {
         size_t rows = 0;
-        OnPulled done;
+        std::shared_ptr<Puller> puller;
+        uint64_t late_ms = 0;  // 0: it was told
     };
     std::unordered_map<uint64_t, Pull> pulls_ KV_GUARDED_BY(mutex_);
     // By connection and request.
