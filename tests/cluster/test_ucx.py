@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import signal
@@ -28,20 +29,23 @@ pytestmark = [
 ]
 
 SOFTWARE = {"TLS": "tcp,self", "NET_DEVICES": "lo", "LOG_LEVEL": "fatal"}
+# tests/rdma runs all of this over verbs, the node and its clients on devices of their own.
+AT_NODE = json.loads(os.environ.get("KVSTORE_TEST_UCX_NODE", json.dumps(SOFTWARE)))
+AT_CLIENT = json.loads(os.environ.get("KVSTORE_TEST_UCX_CLIENT", json.dumps(SOFTWARE)))
 MIB = 1 << 20
 UCX_PUT = 0x66
 
 
 def start_node(cluster: Cluster, node_id: str = "a", **config: Any) -> Daemon:
     """A node whose memory can be read by UCX."""
-    values = {"transports": ["shm", "tcp", "ucx"], "ucx": SOFTWARE, **config}
+    values = {"transports": ["shm", "tcp", "ucx"], "ucx": AT_NODE, **config}
     node = cluster.start_node(node_id, **values)
     wait_for(lambda: served_by(node), "its UCX process")
     return node
 
 
 def connect(cluster: Cluster, **options: Any) -> kvstore.Store:
-    return cluster.connect(**{"transport": "ucx", "ucx_settings": SOFTWARE, **options})
+    return cluster.connect(**{"transport": "ucx", "ucx_settings": AT_CLIENT, **options})
 
 
 def served_by(node: Daemon) -> list[int]:
@@ -296,7 +300,7 @@ def test_killed_clients_leave_nothing_behind(cluster: Cluster) -> None:
     store = connect(cluster)
     wait_by_ucx(store)
     for cycle in range(3):
-        with python_process(KILLED, cluster.address, repr(SOFTWARE), str(cycle)) as client:
+        with python_process(KILLED, cluster.address, repr(AT_CLIENT), str(cycle)) as client:
             assert read_line(client) == "ready"
             for _ in range(5):
                 read_line(client)

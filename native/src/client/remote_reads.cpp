@@ -404,7 +404,7 @@ std::unique_ptr<UcxTransfer> RemoteReads::transfer(Slice& slice, Channel& channe
     } else if (!slice.peer->ucx_breaker().allow()) {
         return nullptr;
     }
-    if (!lane_) {
+    if (!lane_ || lane_->spoiled()) {
         return nullptr;
     }
     const std::shared_ptr<const UcxRegion> region =

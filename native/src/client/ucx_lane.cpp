@@ -1,14 +1,19 @@
 // Lanes and registered memory.
 #include "client/ucx_lane.h"
 
+#include <poll.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 
+#include "base/interrupt.h"
+
 namespace kvstore {
 namespace {
 
-constexpr size_t kMostLanes = 8;  // workers take memory and queue pairs; other calls use TCP
+constexpr int kTryMs = 50;
+constexpr size_t kMostSpoiled = 8;  // lanes that are kept until the process ends
+constexpr size_t kMostLanes = 8;    // workers take memory and queue pairs; other calls use TCP
 constexpr size_t kRegisteredSlice = size_t{1} << 30;
 
 }  // namespace
@@ -48,7 +53,8 @@ UcxLane::~UcxLane() {
     }
 }
 
-Result<UcxEndpoint*> UcxLane::endpoint(const std::string& node_id, const UcxRegion& region) {
+Result<UcxEndpoint*> UcxLane::endpoint(const std::string& node_id, const UcxRegion& region,
+                                       Deadline deadline) {
     const auto at = peers_.find(node_id);
     if (at != peers_.end()) {
         const Peer& peer = at->second;
@@ -57,13 +63,35 @@ Result<UcxEndpoint*> UcxLane::endpoint(const std::string& node_id, const UcxRegi
         }
         drop(node_id);
     }
+    if (spoiled_) {
+        return {Code::kUnavailable, "the lane is spoiled"};
+    }
     Result<std::unique_ptr<UcxEndpoint>> endpoint = worker_->connect(region.worker);
     if (!endpoint.ok()) {
         return endpoint.status();
     }
     Peer& peer = peers_[node_id];
     peer = {region.life, region.worker, std::move(*endpoint)};
+    if (!try_out(*peer.endpoint, region, deadline)) {
+        return {Code::kUnavailable, "no connection by UCX within the time"};
+    }
     return peer.endpoint.get();
+}
+
+// Reads a byte.
+bool UcxLane::try_out(UcxEndpoint& endpoint, const UcxRegion& region, Deadline deadline) {
+    const UcxRegion::Slice& slice = region.slices.front();
+    worker_->read(endpoint, slice.key, slice.address, bounce_data_, 1, *bounce_, &trial_);
+    while (!trial_.done && !deadline.expired() && !is_interrupted()) {
+        if (!worker_->progress() && worker_->arm()) {
+            pollfd entry{worker_->event_fd(), POLLIN, 0};
+            if (poll(&entry, 1, wait_slice_ms(std::min(deadline.left_ms(), kTryMs))) <= 0) {
+                (void)check_interrupt();
+            }
+        }
+    }
+    spoiled_ = !trial_.done;
+    return trial_.done && trial_.status == ucp::kOk;
 }
 
 void UcxLane::drop(const std::string& node_id) {
@@ -126,7 +154,7 @@ ClientUcx::Lease ClientUcx::take() {
         lane->reset_bounce();
         return {this, std::move(lane)};
     }
-    Result<std::shared_ptr<UcxContext>> opened = context();
+    const Result<std::shared_ptr<UcxContext>> opened = context();
     if (busy_ >= kMostLanes || !opened.ok()) {
         return {};
     }
@@ -142,7 +170,14 @@ ClientUcx::Lease ClientUcx::take() {
 void ClientUcx::give_back(std::unique_ptr<UcxLane> lane) {
     const MutexLock lock(mutex_);
     --busy_;
-    idle_.push_back(std::move(lane));
+    if (!lane->spoiled()) {
+        idle_.push_back(std::move(lane));
+        return;
+    }
+    (void)lane.release();
+    if (++spoiled_ == kMostSpoiled) {
+        status_ = {Code::kUnavailable, "connections by UCX do not come about"};
+    }
 }
 
 Status ClientUcx::status() const {

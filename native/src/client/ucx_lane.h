@@ -23,18 +23,24 @@ class UcxLane {
     ~UcxLane();
 
     UcxWorker& worker() { return *worker_; }
-    // The connection to a node's UCX process, made where there is none that works.
-    Result<UcxEndpoint*> endpoint(const std::string& node_id, const UcxRegion& region);
+    // The connection to a node's UCX process, made where there is none that works: it has brought a
+    // byte by then. One that does not come about in time spoils the lane.
+    Result<UcxEndpoint*> endpoint(const std::string& node_id, const UcxRegion& region,
+                                  Deadline deadline);
+    // UCX aborts the process when a connection is closed while it is being made, so such a lane is
+    // neither used any more nor destroyed.
+    bool spoiled() const { return spoiled_; }
     // Ends it, and every read under way over it.
     void drop(const std::string& node_id);
 
     const UcxMemory& bounce() const { return *bounce_; }
     // The next bytes of it; null: it is used up.
     uint8_t* take_bounce(size_t bytes);
-    void reset_bounce() { bounce_used_ = 0; }
+    void reset_bounce() { bounce_used_ = kTrialBytes; }
 
   private:
     UcxLane() = default;
+    bool try_out(UcxEndpoint& endpoint, const UcxRegion& region, Deadline deadline);
     struct Peer {
         uint64_t life = 0;
         std::string worker;
@@ -42,7 +48,10 @@ class UcxLane {
     };
     std::unique_ptr<UcxMemory> bounce_;
     void* bounce_data_ = nullptr;
-    size_t bounce_used_ = 0;
+    static constexpr size_t kTrialBytes = 64;
+    size_t bounce_used_ = kTrialBytes;
+    bool spoiled_ = false;
+    UcxRead trial_;  // into the first byte of the bounce memory
     std::unique_ptr<UcxWorker> worker_;
     std::map<std::string, Peer> peers_;  // by node id
 };
@@ -103,6 +112,7 @@ class ClientUcx {
     Status status_ KV_GUARDED_BY(mutex_);
     std::vector<std::unique_ptr<UcxLane>> idle_ KV_GUARDED_BY(mutex_);
     size_t busy_ KV_GUARDED_BY(mutex_) = 0;
+    size_t spoiled_ KV_GUARDED_BY(mutex_) = 0;
     std::map<uintptr_t, Registration> registered_ KV_GUARDED_BY(mutex_);
 };
 

@@ -10,7 +10,7 @@ namespace {
 
 // From this size on, registering the caller's memory for one call costs less than a copy.
 constexpr uint64_t kRegisterFrom = 1u << 20;
-constexpr uint64_t kUcxPatienceMs = 1000;
+constexpr uint64_t kUcxPatienceMs = 10'000;
 constexpr uint64_t kSlowUcxBytesPerMs = 10'000;
 
 }  // namespace
@@ -49,15 +49,16 @@ void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Dead
         one.state = Row::kFailed;
         return;
     }
-    one.target = choose_target(ucx_, lane_, into, bytes);
-    const Result<UcxEndpoint*> endpoint = lane_.endpoint(node_id_, *region_);
-    if (one.target.data == nullptr) {
-        one.state = Row::kNoRoom;
-        return;
-    }
-    if (failed_ || !endpoint.ok()) {
+    const Result<UcxEndpoint*> endpoint =
+        failed_ ? Code::kUnavailable : lane_.endpoint(node_id_, *region_, deadline);
+    if (!endpoint.ok()) {
         failed_ = true;
         one.state = Row::kFailed;
+        return;
+    }
+    one.target = choose_target(ucx_, lane_, into, bytes);
+    if (one.target.data == nullptr) {
+        one.state = Row::kNoRoom;
         return;
     }
     ++under_way_;

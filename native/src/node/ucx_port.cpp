@@ -123,7 +123,6 @@ bool UcxPort::pull(std::span<const Block> blocks, std::string_view worker,
     message.key_of = key_of;
     message.worker = worker;
     message.memory_keys = memory_keys;
-    message.timeout_ms = timeout_ms;
     const MutexLock lock(mutex_);
     if (ref_ == nullptr || region_ == nullptr) {
         return false;

@@ -3,7 +3,7 @@
 
 #include <cstdlib>
 
-#include "base/limits.h"
+#include "base/mutex.h"
 
 namespace kvstore {
 namespace {
@@ -11,6 +11,14 @@ namespace {
 // What a node or client may be reached by. Over anything else UCX answers reads and writes in
 // software and checks no key: whoever reaches its port reaches the whole process.
 constexpr const char* kDefaultTransports = "rc,dc,ud,self,cuda_copy,gdr_copy";
+
+// Only variables reach every part of UCX: ours have a prefix of their own, so that other users of
+// UCX in this process keep their settings.
+constexpr const char* kPrefix = "KVSTORE";
+
+void set(const std::string& name, const std::string& value) {
+    (void)setenv((std::string(kPrefix) + "_UCX_" + name).c_str(), value.c_str(), 1);
+}
 
 class Config {
   public:
@@ -20,16 +28,15 @@ class Config {
             library_.config_release(config_);
         }
     }
-    ucp::UcsStatus read() { return library_.config_read(nullptr, nullptr, &config_); }
-    ucp::UcsStatus set(const char* name, const char* value) {
-        return library_.config_modify(config_, name, value);
-    }
+    ucp::UcsStatus read() { return library_.config_read(kPrefix, nullptr, &config_); }
     const ucp::Config* get() const { return config_; }
 
   private:
     const UcxLibrary& library_;
     ucp::Config* config_ = nullptr;
 };
+
+Mutex opening;  // its settings and its context belong together
 
 Status refused(const UcxLibrary& library, const std::string& what, ucp::UcsStatus status) {
     return {Code::kUnavailable,
@@ -44,20 +51,16 @@ Result<std::shared_ptr<UcxContext>> UcxContext::open(const UcxOptions& options) 
         return loaded.status();
     }
     const UcxLibrary& library = **loaded;
+    const MutexLock lock(opening);
+    if (std::getenv("UCX_TLS") == nullptr) {
+        set("TLS", kDefaultTransports);
+    }
+    for (const auto& [name, value] : options.settings) {
+        set(name, value);
+    }
     Config config(library);
     if (const ucp::UcsStatus status = config.read(); status != ucp::kOk) {
-        return refused(library, "its configuration cannot be read", status);
-    }
-    std::vector<std::pair<std::string, std::string>> settings;
-    if (std::getenv("UCX_TLS") == nullptr) {
-        settings.emplace_back("TLS", kDefaultTransports);
-    }
-    settings.insert(settings.end(), options.settings.begin(), options.settings.end());
-    for (const auto& [name, value] : settings) {
-        if (const ucp::UcsStatus status = config.set(name.c_str(), value.c_str());
-            status != ucp::kOk) {
-            return refused(library, "setting " + name + "=" + value, status);
-        }
+        return refused(library, "its settings cannot be read", status);
     }
     ucp::Params params{};
     params.field_mask = ucp::Params::kFeatures | ucp::Params::kMtWorkersShared | ucp::Params::kName;

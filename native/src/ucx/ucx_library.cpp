@@ -25,7 +25,6 @@ std::string find_all(void* handle, UcxLibrary* library) {
     take("ucp_get_version", &library->get_version);
     take("ucs_status_string", &library->status_text);
     take("ucp_config_read", &library->config_read);
-    take("ucp_config_modify", &library->config_modify);
     take("ucp_config_release", &library->config_release);
     take("ucp_init_version", &library->init);
     take("ucp_cleanup", &library->cleanup);

@@ -23,7 +23,6 @@ struct UcxLibrary {
     void (*get_version)(unsigned*, unsigned*, unsigned*) = nullptr;
     const char* (*status_text)(ucp::UcsStatus) = nullptr;
     ucp::UcsStatus (*config_read)(const char*, const char*, ucp::Config**) = nullptr;
-    ucp::UcsStatus (*config_modify)(ucp::Config*, const char*, const char*) = nullptr;
     void (*config_release)(ucp::Config*) = nullptr;
     ucp::UcsStatus (*init)(unsigned, unsigned, const ucp::Params*, const ucp::Config*,
                            ucp::Context**) = nullptr;

@@ -25,9 +25,10 @@ namespace {
 constexpr size_t kReadsAtOnce = 256;  // of all pulls together
 constexpr size_t kKeptEndpoints = 512;
 constexpr uint32_t kFrameMs = 10'000;  // for the node to finish a frame that it has begun
-constexpr uint32_t kPullMs = 60'000;   // of a pull that names no time
 
-// Fetches for one put.
+// Fetches for one put. It has no deadline here: a read under way ends when its bytes are there or
+// its connection breaks, and until then its block belongs to nobody else. (UCX aborts when a
+// connection is closed while it is being made.) The node does not wait for it.
 struct Pull {
     struct Part {
         size_t row = 0;
@@ -47,7 +48,6 @@ struct Pull {
     std::deque<Part> parts;
     size_t next = 0;       // part to be posted
     size_t under_way = 0;  // posted and not done
-    Deadline deadline = Deadline::never();
 };
 
 class UcxProcess {
@@ -78,7 +78,6 @@ class UcxProcess {
     Status finish(Pull& pull);
     Peer* peer(const std::string& address);
     void drop(const std::string& address);
-    int wait_ms() const;
 
     Fd socket_;
     Mapping segment_;
@@ -234,7 +233,6 @@ void UcxProcess::begin_pull(const UcxPull& message, uint64_t request) {
     pull.sizes.assign(message.sizes.begin(), message.sizes.end());
     pull.status.assign(message.offsets.size(), static_cast<int32_t>(Code::kOk));
     pull.sizes.resize(pull.offsets.size());
-    pull.deadline = Deadline::after_ms(message.timeout_ms == 0 ? kPullMs : message.timeout_ms);
     Peer* const from = peer(pull.worker);
     if (from != nullptr) {
         ++from->pulls;
@@ -301,8 +299,7 @@ Status UcxProcess::advance_pulls() {
     for (Pull& pull : pulls_) {
         const auto from = std::find_if(peers_.begin(), peers_.end(),
                                        [&](const Peer& one) { return one.address == pull.worker; });
-        const bool broken = from != peers_.end() && from->endpoint->failed();
-        if (from != peers_.end() && (broken || pull.deadline.expired())) {
+        if (from != peers_.end() && from->endpoint->failed()) {
             drop(pull.worker);
         }
     }
@@ -353,15 +350,6 @@ Status UcxProcess::finish(Pull& pull) {
 
 // ---- the loop --------------------------------------------------------------------------------
 
-int UcxProcess::wait_ms() const {
-    int wait = -1;
-    for (const Pull& pull : pulls_) {
-        const int left = pull.deadline.left_ms();
-        wait = wait < 0 ? left : std::min(wait, left);
-    }
-    return wait;
-}
-
 Status UcxProcess::run() {
     while (true) {
         while (worker_->progress()) {
@@ -376,7 +364,7 @@ Status UcxProcess::run() {
         }
         pollfd entries[2] = {{socket_.get(), POLLIN, 0}, {worker_->event_fd(), POLLIN, 0}};
         const bool at_once = may_register() || !worker_->arm();
-        if (poll(entries, 2, at_once ? 0 : wait_ms()) < 0 && errno != EINTR) {
+        if (poll(entries, 2, at_once ? 0 : -1) < 0 && errno != EINTR) {
             return {Code::kIoError, "poll failed"};
         }
         bool closed = false;

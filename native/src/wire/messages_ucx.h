@@ -158,7 +158,6 @@ struct UcxPull {
     U32Column key_of{};
     std::string_view worker{};
     KeyList memory_keys{};
-    uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.offsets);
         v.row(2, m.sizes);
@@ -166,7 +165,6 @@ struct UcxPull {
         v.row(4, m.key_of);
         v.text(5, m.worker, kMaxUcxAddressBytes);
         v.list(6, m.memory_keys, limits::kMaxBatchKeys);
-        v.timeout(40, m.timeout_ms);
     }
 };
 // Process → node: nothing is written into the blocks of this request any more.
