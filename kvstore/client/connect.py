@@ -46,8 +46,8 @@ def connect(
         stripes: number of connections over which a large read from one node is spread, 1 to 16.
             More than 1 helps where one TCP stream does not saturate the network; on one host it
             costs.
-        ucx_settings: of UCX, by name: {"NET_DEVICES": "mlx5_0:1"}. They win over UCX_… in the
-            environment.
+        ucx_settings: of UCX, by name: {"NET_DEVICES": "mlx5_0:1"}. They win over UCX_… in this
+            process's environment; but for TLS and NET_DEVICES they change it.
 
     Returns:
         An open store; close it, or use it as a context manager.

@@ -12,12 +12,13 @@ namespace {
 // software and checks no key: whoever reaches its port reaches the whole process.
 constexpr const char* kDefaultTransports = "rc,dc,ud,self,cuda_copy,gdr_copy";
 
-// Only variables reach every part of UCX: ours have a prefix of their own, so that other users of
-// UCX in this process keep their settings.
 constexpr const char* kPrefix = "KVSTORE";
 
+// Only variables reach every part of UCX. Devices and transports have a prefix of ours, so that
+// other users of UCX in this process keep theirs; the parts below know no prefix.
 void set(const std::string& name, const std::string& value) {
-    (void)setenv((std::string(kPrefix) + "_UCX_" + name).c_str(), value.c_str(), 1);
+    const bool is_ours = name == "TLS" || name == "NET_DEVICES";
+    (void)setenv(((is_ours ? "KVSTORE_UCX_" : "UCX_") + name).c_str(), value.c_str(), 1);
 }
 
 class Config {
@@ -46,11 +47,6 @@ Status refused(const UcxLibrary& library, const std::string& what, ucp::UcsStatu
 }  // namespace
 
 Result<std::shared_ptr<UcxContext>> UcxContext::open(const UcxOptions& options) {
-    const Result<const UcxLibrary*> loaded = UcxLibrary::load(options.libraries);
-    if (!loaded.ok()) {
-        return loaded.status();
-    }
-    const UcxLibrary& library = **loaded;
     const MutexLock lock(opening);
     if (std::getenv("UCX_TLS") == nullptr) {
         set("TLS", kDefaultTransports);
@@ -58,6 +54,11 @@ Result<std::shared_ptr<UcxContext>> UcxContext::open(const UcxOptions& options) 
     for (const auto& [name, value] : options.settings) {
         set(name, value);
     }
+    const Result<const UcxLibrary*> loaded = UcxLibrary::load(options.libraries);
+    if (!loaded.ok()) {
+        return loaded.status();
+    }
+    const UcxLibrary& library = **loaded;
     Config config(library);
     if (const ucp::UcsStatus status = config.read(); status != ucp::kOk) {
         return refused(library, "its settings cannot be read", status);

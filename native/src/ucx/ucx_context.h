@@ -15,7 +15,8 @@ namespace kvstore {
 
 struct UcxOptions {
     std::vector<std::string> libraries;  // tried in order
-    // Of UCX, without the prefix UCX_: {"NET_DEVICES", "mlx5_0:1"}. They win over the environment.
+    // Of UCX, without the prefix UCX_: {"NET_DEVICES", "mlx5_0:1"}. They become variables of this
+    // process.
     std::vector<std::pair<std::string, std::string>> settings;
 };
 
