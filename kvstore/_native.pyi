@@ -224,6 +224,7 @@ class NodeOptions:
     domains: list[DomainOptions]
     index_entries: int
     lease_cap_bytes: int
+    ucx: bool
     server_threads: int
     nvme_dir: str
     nvme_bytes: int

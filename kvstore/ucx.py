@@ -64,9 +64,11 @@ def settings(given: Mapping[str, str], devices: Iterable[str] = ()) -> Settings:
     Raises:
         InvalidArgumentError: A name or value is not one that UCX could have.
     """
-    out = [
-        ("NET_DEVICES", ",".join(one if ":" in one else f"{one}:1" for one in devices))
-    ] if devices else []
+    out = (
+        [("NET_DEVICES", ",".join(one if ":" in one else f"{one}:1" for one in devices))]
+        if devices
+        else []
+    )
     for name, value in given.items():
         plain = name.removeprefix("UCX_")
         if not plain.replace("_", "").isalnum() or not plain.isascii() or plain != plain.upper():

@@ -32,6 +32,12 @@ ROWS = (
         "Memory of the tenants that share it: shared, private, and those of `domains`.",
     ),
     LabelledGauge("kvstore_domain_used_bytes", "domain_used_bytes", "domain", "Of it, used."),
+    LabelledGauge(
+        "kvstore_ucx_registered_bytes",
+        "ucx_registered_bytes",
+        "domain",
+        "Memory that can be read by UCX; 0 while its process cannot be reached.",
+    ),
     Gauge("kvstore_requested_bytes", "requested_bytes", "Exact bytes of live blocks."),
     Gauge(
         "kvstore_deferred_bytes",
@@ -237,12 +243,17 @@ def degraded(stats: Mapping[str, Any], restart_loses: str) -> list[str]:
         "memory": stats["prefault_error"],
         "index": stats["index_error"],
         "restart": restart_loses,
+        "ucx": "; ".join(f"domain {name}: {why}" for name, why in stats["ucx_errors"].items()),
         f"nvme {nvme['state'].replace('_', ' ')}" if nvme else "nvme": nvme and nvme["error"],
     }
     return [f"{what}: {why}" for what, why in lacks.items() if why]
 
 
-def readiness(core: NodeCoreApi, problem: Callable[[], str] = lambda: "") -> Readiness:
+def readiness(
+    core: NodeCoreApi,
+    problem: Callable[[], str] = lambda: "",
+    lacks_more: Callable[[], list[str]] = list,
+) -> Readiness:
     """Make /readyz: ready while puts are served, which requires the link to the master.
 
     What the node lacks while it serves is listed as `degraded`.
@@ -250,13 +261,14 @@ def readiness(core: NodeCoreApi, problem: Callable[[], str] = lambda: "") -> Rea
     Args:
         core: of the node.
         problem: says why the master tells no client of this node; empty: it does.
+        lacks_more: what else it lacks, a sentence each.
     """
     restart_loses = core.beginning()["restart_loses"]
 
     def ready() -> tuple[bool, dict[str, Any]]:
         stats = core.stats()
         details = {"link": stats["link"]}
-        lacks = degraded(stats, restart_loses)
+        lacks = [*degraded(stats, restart_loses), *lacks_more()]
         if lacks:
             details["degraded"] = lacks
         if stats["prefault_error"]:  # it serves with less memory

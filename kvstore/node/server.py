@@ -235,6 +235,9 @@ class NodeServer:
 
         return apply
 
+    def _lacks(self) -> list[str]:
+        return self._ucx.problems() if self._ucx is not None else []
+
     def _configure(self, core: NodeCoreApi) -> None:
         """Apply everything that may change while the node serves."""
         core.set_principals([principal.native() for principal in self._principals])
@@ -406,7 +409,9 @@ class NodeServer:
                 self._audit_log.families,
             ),
             self._tasks.readiness(
-                self._reloads.readiness(http.readiness(core, lambda: self._agent.problem))
+                self._reloads.readiness(
+                    http.readiness(core, lambda: self._agent.problem, self._lacks)
+                )
             ),
             objects.knows,
             [*objects.routes(), *sessions.routes()],

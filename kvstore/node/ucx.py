@@ -14,9 +14,8 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 from contextlib import suppress
-from time import monotonic
 
-from kvstore import ucx
+from kvstore import clock, ucx
 from kvstore.config import PRIVATE_DOMAIN, NodeConfig
 from kvstore.logging import EventLogger
 from kvstore.node.core_api import NodeCoreApi
@@ -26,7 +25,7 @@ _log = EventLogger("node")
 _SLICE_BYTES = 256 << 20
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
-_STEADY_S = 60.0
+_STEADY_MS = 60_000
 """A process that lived for so long is started again without a longer pause."""
 _LOG_LINES = 20
 """Of one process: UCX can be verbose."""
@@ -85,13 +84,15 @@ class UcxProcesses:
     async def _keep(self, number: int) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
-            started = monotonic()
+            self._problems.pop(number, None)
+            started_ms = clock.monotonic_ms()
             why = await self._run_once(number)
-            lasted = monotonic() - started
-            pause_s = _FIRST_PAUSE_S if lasted > _STEADY_S else min(pause_s * 2, _LONGEST_PAUSE_S)
-            if self._problems.get(number) != why:
-                _log.warning("ucx_process_ended", domain=self._names[number], why=why)
+            lasted_ms = clock.monotonic_ms() - started_ms
+            pause_s = (
+                _FIRST_PAUSE_S if lasted_ms > _STEADY_MS else min(pause_s * 2, _LONGEST_PAUSE_S)
+            )
             self._problems[number] = why
+            _log.warning("ucx_process_ended", domain=self._names[number], why=why)
             await asyncio.sleep(pause_s)
 
     async def _run_once(self, number: int) -> str:
@@ -154,6 +155,4 @@ class UcxProcesses:
         await asyncio.to_thread(self._core.ucx_ended, number)
 
 
-_NO_LIBRARY = (
-    "no UCX on this host: install libucx0 (Debian), or set KVSTORE_UCX_LIB to libucp.so.0"
-)
+_NO_LIBRARY = "no UCX on this host: install libucx0 (Debian), or set KVSTORE_UCX_LIB to libucp.so.0"

@@ -498,6 +498,12 @@ MESSAGES: dict[str, frozenset[str]] = {
     "Prefetch": NODES,
     "Explain": NODES,
     "ExplainReply": NOWHERE,
+    "UcxOpen": NODES,
+    "UcxOpenReply": NOWHERE,
+    "UcxGet": NODES,
+    "UcxGetReply": NOWHERE,
+    "UcxDone": NODES,
+    "UcxPut": NODES,
     "Claim": LINK,
     "ClaimReply": NOWHERE,
     "Abandon": LINK,
@@ -508,6 +514,11 @@ MESSAGES: dict[str, frozenset[str]] = {
     "OpsAck": LINK,
     "Copy": NOWHERE,
     "CopyDone": LINK,
+    "UcxReady": NOWHERE,
+    "UcxGrow": NOWHERE,
+    "UcxSlice": NOWHERE,
+    "UcxPull": NOWHERE,
+    "UcxPulled": NOWHERE,
 }
 REFUSALS = {
     int(status)

@@ -17,8 +17,9 @@ import pytest
 
 import kvstore
 from kvstore import Status, ucx
-from tests.cluster.test_reload import metric, node_file, reloads, wait_reload
+from tests.cluster.test_reload import node_file, reloads, wait_reload
 from tests.support.cluster import Cluster
+from tests.support.control import metric
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, python_process, read_line, wait_for
 from tests.support.wire import Connection, column, keys_field, number, text
@@ -117,7 +118,9 @@ def test_batches_pieces_and_registered_memory(cluster: Cluster) -> None:
     keys = [f"b/{i}" for i in range(count)]
     pool = bytearray(count * size)
     with store.register(pool), store.register(pool) as again:
-        assert again.size == len(pool) and store._client.ucx_state()["registered_bytes"] == again.size
+        assert (
+            again.size == len(pool) and store._client.ucx_state()["registered_bytes"] == again.size
+        )
         view = memoryview(pool)
         rows = [view[i * size : (i + 1) * size] for i in range(count)]
         for key, row in zip(keys, rows, strict=True):
@@ -159,32 +162,38 @@ def test_where_ucx_is_refused_tcp_serves_and_says_why(cluster: Cluster) -> None:
 def test_the_end_of_a_ucx_process_costs_its_speed_and_nothing_else(cluster: Cluster) -> None:
     node = start_node(cluster, segment_size="128mb")
     stores = [connect(cluster) for _ in range(2)]
-    for number, store in enumerate(stores):
-        wait_by_ucx(store, f"w{number}")
+    for i, store in enumerate(stores):
+        wait_by_ucx(store, f"w{i}")
     stop, failures, done = threading.Event(), list[str](), [0, 0]
 
-    def load(number: int) -> None:
-        store, round_ = stores[number], 0
+    def load(which: int) -> None:
+        store, round_ = stores[which], 0
         while not stop.is_set():
-            key, round_ = f"{number}/{round_}", round_ + 1
+            key, round_ = f"{which}/{round_}", round_ + 1
             size = random.Random(key).choice([1000, 70_000, 3 * MIB])
             if store.put(key, proof(key, size)) is not Status.Ok:
                 failures.append(f"put {key}")
             found = store.get(key)
             if found is not None and found != proof(key, size):
                 failures.append(f"wrong bytes of {key}")
-            done[number] += 1
+            done[which] += 1
 
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(2)]
+    def wait_load() -> None:
+        least = [count + 10 for count in done]
+        wait_for(lambda: all(d >= t for d, t in zip(done, least, strict=True)), "load", 60)
+
+    def kill_process() -> None:
+        (pid,) = wait_for(lambda: served_by(node), "a UCX process")
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: served_by(node) not in ([], [pid]), "another UCX process", 60)
+
+    threads = [threading.Thread(target=load, args=(which,)) for which in range(2)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(3):
-            target = [count + 10 for count in done]
-            wait_for(lambda: all(d >= t for d, t in zip(done, target, strict=True)), "load", 60)
-            (pid,) = wait_for(lambda: served_by(node), "a UCX process")
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: served_by(node) not in ([], [pid]), "another UCX process", 60)
+            wait_load()
+            kill_process()
     finally:
         stop.set()
         for thread in threads:

@@ -10,7 +10,7 @@ import pytest
 
 from kvstore.client import paths
 
-AUTO, SHM, TCP = 0, 1, 2
+AUTO, SHM, TCP, UCX = 0, 1, 2, 3
 
 
 def row(**known: Any) -> dict[str, Any]:
@@ -25,6 +25,8 @@ def row(**known: Any) -> dict[str, Any]:
         "cause": "none",
         "detail": "",
         "attach_failures": 0,
+        "ucx": False,
+        "ucx_detail": "",
     } | known
 
 
@@ -42,6 +44,9 @@ def row(**known: Any) -> dict[str, Any]:
         ({}, AUTO, "tcp", None),
         ({"unix_endpoint": ""}, AUTO, "tcp", "not_offered"),
         ({"state": 3}, AUTO, None, "dead"),
+        ({"ucx": True}, AUTO, "ucx", None),
+        ({}, UCX, "tcp", "no_ucx"),
+        ({"same_host": False, "ucx_detail": "refused"}, AUTO, "tcp", "no_ucx"),
     ],
 )
 def test_the_path_and_its_cause(
@@ -51,6 +56,7 @@ def test_the_path_and_its_cause(
     assert (peer["path"], peer["cause"]) == (path, cause)
     assert peer["why"]
     endpoint = {"shm": "unix_endpoint", "unix": "unix_endpoint", "tcp": "tcp_endpoint"}
+    endpoint["ucx"] = endpoint["tcp"]
     assert peer["endpoint"] == (row()[endpoint[path]] if path else None)
 
 

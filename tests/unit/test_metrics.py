@@ -145,6 +145,7 @@ class FakeNode:
         stats["link"] = "syncing"
         stats["prefault_error"] = self.prefault_error
         stats["index_error"] = ""
+        stats["ucx_errors"] = {}
         stats["nvme"] = None
         return stats
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvstore.node.http import degraded
 
-WELL: dict[str, Any] = {"prefault_error": "", "index_error": "", "nvme": None}
+WELL: dict[str, Any] = {"prefault_error": "", "index_error": "", "nvme": None, "ucx_errors": {}}
 
 
 def test_a_node_that_has_everything_lists_nothing() -> None:
@@ -19,10 +19,12 @@ def test_every_lack_is_a_sentence() -> None:
         "prefault_error": "only up to 48.0 MiB",
         "index_error": "segment_dir is full",
         "nvme": {"state": "read_only", "error": "no room"},
+        "ucx_errors": {"shared": "ulimit -l is too small"},
     }
     assert degraded(stats, "no second index") == [
         "memory: only up to 48.0 MiB",
         "index: segment_dir is full",
         "restart: no second index",
+        "ucx: domain shared: ulimit -l is too small",
         "nvme read only: no room",
     ]

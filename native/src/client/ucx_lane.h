@@ -30,7 +30,7 @@ class UcxLane {
     // UCX aborts the process when a connection is closed while it is being made, so such a lane is
     // neither used any more nor destroyed.
     bool spoiled() const { return spoiled_; }
-    // Ends it, and every read under way over it.
+    // Ends it, and every read in progress over it.
     void drop(const std::string& node_id);
 
     const UcxMemory& bounce() const { return *bounce_; }

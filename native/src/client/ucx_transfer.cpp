@@ -61,7 +61,7 @@ void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Dead
         one.state = Row::kNoRoom;
         return;
     }
-    ++under_way_;
+    ++reading_;
     for (uint64_t done = 0; done < bytes;) {
         const UcxRegion::Slice& slice = region_->slice_of(offset + done);
         const uint64_t within = offset + done - slice.offset;
@@ -74,25 +74,25 @@ void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Dead
 }
 
 bool UcxTransfer::advance() {
-    if (under_way_ != 0) {
+    if (reading_ != 0) {
         while (lane_.worker().progress()) {
         }
         for (One& one : rows_) {
             const auto is_done = [](const UcxRead& part) { return part.done; };
-            if (one.state == Row::kUnderWay && std::ranges::all_of(one.parts, is_done)) {
+            if (one.state == Row::kReading && std::ranges::all_of(one.parts, is_done)) {
                 finish(one);
             }
         }
-        if (under_way_ != 0 && deadline_.expired()) {
+        if (reading_ != 0 && deadline_.expired()) {
             cancel();
         }
     }
-    return under_way_ == 0;
+    return reading_ == 0;
 }
 
 // The checksum is that of the bytes as they arrived.
 void UcxTransfer::finish(One& one) {
-    --under_way_;
+    --reading_;
     const auto is_right = [](const UcxRead& part) { return part.status == ucp::kOk; };
     if (!std::ranges::all_of(one.parts, is_right)) {
         one.state = Row::kFailed;
@@ -106,14 +106,14 @@ void UcxTransfer::finish(One& one) {
 }
 
 void UcxTransfer::cancel() {
-    if (under_way_ == 0) {
+    if (reading_ == 0) {
         return;
     }
     failed_ = true;
     lane_.drop(node_id_);  // every read is done when it returns
     for (One& one : rows_) {
-        if (one.state == Row::kUnderWay) {
-            --under_way_;
+        if (one.state == Row::kReading) {
+            --reading_;
             one.state = Row::kFailed;
             one.target.keep = nullptr;
         }

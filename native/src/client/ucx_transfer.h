@@ -29,7 +29,7 @@ uint64_t ucx_patience_ms(Deadline deadline, uint64_t bytes);
 
 class UcxTransfer {
   public:
-    enum class Row : uint8_t { kUnderWay, kRead, kFailed, kNoRoom };
+    enum class Row : uint8_t { kReading, kRead, kFailed, kNoRoom };
 
     UcxTransfer(ClientUcx& ucx, UcxLane& lane, std::string node_id,
                 std::shared_ptr<const UcxRegion> region)
@@ -38,9 +38,9 @@ class UcxTransfer {
 
     // Reads `bytes` at `offset` of the segment into `into`; its row is the number of calls before.
     void read(const Pieces& into, uint64_t offset, uint64_t bytes, Deadline deadline);
-    // Without waiting. True: no row is under way.
+    // Without waiting. True: no row is in progress.
     bool advance();
-    // Ends what is under way: it has failed.
+    // Ends what is in progress: it has failed.
     void cancel();
 
     Row row(size_t number) const { return rows_[number].state; }
@@ -51,7 +51,7 @@ class UcxTransfer {
 
   private:
     struct One {
-        Row state = Row::kUnderWay;
+        Row state = Row::kReading;
         Pieces into;
         uint64_t bytes = 0;
         UcxTarget target;
@@ -65,7 +65,7 @@ class UcxTransfer {
     const std::string node_id_;
     const std::shared_ptr<const UcxRegion> region_;
     std::deque<One> rows_;
-    size_t under_way_ = 0;
+    size_t reading_ = 0;
     bool failed_ = false;
     Deadline deadline_ = Deadline::never();
 };

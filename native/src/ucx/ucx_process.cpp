@@ -26,7 +26,7 @@ constexpr size_t kReadsAtOnce = 256;  // of all pulls together
 constexpr size_t kKeptEndpoints = 512;
 constexpr uint32_t kFrameMs = 10'000;  // for the node to finish a frame that it has begun
 
-// Fetches for one put. It has no deadline here: a read under way ends when its bytes are there or
+// Fetches for one put. It has no deadline here: a read in progress ends when its bytes are there or
 // its connection breaks, and until then its block belongs to nobody else. (UCX aborts when a
 // connection is closed while it is being made.) The node does not wait for it.
 struct Pull {
@@ -46,8 +46,8 @@ struct Pull {
     std::vector<uint32_t> key_of;
     std::vector<int32_t> status;
     std::deque<Part> parts;
-    size_t next = 0;       // part to be posted
-    size_t under_way = 0;  // posted and not done
+    size_t next = 0;     // part to be posted
+    size_t reading = 0;  // posted and not done
 };
 
 class UcxProcess {
@@ -87,7 +87,7 @@ class UcxProcess {
     std::unique_ptr<UcxWorker> worker_;
     Peers peers_;  // last used first
     std::list<Pull> pulls_;
-    size_t reads_ = 0;  // under way, of all
+    size_t reads_ = 0;  // in progress, of all
     uint64_t ready_bytes_ = 0;
     uint64_t registered_bytes_ = 0;
     bool full_ = false;  // no more can be registered
@@ -272,12 +272,12 @@ void UcxProcess::post(Pull& pull) {
                       segment_.data() + part.offset, part.size,
                       *slices_[part.offset / options_.slice_bytes], &part.read);
         part.posted = true;
-        ++pull.under_way;
+        ++pull.reading;
         ++reads_;
     }
 }
 
-// Everything under way over this connection ends.
+// Everything in progress over this connection ends.
 void UcxProcess::drop(const std::string& address) {
     const auto at = std::find_if(peers_.begin(), peers_.end(),
                                  [&](const Peer& one) { return one.address == address; });
@@ -308,7 +308,7 @@ Status UcxProcess::advance_pulls() {
         for (Pull::Part& part : pull.parts) {
             if (part.posted && part.read.done) {
                 part.posted = false;
-                --pull.under_way;
+                --pull.reading;
                 --reads_;
                 if (part.read.status != ucp::kOk) {
                     pull.status[part.row] = static_cast<int32_t>(Code::kUnavailable);
@@ -318,7 +318,7 @@ Status UcxProcess::advance_pulls() {
         if (pull.next < pull.parts.size()) {
             post(pull);
         }
-        if (pull.next < pull.parts.size() || pull.under_way != 0) {
+        if (pull.next < pull.parts.size() || pull.reading != 0) {
             ++at;
             continue;
         }

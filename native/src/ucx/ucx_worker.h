@@ -14,11 +14,11 @@ namespace kvstore {
 
 class UcxEndpoint;
 
-// A read under way. It stays where it is until it is done.
+// A read in progress. It stays where it is until it is done.
 struct UcxRead {
     bool done = false;
     ucp::UcsStatus status = ucp::kOk;
-    UcxEndpoint* endpoint = nullptr;  // while it is under way
+    UcxEndpoint* endpoint = nullptr;  // while it is in progress
 };
 
 // One peer's worker, as another one reaches it.
@@ -35,7 +35,7 @@ class UcxEndpoint {
     ucp::Endpoint* endpoint_ = nullptr;
     std::list<std::pair<std::string, ucp::Key*>> keys_;  // unpacked, last used first
     bool failed_ = false;
-    size_t reads_ = 0;  // under way
+    size_t reads_ = 0;  // in progress
 };
 
 // Used by one thread at a time, but for wake(). Nothing moves unless progress() is called.
@@ -48,8 +48,8 @@ class UcxWorker {
     const std::string& address() const { return address_; }
     // To the worker with this address. Every endpoint is given to close() before the worker goes.
     Result<std::unique_ptr<UcxEndpoint>> connect(std::string_view address);
-    // Ends what is under way, with an error where it was not done: when it returns, nothing writes
-    // into the memory that was read into.
+    // Ends what is in progress, with an error where it was not done: when it returns, nothing
+    // writes into the memory that was read into.
     void close(std::unique_ptr<UcxEndpoint> endpoint);
 
     // Reads `bytes` at `address` of the peer, in memory that `key` gives access to, into `into`,

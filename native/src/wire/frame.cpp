@@ -162,6 +162,9 @@ std::string feature_names(uint64_t bits) {
             case kFeatureReplication:
                 text += "replication";
                 break;
+            case kFeatureUcx:
+                text += "ucx";
+                break;
             default:
                 text += "bit " + std::to_string(bit);
         }

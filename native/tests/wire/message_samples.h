@@ -191,6 +191,56 @@ void node_messages(Visit&& visit) {
 }
 
 template <class Visit>
+void ucx_samples(Visit&& visit) {
+    visit(UcxOpen{.timeout_ms = 250});
+    visit(UcxOpenReply{.code = -4,
+                       .text = "the node's UCX process cannot be reached now",
+                       .life = 3,
+                       .worker = "worker",
+                       .offsets = sizes(),
+                       .sizes = u64s(),
+                       .addresses = u64s(),
+                       .keys = keys()});
+    visit(UcxGet{.keys = keys(), .versions = u64s(), .max_sizes = sizes(), .timeout_ms = 250});
+    visit(UcxGetReply{.status = codes(),
+                      .sizes = sizes(),
+                      .versions = u64s(),
+                      .crcs = u32s(),
+                      .reasons = small(),
+                      .offsets = u64s(),
+                      .life = 3});
+    visit(UcxDone{.requests = u64s()});
+    visit(UcxPut{.keys = keys(),
+                 .sizes = sizes(),
+                 .pins = small(),
+                 .replicas = small(),
+                 .ttl_ms = u32s(),
+                 .flags = small(),
+                 .parents = keys(),
+                 .crcs = u32s(),
+                 .addresses = u64s(),
+                 .key_of = u32s(),
+                 .worker = "worker",
+                 .memory_keys = keys(),
+                 .fetch_ms = 100,
+                 .timeout_ms = 250});
+    visit(UcxReady{.worker = "worker", .library = "libucp.so.0, 1.13.1"});
+    visit(UcxGrow{.ready_bytes = 1 << 20});
+    visit(UcxSlice{.offset = 1 << 20,
+                   .size = 4096,
+                   .address = 0x7f0000000000,
+                   .key = "key",
+                   .text = "no more"});
+    visit(UcxPull{.offsets = sizes(),
+                  .sizes = sizes(),
+                  .addresses = u64s(),
+                  .key_of = u32s(),
+                  .worker = "worker",
+                  .memory_keys = keys()});
+    visit(UcxPulled{.status = codes(), .crcs = u32s()});
+}
+
+template <class Visit>
 void link_messages(Visit&& visit) {
     visit(Claim{.tenant = "default",
                 .ns = "llama-3-70b",
@@ -241,6 +291,7 @@ void link_messages(Visit&& visit) {
                .target_endpoint = "tcp://10.0.0.2:7001",
                .target_node = "node-b"});
     visit(CopyDone{.copy_id = 5, .code = -3});
+    ucx_samples(visit);
 }
 
 // Messages with the fields that they got after minor0.txt was committed.
