@@ -21,6 +21,8 @@ AARCH64_APT_PACKAGES := g++-aarch64-linux-gnu qemu-user googletest
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
 ENGINES_BUDGET_S := 2400
+RDMA_APT_PACKAGES := qemu-system-x86 iproute2 ibverbs-providers libucx0 ucx-utils python3-pyverbs
+RDMA_BUDGET_S := 900
 PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native tests/sim -name '*.h' -o -name '*.cpp')
 EXTENSION_SOURCES = $(shell find native/src native/bindings -name '*.h' -o -name '*.cpp')
@@ -37,7 +39,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-aarch64 test-sim test-fault test-mutations test-deploy test-engines sdist wheel wheels proto system-packages test-packages clean
+        test-sanitizers test-aarch64 test-sim test-fault test-mutations test-deploy test-engines test-rdma sdist wheel wheels proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -173,6 +175,12 @@ test-deploy: $(VENV)/.installed $(VENV)/.dev  ## deploy/: image built and run, s
 test-engines: $(VENV)/.installed $(VENV)/.dev  ## the integrations inside real vLLM, SGLang and LMCache, without a GPU
 	$(PY) -m tests.engines.environments
 	timeout $(ENGINES_BUDGET_S) $(PY) -m pytest --engines tests/engines
+
+# A virtual machine, because most kernels of CI have no soft-RoCE; its kernel is downloaded once. With
+# KVM it takes a minute, with an emulated processor a few.
+test-rdma: $(VENV)/.installed $(VENV)/.dev  ## tests/rdma in a virtual machine with RDMA devices; a skipped test is a failure
+	$(call install_packages,$(RDMA_APT_PACKAGES))
+	$(PY) -m tests.rdma.vm --timeout-s $(RDMA_BUDGET_S) -- $(CURDIR)/$(PY) -m pytest --rdma tests/rdma
 
 # `make test` runs seeds 1..200, with and without --keep-memory (nodes find their files again).
 test-sim: $(VENV)/.installed $(VENV)/.dev  ## seeded simulation of the protocol; SIM_OPTIONS="--seeds 1..20000 --keep-memory"

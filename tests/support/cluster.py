@@ -24,8 +24,10 @@ class Cluster:
         folder: Path,
         master_options: list[str] | None = None,
         operator_token_file: str | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
+        self.host = host
         self._operator_options = (
             ["--token-file", operator_token_file] if operator_token_file else []
         )
@@ -39,10 +41,11 @@ class Cluster:
         self._stores: list[kvstore.Store] = []
         self._port = 0
         self.master = self._start_master()
-        self.address = f"127.0.0.1:{self.master.ports['port']}"
+        self.address = f"{host}:{self.master.ports['port']}"
 
     def _start_master(self) -> Daemon:
         arguments = ["-m", "kvstore.cli.master", "--data-dir", str(self.folder / "master")]
+        arguments += ["--host", self.host]
         arguments += ["--port", str(self._port), "--grpc-port", "0", "--http-port", "0"]
         master = Daemon("master", arguments + self.master_options, self.folder)
         try:

@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 START_TIMEOUT_S = 30.0
+SCALE = float(os.environ.get("RXE_VM_SCALE", "1"))
+"""How many times longer everything may take: more than 1 in the machine of tests/rdma/vm.py."""
 
 
 def wait_for(
     condition: Callable[[], T | None], what: str, timeout_s: float = 10.0, poll_s: float = 0.01
 ) -> T:
     """Return the condition's first true value; fail with `what` at the deadline."""
+    timeout_s *= SCALE
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
@@ -112,7 +115,7 @@ class Daemon:
             self.signal(signal.SIGCONT)
             self.process.terminate()
         try:
-            return self.process.wait(timeout_s)
+            return self.process.wait(timeout_s * SCALE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

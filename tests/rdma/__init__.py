@@ -1,0 +1,1 @@
+"""RDMA over Ethernet, in a virtual machine whose kernel has it: make test-rdma."""

@@ -1,0 +1,68 @@
+"""UCX, as Debian has it, over the two devices: the settings of `Side.environment` work."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+
+from tests.rdma.fabric import Side, sent_by
+from tests.support.processes import SCALE, wait_for
+
+pytestmark = pytest.mark.rdma
+
+SIZE, ROUNDS = 1 << 20, 16
+_PROGRAM = "ucx_perftest"
+
+
+@contextmanager
+def server_of(side: Side, port: int) -> Iterator[None]:
+    """Run the passive side, until the block has ended."""
+    with subprocess.Popen(
+        [_PROGRAM, "-p", str(port)],
+        env={**os.environ, **side.environment},
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        try:
+            wait_for(lambda: _listens(port), "the server to listen")
+            yield
+        finally:
+            process.kill()
+
+
+def _listens(port: int) -> bool:
+    """Whether the kernel has a listening socket there: a connection would be taken for a client."""
+    with open("/proc/net/tcp") as sockets, open("/proc/net/tcp6") as sockets6:
+        return re.search(rf":{port:04X} \S+ 0A ", sockets.read() + sockets6.read()) is not None
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("test", "sender"), [("ucp_put_bw", "client"), ("ucp_get", "node"), ("tag_bw", "client")]
+)
+def test_bulk_bytes_go_by_rdma(test: str, sender: str, fabric_sides: Mapping[str, Side]) -> None:
+    port = free_port()
+    client = fabric_sides["client"]
+    with server_of(fabric_sides["node"], port), sent_by(fabric_sides[sender]) as traffic:
+        done = subprocess.run(
+            [
+                *(_PROGRAM, fabric_sides["node"].address, "-p", str(port), "-t", test, "-f"),
+                *("-s", str(SIZE), "-n", str(ROUNDS), "-w", "0"),
+            ],
+            env={**os.environ, **client.environment},
+            capture_output=True,
+            text=True,
+            timeout=60 * SCALE,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f" {ROUNDS} " in done.stdout, done.stdout
+    traffic.assert_by_rdma(SIZE * ROUNDS)
