@@ -176,8 +176,8 @@ test-engines: $(VENV)/.installed $(VENV)/.dev  ## the integrations inside real v
 	$(PY) -m tests.engines.environments
 	timeout $(ENGINES_BUDGET_S) $(PY) -m pytest --engines tests/engines
 
-# A virtual machine, because most kernels of CI have no soft-RoCE; its kernel is downloaded once. With
-# KVM it takes a minute, with an emulated processor a few.
+# A virtual machine, because a kernel with soft-RoCE is rarely the one of CI. Its kernel is downloaded
+# once, into the user's cache folder; without KVM its processor is emulated, which takes minutes.
 test-rdma: $(VENV)/.installed $(VENV)/.dev  ## tests/rdma in a virtual machine with RDMA devices; a skipped test is a failure
 	$(call install_packages,$(RDMA_APT_PACKAGES))
 	$(PY) -m tests.rdma.vm --timeout-s $(RDMA_BUDGET_S) -- $(CURDIR)/$(PY) -m pytest --rdma tests/rdma

@@ -66,3 +66,27 @@ def test_bulk_bytes_go_by_rdma(test: str, sender: str, fabric_sides: Mapping[str
     assert done.returncode == 0, done.stdout + done.stderr
     assert f" {ROUNDS} " in done.stdout, done.stdout
     traffic.assert_by_rdma(SIZE * ROUNDS)
+
+
+def test_a_dead_link_ends_a_transfer(fabric_sides: Mapping[str, Side]) -> None:
+    port = free_port()
+    node, client = fabric_sides["node"], fabric_sides["client"]
+    endless = ["-t", "ucp_put_bw", "-s", str(SIZE), "-n", str(1 << 30), "-w", "0"]
+    with server_of(node, port):
+        before = client.counters()["sent_pkts"]
+        with subprocess.Popen(
+            [_PROGRAM, node.address, "-p", str(port), *endless],
+            env={**os.environ, **client.environment, "UCX_HANDLE_ERRORS": "none"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as transfer:
+            try:
+                wait_for(lambda: client.counters()["sent_pkts"] > before + 1000, "a transfer")
+                assert transfer.poll() is None
+                node.set_link(up=False)
+                _, said = transfer.communicate(timeout=30 * SCALE)
+            finally:
+                transfer.kill()
+    assert transfer.returncode != 0
+    assert "retry" in said, said

@@ -58,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _options(arguments)
     deadline = time.monotonic() + options.timeout_s
-    signal.signal(signal.SIGTERM, _stop)
     try:
         _check_this_machine()
         system = kernel.prepare()
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status = run.run(deadline, boot_s)
             if status is not None:
                 return status
-        raise VmError("the machine did not boot")
+        return NO_VM
     except VmError as error:
         _say(str(error))
         return NO_VM
@@ -120,11 +119,16 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def find_program(name: str) -> str | None:
+    """Return a program's path; a user's PATH may lack the folders of administrators."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
 def _check_this_machine() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise VmError(f"it takes Linux on x86-64, not {sys.platform} on {platform.machine()}")
     for program, package in ((_QEMU, "qemu-system-x86"), ("rdma", "iproute2")):
-        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+        if find_program(program) is None:
             raise VmError(f"there is no {program}: sudo apt-get install {package}")
 
 
@@ -288,4 +292,5 @@ def _share(tag: str, folder: Path, more: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # what runs is ended, and files are removed
     sys.exit(main())

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = frozenset(
     {
         *("apt-get", "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git"),
-        *("kubectl", "ls", "ninja", "pip", "pytest", "reboot", "ruff", "sudo", "systemctl", "vllm"),
+        *("kubectl", "ls", "ninja", "pip", "pytest", "reboot", "ruff", "sudo"),
+        *("systemctl", "ucx_info", "vllm"),
     }
 )
 _BUILT = ("build/", "dist/", ".venv/", "/")
@@ -155,8 +156,12 @@ def _check_module(module: str, arguments: list[str], whole: bool) -> list[str]:
         return check_click(main, "bench", arguments, whole)
     if module == "tests.fault.table":
         return _check_pytest(arguments)
+    command: list[str] = []
+    if "--" in arguments:  # what follows is a command that it runs
+        end = arguments.index("--")
+        arguments, command = arguments[:end], arguments[end + 1 :]
     text = source.read_text()
-    return [
+    return _check(command, whole) + [
         f"{module} has no option {argument}"
         for argument in (argument.partition("=")[0] for argument in arguments)
         if argument.startswith("--") and f'"{argument}"' not in text and argument != "--help"

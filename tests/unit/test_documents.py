@@ -198,6 +198,8 @@ def test_right_links_and_paths_are_accepted() -> None:
         ("python -m bench.attach --gibi 1", "bench.attach has no option --gibi"),
         ("python -m pytest tests/no_such_folder", "there is no tests/no_such_folder"),
         ("python -m pytest --enginse", "tests/conftest.py has no option --enginse"),
+        ("python -m tests.rdma.vm --acell kvm -- cat a", "tests.rdma.vm has no option --acell"),
+        ("python -m tests.rdma.vm -- kvstore nodse", "No such command 'nodse'"),
         ("tests/nothing.sh", "there is no tests/nothing.sh"),
         ("vllm serve M --kv-transfer-config '{\"a\": }'", "Expecting value"),
         (
