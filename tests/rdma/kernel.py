@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _kernel_package() -> str:
 
 def _unpack(package: str, scratch: Path) -> Path:
     """Download a package and unpack it in a folder of its name."""
-    print(f"vm: downloading {package}", flush=True)
+    print(f"vm: downloading {package}", file=sys.stderr, flush=True)
     _apt(("apt-get", *_APT_OPTIONS, "download", package), scratch)
     tree = scratch / package
     (file,) = scratch.glob(f"{package}_*.deb")

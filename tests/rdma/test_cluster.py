@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
 from kvstore import Status
-from tests.rdma.fabric import Side, sent_by
+from tests.rdma.fabric import NODE, Side, sent_by
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 
@@ -17,13 +16,12 @@ pytestmark = [pytest.mark.rdma, pytest.mark.cluster]
 SIZE, OBJECTS = 1 << 20, 8
 
 
-@pytest.fixture
-def rdma_cluster(tmp_path: Path, fabric_sides: Mapping[str, Side]) -> Iterator[Cluster]:
-    """A master and the node "a" on the node's side of the link."""
-    host = fabric_sides["node"].address
-    cluster = Cluster(tmp_path, host=host)
+@pytest.fixture(scope="module")
+def rdma_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A master and the node "a" on the node's side of the link; their start takes long."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), host=NODE.address)
     try:
-        cluster.start_node("a", host=host)
+        cluster.start_node("a", host=NODE.address)
         yield cluster
     finally:
         cluster.close()
@@ -45,8 +43,8 @@ def test_objects_are_read_in_shared_memory(
     rdma_cluster: Cluster, fabric_sides: Mapping[str, Side]
 ) -> None:
     client = rdma_cluster.connect()
-    assert client.put("page", proof("page", SIZE)) is Status.Ok
+    assert client.put("mapped", proof("mapped", SIZE)) is Status.Ok
     with sent_by(fabric_sides["node"]) as got:
-        assert client.get("page") == proof("page", SIZE)
+        assert client.get("mapped") == proof("mapped", SIZE)
     assert got.link_bytes < SIZE // 10
     assert client.stats()["bytes_shm"] == SIZE
