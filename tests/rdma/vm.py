@@ -263,10 +263,11 @@ class _Run:
         emulated = self._machine.accelerator == "tcg"
         # Emulation does "rep movsb" by the byte, and walks five levels of page tables slowly.
         processor = "max,la57=off,erms=off,fsrm=off" if emulated else "host"
+        # Without no_timer_check, the kernel panics when a busy machine makes it wait for its timer.
         options = [
             *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", "mitigations=off", "nokaslr"),
             *("audit=0", "selinux=0", "apparmor=0", "random.trust_cpu=on", "tsc=reliable"),
-            *("nowatchdog", "rcupdate.rcu_expedited=1", "cryptomgr.notests"),
+            *("no_timer_check", "nowatchdog", "rcupdate.rcu_expedited=1", "cryptomgr.notests"),
             *(["clearcpuid=rep_good"] if emulated else []),
         ]
         return [
