@@ -11,6 +11,8 @@ if ! [ -e /sys/class/net/veth0 ]; then
     for interface in all veth0 veth1; do
         echo 0 >/proc/sys/net/ipv4/conf/$interface/rp_filter
         echo 1 >/proc/sys/net/ipv4/conf/$interface/accept_local
+        # Link-local addresses are valid at once: UCX uses them.
+        echo 0 >/proc/sys/net/ipv6/conf/$interface/accept_dad
     done
     ip address add 10.77.0.1/24 dev veth0
     ip address add 10.77.0.2/24 dev veth1
