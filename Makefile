@@ -17,6 +17,10 @@ PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
 FAULT_CYCLES := 50
 SIM_OPTIONS := --seeds 1..2000 --jobs 2
+FUZZ_SECONDS := 60
+FUZZ_TARGETS :=
+FUZZ_APT_PACKAGES := libclang-rt-dev
+FUZZ_PACKAGES := atheris
 AARCH64_APT_PACKAGES := g++-aarch64-linux-gnu qemu-user googletest
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
@@ -39,7 +43,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers test-aarch64 test-sim test-fault test-mutations test-deploy test-engines test-rdma sdist wheel wheels proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-fault test-mutations test-deploy test-engines test-rdma sdist wheel wheels proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -159,6 +163,12 @@ bench-peers:  ## what `make bench` compares with, in an environment of its own
 
 test-sanitizers: $(VENV)/.dev  ## ASan + UBSan for every native test, TSan for process-private state
 	tests/sanitizers.sh $(SANITIZER_BUILD)
+
+# Atheris has wheels for some versions of Python only; without it the native targets run.
+fuzz: $(VENV)/.installed $(VENV)/.dev  ## FUZZ_SECONDS (60) of each fuzz target; FUZZ_TARGETS="fuzz_messages http_port"
+	$(call install_packages,$(FUZZ_APT_PACKAGES))
+	@$(PY) -m pip install --quiet $(FUZZ_PACKAGES) || echo "without: $(FUZZ_PACKAGES)"
+	tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 test-aarch64: $(VENV)/.dev  ## native tests compiled for aarch64, run by qemu
 	$(call install_packages,$(AARCH64_APT_PACKAGES))

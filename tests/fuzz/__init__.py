@@ -1,0 +1,1 @@
+"""Fuzz targets of the Python side; native/fuzz has those of the native one."""
