@@ -259,7 +259,10 @@ def _torch_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any
 def _numpy_in(stored: bytearray | memoryview, layout: Layout, start: int) -> Any:
     numpy = _module("numpy", "a NumPy array")
     if layout.dtype in _NOT_NUMPYS:
-        dtype = numpy.dtype(getattr(_module("ml_dtypes", f"NumPy's {layout.dtype}"), layout.dtype))
+        found = getattr(_module("ml_dtypes", f"NumPy's {layout.dtype}"), layout.dtype, None)
+        if found is None:
+            raise InvalidArgumentError(f"this ml_dtypes has no {layout.dtype}")
+        dtype = numpy.dtype(found)
     else:
         dtype = numpy.dtype(layout.dtype)
     if layout.size_bytes == 0:

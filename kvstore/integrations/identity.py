@@ -9,12 +9,23 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from kvstore.client.store import Store
 from kvstore.clock import unix_ms
 
 _PEER_TTL_MS = 24 * 3600 * 1000
 _PEER_PREFIX = "engine/"
+_MOST_SHOWN = 255
+
+
+class Engine(NamedTuple):
+    """What an engine says of itself."""
+
+    host: str
+    pid: int
+    namespace: str
+    probe: str
 
 
 def namespace_of(engine: str, model: str, facts: Mapping[str, object]) -> str:
@@ -58,20 +69,16 @@ def peers_that_share_no_key(
     strangers = []
     with open_store(known_in) as store:
         for key in store.keys(_PEER_PREFIX):
-            stored = store.get(key)
-            try:
-                other = json.loads(stored) if stored else None
-                where = f"pid {int(other['pid'])} on {str(other['host'])[:255]}" if other else ""
-            except (ValueError, TypeError, KeyError):
-                continue  # not a record: any client of the tenant may write here
-            if other is None or (other["host"], other["pid"]) == (host, os.getpid()):
+            other = engine_of(store.get(key))
+            if other is None or (other.host, other.pid) == (host, os.getpid()):
                 continue
-            if other.get("namespace") != namespace:
+            where = f"pid {other.pid} on {other.host}"
+            if other.namespace != namespace:
                 strangers.append(
                     f"{where} stores pages of this model in another format "
-                    f"({other.get('namespace')!r}, here {namespace!r})"
+                    f"({other.namespace!r}, here {namespace!r})"
                 )
-            elif other.get("probe") != probe:
+            elif other.probe != probe:
                 strangers.append(
                     f"{where} hashes the same tokens to other keys: set the same hash algorithm "
                     "and PYTHONHASHSEED on all engines of a model"
@@ -79,3 +86,23 @@ def peers_that_share_no_key(
         name = f"{_PEER_PREFIX}{unix_ms()}-{secrets.token_hex(4)}"
         store.put(name, json.dumps(mine).encode(), ttl_ms=_PEER_TTL_MS)
     return strangers
+
+
+def engine_of(stored: bytes | None) -> Engine | None:
+    """Read what an engine has stored of itself.
+
+    Returns:
+        Its record; None for anything else, because any client of the tenant may write here.
+    """
+    try:
+        found = json.loads(stored or b"")
+        texts = [found[name] for name in ("host", "namespace", "probe")]
+        pid = found["pid"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if type(pid) is not int or not 0 < pid < 1 << 32:
+        return None
+    if not all(isinstance(text, str) and len(text) <= _MOST_SHOWN for text in texts):
+        return None
+    host, namespace, probe = texts
+    return Engine(host, pid, namespace, probe)

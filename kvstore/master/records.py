@@ -12,6 +12,7 @@ import zlib
 import msgspec
 
 from kvstore.errors import ChecksumMismatchError
+from kvstore.limits import MAX_EPOCH, is_valid_name
 
 FORMAT_VERSION = 2
 TABLES = ("meta", "namespaces", "nodes", "ops")
@@ -19,6 +20,7 @@ TABLES = ("meta", "namespaces", "nodes", "ops")
 FORMAT = b"format"
 _CHECKSUM_BYTES = 4
 _OPERATION_MAGIC = b"KVJ\x01"
+_MAX_NUMBER = 2**64 - 1
 
 Rows = dict[str, dict[bytes, bytes]]
 """Values by table and key, without checksums."""
@@ -91,7 +93,13 @@ def _meta(key: bytes, value: bytes) -> bool:
         return len(value) == 16
     if key.startswith(b"reserve"):
         return True  # only ever there to be deleted
-    return re.fullmatch(rb"\d{1,20}", value) is not None
+    return number(value, MAX_EPOCH if key == b"epoch" else _MAX_NUMBER) is not None
+
+
+def number(value: bytes, most: int = _MAX_NUMBER) -> int | None:
+    """Read a number as a record holds it; None for anything else, and above `most`."""
+    found = int(value) if re.fullmatch(rb"\d{1,20}", value) else most + 1
+    return found if found <= most else None
 
 
 def is_cluster_id(text: str) -> bool:
@@ -101,17 +109,27 @@ def is_cluster_id(text: str) -> bool:
 
 def _namespace(key: bytes, value: bytes) -> bool:
     try:
-        key.decode()
+        names = key.decode().split("\0")
     except UnicodeDecodeError:
         return False
-    return key.count(b"\0") == 1 and re.fullmatch(rb"\d{1,10}", value) is not None
+    return (
+        len(names) == 2 and all(map(is_valid_name, names)) and number(value, MAX_EPOCH) is not None
+    )
 
 
 def _node(key: bytes, value: bytes) -> bool:
     try:
-        return msgspec.json.decode(value, type=NodeRecord).node_id.encode() == key
-    except msgspec.MsgspecError:
+        node = msgspec.json.decode(value, type=NodeRecord)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
+    return (
+        bool(key)
+        and is_valid_name(node.node_id)
+        and node.node_id.encode() == key
+        and 0 <= node.node_epoch <= MAX_EPOCH
+        and 0 <= node.incarnation <= _MAX_NUMBER
+        and 0 <= node.last_seen_unix_ms <= _MAX_NUMBER
+    )
 
 
 def _operation(key: bytes, value: bytes) -> bool:

@@ -87,7 +87,7 @@ class _Reader:
 
     def _begin(self) -> Found:
         version = self._stored.get(records.FORMAT, b"1" if self._stored else b"")
-        number = int(version) if version.isdigit() else 0
+        number = records.number(version) or 0
         if number > records.FORMAT_VERSION:
             raise VersionMismatchError(
                 f"data directory {self._path.parent} has format {number}, this kvstore supports "
@@ -105,8 +105,7 @@ class _Reader:
     def _value(self, version: int, table: str, key: bytes, stored: bytes) -> bytes:
         try:
             value = stored if version == 1 else records.unseal(table, key, stored)
-            if version == 1 or table == "meta":
-                records.check(table, key, value)
+            records.check(table, key, value)
         except ChecksumMismatchError as error:
             raise ChecksumMismatchError(f"{self._path} is damaged: {error}") from None
         return value

@@ -13,6 +13,7 @@ per key does not apply to object keys, which are inside the rows.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ class NvmeCatalog:
             if found is None:
                 txn.put(b"format", b"%d" % FORMAT_VERSION, db=meta)
                 return
-            if not bytes(found).isdigit():
+            if not re.fullmatch(rb"\d{1,9}", bytes(found)):
                 raise lmdb.CorruptedError("no format number")
             version = int(bytes(found))
         if version != FORMAT_VERSION:

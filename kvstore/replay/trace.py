@@ -33,7 +33,7 @@ def _parse_line(line: str, where: str) -> Request:
         request = Request(
             int(row["timestamp"]), int(row["input_length"]), int(row["output_length"]), ids
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidArgumentError(
             f"{where}: not a trace line ({error!r}); expected a JSON object with "
             "timestamp, input_length, output_length and hash_ids"

@@ -40,6 +40,11 @@ def record(node_id: str = "a") -> NodeRecord:
     )
 
 
+def operation(number: int, size: int = 62) -> bytes:
+    """What the state takes for a record of the native log; only that looks further."""
+    return b"KVJ\1" + number.to_bytes(8, "little") + b"x" * (size - 12)
+
+
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
@@ -62,17 +67,17 @@ def test_every_table_survives_kill_9(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from kvstore.master.hard_state import HardState
-from tests.unit.test_hard_state import record
+from tests.unit.test_hard_state import operation, record
 state = HardState(Path(sys.argv[1]))
 state.put_node(record("a")); state.put_node(record("b")); state.delete_node("b")
-state.append_ops([(n, b"op%d" % n) for n in range(1, 300)])
+state.append_ops([(n, operation(n)) for n in range(1, 300)])
 state.trim(297, 42, [("t", "", 2), ("t", "ns", 0), ("ü", "x", 1)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert python(code, str(tmp_path)).returncode == -9
     state = HardState(tmp_path)
     assert state.nodes() == [record("a")]
-    assert state.ops() == [b"op298", b"op299"]
+    assert state.ops() == [operation(298), operation(299)]
     assert state.trimmed() == (297, 42)
     assert sorted(state.namespaces()) == [("t", "", 2), ("ü", "x", 1)]
     state.close()
@@ -152,7 +157,7 @@ def write_format_1(folder: Path) -> None:
         },
         "nodes": {b"a": msgspec.json.encode(record("a"))},
         "namespaces": {b"t\0ns": b"2"},
-        "ops": {n.to_bytes(8, "big"): b"KVJ\1" + n.to_bytes(8, "little") for n in (4, 5)},
+        "ops": {n.to_bytes(8, "big"): operation(n) for n in (4, 5)},
     }
     with lmdb.open(str(folder), max_dbs=4) as env:
         for table, rows in tables.items():
@@ -188,7 +193,7 @@ def fill(folder: Path) -> str:
     """A state with something in every table; its cluster."""
     state = HardState(folder)
     state.put_node(record("a"))
-    state.append_ops([(n, b"KVJ\1" + n.to_bytes(8, "little") + b"x" * 50) for n in range(1, 200)])
+    state.append_ops([(n, operation(n)) for n in range(1, 200)])
     state.trim(100, 42, [("t", "ns", 2)])
     state.settle()
     state.close()
@@ -311,14 +316,14 @@ def test_reserved_pages_hold_operations_that_a_full_disk_has_no_room_for(tmp_pat
         room, number = state.room_bytes(), 0
         assert 100_000 < room < 400_000
         while room >= 10_000:
-            rows = [(number + n, bytes(200)) for n in range(room // 2000)]
+            rows = [(number + n, operation(number + n, 200)) for n in range(room // 2000)]
             state.append_ops(rows)
             number += len(rows)
             room = state.room_bytes()
         assert number * 220 > 100_000
         with pytest.raises(NoSpaceError, match="No space left"):
             for batch in range(1000):
-                state.append_ops([(number + batch, bytes(3000))])
+                state.append_ops([(number + batch, operation(number + batch, 3000))])
         state.close()
         (disk / "other").unlink()
         state = HardState(disk / "data")

@@ -141,7 +141,7 @@ def _typed(key: str, value: Any) -> Any:
     if key in ("client_http_port", "timeout_ms"):
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InvalidArgumentError(f"{key!r} is not a number: {value!r}") from None
     if key == "tenant_id":
         return str(value).strip() or "default" if value is not None else "default"
