@@ -21,6 +21,10 @@ from kvstore.node.rest import Rest
 from kvstore.security import Principal, Role, Secret
 
 _PATIENCE_S = 20
+_QUIET_TURNS = 30
+"""Of the event loop, after which no request follows those that were answered."""
+_REQUEST_S = 0.1
+"""What the stand-in for the client needs, many times over."""
 _PRINCIPALS = (
     Principal("engine", Role.CLIENT, ("default", "t"), Secret("a-secret-of-sixteen")),
     Principal("node", Role.NODE, ("*",), Secret("another-secret-of-it")),
@@ -58,9 +62,11 @@ class _Client:
 
 
 class _Rest(Rest):
+    client = _Client()
+
     def _client(self, caller: Principal, tenant: str, namespace: str) -> _native.Client:
         assert tenant.isprintable() and len(tenant) <= 255
-        return _Client()  # type: ignore[return-value]
+        return self.client  # type: ignore[return-value]
 
     @property
     def body_bytes(self) -> int:
@@ -103,12 +109,24 @@ class _Port:
         self._loop.run_until_complete(self._server.start())
 
     def send(self, raw: bytes) -> bytes:
+        self.rest.client.objects = {}
         return self._loop.run_until_complete(asyncio.wait_for(self._send(raw), _PATIENCE_S))
+
+    async def _settled(self) -> None:
+        """Wait until no request is in progress, or the one that is seems to wait for more bytes.
+
+        The end of a connection cancels its requests: only then may it come.
+        """
+        quiet, give_up_s = 0, self._loop.time() + _REQUEST_S
+        while quiet < _QUIET_TURNS and self._loop.time() < give_up_s:
+            await asyncio.sleep(0)
+            quiet = 0 if self._server._connections._busy else quiet + 1
 
     async def _send(self, raw: bytes) -> bytes:
         reader, writer = await asyncio.open_unix_connection(self._name)
         try:
             writer.write(raw)
+            await self._settled()
             writer.write_eof()
             heard = await reader.read()
         except ConnectionError:  # refused before everything was sent
