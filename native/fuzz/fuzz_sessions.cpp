@@ -1,6 +1,7 @@
 // Fuzzes what a peer says after a good handshake, at the block ports of a real master and a node.
 // The first byte of an input says who the peer is: 0 a client of the node, 1 one without shared
-// memory, 2 another node, 3 a client of the master, 4 a node that the master knows. The others are
+// memory, 2 another node, 3 a client of the master, 4 a node that the master knows; with 8 added,
+// the peer waits a moment for an answer before it goes on. The others are
 // frames {type (1 byte), size of the body (2, little-endian), size of the payload (2), body,
 // payload}. The ports answer or close, and serve the next peer.
 #include <errno.h>
@@ -16,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "base/little_endian.h"
+#include "index/slot_registry.h"
 #include "master/master_block_port.h"
 #include "master/master_core.h"
 #include "net/channel.h"
@@ -25,7 +28,12 @@ namespace kvstore {
 namespace {
 
 constexpr int kPatienceMs = 20'000;
+constexpr int kMomentMs = 5;
 constexpr uint64_t kSession = 1;
+constexpr uint8_t kWaits = 8;
+constexpr uint64_t kGenerations = 0x4e45'47ff'ff00'0000;
+
+Deadline soon() { return Deadline::after_ms(kPatienceMs); }
 
 std::string socket_name(const std::string& whose) {
     return "unix:@kvstore-fuzz-" + whose + "-" + std::to_string(getpid());
@@ -80,6 +88,20 @@ class Cluster {
     std::unique_ptr<NodeCore> node_;
 };
 
+// A client of this host holds the lock of a slot: of one, however many sessions it has.
+void take_slot(Channel& channel, const std::string& place) {
+    static std::shared_ptr<ClientSlot> slot;  // the registry itself does not keep it
+    std::vector<Fd> fds = channel.take_fds();
+    if (slot == nullptr) {
+        KV_ASSERT(fds.size() == 3);
+        const auto number = static_cast<uint32_t>(channel.welcome().slot);
+        slot = SlotRegistry::instance().acquire(std::move(fds[2]), number, place).value();
+    }
+    StatusReply reply;
+    KV_ASSERT(channel.exchange(SlotReady{.slot = slot->number()}, &reply, soon()).ok());
+    slot->set_confirmed();
+}
+
 Fd shake_hands(const Cluster& cluster, uint8_t who) {
     HelloParams hello;
     hello.client_name = "fuzzer";
@@ -90,61 +112,112 @@ Fd shake_hands(const Cluster& cluster, uint8_t who) {
         hello.node_id = "peer";
         hello.node_epoch = 1;
         hello.session_id = kSession;
+    } else if (const auto held = SlotRegistry::instance().find(cluster.node_at); who == 0 && held) {
+        hello.slot_plus_one = held->number() + 1;
+        hello.slot_device = held->file().device;
+        hello.slot_inode = held->file().inode;
     }
     const std::string& at = who <= 2 ? cluster.node_at : cluster.master_at;
-    auto channel =
-        Channel::connect(Endpoint::parse(at).value(), hello, Deadline::after_ms(kPatienceMs));
+    auto channel = Channel::connect(Endpoint::parse(at).value(), hello, soon());
     KV_ASSERT(channel.ok());
+    if (who == 0) {
+        take_slot(**channel, at);
+    }
     return (*channel)->release_fd();
 }
 
-std::vector<uint8_t> frames_of(std::span<const uint8_t> input) {
+// One end of a session. Says frames and hears what comes, so that nobody waits for the other.
+class Speaker {
+  public:
+    explicit Speaker(Fd fd) : fd_(std::move(fd)) {}
+
+    void say(FrameHeader header, std::span<const uint8_t> rest) {
+        header.request_id = ++request_id_;
+        const FrameHeaderBytes head = encode_header(header);
+        std::vector<uint8_t> frame(head.begin(), head.end());
+        frame.insert(frame.end(), rest.begin(), rest.end());
+        name_generations(frame);
+        for (std::span<const uint8_t> left(frame); !left.empty() && !has_ended_;) {
+            if ((await(POLLIN | POLLOUT, kPatienceMs) & POLLOUT) != 0) {
+                const ssize_t sent =
+                    send(fd_.get(), left.data(), left.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+                // Who was refused may find the socket closed.
+                left = left.subspan(sent > 0 ? static_cast<size_t>(sent) : left.size());
+            }
+        }
+    }
+    // Whether or not an answer comes.
+    void wait_a_moment() { (void)await(POLLIN, kMomentMs); }
+    void end() {
+        (void)shutdown(fd_.get(), SHUT_WR);
+        while (!has_ended_) {
+            (void)await(POLLIN, kPatienceMs);
+        }
+    }
+
+  private:
+    short await(short events, int patience_ms) {
+        pollfd waiting{fd_.get(), events, 0};
+        const int ready = poll(&waiting, 1, patience_ms);
+        if (ready < 0 && errno == EINTR) {
+            return 0;  // libFuzzer's own timer
+        }
+        KV_ASSERT(ready == 1 || patience_ms == kMomentMs);  // else it hangs
+        if ((waiting.revents & ~POLLOUT) != 0) {
+            hear();
+        }
+        return waiting.revents;
+    }
+    void hear() {
+        std::array<uint8_t, 65536> bytes;
+        const ssize_t count = recv(fd_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
+        has_ended_ = count <= 0;
+        // A reply comes in one piece, unless it is a long one.
+        const std::span<const uint8_t> heard(bytes.data(),
+                                             has_ended_ ? 0 : static_cast<size_t>(count));
+        FrameHeader header;
+        ReserveReply reply;
+        if (heard.size() >= kFrameHeaderBytes &&
+            decode_header(heard.first<kFrameHeaderBytes>(), &header).ok() &&
+            header.message() == MessageType::kReserveReply &&
+            heard.size() - kFrameHeaderBytes >= header.body_bytes &&
+            decode_message(heard.subspan(kFrameHeaderBytes, header.body_bytes), &reply).ok()) {
+            generations_.assign(reply.generations.begin(), reply.generations.end());
+        }
+    }
+    // Nobody guesses what a node has drawn: kGenerations + n stands for the nth reserved last.
+    void name_generations(std::span<uint8_t> frame) const {
+        for (size_t at = 0; at + sizeof(uint64_t) <= frame.size(); ++at) {
+            const uint64_t n = load_word<uint64_t>(frame.data() + at) - kGenerations;
+            if (n < generations_.size()) {
+                store_word(frame.data() + at, generations_[n]);
+            }
+        }
+    }
+
+    Fd fd_;
+    bool has_ended_ = false;
+    uint64_t request_id_ = 0;
+    std::vector<uint64_t> generations_;
+};
+
+void converse(Speaker& speaker, std::span<const uint8_t> input, bool waits) {
     constexpr size_t kHead = 5;
-    std::vector<uint8_t> frames;
-    uint64_t request_id = 0;
     while (input.size() >= kHead) {
         FrameHeader header;
         header.type = input[0];
-        header.request_id = ++request_id;
         header.body_bytes = input[1] | uint32_t{input[2]} << 8;
         header.payload_bytes = input[3] | uint64_t{input[4]} << 8;
-        const FrameHeaderBytes bytes = encode_header(header);
-        frames.insert(frames.end(), bytes.begin(), bytes.end());
         input = input.subspan(kHead);
         const size_t size =
             std::min<size_t>(header.body_bytes + header.payload_bytes, input.size());
-        frames.insert(frames.end(), input.begin(), input.begin() + static_cast<ptrdiff_t>(size));
+        speaker.say(header, input.first(size));
         input = input.subspan(size);
-    }
-    return frames;
-}
-
-// Sends while it hears, so that nobody waits for the other, until the port has closed.
-void converse(const Fd& fd, std::span<const uint8_t> frames) {
-    std::array<uint8_t, 65536> heard;
-    bool has_ended = false;
-    for (;;) {
-        if (frames.empty() && !has_ended) {
-            (void)shutdown(fd.get(), SHUT_WR);
-            has_ended = true;
-        }
-        pollfd waiting{fd.get(), static_cast<short>(POLLIN | (frames.empty() ? 0 : POLLOUT)), 0};
-        const int ready = poll(&waiting, 1, kPatienceMs);
-        if (ready < 0 && errno == EINTR) {
-            continue;  // libFuzzer's own timer
-        }
-        KV_ASSERT(ready == 1);  // else it hangs
-        if ((waiting.revents & POLLOUT) != 0) {
-            const ssize_t sent =
-                send(fd.get(), frames.data(), frames.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-            // Who was refused may find the socket closed.
-            frames = sent > 0 ? frames.subspan(static_cast<size_t>(sent)) : frames.last(0);
-        }
-        if ((waiting.revents & ~POLLOUT) != 0 &&
-            recv(fd.get(), heard.data(), heard.size(), MSG_DONTWAIT) <= 0) {
-            return;
+        if (waits) {
+            speaker.wait_a_moment();
         }
     }
+    speaker.end();
 }
 
 }  // namespace
@@ -154,8 +227,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace kvstore;
     static const Cluster cluster;
     if (size > 0) {
-        const Fd fd = shake_hands(cluster, data[0] % 5);
-        converse(fd, frames_of({data + 1, size - 1}));
+        Speaker speaker(shake_hands(cluster, data[0] % 8 % 5));
+        converse(speaker, {data + 1, size - 1}, (data[0] & kWaits) != 0);
     }
     return 0;
 }
