@@ -156,6 +156,17 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
         NvmeCatalog(tmp_path)
 
 
+def test_a_format_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    for damaged in (b"", b"-1", b"1 ", b"9" * 5000):  # the last is more than int() takes
+        NvmeCatalog(tmp_path).close()
+        with lmdb.open(str(tmp_path), max_dbs=2) as env, env.begin(write=True) as txn:
+            txn.put(bytes(7) + b"\1", b"row", db=env.open_db(b"manifests", txn))
+            txn.put(b"format", damaged, db=env.open_db(b"meta", txn))
+        catalog = NvmeCatalog(tmp_path)
+        assert catalog.list() == []
+        catalog.close()
+
+
 def test_no_segment_has_such_a_number(tmp_path: Path) -> None:
     catalog = NvmeCatalog(tmp_path)
     for seq in (0, -1, 2**64):
