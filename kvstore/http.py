@@ -49,6 +49,7 @@ _HTTP = {
 }
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_AnyHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class _PeersFaults(logging.Filter):
@@ -177,6 +178,17 @@ def status_of(http: int) -> Status:
     return next((status for status, code in _HTTP.items() if code == http), Status.Internal)
 
 
+def _with_readable_expect(handle: _AnyHandler) -> _AnyHandler:
+    """Refuse an `Expect` that is not ASCII: aiohttp would repeat it, and fail to encode that."""
+
+    async def checked(request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "").isascii():
+            return await handle(request)
+        return web.Response(status=417)
+
+    return checked
+
+
 def json_response(content: Mapping[str, Any], status: int = 200) -> web.Response:
     """Make a response of one JSON object."""
     body = msgspec.json.encode(content)
@@ -268,6 +280,7 @@ class HttpServer:
         await self._runner.setup()
         protocols = self._runner.server
         assert protocols is not None
+        protocols.request_handler = _with_readable_expect(protocols.request_handler)
         self._server = await asyncio.get_running_loop().create_server(
             self._connections.watch(protocols), sock=self._listener
         )
