@@ -102,7 +102,12 @@ def engine_of(stored: bytes | None) -> Engine | None:
         return None
     if type(pid) is not int or not 0 < pid < 1 << 32:
         return None
-    if not all(isinstance(text, str) and len(text) <= _MOST_SHOWN for text in texts):
+    if not all(isinstance(text, str) and _is_shown(text) for text in texts):
         return None
     host, namespace, probe = texts
     return Engine(host, pid, namespace, probe)
+
+
+def _is_shown(text: str) -> bool:
+    """Say whether a text of somebody else may stand in a message."""
+    return len(text) <= _MOST_SHOWN and text.isprintable()

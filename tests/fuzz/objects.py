@@ -11,7 +11,8 @@ def engine_record(raw: bytes) -> None:
     """What an engine says of itself to others of its model."""
     found = engine_of(raw)
     if found is not None:
-        assert 0 < found.pid < 1 << 32 and len(repr(found)) < 8000
+        assert 0 < found.pid < 1 << 32 and found.host.isprintable()
+        assert max(map(len, (found.host, found.namespace, found.probe))) <= 255
 
 
 def tensor_object(raw: bytes) -> None:
