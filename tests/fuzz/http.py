@@ -29,6 +29,8 @@ _PRINCIPALS = (
     Principal("engine", Role.CLIENT, ("default", "t"), Secret("a-secret-of-sixteen")),
     Principal("node", Role.NODE, ("*",), Secret("another-secret-of-it")),
 )
+_METRICS = b"kvstore_fuzz_metric 1\n"
+_DETAILS = b"details of /readyz"
 _STATUS = re.compile(rb"(?:^|\r\n\r\n)HTTP/\d\.\d (\d{3}) ")
 
 
@@ -98,8 +100,8 @@ class _Port:
         listener.setblocking(False)
         self._server = HttpServer(
             listener,
-            lambda: b"metrics 1\n",
-            lambda: (True, {"secret": "details"}),
+            lambda: _METRICS,
+            lambda: (True, {"lacks": _DETAILS.decode()}),
             self.rest.knows,
             self.rest.routes(),
             max_body_bytes=4096,
@@ -155,4 +157,5 @@ def http_port(raw: bytes) -> None:
     assert b"500" not in _STATUS.findall(heard), heard
     assert not errors.seen, errors.seen.pop()
     if port is guarded_port and b"a-secret-of-sixteen" not in raw:
-        assert b"metrics 1" not in heard and b"details" not in heard
+        for hidden in (_METRICS, _DETAILS):
+            assert hidden in raw or hidden not in heard, heard  # an error repeats the request
