@@ -222,7 +222,11 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = False
     labels: Annotated[
         dict[str, str],
-        _live("For placement: host, numa, rack, rdma_domain. Default of host: the host's name."),
+        _live(
+            "For placement: host, numa, rack, rdma_domain. Defaults: host: the host's name; numa: "
+            "the NUMA node, if the process is bound to one or there is only one; rdma_domain: the "
+            "fabric of the active RDMA ports (ib:<subnet prefix> or roce:<IPv4 network>)."
+        ),
     ] = {}
     transports: Annotated[
         tuple[Annotated[str, Meta(pattern="^(shm|tcp|ucx)$")], ...],

@@ -17,6 +17,7 @@ from kvstore.errors import UnavailableError
 from kvstore.node import activity
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.domains import plan
+from kvstore.node.labels import labels_of
 from kvstore.node.server import advertised, core_options
 from kvstore.security import load_node_identity, load_principals
 from kvstore.sizes import format_size
@@ -72,7 +73,7 @@ class EphemeralNode:
             config.addresses(),
             Identity(
                 node_id=config.name(),
-                labels=config.placement_labels(),
+                labels=labels_of(config),
                 segments=(
                     types_pb2.Segment(
                         name="memory",

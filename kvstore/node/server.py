@@ -24,6 +24,7 @@ from kvstore.node import activity, http, kept_cluster, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.node.domains import Domain, plan, remarks
+from kvstore.node.labels import labels_of
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.tiering import Tiering
@@ -201,7 +202,7 @@ class NodeServer:
         config = self._config
         identity = Identity(
             node_id=config.name(),
-            labels=config.placement_labels(),
+            labels=labels_of(config),
             segments=_segments(config),
             endpoints=types_pb2.Endpoints(),
             segment_id=segment_id(config.directory()),
@@ -224,7 +225,7 @@ class NodeServer:
             self._config = config
             reopen_audit()
             self._principals, self._principal = principals, principal
-            self._agent.reconfigure(config.addresses(), config.placement_labels(), principal)
+            self._agent.reconfigure(config.addresses(), labels_of(config), principal)
             for remark in remarks(self._domains, config, principals):
                 _log.warning("restart_needed", why=remark)
             if self._core is not None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import kvstore
 from kvstore._proto import master_pb2, types_pb2
 from kvstore.cli.operator import main as operator
+from kvstore.topology import labels as topology_labels
 from tests.support.cluster import SHM, Cluster
 from tests.support.control import control, http_get, ready
 from tests.support.processes import Daemon, wait_for
@@ -61,7 +62,8 @@ def test_a_node_that_says_ready_serves(cluster: Cluster) -> None:
     assert found.state == ALIVE and found.linked and found.node_epoch == 1
     assert found.endpoints.tcp == f"tcp://127.0.0.1:{node.ports['port']}"
     assert found.endpoints.unix == f"unix://{cluster.segment_dirs['a']}/node.sock"
-    assert dict(found.labels) == {"host": "h1", "rack": "r1"}
+    given = {"host": "h1", "rack": "r1"}
+    assert dict(found.labels) == {**topology_labels.found(), **given}
     assert found.segments[0].capacity_bytes == 64 << 20
     wait_for(
         lambda: info(cluster, "a").capacity_bytes == 64 << 20, "all memory to be pre-faulted", 10

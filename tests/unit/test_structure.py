@@ -55,12 +55,25 @@ MAY_IMPORT = {
     "_proto": set(),
     "client": set(),
     "master": {"_proto"},
-    "node": {"_proto"},
+    "node": {"_proto", "topology"},
+    "topology": set(),
+    "doctor": {"", "_proto", "topology"},
     "embedded": {"client", "master", "node"},
     "replay": set(),
     "integrations": {"", "client"},
     "compat": {"", "client", "embedded", "integrations"},  # the guard is for any engine
-    "cli": {"", "_proto", "client", "compat", "embedded", "master", "node", "replay"},
+    "cli": {
+        "",
+        "_proto",
+        "client",
+        "compat",
+        "doctor",
+        "embedded",
+        "master",
+        "node",
+        "replay",
+        "topology",
+    },
 }
 CLIENT_SIDE = ("client", "embedded", "")
 

@@ -1,0 +1,10 @@
+"""Topology of a host: RDMA NICs, GPUs, NUMA nodes and how far they are from each other.
+
+Everything is read from sysfs and procfs, whose places are parameters. Nothing that is there is
+believed: files are bounded, and what cannot be parsed is unknown.
+"""
+
+from kvstore.topology.host import Topology, read
+from kvstore.topology.pci import Distance, distance
+
+__all__ = ["Distance", "Topology", "distance", "read"]

@@ -1,0 +1,108 @@
+"""Placement labels that follow from a host's topology: `numa` and `rdma_domain`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from sys import byteorder
+
+from kvstore.limits import is_valid_name
+from kvstore.topology import host, sysfs
+from kvstore.topology.host import Topology
+from kvstore.topology.nics import Port
+
+NUMA = "numa"
+RDMA_DOMAIN = "rdma_domain"
+
+_MAX_ROUTES_BYTES = 256 << 10
+_GATEWAY = 0x2  # RTF_GATEWAY
+_MOST_SPECIFIC = 30  # a longer prefix is a link between two ports, which no other host shares
+
+
+def found(
+    sys: Path = sysfs.SYS, proc: Path = sysfs.PROC, cpus: Collection[int] | None = None
+) -> dict[str, str]:
+    """Find the labels of this process's host.
+
+    Args:
+        sys: where sysfs is mounted.
+        proc: where procfs is mounted.
+        cpus: processors that this process may use; None: asked of the kernel.
+
+    Returns:
+        `numa`, if the process is bound to one NUMA node or the host has only one; `rdma_domain`,
+        the fabric of its active RDMA ports, if it can be told. A label that is not known is
+        missing.
+    """
+    topology = host.read(sys)
+    allowed = os.sched_getaffinity(0) if cpus is None else cpus
+    labels = {NUMA: _numa(topology, sys, proc, allowed), RDMA_DOMAIN: _domain(topology, proc)}
+    return {name: value for name, value in labels.items() if value and is_valid_name(value)}
+
+
+def _numa(topology: Topology, sys: Path, proc: Path, cpus: Collection[int]) -> str:
+    """The one NUMA node whose memory this process uses; empty if there is no such one."""
+    if len(topology.numa_nodes) == 1:
+        return str(topology.numa_nodes[0])
+    status = sysfs.lines(proc / "self" / "status", 64 << 10)
+    memory = re.search(r"^Mems_allowed_list:\t([0-9,-]+)$", status, re.MULTILINE)
+    nodes = sysfs.ranges(memory[1]) if memory else []
+    if len(nodes) == 1:
+        return str(nodes[0])
+    # Pages are taken on the node of the thread that touches them first.
+    of_cpus = [node for node in topology.numa_nodes if {*_cpus_of(sys, node)} & {*cpus}]
+    return str(of_cpus[0]) if len(of_cpus) == 1 else ""
+
+
+def _cpus_of(sys: Path, node: int) -> list[int]:
+    return sysfs.ranges(sysfs.text(sys / "devices" / "system" / "node" / f"node{node}" / "cpulist"))
+
+
+def _domain(topology: Topology, proc: Path) -> str:
+    """Name the fabric of the active ports; InfiniBand before RoCE, which is often for storage."""
+    ports = topology.active_ports()
+    for layer, name in (("InfiniBand", _subnet_prefix), ("Ethernet", _network)):
+        routes = sysfs.lines(proc / "net" / "route", _MAX_ROUTES_BYTES)
+        fabrics = {name(port, routes) for port in ports if port.link_layer == layer} - {""}
+        if fabrics:
+            return "+".join(sorted(fabrics))  # one per rail
+    return ""
+
+
+def _subnet_prefix(port: Port, routes: str) -> str:
+    if port.gid is None:
+        return ""
+    return f"ib:{int(port.gid.address) >> 64:016x}"
+
+
+def _network(port: Port, routes: str) -> str:
+    """IPv4 network of a port's GID, by the kernel's routes; empty when it has none."""
+    address = port.gid.ipv4 if port.gid else None
+    if address is None or port.gid is None:
+        return ""
+    for line in routes.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 8 or fields[0] != port.gid.netdev:
+            continue
+        words = [fields[1], fields[3], fields[7]]
+        if not all(re.fullmatch("[0-9A-F]{4,8}", word) for word in words):
+            continue
+        destination, flags, mask = (int(word, 16) for word in words)
+        network = _network_of(destination, mask)
+        if network is not None and not flags & _GATEWAY and address in network:
+            return f"roce:{network}" if network.prefixlen <= _MOST_SPECIFIC else ""
+    return ""
+
+
+def _network_of(destination: int, mask: int) -> ipaddress.IPv4Network | None:
+    """Read two words of /proc/net/route, which are in the byte order of the host."""
+    length = mask.bit_count()
+    words = [ipaddress.IPv4Address(word.to_bytes(4, byteorder)) for word in (destination, mask)]
+    try:
+        network = ipaddress.IPv4Network((words[0], str(words[1])))
+    except ValueError:
+        return None
+    return network if network.prefixlen == length and length else None
