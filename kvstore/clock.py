@@ -23,3 +23,9 @@ def monotonic_ns() -> int:
 def pause_s(seconds: float) -> None:
     """Sleep before the next poll of a condition that has a deadline of its own."""
     time.sleep(seconds)
+
+
+def boot_and_monotonic_s() -> tuple[float, float]:
+    """Seconds of CLOCK_BOOTTIME and of CLOCK_MONOTONIC, which does not count suspension."""
+    monotonic = time.clock_gettime(time.CLOCK_MONOTONIC)  # first: it must not be the later one
+    return time.clock_gettime(time.CLOCK_BOOTTIME), monotonic

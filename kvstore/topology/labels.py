@@ -64,18 +64,28 @@ def _cpus_of(sys: Path, node: int) -> list[int]:
 def _domain(topology: Topology, proc: Path) -> str:
     """Name the fabric of the active ports; InfiniBand before RoCE, which is often for storage."""
     ports = topology.active_ports()
-    for layer, name in (("InfiniBand", _subnet_prefix), ("Ethernet", _network)):
-        routes = sysfs.lines(proc / "net" / "route", _MAX_ROUTES_BYTES)
-        fabrics = {name(port, routes) for port in ports if port.link_layer == layer} - {""}
+    for layer in ("InfiniBand", "Ethernet"):
+        fabrics = {fabric(port, proc) for port in ports if port.link_layer == layer} - {""}
         if fabrics:
             return "+".join(sorted(fabrics))  # one per rail
     return ""
 
 
-def _subnet_prefix(port: Port, routes: str) -> str:
+def fabric(port: Port, proc: Path = sysfs.PROC) -> str:
+    """Name what a port is connected to.
+
+    Args:
+        port: of an RDMA NIC.
+        proc: where procfs is mounted.
+
+    Returns:
+        "ib:<subnet prefix>" or "roce:<IPv4 network>"; empty when it cannot be told.
+    """
     if port.gid is None:
         return ""
-    return f"ib:{int(port.gid.address) >> 64:016x}"
+    if port.link_layer == "InfiniBand":
+        return f"ib:{int(port.gid.address) >> 64:016x}"
+    return _network(port, sysfs.lines(proc / "net" / "route", _MAX_ROUTES_BYTES))
 
 
 def _network(port: Port, routes: str) -> str:
