@@ -568,6 +568,11 @@ def silence_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
+def ucx_library() -> str:
+    """The UCX library that KVSTORE_UCX_LIB names; empty when it names none."""
+    return os.environ.get("KVSTORE_UCX_LIB", "")
+
+
 def data_dir(config: MasterConfig) -> Path:
     """Folder of a master's state: as configured, else the default one."""
     return Path(config.data_dir) if config.data_dir else default_data_dir()

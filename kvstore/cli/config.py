@@ -61,7 +61,7 @@ def _class_of(kind: Kind) -> type[CommonConfig]:
     return NodeConfig if kind == "node" else MasterConfig
 
 
-def _kind_of(file: str, kind: Kind | None) -> Kind:
+def kind_of(file: str, kind: Kind | None) -> Kind:
     """Tell a node's file from a master's: by the keys that only one of them has."""
     if kind is not None:
         return kind
@@ -75,7 +75,8 @@ def _kind_of(file: str, kind: Kind | None) -> Kind:
     return "master" if len(given.keys() & only_master) > len(given.keys() & only_node) else "node"
 
 
-def _load(file: str, kind: Kind) -> CommonConfig:
+def load_as(file: str, kind: Kind) -> CommonConfig:
+    """Read a file as the configuration of a node or a master."""
     from kvstore.config import load
 
     return load(_class_of(kind), file, {})
@@ -115,9 +116,9 @@ def check(file: str, kind: Kind | None, as_json: bool) -> None:
 
     What may be wrong only on this machine, such as a missing folder, is a remark on stderr.
     """
-    kind = _kind_of(file, kind)
+    kind = kind_of(file, kind)
     try:
-        remarks = _remarks(_load(file, kind))
+        remarks = _remarks(load_as(file, kind))
     except InvalidArgumentError as error:
         if not as_json:
             raise
@@ -141,8 +142,8 @@ def show(file: str, kind: Kind | None, changed: bool, as_json: bool) -> None:
     """Show every key's value as a server would use it, and whether it is the default."""
     import msgspec
 
-    kind = _kind_of(file, kind)
-    values: dict[str, Any] = msgspec.to_builtins(_load(file, kind))
+    kind = kind_of(file, kind)
+    values: dict[str, Any] = msgspec.to_builtins(load_as(file, kind))
     defaults: dict[str, Any] = msgspec.to_builtins(_class_of(kind)())
     shown = {n: value for n, value in values.items() if not changed or value != defaults[n]}
     if as_json:

@@ -52,6 +52,7 @@ COMMANDS = {
     "snapshot": Entry(
         "cluster", "Write a node's DRAM-only objects to NVMe, most recently used first."
     ),
+    "doctor": Entry("doctor", "Check this host and the cluster, and say how to fix what is wrong."),
     "sessions": Entry(
         "sessions", "List the sessions of master and nodes, and the gRPC calls in progress."
     ),

@@ -89,7 +89,8 @@ def ephemeral_ports(host: Host) -> Iterator[Finding]:
     ports = ",".join(map(str, sorted({*inside.values()} | reserved)))
     named = ", ".join(f"{name} {port}" for name, port in inside.items())
     yield warn(
-        f"{named}: outgoing connections take ports {low} to {high} and may hold it at a start",
+        f"{named}: the system gives ports {low} to {high} to outgoing connections, so one may "
+        "hold it when the server starts",
         f"sysctl net.ipv4.ip_local_reserved_ports={ports}",
     )
 

@@ -1,0 +1,220 @@
+"""Asks a cluster for everything that `kvstore doctor` judges; what fails is a fact, too."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import urlsplit
+
+import kvstore
+from kvstore import _native
+from kvstore.cli.control import control
+from kvstore.cli.target import Target
+from kvstore.clock import monotonic_ms, unix_ms
+from kvstore.doctor.cluster import Cluster, HttpAnswer, MasterFacts, NodeFacts
+from kvstore.doctor.transfers import NAMESPACE
+from kvstore.errors import InvalidArgumentError, KvstoreError, Status
+from kvstore.security import Principal, Role, load_identity
+
+if TYPE_CHECKING:
+    from kvstore._proto.types_pb2 import NodeInfo
+
+_THREADS = 16
+_MAX_TIMEOUT_MS = 5000
+_MAX_BODY_BYTES = 1 << 20
+_REFUSALS = (Status.Unauthenticated, Status.PermissionDenied)
+_VERSION = re.compile(r'^kvstore_build_info\{[^}\n]*version="([^"\n]{1,64})"', re.MULTILINE)
+
+
+def examine(target: Target, is_named: bool) -> Cluster:
+    """Ask master and nodes.
+
+    Args:
+        target: the cluster and the principal.
+        is_named: whether the user named the master.
+
+    Returns:
+        What they said; never raises a KvstoreError.
+    """
+    target = replace(
+        target, namespace=NAMESPACE, timeout_ms=min(target.timeout_ms, _MAX_TIMEOUT_MS)
+    )
+    master = MasterFacts(addresses=target.masters, is_named=is_named, token_file=target.token_file)
+    try:
+        identity = load_identity(target.token_file) if target.token_file else None
+    except InvalidArgumentError as error:
+        return _without_cluster(master, token_problem=str(error), status=Status.InvalidArgument)
+    try:
+        with target.connect() as store:
+            peers = store.peers()
+    except KvstoreError as error:
+        return _without_cluster(master, status=error.status, error=str(error))
+    return _with_master(target, master, identity, peers)
+
+
+def _without_cluster(master: MasterFacts, **facts: Any) -> Cluster:
+    return Cluster(version=kvstore.__version__, master=replace(master, **facts))
+
+
+def _with_master(
+    target: Target, master: MasterFacts, identity: Principal | None, peers: list[dict[str, Any]]
+) -> Cluster:
+    from kvstore._proto import master_pb2
+
+    try:
+        with control(target) as (plane, call):
+            status = plane.Status(master_pb2.StatusRequest(), **call)
+            infos = plane.ListNodes(master_pb2.ListNodesRequest(), **call).nodes
+    except KvstoreError as error:
+        endpoint = _grpc_endpoint(target, identity)
+        return _without_cluster(master, grpc_error=str(error), grpc_endpoint=endpoint)
+    by_id = {peer["node_id"]: peer for peer in peers}
+
+    def ask(info: NodeInfo) -> NodeFacts:
+        return _node(info, status.cluster_id, identity, target.timeout_ms, by_id.get(info.node_id))
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        http_of_master = threads.submit(_http, status.http_endpoint, target.timeout_ms)
+        nodes = tuple(threads.map(ask, infos))
+    facts = replace(
+        master,
+        grpc_endpoint=status.grpc_endpoint,
+        version=status.software_version,
+        awaited=tuple(status.awaited_nodes) if status.rebuilding else (),
+        http=http_of_master.result(),
+    )
+    return Cluster(
+        version=kvstore.__version__, master=facts, nodes=nodes, connect=_connector(target)
+    )
+
+
+def _connector(target: Target) -> Callable[[str], kvstore.Store]:
+    def connect(transport: str) -> kvstore.Store:
+        return target.connect(cast(Literal["auto", "tcp"], transport))
+
+    return connect
+
+
+def _grpc_endpoint(target: Target, identity: Principal | None) -> str:
+    try:
+        found = _native.probe_master(
+            f"tcp://{target.masters[0]}",
+            role=identity.role if identity else Role.OPERATOR,
+            principal=identity.name if identity else "",
+            token=identity.secret.reveal() if identity else "",
+            timeout_ms=target.timeout_ms,
+        )
+    except KvstoreError:
+        return "an unknown endpoint"
+    return str(found["grpc_endpoint"])
+
+
+def _node(
+    info: NodeInfo,
+    cluster_id: str,
+    identity: Principal | None,
+    timeout_ms: int,
+    peer: dict[str, Any] | None,
+) -> NodeFacts:
+    from kvstore.cli.overview import state_name
+
+    facts = NodeFacts(
+        node_id=info.node_id,
+        state=state_name(info.state),
+        endpoint=info.endpoints.tcp,
+        problem=info.endpoint_problem,
+        peer=peer,
+    )
+    if facts.state == "dead":
+        return facts
+    answers, error = True, ""
+    if facts.endpoint:
+        try:
+            _native.probe_node(
+                facts.endpoint,
+                cluster_id=cluster_id,
+                node_id=info.node_id,
+                principal=identity.name if identity else "",
+                token=identity.secret.reveal() if identity else "",
+                timeout_ms=timeout_ms,
+            )
+        except KvstoreError as refusal:
+            # Whoever refuses a token answers.
+            answers, error = refusal.status in _REFUSALS, str(refusal)
+    http_answer = _http(info.endpoints.http, timeout_ms) if info.endpoints.http else HttpAnswer()
+    return replace(facts, answers=answers, error=error, http=http_answer)
+
+
+def _http(endpoint: str, timeout_ms: int) -> HttpAnswer:
+    """Ask an HTTP port for health, version and time."""
+    parts = urlsplit(endpoint)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if parts.scheme != "http" or not host or not port:
+        return HttpAnswer(endpoint=endpoint, error="this is not http://HOST:PORT")
+    try:
+        code, headers, body = _get(host, port, "/readyz", timeout_ms)
+        _, _, metrics = _get(host, port, "/metrics", timeout_ms)
+    except TimeoutError:
+        return HttpAnswer(endpoint=endpoint, error=f"no answer within {timeout_ms:,} ms")
+    except OSError as error:
+        return HttpAnswer(endpoint=endpoint, error=str(error.strerror or error))
+    except http.client.HTTPException as error:
+        why = f"what answers speaks no HTTP ({type(error).__name__})"
+        return HttpAnswer(endpoint=endpoint, error=why)
+    version = _VERSION.search(metrics.decode(errors="replace"))
+    return HttpAnswer(
+        endpoint=endpoint,
+        ready=code == http.client.OK,
+        details=_object(body),
+        version=version[1] if version else "",
+        ahead_s=_ahead_s(headers.get("Date", "")),
+    )
+
+
+def _get(
+    host: str, port: int, path: str, timeout_ms: int
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Make a request that ends within the time, however slowly its answer comes.
+
+    Raises:
+        OSError, http.client.HTTPException: There is no answer.
+    """
+    deadline_ms = monotonic_ms() + timeout_ms
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1000)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = b""
+        while len(body) < _MAX_BODY_BYTES and (part := response.read1(_MAX_BODY_BYTES)):
+            body += part
+            if monotonic_ms() > deadline_ms:
+                raise TimeoutError
+        return response.status, response.headers, body
+    finally:
+        connection.close()
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _ahead_s(date: str) -> float | None:
+    """How far a clock is ahead of ours, by the header Date, whose unit is a second."""
+    try:
+        theirs_s = parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return theirs_s + 0.5 - unix_ms() / 1000
