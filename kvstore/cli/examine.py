@@ -19,7 +19,7 @@ from kvstore.cli.target import Target
 from kvstore.clock import monotonic_ms, unix_ms
 from kvstore.doctor.cluster import Cluster, HttpAnswer, MasterFacts, NodeFacts
 from kvstore.doctor.transfers import NAMESPACE
-from kvstore.errors import InvalidArgumentError, KvstoreError, Status
+from kvstore.errors import InvalidArgumentError, KvstoreError, PermissionDeniedError, Status
 from kvstore.security import Principal, Role, load_identity
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def _with_master(
         with control(target) as (plane, call):
             status = plane.Status(master_pb2.StatusRequest(), **call)
             infos = plane.ListNodes(master_pb2.ListNodesRequest(), **call).nodes
+    except PermissionDeniedError as error:
+        return _of_peers(target, replace(master, refused=str(error)), peers)
     except KvstoreError as error:
         endpoint = _grpc_endpoint(target, identity)
         return _without_cluster(master, grpc_error=str(error), grpc_endpoint=endpoint)
@@ -91,6 +93,16 @@ def _with_master(
     )
     return Cluster(
         version=kvstore.__version__, master=facts, nodes=nodes, connect=_connector(target)
+    )
+
+
+def _of_peers(target: Target, master: MasterFacts, peers: list[dict[str, Any]]) -> Cluster:
+    """What a client learns of the nodes by itself: not their ports, health and versions."""
+    nodes = tuple(
+        NodeFacts(node_id=peer["node_id"], state=peer["state"], peer=peer) for peer in peers
+    )
+    return Cluster(
+        version=kvstore.__version__, master=master, nodes=nodes, connect=_connector(target)
     )
 
 
@@ -147,6 +159,8 @@ def _node(
         except KvstoreError as refusal:
             # Whoever refuses a token answers.
             answers, error = refusal.status in _REFUSALS, str(refusal)
+            if refusal.status is Status.DeadlineExceeded:
+                error = f"it accepts the connection, but says nothing within {timeout_ms:,} ms"
     http_answer = _http(info.endpoints.http, timeout_ms) if info.endpoints.http else HttpAnswer()
     return replace(facts, answers=answers, error=error, http=http_answer)
 

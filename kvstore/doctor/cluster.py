@@ -44,6 +44,8 @@ class MasterFacts:
     """Of the hello at the block port."""
     error: str = ""
     grpc_error: str = ""
+    refused: str = ""
+    """Why gRPC refuses this principal, which may use objects nevertheless; empty: it does not."""
     grpc_endpoint: str = ""
     version: str = ""
     awaited: tuple[str, ...] = ()
@@ -112,6 +114,8 @@ def token(cluster: Cluster) -> Iterator[Finding]:
 def master(cluster: Cluster) -> Iterator[Finding]:
     """Block port, gRPC and HTTP of the master."""
     facts = cluster.master
+    if facts.token_problem:
+        return  # nobody was asked
     if facts.status in (Status.Unauthenticated, Status.PermissionDenied):
         yield ok(f"a master answers at {', '.join(facts.addresses)}")
         return
@@ -123,7 +127,14 @@ def master(cluster: Cluster) -> Iterator[Finding]:
                 f"no cluster was checked: {facts.error}", "name its master: --master HOST:PORT"
             )
         return
-    yield ok(f"the master answers at {', '.join(facts.addresses)}")
+    where = "one of " if len(facts.addresses) > 1 else ""
+    yield ok(f"the master answers at {where}{', '.join(facts.addresses)}")
+    if facts.refused:
+        yield warn(
+            f"nodes were not asked for health and versions: {facts.refused}",
+            "--token-file of an operator, to check these, too",
+        )
+        return
     if facts.grpc_error:
         yield fail(
             f"gRPC at {facts.grpc_endpoint}: {facts.grpc_error}",
@@ -243,6 +254,13 @@ def clocks(cluster: Cluster) -> Iterator[Finding]:
         yield ok(f"the clocks of {len(known)} servers agree with this host's")
 
 
+def _is_elsewhere(peer: Mapping[str, Any]) -> bool:
+    """Whether nobody expects this host to map the node's memory."""
+    if peer.get("cause") == "not_offered":
+        return not peer.get("same_host")
+    return peer.get("cause") in (None, "other_host", "transport")
+
+
 def paths(cluster: Cluster) -> Iterator[Finding]:
     """How this host reaches each node's objects, and why not through its memory."""
     for node in cluster.alive:
@@ -254,8 +272,8 @@ def paths(cluster: Cluster) -> Iterator[Finding]:
             yield fail(
                 f"{node.node_id} cannot be reached: {why}", setting or "add tcp to its transports"
             )
-        elif path == "shm" or not peer.get("same_host"):
+        elif path == "shm" or _is_elsewhere(peer):
             yield ok(f"{node.node_id} is reached over {path}: {why}")
         else:
-            fix = setting or "see its log"
+            fix = setting or "see whether it hangs (nodes), and its log"
             yield warn(f"{node.node_id} is on this host, but reached over {path}: {why}", fix)

@@ -16,7 +16,7 @@ from kvstore.topology.nics import Port
 
 _PROGRAM = str(Path(__file__).parent / "rdma_program.py")
 _SYSTEMS_PYTHON = "/usr/bin/python3"
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 30.0
 _MAX_PAIRS = 64
 _PYVERBS = "apt-get install python3-pyverbs (with the Python of the distribution)"
 

@@ -19,7 +19,7 @@ from kvstore.doctor.programs import Answer
 from tests.support.fake_doctor_host import GIB, FakeMachine
 from tests.support.fake_sysfs import ROCE_V1, ROCE_V2, write
 
-Plant = Callable[[FakeMachine], Host | None]
+Plant = Callable[[FakeMachine], object]
 WARN, FAIL = Level.WARN, Level.FAIL
 CHECKS = [check for checks in HOST.values() for check in checks]
 
@@ -278,7 +278,7 @@ FAULTS: list[tuple[str, Plant, str, Level, str, str]] = [
      "modprobe nvidia_peermem"),
     ("far NIC", far_nic, "distance", WARN,
      "GPU0 reaches its nearest NIC, mlx5_4, across sockets (SYS)", "activate the port that is"),
-    ("no UCX", lambda m: m.libraries.pop(("ucx", "libucp.so.0")) and None, "ucx", WARN,
+    ("no UCX", lambda m: m.libraries.pop(("ucx", "libucp.so.0")), "ucx", WARN,
      "there is no UCX: the RDMA NICs are not used", "apt-get install libucx0"),
     ("wrong KVSTORE_UCX_LIB", named_nothing, "ucx", FAIL,
      "KVSTORE_UCX_LIB /nowhere/libucp.so.0: cannot open", "or unset it"),
@@ -289,11 +289,11 @@ FAULTS: list[tuple[str, Plant, str, Level, str, str]] = [
      "the system's UCX"),
     ("crashing UCX", crashing_ucx, "ucx", WARN, "UCX of the system does not load: crashed",
      "libucx0"),
-    ("old UCX", lambda m: m.ucx("old", (1, 10, 1), ["ib", "cuda"]) and None, "ucx", WARN,
+    ("old UCX", lambda m: m.ucx("old", (1, 10, 1), ["ib", "cuda"]), "ucx", WARN,
      "UCX 1.10.1 of the system", "apt-get install libucx0"),
-    ("no verbs", lambda m: m.ucx("tcp", (1, 17, 0), ["cma", "cuda"]) and None, "ucx", WARN,
+    ("no verbs", lambda m: m.ucx("tcp", (1, 17, 0), ["cma", "cuda"]), "ucx", WARN,
      "(cma, cuda) have no verbs", "ibverbs-providers"),
-    ("no CUDA module", lambda m: m.ucx("bare", (1, 17, 0), ["ib"]) and None, "ucx", WARN,
+    ("no CUDA module", lambda m: m.ucx("bare", (1, 17, 0), ["ib"]), "ucx", WARN,
      "UCX of the system has no CUDA module", "libucx-cuda"),
 ]  # fmt: skip
 
