@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,7 +19,7 @@ import kvstore
 from kvstore import _native
 from kvstore.cli.control import control
 from kvstore.cli.target import Target
-from kvstore.clock import monotonic_ms, unix_ms
+from kvstore.clock import unix_ms
 from kvstore.doctor.cluster import Cluster, HttpAnswer, MasterFacts, NodeFacts
 from kvstore.doctor.transfers import NAMESPACE
 from kvstore.errors import InvalidArgumentError, KvstoreError, PermissionDeniedError, Status
@@ -82,7 +85,7 @@ def _with_master(
         return _node(info, status.cluster_id, identity, target.timeout_ms, by_id.get(info.node_id))
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        http_of_master = threads.submit(_http, status.http_endpoint, target.timeout_ms)
+        http_of_master = threads.submit(ask_http, status.http_endpoint, target.timeout_ms)
         nodes = tuple(threads.map(ask, infos))
     facts = replace(
         master,
@@ -161,18 +164,18 @@ def _node(
             answers, error = refusal.status in _REFUSALS, str(refusal)
             if refusal.status is Status.DeadlineExceeded:
                 error = f"it accepts the connection, but says nothing within {timeout_ms:,} ms"
-    http_answer = _http(info.endpoints.http, timeout_ms) if info.endpoints.http else HttpAnswer()
+    http_answer = ask_http(info.endpoints.http, timeout_ms) if info.endpoints.http else HttpAnswer()
     return replace(facts, answers=answers, error=error, http=http_answer)
 
 
-def _http(endpoint: str, timeout_ms: int) -> HttpAnswer:
-    """Ask an HTTP port for health, version and time."""
-    parts = urlsplit(endpoint)
+def ask_http(endpoint: str, timeout_ms: int) -> HttpAnswer:
+    """Ask an HTTP port for health, version and time; it may say anything."""
     try:
-        host, port = parts.hostname, parts.port
+        parts = urlsplit(endpoint)
+        host, port = (parts.hostname, parts.port) if parts.scheme == "http" else (None, None)
     except ValueError:
         host, port = None, None
-    if parts.scheme != "http" or not host or not port:
+    if not host or not port:
         return HttpAnswer(endpoint=endpoint, error="this is not http://HOST:PORT")
     try:
         code, headers, body = _get(host, port, "/readyz", timeout_ms)
@@ -202,18 +205,33 @@ def _get(
     Raises:
         OSError, http.client.HTTPException: There is no answer.
     """
-    deadline_ms = monotonic_ms() + timeout_ms
     connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1000)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with suppress(OSError, AttributeError):  # not connected, or closed meanwhile
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(timeout_ms / 1000, end)
+    timer.start()
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body = b""
         while len(body) < _MAX_BODY_BYTES and (part := response.read1(_MAX_BODY_BYTES)):
             body += part
-            if monotonic_ms() > deadline_ms:
-                raise TimeoutError
+        if late.is_set():  # the end of the stream may look like the end of an answer
+            raise TimeoutError
+        if response.length and len(body) < _MAX_BODY_BYTES:
+            raise http.client.IncompleteRead(body)
         return response.status, response.headers, body
+    except (OSError, http.client.HTTPException):
+        if late.is_set():
+            raise TimeoutError from None
+        raise
     finally:
+        timer.cancel()
         connection.close()
 
 

@@ -201,9 +201,10 @@ def _http(node: NodeFacts) -> Iterator[Finding]:
         return
     lacks = [f"{name} {http.details[name]}" for name in _DEGRADED if http.details.get(name)]
     if not http.ready:
-        link = http.details.get("link", "unknown")
+        link = http.details.get("link")  # details are for requests with a token, if there are any
+        why = f" (link to the master: {link})" if link else ""
         yield fail(
-            f"{node.node_id} is not ready (link to the master: {link})",
+            f"{node.node_id} is not ready{why}",
             f"see its log and {http.endpoint}/readyz",
         )
     elif lacks:

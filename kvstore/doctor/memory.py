@@ -18,7 +18,7 @@ from kvstore.topology import sysfs
 _SHM = "/dev/shm"
 _DEFAULT_SEGMENT = 1 << 30
 _HUGE_PAGES_FROM = 16 << 30  # as native segment.h
-_INDEX_SHARE = 16  # the index is a sixteenth of the segment, twice while a restart builds another
+_INDEX_SHARE, _LEAST_INDEX = 16, 6 << 20  # a sixteenth of the segment (deploy/README.md, Memory)
 _MAX_TABLE_BYTES = 1 << 20
 _LIMITS = (
     "set LimitMEMLOCK=infinity in the systemd unit (containers: --ulimit memlock=-1; elsewhere: "
@@ -99,7 +99,7 @@ def _room(host: Host, folder: str, where: str) -> Iterator[Finding]:
     own = _used_by(Path(folder)) if host.node else 0
     free = found.f_bavail * found.f_frsize + own
     segment = host.node.segment_size if host.node else _DEFAULT_SEGMENT
-    wanted = segment + 2 * segment // _INDEX_SHARE
+    wanted = segment + 2 * max(segment // _INDEX_SHARE, _LEAST_INDEX)  # twice in a restart
     fix = (
         f"mount -o remount,size={-(-wanted >> 20)}m {where} (containers: --shm-size; Kubernetes: "
         "sizeLimit of the emptyDir), or a smaller segment_size"
@@ -164,7 +164,7 @@ def huge_pages(host: Host) -> Iterator[Finding]:
         where = mount.point if mount else _SHM
         yield warn(
             f"a segment of {format_size(segment)} uses small pages: mapping it takes longer",
-            f"mount -o remount,huge=within_size {where}",
+            f"mount -o remount,huge=advise {where}",
         )
 
 

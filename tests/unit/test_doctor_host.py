@@ -205,7 +205,7 @@ FAULTS: list[tuple[str, Plant, str, Level, str, str]] = [
     ("swap", put("proc/swaps", "Filename Type\n/dev/sda2 partition 8388604 0 -2"), "swap", WARN,
      "swap is on (/dev/sda2)", "swapoff -a"),
     ("small pages", lambda m: m.mount("size=99g"), "hugepages", WARN,
-     "a segment of 32 GiB uses small pages", "mount -o remount,huge=within_size /dev/shm"),
+     "a segment of 32 GiB uses small pages", "mount -o remount,huge=advise /dev/shm"),
     ("no huge pages", hugetlbfs, "hugepages", FAIL,
      "0 B of huge pages are free, not segment_size 32 GiB", "sysctl vm.nr_hugepages=16384"),
     ("NUMA balancing", put("proc/sys/kernel/numa_balancing", 1), "numa", WARN,
@@ -349,7 +349,7 @@ def test_a_nodes_own_files_count_as_free(machine: FakeMachine, tmp_path: Path) -
     machine.config = msgspec.structs.replace(
         machine.config, segment_dir=str(folder), segment_size=1 << 20
     )
-    machine.shm_total, machine.shm_free = 1 << 20, 256 << 10
+    machine.shm_total, machine.shm_free = 32 << 20, 12 << 20
     write(machine.proc / "self" / "mountinfo", f"25 20 0:23 / {tmp_path} rw - tmpfs x rw")
     (finding,) = look(machine.host(), [HOST["memory"][1]])
     assert finding.level is Level.OK, finding
