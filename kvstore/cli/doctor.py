@@ -74,6 +74,7 @@ def doctor(
     is_named = is_given("master")
     where = target(options)
     chosen = set(subjects or SUBJECTS)
+    chosen |= {subject for subject, asked in (("rdma", rdma), ("cluster", measure)) if asked}
     findings: list[Finding] = []
     with _progress() as begins:
 

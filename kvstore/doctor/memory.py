@@ -139,6 +139,10 @@ def swap(host: Host) -> Iterator[Finding]:
     if not devices:
         yield ok("no swap: objects in memory stay in memory")
         return
+    mount = _mount_of(host.proc, _segment_folder(host))
+    if mount is not None and ("noswap" in mount.options or mount.kind == "hugetlbfs"):
+        yield ok(f"swap is on, but not for {mount.point}")
+        return
     yield warn(
         f"swap is on ({', '.join(devices)}): objects in tmpfs may be written to disk",
         "swapoff -a, or mount the segment's tmpfs with noswap (Linux 6.4)",

@@ -13,7 +13,7 @@ from kvstore.topology import sysfs
 
 _GID = re.compile(r"(?:[0-9a-f]{4}:){7}[0-9a-f]{4}")
 _MAX_GIDS = 1024
-_EMPTY_IN_A_ROW = 16  # soft-RoCE has 1,024 entries, all but the first few empty
+_EMPTY_IN_A_ROW = 64  # soft-RoCE has 1,024 entries, all but the first few empty
 
 
 class Rank(IntEnum):

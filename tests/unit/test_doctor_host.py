@@ -355,6 +355,13 @@ def test_a_nodes_own_files_count_as_free(machine: FakeMachine, tmp_path: Path) -
     assert finding.level is Level.OK, finding
 
 
+def test_swap_that_spares_the_segment_is_fine(machine: FakeMachine) -> None:
+    put("proc/swaps", "Filename Type\n/dev/sda2 partition 8388604 0 -2")(machine)
+    machine.mount("huge=advise,noswap")
+    (finding,) = look(machine.host(), [HOST["memory"][2]])
+    assert finding.level is Level.OK and finding.message == "swap is on, but not for /dev/shm"
+
+
 def test_a_masters_ports_are_its_own(machine: FakeMachine) -> None:
     config = MasterConfig(port=51000, grpc_port=51001, http_port=51002)
     machine.listen(51000, "/opt/kvstore/bin/python /opt/kvstore/bin/kvstore-master --config x")
@@ -363,6 +370,14 @@ def test_a_masters_ports_are_its_own(machine: FakeMachine) -> None:
     assert "51000,51001,51002" in found["reserved"].fix
     other = replace(machine.host(config=None))
     assert not [f for f in look(other, [*HOST["network"]]) if f.check == "taken"]
+
+
+def test_a_connection_from_a_configured_port_does_not_hold_it(machine: FakeMachine) -> None:
+    machine.listen(30061, "nginx")
+    table = machine.proc / "net" / "tcp"
+    table.write_text(table.read_text().replace(" 0A ", " 01 "))
+    found = [f for f in look(machine.host(), [*HOST["network"]]) if f.check == "taken"]
+    assert [f.message for f in found] == ["the configured ports are free"]
 
 
 def test_a_check_that_breaks_is_a_finding(machine: FakeMachine) -> None:
