@@ -27,8 +27,11 @@ DEPLOY_BUDGET_S := 3600
 ENGINES_BUDGET_S := 2400
 RDMA_APT_PACKAGES := qemu-system-x86 iproute2 ibverbs-providers libucx0 ucx-utils python3-pyverbs
 RDMA_BUDGET_S := 900
+GPU_PYTHON := python3
+GPU_BUILD := build/gpu
+GPU_BUDGET_S := 150
 PYTHON_SOURCES := kvstore tests bench
-CXX_SOURCES = $(shell find native tests/sim -name '*.h' -o -name '*.cpp')
+CXX_SOURCES = $(shell find native tests/sim tests/gpu -name '*.h' -o -name '*.cpp')
 EXTENSION_SOURCES = $(shell find native/src native/bindings -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.
 PIP_INSTALL = $(PY) -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(NATIVE_BUILD)
@@ -43,7 +46,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers fuzz test-aarch64 test-sim test-fault test-mutations test-deploy test-engines test-rdma sdist wheel wheels proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-fault test-mutations test-deploy test-engines test-rdma test-gpu sdist wheel wheels proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -207,6 +210,16 @@ test-mutations: $(VENV)/.installed $(VENV)/.dev  ## takes guards out one by one:
 	$(NINJA) -C $(MUTATION_BUILD) --quiet sim _native
 	$(PY) tests/sim/mutations.py $(MUTATION_BUILD)/sim/sim $(MUTATION_OPTIONS)
 	$(PY) -m tests.fault.mutations $(MUTATION_BUILD)
+
+# Takes what is installed there (PyTorch, CMake, Ninja, nanobind), and downloads nothing.
+test-gpu:  ## the calls for GPU memory on a real GPU, with the packages of GPU_PYTHON
+	cmake -S native -G Ninja -B $(GPU_BUILD) -DCMAKE_BUILD_TYPE=Release -DKVSTORE_TESTS=OFF \
+	    -DPython_EXECUTABLE="$$(command -v $(GPU_PYTHON))" \
+	    -Dnanobind_DIR="$$($(GPU_PYTHON) -m nanobind --cmake_dir)" >/dev/null
+	cmake --build $(GPU_BUILD) --target _native
+	rm -rf $(GPU_BUILD)/tree && mkdir $(GPU_BUILD)/tree && cp -r kvstore tests $(GPU_BUILD)/tree
+	rm -f $(GPU_BUILD)/tree/kvstore/_native*.so && cp $(GPU_BUILD)/_native*.so $(GPU_BUILD)/tree/kvstore
+	cd $(GPU_BUILD)/tree && timeout $(GPU_BUDGET_S) $(GPU_PYTHON) -m tests.gpu.real_device
 
 sdist: $(VENV)/.tools  ## source distribution in dist/
 	mkdir -p dist

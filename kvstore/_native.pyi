@@ -33,6 +33,13 @@ class Leases:
     def alive(self) -> bool: ...
     def release(self) -> None: ...
 
+class Transfer:
+    def done(self) -> bool: ...
+    def wait(self, timeout_ms: int) -> bool: ...
+    def results(self) -> list[int]: ...
+    def reasons(self) -> list[int]: ...
+    def failure(self) -> tuple[int, str]: ...
+
 # Node, whether in DRAM, whether on NVMe, version, size, when put, used and gone, miss reason.
 Explanation: TypeAlias = tuple[str, bool, bool, int, int, int, int, int, str]
 
@@ -77,6 +84,31 @@ class Client:
         pointers: Sequence[int | Sequence[int]],
         sizes: Sequence[int | Sequence[int]],
         reasons: list[Any] | None = None,
+    ) -> list[int]: ...
+    def device_get(
+        self,
+        keys: Sequence[str],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
+        *,
+        header_on_host: bool,
+        stream: int,
+        queued: bool,
+        verify_checksum: bool,
+    ) -> Transfer: ...
+    def device_put(
+        self,
+        keys: Sequence[str],
+        pointers: Sequence[int | Sequence[int]],
+        sizes: Sequence[int | Sequence[int]],
+        replicas: int,
+        pin: int,
+        ttl_ms: int,
+        parent: str | None,
+        upsert: bool,
+        *,
+        header_on_host: bool,
+        stream: int,
     ) -> list[int]: ...
     def size(self, key: str) -> int: ...
     def sizes(self, keys: Sequence[str]) -> list[int]: ...

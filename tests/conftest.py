@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--deploy", action="store_true", help="run what is marked deploy, too")
     parser.addoption("--engines", action="store_true", help="run what is marked engines, too")
     parser.addoption("--rdma", action="store_true", help="what is marked rdma must not be skipped")
+    parser.addoption("--gpu", action="store_true", help="run what is marked gpu, and not its fake")
     parser.addoption(
         "--fault-cycles", type=int, default=1, help="how often each fault of tests/fault is made"
     )

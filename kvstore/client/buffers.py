@@ -15,4 +15,22 @@ class ArrayInterface(Protocol):
         """Address, shape and type."""
 
 
-BufferLike: TypeAlias = Buffer | ArrayInterface
+class CudaArrayInterface(Protocol):
+    """An array in the memory of a CUDA device (CuPy, Numba, PyTorch)."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Address, shape, type and stream."""
+
+
+class DLPackArray(Protocol):
+    """An array of any library that speaks DLPack."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        """Export the array as a capsule."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Name the device that it lies on."""
+
+
+BufferLike: TypeAlias = Buffer | ArrayInterface | CudaArrayInterface | DLPackArray

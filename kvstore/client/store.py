@@ -19,6 +19,8 @@ from kvstore.client.answers import (
     name_reasons,
     statuses_of,
 )
+from kvstore.client.device_buffers import MemoryKind, any_on_device, is_cuda, on_device
+from kvstore.client.into_calls import IntoCalls
 from kvstore.client.lookup import Lookup
 from kvstore.client.registration import Registration
 from kvstore.client.tensors import TensorCalls
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 _LARGEST = (1 << 64) - 1
 
 
-class Store(TensorCalls, Administration):
+class Store(TensorCalls, IntoCalls, Administration):
     """An open store; made by `kvstore.connect` or `kvstore.open`.
 
     Thread-safe: the calling thread does its own I/O with the GIL released, and no call outlives the
@@ -40,8 +42,9 @@ class Store(TensorCalls, Administration):
     has to fix. Every returned byte is verified against the checksum that was computed at the put.
 
     Keys are str of 1 to 1,024 bytes of UTF-8. Buffers are anything C-contiguous that offers the
-    buffer protocol (bytes, bytearray, memoryview, NumPy arrays); other memory (a GPU tensor's host
-    copy, a memory pool) is passed by address to the ``*_pointers`` and ``*_from`` calls.
+    buffer protocol (bytes, bytearray, memoryview, NumPy arrays), or memory of a CUDA device
+    (PyTorch, CuPy, DLPack, ``__cuda_array_interface__``); other memory is passed by address to the
+    ``*_pointers`` and ``*_from`` calls.
 
     After `close`, and in a forked child, every call raises ClosedError.
     """
@@ -75,6 +78,7 @@ class Store(TensorCalls, Administration):
         ttl_ms: int | None = None,
         parent: str | None = None,
         upsert: bool = False,
+        stream: Any = None,
     ) -> Status:
         """Store an object. After Ok every client of the cluster can read it.
 
@@ -88,6 +92,9 @@ class Store(TensorCalls, Administration):
             upsert: publish a new version of an existing object instead of returning AlreadyExists.
                 Concurrent readers get either version, never a mixture. Ok waits until no other
                 node shows an older version, at most one second for a node that hangs.
+            stream: for memory of a CUDA device: the bytes are those after all work that is queued
+                on this CUDA stream now (a handle, or a stream of PyTorch or CuPy). None: on the
+                current stream of the buffer's library. The call returns when they are published.
 
         Returns:
             Ok; AlreadyExists when the key has a published object, whatever its bytes (a normal
@@ -100,7 +107,13 @@ class Store(TensorCalls, Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return answer(self._client.put(key, buffer, *how, parent, upsert))
+        if stream is None:
+            try:
+                return answer(self._client.put(key, buffer, *how, parent, upsert))
+            except InvalidArgumentError:
+                if not on_device(buffer):
+                    raise
+        return answer(self._put_device([key], [buffer], (*how, parent, upsert), stream)[0])
 
     def batch_put(
         self,
@@ -112,6 +125,7 @@ class Store(TensorCalls, Administration):
         ttl_ms: int | None = None,
         parent: str | None = None,
         upsert: bool = False,
+        stream: Any = None,
     ) -> list[Status]:
         """Store several objects, with one message per step.
 
@@ -124,6 +138,7 @@ class Store(TensorCalls, Administration):
             parent: key of the block before the first; the parent of each further block is the key
                 before it in the list. None: the objects are not a chain.
             upsert: as in `put`.
+            stream: as in `put`; all buffers are of one device then.
 
         Returns:
             One status per key, as in `put`.
@@ -133,7 +148,13 @@ class Store(TensorCalls, Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        return statuses_of(self._client.batch_put(keys, buffers, *how, parent, upsert))
+        if stream is None:
+            try:
+                return statuses_of(self._client.batch_put(keys, buffers, *how, parent, upsert))
+            except InvalidArgumentError:
+                if not any_on_device(buffers):
+                    raise
+        return statuses_of(self._put_device(keys, buffers, (*how, parent, upsert), stream))
 
     def batch_put_from(
         self,
@@ -146,19 +167,23 @@ class Store(TensorCalls, Administration):
         ttl_ms: int | None = None,
         parent: str | None = None,
         upsert: bool = False,
+        memory: MemoryKind = "host",
+        stream: Any = None,
     ) -> list[Status]:
         """Store several objects from the given addresses.
 
         Args:
             keys: of the objects.
-            pointers: addresses in host memory that stays valid and unchanged during the call; a
-                list of them for an object that is gathered from several pieces.
+            pointers: addresses of memory that stays valid and unchanged during the call; a list of
+                them for an object that is gathered from several pieces.
             sizes: bytes at each address, in the same form.
             replicas: as in `put`.
             pin: as in `put`.
             ttl_ms: as in `put`.
             parent: as in `batch_put`.
             upsert: as in `put`.
+            memory: what the addresses belong to: "host", or "cuda" for one CUDA device.
+            stream: as in `put`; None: the legacy default stream.
 
         Returns:
             One status per key, as in `put`.
@@ -168,6 +193,9 @@ class Store(TensorCalls, Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
+        if is_cuda(memory):
+            where = (keys, pointers, sizes)
+            return statuses_of(self._put_from_device(where, (*how, parent, upsert), stream))
         return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert))
 
     # --- reading ---
@@ -206,80 +234,6 @@ class Store(TensorCalls, Administration):
             MemoryError: The objects do not fit this process.
         """
         found = self._client.batch_get(keys, reasons)
-        name_reasons(reasons)
-        return found
-
-    def get_into(self, key: str, out: BufferLike) -> int | None:
-        """Read an object into a buffer.
-
-        Args:
-            key: of the object.
-            out: a writable C-contiguous buffer; its contents are undefined after a miss.
-
-        Returns:
-            Bytes written, or None on a miss.
-
-        Raises:
-            InvalidArgumentError: An argument is wrong, or `out` is shorter than the object.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        size = self._client.get_into(key, out)
-        if size == Status.BufferTooSmall:
-            raise error_for(size, f"out is shorter than the object under {key!r}")
-        return size if size >= 0 else None
-
-    def batch_get_into(
-        self,
-        keys: Sequence[str],
-        buffers: Sequence[BufferLike],
-        *,
-        reasons: list[MissReason] | None = None,
-    ) -> list[int]:
-        """Read several objects, each into its buffer.
-
-        Args:
-            keys: of the objects.
-            buffers: writable and C-contiguous, one for each key; the contents of those whose read
-                failed are undefined.
-            reasons: as in `batch_get`.
-
-        Returns:
-            For each key the size (0 for an empty object), or a negative status: NotFound,
-            BufferTooSmall, ChecksumMismatch, Unavailable, ….
-
-        Raises:
-            InvalidArgumentError: An argument is wrong.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        sizes = self._client.batch_get_into(keys, buffers, reasons)
-        name_reasons(reasons)
-        return sizes
-
-    def batch_get_into_pointers(
-        self,
-        keys: Sequence[str],
-        pointers: Sequence[int | Sequence[int]],
-        sizes: Sequence[int | Sequence[int]],
-        *,
-        reasons: list[MissReason] | None = None,
-    ) -> list[int]:
-        """Read several objects to the given addresses.
-
-        Args:
-            keys: of the objects.
-            pointers: addresses of writable host memory that stays valid during the call; a list
-                of them for an object that is scattered over several pieces.
-            sizes: capacity at each address in bytes, in the same form.
-            reasons: as in `batch_get`.
-
-        Returns:
-            As `batch_get_into`.
-
-        Raises:
-            InvalidArgumentError: An argument is wrong.
-            ClosedError: The store is closed, or this is a forked child.
-        """
-        found = self._client.batch_get_into_pointers(keys, pointers, sizes, reasons)
         name_reasons(reasons)
         return found
 

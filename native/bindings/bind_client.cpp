@@ -232,34 +232,10 @@ std::vector<int64_t> get_into(Client& client, const KeyArguments& keys,
     return results;
 }
 
-// How a put is to be kept, as plain numbers; kvstore/client has checked and named them.
-struct PutHow {
-    uint8_t replicas = 1;
-    uint8_t pin = 0;
-    uint32_t ttl_ms = 0;
-    nb::object parent;
-    bool upsert = false;
-};
-
 std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
                              const std::vector<Pieces>& pieces, const PutHow& how) {
-    std::vector<PutItem> items(keys.size());
-    const std::string_view parent =
-        how.parent.is_none() ? std::string_view() : utf8_of(how.parent, "parent");
-    if (parent.size() > limits::kMaxKeyBytes) {
-        raise_status(Status(Code::kInvalidArgument, "parent is longer than 1024 bytes of UTF-8"));
-    }
-    for (size_t i = 0; i < items.size(); ++i) {
-        items[i].key = keys.keys()[i];
-        items[i].data = pieces[i];
-        // A batch with a parent is a chain: each block follows the one before it.
-        items[i].parent = parent.empty() || i == 0 ? parent : items[i - 1].key;
-    }
-    PutOptions options;
-    options.replicas = how.replicas;
-    options.pin = static_cast<Pin>(how.pin);
-    options.ttl_ms = how.ttl_ms;
-    options.upsert = how.upsert;
+    std::vector<PutItem> items = put_items(keys, pieces, how);
+    const PutOptions options = put_options(how);
     raise_unless_ok(interruptible([&] { return client->put(items, options); }));
     std::vector<Code> codes(items.size());
     std::transform(items.begin(), items.end(), codes.begin(),
@@ -506,6 +482,32 @@ void bind_writes(nb::class_<Client>& client) {
 
 }  // namespace
 
+std::vector<PutItem> put_items(const KeyArguments& keys, const std::vector<Pieces>& pieces,
+                               const PutHow& how) {
+    std::vector<PutItem> items(keys.size());
+    const std::string_view parent =
+        how.parent.is_none() ? std::string_view() : utf8_of(how.parent, "parent");
+    if (parent.size() > limits::kMaxKeyBytes) {
+        raise_status(Status(Code::kInvalidArgument, "parent is longer than 1024 bytes of UTF-8"));
+    }
+    for (size_t i = 0; i < items.size(); ++i) {
+        items[i].key = keys.keys()[i];
+        items[i].data = pieces[i];
+        // A batch with a parent is a chain: each block follows the one before it.
+        items[i].parent = parent.empty() || i == 0 ? parent : items[i - 1].key;
+    }
+    return items;
+}
+
+PutOptions put_options(const PutHow& how) {
+    PutOptions options;
+    options.replicas = how.replicas;
+    options.pin = static_cast<Pin>(how.pin);
+    options.ttl_ms = how.ttl_ms;
+    options.upsert = how.upsert;
+    return options;
+}
+
 void bind_client(nb::module_& module) {
     nb::class_<Block>(module, "Block", nb::type_slots(block_slots))
         .def("release", &Block::release)
@@ -529,6 +531,7 @@ void bind_client(nb::module_& module) {
     bind_writes(client);
     bind_client_nodes(client);
     bind_client_ucx(client);
+    bind_device(module, client);
     client.def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
         .def("view", &view, "key"_a.none())
         .def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)

@@ -4,9 +4,11 @@
 #include <nanobind/nanobind.h>
 
 #include <memory>
+#include <vector>
 
 #include "client/client_core.h"
 #include "gil.h"
+#include "py_arguments.h"
 
 namespace kvstore {
 
@@ -29,6 +31,21 @@ class Client {
     std::unique_ptr<ClientCore> core_;
 };
 
+// How a put is to be kept, as plain numbers; kvstore/client has checked and named them.
+struct PutHow {
+    uint8_t replicas = 1;
+    uint8_t pin = 0;
+    uint32_t ttl_ms = 0;
+    nanobind::object parent;
+    bool upsert = false;
+};
+// The items of a put; they view the arguments.
+std::vector<PutItem> put_items(const KeyArguments& keys, const std::vector<Pieces>& pieces,
+                               const PutHow& how);
+PutOptions put_options(const PutHow& how);
+
+// The calls for memory of a GPU.
+void bind_device(nanobind::module_& module, nanobind::class_<Client>& client);
 // nodes(), peers() and node_counters().
 void bind_client_nodes(nanobind::class_<Client>& client);
 // register_memory() and forget_memory().

@@ -100,6 +100,7 @@ void ClientContext::shutdown() {
     closed_.store(true, std::memory_order_release);
     master_->shutdown();
     nodes_->shutdown();
+    devices_.release();
 }
 
 void ClientContext::count(const CallTally& tally, ClientSlot* slot) {

@@ -14,6 +14,7 @@
 #include "client/peer_table.h"
 #include "client/placement_cache.h"
 #include "client/ucx_lane.h"
+#include "gpu/devices.h"
 
 namespace kvstore {
 
@@ -59,6 +60,7 @@ class ClientContext {
     ClientUcx& ucx() { return ucx_; }
     // For a transfer of so many bytes with a node of another host, or of any with transport ucx.
     ClientUcx::Lease ucx_lane(PeerNode& peer, uint64_t bytes);
+    Devices& devices() { return devices_; }
     // Open while no node could be written to: puts then do not wait for one.
     Breaker& write_breaker() { return write_breaker_; }
     Deadline deadline(uint32_t timeout_ms = 0) const;
@@ -103,6 +105,7 @@ class ClientContext {
     std::atomic<NamespaceId> namespace_id_{0};
     std::array<std::atomic<uint64_t>, kClientCounterCount> counters_{};
     PlacementCache placements_;
+    Devices devices_;
     Breaker write_breaker_;
     ClientUcx ucx_;
     std::unique_ptr<MasterClient> master_;

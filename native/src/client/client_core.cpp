@@ -97,6 +97,32 @@ Status ClientCore::put(std::span<PutItem> items, const PutOptions& options) {
     return {};
 }
 
+Status ClientCore::get(std::span<const GetItem> items, const DeviceCall& call,
+                       const DeviceGet::Options& options,
+                       const std::shared_ptr<DeviceTransfer>& transfer) {
+    if (Status status = context_->check_open(); !status.ok()) {
+        return status;
+    }
+    const Status status =
+        DeviceGet(*context_, call, options).run(items, transfer, context_->deadline());
+    if (status.code() == Code::kDeadlineExceeded && !options.is_queued) {
+        // Copies still go on, so no destination counts as loaded.
+        for (size_t row = 0; row < items.size(); ++row) {
+            transfer->set(row, {static_cast<int64_t>(status.code()), MissReason::kUnavailable});
+        }
+        return context_->check_open();
+    }
+    return status.ok() ? context_->check_open() : status;
+}
+
+Status ClientCore::put(std::span<PutItem> items, const PutOptions& options,
+                       const DeviceCall& call) {
+    DeviceSource source(*context_, call);
+    PutOptions from_device = options;
+    from_device.device = &source;
+    return put(items, from_device);
+}
+
 Status ClientCore::sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;

@@ -13,6 +13,7 @@
 
 #include "base/mutex.h"
 #include "client/client_context.h"
+#include "client/device_get.h"
 #include "client/get_path.h"
 #include "client/lease_keeper.h"
 #include "client/locate_path.h"
@@ -61,6 +62,12 @@ class ClientCore {
 
     Status get(std::span<GetItem> items, GetMemory* memory);
     Status put(std::span<PutItem> items, const PutOptions& options);
+    // The same for memory of a GPU. Queued: returns once the copies are on the stream; else when
+    // they are done, and `*transfer` is final.
+    Status get(std::span<const GetItem> items, const DeviceCall& call,
+               const DeviceGet::Options& options, const std::shared_ptr<DeviceTransfer>& transfer);
+    // Reads behind what the stream does now; returns when the objects are published.
+    Status put(std::span<PutItem> items, const PutOptions& options, const DeviceCall& call);
     // Sizes (or negative codes) of all keys.
     Status sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out);
     // Both wait up to `wait_ms` for the whole list to be present; a call then has the longer of

@@ -4,32 +4,27 @@
 #include <algorithm>
 
 #include "base/fault_point.h"
-#include "client/pipeline.h"
 #include "client/remote_reads.h"
 
 namespace kvstore {
-namespace {
-
-constexpr size_t kMaxLocals = 8;  // nodes of one host that are probed
-
-}  // namespace
 
 void GetPath::run(std::span<GetItem> items, Deadline deadline) {
     tally_.add(ClientCounter::kKeysRead, items.size());
-    probe_all(items, deadline);
+    probe_.run(context_, items.size(), deadline, [&](size_t i) { return items[i].key; });
+    const std::span<LocalProbe::Row> probes = probe_.rows();
     provide_memory(items);
     const uint64_t now_ms = boottime_ms();
     pending_.clear();
     for (size_t i = 0; i < items.size(); ++i) {
-        if (probes_[i].local == kNowhere || !copy(items[i], probes_[i], now_ms)) {
+        if (probes[i].local == LocalProbe::kNowhere || !copy(items[i], probes[i], now_ms)) {
             pending_.push_back(i);
         }
     }
     touch();
     if (!pending_.empty()) {
         std::vector<HashedKey> keys(items.size());
-        std::transform(probes_.begin(), probes_.end(), keys.begin(),
-                       [](const Probe& probe) { return probe.key; });
+        std::transform(probes.begin(), probes.end(), keys.begin(),
+                       [](const LocalProbe::Row& probe) { return probe.key; });
         RemoteReads(context_, memory_, &tally_).run(items, keys, pending_, deadline);
     }
     for (const GetItem& item : items) {
@@ -37,43 +32,7 @@ void GetPath::run(std::span<GetItem> items, Deadline deadline) {
             tally_.miss(item.reason);
         }
     }
-    context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
-}
-
-void GetPath::probe_all(std::span<GetItem> items, Deadline deadline) {
-    context_.nodes().locals(deadline, &locals_);
-    namespaces_.clear();
-    std::erase_if(locals_, [&](const LocalPeer& local) {
-        const Result<NamespaceId> ns = local.node->current_namespace(deadline);
-        if (!ns.ok() || namespaces_.size() >= kMaxLocals) {
-            return true;
-        }
-        namespaces_.push_back(*ns);
-        return false;
-    });
-    probes_.resize(items.size());
-    const NamespaceId ns = namespaces_.empty() ? context_.namespace_now() : namespaces_.front();
-    const uint64_t now_ms = boottime_ms();
-    in_pipeline<IndexReader::kPrefetchStages + 1>(items.size(), [&](size_t stage, size_t i) {
-        Probe& probe = probes_[i];
-        if (stage == 0) {
-            probe.key.key = items[i].key;
-            context_.rehash(&probe.key, ns);
-        }
-        for (size_t n = 0; n < locals_.size() && probe.local == kNowhere; ++n) {
-            const IndexReader& index = locals_[n].node->index();
-            if (stage < IndexReader::kPrefetchStages) {
-                index.prefetch(stage, probe.key.hash);
-                continue;
-            }
-            context_.rehash(&probe.key, namespaces_[n]);
-            if (const auto found =
-                    index.probe(namespaces_[n], probe.key.hash, probe.key.key, now_ms)) {
-                probe.found = *found;
-                probe.local = static_cast<int8_t>(n);
-            }
-        }
-    });
+    context_.count(tally_, probe_.slot());
 }
 
 void GetPath::provide_memory(std::span<GetItem> items) {
@@ -82,8 +41,8 @@ void GetPath::provide_memory(std::span<GetItem> items) {
     }
     wants_.clear();
     for (size_t i = 0; i < items.size(); ++i) {
-        if (probes_[i].local != kNowhere) {
-            wants_.push_back({i, probes_[i].found.length});
+        if (probe_.rows()[i].local != LocalProbe::kNowhere) {
+            wants_.push_back({i, probe_.rows()[i].found.length});
         }
     }
     if (!wants_.empty()) {
@@ -92,8 +51,8 @@ void GetPath::provide_memory(std::span<GetItem> items) {
 }
 
 // True when the item is done. Otherwise another replica, or the socket, may still have it.
-bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
-    const LocalNode& node = *locals_[static_cast<size_t>(probe.local)].node;
+bool GetPath::copy(GetItem& item, LocalProbe::Row& probe, uint64_t now_ms) {
+    const LocalNode& node = *probe_.locals()[static_cast<size_t>(probe.local)].node;
     if (probe.found.length > item.data.size()) {
         item.result = static_cast<int64_t>(Code::kBufferTooSmall);
         item.reason = MissReason::kBufferTooSmall;
@@ -130,15 +89,16 @@ bool GetPath::copy(GetItem& item, Probe& probe, uint64_t now_ms) {
         default:
             break;
     }
-    probe.local = kNowhere;
+    probe.local = LocalProbe::kNowhere;
     return false;
 }
 
 // A chain's tail first and its head last, so that it loses its tail first.
 void GetPath::touch() {
-    for (size_t i = probes_.size(); i-- > 0;) {
-        if (probes_[i].local != kNowhere) {
-            locals_[static_cast<size_t>(probes_[i].local)].node->slot().touch(probes_[i].found.ref);
+    for (size_t i = probe_.rows().size(); i-- > 0;) {
+        const LocalProbe::Row& row = probe_.rows()[i];
+        if (row.local != LocalProbe::kNowhere) {
+            probe_.locals()[static_cast<size_t>(row.local)].node->slot().touch(row.found.ref);
         }
     }
 }

@@ -8,6 +8,7 @@
 
 #include "client/client_context.h"
 #include "client/get_item.h"
+#include "client/local_probe.h"
 
 namespace kvstore {
 
@@ -19,23 +20,13 @@ class GetPath {
     void run(std::span<GetItem> items, Deadline deadline);
 
   private:
-    static constexpr int8_t kNowhere = -1;
-    struct Probe {
-        HashedKey key;
-        IndexReader::Found found;
-        int8_t local = kNowhere;  // position in locals_
-    };
-
-    void probe_all(std::span<GetItem> items, Deadline deadline);
     void provide_memory(std::span<GetItem> items);
-    bool copy(GetItem& item, Probe& probe, uint64_t now_ms);
+    bool copy(GetItem& item, LocalProbe::Row& probe, uint64_t now_ms);
     void touch();
 
     ClientContext& context_;
     GetMemory* memory_;
-    std::vector<LocalPeer> locals_;
-    std::vector<NamespaceId> namespaces_;  // of each of locals_
-    std::vector<Probe> probes_;
+    LocalProbe probe_;
     std::vector<GetMemory::Want> wants_;
     std::vector<size_t> pending_;
     CallTally tally_;

@@ -192,6 +192,8 @@ Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
     writable_ = std::move(*writing);
     mapper_ = std::make_unique<PageMapper>(std::span(writable_.data(), writable_.size()),
                                            std::span(segment_.data(), segment_.size()));
+    for_gpus_ = std::make_unique<RegisteredSegment>(std::span(segment_.data(), segment_.size()),
+                                                    std::span(writable_.data(), writable_.size()));
     index_ = std::move(*index);
     if (index_->node_epoch() != welcome.node_epoch || index_->node_id() != welcome.node_id) {
         return {Code::kProtocolError, "index and node disagree about who they are"};
@@ -274,6 +276,16 @@ Result<NamespaceId> LocalNode::current_namespace(Deadline deadline) {
 }
 
 Status LocalNode::hold(Generation gen, Deadline deadline) {
+    std::vector<bool> held;
+    if (Status status = hold_all({&gen, 1}, &held, deadline); !status.ok()) {
+        return status;
+    }
+    return held[0] ? Status() : Status(Code::kNotFound);
+}
+
+Status LocalNode::hold_all(std::span<const Generation> generations, std::vector<bool>* held,
+                           Deadline deadline) {
+    held->assign(generations.size(), false);
     const MutexLock talking(holder_mutex_);
     const WaitsLocked waits;
     if (holder_ == nullptr || !holder_->alive()) {
@@ -283,26 +295,31 @@ Status LocalNode::hold(Generation gen, Deadline deadline) {
         }
         holder_ = std::move(*opened);
     }
-    const Generation generations[] = {gen};
     Hold request;
-    request.generations = std::span<const Generation>(generations);
+    request.generations = generations;
     StatusReply reply;
     if (Status status = holder_->exchange(request, &reply, deadline); !status.ok()) {
         return status;
     }
-    return reply.status.size() == 1 ? Status(static_cast<Code>(reply.status[0]))
-                                    : Status(Code::kProtocolError);
+    if (reply.status.size() != generations.size()) {
+        return Code::kProtocolError;
+    }
+    for (size_t row = 0; row < generations.size(); ++row) {
+        (*held)[row] = static_cast<Code>(reply.status[row]) == Code::kOk;
+    }
+    return {};
 }
 
-void LocalNode::unhold(Generation gen) {
+void LocalNode::unhold(Generation gen) { unhold_all({&gen, 1}); }
+
+void LocalNode::unhold_all(std::span<const Generation> generations) {
     const MutexLock talking(holder_mutex_);
     const WaitsLocked waits;
     if (holder_ == nullptr || !holder_->alive()) {
-        return;  // the node gives the block back when this process ends
+        return;  // the node gives the blocks back when this process ends
     }
-    const Generation generations[] = {gen};
     Unhold request;
-    request.generations = std::span<const Generation>(generations);
+    request.generations = generations;
     StatusReply reply;
     (void)holder_->exchange(request, &reply, Deadline::after_ms(kUnholdMs));
 }

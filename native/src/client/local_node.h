@@ -14,6 +14,7 @@
 #include "base/mutex.h"
 #include "client/channel_pool.h"
 #include "client/page_mapper.h"
+#include "client/registered_segment.h"
 #include "client/spare_blocks.h"
 #include "index/index.h"
 #include "index/object_reader.h"
@@ -21,7 +22,7 @@
 
 namespace kvstore {
 
-class LocalNode {
+class LocalNode : public std::enable_shared_from_this<LocalNode> {
   public:
     // Connects over the Unix endpoint; `node_id` is who has to answer there. kUnsupported when the
     // node passes no descriptors. `*cause`: why it failed.
@@ -38,6 +39,8 @@ class LocalNode {
     // Where a reserved block of this process is written; null when the extent leaves the segment,
     // or may_write() is false.
     uint8_t* block(uint64_t offset, uint64_t size);
+    // The same memory as GPUs reach it.
+    RegisteredSegment& for_gpus() { return *for_gpus_; }
     ClientSlot& slot() const { return *slot_; }
     ChannelPool& channels() { return *channels_; }
     const std::string& node_id() const { return index_->node_id(); }
@@ -60,6 +63,10 @@ class LocalNode {
     // process is gone. The caller checks the generation afterwards.
     Status hold(Generation gen, Deadline deadline);
     void unhold(Generation gen);
+    // Several at once, with one message; `*held`: whether each of them is held.
+    Status hold_all(std::span<const Generation> generations, std::vector<bool>* held,
+                    Deadline deadline);
+    void unhold_all(std::span<const Generation> generations);
 
     // Blocks granted ahead of their keys.
     SpareBlocks& spares() { return spares_; }
@@ -85,6 +92,7 @@ class LocalNode {
     Mapping segment_;                     // read-only: a forked child may still look at a view
     Mapping writable_;                    // none where this process may only read
     std::unique_ptr<PageMapper> mapper_;  // of both; goes before them
+    std::unique_ptr<RegisteredSegment> for_gpus_;  // as the mapper
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
     std::unique_ptr<ChannelPool> channels_;

@@ -18,11 +18,14 @@ struct PutItem {
     Code result = Code::kInternal;  // after the call
 };
 
+class DeviceSource;
+
 struct PutOptions {
     uint8_t replicas = 1;
     Pin pin = Pin::kNone;
     uint32_t ttl_ms = 0;  // 0: none
     bool upsert = false;  // a new version where the key has an object, never kAlreadyExists
+    DeviceSource* device = nullptr;  // the items' data is a GPU's memory; null: it is the host's
 };
 
 // An item that has no final answer yet; no code has this number.

@@ -169,18 +169,25 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> all) {
     if (!peer.breaker().allow()) {
         return;
     }
-    put_by_ucx(peer, all);
+    if (options_.device == nullptr) {
+        put_by_ucx(peer, all);
+    }
     std::vector<PutItem*> open;  // what UCX has left
     std::ranges::copy_if(all, std::back_inserter(open),
                          [](const PutItem* item) { return item->result == kPutOpen; });
     if (open.empty()) {
         return;
     }
+    DeviceSource::Staged staged;  // what a GPU's memory holds, where a socket reads it
+    if (Status status = stage(open, &staged); !status.ok()) {
+        return set_all(open, status.code());
+    }
     std::vector<uint32_t> crcs(open.size());
     std::vector<iovec> parts;
     std::vector<uint32_t> crc_of;
     for (uint32_t row = 0; row < open.size(); ++row) {
-        const std::span<const iovec> pieces = open[row]->data.list();
+        const Pieces& data = staged.objects.empty() ? open[row]->data : staged.objects[row];
+        const std::span<const iovec> pieces = data.list();
         parts.insert(parts.end(), pieces.begin(), pieces.end());
         crc_of.resize(parts.size(), row);
     }
@@ -337,6 +344,18 @@ size_t PutPath::send_ucx_put(PeerNode& peer, ClientUcx::Lease& lane, std::span<P
         }
     }
     return status.ok() ? count : 0;
+}
+
+Status PutPath::stage(std::span<PutItem* const> open, DeviceSource::Staged* staged) const {
+    if (options_.device == nullptr) {
+        return {};
+    }
+    Result<DeviceSource::Staged> copied = options_.device->stage(open, deadline_);
+    if (!copied.ok()) {
+        return copied.status();
+    }
+    *staged = std::move(*copied);
+    return {};
 }
 
 // A put may have to wait at its node, for another writer of its key. So one that is not answered

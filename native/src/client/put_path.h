@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "client/device_source.h"
 #include "client/put_item.h"
 
 namespace kvstore {
@@ -26,6 +27,7 @@ class PutPath {
     template <class Request>
     Status ask(Channel& channel, const Request& request, const Payload& payload,
                uint64_t patience_ms, std::vector<int32_t>* codes, UcxLane* lane);
+    Status stage(std::span<PutItem* const> open, DeviceSource::Staged* staged) const;
     uint64_t patience_ms(const PeerNode& peer, std::span<PutItem* const> open) const;
     // A node that did not answer; the items stay open, for another one.
     void pass_over(PeerNode& peer, uint64_t since_ms);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/fault_point.h"
+#include "client/device_source.h"
 #include "index/protocol_steps.h"
 
 namespace kvstore {
@@ -89,13 +90,17 @@ Status SharedPut::work() {
         }
         const bool copy_first = spare_.has_value();
         if (copy_first) {
-            copy(group);
+            if (Status status = copy(group); !status.ok()) {
+                return status;
+            }
         }
         if (Status status = await_reserved(group); !status.ok()) {
             return status;
         }
         if (!copy_first) {
-            copy(group);
+            if (Status status = copy(group); !status.ok()) {
+                return status;
+            }
         }
         if (Status status = commit(group); !status.ok()) {
             return status;
@@ -153,17 +158,15 @@ Status SharedPut::await_reserved(Group& group) {
     return {};
 }
 
-void SharedPut::copy(Group& group) {
+Status SharedPut::copy(Group& group) {
     fault_point("client_reserved");
+    if (options_.device != nullptr) {
+        return copy_from_device(group);
+    }
     for (size_t row = 0; row < group.items.size(); ++row) {
         PutItem& item = *group.items[row];
-        if (group.generations[row] == 0) {
-            continue;
-        }
-        uint8_t* block = node_.block(group.offsets[row], item.data.size());
+        uint8_t* const block = block_of(group, row);
         if (block == nullptr) {
-            item.result = Code::kProtocolError;
-            node_.abandon({&group.generations[row], 1});
             continue;
         }
         group.crcs.push_back(gather_crc32c(block, item.data));
@@ -172,6 +175,46 @@ void SharedPut::copy(Group& group) {
         group.copied_generations.push_back(group.generations[row]);
     }
     steps::finish_writing(steps::RealMemory{});
+    return {};
+}
+
+// All blocks of the group at once: the copies run beside each other, and are waited for together.
+Status SharedPut::copy_from_device(Group& group) {
+    std::vector<DeviceSource::Block> blocks;
+    std::vector<size_t> rows;
+    for (size_t row = 0; row < group.items.size(); ++row) {
+        if (uint8_t* const block = block_of(group, row); block != nullptr) {
+            blocks.push_back(
+                {&group.items[row]->data, block, group.offsets[row], group.generations[row], 0});
+            rows.push_back(row);
+        }
+    }
+    const Status status = options_.device->fill(node_, blocks, deadline_);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        group.generations[rows[i]] = blocks[i].generation;
+        if (status.ok()) {
+            group.crcs.push_back(blocks[i].crc);
+            group.copied.push_back(group.items[rows[i]]);
+            group.copied_generations.push_back(blocks[i].generation);
+        }
+    }
+    steps::finish_writing(steps::RealMemory{});
+    return status;
+}
+
+// Where the row is written; null when it got no block.
+uint8_t* SharedPut::block_of(Group& group, size_t row) {
+    PutItem& item = *group.items[row];
+    if (group.generations[row] == 0) {
+        return nullptr;
+    }
+    uint8_t* const block = node_.block(group.offsets[row], item.data.size());
+    if (block == nullptr) {
+        item.result = Code::kProtocolError;
+        node_.abandon({&group.generations[row], 1});
+        group.generations[row] = 0;
+    }
+    return block;
 }
 
 Status SharedPut::commit(Group& group) {

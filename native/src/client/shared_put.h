@@ -48,7 +48,9 @@ class SharedPut {
     Status send_reserve(Group& group);
     void use_spare();
     Status await_reserved(Group& group);
-    void copy(Group& group);
+    Status copy(Group& group);
+    Status copy_from_device(Group& group);
+    uint8_t* block_of(Group& group, size_t row);
     Status commit(Group& group);
     void keep_new_spare(const ReserveReply& reply, uint64_t size_bytes);
     void take_assigned(Group& group, Code code);

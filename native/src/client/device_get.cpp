@@ -1,0 +1,257 @@
+// Holds, queues, verifies while the copies run; then everything else by way of pinned memory.
+#include "client/device_get.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/mutation.h"
+#include "client/get_path.h"
+
+namespace kvstore {
+namespace {
+
+using Row = DeviceTransfer::Row;
+
+// Of destinations that one round reads into pinned memory, but for a single larger object.
+constexpr uint64_t kRoundBytes = PinnedBuffers::kMaxBytes / 4;
+
+constexpr Row kTooSmall{static_cast<int64_t>(Code::kBufferTooSmall), MissReason::kBufferTooSmall};
+
+// Pinned memory for what a round has found. What is longer than its destination gets none.
+class BounceMemory final : public GetMemory {
+  public:
+    BounceMemory(PinnedBuffers& pool, std::vector<uint64_t> capacities, Deadline deadline)
+        : pool_(pool), capacities_(std::move(capacities)), deadline_(deadline) {}
+    void provide(std::span<const Want> wants, std::span<GetItem> items) override {
+        uint64_t total = 0;
+        for (const Want& want : wants) {
+            total += want.size <= capacities_[want.item] ? PinnedBuffers::aligned(want.size) : 0;
+            items[want.item].data = Pieces();
+        }
+        Result<std::unique_ptr<PinnedBuffers::Buffer>> taken = pool_.take(total, deadline_);
+        if (!taken.ok()) {
+            status_ = taken.status();
+            return;
+        }
+        uint8_t* at = (*taken)->data();
+        for (const Want& want : wants) {
+            if (want.size <= capacities_[want.item]) {
+                items[want.item].data = Pieces(at, want.size);
+                at += PinnedBuffers::aligned(want.size);
+            }
+        }
+        buffers_.push_back(std::move(*taken));
+    }
+    const Status& status() const { return status_; }
+    std::vector<std::unique_ptr<PinnedBuffers::Buffer>> take_buffers() {
+        return std::move(buffers_);
+    }
+
+  private:
+    PinnedBuffers& pool_;
+    const std::vector<uint64_t> capacities_;
+    const Deadline deadline_;
+    Status status_;
+    std::vector<std::unique_ptr<PinnedBuffers::Buffer>> buffers_;
+};
+
+}  // namespace
+
+Status DeviceGet::run(std::span<const GetItem> items,
+                      const std::shared_ptr<DeviceTransfer>& transfer, Deadline deadline) {
+    transfer_ = transfer;
+    deadline_ = deadline;
+    direct_.assign(items.size(), false);
+    decided_.assign(items.size(), false);
+    Status status = copy_held(items);
+    if (status.ok()) {
+        for (size_t row = 0; row < items.size(); ++row) {
+            if (!decided_[row]) {
+                others_.push_back(row);
+            }
+        }
+        status = copy_others(items);
+    }
+    context_.count(tally_, probe_.slot());
+    return status;
+}
+
+// What this host's nodes have in memory goes from the blocks themselves, all with one event.
+Status DeviceGet::copy_held(std::span<const GetItem> items) {
+    hold(items);
+    DeviceCopies copies(call_.device.context, DeviceCopies::Direction::kToDevice);
+    add_held(items, &copies);
+    if (copies.empty()) {
+        verify(items);  // of empty objects, and of those that are a header only
+        transfer_->expect(1);
+        transfer_->end_event({}, std::move(held_));
+    } else {
+        std::unique_ptr<CudaEvent> event;
+        if (Status status = call_.queue(&copies, &event); !status.ok()) {
+            return status;
+        }
+        verify(items);  // while they are copied: the blocks are held
+        transfer_->expect(1);
+        auto shared = std::make_shared<std::vector<std::unique_ptr<HeldBlocks>>>();
+        if (KV_GUARD("gpu-hold", true)) {
+            *shared = std::move(held_);
+        }
+        Status status = settle(std::move(event), [transfer = transfer_, shared](const Status& end) {
+            transfer->end_event(end, std::move(*shared));
+        });
+        if (!status.ok()) {
+            return status;
+        }
+    }
+    // A caller that waits gets what has changed meanwhile in another way.
+    if (!options_.is_queued) {
+        for (const size_t row : transfer_->changed()) {
+            decided_[row] = false;
+        }
+    }
+    return {};
+}
+
+void DeviceGet::hold(std::span<const GetItem> items) {
+    probe_.run(context_, items.size(), deadline_, [&](size_t row) { return items[row].key; });
+    for (const LocalPeer& local : probe_.locals()) {
+        held_.push_back(std::make_unique<HeldBlocks>(local.node));
+    }
+    for (size_t row = 0; row < items.size(); ++row) {
+        const LocalProbe::Row& probed = probe_.rows()[row];
+        if (probed.local == LocalProbe::kNowhere) {
+            continue;
+        }
+        if (probed.found.length > items[row].data.size()) {
+            transfer_->set(row, kTooSmall);
+            decided_[row] = true;
+            continue;
+        }
+        held_[static_cast<size_t>(probed.local)]->add(row, probed.found);
+    }
+    for (const std::unique_ptr<HeldBlocks>& blocks : held_) {
+        blocks->hold_rest(deadline_);
+    }
+}
+
+void DeviceGet::add_held(std::span<const GetItem> items, DeviceCopies* copies) {
+    for (const std::unique_ptr<HeldBlocks>& blocks : held_) {
+        for (const HeldBlocks::Block& block : blocks->blocks()) {
+            const IndexReader::Found& found = block.found;
+            const uint8_t* const source =
+                blocks->node().for_gpus().source(call_.device.context, found.offset, found.length);
+            if (source != nullptr) {
+                call_.add_copies(items[block.row].data, source, found.length, found.offset, copies);
+                direct_[block.row] = true;
+            }
+        }
+    }
+}
+
+// The host's bytes prove the copy's: neither changes while the block is held.
+void DeviceGet::verify(std::span<const GetItem> items) {
+    for (const std::unique_ptr<HeldBlocks>& blocks : held_) {
+        LocalNode& node = blocks->node();
+        for (size_t i = blocks->blocks().size(); i-- > 0;) {  // a chain's tail is touched first
+            const HeldBlocks::Block& block = blocks->blocks()[i];
+            if (!direct_[block.row]) {
+                continue;
+            }
+            const Identity identity = context_.identity(probe_.rows()[block.row].key);
+            const bool is_sealed =
+                !options_.verify_checksum || verify_object(node.segment(), block.found, identity);
+            if (KV_GUARD("gpu-checksum", !is_sealed)) {
+                tally_.add(ClientCounter::kWrongChecksums);
+                continue;  // another replica may have the right ones
+            }
+            call_.header_from(items[block.row].data, node.segment() + block.found.offset,
+                              block.found.length);
+            node.slot().touch(block.found.ref);
+            tally_.add(ClientCounter::kKeysRead);
+            tally_.add(ClientCounter::kHitsShm);
+            tally_.add(ClientCounter::kBytesReadShm, block.found.length);
+            transfer_->set_direct(block.row,
+                                  {static_cast<int64_t>(block.found.length), MissReason::kNone});
+            decided_[block.row] = true;
+        }
+    }
+}
+
+Status DeviceGet::copy_others(std::span<const GetItem> items) {
+    for (size_t first = 0; first < others_.size();) {
+        uint64_t bytes = 0;
+        size_t count = 0;
+        while (first + count < others_.size()) {
+            bytes += PinnedBuffers::aligned(items[others_[first + count]].data.size());
+            if (count > 0 && bytes > kRoundBytes) {
+                break;
+            }
+            ++count;
+        }
+        if (Status status = copy_round(items, std::span(others_).subspan(first, count));
+            !status.ok()) {
+            return status;
+        }
+        first += count;
+    }
+    return {};
+}
+
+// Reads into pinned memory as any get does, and queues the copies from there.
+Status DeviceGet::copy_round(std::span<const GetItem> items, std::span<const size_t> rows) {
+    std::vector<GetItem> reads(rows.size());
+    std::vector<uint64_t> capacities(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+        reads[i].key = items[rows[i]].key;
+        capacities[i] = items[rows[i]].data.size();
+    }
+    BounceMemory memory(*call_.device.bounce, std::move(capacities), deadline_);
+    GetPath(context_, &memory).run(reads, deadline_);
+    DeviceCopies copies(call_.device.context, DeviceCopies::Direction::kToDevice);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const GetItem& read = reads[i];
+        Row row{read.result, read.reason};
+        if (!memory.status().ok() && read.reason == MissReason::kBufferTooSmall) {
+            row = {static_cast<int64_t>(memory.status().code()), MissReason::kUnavailable};
+        }
+        transfer_->set(rows[i], row);
+        if (row.result >= 0) {
+            const uint8_t* const bytes = static_cast<uint8_t*>(read.data.list().front().iov_base);
+            const auto size = static_cast<uint64_t>(row.result);
+            call_.header_from(items[rows[i]].data, bytes, size);
+            call_.add_copies(items[rows[i]].data, bytes, size, {}, &copies);
+        }
+    }
+    if (copies.empty()) {
+        return {};
+    }
+    std::unique_ptr<CudaEvent> event;
+    if (Status status = call_.queue(&copies, &event); !status.ok()) {
+        return status;
+    }
+    transfer_->expect(1);
+    auto buffers = std::make_shared<std::vector<std::unique_ptr<PinnedBuffers::Buffer>>>(
+        memory.take_buffers());
+    return settle(std::move(event), [transfer = transfer_, buffers](const Status& end) {
+        buffers->clear();
+        transfer->end_event(end, {});
+    });
+}
+
+// Waits for the event and calls `done`, unless the caller does not wait or no longer: then the
+// poller does both.
+Status DeviceGet::settle(std::unique_ptr<CudaEvent> event, EventPoller::Done done) {
+    if (!options_.is_queued) {
+        const Status status = event->wait(deadline_);
+        if (status.code() != Code::kDeadlineExceeded) {
+            done(status);
+            return status;
+        }
+        context_.devices().poller()->add(std::move(event), std::move(done));
+        return status;
+    }
+    context_.devices().poller()->add(std::move(event), std::move(done));
+    return {};
+}
+
+}  // namespace kvstore

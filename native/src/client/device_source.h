@@ -1,0 +1,44 @@
+// What a put reads from GPU memory: straight into reserved blocks, or into host memory for a
+// socket.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "client/device_call.h"
+#include "client/put_item.h"
+
+namespace kvstore {
+
+class DeviceSource {
+  public:
+    struct Block {
+        const Pieces* from = nullptr;
+        uint8_t* to = nullptr;  // in this process's writable mapping
+        uint64_t offset = 0;    // the same in the segment
+        Generation generation = 0;
+        uint32_t crc = 0;  // of what was written, after the call
+    };
+    // Objects in host memory, which lives as long as this.
+    struct Staged {
+        std::vector<Pieces> objects;
+        std::unique_ptr<PinnedBuffers::Buffer> buffer;
+    };
+
+    DeviceSource(ClientContext& context, const DeviceCall& call) : context_(context), call_(call) {}
+
+    // Fills reserved blocks and waits until they are. After kDeadlineExceeded the copies go on: the
+    // generations are 0 then, and are given back when the copies have stopped.
+    Status fill(LocalNode& node, std::span<Block> blocks, Deadline deadline);
+    Result<Staged> stage(std::span<PutItem* const> items, Deadline deadline);
+
+  private:
+    Status fill_by_bounce(std::span<Block* const> blocks, Deadline deadline);
+    Result<Staged> stage(std::span<const Pieces* const> objects, Deadline deadline);
+
+    ClientContext& context_;
+    const DeviceCall& call_;
+};
+
+}  // namespace kvstore

@@ -1,0 +1,60 @@
+// Pinned host memory for bytes on their way between a socket and a device, a limited amount of it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "gpu/cuda_driver.h"
+
+namespace kvstore {
+
+// Thread-safe. Buffers that were given back are used again, and freed with the pool.
+class PinnedBuffers : public std::enable_shared_from_this<PinnedBuffers> {
+  public:
+    static constexpr uint64_t kMaxBytes = 64u << 20;  // of all buffers together
+    // What an object takes of a buffer that it shares with others.
+    static uint64_t aligned(uint64_t size) { return (size + 63) / 64 * 64; }
+
+    // Gives itself back at its end, which must come after the last copy from or to it.
+    class Buffer {
+      public:
+        Buffer(std::shared_ptr<PinnedBuffers> pool, uint8_t* data, uint64_t capacity)
+            : pool_(std::move(pool)), data_(data), capacity_(capacity) {}
+        ~Buffer() { pool_->give_back(data_, capacity_); }
+        Buffer(const Buffer&) = delete;
+        Buffer& operator=(const Buffer&) = delete;
+        uint8_t* data() const { return data_; }
+
+      private:
+        const std::shared_ptr<PinnedBuffers> pool_;
+        uint8_t* const data_;
+        const uint64_t capacity_;
+    };
+
+    explicit PinnedBuffers(std::shared_ptr<CudaContext> context) : context_(std::move(context)) {}
+    ~PinnedBuffers();
+
+    // Waits until others have given back enough. A buffer above the limit is given to whoever is
+    // alone: an object is never too large to be read. kDeadlineExceeded, or what the driver says.
+    Result<std::unique_ptr<Buffer>> take(uint64_t size, Deadline deadline) KV_EXCLUDES(mutex_);
+
+  private:
+    struct Free {
+        uint8_t* data;
+        uint64_t capacity;
+    };
+    void give_back(uint8_t* data, uint64_t capacity) KV_EXCLUDES(mutex_);
+    Result<Free> find(uint64_t size) KV_REQUIRES(mutex_);
+    void release(const Free& memory) KV_REQUIRES(mutex_);
+
+    const std::shared_ptr<CudaContext> context_;
+    Mutex mutex_;
+    CondVar given_back_;
+    std::vector<Free> free_ KV_GUARDED_BY(mutex_);
+    uint64_t total_bytes_ KV_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace kvstore

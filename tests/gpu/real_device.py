@@ -1,0 +1,155 @@
+"""The calls for GPU memory on a real GPU: `make test-gpu`. Needs PyTorch; CuPy is used when there.
+
+Runs by itself, because a machine with a GPU may have no pytest; test_real_device.py has the same
+checks as tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+
+import kvstore
+from kvstore import Status
+from tests.support.payloads import proof
+
+MB = 1 << 20
+
+
+def why_not() -> str:
+    """What this machine lacks; empty when the checks can run."""
+    try:
+        import torch
+    except ImportError:
+        return "PyTorch is not installed"
+    return "" if torch.cuda.is_available() else "there is no NVIDIA GPU, or no driver"
+
+
+def _on_gpu(data: bytes):  # type: ignore[no-untyped-def]
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).cuda()
+
+
+def _bytes(tensor) -> bytes:  # type: ignore[no-untyped-def]
+    there = tensor.cpu()  # dense; read without NumPy, which PyTorch does not need
+    return ctypes.string_at(there.data_ptr(), there.numel())
+
+
+def put_and_get(store: kvstore.Store) -> None:
+    """Objects of many sizes, both ways, and through the host."""
+    import torch
+
+    for size in (1, 4096, 65_537, MB, 20 * MB):
+        key = f"size/{size}"
+        data = proof(key, size)
+        assert store.put(key, _on_gpu(data)) is Status.Ok
+        assert store.get(key) == data
+        out = torch.zeros(size, dtype=torch.uint8, device="cuda")
+        assert store.get_into(key, out) == size
+        assert _bytes(out) == data
+
+
+def batches_on_a_stream(store: kvstore.Store) -> None:
+    """Many small blocks: kernels that are queued behind the copies see them."""
+    import torch
+
+    keys = [f"page/{i}" for i in range(500)]
+    data = [proof(key, 64 << 10) for key in keys]
+    assert store.batch_put(keys, [_on_gpu(one) for one in data]) == [Status.Ok] * len(keys)
+    pool = torch.zeros((len(keys), 64 << 10), dtype=torch.uint8, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        transfer = store.batch_get_into(keys, list(pool), stream=stream)
+        copy = pool.clone()
+    assert transfer.result(30_000) == [64 << 10] * len(keys)
+    stream.synchronize()
+    assert [_bytes(row) for row in copy] == data
+
+
+def a_put_sees_what_is_queued_before(store: kvstore.Store) -> None:
+    """The bytes of a put are those after the stream's kernels."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        tensor = torch.zeros(8 * MB, dtype=torch.uint8, device="cuda")
+        torch.cuda._sleep(50_000_000)
+        tensor.fill_(7)
+        assert store.put("after", tensor) is Status.Ok
+    assert store.get("after") == b"\7" * (8 * MB)
+
+
+def wrong_memory_and_streams(store: kvstore.Store) -> None:
+    """What is not a device's memory is refused with a sentence."""
+    import torch
+
+    store.put("one", b"1" * 4096)
+    host = torch.zeros(4096, dtype=torch.uint8)
+    for pointer in (host.data_ptr(), 1 << 40):
+        try:
+            store.batch_get_into_pointers(["one"], [pointer], [4096], memory="cuda")
+        except kvstore.InvalidArgumentError as error:
+            assert "not memory of a CUDA device" in str(error)
+        else:
+            raise AssertionError("host memory was taken for a device's")
+
+
+def arrays_of_cupy(store: kvstore.Store) -> None:
+    """Arrays of CuPy, in place of tensors."""
+    try:
+        import cupy
+    except ImportError:
+        return
+    source = cupy.arange(100_000, dtype=cupy.float32)
+    assert store.put("cupy", source) is Status.Ok
+    out = cupy.zeros(100_000, dtype=cupy.float32)
+    assert store.get_into("cupy", out) == source.nbytes
+    assert bool((out == source).all())
+
+
+def tensors(store: kvstore.Store) -> None:
+    """Tensors with their dtype and shape."""
+    import torch
+
+    tensor = torch.randn(2, 64, 128, dtype=torch.bfloat16, device="cuda")
+    assert store.put_tensor("tensor", tensor) is Status.Ok
+    out = torch.empty_like(tensor)
+    assert store.get_tensor_into("tensor", out)
+    assert torch.equal(out, tensor)
+    assert torch.equal(store.get_tensor("tensor"), tensor.cpu())
+
+
+CHECKS: tuple[Callable[[kvstore.Store], None], ...] = (
+    put_and_get,
+    batches_on_a_stream,
+    a_put_sees_what_is_queued_before,
+    wrong_memory_and_streams,
+    arrays_of_cupy,
+    tensors,
+)
+
+
+def run(check: Callable[[kvstore.Store], None]) -> None:
+    """Run a check on a store of its own."""
+    with kvstore.open(segment_size="256mb", timeout_ms=30_000) as store:
+        check(store)
+
+
+def main() -> int:
+    """Run all checks."""
+    if reason := why_not():
+        print(f"skipped: {reason}")
+        return 1
+    for check in CHECKS:
+        started = time.monotonic()
+        run(check)
+        print(f"{check.__name__}: passed in {time.monotonic() - started:.1f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
