@@ -61,6 +61,37 @@ MUTATIONS = (
         "tests/cluster/test_warm_restart.py::test_views_keep_their_bytes",
     ),
     Mutation(
+        "gpu-event",
+        "a copy has been made when its call returns",
+        "tests/gpu/test_order.py::test_a_get_that_waits_does_not_return_early",
+    ),
+    Mutation(
+        "gpu-event",
+        "an object is published when its bytes have arrived",
+        "tests/gpu/test_order.py::test_a_put_waits_for_its_copies",
+    ),
+    Mutation(
+        "gpu-hold",
+        "a block that a GPU copies is not given to the next",
+        "tests/gpu/test_order.py::test_a_block_is_held_until_its_copy_is_made",
+    ),
+    Mutation(
+        "gpu-generation",
+        "an object that changed while a GPU copied it is a miss",
+        "tests/gpu/test_order.py::test_a_changed_generation_is_a_miss",
+    ),
+    Mutation(
+        "gpu-generation",
+        "a block that is not held any more gives no wrong bytes",
+        "tests/gpu/test_order.py::test_a_block_is_held_until_its_copy_is_made",
+        ("gpu-hold",),
+    ),
+    Mutation(
+        "gpu-checksum",
+        "a GPU gets no bytes of a wrong checksum",
+        "tests/gpu/test_order.py::test_a_wrong_checksum_is_a_miss",
+    ),
+    Mutation(
         "owner-lock",
         "one process owns a folder",
         "tests/cluster/test_warm_restart.py::test_a_second_owner_is_refused_and_the_first_one_stays",

@@ -5,6 +5,7 @@
 // unless the driver is paused. Every copy is checked when it is queued and again when it is made:
 // whether both ends are (still) there, and whether host memory is pinned. What a program must not
 // do is counted as a violation. FAKE_CUDA (11, 12, 13) chooses which batched copy is exported.
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -190,6 +191,7 @@ bool step() {
 }
 
 void work() {
+    pthread_setname_np(pthread_self(), "fake-cuda");
     Lock lock(driver.mutex);
     for (;;) {
         if (driver.is_paused || !step()) {
@@ -260,23 +262,26 @@ CUresult queue_copy(const char* name, uint64_t to, uint64_t from, size_t size, u
     return checked;
 }
 
-bool is_writable(const void* data, size_t size) {
+// What /proc says of a mapping, like "rw-s"; empty when it does not cover all of these bytes.
+std::string rights_of(const void* data, size_t size) {
     std::FILE* const maps = std::fopen("/proc/self/maps", "r");
     const auto begin = reinterpret_cast<uint64_t>(data);
     uint64_t covered = begin;
+    std::string rights;
     char line[512];
     while (maps != nullptr && std::fgets(line, sizeof line, maps) != nullptr) {
         unsigned long long first = 0, last = 0;
-        char rights[8] = {};
-        if (std::sscanf(line, "%llx-%llx %7s", &first, &last, rights) == 3 && first <= covered &&
-            covered < last && rights[1] == 'w') {
+        char here[8] = {};
+        if (std::sscanf(line, "%llx-%llx %7s", &first, &last, here) == 3 && first <= covered &&
+            covered < last && (rights.empty() || rights == here)) {
+            rights = here;
             covered = last;
         }
     }
     if (maps != nullptr) {
         std::fclose(maps);
     }
-    return covered >= begin + size;
+    return covered >= begin + size ? rights : "";
 }
 
 #if FAKE_CUDA >= 12
@@ -397,55 +402,38 @@ CUresult cuMemHostRegister_v2(void* data, size_t size, unsigned flags) {
         return state;
     }
     const auto begin = reinterpret_cast<uint64_t>(data);
-    for (const auto& [at, range] : driver.registered) {
+    const std::string rights = rights_of(data, size);
+    if (rights.empty() || ((flags & 8) == 0 && rights[1] != 'w')) {
+        return kInvalidValue;
+    }
+    // Shared memory is what a store maps; private memory is a buffer of its own.
+    const bool is_private = rights[3] == 'p';
+    Ranges& ranges = is_private ? driver.pinned : driver.registered;
+    for (const auto& [at, range] : ranges) {
         if (at < begin + size && begin < at + range.size) {
             return kAlreadyRegistered;
         }
     }
-    if ((flags & 8) == 0 && !is_writable(data, size)) {
-        return kInvalidValue;
+    ranges[begin] = {size, current.back(), nullptr, flags};
+    if (is_private) {
+        long& bytes = driver.counts["pinned_bytes"];
+        bytes += static_cast<long>(size);
+        driver.counts["most_pinned_bytes"] = std::max(driver.counts["most_pinned_bytes"], bytes);
     }
-    driver.registered[begin] = {size, 0, nullptr, flags};
     return kOk;
 }
 
 CUresult cuMemHostUnregister(void* data) {
     const Lock lock(driver.mutex);
-    if (driver.registered.erase(reinterpret_cast<uint64_t>(data)) == 0) {
+    const auto begin = reinterpret_cast<uint64_t>(data);
+    const auto pinned = driver.pinned.find(begin);
+    if (pinned != driver.pinned.end()) {
+        driver.counts["pinned_bytes"] -= static_cast<long>(pinned->second.size);
+        driver.pinned.erase(pinned);
+    } else if (driver.registered.erase(begin) == 0) {
         violation("memory was unregistered that is not registered");
         return kNotRegistered;
     }
-    return kOk;
-}
-
-CUresult cuMemHostAlloc(void** data, size_t size, unsigned) {
-    const Lock lock(driver.mutex);
-    if (const CUresult failure = enter("cuMemHostAlloc"); failure != kOk) {
-        return failure;
-    }
-    void* const memory =
-        mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        return kOutOfMemory;
-    }
-    driver.pinned[reinterpret_cast<uint64_t>(memory)] = {size, 0, nullptr, 0};
-    driver.counts["pinned_bytes"] += static_cast<long>(size);
-    driver.counts["most_pinned_bytes"] =
-        std::max(driver.counts["most_pinned_bytes"], driver.counts["pinned_bytes"]);
-    *data = memory;
-    return kOk;
-}
-
-CUresult cuMemFreeHost(void* data) {
-    const Lock lock(driver.mutex);
-    const auto it = driver.pinned.find(reinterpret_cast<uint64_t>(data));
-    if (it == driver.pinned.end()) {
-        violation("pinned memory was freed twice");
-        return kInvalidValue;
-    }
-    munmap(data, it->second.size);
-    driver.counts["pinned_bytes"] -= static_cast<long>(it->second.size);
-    driver.pinned.erase(it);
     return kOk;
 }
 
@@ -542,10 +530,13 @@ CUresult cuEventRecord(void* event, void* stream) {
 
 CUresult cuEventQuery(void* event) {
     const Lock lock(driver.mutex);
-    if (const CUresult failure = enter("cuEventQuery"); failure != kOk) {
+    const CUresult failure = enter("cuEventQuery");
+    const auto it = driver.events.find(reinterpret_cast<uint64_t>(event));
+    if (failure != kOk) {
+        // A query fails because something before it has, and then all that is queued ends.
+        driver.contexts[it->second.device].sticky = failure;
         return failure;
     }
-    const auto it = driver.events.find(reinterpret_cast<uint64_t>(event));
     if (it == driver.events.end()) {
         violation("an event was asked after its end");
         return kInvalidHandle;
@@ -631,6 +622,9 @@ void fake_pause(int on) {
 void fake_destroy_context(int device) {
     const Lock lock(driver.mutex);
     driver.contexts[device].is_destroyed = true;
+    const auto is_its = [device](const auto& range) { return range.second.device == device; };
+    std::erase_if(driver.registered, is_its);
+    std::erase_if(driver.pinned, is_its);
     for (auto& [handle, stream] : driver.streams) {
         if (stream.device == device) {
             driver.counts["pending"] -= static_cast<long>(stream.ops.size());

@@ -28,6 +28,12 @@ class BounceMemory final : public GetMemory {
             total += want.size <= capacities_[want.item] ? PinnedBuffers::aligned(want.size) : 0;
             items[want.item].data = Pieces();
         }
+        if (total == 0) {
+            return;
+        }
+        if (items.size() == 1) {
+            buffers_.clear();  // asked for again, for a longer version
+        }
         Result<std::unique_ptr<PinnedBuffers::Buffer>> taken = pool_.take(total, deadline_);
         if (!taken.ok()) {
             status_ = taken.status();

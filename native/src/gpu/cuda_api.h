@@ -39,7 +39,6 @@ inline constexpr int kCanRegisterReadOnly = 113;
 
 inline constexpr unsigned kRegisterPortable = 0x01;
 inline constexpr unsigned kRegisterReadOnly = 0x08;
-inline constexpr unsigned kHostAllocPortable = 0x01;
 inline constexpr unsigned kEventDisableTiming = 0x02;
 
 struct MemLocation {
@@ -68,8 +67,6 @@ struct Api {
     Result (*pointer_get_attributes)(unsigned count, int* attributes, void** data, DevicePtr where);
     Result (*host_register)(void* data, size_t size, unsigned flags);
     Result (*host_unregister)(void* data);
-    Result (*host_alloc)(void** data, size_t size, unsigned flags);
-    Result (*host_free)(void* data);
     Result (*copy_to_device)(DevicePtr to, const void* from, size_t size, Stream stream);
     Result (*copy_to_host)(void* to, DevicePtr from, size_t size, Stream stream);
     Result (*stream_get_ctx)(Stream stream, Context* context);

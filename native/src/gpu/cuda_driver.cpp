@@ -99,8 +99,6 @@ Status CudaDriver::find_functions(void* library, const std::string& name) {
         {"cuPointerGetAttributes", slot_of(&api_.pointer_get_attributes)},
         {"cuMemHostRegister_v2", slot_of(&api_.host_register)},
         {"cuMemHostUnregister", slot_of(&api_.host_unregister)},
-        {"cuMemHostAlloc", slot_of(&api_.host_alloc)},
-        {"cuMemFreeHost", slot_of(&api_.host_free)},
         {"cuMemcpyHtoDAsync_v2", slot_of(&api_.copy_to_device)},
         {"cuMemcpyDtoHAsync_v2", slot_of(&api_.copy_to_host)},
         {"cuStreamGetCtx", slot_of(&api_.stream_get_ctx)},

@@ -1,6 +1,8 @@
 // Finding a buffer: a free one that is long enough, a new one, or the wait for one.
 #include "gpu/pinned_buffers.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -63,11 +65,17 @@ Result<PinnedBuffers::Free> PinnedBuffers::find(uint64_t size) {
     if (!scope.status().ok()) {
         return scope.status();
     }
-    void* data = nullptr;
+    // Not the driver's own memory, which would go with its context while somebody reads into it.
+    void* const data =
+        mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+        return {Code::kNoSpace, "no memory for a pinned buffer"};
+    }
     const cuda::Result result =
-        context_->api().host_alloc(&data, capacity, cuda::kHostAllocPortable);
+        context_->api().host_register(data, capacity, cuda::kRegisterPortable);
     if (result != cuda::kSuccess) {
-        return context_->driver().status("cuMemHostAlloc", result);
+        munmap(data, capacity);
+        return context_->driver().status("cuMemHostRegister", result);
     }
     total_bytes_ += capacity;
     return Free{static_cast<uint8_t*>(data), capacity};
@@ -87,8 +95,9 @@ void PinnedBuffers::release(const Free& memory) {
     total_bytes_ -= memory.capacity;
     const CudaContext::Scope scope(*context_);
     if (scope.status().ok()) {
-        (void)context_->api().host_free(memory.data);
+        (void)context_->api().host_unregister(memory.data);
     }
+    munmap(memory.data, memory.capacity);
 }
 
 }  // namespace kvstore
