@@ -169,10 +169,18 @@ def common_stream(buffers: Sequence[DeviceBuffer], stream: Any) -> int:
     """
     if stream is not None:
         return stream_handle(stream)
-    streams = {buffer.stream for buffer in buffers}
-    if len(streams) > 1:
+    return one_stream([buffer.stream for buffer in buffers])
+
+
+def one_stream(streams: Sequence[int]) -> int:
+    """Return the stream that all buffers of a call have.
+
+    Raises:
+        InvalidArgumentError: They have several.
+    """
+    if len(set(streams)) > 1:
         raise InvalidArgumentError("the buffers belong to several streams: pass stream")
-    return streams.pop() if streams else LEGACY_STREAM
+    return streams[0] if streams else LEGACY_STREAM
 
 
 def checked_verify(verify: Verify) -> bool:

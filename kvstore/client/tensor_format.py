@@ -97,7 +97,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """A tensor's elements in host memory, without gaps."""
+    """A tensor's elements without gaps, in host memory (or on a GPU: device_tensors.py)."""
 
     layout: Layout
     pointer: int
@@ -177,11 +177,21 @@ def memory_of(tensor: Any) -> Memory:
     )
 
 
-def _torch_memory(tensor: Any) -> Memory:
-    torch = sys.modules["torch"]
+def torch_dtype(tensor: Any) -> str:
+    """Return the name of a torch.Tensor's dtype; raise InvalidArgumentError if unsupported."""
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in _CODE_OF or tensor.layout != torch.strided:
+    if dtype not in _CODE_OF or tensor.layout != sys.modules["torch"].strided:
         raise InvalidArgumentError(f"tensors of {tensor.dtype}, {tensor.layout} are not supported")
+    return dtype
+
+
+def is_known(dtype: str) -> bool:
+    """Whether tensors of a dtype can be stored."""
+    return dtype in _CODE_OF
+
+
+def _torch_memory(tensor: Any) -> Memory:
+    dtype = torch_dtype(tensor)
     there = tensor.data_ptr()
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
     if not is_dense(tensor.shape, tensor.stride()):

@@ -8,6 +8,8 @@ from typing import Any
 
 from kvstore import _native
 from kvstore.client.answers import PinLevel, answer, kept_as, statuses_of
+from kvstore.client.device_buffers import one_stream
+from kvstore.client.device_tensors import device_memories_of
 from kvstore.client.tensor_format import (
     Layout,
     Memory,
@@ -24,9 +26,9 @@ from kvstore.options import one_of
 class TensorCalls:
     """Tensors of PyTorch and NumPy, and of anything with DLPack or ``__cuda_array_interface__``.
 
-    A tensor is stored with its dtype, shape and strides; its elements are copied once (a tensor on
-    a GPU, or with gaps between its elements, is first copied to dense host memory). Neither library
-    is needed until one of its tensors is written or read.
+    A tensor is stored with its dtype, shape and strides; its elements are copied once (a tensor
+    with gaps between them is first made dense), those on a GPU directly, behind its library's
+    current stream. Neither library is needed until one of its tensors is written or read.
     """
 
     _client: _native.Client
@@ -138,8 +140,8 @@ class TensorCalls:
 
         Args:
             key: of the object.
-            out: a tensor in host memory without gaps; its contents are undefined unless True is
-                returned.
+            out: a tensor without gaps, in host memory or on a GPU; its contents are undefined
+                unless True is returned.
 
         Returns:
             Whether it was found.
@@ -155,7 +157,8 @@ class TensorCalls:
 
         Args:
             keys: of the objects.
-            outs: a tensor for each key, as in `get_tensor_into`.
+            outs: a tensor for each key, as in `get_tensor_into`: all in host memory, or all on one
+                GPU.
 
         Returns:
             Whether each was found.
@@ -165,11 +168,26 @@ class TensorCalls:
                 been read.
             ClosedError: The store is closed, or this is a forked child.
         """
-        places = [memory_of(out) for out in outs]
+        device = device_memories_of(outs)
+        places = [memory_of(out) for out in outs] if device is None else device[0]
         if not all(place.is_own for place in places):
-            raise InvalidArgumentError("out must be writable host memory without gaps")
+            raise InvalidArgumentError(
+                "out must be writable, without gaps, and in host memory or with all others on a GPU"
+            )
         headers = [bytearray(header_bytes(len(place.layout.shape))) for place in places]
-        sizes = self._client.batch_get_into_pointers(keys, *_pieces(headers, places))
+        pointers, capacities = _pieces(headers, places)
+        if device is None:
+            sizes = self._client.batch_get_into_pointers(keys, pointers, capacities)
+        else:
+            sizes = self._client.device_get(
+                keys,
+                pointers,
+                capacities,
+                header_on_host=True,
+                stream=one_stream(device[1]),
+                queued=False,
+                verify_checksum=True,
+            ).results()
         for key, size, header, place in zip(keys, sizes, headers, places, strict=True):
             _check_fit(key, size, header, place.layout)
         return [size >= 0 for size in sizes]
@@ -182,10 +200,22 @@ class TensorCalls:
         parent: str | None,
         upsert: bool,
     ) -> list[int]:
-        memories = [memory_of(tensor) for tensor in tensors]
+        device = device_memories_of(tensors)
+        memories = [memory_of(tensor) for tensor in tensors] if device is None else device[0]
         headers = [memory.layout.header() for memory in memories]
         pointers, sizes = _pieces(headers, memories)
-        return self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert)
+        if device is None:
+            return self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert)
+        return self._client.device_put(
+            keys,
+            pointers,
+            sizes,
+            *how,
+            parent,
+            upsert,
+            header_on_host=True,
+            stream=one_stream(device[1]),
+        )
 
 
 def _pieces(

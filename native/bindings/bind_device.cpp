@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 
 #include "bindings.h"
 #include "gil.h"
@@ -56,24 +57,30 @@ class Transfer {
     std::shared_ptr<DeviceTransfer> transfer_;
 };
 
-DeviceCall call_of(Client& client, const std::vector<Pieces>& pieces,
-                   const DeviceArguments& arguments) {
-    std::optional<DeviceCall> call = value_or_raise(interruptible([&] {
+// Empty when no byte lies on a device: then there is nothing that the host could not copy.
+std::optional<DeviceCall> call_of(Client& client, const std::vector<Pieces>& pieces,
+                                  const DeviceArguments& arguments) {
+    raise_unless_ok(client->context().check_open());
+    return value_or_raise(interruptible([&] {
         return DeviceCall::of(client->context(), pieces, arguments.stream,
                               arguments.is_header_on_host);
     }));
-    if (!call) {
-        raise_status(Status(Code::kInvalidArgument, "no byte of this call is a device's memory"));
+}
+
+// As the host reads it; the transfer is over at once.
+Status get_on_host(Client& client, std::span<GetItem> items, DeviceTransfer* transfer) {
+    const Status status = client->get(items, nullptr);
+    for (size_t row = 0; row < items.size(); ++row) {
+        transfer->set(row, {items[row].result, items[row].reason});
     }
-    return std::move(*call);
+    return status;
 }
 
 nb::object device_get(Client& client, nb::handle keys, const DeviceArguments& where, bool is_queued,
                       bool verify_checksum) {
     const KeyArguments arguments = KeyArguments::many(keys);
     const PointerArguments memory(where.pointers, where.sizes, arguments.size());
-    raise_unless_ok(client->context().check_open());
-    const DeviceCall call = call_of(client, memory.pieces(), where);
+    const std::optional<DeviceCall> call = call_of(client, memory.pieces(), where);
     std::vector<GetItem> items(arguments.size());
     for (size_t i = 0; i < items.size(); ++i) {
         items[i].key = arguments.keys()[i];
@@ -81,7 +88,10 @@ nb::object device_get(Client& client, nb::handle keys, const DeviceArguments& wh
     }
     const auto transfer = std::make_shared<DeviceTransfer>(items.size());
     const DeviceGet::Options options{.verify_checksum = verify_checksum, .is_queued = is_queued};
-    raise_unless_ok(interruptible([&] { return client->get(items, call, options, transfer); }));
+    raise_unless_ok(interruptible([&] {
+        return call ? client->get(items, *call, options, transfer)
+                    : get_on_host(client, items, transfer.get());
+    }));
     return nb::cast(new Transfer(transfer), nb::rv_policy::take_ownership);
 }
 
@@ -89,11 +99,11 @@ std::vector<int32_t> device_put(Client& client, nb::handle keys, const DeviceArg
                                 const PutHow& how) {
     const KeyArguments arguments = KeyArguments::many(keys);
     const PointerArguments memory(where.pointers, where.sizes, arguments.size());
-    raise_unless_ok(client->context().check_open());
-    const DeviceCall call = call_of(client, memory.pieces(), where);
+    const std::optional<DeviceCall> call = call_of(client, memory.pieces(), where);
     std::vector<PutItem> items = put_items(arguments, memory.pieces(), how);
     const PutOptions options = put_options(how);
-    raise_unless_ok(interruptible([&] { return client->put(items, options, call); }));
+    raise_unless_ok(interruptible(
+        [&] { return call ? client->put(items, options, *call) : client->put(items, options); }));
     std::vector<int32_t> codes(items.size());
     std::transform(items.begin(), items.end(), codes.begin(),
                    [](const PutItem& item) { return static_cast<int32_t>(item.result); });

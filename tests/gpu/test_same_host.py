@@ -109,6 +109,14 @@ def test_empty_objects(store: kvstore.Store, cuda: FakeCuda) -> None:
     store.put("empty", b"")
     out = cuda.array(SIZE)
     assert store.get_into("empty", out) == 0
+    nothing = cuda.array(8, shape=(0,))
+    assert store.put("void", nothing) is Status.Ok
+    assert store.get_into("void", nothing) == 0
+    assert store.get_into("nobody", nothing) is None
+    with pytest.raises(kvstore.InvalidArgumentError, match="shorter"):
+        store.put("one", b"1")
+        store.get_into("one", nothing)
+    assert store.batch_get_into(["empty"], [nothing], stream=cuda.stream()).result(10_000) == [0]
     assert store.batch_get_into(["empty"], [out], stream=cuda.stream()).result(10_000) == [0]
 
 

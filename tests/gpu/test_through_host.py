@@ -109,8 +109,7 @@ def test_pieces_on_the_way_through_the_host(tcp: kvstore.Store, cuda: FakeCuda) 
 @pytest.mark.cluster
 def test_a_client_that_may_only_read(cuda: FakeCuda, cluster: Cluster) -> None:
     """Its mapping is registered for reading; what it puts goes by socket."""
-    node = {"segment_size": "64mb", "shm_read": ["default"], "shm_write": []}
-    cluster.start_node("a", **node)
+    cluster.start_node("a", segment_size="64mb", shm_read=["default"], shm_write=[])
     with cluster.connect() as store:
         data = proof("a", SIZE)
         assert store.put("a", cuda.array(SIZE).write(data)) is Status.Ok
