@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from kvstore.client.connect import connect
 from kvstore.client.lookup import Lookup
+from kvstore.client.page_pools import PagePool
 from kvstore.client.store import Store
+from kvstore.client.transfer import Transfer
 from kvstore.client.view import View
 from kvstore.embedded import open
 from kvstore.errors import (
@@ -65,12 +67,14 @@ __all__ = [
     "MissReason",
     "NoSpaceError",
     "OverloadedError",
+    "PagePool",
     "PermissionDeniedError",
     "ProtocolError",
     "RebuildingError",
     "Status",
     "Store",
     "TooLargeError",
+    "Transfer",
     "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",

@@ -188,6 +188,9 @@ class AsyncStore:
     batch_get_into = _awaited(Store.batch_get_into, lends_memory=True)
     batch_get_into_pointers = _awaited(Store.batch_get_into_pointers, lends_memory=True)
 
+    batch_get_into_pages = _awaited(Store.batch_get_into_pages, lends_memory=True)
+    batch_put_from_pages = _awaited(Store.batch_put_from_pages, lends_memory=True)
+
     put_tensor = _awaited(Store.put_tensor, lends_memory=True)
     batch_put_tensor = _awaited(Store.batch_put_tensor, lends_memory=True)
     get_tensor = _awaited(Store.get_tensor)

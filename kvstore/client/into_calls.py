@@ -252,11 +252,10 @@ class IntoCalls:
         stream: int,
         verified: bool,
         reasons: list[MissReason] | None,
-        header_on_host: bool = False,
     ) -> list[int]:
         done = self._client.device_get(
             *where,
-            header_on_host=header_on_host,
+            header_on_host=False,
             stream=stream,
             queued=False,
             verify_checksum=verified,
@@ -271,15 +270,17 @@ class IntoCalls:
         where, handle = self._places(keys, buffers, stream, writable=False)
         return self._put_places(where, how, handle)
 
-    def _put_from_device(self, where: Where, how: How, stream: Any) -> list[int]:
-        return self._put_places(
-            where, how, LEGACY_STREAM if stream is None else stream_handle(stream)
-        )
+    def _put_pointers(self, where: Where, how: How, memory: MemoryKind, stream: Any) -> list[int]:
+        if is_cuda(memory):
+            handle = LEGACY_STREAM if stream is None else stream_handle(stream)
+            return self._put_places(where, how, handle)
+        if stream is not None:
+            raise InvalidArgumentError('stream is for addresses of memory="cuda"')
+        keys, pointers, sizes = where
+        return self._client.batch_put_from(keys, pointers, sizes, *how)
 
-    def _put_places(
-        self, where: Where, how: How, stream: int, header_on_host: bool = False
-    ) -> list[int]:
+    def _put_places(self, where: Where, how: How, stream: int) -> list[int]:
         keys, pointers, sizes = where
         return self._client.device_put(
-            keys, pointers, sizes, *how, header_on_host=header_on_host, stream=stream
+            keys, pointers, sizes, *how, header_on_host=False, stream=stream
         )

@@ -19,10 +19,10 @@ from kvstore.client.answers import (
     name_reasons,
     statuses_of,
 )
-from kvstore.client.device_buffers import MemoryKind, any_on_device, is_cuda, on_device
-from kvstore.client.into_calls import IntoCalls
+from kvstore.client.device_buffers import MemoryKind, any_on_device, on_device
 from kvstore.client.lookup import Lookup
 from kvstore.client.registration import Registration
+from kvstore.client.page_calls import PageCalls
 from kvstore.client.tensors import TensorCalls
 from kvstore.client.view import View
 from kvstore.errors import InvalidArgumentError, MissReason, Status, error_for
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LARGEST = (1 << 64) - 1
 
 
-class Store(TensorCalls, IntoCalls, Administration):
+class Store(TensorCalls, PageCalls, Administration):
     """An open store; made by `kvstore.connect` or `kvstore.open`.
 
     Thread-safe: the calling thread does its own I/O with the GIL released, and no call outlives the
@@ -193,10 +193,8 @@ class Store(TensorCalls, IntoCalls, Administration):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = kept_as(replicas, pin, ttl_ms)
-        if is_cuda(memory):
-            where = (keys, pointers, sizes)
-            return statuses_of(self._put_from_device(where, (*how, parent, upsert), stream))
-        return statuses_of(self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert))
+        where = (keys, pointers, sizes)
+        return statuses_of(self._put_pointers(where, (*how, parent, upsert), memory, stream))
 
     # --- reading ---
 

@@ -83,6 +83,7 @@ struct Driver {
 };
 // Never destroyed: its thread goes on until the process ends.
 Driver& driver = *new Driver();
+thread_local int capture_mode = 0;      // 2: calls are allowed while another thread captures
 thread_local std::vector<int> current;  // devices of the contexts that were pushed
 
 using Lock = std::unique_lock<std::mutex>;
@@ -107,6 +108,11 @@ const Ranges::value_type* find(const Ranges& ranges, uint64_t at, uint64_t size)
 // Counts the call; an injected failure, if it is this call's turn.
 CUresult enter(const char* name) {
     ++driver.counts[std::string("calls:") + name];
+    for (const auto& [handle, stream] : driver.streams) {
+        if (stream.is_capturing && capture_mode != 2) {
+            violation(std::string(name) + " spoils the capture of another thread");
+        }
+    }
     const auto it = driver.failures.find(name);
     if (it == driver.failures.end() || it->second.after-- > 0) {
         return kOk;
@@ -496,6 +502,11 @@ CUresult cuStreamSynchronize(void* stream) {
     return context_state(found->device);
 }
 
+CUresult cuThreadExchangeStreamCaptureMode(int* mode) {
+    std::swap(*mode, capture_mode);
+    return kOk;
+}
+
 CUresult cuEventCreate(void** event, unsigned) {
     const Lock lock(driver.mutex);
     if (const CUresult failure = enter("cuEventCreate"); failure != kOk) {
@@ -684,6 +695,9 @@ void fake_reset() {
     driver.failures.clear();
     driver.is_paused = false;
     driver.has_read_only = true;
+    for (auto& [handle, stream] : driver.streams) {
+        stream.is_capturing = false;
+    }
     const long pending = driver.counts["pending"];
     const long pinned = driver.counts["pinned_bytes"];
     driver.counts.clear();

@@ -182,6 +182,24 @@ def test_streams_in_any_order(store: kvstore.Store, cuda: FakeCuda, seed: int) -
         assert [out.content() for out in outs] == [data[row] for row in rows]
 
 
+def test_calls_beside_a_capture_do_not_spoil_it(store: kvstore.Store, cuda: FakeCuda) -> None:
+    """An engine captures its graphs while transfers are in progress."""
+    data = proof("a", SIZE)
+    store.put("a", data)
+    out = cuda.array(SIZE)
+    captured = cuda.stream()
+    cuda.pause()
+    transfer = store.get_into("a", out, stream=cuda.stream())
+    cuda.capture(captured, True)
+    asked = cuda.count("calls:cuEventQuery")
+    wait_for(lambda: cuda.count("calls:cuEventQuery") > asked + 10, "the poller asks")
+    cuda.pause(False)
+    assert transfer.result(10_000) == [SIZE]
+    assert store.put("b", out, stream=cuda.stream()) is Status.Ok
+    cuda.capture(captured, False)
+    assert cuda.count("violations") == 0
+
+
 def test_transfers_outlive_the_store(cuda: FakeCuda) -> None:
     data = proof("a", SIZE)
     out = cuda.array(SIZE)

@@ -67,25 +67,27 @@ std::vector<size_t> DeviceTransfer::changed() const {
 
 void DeviceTransfer::end_event(const Status& status,
                                std::vector<std::unique_ptr<HeldBlocks>> held) {
-    const MutexLock lock(mutex_);
-    for (const std::unique_ptr<HeldBlocks>& blocks : held) {
-        for (const HeldBlocks::Block& block : blocks->blocks()) {
-            const bool is_changed = is_direct_[block.row] && !blocks->unchanged(block);
-            if (KV_GUARD("gpu-generation", is_changed)) {
-                rows_[block.row] = kChanged;
-                changed_.push_back(block.row);
+    {
+        const MutexLock lock(mutex_);
+        for (const std::unique_ptr<HeldBlocks>& blocks : held) {
+            for (const HeldBlocks::Block& block : blocks->blocks()) {
+                const bool is_changed = is_direct_[block.row] && !blocks->unchanged(block);
+                if (KV_GUARD("gpu-generation", is_changed)) {
+                    rows_[block.row] = kChanged;
+                    changed_.push_back(block.row);
+                }
             }
         }
-    }
-    if (!status.ok()) {
-        status_ = status;
-        for (Row& row : rows_) {
-            row = row.result >= 0 ? kFailed : row;
+        if (!status.ok()) {
+            status_ = status;
+            for (Row& row : rows_) {
+                row = row.result >= 0 ? kFailed : row;
+            }
         }
+        --events_;
+        ended_.notify_all();
     }
-    held.clear();
-    --events_;
-    ended_.notify_all();
+    held.clear();  // may send a message: nobody has to wait for that
 }
 
 }  // namespace kvstore

@@ -40,6 +40,7 @@ inline constexpr int kCanRegisterReadOnly = 113;
 inline constexpr unsigned kRegisterPortable = 0x01;
 inline constexpr unsigned kRegisterReadOnly = 0x08;
 inline constexpr unsigned kEventDisableTiming = 0x02;
+inline constexpr int kCaptureModeRelaxed = 2;
 
 struct MemLocation {
     int type = 0;
@@ -72,6 +73,7 @@ struct Api {
     Result (*stream_get_ctx)(Stream stream, Context* context);
     Result (*stream_is_capturing)(Stream stream, int* status);
     Result (*stream_synchronize)(Stream stream);
+    Result (*exchange_capture_mode)(int* mode);
     Result (*event_create)(Event* event, unsigned flags);
     Result (*event_record)(Event event, Stream stream);
     Result (*event_query)(Event event);

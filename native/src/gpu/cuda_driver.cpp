@@ -104,6 +104,7 @@ Status CudaDriver::find_functions(void* library, const std::string& name) {
         {"cuStreamGetCtx", slot_of(&api_.stream_get_ctx)},
         {"cuStreamIsCapturing", slot_of(&api_.stream_is_capturing)},
         {"cuStreamSynchronize", slot_of(&api_.stream_synchronize)},
+        {"cuThreadExchangeStreamCaptureMode", slot_of(&api_.exchange_capture_mode)},
         {"cuEventCreate", slot_of(&api_.event_create)},
         {"cuEventRecord", slot_of(&api_.event_record)},
         {"cuEventQuery", slot_of(&api_.event_query)},
@@ -151,6 +152,7 @@ Result<std::shared_ptr<CudaContext>> CudaContext::retain(int device) {
         return driver.status();
     }
     const CudaDriver& loaded = **driver;
+    const BesideCapture beside(loaded.api());
     std::shared_ptr<CudaContext> context(new CudaContext(loaded, device));
     Status status =
         loaded.status("cuDeviceGet", loaded.api().device_get(&context->handle_, device));
@@ -168,6 +170,7 @@ Result<std::shared_ptr<CudaContext>> CudaContext::retain(int device) {
 
 CudaContext::~CudaContext() {
     if (context_ != nullptr && !driver_.in_forked_child()) {
+        const BesideCapture beside(api());
         (void)api().primary_ctx_release(handle_);
     }
 }
@@ -207,6 +210,7 @@ CudaContext::Scope::Scope(const CudaContext& context) : context_(context) {
         status_ = Status(Code::kClosed, "CUDA does not work in a forked child");
         return;
     }
+    beside_.emplace(context.api());
     status_ = context.driver_.status("cuCtxPushCurrent",
                                      context.api().ctx_push_current(context.context_));
 }

@@ -38,6 +38,23 @@ class CudaDriver {
     ForkGuard fork_guard_;
 };
 
+// While a thread of the engine captures a graph, the driver forbids calls to all other threads, and
+// the capture fails with them. What a store does is no part of any graph: for a scope, this thread
+// says so.
+class BesideCapture {
+  public:
+    explicit BesideCapture(const cuda::Api& api) : api_(api) {
+        (void)api_.exchange_capture_mode(&mode_);
+    }
+    ~BesideCapture() { (void)api_.exchange_capture_mode(&mode_); }
+    BesideCapture(const BesideCapture&) = delete;
+    BesideCapture& operator=(const BesideCapture&) = delete;
+
+  private:
+    const cuda::Api& api_;
+    int mode_ = cuda::kCaptureModeRelaxed;
+};
+
 // The primary context of a device, which PyTorch, CuPy and the CUDA runtime use, too. Retained for
 // as long as this lives.
 class CudaContext {
@@ -65,6 +82,7 @@ class CudaContext {
 
       private:
         const CudaContext& context_;
+        std::optional<BesideCapture> beside_;
         Status status_;
     };
 

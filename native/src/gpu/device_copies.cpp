@@ -42,11 +42,13 @@ Result<std::unique_ptr<CudaEvent>> CudaEvent::record(std::shared_ptr<CudaContext
 
 CudaEvent::~CudaEvent() {
     if (event_ != nullptr && !context_->driver().in_forked_child()) {
+        const BesideCapture beside(context_->api());
         (void)context_->api().event_destroy(event_);
     }
 }
 
 Result<bool> CudaEvent::fired() const {
+    const BesideCapture beside(context_->api());
     const cuda::Result result = context_->api().event_query(event_);
     if (result == cuda::kSuccess) {
         return true;
