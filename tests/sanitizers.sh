@@ -9,7 +9,7 @@ export PATH="$bin:$PATH"
 source="$(dirname "$0")/../native"
 
 # Names are <room>_<file>; model_test explores its own memory model and gains nothing.
-tsan_tests='^(directory_directory_test|master_(ops_log|lookup_waits|master_core|master_copies)_test|net_event_server_test|store_block_store_test|node_(node_core|nvme_tier|put_flow|master_link)_test|client_.*_test|nvme_(log|reclaim|recovery|fault|power_loss)_test)$'
+tsan_tests='^(directory_directory_test|gpu_.*_test|master_(ops_log|lookup_waits|master_core|master_copies)_test|net_event_server_test|store_block_store_test|node_(node_core|nvme_tier|put_flow|master_link)_test|client_.*_test|nvme_(log|reclaim|recovery|fault|power_loss)_test)$'
 
 # Compiled in half the time of -O2 -g, and a stack still names its lines. Each source by itself, so
 # that an include which it lacks is noticed somewhere.
