@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from kvstore.client.tensor_format import (
     parse_header,
     tensor_in,
 )
-from kvstore.errors import InvalidArgumentError, Status, error_for
+from kvstore.errors import InvalidArgumentError, Status, UnsupportedError, error_for
 from kvstore.options import one_of
 
 
@@ -201,21 +202,26 @@ class TensorCalls:
         upsert: bool,
     ) -> list[int]:
         device = device_memories_of(tensors)
-        memories = [memory_of(tensor) for tensor in tensors] if device is None else device[0]
+        if device is not None:
+            # Without a CUDA driver (on a GPU of another maker) the library copies to the host.
+            with contextlib.suppress(UnsupportedError):
+                memories, streams = device
+                headers = [memory.layout.header() for memory in memories]
+                pointers, sizes = _pieces(headers, memories)
+                return self._client.device_put(
+                    keys,
+                    pointers,
+                    sizes,
+                    *how,
+                    parent,
+                    upsert,
+                    header_on_host=True,
+                    stream=one_stream(streams),
+                )
+        memories = [memory_of(tensor) for tensor in tensors]
         headers = [memory.layout.header() for memory in memories]
         pointers, sizes = _pieces(headers, memories)
-        if device is None:
-            return self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert)
-        return self._client.device_put(
-            keys,
-            pointers,
-            sizes,
-            *how,
-            parent,
-            upsert,
-            header_on_host=True,
-            stream=one_stream(device[1]),
-        )
+        return self._client.batch_put_from(keys, pointers, sizes, *how, parent, upsert)
 
 
 def _pieces(

@@ -50,6 +50,11 @@ def use(store: kvstore.Store, page: npt.NDArray[np.float32], tensor: Tensor) -> 
     store.put_tensor("t", page)
     written: int | None = store.get_into("k", page)
     sizes: list[int] = store.batch_get_into(["k"], [memoryview(bytearray(8))])
+    queued: kvstore.Transfer = store.batch_get_into(["k"], [tensor], stream=7)
+    sizes = queued.result(100)
+    pool = kvstore.PagePool("page_first", [1, 2], layers=2, pages=3, page_tokens=4, token_bytes=5)
+    sizes = store.batch_get_into_pages(["k"], pool, [0])
+    queued = store.batch_get_into_pages(["k"], pool, [0], stream=object())
     reasons: list[kvstore.MissReason] = []
     found: list[bytes | None] = store.batch_get(["k"], reasons=reasons)
     with store.view("k") as block:
