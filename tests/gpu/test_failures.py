@@ -171,7 +171,6 @@ def test_a_get_whose_call_of_the_driver_fails(
         assert cuda.count("pending") == 0
         assert store.batch_get_into(keys, outs, stream=stream).result(10_000) == [SIZE] * 8
         assert [out.content() for out in outs] == data
-    del store
 
 
 @pytest.mark.parametrize("call", ["cuMemcpyDtoHAsync", "cuEventCreate", "cuEventRecord"])
@@ -236,7 +235,6 @@ def test_copies_that_outlast_the_deadline(cuda: FakeCuda) -> None:
         assert store.get_into("a", out) == SIZE
         assert store.put("b", source) is Status.Ok
         assert store.get("b") == proof("b", SIZE)
-    del store
 
 
 def test_a_closed_store_ends_its_thread(cuda: FakeCuda) -> None:
@@ -248,7 +246,6 @@ def test_a_closed_store_ends_its_thread(cuda: FakeCuda) -> None:
         assert native_threads() == idle, "a call that waits needs no thread"
         transfer = store.get_into("a", cuda.array(SIZE), stream=cuda.stream())
         assert transfer.result(10_000) == [SIZE]
-    del store
     wait_for(lambda: (threading.active_count(), native_threads()) <= before, "threads have ended")
 
 

@@ -11,6 +11,7 @@ from kvstore import MissReason, Status
 from tests.gpu.fake_cuda import FakeCuda
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
+from tests.support.processes import wait_for
 
 SIZE = 300_000
 LIMIT_BYTES = 64 << 20
@@ -91,7 +92,6 @@ def test_a_queued_get_waits_for_pinned_memory_until_its_deadline(
         missed = [transfer.reasons[row] for row in range(12) if row not in loaded]
         assert set(missed) == {MissReason.Unavailable}
         assert store.get_into(keys[-1], outs[-1]) == 8_000_000
-    del store
 
 
 @pytest.mark.cluster
@@ -121,4 +121,56 @@ def test_a_client_that_may_only_read(cuda: FakeCuda, cluster: Cluster) -> None:
         assert store.stats()["hits_shm"] == 1
         assert cuda.count("most_pinned_bytes") == pinned
         assert cuda.count("registered") == 1
-    del store
+
+
+@pytest.mark.cluster
+def test_two_nodes_of_this_host(cuda: FakeCuda, cluster: Cluster) -> None:
+    """One batch from the memory of both, with one event; a dead node's objects are misses."""
+    for name in ("a", "b"):
+        cluster.start_node(name, segment_size="64mb")
+    with cluster.connect(timeout_ms=5000) as store:
+        keys = [f"k{i}" for i in range(60)]
+        data = [proof(key, 50_000) for key in keys]
+        sources = [cuda.array(50_000).write(one) for one in data]
+        for key, source in zip(keys, sources, strict=True):
+            assert store.put(key, source) is Status.Ok
+        on_b = [holders(store, key) == {"b"} for key in keys]
+        assert 0 < sum(on_b) < 60
+        outs = [cuda.array(50_000) for _ in keys]
+        found = store.batch_get_into(keys, outs, stream=cuda.stream()).result(10_000)
+        assert found == [50_000] * 60
+        assert [out.content() for out in outs] == data
+        assert cuda.count("most_pinned_bytes") == 0
+        cluster.nodes["b"].kill()
+        outs = [cuda.array(50_000) for _ in keys]
+        found = store.batch_get_into(keys, outs)
+        for is_gone, size, out, one in zip(on_b, found, outs, data, strict=True):
+            assert size == 50_000 or is_gone
+            assert size < 0 or out.content() == one
+
+
+@pytest.mark.cluster
+def test_a_damaged_replica_is_followed_by_the_other(cuda: FakeCuda, cluster: Cluster) -> None:
+    for name in ("a", "b"):
+        cluster.start_node(name, segment_size="64mb")
+    store = cluster.connect(timeout_ms=5000)
+    with store:
+        data = proof("twice", SIZE)
+        assert store.put("twice", cuda.array(SIZE).write(data), replicas=2) is Status.Ok
+        wait_for(lambda: len(holders(store, "twice")) == 2, "both have it")
+        first = next(iter(cluster.segment_dirs.values())) / "segment"
+        memory = first.read_bytes()
+        at = memory.find(data)
+        assert at >= 0
+        with first.open("r+b") as file:
+            file.seek(at + 1000)
+            file.write(bytes([data[1000] ^ 1]))
+        outs = [cuda.array(SIZE) for _ in range(4)]
+        assert store.batch_get_into(["twice"] * 4, outs) == [SIZE] * 4
+        assert [out.content() for out in outs] == [data] * 4
+        assert store.stats()["wrong_checksums"] > 0
+
+
+def holders(store: kvstore.Store, key: str) -> set[str]:
+    there = store.inspect(key)
+    return set() if there is None else {one["node_id"] for one in there["replicas"]}
