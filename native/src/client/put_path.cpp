@@ -1,16 +1,14 @@
 // Batches of puts: to a node of this host through its memory, else one Put by socket; tried again.
 #include "client/put_path.h"
 
-#include <poll.h>
-
 #include <algorithm>
 #include <chrono>
 #include <thread>
 
-#include "base/checksum.h"
 #include "base/interrupt.h"
+#include "client/put_request.h"
 #include "client/shared_put.h"
-#include "client/ucx_transfer.h"
+#include "client/ucx_put.h"
 
 namespace kvstore {
 namespace {
@@ -169,12 +167,8 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> all) {
     if (!peer.breaker().allow()) {
         return;
     }
-    if (options_.device == nullptr) {
-        put_by_ucx(peer, all);
-    }
-    std::vector<PutItem*> open;  // what UCX has left
-    std::ranges::copy_if(all, std::back_inserter(open),
-                         [](const PutItem* item) { return item->result == kPutOpen; });
+    std::vector<PutItem*> open =
+        UcxPuts(context_, options_, deadline_, &tally_).run(peer, all, patience_ms(peer, all));
     if (open.empty()) {
         return;
     }
@@ -196,14 +190,16 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> all) {
     rows.fill(&request);
     request.crcs_behind = true;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
+    std::vector<uint8_t> body;
+    encode_message(request, body);
     const uint64_t begun_ms = boottime_ms();
     const uint64_t patience = patience_ms(peer, open);
+    const PutRequest asked{Put::kType, body, {parts, crcs, crc_of}, deadline_, patience};
     std::vector<int32_t> codes;
     ChannelPool::Lease lease;
     const Status status =
-        peer.sockets().call(&lease, sooner(deadline_, patience), [&](Channel& channel) {
-            return ask(channel, request, {parts, crcs, crc_of}, patience, &codes, nullptr);
-        });
+        peer.sockets().call(&lease, sooner(deadline_, patience),
+                            [&](Channel& channel) { return ask(channel, asked, &codes); });
     if (!status.ok()) {
         const bool answered = lease && lease->alive();
         if (answered) {
@@ -226,126 +222,6 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> all) {
     }
 }
 
-// ---- by UCX ----------------------------------------------------------------------------------
-
-// What cannot go this way, or fails on it, stays open.
-void PutPath::put_by_ucx(PeerNode& peer, std::span<PutItem*> open) {
-    uint64_t bytes = 0;
-    for (const PutItem* item : open) {
-        bytes += item->data.size();
-    }
-    ClientUcx::Lease lane = context_.ucx_lane(peer, bytes);
-    while (lane && !open.empty()) {
-        const size_t sent = send_ucx_put(peer, lane, open);
-        if (sent == 0) {
-            return;
-        }
-        open = open.subspan(sent);
-        lane->reset_bounce();
-    }
-}
-
-namespace {
-
-// Where the node finds the bytes of each item.
-struct UcxSources {
-    std::vector<uint64_t> addresses;
-    std::vector<uint32_t> crcs;
-    std::vector<uint32_t> key_of;
-    std::vector<std::string_view> keys;
-    std::vector<std::shared_ptr<const UcxMemory>> keep;
-    uint64_t bytes = 0;
-
-    bool add(ClientUcx& ucx, UcxLane& lane, const Pieces& data) {
-        const UcxTarget target = choose_target(ucx, lane, data, data.size());
-        if (target.data == nullptr) {
-            return false;
-        }
-        addresses.push_back(reinterpret_cast<uintptr_t>(target.data));
-        crcs.push_back(target.is_bounce ? gather_crc32c(target.data, data)
-                                        : crc32c(target.data, data.size()));
-        const std::string_view key = target.memory->key();
-        const auto known = std::ranges::find(keys, key);
-        key_of.push_back(static_cast<uint32_t>(known - keys.begin()));
-        if (known == keys.end()) {
-            keys.push_back(key);
-        }
-        keep.push_back(target.keep);
-        bytes += data.size();
-        return true;
-    }
-};
-
-// As Channel::await_input, while the node reads from this process.
-bool await_input(Channel& channel, UcxWorker& worker, Deadline deadline) {
-    while (!channel.has_input()) {
-        while (worker.progress()) {
-        }
-        pollfd entries[2] = {{channel.fd(), POLLIN, 0}, {worker.event_fd(), POLLIN, 0}};
-        const int wait_ms = worker.arm() ? wait_slice_ms(deadline.left_ms()) : 0;
-        const int ready = poll(entries, 2, wait_ms);
-        if (entries[0].revents != 0 || (ready < 0 && errno != EINTR)) {
-            return true;  // an error is for the receive to tell
-        }
-        if (deadline.expired() || check_interrupt()) {
-            return false;
-        }
-    }
-    return true;
-}
-
-}  // namespace
-
-// The first items, as many as there is room for: their number. 0: UCX is of no use now.
-size_t PutPath::send_ucx_put(PeerNode& peer, ClientUcx::Lease& lane, std::span<PutItem*> open) {
-    UcxSources sources;
-    size_t count = 0;
-    while (count < open.size() && sources.add(context_.ucx(), *lane, open[count]->data)) {
-        ++count;
-    }
-    const std::span<PutItem*> items = open.first(count);
-    const PutRows rows(items, options_);
-    UcxPut request;
-    rows.fill(&request);
-    request.crcs = sources.crcs;
-    request.addresses = sources.addresses;
-    request.key_of = sources.key_of;
-    request.worker = lane->worker().address();
-    request.memory_keys = sources.keys;
-    request.fetch_ms = static_cast<uint32_t>(ucx_patience_ms(deadline_, sources.bytes));
-    request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
-    std::vector<int32_t> codes;
-    ChannelPool::Lease channel;
-    bool asked = false;
-    const uint64_t patience = patience_ms(peer, items);
-    const Status status =
-        peer.sockets().call(&channel, sooner(deadline_, patience), [&](Channel& on) {
-            asked = peer.ucx_region(on, deadline_) != nullptr && count != 0;
-            return asked ? ask(on, request, {}, patience, &codes, &*lane) : Status();
-        });
-    if (!asked) {
-        return 0;
-    }
-    // What the node could not fetch goes by socket; so does everything where it says no at once.
-    const auto is_open = [](int32_t code) { return static_cast<Code>(code) == Code::kUnavailable; };
-    if (!status.ok() || std::ranges::any_of(codes, is_open)) {
-        peer.forget_ucx_region();
-        peer.ucx_breaker().failure();
-    } else {
-        peer.ucx_breaker().success();
-    }
-    for (size_t row = 0; row < count && status.ok(); ++row) {
-        if (row >= codes.size() || is_open(codes[row])) {
-            continue;
-        }
-        items[row]->result = static_cast<Code>(codes[row]);
-        if (items[row]->result == Code::kOk) {
-            tally_.add(ClientCounter::kBytesPutUcx, items[row]->data.size());
-        }
-    }
-    return status.ok() ? count : 0;
-}
-
 Status PutPath::stage(std::span<PutItem* const> open, DeviceSource::Staged* staged) const {
     if (options_.device == nullptr) {
         return {};
@@ -356,45 +232,6 @@ Status PutPath::stage(std::span<PutItem* const> open, DeviceSource::Staged* stag
     }
     *staged = std::move(*copied);
     return {};
-}
-
-// A put may have to wait at its node, for another writer of its key. So one that is not answered
-// after a while is followed by a Ping, which a node that lives answers at once.
-template <class Request>
-Status PutPath::ask(Channel& channel, const Request& request, const Payload& payload,
-                    uint64_t patience_ms, std::vector<int32_t>* codes, UcxLane* lane) {
-    std::vector<uint8_t> body;
-    encode_message(request, body);
-    Status status = channel.send(Request::kType, body, payload, sooner(deadline_, patience_ms));
-    const uint64_t put_id = channel.last_request();
-    bool pinged = false;
-    bool answered = false;
-    while (status.ok() && !(answered && !pinged)) {
-        const Deadline until = sooner(deadline_, patience_ms);
-        if (lane == nullptr ? channel.await_input(until)
-                            : await_input(channel, lane->worker(), until)) {
-            const Result<Channel::Reply> reply = channel.receive_any(deadline_);
-            if (!reply.ok()) {
-                return pinged ? channel.kill(reply.status()) : reply.status();
-            }
-            if (reply->header.request_id != put_id) {
-                pinged = false;
-                continue;
-            }
-            StatusReply message;
-            status = channel.decode_reply(*reply, &message);
-            codes->assign(message.status.begin(), message.status.end());
-            answered = status.ok();
-        } else if (pinged || deadline_.expired()) {
-            status = channel.kill(Status(Code::kDeadlineExceeded, "the node does not answer"));
-        } else {
-            body.clear();
-            encode_message(Ping{}, body);
-            status = channel.send(Ping::kType, body, {}, sooner(deadline_, patience_ms));
-            pinged = true;
-        }
-    }
-    return answered ? Status() : status;
 }
 
 uint64_t PutPath::patience_ms(const PeerNode& peer, std::span<PutItem* const> open) const {

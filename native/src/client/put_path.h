@@ -22,11 +22,6 @@ class PutPath {
     bool put_shared(std::span<PutItem*> open);
     void put_by_socket(std::span<PutItem*> open, const PeerNode* except);
     void send_put(PeerNode& peer, std::span<PutItem*> open);
-    void put_by_ucx(PeerNode& peer, std::span<PutItem*> open);
-    size_t send_ucx_put(PeerNode& peer, ClientUcx::Lease& lane, std::span<PutItem*> open);
-    template <class Request>
-    Status ask(Channel& channel, const Request& request, const Payload& payload,
-               uint64_t patience_ms, std::vector<int32_t>* codes, UcxLane* lane);
     Status stage(std::span<PutItem* const> open, DeviceSource::Staged* staged) const;
     uint64_t patience_ms(const PeerNode& peer, std::span<PutItem* const> open) const;
     // A node that did not answer; the items stay open, for another one.
