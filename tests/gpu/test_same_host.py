@@ -39,6 +39,12 @@ def test_a_miss_and_a_short_buffer(store: kvstore.Store, cuda: FakeCuda) -> None
         Status.NotFound,
     ]
     assert reasons == [MissReason.BufferTooSmall, MissReason.Absent]
+    stats = store.stats()
+    assert {why: count for why, count in stats["misses"].items() if count} == {
+        "buffer_too_small": 2,
+        "absent": 2,
+    }
+    assert stats["keys_read"] == 4
     assert out.content() == bytes(SIZE)
 
 

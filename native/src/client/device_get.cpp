@@ -130,6 +130,8 @@ void DeviceGet::hold(std::span<const GetItem> items) {
         }
         if (probed.found.length > items[row].data.size()) {
             transfer_->set(row, kTooSmall);
+            tally_.add(ClientCounter::kKeysRead);
+            tally_.miss(MissReason::kBufferTooSmall);
             decided_[row] = true;
             continue;
         }
