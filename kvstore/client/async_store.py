@@ -9,13 +9,19 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from kvstore.client.answers import (
     check_threads,
     checked_lease,
     checked_stride,
     checked_wait,
+)
+from kvstore.client.async_into import (
+    BatchGetInto,
+    BatchGetIntoPages,
+    BatchGetIntoPointers,
+    GetInto,
 )
 from kvstore.client.call_pool import BusyError, CallPool, run_alone
 from kvstore.client.connect import Transport, connect
@@ -184,11 +190,15 @@ class AsyncStore:
 
     get = _awaited(Store.get)
     batch_get = _awaited(Store.batch_get)
-    get_into = _awaited(Store.get_into, lends_memory=True)
-    batch_get_into = _awaited(Store.batch_get_into, lends_memory=True)
-    batch_get_into_pointers = _awaited(Store.batch_get_into_pointers, lends_memory=True)
+    get_into: GetInto = cast(Any, _awaited(Store.get_into, lends_memory=True))
+    batch_get_into: BatchGetInto = cast(Any, _awaited(Store.batch_get_into, lends_memory=True))
+    batch_get_into_pointers: BatchGetIntoPointers = cast(
+        Any, _awaited(Store.batch_get_into_pointers, lends_memory=True)
+    )
 
-    batch_get_into_pages = _awaited(Store.batch_get_into_pages, lends_memory=True)
+    batch_get_into_pages: BatchGetIntoPages = cast(
+        Any, _awaited(Store.batch_get_into_pages, lends_memory=True)
+    )
     batch_put_from_pages = _awaited(Store.batch_put_from_pages, lends_memory=True)
 
     put_tensor = _awaited(Store.put_tensor, lends_memory=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -133,3 +134,19 @@ def test_generation_alone(store: kvstore.Store, cuda: FakeCuda) -> None:
     out = cuda.array(SIZE)
     assert store.get_into("g", out, verify="generation") == SIZE
     assert out.content() == proof("g", SIZE)
+
+
+def test_asyncio(store: kvstore.Store, cuda: FakeCuda) -> None:
+    data = proof("a", SIZE)
+    source, out = cuda.array(SIZE).write(data), cuda.array(SIZE)
+    stream = cuda.stream()
+
+    async def both_ways() -> None:
+        async with kvstore.AsyncStore(store) as calls:
+            assert await calls.put("a", source, stream=stream) is Status.Ok
+            transfer = await calls.get_into("a", out, stream=stream)
+            assert transfer.result(10_000) == [SIZE]
+            assert out.content() == data
+            assert await calls.get_into("a", cuda.array(SIZE)) == SIZE
+
+    asyncio.run(both_ways())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -59,6 +60,31 @@ def test_more_than_the_pinned_memory(tcp: kvstore.Store, cuda: FakeCuda) -> None
         assert [out.content() for out in outs] == data
     assert 0 < cuda.count("most_pinned_bytes") <= LIMIT_BYTES
     assert cuda.count("calls:cuMemHostRegister") < 20
+
+
+@pytest.mark.cluster
+def test_threads_share_the_pinned_memory(tcp: kvstore.Store, cuda: FakeCuda) -> None:
+    """Nobody waits for more while it keeps some: some placements are known here, others not."""
+    keys = [f"k{i}" for i in range(40)]
+    data = [proof(key, 1_000_000) for key in keys]
+    assert tcp.batch_put(keys, data) == [Status.Ok] * 40
+    assert tcp.batch_get(keys[::2]) == data[::2]
+    wrong: list[str] = []
+
+    def read() -> None:
+        outs = [cuda.array(1_000_000) for _ in keys]
+        if tcp.batch_get_into(keys, outs) != [1_000_000] * 40:
+            wrong.append("not all were found")
+        elif [out.content() for out in outs] != data:
+            wrong.append("wrong bytes")
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert cuda.count("most_pinned_bytes") <= LIMIT_BYTES
 
 
 @pytest.mark.cluster

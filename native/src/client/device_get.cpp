@@ -17,48 +17,58 @@ constexpr uint64_t kRoundBytes = PinnedBuffers::kMaxBytes / 4;
 
 constexpr Row kTooSmall{static_cast<int64_t>(Code::kBufferTooSmall), MissReason::kBufferTooSmall};
 
-// Pinned memory for what a round has found. What is longer than its destination gets none.
+// Pinned memory for what a round finds. What is longer than its destination gets none.
 class BounceMemory final : public GetMemory {
   public:
     BounceMemory(PinnedBuffers& pool, std::vector<uint64_t> capacities, Deadline deadline)
         : pool_(pool), capacities_(std::move(capacities)), deadline_(deadline) {}
-    void provide(std::span<const Want> wants, std::span<GetItem> items) override {
+    // All that several objects may need, so that nobody waits for more while it keeps some. One
+    // alone gets what it is found to need: its destination may be much longer.
+    Status take_ahead() {
+        if (capacities_.size() == 1) {
+            return {};
+        }
         uint64_t total = 0;
+        for (const uint64_t capacity : capacities_) {
+            places_.push_back(total);
+            total += PinnedBuffers::aligned(capacity);
+        }
+        return take(total);
+    }
+    void provide(std::span<const Want> wants, std::span<GetItem> items) override {
         for (const Want& want : wants) {
-            total += want.size <= capacities_[want.item] ? PinnedBuffers::aligned(want.size) : 0;
-            items[want.item].data = Pieces();
-        }
-        if (total == 0) {
-            return;
-        }
-        if (items.size() == 1) {
-            buffers_.clear();  // asked for again, for a longer version
-        }
-        Result<std::unique_ptr<PinnedBuffers::Buffer>> taken = pool_.take(total, deadline_);
-        if (!taken.ok()) {
-            status_ = taken.status();
-            return;
-        }
-        uint8_t* at = (*taken)->data();
-        for (const Want& want : wants) {
-            if (want.size <= capacities_[want.item]) {
-                items[want.item].data = Pieces(at, want.size);
-                at += PinnedBuffers::aligned(want.size);
+            GetItem& item = items[want.item];
+            item.data = Pieces();
+            if (want.size > capacities_[want.item]) {
+                continue;
             }
+            if (places_.empty() && !take(want.size).ok()) {
+                continue;
+            }
+            const uint64_t place = places_.empty() ? 0 : places_[want.item];
+            item.data = Pieces(buffer_->data() + place, want.size);
         }
-        buffers_.push_back(std::move(*taken));
     }
     const Status& status() const { return status_; }
-    std::vector<std::unique_ptr<PinnedBuffers::Buffer>> take_buffers() {
-        return std::move(buffers_);
-    }
+    std::unique_ptr<PinnedBuffers::Buffer> take_buffer() { return std::move(buffer_); }
 
   private:
+    Status take(uint64_t size) {
+        buffer_.reset();  // asked for again, for a longer version
+        Result<std::unique_ptr<PinnedBuffers::Buffer>> taken = pool_.take(size, deadline_);
+        if (taken.ok()) {
+            buffer_ = std::move(*taken);
+        }
+        status_ = taken.status();
+        return status_;
+    }
+
     PinnedBuffers& pool_;
     const std::vector<uint64_t> capacities_;
     const Deadline deadline_;
+    std::vector<uint64_t> places_;  // of each object in the buffer, when it was taken ahead
+    std::unique_ptr<PinnedBuffers::Buffer> buffer_;
     Status status_;
-    std::vector<std::unique_ptr<PinnedBuffers::Buffer>> buffers_;
 };
 
 }  // namespace
@@ -214,12 +224,14 @@ Status DeviceGet::copy_round(std::span<const GetItem> items, std::span<const siz
         capacities[i] = items[rows[i]].data.size();
     }
     BounceMemory memory(*call_.device.bounce, std::move(capacities), deadline_);
-    GetPath(context_, &memory).run(reads, deadline_);
+    if (memory.take_ahead().ok()) {
+        GetPath(context_, &memory).run(reads, deadline_);
+    }
     DeviceCopies copies(call_.device.context, DeviceCopies::Direction::kToDevice);
     for (size_t i = 0; i < rows.size(); ++i) {
         const GetItem& read = reads[i];
         Row row{read.result, read.reason};
-        if (!memory.status().ok() && read.reason == MissReason::kBufferTooSmall) {
+        if (!memory.status().ok()) {
             row = {static_cast<int64_t>(memory.status().code()), MissReason::kUnavailable};
         }
         transfer_->set(rows[i], row);
@@ -238,10 +250,9 @@ Status DeviceGet::copy_round(std::span<const GetItem> items, std::span<const siz
         return status;
     }
     transfer_->expect(1);
-    auto buffers = std::make_shared<std::vector<std::unique_ptr<PinnedBuffers::Buffer>>>(
-        memory.take_buffers());
-    return settle(std::move(event), [transfer = transfer_, buffers](const Status& end) {
-        buffers->clear();
+    auto buffer = std::make_shared<std::unique_ptr<PinnedBuffers::Buffer>>(memory.take_buffer());
+    return settle(std::move(event), [transfer = transfer_, buffer](const Status& end) {
+        buffer->reset();
         transfer->end_event(end, {});
     });
 }
