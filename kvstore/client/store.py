@@ -21,11 +21,11 @@ from kvstore.client.answers import (
 )
 from kvstore.client.device_buffers import MemoryKind, any_on_device, on_device
 from kvstore.client.lookup import Lookup
-from kvstore.client.registration import Registration
 from kvstore.client.page_calls import PageCalls
+from kvstore.client.registration import Registration
 from kvstore.client.tensors import TensorCalls
 from kvstore.client.view import View
-from kvstore.errors import InvalidArgumentError, MissReason, Status, error_for
+from kvstore.errors import InvalidArgumentError, MissReason, Status
 from kvstore.options import whole_number
 
 if TYPE_CHECKING:
