@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -223,6 +223,7 @@ class AsyncStore:
     unpin = _awaited(Store.unpin)
     flush = _awaited(Store.flush)
     peers = _awaited(Store.peers)
+    register = _awaited(Store.register)
     stats = _awaited(Store.stats)
 
     @asynccontextmanager
@@ -366,6 +367,7 @@ async def connect_async(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     transport: Transport = "auto",
     stripes: int = 1,
+    ucx_settings: Mapping[str, str] | None = None,
     threads: int = _THREADS,
     waiting_threads: int = _THREADS,
 ) -> AsyncStore:
@@ -379,6 +381,7 @@ async def connect_async(
         timeout_ms: as in `connect`.
         transport: as in `connect`.
         stripes: as in `connect`.
+        ucx_settings: as in `connect`.
         threads: as in `AsyncStore`.
         waiting_threads: as in `AsyncStore`.
 
@@ -403,6 +406,7 @@ async def connect_async(
         timeout_ms=timeout_ms,
         transport=transport,
         stripes=stripes,
+        ucx_settings=ucx_settings,
     )
     store = await run_alone(connecting, "kvstore-connect")
     return AsyncStore(store, threads=threads, waiting_threads=waiting_threads)

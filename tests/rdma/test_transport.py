@@ -29,12 +29,10 @@ SIZES = (1, 4096, 100_000, MIB, 3 * MIB + 1)
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A master and the node "a", whose memory is reached over rxe0."""
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"), host=NODE.address)
+    """A master and the node "a", whose memory is reached over rxe0; TCP takes the loopback."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
-        node = cluster.start_node(
-            "a", host=NODE.address, transports=["shm", "tcp", "ucx"], ucx=NODE.environment
-        )
+        node = cluster.start_node("a", transports=["shm", "tcp", "ucx"], ucx=NODE.environment)
         wait_for(lambda: served_by(node), "its UCX process", 60)
         yield cluster
     finally:
@@ -129,7 +127,6 @@ def test_a_killed_ucx_process(served: Cluster, store: kvstore.Store) -> None:
 def test_a_dead_link_is_passed_over_within_the_deadline(
     served: Cluster, store: kvstore.Store, fabric_sides: Mapping[str, Side]
 ) -> None:
-    """RDMA alone is gone: the loopback that the test's TCP takes stays."""
     fabric_sides["client"].set_link(up=False)
     begun = time.monotonic()
     assert not by_ucx(store, "dead link")

@@ -12,8 +12,7 @@ namespace {
 // As Channel::await_input, while the node reads from this process.
 bool await_input(Channel& channel, UcxWorker& worker, Deadline deadline) {
     while (!channel.has_input()) {
-        while (worker.progress()) {
-        }
+        worker.progress_all();
         pollfd entries[2] = {{channel.fd(), POLLIN, 0}, {worker.event_fd(), POLLIN, 0}};
         const int wait_ms = worker.arm() ? wait_slice_ms(deadline.left_ms()) : 0;
         const int ready = poll(entries, 2, wait_ms);

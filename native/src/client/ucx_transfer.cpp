@@ -75,8 +75,7 @@ void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Dead
 
 bool UcxTransfer::advance() {
     if (reading_ != 0) {
-        while (lane_.worker().progress()) {
-        }
+        lane_.worker().progress_all();
         for (One& one : rows_) {
             const auto is_done = [](const UcxRead& part) { return part.done; };
             if (one.state == Row::kReading && std::ranges::all_of(one.parts, is_done)) {

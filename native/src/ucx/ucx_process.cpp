@@ -352,8 +352,7 @@ Status UcxProcess::finish(Pull& pull) {
 
 Status UcxProcess::run() {
     while (true) {
-        while (worker_->progress()) {
-        }
+        worker_->progress_all();
         if (const Status status = advance_pulls(); !status.ok()) {
             return status;
         }

@@ -6,6 +6,7 @@
 namespace kvstore {
 namespace {
 
+constexpr int kStepsAtOnce = 1000;
 constexpr size_t kKeptKeys = 4096;  // unpacked, of one endpoint
 // UCX is not told how long an address or key is, and trusts the lengths that stand in it. What
 // follows ours are zeros, which end it. (What is damaged in other ways may still abort the process:
@@ -169,6 +170,11 @@ void UcxWorker::read(UcxEndpoint& endpoint, std::string_view key, uint64_t addre
 }
 
 bool UcxWorker::progress() { return context_->library().worker_progress(worker_) != 0; }
+
+void UcxWorker::progress_all() {
+    for (int step = 0; step < kStepsAtOnce && progress(); ++step) {
+    }
+}
 
 bool UcxWorker::arm() { return context_->library().worker_arm(worker_) == ucp::kOk; }
 

@@ -58,6 +58,8 @@ class UcxWorker {
               size_t bytes, const UcxMemory& memory, UcxRead* read);
 
     bool progress();  // whether anything moved
+    // As long as anything moves, but not forever: a broken device may report without end.
+    void progress_all();
     // True: event_fd() becomes readable when there is something for progress() to do. False: there
     // is already.
     bool arm();
