@@ -136,7 +136,7 @@ class UcxProcesses:
         """Log what a process prints; returns the last line."""
         assert process.stdout is not None
         said, lines = "", 0
-        while line := await process.stdout.readline():
+        while line := await _line_of(process.stdout):
             said = line.decode(errors="replace").strip()
             lines += 1
             if lines <= _LOG_LINES:
@@ -156,3 +156,10 @@ class UcxProcesses:
 
 
 _NO_LIBRARY = "no UCX on this host: install libucx0 (Debian), or set KVSTORE_UCX_LIB to libucp.so.0"
+
+
+async def _line_of(output: asyncio.StreamReader) -> bytes:
+    """Return the next line, b"" at the end; one that is too long is left out."""
+    while True:
+        with suppress(ValueError):
+            return await output.readline()

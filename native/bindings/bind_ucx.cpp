@@ -24,6 +24,13 @@ void serve(int socket, int segment, const std::vector<std::string>& libraries,
     raise_unless_ok(without_gil([&] { return run_ucx_process(Fd(socket), Fd(segment), options); }));
 }
 
+void register_memory(Client& client, void* data, size_t bytes) {
+    raise_unless_ok(interruptible([&] {
+        const Status open = client->context().check_open();
+        return open.ok() ? client->context().ucx().register_memory(data, bytes) : open;
+    }));
+}
+
 }  // namespace
 
 void bind_ucx(nb::module_& module) {
@@ -39,25 +46,20 @@ void bind_client_ucx(nb::class_<Client>& client) {
             [](Client& self, nb::handle buffer) {
                 const BufferArguments one(buffer, true);
                 const iovec whole = one.pieces().front().list().front();
-                raise_unless_ok(interruptible([&] {
-                    return self->context().ucx().register_memory(whole.iov_base, whole.iov_len);
-                }));
+                register_memory(self, whole.iov_base, whole.iov_len);
                 return std::pair(reinterpret_cast<uintptr_t>(whole.iov_base), whole.iov_len);
             },
             "buffer"_a)
         .def(
             "register_memory",
             [](Client& self, uintptr_t address, size_t bytes) {
-                raise_unless_ok(interruptible([&] {
-                    return self->context().ucx().register_memory(reinterpret_cast<void*>(address),
-                                                                 bytes);
-                }));
+                register_memory(self, reinterpret_cast<void*>(address), bytes);
             },
             "address"_a, "bytes"_a)
         .def(
             "forget_memory",
             [](Client& self, uintptr_t address) {
-                return interruptible([&] {
+                return !self->in_forked_child() && interruptible([&] {
                     return self->context().ucx().forget_memory(reinterpret_cast<void*>(address));
                 });
             },

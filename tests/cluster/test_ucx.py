@@ -135,15 +135,28 @@ def test_batches_pieces_and_registered_memory(cluster: Cluster) -> None:
         whole = ctypes.create_string_buffer(3 * size)
         at = ctypes.addressof(whole)
         pieces, lengths = [at, at + 2 * size], [size, size]
-        assert store.batch_get_into_pointers([keys[0]], [[*pieces]], [[size // 2, size]]) == [size]
-        assert whole.raw[: size // 2] == proof(keys[0], size)[: size // 2]
-        assert whole.raw[2 * size : 2 * size + size // 2] == proof(keys[0], size)[size // 2 :]
+        with store.register(at, len(whole)):  # into each piece, then through the lane's memory
+            check_pieces(store, keys[0], whole, size)
+        check_pieces(store, keys[0], whole, size)
         assert store.batch_put_from(["pieces"], [pieces], [lengths]) == [Status.Ok]
         assert store.get("pieces") == whole.raw[:size] + whole.raw[2 * size :]
         del rows, view
     assert store._client.ucx_state()["registered_bytes"] == 0
     # And without registration.
     assert store.batch_get(keys) == [proof(key, size) for key in keys]
+
+
+def check_pieces(
+    store: kvstore.Store, key: str, whole: ctypes.Array[ctypes.c_char], size: int
+) -> None:
+    ctypes.memset(whole, 0, len(whole))
+    at = ctypes.addressof(whole)
+    before = moved(store)
+    pointers, lengths = [[at, at + 2 * size]], [[size // 2, size]]
+    assert store.batch_get_into_pointers([key], pointers, lengths) == [size]
+    assert whole.raw[: size // 2] == proof(key, size)[: size // 2]
+    assert whole.raw[2 * size : 2 * size + size // 2] == proof(key, size)[size // 2 :]
+    assert moved(store)["bytes_ucx"] - before["bytes_ucx"] == size
 
 
 def test_where_ucx_is_refused_tcp_serves_and_says_why(cluster: Cluster) -> None:

@@ -48,6 +48,7 @@ def test_close_ends_threads_and_sockets() -> None:
         lambda: list(store.keys()),
         lambda: store.inspect("k"),
         lambda: store.lookup(["k"], lease_ms=100),
+        lambda: store.register(bytearray(1)),
     ):
         with pytest.raises(kvstore.ClosedError):
             call()

@@ -6,11 +6,13 @@ import bisect
 import ctypes
 from collections.abc import Sequence
 
+from kvstore.client.registration import Registration
 from kvstore.client.store import Store
 from kvstore.client.view import View
 from kvstore.compat.mooncake.codes import ErrorCode, size_or_code
 from kvstore.compat.mooncake.objects import Objects
 from kvstore.compat.mooncake.values import ReplicateConfig
+from kvstore.errors import KvstoreError
 
 
 class Pointers(Objects):
@@ -20,8 +22,9 @@ class Pointers(Objects):
         """Start without registered memory."""
         super().__init__()
         self._registered: list[tuple[int, int]] = []
-        """Address and size, ascending. Sockets and shared memory need no registration; it only
-        limits `get_into_ranges`."""
+        """Address and size, ascending: what limits `get_into_ranges`."""
+        self._registrations: dict[int, list[Registration]] = {}
+        """By address: for RDMA."""
 
     def register_buffer(self, buffer_ptr: int, size: int) -> int:
         """Announce memory that later calls read or write.
@@ -32,9 +35,23 @@ class Pointers(Objects):
         if not (isinstance(buffer_ptr, int) and isinstance(size, int)) or min(buffer_ptr, size) < 1:
             self._guard.say("register", f"register_buffer({buffer_ptr!r}, {size!r}): invalid range")
             return int(ErrorCode.INVALID_PARAMS)
+        registration = self._register(buffer_ptr, size)
         with self._lock:
             bisect.insort(self._registered, (buffer_ptr, size))
+            if registration is not None:
+                self._registrations.setdefault(buffer_ptr, []).append(registration)
         return int(ErrorCode.OK)
+
+    def _register(self, address: int, size: int) -> Registration | None:
+        """Register memory with the store, which spares RDMA a copy; None where it is refused."""
+        store = self._store
+        if store is None:
+            return None
+        try:
+            return store.register(address, size)
+        except KvstoreError as error:
+            self._guard.say("rdma", f"register_buffer({address:#x}, {size}): {error}")
+            return None
 
     def unregister_buffer(self, buffer_ptr: int) -> int:
         """Revoke a `register_buffer`.
@@ -47,6 +64,10 @@ class Pointers(Objects):
             if row == len(self._registered) or self._registered[row][0] != buffer_ptr:
                 return int(ErrorCode.INVALID_PARAMS)
             del self._registered[row]
+            registrations = self._registrations.get(buffer_ptr)
+            registration = registrations.pop() if registrations else None
+        if registration is not None:
+            registration.release()
         return int(ErrorCode.OK)
 
     def _room_at(self, pointer: int) -> int:

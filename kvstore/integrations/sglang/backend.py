@@ -17,7 +17,7 @@ from typing import Any
 
 from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
-from kvstore.errors import ClosedError, MissReason, Status, UnavailableError
+from kvstore.errors import ClosedError, KvstoreError, MissReason, Status, UnavailableError
 from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.identity import peers_that_share_no_key
 from kvstore.integrations.sglang import hits
@@ -362,6 +362,7 @@ class HiCacheBackend:
             if self._closed:
                 raise ClosedError("the backend is closed")
             store = self.options.open_store(self._namespace)
+            self._register(store)
             with self._lock:
                 if not self._closed:
                     self._store = store
@@ -372,6 +373,16 @@ class HiCacheBackend:
         if self._ranks.first:
             self._warn_of_strangers()
         return store
+
+    def _register(self, store: Store) -> None:
+        """Register the host pools: over RDMA their pages then move without a copy."""
+        for name, pool in self._pools.items():
+            for address, size in pool.memory() if name != FLAT else ():
+                try:
+                    store.register(address, size)
+                except KvstoreError as error:
+                    self._guard.count("register_failures")
+                    self._guard.say("register", f"the host pool is not registered: {error}")
 
     def _warn_of_strangers(self) -> None:
         try:

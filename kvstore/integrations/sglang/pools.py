@@ -47,6 +47,16 @@ class Pool:
         kind = name if self._addressed or name == FLAT else f"{name}-flat"
         self._endings = [f".{kind}.{digest}{suffix}" for suffix in suffixes]
 
+    def memory(self) -> list[tuple[int, int]]:
+        """Return address and size of the pool's memory, for RDMA; nothing where it is not known."""
+        buffers = getattr(self._host_pool, "kv_buffer", None)
+        several: Sequence[Any] = buffers if isinstance(buffers, list | tuple) else [buffers]
+        return [
+            (int(one.data_ptr()), int(one.nbytes))
+            for one in several
+            if hasattr(one, "data_ptr") and one.nbytes
+        ]
+
     @property
     def objects_per_page(self) -> int:
         """Number of keys that `keys` returns per page."""

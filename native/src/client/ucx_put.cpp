@@ -22,20 +22,22 @@ struct UcxPuts::Sources {
 };
 
 bool UcxPuts::Sources::add(ClientUcx& ucx, UcxLane& lane, const Pieces& data) {
-    const UcxTarget target = choose_target(ucx, lane, data, data.size());
-    if (target.data == nullptr) {
+    const UcxTarget target = choose_target(ucx, lane, data, data.size(), true);
+    if (target.pieces.empty()) {
         return false;
     }
-    addresses.push_back(reinterpret_cast<uintptr_t>(target.data));
-    crcs.push_back(target.is_bounce ? gather_crc32c(target.data, data)
-                                    : crc32c(target.data, data.size()));
-    const std::string_view key = target.memory->key();
+    const UcxTarget::Piece& place = target.pieces.front();
+    addresses.push_back(reinterpret_cast<uintptr_t>(place.data));
+    crcs.push_back(target.is_bounce ? gather_crc32c(place.data, data)
+                                    : crc32c(place.data, data.size()));
+    const std::string_view key =
+        place.memory == nullptr ? lane.bounce().key() : place.memory->key();
     const auto known = std::ranges::find(keys, key);
     key_of.push_back(static_cast<uint32_t>(known - keys.begin()));
     if (known == keys.end()) {
         keys.push_back(key);
     }
-    keep.push_back(target.keep);
+    keep.push_back(place.memory);
     bytes += data.size();
     return true;
 }

@@ -20,23 +20,34 @@ uint64_t ucx_patience_ms(Deadline deadline, uint64_t bytes) {
     return std::min(left_ms / 2, kUcxPatienceMs + bytes / kSlowUcxBytesPerMs);
 }
 
-UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes) {
+UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes,
+                        bool one_place) {
     UcxTarget target;
-    if (pieces.list().size() == 1) {
-        auto* const data = static_cast<uint8_t*>(pieces.list().front().iov_base);
-        target.keep = ucx.find(data, bytes);
-        if (target.keep == nullptr && bytes >= kRegisterFrom) {
-            target.keep = ucx.register_briefly(data, bytes);
+    const bool may_register = pieces.list().size() == 1 && bytes >= kRegisterFrom;
+    uint64_t left = bytes;
+    for (const iovec& piece : pieces.list()) {
+        const uint64_t count = std::min<uint64_t>(piece.iov_len, left);
+        if (count == 0) {
+            continue;
         }
-        if (target.keep != nullptr) {
-            target.data = data;
-            target.memory = target.keep.get();
-            return target;
+        std::shared_ptr<const UcxMemory> memory = ucx.find(piece.iov_base, count);
+        if (memory == nullptr && may_register) {
+            memory = ucx.register_briefly(piece.iov_base, count);
         }
+        if (memory == nullptr) {
+            break;
+        }
+        target.pieces.push_back({static_cast<uint8_t*>(piece.iov_base), count, std::move(memory)});
+        left -= count;
     }
-    target.data = lane.take_bounce(bytes);
-    target.memory = &lane.bounce();
+    if (left == 0 && !target.pieces.empty() && (!one_place || target.pieces.size() == 1)) {
+        return target;
+    }
+    target.pieces.clear();
     target.is_bounce = true;
+    if (uint8_t* const data = lane.take_bounce(bytes); data != nullptr) {
+        target.pieces.push_back({data, bytes, nullptr});
+    }
     return target;
 }
 
@@ -56,20 +67,24 @@ void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Dead
         one.state = Row::kFailed;
         return;
     }
-    one.target = choose_target(ucx_, lane_, into, bytes);
-    if (one.target.data == nullptr) {
+    one.target = choose_target(ucx_, lane_, into, bytes, false);
+    if (one.target.pieces.empty()) {
         one.state = Row::kNoRoom;
         return;
     }
     ++reading_;
-    for (uint64_t done = 0; done < bytes;) {
-        const UcxRegion::Slice& slice = region_->slice_of(offset + done);
-        const uint64_t within = offset + done - slice.offset;
-        const uint64_t count = std::min(bytes - done, slice.size - within);
-        UcxRead& part = one.parts.emplace_back();
-        lane_.worker().read(**endpoint, slice.key, slice.address + within, one.target.data + done,
-                            count, *one.target.memory, &part);
-        done += count;
+    for (const UcxTarget::Piece& piece : one.target.pieces) {
+        const UcxMemory& memory = piece.memory == nullptr ? lane_.bounce() : *piece.memory;
+        for (uint64_t done = 0; done < piece.bytes;) {
+            const UcxRegion::Slice& slice = region_->slice_of(offset);
+            const uint64_t within = offset - slice.offset;
+            const uint64_t count = std::min(piece.bytes - done, slice.size - within);
+            UcxRead& part = one.parts.emplace_back();
+            lane_.worker().read(**endpoint, slice.key, slice.address + within, piece.data + done,
+                                count, memory, &part);
+            done += count;
+            offset += count;
+        }
     }
 }
 
@@ -89,7 +104,18 @@ bool UcxTransfer::advance() {
     return reading_ == 0;
 }
 
-// The checksum is that of the bytes as they arrived.
+// Of the bytes as they arrived.
+uint32_t UcxTransfer::crc_of(const One& one) {
+    if (one.target.is_bounce) {
+        return scatter_crc32c(one.into, one.target.pieces.front().data, one.bytes);
+    }
+    uint32_t crc = 0;
+    for (const UcxTarget::Piece& piece : one.target.pieces) {
+        crc = crc32c(piece.data, piece.bytes, crc);
+    }
+    return crc;
+}
+
 void UcxTransfer::finish(One& one) {
     --reading_;
     const auto is_right = [](const UcxRead& part) { return part.status == ucp::kOk; };
@@ -98,10 +124,9 @@ void UcxTransfer::finish(One& one) {
         failed_ = true;
     } else {
         one.state = Row::kRead;
-        one.crc = one.target.is_bounce ? scatter_crc32c(one.into, one.target.data, one.bytes)
-                                       : crc32c(one.target.data, one.bytes);
+        one.crc = crc_of(one);
     }
-    one.target.keep = nullptr;
+    one.target.pieces.clear();
 }
 
 void UcxTransfer::cancel() {
@@ -114,7 +139,7 @@ void UcxTransfer::cancel() {
         if (one.state == Row::kReading) {
             --reading_;
             one.state = Row::kFailed;
-            one.target.keep = nullptr;
+            one.target.pieces.clear();
         }
     }
 }

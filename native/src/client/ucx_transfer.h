@@ -12,16 +12,20 @@
 
 namespace kvstore {
 
-// Memory that a peer reads from or writes to: the caller's where it is registered or large, else a
-// part of the lane's.
+// Memory that a peer reads from or a read writes to: the caller's where all of it is registered, or
+// in one large piece; else a part of the lane's.
 struct UcxTarget {
-    uint8_t* data = nullptr;                  // null: there is no room now
-    const UcxMemory* memory = nullptr;        // that holds it
-    std::shared_ptr<const UcxMemory> keep{};  // while it is used
+    struct Piece {
+        uint8_t* data = nullptr;
+        uint64_t bytes = 0;
+        std::shared_ptr<const UcxMemory> memory{};  // null: the lane's
+    };
+    std::vector<Piece> pieces;  // none: there is no room now
     bool is_bounce = false;
 };
-// For `bytes` of these pieces.
-UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes);
+// For `bytes` of these pieces. A peer can be told of one place only.
+UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes,
+                        bool one_place);
 
 // How long so many bytes may take by UCX: a slow network gets its time, and the socket half of what
 // is left where nothing comes this way.
@@ -58,6 +62,7 @@ class UcxTransfer {
         std::deque<UcxRead> parts;
         uint32_t crc = 0;
     };
+    static uint32_t crc_of(const One& one);
     void finish(One& one);
 
     ClientUcx& ucx_;
