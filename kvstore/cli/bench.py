@@ -65,7 +65,10 @@ def _measure(store: kvstore.Store, size: int, batch: int, rounds: int) -> dict[s
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1, 4096))
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1, 100_000))
 @click.option(
-    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="tcp: never map memory."
+    "--transport",
+    type=click.Choice(["auto", "tcp", "ucx"]),
+    default="auto",
+    help="tcp: never map memory; ucx: RDMA before everything else.",
 )
 @json_option
 @target_options
@@ -74,7 +77,7 @@ def bench(
     sizes: tuple[str, ...],
     batch: int,
     rounds: int,
-    transport: Literal["auto", "tcp"],
+    transport: Literal["auto", "tcp", "ucx"],
     as_json: bool,
     **options: Any,
 ) -> None:

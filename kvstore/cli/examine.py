@@ -111,7 +111,7 @@ def _of_peers(target: Target, master: MasterFacts, peers: list[dict[str, Any]]) 
 
 def _connector(target: Target) -> Callable[[str], kvstore.Store]:
     def connect(transport: str) -> kvstore.Store:
-        return target.connect(cast(Literal["auto", "tcp"], transport))
+        return target.connect(cast(Literal["auto", "tcp", "ucx"], transport))
 
     return connect
 

@@ -159,7 +159,10 @@ def _run(
 )
 @click.option("--keep", is_flag=True, help="Leave the replay's objects in the cluster.")
 @click.option(
-    "--transport", type=click.Choice(["auto", "tcp"]), default="auto", help="tcp: never map memory."
+    "--transport",
+    type=click.Choice(["auto", "tcp", "ucx"]),
+    default="auto",
+    help="tcp: never map memory; ucx: RDMA before everything else.",
 )
 @json_option
 @target_options
@@ -175,7 +178,7 @@ def replay(
     limit: int | None,
     segment_dir: str | None,
     keep: bool,
-    transport: Literal["auto", "tcp"],
+    transport: Literal["auto", "tcp", "ucx"],
     as_json: bool,
     **options: Any,
 ) -> None:

@@ -29,7 +29,7 @@ class Target:
     token_file: str | None
     timeout_ms: int
 
-    def connect(self, transport: Literal["auto", "tcp"] | None = None) -> kvstore.Store:
+    def connect(self, transport: Literal["auto", "tcp", "ucx"] | None = None) -> kvstore.Store:
         """Connect a client to the cluster.
 
         Args:

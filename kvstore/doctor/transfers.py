@@ -20,6 +20,8 @@ _SMALL, _LARGE = 4 << 10, 1 << 20
 _TTL_MS = 300_000  # should this process be killed
 _BATCH, _ROUNDS, _LATENCY_ROUNDS = 8, 8, 200
 _TRIES_PER_NODE = 64
+_BEST = {"shm": ("auto", "shared memory"), "ucx": ("ucx", "UCX")}
+"""By path of `Store.peers`: the transport that takes it, and its name."""
 _SLOW_GBPS = 0.1  # one gigabit per second, nearly
 
 
@@ -78,7 +80,7 @@ def measure(cluster: Cluster) -> Iterator[Finding]:
         return
     prefix = f"measure/{secrets.token_hex(8)}/"
     by_node = {node.node_id: node for node in cluster.alive}
-    with cluster.connect("tcp") as tcp, cluster.connect("auto") as auto:
+    with cluster.connect("tcp") as tcp:
         try:
             placed = {
                 size: _place(tcp, prefix, size, count, [*by_node])
@@ -92,11 +94,12 @@ def measure(cluster: Cluster) -> Iterator[Finding]:
                         "see whether it drains, is full of pinned objects, or has just started",
                     )
                     continue
-                stores = {"TCP": tcp}
-                if node.peer is not None and node.peer.get("path") == "shm":
-                    stores["shared memory"] = auto
-                for path, store in stores.items():
-                    yield _measured(name, path, store, small[0], large)
+                yield _measured(name, "TCP", tcp, small[0], large)
+                best = node.peer.get("path") if node.peer is not None else None
+                if best in _BEST:
+                    transport, path = _BEST[best]
+                    with cluster.connect(transport) as store:
+                        yield _measured(name, path, store, small[0], large)
         finally:
             tcp.remove_prefix(prefix)
 
