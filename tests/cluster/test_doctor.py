@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 import kvstore
+from kvstore import _native
 from kvstore.cli.operator import main
 from kvstore.cli.output import Exit
 from tests.support.cluster import Cluster
 from tests.support.other_user import NOBODY, needs_another_user
+from tests.support.package import copy_package
 from tests.support.processes import python_process, read_line, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -189,8 +190,7 @@ def test_a_user_who_may_not_open_the_socket_hears_why(cluster: Cluster) -> None:
 
 def test_a_node_of_another_version_is_found(cluster: Cluster, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    source = Path(kvstore.__file__).parent
-    shutil.copytree(source, other / "kvstore", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_package(other, Path(str(_native.__file__)))
     module = other / "kvstore" / "__init__.py"
     text = module.read_text()
     assert text.count(f'"{kvstore.__version__}"') == 1
