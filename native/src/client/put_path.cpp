@@ -163,12 +163,16 @@ void PutPath::put_by_socket(std::span<PutItem*> open, const PeerNode* except) {
     }
 }
 
-void PutPath::send_put(PeerNode& peer, std::span<PutItem*> all) {
+void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     if (!peer.breaker().allow()) {
         return;
     }
-    std::vector<PutItem*> open =
-        UcxPuts(context_, options_, deadline_, &tally_).run(peer, all, patience_ms(peer, all));
+    std::vector<PutItem*> left;
+    if (context_.ucx().wanted()) {
+        left = UcxPuts(context_, options_, deadline_, &tally_)
+                   .run(peer, open, patience_ms(peer, open));
+        open = left;
+    }
     if (open.empty()) {
         return;
     }
