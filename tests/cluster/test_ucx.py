@@ -371,6 +371,8 @@ def test_objects_on_nvme_come_by_tcp(cluster: Cluster, tmp_path: Path) -> None:
     keys = [f"n/{i}" for i in range(60)]
     for key in keys:
         assert store.put(key, proof(key, MIB)) is Status.Ok
+        if key == keys[4]:
+            cluster.cli("snapshot", "a")  # so that what is evicted behind it is on NVMe
     assert store.get(keys[-1]) == proof(keys[-1], MIB)
     for key in keys:
         value = store.get(key)
