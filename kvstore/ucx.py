@@ -16,8 +16,9 @@ from pathlib import Path
 from kvstore.errors import InvalidArgumentError
 
 LIBRARY_VARIABLE = "KVSTORE_UCX_LIB"
-_SYSTEM = "libucp.so.0"
-_WHEELS = ("nixl_cu13.libs", "nixl_cu12.libs")
+SYSTEM = "libucp.so.0"
+WHEELS = ("nixl_cu12.libs", "nixl_cu13.libs", ".nixl_cu12.libs", ".nixl_cu13.libs")
+"""Folders beside the wheels' packages, in the order in which they are looked at."""
 _MODULES = "UCX_MODULE_DIR"
 
 Settings = list[tuple[str, str]]
@@ -36,9 +37,9 @@ def libraries(site_packages: Path | None = None) -> list[str]:
     if named:
         return [named]
     if ctypes.util.find_library("ucp"):
-        return [_SYSTEM]
+        return [SYSTEM]
     root = site_packages or Path(sysconfig.get_paths()["platlib"])
-    for folder in _WHEELS:
+    for folder in WHEELS:
         found = sorted((root / folder).glob("libucp-*.so*"))
         if found:
             os.environ.setdefault(_MODULES, str(root / folder / "ucx"))

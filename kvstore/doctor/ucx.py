@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvstore import ucx
 from kvstore.doctor.findings import Finding, fail, ok, warn
 from kvstore.doctor.host import Host
 from kvstore.topology import sysfs
 
-_SYSTEM = "libucp.so.0"
-_NIXL_FOLDERS = ("nixl_cu12.libs", "nixl_cu13.libs", ".nixl_cu12.libs", ".nixl_cu13.libs")
 _LIBRARY = re.compile(r"libucp(-[0-9a-f]+)?\.so(\.[0-9]+)*")
 _VERBS = re.compile(r"libibverbs(-[0-9a-f]+)?\.so(\.[0-9]+)*")
 _MODULE = re.compile(r"libuct_([a-z0-9_]+)\.so(\.[0-9]+)*")
@@ -33,10 +32,10 @@ def candidates(host: Host) -> list[Candidate]:
     """List the libraries in the order in which they are tried."""
     found = []
     if host.ucx_library:
-        found.append(Candidate("KVSTORE_UCX_LIB", host.ucx_library))
-    found.append(Candidate("the system", _SYSTEM))
+        found.append(Candidate(ucx.LIBRARY_VARIABLE, host.ucx_library))
+    found.append(Candidate("the system", ucx.SYSTEM))
     for base in host.site_packages:
-        for folder in _NIXL_FOLDERS:
+        for folder in ucx.WHEELS:
             names = [n for n in sysfs.names(base / folder) if _LIBRARY.fullmatch(n)]
             wheel = folder.strip(".").removesuffix(".libs").replace("_", "-")
             found += [Candidate(f"the {wheel} wheel", str(base / folder / n)) for n in names[:1]]
