@@ -24,16 +24,7 @@ using StatusPointer = void*;  // null: done; an error code; else a request
 
 inline constexpr UcsStatus kOk = 0;
 inline constexpr UcsStatus kInProgress = 1;
-inline constexpr UcsStatus kNoMemory = -4;
-inline constexpr UcsStatus kUnreachable = -6;
-inline constexpr UcsStatus kNoElement = -12;
-inline constexpr UcsStatus kNoDevice = -14;
-inline constexpr UcsStatus kBusy = -15;
-inline constexpr UcsStatus kCanceled = -16;
-inline constexpr UcsStatus kTimedOut = -20;
-inline constexpr UcsStatus kUnsupported = -22;
 inline constexpr UcsStatus kConnectionReset = -25;
-inline constexpr UcsStatus kEndpointTimeout = -80;
 inline constexpr intptr_t kLastError = -100;
 
 inline bool is_error(StatusPointer pointer) {

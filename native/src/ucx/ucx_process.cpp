@@ -76,6 +76,7 @@ class UcxProcess {
     void post(Pull& pull);
     Status advance_pulls();
     Status finish(Pull& pull);
+    Peers::iterator find_peer(const std::string& address);
     Peer* peer(const std::string& address);
     void drop(const std::string& address);
 
@@ -199,9 +200,12 @@ Status UcxProcess::register_next() {
 
 // ---- pulls -----------------------------------------------------------------------------------
 
+UcxProcess::Peers::iterator UcxProcess::find_peer(const std::string& address) {
+    return std::ranges::find(peers_, address, &Peer::address);
+}
+
 UcxProcess::Peer* UcxProcess::peer(const std::string& address) {
-    const auto at = std::find_if(peers_.begin(), peers_.end(),
-                                 [&](const Peer& one) { return one.address == address; });
+    const auto at = find_peer(address);
     if (at != peers_.end() && (!at->endpoint->failed() || at->pulls != 0)) {
         peers_.splice(peers_.begin(), peers_, at);
         return &peers_.front();
@@ -264,8 +268,7 @@ void UcxProcess::add_parts(Pull& pull, size_t row, uint64_t address) {
 }
 
 void UcxProcess::post(Pull& pull) {
-    const auto from = std::find_if(peers_.begin(), peers_.end(),
-                                   [&](const Peer& one) { return one.address == pull.worker; });
+    const auto from = find_peer(pull.worker);
     for (; pull.next < pull.parts.size() && reads_ < kReadsAtOnce; ++pull.next) {
         Pull::Part& part = pull.parts[pull.next];
         worker_->read(*from->endpoint, pull.keys[pull.key_of[part.row]], part.address,
@@ -279,8 +282,7 @@ void UcxProcess::post(Pull& pull) {
 
 // Everything in progress over this connection ends.
 void UcxProcess::drop(const std::string& address) {
-    const auto at = std::find_if(peers_.begin(), peers_.end(),
-                                 [&](const Peer& one) { return one.address == address; });
+    const auto at = find_peer(address);
     if (at == peers_.end()) {
         return;
     }
@@ -297,8 +299,7 @@ void UcxProcess::drop(const std::string& address) {
 
 Status UcxProcess::advance_pulls() {
     for (Pull& pull : pulls_) {
-        const auto from = std::find_if(peers_.begin(), peers_.end(),
-                                       [&](const Peer& one) { return one.address == pull.worker; });
+        const auto from = find_peer(pull.worker);
         if (from != peers_.end() && from->endpoint->failed()) {
             drop(pull.worker);
         }
@@ -331,10 +332,9 @@ Status UcxProcess::advance_pulls() {
 }
 
 Status UcxProcess::finish(Pull& pull) {
-    for (Peer& one : peers_) {
-        if (one.address == pull.worker && one.pulls != 0) {
-            --one.pulls;
-        }
+    const auto from = find_peer(pull.worker);
+    if (from != peers_.end() && from->pulls != 0) {
+        --from->pulls;
     }
     std::vector<uint32_t> crcs(pull.status.size(), 0);
     for (size_t row = 0; row < crcs.size(); ++row) {
