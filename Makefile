@@ -16,6 +16,7 @@ PEERS_PACKAGES := mooncake-transfer-engine-non-cuda==0.3.13.post1 'redis[hiredis
 PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
 FAULT_CYCLES := 50
+ATTACK_ROUNDS := 6
 SIM_OPTIONS := --seeds 1..2000 --jobs 2
 FUZZ_SECONDS := 60
 FUZZ_TARGETS :=
@@ -46,7 +47,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers fuzz test-aarch64 test-sim test-fault test-mutations test-deploy test-engines test-rdma test-gpu sdist wheel wheels proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-deploy test-engines test-rdma test-gpu sdist wheel wheels proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -202,6 +203,9 @@ test-sim: $(VENV)/.installed $(VENV)/.dev  ## seeded simulation of the protocol;
 	$(NATIVE_BUILD)/sim/sim $(SIM_OPTIONS)
 
 # Ends with a table: case, cycles, wrong bytes, leaks, longest outage.
+test-attack: $(VENV)/.installed $(VENV)/.dev  ## tests/attack ATTACK_ROUNDS (6) times, 60,000 frames: half an hour on a quiet machine
+	$(PY) -m pytest tests/attack --attack-rounds $(ATTACK_ROUNDS)
+
 test-fault: $(VENV)/.installed $(VENV)/.dev  ## every fault of tests/fault FAULT_CYCLES (50) times: an hour or two
 	$(PY) -m tests.fault.table --fault-cycles $(FAULT_CYCLES)
 

@@ -21,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rdma", action="store_true", help="what is marked rdma must not be skipped")
     parser.addoption("--gpu", action="store_true", help="run what is marked gpu, and not its fake")
     parser.addoption(
+        "--attack-rounds", type=int, default=1, help="how often each test of tests/attack runs"
+    )
+    parser.addoption(
         "--fault-cycles", type=int, default=1, help="how often each fault of tests/fault is made"
     )
 

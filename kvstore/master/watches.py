@@ -17,6 +17,8 @@ from kvstore.security import ANYBODY, Principal
 _WAIT_MS = 10_000
 # Between two wakes, so that a stream of events comes in batches.
 _PAUSE_MS = 5
+# To all streams together: above it, batches are larger, and what else the master does goes on.
+_REPLIES_PER_S = 2000
 
 
 class Watches:
@@ -78,9 +80,10 @@ class Watches:
         await asyncio.shield(self._look)
 
     async def _wait(self, cursor: int) -> bool:
-        pause_ms = self._woken_ms + _PAUSE_MS - clock.monotonic_ms()
-        if pause_ms > 0:
-            await asyncio.sleep(pause_ms / 1000)
+        pause_ms = max(_PAUSE_MS, self._open.total() * 1000 / _REPLIES_PER_S)
+        left_ms = self._woken_ms + pause_ms - clock.monotonic_ms()
+        if left_ms > 0:
+            await asyncio.sleep(left_ms / 1000)
         if self._ends:
             return False
         loop = asyncio.get_running_loop()

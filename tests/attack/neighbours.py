@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from tests.support.processes import Daemon
 _CALLS = 300
 _SLACK_MS = 30.0
 """Of a machine that other tests share."""
+FAIR = 3.0
+"""How much longer calls may take beside a flood: the median of `--attack-rounds`."""
 NODE, ENGINE, LOUD, ADMIN = (f"secret-number-{i}-of-the-test" for i in range(4))
 _TOKENS = f"""a node * {NODE}
 b node * {NODE}x
@@ -48,7 +52,35 @@ def _p99_ms(store: kvstore.Store, name: str) -> float:
 def assert_fair(base_ms: float, beside_ms: float, flood: str) -> None:
     """Print what a flood does to the others' calls; fail if it is out of proportion."""
     print(f"{flood}: p99 {beside_ms:.2f} ms beside it, {base_ms:.2f} ms without")
+    measured[flood].append((base_ms, beside_ms))
     assert beside_ms <= 10 * base_ms + _SLACK_MS, flood
+
+
+measured: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+"""99th percentiles without and beside each flood, a pair a round."""
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> float:
+    return statistics.median(beside / base for base, beside in pairs)
+
+
+def unfair() -> list[str]:
+    """Return the floods that cost others more than FAIR."""
+    return [flood for flood, pairs in measured.items() if _ratio(pairs) > FAIR]
+
+
+def table() -> str:
+    """Return what was measured as a Markdown table."""
+    lines = [
+        f"| beside | rounds | p99 without (ms) | p99 (ms) | median ratio (at most {FAIR:.0f}) |",
+        "|---|---|---|---|---|",
+    ]
+    for flood, pairs in measured.items():
+        base, beside = (statistics.median(column) for column in zip(*pairs, strict=True))
+        lines.append(
+            f"| {flood} | {len(pairs)} | {base:.2f} | {beside:.2f} | {_ratio(pairs):.2f} |"
+        )
+    return "\n".join(lines)
 
 
 @contextmanager

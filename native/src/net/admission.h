@@ -6,6 +6,7 @@
 // once for every connection and every session, never for a frame.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -46,6 +47,10 @@ class Admission {
     // The largest share of the clients' sessions that one principal may hold.
     void set_principal_share(double share) { principal_share_ = share; }
     size_t half_open() const KV_EXCLUDES(mutex_);
+    bool full() const { return half_open() >= limits_.max_half_open; }  // the next one evicts
+    // That may be caused between two ticks of a listener; who comes after waits in its queue. So
+    // each has a tick's time to say hello, and a flood takes only so much from the sessions.
+    size_t most_evictions() const { return std::max<size_t>(limits_.max_half_open / 4 * 3, 1); }
 
   private:
     struct HalfOpen {

@@ -139,6 +139,7 @@ void EventLoop::tick() {
     if (!listeners_.empty()) {
         most_descriptors_ = most_descriptors();
     }
+    evictions_left_ = state_->admission.most_evictions();
     for (const size_t listener : std::exchange(paused_listeners_, {})) {
         watch_listener(listener, true);
     }
@@ -244,6 +245,10 @@ void EventLoop::watch_listener(size_t listener, bool on) {
 
 void EventLoop::accept_some(size_t listener) {
     for (int i = 0; i < kAcceptsPerTurn; ++i) {
+        const bool evicts = state_->admission.full();
+        if (evicts && evictions_left_ == 0) {
+            return pause(listener);
+        }
         Fd fd(accept4(listeners_[listener].get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (!fd.valid()) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
@@ -254,6 +259,7 @@ void EventLoop::accept_some(size_t listener) {
             }
             continue;
         }
+        evictions_left_ -= evicts ? 1 : 0;
         ++state_->accepted;
         accept_one(std::move(fd));
     }
@@ -262,6 +268,10 @@ void EventLoop::accept_some(size_t listener) {
 void EventLoop::run_out_of_descriptors(size_t listener) {
     state_->count_refusal(Code::kOverloaded, {}, kOutOfDescriptors);
     (void)state_->admission.evict_oldest();
+    pause(listener);
+}
+
+void EventLoop::pause(size_t listener) {
     watch_listener(listener, false);
     paused_listeners_.push_back(listener);
 }

@@ -43,6 +43,7 @@ class EventLoop {
     void accept_some(size_t listener);
     void accept_one(Fd fd);
     void run_out_of_descriptors(size_t listener);
+    void pause(size_t listener);
     void refuse(const Fd& fd, const std::string& address, std::string_view reason);
     void watch_listener(size_t listener, bool on);
     EventConnection* insert(std::shared_ptr<Outbox> outbox, Peer peer);
@@ -56,7 +57,8 @@ class EventLoop {
     const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
     Fd epoll_;
     std::vector<Fd> listeners_;
-    std::vector<size_t> paused_listeners_;  // out of descriptors: tried again at the next tick
+    std::vector<size_t> paused_listeners_;  // until the next tick
+    size_t evictions_left_ = 0;             // until then
     std::unordered_map<uint64_t, std::unique_ptr<EventConnection>> connections_;
     std::vector<uint8_t> scratch_;
     uint64_t seen_replacements_ = 0;  // of the principals

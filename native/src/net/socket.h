@@ -39,7 +39,7 @@ struct SocketAccess {
 
 // A listening, non-blocking, close-on-exec socket. A stale Unix path (nobody accepts there) is
 // replaced, a live one is kUnavailable.
-Result<Fd> listen_on(const Endpoint& endpoint, const SocketAccess& access = {}, int backlog = 512);
+Result<Fd> listen_on(const Endpoint& endpoint, const SocketAccess& access = {}, int backlog = 4096);
 // The endpoint with the port the kernel chose.
 Result<Endpoint> bound_endpoint(int fd, const Endpoint& asked);
 // A connected non-blocking socket (TCP_NODELAY). Name resolution does not outlive the deadline.

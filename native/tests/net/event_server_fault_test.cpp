@@ -248,6 +248,26 @@ TEST_F(EventServerTest, SilentPeersAreGivenUp) {
     EXPECT_EQ(pong->header.message(), MessageType::kPong);
 }
 
+TEST_F(EventServerTest, AFloodOfNewcomersIsLetInSlowly) {
+    constexpr uint64_t kPlaces = 4;
+    constexpr uint64_t kPerTick = 3;
+    options_.loops = 1;
+    options_.max_handshakes = kPlaces;
+    serve();
+    std::vector<Fd> flood;
+    for (int i = 0; i < 200; ++i) {
+        flood.push_back(connected(tcp_));
+    }
+    const auto most = [&] {
+        return kPlaces + kPerTick * (static_cast<uint64_t>(service_.ticks) + 2);
+    };
+    EXPECT_TRUE(eventually([&, until = service_.ticks + 6] { return service_.ticks > until; }));
+    const uint64_t accepted = server_->stats().accepted;
+    EXPECT_GT(accepted, kPlaces);
+    EXPECT_LE(accepted, most());
+    expect_serving();  // behind all of them
+}
+
 TEST_F(EventServerTest, TheOldestHalfOpenConnectionGivesWayToANewOne) {
     options_.max_handshakes = 3;
     serve();
