@@ -63,6 +63,7 @@ COMMANDS = {
         "bench",
         "Time put, get and exists on a live cluster; medians over the rounds, bytes checked.",
     ),
+    "size": Entry("size", "Show the bytes of a model's KV pages, and what to plan for them."),
     "config": Entry("config", "Check, show, start and convert configuration files."),
     "completion": Entry(
         "completion", "Print the completion script for SHELL; load it in the shell's start-up file."

@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "topology": set(),
     "doctor": {"", "_proto", "topology"},
     "embedded": {"client", "master", "node"},
+    "planning": set(),
     "replay": set(),
     "integrations": {"", "client"},
     "compat": {"", "client", "embedded", "integrations"},  # the guard is for any engine
@@ -71,6 +72,7 @@ MAY_IMPORT = {
         "embedded",
         "master",
         "node",
+        "planning",
         "replay",
         "topology",
     },
