@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 from kvstore.client.buffers import BufferLike
+from kvstore.node.core_api import Uses
 
 MISS_REASON_COUNT: int
 MAX_KEY_BYTES: int
 MAX_BATCH_KEYS: int
 MAX_LEASE_MS: int
 MAX_TIMEOUT_MS: int
+USE_RECORD_BYTES: int
+MAX_REPORT_USES: int
 
 def code_name(code: int) -> str: ...
 def miss_reason_name(reason: int) -> str: ...
@@ -169,6 +172,35 @@ class Client:
     def transport(self) -> int: ...
     def close(self) -> None: ...
 
+class ReuseSummary(TypedDict):
+    buckets: list[tuple[int, float]]
+    cold: float
+    hits: float
+    puts: float
+    lost: float
+    level: int
+    keys: int
+    uses: int
+    since_ms: int
+    memory_bytes: int
+    busy_us: int
+
+class ReuseCurve:
+    def __init__(self, *, half_life_ms: int = ...) -> None: ...
+    def note(
+        self,
+        *,
+        level: int,
+        records: bytes,
+        hits: int = ...,
+        puts: int = ...,
+        lost: int = ...,
+        capacity_bytes: int = ...,
+        now_ms: int = ...,
+    ) -> int: ...
+    def set_reach(self, bytes: int) -> None: ...
+    def summary(self, now_ms: int = ...) -> ReuseSummary: ...
+
 def serve_by_ucx(
     socket: int,
     segment: int,
@@ -276,6 +308,7 @@ class NodeCore:
     def audit(self) -> None: ...
     def wait_link(self, timeout_ms: int) -> bool: ...
     def stats(self) -> dict[str, Any]: ...
+    def take_uses(self, level: int) -> Uses: ...
     def client_counters(self) -> list[dict[str, Any]]: ...
 
 def probe_node(

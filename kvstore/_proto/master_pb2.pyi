@@ -726,6 +726,100 @@ class ListNamespacesReply(_message.Message):
 Global___ListNamespacesReply: _TypeAlias = ListNamespacesReply  # noqa: Y015
 
 @_typing.final
+class ReuseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReuseRequest: _TypeAlias = ReuseRequest  # noqa: Y015
+
+@_typing.final
+class ReuseReply(_message.Message):
+    """Uses (NodeRegistry's UseSample) by reuse distance: the bytes of the objects that were used since
+    the last use of the same one, and of itself. A least-recently-used cache of a size finds every
+    object whose distance is not above it. Numbers of uses are those of all keys, extrapolated from
+    the sample, and lose half of their weight in six hours.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPTO_BYTES_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    COLD_USES_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    PUTS_FIELD_NUMBER: _builtins.int
+    LOST_HITS_FIELD_NUMBER: _builtins.int
+    SAMPLE_LEVEL_FIELD_NUMBER: _builtins.int
+    SAMPLED_KEYS_FIELD_NUMBER: _builtins.int
+    SAMPLED_USES_FIELD_NUMBER: _builtins.int
+    OBSERVED_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    BUSY_US_FIELD_NUMBER: _builtins.int
+    DRAM_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    NVME_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    cold_uses: _builtins.float
+    """first uses of a key"""
+    hits: _builtins.float
+    """What was observed at the sizes that the cluster had, of all keys."""
+    puts: _builtins.float
+    lost_hits: _builtins.float
+    sample_level: _builtins.int
+    """as in UseSample"""
+    sampled_keys: _builtins.int
+    """followed now"""
+    sampled_uses: _builtins.int
+    """seen since the master's start"""
+    observed_ms: _builtins.int
+    """since the first report"""
+    memory_bytes: _builtins.int
+    """that the master needs for this"""
+    busy_us: _builtins.int
+    """processor time that it needed since the start"""
+    dram_capacity_bytes: _builtins.int
+    """of living nodes"""
+    nvme_capacity_bytes: _builtins.int
+    @_builtins.property
+    def upto_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """upper bounds of the buckets, ascending, empty ones left out"""
+
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """in each of them"""
+
+    def __init__(
+        self,
+        *,
+        upto_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        uses: _abc.Iterable[_builtins.float] | None = ...,
+        cold_uses: _builtins.float = ...,
+        hits: _builtins.float = ...,
+        puts: _builtins.float = ...,
+        lost_hits: _builtins.float = ...,
+        sample_level: _builtins.int = ...,
+        sampled_keys: _builtins.int = ...,
+        sampled_uses: _builtins.int = ...,
+        observed_ms: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        busy_us: _builtins.int = ...,
+        dram_capacity_bytes: _builtins.int = ...,
+        nvme_capacity_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_us", b"busy_us", "cold_uses", b"cold_uses", "dram_capacity_bytes", b"dram_capacity_bytes", "hits", b"hits", "lost_hits", b"lost_hits", "memory_bytes", b"memory_bytes", "nvme_capacity_bytes", b"nvme_capacity_bytes", "observed_ms", b"observed_ms", "puts", b"puts", "sample_level", b"sample_level", "sampled_keys", b"sampled_keys", "sampled_uses", b"sampled_uses", "upto_bytes", b"upto_bytes", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReuseReply: _TypeAlias = ReuseReply  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -70,6 +70,11 @@ class MasterStub:
                 request_serializer=kvstore_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_master__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Reuse = channel.unary_unary(
+                '/kvstore.v1.Master/Reuse',
+                request_serializer=kvstore_dot_v1_dot_master__pb2.ReuseRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_master__pb2.ReuseReply.FromString,
+                _registered_method=True)
         self.ListNamespaces = channel.unary_unary(
                 '/kvstore.v1.Master/ListNamespaces',
                 request_serializer=kvstore_dot_v1_dot_master__pb2.ListNamespacesRequest.SerializeToString,
@@ -159,6 +164,13 @@ class MasterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reuse(self, request, context):
+        """How often uses would find their objects at other sizes of the cluster (`kvstore plan`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListNamespaces(self, request, context):
         """Lists the namespaces with what they hold. Role operator for those of every tenant.
         """
@@ -223,6 +235,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=kvstore_dot_v1_dot_master__pb2.StatusRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_master__pb2.StatusReply.SerializeToString,
+            ),
+            'Reuse': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reuse,
+                    request_deserializer=kvstore_dot_v1_dot_master__pb2.ReuseRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_master__pb2.ReuseReply.SerializeToString,
             ),
             'ListNamespaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNamespaces,
@@ -527,6 +544,33 @@ class Master:
             '/kvstore.v1.Master/Status',
             kvstore_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
             kvstore_dot_v1_dot_master__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reuse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Master/Reuse',
+            kvstore_dot_v1_dot_master__pb2.ReuseRequest.SerializeToString,
+            kvstore_dot_v1_dot_master__pb2.ReuseReply.FromString,
             options,
             channel_credentials,
             insecure,

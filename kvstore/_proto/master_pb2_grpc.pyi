@@ -67,6 +67,8 @@ class MasterStub:
     Inspect: _grpc.UnaryUnaryMultiCallable[_master_pb2.InspectRequest, _master_pb2.InspectReply]
     """NOT_FOUND: no such key."""
     Status: _grpc.UnaryUnaryMultiCallable[_master_pb2.StatusRequest, _master_pb2.StatusReply]
+    Reuse: _grpc.UnaryUnaryMultiCallable[_master_pb2.ReuseRequest, _master_pb2.ReuseReply]
+    """How often uses would find their objects at other sizes of the cluster (`kvstore plan`)."""
     ListNamespaces: _grpc.UnaryUnaryMultiCallable[_master_pb2.ListNamespacesRequest, _master_pb2.ListNamespacesReply]
     """Lists the namespaces with what they hold. Role operator for those of every tenant."""
 
@@ -101,6 +103,8 @@ class MasterAsyncStub(MasterStub):
     Inspect: _aio.UnaryUnaryMultiCallable[_master_pb2.InspectRequest, _master_pb2.InspectReply]  # type: ignore[assignment]
     """NOT_FOUND: no such key."""
     Status: _aio.UnaryUnaryMultiCallable[_master_pb2.StatusRequest, _master_pb2.StatusReply]  # type: ignore[assignment]
+    Reuse: _aio.UnaryUnaryMultiCallable[_master_pb2.ReuseRequest, _master_pb2.ReuseReply]  # type: ignore[assignment]
+    """How often uses would find their objects at other sizes of the cluster (`kvstore plan`)."""
     ListNamespaces: _aio.UnaryUnaryMultiCallable[_master_pb2.ListNamespacesRequest, _master_pb2.ListNamespacesReply]  # type: ignore[assignment]
     """Lists the namespaces with what they hold. Role operator for those of every tenant."""
 
@@ -198,6 +202,14 @@ class MasterServicer(metaclass=_abc_1.ABCMeta):
         request: _master_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_master_pb2.StatusReply, _abc.Awaitable[_master_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Reuse(
+        self,
+        request: _master_pb2.ReuseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_pb2.ReuseReply, _abc.Awaitable[_master_pb2.ReuseReply]]:
+        """How often uses would find their objects at other sizes of the cluster (`kvstore plan`)."""
 
     @_abc_1.abstractmethod
     def ListNamespaces(

@@ -207,6 +207,7 @@ class HeartbeatRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
     INDEX_LIMIT_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
@@ -233,6 +234,8 @@ class HeartbeatRequest(_message.Message):
     def snapshot(self) -> _types_pb2.SnapshotProgress:
         """of the last snapshot request received"""
 
+    @_builtins.property
+    def uses(self) -> Global___UseSample: ...
     def __init__(
         self,
         *,
@@ -248,14 +251,57 @@ class HeartbeatRequest(_message.Message):
         snapshot: _types_pb2.SnapshotProgress | None = ...,
         index_entries: _builtins.int = ...,
         index_limit: _builtins.int = ...,
+        uses: Global___UseSample | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "snapshot", b"snapshot", "uses", b"uses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class UseSample(_message.Message):
+    """Uses of sampled keys since the last heartbeat, for Master.Reuse. A use is a read that found its
+    object, or a put of a client. A key is in the sample of every node or of none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    PUTS_FIELD_NUMBER: _builtins.int
+    LOST_HITS_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    """of the sample, at most 255: as the last reply said, or higher after a burst"""
+    records: _builtins.bytes
+    """At most 16384 records of 16 bytes, little-endian: 64 bits of the key's hash, then the object's
+    size in bytes << 1 | 1 for a read, 0 for a put.
+    """
+    hits: _builtins.int
+    """Of all keys, sampled or not."""
+    puts: _builtins.int
+    """also those that were answered with AlreadyExists"""
+    lost_hits: _builtins.int
+    """beside `hits`: reads that are not known by key"""
+    def __init__(
+        self,
+        *,
+        level: _builtins.int = ...,
+        records: _builtins.bytes = ...,
+        hits: _builtins.int = ...,
+        puts: _builtins.int = ...,
+        lost_hits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hits", b"hits", "level", b"level", "lost_hits", b"lost_hits", "puts", b"puts", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UseSample: _TypeAlias = UseSample  # noqa: Y015
 
 @_typing.final
 class Activity(_message.Message):
@@ -355,6 +401,7 @@ class HeartbeatReply(_message.Message):
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_REQUEST_FIELD_NUMBER: _builtins.int
     ENDPOINT_PROBLEM_FIELD_NUMBER: _builtins.int
+    SAMPLE_LEVEL_FIELD_NUMBER: _builtins.int
     state: _types_pb2.NodeState.ValueType
     """DRAINING: refuse new writes"""
     heartbeat_interval_ms: _builtins.int
@@ -363,6 +410,8 @@ class HeartbeatReply(_message.Message):
     """number of an operator's request; 0: none. Done once per session"""
     endpoint_problem: _builtins.str
     """why clients are not told the node's endpoint; empty: they are, or soon"""
+    sample_level: _builtins.int
+    """of the next heartbeat's UseSample"""
     def __init__(
         self,
         *,
@@ -370,10 +419,11 @@ class HeartbeatReply(_message.Message):
         heartbeat_interval_ms: _builtins.int = ...,
         snapshot_request: _builtins.int = ...,
         endpoint_problem: _builtins.str = ...,
+        sample_level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_problem", b"endpoint_problem", "heartbeat_interval_ms", b"heartbeat_interval_ms", "snapshot_request", b"snapshot_request", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint_problem", b"endpoint_problem", "heartbeat_interval_ms", b"heartbeat_interval_ms", "sample_level", b"sample_level", "snapshot_request", b"snapshot_request", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

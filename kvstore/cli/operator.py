@@ -63,6 +63,7 @@ COMMANDS = {
         "bench",
         "Time put, get and exists on a live cluster; medians over the rounds, bytes checked.",
     ),
+    "plan": Entry("plan", "Estimate the hit rate with more memory, less memory or NVMe."),
     "size": Entry("size", "Show the bytes of a model's KV pages, and what to plan for them."),
     "config": Entry("config", "Check, show, start and convert configuration files."),
     "completion": Entry(
@@ -84,7 +85,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"kvstore.cli.{COMMANDS[cmd_name].module}")
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

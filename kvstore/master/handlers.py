@@ -27,6 +27,7 @@ from kvstore.master.model import (
 )
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.registry import Registry, new_session_id
+from kvstore.master.reuse import Reuse
 from kvstore.security import ANYBODY, Principal
 
 
@@ -47,6 +48,7 @@ class NodeHandlers:
         registry: Registry,
         state: HardState,
         new_cluster: NewCluster,
+        reuse: Reuse,
         registered: Callable[[str, Principal], None] = lambda node_id, principal: None,
     ) -> None:
         """Keep the objects that the calls work on.
@@ -55,12 +57,14 @@ class NodeHandlers:
             registry: of the nodes.
             state: of this master.
             new_cluster: decides whether nodes may join.
+            reuse: hears of the uses that they report.
             registered: called with every node that has a new session, and who registered it.
         """
         self._registry = registry
         self._state = state
         self._registered = registered
         self._new_cluster = new_cluster
+        self._reuse = reuse
 
     def register(
         self, request: node_pb2.RegisterRequest, principal: Principal = ANYBODY
@@ -96,12 +100,14 @@ class NodeHandlers:
     def heartbeat(self, request: node_pb2.HeartbeatRequest) -> node_pb2.HeartbeatReply:
         """Keep a session alive."""
         event = convert.heartbeat_from(request)
-        node = self._registry.submit(event).nodes[event.node_id]
+        cluster = self._registry.submit(event)
+        node = cluster.nodes[event.node_id]
         return node_pb2.HeartbeatReply(
             state=convert.state_to(node.state),
             heartbeat_interval_ms=node.heartbeat_ms,
             snapshot_request=node.snapshot_request,
             endpoint_problem=node.problem,
+            sample_level=self._reuse.note(request.uses, cluster),
         )
 
     def unregister(self, request: node_pb2.UnregisterRequest) -> node_pb2.UnregisterReply:
@@ -118,12 +124,14 @@ class MasterHandlers:
         registry: Registry,
         core: MasterCoreApi,
         state: HardState,
+        reuse: Reuse,
         bound: Callable[[], Bound],
     ) -> None:
         """Keep the objects that the calls work on."""
         self._registry = registry
         self._core = core
         self._state = state
+        self._reuse = reuse
         self._bound = bound
         self._started_ms = clock.monotonic_ms()
 
@@ -292,6 +300,10 @@ class MasterHandlers:
         if found is None:
             raise error_for(Status.NotFound, f"no object under {key!r}")
         return convert.inspect_to(found)
+
+    def reuse(self) -> master_pb2.ReuseReply:
+        """Return the curve of reuse distances."""
+        return self._reuse.reply(self._registry.cluster)
 
     def status(self) -> master_pb2.StatusReply:
         """Summarize the cluster's state."""

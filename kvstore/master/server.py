@@ -33,6 +33,7 @@ from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.queries import Queries
 from kvstore.master.registry import Registry
+from kvstore.master.reuse import Reuse
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.master.watches import Watches
@@ -219,8 +220,9 @@ class MasterServer:
             block = urlsplit((await asyncio.to_thread(core.start))[0])
             self._ports = (int(block.port or 0), *self._ports[1:])
             self._tell_where()
-            master = MasterHandlers(registry, core, state, lambda: self._bound)
-            nodes = NodeHandlers(registry, state, new_cluster, verifier.registered)
+            reuse = Reuse()
+            master = MasterHandlers(registry, core, state, reuse, lambda: self._bound)
+            nodes = NodeHandlers(registry, state, new_cluster, reuse, verifier.registered)
             master_pb2_grpc.add_MasterServicer_to_server(
                 MasterService(calls, master, core, watches, state.epoch), rpc
             )

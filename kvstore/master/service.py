@@ -397,6 +397,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Summarize the cluster's state."""
         return await self._run(context, "Status", _EVERYBODY, self._do.status)
 
+    async def Reuse(
+        self, request: master_pb2.ReuseRequest, context: Context
+    ) -> master_pb2.ReuseReply:
+        """Return the curve of reuse distances."""
+        return await self._run(context, "Reuse", _EVERYBODY, self._do.reuse)
+
     async def ListNamespaces(
         self, request: master_pb2.ListNamespacesRequest, context: Context
     ) -> master_pb2.ListNamespacesReply:

@@ -44,6 +44,7 @@ class Load:
     refuses_writes: bool
     activity: Activity = field(default_factory=Activity)
     snapshot: types_pb2.SnapshotProgress = field(default_factory=types_pb2.SnapshotProgress)
+    uses: node_pb2.UseSample = field(default_factory=node_pb2.UseSample)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class Agent:
         self.state = types_pb2.NODE_STATE_UNSPECIFIED
         self.snapshot_request = 0
         """Number of the last snapshot that an operator requested in this session; 0: none."""
+        self.sample_level = 0
+        """Of the uses in the next heartbeat."""
         self.problem = ""
         """Why the master tells nobody of this node's endpoint; empty: it does, or will soon."""
 
@@ -209,6 +212,7 @@ class Agent:
             heartbeat_ms=reply.heartbeat_interval_ms,
         )
         prepared = stage == node_pb2.RegisterRequest.STAGE_PREPARE
+        self.sample_level = 0  # another master, maybe, which has seen no use yet
         _log.info(
             "prepared" if prepared else "registered",
             master=self._master,
@@ -330,6 +334,7 @@ class Agent:
             activity=activity.to_wire(load.activity),
             labels=self._identity.labels,
             snapshot=load.snapshot,
+            uses=load.uses,
         )
         try:
             reply = await self._call(self._stub.Heartbeat, request)
@@ -345,6 +350,7 @@ class Agent:
         )
         self.state = reply.state
         self.snapshot_request = reply.snapshot_request
+        self.sample_level = reply.sample_level
         self.problem = reply.endpoint_problem
         if self.problem:
             self._not_told.warn(error=self.problem)

@@ -25,6 +25,16 @@ class MasterHello(TypedDict):
     http_endpoint: str
 
 
+class Uses(TypedDict):
+    """Uses of sampled keys, as UseSample of node.proto describes them."""
+
+    level: int
+    records: bytes
+    hits: int
+    puts: int
+    lost: int
+
+
 class Probe(Protocol):
     """``kvstore._native.probe_master``: exchange hellos with a master."""
 
@@ -66,6 +76,9 @@ class NodeCoreApi(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """Counters and histograms, for metrics and heartbeats."""
+
+    def take_uses(self, level: int) -> Uses:
+        """Return the uses of sampled keys since the last call; sample at `level` from now on."""
 
     def client_counters(self) -> list[dict[str, Any]]:
         """Counters of the clients of this host."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from kvstore import _native, folders, refusals
-from kvstore._proto import types_pb2
+from kvstore._proto import node_pb2, types_pb2
 from kvstore.audit import AuditLog
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, VersionMismatchError
@@ -472,6 +472,18 @@ class NodeServer:
             refuses_writes=draining and not stats["reservations"] and not stats["puts_under_way"],
             activity=activity.of(stats, self._core.client_counters()),
             snapshot=self._tiering.progress(stats),
+            uses=self._uses(),
+        )
+
+    def _uses(self) -> node_pb2.UseSample:
+        assert self._core is not None
+        taken = self._core.take_uses(self._agent.sample_level)
+        return node_pb2.UseSample(
+            level=taken["level"],
+            records=taken["records"],
+            hits=taken["hits"],
+            puts=taken["puts"],
+            lost_hits=taken["lost"],
         )
 
     def _report_beginning(self, begun: dict[str, Any]) -> None:
@@ -505,6 +517,8 @@ class NodeServer:
     async def _renew(self, session: Session) -> None:
         assert self._core is not None
         await asyncio.to_thread(self._core.set_session, session.session_id, [session.master])
+        # What was sampled for the master of before would hold the new one to its level.
+        await asyncio.to_thread(self._core.take_uses, self._agent.sample_level)
 
 
 def _segments(config: NodeConfig) -> tuple[types_pb2.Segment, ...]:

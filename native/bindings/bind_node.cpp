@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "base/client_counters.h"
+#include "base/little_endian.h"
 #include "gil.h"
 #include "net/channel.h"
 #include "node/node_core.h"
@@ -253,6 +254,24 @@ nb::dict stats_dict(PyNode& self) {
     return out;
 }
 
+nb::dict take_uses(PyNode& self, uint32_t level) {
+    const UseSampler::Taken taken =
+        self.run([level](NodeCore& core) { return core.take_uses(level); });
+    std::vector<uint8_t> records;
+    records.reserve(taken.uses.size() * 16);
+    for (const UseSampler::Use& use : taken.uses) {
+        append_word(records, use.hash);
+        append_word(records, use.size_bytes << 1 | (use.hit ? 1 : 0));
+    }
+    nb::dict out;
+    out["level"] = taken.level;
+    out["records"] = nb::bytes(reinterpret_cast<const char*>(records.data()), records.size());
+    out["hits"] = taken.hits;
+    out["puts"] = taken.puts;
+    out["lost"] = taken.lost;
+    return out;
+}
+
 nb::list client_counters(PyNode& self) {
     nb::list out;
     for (const TenantCounters& tenant :
@@ -488,6 +507,8 @@ void bind_state(nb::class_<PyNode>& node) {
             },
             "timeout_ms"_a, "Whether the link was up within the time.")
         .def("stats", &stats_dict, "Counters, sizes and histograms {buckets, total, sum}.")
+        .def("take_uses", &take_uses, "level"_a,
+             "Uses of sampled keys since the last call, as ReuseCurve.note takes them.")
         .def("client_counters", &client_counters,
              "[{tenant, live_slots, counters: {name: value}}] of this host's clients.")
         .def(

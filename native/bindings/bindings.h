@@ -11,6 +11,7 @@ namespace kvstore {
 void bind_client(nanobind::module_& module);
 void bind_master(nanobind::module_& module);
 void bind_node(nanobind::module_& module);
+void bind_reuse(nanobind::module_& module);
 void bind_ucx(nanobind::module_& module);
 
 // Raises kvstore.errors' class for the status (the table lives there). Needs the GIL.

@@ -198,6 +198,7 @@ RPCS: dict[str, list[Rpc]] = {
         Rpc(master_pb2.InspectRequest(namespace=DEFAULT, key="k"), OF_TENANT)
     ],
     "kvstore.v1.Master/Status": [Rpc(master_pb2.StatusRequest(), EVERYBODY)],
+    "kvstore.v1.Master/Reuse": [Rpc(master_pb2.ReuseRequest(), EVERYBODY)],
     "kvstore.v1.Master/ListNamespaces": [
         Rpc(master_pb2.ListNamespacesRequest(tenant="default"), OF_TENANT),
         Rpc(master_pb2.ListNamespacesRequest(), OF_ALL),

@@ -17,6 +17,7 @@ from kvstore.master.hard_state import HardState
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.registry import Registry
+from kvstore.master.reuse import Reuse
 from kvstore.security import ANYBODY, Principal, Role, Secret
 from tests.support.fake_core import FakeCore
 
@@ -40,9 +41,10 @@ class Plane:
         self.core = FakeCore()
         self.state = state
         self.registry = Registry(Settings(), self.core, state)
-        self.nodes = NodeHandlers(self.registry, state, NewCluster(state))
+        reuse = Reuse()
+        self.nodes = NodeHandlers(self.registry, state, NewCluster(state), reuse)
         bound = Bound("h:1", "h:2", "http://h:3")
-        self.master = MasterHandlers(self.registry, self.core, state, lambda: bound)
+        self.master = MasterHandlers(self.registry, self.core, state, reuse, lambda: bound)
 
     def flush(self, request: master_pb2.FlushRequest) -> master_pb2.FlushReply:
         replies: list[master_pb2.FlushReply] = []

@@ -13,7 +13,7 @@ from kvstore.cli.operator import main
 from kvstore.errors import InvalidArgumentError
 from kvstore.planning.model import read_config, shape_of
 from kvstore.planning.sizing import pages_of, plan_pages, plan_segment
-from tests.engines import tiny_model
+from tests.engines import test_vllm, tiny_model
 
 # From the models' config.json files, what matters of them.
 LLAMA_3_70B = {
@@ -137,16 +137,19 @@ def test_objects_of_a_page(
 
 
 def test_the_tiny_models_of_the_engine_tests(tmp_path: Path) -> None:
-    """tests/engines compares the same sizes with what real engines have written."""
+    """Those tests compare their numbers with what real engines have written."""
     model = tiny_model.write_llama(tmp_path / "llama")
-    pages = pages_of(shape_of(read_config(model)), "vllm", 1, 32)
-    numbers = 2 * tiny_model.KV_HEADS * tiny_model.HEAD
-    assert [one.size_bytes for one in pages.objects] == [32 * tiny_model.LAYERS * numbers * 4]
+    pages = pages_of(shape_of(read_config(model)), "vllm", 1, test_vllm.BLOCK)
+    assert [one.size_bytes for one in pages.objects] == [test_vllm.PAGE_BYTES]
+    ranks = pages_of(shape_of(read_config(model)), "vllm", 2, test_vllm.BLOCK)
+    assert [(one.count, one.size_bytes) for one in ranks.objects] == [
+        (2, test_vllm.PAGE_BYTES // 2)
+    ]
     gemma = tiny_model.write_gemma3(tmp_path / "gemma", window=64)
-    halves = pages_of(shape_of(read_config(gemma)), "vllm", 1, 32)
+    halves = pages_of(shape_of(read_config(gemma)), "vllm", 1, test_vllm.BLOCK)
     assert [(one.what, one.count, one.size_bytes) for one in halves.objects] == [
-        ("full attention", 1, 32 * numbers * 4),
-        ("sliding window", 1, 32 * numbers * 4),
+        ("full attention", 1, test_vllm.PAGE_BYTES // 2),
+        ("sliding window", 1, test_vllm.PAGE_BYTES // 2),
     ]
 
 

@@ -448,14 +448,16 @@ bool ClientSlots::revoke_spare(uint32_t slot, Generation gen) {
     });
 }
 
-void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& fn) {
+uint64_t ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& fn) {
     const MutexLock lock(mutex_);
+    uint64_t lost = 0;
     for (const uint32_t slot : live_) {
         SlotPage& p = page(slot);
         const uint64_t count = p.touch_count.load(std::memory_order_acquire);
         uint64_t& seen = slots_[slot].touches_seen;
         // Whatever the client wrote there, at most one ring's worth is read.
         if (count - seen > kSlotTouches) {
+            lost += count - kSlotTouches - seen;
             seen = count - kSlotTouches;
         }
         for (; seen != count; ++seen) {
@@ -465,6 +467,7 @@ void ClientSlots::drain_touches(const std::function<void(uint32_t entry_ref)>& f
             }
         }
     }
+    return lost;
 }
 
 SlotCounters ClientSlots::counters(uint32_t slot) const {

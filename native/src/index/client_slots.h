@@ -91,9 +91,9 @@ class ClientSlots {
     bool revoke_spare(uint32_t slot, Generation gen);
 
     // Hands over the entries that clients read since the last call, oldest first per client. The
-    // ring is lossy. Numbers come from clients: check them against the index before use. `fn` is
-    // called under the mutex and must not call back.
-    void drain_touches(const std::function<void(uint32_t entry_ref)>& fn);
+    // ring is lossy: returns how many it has lost. Numbers come from clients: check them against
+    // the index before use. `fn` is called under the mutex and must not call back.
+    uint64_t drain_touches(const std::function<void(uint32_t entry_ref)>& fn);
 
     SlotCounters counters(uint32_t slot) const;
     // Of live slots and of all that were live before: never shrinks.

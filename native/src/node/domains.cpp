@@ -112,7 +112,8 @@ Result<std::unique_ptr<Domains>> Domains::create(const NodeOptions& options,
     files.resize(all.size());
     std::unique_ptr<Domains> domains(new Domains);
     for (size_t i = 0; i < all.size(); ++i) {
-        const BlockStore::Options store = store_options(options, all, i);
+        BlockStore::Options store = store_options(options, all, i);
+        store.sampler = domains->sampler_;
         auto created = files[i] == nullptr ? BlockStore::create(store)
                                            : BlockStore::create(store, std::move(files[i]));
         if (!created.ok()) {

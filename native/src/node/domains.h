@@ -18,6 +18,7 @@
 #include "node/served_slots.h"
 #include "node/ucx_port.h"
 #include "store/block_store.h"
+#include "store/use_sampler.h"
 
 namespace kvstore {
 
@@ -52,6 +53,8 @@ class Domains {
     std::span<const std::unique_ptr<Domain>> all() const { return domains_; }
     BlockStore& store(size_t number) const { return *domains_[number]->store; }
 
+    UseSampler& sampler() const { return *sampler_; }  // of all
+
     MapAccess access(std::string_view tenant) const;
     void set_access(std::vector<std::string> readers, std::vector<std::string> writers);
 
@@ -66,6 +69,7 @@ class Domains {
     Domains() = default;
     const Domain* find(std::string_view tenant) const;
 
+    std::shared_ptr<UseSampler> sampler_ = std::make_shared<UseSampler>();
     std::vector<std::unique_ptr<Domain>> domains_;
     mutable Mutex mutex_;
     std::vector<std::string> readers_ KV_GUARDED_BY(mutex_);

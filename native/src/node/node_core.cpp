@@ -140,6 +140,10 @@ std::vector<TenantCounters> NodeCore::client_counters() const {
     return impl_->domains->client_counters();
 }
 
+UseSampler::Taken NodeCore::take_uses(uint32_t level) {
+    return impl_->domains->sampler().take(level);
+}
+
 Domains& NodeCore::domains() { return *impl_->domains; }
 
 NvmeTier* NodeCore::nvme() { return impl_->nvme.get(); }

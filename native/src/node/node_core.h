@@ -14,6 +14,7 @@
 #include "node/served_slots.h"
 #include "store/block_store.h"
 #include "store/store_files.h"
+#include "store/use_sampler.h"
 
 namespace kvstore {
 
@@ -55,6 +56,8 @@ class NodeCore {
     // Ends those with these ids; how many there were.
     size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason);
     std::vector<TenantCounters> client_counters() const;
+    // Uses since the last call, for the master; from now on they are sampled at `level`.
+    UseSampler::Taken take_uses(uint32_t level);
     // Serves the socket of a UCX process of a domain (ucx/ucx_process.h), by the domain's number.
     Status adopt_ucx(size_t domain, Fd socket);
     // That process has ended, and cannot write into the segment any more.

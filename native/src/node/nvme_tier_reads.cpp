@@ -264,6 +264,7 @@ void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& re
     if (reading.purpose == Reading::Purpose::kGet) {
         counts_->hits.add();
         counts_->hit_bytes.add(object.length);
+        domains_.sampler().hit(result.identity.hash, object.length);
     }
     if (!reading.rows[row].promote) {
         return counts_->promotions_skipped.add();

@@ -117,6 +117,7 @@ std::vector<PutFlow::Begun> PutFlow::begin(const Owner& owner, const NamespaceRe
             add_entry(owner, ns, rows[i], begun[i], items[i].hash, std::move(entry));
         } else if (begun[i].code == Code::kAlreadyExists) {
             metrics_.puts_exist.add();
+            store_.sampler().put(items[i].hash, items[i].size_bytes);
         } else {
             metrics_.puts_failed.add();
         }
@@ -397,6 +398,9 @@ void PutFlow::finish(const Entry& entry, Code code) {
         put_bytes(entry.owner).add(entry.size_bytes);
     } else {
         (code == Code::kAlreadyExists ? metrics_.puts_exist : metrics_.puts_failed).add();
+    }
+    if (!entry.is_copy && (code == Code::kOk || code == Code::kAlreadyExists)) {
+        store_.sampler().put(entry.hash, entry.size_bytes);
     }
     if (entry.reply != nullptr) {
         entry.reply->finish(entry.row, code);

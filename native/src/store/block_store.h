@@ -28,6 +28,7 @@ namespace kvstore {
 
 class ClientSlots;
 class StoreFiles;
+class UseSampler;
 
 NamespaceRef make_namespace(const HashSecret& secret, std::string_view tenant,
                             std::string_view name, uint32_t epoch);
@@ -55,8 +56,9 @@ class BlockStore {
         uint32_t generation_step = 1;
         // Whose objects of an earlier life are taken over; null: everybody's.
         std::function<bool(std::string_view tenant)> keeps;
-        uint64_t seed = 0;                 // of the eviction sample; 0: drawn from the system
-        std::function<uint64_t()> now_ms;  // boottime_ms unless a test says otherwise
+        std::shared_ptr<UseSampler> sampler;  // hears of every hit; null: nobody asks
+        uint64_t seed = 0;                    // of the eviction sample; 0: drawn from the system
+        std::function<uint64_t()> now_ms;     // boottime_ms unless a test says otherwise
         std::function<bool(int slot)> slot_alive;  // the record lock unless a test says otherwise
     };
 
@@ -285,6 +287,8 @@ class BlockStore {
     void on_session_closed(uint64_t session);
     // The slot's lock is gone: what it reserved is free again. tick() finds dead slots by itself.
     void on_slot_dead(int slot);
+
+    UseSampler& sampler();
 
     // --- reads ---
     Found find(const NamespaceRef& ns, const Key& key, bool touch = true);

@@ -136,6 +136,15 @@ void BlockStore::State::touch_reversed(std::span<const EntryRef> refs) {
     }
 }
 
+void BlockStore::State::hit_reversed(std::span<const EntryRef> refs) {
+    touch_reversed(refs);
+    for (size_t i = refs.size(); i-- > 0;) {
+        if (refs[i] != kNoEntry && objects[refs[i]].generation != 0) {
+            note_hit(refs[i]);
+        }
+    }
+}
+
 void BlockStore::State::touch(EntryRef ref) {
     evictor.touch(ref);
     ++totals.touches;
@@ -161,21 +170,30 @@ void BlockStore::State::apply_exists() {
     exists_batch.clear();
 }
 
+void BlockStore::State::note_hit(EntryRef ref) {
+    if (sampler->count_hit(objects[ref].rarity)) {
+        sampler->keep_hit(index->entry(ref).hash, objects[ref].length);
+    }
+}
+
 void BlockStore::State::drain_rings() {
-    slots->drain_touches([this](uint32_t ref) KV_REQUIRES(mutex) {
+    sampler->lose_hits(slots->drain_touches([this](uint32_t ref) KV_REQUIRES(mutex) {
         // Clients write the rings: only numbers of live objects count.
         if (ref < objects.size() && objects[ref].generation != 0) {
             touch(ref);
+            note_hit(ref);
         }
-    });
+    }));
 }
+
+UseSampler& BlockStore::sampler() { return *state_->sampler; }
 
 BlockStore::Found BlockStore::find(const NamespaceRef& ns, const Key& key, bool touch) {
     State::Lock lock(*state_);
     EntryRef ref = kNoEntry;
     Found found = state_->find(ns, key, &ref);
     if (touch) {
-        state_->touch_reversed({&ref, 1});
+        state_->hit_reversed({&ref, 1});
     }
     return found;
 }
@@ -189,7 +207,7 @@ std::vector<BlockStore::Found> BlockStore::find(const NamespaceRef& ns, std::spa
         found[i] = state_->find(ns, keys[i], &refs[i]);
     }
     if (touch) {
-        state_->touch_reversed(refs);
+        state_->hit_reversed(refs);
     }
     return found;
 }

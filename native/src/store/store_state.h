@@ -27,6 +27,7 @@
 #include "store/reservation_table.h"
 #include "store/socket_holds.h"
 #include "store/store_files.h"
+#include "store/use_sampler.h"
 #include "store/use_times.h"
 #include "store/withdrawal_memory.h"
 
@@ -46,6 +47,7 @@ struct StoredObject {
     Pin pin = Pin::kNone;
     bool written = false;     // the NVMe tier has it too
     bool prefetched = false;  // brought from there before anybody asked, and not used yet
+    uint8_t rarity = 0;       // of the key in samples of uses
 };
 struct GenerationOf {
     const GrowingArray<StoredObject>* objects;
@@ -144,7 +146,9 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void release_holds(std::span<const SocketHolds::Ended> ended) KV_REQUIRES(mutex);
     uint64_t ttl_ms(const StoredObject& object) const KV_REQUIRES(mutex);
     void touch_reversed(std::span<const EntryRef> refs) KV_REQUIRES(mutex);
+    void hit_reversed(std::span<const EntryRef> refs) KV_REQUIRES(mutex);
     void touch(EntryRef ref) KV_REQUIRES(mutex);
+    void note_hit(EntryRef ref) KV_REQUIRES(mutex);
     void note_exists(uint64_t session, EntryRef ref) KV_REQUIRES(mutex);
     void apply_exists() KV_REQUIRES(mutex);
     void drain_rings() KV_REQUIRES(mutex);
@@ -232,6 +236,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     Options options KV_GUARDED_BY(mutex);
     const std::unique_ptr<Index> index KV_PT_GUARDED_BY(mutex);
     ChunkAllocator allocator KV_GUARDED_BY(mutex);
+    const std::shared_ptr<UseSampler> sampler;                // thread-safe itself
     GrowingArray<StoredObject> objects KV_GUARDED_BY(mutex);  // by entry number
     RefMap<GenerationOf> by_generation KV_GUARDED_BY(mutex);
     RefMap<OffsetOf> by_offset KV_GUARDED_BY(mutex);

@@ -359,6 +359,7 @@ void BlockStore::State::link_parent(StoredObject* object, EntryRef parent) const
 void BlockStore::State::enter(EntryRef ref, const StoredObject& object) {
     KV_ASSERT(objects[ref].generation == 0);
     objects[ref] = object;
+    objects[ref].rarity = UseSampler::rarity(index->entry(ref).hash);
     by_generation.insert(object.generation, ref);
     by_offset.insert(object.offset, ref);
     evictor.add(ref, allocator.block_bytes(object.offset), false);
