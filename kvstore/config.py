@@ -573,6 +573,11 @@ def ucx_library() -> str:
     return os.environ.get("KVSTORE_UCX_LIB", "")
 
 
+def environment() -> dict[str, str]:
+    """Every variable, for what has to know the secrets in them in order to hide them."""
+    return dict(os.environ)
+
+
 def data_dir(config: MasterConfig) -> Path:
     """Folder of a master's state: as configured, else the default one."""
     return Path(config.data_dir) if config.data_dir else default_data_dir()

@@ -76,7 +76,7 @@ def doctor(
     chosen = set(subjects or SUBJECTS)
     chosen |= {subject for subject, asked in (("rdma", rdma), ("cluster", measure)) if asked}
     findings: list[Finding] = []
-    with _progress() as begins:
+    with progress() as begins:
 
         def take(found: Iterator[Finding]) -> None:
             for finding in found:
@@ -89,7 +89,7 @@ def doctor(
         take(iter(problem))
         if config is not None and not is_named:
             where, is_named = _of_config(where, config), True
-        host = _host(config)
+        host = host_of(config)
         for subject, checks in HOST.items():
             if subject in chosen:
                 extra = (RDMA_TRANSFERS,) if subject == "rdma" and rdma else ()
@@ -98,7 +98,7 @@ def doctor(
             take(_cluster(where, is_named, (MEASURE,) if measure else (), begins))
     counts = {level: sum(f.level is level for f in findings) for level in Level}
     if as_json:
-        print_json(_document(findings, counts))
+        print_json(document(findings))
     else:
         click.echo(", ".join(f"{count} {level.value}" for level, count in counts.items()))
     if counts[Level.FAIL] or (strict and counts[Level.WARN]):
@@ -152,7 +152,8 @@ def _of_config(where: Target, config: CommonConfig) -> Target:
     return replace(where, masters=masters, token_file=token_file)
 
 
-def _host(config: CommonConfig | None) -> Host:
+def host_of(config: CommonConfig | None) -> Host:
+    """Return this machine, as the checks see it."""
     from kvstore.config import ucx_library
 
     packages = tuple(Path(entry) for entry in sys.path if entry.endswith("-packages"))
@@ -166,7 +167,9 @@ def _show(finding: Finding) -> None:
         click.echo(f"{'':<16} fix: {printable(finding.fix)}")
 
 
-def _document(findings: list[Finding], counts: dict[Level, int]) -> dict[str, Any]:
+def document(findings: list[Finding]) -> dict[str, Any]:
+    """Return what `kvstore doctor --json` prints."""
+    counts = {level: sum(f.level is level for f in findings) for level in Level}
     rows = [
         {"check": f.check, "level": f.level.value, "message": f.message, "fix": f.fix}
         for f in findings
@@ -175,7 +178,7 @@ def _document(findings: list[Finding], counts: dict[Level, int]) -> dict[str, An
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """Show on a terminal which check runs."""
     from rich.console import Console
 

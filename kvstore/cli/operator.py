@@ -65,6 +65,10 @@ COMMANDS = {
     ),
     "plan": Entry("plan", "Estimate the hit rate with more memory, less memory or NVMe."),
     "size": Entry("size", "Show the bytes of a model's KV pages, and what to plan for them."),
+    "support-bundle": Entry(
+        "support",
+        "Write what is needed to look into a problem to a file, without secrets and objects.",
+    ),
     "config": Entry("config", "Check, show, start and convert configuration files."),
     "completion": Entry(
         "completion", "Print the completion script for SHELL; load it in the shell's start-up file."

@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "doctor": {"", "_proto", "topology"},
     "embedded": {"client", "master", "node"},
     "planning": set(),
+    "support": set(),
     "replay": set(),
     "integrations": {"", "client"},
     "compat": {"", "client", "embedded", "integrations"},  # the guard is for any engine
@@ -74,6 +75,7 @@ MAY_IMPORT = {
         "node",
         "planning",
         "replay",
+        "support",
         "topology",
     },
 }
