@@ -47,7 +47,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-deploy test-engines test-rdma test-gpu sdist wheel wheels proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-deploy test-engines test-rdma test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,7 +126,17 @@ native-test: $(VENV)/.installed $(VENV)/.dev  ## GoogleTest, one executable a te
 	$(NINJA) -C $(NATIVE_BUILD) --quiet
 	$(VENV)/bin/ctest --test-dir $(NATIVE_BUILD) --output-on-failure
 
-python-test: $(VENV)/.installed $(VENV)/.dev  ## unit, property and cluster tests, each fault of tests/fault once
+# Prometheus and promtool for tests/monitoring: unpacked, not installed, which would start a server.
+# Where there is no Debian package those tests are skipped, and say so.
+promtool: build/prometheus/unpacked
+
+build/prometheus/unpacked:
+	mkdir -p $(@D)
+	cd $(@D) && { apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb \
+	    || echo "without prometheus"; }
+	touch $@
+
+python-test: $(VENV)/.installed $(VENV)/.dev promtool  ## unit, property and cluster tests, each fault of tests/fault once
 	$(PY) -m pytest
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format

@@ -25,10 +25,13 @@ class Family(NamedTuple):
 
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
-        "hits": Family(("seen_by", "path"), "Keys read."),
-        "misses": Family(("seen_by", "reason"), "Keys not found, by reason."),
-        "bytes": Family(("operation", "path"), "Object bytes."),
+        "hits": Family(
+            ("seen_by", "path"), "Keys read, by who counted and by the way their bytes came."
+        ),
+        "misses": Family(("seen_by", "reason"), "Keys not found, by who counted and by reason."),
+        "bytes": Family(("operation", "path"), "Object bytes, by the way they went."),
         "puts": Family(("result",), "Finished puts: ok, exists or failed."),
+        "tier_hits": Family(("tier",), "Keys read, by the tier that had the object."),
         "evictions": Family((), "Objects evicted."),
         "evicted_bytes": Family((), "Bytes of evicted objects."),
     }

@@ -137,6 +137,14 @@ class Administration:
             raise error_for(Status.Closed, "the store is closed, or this is a forked child")
         return [paths.peer(row, self._client.transport) for row in self._client.peers()]
 
+    def counters(self) -> dict[str, Any]:
+        """Return this store's own counters since it was opened; nobody is asked for them.
+
+        Returns:
+            What `stats` returns before ``nodes``. A closed store keeps its counters.
+        """
+        return describe.counted(self._client.counters())
+
     def stats(self) -> dict[str, Any]:
         """Return the counters of this store since it was opened.
 
@@ -151,7 +159,7 @@ class Administration:
             ``evictions`` (their sum); for an embedded store also ``node`` and ``master`` (all of
             their counters).
         """
-        stats = describe.counted(self._client.counters())
+        stats = self.counters()
         counters = {} if self._client.closed else self._client.node_counters()
         rows = self._client.nodes()  # afterwards: it is known then where they are
         peers = [paths.peer(row, self._client.transport) for row in rows]

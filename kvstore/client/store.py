@@ -54,6 +54,8 @@ class Store(TensorCalls, PageCalls, Administration):
     ) -> None:
         """Wrap a connected client, which the store owns; the names are those it has."""
         self._client = client
+        self._tenant = tenant
+        self._namespace = namespace
         self._names = f"{address} tenant={tenant!r} namespace={namespace!r}"
         self._server_stats: Callable[[], dict[str, Any]] | None = None
         self._on_close: Callable[[], object] | None = None
@@ -467,6 +469,16 @@ class Store(TensorCalls, PageCalls, Administration):
         return answer(self._client.set_pin((key,), 0)[0])
 
     # --- the store itself ---
+
+    @property
+    def tenant(self) -> str:
+        """Whose objects these are."""
+        return self._tenant
+
+    @property
+    def namespace(self) -> str:
+        """The set of compatible objects that this store reads and writes."""
+        return self._namespace
 
     @property
     def closed(self) -> bool:

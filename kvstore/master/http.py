@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -15,9 +16,15 @@ from kvstore.master.registry import Registry
 from kvstore.metrics import Counter, Gauge, Labelled, by_label, families
 from kvstore.tasks import Readiness
 
+MOST_TENANTS: Final = 100
+"""Tenants with metrics of their own."""
 ROWS = (
     Gauge("kvstore_cluster_objects", "objects", "Objects that can be read."),
-    Gauge("kvstore_cluster_object_bytes", "object_bytes", "Their bytes, each object's once."),
+    Gauge(
+        "kvstore_cluster_object_bytes",
+        "object_bytes",
+        "Bytes of these objects, each object's once.",
+    ),
     Gauge(
         "kvstore_cluster_unreachable_objects",
         "unreachable_objects",
@@ -141,7 +148,9 @@ def _namespace_families(uses: list[CoreNamespace], most: int) -> Iterator[Metric
         labels=labels,
     )
     size = GaugeMetricFamily(
-        "kvstore_cluster_namespace_bytes", "Bytes of its objects, each once.", labels=labels
+        "kvstore_cluster_namespace_bytes",
+        "Bytes of the objects of a namespace, each object's once.",
+        labels=labels,
     )
     lookups = CounterMetricFamily(
         "kvstore_cluster_namespace_lookups",
@@ -163,6 +172,54 @@ def _namespace_families(uses: list[CoreNamespace], most: int) -> Iterator[Metric
     )
 
 
+class TenantLookups:
+    """Adds up the lookups of each tenant's namespaces, which come and go with their counters.
+
+    The first tenants have a series of their own; all others share that of "", which names no
+    tenant. Nobody's count ever falls, as that would look like a restart.
+    """
+
+    def __init__(self) -> None:
+        """Start with all counts at 0."""
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str], tuple[int, int]] = {}
+        self._totals: dict[str, tuple[int, int]] = {}
+
+    def families(self, uses: list[CoreNamespace]) -> Iterator[Metric]:
+        """Collect the metric.
+
+        Args:
+            uses: every namespace that exists.
+        """
+        family = CounterMetricFamily(
+            "kvstore_cluster_tenant_lookups",
+            "Keys of a tenant looked up at the master, by whether they were found.",
+            labels=["tenant", "result"],
+        )
+        with self._lock:
+            self._add(uses)
+            for tenant, (found, missed) in self._totals.items():
+                family.add_metric([tenant, "hit"], found)
+                family.add_metric([tenant, "miss"], missed)
+        yield family
+
+    def _add(self, uses: list[CoreNamespace]) -> None:
+        seen = {}
+        for one in uses:
+            key = (one["tenant"], one["namespace"])
+            now = (one["keys_found"], one["keys_looked_up"] - one["keys_found"])
+            before = self._seen.get(key, (0, 0))
+            if now[0] < before[0] or now[1] < before[1]:
+                before = (0, 0)  # it went, and came again
+            tenant = one["tenant"]
+            if tenant not in self._totals and len(self._totals) >= MOST_TENANTS:
+                tenant = ""
+            found, missed = self._totals.get(tenant, (0, 0))
+            self._totals[tenant] = (found + now[0] - before[0], missed + now[1] - before[1])
+            seen[key] = now
+        self._seen = seen
+
+
 def collector(
     core: MasterCoreApi,
     registry: Registry,
@@ -179,13 +236,16 @@ def collector(
         calls: finished gRPC calls by (method, status).
         most_namespaces: how many namespaces have metrics of their own.
     """
+    tenants = TenantLookups()
 
     def collect() -> Iterator[Metric]:
         stats: dict[str, Any] = core.stats()
         yield from families(ROWS, stats)
         cluster = registry.cluster
         yield from _node_families(cluster, {n["node_id"]: n["replicas"] for n in core.nodes()})
-        yield from _namespace_families(core.namespace_uses(), most_namespaces())
+        uses = core.namespace_uses()
+        yield from _namespace_families(uses, most_namespaces())
+        yield from tenants.families(uses)
         told = {node_id: node.activity for node_id, node in cluster.nodes.items()}
         yield from activity.families("kvstore_cluster", told, "node")
         yield GaugeMetricFamily(

@@ -29,6 +29,7 @@ _OF_NODE: tuple[tuple[str, Labels, str], ...] = (
     ("puts", ("ok",), "puts_ok"),
     ("puts", ("exists",), "puts_exist"),
     ("puts", ("failed",), "puts_failed"),
+    ("tier_hits", ("nvme",), "hits_nvme"),
     ("evictions", (), "evictions"),
     ("evicted_bytes", (), "evicted_bytes"),
 )
@@ -55,6 +56,7 @@ def of(stats: Mapping[str, Any], clients: Clients) -> Activity:
     for reason, count in stats["misses"].items():
         counters["misses", ("node", reason)] = count
         counters["misses", ("client", reason)] = _sum(clients, f"{MISSES}{reason}")
+    counters["tier_hits", ("dram",)] = stats["hits_dram"] + _sum(clients, "hits_shm")
     histograms = {operation: stats[f"{operation}_us"] for operation in OPERATIONS}
     latencies = {
         operation: Latency(tuple(histogram["buckets"]), histogram["sum"])

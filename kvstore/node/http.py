@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -31,7 +31,12 @@ ROWS = (
         "domain",
         "Memory of the tenants that share it: shared, private, and those of `domains`.",
     ),
-    LabelledGauge("kvstore_domain_used_bytes", "domain_used_bytes", "domain", "Of it, used."),
+    LabelledGauge(
+        "kvstore_domain_used_bytes",
+        "domain_used_bytes",
+        "domain",
+        "Memory of these tenants that is in use.",
+    ),
     LabelledGauge(
         "kvstore_ucx_registered_bytes",
         "ucx_registered_bytes",
@@ -175,6 +180,28 @@ NVME_ROWS = (
         "kvstore_nvme_snapshot_objects_total", "snapshot_objects", "Objects written by snapshots."
     ),
 )
+# What the clients of this host count, but for misses (native/src/base/client_counters.h).
+CLIENT_HELP: Final[Mapping[str, str]] = {
+    "keys_read": "Keys that clients asked for, found or not.",
+    "hits_shm": "Keys read from mapped memory.",
+    "hits_socket": "Keys read through a socket, from any node.",
+    "hits_ucx": "Keys read by one-sided reads, from any node.",
+    "bytes_read_shm": "Object bytes read from mapped memory.",
+    "bytes_read_socket": "Object bytes read through a socket.",
+    "bytes_read_ucx": "Object bytes read by one-sided reads.",
+    "puts_ok": "Puts that published an object, at any node.",
+    "puts_existing": "Puts of a key that had an object.",
+    "puts_failed": "Puts that failed.",
+    "bytes_put_shm": "Object bytes written into mapped memory.",
+    "bytes_put_socket": "Object bytes sent through a socket.",
+    "bytes_put_ucx": "Object bytes that nodes fetched from clients.",
+    "wrong_checksums": "Copies refused because their bytes were not those put.",
+    "retries": "Reads that went on to another replica, puts that were tried again.",
+    "lookups": "Requests sent to the master.",
+    "master_failures": "Requests to the master without an answer.",
+    "views": "Views opened.",
+    "leases": "Leases taken.",
+}
 
 
 def collector(core: NodeCoreApi) -> Callable[[], Iterator[Metric]]:
@@ -187,7 +214,7 @@ def collector(core: NodeCoreApi) -> Callable[[], Iterator[Metric]]:
             yield from metrics.families(NVME_ROWS, stats["nvme"])
         yield from families("kvstore", {"": activity.of(stats, clients)})
         link = GaugeMetricFamily(
-            "kvstore_link", "State of the link to the master.", labels=["state"]
+            "kvstore_link", "1 for the state of the link to the master.", labels=["state"]
         )
         states = {state: float(stats["link"] == state) for state in ("down", "syncing", "up")}
         yield metrics.by_label(link, states)
@@ -223,7 +250,9 @@ def client_families(clients: Clients) -> Iterator[Metric]:
         family = others.setdefault(
             name,
             CounterMetricFamily(
-                f"kvstore_client_{name}", "Counted by the clients of this host.", labels=["tenant"]
+                f"kvstore_client_{name}",
+                CLIENT_HELP.get(name, "Counted by the clients of this host."),
+                labels=["tenant"],
             ),
         )
         family.add_metric([tenant], value)

@@ -200,7 +200,9 @@ nb::dict stats_dict(PyNode& self) {
     out["index_growth_failed"] = stats.store.growth_error.empty() ? 0 : 1;
     out["prefault_failed"] = stats.prefault_error.empty() ? 0 : 1;
     out["puts_under_way"] = stats.puts_under_way;
-    out["hits"] = stats.hits;
+    out["hits"] = stats.hits_dram + stats.hits_nvme;
+    out["hits_dram"] = stats.hits_dram;
+    out["hits_nvme"] = stats.hits_nvme;
     nb::dict misses;
     for (size_t reason = 1; reason < stats.misses.size(); ++reason) {
         const std::string name(miss_reason_name(static_cast<MissReason>(reason)));

@@ -15,6 +15,7 @@ from kvstore.activity import OPERATIONS, Activity
 from kvstore.errors import InvalidArgumentError, MissReason, TooLargeError
 from kvstore.master import convert
 from kvstore.master import http as master_http
+from kvstore.master.core_api import CoreNamespace
 from kvstore.master.journal import Journal
 from kvstore.master.model import Cluster, Endpoints, Node
 from kvstore.master.registry import Registry
@@ -140,7 +141,7 @@ class FakeNode:
         stats = native_stats(node_http.ROWS)
         stats.update({f"{operation}_us": histogram for operation in OPERATIONS})
         stats.update({key: 7 for _, _, key in node_activity._OF_NODE})
-        stats["hits"] = 9
+        stats |= {"hits": 9, "hits_dram": 6, "hits_nvme": 3}
         stats["misses"] = {reason.value: 0 for reason in MissReason if reason.value != "none"}
         stats["link"] = "syncing"
         stats["prefault_error"] = self.prefault_error
@@ -176,6 +177,8 @@ def test_the_nodes_exposition() -> None:
     assert found["kvstore_misses_total", frozenset(absent)] == 3
     checksum = {("seen_by", "node"), ("reason", "checksum")}
     assert found["kvstore_misses_total", frozenset(checksum)] == 0
+    for tier, count in (("dram", 6 + 10), ("nvme", 3)):
+        assert found["kvstore_tier_hits_total", frozenset({("tier", tier)})] == count
     assert found["kvstore_link", frozenset({("state", "syncing")})] == 1
     assert found["kvstore_puts_total", frozenset({("result", "exists")})] == 7
     shm = frozenset({("operation", "put"), ("path", "shm")})
@@ -211,3 +214,63 @@ def test_a_hostile_activity_is_refused_and_an_unknown_one_ignored() -> None:
     ):
         with pytest.raises(error):
             convert.activity_from(bad)
+
+
+def use(tenant: str, namespace: str, looked_up: int, found: int) -> CoreNamespace:
+    return {
+        "tenant": tenant,
+        "namespace": namespace,
+        "epoch": 0,
+        "objects": 1,
+        "bytes": 1,
+        "keys_looked_up": looked_up,
+        "keys_found": found,
+    }
+
+
+def tenant_lookups(
+    counted: master_http.TenantLookups, uses: list[CoreNamespace]
+) -> dict[tuple[str, str], float]:
+    found = samples(metrics.renderer(lambda: counted.families(uses))())
+    return {
+        (dict(labels)["tenant"], dict(labels)["result"]): value
+        for (name, labels), value in found.items()
+        if name == "kvstore_cluster_tenant_lookups_total"
+    }
+
+
+def test_a_tenants_lookups_never_fall_when_its_namespaces_go() -> None:
+    counted = master_http.TenantLookups()
+    seen = tenant_lookups(counted, [use("t", "a", 10, 4), use("t", "b", 5, 5), use("u", "", 1, 0)])
+    assert seen == {("t", "hit"): 9, ("t", "miss"): 6, ("u", "hit"): 0, ("u", "miss"): 1}
+    seen = tenant_lookups(counted, [use("t", "b", 7, 6)])  # a has gone
+    assert (seen["t", "hit"], seen["t", "miss"], seen["u", "miss"]) == (10, 7, 1)
+    seen = tenant_lookups(counted, [use("t", "a", 3, 3), use("t", "b", 7, 6)])  # and is new
+    assert (seen["t", "hit"], seen["t", "miss"]) == (13, 7)
+
+
+def test_many_tenants_share_one_series() -> None:
+    counted = master_http.TenantLookups()
+    uses = [use(f"t{i}", "", 2, 1) for i in range(3 * master_http.MOST_TENANTS)]
+    for _ in range(2):
+        seen = tenant_lookups(counted, uses)
+    assert len(seen) == 2 * (master_http.MOST_TENANTS + 1)
+    assert seen["", "hit"] == 2 * master_http.MOST_TENANTS
+    seen = tenant_lookups(counted, [use("t0", "", 3, 2), *uses[1:]])
+    assert seen["t0", "hit"] == 2
+
+
+def test_a_hostile_name_stays_one_label() -> None:
+    """Names may hold what the text format uses itself."""
+    core = FakeCore()
+    core.stats = lambda: native_stats(master_http.ROWS)  # type: ignore[method-assign]
+    name = 'x"} 1\\n# {a="b",\u2028'
+    core.uses = [use(name, name, 7, 4)]
+    registry = cast(Registry, SimpleNamespace(cluster=Cluster(0)))
+    journal = cast(Journal, SimpleNamespace(written=0, failures=0, refusal=""))
+    render = metrics.renderer(master_http.collector(core, registry, journal, {}, lambda: 20))
+    found = samples(render())
+    labels = frozenset({("tenant", name), ("namespace", name)})
+    assert found["kvstore_cluster_namespace_bytes", labels] == 1
+    hits = frozenset({("tenant", name), ("result", "hit")})
+    assert found["kvstore_cluster_tenant_lookups_total", hits] == 4

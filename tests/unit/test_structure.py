@@ -30,6 +30,7 @@ GROUND_FLOOR = {
     "audit",
     "errors",
     "sizes",
+    "store_metrics",
     "clock",
     "config",
     "folders",

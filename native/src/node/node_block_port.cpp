@@ -494,7 +494,8 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     if (tier_ != nullptr) {
         stats.nvme = tier_->stats();
     }
-    stats.hits = metrics_.hits.get();
+    stats.hits_dram = metrics_.hits_dram.get();
+    stats.hits_nvme = metrics_.hits_nvme.get();
     for (size_t i = 0; i < stats.misses.size(); ++i) {
         stats.misses[i] = metrics_.misses[i].get();
     }
@@ -530,7 +531,7 @@ void NodeBlockPort::answer_stats(Connection& connection, const FrameHeader& head
         {"used_bytes", stats.store.used_bytes},
         {"objects", stats.store.objects},
         {"evictions", stats.store.evictions},
-        {"hits", stats.hits},
+        {"hits", stats.hits_dram + stats.hits_nvme},
         {"puts_ok", stats.puts_ok},
         {"put_bytes_shm", stats.put_bytes_shm},
         {"put_bytes_tcp", stats.put_bytes_tcp},

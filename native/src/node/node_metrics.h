@@ -21,7 +21,8 @@ class Counter {
 };
 
 struct NodeMetrics {
-    Counter hits;
+    Counter hits_dram;
+    Counter hits_nvme;
     std::array<Counter, kMissReasonCount> misses;
     std::array<Counter, kAttachCauseCount> attaches_refused;
     Counter puts_ok;

@@ -105,7 +105,8 @@ struct NodeStats {
     std::vector<InDomain> domains;
     NvmeTierStats nvme;
     uint64_t puts_under_way = 0;
-    uint64_t hits = 0;
+    uint64_t hits_dram = 0;
+    uint64_t hits_nvme = 0;
     std::array<uint64_t, kMissReasonCount> misses{};
     uint64_t puts_ok = 0;
     uint64_t puts_exist = 0;

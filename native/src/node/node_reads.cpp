@@ -192,7 +192,8 @@ void NodeBlockPort::finish_get(const std::shared_ptr<Getting>& get) {
     }
     for (size_t row = 0; row < count; ++row) {
         if (rows.status[row] == static_cast<int32_t>(Code::kOk)) {
-            metrics_.hits.add();
+            const bool from_dram = get->found[row].hold != nullptr;
+            (from_dram ? metrics_.hits_dram : metrics_.hits_nvme).add();
         } else if (rows.reasons[row] != 0) {
             metrics_.misses[rows.reasons[row]].add();
         }

@@ -183,7 +183,7 @@ void NodeBlockPort::ucx_get(Connection& connection, const FrameHeader& header, B
     }
     for (size_t row = 0; row < keys.size(); ++row) {
         if (rows.offsets[row] != kNotInSegment) {
-            metrics_.hits.add();
+            metrics_.hits_dram.add();
         } else if (rows.reasons[row] != 0) {
             metrics_.misses[rows.reasons[row]].add();
         }

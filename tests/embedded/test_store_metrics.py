@@ -1,0 +1,103 @@
+"""kvstore_store_*: the counters of a process's own stores, in a registry of prometheus_client."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+import kvstore
+from kvstore import store_metrics
+from kvstore.errors import MissReason
+from kvstore.node.http import CLIENT_HELP
+from tests.support import exposition
+from tests.support.exposition import Exported
+
+OWN = {"tenant": "default", "namespace": "n"}
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+def scrape(registry: CollectorRegistry) -> dict[str, Exported]:
+    return exposition.parse(generate_latest(registry).decode())
+
+
+def test_a_store_is_exported_as_it_counts(registry: CollectorRegistry) -> None:
+    with kvstore.open(segment_size="16mb", namespace="n") as store:
+        store_metrics.register(store, registry)
+        store_metrics.register(store, registry)  # once is enough, twice is the same
+        store.put("a", b"12345")
+        store.get("a")
+        store.get("absent")
+        found = scrape(registry)
+        for name, labels, count in (
+            ("hits", {"path": "shm"}, 1),
+            ("hits", {"path": "socket"}, 0),
+            ("misses", {"reason": "absent"}, 1),
+            ("bytes", {"operation": "get", "path": "shm"}, 5),
+            ("bytes", {"operation": "put", "path": "shm"}, 5),
+            ("puts", {"result": "ok"}, 1),
+            ("lookups", {}, 1),
+        ):
+            value = exposition.value(found, f"kvstore_store_{name}_total", **OWN, **labels)
+            assert value == count, (name, labels)
+        assert store.counters().items() <= store.stats().items()
+
+
+def test_what_a_closed_store_counted_stays(registry: CollectorRegistry) -> None:
+    for total in (1, 2, 3):
+        with kvstore.open(segment_size="16mb", namespace="n") as store:
+            store_metrics.register(store, registry)
+            store.get("absent")
+            if total == 2:
+                scrape(registry)  # while it is open, too: it is not counted twice
+        found = scrape(registry)
+        misses = exposition.value(found, "kvstore_store_misses_total", **OWN, reason="absent")
+        assert misses == total
+
+
+class Counted:
+    """A store of another name, which counts one hit."""
+
+    tenant = "t"
+    closed = False
+
+    def __init__(self, namespace: str, like: kvstore.Store) -> None:
+        self.namespace = namespace
+        self._like = like
+
+    def counters(self) -> dict[str, object]:
+        return {**self._like.counters(), "hits_shm": 1}
+
+
+def test_many_namespaces_share_one_series(registry: CollectorRegistry) -> None:
+    with kvstore.open(segment_size="16mb") as store:
+        for number in range(store_metrics.MOST_STORES + 7):
+            store_metrics.register(Counted(str(number), store), registry)
+        hits = scrape(registry)["kvstore_store_hits_total"].samples
+    shm = {labels: value for labels, value in hits.items() if ("path", "shm") in labels}
+    assert len(shm) == store_metrics.MOST_STORES + 1
+    assert shm[frozenset({("tenant", ""), ("namespace", ""), ("path", "shm")})] == 7
+
+
+def test_a_store_for_asyncio_is_exported_as_well(registry: CollectorRegistry) -> None:
+    async def read() -> None:
+        async with kvstore.AsyncStore(kvstore.open(segment_size="16mb", namespace="n")) as store:
+            store_metrics.register(store, registry)
+            await store.get("absent")
+            assert (store.tenant, store.namespace) == ("default", "n")
+
+    asyncio.run(read())
+    found = scrape(registry)
+    assert exposition.value(found, "kvstore_store_misses_total", **OWN, reason="absent") == 1
+
+
+def test_every_counter_of_a_client_has_its_own_help() -> None:
+    misses = {f"misses_{reason.value}" for reason in MissReason if reason.value != "none"}
+    with kvstore.open(segment_size="16mb") as store:
+        names = set(store._client.counters())
+    assert names - misses == set(CLIENT_HELP)
