@@ -35,6 +35,9 @@ _FAMILIES: Final[Mapping[str, _Family]] = {
     "puts": _Family(("result",), "Finished puts of this process: ok, exists or failed."),
     "wrong_checksums": _Family((), "Copies refused because their bytes were not those put."),
     "retries": _Family((), "Reads that went on to another replica, puts that were tried again."),
+    "sought_keys": _Family(
+        ("result",), "Keys of a prefix or size that was asked for: present, or absent."
+    ),
     "lookups": _Family((), "Requests sent to the master."),
     "master_failures": _Family((), "Requests to the master without an answer."),
     "views": _Family((), "Views opened."),
@@ -143,6 +146,9 @@ def _series(counted: Mapping[str, Any]) -> dict[Series, int]:
         series["bytes", ("put", path)] = counted[f"put_bytes_{suffix}"]
     for result, name in (("ok", "ok"), ("exists", "existing"), ("failed", "failed")):
         series["puts", (result,)] = counted["puts"][name]
+    present = counted["keys_present"]
+    series["sought_keys", ("present",)] = present
+    series["sought_keys", ("absent",)] = counted["keys_sought"] - present
     for reason, count in counted["misses"].items():
         series["misses", (reason,)] = count
     for name, family in _FAMILIES.items():

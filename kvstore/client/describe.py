@@ -73,6 +73,8 @@ def counted(counts: Mapping[str, int]) -> dict[str, Any]:
         },
         "wrong_checksums": counts["wrong_checksums"],
         "retries": counts["retries"],
+        "keys_sought": counts["keys_sought"],
+        "keys_present": counts["keys_present"],
         "lookups": counts["lookups"],
         "master_failures": counts["master_failures"],
         "views": counts["views"],

@@ -279,7 +279,7 @@ nb::list client_counters(PyNode& self) {
     for (const TenantCounters& tenant :
          self.run([](NodeCore& core) { return core.client_counters(); })) {
         nb::dict counters;
-        for (int i = 0; i < kClientCounterCount; ++i) {
+        for (int i = 0; i < kSharedCounterCount; ++i) {
             counters[std::string(client_counter_name(i)).c_str()] =
                 tenant.values[static_cast<size_t>(i)];
         }

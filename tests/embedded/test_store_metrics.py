@@ -33,6 +33,8 @@ def test_a_store_is_exported_as_it_counts(registry: CollectorRegistry) -> None:
         store.put("a", b"12345")
         store.get("a")
         store.get("absent")
+        assert store.prefix_length(["a", "no", "a"]) == 1
+        assert store.batch_exists(["a", "no", "a"]) == [True, False, True]
         found = scrape(registry)
         for name, labels, count in (
             ("hits", {"path": "shm"}, 1),
@@ -41,7 +43,9 @@ def test_a_store_is_exported_as_it_counts(registry: CollectorRegistry) -> None:
             ("bytes", {"operation": "get", "path": "shm"}, 5),
             ("bytes", {"operation": "put", "path": "shm"}, 5),
             ("puts", {"result": "ok"}, 1),
-            ("lookups", {}, 1),
+            ("sought_keys", {"result": "present"}, 1 + 2),
+            ("sought_keys", {"result": "absent"}, 2 + 1),
+            ("lookups", {}, 3),
         ):
             value = exposition.value(found, f"kvstore_store_{name}_total", **OWN, **labels)
             assert value == count, (name, labels)
@@ -100,4 +104,5 @@ def test_every_counter_of_a_client_has_its_own_help() -> None:
     misses = {f"misses_{reason.value}" for reason in MissReason if reason.value != "none"}
     with kvstore.open(segment_size="16mb") as store:
         names = set(store._client.counters())
-    assert names - misses == set(CLIENT_HELP)
+    of_the_store_alone = {"keys_sought", "keys_present"}
+    assert names - misses - of_the_store_alone == set(CLIENT_HELP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import kvstore
 from kvstore import Status
@@ -20,7 +21,7 @@ COUNT = 120
 
 def start(cluster: Cluster, folder: Path) -> None:
     """Start node a, with little memory and an NVMe tier, and node b with memory alone."""
-    nvme = {"nvme_dir": str(folder / "nvme"), "nvme_size": "64mb"}
+    nvme: dict[str, Any] = {"nvme_dir": str(folder / "nvme"), "nvme_size": "64mb"}
     cluster.start_node("a", segment_size=SEGMENT, labels={}, **nvme)
     cluster.start_node("b", segment_size=SEGMENT, labels={})
 

@@ -37,6 +37,8 @@ std::string_view client_counter_name(int counter) {
         "hits_ucx",
         "bytes_read_ucx",
         "bytes_put_ucx",
+        "keys_sought",
+        "keys_present",
     };
     return counter >= 0 && counter < kClientCounterCount ? kNames[static_cast<size_t>(counter)]
                                                          : std::string_view();

@@ -31,8 +31,12 @@ enum class ClientCounter : uint8_t {
     kHitsUcx = 29,    // keys read by one-sided reads
     kBytesReadUcx = 30,
     kBytesPutUcx = 31,
+    // From here on the store alone counts: slots have no more room.
+    kKeysSought = 32,  // asked for without being read: prefixes, sizes
+    kKeysPresent = 33,
 };
-inline constexpr int kClientCounterCount = 32;
+inline constexpr int kClientCounterCount = 34;
+inline constexpr int kSharedCounterCount = 32;  // those in a slot
 
 constexpr ClientCounter miss_counter(MissReason reason) {
     constexpr int kFirstReasons = static_cast<int>(ClientCounter::kHitsShm);

@@ -107,7 +107,7 @@ void ClientContext::count(const CallTally& tally, ClientSlot* slot) {
     for (size_t i = 0; i < tally.values.size(); ++i) {
         if (tally.values[i] != 0) {
             counters_[i].fetch_add(tally.values[i], std::memory_order_relaxed);
-            if (slot != nullptr) {
+            if (slot != nullptr && i < kSharedCounterCount) {
                 slot->add_counter(static_cast<uint32_t>(i), tally.values[i]);
             }
         }

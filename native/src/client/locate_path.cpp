@@ -49,6 +49,11 @@ void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, D
             }
         }
     }
+    const auto present = [](const Located& located) { return located.present(); };
+    const auto count = stop_at_gap ? std::ranges::find_if_not(found_, present) - found_.begin()
+                                   : std::ranges::count_if(found_, present);
+    tally_.add(ClientCounter::kKeysSought, keys.size());
+    tally_.add(ClientCounter::kKeysPresent, static_cast<uint64_t>(count));
     context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
 }
 

@@ -7,7 +7,7 @@
 
 namespace kvstore {
 
-static_assert(kClientCounterCount <= static_cast<int>(kSlotCounterCount));
+static_assert(kSharedCounterCount <= static_cast<int>(kSlotCounterCount));
 
 // The clients of an earlier life of the node: their slots are theirs still, and they come back.
 ServedSlots::ServedSlots(ClientSlots& slots) : slots_(slots) {

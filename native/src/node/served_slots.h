@@ -19,7 +19,7 @@ namespace kvstore {
 struct TenantCounters {
     std::string tenant;
     uint64_t live_slots = 0;
-    std::array<uint64_t, kClientCounterCount> values{};
+    std::array<uint64_t, kSharedCounterCount> values{};
 };
 
 // Thread-safe.
@@ -48,7 +48,7 @@ class ServedSlots {
     std::vector<TenantCounters> counters() const;
 
   private:
-    using Values = std::array<uint64_t, kClientCounterCount>;
+    using Values = std::array<uint64_t, kSharedCounterCount>;
     struct Tenant {
         pid_t pid = 0;
         std::string tenant;
