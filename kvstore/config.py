@@ -355,6 +355,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     pin_cap_bytes: Annotated[
         Size, _live("Hard-pinned bytes of one tenant. 0: half of the segment.")
     ] = 0
+    otlp_endpoint: Annotated[
+        str,
+        Meta(pattern="^(https?://[^/\\s]+)?$"),
+        _fixed(
+            "OTLP collector (gRPC) for spans of requests that clients trace: http://HOST:PORT or "
+            "https://. Needs the extra [otel]. Empty: none."
+        ),
+    ] = ""
     rest_api: Annotated[
         str,
         Meta(pattern="^(off|localhost|all)$"),

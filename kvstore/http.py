@@ -18,7 +18,7 @@ from kvstore import clock
 from kvstore.errors import InvalidArgumentError, Status, UnavailableError
 from kvstore.http_connections import Connections
 from kvstore.limits import is_valid_name
-from kvstore.logging import EventLogger, RecurringByKey
+from kvstore.logging import EventLogger, RecurringByKey, within_trace
 from kvstore.metrics import CONTENT_TYPE
 from kvstore.security import Guard, Principal, Role
 from kvstore.tasks import Readiness
@@ -300,15 +300,16 @@ class HttpServer:
 
     @web.middleware
     async def _log_request(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        with self._connections.request(request.protocol):
-            response = await handler(request)
-        _log.debug(
-            "request",
-            method=request.method,
-            path=request.path,
-            status=response.status,
-            peer=request.remote or "",
-        )
+        with within_trace(request.headers.get("traceparent", "")):
+            with self._connections.request(request.protocol):
+                response = await handler(request)
+            _log.debug(
+                "request",
+                method=request.method,
+                path=request.path,
+                status=response.status,
+                peer=request.remote or "",
+            )
         return response
 
     async def _metrics(self, request: web.Request) -> web.Response:

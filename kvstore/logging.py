@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import Final
 
 from kvstore import clock
 
+TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+"""W3C's header: version, trace id, span id, flags."""
+_trace: ContextVar[Mapping[str, str]] = ContextVar("kvstore_trace", default=MappingProxyType({}))
 _REPEAT_MS = 60_000
 _MAX_KEYS = 256
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 _ROOT = "kvstore"
 _FIELDS = "kvstore_fields"
+
+
+@contextmanager
+def within_trace(traceparent: str) -> Iterator[None]:
+    """Add ``trace_id`` and ``span_id`` to every event that is logged in a block.
+
+    Args:
+        traceparent: the header of a request; one that is empty or malformed adds nothing.
+    """
+    found = TRACEPARENT.fullmatch(traceparent)
+    ids = {"trace_id": found[1], "span_id": found[2]} if found else {}
+    token = _trace.set(ids)
+    try:
+        yield
+    finally:
+        _trace.reset(token)
 
 
 class EventLogger:
@@ -123,7 +146,8 @@ def _take_apart(record: logging.LogRecord) -> tuple[dict[str, str], Mapping[str,
         "event": "message" if fields is None else record.getMessage(),
     }
     # A message of another library.
-    return common, {"text": record.getMessage()} if fields is None else fields
+    own = {"text": record.getMessage()} if fields is None else fields
+    return common, {**_trace.get(), **own}
 
 
 class EventFormatter(logging.Formatter):

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from kvstore.client.answers import (
     check_threads,
@@ -29,6 +29,9 @@ from kvstore.client.lookup import Lookup
 from kvstore.client.store import Store
 from kvstore.errors import MissReason, Status, error_for
 from kvstore.limits import DEFAULT_TIMEOUT_MS, LIST_PAGE_KEYS
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -382,6 +385,7 @@ async def connect_async(
     transport: Transport = "auto",
     stripes: int = 1,
     ucx_settings: Mapping[str, str] | None = None,
+    tracing: bool | TracerProvider = False,
     threads: int = _THREADS,
     waiting_threads: int = _THREADS,
 ) -> AsyncStore:
@@ -396,6 +400,7 @@ async def connect_async(
         transport: as in `connect`.
         stripes: as in `connect`.
         ucx_settings: as in `connect`.
+        tracing: as in `connect`.
         threads: as in `AsyncStore`.
         waiting_threads: as in `AsyncStore`.
 
@@ -421,6 +426,7 @@ async def connect_async(
         transport=transport,
         stripes=stripes,
         ucx_settings=ucx_settings,
+        tracing=tracing,
     )
     store = await run_alone(connecting, "kvstore-connect")
     return AsyncStore(store, threads=threads, waiting_threads=waiting_threads)

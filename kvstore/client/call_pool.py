@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -47,7 +48,8 @@ class CallPool:
             BusyError: No thread was free within `patience_s`.
             Exception: What the call raises.
         """
-        future = self._executor.submit(call)
+        # With the caller's context, so that a traced call stays below the caller's span.
+        future = self._executor.submit(contextvars.copy_context().run, call)
         over = asyncio.wrap_future(future)
         try:
             # wait() leaves the call alone when it is cancelled itself.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 from kvstore import _native, ucx
 from kvstore.addresses import masters_of
@@ -12,6 +12,9 @@ from kvstore.client.store import Store
 from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import one_of, path, text, whole_number
 from kvstore.security import load_identity
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 Transport = Literal["auto", "shm", "tcp", "ucx"]
 _TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2, "ucx": 3}
@@ -28,6 +31,7 @@ def connect(
     transport: Transport = "auto",
     stripes: int = 1,
     ucx_settings: Mapping[str, str] | None = None,
+    tracing: bool | TracerProvider = False,
 ) -> Store:
     """Connect to a cluster.
 
@@ -48,6 +52,9 @@ def connect(
             costs.
         ucx_settings: of UCX, by name: {"NET_DEVICES": "mlx5_0:1"}. They win over UCX_… in this
             process's environment; but for TLS and NET_DEVICES they change it.
+        tracing: make a span of OpenTelemetry of each call, by the process's global provider (True)
+            or by one of yours; sampled ones go on at the nodes that export spans. False costs
+            nothing. Needs the package opentelemetry-api.
 
     Returns:
         An open store; close it, or use it as a context manager.
@@ -67,23 +74,34 @@ def connect(
     text("namespace", namespace)
     settings = ucx.settings(ucx_settings or {})
     principal = None if token_file is None else load_identity(path("token_file", token_file))
-    return Store(
-        _native.Client(
-            masters=masters,
-            tenant=tenant,
-            namespace=namespace,
-            principal=principal.name if principal else "",
-            token=principal.secret.reveal() if principal else "",
-            client_name=f"python pid {os.getpid()}",
-            timeout_ms=timeout_ms,
-            transport=_TRANSPORTS[transport],
-            stripes=stripes,
-            ucx_libraries=ucx.libraries() if _wants_ucx(transport, settings) else [],
-            ucx_settings=settings,
-        ),
-        address=",".join(masters),
+    wrap = _tracing(tracing, tenant, namespace)
+    client = _native.Client(
+        masters=masters,
         tenant=tenant,
         namespace=namespace,
+        principal=principal.name if principal else "",
+        token=principal.secret.reveal() if principal else "",
+        client_name=f"python pid {os.getpid()}",
+        timeout_ms=timeout_ms,
+        transport=_TRANSPORTS[transport],
+        stripes=stripes,
+        ucx_libraries=ucx.libraries() if _wants_ucx(transport, settings) else [],
+        ucx_settings=settings,
+    )
+    return Store(wrap(client), address=",".join(masters), tenant=tenant, namespace=namespace)
+
+
+def _tracing(
+    tracing: bool | TracerProvider, tenant: str, namespace: str
+) -> Callable[[_native.Client], _native.Client]:
+    """Return what puts the calls of a client into spans, or leaves it as it is."""
+    if tracing is False:
+        return lambda client: client
+    from kvstore.client.tracing import TracedClient, tracer_of
+
+    tracer = tracer_of(tracing)
+    return lambda client: cast(
+        _native.Client, TracedClient(client, tracer, tenant=tenant, namespace=namespace)
     )
 
 

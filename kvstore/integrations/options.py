@@ -32,6 +32,9 @@ class StoreOptions:
     """How fast this engine computes a prompt; pages that take longer to fetch are computed.
     0: unknown, pages are always fetched."""
 
+    tracing: bool = False
+    """Make spans of the store's calls by the engine's global provider of OpenTelemetry."""
+
     def __post_init__(self) -> None:
         """Refuse a number of replicas that no put accepts."""
         kept_as(self.replicas, None, None)
@@ -54,4 +57,5 @@ class StoreOptions:
             timeout_ms=self.timeout_ms if timeout_ms is None else timeout_ms,
             transport=self.transport,
             stripes=self.stripes,
+            tracing=self.tracing,
         )

@@ -35,6 +35,10 @@ class Uses(TypedDict):
     lost: int
 
 
+CoreSpan = tuple[bytes, bytes, bytes, int, int, int, int, int, int]
+"""Trace id, parent's id, id, kind, beginning (µs since 1970), length in µs, keys, found, bytes."""
+
+
 class Probe(Protocol):
     """``kvstore._native.probe_master``: exchange hellos with a master."""
 
@@ -79,6 +83,9 @@ class NodeCoreApi(Protocol):
 
     def take_uses(self, level: int) -> Uses:
         """Return the uses of sampled keys since the last call; sample at `level` from now on."""
+
+    def take_spans(self) -> list[CoreSpan]:
+        """Return the spans of traced requests that finished since the last call."""
 
     def client_counters(self) -> list[dict[str, Any]]:
         """Counters of the clients of this host."""

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from kvstore.node.domains import Domain, plan, remarks
 from kvstore.node.labels import labels_of
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
+from kvstore.node.spans import SpanExport
 from kvstore.node.tiering import Tiering
 from kvstore.node.ucx import UcxProcesses
 from kvstore.proofs import server_name
@@ -90,6 +92,7 @@ def core_options(
     options.segment_bytes = config.segment_size
     options.domains = [domain.native() for domain in domains]
     options.ucx = "ucx" in config.transports
+    options.tracing = bool(config.otlp_endpoint)
     options.server_threads = config.event_loops
     options.nvme_dir = config.nvme_dir
     options.nvme_bytes = config.nvme_size
@@ -160,8 +163,8 @@ class NodeServer:
             take_over: replace a living process that runs as this node with another segment.
 
         Raises:
-            InvalidArgumentError: The token file or `socket_group` is wrong, or the audit log cannot
-                be opened.
+            InvalidArgumentError: The token file or `socket_group` is wrong, the audit log cannot be
+                opened, or `otlp_endpoint` needs packages that are missing.
             UnavailableError: Another process uses the folder.
             VersionMismatchError: The folder has another format.
             IoError: A folder cannot be created.
@@ -184,6 +187,7 @@ class NodeServer:
         self._damage = ""
         """What another process has done to the shared memory."""
         self._tiering = Tiering(config)
+        self._spans = SpanExport(config.otlp_endpoint, config.name())
         directory = config.directory()
         _make_folders(directory, config.nvme_dir)
         self._domains = plan(config, self._principals)
@@ -325,6 +329,7 @@ class NodeServer:
             if session is None:
                 return
             await self._renew(session)
+            ends.push_async_callback(self._end_spans, core)
             ends.push_async_callback(self._save)
             if "ucx" in config.transports:
                 self._ucx = UcxProcesses(config, self._domains, core)
@@ -334,6 +339,7 @@ class NodeServer:
             for name, work in {
                 "ready": self._announce_when_ready(lambda: announce(where)),
                 "refusals": refusals.report(core, _log),
+                "spans": self._spans.run(core),
                 "snapshots": self._tiering.snapshots(
                     lambda: self._config, lambda: self._agent.snapshot_request
                 ),
@@ -408,6 +414,7 @@ class NodeServer:
                 self._reloads.families,
                 self._rebuilds.families,
                 self._audit_log.families,
+                partial(self._spans.families, core),
             ),
             self._tasks.readiness(
                 self._reloads.readiness(
@@ -421,6 +428,10 @@ class NodeServer:
         )
         ends.push_async_callback(server.stop)
         return server
+
+    async def _end_spans(self, core: NodeCoreApi) -> None:
+        await self._spans.flush(core)
+        await self._spans.close()
 
     def _where(self, session: Session) -> dict[str, Any]:
         """Describe where the node serves, for the ready line."""

@@ -201,6 +201,7 @@ nb::dict stats_dict(PyNode& self) {
     out["prefault_failed"] = stats.prefault_error.empty() ? 0 : 1;
     out["puts_under_way"] = stats.puts_under_way;
     out["hits"] = stats.hits_dram + stats.hits_nvme;
+    out["spans_dropped"] = stats.spans_dropped;
     out["hits_dram"] = stats.hits_dram;
     out["hits_nvme"] = stats.hits_nvme;
     nb::dict misses;
@@ -288,6 +289,21 @@ nb::list client_counters(PyNode& self) {
         one["live_slots"] = tenant.live_slots;
         one["counters"] = counters;
         out.append(one);
+    }
+    return out;
+}
+
+nb::bytes bytes_of(std::span<const uint8_t> raw) {
+    return nb::bytes(raw.data(), raw.size());
+}
+
+nb::list take_spans(PyNode& self) {
+    nb::list out;
+    for (const FinishedSpan& span : self.run([](NodeCore& core) { return core.take_spans(); })) {
+        const std::span context(span.parent);
+        out.append(nb::make_tuple(bytes_of(context.first(16)), bytes_of(context.subspan(16)),
+                                  bytes_of(span.id), static_cast<int>(span.kind), span.began_us,
+                                  span.lasted_us, span.keys, span.found, span.bytes));
     }
     return out;
 }
@@ -537,6 +553,9 @@ void bind_state(nb::class_<PyNode>& node) {
                 return self.run([&](NodeCore& core) { return core.end_sessions(ids, reason); });
             },
             "ids"_a, "reason"_a, "End sessions; how many there were.")
+        .def("take_spans", &take_spans,
+             "Spans of traced requests since the last call: (trace id, parent's id, id, kind, "
+             "beginning and length in µs, keys, found, bytes).")
         .def(
             "take_refusals",
             [](PyNode& self) {

@@ -171,6 +171,7 @@ void bind_node_options(nb::module_& module) {
         .def_rw("lease_cap_bytes", &PyNodeOptions::lease_cap_bytes,
                 "Leased bytes of one tenant. 0: half of the segment.")
         .def_rw("ucx", &PyNodeOptions::ucx, "UCX processes will be adopted.")
+        .def_rw("tracing", &PyNodeOptions::tracing, "take_spans() will be called.")
         .def_rw("server_threads", &PyNodeOptions::server_threads)
         .def_rw("nvme_dir", &PyNodeOptions::nvme_dir, "Empty: no NVMe tier.")
         .def_rw("nvme_bytes", &PyNodeOptions::nvme_bytes)

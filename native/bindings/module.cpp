@@ -2,7 +2,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
+#include <cstring>
+
 #include "base/limits.h"
+#include "base/trace_context.h"
 #include "bindings.h"
 
 namespace nb = nanobind;
@@ -35,6 +38,18 @@ NB_MODULE(_native, module) {
     module.def(
         "set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, nb::arg("on"),
         "Whether the end of the interpreter lists the objects that are still in use.");
+    module.def(
+        "set_trace",
+        [](const nb::bytes& context) {
+            kvstore::TraceContext trace{};
+            if (context.size() != 0 && context.size() != trace.size()) {
+                kvstore::raise_status({kvstore::Code::kInvalidArgument,
+                                       "a trace is 16 bytes of its id and 8 of the span's"});
+            }
+            std::memcpy(trace.data(), context.c_str(), context.size());
+            kvstore::set_current_trace(trace);
+        },
+        nb::arg("context"), "Of the calling thread's next calls; empty: none.");
     module.attr("MISS_REASON_COUNT") = kvstore::kMissReasonCount;
     module.attr("MAX_KEY_BYTES") = kvstore::limits::kMaxKeyBytes;
     module.attr("MAX_BATCH_KEYS") = kvstore::limits::kMaxBatchKeys;

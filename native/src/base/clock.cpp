@@ -21,6 +21,7 @@ uint64_t boottime_ms() { return read_ns(CLOCK_BOOTTIME) / 1'000'000; }
 uint64_t boottime_us() { return read_ns(CLOCK_BOOTTIME) / 1'000; }
 uint64_t monotonic_ns() { return read_ns(CLOCK_MONOTONIC); }
 uint64_t wall_ms() { return read_ns(CLOCK_REALTIME) / 1'000'000; }
+uint64_t wall_us() { return read_ns(CLOCK_REALTIME) / 1'000; }
 
 int Deadline::left_ms() const {
     if (at_us_ == UINT64_MAX) {

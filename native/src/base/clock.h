@@ -9,6 +9,7 @@ uint64_t boottime_ms();
 uint64_t boottime_us();
 uint64_t monotonic_ns();  // for latencies
 uint64_t wall_ms();       // of the calendar; it may jump
+uint64_t wall_us();
 
 // A point in time by which a call has to return.
 class Deadline {

@@ -43,6 +43,9 @@ Status GetRequest::ask(Deadline deadline) {
     request.versions = versions;
     request.max_sizes = sizes;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
+    if constexpr (requires { request.trace; }) {
+        request.trace = current_trace();
+    }
     std::vector<uint8_t> body;
     encode_message(request, body);
     Status sent = lease_->send(Message::kType, body, {}, deadline);

@@ -193,6 +193,7 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     Put request;
     rows.fill(&request);
     request.crcs_behind = true;
+    request.trace = current_trace();
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     std::vector<uint8_t> body;
     encode_message(request, body);

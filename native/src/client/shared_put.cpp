@@ -230,6 +230,7 @@ Status SharedPut::commit(Group& group) {
     Commit request;
     request.generations = group.copied_generations;
     request.crcs = group.crcs;
+    request.trace = current_trace();
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     body_.clear();
     encode_message(request, body_);

@@ -75,6 +75,7 @@ NodeBlockPort::NodeBlockPort(const NodeOptions& options, Domains& domains, NvmeT
       reservation_ms_(options.reservation_ms),
       domains_(domains),
       tier_(tier),
+      spans_(options.tracing ? std::make_shared<SpanRing>() : nullptr),
       namespaces_(options.hash_secret),
       send_budget_(std::make_shared<SendBudget>(domains.segment_bytes() / kSendShare)),
       nvme_budget_(std::make_shared<SendBudget>(kNvmeBytes)),
@@ -494,6 +495,7 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     if (tier_ != nullptr) {
         stats.nvme = tier_->stats();
     }
+    stats.spans_dropped = spans_ == nullptr ? 0 : spans_->dropped();
     stats.hits_dram = metrics_.hits_dram.get();
     stats.hits_nvme = metrics_.hits_nvme.get();
     for (size_t i = 0; i < stats.misses.size(); ++i) {

@@ -21,6 +21,7 @@
 #include "node/replica_wishes.h"
 #include "node/send_budget.h"
 #include "node/served_slots.h"
+#include "node/spans.h"
 
 namespace kvstore {
 
@@ -38,6 +39,10 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void set_credentials(std::string principal, std::string token);
     void set_tunables(NodeTunables tunables);
     void fill(NodeStats& stats) const;
+    // Finished since the last call; none unless the options say that they are exported.
+    std::vector<FinishedSpan> take_spans() {
+        return spans_ == nullptr ? std::vector<FinishedSpan>() : spans_->take();
+    }
     std::vector<Refusal> take_refusals() { return server_->take_refusals(); }
     std::vector<SessionView> sessions() const { return server_->sessions(); }
     size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason) {
@@ -141,6 +146,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     Domains& domains_;
     NvmeTier* const tier_;
     NodeMetrics metrics_;
+    const std::shared_ptr<SpanRing> spans_;  // null: none are exported
     ReplicaWishes wishes_;
     NodeNamespaces namespaces_;
     std::atomic<bool> draining_{false};

@@ -130,6 +130,8 @@ std::vector<std::string> NodeCore::take_lost_clients() {
 
 std::vector<Refusal> NodeCore::take_refusals() { return impl_->service.take_refusals(); }
 
+std::vector<FinishedSpan> NodeCore::take_spans() { return impl_->service.take_spans(); }
+
 std::vector<SessionView> NodeCore::sessions() const { return impl_->service.sessions(); }
 
 size_t NodeCore::end_sessions(std::span<const uint64_t> ids, std::string_view reason) {

@@ -12,6 +12,7 @@
 #include "node/domains.h"
 #include "node/node_options.h"
 #include "node/served_slots.h"
+#include "node/spans.h"
 #include "store/block_store.h"
 #include "store/store_files.h"
 #include "store/use_sampler.h"
@@ -52,6 +53,8 @@ class NodeCore {
     std::vector<std::string> take_lost_clients();
     // Refused peers and ended connections since the last call, for the log.
     std::vector<Refusal> take_refusals();
+    // Of traced requests, finished since the last call.
+    std::vector<FinishedSpan> take_spans();
     std::vector<SessionView> sessions() const;
     // Ends those with these ids; how many there were.
     size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason);

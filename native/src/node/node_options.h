@@ -75,7 +75,8 @@ struct NodeOptions : NodeTunables {
     NvmeCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
     std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
 
-    bool ucx = false;  // UCX processes will be adopted (NodeCore::adopt_ucx)
+    bool ucx = false;      // UCX processes will be adopted (NodeCore::adopt_ucx)
+    bool tracing = false;  // somebody takes the spans of traced requests
 
     uint32_t server_threads = 2;
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
@@ -105,6 +106,7 @@ struct NodeStats {
     std::vector<InDomain> domains;
     NvmeTierStats nvme;
     uint64_t puts_under_way = 0;
+    uint64_t spans_dropped = 0;
     uint64_t hits_dram = 0;
     uint64_t hits_nvme = 0;
     std::array<uint64_t, kMissReasonCount> misses{};

@@ -1,4 +1,6 @@
 // Get by socket, leases, and holds for clients whose slot is full.
+#include <algorithm>
+
 #include "base/clock.h"
 #include "node/node_block_port.h"
 
@@ -77,6 +79,8 @@ struct NodeBlockPort::Getting {
     std::vector<BlockStore::Found> found;       // a row each
     std::vector<NvmeTier::Object> below;        // a row each, where anything is on NVMe
     std::vector<std::shared_ptr<void>> shares;  // of the send budget
+    std::unique_ptr<OpenSpan> span;             // these two: null where it is not traced
+    std::unique_ptr<OpenSpan> nvme_span;
 };
 
 // The bytes go from the segment to the socket; what NVMe alone has is read first.
@@ -93,6 +97,7 @@ void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body 
     get->to = connection.ref();
     get->request_id = header.request_id;
     get->started_us = started_us;
+    get->span = OpenSpan::begin(spans_, SpanKind::kGet, message.trace, keys.size());
     get->max_sizes.assign(message.max_sizes.begin(), message.max_sizes.end());
     get->max_sizes.resize(keys.size(), 0);
     get->found = session.domain->store->find(ns, keys);
@@ -147,9 +152,21 @@ bool NodeBlockPort::get_from_nvme(const std::shared_ptr<Getting>& get, const Nam
             return false;
         }
     }
+    if (get->span != nullptr) {
+        get->nvme_span = get->span->child(SpanKind::kNvmeRead, wanted.size());
+    }
     tier_->read(ns, wanted, [this, get, rows](std::vector<NvmeTier::Object> objects) {
+        uint64_t read = 0;
+        uint64_t read_bytes = 0;
         for (size_t i = 0; i < rows.size(); ++i) {
+            if (objects[i].code == Code::kOk) {
+                ++read;
+                read_bytes += objects[i].length;
+            }
             get->below[rows[i]] = std::move(objects[i]);
+        }
+        if (get->nvme_span != nullptr) {
+            get->nvme_span->end(read, read_bytes);
         }
         finish_get(get);
     });
@@ -207,6 +224,10 @@ void NodeBlockPort::finish_get(const std::shared_ptr<Getting>& get) {
     reply.reasons = rows.reasons;
     get->to->send_message(reply, get->request_id, 0, rows.payload, get);
     metrics_.get_us.record(boottime_us() - get->started_us);
+    if (get->span != nullptr) {
+        const auto ok = static_cast<uint64_t>(std::ranges::count(rows.status, 0));
+        get->span->end(ok, rows.payload_bytes);
+    }
 }
 
 void NodeBlockPort::prefetch(Connection& connection, const FrameHeader& header, Body body) {

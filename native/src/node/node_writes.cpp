@@ -108,6 +108,7 @@ void NodeBlockPort::commit(Connection& connection, const FrameHeader& header, Bo
         rows.push_back({i, message.generations[i], message.crcs[i]});
     }
     const auto reply = std::make_shared<PutReply>(connection.ref(), header.request_id, rows.size());
+    reply->trace(OpenSpan::begin(spans_, SpanKind::kCommit, message.trace, rows.size()));
     reply->send_if_empty();
     const auto& session = *connection.session_as<ClientConnection>();
     session.domain->flow->commit(session.process(), rows, message.timeout_ms, reply);
@@ -153,6 +154,8 @@ void NodeBlockPort::begin_put(Connection& connection, const FrameHeader& header,
     }
     incoming->reply =
         std::make_shared<PutReply>(connection.ref(), header.request_id, message.keys.size());
+    incoming->reply->trace(
+        OpenSpan::begin(spans_, SpanKind::kPut, message.trace, message.keys.size()));
     std::vector<PutFlow::Begun> begun(message.keys.size());
     if (!draining_.load()) {
         begun = session.domain->flow->begin(incoming->owner, session.ns->current(),

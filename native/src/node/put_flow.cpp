@@ -40,6 +40,9 @@ void PutReply::send() {
     StatusReply message;
     message.status = status_;
     to_->send_message(message, request_id_);
+    if (span_ != nullptr) {
+        span_->end(static_cast<uint64_t>(std::ranges::count(status_, 0)), 0);
+    }
 }
 
 PutFlow::PutFlow(const Options& options, BlockStore& store, NvmeTier* tier, MasterLink& link,

@@ -26,6 +26,7 @@
 #include "node/nvme_tier.h"
 #include "node/put_stage.h"
 #include "node/replica_wishes.h"
+#include "node/spans.h"
 #include "store/block_store.h"
 
 namespace kvstore {
@@ -40,6 +41,8 @@ class PutReply {
         : to_(std::move(to)), request_id_(request_id), status_(rows, 0), left_(rows) {}
     void finish(size_t row, Code code);  // once per row, from any thread
     void send_if_empty();                // a message without rows
+    // Ends with the reply; before the first row is finished. Null: the request is not traced.
+    void trace(std::unique_ptr<OpenSpan> span) { span_ = std::move(span); }
 
   private:
     void send();
@@ -47,6 +50,7 @@ class PutReply {
     const uint64_t request_id_;
     std::vector<int32_t> status_;
     std::atomic<size_t> left_;
+    std::unique_ptr<OpenSpan> span_;
 };
 
 class PutFlow {

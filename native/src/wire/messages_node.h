@@ -1,6 +1,7 @@
 // What a client (or another node) asks a node: reserve, commit, get, put, leases and holds.
 #pragma once
 
+#include "base/trace_context.h"
 #include "wire/fields.h"
 #include "wire/frame.h"
 
@@ -70,12 +71,14 @@ struct ReserveReply {
 struct Commit {
     static constexpr MessageType kType = MessageType::kCommit;
     U64Column generations{};
-    U32Column crcs{};  // of the data, not sealed
+    U32Column crcs{};      // of the data, not sealed
+    TraceContext trace{};  // of the client's call; all zero: not traced
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.generations);
         v.row(2, m.crcs);
         v.timeout(40, m.timeout_ms);
+        v.bytes(41, m.trace);
     }
 };
 
@@ -95,12 +98,14 @@ struct Get {
     KeyList keys{};
     U64Column versions{};   // 0: the newest here
     U64Column max_sizes{};  // a larger object answers kBufferTooSmall with its size, without bytes
+    TraceContext trace{};   // of the client's call; all zero: not traced
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
         v.row(2, m.versions);
         v.row(3, m.max_sizes);
         v.timeout(40, m.timeout_ms);
+        v.bytes(41, m.trace);
     }
 };
 // The payload is the bytes of the rows that are kOk, one after the other.
@@ -133,6 +138,7 @@ struct Put {
     KeyList parents{};
     U32Column crcs{};  // of the data as the client sent it, not sealed; or absent
     bool crcs_behind = false;
+    TraceContext trace{};  // of the client's call; all zero: not traced
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -145,6 +151,7 @@ struct Put {
         v.row(8, m.crcs);
         v.number(9, m.crcs_behind);
         v.timeout(40, m.timeout_ms);
+        v.bytes(41, m.trace);
     }
 };
 

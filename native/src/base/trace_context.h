@@ -1,0 +1,18 @@
+// Which sampled trace the call of this thread belongs to, as its requests tell nodes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace kvstore {
+
+using SpanId = std::array<uint8_t, 8>;
+// Trace id (16 bytes) and the span's id, as of W3C's traceparent; all zero: not traced.
+using TraceContext = std::array<uint8_t, 24>;
+
+// Of the calling thread. Thread-local: a call does its own I/O, so nothing has to be handed through
+// layers that do not care, and an untraced call costs a copy of zeros for each request.
+const TraceContext& current_trace();
+void set_current_trace(const TraceContext& context);
+
+}  // namespace kvstore
