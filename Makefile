@@ -128,7 +128,7 @@ native-test: $(VENV)/.installed $(VENV)/.dev  ## GoogleTest, one executable a te
 
 # Prometheus and promtool for tests/monitoring: unpacked, not installed, which would start a server.
 # Where there is no Debian package those tests are skipped, and say so.
-promtool: build/prometheus/unpacked
+promtool: build/prometheus/unpacked  ## unpack Prometheus and promtool, for tests/monitoring
 
 build/prometheus/unpacked:
 	mkdir -p $(@D)

@@ -6,19 +6,23 @@ node of its host maps memory to it.
 
 from __future__ import annotations
 
+import errno
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from kvstore.errors import InvalidArgumentError
 
 MOST_STORES: Final = 100
 """Pairs of tenant and namespace with metrics of their own; further ones count as ("", "")."""
 _REST: Final = ("", "")
+_PORTS = 64
 
 
 class _Family(NamedTuple):
@@ -85,6 +89,49 @@ def register(store: Counted, registry: CollectorRegistry = REGISTRY) -> None:
             stores = _registered[registry] = _Stores()
             registry.register(stores)
     stores.add(store)
+
+
+def serve(store: Counted, address: str) -> int:
+    """Export a store at a port of this process, for engines that expose nothing themselves.
+
+    The first call starts an HTTP server; later ones add their stores to it, whatever their address.
+
+    Args:
+        store: to export, as `register` does.
+        address: "HOST:PORT"; where the port is taken, as by another rank of the engine, the next
+            free one of 64 is.
+
+    Returns:
+        The port.
+
+    Raises:
+        InvalidArgumentError: The address is none, or none of these ports can be bound.
+    """
+    global _served
+    with _lock:
+        if _served is None:
+            registry = CollectorRegistry()
+            _served = registry, _listen(address, registry)
+        registry, port = _served
+    register(store, registry)
+    return port
+
+
+def _listen(address: str, registry: CollectorRegistry) -> int:
+    host, _, first = address.rpartition(":")
+    if not host or not first.isascii() or not first.isdigit() or not 0 < int(first) < 65536:
+        raise InvalidArgumentError(f"{address!r} is not HOST:PORT")
+    host = host.removeprefix("[").removesuffix("]")
+    why = "there is no such port"
+    for port in range(int(first), min(int(first) + _PORTS, 65536)):
+        try:
+            start_http_server(port, host, registry)
+            return port
+        except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise InvalidArgumentError(f"metrics at {address}: {why}")
 
 
 class _Stores(Collector):
@@ -158,4 +205,6 @@ def _series(counted: Mapping[str, Any]) -> dict[Series, int]:
 
 
 _lock = threading.Lock()
+_served: tuple[CollectorRegistry, int] | None = None
+"""What serve() has started, and its port."""
 _registered: weakref.WeakKeyDictionary[CollectorRegistry, _Stores] = weakref.WeakKeyDictionary()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from kvstore.client.answers import kept_as
 from kvstore.client.connect import Transport, connect
 from kvstore.client.store import Store
+from kvstore.errors import InvalidArgumentError
 from kvstore.options import Addresses
+
+_log = logging.getLogger("kvstore.integrations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,9 @@ class StoreOptions:
     tracing: bool = False
     """Make spans of the store's calls by the engine's global provider of OpenTelemetry."""
 
+    metrics_address: str = ""
+    """HOST:PORT at which this process serves the metrics of its stores. Empty: none."""
+
     def __post_init__(self) -> None:
         """Refuse a number of replicas that no put accepts."""
         kept_as(self.replicas, None, None)
@@ -49,7 +56,7 @@ class StoreOptions:
         Raises:
             KvstoreError: As `kvstore.connect`.
         """
-        return connect(
+        store = connect(
             self.master,
             tenant=self.tenant,
             namespace=namespace,
@@ -59,3 +66,16 @@ class StoreOptions:
             stripes=self.stripes,
             tracing=self.tracing,
         )
+        if self.metrics_address:
+            _serve_metrics(store, self.metrics_address)
+        return store
+
+
+def _serve_metrics(store: Store, address: str) -> None:
+    """Export a store; an engine without metrics is better than one without its store."""
+    try:
+        from kvstore import store_metrics
+
+        store_metrics.serve(store, address)
+    except (ImportError, InvalidArgumentError) as error:
+        _log.warning("metrics_address: %s; the store is used without metrics", error)

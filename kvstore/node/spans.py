@@ -7,6 +7,7 @@ what a collector does not take in time is dropped and counted. Nothing on the da
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +59,8 @@ class SpanExport:
             raise InvalidArgumentError(
                 f"otlp_endpoint needs more packages ({error}): pip install 'kvcache-store[otel]'"
             ) from None
+        # It logs each try; ours is one warning a minute.
+        logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         exporter = OTLPSpanExporter(
             endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=_TIMEOUT_S
         )

@@ -293,17 +293,16 @@ nb::list client_counters(PyNode& self) {
     return out;
 }
 
-nb::bytes bytes_of(std::span<const uint8_t> raw) {
-    return nb::bytes(raw.data(), raw.size());
-}
+nb::bytes bytes_of(std::span<const uint8_t> raw) { return nb::bytes(raw.data(), raw.size()); }
 
 nb::list take_spans(PyNode& self) {
     nb::list out;
     for (const FinishedSpan& span : self.run([](NodeCore& core) { return core.take_spans(); })) {
         const std::span context(span.parent);
-        out.append(nb::make_tuple(bytes_of(context.first(16)), bytes_of(context.subspan(16)),
-                                  bytes_of(span.id), static_cast<int>(span.kind), span.began_us,
-                                  span.lasted_us, span.keys, span.found, span.bytes));
+        out.append(nb::make_tuple(bytes_of(context.first(kTraceIdBytes)),
+                                  bytes_of(context.subspan(kTraceIdBytes)), bytes_of(span.id),
+                                  static_cast<int>(span.kind), span.began_us, span.lasted_us,
+                                  span.keys, span.found, span.bytes));
     }
     return out;
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 import kvstore
 from kvstore import store_metrics
 from kvstore.errors import MissReason
+from kvstore.integrations.options import _serve_metrics
 from kvstore.node.http import CLIENT_HELP
 from tests.support import exposition
 from tests.support.exposition import Exported
@@ -86,6 +89,47 @@ def test_many_namespaces_share_one_series(registry: CollectorRegistry) -> None:
     shm = {labels: value for labels, value in hits.items() if ("path", "shm") in labels}
     assert len(shm) == store_metrics.MOST_STORES + 1
     assert shm[frozenset({("tenant", ""), ("namespace", ""), ("path", "shm")})] == 7
+
+
+SERVING = """
+import socket, sys, urllib.request
+import kvstore
+from kvstore import store_metrics
+from kvstore.errors import InvalidArgumentError
+
+for wrong in ("", "9400", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:99999", "192.0.2.1:9400"):
+    try:
+        store_metrics.serve(None, wrong)
+    except InvalidArgumentError as error:
+        print("refused", error)
+with socket.create_server(("127.0.0.1", 0)) as taken, kvstore.open(segment_size="16mb") as store:
+    first = taken.getsockname()[1]
+    port = store_metrics.serve(store, f"127.0.0.1:{first}")
+    assert first < port < first + 64, (first, port)
+    assert store_metrics.serve(store, "127.0.0.1:1") == port
+    store.get("absent")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        print(answer.read().decode())
+"""
+
+
+def test_a_process_serves_its_stores_at_the_next_free_port() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVING], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("refused") for line in done.stdout.splitlines()) == 6
+    found = exposition.parse(done.stdout.partition("# HELP")[2].join(("# HELP", "")))
+    names = {"tenant": "default", "namespace": ""}
+    assert exposition.value(found, "kvstore_store_misses_total", reason="absent", **names) == 1
+
+
+def test_an_integration_uses_a_store_whose_metrics_cannot_be_served(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with kvstore.open(segment_size="16mb") as store:
+        _serve_metrics(store, "nowhere")
+    assert "'nowhere' is not HOST:PORT" in caplog.text
 
 
 def test_a_store_for_asyncio_is_exported_as_well(registry: CollectorRegistry) -> None:

@@ -64,7 +64,9 @@ def panels() -> list[Panel]:
 
 def expand(expression: str) -> str:
     """Put values in place of the dashboard's variables."""
-    return expression.replace("$__rate_interval", WINDOW).replace("$node", ".*")
+    for name, value in (("__rate_interval", WINDOW), ("node", ".*"), ("cluster", ".*")):
+        expression = expression.replace(f"${name}", value)
+    return expression
 
 
 @contextmanager

@@ -64,6 +64,8 @@ def test_every_expression_is_valid_and_of_known_metrics(tmp_path: Path) -> None:
         names = set(re.findall(r"\b(?:kvstore|process)_\w+", expression))
         assert names, expression
         assert {name.removesuffix("_bucket") for name in names} <= known, expression
+        selectors = re.findall(r'\b(?:kvstore|process)_\w+(?!\{cluster=~"\$cluster")\b', expression)
+        assert not selectors, f"{expression}: of every cluster"
     assert not checked(tmp_path, [expand(expression) for expression in expressions])
     assert checked(tmp_path, ["sum(rate(kvstore_objects[5m])"]), "the checker checks nothing"
 

@@ -2,6 +2,7 @@
 #include "node/spans.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "base/clock.h"
@@ -43,12 +44,20 @@ std::unique_ptr<OpenSpan> OpenSpan::begin(const std::shared_ptr<SpanRing>& ring,
     if (ring == nullptr || context == TraceContext{}) {
         return nullptr;
     }
+    // Half a context is none: a collector may refuse every span that comes along with one.
+    const std::span parts(context);
+    const auto is_zero = [](std::span<const uint8_t> part) {
+        return std::ranges::all_of(part, [](uint8_t byte) { return byte == 0; });
+    };
+    if (is_zero(parts.first(kTraceIdBytes)) || is_zero(parts.subspan(kTraceIdBytes))) {
+        return nullptr;
+    }
     return std::unique_ptr<OpenSpan>(new OpenSpan(ring, kind, context, keys));
 }
 
 std::unique_ptr<OpenSpan> OpenSpan::child(SpanKind kind, uint64_t keys) const {
     TraceContext context = span_.parent;
-    std::copy(span_.id.begin(), span_.id.end(), context.end() - std::ssize(span_.id));
+    std::copy(span_.id.begin(), span_.id.end(), context.begin() + kTraceIdBytes);
     return begin(ring_, kind, context, keys);
 }
 

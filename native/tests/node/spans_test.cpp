@@ -20,6 +20,12 @@ TEST(Spans, NoneWhereNothingIsTracedOrExported) {
     const auto ring = std::make_shared<SpanRing>();
     EXPECT_EQ(OpenSpan::begin(ring, SpanKind::kGet, TraceContext{}, 1), nullptr);
     EXPECT_EQ(OpenSpan::begin(nullptr, SpanKind::kGet, counting_context(), 1), nullptr);
+    TraceContext half = counting_context();
+    std::fill(half.begin() + kTraceIdBytes, half.end(), uint8_t{0});
+    EXPECT_EQ(OpenSpan::begin(ring, SpanKind::kGet, half, 1), nullptr);
+    half = counting_context();
+    std::fill_n(half.begin(), kTraceIdBytes, uint8_t{0});
+    EXPECT_EQ(OpenSpan::begin(ring, SpanKind::kGet, half, 1), nullptr);
     EXPECT_TRUE(ring->take().empty());
 }
 
