@@ -247,6 +247,9 @@ def test_a_tenants_lookups_never_fall_when_its_namespaces_go() -> None:
     assert (seen["t", "hit"], seen["t", "miss"], seen["u", "miss"]) == (10, 7, 1)
     seen = tenant_lookups(counted, [use("t", "a", 3, 3), use("t", "b", 7, 6)])  # and is new
     assert (seen["t", "hit"], seen["t", "miss"]) == (13, 7)
+    # It went and came again between two scrapes.
+    seen = tenant_lookups(counted, [use("t", "a", 2, 1), use("t", "b", 7, 6)])
+    assert (seen["t", "hit"], seen["t", "miss"]) == (14, 8)
 
 
 def test_many_tenants_share_one_series() -> None:
