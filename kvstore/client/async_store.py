@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from kvstore.client.answers import (
     check_threads,
@@ -24,14 +24,11 @@ from kvstore.client.async_into import (
     GetInto,
 )
 from kvstore.client.call_pool import BusyError, CallPool, run_alone
-from kvstore.client.connect import Transport, connect
+from kvstore.client.connect import TracerProvider, Transport, connect
 from kvstore.client.lookup import Lookup
 from kvstore.client.store import Store
 from kvstore.errors import MissReason, Status, error_for
 from kvstore.limits import DEFAULT_TIMEOUT_MS, LIST_PAGE_KEYS
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
 
 P = ParamSpec("P")
 R = TypeVar("R")

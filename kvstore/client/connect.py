@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, Protocol, cast
 
 from kvstore import _native, ucx
 from kvstore.addresses import masters_of
@@ -13,12 +13,16 @@ from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import one_of, path, text, whole_number
 from kvstore.security import load_identity
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
-
 Transport = Literal["auto", "shm", "tcp", "ucx"]
 _TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2, "ucx": 3}
 _MAX_STRIPES = 16
+
+
+class TracerProvider(Protocol):
+    """A provider of OpenTelemetry's API, whose package need not be there."""
+
+    def get_tracer(self, instrumenting_module_name: str, /) -> object:
+        """Return a tracer of this name."""
 
 
 def connect(

@@ -14,7 +14,7 @@ from kvstore import _native
 from kvstore.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer, TracerProvider
+    from opentelemetry.trace import Tracer
 
 Found = Callable[[Any], int]
 """Says how many objects a reading call has found, by its answer."""
@@ -61,7 +61,7 @@ _CALLS: Final[Mapping[str, tuple[str, Found | None]]] = {
 }
 
 
-def tracer_of(tracing: bool | TracerProvider) -> Tracer:
+def tracer_of(tracing: object) -> Tracer:
     """Return the tracer that makes a store's spans.
 
     Args:

@@ -58,6 +58,8 @@ def test_what_memory_evicts_is_read_from_nvme(cluster: Cluster, config: dict[str
     assert store.batch_get(keys) == [proof(key, SIZE) for key in keys]
     assert cluster.connect(transport="tcp").batch_get(keys) == [proof(key, SIZE) for key in keys]
     assert metric(node, "kvstore_nvme_hits_total") > 0
+    for tier in ("dram", "nvme"):
+        assert metric(node, "kvstore_tier_hits_total", tier=tier) > 0
     held = store.view(keys[0])
     with held as view:
         assert view is not None and bytes(view) == proof(keys[0], SIZE)

@@ -43,7 +43,7 @@ TEST_F(NodeTest, PutBySocketIsReadableAndKnownToTheMaster) {
     }
     const NodeStats counted = stats();
     EXPECT_EQ(counted.puts_ok, 4u);
-    EXPECT_EQ(counted.hits, 4u);
+    EXPECT_EQ(counted.hits_dram, 4u);
     EXPECT_EQ(counted.put_bytes_tcp, counted.get_bytes_tcp);
     EXPECT_EQ(counted.put_us.total, 4u);
     EXPECT_EQ(counted.claim_us.total, 4u);
