@@ -34,6 +34,16 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "tier_hits": Family(("tier",), "Keys read, by the tier that had the object."),
         "evictions": Family((), "Objects evicted."),
         "evicted_bytes": Family((), "Bytes of evicted objects."),
+        "evictions_by_cause": Family(
+            ("cause",),
+            "Objects that went by cause: memory and index (evicted for room in either), nvme "
+            "(dropped from NVMe for room), expired (their TTL has passed).",
+        ),
+        "tenant_hits": Family(
+            ("tenant",),
+            "Keys read by the clients of the node's host, of the tenants that read most.",
+        ),
+        "tenant_read_bytes": Family(("tenant",), "Their bytes."),
     }
 )
 OPERATIONS: Final = ("put", "get", "claim", "announce")

@@ -208,6 +208,7 @@ class HeartbeatRequest(_message.Message):
     INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
     INDEX_LIMIT_FIELD_NUMBER: _builtins.int
     USES_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
@@ -236,6 +237,10 @@ class HeartbeatRequest(_message.Message):
 
     @_builtins.property
     def uses(self) -> Global___UseSample: ...
+    @_builtins.property
+    def health(self) -> Global___NodeHealth:
+        """unset: an older node, of which none of this is known"""
+
     def __init__(
         self,
         *,
@@ -252,10 +257,11 @@ class HeartbeatRequest(_message.Message):
         index_entries: _builtins.int = ...,
         index_limit: _builtins.int = ...,
         uses: Global___UseSample | None = ...,
+        health: Global___NodeHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "snapshot", b"snapshot", "uses", b"uses"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "health", b"health", "snapshot", b"snapshot", "uses", b"uses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "health", b"health", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,6 +308,73 @@ class UseSample(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UseSample: _TypeAlias = UseSample  # noqa: Y015
+
+@_typing.final
+class NodeHealth(_message.Message):
+    """What a node says of itself, to be shown."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
+    CONFIG_REFUSED_FIELD_NUMBER: _builtins.int
+    NVME_FIELD_NUMBER: _builtins.int
+    software_version: _builtins.str
+    config_refused: _builtins.str
+    """why its configuration file is not in effect; empty: it is"""
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what it lacks while it serves, a sentence each; at most 16"""
+
+    @_builtins.property
+    def nvme(self) -> Global___NvmeTier:
+        """unset: it has no NVMe tier"""
+
+    def __init__(
+        self,
+        *,
+        software_version: _builtins.str = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
+        config_refused: _builtins.str = ...,
+        nvme: Global___NvmeTier | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nvme", b"nvme"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_refused", b"config_refused", "lacks", b"lacks", "nvme", b"nvme", "software_version", b"software_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeHealth: _TypeAlias = NodeHealth  # noqa: Y015
+
+@_typing.final
+class NvmeTier(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    OBJECT_BYTES_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """"active", "read_only", …: NvmeState in native code"""
+    capacity_bytes: _builtins.int
+    """of all log files"""
+    object_bytes: _builtins.int
+    objects: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        object_bytes: _builtins.int = ...,
+        objects: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "object_bytes", b"object_bytes", "objects", b"objects", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NvmeTier: _TypeAlias = NvmeTier  # noqa: Y015
 
 @_typing.final
 class Activity(_message.Message):

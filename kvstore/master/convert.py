@@ -12,6 +12,7 @@ from kvstore.master import model
 from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
 from kvstore.metrics import Latency
 from kvstore.security import Principal
+from kvstore.text import printable
 
 _EVENT_KINDS = {
     "publish": master_pb2.WatchEvent.KIND_PUBLISH,
@@ -160,7 +161,25 @@ def heartbeat_from(wire: node_pb2.HeartbeatRequest) -> model.Heartbeat:
         activity=activity_from(wire.activity),
         labels=labels_from(wire.labels),
         snapshot=snapshot_from(wire.snapshot),
+        health=health_from(wire.health),
     )
+
+
+def health_from(wire: node_pb2.NodeHealth) -> model.Health:
+    """Read what a node says of itself; texts are truncated."""
+    nvme = wire.nvme
+    return model.Health(
+        software_version=_brief(wire.software_version),
+        lacks=tuple(map(_brief, wire.lacks[: limits.MAX_LACKS])),
+        config_refused=_brief(wire.config_refused),
+        nvme=model.Nvme(_brief(nvme.state), nvme.capacity_bytes, nvme.object_bytes, nvme.objects)
+        if wire.HasField("nvme")
+        else None,
+    )
+
+
+def _brief(text: str) -> str:
+    return printable(text[: limits.MAX_NAME_BYTES])
 
 
 def snapshot_from(wire: types_pb2.SnapshotProgress) -> model.Snapshot:

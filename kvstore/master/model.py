@@ -79,6 +79,27 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Nvme:
+    """A node's NVMe tier."""
+
+    state: str = ""
+    capacity_bytes: int = 0
+    object_bytes: int = 0
+    objects: int = 0
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a node says of itself, to be shown; an older node says nothing."""
+
+    software_version: str = ""
+    lacks: tuple[str, ...] = ()
+    config_refused: str = ""
+    """Why its configuration file is not in effect; empty: it is."""
+    nvme: Nvme | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
     """A shared-memory region of a node."""
 
@@ -132,6 +153,7 @@ class Node:
     """Number of the last snapshot requested in this session; 0: none."""
     snapshot: Snapshot = Snapshot()
     """Its progress, as the node reports it."""
+    health: Health = Health()
     persisted_ms: int = 0
     """When its record was last written to disk."""
     segment_id: int = 0
@@ -202,6 +224,7 @@ class Heartbeat:
     snapshot: Snapshot = Snapshot()
     index_entries: int = 0
     index_limit: int = 0
+    health: Health = Health()
 
 
 @dataclass(frozen=True)

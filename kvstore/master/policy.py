@@ -346,6 +346,7 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
         refuses_writes=event.refuses_writes,
         activity=event.activity,
         snapshot=event.snapshot,
+        health=event.health,
     )
     decisions: list[Decision] = []
     # The retention counts from the last call: the record must not grow old while the node lives.

@@ -39,6 +39,9 @@ _OF_CLIENTS: tuple[tuple[str, Labels, str], ...] = (
     ("hits", ("client", "ucx"), "hits_ucx"),
     ("bytes", ("get", "shm"), "bytes_read_shm"),
 )
+_HITS = ("hits_shm", "hits_socket", "hits_ucx")
+_READ_BYTES = ("bytes_read_shm", "bytes_read_socket", "bytes_read_ucx")
+_MOST_TENANTS = 16
 
 Clients = Sequence[Mapping[str, Any]]
 """Of NodeCoreApi.client_counters()."""
@@ -57,12 +60,41 @@ def of(stats: Mapping[str, Any], clients: Clients) -> Activity:
         counters["misses", ("node", reason)] = count
         counters["misses", ("client", reason)] = _sum(clients, f"{MISSES}{reason}")
     counters["tier_hits", ("dram",)] = stats["hits_dram"] + _sum(clients, "hits_shm")
+    counters |= _causes(stats) | _of_tenants(clients)
     histograms = {operation: stats[f"{operation}_us"] for operation in OPERATIONS}
     latencies = {
         operation: Latency(tuple(histogram["buckets"]), histogram["sum"])
         for operation, histogram in histograms.items()
     }
     return Activity(counters, latencies)
+
+
+def _causes(stats: Mapping[str, Any]) -> dict[tuple[str, Labels], int]:
+    """Tell apart why objects went; the native count of evictions includes those for the index."""
+    nvme = stats["nvme"] or {}
+    by_cause = {
+        "memory": stats["evictions"] - stats["index_evictions"],
+        "index": stats["index_evictions"],
+        "nvme": nvme.get("dropped_objects", 0),
+        "expired": stats["expirations"],
+    }
+    return {("evictions_by_cause", (cause,)): count for cause, count in by_cause.items()}
+
+
+def _of_tenants(clients: Clients) -> dict[tuple[str, Labels], int]:
+    """Add up what each tenant read; a report has room for some tenants only."""
+    hits: dict[str, int] = {}
+    read: dict[str, int] = {}
+    for client in clients:
+        tenant, counters = client["tenant"], client["counters"]
+        hits[tenant] = hits.get(tenant, 0) + sum(counters.get(name, 0) for name in _HITS)
+        read[tenant] = read.get(tenant, 0) + sum(counters.get(name, 0) for name in _READ_BYTES)
+    hits.pop("", None)  # of clients that have not said yet who they are
+    most = sorted(hits, key=lambda tenant: (-hits[tenant], tenant))[:_MOST_TENANTS]
+    found: dict[tuple[str, Labels], int] = {
+        ("tenant_hits", (tenant,)): hits[tenant] for tenant in most
+    }
+    return found | {("tenant_read_bytes", (tenant,)): read[tenant] for tenant in most}
 
 
 def _sum(clients: Clients, name: str) -> int:

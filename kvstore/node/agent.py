@@ -45,6 +45,7 @@ class Load:
     activity: Activity = field(default_factory=Activity)
     snapshot: types_pb2.SnapshotProgress = field(default_factory=types_pb2.SnapshotProgress)
     uses: node_pb2.UseSample = field(default_factory=node_pb2.UseSample)
+    health: node_pb2.NodeHealth = field(default_factory=node_pb2.NodeHealth)
 
 
 @dataclass(frozen=True)
@@ -335,6 +336,7 @@ class Agent:
             labels=self._identity.labels,
             snapshot=load.snapshot,
             uses=load.uses,
+            health=load.health,
         )
         try:
             reply = await self._call(self._stub.Heartbeat, request)

@@ -21,7 +21,7 @@ from kvstore.errors import KvstoreError, VersionMismatchError
 from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
 from kvstore.logging import EventLogger
 from kvstore.metrics import renderer
-from kvstore.node import activity, http, kept_cluster, socket_path
+from kvstore.node import activity, health, http, kept_cluster, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.node.domains import Domain, plan, remarks
@@ -484,6 +484,12 @@ class NodeServer:
             activity=activity.of(stats, self._core.client_counters()),
             snapshot=self._tiering.progress(stats),
             uses=self._uses(),
+            health=health.of(
+                stats,
+                self._core.beginning()["restart_loses"],
+                self._lacks(),
+                self._reloads.refusal,
+            ),
         )
 
     def _uses(self) -> node_pb2.UseSample:

@@ -9,18 +9,20 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvstore import metrics
+from kvstore import __version__, metrics
 from kvstore._proto import node_pb2
 from kvstore.activity import OPERATIONS, Activity
 from kvstore.errors import InvalidArgumentError, MissReason, TooLargeError
+from kvstore.limits import MAX_ACTIVITY_COUNTERS, MAX_LACKS
 from kvstore.master import convert
 from kvstore.master import http as master_http
 from kvstore.master.core_api import CoreNamespace
 from kvstore.master.journal import Journal
-from kvstore.master.model import Cluster, Endpoints, Node
+from kvstore.master.model import Cluster, Endpoints, Health, Node, Nvme
 from kvstore.master.registry import Registry
 from kvstore.metrics import Counter, Gauge, Labelled, LabelledGauge
 from kvstore.node import activity as node_activity
+from kvstore.node import health as node_health
 from kvstore.node import http as node_http
 from kvstore.node.core_api import NodeCoreApi
 from tests.support.fake_core import FakeCore
@@ -195,6 +197,44 @@ def test_a_heartbeat_carries_what_was_done() -> None:
     told = convert.activity_from(node_activity.to_wire(done))
     assert told.latencies == done.latencies
     assert told.counters == {name: count for name, count in done.counters.items() if count}
+
+
+def test_a_heartbeat_carries_the_health() -> None:
+    nvme: dict[str, Any] = {
+        "state": "read_only",
+        "capacity_bytes": 9,
+        "object_bytes": 4,
+        "objects": 2,
+    }
+    stats = {**FakeNode().stats(), "index_error": "no room", "nvme": {**nvme, "error": "full"}}
+    told = node_health.of(stats, "", ["ucx: gone"], "`port`: wrong")
+    assert convert.health_from(told) == Health(
+        __version__,
+        ("index: no room", "nvme read only: full", "ucx: gone"),
+        "`port`: wrong",
+        Nvme(**nvme),
+    )
+    # An older node says nothing; a hostile one is cut and escaped.
+    assert convert.health_from(node_pb2.HeartbeatRequest().health) == Health()
+    wire = node_pb2.NodeHealth(lacks=["\x1b[2J" + "x" * 10_000] * 100)
+    (first, *others) = convert.health_from(wire).lacks
+    assert first.startswith("\\x1b[2J") and len(first) < 300 and len(others) == MAX_LACKS - 1
+
+
+def test_evictions_by_cause_and_what_tenants_read() -> None:
+    stats = {**FakeNode().stats(), "evictions": 9, "index_evictions": 2, "expirations": 5}
+    stats["nvme"] = {"dropped_objects": 3}
+    clients = [
+        {"tenant": f"t{number}", "counters": {"hits_shm": number, "bytes_read_ucx": 2 * number}}
+        for number in range(30)
+    ]
+    counters = node_activity.of(stats, [*clients, clients[29]]).counters
+    causes = {"memory": 7, "index": 2, "nvme": 3, "expired": 5}
+    assert all(counters["evictions_by_cause", (name,)] == n for name, n in causes.items())
+    hits = {labels[0]: n for (family, labels), n in counters.items() if family == "tenant_hits"}
+    assert len(hits) == 16 and hits["t29"] == 58 and hits["t28"] == 28 and "t5" not in hits
+    assert counters["tenant_read_bytes", ("t29",)] == 116
+    assert len(counters) <= MAX_ACTIVITY_COUNTERS
 
 
 def test_a_hostile_activity_is_refused_and_an_unknown_one_ignored() -> None:
