@@ -139,7 +139,7 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
         Port, _fixed("Block port: the one address that clients, nodes and tools need. 0: any.")
     ] = 50051
     grpc_port: Annotated[Port, _fixed("Control plane (gRPC). 0: any.")] = 50052
-    http_port: Annotated[Port, _fixed("/metrics, /healthz, /readyz. 0: any.")] = 9080
+    http_port: Annotated[Port, _fixed("/metrics, /healthz, /readyz, /console. 0: any.")] = 9080
     advertise_host: Annotated[str, _live("Host announced for gRPC and HTTP. Empty: `host`.")] = ""
     data_dir: Annotated[
         str, _fixed("Folder of the master's durable state. Empty: see `--help`.")
@@ -177,6 +177,18 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
         Meta(ge=0, le=1000),
         _live("Namespaces with metrics of their own: those with the most bytes. 0: none."),
     ] = 20
+    bytes_per_token: Annotated[
+        Size,
+        _live(
+            "Bytes that one token of the model takes in the store, over all ranks: with it the "
+            "console and `kvstore status` show what was saved in tokens. 0: unknown."
+        ),
+    ] = 0
+    prefill_tokens_per_s: Annotated[
+        float,
+        Meta(ge=0, le=1e9),
+        _live("How fast one engine computes a prompt: what was saved in seconds. 0: unknown."),
+    ] = 0
 
     def __post_init__(self) -> None:
         """Refuse a TTL that a single lost heartbeat would exceed, and a wrong host."""

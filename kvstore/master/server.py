@@ -25,6 +25,8 @@ from kvstore.http import HttpServer, bare, bind, bracketed, public_host, wait_fo
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
 from kvstore.master import http
+from kvstore.master.console.routes import Console
+from kvstore.master.console.views import Views
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
@@ -32,8 +34,10 @@ from kvstore.master.journal import Journal
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.queries import Queries
+from kvstore.master.recorder import Recorder
 from kvstore.master.registry import Registry
 from kvstore.master.reuse import Reuse
+from kvstore.master.savings import Rates
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.master.watches import Watches
@@ -213,7 +217,12 @@ class MasterServer:
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
-        routes = [*Queries(core, registry, self._guard).routes(), *self._sessions(core, state)]
+        recorder = Recorder(core, registry, lambda: self._reloads.refusal, state.epoch)
+        routes = [
+            *Queries(core, registry, self._guard).routes(),
+            *self._sessions(core, state),
+            *self._console(core, registry, recorder, state),
+        ]
         site = self._create_web(listener, collect, ready, routes)
         journal.start()
         try:
@@ -235,6 +244,7 @@ class MasterServer:
             with (
                 self._tasks.running("refusals", refusals.report(core, _log)),
                 self._tasks.running("audit", audit.report(core, self._audit)),
+                self._tasks.running("history", recorder.record()),
             ):
                 await _tick_until(stop, registry, verifier)
             await healthy.enter_graceful_shutdown()
@@ -254,6 +264,15 @@ class MasterServer:
     def _sessions(self, core: MasterCoreApi, state: HardState) -> list[web.RouteDef]:
         name = server_name(state.cluster_id)
         return Sessions(core, self._guard, name, self._audit.record, self._calls.open).routes()
+
+    def _console(
+        self, core: MasterCoreApi, registry: Registry, recorder: Recorder, state: HardState
+    ) -> list[web.RouteDef]:
+        def rates() -> Rates:
+            return Rates(self._config.bytes_per_token, self._config.prefill_tokens_per_s)
+
+        views = Views(core, registry, recorder, rates, state.cluster_id, state.epoch)
+        return Console(views, self._guard).routes()
 
     def _create_web(
         self,
