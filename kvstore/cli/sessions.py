@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,19 +21,13 @@ from kvstore.cli.output import (
     warn,
 )
 from kvstore.cli.target import Target, json_option, target, target_options
-from kvstore.errors import (
-    KvstoreError,
-    PermissionDeniedError,
-    ProtocolError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from kvstore.cli.web import ask
+from kvstore.errors import KvstoreError
 from kvstore.proofs import prove, server_name
 from kvstore.security import load_identity
 
 _MASTER = "master"
 _THREADS = 16
-_REFUSED = {401: UnauthenticatedError, 403: PermissionDeniedError}
 
 
 @click.command(epilog="Example: kvstore sessions --end engine-a")
@@ -91,23 +82,21 @@ def _servers(where: Target) -> list[Server]:
 
 def _ask(where: Target, method: str, query: str, server: Server) -> Any:
     """Make a request at /sessions; an error is returned."""
-    name, endpoint, proven_to = server
     target = f"/sessions{query}"
-    request = urllib.request.Request(f"{endpoint}{target}", method=method)
+    proof = ""
     if where.token_file:
         identity = load_identity(where.token_file)
-        request.add_header("Authorization", prove(identity, proven_to, method, target))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        proof = prove(identity, server.proven_to, method, target)
     try:
-        with opener.open(request, timeout=where.timeout_ms / 1000) as reply:
-            return json.load(reply)
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read(4096).decode(errors="replace")
-        kind = _REFUSED.get(error.code, ProtocolError)
-        return kind(f"{name} at {endpoint}: {text or error}")
-    except (OSError, ValueError) as error:
-        return UnavailableError(f"{name} at {endpoint}: {error}")
+        return ask(
+            server.name,
+            f"{server.endpoint}{target}",
+            method=method,
+            authorization=proof,
+            timeout_ms=where.timeout_ms,
+        )
+    except KvstoreError as error:
+        return error
 
 
 def _ask_all(
