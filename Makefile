@@ -25,6 +25,8 @@ FUZZ_PACKAGES := atheris
 AARCH64_APT_PACKAGES := g++-aarch64-linux-gnu qemu-user googletest
 DEPLOY_APT_PACKAGES := buildah mmdebstrap systemd
 DEPLOY_BUDGET_S := 3600
+CONSOLE_APT_PACKAGES := chromium
+CONSOLE_BUDGET_S := 900
 ENGINES_BUDGET_S := 2400
 RDMA_APT_PACKAGES := qemu-system-x86 iproute2 ibverbs-providers libucx0 ucx-utils python3-pyverbs
 RDMA_BUDGET_S := 900
@@ -47,7 +49,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-deploy test-engines test-rdma test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-console test-deploy test-engines test-rdma test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -194,6 +196,11 @@ test-deploy: $(VENV)/.installed $(VENV)/.dev  ## deploy/: image built and run, s
 	    apt-get install -y -q --no-install-recommends $(DEPLOY_APT_PACKAGES); \
 	else echo "without root the image is not built"; fi
 	timeout $(DEPLOY_BUDGET_S) $(PY) -m pytest --deploy tests/deploy
+
+# Its screenshots are to be looked at: build/console.
+test-console: $(VENV)/.installed $(VENV)/.dev  ## the web console in a headless Chromium: values, hostile names, looks
+	$(call install_packages,$(CONSOLE_APT_PACKAGES))
+	timeout $(CONSOLE_BUDGET_S) $(PY) -m pytest --console tests/console
 
 # The engines' environments (2 to 4 GB each) stay in $$KVSTORE_ENGINES, else in the user's cache folder.
 test-engines: $(VENV)/.installed $(VENV)/.dev  ## the integrations inside real vLLM, SGLang and LMCache, without a GPU

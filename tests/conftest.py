@@ -16,6 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--console", action="store_true", help="run what is marked console, too")
     parser.addoption("--deploy", action="store_true", help="run what is marked deploy, too")
     parser.addoption("--engines", action="store_true", help="run what is marked engines, too")
     parser.addoption("--rdma", action="store_true", help="what is marked rdma must not be skipped")
