@@ -30,9 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A master without nodes; tests start the nodes they need."""
-    running = Cluster(tmp_path)
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """A master without nodes; tests start the nodes they need.
+
+    In a test with a parameter "transport" its nodes offer that one.
+    """
+    callspec = getattr(request.node, "callspec", None)
+    transport = callspec.params.get("transport", "auto") if callspec is not None else "auto"
+    running = Cluster(tmp_path, transport=transport)
     try:
         yield running
     finally:

@@ -10,11 +10,11 @@ import pytest
 
 import kvstore
 from kvstore import Status
-from kvstore.client.connect import Transport
 from tests.support.cluster import Cluster
 from tests.support.control import lookups_waiting
 from tests.support.coroutines import until
 from tests.support.payloads import proof
+from tests.support.transports import EVERY, REMOTE, client_options
 
 pytestmark = pytest.mark.cluster
 
@@ -29,8 +29,8 @@ def lent(buffer: bytearray) -> bool:
     return False
 
 
-@pytest.mark.parametrize("transport", ["auto", "tcp"])
-def test_a_thousand_calls_at_a_time(cluster: Cluster, transport: Transport) -> None:
+@pytest.mark.parametrize("transport", EVERY)
+def test_a_thousand_calls_at_a_time(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     cluster.start_node("b")
 
@@ -38,7 +38,7 @@ def test_a_thousand_calls_at_a_time(cluster: Cluster, transport: Transport) -> N
         before = threading.active_count()
         most = 0
         async with await kvstore.connect_async(
-            cluster.address, transport=transport, timeout_ms=30_000
+            cluster.address, **client_options(transport), timeout_ms=30_000
         ) as store:
 
             async def put_and_get(key: str) -> None:
@@ -54,12 +54,15 @@ def test_a_thousand_calls_at_a_time(cluster: Cluster, transport: Transport) -> N
     asyncio.run(test())
 
 
-def test_a_cancelled_read_keeps_its_buffer_until_it_is_over(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_a_cancelled_read_keeps_its_buffer_until_it_is_over(
+    cluster: Cluster, transport: str
+) -> None:
     node = cluster.start_node("a")
 
     async def test() -> None:
         async with await kvstore.connect_async(
-            cluster.address, transport="tcp", timeout_ms=60_000
+            cluster.address, **client_options(transport), timeout_ms=60_000
         ) as store:
             assert await store.put("k", proof("k", 1000)) is Status.Ok
             buffer = bytearray(1000)
@@ -112,13 +115,14 @@ def test_a_master_that_dies_ends_a_wait(cluster: Cluster) -> None:
     cluster.wait_state("a", "alive")
 
 
-def test_one_engine_waits_for_another(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_one_engine_waits_for_another(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     keys = [f"page/{i}" for i in range(5)]
 
     async def test() -> None:
         async with (
-            await kvstore.connect_async(cluster.address, transport="tcp") as decode,
+            await kvstore.connect_async(cluster.address, **client_options(transport)) as decode,
             await kvstore.connect_async(cluster.address) as prefill,
         ):
             lookup = asyncio.ensure_future(decode.lookup(keys, lease_ms=60_000, wait_ms=60_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import random
 import threading
 import time
@@ -17,12 +18,13 @@ from kvstore import Status
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 from tests.support.processes import python_process, read_line, wait_for
+from tests.support.transports import EVERY, REMOTE, client_options
 
 pytestmark = pytest.mark.cluster
 
 READER = """
-import sys, kvstore
-store = kvstore.connect(sys.argv[1], transport=sys.argv[2])
+import json, sys, kvstore
+store = kvstore.connect(sys.argv[1], **json.loads(sys.argv[2]))
 print("ready")
 for line in sys.stdin:
     value = store.get(line.strip())
@@ -30,19 +32,20 @@ for line in sys.stdin:
 """
 
 
-def test_a_put_is_readable_by_another_process_at_once(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", EVERY)
+def test_a_put_is_readable_by_another_process_at_once(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     store = cluster.connect()
-    for transport in ("auto", "tcp"):
-        with python_process(READER, cluster.address, transport) as reader:
-            assert read_line(reader) == "ready"
-            assert reader.stdin is not None
-            for i in range(50):
-                key = f"{transport}/{i}"
-                assert store.put(key, proof(key, 100)) is Status.Ok
-                reader.stdin.write(key + "\n")
-                reader.stdin.flush()
-                assert read_line(reader) == proof(key, 100).hex()
+    options = json.dumps(client_options(transport))
+    with python_process(READER, cluster.address, options) as reader:
+        assert read_line(reader) == "ready"
+        assert reader.stdin is not None
+        for i in range(50):
+            key = f"{transport}/{i}"
+            assert store.put(key, proof(key, 100)) is Status.Ok
+            reader.stdin.write(key + "\n")
+            reader.stdin.flush()
+            assert read_line(reader) == proof(key, 100).hex()
 
 
 def _bytes_by_path(store: kvstore.Store) -> tuple[int, int]:
@@ -50,9 +53,12 @@ def _bytes_by_path(store: kvstore.Store) -> tuple[int, int]:
     return stats["bytes_shm"], stats["bytes_tcp"]
 
 
-def test_a_known_placement_saves_the_lookup_and_stays_honest(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_a_known_placement_saves_the_lookup_and_stays_honest(
+    cluster: Cluster, transport: str
+) -> None:
     cluster.start_node("a")
-    writer, reader = cluster.connect(), cluster.connect(transport="tcp")
+    writer, reader = cluster.connect(), cluster.connect(transport=transport)
     assert writer.put("k", proof("1", 1000)) is Status.Ok
     assert reader.get("k") == proof("1", 1000)
     asked = reader.stats()["lookups"]
@@ -69,9 +75,10 @@ def test_a_known_placement_saves_the_lookup_and_stays_honest(cluster: Cluster) -
         assert writer.remove("k") is Status.Ok
 
 
-def test_a_known_placement_on_a_dead_node_is_a_lookup(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_a_known_placement_on_a_dead_node_is_a_lookup(cluster: Cluster, transport: str) -> None:
     nodes = {name: cluster.start_node(name) for name in "ab"}
-    writer, reader = cluster.connect(), cluster.connect(transport="tcp")
+    writer, reader = cluster.connect(), cluster.connect(transport=transport)
     assert writer.put("k", proof("k", 1000), replicas=2) is Status.Ok
     wait_for(lambda: len(holders(writer, "k")) == 2, "the second replica")
     assert reader.get("k") == proof("k", 1000)
@@ -107,10 +114,13 @@ def test_same_host_reads_use_shared_memory_and_tcp_can_be_forced(cluster: Cluste
     assert local.get("y") == data
 
 
-def test_after_ok_a_client_of_another_node_reads_it_ten_thousand_times(cluster: Cluster) -> None:
-    cluster.start_node("a", transports=["shm", "tcp"])
-    cluster.start_node("b", transports=["shm", "tcp"])
-    writer, reader = cluster.connect(), cluster.connect(transport="tcp")
+@pytest.mark.parametrize("transport", REMOTE)
+def test_after_ok_a_client_of_another_node_reads_it_ten_thousand_times(
+    cluster: Cluster, transport: str
+) -> None:
+    cluster.start_node("a")
+    cluster.start_node("b")
+    writer, reader = cluster.connect(), cluster.connect(transport=transport)
     for i in range(10_000):
         key = f"k{i}"
         data = proof(key, 64)
@@ -118,7 +128,7 @@ def test_after_ok_a_client_of_another_node_reads_it_ten_thousand_times(cluster: 
         assert reader.get(key) == data, f"{key} was not readable right after Ok"
 
 
-@pytest.mark.parametrize("transport", ["auto", "tcp"])
+@pytest.mark.parametrize("transport", EVERY)
 def test_sizes_and_keys_at_the_edges(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     store = cluster.connect(transport=transport)
@@ -139,25 +149,25 @@ def test_sizes_and_keys_at_the_edges(cluster: Cluster, transport: str) -> None:
             store.put(bad, b"x")
 
 
-def test_get_into_reports_sizes_and_short_buffers(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", EVERY)
+def test_get_into_reports_sizes_and_short_buffers(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
-    for transport in ("auto", "tcp"):
-        store = cluster.connect(transport=transport)
-        key = f"into/{transport}"
-        store.put(key, b"0123456789")
-        buffer = bytearray(16)
-        assert store.get_into(key, buffer) == 10
-        assert bytes(buffer[:10]) == b"0123456789"
-        assert store.get_into("absent", buffer) is None
-        sizes = store.batch_get_into([key, "absent", key], [bytearray(4), buffer, bytearray(10)])
-        assert sizes == [Status.BufferTooSmall, Status.NotFound, 10]
+    store = cluster.connect(transport=transport)
+    store.put("into", b"0123456789")
+    buffer = bytearray(16)
+    assert store.get_into("into", buffer) == 10
+    assert bytes(buffer[:10]) == b"0123456789"
+    assert store.get_into("absent", buffer) is None
+    sizes = store.batch_get_into(["into", "absent", "into"], [bytearray(4), buffer, bytearray(10)])
+    assert sizes == [Status.BufferTooSmall, Status.NotFound, 10]
 
 
-def test_two_concurrent_puts_of_one_key_have_one_winner(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_two_concurrent_puts_of_one_key_have_one_winner(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     cluster.start_node("b")
-    writers = [cluster.connect(), cluster.connect(transport="tcp")]
-    reader = cluster.connect(transport="tcp")
+    writers = [cluster.connect(), cluster.connect(transport=transport)]
+    reader = cluster.connect(transport=transport)
     seed = random.randrange(1 << 32)
     print("seed", seed)
     draw = random.Random(seed)
@@ -195,10 +205,11 @@ def test_two_concurrent_puts_of_one_key_have_one_winner(cluster: Cluster) -> Non
             assert store.get(key) == winner
 
 
-def test_batches_and_prefixes(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_batches_and_prefixes(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     cluster.start_node("b")
-    store, other = cluster.connect(), cluster.connect(transport="tcp")
+    store, other = cluster.connect(), cluster.connect(transport=transport)
     keys = [f"chat/{i}" for i in range(300)]
     values = [proof(key, 1000 + i) for i, key in enumerate(keys)]
     assert store.batch_put(keys[:100], values[:100]) == [Status.Ok] * 100
@@ -221,10 +232,11 @@ def test_batches_and_prefixes(cluster: Cluster) -> None:
     assert other.batch_exists(keys) == [False] * 300
 
 
-def test_namespaces_and_flush(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_namespaces_and_flush(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     one, two = cluster.connect(namespace="one"), cluster.connect(namespace="two")
-    far = cluster.connect(namespace="one", transport="tcp")
+    far = cluster.connect(namespace="one", transport=transport)
     one.put("k", b"1")
     assert two.get("k") is None
     two.put("k", b"2")
@@ -235,11 +247,12 @@ def test_namespaces_and_flush(cluster: Cluster) -> None:
     assert (one.get("k"), far.get("k")) == (b"3", b"3")
 
 
-def test_ttl_expires_on_every_path(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_ttl_expires_on_every_path(cluster: Cluster, transport: str) -> None:
     from tests.support.processes import wait_for
 
     cluster.start_node("a")
-    store, far = cluster.connect(), cluster.connect(transport="tcp")
+    store, far = cluster.connect(), cluster.connect(transport=transport)
     store.put("short", b"x", ttl_ms=300)
     store.put("long", b"y", ttl_ms=600_000)
     wait_for(lambda: store.get("short") is None, "the object to expire", 5)
@@ -269,7 +282,7 @@ def _cut(draw: random.Random, base: int, size: int) -> tuple[list[int], list[int
     return [base + at for at in starts], [b - a for a, b in pairwise([*starts, size])]
 
 
-@pytest.mark.parametrize("transport", ["auto", "tcp"])
+@pytest.mark.parametrize("transport", EVERY)
 def test_an_object_is_gathered_from_and_scattered_to_pieces(
     cluster: Cluster, transport: str
 ) -> None:

@@ -13,6 +13,7 @@ from tests.support.cluster import Cluster
 from tests.support.control import metric, ready
 from tests.support.mounts import small_tmpfs
 from tests.support.processes import wait_for
+from tests.support.transports import REMOTE
 
 pytestmark = pytest.mark.cluster
 
@@ -48,10 +49,11 @@ def entries(cluster: Cluster, state: str) -> float:
     return metric(cluster.nodes["a"], "kvstore_index_entries", state=state)
 
 
-def test_small_objects_fill_memory_before_one_is_evicted(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_small_objects_fill_memory_before_one_is_evicted(cluster: Cluster, transport: str) -> None:
     node = cluster.start_node("a", segment_size="8mb")
     shared = cluster.connect()
-    sockets = cluster.connect(transport="tcp")
+    sockets = cluster.connect(transport=transport)
     free_at_first = entries(cluster, "free")
     count = SEGMENT_BYTES * 45 // 100 // 64
     keys = put_objects(shared, count)

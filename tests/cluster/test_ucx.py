@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ from tests.support.cluster import Cluster
 from tests.support.control import metric
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, python_process, read_line, wait_for
+from tests.support.transports import AT_CLIENT, moved, node_config
 from tests.support.wire import Connection, column, keys_field, number, text
 
 pytestmark = [
@@ -29,24 +29,19 @@ pytestmark = [
     pytest.mark.skipif(not ucx.libraries(), reason="UCX is not installed (libucx0)"),
 ]
 
-SOFTWARE = {"TLS": "tcp,self", "NET_DEVICES": "lo", "LOG_LEVEL": "fatal"}
-# tests/rdma runs all of this over verbs, the node and its clients on devices of their own.
-AT_NODE = json.loads(os.environ.get("KVSTORE_TEST_UCX_NODE", json.dumps(SOFTWARE)))
-AT_CLIENT = json.loads(os.environ.get("KVSTORE_TEST_UCX_CLIENT", json.dumps(SOFTWARE)))
 MIB = 1 << 20
 UCX_PUT = 0x66
 
 
 def start_node(cluster: Cluster, node_id: str = "a", **config: Any) -> Daemon:
     """A node whose memory can be read by UCX."""
-    values = {"transports": ["shm", "tcp", "ucx"], "ucx": AT_NODE, **config}
-    node = cluster.start_node(node_id, **values)
+    node = cluster.start_node(node_id, **{**node_config("ucx"), **config})
     wait_for(lambda: served_by(node), "its UCX process")
     return node
 
 
 def connect(cluster: Cluster, **options: Any) -> kvstore.Store:
-    return cluster.connect(**{"transport": "ucx", "ucx_settings": AT_CLIENT, **options})
+    return cluster.connect(**{"transport": "ucx", **options})
 
 
 def served_by(node: Daemon) -> list[int]:
@@ -59,13 +54,6 @@ def served_by(node: Daemon) -> list[int]:
             if b"ucx_process" in command and int(parent) == node.process.pid:
                 found.append(int(folder.name))
     return found
-
-
-def moved(store: kvstore.Store) -> dict[str, int]:
-    stats: dict[str, Any] = store.stats()
-    return {
-        name: stats[name] for name in ("bytes_ucx", "bytes_tcp", "put_bytes_ucx", "put_bytes_tcp")
-    }
 
 
 def by_ucx(store: kvstore.Store, key: str, size: int = 100_000) -> bool:

@@ -12,6 +12,7 @@ from kvstore import Status, Store
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
+from tests.support.transports import REMOTE
 
 pytestmark = pytest.mark.cluster
 
@@ -23,11 +24,12 @@ def replicas_of(store: Store, key: str) -> list[Any]:
     return [] if found is None else list(found["replicas"])
 
 
-def test_no_path_shows_the_old_version_after_ok(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_no_path_shows_the_old_version_after_ok(cluster: Cluster, transport: str) -> None:
     for node in ("a", "b"):
         cluster.start_node(node)
-    writers = [cluster.connect(), cluster.connect(transport="tcp")]
-    readers = [cluster.connect(), cluster.connect(transport="tcp")]
+    writers = [cluster.connect(), cluster.connect(transport=transport)]
+    readers = [cluster.connect(), cluster.connect(transport=transport)]
     for key in ("one", "two"):
         replicas = 1 if key == "one" else 2
         for turn in range(40):
@@ -40,7 +42,10 @@ def test_no_path_shows_the_old_version_after_ok(cluster: Cluster) -> None:
                 wait_for(lambda: len(replicas_of(readers[0], "two")) == 2, "the second replica")
 
 
-def test_a_reader_beside_an_upsert_sees_whole_versions_in_order(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_a_reader_beside_an_upsert_sees_whole_versions_in_order(
+    cluster: Cluster, transport: str
+) -> None:
     cluster.start_node("a")
     writer = cluster.connect()
     versions = [proof("k", SIZE, str(turn)) for turn in range(200)]
@@ -49,15 +54,15 @@ def test_a_reader_beside_an_upsert_sees_whole_versions_in_order(cluster: Cluster
     done = threading.Event()
     seen: list[list[int | None]] = [[], []]
 
-    def read(transport: str, into: list[int | None]) -> None:
-        with cluster.connect(transport=transport) as reader:
+    def read(way: str, into: list[int | None]) -> None:
+        with cluster.connect(transport=way) as reader:
             while not done.is_set():
                 data = reader.get("k")
                 into.append(None if data is None else number[data])
 
     threads = [
-        threading.Thread(target=read, args=(transport, into))
-        for transport, into in zip(("auto", "tcp"), seen, strict=True)
+        threading.Thread(target=read, args=(way, into))
+        for way, into in zip(("auto", transport), seen, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -72,14 +77,15 @@ def test_a_reader_beside_an_upsert_sees_whole_versions_in_order(cluster: Cluster
         assert len(found) >= len(turns) * 0.9, "an upsert is no miss"
 
 
-def test_upserts_of_many_writers_end_in_one_version(cluster: Cluster) -> None:
+@pytest.mark.parametrize("transport", REMOTE)
+def test_upserts_of_many_writers_end_in_one_version(cluster: Cluster, transport: str) -> None:
     for node in ("a", "b"):
         cluster.start_node(node)
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
 
     def write(who: int) -> None:
-        store = cluster.connect(transport=("auto", "tcp")[who % 2])
+        store = cluster.connect(transport=("auto", transport)[who % 2])
         for turn in range(30):
             status = store.put("k", proof("k", SIZE, f"{who}/{turn}"), upsert=True)
             assert status is Status.Ok, status
@@ -90,5 +96,5 @@ def test_upserts_of_many_writers_end_in_one_version(cluster: Cluster) -> None:
     for thread in threads:
         thread.join()
     last = {proof("k", SIZE, f"{who}/29") for who in range(4)}
-    ends = {cluster.connect(transport=transport).get("k") for transport in ("auto", "tcp", "auto")}
+    ends = {cluster.connect(transport=way).get("k") for way in ("auto", transport, "auto")}
     assert len(ends) == 1 and ends <= last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ from tests.support.cluster import Cluster
 from tests.support.control import lookups_waiting
 from tests.support.payloads import proof
 from tests.support.processes import python_process, read_line, wait_for
+from tests.support.transports import EVERY, client_options
 
 pytestmark = pytest.mark.cluster
 
-# Arguments: address, transport, lease_ms (0: none), wait_ms, keys known before, all the keys.
+# Arguments: address, options of connect, lease_ms (0: none), wait_ms, keys known before, all keys.
 WAITER = """
-import sys, time, kvstore
-address, transport, lease_ms, wait_ms, known, *keys = sys.argv[1:]
-store = kvstore.connect(address, transport=transport, timeout_ms=3000)
+import json, sys, time, kvstore
+address, options, lease_ms, wait_ms, known, *keys = sys.argv[1:]
+store = kvstore.connect(address, timeout_ms=3000, **json.loads(options))
 store.batch_exists(keys[:int(known)])
 print("ready")
 start = time.monotonic()
@@ -38,8 +40,9 @@ def waiter(
     cluster: Cluster, transport: str, *, wait_ms: int, lease_ms: int = 0, known: int = 0
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that waits for KEYS; `known` of them it has looked up before."""
+    options = json.dumps(client_options(transport))
     numbers = [str(number) for number in (lease_ms, wait_ms, known)]
-    with python_process(WAITER, cluster.address, transport, *numbers, *KEYS) as process:
+    with python_process(WAITER, cluster.address, options, *numbers, *KEYS) as process:
         assert read_line(process) == "ready"
         yield process
 
@@ -56,7 +59,7 @@ def wait_until_waiting(cluster: Cluster, count: int) -> None:
     )
 
 
-@pytest.mark.parametrize("transport", ["auto", "tcp"])
+@pytest.mark.parametrize("transport", EVERY)
 def test_the_last_page_ends_the_wait(cluster: Cluster, transport: str) -> None:
     cluster.start_node("a")
     cluster.start_node("b")

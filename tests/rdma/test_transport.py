@@ -14,12 +14,13 @@ import pytest
 
 import kvstore
 from kvstore import Status
-from tests.cluster.test_ucx import moved, served_by
+from tests.cluster.test_ucx import served_by
 from tests.rdma.fabric import CLIENT, NODE, Side, sent_by
 from tests.rdma.memlock import limited
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
 from tests.support.processes import SCALE, wait_for
+from tests.support.transports import moved
 
 pytestmark = [pytest.mark.rdma, pytest.mark.cluster]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import kvstore
+from tests.support.control import metric
 from tests.support.processes import Daemon, wait_for
+from tests.support.transports import client_options, moved, node_config, report_traffic
 
 SHM = Path("/dev/shm")
 
@@ -25,8 +27,11 @@ class Cluster:
         master_options: list[str] | None = None,
         operator_token_file: str | None = None,
         host: str = "127.0.0.1",
+        transport: str = "auto",
     ) -> None:
         self.folder = folder
+        self.transport = transport
+        """What `start_node` makes nodes offer, beside what every node does."""
         self.host = host
         self._operator_options = (
             ["--token-file", operator_token_file] if operator_token_file else []
@@ -39,6 +44,7 @@ class Cluster:
         self.expected_errors: list[str] = []
         """Events that may be logged as ERROR."""
         self._stores: list[kvstore.Store] = []
+        self._by_ucx: list[kvstore.Store] = []
         self._port = 0
         self.master = self._start_master()
         self.address = f"{host}:{self.master.ports['port']}"
@@ -84,6 +90,7 @@ class Cluster:
             "segment_dir": str(segment_dir),
             "http_port": 0,
             "labels": {"host": node_id},
+            **node_config(self.transport),
         }
         values.update(config)
         path = self.folder / f"{node_id}.json"
@@ -94,12 +101,17 @@ class Cluster:
         if wait:
             node.wait_started()
             self.wait_state(node_id, "alive")
+            if self.transport == "ucx":
+                wait_for(lambda: _is_registered(node), "its memory to be registered", 60)
         return node
 
     def connect(self, **options: Any) -> kvstore.Store:
         """Connect a client, closed with the cluster."""
-        store = kvstore.connect(self.address, **options)
+        given = {**client_options(options.get("transport", "auto")), **options}
+        store = kvstore.connect(self.address, **given)
         self._stores.append(store)
+        if given["transport"] == "ucx":
+            self._by_ucx.append(store)
         return store
 
     def cli(self, *arguments: str) -> Any:
@@ -131,6 +143,7 @@ class Cluster:
 
     def close(self) -> None:
         """Stop every process, remove every file, and fail on an unexpected ERROR line."""
+        by_ucx = [moved(store) for store in self._by_ucx]
         for store in self._stores:
             store.close()
         daemons = [*self.nodes.values(), self.master]
@@ -152,3 +165,11 @@ class Cluster:
             if " ERROR " in line and not any(name in line for name in self.expected_errors)
         ]
         assert not errors, "\n".join(errors)
+        report_traffic(by_ucx)
+        for one in by_ucx:
+            assert one["bytes_ucx"] + one["put_bytes_ucx"] > 0 or not any(one.values()), one
+
+
+def _is_registered(node: Daemon) -> bool:
+    """Whether UCX reaches all of a node's memory."""
+    return metric(node, "kvstore_ucx_registered_bytes") == metric(node, "kvstore_ready_bytes") > 0

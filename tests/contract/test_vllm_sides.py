@@ -1,4 +1,4 @@
-"""The vLLM connector's two sides over a real store: blocks go and come back, tensors faked."""
+"""The vLLM connector's two sides: blocks go and come back, tensors faked."""
 
 from __future__ import annotations
 
@@ -94,48 +94,48 @@ class Engine:
         self.worker.close()
 
 
-def test_blocks_come_back_in_another_engine_whatever_their_numbers() -> None:
+def test_blocks_come_back_in_another_engine_whatever_their_numbers(store: kvstore.Store) -> None:
     request = FakeRequest(num_prompt_tokens=200, block_hashes=HASHES)
     written, read = [[3, 4, 5], [10, 11, 12, 13, 14, 15]], [[9, 8, 7], [0, 0, 0, 0, 30, 20]]
-    with kvstore.open(segment_size="64mb") as store:
-        writer = Engine(store, 1)
-        writer.scheduler.allocated(request, written, 0)
-        writer.run({"r": 200}, written)
-        assert sorted(store.keys()) == sorted(PAGES.lookup_keys(HASHES, 0, 3))
-        assert not writer.scheduler.has_held_blocks()
-        assert store.size(f"{HASHES[1].hex()}-g0-r0") == 2 * BLOCK_BYTES
+    writer = Engine(store, 1)
+    writer.scheduler.allocated(request, written, 0)
+    writer.run({"r": 200}, written)
+    assert sorted(store.keys()) == sorted(PAGES.lookup_keys(HASHES, 0, 3))
+    assert not writer.scheduler.has_held_blocks()
+    assert store.size(f"{HASHES[1].hex()}-g0-r0") == 2 * BLOCK_BYTES
 
-        reader = Engine(store, 2)
-        before = bytes(reader.bytes)
-        assert reader.scheduler.matched(request, 0) == 192
-        reader.scheduler.allocated(request, read, 192)
-        assert reader.run({}, read) == {}
-        for ours, theirs in zip(read[0], written[0], strict=True):
-            assert reader.block(0, ours) == writer.block(0, theirs)
-            assert reader.block(1, ours) == writer.block(1, theirs)
-        for ours, theirs in ((30, 14), (20, 15)):  # what the window still needs
-            assert reader.block(2, ours) == writer.block(2, theirs)
-        changed = sum(
-            before[i : i + BLOCK_BYTES] != reader.bytes[i : i + BLOCK_BYTES]
-            for i in range(0, len(before), BLOCK_BYTES)
-        )
-        assert changed == 2 * 3 + 2
-        writer.close()
-        reader.close()
+    reader = Engine(store, 2)
+    before = bytes(reader.bytes)
+    assert reader.scheduler.matched(request, 0) == 192
+    reader.scheduler.allocated(request, read, 192)
+    assert reader.run({}, read) == {}
+    for ours, theirs in zip(read[0], written[0], strict=True):
+        assert reader.block(0, ours) == writer.block(0, theirs)
+        assert reader.block(1, ours) == writer.block(1, theirs)
+    for ours, theirs in ((30, 14), (20, 15)):  # what the window still needs
+        assert reader.block(2, ours) == writer.block(2, theirs)
+    changed = sum(
+        before[i : i + BLOCK_BYTES] != reader.bytes[i : i + BLOCK_BYTES]
+        for i in range(0, len(before), BLOCK_BYTES)
+    )
+    assert changed == 2 * 3 + 2
+    writer.close()
+    reader.close()
 
 
-def test_an_object_that_vanished_after_the_lookup_fails_its_block_and_the_rest() -> None:
+def test_an_object_that_vanished_after_the_lookup_fails_its_block_and_the_rest(
+    store: kvstore.Store,
+) -> None:
     request = FakeRequest(num_prompt_tokens=200, block_hashes=HASHES)
     tables = [[3, 4, 5], [10, 11, 12, 13, 14, 15]]
-    with kvstore.open(segment_size="64mb") as store:
-        writer = Engine(store, 1)
-        writer.scheduler.allocated(request, tables, 0)
-        writer.run({"r": 200}, tables)
-        reader = Engine(store, 2)
-        assert reader.scheduler.matched(request, 0) == 192
-        store.remove(f"{HASHES[3].hex()}-g0-r0")
-        reader.scheduler.allocated(request, tables, 192)
-        assert reader.run({}, tables) == {"r": {4, 12, 13, 5, 14, 15}}
-        assert reader.scheduler.matched(request, 0) == 0  # computed, not tried again
-        writer.close()
-        reader.close()
+    writer = Engine(store, 1)
+    writer.scheduler.allocated(request, tables, 0)
+    writer.run({"r": 200}, tables)
+    reader = Engine(store, 2)
+    assert reader.scheduler.matched(request, 0) == 192
+    store.remove(f"{HASHES[3].hex()}-g0-r0")
+    reader.scheduler.allocated(request, tables, 192)
+    assert reader.run({}, tables) == {"r": {4, 12, 13, 5, 14, 15}}
+    assert reader.scheduler.matched(request, 0) == 0  # computed, not tried again
+    writer.close()
+    reader.close()

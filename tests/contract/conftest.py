@@ -1,0 +1,58 @@
+"""One store, reached in every way: by shared memory, by TCP, by UCX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import kvstore
+from tests.support.cluster import Cluster
+from tests.support.processes import SCALE
+from tests.support.transports import REMOTE, moved
+
+WAYS = ["shm", *REMOTE]
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster | None]:
+    """A node that is reached in this way, for all tests; None: each test embeds its own."""
+    if request.param == "shm":
+        yield None
+        return
+    cluster = Cluster(tmp_path_factory.mktemp("contract"), transport=request.param)
+    try:
+        cluster.start_node("embedded")
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def way(served: Cluster | None) -> str:
+    """How the store reaches its objects: "shm", "tcp" or "ucx"."""
+    return "shm" if served is None else served.transport
+
+
+@pytest.fixture(scope="session")
+def remote(served: Cluster | None) -> kvstore.Store | None:
+    """A client of that node; over RDMA it takes seconds to connect."""
+    if served is None:
+        return None
+    return served.connect(transport=served.transport, timeout_ms=int(30_000 * SCALE))
+
+
+@pytest.fixture
+def store(remote: kvstore.Store | None, way: str) -> Iterator[kvstore.Store]:
+    """A store without objects, of 64 MiB. All of its bytes have to take the way."""
+    if remote is None:
+        with kvstore.open(segment_size="64mb") as opened:
+            yield opened
+        return
+    before = moved(remote)
+    yield remote
+    remote.flush()
+    for name, now in moved(remote).items():
+        assert name.endswith(way) or now == before[name], name
