@@ -28,6 +28,7 @@ DEPLOY_BUDGET_S := 3600
 CONSOLE_APT_PACKAGES := chromium
 CONSOLE_BUDGET_S := 900
 ENGINES_BUDGET_S := 2400
+ENGINES_OPTIONS :=
 RDMA_APT_PACKAGES := qemu-system-x86 iproute2 ibverbs-providers libucx0 ucx-utils python3-pyverbs
 RDMA_BUDGET_S := 900
 GPU_PYTHON := python3
@@ -49,7 +50,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-console test-deploy test-engines test-rdma test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-console test-deploy test-engines test-ucx-wheel test-rdma test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -205,13 +206,21 @@ test-console: $(VENV)/.installed $(VENV)/.dev  ## the web console in a headless 
 # The engines' environments (2 to 4 GB each) stay in $$KVSTORE_ENGINES, else in the user's cache folder.
 test-engines: $(VENV)/.installed $(VENV)/.dev  ## the integrations inside real vLLM, SGLang and LMCache, without a GPU
 	$(PY) -m tests.engines.environments
-	timeout $(ENGINES_BUDGET_S) $(PY) -m pytest --engines tests/engines
+	timeout $(ENGINES_BUDGET_S) $(PY) -m pytest --engines $(ENGINES_OPTIONS) tests/engines
 
 # A virtual machine, because a kernel with soft-RoCE is rarely the one of CI. Its kernel is downloaded
 # once, into the user's cache folder; without KVM its processor is emulated, which takes minutes.
 test-rdma: $(VENV)/.installed $(VENV)/.dev  ## tests/rdma in a virtual machine with RDMA devices; a skipped test is a failure
 	$(call install_packages,$(RDMA_APT_PACKAGES))
 	$(PY) -m tests.rdma.vm --timeout-s $(RDMA_BUDGET_S) -- $(CURDIR)/$(PY) -m pytest --rdma tests/rdma
+
+# The UCX that comes with a wheel of nixl (70 MB), where no other is to be seen: that takes root.
+$(VENV)/nixl/.downloaded: | $(VENV)/.tools
+	$(PY) -m pip download --quiet --no-deps --dest $(@D) nixl-cu12
+	touch $@
+
+test-ucx-wheel: $(VENV)/.installed $(VENV)/.dev $(VENV)/nixl/.downloaded  ## the API by the UCX of a nixl wheel
+	KVSTORE_NIXL_WHEEL="$$(ls $(CURDIR)/$(VENV)/nixl/*.whl)" $(PY) -m pytest tests/cluster/test_ucx_wheel.py
 
 # `make test` runs seeds 1..200, with and without --keep-memory (nodes find their files again).
 test-sim: $(VENV)/.installed $(VENV)/.dev  ## seeded simulation of the protocol; SIM_OPTIONS="--seeds 1..20000 --keep-memory"

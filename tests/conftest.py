@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--attack-rounds", type=int, default=1, help="how often each test of tests/attack runs"
     )
     parser.addoption(
+        "--transport",
+        choices=("auto", "tcp", "ucx"),
+        default="auto",
+        help="by which the engines of tests/engines reach their nodes",
+    )
+    parser.addoption(
         "--fault-cycles", type=int, default=1, help="how often each fault of tests/fault is made"
     )
 

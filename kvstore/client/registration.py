@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
 from kvstore import _native
@@ -16,7 +17,12 @@ class Registration:
     """
 
     def __init__(
-        self, client: _native.Client, address: int, size: int, memory: object = None
+        self,
+        client: _native.Client,
+        address: int,
+        size: int,
+        memory: object = None,
+        on_release: Callable[[Registration], object] | None = None,
     ) -> None:
         """Take over what the native client has registered.
 
@@ -25,9 +31,11 @@ class Registration:
             address: of its first byte.
             size: in bytes.
             memory: kept alive meanwhile.
+            on_release: called once, when it ends.
         """
         self._client = client
         self._memory = memory
+        self._on_release = on_release
         self._released = False
         self.address = address
         """Of its first byte."""
@@ -40,6 +48,8 @@ class Registration:
             self._released = True
             self._client.forget_memory(self.address)
             self._memory = None
+            if self._on_release is not None:
+                self._on_release(self)
 
     def __enter__(self) -> Registration:
         """Return itself."""

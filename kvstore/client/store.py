@@ -59,6 +59,7 @@ class Store(TensorCalls, PageCalls, Administration):
         self._names = f"{address} tenant={tenant!r} namespace={namespace!r}"
         self._server_stats: Callable[[], dict[str, Any]] | None = None
         self._on_close: Callable[[], object] | None = None
+        self._registered: set[Registration] = set()
 
     def _attach(
         self, server_stats: Callable[[], dict[str, Any]], on_close: Callable[[], object]
@@ -393,11 +394,18 @@ class Store(TensorCalls, PageCalls, Administration):
             checked = whole_number("size", size, 1, _LARGEST)
             address = whole_number("memory", memory, 1, _LARGEST)
             self._client.register_memory(address, checked)
-            return Registration(self._client, address, checked)
+            return self._registration(address, checked)
         if size is not None:
             raise InvalidArgumentError("size belongs to memory that is given by its address")
         address, checked = self._client.register_buffer(memory)
-        return Registration(self._client, address, checked, memory)
+        return self._registration(address, checked, memory)
+
+    def _registration(self, address: int, size: int, memory: object = None) -> Registration:
+        made = Registration(self._client, address, size, memory, self._registered.discard)
+        self._registered.add(made)
+        if self.closed:  # meanwhile
+            made.release()
+        return made
 
     def prefetch(self, keys: Sequence[str]) -> int:
         """Ask the nodes to promote objects to memory before they are read.
@@ -491,6 +499,8 @@ class Store(TensorCalls, PageCalls, Administration):
         Views and objects made from them stay readable until they are released.
         """
         self._client.close()
+        for registration in [*self._registered]:
+            registration.release()
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()

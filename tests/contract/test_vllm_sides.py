@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import kvstore
+from kvstore.client.registration import Registration
 from kvstore.integrations.guard import Guard
 from kvstore.integrations.link import Link
 from kvstore.integrations.vllm.memory import memory_of
@@ -32,6 +33,8 @@ class Engine:
         caches = {name: self._layer(n) for n, name in enumerate((*FULL, *WINDOW))}
         self.memory = memory_of(caches, {0: FULL, 1: WINDOW}, BLOCKS)
         guard = Guard("test")
+        self.store = store
+        self.registered: list[Registration] = []
         self.scheduler = SchedulerSide(
             options=Options.of({"master": "embedded:1"}),
             pages=PAGES,
@@ -46,6 +49,7 @@ class Engine:
             batch_exists=store.batch_exists,
             batch_put_from=store.batch_put_from,
             batch_get_into_pointers=store.batch_get_into_pointers,
+            register=self._register,
             close=lambda: None,
         )
         opened: Any = shared
@@ -89,9 +93,16 @@ class Engine:
         self.scheduler.loaded(finished)
         return failed
 
+    def _register(self, address: int, size: int) -> Registration:
+        self.registered.append(self.store.register(address, size))
+        return self.registered[-1]
+
     def close(self) -> None:
         self.scheduler.close()
         self.worker.close()
+        (whole,) = self.registered  # the layers lie side by side
+        assert whole.size == LAYERS * BLOCKS * BLOCK_BYTES
+        whole.release()
 
 
 def test_blocks_come_back_in_another_engine_whatever_their_numbers(store: kvstore.Store) -> None:

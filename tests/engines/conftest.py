@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from kvstore import _native
 from tests.engines.environments import python_of
 from tests.support.cluster import Cluster
 from tests.support.package import copy_package
+from tests.support.transports import AT_CLIENT
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,10 +31,20 @@ def cluster_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def transport(pytestconfig: pytest.Config) -> str:
+    """By which the engines reach their nodes; UCX is set up by the engines' environment."""
+    chosen: str = pytestconfig.getoption("--transport")
+    os.environ["KVSTORE_TRANSPORT"] = chosen
+    for name, value in AT_CLIENT.items() if chosen == "ucx" else ():
+        os.environ[f"UCX_{name.removeprefix('UCX_')}"] = value
+    return chosen
+
+
 @pytest.fixture
-def cluster(cluster_folder: Path) -> Iterator[Cluster]:
+def cluster(cluster_folder: Path, transport: str) -> Iterator[Cluster]:
     """A cluster with the node "a"."""
-    cluster = Cluster(cluster_folder)
+    cluster = Cluster(cluster_folder, transport=transport)
     try:
         cluster.start_node("a")
         yield cluster

@@ -18,11 +18,12 @@ DRIVER = Path(__file__).with_name("lmcache_driver.py")
 PLUGIN = "remote_storage_plugin.kvstore."
 
 
-def drive(mode: str, package: Path, address: str, save_chunk_meta: bool) -> None:
+def drive(mode: str, package: Path, cluster: Cluster, save_chunk_meta: bool) -> None:
     extra = {
         PLUGIN + "module_path": "kvstore.integrations.lmcache",
         PLUGIN + "class_name": "KVStoreAdapter",
-        PLUGIN + "master": address,
+        PLUGIN + "master": cluster.address,
+        PLUGIN + "transport": cluster.transport,
         PLUGIN + "timeout_ms": 10_000,
         "save_chunk_meta": save_chunk_meta,
     }
@@ -39,12 +40,11 @@ def drive(mode: str, package: Path, address: str, save_chunk_meta: bool) -> None
 
 def test_chunks_come_back_in_another_process(package: Path, cluster: Cluster) -> None:
     for save_chunk_meta in (True, False):
-        drive("absent", package, cluster.address, save_chunk_meta)
-        drive("write", package, cluster.address, save_chunk_meta)
-        drive("read", package, cluster.address, save_chunk_meta)
+        drive("absent", package, cluster, save_chunk_meta)
+        drive("write", package, cluster, save_chunk_meta)
+        drive("read", package, cluster, save_chunk_meta)
 
 
 def test_without_a_store_everything_is_a_miss(package: Path, cluster: Cluster) -> None:
-    address = cluster.address
     cluster.close()
-    drive("absent", package, address, True)
+    drive("absent", package, cluster, True)

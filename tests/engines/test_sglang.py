@@ -56,6 +56,7 @@ def open_engine(cluster: Cluster, processes: list[EngineProcess]) -> Iterator[Op
             "class_name": "KVStoreHiCache",
             "interface_v1": interface_v1,
             "master": cluster.address,
+            "transport": cluster.transport,
             **(extra or {}),
         }
         process = processes[len(opened) % len(processes)]

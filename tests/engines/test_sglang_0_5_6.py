@@ -37,6 +37,7 @@ def open_both(
         "class_name": "KVStoreHiCache",
         "interface_v1": interface_v1,
         "master": cluster.address,
+        "transport": cluster.transport,
         "timeout_ms": 1000,
     }
     for process in processes:

@@ -55,6 +55,7 @@ class Engines:
             "kv_role": role,
             "kv_connector_extra_config": {
                 "master": self.cluster.address,
+                "transport": self.cluster.transport,
                 "timeout_ms": 10_000,
                 "lookup_timeout_ms": 5_000,
                 **extra,

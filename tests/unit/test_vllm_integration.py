@@ -423,6 +423,9 @@ class FakeMemory:
     def block_bytes(self, group: int) -> int:
         return self.block
 
+    def registers(self) -> list[tuple[int, int]]:
+        return []
+
     def mark(self) -> str:
         return "mark"
 

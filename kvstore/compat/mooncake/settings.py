@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kvstore.client.connect import Transport
 from kvstore.errors import InvalidArgumentError
 from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import read_object, refuse_unknown, require
@@ -47,8 +48,8 @@ ENVIRONMENT = {
 WITHOUT_EFFECT = {
     "metadata_server": "the master itself locates everything",
     "local_buffer_size": "clients read and write the engine's memory directly",
-    "protocol": "the client chooses shared memory or TCP by itself",
-    "rdma_devices": "the client chooses shared memory or TCP by itself",
+    "protocol": "the client chooses shared memory, RDMA or TCP by itself, or as transport says",
+    "rdma_devices": "UCX chooses among the devices, or as UCX_NET_DEVICES says",
     "engine": "no transfer engine is needed",
     "ipc_socket_path": "nodes of this host are found through the master",
     "enable_ssd_offload": "the NVMe tier belongs to kvstore-node: nvme_dir and nvme_size there",
@@ -81,6 +82,7 @@ class Settings:
     # kvstore's own, through setup(dict) or the environment.
     token_file: str | None = None
     timeout_ms: int = DEFAULT_TIMEOUT_MS
+    transport: Transport = "auto"
 
     @property
     def masters(self) -> list[str]:
@@ -104,7 +106,8 @@ def settings(values: Mapping[str, Any]) -> Settings:
         values: by Mooncake's names, in either spelling; values of a dict may all be strings.
 
     Returns:
-        The settings. A missing token_file comes from the environment: KVSTORE_TOKEN_FILE.
+        The settings. A missing token_file or transport comes from the environment:
+        KVSTORE_TOKEN_FILE, KVSTORE_TRANSPORT.
 
     Raises:
         InvalidArgumentError: A key is unknown, missing or given twice, or a value is wrong.
@@ -118,6 +121,7 @@ def settings(values: Mapping[str, Any]) -> Settings:
         found[key] = value
     require(("local_hostname", "metadata_server", "master_server_addr"), found)
     found.setdefault("token_file", os.environ.get("KVSTORE_TOKEN_FILE") or None)
+    found.setdefault("transport", os.environ.get("KVSTORE_TRANSPORT") or "auto")
     typed = Settings(**{key: _typed(key, value) for key, value in found.items()})
     if not typed.masters:
         raise InvalidArgumentError("'master_server_addr' names no master")

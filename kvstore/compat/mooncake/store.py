@@ -191,6 +191,7 @@ def _connect(wanted: Settings) -> Store:
         namespace=NAMESPACE,
         token_file=wanted.token_file,
         timeout_ms=wanted.timeout_ms,
+        transport=wanted.transport,
     )
 
 

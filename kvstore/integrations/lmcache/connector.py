@@ -17,12 +17,14 @@ from lmcache.v1.storage_backend.connector import (
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
 from kvstore.client.lookup import Lookup
+from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import MissReason, Status
 from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.identity import namespace_of
 from kvstore.integrations.link import Link
 from kvstore.integrations.lmcache.options import Options
+from kvstore.integrations.registered import memory_of_tensors, register
 
 _T = TypeVar("_T")
 
@@ -77,7 +79,7 @@ class KVStoreRemoteConnector(RemoteConnector):
         # For reads only: a master that answers lookups does not mean that no node hangs.
         self._reads = Guard("LMCache")
         namespace = self._namespace(context, options)
-        self._link = Link(self._guard, lambda: options.open_store(namespace))
+        self._link = Link(self._guard, lambda: self._opened(options, namespace))
         self._threads = ThreadPoolExecutor(_THREADS, "kvstore-lmcache")
 
     def _namespace(self, context: ConnectorContext, options: Options) -> str:
@@ -95,6 +97,13 @@ class KVStoreRemoteConnector(RemoteConnector):
             "hash": config.pre_caching_hash_algorithm,
         }
         return namespace_of("lmcache", metadata.model_name, facts)
+
+    def _opened(self, options: Options, namespace: str) -> Store:
+        store = options.open_store(namespace)
+        # Of LMCache's allocators, those that take chunks from one tensor have it under this name.
+        pool = getattr(getattr(self._memory, "memory_allocator", None), "buffer", None)
+        register(store, self._guard, memory_of_tensors([pool]))
+        return store
 
     # --- asking ---
 

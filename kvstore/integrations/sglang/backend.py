@@ -17,9 +17,10 @@ from typing import Any
 
 from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
-from kvstore.errors import ClosedError, KvstoreError, MissReason, Status, UnavailableError
+from kvstore.errors import ClosedError, MissReason, Status, UnavailableError
 from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.identity import peers_that_share_no_key
+from kvstore.integrations.registered import register
 from kvstore.integrations.sglang import hits
 from kvstore.integrations.sglang.naming import Ranks, pages_namespace
 from kvstore.integrations.sglang.options import Options
@@ -113,8 +114,13 @@ class HiCacheBackend:
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
         """Register a further pool of a hybrid model; the KV's own is already registered."""
         name = _name_of(host_pool_name)
-        if name != KV:
-            self._pools[name] = Pool(name, host_pool, self._ranks)
+        if name == KV:
+            return
+        pool = Pool(name, host_pool, self._ranks)
+        with self._opening:
+            self._pools[name] = pool
+            if self._store is not None:
+                register(self._store, self._guard, pool.memory())
 
     @property
     def namespace(self) -> str:
@@ -362,7 +368,8 @@ class HiCacheBackend:
             if self._closed:
                 raise ClosedError("the backend is closed")
             store = self.options.open_store(self._namespace)
-            self._register(store)
+            pools = [pool for name, pool in self._pools.items() if name != FLAT]
+            register(store, self._guard, [span for pool in pools for span in pool.memory()])
             with self._lock:
                 if not self._closed:
                     self._store = store
@@ -373,16 +380,6 @@ class HiCacheBackend:
         if self._ranks.first:
             self._warn_of_strangers()
         return store
-
-    def _register(self, store: Store) -> None:
-        """Register the host pools: over RDMA their pages then move without a copy."""
-        for name, pool in self._pools.items():
-            for address, size in pool.memory() if name != FLAT else ():
-                try:
-                    store.register(address, size)
-                except KvstoreError as error:
-                    self._guard.count("register_failures")
-                    self._guard.say("register", f"the host pool is not registered: {error}")
 
     def _warn_of_strangers(self) -> None:
         try:

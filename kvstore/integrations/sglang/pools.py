@@ -7,6 +7,7 @@ from typing import Any
 
 from kvstore.client.store import Store
 from kvstore.errors import Status
+from kvstore.integrations.registered import Span, memory_of_tensors
 from kvstore.integrations.sglang.naming import Ranks, pool_digest
 
 KV = "kv"  # SGLang's name of the model's own pool
@@ -47,15 +48,11 @@ class Pool:
         kind = name if self._addressed or name == FLAT else f"{name}-flat"
         self._endings = [f".{kind}.{digest}{suffix}" for suffix in suffixes]
 
-    def memory(self) -> list[tuple[int, int]]:
+    def memory(self) -> list[Span]:
         """Return address and size of the pool's memory, for RDMA; nothing where it is not known."""
         buffers = getattr(self._host_pool, "kv_buffer", None)
         several: Sequence[Any] = buffers if isinstance(buffers, list | tuple) else [buffers]
-        return [
-            (int(one.data_ptr()), int(one.nbytes))
-            for one in several
-            if hasattr(one, "data_ptr") and one.nbytes
-        ]
+        return memory_of_tensors(several)
 
     @property
     def objects_per_page(self) -> int:

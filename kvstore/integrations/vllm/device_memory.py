@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvstore.client.store import Store
-from kvstore.errors import Status
+from kvstore.errors import KvstoreError, Status
+from kvstore.integrations.registered import Span
 from kvstore.integrations.vllm.pages import Region
 
 
@@ -70,6 +71,10 @@ class DeviceMemory:
         """Return the size of a block's object."""
         return self._sizes[group]
 
+    def registers(self) -> list[Span]:
+        """Return nothing: the staging memory is registered when it is made."""
+        return []
+
     def mark(self) -> Any:
         """Record an event on the stream that the engine computes on."""
         if self._device.type != "cuda":
@@ -90,7 +95,7 @@ class DeviceMemory:
         after: Any,
     ) -> list[Status]:
         """Store blocks, one object each."""
-        parts, pointers, sizes, staging = self._staged(groups, ids)
+        parts, pointers, sizes, staging = self._staged(store, groups, ids)
         with self._stream(after):
             for part in parts:
                 rows = self._index(part.ids)
@@ -103,7 +108,7 @@ class DeviceMemory:
         self, store: Store, keys: Sequence[str], groups: Sequence[int], ids: Sequence[int]
     ) -> list[int]:
         """Fill blocks from their objects; a block whose read failed gets undefined bytes."""
-        parts, pointers, sizes, staging = self._staged(groups, ids)
+        parts, pointers, sizes, staging = self._staged(store, groups, ids)
         found = store.batch_get_into_pointers(keys, pointers, sizes)
         with self._stream(None):
             for part in parts:
@@ -118,7 +123,7 @@ class DeviceMemory:
         return found
 
     def _staged(
-        self, groups: Sequence[int], ids: Sequence[int]
+        self, store: Store, groups: Sequence[int], ids: Sequence[int]
     ) -> tuple[list[_Part], list[int], list[int], Any]:
         """Assign each row its place in this thread's staging memory, group by group."""
         parts: list[_Part] = []
@@ -134,12 +139,22 @@ class DeviceMemory:
             used += len(rows) * size
         staging = getattr(self._lane, "staging", None)
         if staging is None or staging.numel() < used:
-            pinned = self._device.type == "cuda"
-            staging = self._torch.empty(used, dtype=self._torch.uint8, pin_memory=pinned)
-            self._lane.staging = staging
+            staging = self._grown(store, used)
         base = staging.data_ptr()
         sizes = [self._sizes[group] for group in groups]
         return parts, [base + place for place in places], sizes, staging
+
+    def _grown(self, store: Store, used: int) -> Any:
+        """Replace this thread's staging memory by more, and register it for RDMA."""
+        before = getattr(self._lane, "registration", None)
+        if before is not None:
+            before.release()
+        pinned = self._device.type == "cuda"
+        staging = self._torch.empty(used, dtype=self._torch.uint8, pin_memory=pinned)
+        self._lane.staging, self._lane.registration = staging, None
+        with contextlib.suppress(KvstoreError):  # then the bytes are copied once more
+            self._lane.registration = store.register(staging.data_ptr(), staging.numel())
+        return staging
 
     def _index(self, ids: Sequence[int]) -> Any:
         return self._torch.tensor(ids, dtype=self._torch.long, device=self._device)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from kvstore.client.store import Store
 from kvstore.errors import Status
+from kvstore.integrations.registered import Span
 from kvstore.integrations.vllm.device_memory import DeviceMemory
 from kvstore.integrations.vllm.pages import Region, joined, layout_of, regions_of
 
@@ -21,6 +22,9 @@ class Memory(Protocol):
 
     def block_bytes(self, group: int) -> int:
         """Return the size of a block's object."""
+
+    def registers(self) -> list[Span]:
+        """Return the memory to be registered with a store, once."""
 
     def mark(self) -> Any:
         """Mark the work submitted to the device so far, for `put`; for the engine's thread."""
@@ -80,22 +84,31 @@ def memory_of(
         regions[group] = joined(of_group)
     text = "\n".join(layout)
     if device is None or device.type == "cpu":
-        return HostMemory(regions, text)
+        return HostMemory(regions, text, blocks)
     return DeviceMemory(regions, text, list(caches.values()), blocks, device)
 
 
 class HostMemory:
     """A KV cache in host memory: the store copies from and to its blocks directly."""
 
-    def __init__(self, regions: Mapping[int, Sequence[Region]], layout: str) -> None:
-        """Use the regions of each group."""
+    def __init__(self, regions: Mapping[int, Sequence[Region]], layout: str, blocks: int) -> None:
+        """Use the regions of each group, which have this many blocks."""
         self.layout = layout
+        self._blocks = blocks
         self._regions = regions
         self._sizes = {group: [one.size for one in of] for group, of in regions.items()}
 
     def block_bytes(self, group: int) -> int:
         """Return the size of a block's object."""
         return sum(self._sizes[group])
+
+    def registers(self) -> list[Span]:
+        """Return the memory of all blocks."""
+        return [
+            (region.address, (self._blocks - 1) * region.stride + region.size)
+            for of_group in self._regions.values()
+            for region in of_group
+        ]
 
     def mark(self) -> None:
         """Do nothing: on a CPU the forward pass has finished when it returns."""

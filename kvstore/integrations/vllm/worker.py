@@ -13,6 +13,7 @@ from kvstore.clock import monotonic_ns
 from kvstore.errors import Status
 from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.link import Link
+from kvstore.integrations.registered import register
 from kvstore.integrations.vllm.memory import CALL_BYTES, Memory
 from kvstore.integrations.vllm.messages import Answer, Load, Loaded, Save, Saved, Step
 from kvstore.integrations.vllm.pages import Blocks
@@ -70,7 +71,7 @@ class WorkerSide:
         """Start this step's loads."""
         if step.namespace and self._link is None:
             namespace = step.namespace
-            self._link = Link(self._guard, lambda: self._open_store(namespace))
+            self._link = Link(self._guard, lambda: self._opened(namespace))
         for load in step.loads:
             self._loaders.submit(self._load, load)
 
@@ -106,6 +107,11 @@ class WorkerSide:
             self._link.close()
         for threads in (self._loaders, self._saver):
             threads.shutdown(wait=True, cancel_futures=True)
+
+    def _opened(self, namespace: str) -> Store:
+        store = self._open_store(namespace)
+        register(store, self._guard, self._memory.registers())
+        return store
 
     def _load(self, load: Load) -> None:
         """Fetch a request's blocks; runs in a loader's thread."""
