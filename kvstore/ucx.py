@@ -20,6 +20,7 @@ SYSTEM = "libucp.so.0"
 WHEELS = ("nixl_cu12.libs", "nixl_cu13.libs", ".nixl_cu12.libs", ".nixl_cu13.libs")
 """Folders beside the wheels' packages, in the order in which they are looked at."""
 _MODULES = "UCX_MODULE_DIR"
+_DEVICES = "UCX_NET_DEVICES"
 
 Settings = list[tuple[str, str]]
 """Names without the prefix UCX_, and values."""
@@ -53,6 +54,11 @@ def has_device(sysfs: Path = Path("/sys")) -> bool:
         return any((sysfs / "class" / "infiniband").iterdir())
     except OSError:
         return False
+
+
+def names_devices(given: Iterable[str]) -> bool:
+    """Return whether these settings, or the environment, say which devices UCX uses."""
+    return _DEVICES in os.environ or not {_DEVICES, _DEVICES.removeprefix("UCX_")}.isdisjoint(given)
 
 
 def settings(given: Mapping[str, str], devices: Iterable[str] = ()) -> Settings:

@@ -20,6 +20,7 @@ from kvstore.config import PRIVATE_DOMAIN, NodeConfig
 from kvstore.logging import EventLogger
 from kvstore.node.core_api import NodeCoreApi
 from kvstore.node.domains import Domain
+from kvstore.topology import near
 
 _log = EventLogger("node")
 _SLICE_BYTES = 256 << 20
@@ -43,7 +44,8 @@ class UcxProcesses:
             core: the native node; outlives the processes.
         """
         self._libraries = ucx.libraries()
-        self._settings = ucx.settings(config.ucx, config.rdma_devices)
+        devices = config.rdma_devices or ([] if ucx.names_devices(config.ucx) else near.ports())
+        self._settings = ucx.settings(config.ucx, devices)
         self._names = {
             number: domain.name
             for number, domain in enumerate(domains)

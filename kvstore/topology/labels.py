@@ -39,22 +39,31 @@ def found(
     """
     topology = host.read(sys)
     allowed = os.sched_getaffinity(0) if cpus is None else cpus
-    labels = {NUMA: _numa(topology, sys, proc, allowed), RDMA_DOMAIN: _domain(topology, proc)}
+    node = numa_node(topology, sys, proc, allowed)
+    numa = "" if node is None else str(node)
+    labels = {NUMA: numa, RDMA_DOMAIN: _domain(topology, proc)}
     return {name: value for name, value in labels.items() if value and is_valid_name(value)}
 
 
-def _numa(topology: Topology, sys: Path, proc: Path, cpus: Collection[int]) -> str:
-    """The one NUMA node whose memory this process uses; empty if there is no such one."""
+def numa_node(topology: Topology, sys: Path, proc: Path, cpus: Collection[int]) -> int | None:
+    """Return the one NUMA node whose memory this process uses; None if there is no such one.
+
+    Args:
+        topology: of the host.
+        sys: where sysfs is mounted.
+        proc: where procfs is mounted.
+        cpus: processors that this process may use.
+    """
     if len(topology.numa_nodes) == 1:
-        return str(topology.numa_nodes[0])
+        return topology.numa_nodes[0]
     status = sysfs.lines(proc / "self" / "status", 64 << 10)
     memory = re.search(r"^Mems_allowed_list:\t([0-9,-]+)$", status, re.MULTILINE)
     nodes = sysfs.ranges(memory[1]) if memory else []
     if len(nodes) == 1:
-        return str(nodes[0])
+        return nodes[0]
     # Pages are taken on the node of the thread that touches them first.
     of_cpus = [node for node in topology.numa_nodes if {*_cpus_of(sys, node)} & {*cpus}]
-    return str(of_cpus[0]) if len(of_cpus) == 1 else ""
+    return of_cpus[0] if len(of_cpus) == 1 else None
 
 
 def _cpus_of(sys: Path, node: int) -> list[int]:

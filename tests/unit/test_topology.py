@@ -10,7 +10,7 @@ from kvstore import topology
 from kvstore.config import NodeConfig
 from kvstore.limits import MAX_LABELS
 from kvstore.node.labels import labels_of
-from kvstore.topology import Distance
+from kvstore.topology import Distance, near
 from kvstore.topology.gids import Rank
 from kvstore.topology.labels import found
 from tests.support.fake_sysfs import ROCE_V1, ROCE_V2, FakeHost, eight_by_eight, write
@@ -193,6 +193,21 @@ def test_the_memory_that_a_process_may_use_decides_its_numa_node(tmp_path: Path)
     assert found(host.sys, host.proc, cpus=range(16)) == {"numa": "1"}
     write(host.proc / "self" / "status", "Name:\tx\nMems_allowed_list:\t0-1\nTail:\t0")
     assert found(host.sys, host.proc, cpus=range(16)) == {}
+
+
+def test_a_node_uses_the_nics_of_its_numa_node_unless_others_lead_elsewhere(
+    tmp_path: Path,
+) -> None:
+    host = FakeHost(tmp_path / "one", numa_nodes=2)
+    for i in range(4):
+        path = f"pci0000:{i}0/0000:{i}0:01.0/0000:{i}1:00.0"
+        host.nic(f"mlx5_{i}", path, i // 2, layer="InfiniBand", gids=[("fec0:0:0:7::a", "")])
+    host.nic("mlx5_4", "pci0000:50/0000:50:01.0/0000:51:00.0", 1, state="1: DOWN")
+    assert near.ports(host.sys, host.proc, cpus=range(8, 12)) == ["mlx5_2:1", "mlx5_3:1"]
+    assert near.ports(host.sys, host.proc, cpus=range(16)) == []  # bound to no node
+    # Eight rails, each a network of its own: clients may reach the node by any of them.
+    rails = eight_by_eight(tmp_path / "rails")
+    assert near.ports(rails.sys, rails.proc, cpus=range(8, 12)) == []
 
 
 def test_infiniband_is_known_by_its_subnet_prefix(host: FakeHost) -> None:
