@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstddef>
 #include <filesystem>
 
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "index/protocol_steps.h"
 #include "index/slot_registry.h"
@@ -154,7 +156,7 @@ bool ClientSlots::adopt(uint32_t slot, Fd file) {
     }
     one.fd = fd;
     one.key = *key;
-    if (!lock_seen(one)) {
+    if (!lives_or_drains(one)) {
         SlotRegistry::instance().release_owner(one.key);
         one = Slot();
         return false;
@@ -259,6 +261,7 @@ void ClientSlots::remove_file(uint32_t slot) {
     one.fd = -1;
     one.key = {};
     one.touches_seen = 0;
+    one.drains_until_ms = 0;
 }
 
 SlotPage& ClientSlots::page(uint32_t slot) const {
@@ -268,6 +271,25 @@ SlotPage& ClientSlots::page(uint32_t slot) const {
 bool ClientSlots::lock_seen(const Slot& slot) const {
     return slot.fd >= 0 && (SlotRegistry::instance().holds(slot.key) ||
                             SlotRegistry::locked_elsewhere(slot.fd, kSlotPageOffset));
+}
+
+// Read from the file: of a lost slot nothing is mapped any more.
+bool ClientSlots::lives_or_drains(const Slot& slot) const {
+    if (lock_seen(slot)) {
+        return true;
+    }
+    constexpr uint64_t kAt = kSlotPageOffset + offsetof(SlotPage, devices);
+    uint64_t devices = 0;
+    const bool is_read =
+        slot.fd >= 0 && pread(slot.fd, &devices, sizeof devices, kAt) == ssize_t{sizeof devices};
+    if (slot.fd < 0 || (is_read && devices == 0)) {
+        return false;
+    }
+    const uint64_t now_ms = boottime_ms();
+    if (slot.drains_until_ms == 0) {
+        slot.drains_until_ms = now_ms + kDeviceDrainMs;
+    }
+    return now_ms < slot.drains_until_ms;
 }
 
 Result<uint32_t> ClientSlots::assign() {
@@ -331,7 +353,7 @@ pid_t ClientSlots::holder(uint32_t slot) const {
 
 bool ClientSlots::is_alive(uint32_t slot) const {
     const MutexLock lock(mutex_);
-    return slot < kSlotCount && lock_seen(slots_[slot]);
+    return slot < kSlotCount && lives_or_drains(slots_[slot]);
 }
 
 std::vector<uint32_t> ClientSlots::collect_dead() {
@@ -339,7 +361,7 @@ std::vector<uint32_t> ClientSlots::collect_dead() {
     std::vector<uint32_t> dead;
     for (const std::vector<uint32_t>* list : {&live_, &lost_}) {
         for (const uint32_t slot : *list) {
-            if (steps::slot_is_dead(steps::RealMemory{}, lock_seen(slots_[slot]), false)) {
+            if (steps::slot_is_dead(steps::RealMemory{}, lives_or_drains(slots_[slot]), false)) {
                 dead.push_back(slot);
             }
         }

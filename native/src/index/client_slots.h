@@ -34,6 +34,8 @@ using SlotCounters = std::array<uint64_t, kSlotCounterCount>;
 // confirm: the node scans confirmed slots only. Each assignment has a new file, `NAME.NUMBER`, so
 // that no earlier client of the number can write into it. A live slot whose file was shortened is
 // lost: nothing in it is believed any more, and its client counts as alive until its lock is gone.
+// A client whose GPUs reach the segment counts as alive for a second longer: the kernel may drop
+// the lock before the driver has stopped what they copy.
 class ClientSlots {
   public:
     // Takes the owner's lock on the file `name`: kUnavailable when another process has it. One that
@@ -60,7 +62,10 @@ class ClientSlots {
     // The client says that it has locked `slot`: kOk when its lock is seen (also for a slot that is
     // already live: another session of the same process), kInvalidArgument otherwise.
     Status confirm(uint32_t slot);
-    // Whether the slot's process still holds its lock; one system call.
+    static constexpr uint64_t kDeviceDrainMs = 1000;
+
+    // Whether the slot's process still holds its lock, or GPUs may still copy for it; one system
+    // call, or two.
     bool is_alive(uint32_t slot) const;
     // Who holds the slot's lock; 0: nobody, or a process that this one cannot see.
     pid_t holder(uint32_t slot) const;
@@ -106,7 +111,8 @@ class ClientSlots {
         int fd = -1;  // the SlotRegistry's; -1: there is no file
         FileKey key;
         Mapping mapping;
-        uint64_t touches_seen = 0;  // the touch counter up to which the ring was drained
+        uint64_t touches_seen = 0;             // the touch counter up to which the ring was drained
+        mutable uint64_t drains_until_ms = 0;  // its lock is gone, but its GPUs may go on; 0: no
     };
 
     ClientSlots(std::string directory, std::string name)
@@ -120,6 +126,7 @@ class ClientSlots {
     void remove_file(uint32_t slot) KV_REQUIRES(mutex_);
     SlotPage& page(uint32_t slot) const KV_REQUIRES(mutex_);
     bool lock_seen(const Slot& slot) const KV_REQUIRES(mutex_);
+    bool lives_or_drains(const Slot& slot) const KV_REQUIRES(mutex_);
 
     const std::string directory_;  // empty: anonymous memory
     const std::string name_;

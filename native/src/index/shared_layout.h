@@ -281,7 +281,10 @@ struct SlotPage {
     Hazard hazards[kSlotHazards];            // 0
     SharedWord counters[kSlotCounterCount];  // 1024
     SharedWord touch_count;  // 1280: touches ever made; the next goes to count % 2048
-    uint8_t reserved0[56];
+    // 1288: 1 when GPUs of this process reach the segment. What they were told to copy goes on for
+    // a moment after its death. Files of earlier builds hold zeros here.
+    SharedWord devices;
+    uint8_t reserved0[48];
     SharedHalf touches[kSlotTouches];  // 1344: entry number + 1; 0: never written
     // 9536: generations of spare blocks that lie unused; who takes one out (the client to write
     // into the block, the node to have it back) sets it to 0. Files of earlier builds hold zeros
@@ -292,6 +295,7 @@ struct SlotPage {
 static_assert(sizeof(SlotPage) == kSlotBytes);
 static_assert(offsetof(SlotPage, counters) == 1024);
 static_assert(offsetof(SlotPage, touch_count) == 1280);
+static_assert(offsetof(SlotPage, devices) == 1288);
 static_assert(offsetof(SlotPage, touches) == 1344);
 static_assert(offsetof(SlotPage, spares) == 9536);
 

@@ -291,6 +291,7 @@ void SlotRegistry::release(ClientSlot::State* state) {
     for (Hazard& hazard : state->page->hazards) {
         steps::clear_hazard(steps::RealMemory{}, hazard);
     }
+    state->page->devices.store(0, kRelaxed);  // whoever copies keeps a handle until it has stopped
     set_lock(state->fd, F_UNLCK, kSlotPageOffset);
     const FileKey key = state->key;
     files_.at(key)->slot.reset();
@@ -443,6 +444,12 @@ bool ClientSlot::end_earlier_writes(uint32_t node_epoch) {
     }
     state_->writes_ended_below = std::max(state_->writes_ended_below, node_epoch);
     return true;
+}
+
+void ClientSlot::set_reached_by_devices() {
+    if (in_own_process()) {
+        state_->page->devices.store(1, kRelaxed);
+    }
 }
 
 void ClientSlot::add_counter(uint32_t counter, uint64_t amount) {

@@ -62,6 +62,10 @@ class ClientSlot {
     bool has_spare(uint32_t place, Generation gen) const;
     bool take_spare(uint32_t place, Generation gen);
 
+    // Before a GPU is told to copy from or to the segment: the node then gives it time to stop when
+    // this process has died.
+    void set_reached_by_devices();
+
     // Recency: touch a chain's tail first and its head last, so that the chain loses its tail
     // first.
     void touch(uint32_t entry_ref);
