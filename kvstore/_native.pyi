@@ -20,6 +20,9 @@ def leak(object: object) -> None: ...
 def set_trace(context: bytes) -> None: ...
 def set_leak_warnings(on: bool) -> None: ...
 
+# Buffers, bytes between pages, bytes of a piece, layers and tokens of a buffer, pages.
+Grid: TypeAlias = tuple[Sequence[int], int, int, int, int, int]
+
 class Block:
     @property
     def released(self) -> bool: ...
@@ -100,6 +103,30 @@ class Client:
         queued: bool,
         verify_checksum: bool,
     ) -> Transfer: ...
+    def device_get_pages(
+        self,
+        keys: Sequence[str],
+        pool: Grid,
+        page_ids: Sequence[int],
+        *,
+        stream: int,
+        queued: bool,
+        verify_checksum: bool,
+    ) -> Transfer: ...
+    def device_put_pages(
+        self,
+        keys: Sequence[str],
+        pool: Grid,
+        page_ids: Sequence[int],
+        replicas: int,
+        pin: int,
+        ttl_ms: int,
+        parent: str | None,
+        upsert: bool,
+        *,
+        stream: int,
+    ) -> list[int]: ...
+    def gpu_devices(self) -> list[tuple[int, str]]: ...
     def device_put(
         self,
         keys: Sequence[str],

@@ -154,11 +154,12 @@ class Administration:
             ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``keys_sought`` (by
             lookups of prefixes and sizes), ``keys_present`` (of these), ``lookups``,
             ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master,
-            with ``path``, ``cause`` and ``why`` as in `peers`), ``paths`` (nodes by path) and
-            ``unattached`` (nodes of this host whose memory is not mapped, by cause); while
-            the store is open also ``node_counters`` (of each reachable node, since it started) and
-            ``evictions`` (their sum); for an embedded store also ``node`` and ``master`` (all of
-            their counters).
+            with ``path``, ``cause`` and ``why`` as in `peers`), ``paths`` (nodes by path),
+            ``unattached`` (nodes of this host whose memory is not mapped, by cause) and ``gpus``
+            (CUDA devices that calls have used: ``device``, ``checksums``, which is "gpu" or "host",
+            and ``why`` it is the host); while the store is open also ``node_counters`` (of each
+            reachable node, since it started) and ``evictions`` (their sum); for an embedded store
+            also ``node`` and ``master`` (all of their counters).
         """
         stats = self.counters()
         counters = {} if self._client.closed else self._client.node_counters()
@@ -169,6 +170,7 @@ class Administration:
             for row, peer in zip(rows, peers, strict=True)
         ]
         stats |= paths.summary(peers)
+        stats["gpus"] = describe.gpus(self._client.gpu_devices())
         if not self._client.closed:
             stats["node_counters"] = counters
             stats["evictions"] = sum(node.get("evictions", 0) for node in counters.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvstore import _native
@@ -80,3 +80,11 @@ def counted(counts: Mapping[str, int]) -> dict[str, Any]:
         "views": counts["views"],
         "leases": counts["leases"],
     }
+
+
+def gpus(devices: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """Describe CUDA devices as Store.stats does, by number and why a device has no kernels."""
+    return [
+        {"device": device, "checksums": "host" if why else "gpu", "why": why}
+        for device, why in devices
+    ]

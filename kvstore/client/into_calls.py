@@ -32,6 +32,13 @@ Where: TypeAlias = tuple[Sequence[str], Pointers, Pointers]
 How: TypeAlias = tuple[int, int, int, str | None, bool]
 
 
+def rows_of(done: _native.Transfer, reasons: list[MissReason] | None) -> list[int]:
+    """Return the sizes or statuses of a call that has waited; `reasons` receives why."""
+    if reasons is not None:
+        reasons[:] = [REASONS[number] for number in done.reasons()]
+    return done.results()
+
+
 class IntoCalls:
     """Reads into buffers and addresses, in host memory or on a GPU.
 
@@ -260,9 +267,7 @@ class IntoCalls:
             queued=False,
             verify_checksum=verified,
         )
-        if reasons is not None:
-            reasons[:] = [REASONS[number] for number in done.reasons()]
-        return done.results()
+        return rows_of(done, reasons)
 
     def _put_device(
         self, keys: Sequence[str], buffers: Sequence[Any], how: How, stream: Any

@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 from kvstore.client.answers import PinLevel, kept_as, statuses_of
-from kvstore.client.device_buffers import MemoryKind, Verify
-from kvstore.client.into_calls import IntoCalls
+from kvstore.client.device_buffers import (
+    LEGACY_STREAM,
+    MemoryKind,
+    Verify,
+    checked_verify,
+    is_cuda,
+    stream_handle,
+)
+from kvstore.client.into_calls import IntoCalls, rows_of
 from kvstore.client.page_pools import PagePool
 from kvstore.client.transfer import Transfer
 from kvstore.errors import MissReason, Status
@@ -72,15 +79,21 @@ class PageCalls(IntoCalls):
             IoError: As in `Store.get_into`.
             ClosedError: The store is closed, or this is a forked child.
         """
-        pointers, sizes = pool.pieces(page_ids)
-        if stream is None:
-            return self.batch_get_into_pointers(
-                keys, pointers, sizes, reasons=reasons, memory=memory, verify=verify
+        verified = checked_verify(verify)
+        if is_cuda(memory):
+            native = self._client.device_get_pages(
+                keys,
+                pool.grid(),
+                page_ids,
+                stream=LEGACY_STREAM if stream is None else stream_handle(stream),
+                queued=stream is not None,
+                verify_checksum=verified,
             )
-        transfer: Transfer = self.batch_get_into_pointers(
-            keys, pointers, sizes, memory=memory, verify=verify, stream=stream
+            return Transfer(native, None) if stream is not None else rows_of(native, reasons)
+        pointers, sizes = pool.pieces(page_ids)
+        return self.batch_get_into_pointers(
+            keys, pointers, sizes, reasons=reasons, memory=memory, verify=verify, stream=stream
         )
-        return transfer
 
     def batch_put_from_pages(
         self,
@@ -118,5 +131,10 @@ class PageCalls(IntoCalls):
             ClosedError: The store is closed, or this is a forked child.
         """
         how = (*kept_as(replicas, pin, ttl_ms), parent, upsert)
+        if is_cuda(memory):
+            handle = LEGACY_STREAM if stream is None else stream_handle(stream)
+            return statuses_of(
+                self._client.device_put_pages(keys, pool.grid(), page_ids, *how, stream=handle)
+            )
         pointers, sizes = pool.pieces(page_ids)
         return statuses_of(self._put_pointers((keys, pointers, sizes), how, memory, stream))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvstore.errors import InvalidArgumentError
 from kvstore.options import one_of, whole_number
+
+if TYPE_CHECKING:
+    from kvstore._native import Grid
 
 PoolLayout = Literal["layer_first", "page_first", "page_first_direct"]
 _LAYOUTS = ("layer_first", "page_first", "page_first_direct")
@@ -44,6 +47,8 @@ class PagePool:
     """Bytes of one token in one layer of one part: heads * head size * bytes of an element."""
     parts: int = 2
     """2: keys and values (MHA, GQA); 1: a joint latent (MLA)."""
+    page_stride: int = 0
+    """Bytes from a page to the next in each buffer; 0: pages follow each other without gaps."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -57,6 +62,7 @@ class PagePool:
         whole_number("page_tokens", self.page_tokens, 1, _MAX_PAGE_TOKENS)
         whole_number("token_bytes", self.token_bytes, 1, _MAX_NUMBER)
         whole_number("parts", self.parts, 1, 2)
+        whole_number("page_stride", self.page_stride, 0, _MAX_NUMBER)
         wanted = self.parts * (self.layers if self.layout == "layer_first" else 1)
         if len(self.buffers) != wanted:
             raise InvalidArgumentError(
@@ -64,10 +70,38 @@ class PagePool:
                 f"{self.layout!r}, {self.layers} layers and parts={self.parts} has {wanted}"
             )
 
+        for row, buffer in enumerate(self.buffers):
+            whole_number(f"buffers[{row}]", buffer, 0, (1 << 64) - 1)
+        dense = self.page_bytes // wanted
+        if 0 < self.page_stride < dense:
+            raise InvalidArgumentError(
+                f"page_stride is {self.page_stride}, but a page has {dense} bytes in each buffer"
+            )
+        if max(dense, self.page_stride) * self.pages > _MAX_NUMBER:
+            raise InvalidArgumentError("pages: no memory holds so many of this size")
+
     @property
     def page_bytes(self) -> int:
         """Bytes of a page in all layers: the size of its object."""
         return self.parts * self.layers * self.page_tokens * self.token_bytes
+
+    def grid(self) -> Grid:
+        """Describe where pieces lie, as the native core takes it."""
+        of_layer = self.page_tokens * self.token_bytes
+        of_part = self.layers * of_layer
+        if self.layout == "layer_first":
+            shape = (self.page_stride or of_layer, of_layer, 1, 1)
+        elif self.layout == "page_first_direct":
+            shape = (self.page_stride or of_part, of_part, 1, 1)
+        else:
+            # Of a page, the tokens of a layer lie between those of the others.
+            shape = (
+                self.page_stride or of_part,
+                self.token_bytes,
+                self.layers,
+                self.page_tokens,
+            )
+        return (self.buffers, *shape, self.pages)
 
     def pieces(self, page_ids: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
         """Find where pages lie.
@@ -83,21 +117,13 @@ class PagePool:
         """
         for row, page in enumerate(page_ids):
             whole_number(f"page_ids[{row}]", page, 0, self.pages - 1)
-        of_layer = self.page_tokens * self.token_bytes
-        of_part = self.layers * of_layer
-        if self.layout == "layer_first":
-            starts, stride, size = self.buffers, of_layer, of_layer
-        elif self.layout == "page_first_direct":
-            starts, stride, size = self.buffers, of_part, of_part
-        else:
-            # Of a page, the tokens of a layer lie between those of the others.
-            starts = [
-                buffer + (token * self.layers + layer) * self.token_bytes
-                for buffer in self.buffers
-                for layer in range(self.layers)
-                for token in range(self.page_tokens)
-            ]
-            stride, size = of_part, self.token_bytes
+        buffers, stride, size, layers, tokens, _ = self.grid()
+        starts = [
+            buffer + (token * layers + layer) * size
+            for buffer in buffers
+            for layer in range(layers)
+            for token in range(tokens)
+        ]
         sizes = [size] * len(starts)
         return [[start + page * stride for start in starts] for page in page_ids], [
             sizes for _ in page_ids

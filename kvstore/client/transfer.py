@@ -50,8 +50,8 @@ class Transfer:
 
         Returns:
             For each key the size, or a negative status, as `Store.batch_get_into`; NotFound also
-            for an object that was replaced or removed while it was copied, IoError for all when
-            the device failed (see `error`).
+            for an object that was replaced or removed while it was copied, ChecksumMismatch when
+            what arrived is not what was put, IoError for all when the device failed (see `error`).
 
         Raises:
             DeadlineExceededError: The copies have not been made in time.

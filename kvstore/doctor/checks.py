@@ -47,6 +47,7 @@ HOST: dict[str, tuple[Check[Host], ...]] = {
     ),
     "gpu": (
         Check("cuda", "driver and devices", gpu.driver),
+        Check("kernels", "CuPy, which compiles kernels", gpu.kernels),
         Check("gpudirect", "nvidia_peermem or dma-buf", gpu.direct),
         Check("distance", "PCIe distance of GPUs and NICs", gpu.distance),
     ),

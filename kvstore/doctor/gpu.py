@@ -60,6 +60,20 @@ def _cuda_fix(error: str) -> str:
     return "nvidia-smi shows more; reload the kernel modules or reboot"
 
 
+def kernels(host: Host) -> Iterator[Finding]:
+    """CuPy, which compiles the kernels of an engine in this environment."""
+    if not host.topology.gpus:
+        yield ok("no NVIDIA GPU")
+    elif any((folder / "cupy").is_dir() for folder in host.site_packages):
+        yield ok("CuPy is installed: checksums and paged pools by kernels on the GPU")
+    else:
+        yield warn(
+            "CuPy is not installed: checksums of what GPUs get are verified on the host, which "
+            "reads every byte",
+            "pip install 'kvcache-store[gpu]' in the engine's environment",
+        )
+
+
 def direct(host: Host) -> Iterator[Finding]:
     """GPUDirect RDMA: nvidia_peermem, or dma-buf of the driver."""
     if not host.topology.gpus or not host.topology.nics:

@@ -3,6 +3,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <climits>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -266,6 +267,46 @@ PointerArguments::PointerArguments(nb::handle pointers, nb::handle sizes, size_t
         }
         pieces_.emplace_back(std::span<const iovec>(list));
     }
+}
+
+PageArguments::PageArguments(nb::handle pool, nb::handle page_ids, size_t expected) {
+    constexpr uint64_t kMostPieces = 1u << 26;  // 1 GiB of addresses
+    auto grid = std::make_shared<PageGrid>();
+    const auto number = [&](size_t i) { return nb::cast<uint64_t>(pool[i]); };
+    for (const nb::handle buffer : pool[0]) {
+        grid->buffers.push_back(nb::cast<uint64_t>(buffer));
+    }
+    grid->page_stride = number(1);
+    grid->piece_bytes = number(2);
+    grid->layers = static_cast<uint32_t>(number(3));
+    grid->tokens = static_cast<uint32_t>(number(4));
+    const uint64_t pages = number(5);
+    const nb::object ids = as_tuple(page_ids, "page_ids");
+    check_count("page_ids", static_cast<size_t>(NB_TUPLE_GET_SIZE(ids.ptr())), expected);
+    const uint64_t each = grid->pieces();
+    // PagePool has checked that no address overflows.
+    if (expected > 0 && each > kMostPieces / expected) {
+        invalid("page_ids names pages with more than " + std::to_string(kMostPieces) +
+                " pieces in one call");
+    }
+    list_.reserve(expected * each);
+    for (size_t row = 0; row < expected; ++row) {
+        const nb::handle id = NB_TUPLE_GET_ITEM(ids.ptr(), static_cast<Py_ssize_t>(row));
+        PyObject* const index = PyNumber_Index(id.ptr());
+        const unsigned long long page =
+            index == nullptr ? ULLONG_MAX : PyLong_AsUnsignedLongLong(index);
+        Py_XDECREF(index);
+        PyErr_Clear();
+        if (page >= pages) {
+            invalid(at("page_ids", static_cast<long>(row)) + " must be a whole number from 0 to " +
+                    std::to_string(pages - 1));
+        }
+        grid->add_pieces(page, &list_);
+    }
+    for (size_t row = 0; row < expected; ++row) {
+        pieces_.emplace_back(std::span(list_).subspan(row * each, each));
+    }
+    grid_ = std::move(grid);
 }
 
 }  // namespace kvstore

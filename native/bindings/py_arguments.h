@@ -6,11 +6,13 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/pieces.h"
+#include "gpu/page_moves.h"
 
 namespace kvstore {
 
@@ -60,6 +62,20 @@ class PointerArguments {
 
   private:
     std::vector<std::vector<iovec>> lists_;  // of the objects in several pieces
+    std::vector<Pieces> pieces_;
+};
+
+// Pages of a pool: where each page's pieces lie. `pool` is what PagePool.grid() gives: buffers,
+// bytes between pages, bytes of a piece, layers and tokens of a buffer, pages.
+class PageArguments {
+  public:
+    PageArguments(nanobind::handle pool, nanobind::handle page_ids, size_t expected);
+    const std::vector<Pieces>& pieces() const { return pieces_; }
+    const std::shared_ptr<const PageGrid>& grid() const { return grid_; }
+
+  private:
+    std::shared_ptr<const PageGrid> grid_;
+    std::vector<iovec> list_;  // of all pages
     std::vector<Pieces> pieces_;
 };
 

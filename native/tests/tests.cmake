@@ -20,9 +20,14 @@ function(kv_room_tests room)
 endfunction()
 kv_room_tests(base)
 # The CUDA driver of these tests, on host memory.
-add_library(fake_cuda SHARED EXCLUDE_FROM_ALL ${CMAKE_CURRENT_SOURCE_DIR}/../tests/gpu/fake_driver.cpp)
+add_library(fake_cuda SHARED EXCLUDE_FROM_ALL ${CMAKE_CURRENT_SOURCE_DIR}/../tests/gpu/fake_driver.cpp
+            ${CMAKE_CURRENT_SOURCE_DIR}/../tests/gpu/fake_control.cpp)
 target_link_libraries(fake_cuda PRIVATE Threads::Threads)
 kv_room_tests(gpu)
+foreach(target fake_cuda gpu_kernels_test)  # both compile kvstore/gpu/kernels.cu
+    target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/..)
+    target_compile_options(${target} PRIVATE -Wno-unknown-pragmas)
+endforeach()
 foreach(test gpu_event_poller_test gpu_pinned_buffers_test)
     target_compile_definitions(${test} PRIVATE FAKE_CUDA_LIBRARY="$<TARGET_FILE:fake_cuda>")
     target_link_libraries(${test} PRIVATE fake_cuda)

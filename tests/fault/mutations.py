@@ -89,7 +89,17 @@ MUTATIONS = (
     Mutation(
         "gpu-checksum",
         "a GPU gets no bytes of a wrong checksum",
-        "tests/gpu/test_order.py::test_a_wrong_checksum_is_a_miss",
+        "tests/gpu/test_order.py::test_a_wrong_checksum_is_a_miss[no kernels]",
+    ),
+    Mutation(
+        "gpu-sum",
+        "what a GPU has summed decides whether its bytes count",
+        "tests/gpu/test_kernels.py::test_bytes_that_a_copy_damaged_are_a_miss",
+    ),
+    Mutation(
+        "gpu-sum",
+        "pages are proven by the kernel that moves them",
+        "tests/gpu/test_kernels.py::test_pages_by_one_launch",
     ),
     Mutation(
         "owner-lock",

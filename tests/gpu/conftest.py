@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 
 import kvstore
-from tests.gpu.fake_cuda import FakeCuda, build
+from tests.gpu.fake_cuda import FakeCuda, build, provide_kernels
 from tests.support.processes import wait_for
+
+_WITHOUT_KERNELS = {
+    "test_order.py",
+    "test_failures.py",
+    "test_pages.py",
+    "test_kernels.py",
+    "test_vllm_memory.py",
+}
+_NOTHING_OF = ("registered", "pinned", "modules", "pending", "violations")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,8 +49,29 @@ def loaded(fake_library: Path) -> FakeCuda:
     return FakeCuda(fake_library)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Every test runs with kernels; those of what kernels change, without them, too.
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "kernels" in metafunc.fixturenames and all(mark.args[0] != "kernels" for mark in marks):
+        both = metafunc.definition.path.name in _WITHOUT_KERNELS
+        turns = ["kernels", "no kernels"] if both else ["kernels"]
+        metafunc.parametrize("kernels", turns, indirect=True)
+
+
 @pytest.fixture
-def cuda(loaded: FakeCuda, request: pytest.FixtureRequest) -> Iterator[FakeCuda]:
+def kernels(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """Whether there are kernels: CuPy is not installed, or cannot compile for this device."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    has_kernels = bool(request.param == "kernels")
+    if has_kernels:
+        provide_kernels()
+    return has_kernels
+
+
+@pytest.fixture
+def cuda(loaded: FakeCuda, request: pytest.FixtureRequest, kernels: bool) -> Iterator[FakeCuda]:
     """The driver, which nothing may have misused or leaked when the test is over."""
     loaded.reset()
     yield loaded
@@ -51,7 +81,7 @@ def cuda(loaded: FakeCuda, request: pytest.FixtureRequest) -> Iterator[FakeCuda]
     gc.collect()
     wait_for(lambda: loaded.count("events") == 0, "no event is left")
     wait_for(lambda: loaded.count("contexts") == 0, "no context is left")
-    left = {what: loaded.count(what) for what in ("registered", "pinned", "pending", "violations")}
+    left = {what: loaded.count(what) for what in _NOTHING_OF}
     assert not any(left.values()), (left, loaded.last_violation())
 
 

@@ -1,4 +1,4 @@
-"""The fake driver (fake_driver.cpp) as tests use it."""
+"""The fake driver (fake_driver.cpp, fake_control.cpp) as tests use it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("fake_driver.cpp")
+import kvstore
+from kvstore.gpu import kernels
+
+SOURCES = [Path(__file__).with_name(name) for name in ("fake_driver.cpp", "fake_control.cpp")]
 INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS, NOT_SUPPORTED = 1, 2, 700, 801
 
 
 def build(folder: Path, version: int = 13) -> Path:
     """Compile the driver, with the batched copy of a version of CUDA (11: it has none)."""
     library = folder / f"libfake-cuda-{version}.so"
-    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", f"-DFAKE_CUDA={version}"]
-    subprocess.run([*command, "-o", str(library), str(SOURCE)], check=True)
+    package = Path(kvstore.__file__).parents[1]  # where kvstore/gpu/kernels.cu is
+    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", f"-DFAKE_CUDA={version}"]
+    command.append(f"-I{package}")
+    subprocess.run([*command, "-o", str(library), *map(str, SOURCES)], check=True)
     return library
+
+
+def provide_kernels(version: int = 13) -> None:
+    """Put what this driver loads as kernels where those of a real one are kept."""
+    image = b"fake-cubin kvstore_checksum kvstore_pages"
+    kernels.keep(kernels.kept_at(9, 9, version * 1000), image)
 
 
 class DeviceArray:
@@ -110,6 +121,7 @@ class FakeCuda:
         self._lib.fake_stream.restype = ctypes.c_uint64
         self._lib.fake_destroy_stream.argtypes = [ctypes.c_uint64]
         self._lib.fake_capture.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self._lib.fake_flip.argtypes = [ctypes.c_long]
         self._lib.fake_fail.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
         self._lib.fake_count.restype = ctypes.c_long
         self._lib.fake_count.argtypes = [ctypes.c_char_p]
@@ -170,6 +182,14 @@ class FakeCuda:
     def set_read_only_registration(self, on: bool) -> None:
         """Say whether memory that cannot be written can be registered."""
         self._lib.fake_set_read_only(on)
+
+    def set_mapping(self, on: bool) -> None:
+        """Say whether kernels reach registered host memory."""
+        self._lib.fake_set_mapping(on)
+
+    def flip(self, *, after: int = 0) -> None:
+        """Have a copy arrive with a wrong bit, after that many further ones."""
+        self._lib.fake_flip(after)
 
     def seed(self, seed: int) -> None:
         """Choose the order in which streams run."""

@@ -4,145 +4,61 @@
 // a second mapping. Streams are queues that a thread works off, in a random order among each other,
 // unless the driver is paused. Every copy is checked when it is queued and again when it is made:
 // whether both ends are (still) there, and whether host memory is pinned. What a program must not
-// do is counted as a violation. FAKE_CUDA (11, 12, 13) chooses which batched copy is exported.
+// do is counted as a violation. Kernels are those of kvstore/gpu/kernels.cu, compiled for the
+// processor (cuda_shim.h); each address that they touch is checked as for a copy. FAKE_CUDA (11,
+// 12, 13) chooses which batched copy is exported.
 #include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <mutex>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "fake_state.h"
 
 #ifndef FAKE_CUDA
 #define FAKE_CUDA 13
 #endif
 
+using namespace fake_cuda;
+
 namespace {
 
-using CUresult = int;
-constexpr CUresult kOk = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201,
-                   kInvalidHandle = 400, kNotReady = 600, kIllegalAddress = 700,
-                   kContextDestroyed = 709, kAlreadyRegistered = 712, kNotRegistered = 713;
-constexpr int kDevices = 2;
+int kernel_device = 0;  // of the kernel that runs
 
-struct Range {
-    uint64_t size = 0;
-    int device = 0;
-    uint8_t* bytes = nullptr;  // of device memory: where the processor finds it
-    unsigned flags = 0;
-};
-using Ranges = std::map<uint64_t, Range>;
-
-struct Op {
-    uint64_t to = 0, from = 0, size = 0;
-    uint64_t event = 0;  // else a copy
-};
-struct Stream {
-    int device = 0;
-    bool is_capturing = false;
-    std::deque<Op> ops;
-};
-struct Context {
-    int retained = 0;
-    bool is_destroyed = false;
-    CUresult sticky = kOk;
-};
-struct Event {
-    int device = 0;
-    int pending = 0;
-};
-struct Failure {
-    int after = 0;
-    CUresult code = kOk;
-};
-
-struct Driver {
-    std::mutex mutex;
-    std::condition_variable changed;
-    Context contexts[kDevices];
-    Ranges memory, registered, pinned;
-    std::map<uint64_t, Stream> streams;
-    std::map<uint64_t, Event> events;
-    std::map<std::string, Failure> failures;
-    std::map<std::string, long> counts;
-    uint64_t next_handle = 0x1000;
-    bool is_paused = false, has_read_only = true;
-    std::mt19937 random{1};
-    bool has_thread = false;
-    std::string last_violation;
-};
-// Never destroyed: its thread goes on until the process ends.
-Driver& driver = *new Driver();
-thread_local int capture_mode = 0;      // 2: calls are allowed while another thread captures
-thread_local std::vector<int> current;  // devices of the contexts that were pushed
-
-using Lock = std::unique_lock<std::mutex>;
-
-void violation(const std::string& what) {
-    ++driver.counts["violations"];
-    driver.last_violation = what;
-}
-
-// The range with all of these bytes.
-const Ranges::value_type* find(const Ranges& ranges, uint64_t at, uint64_t size) {
-    auto it = ranges.upper_bound(at);
-    if (it == ranges.begin()) {
-        return nullptr;
+// What a kernel finds at an address.
+uint64_t touched(uint64_t at, uint64_t size) {
+    if (const auto* range = find(driver.memory, at, size)) {
+        return reinterpret_cast<uint64_t>(bytes_at(*range, at));
     }
-    --it;
-    return at - it->first <= it->second.size && size <= it->second.size - (at - it->first)
-               ? &*it
-               : nullptr;
-}
-
-// Counts the call; an injected failure, if it is this call's turn.
-CUresult enter(const char* name) {
-    ++driver.counts[std::string("calls:") + name];
-    for (const auto& [handle, stream] : driver.streams) {
-        if (stream.is_capturing && capture_mode != 2) {
-            violation(std::string(name) + " spoils the capture of another thread");
+    // A span may cross slices that were registered one by one.
+    for (uint64_t byte : {at, at + size - 1}) {
+        const auto* range = find(driver.registered, byte, 1);
+        range = range == nullptr ? find(driver.pinned, byte, 1) : range;
+        if (range == nullptr || (range->second.flags & 2) == 0) {
+            static uint64_t nowhere[2];
+            violation("a kernel met memory that is freed, or not mapped");
+            driver.contexts[kernel_device].sticky = kIllegalAddress;
+            return reinterpret_cast<uint64_t>(nowhere);
         }
     }
-    const auto it = driver.failures.find(name);
-    if (it == driver.failures.end() || it->second.after-- > 0) {
-        return kOk;
-    }
-    const CUresult code = it->second.code;
-    driver.failures.erase(it);
-    return code;
+    return at;
 }
 
-CUresult context_state(int device) {
-    const Context& context = driver.contexts[device];
-    return context.is_destroyed ? kContextDestroyed : context.sticky;
-}
+}  // namespace
 
-CUresult current_state() {
-    return current.empty() ? kInvalidContext : context_state(current.back());
-}
+#define KVSTORE_AT(address, bytes) touched(address, bytes)
+#include "cuda_shim.h"
 
-// The queue behind a handle; 0 to 2 are the current context's default stream.
-Stream* stream_of(uint64_t handle) {
-    if (handle <= 2) {
-        return current.empty() ? nullptr
-                               : &driver.streams[1 + static_cast<uint64_t>(current.back())];
-    }
-    const auto it = driver.streams.find(handle);
-    return it == driver.streams.end() ? nullptr : &it->second;
-}
+namespace {
 
-uint8_t* bytes_at(const Ranges::value_type& range, uint64_t at) {
-    return range.second.bytes + (at - range.first);
+void run_kernel(const Op& op, int device) {
+    static cuda_shim::Grid& grid = *new cuda_shim::Grid(KVSTORE_THREADS);
+    kernel_device = device;
+    grid.run(op.blocks, op.kernel);
 }
 
 void run(Stream& stream) {
@@ -157,6 +73,10 @@ void run(Stream& stream) {
         return;
     }
     if (context_state(stream.device) != kOk) {
+        return;
+    }
+    if (op.kernel) {
+        run_kernel(op, stream.device);
         return;
     }
     const auto* to_device = find(driver.memory, op.to, op.size);
@@ -178,6 +98,12 @@ void run(Stream& stream) {
     const uint8_t* const from = from_device != nullptr ? bytes_at(*from_device, op.from)
                                                        : reinterpret_cast<uint8_t*>(op.from);
     std::memcpy(to, from, op.size);
+    if (driver.flip_copy-- == 0) {
+        to[op.size / 2] ^= 0x10;
+    }
+    if (find(driver.pinned, host, op.size) != nullptr) {
+        driver.counts["bounced_bytes"] += static_cast<long>(op.size);
+    }
     driver.counts["bytes"] += static_cast<long>(op.size);
 }
 
@@ -263,7 +189,7 @@ CUresult queue_copy(const char* name, uint64_t to, uint64_t from, size_t size, u
         check_copy(stream, to_host ? from : to, to_host ? to : from, size, to_host);
     if (checked == kOk) {
         ++driver.counts["copies"];
-        push(*stream, {to, from, size, 0});
+        push(*stream, {to, from, size, 0, {}, 0});
     }
     return checked;
 }
@@ -330,6 +256,7 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
             : error == kOutOfMemory      ? "CUDA_ERROR_OUT_OF_MEMORY"
             : error == kIllegalAddress   ? "CUDA_ERROR_ILLEGAL_ADDRESS"
             : error == kInvalidHandle    ? "CUDA_ERROR_INVALID_HANDLE"
+            : error == kInvalidImage     ? "CUDA_ERROR_INVALID_IMAGE"
             : error == kContextDestroyed ? "CUDA_ERROR_CONTEXT_IS_DESTROYED"
                                          : "CUDA_ERROR_OTHER";
     return kOk;
@@ -345,7 +272,13 @@ CUresult cuDeviceGet(int* device, int ordinal) {
 
 CUresult cuDeviceGetAttribute(int* value, int attribute, int) {
     const Lock lock(driver.mutex);
-    *value = attribute == 99 || (attribute == 113 && driver.has_read_only) ? 1 : 0;
+    const bool is_compute = attribute == 75 || attribute == 76;
+    *value = is_compute ? 9 : attribute == 99 || (attribute == 113 && driver.has_read_only) ? 1 : 0;
+    return kOk;
+}
+
+CUresult cuDriverGetVersion(int* version) {
+    *version = FAKE_CUDA * 1000;
     return kOk;
 }
 
@@ -443,6 +376,101 @@ CUresult cuMemHostUnregister(void* data) {
     return kOk;
 }
 
+CUresult cuMemHostGetDevicePointer_v2(uint64_t* device, void* host, unsigned) {
+    const Lock lock(driver.mutex);
+    *device = reinterpret_cast<uint64_t>(host);
+    const bool is_there = find(driver.registered, *device, 1) != nullptr ||
+                          find(driver.pinned, *device, 1) != nullptr;
+    return is_there && driver.has_mapping ? current_state() : kInvalidValue;
+}
+
+CUresult cuMemGetAddressRange_v2(uint64_t* begin, size_t* size, uint64_t where) {
+    const Lock lock(driver.mutex);
+    ++driver.counts["calls:cuMemGetAddressRange"];
+    const auto* range = find(driver.memory, where, 1);
+    if (range == nullptr || current.empty()) {
+        return current.empty() ? kInvalidContext : kInvalidValue;
+    }
+    *begin = range->first;
+    *size = range->second.size;
+    return kOk;
+}
+
+// The image of a module is the names of its kernels.
+CUresult cuModuleLoadData(void** module, const void* image) {
+    const Lock lock(driver.mutex);
+    if (const CUresult failure = enter("cuModuleLoadData"); failure != kOk) {
+        return failure;
+    }
+    const std::string names = static_cast<const char*>(image);
+    if (!names.starts_with("fake-cubin ")) {
+        return kInvalidImage;
+    }
+    const uint64_t handle = driver.next_handle++;
+    driver.modules[handle] = {names + " ", current.empty() ? 0 : current.back()};
+    *module = reinterpret_cast<void*>(handle);
+    return current_state();
+}
+
+CUresult cuModuleUnload(void* module) {
+    const Lock lock(driver.mutex);
+    for (const auto& [handle, stream] : driver.streams) {
+        for (const Op& op : stream.ops) {
+            if (op.kernel) {
+                violation("a module was unloaded before its kernels had run");
+            }
+        }
+    }
+    if (driver.modules.erase(reinterpret_cast<uint64_t>(module)) == 0) {
+        violation("a module was unloaded twice");
+    }
+    return kOk;
+}
+
+CUresult cuModuleGetFunction(void** function, void* module, const char* name) {
+    const Lock lock(driver.mutex);
+    const std::string& names = driver.modules[reinterpret_cast<uint64_t>(module)].names;
+    if (names.find(" " + std::string(name) + " ") == std::string::npos) {
+        return kNotFound;
+    }
+    *function = std::string(name) == "kvstore_checksum" ? reinterpret_cast<void*>(kvstore_checksum)
+                                                        : reinterpret_cast<void*>(kvstore_pages);
+    return kOk;
+}
+
+CUresult cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads,
+                        unsigned, unsigned, unsigned, void* stream, void** parameters, void**) {
+    const Lock lock(driver.mutex);
+    if (const CUresult failure = enter("cuLaunchKernel"); failure != kOk) {
+        return failure;
+    }
+    if (const CUresult state = current_state(); state != kOk) {
+        return state;
+    }
+    Stream* const queue = stream_of(reinterpret_cast<uint64_t>(stream));
+    if (queue == nullptr || blocks == 0 || threads != KVSTORE_THREADS) {
+        return kInvalidValue;
+    }
+    if (queue->is_capturing) {
+        violation("a kernel on a stream that is being captured");
+    }
+    Op op;
+    op.blocks = blocks;
+    if (function == reinterpret_cast<void*>(kvstore_checksum)) {
+        const auto spans = *static_cast<const u64*>(parameters[0]);
+        const auto sums = *static_cast<const u64*>(parameters[1]);
+        const auto count = *static_cast<const u32*>(parameters[2]);
+        op.kernel = [=] { kvstore_checksum(spans, sums, count); };
+        ++driver.counts["checksum_kernels"];
+    } else {
+        const auto job = *static_cast<const KvstorePages*>(parameters[0]);
+        op.kernel = [job] { kvstore_pages(job); };
+        ++driver.counts["page_kernels"];
+    }
+    push(*queue, op);
+    return kOk;
+}
+
 CUresult cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void* stream) {
     const Lock lock(driver.mutex);
     return queue_copy("cuMemcpyHtoDAsync", to, reinterpret_cast<uint64_t>(from), size,
@@ -535,7 +563,7 @@ CUresult cuEventRecord(void* event, void* stream) {
         return state;
     }
     ++it->second.pending;
-    push(*queue, {0, 0, 0, it->first});
+    push(*queue, {0, 0, 0, it->first, {}, 0});
     return kOk;
 }
 
@@ -564,151 +592,6 @@ CUresult cuEventDestroy_v2(void* event) {
         violation("an event was destroyed twice");
     }
     return kOk;
-}
-
-// ---- control, for tests ----
-
-// Zeroed device memory; 0 when there is none.
-uint64_t fake_alloc(size_t size, int device) {
-    const int file = memfd_create("fake-cuda", 0);
-    if (file < 0 || ftruncate(file, static_cast<off_t>(size)) != 0) {
-        return 0;
-    }
-    void* const bytes = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    void* const address = mmap(nullptr, size, PROT_NONE, MAP_SHARED, file, 0);
-    close(file);
-    const Lock lock(driver.mutex);
-    driver.memory[reinterpret_cast<uint64_t>(address)] = {size, device,
-                                                          static_cast<uint8_t*>(bytes), 0};
-    return reinterpret_cast<uint64_t>(address);
-}
-
-void fake_free(uint64_t address) {
-    const Lock lock(driver.mutex);
-    const auto it = driver.memory.find(address);
-    munmap(it->second.bytes, it->second.size);
-    munmap(reinterpret_cast<void*>(address), it->second.size);
-    driver.memory.erase(it);
-}
-
-// Reads or writes device memory at once, beside every stream.
-void fake_read(uint64_t address, void* to, size_t size) {
-    const Lock lock(driver.mutex);
-    std::memcpy(to, bytes_at(*find(driver.memory, address, size), address), size);
-}
-void fake_write(uint64_t address, const void* from, size_t size) {
-    const Lock lock(driver.mutex);
-    std::memcpy(bytes_at(*find(driver.memory, address, size), address), from, size);
-}
-
-uint64_t fake_stream(int device) {
-    const Lock lock(driver.mutex);
-    const uint64_t handle = driver.next_handle++;
-    driver.streams[handle].device = device;
-    return handle;
-}
-
-// As the driver does it: what is queued still runs.
-void fake_destroy_stream(uint64_t handle) {
-    const Lock lock(driver.mutex);
-    Stream rest = driver.streams[handle];
-    driver.streams.erase(handle);
-    for (const Op& op : rest.ops) {
-        driver.streams[1 + static_cast<uint64_t>(rest.device)].ops.push_back(op);
-    }
-}
-
-void fake_capture(uint64_t handle, int on) {
-    const Lock lock(driver.mutex);
-    driver.streams[handle].is_capturing = on != 0;
-}
-
-// Nothing that is queued runs while the driver is paused.
-void fake_pause(int on) {
-    const Lock lock(driver.mutex);
-    driver.is_paused = on != 0;
-    driver.changed.notify_all();
-}
-
-void fake_destroy_context(int device) {
-    const Lock lock(driver.mutex);
-    driver.contexts[device].is_destroyed = true;
-    const auto is_its = [device](const auto& range) { return range.second.device == device; };
-    std::erase_if(driver.registered, is_its);
-    std::erase_if(driver.pinned, is_its);
-    for (auto& [handle, stream] : driver.streams) {
-        if (stream.device == device) {
-            driver.counts["pending"] -= static_cast<long>(stream.ops.size());
-            stream.ops.clear();
-        }
-    }
-}
-
-void fake_set_read_only(int on) {
-    const Lock lock(driver.mutex);
-    driver.has_read_only = on != 0;
-}
-
-void fake_seed(unsigned seed) {
-    const Lock lock(driver.mutex);
-    driver.random.seed(seed);
-}
-
-// The call of this name after `after` further ones answers `code`, once.
-void fake_fail(const char* name, int after, int code) {
-    const Lock lock(driver.mutex);
-    driver.failures[name] = {after, code};
-}
-
-long fake_count(const char* name) {
-    const Lock lock(driver.mutex);
-    const std::string what = name;
-    if (what == "registered") {
-        return static_cast<long>(driver.registered.size());
-    }
-    if (what == "pinned") {
-        return static_cast<long>(driver.pinned.size());
-    }
-    if (what == "events") {
-        return static_cast<long>(driver.events.size());
-    }
-    if (what == "contexts") {
-        long retained = 0;
-        for (const Context& context : driver.contexts) {
-            retained += context.retained;
-        }
-        return retained;
-    }
-    return driver.counts[what];
-}
-
-const char* fake_last_violation() {
-    const Lock lock(driver.mutex);
-    static char text[200];
-    std::snprintf(text, sizeof text, "%s", driver.last_violation.c_str());
-    return text;
-}
-
-// Ends failures and sticky errors, and counts from zero.
-void fake_reset() {
-    const Lock lock(driver.mutex);
-    driver.failures.clear();
-    driver.is_paused = false;
-    driver.has_read_only = true;
-    for (auto& [handle, stream] : driver.streams) {
-        stream.is_capturing = false;
-    }
-    const long pending = driver.counts["pending"];
-    const long pinned = driver.counts["pinned_bytes"];
-    driver.counts.clear();
-    driver.counts["pending"] = pending;
-    driver.counts["pinned_bytes"] = pinned;
-    driver.last_violation.clear();
-    for (Context& context : driver.contexts) {
-        context.is_destroyed = false;
-        context.sticky = kOk;
-    }
-    driver.changed.notify_all();
 }
 
 }  // extern "C"

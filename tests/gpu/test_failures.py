@@ -202,7 +202,7 @@ def test_memory_that_cannot_be_registered_goes_through_a_bounce(
     out = cuda.array(SIZE)
     assert store.get_into("a", out) == SIZE
     assert out.content() == data
-    assert cuda.count("most_pinned_bytes") > 0
+    assert cuda.count("bounced_bytes") > 0
 
 
 def test_an_older_driver_registers_the_writable_mapping(
@@ -214,7 +214,7 @@ def test_an_older_driver_registers_the_writable_mapping(
     out = cuda.array(SIZE)
     assert store.get_into("a", out) == SIZE
     assert out.content() == data
-    assert cuda.count("most_pinned_bytes") == 0
+    assert cuda.count("bounced_bytes") == 0
 
 
 def test_copies_that_outlast_the_deadline(cuda: FakeCuda) -> None:

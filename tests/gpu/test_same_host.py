@@ -24,7 +24,7 @@ def test_put_and_get_into_copy_directly(store: kvstore.Store, cuda: FakeCuda) ->
     out = cuda.array(SIZE)
     assert store.get_into("a", out) == SIZE
     assert out.content() == data
-    assert cuda.count("most_pinned_bytes") == 0
+    assert cuda.count("bounced_bytes") == 0
     assert cuda.count("copies") == 2
 
 
@@ -66,7 +66,7 @@ def test_batches(store: kvstore.Store, cuda: FakeCuda, count: int) -> None:
     assert [out.content() for out in outs] == data
     queued = store.batch_get_into(keys, [cuda.array(size) for size in sizes], stream=stream)
     assert queued.result(10_000) == sizes
-    assert cuda.count("most_pinned_bytes") == 0
+    assert cuda.count("bounced_bytes") == 0
     if count >= 40:
         assert cuda.count("batches") > 0
 
@@ -99,7 +99,7 @@ def test_a_block_over_slices_of_the_registration(
     out = cuda.array(size)
     assert store.get_into("large", out) == size
     assert out.content() == data
-    assert cuda.count("most_pinned_bytes") == 0
+    assert cuda.count("bounced_bytes") == 0
     assert cuda.count("registered") >= 4
     assert cuda.count("copies") >= 4
 

@@ -59,6 +59,7 @@ class FakeMachine(FakeHost):
         write(self.proc / "meminfo", "HugePages_Free:        0\nHugepagesize:       2048 kB")
         self.ucx("usr/lib/ucx-here", (1, 17, 0), ["ib", "rdmacm", "cma", "cuda"])
         self.cuda(8)
+        write(self.folder / "site-packages" / "cupy" / "__init__.py", "")
 
     def mount(self, options: str, kind: str = "tmpfs", own: str = "rw,relatime") -> None:
         write(

@@ -117,6 +117,11 @@ def no_peermem(machine: FakeMachine) -> None:
     (machine.sys / "module" / "nvidia_peermem").rmdir()
 
 
+def no_cupy(machine: FakeMachine) -> None:
+    (machine.folder / "site-packages" / "cupy" / "__init__.py").unlink()
+    (machine.folder / "site-packages" / "cupy").rmdir()
+
+
 def no_uverbs(machine: FakeMachine) -> None:
     for file in (machine.dev / "infiniband").iterdir():
         file.unlink()
@@ -274,6 +279,7 @@ FAULTS: list[tuple[str, Plant, str, Level, str, str]] = [
     ("hidden GPUs", lambda m: m.cuda(6), "cuda", WARN, "CUDA 12.8 sees 6 of 8 GPUs",
      "CUDA_VISIBLE_DEVICES"),
     ("unbound GPU", unbound, "cuda", WARN, "is bound to no driver", "nvidia-smi must list it"),
+    ("no CuPy", no_cupy, "kernels", WARN, "CuPy is not installed", "kvcache-store[gpu]"),
     ("no peermem", no_peermem, "gpudirect", WARN, "nvidia_peermem is not loaded",
      "modprobe nvidia_peermem"),
     ("far NIC", far_nic, "distance", WARN,

@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "": {"client", "embedded"},  # kvstore/__init__.py re-exports the public API
     "_proto": set(),
     "client": set(),
+    "gpu": set(),
     "master": {"_proto"},
     "node": {"_proto", "topology"},
     "topology": set(),
@@ -137,8 +138,9 @@ def test_only_clock_reads_time_and_only_config_reads_the_environment(path: Path)
     if path.stem != "clock":
         assert "time" not in imports, f"{path}: time comes from kvstore.clock"
         assert "datetime.now" not in path.read_text(), f"{path}: time comes from kvstore.clock"
-    # What names a library is no setting of a server; compat reads another store's names.
-    may_read = path.stem == "config" or package_of(path) in ("compat", "ucx")
+    # What names a library is no setting of a server; compat reads another store's names, and gpu
+    # where a user's caches are.
+    may_read = path.stem == "config" or package_of(path) in ("compat", "gpu", "ucx")
     if not may_read:
         assert "os.environ" not in path.read_text(), f"{path}: only config reads the environment"
 

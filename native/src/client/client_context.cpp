@@ -103,19 +103,19 @@ void ClientContext::shutdown() {
     devices_.release();
 }
 
-void ClientContext::count(const CallTally& tally, ClientSlot* slot) {
-    for (size_t i = 0; i < tally.values.size(); ++i) {
-        if (tally.values[i] != 0) {
-            counters_[i].fetch_add(tally.values[i], std::memory_order_relaxed);
+void CallTally::count(ClientCounts* counts, ClientSlot* slot) const {
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (values[i] != 0) {
+            (*counts)[i].fetch_add(values[i], std::memory_order_relaxed);
             if (slot != nullptr && i < kSharedCounterCount) {
-                slot->add_counter(static_cast<uint32_t>(i), tally.values[i]);
+                slot->add_counter(static_cast<uint32_t>(i), values[i]);
             }
         }
     }
 }
 
 uint64_t ClientContext::counter(ClientCounter which) const {
-    return counters_[static_cast<size_t>(which)].load(std::memory_order_relaxed);
+    return (*counters_)[static_cast<size_t>(which)].load(std::memory_order_relaxed);
 }
 
 }  // namespace kvstore

@@ -32,6 +32,8 @@ struct ClientOptions {
     UcxOptions ucx{};  // without libraries: none
 };
 
+using ClientCounts = std::array<std::atomic<uint64_t>, kClientCounterCount>;
+
 // What one call counts, added up at its end.
 struct CallTally {
     std::array<uint64_t, kClientCounterCount> values{};
@@ -39,6 +41,8 @@ struct CallTally {
         values[static_cast<size_t>(counter)] += amount;
     }
     void miss(MissReason reason) { add(miss_counter(reason)); }
+    // Adds it to a store's counters and, unless it is null, to the slot that a node reads.
+    void count(ClientCounts* counts, ClientSlot* slot) const;
 };
 
 // An object's key with its hash, computed once per namespace id (a flush in between changes the
@@ -90,7 +94,9 @@ class ClientContext {
     }
 
     // Adds to this store's counters and to the slot that the home node reads.
-    void count(const CallTally& tally, ClientSlot* slot);
+    void count(const CallTally& tally, ClientSlot* slot) { tally.count(counters_.get(), slot); }
+    // For what is counted after the call, perhaps after the store was closed.
+    const std::shared_ptr<ClientCounts>& counts() const { return counters_; }
     uint64_t counter(ClientCounter which) const;
 
   private:
@@ -103,7 +109,7 @@ class ClientContext {
     HashSecret secret_{};
     TenantId tenant_id_ = 0;
     std::atomic<NamespaceId> namespace_id_{0};
-    std::array<std::atomic<uint64_t>, kClientCounterCount> counters_{};
+    const std::shared_ptr<ClientCounts> counters_ = std::make_shared<ClientCounts>();
     PlacementCache placements_;
     Devices devices_;
     Breaker write_breaker_;

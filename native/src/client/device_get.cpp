@@ -17,6 +17,18 @@ constexpr uint64_t kRoundBytes = PinnedBuffers::kMaxBytes / 4;
 
 constexpr Row kTooSmall{static_cast<int64_t>(Code::kBufferTooSmall), MissReason::kBufferTooSmall};
 
+constexpr Row kDamaged{static_cast<int64_t>(Code::kChecksumMismatch), MissReason::kChecksum};
+
+Row row_of(const HeldBlocks::Block& block) {
+    return {static_cast<int64_t>(block.found.length), MissReason::kNone};
+}
+
+void count_hit(const HeldBlocks::Block& block, CallTally* tally) {
+    tally->add(ClientCounter::kKeysRead);
+    tally->add(ClientCounter::kHitsShm);
+    tally->add(ClientCounter::kBytesReadShm, block.found.length);
+}
+
 // Pinned memory for what a round finds. What is longer than its destination gets none.
 class BounceMemory final : public GetMemory {
   public:
@@ -96,14 +108,21 @@ Status DeviceGet::run(std::span<const GetItem> items,
 Status DeviceGet::copy_held(std::span<const GetItem> items) {
     hold(items);
     DeviceCopies copies(call_.device.context, DeviceCopies::Direction::kToDevice);
+    const bool sums = options_.verify_checksum && call_.device.kernels->loaded();
+    proof_ = std::make_shared<DeviceProof>(
+        items.size(), call_.page_moves(items.size(), PageMoves::Direction::kToPool),
+        sums ? std::make_unique<DeviceChecksums>(call_.device.kernels, call_.device.tables)
+             : nullptr);
     add_held(items, &copies);
-    if (copies.empty()) {
+    if (copies.empty() && (proof_->moves() == nullptr || proof_->moves()->empty())) {
+        proof_->sums()->reset();
         verify(items);  // of empty objects, and of those that are a header only
         transfer_->expect(1);
         transfer_->end_event({}, std::move(held_));
     } else {
         std::unique_ptr<CudaEvent> event;
-        if (Status status = call_.queue(&copies, &event); !status.ok()) {
+        if (Status status = call_.queue({&copies, proof_->moves(), proof_->sums()}, &event);
+            !status.ok()) {
             return status;
         }
         verify(items);  // while they are copied: the blocks are held
@@ -112,16 +131,17 @@ Status DeviceGet::copy_held(std::span<const GetItem> items) {
         if (KV_GUARD("gpu-hold", true)) {
             *shared = std::move(held_);
         }
-        Status status = settle(std::move(event), [transfer = transfer_, shared](const Status& end) {
-            transfer->end_event(end, std::move(*shared));
-        });
+        Status status = settle(std::move(event),
+                               [transfer = transfer_, shared, judge = judge()](const Status& end) {
+                                   transfer->end_event(end, std::move(*shared), judge);
+                               });
         if (!status.ok()) {
             return status;
         }
     }
-    // A caller that waits gets what has changed meanwhile in another way.
+    // A caller that waits gets what has changed meanwhile, or has arrived damaged, in another way.
     if (!options_.is_queued) {
-        for (const size_t row : transfer_->changed()) {
+        for (const size_t row : transfer_->unproven()) {
             decided_[row] = false;
         }
     }
@@ -153,20 +173,36 @@ void DeviceGet::hold(std::span<const GetItem> items) {
 }
 
 void DeviceGet::add_held(std::span<const GetItem> items, DeviceCopies* copies) {
+    PageMoves* const moves = proof_->moves();
+    DeviceChecksums* const sums = proof_->sums()->get();
     for (const std::unique_ptr<HeldBlocks>& blocks : held_) {
+        RegisteredSegment& segment = blocks->node().for_gpus();
+        blocks->node().slot().set_reached_by_devices();
         for (const HeldBlocks::Block& block : blocks->blocks()) {
             const IndexReader::Found& found = block.found;
+            const Pieces& to = items[block.row].data;
             const uint8_t* const source =
-                blocks->node().for_gpus().source(call_.device.context, found.offset, found.length);
-            if (source != nullptr) {
-                call_.add_copies(items[block.row].data, source, found.length, found.offset, copies);
-                direct_[block.row] = true;
+                segment.source(call_.device.context, found.offset, found.length);
+            if (source == nullptr) {
+                continue;
+            }
+            direct_[block.row] = true;
+            if (moves != nullptr && found.length == call_.grid->page_bytes() &&
+                moves->reaches(source) && segment.for_kernels()) {
+                const auto first = reinterpret_cast<uintptr_t>(to.list().front().iov_base);
+                proof_->by_page(block.row, moves->add(first, source));
+                continue;
+            }
+            call_.add_copies(to, source, found.length, found.offset, copies);
+            if (sums != nullptr) {
+                proof_->by_sum(block.row, call_.add_sum(to, found.length, sums));
             }
         }
     }
 }
 
-// The host's bytes prove the copy's: neither changes while the block is held.
+// What the GPU has not been asked to sum is summed here. The host's bytes prove the copy's: neither
+// changes while the block is held.
 void DeviceGet::verify(std::span<const GetItem> items) {
     for (const std::unique_ptr<HeldBlocks>& blocks : held_) {
         LocalNode& node = blocks->node();
@@ -176,23 +212,48 @@ void DeviceGet::verify(std::span<const GetItem> items) {
                 continue;
             }
             const Identity identity = context_.identity(probe_.rows()[block.row].key);
-            const bool is_sealed =
-                !options_.verify_checksum || verify_object(node.segment(), block.found, identity);
+            const uint32_t header_crc = call_.header_from(
+                items[block.row].data, node.segment() + block.found.offset, block.found.length);
+            const bool is_judged_later = proof_->expect(block.row, identity, header_crc);
+            const bool is_sealed = is_judged_later || !options_.verify_checksum ||
+                                   verify_object(node.segment(), block.found, identity);
             if (KV_GUARD("gpu-checksum", !is_sealed)) {
                 tally_.add(ClientCounter::kWrongChecksums);
                 continue;  // another replica may have the right ones
             }
-            call_.header_from(items[block.row].data, node.segment() + block.found.offset,
-                              block.found.length);
             node.slot().touch(block.found.ref);
-            tally_.add(ClientCounter::kKeysRead);
-            tally_.add(ClientCounter::kHitsShm);
-            tally_.add(ClientCounter::kBytesReadShm, block.found.length);
-            transfer_->set_direct(block.row,
-                                  {static_cast<int64_t>(block.found.length), MissReason::kNone});
+            if (!is_judged_later) {
+                count_hit(block, &tally_);
+            }
+            transfer_->set_direct(block.row, row_of(block));
             decided_[block.row] = true;
         }
     }
+}
+
+// Of the rows whose sums the GPU computes; may be called when the store has been closed.
+DeviceTransfer::Judge DeviceGet::judge() {
+    const LocalPeer& home = probe_.locals().front();
+    return [proof = proof_, counts = context_.counts(), home = home.node,
+            verifies = options_.verify_checksum,
+            is_retried = !options_.is_queued](const HeldBlocks::Block& block) {
+        CallTally tally;
+        DeviceTransfer::Row row = row_of(block);
+        if (proof->is_expected(block)) {
+            if (verifies && !proof->holds(block)) {
+                row = kDamaged;
+                tally.add(ClientCounter::kWrongChecksums);
+                if (!is_retried) {
+                    tally.add(ClientCounter::kKeysRead);
+                    tally.miss(MissReason::kChecksum);
+                }
+            } else {
+                count_hit(block, &tally);
+            }
+            tally.count(counts.get(), &home->slot());
+        }
+        return row;
+    };
 }
 
 Status DeviceGet::copy_others(std::span<const GetItem> items) {
@@ -246,7 +307,7 @@ Status DeviceGet::copy_round(std::span<const GetItem> items, std::span<const siz
         return {};
     }
     std::unique_ptr<CudaEvent> event;
-    if (Status status = call_.queue(&copies, &event); !status.ok()) {
+    if (Status status = call_.queue({&copies}, &event); !status.ok()) {
         return status;
     }
     transfer_->expect(1);

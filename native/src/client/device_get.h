@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "client/device_call.h"
+#include "client/device_proof.h"
 #include "client/device_transfer.h"
 #include "client/get_item.h"
 #include "client/local_probe.h"
@@ -32,6 +33,7 @@ class DeviceGet {
     void hold(std::span<const GetItem> items);
     void add_held(std::span<const GetItem> items, DeviceCopies* copies);
     void verify(std::span<const GetItem> items);
+    DeviceTransfer::Judge judge();
     Status copy_others(std::span<const GetItem> items);
     Status copy_round(std::span<const GetItem> items, std::span<const size_t> rows);
     Status settle(std::unique_ptr<CudaEvent> event, EventPoller::Done done);
@@ -43,6 +45,7 @@ class DeviceGet {
     Deadline deadline_ = Deadline::never();
     LocalProbe probe_;
     std::vector<std::unique_ptr<HeldBlocks>> held_;  // one for each node
+    std::shared_ptr<DeviceProof> proof_;
     std::vector<bool> direct_;   // of each item: a copy from its block is queued
     std::vector<bool> decided_;  // of each item: no other way is tried
     std::vector<size_t> others_;

@@ -8,49 +8,80 @@
 namespace kvstore {
 Status DeviceSource::fill(LocalNode& node, std::span<Block> blocks, Deadline deadline) {
     DeviceCopies copies(call_.device.context, DeviceCopies::Direction::kToHost);
-    std::vector<Block*> direct;
+    std::shared_ptr<PageMoves> moves =
+        call_.page_moves(blocks.size(), PageMoves::Direction::kToBlocks);
+    std::unique_ptr<DeviceChecksums> sums =
+        call_.device.kernels->loaded()
+            ? std::make_unique<DeviceChecksums>(call_.device.kernels, call_.device.tables)
+            : nullptr;
+    std::vector<Summed> direct;
     std::vector<Block*> unreached;
     for (Block& block : blocks) {
-        if (node.for_gpus().destination(call_.device.context, block.offset, block.from->size()) ==
-            nullptr) {
+        const Pieces& from = *block.from;
+        RegisteredSegment& segment = node.for_gpus();
+        if (segment.destination(call_.device.context, block.offset, from.size()) == nullptr) {
             unreached.push_back(&block);
             continue;
         }
-        call_.add_copies(*block.from, block.to, block.from->size(), block.offset, &copies);
-        direct.push_back(&block);
-    }
-    if (!copies.empty()) {
-        if (!node.slot().begin_writing(node.node_epoch())) {
-            return {Code::kUnavailable, "the node has been replaced"};
+        Summed& summed = direct.emplace_back(Summed{&block, {}, {}});
+        if (moves != nullptr && moves->reaches(block.to) && segment.for_kernels()) {
+            const auto first = reinterpret_cast<uintptr_t>(from.list().front().iov_base);
+            summed.page = moves->add(first, block.to);
+            continue;
         }
-        std::unique_ptr<CudaEvent> event;
-        Status status = call_.queue(&copies, &event);
-        if (status.ok()) {
-            status = event->wait(deadline);
-        }
-        if (event != nullptr && status.code() == Code::kDeadlineExceeded) {
-            // The node must not have these blocks back before the copies into them have stopped.
-            std::vector<Generation> written;
-            for (Block* block : direct) {
-                written.push_back(std::exchange(block->generation, 0));
-            }
-            context_.devices().poller()->add(
-                std::move(event), [kept = node.shared_from_this(), written](const Status&) {
-                    kept->slot().end_writing(kept->node_epoch());
-                    kept->abandon(written);
-                });
-            return status;
-        }
-        node.slot().end_writing(node.node_epoch());
-        if (!status.ok()) {
-            return status;
+        call_.add_copies(from, block.to, from.size(), block.offset, &copies);
+        if (sums != nullptr) {
+            summed.object = call_.add_sum(from, from.size(), sums.get());
         }
     }
-    for (Block* block : direct) {
-        call_.header_to(*block->from, block->to);
-        block->crc = crc32c(block->to, block->from->size());
+    const bool has_moves = moves != nullptr && !moves->empty();
+    if (!copies.empty() || has_moves) {
+        if (Status status = copy_direct(node, &copies, moves, &sums, direct, deadline);
+            !status.ok()) {
+            return status;
+        }
+    } else {
+        sums.reset();
+    }
+    for (const Summed& summed : direct) {
+        Block& block = *summed.block;
+        const uint32_t header_crc = call_.header_to(*block.from, block.to);
+        block.crc = summed.page                        ? moves->crc(*summed.page)
+                    : summed.object && sums != nullptr ? sums->crc(*summed.object, header_crc)
+                                                       : crc32c(block.to, block.from->size());
     }
     return unreached.empty() ? Status() : fill_by_bounce(unreached, deadline);
+}
+Status DeviceSource::copy_direct(LocalNode& node, DeviceCopies* copies,
+                                 const std::shared_ptr<PageMoves>& moves,
+                                 std::unique_ptr<DeviceChecksums>* sums,
+                                 std::span<const Summed> blocks, Deadline deadline) {
+    if (!node.slot().begin_writing(node.node_epoch())) {
+        return {Code::kUnavailable, "the node has been replaced"};
+    }
+    node.slot().set_reached_by_devices();
+    std::unique_ptr<CudaEvent> event;
+    Status status = call_.queue({copies, moves.get(), sums}, &event);
+    if (status.ok()) {
+        status = event->wait(deadline);
+    }
+    if (event == nullptr || status.code() != Code::kDeadlineExceeded) {
+        node.slot().end_writing(node.node_epoch());
+        return status;
+    }
+    // The node must not have these blocks back before the copies into them have stopped.
+    std::vector<Generation> written;
+    for (const Summed& summed : blocks) {
+        written.push_back(std::exchange(summed.block->generation, 0));
+    }
+    context_.devices().poller()->add(
+        std::move(event),
+        [kept = node.shared_from_this(), written, moves,
+         summing = std::shared_ptr<DeviceChecksums>(std::move(*sums))](const Status&) {
+            kept->slot().end_writing(kept->node_epoch());
+            kept->abandon(written);
+        });
+    return status;
 }
 
 Status DeviceSource::fill_by_bounce(std::span<Block* const> blocks, Deadline deadline) {
@@ -100,7 +131,7 @@ Result<DeviceSource::Staged> DeviceSource::stage(std::span<const Pieces* const> 
     }
     if (!copies.empty()) {
         std::unique_ptr<CudaEvent> event;
-        Status status = call_.queue(&copies, &event);
+        Status status = call_.queue({&copies}, &event);
         if (status.ok()) {
             status = event->wait(deadline);
         }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -34,6 +35,16 @@ class DeviceSource {
     Result<Staged> stage(std::span<PutItem* const> items, Deadline deadline);
 
   private:
+    // How the CRC of a block is found: by a page's move, by a sum of its pieces, or on the host.
+    struct Summed {
+        Block* block = nullptr;
+        std::optional<size_t> page;
+        std::optional<size_t> object;
+    };
+    Status copy_direct(LocalNode& node, DeviceCopies* copies,
+                       const std::shared_ptr<PageMoves>& moves,
+                       std::unique_ptr<DeviceChecksums>* sums, std::span<const Summed> blocks,
+                       Deadline deadline);
     Status fill_by_bounce(std::span<Block* const> blocks, Deadline deadline);
     Result<Staged> stage(std::span<const Pieces* const> objects, Deadline deadline);
 

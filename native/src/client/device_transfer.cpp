@@ -60,21 +60,28 @@ void DeviceTransfer::expect(size_t events) {
     events_ += events;
 }
 
-std::vector<size_t> DeviceTransfer::changed() const {
+std::vector<size_t> DeviceTransfer::unproven() const {
     const MutexLock lock(mutex_);
-    return changed_;
+    return unproven_;
 }
 
-void DeviceTransfer::end_event(const Status& status,
-                               std::vector<std::unique_ptr<HeldBlocks>> held) {
+void DeviceTransfer::end_event(const Status& status, std::vector<std::unique_ptr<HeldBlocks>> held,
+                               const Judge& judge) {
     {
         const MutexLock lock(mutex_);
         for (const std::unique_ptr<HeldBlocks>& blocks : held) {
             for (const HeldBlocks::Block& block : blocks->blocks()) {
-                const bool is_changed = is_direct_[block.row] && !blocks->unchanged(block);
-                if (KV_GUARD("gpu-generation", is_changed)) {
-                    rows_[block.row] = kChanged;
-                    changed_.push_back(block.row);
+                if (!is_direct_[block.row]) {
+                    continue;
+                }
+                Row& row = rows_[block.row];
+                if (KV_GUARD("gpu-generation", !blocks->unchanged(block))) {
+                    row = kChanged;
+                } else if (judge != nullptr && status.ok()) {
+                    row = judge(block);
+                }
+                if (row.result < 0) {
+                    unproven_.push_back(block.row);
                 }
             }
         }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -22,6 +23,9 @@ class DeviceTransfer {
         MissReason reason = MissReason::kAbsent;
     };
 
+    // What becomes of a row whose block did not change until its copy was done.
+    using Judge = std::function<Row(const HeldBlocks::Block&)>;
+
     explicit DeviceTransfer(size_t rows) : rows_(rows), is_direct_(rows, false) {}
 
     // What is known so far; final once done() is true.
@@ -38,18 +42,19 @@ class DeviceTransfer {
     void set_direct(size_t row, const Row& value) KV_EXCLUDES(mutex_);
     void expect(size_t events) KV_EXCLUDES(mutex_);
     // One of the events has fired (Ok), or never will. The blocks that were copied are looked at
-    // once more, and given back.
-    void end_event(const Status& status, std::vector<std::unique_ptr<HeldBlocks>> held)
-        KV_EXCLUDES(mutex_);
-    // Rows whose object was replaced or withdrawn while it was copied.
-    std::vector<size_t> changed() const KV_EXCLUDES(mutex_);
+    // once more, judged, and given back. Without a judge rows keep what set_direct() said.
+    void end_event(const Status& status, std::vector<std::unique_ptr<HeldBlocks>> held,
+                   const Judge& judge = nullptr) KV_EXCLUDES(mutex_);
+    // Rows that count as misses: their object was replaced or withdrawn while it was copied, or
+    // what arrived is not what was put.
+    std::vector<size_t> unproven() const KV_EXCLUDES(mutex_);
 
   private:
     mutable Mutex mutex_;
     CondVar ended_;
     std::vector<Row> rows_ KV_GUARDED_BY(mutex_);
     std::vector<bool> is_direct_ KV_GUARDED_BY(mutex_);
-    std::vector<size_t> changed_ KV_GUARDED_BY(mutex_);
+    std::vector<size_t> unproven_ KV_GUARDED_BY(mutex_);
     size_t events_ KV_GUARDED_BY(mutex_) = 0;  // that have not ended
     Status status_ KV_GUARDED_BY(mutex_);
 };

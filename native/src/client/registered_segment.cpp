@@ -19,6 +19,12 @@ uint8_t* RegisteredSegment::destination(const std::shared_ptr<CudaContext>& cont
                                                                          : nullptr;
 }
 
+bool RegisteredSegment::for_kernels() const {
+    const MutexLock lock(mutex_);
+    return (reading_ == nullptr || reading_->for_kernels()) &&
+           (writing_ == nullptr || writing_->for_kernels());
+}
+
 HostRegistration& RegisteredSegment::reading(const std::shared_ptr<CudaContext>& context) {
     const MutexLock lock(mutex_);
     if (reading_ == nullptr) {

@@ -22,13 +22,16 @@ class RegisteredSegment {
     uint8_t* destination(const std::shared_ptr<CudaContext>& context, uint64_t offset,
                          uint64_t size) KV_EXCLUDES(mutex_);
 
+    // Whether kernels reach there what copies do.
+    bool for_kernels() const KV_EXCLUDES(mutex_);
+
   private:
     HostRegistration& reading(const std::shared_ptr<CudaContext>& context) KV_EXCLUDES(mutex_);
     HostRegistration* writing(const std::shared_ptr<CudaContext>& context) KV_EXCLUDES(mutex_);
 
     const std::span<uint8_t> read_only_;
     const std::span<uint8_t> writable_;
-    Mutex mutex_;
+    mutable Mutex mutex_;
     // Set once. Good for every context: the registrations are portable.
     std::unique_ptr<HostRegistration> reading_ KV_GUARDED_BY(mutex_);
     std::unique_ptr<HostRegistration> writing_ KV_GUARDED_BY(mutex_);

@@ -13,6 +13,8 @@ using DevicePtr = uint64_t;
 using Context = struct ContextOfDriver*;
 using Stream = struct StreamOfDriver*;
 using Event = struct EventOfDriver*;
+using Module = struct ModuleOfDriver*;
+using Function = struct FunctionOfDriver*;
 
 inline constexpr Result kSuccess = 0;
 inline constexpr Result kInvalidValue = 1;
@@ -34,10 +36,13 @@ inline constexpr int kPointerIsManaged = 8;
 inline constexpr int kPointerDevice = 9;
 inline constexpr unsigned kMemoryTypeDevice = 2;
 
-inline constexpr int kCanRegister = 99;  // device attributes
+inline constexpr int kComputeMajor = 75;  // device attributes
+inline constexpr int kComputeMinor = 76;
+inline constexpr int kCanRegister = 99;
 inline constexpr int kCanRegisterReadOnly = 113;
 
 inline constexpr unsigned kRegisterPortable = 0x01;
+inline constexpr unsigned kRegisterMapped = 0x02;
 inline constexpr unsigned kRegisterReadOnly = 0x08;
 inline constexpr unsigned kEventDisableTiming = 0x02;
 inline constexpr int kCaptureModeRelaxed = 2;
@@ -85,6 +90,17 @@ struct Api {
     Result (*copy_batch_12)(DevicePtr* to, DevicePtr* from, size_t* sizes, size_t count,
                             CopyAttributes* attributes, size_t* first_of, size_t attribute_count,
                             size_t* failed, Stream stream);
+    // For kernels.
+    Result (*driver_get_version)(int* version);
+    Result (*module_load)(Module* module, const void* image);
+    Result (*module_unload)(Module module);
+    Result (*module_get_function)(Function* function, Module module, const char* name);
+    Result (*launch_kernel)(Function function, unsigned blocks_x, unsigned blocks_y,
+                            unsigned blocks_z, unsigned threads_x, unsigned threads_y,
+                            unsigned threads_z, unsigned shared_bytes, Stream stream,
+                            void** parameters, void** more);
+    Result (*host_device_pointer)(DevicePtr* device, void* host, unsigned flags);
+    Result (*mem_get_address_range)(DevicePtr* begin, size_t* size, DevicePtr where);
 };
 
 }  // namespace kvstore::cuda

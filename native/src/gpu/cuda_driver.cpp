@@ -111,6 +111,13 @@ Status CudaDriver::find_functions(void* library, const std::string& name) {
         {"cuEventDestroy_v2", slot_of(&api_.event_destroy)},
         {"cuMemcpyBatchAsync_v2", slot_of(&api_.copy_batch), false},
         {"cuMemcpyBatchAsync", slot_of(&api_.copy_batch_12), false},
+        {"cuDriverGetVersion", slot_of(&api_.driver_get_version), false},
+        {"cuModuleLoadData", slot_of(&api_.module_load), false},
+        {"cuModuleUnload", slot_of(&api_.module_unload), false},
+        {"cuModuleGetFunction", slot_of(&api_.module_get_function), false},
+        {"cuLaunchKernel", slot_of(&api_.launch_kernel), false},
+        {"cuMemHostGetDevicePointer_v2", slot_of(&api_.host_device_pointer), false},
+        {"cuMemGetAddressRange_v2", slot_of(&api_.mem_get_address_range), false},
     };
     for (const Symbol& symbol : symbols) {
         *symbol.function = dlsym(library, symbol.name);
@@ -178,6 +185,15 @@ CudaContext::~CudaContext() {
 int CudaContext::attribute(int which) const {
     int value = 0;
     return api().device_get_attribute(&value, which, handle_) == cuda::kSuccess ? value : 0;
+}
+
+std::optional<cuda::DevicePtr> CudaContext::address_of(const void* host) const {
+    cuda::DevicePtr address = 0;
+    if (api().host_device_pointer == nullptr ||
+        api().host_device_pointer(&address, const_cast<void*>(host), 0) != cuda::kSuccess) {
+        return {};
+    }
+    return address;
 }
 
 Status CudaContext::check_stream(cuda::Stream stream) const {

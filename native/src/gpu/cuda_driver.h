@@ -68,6 +68,8 @@ class CudaContext {
     const cuda::Api& api() const { return driver_.api(); }
     int device() const { return device_; }
     int attribute(int which) const;  // 0 when the driver does not know it
+    // Where kernels find registered host memory; the context is current.
+    std::optional<cuda::DevicePtr> address_of(const void* host) const;
     // Ok unless the stream belongs to another device, is being captured into a graph, or is none.
     Status check_stream(cuda::Stream stream) const;
 

@@ -13,7 +13,9 @@ Result<GpuDevice> Devices::find(int ordinal) {
     if (!context.ok()) {
         return context.status();
     }
-    const GpuDevice device{*context, std::make_shared<PinnedBuffers>(*context)};
+    const GpuDevice device{*context, std::make_shared<PinnedBuffers>(*context),
+                           std::make_shared<PinnedBuffers>(*context, PinnedBuffers::kTables),
+                           std::make_shared<Kernels>(*context)};
     devices_.emplace(ordinal, device);
     return device;
 }
@@ -24,6 +26,11 @@ std::shared_ptr<EventPoller> Devices::poller() {
         poller_ = EventPoller::shared();
     }
     return poller_;
+}
+
+std::map<int, GpuDevice> Devices::used() const {
+    const MutexLock lock(mutex_);
+    return devices_;
 }
 
 void Devices::release() {

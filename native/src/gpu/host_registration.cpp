@@ -56,20 +56,20 @@ bool HostRegistration::ensure(uint64_t offset, uint64_t size) {
     return true;
 }
 
-HostRegistration::Slice HostRegistration::register_slice(size_t slice) const {
+HostRegistration::Slice HostRegistration::register_slice(size_t slice) {
     const CudaContext::Scope scope(*context_);
     if (!scope.status().ok()) {
         return Slice::kUnknown;  // the copy will say why
     }
     const std::span<uint8_t> memory = bytes(slice);
-    switch (context_->api().host_register(memory.data(), memory.size(), flags_)) {
-        case cuda::kSuccess:
-            return Slice::kRegistered;
-        case cuda::kAlreadyRegistered:
-            return Slice::kForeign;
-        default:
-            return Slice::kRefused;
+    const cuda::Result result = context_->api().host_register(memory.data(), memory.size(), flags_);
+    if (result != cuda::kSuccess && result != cuda::kAlreadyRegistered) {
+        return Slice::kRefused;
     }
+    if (context_->address_of(memory.data()) != reinterpret_cast<uintptr_t>(memory.data())) {
+        for_kernels_.store(false, std::memory_order_relaxed);
+    }
+    return result == cuda::kSuccess ? Slice::kRegistered : Slice::kForeign;
 }
 
 }  // namespace kvstore

@@ -2,6 +2,7 @@
 // it by DMA.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -29,6 +30,8 @@ class HostRegistration {
     // Whether a copy may use these bytes. False when the driver refuses a slice: it is not asked
     // for that one again.
     bool ensure(uint64_t offset, uint64_t size) KV_EXCLUDES(mutex_);
+    // Whether kernels find what ensure() has registered at the addresses of the mapping.
+    bool for_kernels() const { return for_kernels_.load(std::memory_order_relaxed); }
     // How far a single copy from `offset` may go: slices are registered one by one.
     static uint64_t left_in_slice(uint64_t offset) { return kSliceBytes - offset % kSliceBytes; }
 
@@ -36,12 +39,13 @@ class HostRegistration {
     // kForeign: somebody else has registered it, and will unregister it.
     enum class Slice : uint8_t { kUnknown, kRegistered, kForeign, kRefused };
     std::span<uint8_t> bytes(size_t slice) const;
-    Slice register_slice(size_t slice) const;
+    Slice register_slice(size_t slice);
 
     const std::shared_ptr<CudaContext> context_;
     const std::span<uint8_t> mapping_;
-    unsigned flags_ = cuda::kRegisterPortable;
+    unsigned flags_ = cuda::kRegisterPortable | cuda::kRegisterMapped;
     bool is_supported_ = false;
+    std::atomic<bool> for_kernels_{true};
     Mutex mutex_;  // held while the driver registers
     std::vector<Slice> slices_ KV_GUARDED_BY(mutex_);
 };

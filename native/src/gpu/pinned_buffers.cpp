@@ -12,7 +12,6 @@
 namespace kvstore {
 namespace {
 
-constexpr uint64_t kLeastBytes = 1u << 20;
 constexpr std::chrono::milliseconds kWaitSlice{20};
 
 }  // namespace
@@ -24,11 +23,15 @@ PinnedBuffers::~PinnedBuffers() {
     }
 }
 
+cuda::DevicePtr PinnedBuffers::Buffer::on_device() const {
+    return pool_->context_->address_of(data_).value_or(0);
+}
+
 Result<std::unique_ptr<PinnedBuffers::Buffer>> PinnedBuffers::take(uint64_t size,
                                                                    Deadline deadline) {
     const MutexLock lock(mutex_);
     for (;;) {
-        Result<Free> found = find(std::max(size, kLeastBytes));
+        Result<Free> found = find(std::max(size, limits_.least_bytes));
         if (found.ok()) {
             return std::make_unique<Buffer>(shared_from_this(), found->data, found->capacity);
         }
@@ -53,12 +56,12 @@ Result<PinnedBuffers::Free> PinnedBuffers::find(uint64_t size) {
         free_.erase(fitting);
         return memory;
     }
-    const uint64_t capacity = size <= kMaxBytes ? std::bit_ceil(size) : size;
-    while (!free_.empty() && total_bytes_ + capacity > kMaxBytes) {
+    const uint64_t capacity = size <= limits_.total_bytes ? std::bit_ceil(size) : size;
+    while (!free_.empty() && total_bytes_ + capacity > limits_.total_bytes) {
         release(free_.back());
         free_.pop_back();
     }
-    if (total_bytes_ != 0 && total_bytes_ + capacity > kMaxBytes) {
+    if (total_bytes_ != 0 && total_bytes_ + capacity > limits_.total_bytes) {
         return {Code::kOverloaded};
     }
     const CudaContext::Scope scope(*context_);
@@ -71,8 +74,8 @@ Result<PinnedBuffers::Free> PinnedBuffers::find(uint64_t size) {
     if (data == MAP_FAILED) {
         return {Code::kNoSpace, "no memory for a pinned buffer"};
     }
-    const cuda::Result result =
-        context_->api().host_register(data, capacity, cuda::kRegisterPortable);
+    const cuda::Result result = context_->api().host_register(
+        data, capacity, cuda::kRegisterPortable | cuda::kRegisterMapped);
     if (result != cuda::kSuccess) {
         munmap(data, capacity);
         return context_->driver().status("cuMemHostRegister", result);
@@ -83,7 +86,7 @@ Result<PinnedBuffers::Free> PinnedBuffers::find(uint64_t size) {
 
 void PinnedBuffers::give_back(uint8_t* data, uint64_t capacity) {
     const MutexLock lock(mutex_);
-    if (capacity > kMaxBytes) {
+    if (capacity > limits_.total_bytes) {
         release({data, capacity});
     } else {
         free_.push_back({data, capacity});

@@ -14,7 +14,14 @@ namespace kvstore {
 // Thread-safe. Buffers that were given back are used again, and freed with the pool.
 class PinnedBuffers : public std::enable_shared_from_this<PinnedBuffers> {
   public:
-    static constexpr uint64_t kMaxBytes = 64u << 20;  // of all buffers together
+    struct Limits {
+        uint64_t least_bytes;  // of a buffer
+        uint64_t total_bytes;  // of all buffers together
+    };
+    static constexpr uint64_t kMaxBytes = 64u << 20;
+    static constexpr Limits kBytes{1u << 20, kMaxBytes};
+    // What kernels read and write on the host: a few dozen bytes for each span.
+    static constexpr Limits kTables{64u << 10, 16u << 20};
     // What an object takes of a buffer that it shares with others.
     static uint64_t aligned(uint64_t size) { return (size + 63) / 64 * 64; }
 
@@ -23,6 +30,8 @@ class PinnedBuffers : public std::enable_shared_from_this<PinnedBuffers> {
       public:
         Buffer(std::shared_ptr<PinnedBuffers> pool, uint8_t* data, uint64_t capacity)
             : pool_(std::move(pool)), data_(data), capacity_(capacity) {}
+        // Where kernels find it; 0 when they cannot.
+        cuda::DevicePtr on_device() const;
         ~Buffer() { pool_->give_back(data_, capacity_); }
         Buffer(const Buffer&) = delete;
         Buffer& operator=(const Buffer&) = delete;
@@ -34,7 +43,8 @@ class PinnedBuffers : public std::enable_shared_from_this<PinnedBuffers> {
         const uint64_t capacity_;
     };
 
-    explicit PinnedBuffers(std::shared_ptr<CudaContext> context) : context_(std::move(context)) {}
+    explicit PinnedBuffers(std::shared_ptr<CudaContext> context, const Limits& limits = kBytes)
+        : context_(std::move(context)), limits_(limits) {}
     ~PinnedBuffers();
 
     // Waits until others have given back enough. A buffer above the limit is given to whoever is
@@ -51,6 +61,7 @@ class PinnedBuffers : public std::enable_shared_from_this<PinnedBuffers> {
     void release(const Free& memory) KV_REQUIRES(mutex_);
 
     const std::shared_ptr<CudaContext> context_;
+    const Limits limits_;
     Mutex mutex_;
     CondVar given_back_;
     std::vector<Free> free_ KV_GUARDED_BY(mutex_);

@@ -1,0 +1,1 @@
+"""What GPUs run for kvstore, and arrays of CuPy; nothing here is imported before it is needed."""

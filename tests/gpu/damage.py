@@ -1,0 +1,20 @@
+"""Damage to shared memory, as a process that may write it could do."""
+
+from __future__ import annotations
+
+
+def damage(data: bytes) -> None:
+    """Flip a byte of an object where the segment is mapped for writing in this process."""
+    with open("/proc/self/maps", encoding="ascii") as maps, open("/proc/self/mem", "r+b") as memory:
+        for line in maps:
+            where, rights, *_ = line.split()
+            if "memfd:segment" not in line or not rights.startswith("rw-s"):
+                continue
+            begin, end = (int(number, 16) for number in where.split("-"))
+            memory.seek(begin)
+            at = memory.read(end - begin).find(data)
+            if at >= 0:
+                memory.seek(begin + at + 1000)
+                memory.write(bytes([data[1000] ^ 1]))
+                return
+    raise AssertionError("the object is in no mapping")
