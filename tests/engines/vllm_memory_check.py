@@ -10,6 +10,7 @@ import torch
 
 import kvstore
 from kvstore.integrations.vllm.device_memory import DeviceMemory
+from kvstore.integrations.vllm.gpu_memory import GpuMemory
 from kvstore.integrations.vllm.memory import HostMemory, Memory, memory_of
 
 BLOCKS, HEADS, TOKENS, HEAD = 10, 2, 8, 16
@@ -35,10 +36,12 @@ def memories(device: str) -> list[tuple[dict[str, torch.Tensor], Memory]]:
     if device == "cpu":
         regions = memory_of(staged, GROUPS, BLOCKS)._regions
         kind = torch.device(device)
-        by_staging = DeviceMemory(regions, by_address.layout, list(staged.values()), BLOCKS, kind)
+        by_staging: Memory = DeviceMemory(
+            regions, by_address.layout, list(staged.values()), BLOCKS, kind
+        )
     else:
         found = memory_of(staged, GROUPS, BLOCKS)
-        assert isinstance(found, DeviceMemory)
+        assert isinstance(found, GpuMemory)
         by_staging = found
     assert by_staging.layout == by_address.layout
     return [(host, by_address), (staged, by_staging)]

@@ -9,6 +9,7 @@ from kvstore.client.store import Store
 from kvstore.errors import Status
 from kvstore.integrations.registered import Span
 from kvstore.integrations.vllm.device_memory import DeviceMemory
+from kvstore.integrations.vllm.gpu_memory import GpuMemory, TorchStreams
 from kvstore.integrations.vllm.pages import Region, joined, layout_of, regions_of
 
 CALL_BYTES = 64 << 20  # per call of the store, whose deadline is short
@@ -50,7 +51,7 @@ class Memory(Protocol):
 
 def memory_of(
     caches: Mapping[str, Any], groups: Mapping[int, Sequence[str]], blocks: int
-) -> HostMemory | DeviceMemory:
+) -> HostMemory | GpuMemory | DeviceMemory:
     """Describe a worker's KV cache.
 
     Args:
@@ -59,7 +60,8 @@ def memory_of(
         blocks: number of blocks of the KV cache.
 
     Returns:
-        HostMemory for host memory, which is used in place; DeviceMemory, with staging, otherwise.
+        HostMemory for host memory and GpuMemory for a GPU of NVIDIA, which are used in place;
+        DeviceMemory, with staging, otherwise.
 
     Raises:
         ValueError: A group has no layer here, a layer has no single tensor, or the tensor does not
@@ -85,7 +87,15 @@ def memory_of(
     text = "\n".join(layout)
     if device is None or device.type == "cpu":
         return HostMemory(regions, text, blocks)
+    if device.type == "cuda" and _is_nvidia():
+        return GpuMemory(regions, text, blocks, TorchStreams(device))
     return DeviceMemory(regions, text, list(caches.values()), blocks, device)
+
+
+def _is_nvidia() -> bool:
+    import torch
+
+    return torch.version.cuda is not None  # PyTorch for ROCm says "cuda", too
 
 
 class HostMemory:
