@@ -33,7 +33,8 @@ RDMA_APT_PACKAGES := qemu-system-x86 iproute2 ibverbs-providers libucx0 ucx-util
 RDMA_BUDGET_S := 900
 GPU_PYTHON := python3
 GPU_BUILD := build/gpu
-GPU_BUDGET_S := 150
+GPU_BUDGET_S := 110
+GPU_BENCH_S := 50
 PYTHON_SOURCES := kvstore tests bench
 CXX_SOURCES = $(shell find native tests/sim tests/gpu -name '*.h' -o -name '*.cpp')
 EXTENSION_SOURCES = $(shell find native/src native/bindings -name '*.h' -o -name '*.cpp')
@@ -250,6 +251,7 @@ test-gpu:  ## the calls for GPU memory on a real GPU, with the packages of GPU_P
 	rm -rf $(GPU_BUILD)/tree && mkdir $(GPU_BUILD)/tree && cp -r kvstore tests $(GPU_BUILD)/tree
 	rm -f $(GPU_BUILD)/tree/kvstore/_native*.so && cp $(GPU_BUILD)/_native*.so $(GPU_BUILD)/tree/kvstore
 	cd $(GPU_BUILD)/tree && timeout $(GPU_BUDGET_S) $(GPU_PYTHON) -m tests.gpu.real_device
+	cd $(GPU_BUILD)/tree && timeout $(GPU_BENCH_S) $(GPU_PYTHON) -m tests.gpu.device_bench
 
 sdist: $(VENV)/.tools  ## source distribution in dist/
 	mkdir -p dist

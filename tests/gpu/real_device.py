@@ -10,9 +10,11 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import kvstore
 from kvstore import Status
+from tests.gpu.damage import damage
 from tests.support.payloads import proof
 
 MB = 1 << 20
@@ -123,6 +125,92 @@ def tensors(store: kvstore.Store) -> None:
     assert torch.equal(store.get_tensor("tensor"), tensor.cpu())
 
 
+def checksums_by_a_kernel(store: kvstore.Store) -> None:
+    """Every length and alignment is what the host has summed, and damage is found."""
+    import torch
+
+    pool = torch.zeros(4 * MB, dtype=torch.uint8, device="cuda")
+    keys = [f"odd/{i}" for i in range(200)]
+    data = [proof(key, 1 + i * i * 37 % 70_001) for i, key in enumerate(keys)]
+    assert all(store.batch_put(keys, data))
+    starts = [i * 9973 % (3 * MB) for i in range(len(keys))]
+    for key, one, start in zip(keys, data, starts, strict=True):
+        out = pool[start : start + len(one)]
+        assert store.get_into(key, out) == len(one)
+        assert _bytes(out) == one
+        assert store.put(f"back/{key}", out) is Status.Ok
+        assert store.get(f"back/{key}") == one
+    (gpu,) = store.stats()["gpus"]
+    assert gpu["checksums"] == "gpu", gpu["why"]
+    assert store.stats()["wrong_checksums"] == 0
+    damage(data[-1])
+    transfer = store.get_into(keys[-1], pool, stream=torch.cuda.current_stream())
+    assert transfer.result(30_000) == [Status.ChecksumMismatch]
+
+
+def pages_of_every_layout(store: kvstore.Store) -> None:
+    """Pages go from each layout to each other, with gaps and without, by kernels and by copies."""
+    import torch
+
+    layers, pages, tokens = 7, 24, 8
+    axes: dict[Any, tuple[int, ...]] = {
+        "layer_first": (0, 2, 1, 3, 4),
+        "page_first": (0, 1, 3, 2, 4),
+        "page_first_direct": (0, 1, 2, 3, 4),
+    }
+    for parts, token_bytes in ((2, 256), (1, 1152), (2, 24)):
+        pools = {}
+        for layout, order in axes.items():
+            shape = [(parts, pages, layers, tokens, token_bytes)[axis] for axis in order]
+            memory = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
+            count = parts * (layers if layout == "layer_first" else 1)
+            each = memory.numel() // count
+            buffers = [memory.data_ptr() + i * each for i in range(count)]
+            pool = kvstore.PagePool(layout, buffers, layers, pages, tokens, token_bytes, parts)
+            pools[layout] = (memory, order, pool)
+        for source, (from_memory, from_order, there) in pools.items():
+            for target, (to_memory, to_order, here) in pools.items():
+                keys = [f"{parts}/{token_bytes}/{source}/{target}/{page}" for page in range(pages)]
+                torch.cuda.synchronize()
+                assert all(store.batch_put_from_pages(keys, there, range(pages)))
+                ids = [(page * 7) % pages for page in range(pages)]
+                found = store.batch_get_into_pages(keys, here, ids)
+                assert found == [there.page_bytes] * pages
+                wanted = from_memory.permute(_inverse(from_order))
+                now = to_memory.permute(_inverse(to_order))
+                if source != target:
+                    assert torch.equal(now[:, ids], wanted), (source, target, parts)
+                assert all(store.batch_remove(keys))
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+def blocks_of_vllm(store: kvstore.Store) -> None:
+    """The connector's memory on real tensors and streams."""
+    import torch
+
+    from kvstore.integrations.vllm.gpu_memory import GpuMemory
+    from kvstore.integrations.vllm.memory import memory_of
+
+    shape = (64, 2, 16, 8, 64)  # blocks first
+    caches = {f"l{i}": torch.randn(shape, dtype=torch.float16, device="cuda") for i in range(4)}
+    memory = memory_of(caches, {0: list(caches)}, 64)
+    assert isinstance(memory, GpuMemory)
+    keys, ids, groups = [f"block/{i}" for i in range(20)], list(range(20)), [0] * 20
+    for cache in caches.values():
+        cache += 1  # queued on the engine's stream: the put is behind it
+    after = memory.mark()
+    put = memory.put(store, keys, groups, ids, parent=None, replicas=1, after=after)
+    assert all(put)
+    there = [block + 30 for block in ids]
+    sizes = memory.get(store, keys, groups, there)
+    assert sizes == [memory.block_bytes(0)] * 20
+    for cache in caches.values():
+        assert torch.equal(cache[there], cache[ids])
+
+
 CHECKS: tuple[Callable[[kvstore.Store], None], ...] = (
     put_and_get,
     batches_on_a_stream,
@@ -130,6 +218,9 @@ CHECKS: tuple[Callable[[kvstore.Store], None], ...] = (
     wrong_memory_and_streams,
     arrays_of_cupy,
     tensors,
+    checksums_by_a_kernel,
+    pages_of_every_layout,
+    blocks_of_vllm,
 )
 
 
