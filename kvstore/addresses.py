@@ -43,6 +43,20 @@ def masters_of(address: str | Sequence[str], name: str = "address") -> list[str]
     return masters
 
 
+def is_host(text: str) -> bool:
+    """Say whether `text` is an IP address, or could be a name that resolves to one."""
+    if ":" in text:
+        return "%" not in text and _is_ipv6(text)
+    return re.fullmatch(r"[^\s\[\]/@]*", text) is not None
+
+
+def is_host_and_port(text: str) -> bool:
+    """Say whether `text` is HOST:PORT, both of which could be."""
+    host, _, port = text.rpartition(":")
+    named = bool(host) and is_host(host) and port.isascii() and port.isdigit()
+    return named and 0 < int(port[:6]) < 65536
+
+
 def _is_ipv6(host: str) -> bool:
     try:
         IPv6Address(host.partition("%")[0])

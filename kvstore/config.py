@@ -7,7 +7,6 @@ runs (_live) or waits for a restart (_fixed); kvstore.reload carries that out.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -18,14 +17,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from kvstore.addresses import is_host, is_host_and_port
 from kvstore.errors import InvalidArgumentError
 from kvstore.limits import MAX_DOMAINS, MAX_LABELS, MAX_SOCKET_PATH_BYTES, is_valid_name
 from kvstore.options import read_object, refuse_unknown
-from kvstore.sizes import format_size, parse_size
+from kvstore.sizes import parse_size
 
 _SIZE = "size"
-_RELOAD = "reload"
-_EMPTIED = "emptied"
+RELOAD = "reload"
+EMPTIED = "emptied"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=0, le=1 << 47, extra={_SIZE: True})]  # an address space
 Ms = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
@@ -41,27 +41,17 @@ T = TypeVar("T", bound="CommonConfig")
 
 def _fixed(description: str) -> Meta:
     """A field whose change waits for a restart."""
-    return Meta(description=description, extra={_RELOAD: False})
+    return Meta(description=description, extra={RELOAD: False})
 
 
 def _live(description: str) -> Meta:
     """A field whose change is applied while the process runs."""
-    return Meta(description=description, extra={_RELOAD: True})
+    return Meta(description=description, extra={RELOAD: True})
 
 
 def _live_until_emptied(description: str) -> Meta:
     """A field that may be set or changed while the process runs, but not emptied."""
-    return Meta(description=description, extra={_RELOAD: _EMPTIED})
-
-
-def _is_host(text: str) -> bool:
-    """Whether `text` is an IP address, or could be a name that resolves to one."""
-    if ":" not in text:
-        return re.fullmatch(r"[^\s\[\]/@]*", text) is not None
-    try:
-        return isinstance(ipaddress.ip_address(text), ipaddress.IPv6Address)
-    except ValueError:
-        return False
+    return Meta(description=description, extra={RELOAD: EMPTIED})
 
 
 class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,6 +98,40 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, _live("Serve /metrics to everybody. false: only with a token (`auth_token_file`).")
     ] = True
 
+    discovery: Annotated[
+        str,
+        Meta(pattern="^(auto|static|rbg|dns)$"),
+        _fixed(
+            "Where keys that are not set (`master_address`, `advertise_host`, labels) come from: "
+            "rbg (`discovery_file`), dns (`discovery_name`) or nowhere (static). auto: rbg, where "
+            "that file is."
+        ),
+    ] = "auto"
+    discovery_file: Annotated[
+        str, _fixed("File in which RBG lists the roles of its group; changes of it are followed.")
+    ] = "/etc/rbg/config.yaml"
+    discovery_role: Annotated[str, _fixed("Role of the masters in that file.")] = "master"
+    discovery_name: Annotated[
+        str,
+        _fixed(
+            "Headless Service of the masters for `discovery` dns, HOST:PORT; resolved every five "
+            "seconds."
+        ),
+    ] = ""
+
+    def check_discovery(self) -> None:
+        """Refuse discovery without what it needs.
+
+        Raises:
+            ValueError: A name is missing or wrong.
+        """
+        if self.discovery_name and not is_host_and_port(self.discovery_name):
+            raise ValueError("`discovery_name` must be HOST:PORT")
+        if self.discovery == "dns" and not self.discovery_name:
+            raise ValueError("`discovery` dns needs `discovery_name`")
+        if self.discovery == "rbg" and not self.discovery_file:
+            raise ValueError("`discovery` rbg needs `discovery_file`")
+
     def check_metrics(self) -> None:
         """Refuse to hide metrics where nobody could show a token.
 
@@ -124,9 +148,9 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             ValueError: It has blanks, a port, or (of the announced one) brackets.
         """
         bracketed = self.host.startswith("[") and self.host.endswith("]") and ":" in self.host
-        if not _is_host(self.host[1:-1] if bracketed else self.host):
+        if not is_host(self.host[1:-1] if bracketed else self.host):
             raise ValueError("`host` must be an address or a name, without blanks and port")
-        if advertise_host and not _is_host(advertise_host):
+        if advertise_host and not is_host(advertise_host):
             raise ValueError(
                 "`advertise_host` must be an address or a name, without brackets, blanks and port"
             )
@@ -194,6 +218,7 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
         """Refuse a TTL that a single lost heartbeat would exceed, and a wrong host."""
         self.check_hosts(self.advertise_host)
         self.check_metrics()
+        self.check_discovery()
         if self.node_ttl_ms < 2 * self.heartbeat_ms:
             raise ValueError("`node_ttl_ms` must be at least twice `heartbeat_ms`")
 
@@ -392,6 +417,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         """Check conditions that involve several fields."""
         self.check_hosts(self.advertise_host)
         self.check_metrics()
+        self.check_discovery()
         if self.segment_size == 0:
             raise ValueError("`segment_size` must not be 0")
         if not self.addresses():
@@ -504,7 +530,7 @@ def load(kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str,
     values.update({name: value for name, value in flags.items() if value is not None})
     refuse_unknown(values, kind.__struct_fields__, where)
     try:
-        values.update({name: _size(name, values[name]) for name in _size_fields(kind) & {*values}})
+        values.update({name: _size(name, values[name]) for name in size_fields(kind) & {*values}})
         return msgspec.convert(values, kind)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise InvalidArgumentError(f"{where}{error}") from None
@@ -517,20 +543,21 @@ def _size(name: str, value: Any) -> int:
         raise ValueError(f"`{name}`: {error}") from None
 
 
-def _metas(hint: Any) -> list[Meta]:
+def metas_of(hint: Any) -> list[Meta]:
+    """Return the Metas of a field's type, the outermost last."""
     if get_origin(hint) is not Annotated:
         return []
     inner, *metas = get_args(hint)
-    return [*_metas(inner), *(meta for meta in metas if isinstance(meta, Meta))]
+    return [*metas_of(inner), *(meta for meta in metas if isinstance(meta, Meta))]
 
 
-def _extra(kind: type[CommonConfig], key: str) -> dict[str, Any]:
+def marks(kind: type[CommonConfig], key: str) -> dict[str, Any]:
     """Collect one key of the fields' Metas, by field name."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         name: meta.extra[key]
         for name, hint in hints.items()
-        for meta in _metas(hint)
+        for meta in metas_of(hint)
         if meta.extra and key in meta.extra
     }
 
@@ -543,41 +570,13 @@ def reloads(kind: type[CommonConfig], name: str, value: Any) -> bool:
         name: of the field.
         value: the new one.
     """
-    mark = _extra(kind, _RELOAD)[name]
-    return bool(value) if mark == _EMPTIED else bool(mark)
+    mark = marks(kind, RELOAD)[name]
+    return bool(value) if mark == EMPTIED else bool(mark)
 
 
-def _size_fields(kind: type[CommonConfig]) -> set[str]:
-    return {*_extra(kind, _SIZE)}
-
-
-def _default(field: msgspec.structs.FieldInfo, is_size: bool) -> str:
-    value = field.default
-    if value is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
-        value = field.default_factory()
-    if is_size and value:
-        return f'`"{format_size(value).replace("i", "").replace(" ", "").lower()}"`'
-    return f"`{msgspec.json.encode(value).decode()}`"
-
-
-# Words of the table for a field's _RELOAD mark.
-_RELOADS = {True: "yes", False: "restart", _EMPTIED: "yes; restart to empty it"}
-
-
-def table() -> str:
-    """Every key of both configurations as two Markdown tables, for deploy/README.md."""
-    parts = []
-    for kind, program in ((MasterConfig, "kvstore-master"), (NodeConfig, "kvstore-node")):
-        hints = get_type_hints(kind, include_extras=True)
-        sizes = _size_fields(kind)
-        live = _extra(kind, _RELOAD)
-        rows = [f"| `{program}` key | Default | Reload | Meaning |", "|---|---|---|---|"]
-        for field in msgspec.structs.fields(kind):
-            about = [m.description for m in _metas(hints[field.name]) if m.description]
-            default, reload = _default(field, field.name in sizes), _RELOADS[live[field.name]]
-            rows.append(f"| `{field.name}` | {default} | {reload} | {about[-1]} |")
-        parts.append("\n".join(rows) + "\n")
-    return "\n".join(parts)
+def size_fields(kind: type[CommonConfig]) -> set[str]:
+    """Names of the fields that take "4gb"."""
+    return {*marks(kind, _SIZE)}
 
 
 def silence_grpc() -> None:
@@ -598,6 +597,12 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def rbg_environment() -> dict[str, str]:
+    """What RBG tells a container about itself: group, role and index, as far as it does."""
+    names = {"group": "RBG_GROUP_NAME", "role": "RBG_ROLE_NAME", "index": "RBG_ROLE_INDEX"}
+    return {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
+
+
 def data_dir(config: MasterConfig) -> Path:
     """Folder of a master's state: as configured, else the default one."""
     return Path(config.data_dir) if config.data_dir else default_data_dir()
@@ -607,7 +612,3 @@ def default_data_dir() -> Path:
     """Where a master without `data_dir` keeps its state: the user's state folder (XDG)."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "kvstore-master"
-
-
-if __name__ == "__main__":
-    print(table(), end="")

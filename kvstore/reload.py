@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -32,8 +32,20 @@ _LOOK_S = 0.5
 
 T = TypeVar("T", bound=CommonConfig)
 Apply = Callable[[], None]
-Fingerprint = tuple[str, str]
-"""Of the configuration and of the token file."""
+Fingerprint = tuple[str, str, str]
+"""Of the configuration, of the token file and of what is discovered."""
+
+
+class Discoverer(Protocol):
+    """``kvstore.discovery.source.Discovery``."""
+
+    found: dict[str, Any]
+
+    def complete(self, settings: T) -> T:
+        """Fill in what is discovered; raises InvalidArgumentError."""
+
+    def fingerprint(self) -> str:
+        """Identify what is there to be discovered now."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,8 @@ class Reloads:
         """Start with all counters at 0."""
         self.results = dict.fromkeys(("applied", "unchanged", "refused", "failed"), 0)
         self.restart_needed: tuple[str, ...] = ()
+        self.discovered: Callable[[], dict[str, Any]] = dict
+        """What was found beside the configuration; empty when nothing is discovered."""
         self.refusal = ""
         """Why the file on disk is not in effect; empty when it is."""
 
@@ -111,6 +125,8 @@ class Reloads:
                 said["restart_needed"] = list(self.restart_needed)
             if self.refusal:
                 said["config_refused"] = self.refusal
+            if discovered := self.discovered():
+                said["discovery"] = discovered
             return is_ready, said
 
         return with_config
@@ -120,7 +136,11 @@ class Reloader(Generic[T]):
     """Keeps the configuration of a process up to date with its files."""
 
     def __init__(
-        self, kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str, Any]
+        self,
+        kind: type[T],
+        path: str | os.PathLike[str] | None,
+        flags: Mapping[str, Any],
+        discoverer: Discoverer | None = None,
     ) -> None:
         """Read the configuration for the start.
 
@@ -128,20 +148,24 @@ class Reloader(Generic[T]):
             kind: MasterConfig or NodeConfig.
             path: as in config.load.
             flags: of the command line; they stay over the file in every reload.
+            discoverer: fills in what neither of them sets; None for nobody.
 
         Raises:
-            InvalidArgumentError: As config.load.
+            InvalidArgumentError: As config.load, or what was discovered is wrong.
         """
         self._kind = kind
         self._path = path
         self._flags = flags
         self._prepare: Callable[[T], Apply] | None = None
+        self._discoverer = discoverer
         self.reloads = Reloads()
+        if discoverer is not None:
+            self.reloads.discovered = lambda: discoverer.found
         before = _fingerprint(path)
-        self.config: T = config.load(kind, path, flags)
+        self.config: T = self._load()
         self._token_file = self.config.auth_token_file
         # Taken before the token file is read, as `before` was: see reload().
-        self._taken: Fingerprint = (before, _fingerprint(self._token_file))
+        self._taken: Fingerprint = (before, _fingerprint(self._token_file), self._discovered())
         self._token_in_effect = self._taken[1]
 
     def on_change(self, prepare: Callable[[T], Apply]) -> None:
@@ -163,11 +187,11 @@ class Reloader(Generic[T]):
         # Taken before the files are read, so that a change in between is noticed.
         self._taken = self._fingerprints()
         try:
-            wanted = config.load(self._kind, self._path, self._flags)
+            wanted = self._load()
             outcome = compare(self.config, wanted)
             # Watched even if it is refused: correcting it is a change, too.
             self._token_file = outcome.effective.auth_token_file
-            self._taken = (self._taken[0], _fingerprint(self._token_file))
+            self._taken = (self._taken[0], _fingerprint(self._token_file), self._taken[2])
             apply = self._prepare(outcome.effective) if self._prepare else lambda: None
         except KvstoreError as error:
             self._refuse(reason, error)
@@ -223,7 +247,14 @@ class Reloader(Generic[T]):
             seen = now
 
     def _fingerprints(self) -> Fingerprint:
-        return _fingerprint(self._path), _fingerprint(self._token_file)
+        return _fingerprint(self._path), _fingerprint(self._token_file), self._discovered()
+
+    def _load(self) -> T:
+        loaded = config.load(self._kind, self._path, self._flags)
+        return loaded if self._discoverer is None else self._discoverer.complete(loaded)
+
+    def _discovered(self) -> str:
+        return "" if self._discoverer is None else self._discoverer.fingerprint()
 
 
 def _fingerprint(path: str | os.PathLike[str] | None) -> str:

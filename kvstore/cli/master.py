@@ -10,6 +10,7 @@ from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
 from kvstore.config import MasterConfig, data_dir, silence_grpc
+from kvstore.discovery.source import Discovery
 from kvstore.errors import InvalidArgumentError
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
@@ -64,7 +65,7 @@ def main(
         raise InvalidArgumentError(
             "only one of --check, --export, --import and --new-cluster; --force needs --import"
         )
-    reloader = Reloader(MasterConfig, config_file, flags)
+    reloader = Reloader(MasterConfig, config_file, flags, Discovery())
     settings = reloader.config
     logging.setup(settings.log_level, settings.log_format)
     if any(wanted[:3]):

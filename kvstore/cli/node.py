@@ -11,6 +11,7 @@ from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
 from kvstore.config import NodeConfig, silence_grpc
+from kvstore.discovery.source import Discovery
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
 
@@ -57,7 +58,7 @@ def main(
     """Run a node: it holds objects in shared memory and serves them."""
     flags["master_address"] = master_address.split(",") if master_address else None
     flags["labels"] = dict(map(_label, labels)) or None
-    reloader = Reloader(NodeConfig, config_file, flags)
+    reloader = Reloader(NodeConfig, config_file, flags, Discovery())
     settings = reloader.config
     logging.setup(settings.log_level, settings.log_format)
     silence_grpc()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore import config
+from kvstore import config, config_table
 from kvstore.config import MasterConfig, NodeConfig
 from kvstore.errors import InvalidArgumentError
 
@@ -148,7 +148,7 @@ def test_two_nodes_of_one_host_have_folders_of_their_own() -> None:
 
 
 def test_the_table_has_every_key_and_its_default() -> None:
-    table = config.table()
+    table = config_table.table()
     for kind in (MasterConfig, NodeConfig):
         for name in kind.__struct_fields__:
             assert f"| `{name}` |" in table

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvstore import config
+from kvstore import config, config_table
 from tests.support import documents
 from tests.support.commands import options_of
 from tests.support.documents import ROOT, Document
@@ -104,8 +104,8 @@ def test_the_glossarys_words_are_used() -> None:
 def test_the_configuration_table_is_the_codes() -> None:
     text = (ROOT / "deploy/README.md").read_text()
     shown = text.split("<!-- config table -->")[1].split("<!-- end of config table -->")[0]
-    hint = "paste the output of `python -m kvstore.config` into deploy/README.md"
-    assert shown.strip() == config.table().strip(), hint
+    hint = "paste the output of `python -m kvstore.config_table` into deploy/README.md"
+    assert shown.strip() == config_table.table().strip(), hint
 
 
 @pytest.mark.parametrize("name", ["README.md", "kvstore/README.md"])

@@ -1,0 +1,1 @@
+"""Where servers find each other: a RoleBasedGroup's file, or a headless Service in DNS."""

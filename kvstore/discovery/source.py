@@ -1,0 +1,155 @@
+"""Completes a configuration with what RBG or DNS tells, and notices when that changes.
+
+What the configuration sets is kept. Filled in are keys that have their defaults: a node's
+`master_address`, its labels group, role and index, and of both servers `advertise_host`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from typing import Any, TypeVar
+
+import msgspec
+
+from kvstore import clock, config
+from kvstore.config import CommonConfig, MasterConfig, NodeConfig
+from kvstore.discovery import group, names
+from kvstore.errors import InvalidArgumentError
+from kvstore.limits import MAX_CONFIG_BYTES
+from kvstore.logging import EventLogger, Recurring
+from kvstore.options import read_file
+
+_log = EventLogger("discovery")
+_RESOLVE_MS = 5000
+"""How often a name is resolved again."""
+_BLOCK_PORT = "block"
+
+T = TypeVar("T", bound=CommonConfig)
+
+
+def mode(settings: CommonConfig) -> str:
+    """Return static, rbg or dns: for auto, rbg where the file of RBG is."""
+    if settings.discovery != "auto":
+        return settings.discovery
+    return "rbg" if os.path.lexists(settings.discovery_file) else "static"
+
+
+class Discovery:
+    """What a server has found last."""
+
+    def __init__(self) -> None:
+        """Start with nothing found."""
+        self._settings: CommonConfig | None = None
+        self._resolved: list[str] = []
+        self._resolved_ms = 0
+        self._unresolved = Recurring(_log, "name_not_resolved")
+        self.found: dict[str, Any] = {}
+        """For /readyz; empty when nothing is discovered."""
+
+    def complete(self, settings: T) -> T:
+        """Fill in what is discovered.
+
+        Args:
+            settings: as read from file and command line.
+
+        Raises:
+            InvalidArgumentError: The file of RBG is wrong, or does not list the role.
+        """
+        self._settings = settings
+        by = mode(settings)
+        if by == "static":
+            self.found = {}
+            return settings
+        about = config.rbg_environment()
+        fields = msgspec.structs.asdict(settings)
+        values: dict[str, Any] = {}
+        found: dict[str, Any] = {"by": by, **about}
+        if _wants_masters(settings):
+            masters = self._of_group(settings) if by == "rbg" else self._of_name(settings)
+            values["master_address"] = masters
+            found["masters"] = list(masters)
+        if not fields["advertise_host"]:
+            values["advertise_host"] = _announced(settings, about, by)
+        if isinstance(settings, NodeConfig):
+            labels = {key: about[key] for key in ("group", "role", "index") if about.get(key)}
+            values["labels"] = {**labels, **settings.labels}
+        try:
+            completed = msgspec.convert(fields | values, type(settings))
+        except (msgspec.ValidationError, ValueError) as error:
+            raise InvalidArgumentError(f"discovery {by}: {error}") from None
+        self.found = found
+        return completed
+
+    def _of_group(self, settings: CommonConfig) -> tuple[str, ...]:
+        """Addresses of the masters in RBG's file."""
+        found = group.read(settings.discovery_file)
+        try:
+            masters = found.role(settings.discovery_role).instances
+        except InvalidArgumentError as error:
+            where = f"discovery file {settings.discovery_file}: "
+            raise InvalidArgumentError(
+                f"{where}{error}; set `discovery_role`, or `discovery` to static"
+            ) from None
+        port = MasterConfig().port
+        return tuple(_joined(one.address, one.ports.get(_BLOCK_PORT, port)) for one in masters)
+
+    def _of_name(self, settings: CommonConfig) -> tuple[str, ...]:
+        """Addresses behind the headless Service; the name itself while it has none."""
+        host, _, port = settings.discovery_name.rpartition(":")
+        now_ms = clock.monotonic_ms()
+        if not self._resolved or now_ms - self._resolved_ms >= _RESOLVE_MS:
+            found = names.resolve(host, int(port))
+            self._resolved_ms = now_ms
+            if found:
+                self._resolved = found
+                self._unresolved.end()
+            else:  # the last known ones may well live
+                self._unresolved.warn(name=host, known=",".join(self._resolved))
+        if not self._resolved:
+            return (settings.discovery_name,)
+        return tuple(_joined(one, int(port)) for one in self._resolved)
+
+    def fingerprint(self) -> str:
+        """Identify what is there to be found now; it changes when complete() should run again."""
+        settings = self._settings
+        if settings is None or not _wants_masters(settings):
+            return ""
+        by = mode(settings)
+        if by == "dns":
+            return f"dns {','.join(self._of_name(settings))}"
+        if by == "static":
+            return "static"
+        try:
+            _, raw = read_file(settings.discovery_file, MAX_CONFIG_BYTES + 1)
+        except OSError as error:
+            return f"unreadable: {error.strerror}"
+        return f"rbg {hashlib.sha256(raw).hexdigest()}"
+
+
+def _wants_masters(settings: CommonConfig) -> bool:
+    """Say whether it is a node that was told no master."""
+    default = NodeConfig().master_address
+    return isinstance(settings, NodeConfig) and settings.master_address == default
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _announced(settings: CommonConfig, about: dict[str, str], by: str) -> str:
+    """Return what this server announces: a master its name in DNS, a node its address.
+
+    A pod's name resolves once it is ready, and a node is not before its master has called it back.
+    """
+    if isinstance(settings, NodeConfig):
+        return names.own_address()
+    if by == "dns":
+        return socket.getfqdn()
+    full = names.service_domain()
+    if not (about.get("group") and about.get("role") and about.get("index")):
+        return names.own_address()
+    pod = f"{about['group']}-{about['role']}-{about['index']}"
+    service = f"s-{about['group']}-{about['role']}"[:63].rstrip("-")
+    return f"{pod}.{service}.{full}" if full else f"{pod}.{service}"
