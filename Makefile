@@ -35,7 +35,7 @@ GPU_PYTHON := python3
 GPU_BUILD := build/gpu
 GPU_BUDGET_S := 110
 GPU_BENCH_S := 50
-PYTHON_SOURCES := kvstore tests bench
+PYTHON_SOURCES := kvstore tests bench deploy
 CXX_SOURCES = $(shell find native tests/sim tests/gpu -name '*.h' -o -name '*.cpp')
 EXTENSION_SOURCES = $(shell find native/src native/bindings -name '*.h' -o -name '*.cpp')
 # One build folder serves the extension and the native tests, so that nothing is compiled twice.

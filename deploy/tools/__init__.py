@@ -1,0 +1,1 @@
+"""Checks of what lies in deploy/: python -m deploy.tools.validate."""
