@@ -1,0 +1,196 @@
+{{/* Pod templates, shared by all modes. No checksum of the configuration: master and nodes reload it
+     while they serve, and a new pod would lose its cache. */}}
+{{- define "kvstore.masterPod" -}}
+metadata:
+  labels:
+    {{- include "kvstore.selector" . | nindent 4 }}
+    app.kubernetes.io/component: master
+spec:
+  automountServiceAccountToken: false
+  {{- if .Values.priorityClass.create }}
+  priorityClassName: {{ include "kvstore.name" . }}-{{ .Release.Namespace }}
+  {{- end }}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets: {{ toJson . }}
+  {{- end }}
+  {{- with .Values.master.nodeSelector }}
+  nodeSelector: {{ toJson . }}
+  {{- end }}
+  {{- with .Values.master.tolerations }}
+  tolerations: {{ toJson . }}
+  {{- end }}
+  terminationGracePeriodSeconds: 30
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 10001
+    runAsGroup: 10001
+    fsGroup: 10001
+    fsGroupChangePolicy: OnRootMismatch
+    seccompProfile: {type: RuntimeDefault}
+  containers:
+  - name: master
+    image: {{ include "kvstore.image" . }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: [kvstore-master, --config=/etc/kvstore/master.json]
+    ports:
+    - {name: block, containerPort: 50051}
+    - {name: grpc, containerPort: 50052}
+    - {name: http, containerPort: 9080}
+    startupProbe:
+      grpc: {port: 50052}
+      periodSeconds: 1
+      failureThreshold: 60
+    readinessProbe:
+      grpc: {port: 50052}
+      periodSeconds: 2
+      timeoutSeconds: 2
+    livenessProbe:
+      grpc: {port: 50052}
+      periodSeconds: 10
+      timeoutSeconds: 5
+      failureThreshold: 6
+    lifecycle:
+      preStop:
+        sleep: {seconds: 1}
+    resources:
+      requests: {cpu: {{ .Values.master.cpu }}, memory: {{ .Values.master.memory }}}
+      limits: {cpu: {{ .Values.master.cpu }}, memory: {{ .Values.master.memory }}}
+    securityContext:
+      {{- include "kvstore.containerSecurity" . | nindent 6 }}
+    volumeMounts:
+    - {name: config, mountPath: /etc/kvstore, readOnly: true}
+    - {name: tokens, mountPath: /etc/kvstore-tokens, readOnly: true}
+    - {name: data, mountPath: /var/lib/kvstore}
+  volumes:
+  - name: config
+    configMap: {name: {{ include "kvstore.name" . }}-master}
+  - name: tokens
+    secret: {secretName: {{ .Values.tokens.secretName }}, defaultMode: 0400}
+  {{- if eq .Values.mode "rbg" }}
+  - name: data
+    persistentVolumeClaim: {claimName: {{ include "kvstore.name" . }}-master}
+  {{- end }}
+{{- end -}}
+
+{{- define "kvstore.storePod" -}}
+metadata:
+  labels:
+    {{- include "kvstore.selector" . | nindent 4 }}
+    app.kubernetes.io/component: store
+spec:
+  automountServiceAccountToken: false
+  {{- if .Values.priorityClass.create }}
+  priorityClassName: {{ include "kvstore.name" . }}-{{ .Release.Namespace }}
+  {{- end }}
+  {{- with .Values.imagePullSecrets }}
+  imagePullSecrets: {{ toJson . }}
+  {{- end }}
+  {{- with .Values.store.nodeSelector }}
+  nodeSelector: {{ toJson . }}
+  {{- end }}
+  {{- with .Values.store.tolerations }}
+  tolerations: {{ toJson . }}
+  {{- end }}
+  {{- with .Values.store.affinity }}
+  affinity: {{ toJson . }}
+  {{- end }}
+  terminationGracePeriodSeconds: {{ .Values.store.terminationGracePeriodSeconds }}
+  {{- if ne .Values.mode "daemonset" }}
+  topologySpreadConstraints:
+  {{- range $key, $when := dict "kubernetes.io/hostname" "DoNotSchedule" "topology.kubernetes.io/zone" "ScheduleAnyway" }}
+  - maxSkew: 1
+    topologyKey: {{ $key }}
+    whenUnsatisfiable: {{ $when }}
+    labelSelector:
+      matchLabels:
+        {{- include "kvstore.selector" $ | nindent 8 }}
+        app.kubernetes.io/component: store
+  {{- end }}
+  {{- end }}
+  securityContext:
+    {{- include "kvstore.podSecurity" . | nindent 4 }}
+  {{- if and .Values.shm.enabled .Values.shm.createFolder }}
+  initContainers:
+  - name: socket-folder
+    image: {{ include "kvstore.image" . }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: [install, -d, -g, {{ .Values.shm.group | quote }}, -m, "2775", {{ .Values.shm.hostPath }}]
+    resources:
+      requests: {cpu: 1, memory: 64Mi}
+      limits: {cpu: 1, memory: 64Mi}
+    securityContext:
+      runAsNonRoot: false
+      runAsUser: 0
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities: {drop: [ALL], add: [CHOWN, FOWNER, FSETID]}
+    volumeMounts:
+    - {name: sockets, mountPath: {{ .Values.shm.hostPath }}}
+  {{- end }}
+  containers:
+  - name: store
+    image: {{ include "kvstore.image" . }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command:
+    - kvstore-node
+    - --config=/etc/kvstore/node.json
+    - --advertise-host=$(POD_IP)
+    - --label=host=$(NODE_NAME)
+    {{- if eq .Values.mode "daemonset" }}
+    - --node-id=$(NODE_NAME)
+    {{- end }}
+    env:
+    - name: POD_IP
+      valueFrom: {fieldRef: {fieldPath: status.podIP}}
+    - name: NODE_NAME
+      valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+    ports:
+    - {name: block, containerPort: 50061}
+    - {name: http, containerPort: 9081}
+    startupProbe:
+      httpGet: {path: /healthz, port: http}
+      periodSeconds: 2
+      failureThreshold: 300
+    readinessProbe:
+      httpGet: {path: /readyz, port: http}
+      periodSeconds: 2
+      timeoutSeconds: 2
+    livenessProbe:
+      httpGet: {path: /healthz, port: http}
+      periodSeconds: 10
+      timeoutSeconds: 5
+      failureThreshold: 6
+    lifecycle:
+      preStop:
+        sleep: {seconds: 1}
+    resources:
+      requests: {cpu: {{ .Values.store.cpu }}, memory: {{ include "kvstore.limitMib" . }}Mi}
+      limits: {cpu: {{ .Values.store.cpu }}, memory: {{ include "kvstore.limitMib" . }}Mi}
+    securityContext:
+      {{- include "kvstore.containerSecurity" . | nindent 6 }}
+    volumeMounts:
+    - {name: config, mountPath: /etc/kvstore, readOnly: true}
+    - {name: tokens, mountPath: /etc/kvstore-tokens, readOnly: true}
+    - {name: segments, mountPath: /segments}
+    {{- if .Values.nvme.enabled }}
+    - {name: nvme, mountPath: /nvme}
+    {{- end }}
+    {{- if .Values.shm.enabled }}
+    - {name: sockets, mountPath: {{ .Values.shm.hostPath }}}
+    {{- end }}
+  volumes:
+  - name: config
+    configMap: {name: {{ include "kvstore.name" . }}-store}
+  - name: tokens
+    secret: {secretName: {{ .Values.tokens.secretName }}, defaultMode: 0400}
+  - name: segments
+    emptyDir: {medium: Memory, sizeLimit: {{ include "kvstore.roomMib" . }}Mi}
+  {{- if .Values.nvme.enabled }}
+  - name: nvme
+    hostPath: {path: {{ .Values.nvme.hostPath }}, type: Directory}
+  {{- end }}
+  {{- if .Values.shm.enabled }}
+  - name: sockets
+    hostPath: {path: {{ .Values.shm.hostPath }}, type: {{ ternary "DirectoryOrCreate" "Directory" .Values.shm.createFolder }}}
+  {{- end }}
+{{- end -}}
