@@ -114,6 +114,18 @@ def start(cluster: Cluster, file: GroupFile, node_id: str, wait: bool = True) ->
     )
 
 
+def wait_moved(cluster: Cluster, address: str) -> None:
+    """Wait until both nodes are registered there."""
+    line = f"registered master={address}"
+    wait_for(lambda: cluster.logs().count(line) >= 2, f"nodes to move to {address}", 20)
+
+
+def wait_more(operations: Callable[[], int]) -> None:
+    """Let some requests pass under what is in effect now."""
+    enough = operations() + 50
+    wait_for(lambda: operations() >= enough, "requests to go on", 30)
+
+
 def masters_of(node: Daemon) -> list[str]:
     masters: list[str] = ready(node)[1]["discovery"]["masters"]
     return masters
@@ -133,10 +145,8 @@ def test_nodes_follow_the_file_under_load(cluster: Cluster, file: GroupFile) -> 
             for node, count in zip(nodes, before, strict=True):
                 wait_reload(node, "applied", count)
                 assert masters_of(node) == [f"{host}:{port}"]
-            registered = f"registered master={host}:{port}"
-            wait_for(lambda r=registered: cluster.logs().count(r) >= 2, "nodes to move", 20)
-            enough = operations() + 50
-            wait_for(lambda e=enough: operations() >= e, "requests to go on", 30)
+            wait_moved(cluster, f"{host}:{port}")
+            wait_more(operations)
     assert len(kept) > 100
     for key in kept:
         assert stores[0].get(key) == proof(key, PAGE_BYTES), f"{key} was lost"

@@ -153,7 +153,7 @@ def test_wrong_keys_are_refused(values: dict[str, str], said: str) -> None:
         assert said in str(caught.value)
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "no YAML": ("a: [", "not YAML: while parsing"),
     "binary": (b"\x00\x01\xff", "not YAML"),
     "no UTF-8": (b"a: \xff\xfe", "not YAML"),
