@@ -214,23 +214,24 @@ def _token(path: str, container: Object, pod: Pod) -> Iterator[str]:
         yield f"Secret {secret.get('secretName')}: defaultMode must be 0400, or the file is refused"
 
 
-def _room(settings: NodeConfig) -> int:
-    """Bytes that the folder of the segment takes at most."""
+def room(settings: NodeConfig) -> int:
+    """Bytes that the folder of a segment takes at most."""
     return int(settings.segment_size * (1 + 2 * INDEX_SHARE)) + SLOT_BYTES
 
 
 def _memory(settings: NodeConfig, container: Object, pod: Pod) -> Iterator[str]:
-    room = _room(settings)
+    needed = room(settings)
     empty = _volume(settings.directory(), container, pod).get("emptyDir") or {}
     if empty.get("medium") != "Memory":
         yield f"segment_dir {settings.directory()} is on no emptyDir of medium Memory"
     size = quantity(empty.get("sizeLimit"))
-    if size is not None and size < room:
-        yield f"sizeLimit {empty['sizeLimit']} is below the segment and two indexes ({_mib(room)})"
+    if size is not None and size < needed:
+        given = empty["sizeLimit"]
+        yield f"sizeLimit {given} is below the segment and two indexes ({_mib(needed)})"
     limit = quantity((container.get("resources") or {}).get("limits", {}).get("memory"))
-    if limit is not None and limit < room + PROCESS_BYTES:
-        needed = _mib(room + PROCESS_BYTES)
-        yield f"memory limit is below segment, two indexes and 1 GiB for the process ({needed})"
+    if limit is not None and limit < needed + PROCESS_BYTES:
+        least = _mib(needed + PROCESS_BYTES)
+        yield f"memory limit is below segment, two indexes and 1 GiB for the process ({least})"
 
 
 def _mib(size: int) -> str:

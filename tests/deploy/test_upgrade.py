@@ -32,7 +32,9 @@ class Kubernetes:
         self.bin = folder / "bin"
         self.bin.mkdir()
         kubectl = self.bin / "kubectl"
-        kubectl.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{STAND_IN}" "{self.file}" "$@"\n')
+        kubectl.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -I -S "{STAND_IN}" "{self.file}" "$@"\n'
+        )
         kubectl.chmod(0o755)
         pods = {
             name: {"place": f"uid-{name} host 10.0.0.1", "restarts": 0, "image": OLD, "ready": True}

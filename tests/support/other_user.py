@@ -20,7 +20,7 @@ GROUP = 54321
 """Neither needs an entry in the user database."""
 
 # Writes and reads an object with two stores, many times; prints what it saw and what was logged.
-_CLIENT = """
+CLIENT = """
 import json, logging, os, sys
 import kvstore
 
@@ -65,7 +65,7 @@ def run_client(
         options: of kvstore.connect.
     """
     identity = [] if user is None else [user, *groups]
-    command = [sys.executable, "-c", _CLIENT, address, key]
+    command = [sys.executable, "-c", CLIENT, address, key]
     command += [json.dumps(options), json.dumps(identity)]
     if shell:
         command = ["unshare", "-m", "-p", "-f", "sh", "-ec", f'{shell}\nexec "$@"', "sh", *command]
