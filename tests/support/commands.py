@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = frozenset(
     {
         *("apt-get", "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git"),
-        *("kubectl", "ls", "ninja", "pip", "pytest", "reboot", "ruff", "sudo"),
+        *("grep", "helm", "install", "kubectl", "ls", "ninja", "pip", "pytest", "reboot", "ruff", "sudo"),
         *("systemctl", "ucx_info", "vllm"),
     }
 )
@@ -140,7 +140,7 @@ def _check_python(arguments: list[str], whole: bool) -> list[str]:
 def _check_module(module: str, arguments: list[str], whole: bool) -> list[str]:
     if module == "pytest":
         return _check_pytest(arguments)
-    if module.split(".")[0] not in {"bench", "kvstore", "tests"}:
+    if module.split(".")[0] not in {"bench", "deploy", "kvstore", "tests"}:
         return []
     if module == "kvstore.compat.mooncake":  # what follows is another program's
         return []

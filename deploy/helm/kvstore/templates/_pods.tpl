@@ -32,6 +32,9 @@ spec:
     image: {{ include "kvstore.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
     command: [kvstore-master, --config=/etc/kvstore/master.json]
+    env:
+    # For kvstore, the operator's tool: kubectl exec … -- kvstore nodes
+    - {name: KVSTORE_TOKEN_FILE, value: /etc/kvstore-operator/token}
     ports:
     - {name: block, containerPort: 50051}
     - {name: grpc, containerPort: 50052}
@@ -60,12 +63,15 @@ spec:
     volumeMounts:
     - {name: config, mountPath: /etc/kvstore, readOnly: true}
     - {name: tokens, mountPath: /etc/kvstore-tokens, readOnly: true}
+    - {name: operator, mountPath: /etc/kvstore-operator, readOnly: true}
     - {name: data, mountPath: /var/lib/kvstore}
   volumes:
   - name: config
     configMap: {name: {{ include "kvstore.name" . }}-master}
   - name: tokens
     secret: {secretName: {{ .Values.tokens.secretName }}, defaultMode: 0400}
+  - name: operator
+    secret: {secretName: {{ .Values.tokens.operatorSecretName }}, defaultMode: 0400, optional: true}
   {{- if eq .Values.mode "rbg" }}
   - name: data
     persistentVolumeClaim: {claimName: {{ include "kvstore.name" . }}-master}
