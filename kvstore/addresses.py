@@ -51,10 +51,12 @@ def is_host(text: str) -> bool:
 
 
 def is_host_and_port(text: str) -> bool:
-    """Say whether `text` is HOST:PORT, both of which could be."""
+    """Say whether `text` is HOST:PORT, or [IPv6]:PORT, both of which could be."""
     host, _, port = text.rpartition(":")
-    named = bool(host) and is_host(host) and port.isascii() and port.isdigit()
-    return named and 0 < int(port[:6]) < 65536
+    is_number = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
+    if host.startswith("[") and host.endswith("]"):
+        return is_number and _is_ipv6(host[1:-1])
+    return is_number and bool(host) and ":" not in host and is_host(host)
 
 
 def _is_ipv6(host: str) -> bool:

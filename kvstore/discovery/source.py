@@ -100,7 +100,7 @@ class Discovery:
         host, _, port = settings.discovery_name.rpartition(":")
         now_ms = clock.monotonic_ms()
         if not self._resolved or now_ms - self._resolved_ms >= _RESOLVE_MS:
-            found = names.resolve(host, int(port))
+            found = names.resolve(host.strip("[]"), int(port))
             self._resolved_ms = now_ms
             if found:
                 self._resolved = found

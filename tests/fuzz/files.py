@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 
 from kvstore import config, security
+from kvstore.addresses import is_host_and_port
 from kvstore.compat.mooncake.settings import MooncakeConfig, read_file, settings
 from kvstore.config import MasterConfig, NodeConfig
+from kvstore.discovery.source import Discovery
 from kvstore.errors import InvalidArgumentError
 from kvstore.master import state_export
 from kvstore.node import domains
@@ -69,6 +71,19 @@ def token_file(raw: bytes) -> None:
         security.load_node_identity(path, "node")
     except InvalidArgumentError as error:
         assert str(path) in str(error)
+
+
+def discovery_file(raw: bytes) -> None:
+    """The file in which RBG lists a group: what is accepted completes a node's configuration."""
+    path = str(_written(raw))
+    given = config.load(NodeConfig, None, {"discovery_file": path, "advertise_host": "a"})
+    try:
+        completed = Discovery().complete(given)
+    except InvalidArgumentError as error:
+        assert path in str(error) and "\n" not in str(error)
+        return
+    assert completed.addresses() and completed.addresses() != given.addresses()
+    assert all(is_host_and_port(address) for address in completed.addresses())
 
 
 def trace_file(raw: bytes) -> None:

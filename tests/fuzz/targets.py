@@ -16,6 +16,7 @@ CORPUS = Path(__file__).parent / "corpus"
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "config_file": files.config_file,
     "token_file": files.token_file,
+    "discovery_file": files.discovery_file,
     "trace_file": files.trace_file,
     "mooncake_config": files.mooncake_config,
     "state_file": files.state_file,

@@ -17,7 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 OTHERS = frozenset(
     {
         *("apt-get", "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git"),
-        *("grep", "helm", "install", "kubectl", "ls", "ninja", "pip", "pytest", "reboot", "ruff", "sudo"),
+        *(
+            "grep",
+            "helm",
+            "install",
+            "kubectl",
+            "ls",
+            "ninja",
+            "pip",
+            "pytest",
+            "reboot",
+            "ruff",
+            "sudo",
+        ),
         *("systemctl", "ucx_info", "vllm"),
     }
 )
