@@ -48,15 +48,21 @@ def parse(text: str, where: str) -> list[Object]:
         raise ManifestError(f"{where}: {said}") from None
     found: list[Object] = []
     for number, one in enumerate(documents, 1):
-        if isinstance(one, dict) and one.get("kind") == "List":
-            found += one.get("items") or []
-            continue
-        metadata = one.get("metadata") if isinstance(one, dict) else None
-        if not isinstance(metadata, dict) or not one.get("kind") or not one.get("apiVersion"):
-            raise ManifestError(f"{where}: document {number} is no object of Kubernetes")
-        if not metadata.get("name"):
-            raise ManifestError(f"{where}: document {number} ({one['kind']}) has no name")
-        found.append(one)
+        items = one.get("items") if isinstance(one, dict) and one.get("kind") == "List" else [one]
+        for item in items if isinstance(items, list) else [items]:
+            found.append(_object(item, f"{where}: document {number}"))
+    return found
+
+
+def _object(one: Any, where: str) -> Object:
+    """Refuse what has no kind, version and name: whatever else is wrong is the schemas' part."""
+    found: Object = one if isinstance(one, dict) else {}
+    names = [found.get(key) for key in ("apiVersion", "kind")]
+    metadata = found.get("metadata")
+    if not all(isinstance(name, str) and name for name in names) or not isinstance(metadata, dict):
+        raise ManifestError(f"{where} is no object of Kubernetes")
+    if not isinstance(metadata.get("name"), str) or not metadata["name"]:
+        raise ManifestError(f"{where} ({found['kind']}) has no name")
     return found
 
 
@@ -83,6 +89,14 @@ def _kustomized(folder: Path, above: tuple[Path, ...]) -> list[Object]:
         raise ManifestError(f"{file}: names itself")
     if not file.is_file():
         raise ManifestError(f"{folder}: has no {_KUSTOMIZATION}; name its files")
+    try:
+        return _built(folder, file, above)
+    except (AttributeError, KeyError, OSError, TypeError, yaml.YAMLError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ManifestError(f"{file}: not understood: {said}") from None
+
+
+def _built(folder: Path, file: Path, above: tuple[Path, ...]) -> list[Object]:
     loaded = yaml.safe_load(file.read_text())
     if not isinstance(loaded, dict) or set(loaded) - _KEYS:
         raise ManifestError(f"{file}: understood are only {', '.join(sorted(_KEYS))}")

@@ -53,15 +53,24 @@ def validate(documents: list[Object], schemas: Schemas, level: str = "privileged
         level: Pod Security level of namespaces that are not among the objects.
 
     Returns:
-        What is wrong, in the order of the objects. Rules are checked only where schemas agree.
+        What is wrong. Rules are checked only once the schemas find nothing.
     """
-    broken = {}
-    for one in documents:
-        broken[id(one)] = [Problem(name_of(one), text) for text in schemas.problems(one)]
-    found = [problem for problems in broken.values() for problem in problems]
+    found = [Problem(name_of(one), text) for one in documents for text in schemas.problems(one)]
     if found:
         return found
-    objects = Objects(documents)
+    unchecked = [one for one in documents if schemas.skips(one)]
+    try:
+        return _by_rules(Objects(documents), schemas, level)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not unchecked:
+            raise
+        # The rules rely on a shape that no schema has checked.
+        why = f"has another shape than its kind ({type(error).__name__}: {error}); "
+        return [Problem(name_of(one), why + schemas.skips(one)) for one in unchecked]
+
+
+def _by_rules(objects: Objects, schemas: Schemas, level: str) -> list[Problem]:
+    found: list[Problem] = []
     for pod in objects.pods:
         found += _pod(pod, objects, schemas, level)
     for check in (references.check, groups.check):

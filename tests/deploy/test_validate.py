@@ -492,6 +492,10 @@ def test_a_cache_in_an_init_container_is_refused(schemas: Schemas) -> None:
         ("kind: A", "document 1 is no object of Kubernetes"),
         ("apiVersion: v1\nkind: Pod\nmetadata: 1", "document 1 is no object"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {labels: {a: b}}", "document 1 (Pod) has no name"),
+        ("apiVersion: v1\nkind: [Pod]\nmetadata: {name: a}", "document 1 is no object"),
+        ("kind: List\nitems: [1]", "document 1 is no object"),
+        ("kind: List\nitems: 1", "document 1 is no object"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: 1}", "document 1 (Pod) has no name"),
         ("a: 1\na: 2", "key 'a' stands there twice"),
         ("[" * 2000, "recursion"),
     ],
@@ -508,6 +512,10 @@ def test_what_is_no_manifest_is_said(text: str, said: str) -> None:
         ("generators: []", "understood are only"),
         ("resources: [../store.yaml]", "takes no file outside of its folder"),
         ("resources: [.]", "names itself"),
+        ("resources: [a.yaml]\npatches: [{target: {kind: Secret}}]", "not understood: KeyError"),
+        ("resources: 1", "not understood: TypeError"),
+        ("a: [", "not understood: ParserError"),
+        ("resources: [a.yaml]\npatches: [{path: b.yaml}]", "not understood: FileNotFoundError"),
         ("resources: [a.yaml]\npatches: [{target: {kind: Pod}, patch: a}]", "finds no object"),
         (
             "resources: [a.yaml]\npatches: [{target: {kind: Secret}, "
@@ -522,6 +530,15 @@ def test_a_wrong_kustomization_is_said(tmp_path: Path, kustomization: str, said:
     with pytest.raises(ManifestError, match=r"kustomization\.yaml: ") as caught:
         read(tmp_path)
     assert said in str(caught.value)
+
+
+def test_without_schemas_another_shape_is_a_sentence(tmp_path: Path) -> None:
+    group = "apiVersion: workloads.x-k8s.io/v1alpha2\nkind: RoleBasedGroup\nmetadata: {name: a}\n"
+    for spec in ("spec: {roles: [1]}", "spec: {roles: 1}", "spec: 1", ""):
+        documents = parse(group + spec, "a")
+        (found,) = tool.validate(documents, Schemas(tool.KUBERNETES, [tmp_path]))
+        assert "has another shape" in found.sentence
+        assert "no CRDs of workloads.x-k8s.io" in found.sentence
 
 
 def test_the_command_says_what_it_did_not_check(tmp_path: Path) -> None:
