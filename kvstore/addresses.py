@@ -46,7 +46,7 @@ def masters_of(address: str | Sequence[str], name: str = "address") -> list[str]
 def is_host(text: str) -> bool:
     """Say whether `text` is an IP address, or could be a name that resolves to one."""
     if ":" in text:
-        return "%" not in text and _is_ipv6(text)
+        return _is_ipv6(text)
     return re.fullmatch(r"[^\s\[\]/@]*", text) is not None
 
 

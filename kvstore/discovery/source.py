@@ -17,7 +17,7 @@ from kvstore import clock, config
 from kvstore.config import CommonConfig, MasterConfig, NodeConfig
 from kvstore.discovery import group, names
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_CONFIG_BYTES
+from kvstore.limits import MAX_CONFIG_BYTES, MAX_LABELS
 from kvstore.logging import EventLogger, Recurring
 from kvstore.options import read_file
 
@@ -73,8 +73,7 @@ class Discovery:
         if not fields["advertise_host"]:
             values["advertise_host"] = _announced(settings, about, by)
         if isinstance(settings, NodeConfig):
-            labels = {key: about[key] for key in ("group", "role", "index") if about.get(key)}
-            values["labels"] = {**labels, **settings.labels}
+            values["labels"] = _with_room({**about, **settings.labels}, settings)
         try:
             completed = msgspec.convert(fields | values, type(settings))
         except (msgspec.ValidationError, ValueError) as error:
@@ -126,6 +125,11 @@ class Discovery:
         except OSError as error:
             return f"unreadable: {error.strerror}"
         return f"rbg {hashlib.sha256(raw).hexdigest()}"
+
+
+def _with_room(labels: dict[str, str], settings: NodeConfig) -> dict[str, str]:
+    """Return the labels, or those of the configuration alone if there is no room for more."""
+    return labels if len({"host", *labels}) <= MAX_LABELS else settings.labels
 
 
 def _wants_masters(settings: CommonConfig) -> bool:

@@ -71,6 +71,14 @@ def test_a_node_takes_masters_role_and_labels(file: Path, monkeypatch: pytest.Mo
     assert discovery.found == {"by": "rbg", **about, "masters": masters}
 
 
+def test_labels_that_do_not_fit_are_left_out(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RBG_GROUP_NAME", "pd")
+    for count, added in ((14, {"group": "pd"}), (15, {})):
+        labels = {f"label-{i}": "x" for i in range(count)}
+        made = Discovery().complete(node(discovery_file=str(file), labels=labels))
+        assert made.labels == {**labels, **added}
+
+
 def test_without_service_ports_the_default_port_is_taken(file: Path) -> None:
     made = Discovery().complete(node(discovery_file=str(file), discovery_role="store"))
     assert made.addresses() == [f"pd-store-{i}.s-pd-store:50051" for i in (0, 1)]
