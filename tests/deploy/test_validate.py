@@ -60,6 +60,17 @@ BUDGET = "  minAvailable: 2\n"
 POLICY = "kind: CoordinatedPolicy\nmetadata:\n  name: sglang-pd\n"
 SERVICE = "kind: Service\nmetadata:\n  name: kvstore\n"
 
+MONITOR = "apiVersion: monitoring.coreos.com/v1\n"
+AUTOSCALER = """\
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: store, namespace: kvstore}
+spec:
+  maxReplicas: 9
+  scaleTargetRef: {apiVersion: workloads.x-k8s.io/v1alpha2, kind: KIND, name: kvstore-store}
+---
+"""
+
 # The first fifteen are those that the project was asked to find.
 MUTANTS = {
     "liveness successThreshold": Mutant(
@@ -380,6 +391,24 @@ MUTANTS = {
         "kind: ServiceAccount\nmetadata:\n  name: sglang-router",
         "kind: ServiceAccount\nmetadata:\n  name: router",
         "there is no ServiceAccount sglang-router",
+    ),
+    "autoscaler of no adapter": Mutant(
+        STORE,
+        MONITOR,
+        AUTOSCALER.replace("KIND", "RoleBasedGroupScalingAdapter") + MONITOR,
+        "kvstore-store is no adapter: <rbg>-<role> of a role with scalingAdapter.enable",
+    ),
+    "autoscaler of a group": Mutant(
+        STORE,
+        MONITOR,
+        AUTOSCALER.replace("KIND", "RoleBasedGroup") + MONITOR,
+        "a RoleBasedGroup has no scale",
+    ),
+    "network of the machine": Mutant(
+        VLLM,
+        "      priorityClassName: vllm-cache\n",
+        "      priorityClassName: vllm-cache\n      hostNetwork: true\n",
+        "hostNetwork is not admitted at the Pod Security level baseline",
     ),
     "StatefulSet without names": Mutant(
         VLLM, "clusterIP: None", "clusterIP: 10.0.0.1", "'cache-pods' is no headless Service here"
