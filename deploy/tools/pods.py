@@ -32,6 +32,7 @@ def check(pod: Pod, objects: Objects) -> Iterator[str]:
     for name in sorted(str(name) for name in names - used):
         yield f"volumes: {name} is mounted by no container"
     yield from _spread(pod)
+    yield from _in_place(pod)
     yield from _named(pod, objects)
 
 
@@ -189,6 +190,17 @@ def _spread(pod: Pod) -> Iterator[str]:
         selector = (one.get("labelSelector") or {}).get("matchLabels") or {}
         if any(pod.labels.get(key) != value for key, value in selector.items()) or not selector:
             yield "topologySpreadConstraints: its labelSelector does not find the pod itself"
+
+
+def _in_place(pod: Pod) -> Iterator[str]:
+    """RBG never changes an init container in place: an image that both have makes new pods."""
+    images = {c.get("image") for c in pod.spec.get("containers") or []}
+    for container in pod.spec.get("initContainers") or []:
+        if pod.in_place and container.get("image") in images:
+            yield (
+                f"init container {container.get('name')} has the image of a container: where both "
+                "change, RBG makes new pods"
+            )
 
 
 def _named(pod: Pod, objects: Objects) -> Iterator[str]:

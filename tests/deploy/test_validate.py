@@ -355,6 +355,9 @@ MUTANTS = {
         "      rbg.workloads.x-k8s.io/role-inplace-scheduling: Prefered\n",
         "must be Preferred or Required",
     ),
+    "init container that changes with the store": Mutant(
+        PD, "image: busybox:1.37.0", "image: kvstore:0.1.0", "where both change, RBG makes new pods"
+    ),
     "policy for no role": Mutant(
         PD,
         "roles: [prefill, decode]",

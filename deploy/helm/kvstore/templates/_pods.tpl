@@ -117,8 +117,9 @@ spec:
     {{- include "kvstore.podSecurity" . | nindent 4 }}
   {{- if and .Values.shm.enabled .Values.shm.createFolder }}
   initContainers:
+  # Not the store's image: that of an init container never changes in place, so it has to stay.
   - name: socket-folder
-    image: {{ include "kvstore.image" . }}
+    image: {{ .Values.shm.folderImage }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
     command: [install, -d, -g, {{ .Values.shm.group | quote }}, -m, "2775", {{ .Values.shm.hostPath }}]
     resources:
