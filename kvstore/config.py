@@ -120,11 +120,7 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = ""
 
     def check_discovery(self) -> None:
-        """Refuse discovery without what it needs.
-
-        Raises:
-            ValueError: A name is missing or wrong.
-        """
+        """Refuse discovery without what it needs; raises ValueError."""
         if self.discovery_name and not is_host_and_port(self.discovery_name):
             raise ValueError("`discovery_name` must be HOST:PORT")
         if self.discovery == "dns" and not self.discovery_name:
