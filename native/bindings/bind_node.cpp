@@ -19,6 +19,7 @@
 #include "net/channel.h"
 #include "node/node_core.h"
 #include "node_options.h"
+#include "segment_files.h"
 #include "server_values.h"
 
 namespace nb = nanobind;
@@ -26,16 +27,6 @@ using namespace nb::literals;
 
 namespace kvstore {
 namespace {
-
-// A node's folder, from before its registration until a NodeCore takes it: the files of each
-// domain.
-struct PySegmentFiles {
-    explicit PySegmentFiles(std::vector<std::unique_ptr<StoreFiles>> opened)
-        : files(std::move(opened)) {}
-    PySegmentFiles(PySegmentFiles&&) = default;
-
-    std::vector<std::unique_ptr<StoreFiles>> files;
-};
 
 // The native node until close(); then nothing, and every call says so.
 class PyNode {
@@ -409,44 +400,9 @@ nb::dict beginning(PyNode& self) {
     return out;
 }
 
-void open_files(PySegmentFiles* self, const std::string& directory,
-                const std::vector<std::string>& domains, bool discard_foreign) {
-    const auto open = [&](const std::string& domain) {
-        const GilReleased release;
-        return StoreFiles::open({directory, domain, discard_foreign});
-    };
-    std::vector<std::unique_ptr<StoreFiles>> files;
-    for (const std::string& domain : domains) {
-        files.push_back(value_or_raise(open(domain)));
-    }
-    // The folder is this process's now.
-    StoreFiles::remove_other_domains(directory, domains);
-    new (self) PySegmentFiles{std::move(files)};
-}
-
 std::pair<std::string, std::string> start(PyNode& self) {
     NodeEndpoints bound = value_or_raise(self.run([](NodeCore& core) { return core.start(); }));
     return {std::move(bound.tcp), std::move(bound.unix_socket)};
-}
-
-void bind_segment_files(nb::module_& module) {
-    nb::class_<PySegmentFiles>(
-        module, "SegmentFiles",
-        "A node's folder: locked, with what an earlier life of the node has left in it.")
-        .def("__init__", &open_files, "directory"_a, "domains"_a = std::vector<std::string>(1),
-             nb::kw_only(), "discard_foreign"_a = false,
-             "Raises UnavailableError when another process owns the folder, VersionMismatchError "
-             "when another format wrote it (unless it may be discarded).")
-        .def_prop_ro(
-            "kept_epoch",
-            [](const PySegmentFiles& self) {
-                uint32_t epoch = 0;
-                for (const auto& one : self.files) {
-                    epoch = std::max(epoch, one->kept_epoch());
-                }
-                return epoch;
-            },
-            "Epoch of the life that wrote what is there; 0 for nothing.");
 }
 
 void bind_settings(nb::class_<PyNode>& node) {
@@ -509,6 +465,21 @@ void bind_processes(nb::class_<PyNode>& node) {
             "domain"_a, "That process has ended: to be called once it was waited for.");
 }
 
+void bind_sessions(nb::class_<PyNode>& node) {
+    node.def(
+            "sessions",
+            [](PyNode& self) {
+                return sessions_from(self.run([](NodeCore& core) { return core.sessions(); }));
+            },
+            "Sessions of the block port, the link to the master among them.")
+        .def(
+            "end_sessions",
+            [](PyNode& self, const std::vector<uint64_t>& ids, const std::string& reason) {
+                return self.run([&](NodeCore& core) { return core.end_sessions(ids, reason); });
+            },
+            "ids"_a, "reason"_a, "End sessions; how many there were.");
+}
+
 void bind_state(nb::class_<PyNode>& node) {
     node.def(
             "link_state",
@@ -540,18 +511,6 @@ void bind_state(nb::class_<PyNode>& node) {
                 }));
             },
             "Check the store's books; for tests.")
-        .def(
-            "sessions",
-            [](PyNode& self) {
-                return sessions_from(self.run([](NodeCore& core) { return core.sessions(); }));
-            },
-            "Sessions of the block port, the link to the master among them.")
-        .def(
-            "end_sessions",
-            [](PyNode& self, const std::vector<uint64_t>& ids, const std::string& reason) {
-                return self.run([&](NodeCore& core) { return core.end_sessions(ids, reason); });
-            },
-            "ids"_a, "reason"_a, "End sessions; how many there were.")
         .def("take_spans", &take_spans,
              "Spans of traced requests since the last call: (trace id, parent's id, id, kind, "
              "beginning and length in µs, keys, found, bytes).")
@@ -601,6 +560,7 @@ void bind_node(nb::module_& module) {
              "nobody else calls.");
     bind_settings(node);
     bind_processes(node);
+    bind_sessions(node);
     bind_state(node);
 
     module.def("probe_master", &probe_master, "address"_a, nb::kw_only(), "role"_a,
