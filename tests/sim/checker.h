@@ -134,6 +134,7 @@ class Checker {
     bool undisturbed(const Moment& begun, const Moment& now) const;
     // Whether the directory has the key for readers now.
     bool is_listed(const KeyName& name);
+    bool is_unannounced(const KeyName& name);
     std::vector<Held> stores(const KeyName* only);
     void check_stores(const std::vector<Held>& held);
     void check_directory();

@@ -7,6 +7,16 @@
 #include "base/mutation.h"
 
 namespace kvstore {
+namespace {
+
+// Where a replica is recorded that cannot be read, its node may show it to clients of its host: an
+// announcement of another version waits for that node.
+bool is_first(bool upsert, const ObjectPlace& found) {
+    return !upsert && found.code != Code::kOk && found.reason != MissReason::kNodeDown &&
+           found.reason != MissReason::kExpired;
+}
+
+}  // namespace
 
 void ClaimTable::claim(const DirectoryEpoch& ns, std::span<const ClaimRequest> requests,
                        uint64_t deadline_ms, std::vector<ClaimAnswer>& out) {
@@ -41,7 +51,7 @@ void ClaimTable::claim_one(const DirectoryEpoch& ns, const ClaimRequest& request
         }
         at = entries_.emplace(name.view(), Entry{.ns = &ns, .holder = {}, .waiters = {}}).first;
         if (!directory_.rebuilding()) {
-            return grant(at, waiter, out);
+            return grant(at, waiter, is_first(request.upsert, found), out);
         }
     }
     if (waiting_ >= kMaxWaiting) {
@@ -65,14 +75,26 @@ void ClaimTable::end_wait(const Waiter& waiter, Code code, Version version,
     out.push_back({waiter.link, waiter.claim_id, code, version});
 }
 
-void ClaimTable::grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out) {
+void ClaimTable::set_first(Entry& entry, bool first) {
+    unannounced_.fetch_add(uint64_t{first} - uint64_t{entry.first}, std::memory_order_release);
+    entry.first = first;
+}
+
+ClaimTable::Entries::iterator ClaimTable::erase(Entries::iterator at) {
+    set_first(at->second, false);
+    return entries_.erase(at);
+}
+
+void ClaimTable::grant(Entries::iterator at, const Waiter& to, bool first,
+                       std::vector<ClaimAnswer>& out) {
     Entry& entry = at->second;
+    set_first(entry, first);
     entry.holder = to;
     entry.version = directory_.next_version();
     entry.limbo = false;
     links_[to.link][to.claim_id] = &at->first;
     ++stats_.total_granted;
-    out.push_back({to.link, to.claim_id, Code::kOk, entry.version});
+    out.push_back({to.link, to.claim_id, Code::kOk, entry.version, first});
 }
 
 void ClaimTable::forget(LinkId link, uint64_t claim_id) {
@@ -106,13 +128,14 @@ void ClaimTable::published(Entries::iterator at, Version version, std::vector<Cl
             entry.waiters.push_back(waiter);
         } else {
             --waiting_;
-            grant(at, waiter, out);
+            grant(at, waiter, false, out);
             granted = true;
         }
     }
     if (entry.waiters.empty() && !granted) {
-        entries_.erase(at);
+        erase(at);
     } else if (!granted) {
+        set_first(entry, false);
         entry.version = 0;  // parked until the rebuild has finished
     }
 }
@@ -122,6 +145,7 @@ void ClaimTable::pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) {
     if (entry.version != 0 && !entry.limbo) {
         forget(entry.holder.link, entry.holder.claim_id);
     }
+    set_first(entry, false);
     entry.version = 0;
     entry.limbo = false;
     if (directory_.rebuilding() && !entry.waiters.empty()) {
@@ -138,14 +162,15 @@ void ClaimTable::pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) {
         }
         --waiting_;
         ++stats_.total_inherited;
-        return grant(at, first, out);
+        return grant(at, first, is_first(first.upsert, found), out);
     }
-    entries_.erase(at);
+    erase(at);
 }
 
 void ClaimTable::settle(const DirectoryEpoch& ns, std::string_view key, Version version,
                         bool was_published, std::vector<ClaimAnswer>& out) {
     const MutexLock lock(mutex_);
+    settled_.fetch_add(1, std::memory_order_release);
     const auto at = entries_.find(NsKey(ns.ref, key).view());
     if (at == entries_.end()) {
         return;
@@ -194,7 +219,7 @@ void ClaimTable::abandon(LinkId link, std::span<const uint64_t> claim_ids,
         }
         forget(link, claim_id);
         if (at->second.version == 0 && at->second.waiters.empty()) {
-            entries_.erase(at);
+            erase(at);
         }
     }
 }
@@ -209,6 +234,30 @@ NodeNumber ClaimTable::removed(const DirectoryEpoch& ns, std::string_view key, V
     const NodeNumber node = at->second.holder.node;
     pass_on(at, out);
     return node;
+}
+
+std::vector<LinkId> ClaimTable::unannounced(const DirectoryEpoch& ns,
+                                            std::span<const std::string_view> keys) const {
+    std::vector<LinkId> links;
+    const auto add = [&](const Entry& entry) {
+        if (entry.first && !entry.limbo && entry.ns == &ns &&
+            std::ranges::find(links, entry.holder.link) == links.end()) {
+            links.push_back(entry.holder.link);
+        }
+    };
+    const MutexLock lock(mutex_);
+    for (const std::string_view key : keys) {
+        const auto at = entries_.find(NsKey(ns.ref, key).view());
+        if (at != entries_.end()) {
+            add(at->second);
+        }
+    }
+    if (keys.empty()) {
+        for (const auto& [name, entry] : entries_) {
+            add(entry);
+        }
+    }
+    return links;
 }
 
 bool ClaimTable::has_claim(const DirectoryEpoch& ns, std::string_view key) const {
@@ -242,7 +291,7 @@ void ClaimTable::flushed(const DirectoryEpoch& old_epoch, std::vector<ClaimAnswe
         if (entry.version != 0 && !entry.limbo) {
             forget(entry.holder.link, entry.holder.claim_id);
         }
-        at = entries_.erase(at);
+        at = erase(at);
     }
 }
 
@@ -256,13 +305,13 @@ void ClaimTable::link_lost(LinkId link) {
         const auto at = entries_.find(*key);
         if (!drop_waiter(at, link, claim_id)) {
             if (!KV_GUARD("limbo", true) && at->second.waiters.empty()) {
-                entries_.erase(at);  // as if the link's loss were its node's death
+                erase(at);  // as if the link's loss were its node's death
                 continue;
             }
             at->second.limbo = true;
             limbo_[at->second.holder.node].push_back(at->first);
         } else if (at->second.version == 0 && at->second.waiters.empty()) {
-            entries_.erase(at);
+            erase(at);
         }
     }
     links_.erase(claims);
@@ -311,7 +360,7 @@ void ClaimTable::expire(uint64_t now_ms, std::vector<ClaimAnswer>& out) {
         out.push_back(
             {due.link, due.claim_id, parked ? Code::kRebuilding : Code::kDeadlineExceeded, 0});
         if (parked && at->second.waiters.empty()) {
-            entries_.erase(at);
+            erase(at);
         }
     }
 }

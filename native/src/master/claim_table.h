@@ -4,8 +4,12 @@
 // claim; otherwise it waits within its deadline. When the other write is published the waiters hear
 // AlreadyExists (an upsert is granted instead), when it is abandoned, removed or its node died, the
 // first waiter inherits the key with a new version. The claims of a lost link stay in limbo until
-// that node has announced everything again or was declared dead. Thread-safe; calls the directory,
-// and only while it holds its own mutex.
+// that node has announced everything again or was declared dead.
+//
+// Where nothing of the key is recorded, the grant says so, and the node may answer its writer when
+// the announce is on its way. Until that is recorded, such a claim is *unannounced*, and who asks
+// for the key has to wait for what the node has sent (announce_fences.h). Thread-safe; calls the
+// directory, and only while it holds its own mutex.
 #pragma once
 
 #include <atomic>
@@ -54,6 +58,13 @@ class ClaimTable {
     // not announced.
     bool has_limbo(NodeNumber node) const;
     bool has_claim(const DirectoryEpoch& ns, std::string_view key) const;
+    // The links whose nodes may have answered a put of one of these keys (none: of any key of this
+    // epoch) that is not recorded yet. The first is a hint that costs no lock.
+    bool has_unannounced() const { return unannounced_.load(std::memory_order_acquire) != 0; }
+    // Grows when one is recorded: who has looked at the directory before looks again.
+    uint64_t settled() const { return settled_.load(std::memory_order_acquire); }
+    std::vector<LinkId> unannounced(const DirectoryEpoch& ns,
+                                    std::span<const std::string_view> keys) const;
     void add_refs(std::unordered_set<uint32_t>& refs) const;  // of the epochs of all claims
     void flushed(const DirectoryEpoch& old_epoch, std::vector<ClaimAnswer>& out);
 
@@ -88,6 +99,7 @@ class ClaimTable {
         Waiter holder{};
         Version version = 0;  // 0: nobody holds it yet (parked until the rebuild has finished)
         bool limbo = false;
+        bool first = false;  // granted as the first of its key, and counted in `unannounced_`
         std::deque<Waiter> waiters;
     };
     using Entries = std::unordered_map<std::string, Entry, NsKey::Hash, std::equal_to<>>;
@@ -95,8 +107,10 @@ class ClaimTable {
 
     void claim_one(const DirectoryEpoch& ns, const ClaimRequest& request, uint64_t deadline_ms,
                    std::vector<ClaimAnswer>& out) KV_REQUIRES(mutex_);
-    void grant(Entries::iterator at, const Waiter& to, std::vector<ClaimAnswer>& out)
+    void grant(Entries::iterator at, const Waiter& to, bool first, std::vector<ClaimAnswer>& out)
         KV_REQUIRES(mutex_);
+    void set_first(Entry& entry, bool first) KV_REQUIRES(mutex_);
+    Entries::iterator erase(Entries::iterator at) KV_REQUIRES(mutex_);
     // The holder is gone without publishing: the first waiter inherits, or the entry goes.
     void pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) KV_REQUIRES(mutex_);
     // The key has a published version: only an upsert may go on.
@@ -118,6 +132,8 @@ class ClaimTable {
     };
 
     Directory& directory_;
+    std::atomic<uint64_t> unannounced_{0};  // entries with `first`; changed with the mutex held
+    std::atomic<uint64_t> settled_{0};      // before an entry goes
     mutable Mutex mutex_;
     Entries entries_ KV_GUARDED_BY(mutex_);
     Links links_ KV_GUARDED_BY(

@@ -1,5 +1,5 @@
-// What clients ask of the master: remove, pins, flush and locate. The first three log an operation
-// for each row, and are answered when the disk and every holder have it.
+// What clients ask of the master: fences, remove, pins, flush and locate. Removes, pins and flushes
+// log an operation for each row, and are answered when the disk and every holder have it.
 #include <algorithm>
 
 #include "base/clock.h"
@@ -27,6 +27,23 @@ uint64_t records_bytes(const Namespace& ns, const std::vector<std::string_view>&
 }
 
 }  // namespace
+
+std::vector<LinkId> MasterCore::unannounced(const Namespace& ns,
+                                            std::span<const std::string_view> keys) const {
+    return claims_.unannounced(*ns.current.load(std::memory_order_acquire), keys);
+}
+
+bool MasterCore::fence(std::span<const LinkId> links, size_t request_bytes,
+                       AnnounceFences::Then then) {
+    return fences_.wait(links, request_bytes, boottime_ms(), std::move(then),
+                        [this](LinkId id, uint64_t token) {
+                            if (const std::shared_ptr<LinkRecord> link = find_link(id)) {
+                                link->to->send_ping(token);
+                            } else {
+                                fences_.passed(id, token);  // lost meanwhile
+                            }
+                        });
+}
 
 std::vector<NodeNumber> MasterCore::unheard() const {
     const MutexLock lock(mutex_);

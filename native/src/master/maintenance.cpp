@@ -41,6 +41,7 @@ void MasterCore::maintain(uint64_t now_ms) {
     }
     run(effects);
     lookup_waits_.expire(now_ms);
+    fences_.expire(now_ms);
     directory_.sweep(kSweepBudget);
     directory_.watch().expire(now_ms);
     scan_for_copies(now_ms);

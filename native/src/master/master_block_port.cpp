@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "base/mutation.h"
 #include "base/mutex.h"
 #include "master/master_wire.h"
 
@@ -16,6 +17,23 @@ constexpr int kListCalls = 8;  // of bounded scans for one page, so that few pag
 template <class M>
 bool reply(Connection& connection, const FrameHeader& header, const M& message) {
     return connection.ref()->send_message(message, header.request_id);
+}
+
+// The keys that a request asks for and that have to be recorded; false when there are none, or it
+// cannot be decoded. A remove covers what is not recorded yet.
+bool keys_of(MessageType type, std::span<const uint8_t> body, std::vector<std::string_view>* keys) {
+    if (type == MessageType::kSetPin) {
+        SetPin request;
+        if (decode_message(body, &request).ok()) {
+            keys->assign(request.keys.begin(), request.keys.end());
+        }
+    } else if (type == MessageType::kInspect) {
+        Inspect request;
+        if (decode_message(body, &request).ok()) {
+            keys->push_back(request.key);
+        }
+    }
+    return !keys->empty();
 }
 
 // One lookup in the directory and its answer; a thread reuses its memory for every lookup.
@@ -33,6 +51,24 @@ class LookupAnswer {
         } else {
             core.directory().lookup(*ns, keys_, places_);
         }
+    }
+    // Who does not know whether they are there does not say that they are absent.
+    void doubt_missing() {
+        for (ObjectPlace& place : std::span(places_).first(keys_.size())) {
+            if (place.code != Code::kOk) {
+                place.code = Code::kUnavailable;
+                place.reason = MissReason::kUnavailable;
+            }
+        }
+    }
+    std::vector<std::string_view> missing() const {
+        std::vector<std::string_view> keys;
+        for (size_t i = 0; i < keys_.size(); ++i) {
+            if (places_[i].code != Code::kOk) {
+                keys.push_back(keys_[i]);
+            }
+        }
+        return keys;
     }
     bool complete() const {
         return std::ranges::all_of(
@@ -200,9 +236,52 @@ void MasterBlockPort::on_frame(Connection& connection, const FrameHeader& header
 
 void MasterBlockPort::on_client_frame(Connection& connection, const FrameHeader& header,
                                       std::span<const uint8_t> body) {
+    // A lookup looks for itself: only the keys that it does not find matter.
+    if (header.message() != MessageType::kLookup && core_.has_unannounced()) {
+        std::vector<std::string_view> keys;
+        if ((keys_of(header.message(), body, &keys) || header.message() == MessageType::kList) &&
+            comes_again(connection, header, body, keys)) {
+            return;
+        }
+    }
+    answer_client(connection, header, body, Fenced::kNo);
+}
+
+bool MasterBlockPort::comes_again(Connection& connection, const FrameHeader& header,
+                                  std::span<const uint8_t> body,
+                                  std::span<const std::string_view> keys) {
+    const NamespacePtr& ns = space_of(connection);
+    if (ns == nullptr) {
+        return false;  // a claim creates it
+    }
+    const std::vector<LinkId> links = core_.unannounced(*ns, keys);
+    if (!KV_GUARD("announce-fence", !links.empty())) {
+        return false;
+    }
+    auto again =
+        [this, ref = connection.ref(), header,
+         copy = std::make_shared<std::vector<uint8_t>>(body.begin(), body.end())](bool known) {
+            ref->post([this, header, copy, known](Connection& to) {
+                answer_client(to, header, *copy, known ? Fenced::kKnown : Fenced::kUnknown);
+            });
+        };
+    if (!core_.fence(links, body.size(), std::move(again))) {
+        connection.ref()->send_error(header.request_id, Code::kOverloaded,
+                                     "too many requests wait for announcements already");
+    }
+    return true;
+}
+
+void MasterBlockPort::answer_client(Connection& connection, const FrameHeader& header,
+                                    std::span<const uint8_t> body, Fenced fenced) {
+    if (fenced == Fenced::kUnknown && header.message() != MessageType::kLookup) {
+        connection.ref()->send_error(header.request_id, Code::kUnavailable,
+                                     "a node that writes such a key does not answer");
+        return;
+    }
     switch (header.message()) {
         case MessageType::kLookup:
-            return lookup(connection, header, body);
+            return lookup(connection, header, body, fenced);
         case MessageType::kNodes:
             return nodes(connection, header);
         case MessageType::kRemove:
@@ -266,6 +345,13 @@ void MasterBlockPort::on_link_frame(Connection& connection, const FrameHeader& h
             }
             return;
         }
+        case MessageType::kPong: {
+            Pong pong;
+            if (connection.decode(body, &pong)) {
+                core_.pong(session.link, pong.token);
+            }
+            return;
+        }
         case MessageType::kCopyDone: {
             CopyDone done;
             if (connection.decode(body, &done)) {
@@ -309,15 +395,27 @@ void MasterBlockPort::claim(Connection& connection, const FrameHeader& header,
 }
 
 void MasterBlockPort::lookup(Connection& connection, const FrameHeader& header,
-                             std::span<const uint8_t> body) {
+                             std::span<const uint8_t> body, Fenced fenced) {
     Lookup request;
     if (!connection.decode(body, &request)) {
         return;
     }
+    const uint64_t settled = core_.settled();
     LookupAnswer& answer = LookupAnswer::of_this_thread();
     answer.find(core_, space_of(connection).get(), request.keys);
     if (request.wait_ms != 0 && !answer.complete()) {
         return wait_for_keys(connection, header, body);
+    }
+    if (fenced == Fenced::kNo && !answer.complete()) {
+        if (core_.has_unannounced() && comes_again(connection, header, body, answer.missing())) {
+            return;
+        }
+        if (core_.settled() != settled) {  // after the directory was asked, before its claim was
+            answer.find(core_, space_of(connection).get(), request.keys);
+        }
+    }
+    if (fenced == Fenced::kUnknown) {
+        answer.doubt_missing();
     }
     answer.send(core_, request.flags, *connection.ref(), header.request_id);
 }

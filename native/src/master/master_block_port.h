@@ -55,6 +55,17 @@ class MasterBlockPort final : public ConnectionHandler {
 
     void on_client_frame(Connection& connection, const FrameHeader& header,
                          std::span<const uint8_t> body);
+    // What nodes may have answered of the keys that a request names, and is not recorded yet.
+    enum class Fenced : uint8_t {
+        kNo,       // not looked at
+        kKnown,    // nothing, when the request was repeated
+        kUnknown,  // a node did not say in time
+    };
+    void answer_client(Connection& connection, const FrameHeader& header,
+                       std::span<const uint8_t> body, Fenced fenced);
+    // True: the request comes again when that is recorded.
+    bool comes_again(Connection& connection, const FrameHeader& header,
+                     std::span<const uint8_t> body, std::span<const std::string_view> keys);
     void on_link_frame(Connection& connection, const FrameHeader& header,
                        std::span<const uint8_t> body);
     // The session's namespace; null while it does not exist.
@@ -62,7 +73,8 @@ class MasterBlockPort final : public ConnectionHandler {
     // A place among the changes that wait; null: refused, and answered.
     Shares::Held admit_change(Connection& connection, const FrameHeader& header);
     void claim(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
-    void lookup(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void lookup(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
+                Fenced fenced);
     void wait_for_keys(Connection& connection, const FrameHeader& header,
                        std::span<const uint8_t> body);
     void nodes(Connection& connection, const FrameHeader& header);

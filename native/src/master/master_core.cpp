@@ -44,6 +44,7 @@ void MasterCore::stop() {
     wake_.notify_all();
     run(effects);
     lookup_waits_.end_all();
+    fences_.end_all();
     directory_.watch().interrupt();
     if (maintenance_.joinable()) {
         maintenance_.join();

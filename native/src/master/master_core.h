@@ -22,6 +22,7 @@
 #include "base/mutex.h"
 #include "directory/directory.h"
 #include "master/ack_waits.h"
+#include "master/announce_fences.h"
 #include "master/claim_table.h"
 #include "master/copy_planner.h"
 #include "master/journal_room.h"
@@ -96,7 +97,16 @@ class MasterCore {
     // (trimmed_seq, version_floor): records up to trimmed_seq may be deleted once both are durable.
     std::pair<uint64_t, Version> journal_trimmed() const;
 
-    // Clients. `done` is called exactly once, from any thread, without locks held.
+    // Clients. What a node has answered may not be recorded yet: whoever asks for these keys (none:
+    // for any of the namespace) waits first until the links below have passed a fence.
+    bool has_unannounced() const { return claims_.has_unannounced(); }
+    uint64_t settled() const { return claims_.settled(); }
+    std::vector<LinkId> unannounced(const Namespace& ns,
+                                    std::span<const std::string_view> keys) const;
+    // False: too much waits already. `then` only posts (announce_fences.h).
+    bool fence(std::span<const LinkId> links, size_t request_bytes, AnnounceFences::Then then);
+
+    // `done` is called exactly once, from any thread, without locks held.
     using RemoveDone = std::function<void(std::vector<Code>, std::vector<std::string> unreached)>;
     void remove(Namespace& ns, const std::vector<std::string_view>& keys, uint32_t timeout_ms,
                 RemoveDone done);
@@ -137,6 +147,7 @@ class MasterCore {
                     const Announced& answer = {});
     Status withdraw(LinkId link, const Withdraw& message);
     void ops_ack(LinkId link, uint64_t seq);
+    void pong(LinkId link, uint64_t token) { fences_.passed(link, token); }
     void copy_done(LinkId link, uint64_t copy_id, Code code);
 
     // Time: claims, waits, copies, sweeps. Called by the maintenance thread.
@@ -260,6 +271,7 @@ class MasterCore {
     ClaimTable claims_;
     CopyPlanner planner_;
     LookupWaits lookup_waits_;
+    AnnounceFences fences_;
     Shares waiting_changes_{"removes, flushes and changes of pins", limits::kMaxWaitingChanges};
 
     Mutex flush_mutex_;  // orders the flushes of a namespace in the log

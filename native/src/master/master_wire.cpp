@@ -11,13 +11,16 @@ void send_claim_reply(ConnectionRef& to, uint64_t request_id, uint16_t flags,
     std::vector<uint64_t> ids;
     std::vector<int32_t> status;
     std::vector<uint64_t> versions;
+    std::vector<uint8_t> row_flags;
     for (const ClaimAnswer& answer : answers) {
         ids.push_back(answer.claim_id);
         status.push_back(static_cast<int32_t>(answer.code));
         versions.push_back(answer.version);
+        row_flags.push_back(answer.first ? kClaimFirst : uint8_t{0});
     }
-    to.send_message(ClaimReply{.claim_ids = ids, .status = status, .versions = versions},
-                    request_id, flags);
+    to.send_message(
+        ClaimReply{.claim_ids = ids, .status = status, .versions = versions, .flags = row_flags},
+        request_id, flags);
 }
 
 void WireNodeLink::send_claims(std::span<const ClaimAnswer> answers) {
@@ -48,6 +51,8 @@ void WireNodeLink::send_ops(std::span<const Op> ops) {
                           .args = args},
                       0);
 }
+
+void WireNodeLink::send_ping(uint64_t token) { to_->send_message(Ping{token}, token); }
 
 void WireNodeLink::send_copy(const CopyOrder& order) {
     to_->send_message(Copy{.copy_id = order.copy_id,

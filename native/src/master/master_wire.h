@@ -21,6 +21,7 @@ class WireNodeLink final : public NodeLink {
     void send_claims(std::span<const ClaimAnswer> answers) override;
     void send_ops(std::span<const Op> ops) override;
     void send_copy(const CopyOrder& order) override;
+    void send_ping(uint64_t token) override;
     void close(const std::string& reason) override;
 
   private:

@@ -15,6 +15,7 @@ class NodeLink {
     virtual void send_claims(std::span<const ClaimAnswer> answers) = 0;
     virtual void send_ops(std::span<const Op> ops) = 0;
     virtual void send_copy(const CopyOrder& order) = 0;
+    virtual void send_ping(uint64_t token) = 0;
     virtual void close(const std::string& reason) = 0;
 };
 

@@ -134,6 +134,7 @@ std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link(NodeRecord& record
     record.link_id = 0;
     directory_.set_readable(link->node, record.readable());
     claims_.link_lost(link->id);
+    fences_.lost(link->id);
     return link;
 }
 

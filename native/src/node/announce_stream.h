@@ -31,6 +31,7 @@ class AnnounceStream {
     // Sends a frame of the full announce, past what is queued. One without items has no namespace.
     void send_phase(ConnectionRef& to, AnnouncePhase phase, NamespaceRef ns,
                     std::vector<AnnounceItem> items);
+    bool all_sent() const { return queue_.empty(); }
     bool window_full() const { return sent_.size() >= kWindow; }
     // Takes out the announce that `seq` answers; false when the answer does not fit.
     bool take_acked(uint64_t seq, size_t rows, Sent* out);

@@ -232,14 +232,15 @@ void MasterLink::abandon(uint64_t link, std::span<const uint64_t> claim_ids) {
     }
 }
 
-bool MasterLink::announce(uint64_t link, const NamespaceRef& ns, std::vector<AnnounceItem> items) {
+MasterLink::Announced MasterLink::announce(uint64_t link, const NamespaceRef& ns,
+                                           std::vector<AnnounceItem> items) {
     const MutexLock lock(impl_->mutex);
     if (impl_->state != LinkState::kUp || impl_->link != link) {
-        return false;
+        return Announced::kLost;
     }
     impl_->stream.push(ns, std::move(items));
     impl_->send_stream();
-    return true;
+    return impl_->stream.all_sent() ? Announced::kSent : Announced::kQueued;
 }
 
 void MasterLink::withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items) {
@@ -270,7 +271,7 @@ void MasterLink::Impl::on_claim_reply(Connection& connection, std::span<const ui
     results.reserve(reply.claim_ids.size());
     for (size_t row = 0; row < reply.claim_ids.size(); ++row) {
         results.push_back({from, reply.claim_ids[row], static_cast<Code>(reply.status[row]),
-                           reply.versions[row]});
+                           reply.versions[row], (reply.flags[row] & kClaimFirst) != 0});
     }
     handler.on_claims(from, results);
 }

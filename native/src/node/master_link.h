@@ -88,11 +88,12 @@ class MasterLink {
     // The number of the connection that is up; 0: none is.
     uint64_t up() const;
 
-    // From any thread. False: connection `link` is not up any more, and nothing was sent.
+    // From any thread. False (kLost): connection `link` is not up any more, and nothing was sent.
     bool claim(uint64_t link, const NamespaceEpoch& ns, std::span<const ClaimItem> items,
                uint32_t timeout_ms);
     void abandon(uint64_t link, std::span<const uint64_t> claim_ids);
-    bool announce(uint64_t link, const NamespaceRef& ns, std::vector<AnnounceItem> items);
+    enum class Announced : uint8_t { kLost, kQueued, kSent };
+    Announced announce(uint64_t link, const NamespaceRef& ns, std::vector<AnnounceItem> items);
     // Dropped while nothing has been announced on the current connection.
     void withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items);
     void copy_done(uint64_t link, uint64_t copy_id, Code code);

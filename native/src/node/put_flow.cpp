@@ -267,6 +267,7 @@ void PutFlow::on_claims(uint64_t link, std::span<const ClaimAnswer> results) {
             if (!is_refused && result.version != 0) {
                 fault_point("claim_granted");
                 entry.version = result.version;
+                entry.is_first = result.first;
                 advance(at, PutEvent::kGranted, &ready, &endings);
                 continue;
             }
@@ -349,7 +350,11 @@ void PutFlow::announce(std::span<const Ready> ready,
         for (const AnnounceItem& item : group.items) {
             generations.push_back(item.ticket);
         }
-        if (link_.announce(group.link, group.ns, std::move(group.items))) {
+        const auto announced = link_.announce(group.link, group.ns, std::move(group.items));
+        if (announced == MasterLink::Announced::kSent) {
+            answer_first(generations);
+        }
+        if (announced != MasterLink::Announced::kLost) {
             continue;
         }
         const MutexLock lock(mutex_);
@@ -362,6 +367,32 @@ void PutFlow::announce(std::span<const Ready> ready,
     end(lost);
 }
 
+// Who looks for the key from now on waits at the master until the announce has come.
+void PutFlow::answer_first(std::span<const Generation> generations) {
+    struct Answer {
+        std::shared_ptr<PutReply> reply;
+        size_t row;
+    };
+    std::vector<Answer> answers;
+    {
+        const MutexLock lock(mutex_);
+        for (const Generation generation : generations) {
+            const auto at = entries_.find(generation);
+            if (at == entries_.end() || !at->second.is_first || at->second.is_copy ||
+                at->second.stage != PutStage::kAnnouncing) {
+                continue;
+            }
+            Entry& entry = at->second;
+            entry.stage = next_stage(entry.stage, PutEvent::kSent);
+            count(entry, Code::kOk);
+            answers.push_back({std::exchange(entry.reply, nullptr), entry.row});
+        }
+    }
+    for (const Answer& one : answers) {
+        one.reply->finish(one.row, Code::kOk);
+    }
+}
+
 void PutFlow::on_announced(std::span<const AnnounceResult> results) {
     fault_point("announced");
     std::vector<Ending> endings;
@@ -369,7 +400,7 @@ void PutFlow::on_announced(std::span<const AnnounceResult> results) {
         const MutexLock lock(mutex_);
         for (const AnnounceResult& result : results) {
             const auto at = entries_.find(result.item->ticket);
-            if (at != entries_.end() && at->second.stage == PutStage::kAnnouncing) {
+            if (at != entries_.end() && at->second.stage >= PutStage::kAnnouncing) {
                 endings.push_back(take(at, result.code));
             }
         }
@@ -391,7 +422,7 @@ Counter& PutFlow::put_bytes(const Owner& owner) const {
                                                  : metrics_.put_bytes_socket;
 }
 
-void PutFlow::finish(const Entry& entry, Code code) {
+void PutFlow::count(const Entry& entry, Code code) {
     if (entry.is_copy) {
         metrics_.copies_in.add(code == Code::kOk ? 1 : 0);
         metrics_.copy_bytes_in.add(code == Code::kOk ? entry.size_bytes : 0);
@@ -405,9 +436,6 @@ void PutFlow::finish(const Entry& entry, Code code) {
     if (!entry.is_copy && (code == Code::kOk || code == Code::kAlreadyExists)) {
         store_.sampler().put(entry.hash, entry.size_bytes);
     }
-    if (entry.reply != nullptr) {
-        entry.reply->finish(entry.row, code);
-    }
 }
 
 void PutFlow::end(std::span<const Ending> endings) {
@@ -419,7 +447,8 @@ void PutFlow::end(std::span<const Ending> endings) {
     abandon(endings);
     for (const Ending& ending : endings) {
         if (ending.entry.reply != nullptr) {
-            finish(ending.entry, ending.reason);
+            count(ending.entry, ending.reason);
+            ending.entry.reply->finish(ending.entry.row, ending.reason);
         }
     }
 }
@@ -428,7 +457,7 @@ void PutFlow::end(std::span<const Ending> endings) {
 // store ends.
 void PutFlow::release(const Ending& ending) {
     const Entry& entry = ending.entry;
-    if (entry.stage == PutStage::kAnnouncing) {
+    if (entry.stage >= PutStage::kAnnouncing) {
         if (store_.unpublish(ending.generation) == Code::kOk) {
             // The master may have heard of it; on a lost link this says nothing.
             link_.withdraw(entry.ns, {{entry.key, entry.version, MissReason::kAbsent}});
@@ -494,10 +523,13 @@ void PutFlow::on_link_down(uint64_t link) {
         const MutexLock lock(mutex_);
         for (auto at = entries_.begin(); at != entries_.end();) {
             const auto here = at++;
-            if (here->second.link == link && may_end(here->second.stage)) {
-                here->second.refusal = Code::kUnavailable;
-                advance(here, PutEvent::kLinkLost, nullptr, &endings);
+            Entry& entry = here->second;
+            if (entry.link != link || entry.stage == PutStage::kPublishing) {
+                continue;
             }
+            // What was answered stays: the next full announce names it.
+            entry.refusal = entry.stage == PutStage::kAnswered ? Code::kOk : Code::kUnavailable;
+            advance(here, PutEvent::kLinkLost, nullptr, &endings);
         }
     }
     if (!KV_GUARD("take-back", true)) {

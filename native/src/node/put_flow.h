@@ -2,7 +2,8 @@
 //
 //   begin()   reserve blocks and claim the keys at the master, in one message
 //   commit()  the bytes are there: as soon as the claim is granted, too, the object is published
-//             (readable here), announced, and the commit answered when the master has acknowledged
+//             (readable here), announced, and the commit answered: when the announce is on its way
+//             if this is the first object of its key, else when the master has acknowledged
 //   refused   AlreadyExists and the like free the block when the writer has committed or aborted
 //
 // Whatever ends first wins: the deadline, the link, the session or the reservation's time; then
@@ -123,6 +124,7 @@ class PutFlow {
         PutStage stage = PutStage::kClaiming;
         Code refusal = Code::kOk;  // at kRefused: what the writer will be told
         Version version = 0;
+        bool is_first = false;  // of its key, as the master says
         bool is_copy = false;
         uint32_t data_crc = 0;
         std::shared_ptr<PutReply> reply;  // null until the writer has committed
@@ -159,11 +161,13 @@ class PutFlow {
     // Without the mutex, since they call the store and the link.
     void publish(std::span<const Ready> ready);
     void announce(std::span<const Ready> ready, std::span<const BlockStore::Published> results);
+    // Their announces are on the way: answers those that need not wait for more.
+    void answer_first(std::span<const Generation> generations);
     // Leaves nothing of a write that did not succeed, at whatever stage it was.
     void end(std::span<const Ending> endings);
     void release(const Ending& ending);
     void abandon(std::span<const Ending> endings);
-    void finish(const Entry& entry, Code code);
+    void count(const Entry& entry, Code code);  // in the metrics
     Counter& put_bytes(const Owner& owner) const;
 
     const Options options_;  // but for the next one

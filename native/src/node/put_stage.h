@@ -1,16 +1,18 @@
 // Where one write stands on its node, and what moves it on.
 //
-//               committed    granted      refused   published    link lost
-//   kClaiming   kFilled      kGranted     kRefused  -            kRefused
-//   kGranted    kPublishing  -            -         -            kRefused
-//   kRefused    kEnded       -            -         -            -
-//   kFilled     -            kPublishing  kEnded    -            kEnded
-//   kPublishing -            -            -         kAnnouncing  -
-//   kAnnouncing -            -            -         -            kEnded
+//               committed    granted      refused   published    sent       link lost
+//   kClaiming   kFilled      kGranted     kRefused  -            -          kRefused
+//   kGranted    kPublishing  -            -         -            -          kRefused
+//   kRefused    kEnded       -            -         -            -          -
+//   kFilled     -            kPublishing  kEnded    -            -          kEnded
+//   kPublishing -            -            -         kAnnouncing  -          -
+//   kAnnouncing -            -            -         -            kAnswered  kEnded
+//   kAnswered   -            -            -         -            -          kEnded
 //
 // A dash: the event changes nothing. A write that is being published is in the store's hands: it
 // does not notice that the link is lost before its announce does. The deadline ends a write at
-// every stage but that one; an abort or a closed connection does so only before it.
+// every stage but that one and kAnswered, an abort or a closed connection only before them. What
+// ends at kAnswered stays readable, unless the master has refused it.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +26,10 @@ enum class PutStage : uint8_t {
     kFilled,      // the bytes are there, the master has not answered the claim
     kPublishing,  // the store makes it readable here
     kAnnouncing,  // readable here; the master has not acknowledged it
+    kAnswered,    // the same, but the writer knows: the first of its key, its announce on the way
     kEnded,
 };
-enum class PutEvent : uint8_t { kCommitted, kGranted, kRefused, kPublished, kLinkLost };
+enum class PutEvent : uint8_t { kCommitted, kGranted, kRefused, kPublished, kSent, kLinkLost };
 
 constexpr PutStage next_stage(PutStage stage, PutEvent event) {
     using enum PutStage;
@@ -42,14 +45,19 @@ constexpr PutStage next_stage(PutStage stage, PutEvent event) {
             return stage == kClaiming ? kRefused : stage == kFilled ? kEnded : stage;
         case PutEvent::kPublished:
             return stage == kPublishing ? kAnnouncing : stage;
+        case PutEvent::kSent:
+            return stage == kAnnouncing ? kAnswered : stage;
         case PutEvent::kLinkLost:
-            return stage == kClaiming || stage == kGranted    ? kRefused
-                   : stage == kFilled || stage == kAnnouncing ? kEnded
-                                                              : stage;
+            return stage == kClaiming || stage == kGranted                          ? kRefused
+                   : stage == kFilled || stage == kAnnouncing || stage == kAnswered ? kEnded
+                                                                                    : stage;
     }
     return stage;
 }
 
-constexpr bool may_end(PutStage stage) { return stage != PutStage::kPublishing; }
+// By its deadline.
+constexpr bool may_end(PutStage stage) {
+    return stage != PutStage::kPublishing && stage != PutStage::kAnswered;
+}
 
 }  // namespace kvstore

@@ -66,6 +66,7 @@ struct ClaimAnswer {
     uint64_t claim_id = 0;
     Code code = Code::kInternal;  // kOk: granted with `version`
     Version version = 0;
+    bool first = false;  // of its key (kClaimFirst)
 };
 
 // One entry of the operations log. A remove covers every version at or below `version`; a flush

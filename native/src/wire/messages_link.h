@@ -39,12 +39,17 @@ struct ClaimReply {
     U64Column claim_ids{};
     I32Column status{};
     U64Column versions{};  // granted, or the published one with kAlreadyExists
+    U8Column flags{};      // kClaimFirst
     static void fields(auto& m, auto& v) {
         v.rows(1, m.claim_ids);
         v.row(2, m.status);
         v.row(3, m.versions);
+        v.row(4, m.flags);
     }
 };
+// Nothing of the key is recorded anywhere: once its announce is on the way, the put may be
+// answered.
+inline constexpr uint8_t kClaimFirst = 1;
 
 // Node → master: these claims will not be used.
 struct Abandon {

@@ -226,5 +226,46 @@ TEST_F(ClaimTableTest, ThreadsNeverHoldOneKeyTwice) {
     EXPECT_GT(granted, 0u);
 }
 
+TEST_F(ClaimTableTest, TheFirstOfAKeyIsUnannouncedUntilItIsSettled) {
+    const std::vector<std::string_view> k{"k"};
+    const std::vector<std::string_view> other{"other"};
+    EXPECT_FALSE(claims_.has_unannounced());
+    claim(1, 1, "k");
+    claim(2, 1, "other");
+    EXPECT_TRUE(answer(1, 1).first);
+    EXPECT_EQ(claims_.unannounced(epoch(), k), std::vector<LinkId>{1});
+    EXPECT_EQ(claims_.unannounced(epoch(), {}).size(), 2u) << "of any key";
+    publish("k", answer(1, 1).version);
+    EXPECT_TRUE(claims_.unannounced(epoch(), k).empty());
+    EXPECT_TRUE(claims_.has_unannounced());
+    claims_.link_lost(2);
+    EXPECT_TRUE(claims_.unannounced(epoch(), other).empty()) << "its link says nothing more";
+    claims_.end_limbo(2, answers_);
+    EXPECT_FALSE(claims_.has_unannounced());
+}
+
+TEST_F(ClaimTableTest, WhatIsRecordedSomewhereIsNotTheFirst) {
+    claim(1, 1, "k");
+    publish("k", answer(1, 1).version);
+    claim(1, 2, "k", true);
+    EXPECT_EQ(answer(1, 2).code, Code::kOk);
+    EXPECT_FALSE(answer(1, 2).first) << "an upsert waits for the replicas that it overtakes";
+    claims_.abandon(1, std::vector<uint64_t>{2}, answers_);
+    directory_.set_readable(1, false);
+    claim(2, 3, "k");
+    EXPECT_EQ(answer(2, 3).code, Code::kOk);
+    EXPECT_FALSE(answer(2, 3).first) << "the node that does not answer may show it on its host";
+    EXPECT_FALSE(claims_.has_unannounced());
+}
+
+TEST_F(ClaimTableTest, WhoInheritsMayBeTheFirst) {
+    claim(1, 1, "k");
+    claim(2, 1, "k");
+    claims_.abandon(1, std::vector<uint64_t>{1}, answers_);
+    EXPECT_TRUE(answer(2, 1).first);
+    claims_.abandon(2, std::vector<uint64_t>{1}, answers_);
+    EXPECT_FALSE(claims_.has_unannounced());
+}
+
 }  // namespace
 }  // namespace kvstore

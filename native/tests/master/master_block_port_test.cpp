@@ -2,6 +2,7 @@
 #include "master/master_block_port.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -34,20 +35,22 @@ class Link {
         iovec parts[] = {{head.data(), head.size()}, {body.data(), body.size()}};
         ASSERT_TRUE(send_all(fd_.get(), parts, soon()).ok());
     }
+    int fd() const { return fd_.get(); }
+    // Reads one frame; a Ping is answered.
+    void serve_one() {
+        FrameHeader header;
+        ASSERT_TRUE(next(&header).ok());
+        Ping ping;
+        if (header.message() == MessageType::kPing && decode_message(body_, &ping).ok()) {
+            send(Pong{.token = ping.token});
+        }
+    }
     // The next frame of this type; views live until the next call.
     template <class M>
     Status receive(M* message) {
         while (true) {
-            FrameHeaderBytes head;
             FrameHeader header;
-            Status status = recv_all(fd_.get(), head, soon());
-            if (status.ok()) {
-                status = decode_header(head, &header);
-            }
-            if (status.ok()) {
-                body_.resize(header.body_bytes);
-                status = recv_all(fd_.get(), body_, soon());
-            }
+            const Status status = next(&header);
             if (!status.ok()) {
                 return status;
             }
@@ -68,6 +71,18 @@ class Link {
     }
 
   private:
+    Status next(FrameHeader* header) {
+        FrameHeaderBytes head;
+        Status status = recv_all(fd_.get(), head, soon());
+        if (status.ok()) {
+            status = decode_header(head, header);
+        }
+        if (status.ok()) {
+            body_.resize(header->body_bytes);
+            status = recv_all(fd_.get(), body_, soon());
+        }
+        return status;
+    }
     Fd fd_;
     uint64_t request_id_ = 0;
     std::vector<uint8_t> body_;
@@ -182,6 +197,86 @@ TEST_F(MasterServiceTest, TheHelloNamesWhatAClientNeeds) {
     Pong pong;
     EXPECT_TRUE(channel->exchange(Ping{.token = 7}, &pong, soon()).ok());
     EXPECT_EQ(pong.token, 7u);
+}
+
+TEST_F(MasterServiceTest, ALookupWaitsForTheAnnouncementOfAGrantedKey) {
+    const std::unique_ptr<Link> link = node("n1");
+    const std::vector<std::string_view> keys{"k"};
+    const std::vector<uint64_t> ids{++claim_id_};
+    ClaimReply granted;
+    ASSERT_TRUE(
+        link->exchange(Claim{.tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys},
+                       &granted)
+            .ok());
+    ASSERT_EQ(granted.flags[0], kClaimFirst);
+    LookupReply found;
+    std::thread asker(
+        [&] { EXPECT_TRUE(client()->exchange(Lookup{.keys = keys}, &found, soon()).ok()); });
+    Ping ping;
+    ASSERT_TRUE(link->receive(&ping).ok());
+    const std::vector<uint64_t> versions{granted.versions[0]};
+    const std::vector<uint64_t> sizes{5};
+    link->send(Announce{.seq = ++seq_,
+                        .tenant = "tenant",
+                        .ns = "space",
+                        .keys = keys,
+                        .versions = versions,
+                        .sizes = sizes});
+    link->send(Pong{.token = ping.token});
+    asker.join();
+    EXPECT_EQ(found.status[0], 0);
+    EXPECT_EQ(found.versions[0], versions[0]);
+}
+
+TEST_F(MasterServiceTest, WhatIsOnItsWayIsFoundWhateverComesFirst) {
+    const std::unique_ptr<Link> link = node("n1");
+    Link asker(client()->release_fd());
+    for (int i = 0; i < 3000; ++i) {
+        const std::string key = "k" + std::to_string(i);
+        const std::vector<std::string_view> keys{key};
+        const std::vector<uint64_t> ids{++claim_id_};
+        const Claim claim{.tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys};
+        ClaimReply granted;
+        ASSERT_TRUE(link->exchange(claim, &granted).ok());
+        const std::vector<uint64_t> versions{granted.versions[0]};
+        const std::vector<uint64_t> sizes{5};
+        link->send(Announce{.seq = ++seq_,
+                            .tenant = "tenant",
+                            .ns = "space",
+                            .keys = keys,
+                            .versions = versions,
+                            .sizes = sizes});
+        asker.send(Lookup{.keys = keys});
+        std::array<pollfd, 2> ends{pollfd{link->fd(), POLLIN, 0}, pollfd{asker.fd(), POLLIN, 0}};
+        while (ends[1].revents == 0) {
+            ASSERT_GT(poll(ends.data(), ends.size(), 30'000), 0);
+            if (ends[0].revents != 0) {
+                link->serve_one();
+            }
+        }
+        LookupReply found;
+        ASSERT_TRUE(asker.receive(&found).ok());
+        ASSERT_EQ(found.status[0], 0) << "round " << i;
+    }
+}
+
+TEST_F(MasterServiceTest, ALookupDoesNotCallAbsentWhatAHungNodeMayHave) {
+    const std::unique_ptr<Link> link = node("n1");
+    const std::vector<std::string_view> keys{"k"};
+    const std::vector<uint64_t> ids{++claim_id_};
+    ClaimReply granted;
+    ASSERT_TRUE(
+        link->exchange(Claim{.tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys},
+                       &granted)
+            .ok());
+    const std::unique_ptr<Channel> channel = client();
+    LookupReply found;
+    ASSERT_TRUE(channel->exchange(Lookup{.keys = keys}, &found, soon()).ok());
+    EXPECT_EQ(found.status[0], static_cast<int32_t>(Code::kUnavailable));
+    EXPECT_EQ(found.reasons[0], static_cast<uint8_t>(MissReason::kUnavailable));
+    InspectReply inspected;
+    EXPECT_EQ(channel->exchange(Inspect{.key = "k"}, &inspected, soon()).code(),
+              Code::kUnavailable);
 }
 
 TEST_F(MasterServiceTest, LookupNodesInspectList) {

@@ -33,12 +33,17 @@ class FakeLink final : public NodeLink {
         std::lock_guard lock(mutex_);
         copies.push_back(order);
     }
+    void send_ping(uint64_t token) override {
+        std::lock_guard lock(mutex_);
+        pings.push_back(token);
+    }
     void close(const std::string& reason) override { closed = reason; }
 
     std::mutex mutex_;
     std::vector<ClaimAnswer> claims;
     std::vector<Op> ops;
     std::deque<CopyOrder> copies;
+    std::vector<uint64_t> pings;
     std::string closed;
 };
 

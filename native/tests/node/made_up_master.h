@@ -47,10 +47,11 @@ class MadeUpMaster final : public ConnectionHandler {
         std::vector<CopyAnswer> copies{};
     };
     struct Manners {
-        bool refuse = false;          // hellos
-        bool hold_claims = false;     // until answer_claim()
-        bool hold_announces = false;  // incremental ones, until answer_announce()
-        uint64_t ops_seq = 0;         // sent to whoever links, as removes
+        bool refuse = false;            // hellos
+        bool hold_claims = false;       // until answer_claim()
+        bool hold_announces = false;    // incremental ones, until answer_announce()
+        uint64_t ops_seq = 0;           // sent to whoever links, as removes
+        bool first_of_its_key = false;  // says so with every grant
     };
 
     MadeUpMaster() : server_({.loops = 1}, *this) {
@@ -214,8 +215,10 @@ class MadeUpMaster final : public ConnectionHandler {
         const std::vector<uint64_t> ids{id};
         const std::vector<int32_t> status{static_cast<int32_t>(code)};
         const std::vector<uint64_t> versions{version};
-        link_->send_message(ClaimReply{.claim_ids = ids, .status = status, .versions = versions},
-                            0);
+        const std::vector<uint8_t> flags{manners_.first_of_its_key ? kClaimFirst : uint8_t{0}};
+        link_->send_message(
+            ClaimReply{.claim_ids = ids, .status = status, .versions = versions, .flags = flags},
+            0);
     }
     void send_announce_reply(uint64_t seq, size_t rows, Code code) {
         const std::vector<int32_t> status(rows, static_cast<int32_t>(code));

@@ -16,6 +16,8 @@
 namespace kvstore {
 namespace {
 
+using Announced = MasterLink::Announced;
+
 using testing::eventually;
 using testing::link_options;
 using testing::LinkedNode;
@@ -156,14 +158,16 @@ TEST(MasterLinkTest, ALostLinkVoidsWhatWasSentOnIt) {
     TestNode node(link_options(master));
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     const uint64_t link = node.link.up();
-    ASSERT_TRUE(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 1}}));
+    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 1}}),
+              Announced::kSent);
     ASSERT_TRUE(eventually([&] { return node.announced == 1; }));
     master.drop_link();
     ASSERT_TRUE(eventually([&] { return node.downs == 1; }));
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     EXPECT_GT(node.link.up(), link);
     EXPECT_EQ(node.link.losses(), 1u);
-    EXPECT_FALSE(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 2}}));
+    EXPECT_EQ(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 2}}),
+              Announced::kLost);
     EXPECT_FALSE(node.link.claim(link, *kSpace, {}, 0));
 }
 
@@ -287,9 +291,11 @@ TEST(MasterLinkTest, AnnouncesAndWithdrawsShareOneNumberLine) {
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     const uint64_t link = node.link.up();
     const uint64_t last_seq = master.heard().announces.back().seq;
-    ASSERT_TRUE(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 4}}));
+    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 4}}),
+              Announced::kSent);
     node.link.withdraw(kSpace, {{.key = "k", .version = 4, .reason = MissReason::kEvicted}});
-    ASSERT_TRUE(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 5}}));
+    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 5}}),
+              Announced::kSent);
     ASSERT_TRUE(eventually([&] { return node.announced == 2; }));
     const MadeUpMaster::Heard heard = master.heard();
     ASSERT_EQ(heard.withdrawn.size(), 1u);
@@ -306,8 +312,8 @@ TEST(MasterLinkTest, AFullWindowGathersAnnouncesIntoOneFrame) {
     const uint64_t link = node.link.up();
     const size_t before = master.heard().announces.size();
     for (uint64_t i = 0; i < kWindow + 10; ++i) {
-        ASSERT_TRUE(
-            node.link.announce(link, kSpace, {{.ticket = i + 1, .key = "k", .version = i}}));
+        ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = i + 1, .key = "k", .version = i}}),
+                  i < kWindow ? Announced::kSent : Announced::kQueued);
     }
     ASSERT_TRUE(eventually([&] { return master.heard().announces.size() == before + kWindow; }));
     master.answer_announce();

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "node/announce_stream.h"
 #include "tests/node/made_up_master.h"
 
 namespace kvstore {
@@ -300,6 +301,57 @@ TEST_F(PutFlowTest, WhatIsNotAcknowledgedYetDoesNotExist) {
     answer_claim(second.generation, Code::kAlreadyExists);
     EXPECT_EQ(told(commit({second})), Code::kAlreadyExists);
     EXPECT_TRUE(readable("k", 1));
+}
+
+// ---- the first of a key ----------------------------------------------------------------------
+
+TEST_F(PutFlowTest, TheFirstOfAKeyIsAnsweredWhenItsAnnounceIsOnTheWay) {
+    master.set({.hold_announces = true, .first_of_its_key = true});
+    EXPECT_EQ(told(commit({begin("k")})), Code::kOk);
+    ASSERT_TRUE(announced(1));
+    EXPECT_TRUE(readable("k"));
+    EXPECT_EQ(node.metrics.puts_ok.get(), 1u);
+    EXPECT_EQ(node.flow.under_way(), 1u) << "the master may still refuse it";
+    master.answer_announce();
+    ASSERT_TRUE(eventually([&] { return node.flow.under_way() == 0; }));
+    EXPECT_TRUE(readable("k"));
+    EXPECT_EQ(node.metrics.puts_ok.get(), 1u) << "counted once";
+    EXPECT_TRUE(master.heard().abandoned.empty());
+}
+
+TEST_F(PutFlowTest, WhatWasAnsweredOutlivesItsLink) {
+    master.set({.hold_announces = true, .first_of_its_key = true});
+    EXPECT_EQ(told(commit({begin("k")})), Code::kOk);
+    ASSERT_TRUE(announced(1));
+    master.drop_link();
+    ASSERT_TRUE(eventually([&] { return node.downs == 1; }));
+    EXPECT_EQ(node.flow.under_way(), 0u);
+    EXPECT_TRUE(readable("k")) << "the next full announce names it";
+}
+
+TEST_F(PutFlowTest, WhatWasAnsweredGoesWhenTheMasterRefusesIt) {
+    master.set({.hold_announces = true, .first_of_its_key = true});
+    EXPECT_EQ(told(commit({begin("k")})), Code::kOk);
+    ASSERT_TRUE(announced(1));
+    master.answer_announce(Code::kRemoved);
+    ASSERT_TRUE(eventually([&] { return node.flow.under_way() == 0; }));
+    EXPECT_FALSE(readable("k"));
+}
+
+TEST_F(PutFlowTest, AnAnnounceThatQueuesIsWaitedFor) {
+    master.set({.hold_announces = true, .first_of_its_key = true});
+    for (size_t i = 0; i < AnnounceStream::kWindow; ++i) {
+        EXPECT_EQ(told(commit({begin("k" + std::to_string(i))})), Code::kOk);
+    }
+    const auto answer = commit({begin("last")});
+    ASSERT_TRUE(eventually([&] { return readable("last"); }));
+    EXPECT_FALSE(answer->codes().has_value()) << "who asks would not wait for it";
+    for (size_t i = 0; i < AnnounceStream::kWindow; ++i) {
+        master.answer_announce();
+    }
+    ASSERT_TRUE(announced(AnnounceStream::kWindow + 1));
+    master.answer_announce();
+    EXPECT_EQ(told(answer), Code::kOk);
 }
 
 // ---- copies ----------------------------------------------------------------------------------

@@ -12,19 +12,22 @@ namespace {
 
 using enum PutStage;
 
-constexpr std::array kStages = {kClaiming, kGranted, kRefused, kFilled, kPublishing, kAnnouncing};
+constexpr std::array kStages = {kClaiming,   kGranted,    kRefused, kFilled,
+                                kPublishing, kAnnouncing, kAnswered};
 constexpr std::array kEvents = {PutEvent::kCommitted, PutEvent::kGranted, PutEvent::kRefused,
-                                PutEvent::kPublished, PutEvent::kLinkLost};
+                                PutEvent::kPublished, PutEvent::kSent,    PutEvent::kLinkLost};
 
 TEST(PutStageTest, TheTableIsTheHeaders) {
     constexpr PutStage kTable[kStages.size()][kEvents.size()] = {
-        // committed   granted      refused      published    link lost
-        {kFilled, kGranted, kRefused, kClaiming, kRefused},                 // kClaiming
-        {kPublishing, kGranted, kGranted, kGranted, kRefused},              // kGranted
-        {kEnded, kRefused, kRefused, kRefused, kRefused},                   // kRefused
-        {kFilled, kPublishing, kEnded, kFilled, kEnded},                    // kFilled
-        {kPublishing, kPublishing, kPublishing, kAnnouncing, kPublishing},  // kPublishing
-        {kAnnouncing, kAnnouncing, kAnnouncing, kAnnouncing, kEnded},       // kAnnouncing
+        // committed   granted      refused      published    sent         link lost
+        {kFilled, kGranted, kRefused, kClaiming, kClaiming, kRefused},    // kClaiming
+        {kPublishing, kGranted, kGranted, kGranted, kGranted, kRefused},  // kGranted
+        {kEnded, kRefused, kRefused, kRefused, kRefused, kRefused},       // kRefused
+        {kFilled, kPublishing, kEnded, kFilled, kFilled, kEnded},         // kFilled
+        {kPublishing, kPublishing, kPublishing, kAnnouncing, kPublishing,
+         kPublishing},                                                            // kPublishing
+        {kAnnouncing, kAnnouncing, kAnnouncing, kAnnouncing, kAnswered, kEnded},  // kAnnouncing
+        {kAnswered, kAnswered, kAnswered, kAnswered, kAnswered, kEnded},          // kAnswered
     };
     for (size_t stage = 0; stage < kStages.size(); ++stage) {
         for (size_t event = 0; event < kEvents.size(); ++event) {
@@ -83,11 +86,11 @@ TEST(PutStageTest, ABlockIsNeverFreedUnderAWriterThatHasNotCommitted) {
     }
 }
 
-TEST(PutStageTest, OnlyAPublishUnderWayCannotBeEnded) {
+TEST(PutStageTest, NoDeadlineEndsAPublishOrWhatWasAnswered) {
     for (const PutStage stage : kStages) {
-        EXPECT_EQ(may_end(stage), stage != kPublishing);
-        EXPECT_TRUE(may_end(stage) || next_stage(stage, PutEvent::kLinkLost) == stage);
+        EXPECT_EQ(may_end(stage), stage != kPublishing && stage != kAnswered);
     }
+    EXPECT_EQ(next_stage(kPublishing, PutEvent::kLinkLost), kPublishing);
 }
 
 }  // namespace
