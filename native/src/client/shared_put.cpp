@@ -80,6 +80,9 @@ bool SharedPut::run(std::span<PutItem*> items) {
 
 Status SharedPut::work() {
     use_spare();
+    if (spare_) {
+        return put_into_spare(groups_[0]);
+    }
     size_t asked = 0;
     for (size_t now = 0; now < groups_.size(); ++now) {
         Group& group = groups_[now];
@@ -88,19 +91,11 @@ Status SharedPut::work() {
                 return status;
             }
         }
-        const bool copy_first = spare_.has_value();
-        if (copy_first) {
-            if (Status status = copy(group); !status.ok()) {
-                return status;
-            }
-        }
         if (Status status = await_reserved(group); !status.ok()) {
             return status;
         }
-        if (!copy_first) {
-            if (Status status = copy(group); !status.ok()) {
-                return status;
-            }
+        if (Status status = copy(group); !status.ok()) {
+            return status;
         }
         if (Status status = commit(group); !status.ok()) {
             return status;
@@ -111,6 +106,28 @@ Status SharedPut::work() {
             if (Status status = receive(deadline_); !status.ok()) {
                 return status;
             }
+        }
+    }
+    return {};
+}
+
+// The block is known, so nothing is waited for but the end: the commit follows the name of the key.
+Status SharedPut::put_into_spare(Group& group) {
+    if (Status status = send_reserve(group); !status.ok()) {
+        return status;
+    }
+    if (Status status = copy(group); !status.ok()) {
+        return status;
+    }
+    if (Status status = commit(group); !status.ok()) {
+        return status;
+    }
+    if (Status status = await_reserved(group); !status.ok()) {
+        return status;
+    }
+    while (!group.decided) {
+        if (Status status = receive(deadline_); !status.ok()) {
+            return status;
         }
     }
     return {};
@@ -269,7 +286,14 @@ Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
     keep_new_spare(reply, group.items[0]->data.size());
     group.reserved = true;
     if (spare_) {
-        return take_assigned(group, static_cast<Code>(reply.status[0])), Status();
+        // Refused: the commit behind it gives the block back. One that the node has taken back is
+        // no reason to give up: the item is tried again.
+        const auto code = static_cast<Code>(reply.status[0]);
+        group.refused = code != Code::kOk;
+        if (group.refused && code != Code::kExpired) {
+            group.items[0]->result = code;
+        }
+        return {};
     }
     for (size_t row = 0; row < group.items.size(); ++row) {
         const auto code = static_cast<Code>(reply.status[row]);
@@ -293,22 +317,6 @@ void SharedPut::keep_new_spare(const ReserveReply& reply, uint64_t size_bytes) {
     node_.abandon(node_.spares().put(node_.slot(), spare, now_ms));
 }
 
-// The object lies in the spare already; a refusal leaves the spare for another one.
-void SharedPut::take_assigned(Group& group, Code code) {
-    if (code == Code::kOk) {
-        return;
-    }
-    group.copied.clear();
-    group.generations = {0};
-    const SpareBlocks::Block spare = *std::exchange(spare_, std::nullopt);
-    if (code == Code::kExpired) {
-        node_.abandon({&spare.generation, 1});  // the item is tried again, without it
-        return;
-    }
-    group.items[0]->result = code;
-    node_.abandon(node_.spares().put(node_.slot(), spare, boottime_ms()));
-}
-
 Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
     StatusReply reply;
     if (Status status = lease_->decode_reply(answer, &reply); !status.ok()) {
@@ -317,7 +325,8 @@ Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
     if (reply.status.size() != group.copied.size()) {
         return {Code::kProtocolError, "the reply has another number of rows"};
     }
-    for (size_t row = 0; row < group.copied.size(); ++row) {
+    group.decided = true;
+    for (size_t row = 0; row < group.copied.size() && !group.refused; ++row) {
         PutItem& item = *group.copied[row];
         item.result = static_cast<Code>(reply.status[row]);
         if (item.result == Code::kOk) {
@@ -326,7 +335,6 @@ Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
             node_.abandon({&group.copied_generations[row], 1});
         }
     }
-    group.decided = true;
     return {};
 }
 

@@ -35,6 +35,7 @@ class SharedPut {
         uint64_t reserve_id = 0;  // request ids; 0: not sent yet
         uint64_t commit_id = 0;
         bool reserved = false;
+        bool refused = false;               // the spare, for this item
         bool decided = false;               // every row has its result
         std::vector<uint64_t> generations;  // of each item; 0: it got no block
         std::vector<uint64_t> offsets;
@@ -47,13 +48,13 @@ class SharedPut {
     Status work();
     Status send_reserve(Group& group);
     void use_spare();
+    Status put_into_spare(Group& group);
     Status await_reserved(Group& group);
     Status copy(Group& group);
     Status copy_from_device(Group& group);
     uint8_t* block_of(Group& group, size_t row);
     Status commit(Group& group);
     void keep_new_spare(const ReserveReply& reply, uint64_t size_bytes);
-    void take_assigned(Group& group, Code code);
     Status receive(Deadline until);
     Status take_reserved(Group& group, const Channel::Reply& answer);
     Status take_committed(Group& group, const Channel::Reply& answer);

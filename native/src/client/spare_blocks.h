@@ -17,7 +17,7 @@ namespace kvstore {
 class SpareBlocks {
   public:
     static constexpr size_t kMax = 8;
-    static constexpr uint64_t kMinBytes = 64u << 10;  // below, the copy is shorter than the wait
+    static constexpr uint64_t kMinBytes = 2u << 10;  // pages of KV caches are larger
     static constexpr uint64_t kMaxBytes = 8u << 20;
 
     struct Block {

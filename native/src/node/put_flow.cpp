@@ -233,11 +233,14 @@ void PutFlow::commit(const Owner& owner, std::span<const Committed> rows, uint32
         }
     }
     for (const auto& [row, code] : wrong) {
+        // A spare that was refused for its key, which the writer knows by now: no further failure.
+        if (code != Code::kExpired || !store_.give_back_spare(owner, row.generation)) {
+            metrics_.puts_failed.add();
+        }
         if (code == Code::kExpired) {
             // To commit is to have stopped copying: the quarantined block is free again.
             static_cast<void>(store_.abort(owner, row.generation));
         }
-        metrics_.puts_failed.add();
         reply->finish(row.row, code);
     }
     end(endings);

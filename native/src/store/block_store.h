@@ -278,6 +278,8 @@ class BlockStore {
     // The writer says that its copies into the block have stopped. kInvalidArgument: unknown or of
     // another owner. Quarantined reservations are accepted, whatever session of the slot speaks.
     Code abort(const Owner& owner, Generation generation);
+    // The same for a spare that its owner has not named yet; false: it is none.
+    bool give_back_spare(const Owner& owner, Generation generation);
     // The slot's process says so of everything that it reserved in epochs below this one.
     void end_earlier_writes(int slot, uint32_t node_epoch);
     // Withdraws a published object by its generation (its announce was lost): kOk or kNotFound.

@@ -400,6 +400,13 @@ void BlockStore::State::stamp_batch(std::span<const EntryRef> published) {
     }
 }
 
+bool BlockStore::give_back_spare(const Owner& owner, Generation generation) {
+    State::Lock lock(*state_);
+    const Reservation* reservation = state_->reservations.find(generation);
+    return reservation != nullptr && reservation->spare &&
+           state_->abort(owner, generation) == Code::kOk;
+}
+
 Code BlockStore::abort(const Owner& owner, Generation generation) {
     State::Lock lock(*state_);
     return state_->abort(owner, generation);
