@@ -575,30 +575,6 @@ def size_fields(kind: type[CommonConfig]) -> set[str]:
     return {*marks(kind, _SIZE)}
 
 
-def silence_grpc() -> None:
-    """Keep gRPC's own lines off standard error, unless GRPC_VERBOSITY asks for them.
-
-    Call it before gRPC is imported. What it has to say reaches the log as an error of a call.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-
-def ucx_library() -> str:
-    """The UCX library that KVSTORE_UCX_LIB names; empty when it names none."""
-    return os.environ.get("KVSTORE_UCX_LIB", "")
-
-
-def environment() -> dict[str, str]:
-    """Every variable, for what has to know the secrets in them in order to hide them."""
-    return dict(os.environ)
-
-
-def rbg_environment() -> dict[str, str]:
-    """What RBG tells a container about itself: group, role and index, as far as it does."""
-    names = {"group": "RBG_GROUP_NAME", "role": "RBG_ROLE_NAME", "index": "RBG_ROLE_INDEX"}
-    return {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
-
-
 def data_dir(config: MasterConfig) -> Path:
     """Folder of a master's state: as configured, else the default one."""
     return Path(config.data_dir) if config.data_dir else default_data_dir()

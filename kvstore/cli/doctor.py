@@ -154,7 +154,7 @@ def _of_config(where: Target, config: CommonConfig) -> Target:
 
 def host_of(config: CommonConfig | None) -> Host:
     """Return this machine, as the checks see it."""
-    from kvstore.config import ucx_library
+    from kvstore.environment import ucx_library
 
     packages = tuple(Path(entry) for entry in sys.path if entry.endswith("-packages"))
     return Host(config=config, ucx_library=ucx_library(), site_packages=packages)

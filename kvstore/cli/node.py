@@ -10,8 +10,9 @@ import click
 from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
-from kvstore.config import NodeConfig, silence_grpc
+from kvstore.config import NodeConfig
 from kvstore.discovery.source import Discovery
+from kvstore.environment import silence_grpc
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
 

@@ -69,9 +69,9 @@ def _versions() -> str:
 
 
 def _variables() -> str:
-    from kvstore.config import environment
+    from kvstore.environment import variables
 
-    return "\n".join(sorted(name for name in environment() if name.startswith("KVSTORE_"))) + "\n"
+    return "\n".join(sorted(name for name in variables() if name.startswith("KVSTORE_"))) + "\n"
 
 
 def _doctor(wanted: Wanted) -> str:
@@ -202,9 +202,9 @@ def _of_configs(configs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _known_secrets(token_files: Sequence[Path]) -> list[str]:
-    from kvstore.config import environment
+    from kvstore.environment import variables
 
-    known = secrets_of(environment())
+    known = secrets_of(variables())
     for path in token_files:
         try:
             known += secrets_in(_end_of(path, _TOKEN_FILE_BYTES))

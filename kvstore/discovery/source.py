@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kvstore import clock, config
+from kvstore import clock, environment
 from kvstore.config import CommonConfig, MasterConfig, NodeConfig
 from kvstore.discovery import group, names
 from kvstore.errors import InvalidArgumentError
@@ -62,7 +62,7 @@ class Discovery:
         if by == "static":
             self.found = {}
             return settings
-        about = config.rbg_environment()
+        about = environment.rbg()
         fields = msgspec.structs.asdict(settings)
         values: dict[str, Any] = {}
         found: dict[str, Any] = {"by": by, **about}

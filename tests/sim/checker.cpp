@@ -139,6 +139,30 @@ uint64_t Checker::begin_write(KeyName name, uint64_t size, bool upsert, bool one
     return id;
 }
 
+void Checker::check_exists(uint64_t id, bool undisturbed) {
+    const Write& write = writes_.at(id);
+    if (write.upsert) {
+        return;  // a higher version is there
+    }
+    const auto& others = writes_of_[write.name];
+    if (std::none_of(others.begin(), others.end(), [&](uint64_t other) {
+            const Write& one = writes_.at(other);
+            return (other != id || !write.one_attempt) &&
+                   (!one.ended || one.code != Code::kAlreadyExists || !one.one_attempt);
+        })) {
+        fail("AlreadyExists", "nobody else has written " + show(write.name));
+    }
+    // An upsert that failed may have overtaken what its node does not know to be gone yet.
+    const bool overtaken = std::ranges::any_of(others, [&](uint64_t other) {
+        const Write& one = writes_.at(other);
+        return one.upsert && (!one.ended || one.code != Code::kOk);
+    });
+    if (undisturbed && !overtaken && !is_listed(write.name)) {
+        fail("AlreadyExists",
+             "no write of " + show(write.name) + " is published, told write " + std::to_string(id));
+    }
+}
+
 void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
     Write& write = writes_.at(id);
     write.ended = true;
@@ -154,26 +178,7 @@ void Checker::end_write(uint64_t id, Code code, uint64_t deadline_ns) {
                               " ends with " + std::string(code_name(code)));
     }
     if (code == Code::kAlreadyExists) {
-        if (write.upsert) {
-            return;  // a higher version is there
-        }
-        const auto& others = writes_of_[write.name];
-        if (std::none_of(others.begin(), others.end(), [&](uint64_t other) {
-                const Write& one = writes_.at(other);
-                return (other != id || !write.one_attempt) &&
-                       (!one.ended || one.code != Code::kAlreadyExists || !one.one_attempt);
-            })) {
-            fail("AlreadyExists", "nobody else has written " + show(write.name));
-        }
-        // An upsert that failed may have overtaken what its node does not know to be gone yet.
-        const bool overtaken = std::ranges::any_of(others, [&](uint64_t other) {
-            const Write& one = writes_.at(other);
-            return one.upsert && (!one.ended || one.code != Code::kOk);
-        });
-        if (still && !overtaken && !is_listed(write.name)) {
-            fail("AlreadyExists", "no write of " + show(write.name) + " is published, told write " +
-                                      std::to_string(id));
-        }
+        check_exists(id, still);
     }
     if (code != Code::kOk) {
         return;

@@ -135,6 +135,7 @@ class Checker {
     // Whether the directory has the key for readers now.
     bool is_listed(const KeyName& name);
     bool is_unannounced(const KeyName& name);
+    void check_exists(uint64_t id, bool undisturbed);  // what was told AlreadyExists
     std::vector<Held> stores(const KeyName* only);
     void check_stores(const std::vector<Held>& held);
     void check_directory();

@@ -34,6 +34,7 @@ GROUND_FLOOR = {
     "clock",
     "config",
     "config_table",
+    "environment",
     "folders",
     "http",
     "http_connections",
@@ -143,7 +144,11 @@ def test_only_clock_reads_time_and_only_config_reads_the_environment(path: Path)
         assert "datetime.now" not in path.read_text(), f"{path}: time comes from kvstore.clock"
     # What names a library is no setting of a server; compat reads another store's names, and gpu
     # where a user's caches are.
-    may_read = path.stem == "config" or package_of(path) in ("compat", "gpu", "ucx")
+    may_read = path.stem in ("config", "environment") or package_of(path) in (
+        "compat",
+        "gpu",
+        "ucx",
+    )
     if not may_read:
         assert "os.environ" not in path.read_text(), f"{path}: only config reads the environment"
 

@@ -260,9 +260,14 @@ std::vector<LinkId> ClaimTable::unannounced(const DirectoryEpoch& ns,
     return links;
 }
 
-bool ClaimTable::has_claim(const DirectoryEpoch& ns, std::string_view key) const {
+std::optional<NodeNumber> ClaimTable::claimed_by(const DirectoryEpoch& ns,
+                                                 std::string_view key) const {
     const MutexLock lock(mutex_);
-    return entries_.contains(NsKey(ns.ref, key).view());
+    const auto at = entries_.find(NsKey(ns.ref, key).view());
+    if (at == entries_.end()) {
+        return std::nullopt;
+    }
+    return at->second.version == 0 ? kNoNode : at->second.holder.node;
 }
 
 void ClaimTable::add_refs(std::unordered_set<uint32_t>& refs) const {

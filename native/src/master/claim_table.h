@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <queue>
 #include <span>
 #include <string>
@@ -57,7 +58,8 @@ class ClaimTable {
     // Whether the node's link was lost with claims on it, so that it may have published what it has
     // not announced.
     bool has_limbo(NodeNumber node) const;
-    bool has_claim(const DirectoryEpoch& ns, std::string_view key) const;
+    // Nothing: nobody claims it. kNoNode: some wait for it, and none was granted.
+    std::optional<NodeNumber> claimed_by(const DirectoryEpoch& ns, std::string_view key) const;
     // The links whose nodes may have answered a put of one of these keys (none: of any key of this
     // epoch) that is not recorded yet. The first is a hint that costs no lock.
     bool has_unannounced() const { return unannounced_.load(std::memory_order_acquire) != 0; }

@@ -138,8 +138,11 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
     std::vector<Pending> rows(keys.size());
     for (size_t i = 0; i < keys.size(); ++i) {
         std::vector<NodeNumber> targets = planner_.targets(epoch, keys[i]);
-        const bool force = !silent.empty() || !targets.empty() || directory_.rebuilding() ||
-                           claims_.has_claim(epoch, keys[i]);
+        // Before the directory is asked: the announcement that settles it may come in between, and
+        // is refused then, but the node has published it.
+        const std::optional<NodeNumber> claimed = claims_.claimed_by(epoch, keys[i]);
+        const bool force =
+            !silent.empty() || !targets.empty() || directory_.rebuilding() || claimed.has_value();
         RemoveOutcome outcome = directory_.remove(epoch, keys[i], force);
         AckRow& row = rows[i].row;
         {
@@ -153,6 +156,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
         for (const NodeNumber slot : outcome.holders) {
             row.add_holder(slot);
         }
+        row.add_holder(claimed.value_or(kNoNode));
         row.add_holder(claims_.removed(epoch, keys[i], outcome.tombstone, effects.answers));
         for (const std::vector<NodeNumber>* more : {&std::as_const(targets), &silent}) {
             for (const NodeNumber slot : *more) {

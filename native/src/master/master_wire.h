@@ -28,6 +28,12 @@ class WireNodeLink final : public NodeLink {
     const std::shared_ptr<ConnectionRef> to_;
 };
 
+// Answers a request.
+template <class M>
+bool reply(Connection& connection, const FrameHeader& header, const M& message) {
+    return connection.ref()->send_message(message, header.request_id);
+}
+
 // The columns of a LookupReply, reused from one to the next.
 class LookupColumns {
   public:

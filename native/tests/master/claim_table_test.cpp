@@ -148,7 +148,8 @@ TEST_F(ClaimTableTest, ARebuildParksWhatIsNotKnownYet) {
 TEST_F(ClaimTableTest, ARemoveCancelsAndNamesTheHolder) {
     claim(2, 1, "k");
     claim(1, 1, "k");
-    EXPECT_TRUE(claims_.has_claim(epoch(), "k"));
+    EXPECT_EQ(claims_.claimed_by(epoch(), "k"), 2);
+    EXPECT_FALSE(claims_.claimed_by(epoch(), "other").has_value());
     const RemoveOutcome removed = directory_.remove(epoch(), "k", true);
     EXPECT_EQ(claims_.removed(epoch(), "k", removed.tombstone, answers_), 2);
     EXPECT_EQ(answer(1, 1).code, Code::kOk);
