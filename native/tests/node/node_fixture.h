@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <array>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -81,8 +83,14 @@ class TestMaster {
     Namespace& ns(const std::string& tenant = "default", const std::string& name = "") {
         return **core->directory().namespaces().open(tenant, name);
     }
+    // As a client is answered: behind what nodes have sent.
     size_t replicas(const std::string& key, const std::string& name = "",
                     const std::string& tenant = "default") {
+        const std::array<std::string_view, 1> keys{key};
+        std::promise<bool> passed;
+        EXPECT_TRUE(core->fence(core->unannounced(ns(tenant, name), keys), 0,
+                                [&](bool known) { passed.set_value(known); }));
+        EXPECT_TRUE(passed.get_future().get());
         ObjectInfo info;
         return core->directory().inspect(*ns(tenant, name).current, key, info)
                    ? info.replicas.size()
