@@ -472,7 +472,7 @@ MESSAGES: dict[str, frozenset[str]] = {
     "Error": NOWHERE,
     "StatusReply": NOWHERE,
     "Ping": SESSIONS,
-    "Pong": NOWHERE,
+    "Pong": LINK,
     "Lookup": MASTERS,
     "LookupReply": NOWHERE,
     "Nodes": MASTERS,
