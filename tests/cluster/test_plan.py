@@ -34,7 +34,10 @@ def segment_bytes(blocks: int) -> int:
 def replayed(folder: Path, requests: list[Request], nodes: list[dict[str, Any]]) -> Iterator[Any]:
     """Replay on a fresh cluster; yields it with the hit rate, once every use was reported."""
     folder.mkdir()
-    cluster = Cluster(folder)
+    # A replay of a second or two: with the usual interval, nodes are filled unevenly meanwhile, and
+    # report more than a sample has room for.
+    (folder / "master.json").write_text('{"heartbeat_ms": 100}')
+    cluster = Cluster(folder, ["--config", str(folder / "master.json")])
     try:
         for number, config in enumerate(nodes):
             cluster.start_node(f"n{number}", **config)

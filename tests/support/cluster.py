@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import kvstore
-from tests.support.control import metric
 from tests.support.processes import Daemon, wait_for
 from tests.support.transports import client_options, moved, node_config, report_traffic
 
@@ -110,7 +109,7 @@ class Cluster:
         given = {**client_options(options.get("transport", "auto")), **options}
         store = kvstore.connect(self.address, **given)
         self._stores.append(store)
-        if given["transport"] == "ucx":
+        if given["transport"] == self.transport == "ucx":
             self._by_ucx.append(store)
         return store
 
@@ -172,4 +171,6 @@ class Cluster:
 
 def _is_registered(node: Daemon) -> bool:
     """Whether UCX reaches all of a node's memory."""
+    from tests.support.control import metric  # gRPC, which embedded tests do without
+
     return metric(node, "kvstore_ucx_registered_bytes") == metric(node, "kvstore_ready_bytes") > 0
