@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -127,22 +128,26 @@ def test_a_leased_prefix_on_two_nodes_is_all_there_when_it_is_read(
                 return
             writer.put(f"noise/{i}", bytes(1 << 20))
 
+    def leased_whole(keys: list[str], values: list[bytes]) -> kvstore.Lookup | None:
+        for key, value in zip(keys, values, strict=True):
+            assert writer.put(key, value) in (Status.Ok, Status.AlreadyExists)
+        lookup = store.lookup(keys, lease_ms=lease_ms)
+        if lookup.length == pages:
+            return lookup
+        lookup.release()
+        return None
+
     with ThreadPoolExecutor(1) as pool:
         flooding = pool.submit(flood)
         try:
             for chain in range(4):
                 keys = [f"chain/{chain}/{i}" for i in range(pages)]
                 wanted = [proof(key, size) for key in keys]
-                lookup = None
                 flooded.clear()
-                for _ in range(20):  # the last object of the flood may still come
-                    for key, value in zip(keys, wanted, strict=True):
-                        assert writer.put(key, value) in (Status.Ok, Status.AlreadyExists)
-                    lookup = store.lookup(keys, lease_ms=lease_ms)
-                    if lookup.length == pages:
-                        break
-                    lookup.release()
-                assert lookup is not None and lookup.length == pages
+                # The last object of the flood may still come, and where there is room is known by
+                # heartbeats.
+                whole = partial(leased_whole, keys, wanted)
+                lookup = wait_for(whole, "the chain to be there", 20)
                 flooded.set()
                 with lookup:
                     for key in keys:
