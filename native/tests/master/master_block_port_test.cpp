@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 
@@ -146,31 +147,39 @@ class MasterServiceTest : public ::testing::Test {
         }
         return link;
     }
-    Version put(Link& link, std::string_view key, uint64_t size) {
+    struct Granted {
+        Version version = 0;
+        uint8_t flags = 0;
+    };
+    Granted claim(Link& link, std::string_view key) {
         const std::vector<uint64_t> ids{++claim_id_};
+        const std::vector<std::string_view> keys{key};
+        const Claim message{
+            .tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys, .timeout_ms = 1000};
         ClaimReply granted;
-        EXPECT_TRUE(link.exchange(Claim{.tenant = "tenant",
-                                        .ns = "space",
-                                        .claim_ids = ids,
-                                        .keys = key,
-                                        .timeout_ms = 1000},
-                                  &granted)
-                        .ok());
+        EXPECT_TRUE(link.exchange(message, &granted).ok());
         EXPECT_EQ(granted.status[0], 0);
-        const std::vector<uint64_t> versions{granted.versions[0]};
+        return {granted.versions[0], granted.flags[0]};
+    }
+    void announce(Link& link, std::string_view key, Version version, uint64_t size) {
+        const std::vector<std::string_view> keys{key};
+        const std::vector<uint64_t> versions{version};
         const std::vector<uint64_t> sizes{size};
+        link.send(Announce{.seq = ++seq_,
+                           .tenant = "tenant",
+                           .ns = "space",
+                           .keys = keys,
+                           .versions = versions,
+                           .sizes = sizes});
+    }
+    Version put(Link& link, std::string_view key, uint64_t size) {
+        const Version version = claim(link, key).version;
+        announce(link, key, version, size);
         AnnounceReply reply;
-        EXPECT_TRUE(link.exchange(Announce{.seq = ++seq_,
-                                           .tenant = "tenant",
-                                           .ns = "space",
-                                           .keys = key,
-                                           .versions = versions,
-                                           .sizes = sizes},
-                                  &reply)
-                        .ok());
+        EXPECT_TRUE(link.receive(&reply).ok());
         EXPECT_EQ(reply.seq, seq_);
         EXPECT_EQ(reply.status[0], 0);
-        return versions[0];
+        return version;
     }
     // Waits for pushed operations, acknowledges them and returns their number.
     static size_t serve_ops(Link& link) {
@@ -202,30 +211,18 @@ TEST_F(MasterServiceTest, TheHelloNamesWhatAClientNeeds) {
 TEST_F(MasterServiceTest, ALookupWaitsForTheAnnouncementOfAGrantedKey) {
     const std::unique_ptr<Link> link = node("n1");
     const std::vector<std::string_view> keys{"k"};
-    const std::vector<uint64_t> ids{++claim_id_};
-    ClaimReply granted;
-    ASSERT_TRUE(
-        link->exchange(Claim{.tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys},
-                       &granted)
-            .ok());
-    ASSERT_EQ(granted.flags[0], kClaimFirst);
+    const Granted granted = claim(*link, "k");
+    ASSERT_EQ(granted.flags, kClaimFirst);
     LookupReply found;
     std::thread asker(
         [&] { EXPECT_TRUE(client()->exchange(Lookup{.keys = keys}, &found, soon()).ok()); });
     Ping ping;
     ASSERT_TRUE(link->receive(&ping).ok());
-    const std::vector<uint64_t> versions{granted.versions[0]};
-    const std::vector<uint64_t> sizes{5};
-    link->send(Announce{.seq = ++seq_,
-                        .tenant = "tenant",
-                        .ns = "space",
-                        .keys = keys,
-                        .versions = versions,
-                        .sizes = sizes});
+    announce(*link, "k", granted.version, 5);
     link->send(Pong{.token = ping.token});
     asker.join();
     EXPECT_EQ(found.status[0], 0);
-    EXPECT_EQ(found.versions[0], versions[0]);
+    EXPECT_EQ(found.versions[0], granted.version);
 }
 
 TEST_F(MasterServiceTest, WhatIsOnItsWayIsFoundWhateverComesFirst) {
@@ -234,18 +231,7 @@ TEST_F(MasterServiceTest, WhatIsOnItsWayIsFoundWhateverComesFirst) {
     for (int i = 0; i < 3000; ++i) {
         const std::string key = "k" + std::to_string(i);
         const std::vector<std::string_view> keys{key};
-        const std::vector<uint64_t> ids{++claim_id_};
-        const Claim claim{.tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys};
-        ClaimReply granted;
-        ASSERT_TRUE(link->exchange(claim, &granted).ok());
-        const std::vector<uint64_t> versions{granted.versions[0]};
-        const std::vector<uint64_t> sizes{5};
-        link->send(Announce{.seq = ++seq_,
-                            .tenant = "tenant",
-                            .ns = "space",
-                            .keys = keys,
-                            .versions = versions,
-                            .sizes = sizes});
+        announce(*link, key, claim(*link, key).version, 5);
         asker.send(Lookup{.keys = keys});
         std::array<pollfd, 2> ends{pollfd{link->fd(), POLLIN, 0}, pollfd{asker.fd(), POLLIN, 0}};
         while (ends[1].revents == 0) {
@@ -263,12 +249,7 @@ TEST_F(MasterServiceTest, WhatIsOnItsWayIsFoundWhateverComesFirst) {
 TEST_F(MasterServiceTest, ALookupDoesNotCallAbsentWhatAHungNodeMayHave) {
     const std::unique_ptr<Link> link = node("n1");
     const std::vector<std::string_view> keys{"k"};
-    const std::vector<uint64_t> ids{++claim_id_};
-    ClaimReply granted;
-    ASSERT_TRUE(
-        link->exchange(Claim{.tenant = "tenant", .ns = "space", .claim_ids = ids, .keys = keys},
-                       &granted)
-            .ok());
+    claim(*link, "k");
     const std::unique_ptr<Channel> channel = client();
     LookupReply found;
     ASSERT_TRUE(channel->exchange(Lookup{.keys = keys}, &found, soon()).ok());
