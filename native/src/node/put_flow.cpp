@@ -215,7 +215,8 @@ void PutFlow::commit(const Owner& owner, std::span<const Committed> rows, uint32
         const uint64_t deadline_ms = boottime_ms() + wait_ms(timeout_ms);
         for (const Committed& row : rows) {
             const auto at = entries_.find(row.generation);
-            if (at == entries_.end() || !is_writer(owner, at->second.owner)) {
+            if (at == entries_.end() || !is_writer(owner, at->second.owner) ||
+                at->second.stage == PutStage::kAnswered) {
                 wrong.emplace_back(row, Code::kExpired);
                 continue;
             }

@@ -357,6 +357,7 @@ TEST_F(ClusterTest, AnUpsertIsNeverAMiss) {
 TEST_F(ClusterTest, PinsArriveAsOperations) {
     NodeClient client(a->at.tcp);
     EXPECT_EQ(client.put("k", bytes_of("k", 4096)), Code::kOk);
+    master->settle(master->ns());
     std::atomic<bool> done{false};
     master->core->set_pins(master->ns(), {"k"}, {Pin::kHard}, 5000,
                            [&](std::vector<Code> codes, auto) {

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <array>
 #include <future>
 #include <memory>
 #include <string>
@@ -83,14 +82,16 @@ class TestMaster {
     Namespace& ns(const std::string& tenant = "default", const std::string& name = "") {
         return **core->directory().namespaces().open(tenant, name);
     }
-    // As a client is answered: behind what nodes have sent.
-    size_t replicas(const std::string& key, const std::string& name = "",
-                    const std::string& tenant = "default") {
-        const std::array<std::string_view, 1> keys{key};
+    // Until what nodes have answered is recorded.
+    void settle(const Namespace& space) {
         std::promise<bool> passed;
-        EXPECT_TRUE(core->fence(core->unannounced(ns(tenant, name), keys), 0,
+        EXPECT_TRUE(core->fence(core->unannounced(space, {}), 0,
                                 [&](bool known) { passed.set_value(known); }));
         EXPECT_TRUE(passed.get_future().get());
+    }
+    size_t replicas(const std::string& key, const std::string& name = "",
+                    const std::string& tenant = "default") {
+        settle(ns(tenant, name));
         ObjectInfo info;
         return core->directory().inspect(*ns(tenant, name).current, key, info)
                    ? info.replicas.size()
@@ -112,6 +113,7 @@ class TestMaster {
         return *answer;
     }
     Code flush(const std::string& name = "") {
+        settle(ns("default", name));
         std::mutex mutex;
         std::condition_variable changed;
         std::optional<Code> answer;

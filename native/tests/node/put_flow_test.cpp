@@ -307,11 +307,13 @@ TEST_F(PutFlowTest, WhatIsNotAcknowledgedYetDoesNotExist) {
 
 TEST_F(PutFlowTest, TheFirstOfAKeyIsAnsweredWhenItsAnnounceIsOnTheWay) {
     master.set({.hold_announces = true, .first_of_its_key = true});
-    EXPECT_EQ(told(commit({begin("k")})), Code::kOk);
+    const PutFlow::Begun block = begin("k");
+    EXPECT_EQ(told(commit({block})), Code::kOk);
     ASSERT_TRUE(announced(1));
     EXPECT_TRUE(readable("k"));
     EXPECT_EQ(node.metrics.puts_ok.get(), 1u);
     EXPECT_EQ(node.flow.under_way(), 1u) << "the master may still refuse it";
+    EXPECT_EQ(told(commit({block})), Code::kExpired) << "once";
     master.answer_announce();
     ASSERT_TRUE(eventually([&] { return node.flow.under_way() == 0; }));
     EXPECT_TRUE(readable("k"));
