@@ -215,6 +215,25 @@ _SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def read_small(path: str | os.PathLike[str], where: str) -> bytes:
+    """Read a file of a configuration's size.
+
+    Args:
+        path: of the file.
+        where: the start of every message, such as "config file a.json: ".
+
+    Raises:
+        InvalidArgumentError: The file cannot be read or is too large.
+    """
+    try:
+        _, raw = read_file(path, MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgumentError(f"{where}{error.strerror}") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise InvalidArgumentError(f"{where}larger than 1 MiB")
+    return raw
+
+
 def read_object(path: str | os.PathLike[str], where: str) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
@@ -232,12 +251,7 @@ def read_object(path: str | os.PathLike[str], where: str) -> dict[str, Any]:
     """
     import json  # `import kvstore` stays fast
 
-    try:
-        _, raw = read_file(path, MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise InvalidArgumentError(f"{where}{error.strerror}") from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise InvalidArgumentError(f"{where}larger than 1 MiB")
+    raw = read_small(path, where)
     try:
         content = json.loads(raw, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
     except RecursionError:

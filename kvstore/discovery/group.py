@@ -14,8 +14,8 @@ import yaml
 
 from kvstore.addresses import is_host
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_CONFIG_BYTES, MAX_NODES
-from kvstore.options import read_file
+from kvstore.limits import MAX_NODES
+from kvstore.options import read_small
 
 _MAX_DEPTH = 16
 _MAX_ROLES = 256
@@ -86,12 +86,7 @@ def read(path: str) -> Group:
             names it.
     """
     where = f"discovery file {path}: "
-    try:
-        _, raw = read_file(path, MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise InvalidArgumentError(f"{where}{error.strerror}") from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise InvalidArgumentError(f"{where}larger than 1 MiB")
+    raw = read_small(path, where)
     try:
         return msgspec.convert(_load(raw), Group, strict=False)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

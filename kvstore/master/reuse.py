@@ -8,7 +8,7 @@ from kvstore.errors import InvalidArgumentError
 from kvstore.master.model import Cluster, NodeState
 
 _HALF_LIFE_MS = 6 * 3600 * 1000
-"""A use of so long ago counts half: the curve is that of the workload of today."""
+"""A use of this age counts half: the curve is that of the workload of today."""
 _REACH = 64
 """Keys are followed until this many times the cluster's size was used since."""
 

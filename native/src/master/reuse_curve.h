@@ -54,7 +54,7 @@ class ReuseCurve {
         uint64_t busy_us = 0;  // processor time since the start
     };
 
-    // A use of so long ago counts half; 0: all count the same.
+    // A use of this age counts half; 0: all count the same.
     explicit ReuseCurve(uint64_t half_life_ms);
 
     // The level that nodes sample at from now on. kInvalidArgument: not a report. What a sampled
