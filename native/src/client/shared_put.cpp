@@ -102,10 +102,8 @@ Status SharedPut::work() {
         }
     }
     for (const Group& group : groups_) {
-        while (!group.decided) {
-            if (Status status = receive(deadline_); !status.ok()) {
-                return status;
-            }
+        if (Status status = await_decided(group); !status.ok()) {
+            return status;
         }
     }
     return {};
@@ -125,12 +123,7 @@ Status SharedPut::put_into_spare(Group& group) {
     if (Status status = await_reserved(group); !status.ok()) {
         return status;
     }
-    while (!group.decided) {
-        if (Status status = receive(deadline_); !status.ok()) {
-            return status;
-        }
-    }
-    return {};
+    return await_decided(group);
 }
 
 void SharedPut::use_spare() {
@@ -169,6 +162,15 @@ Status SharedPut::await_reserved(Group& group) {
     const Deadline until = sooner(deadline_, patience_ms_);
     while (!group.reserved) {
         if (Status status = receive(until); !status.ok()) {
+            return status;
+        }
+    }
+    return {};
+}
+
+Status SharedPut::await_decided(const Group& group) {
+    while (!group.decided) {
+        if (Status status = receive(deadline_); !status.ok()) {
             return status;
         }
     }

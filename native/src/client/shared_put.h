@@ -50,6 +50,7 @@ class SharedPut {
     void use_spare();
     Status put_into_spare(Group& group);
     Status await_reserved(Group& group);
+    Status await_decided(const Group& group);
     Status copy(Group& group);
     Status copy_from_device(Group& group);
     uint8_t* block_of(Group& group, size_t row);
