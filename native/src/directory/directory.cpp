@@ -80,11 +80,16 @@ void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const
 // Unanalyzed: which shards it locks is known only at run time; the loops that lock and unlock run
 // over the same bits.
 void Directory::lookup(const Namespace& ns, std::span<const std::string_view> keys,
-                       std::span<ObjectPlace> out) KV_NO_THREAD_SAFETY_ANALYSIS {
+                       std::span<ObjectPlace> out) {
+    find(ns, keys, out);
+    count(&ns, out.first(keys.size()));
+}
+
+void Directory::find(const Namespace& ns, std::span<const std::string_view> keys,
+                     std::span<ObjectPlace> out) const KV_NO_THREAD_SAFETY_ANALYSIS {
     KV_ASSERT(out.size() >= keys.size());
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
     const uint64_t now_ms = boottime_ms();
-    std::array<uint64_t, kMissReasonCount> reasons{};
     for (size_t begin = 0; begin < keys.size(); begin += kGroup) {
         const size_t count = std::min(kGroup, keys.size() - begin);
         std::array<Place, kGroup> places;
@@ -110,28 +115,34 @@ void Directory::lookup(const Namespace& ns, std::span<const std::string_view> ke
         for (size_t i = 0; i < count; ++i) {
             const Shard& shard = (*shards_)[places[i].shard];
             const std::string_view key = keys[begin + i];
-            ObjectPlace& one = out[begin + i];
             answer(shard, shard.objects.find_hinted(hints[i], places[i].hash, epoch.ref, key),
-                   places[i].hash, epoch, key, now_ms, one);
-            ++reasons[static_cast<size_t>(one.reason)];
+                   places[i].hash, epoch, key, now_ms, out[begin + i]);
         }
         for (uint64_t left = used; left != 0; left &= left - 1) {
             (*shards_)[static_cast<size_t>(__builtin_ctzll(left))].lock.unlock_shared();
         }
+    }
+}
+
+void Directory::count(const Namespace* ns, std::span<const ObjectPlace> answered) {
+    std::array<uint64_t, kMissReasonCount> reasons{};
+    for (const ObjectPlace& one : answered) {
+        ++reasons[static_cast<size_t>(one.reason)];
     }
     for (size_t i = 0; i < reasons.size(); ++i) {
         if (reasons[i] != 0) {
             lookups_[i].fetch_add(reasons[i], std::memory_order_relaxed);
         }
     }
-    ns.keys_looked_up.fetch_add(keys.size(), std::memory_order_relaxed);
-    ns.keys_found.fetch_add(reasons[0], std::memory_order_relaxed);
+    if (ns != nullptr) {
+        ns->keys_looked_up.fetch_add(answered.size(), std::memory_order_relaxed);
+        ns->keys_found.fetch_add(reasons[0], std::memory_order_relaxed);
+    }
 }
 
-void Directory::lookup_nowhere(std::span<ObjectPlace> out) {
+void Directory::find_nowhere(std::span<ObjectPlace> out) const {
     const MissReason reason = rebuilding() ? MissReason::kRebuilding : MissReason::kAbsent;
     std::ranges::fill(out, ObjectPlace{.reason = reason});
-    lookups_[static_cast<size_t>(reason)].fetch_add(out.size(), std::memory_order_relaxed);
 }
 
 ObjectPlace Directory::lookup_one(const DirectoryEpoch& ns, std::string_view key) const {

@@ -92,10 +92,14 @@ class Directory {
 
     // out.size() >= keys.size(). The keys are looked up in the namespace's current epoch.
     void lookup(const Namespace& ns, std::span<const std::string_view> keys,
-                std::span<ObjectPlace> out)
+                std::span<ObjectPlace> out);
+    // The two parts of it, for who may ask again before it answers; and in a namespace that does
+    // not exist (null).
+    void find(const Namespace& ns, std::span<const std::string_view> keys,
+              std::span<ObjectPlace> out) const
         KV_NO_THREAD_SAFETY_ANALYSIS;  // locks several shards at once, by a bit mask
-    // The same in a namespace that does not exist.
-    void lookup_nowhere(std::span<ObjectPlace> out);
+    void find_nowhere(std::span<ObjectPlace> out) const;
+    void count(const Namespace* ns, std::span<const ObjectPlace> answered);
     ObjectPlace lookup_one(const DirectoryEpoch& ns, std::string_view key) const;  // not counted
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed

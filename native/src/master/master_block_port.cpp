@@ -37,12 +37,13 @@ class LookupAnswer {
         return answer;
     }
     void find(MasterCore& core, const Namespace* ns, const KeyList& keys) {
+        ns_ = ns;
         keys_.assign(keys.begin(), keys.end());
         places_.resize(std::max(places_.size(), keys_.size()));
         if (ns == nullptr) {
-            core.directory().lookup_nowhere(std::span(places_).first(keys_.size()));
+            core.directory().find_nowhere(std::span(places_).first(keys_.size()));
         } else {
-            core.directory().lookup(*ns, keys_, places_);
+            core.directory().find(*ns, keys_, places_);
         }
     }
     // Who does not know whether they are there does not say that they are absent.
@@ -67,7 +68,9 @@ class LookupAnswer {
         return std::ranges::all_of(
             found(), [](const ObjectPlace& place) { return place.code == Code::kOk; });
     }
-    void send(const MasterCore& core, uint32_t flags, ConnectionRef& to, uint64_t request_id) {
+    // Counts what it answers: a lookup that waited has been looked up before.
+    void send(MasterCore& core, uint32_t flags, ConnectionRef& to, uint64_t request_id) {
+        core.directory().count(ns_, found());
         columns_.fill(found(), (flags & kLookupNoNodes) == 0);
         to.send_message(columns_.reply(core.nodes_id()), request_id);
     }
@@ -75,6 +78,7 @@ class LookupAnswer {
   private:
     std::span<const ObjectPlace> found() const { return std::span(places_).first(keys_.size()); }
 
+    const Namespace* ns_ = nullptr;  // until it is sent
     std::vector<std::string_view> keys_;
     std::vector<ObjectPlace> places_;
     LookupColumns columns_;
