@@ -131,6 +131,11 @@ def test_the_hit_ratio_is_that_of_a_replay(cluster: Cluster) -> None:
     assert round(traffic["hit_ratio"], 4) == replayed["hit_rate"] > 0.5
 
 
+def kinds(master: Daemon) -> set[str]:
+    """Of the events that the console shows."""
+    return {event["kind"] for event in ask(master, "events")["events"]}
+
+
 def test_nodes_tenants_and_events(cluster: Cluster, tmp_path: Path) -> None:
     disk = tmp_path / "nvme"
     disk.mkdir()
@@ -158,6 +163,8 @@ def test_nodes_tenants_and_events(cluster: Cluster, tmp_path: Path) -> None:
     with control(master) as plane:
         plane.master.Drain(master_pb2.DrainRequest(node_id="b"), **plane.call)
     cluster.nodes["a"].terminate()
+    # The master looks once a second: a node that is back by then has restarted, no more.
+    wait_for(lambda: "left" in kinds(master), "the node's end to be told")
     cluster.start_node("a", **config)
     cluster.nodes["b"].kill()
     cluster.wait_state("b", "dead")
@@ -166,12 +173,7 @@ def test_nodes_tenants_and_events(cluster: Cluster, tmp_path: Path) -> None:
     cluster.nodes["a"].signal(signal.SIGHUP)
     wanted = {"started", "joined", "evicted", "drain", "left", "restarted", "died"}
     wanted |= {"config_refused"}
-
-    def told() -> bool:
-        found = ask(master, "events")["events"]
-        return wanted <= {event["kind"] for event in found}
-
-    wait_for(told, f"events: {wanted}", 20)
+    wait_for(lambda: wanted <= kinds(master), f"events: {wanted}", 20)
     (a, b) = ask(master, "nodes")["nodes"]
     assert any("nobody_knows" in problem for problem in a["problems"])
     assert b["state"] == "dead" and b["read_bytes_per_s"] == 0
