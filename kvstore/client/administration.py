@@ -150,9 +150,10 @@ class Administration:
 
         Returns:
             ``keys_read``, ``hits``, ``hits_shm``, ``hits_tcp``, ``misses`` (by reason),
-            ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm``, ``put_bytes_tcp``,
-            ``puts`` (ok, existing, failed), ``wrong_checksums``, ``retries``, ``keys_sought`` (by
-            lookups of prefixes and sizes), ``keys_present`` (of these), ``lookups``,
+            ``bytes_shm``, ``bytes_tcp`` (read), ``put_bytes_shm`` (small puts to nodes of this host
+            with them, which go by Unix socket), ``put_bytes_tcp``, ``puts`` (ok, existing, failed),
+            ``wrong_checksums``, ``retries``, ``keys_sought`` (by lookups of prefixes and sizes),
+            ``keys_present`` (of these), ``lookups``,
             ``master_failures``, ``views``, ``leases``, ``nodes`` (as last heard from the master,
             with ``path``, ``cause`` and ``why`` as in `peers`), ``paths`` (nodes by path),
             ``unattached`` (nodes of this host whose memory is not mapped, by cause) and ``gpus``

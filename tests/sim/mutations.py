@@ -45,6 +45,11 @@ MUTATIONS = (
     Mutation("unheard-copies", "a remove waits for copies that landed unheard"),
     Mutation("announce-fence", "who asks waits for an announcement that is on its way"),
     Mutation(
+        "fence-flush",
+        "what was answered is announced before the answer to a Ping",
+        unseen="not found in seeds 1..600: the announcement follows the answer at once",
+    ),
+    Mutation(
         "take-back",
         "what was not acknowledged when the link went is unpublished",
         unseen="not found in seeds 1..400: the full announce makes it known soon after",

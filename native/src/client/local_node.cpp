@@ -324,6 +324,17 @@ void LocalNode::unhold_all(std::span<const Generation> generations) {
     (void)holder_->exchange(request, &reply, Deadline::after_ms(kUnholdMs));
 }
 
+void LocalNode::keep_spare(uint64_t size_bytes, Generation generation, uint64_t offset,
+                           uint32_t valid_ms) {
+    if (generation == 0) {
+        return;
+    }
+    // Given back long before it expires: its first byte may be written at the last moment.
+    const uint64_t now_ms = boottime_ms();
+    const SpareBlocks::Block spare{size_bytes, generation, offset, now_ms + valid_ms / 2};
+    abandon(spares_.put(*slot_, spare, now_ms));
+}
+
 void LocalNode::abandon(std::span<const Generation> generations) {
     if (generations.empty()) {
         return;

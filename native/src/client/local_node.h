@@ -70,6 +70,8 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
 
     // Blocks granted ahead of their keys.
     SpareBlocks& spares() { return spares_; }
+    // Keeps one that came with an answer; generation 0: none did.
+    void keep_spare(uint64_t size_bytes, Generation generation, uint64_t offset, uint32_t valid_ms);
 
     // Reservations that will not be committed and into which nothing is being copied any more. They
     // are told to the node on a channel that works, now or with the next put.

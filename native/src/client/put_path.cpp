@@ -180,14 +180,9 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     if (Status status = stage(open, &staged); !status.ok()) {
         return set_all(open, status.code());
     }
-    std::vector<uint32_t> crcs(open.size());
-    std::vector<iovec> parts;
-    std::vector<uint32_t> crc_of;
-    for (uint32_t row = 0; row < open.size(); ++row) {
-        const Pieces& data = staged.objects.empty() ? open[row]->data : staged.objects[row];
-        const std::span<const iovec> pieces = data.list();
-        parts.insert(parts.end(), pieces.begin(), pieces.end());
-        crc_of.resize(parts.size(), row);
+    PutPayload bytes;
+    for (size_t row = 0; row < open.size(); ++row) {
+        bytes.add(staged.objects.empty() ? open[row]->data : staged.objects[row]);
     }
     const PutRows rows(open, options_);
     Put request;
@@ -199,12 +194,12 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     encode_message(request, body);
     const uint64_t begun_ms = boottime_ms();
     const uint64_t patience = patience_ms(peer, open);
-    const PutRequest asked{Put::kType, body, {parts, crcs, crc_of}, deadline_, patience};
-    std::vector<int32_t> codes;
+    const PutRequest asked{Put::kType, body, bytes.payload(), deadline_, patience};
+    PutAnswer answer;
     ChannelPool::Lease lease;
     const Status status =
         peer.sockets().call(&lease, sooner(deadline_, patience),
-                            [&](Channel& channel) { return ask(channel, asked, &codes); });
+                            [&](Channel& channel) { return ask(channel, asked, &answer); });
     if (!status.ok()) {
         const bool answered = lease && lease->alive();
         if (answered) {
@@ -220,7 +215,7 @@ void PutPath::send_put(PeerNode& peer, std::span<PutItem*> open) {
     peer.breaker().success();
     for (size_t row = 0; row < open.size(); ++row) {
         PutItem& item = *open[row];
-        item.result = row < codes.size() ? static_cast<Code>(codes[row]) : Code::kProtocolError;
+        item.result = answer.code(row);
         if (item.result == Code::kOk) {
             tally_.add(ClientCounter::kBytesPutSocket, item.data.size());
         }

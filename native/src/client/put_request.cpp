@@ -28,7 +28,7 @@ bool await_input(Channel& channel, UcxWorker& worker, Deadline deadline) {
 
 }  // namespace
 
-Status ask(Channel& channel, const PutRequest& request, std::vector<int32_t>* codes) {
+Status ask(Channel& channel, const PutRequest& request, PutAnswer* answer) {
     const Deadline deadline = request.deadline;
     const auto patience = [&] { return sooner(deadline, request.patience_ms); };
     Status status = channel.send(request.type, request.body, request.payload, patience());
@@ -50,7 +50,10 @@ Status ask(Channel& channel, const PutRequest& request, std::vector<int32_t>* co
             }
             StatusReply message;
             status = channel.decode_reply(*reply, &message);
-            codes->assign(message.status.begin(), message.status.end());
+            answer->codes.assign(message.status.begin(), message.status.end());
+            answer->spare_generation = message.spare_generation;
+            answer->spare_offset = message.spare_offset;
+            answer->spare_ms = message.spare_ms;
             answered = status.ok();
         } else if (pinged || deadline.expired()) {
             status = channel.kill(Status(Code::kDeadlineExceeded, "the node does not answer"));

@@ -6,6 +6,7 @@
 
 #include "base/fault_point.h"
 #include "client/device_source.h"
+#include "client/short_put.h"
 #include "index/protocol_steps.h"
 
 namespace kvstore {
@@ -64,11 +65,11 @@ bool SharedPut::run(std::span<PutItem*> items) {
     if (!node_.slot().begin_writing(node_.node_epoch())) {
         return false;
     }
-    cut(items);
-    const Status status = work();
+    ShortPut at_once(node_, options_, deadline_, patience_ms_, &tally_);
+    const Status status = at_once.takes(items) ? at_once.run(*lease_, items) : work(items);
     node_.slot().end_writing(node_.node_epoch());
     if (!status.ok()) {
-        give_up(status);
+        give_up(items, status);
         // Other answers may still be on their way: nobody else may meet them.
         const bool answered = lease_->alive();
         lease_->shutdown();
@@ -78,7 +79,8 @@ bool SharedPut::run(std::span<PutItem*> items) {
     return true;
 }
 
-Status SharedPut::work() {
+Status SharedPut::work(std::span<PutItem*> items) {
+    cut(items);
     use_spare();
     if (spare_) {
         return put_into_spare(groups_[0]);
@@ -285,7 +287,8 @@ Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
     if (reply.status.size() != group.items.size()) {
         return {Code::kProtocolError, "the reply has another number of rows"};
     }
-    keep_new_spare(reply, group.items[0]->data.size());
+    node_.keep_spare(group.items[0]->data.size(), reply.spare_generation, reply.spare_offset,
+                     reply.spare_ms);
     group.reserved = true;
     if (spare_) {
         // Refused: the commit behind it gives the block back. One that the node has taken back is
@@ -306,17 +309,6 @@ Status SharedPut::take_reserved(Group& group, const Channel::Reply& answer) {
         group.offsets.push_back(reply.offsets[row]);
     }
     return {};
-}
-
-void SharedPut::keep_new_spare(const ReserveReply& reply, uint64_t size_bytes) {
-    if (reply.spare_generation == 0) {
-        return;
-    }
-    // Given back long before it expires: its first byte may be written at the last moment.
-    const uint64_t now_ms = boottime_ms();
-    const SpareBlocks::Block spare{size_bytes, reply.spare_generation, reply.spare_offset,
-                                   now_ms + reply.spare_ms / 2};
-    node_.abandon(node_.spares().put(node_.slot(), spare, now_ms));
 }
 
 Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
@@ -341,20 +333,18 @@ Status SharedPut::take_committed(Group& group, const Channel::Reply& answer) {
 }
 
 // Our copies have stopped: the node may have the blocks back as soon as it can be told.
-void SharedPut::give_up(const Status& why) {
-    const bool is_final = deadline_.expired() || lease_->alive();
-    for (Group& group : groups_) {
-        if (group.decided) {
-            continue;
-        }
+void SharedPut::give_up(std::span<PutItem* const> items, const Status& why) {
+    for (const Group& group : groups_) {
         std::vector<Generation> reserved;
         std::copy_if(group.generations.begin(), group.generations.end(),
-                     std::back_inserter(reserved), [](Generation gen) { return gen != 0; });
+                     std::back_inserter(reserved),
+                     [&](Generation gen) { return gen != 0 && !group.decided; });
         node_.abandon(reserved);
-        for (PutItem* item : group.items) {
-            if (item->result == kPutOpen && is_final) {
-                item->result = why.code();
-            }
+    }
+    const bool is_final = deadline_.expired() || lease_->alive();
+    for (PutItem* item : items) {
+        if (item->result == kPutOpen && is_final) {
+            item->result = why.code();
         }
     }
 }

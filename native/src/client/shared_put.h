@@ -13,7 +13,7 @@ namespace kvstore {
 // reserved and their keys claimed, and the groups before it are being published: all on one
 // channel, so that the copying thread waits for the first reservation and the last publication
 // only. A single object goes into a spare block where one of its size is at hand: then not even the
-// first reservation is waited for.
+// first reservation is waited for. What is small takes one message (short_put.h).
 class SharedPut {
   public:
     // `patience_ms`: how long the node may take to answer a reservation, for which it waits for
@@ -45,7 +45,7 @@ class SharedPut {
     };
 
     void cut(std::span<PutItem*> items);
-    Status work();
+    Status work(std::span<PutItem*> items);
     Status send_reserve(Group& group);
     void use_spare();
     Status put_into_spare(Group& group);
@@ -55,11 +55,10 @@ class SharedPut {
     Status copy_from_device(Group& group);
     uint8_t* block_of(Group& group, size_t row);
     Status commit(Group& group);
-    void keep_new_spare(const ReserveReply& reply, uint64_t size_bytes);
     Status receive(Deadline until);
     Status take_reserved(Group& group, const Channel::Reply& answer);
     Status take_committed(Group& group, const Channel::Reply& answer);
-    void give_up(const Status& why);
+    void give_up(std::span<PutItem* const> items, const Status& why);
 
     LocalNode& node_;
     const PutOptions& options_;

@@ -86,19 +86,19 @@ size_t UcxPuts::send(PeerNode& peer, UcxLane& lane, std::span<PutItem*> all, uin
     std::vector<uint8_t> body;
     encode_message(message, body);
     const PutRequest request{UcxPut::kType, body, {}, deadline_, patience_ms, &lane.worker()};
-    std::vector<int32_t> codes;
+    PutAnswer answer;
     ChannelPool::Lease channel;
     bool asked = false;
     const Status status =
         peer.sockets().call(&channel, sooner(deadline_, patience_ms), [&](Channel& on) {
             asked = count != 0 && peer.ucx_region(on, deadline_) != nullptr;
-            return asked ? ask(on, request, &codes) : Status();
+            return asked ? ask(on, request, &answer) : Status();
         });
     if (!asked) {
         return 0;
     }
     const auto was_fetched = [&](size_t row) {
-        return row < codes.size() && static_cast<Code>(codes[row]) != Code::kUnavailable;
+        return row < answer.codes.size() && answer.code(row) != Code::kUnavailable;
     };
     bool all_fetched = status.ok();
     for (size_t row = 0; row < count && status.ok(); ++row) {
@@ -108,7 +108,7 @@ size_t UcxPuts::send(PeerNode& peer, UcxLane& lane, std::span<PutItem*> all, uin
             left->push_back(&item);
             continue;
         }
-        item.result = static_cast<Code>(codes[row]);
+        item.result = answer.code(row);
         tally_.add(ClientCounter::kBytesPutUcx, item.result == Code::kOk ? item.data.size() : 0);
     }
     if (all_fetched) {

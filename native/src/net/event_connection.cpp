@@ -357,6 +357,7 @@ void EventConnection::on_frame(std::span<const uint8_t> body) {
     switch (header_.message()) {
         case MessageType::kPing:
             if (Ping ping; decode(body, &ping)) {
+                service_.on_ping(*this);
                 outbox_->send_message(Pong{.token = ping.token}, header_.request_id);
             }
             return;

@@ -125,6 +125,8 @@ class ConnectionHandler {
     // A frame without payload is complete. For one with payload fill `plan`; on_payload follows.
     virtual void on_frame(Connection& connection, const FrameHeader& header,
                           std::span<const uint8_t> body, PayloadPlan* plan) = 0;
+    // Before the server answers a Ping: what has to come before the Pong is sent now.
+    virtual void on_ping(Connection&) {}
     // The payload has arrived (or was discarded); `body` is the same as in on_frame. The server
     // itself answers Ping, and ends the session on a fatal Error from the peer.
     virtual void on_payload(Connection&, const FrameHeader&, std::span<const uint8_t> /*body*/,

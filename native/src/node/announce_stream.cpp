@@ -49,6 +49,17 @@ bool AnnounceStream::send_next(ConnectionRef& to) {
     if (queue_.empty() || (!queue_.front().announces.empty() && window_full())) {
         return false;
     }
+    send_front(to);
+    return true;
+}
+
+void AnnounceStream::send_all(ConnectionRef& to) {
+    while (!queue_.empty()) {
+        send_front(to);
+    }
+}
+
+void AnnounceStream::send_front(ConnectionRef& to) {
     Queued queued = std::move(queue_.front());
     queue_.pop_front();
     if (!queued.withdraws.empty()) {
@@ -57,7 +68,6 @@ bool AnnounceStream::send_next(ConnectionRef& to) {
         send_phase(to, AnnouncePhase::kIncremental, std::move(queued.ns),
                    std::move(queued.announces));
     }
-    return true;
 }
 
 void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, NamespaceRef ns,

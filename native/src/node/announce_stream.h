@@ -28,10 +28,12 @@ class AnnounceStream {
     void push(const NamespaceRef& ns, std::vector<WithdrawItem> items);
     // Sends the next frame of what is queued. False: nothing to send, or the window is full.
     bool send_next(ConnectionRef& to);
+    // Sends all that is queued, whatever is on its way.
+    void send_all(ConnectionRef& to);
     // Sends a frame of the full announce, past what is queued. One without items has no namespace.
     void send_phase(ConnectionRef& to, AnnouncePhase phase, NamespaceRef ns,
                     std::vector<AnnounceItem> items);
-    bool all_sent() const { return queue_.empty(); }
+    size_t queued() const { return queue_.size(); }  // frames
     bool window_full() const { return sent_.size() >= kWindow; }
     // Takes out the announce that `seq` answers; false when the answer does not fit.
     bool take_acked(uint64_t seq, size_t rows, Sent* out);
@@ -42,6 +44,7 @@ class AnnounceStream {
         std::vector<AnnounceItem> announces;  // or
         std::vector<WithdrawItem> withdraws;
     };
+    void send_front(ConnectionRef& to);
     void send_withdraw(ConnectionRef& to, const Queued& queued);
 
     uint64_t next_seq_ = 1;

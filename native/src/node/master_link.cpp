@@ -16,6 +16,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kFirstBackoffMs = 10;
+constexpr size_t kMostAhead = 2;     // frames that a Ping has sent at once, whatever the window
 constexpr size_t kListBatch = 2048;  // objects of one frame of the full announce
 
 }  // namespace
@@ -239,8 +240,14 @@ MasterLink::Announced MasterLink::announce(uint64_t link, const NamespaceRef& ns
         return Announced::kLost;
     }
     impl_->stream.push(ns, std::move(items));
-    impl_->send_stream();
-    return impl_->stream.all_sent() ? Announced::kSent : Announced::kQueued;
+    return impl_->stream.queued() <= kMostAhead ? Announced::kNext : Announced::kWaits;
+}
+
+void MasterLink::flush(uint64_t link) {
+    const MutexLock lock(impl_->mutex);
+    if (impl_->link == link) {
+        impl_->send_stream();
+    }
 }
 
 void MasterLink::withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items) {
@@ -533,13 +540,18 @@ void MasterLink::on_frame(Connection& connection, const FrameHeader& header,
             return impl_->on_copy(connection, body);
         case MessageType::kPong:
             return impl_->on_pong();
-        case MessageType::kPing:
-            connection.ref()->send_message(Pong{header.request_id}, header.request_id);
-            return;
         case MessageType::kError:
             return impl_->on_error(body);
         default:
             return connection.fail(Code::kProtocolError, "not a message of the master to a node");
+    }
+}
+
+// A fence of the master: what was answered to writers is announced before the Pong.
+void MasterLink::on_ping(Connection& connection) {
+    const MutexLock lock(impl_->mutex);
+    if (KV_GUARD("fence-flush", impl_->is_current(connection)) && impl_->state == LinkState::kUp) {
+        impl_->stream.send_all(*impl_->ref);
     }
 }
 

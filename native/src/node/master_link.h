@@ -92,8 +92,11 @@ class MasterLink {
     bool claim(uint64_t link, const NamespaceEpoch& ns, std::span<const ClaimItem> items,
                uint32_t timeout_ms);
     void abandon(uint64_t link, std::span<const uint64_t> claim_ids);
-    enum class Announced : uint8_t { kLost, kQueued, kSent };
+    // kNext: queued, and nobody gets a Pong of this node before it; kWaits: behind too many others.
+    enum class Announced : uint8_t { kLost, kWaits, kNext };
+    // To be followed by flush().
     Announced announce(uint64_t link, const NamespaceRef& ns, std::vector<AnnounceItem> items);
+    void flush(uint64_t link);
     // Dropped while nothing has been announced on the current connection.
     void withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items);
     void copy_done(uint64_t link, uint64_t copy_id, Code code);
@@ -102,6 +105,7 @@ class MasterLink {
     static bool is_link(const Connection& connection);
     void on_open(Connection& connection);
     void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void on_ping(Connection& connection);
     void on_close(Connection& connection, std::string_view reason);
     void tick();  // every 100 ms or so, one thread at a time
 

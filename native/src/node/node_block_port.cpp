@@ -391,6 +391,12 @@ void NodeBlockPort::resolve(Connection& connection, const FrameHeader& header) {
 
 // ---- dispatch --------------------------------------------------------------------------------
 
+void NodeBlockPort::on_ping(Connection& connection) {
+    if (MasterLink::is_link(connection)) {
+        link_->on_ping(connection);
+    }
+}
+
 void NodeBlockPort::on_frame(Connection& connection, const FrameHeader& header, Body body,
                              PayloadPlan* plan) {
     if (MasterLink::is_link(connection)) {

@@ -60,6 +60,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void on_open(Connection& connection) override;
     void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
                   PayloadPlan* plan) override;
+    void on_ping(Connection& connection) override;
     void on_payload(Connection& connection, const FrameHeader& header,
                     std::span<const uint8_t> body, const std::shared_ptr<void>& context) override;
     void on_close(Connection& connection, Code code, std::string_view reason) override;
@@ -126,6 +127,9 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     void commit(Connection& connection, const FrameHeader& header, Body body);
     void abort(Connection& connection, const FrameHeader& header, Body body);
     void begin_put(Connection& connection, const FrameHeader& header, Body body, PayloadPlan* plan);
+    void put_spares(Connection& connection, const FrameHeader& header, const Put& message);
+    // For a later put of the session's process; all zero where there is no room for it.
+    GrantedSpare grant_spare(const ClientConnection& session, uint64_t size_bytes);
     void begin_copy(Connection& connection, const FrameHeader& header, Body body,
                     PayloadPlan* plan);
     void plan_payload(const FrameHeader& header, std::shared_ptr<Incoming> incoming,

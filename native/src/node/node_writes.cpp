@@ -1,5 +1,6 @@
 // Reserve, commit and abort of clients that map the segment; puts and copies by socket.
 #include <algorithm>
+#include <functional>
 
 #include "node/node_block_port.h"
 #include "node/put_rows.h"
@@ -74,28 +75,37 @@ void NodeBlockPort::reserve(Connection& connection, const FrameHeader& header, B
     reply.status = status;
     reply.generations = generations;
     reply.offsets = offsets;
-    if (message.spare_size != 0 && !draining_.load()) {
-        const uint32_t before_ms = reservation_ms_.load();
-        const BlockStore::Reserved spare =
-            domain.store->reserve_spare(session.process(), message.spare_size);
-        if (spare.code == Code::kOk) {
-            reply.spare_generation = spare.generation;
-            reply.spare_offset = spare.offset;
-            // The store may have used either when it changes now: never promise the longer one.
-            reply.spare_ms = std::min(before_ms, reservation_ms_.load());
-        }
-    }
+    const GrantedSpare spare = grant_spare(session, message.spare_size);
+    reply.spare_generation = spare.generation;
+    reply.spare_offset = spare.offset;
+    reply.spare_ms = spare.valid_ms;
     if (connection.ref()->send_message(reply, header.request_id)) {
         return;
     }
     // The client has gone, perhaps while this process stood still. It never heard of these blocks,
     // so it writes into none of them.
-    generations.push_back(reply.spare_generation);
+    generations.push_back(spare.generation);
     for (const Generation generation : generations) {
         if (generation != 0) {
             static_cast<void>(domain.flow->abort(session.process(), generation));
         }
     }
+}
+
+GrantedSpare NodeBlockPort::grant_spare(const ClientConnection& session, uint64_t size_bytes) {
+    if (size_bytes == 0 || session.slot < 0 || !session.may_write || draining_.load()) {
+        return {};
+    }
+    const uint32_t before_ms = reservation_ms_.load();
+    const BlockStore::Reserved spare =
+        session.domain->store->reserve_spare(session.process(), size_bytes);
+    if (spare.code != Code::kOk) {
+        return {};
+    }
+    // The store may have used either when it changes now: never promise the longer one.
+    const uint32_t valid_ms = std::min(before_ms, reservation_ms_.load());
+    return {session.domain->flow.get(), session.process(), spare.generation, spare.offset,
+            valid_ms};
 }
 
 void NodeBlockPort::commit(Connection& connection, const FrameHeader& header, Body body) {
@@ -138,6 +148,9 @@ void NodeBlockPort::begin_put(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &message)) {
         return;
     }
+    if (std::ranges::any_of(message.spares, std::identity())) {
+        return put_spares(connection, header, message);
+    }
     const uint64_t behind = message.crcs_behind ? sizeof(uint32_t) * message.keys.size() : 0;
     if (header.payload_bytes < behind ||
         !sizes_match(message.sizes, header.payload_bytes - behind)) {
@@ -161,7 +174,45 @@ void NodeBlockPort::begin_put(Connection& connection, const FrameHeader& header,
         begun = session.domain->flow->begin(incoming->owner, session.ns->current(),
                                             put_rows(message), message.timeout_ms);
     }
+    incoming->reply->grant(grant_spare(session, message.spare_size));
     plan_payload(header, std::move(incoming), begun, message.sizes, behind, plan);
+}
+
+// The bytes of every row lie in a spare of this process: reserve and commit in one.
+void NodeBlockPort::put_spares(Connection& connection, const FrameHeader& header,
+                               const Put& message) {
+    if (header.payload_bytes != 0 || message.crcs.size() != message.keys.size() ||
+        !std::ranges::all_of(message.spares, std::identity())) {
+        return connection.fail(Code::kProtocolError, "the columns of a put of spares disagree");
+    }
+    const auto& session = *connection.session_as<ClientConnection>();
+    if (session.slot < 0 || !session.may_write) {
+        connection.ref()->send_error(header.request_id, Code::kPermissionDenied,
+                                     "spares need a client slot, and the tenant in shm_write");
+        return;
+    }
+    const auto reply =
+        std::make_shared<PutReply>(connection.ref(), header.request_id, message.keys.size());
+    reply->trace(OpenSpan::begin(spans_, SpanKind::kPut, message.trace, message.keys.size()));
+    const Owner owner = session.process();
+    PutFlow& flow = *session.domain->flow;
+    std::vector<PutFlow::Begun> begun(message.keys.size());
+    if (!draining_.load()) {
+        begun = flow.begin(owner, session.ns->current(), put_rows(message), message.timeout_ms);
+    }
+    // While the master is asked.
+    reply->grant(grant_spare(session, message.spare_size));
+    std::vector<PutFlow::Committed> rows;
+    for (size_t row = 0; row < begun.size(); ++row) {
+        if (begun[row].code == Code::kOk) {
+            rows.push_back({row, begun[row].generation, message.crcs[row]});
+        } else {
+            // Filled in vain. Its client has stopped copying, or it would not have named it.
+            static_cast<void>(flow.abort(owner, message.spares[row]));
+            reply->finish(row, begun[row].code);
+        }
+    }
+    flow.commit(owner, rows, message.timeout_ms, reply);
 }
 
 void NodeBlockPort::begin_copy(Connection& connection, const FrameHeader& header, Body body,

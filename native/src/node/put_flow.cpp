@@ -39,7 +39,13 @@ void PutReply::send_if_empty() {
 void PutReply::send() {
     StatusReply message;
     message.status = status_;
-    to_->send_message(message, request_id_);
+    message.spare_generation = spare_.generation;
+    message.spare_offset = spare_.offset;
+    message.spare_ms = spare_.valid_ms;
+    if (!to_->send_message(message, request_id_) && spare_.flow != nullptr) {
+        // It never heard of the block, so it writes nothing into it.
+        static_cast<void>(spare_.flow->abort(spare_.owner, spare_.generation));
+    }
     if (span_ != nullptr) {
         span_->end(static_cast<uint64_t>(std::ranges::count(status_, 0)), 0);
     }
@@ -355,10 +361,11 @@ void PutFlow::announce(std::span<const Ready> ready,
             generations.push_back(item.ticket);
         }
         const auto announced = link_.announce(group.link, group.ns, std::move(group.items));
-        if (announced == MasterLink::Announced::kSent) {
+        if (announced == MasterLink::Announced::kNext) {
             answer_first(generations);
         }
         if (announced != MasterLink::Announced::kLost) {
+            link_.flush(group.link);
             continue;
         }
         const MutexLock lock(mutex_);
@@ -371,7 +378,8 @@ void PutFlow::announce(std::span<const Ready> ready,
     end(lost);
 }
 
-// Who looks for the key from now on waits at the master until the announce has come.
+// Who looks for the key from now on waits at the master until the announce has come. So the writer
+// is answered first: what the master then does with the announce is done beside what it does.
 void PutFlow::answer_first(std::span<const Generation> generations) {
     struct Answer {
         std::shared_ptr<PutReply> reply;
@@ -387,7 +395,7 @@ void PutFlow::answer_first(std::span<const Generation> generations) {
                 continue;
             }
             Entry& entry = at->second;
-            entry.stage = next_stage(entry.stage, PutEvent::kSent);
+            entry.stage = next_stage(entry.stage, PutEvent::kQueued);
             count(entry, Code::kOk);
             answers.push_back({std::exchange(entry.reply, nullptr), entry.row});
         }

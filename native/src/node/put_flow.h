@@ -35,6 +35,17 @@ namespace kvstore {
 // In the session number of an owner: its blocks are written by a UCX process.
 inline constexpr uint64_t kPulledSession = uint64_t{1} << 63;
 
+class PutFlow;
+
+// A block granted ahead of its key, to go with an answer.
+struct GrantedSpare {
+    PutFlow* flow = nullptr;  // of its domain; null: none was granted
+    Owner owner;
+    Generation generation = 0;
+    uint64_t offset = 0;
+    uint32_t valid_ms = 0;
+};
+
 // The answer to one commit (or put by socket): sent when every row has its code.
 class PutReply {
   public:
@@ -44,6 +55,8 @@ class PutReply {
     void send_if_empty();                // a message without rows
     // Ends with the reply; before the first row is finished. Null: the request is not traced.
     void trace(std::unique_ptr<OpenSpan> span) { span_ = std::move(span); }
+    // Goes with the answer; before the first row is finished. Who has gone gets none.
+    void grant(const GrantedSpare& spare) { spare_ = spare; }
 
   private:
     void send();
@@ -52,6 +65,7 @@ class PutReply {
     std::vector<int32_t> status_;
     std::atomic<size_t> left_;
     std::unique_ptr<OpenSpan> span_;
+    GrantedSpare spare_;
 };
 
 class PutFlow {

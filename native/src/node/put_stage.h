@@ -1,6 +1,6 @@
 // Where one write stands on its node, and what moves it on.
 //
-//               committed    granted      refused   published    sent       link lost
+//               committed    granted      refused   published    queued     link lost
 //   kClaiming   kFilled      kGranted     kRefused  -            -          kRefused
 //   kGranted    kPublishing  -            -         -            -          kRefused
 //   kRefused    kEnded       -            -         -            -          -
@@ -26,10 +26,10 @@ enum class PutStage : uint8_t {
     kFilled,      // the bytes are there, the master has not answered the claim
     kPublishing,  // the store makes it readable here
     kAnnouncing,  // readable here; the master has not acknowledged it
-    kAnswered,    // the same, but the writer knows: the first of its key, its announce on the way
+    kAnswered,    // the same, but the writer knows: the first of its key, its announce queued
     kEnded,
 };
-enum class PutEvent : uint8_t { kCommitted, kGranted, kRefused, kPublished, kSent, kLinkLost };
+enum class PutEvent : uint8_t { kCommitted, kGranted, kRefused, kPublished, kQueued, kLinkLost };
 
 constexpr PutStage next_stage(PutStage stage, PutEvent event) {
     using enum PutStage;
@@ -45,7 +45,7 @@ constexpr PutStage next_stage(PutStage stage, PutEvent event) {
             return stage == kClaiming ? kRefused : stage == kFilled ? kEnded : stage;
         case PutEvent::kPublished:
             return stage == kPublishing ? kAnnouncing : stage;
-        case PutEvent::kSent:
+        case PutEvent::kQueued:
             return stage == kAnnouncing ? kAnswered : stage;
         case PutEvent::kLinkLost:
             return stage == kClaiming || stage == kGranted                          ? kRefused

@@ -126,7 +126,8 @@ struct GetReply {
 };
 
 // The payload is the objects' bytes, one after the other; then, where crcs_behind says so, the
-// CRC32C of each (32 bits, little-endian), so that the sender needs no pass before it sends.
+// CRC32C of each (32 bits, little-endian), so that the sender needs no pass before it sends. With
+// `spares` there is no payload: the objects lie in these blocks of the segment already.
 struct Put {
     static constexpr MessageType kType = MessageType::kPut;
     KeyList keys{};
@@ -138,6 +139,9 @@ struct Put {
     KeyList parents{};
     U32Column crcs{};  // of the data as the client sent it, not sealed; or absent
     bool crcs_behind = false;
+    U64Column spares{};  // generation of the spare that each row's bytes lie in; or absent
+    // A block of this size is wanted for a later row, without a key yet; 0: none.
+    uint64_t spare_size = 0;
     TraceContext trace{};  // of the client's call; all zero: not traced
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
@@ -150,6 +154,8 @@ struct Put {
         v.row(7, m.parents);
         v.row(8, m.crcs);
         v.number(9, m.crcs_behind);
+        v.row(10, m.spares);
+        v.number(11, m.spare_size);
         v.timeout(40, m.timeout_ms);
         v.bytes(41, m.trace);
     }

@@ -151,11 +151,19 @@ struct Error {
     }
 };
 
-// The answer to every request that only needs a Code per row.
+// The answer to every request that only needs a Code per row; to a Put with a spare beside it.
 struct StatusReply {
     static constexpr MessageType kType = MessageType::kStatusReply;
     I32Column status{};
-    static void fields(auto& m, auto& v) { v.rows(1, m.status); }
+    uint64_t spare_generation = 0;  // 0: none was granted
+    uint64_t spare_offset = 0;      // into the segment
+    uint32_t spare_ms = 0;          // how long it may be named
+    static void fields(auto& m, auto& v) {
+        v.rows(1, m.status);
+        v.number(2, m.spare_generation);
+        v.number(3, m.spare_offset);
+        v.number(4, m.spare_ms);
+    }
 };
 
 struct Ping {

@@ -1,5 +1,6 @@
-// The life of a put by shared memory against a real node: reserved, copied, committed; a spare used
-// or handed back; the node gone and the deadline expired in the middle of a copy.
+// The life of a put by shared memory against a real node: reserved, copied, committed, or all of it
+// in one message; a spare used or handed back; the node gone and the deadline expired in the middle
+// of a copy.
 #include "client/shared_put.h"
 
 #include <semaphore.h>
@@ -75,9 +76,10 @@ class InterruptingBytes {
     std::thread thread_;
 };
 
-class SharedPutTest : public ::testing::Test {
+// The parameter is the size of the objects.
+class SharedPutTest : public ::testing::TestWithParam<size_t> {
   protected:
-    static constexpr size_t kSize = 100'000;  // large enough for a spare
+    const size_t kSize = GetParam();
 
     void SetUp() override {
         master.start();
@@ -134,7 +136,7 @@ class SharedPutTest : public ::testing::Test {
     bool answered = false;
 };
 
-TEST_F(SharedPutTest, AListIsPublishedWhole) {
+TEST_P(SharedPutTest, AListIsPublishedWhole) {
     const std::vector<std::string> keys = numbered("k", 50);
     std::vector<std::string> values;
     for (const std::string& key : keys) {
@@ -158,7 +160,7 @@ TEST_F(SharedPutTest, AListIsPublishedWhole) {
     EXPECT_EQ(store_stats().quarantined, 0u);
 }
 
-TEST_F(SharedPutTest, OneRefusalInAListIsThatRowsAlone) {
+TEST_P(SharedPutTest, OneRefusalInAListIsThatRowsAlone) {
     ASSERT_EQ(put("k1", bytes_of("first", 1000)), Code::kOk);
     const std::string other = bytes_of("other", 1000);
     std::vector<PutItem> items;
@@ -174,7 +176,7 @@ TEST_F(SharedPutTest, OneRefusalInAListIsThatRowsAlone) {
     EXPECT_EQ(get("k2"), other);
 }
 
-TEST_F(SharedPutTest, TheNextPutOfThisSizeIsWrittenIntoTheSpare) {
+TEST_P(SharedPutTest, TheNextPutOfThisSizeIsWrittenIntoTheSpare) {
     ASSERT_EQ(put("k0", bytes_of("k0", kSize)), Code::kOk);
     const auto granted = spare();
     ASSERT_TRUE(granted);
@@ -185,12 +187,12 @@ TEST_F(SharedPutTest, TheNextPutOfThisSizeIsWrittenIntoTheSpare) {
     EXPECT_NE(spare()->generation, granted->generation);
 }
 
-TEST_F(SharedPutTest, SmallObjectsAskForNoSpare) {
+TEST_P(SharedPutTest, SmallObjectsAskForNoSpare) {
     ASSERT_EQ(put("small", bytes_of("small", 1000)), Code::kOk);
     EXPECT_EQ(store_stats().spares, 0u);
 }
 
-TEST_F(SharedPutTest, ARefusalGivesTheSpareBackAndKeepsTheOldBytes) {
+TEST_P(SharedPutTest, ARefusalGivesTheSpareBackAndKeepsTheOldBytes) {
     ASSERT_EQ(put("k", bytes_of("k", kSize)), Code::kOk);
     const auto granted = spare();
     ASSERT_TRUE(granted);
@@ -204,7 +206,7 @@ TEST_F(SharedPutTest, ARefusalGivesTheSpareBackAndKeepsTheOldBytes) {
     EXPECT_EQ(store_stats().reservations, 0u);
 }
 
-TEST_F(SharedPutTest, ASpareThatTheNodeNoLongerKnowsLeavesTheItemOpen) {
+TEST_P(SharedPutTest, ASpareThatTheNodeNoLongerKnowsLeavesTheItemOpen) {
     const SpareBlocks::Block stranger{kSize, Generation{12345}, 0, boottime_ms() + 10'000};
     local->abandon(local->spares().put(local->slot(), stranger, boottime_ms()));
     const Code code = put("k", bytes_of("k", kSize));
@@ -214,7 +216,10 @@ TEST_F(SharedPutTest, ASpareThatTheNodeNoLongerKnowsLeavesTheItemOpen) {
     EXPECT_EQ(get("k"), bytes_of("k", kSize));
 }
 
-TEST_F(SharedPutTest, ANodeThatGoesDuringTheCopyLeavesTheItemOpen) {
+TEST_P(SharedPutTest, ANodeThatGoesDuringTheCopyLeavesTheItemOpen) {
+    ASSERT_EQ(put("earlier", bytes_of("earlier", kSize)), Code::kOk);
+    ASSERT_TRUE(spare());
+    tally = {};
     InterruptingBytes bytes(kSize, [&] { node.reset(); });
     EXPECT_EQ(put("k", bytes.pieces()), kPutOpen);
     EXPECT_TRUE(bytes.was_read());
@@ -224,7 +229,9 @@ TEST_F(SharedPutTest, ANodeThatGoesDuringTheCopyLeavesTheItemOpen) {
 
 // The outcome is unknown then: the commit may have reached the node, whose answer may even be here
 // before anybody waits for it. But it is one of two.
-TEST_F(SharedPutTest, ADeadlineThatExpiresDuringTheCopyLeavesTheseBytesOrNone) {
+TEST_P(SharedPutTest, ADeadlineThatExpiresDuringTheCopyLeavesTheseBytesOrNone) {
+    ASSERT_EQ(put("earlier", bytes_of("earlier", kSize)), Code::kOk);
+    ASSERT_TRUE(spare());
     const Deadline deadline = Deadline::after_ms(200);
     Code first{};
     {
@@ -244,6 +251,46 @@ TEST_F(SharedPutTest, ADeadlineThatExpiresDuringTheCopyLeavesTheseBytesOrNone) {
     EXPECT_TRUE(client.get("k") == (second == Code::kOk ? other : late));
     EXPECT_TRUE(eventually([&] { return store_stats().reservations == 0; }));
 }
+
+TEST_P(SharedPutTest, AnotherProcessesBytesAreNotPublishedByNamingItsSpare) {
+    ASSERT_EQ(put("k0", bytes_of("k0", kSize)), Code::kOk);
+    const auto granted = spare();
+    ASSERT_TRUE(granted);
+    auto channel = Channel::connect(*Endpoint::parse(node->at.unix_socket), HelloParams{}, soon());
+    ASSERT_TRUE(channel.ok());
+    const std::vector<std::string_view> keys{"stolen"};
+    const std::vector<uint64_t> sizes{kSize};
+    const std::vector<uint32_t> crcs{1};
+    const std::vector<uint64_t> spares{granted->generation};
+    StatusReply reply;
+    const Status status = (*channel)->exchange(
+        Put{.keys = keys, .sizes = sizes, .crcs = crcs, .spares = spares}, &reply, soon());
+    EXPECT_EQ(status.code(), Code::kPermissionDenied) << "without a slot of its own";
+    EXPECT_EQ(get("stolen"), std::nullopt);
+    EXPECT_EQ(put("k1", bytes_of("k1", kSize)), Code::kOk);
+    EXPECT_EQ(get("k1"), bytes_of("k1", kSize));
+}
+
+// A row with a spare has its checksum and no bytes, and so has every other row.
+TEST_P(SharedPutTest, APutOfSparesThatContradictsItselfEndsTheConnection) {
+    const std::vector<std::string_view> keys{"k0", "k1"};
+    const std::vector<uint64_t> sizes{kSize, kSize};
+    const std::vector<uint32_t> crcs{1, 2};
+    const std::vector<uint64_t> both{7, 8};
+    const std::vector<uint64_t> one{7, 0};
+    for (const Put& wrong : {Put{.keys = keys, .sizes = sizes, .spares = both},
+                             Put{.keys = keys, .sizes = sizes, .crcs = crcs, .spares = one}}) {
+        auto channel = local->channels().checkout(soon());
+        ASSERT_TRUE(channel.ok());
+        StatusReply reply;
+        EXPECT_EQ((*channel)->exchange(wrong, &reply, soon()).code(), Code::kProtocolError);
+    }
+    EXPECT_EQ(put("k0", bytes_of("k0", kSize)), Code::kOk);
+    EXPECT_EQ(store_stats().reservations, 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(OneMessage, SharedPutTest, ::testing::Values(20'000));
+INSTANTIATE_TEST_SUITE_P(Pipelined, SharedPutTest, ::testing::Values(100'000));
 
 }  // namespace
 }  // namespace kvstore::testing

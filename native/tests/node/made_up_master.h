@@ -45,6 +45,7 @@ class MadeUpMaster final : public ConnectionHandler {
         std::vector<uint64_t> abandoned{};
         std::vector<std::pair<std::string, Version>> withdrawn{};
         std::vector<CopyAnswer> copies{};
+        std::vector<size_t> pongs{};  // for each, how many announces had come before
     };
     struct Manners {
         bool refuse = false;            // hellos
@@ -99,6 +100,11 @@ class MadeUpMaster final : public ConnectionHandler {
                                  .target_endpoint = "tcp://127.0.0.1:1",
                                  .target_node = "b"},
                             0);
+    }
+    void ping() {
+        const std::lock_guard lock(mutex_);
+        ASSERT_NE(link_, nullptr);
+        link_->send_message(Ping{1}, 1);
     }
     void drop_link() {
         const std::lock_guard lock(mutex_);
@@ -164,6 +170,9 @@ class MadeUpMaster final : public ConnectionHandler {
                 heard_.acked_seq = message.seq;
                 return;
             }
+            case MessageType::kPong:
+                heard_.pongs.push_back(heard_.announces.size());
+                return;
             case MessageType::kCopyDone: {
                 CopyDone message;
                 ASSERT_TRUE(connection.decode(body, &message));
@@ -262,6 +271,7 @@ class LinkedNode : public ConnectionHandler, public MasterLink::Handler {
                   PayloadPlan*) override {
         link.on_frame(connection, header, body);
     }
+    void on_ping(Connection& connection) override { link.on_ping(connection); }
     void on_close(Connection& connection, Code, std::string_view reason) override {
         link.on_close(connection, reason);
     }

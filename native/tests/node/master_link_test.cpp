@@ -76,6 +76,13 @@ class TestNode final : public LinkedNode {
         return copies_;
     }
 
+    Announced announce(uint64_t on, Version version) {
+        const Announced how =
+            link.announce(on, kSpace, {{.ticket = version, .key = "k", .version = version}});
+        link.flush(on);
+        return how;
+    }
+
     const int objects;
     std::atomic<int> downs{0};
     std::atomic<int> applied{0};
@@ -158,16 +165,14 @@ TEST(MasterLinkTest, ALostLinkVoidsWhatWasSentOnIt) {
     TestNode node(link_options(master));
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     const uint64_t link = node.link.up();
-    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 1}}),
-              Announced::kSent);
+    ASSERT_EQ(node.announce(link, 1), Announced::kNext);
     ASSERT_TRUE(eventually([&] { return node.announced == 1; }));
     master.drop_link();
     ASSERT_TRUE(eventually([&] { return node.downs == 1; }));
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     EXPECT_GT(node.link.up(), link);
     EXPECT_EQ(node.link.losses(), 1u);
-    EXPECT_EQ(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 2}}),
-              Announced::kLost);
+    EXPECT_EQ(node.announce(link, 2), Announced::kLost);
     EXPECT_FALSE(node.link.claim(link, *kSpace, {}, 0));
 }
 
@@ -291,11 +296,9 @@ TEST(MasterLinkTest, AnnouncesAndWithdrawsShareOneNumberLine) {
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
     const uint64_t link = node.link.up();
     const uint64_t last_seq = master.heard().announces.back().seq;
-    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 1, .key = "k", .version = 4}}),
-              Announced::kSent);
+    ASSERT_EQ(node.announce(link, 4), Announced::kNext);
     node.link.withdraw(kSpace, {{.key = "k", .version = 4, .reason = MissReason::kEvicted}});
-    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 2, .key = "k", .version = 5}}),
-              Announced::kSent);
+    ASSERT_EQ(node.announce(link, 5), Announced::kNext);
     ASSERT_TRUE(eventually([&] { return node.announced == 2; }));
     const MadeUpMaster::Heard heard = master.heard();
     ASSERT_EQ(heard.withdrawn.size(), 1u);
@@ -312,8 +315,7 @@ TEST(MasterLinkTest, AFullWindowGathersAnnouncesIntoOneFrame) {
     const uint64_t link = node.link.up();
     const size_t before = master.heard().announces.size();
     for (uint64_t i = 0; i < kWindow + 10; ++i) {
-        ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = i + 1, .key = "k", .version = i}}),
-                  i < kWindow ? Announced::kSent : Announced::kQueued);
+        ASSERT_EQ(node.announce(link, i + 1), Announced::kNext);
     }
     ASSERT_TRUE(eventually([&] { return master.heard().announces.size() == before + kWindow; }));
     master.answer_announce();
@@ -324,6 +326,48 @@ TEST(MasterLinkTest, AFullWindowGathersAnnouncesIntoOneFrame) {
         master.answer_announce();
     }
     EXPECT_TRUE(eventually([&] { return node.announced == kWindow + 10; }));
+}
+
+TEST(MasterLinkTest, APingHasWhatIsQueuedSentBeforeItsPong) {
+    constexpr size_t kWindow = AnnounceStream::kWindow;
+    MadeUpMaster master;
+    master.set({.hold_announces = true});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    const size_t before = master.heard().announces.size();
+    for (uint64_t i = 0; i < kWindow + 1; ++i) {
+        ASSERT_EQ(node.announce(link, i + 1), Announced::kNext);
+    }
+    // Not even flushed: its thread has just answered the writer.
+    ASSERT_EQ(node.link.announce(link, kSpace, {{.ticket = 99, .key = "k", .version = 99}}),
+              Announced::kNext);
+    master.ping();
+    ASSERT_TRUE(eventually([&] { return !master.heard().pongs.empty(); }));
+    EXPECT_EQ(master.heard().pongs[0], before + kWindow + 1);
+    EXPECT_EQ(master.heard().announces.back().keys.size(), 2u);
+}
+
+// A Ping must not have any number of frames sent at once, so not every writer is answered early.
+TEST(MasterLinkTest, WhatWaitsBehindMoreThanTwoFramesIsNotNext) {
+    MadeUpMaster master;
+    master.set({.hold_announces = true});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const uint64_t link = node.link.up();
+    const auto a_frame = [&](Version version) {
+        std::vector<AnnounceItem> items(limits::kMaxBatchKeys);
+        for (AnnounceItem& item : items) {
+            item = {.ticket = version, .key = "k", .version = version};
+        }
+        const Announced announced = node.link.announce(link, kSpace, std::move(items));
+        node.link.flush(link);
+        return announced;
+    };
+    for (size_t i = 0; i < AnnounceStream::kWindow + 2; ++i) {
+        ASSERT_EQ(a_frame(i + 1), Announced::kNext);
+    }
+    EXPECT_EQ(a_frame(99), Announced::kWaits);
 }
 
 TEST(MasterLinkTest, AFullAnnounceIsListedAsTheWindowTakesIt) {

@@ -15,7 +15,7 @@ using enum PutStage;
 constexpr std::array kStages = {kClaiming,   kGranted,    kRefused, kFilled,
                                 kPublishing, kAnnouncing, kAnswered};
 constexpr std::array kEvents = {PutEvent::kCommitted, PutEvent::kGranted, PutEvent::kRefused,
-                                PutEvent::kPublished, PutEvent::kSent,    PutEvent::kLinkLost};
+                                PutEvent::kPublished, PutEvent::kQueued,  PutEvent::kLinkLost};
 
 TEST(PutStageTest, TheTableIsTheHeaders) {
     constexpr PutStage kTable[kStages.size()][kEvents.size()] = {

@@ -306,6 +306,10 @@ void added_fields(Visit&& visit) {
                        .spare_offset = 8192,
                        .spare_ms = 30'000});
     visit(Put{.keys = keys(), .sizes = sizes(), .crcs_behind = true, .trace = counting<24>(7)});
+    visit(Put{
+        .keys = keys(), .sizes = sizes(), .crcs = u32s(), .spares = u64s(), .spare_size = 4096});
+    visit(StatusReply{
+        .status = codes(), .spare_generation = 9, .spare_offset = 8192, .spare_ms = 30'000});
     visit(Get{.keys = keys(), .trace = counting<24>(8)});
     visit(Commit{.generations = u64s(), .trace = counting<24>(9)});
     visit(SlotReady{.slot = 5, .writes_ended_below = 12});
