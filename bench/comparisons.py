@@ -49,6 +49,15 @@ def _against_limits() -> list[Comparison]:
             (TCP, "get"),
             (("limits", "tcp get"),),
         ),
+        *[
+            Comparison(
+                network,
+                f"{TCP} {name} / raw put, answer awaited",
+                (TCP, name),
+                (("limits", "tcp put"),),
+            )
+            for name in ("put_from", "put")
+        ],
     ]
 
 

@@ -22,10 +22,13 @@ _ROWS = {
     "cold": "get_into 4 KiB, forced TCP, first read of a key by this client",
     "known": "get_into 4 KiB, forced TCP, read before by this client",
     "exists": "exists, forced TCP (one lookup at the master)",
+    "absent": "exists of an absent key, same host",
+    "put": "put 4 KiB, same host",
+    "put_tcp": "put 4 KiB, forced TCP",
 }
 
 
-def _get(worker: WorkerProcess, prefix: str, operation: str = "get") -> Sample:
+def _time(worker: WorkerProcess, prefix: str, operation: str = "get") -> Sample:
     worker.ask(
         "arm",
         operation=operation,
@@ -56,9 +59,12 @@ def measure(run: Run) -> None:
             turns = {
                 "tcp": lambda: machine.round_trip("tcp", _PING_BYTES, _CALLS),
                 "unix": lambda: machine.round_trip("unix", _PING_BYTES, _CALLS),
-                "shm": lambda: _get(mapped, prefix),  # noqa: B023 called in this iteration
-                "remote": lambda: _get(remote, prefix),  # noqa: B023
-                "exists": lambda: _get(remote, prefix, "exists"),  # noqa: B023
+                "shm": lambda: _time(mapped, prefix),  # noqa: B023 called in this iteration
+                "remote": lambda: _time(remote, prefix),  # noqa: B023
+                "exists": lambda: _time(remote, prefix, "exists"),  # noqa: B023
+                "absent": lambda: _time(mapped, f"{prefix}/none", "absent"),  # noqa: B023
+                "put": lambda: _time(mapped, f"{prefix}/new", "put"),  # noqa: B023
+                "put_tcp": lambda: _time(remote, f"{prefix}/new-tcp", "put"),  # noqa: B023
             }
             for name in rotated(list(turns), number):
                 if name == "remote":  # its second read is what the first one made of it
