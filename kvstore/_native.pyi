@@ -71,6 +71,7 @@ class Client:
         timeout_ms: int,
         transport: int,
         stripes: int,
+        poll_us: int = ...,
         ucx_libraries: list[str] = ...,
         ucx_settings: list[tuple[str, str]] = ...,
     ) -> None: ...
@@ -319,6 +320,7 @@ class NodeOptions:
     ucx: bool
     tracing: bool
     server_threads: int
+    poll_us: int
     nvme_dir: str
     nvme_bytes: int
     discard_foreign_nvme: bool

@@ -21,6 +21,7 @@ from kvstore.addresses import is_host, is_host_and_port
 from kvstore.errors import InvalidArgumentError
 from kvstore.limits import MAX_DOMAINS, MAX_LABELS, MAX_SOCKET_PATH_BYTES, is_valid_name
 from kvstore.options import read_object, refuse_unknown
+from kvstore.polling import AUTO, MAX_US
 from kvstore.sizes import parse_size
 
 _SIZE = "size"
@@ -78,6 +79,14 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     port_file: Annotated[
         str, _fixed("Write the bound ports to this file, as JSON, once serving.")
     ] = ""
+    poll_us: Annotated[
+        int,
+        Meta(ge=AUTO, le=MAX_US),
+        _fixed(
+            "Threads of the block port poll for up to this long before they sleep, as long as that "
+            "pays. -1: 20 where the process may use eight CPUs, else 0."
+        ),
+    ] = AUTO
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$"), _live("debug, info, warning or error.")
     ] = "info"

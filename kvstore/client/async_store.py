@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from kvstore import polling
 from kvstore.client.answers import (
     check_threads,
     checked_lease,
@@ -381,6 +382,7 @@ async def connect_async(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
     transport: Transport = "auto",
     stripes: int = 1,
+    poll_us: int = polling.AUTO,
     ucx_settings: Mapping[str, str] | None = None,
     tracing: bool | TracerProvider = False,
     threads: int = _THREADS,
@@ -396,6 +398,7 @@ async def connect_async(
         timeout_ms: as in `connect`.
         transport: as in `connect`.
         stripes: as in `connect`.
+        poll_us: as in `connect`.
         ucx_settings: as in `connect`.
         tracing: as in `connect`.
         threads: as in `AsyncStore`.
@@ -422,6 +425,7 @@ async def connect_async(
         timeout_ms=timeout_ms,
         transport=transport,
         stripes=stripes,
+        poll_us=poll_us,
         ucx_settings=ucx_settings,
         tracing=tracing,
     )

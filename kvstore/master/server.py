@@ -42,6 +42,7 @@ from kvstore.master.service import Calls, MasterService, NodeRegistryService
 from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.master.watches import Watches
 from kvstore.metrics import renderer
+from kvstore.polling import poll_us
 from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals
@@ -180,6 +181,7 @@ class MasterServer:
             trimmed_seq=trimmed_seq,
             version_floor=version_floor,
             loops=self._config.event_loops,
+            poll_us=poll_us(self._config.poll_us),
             grpc_endpoint=bound.grpc,
             http_endpoint=bound.http,
         )

@@ -31,6 +31,7 @@ from kvstore.node.rest import Rest
 from kvstore.node.spans import SpanExport
 from kvstore.node.tiering import Tiering
 from kvstore.node.ucx import UcxProcesses
+from kvstore.polling import poll_us
 from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, load_node_identity, load_principals
@@ -94,6 +95,7 @@ def core_options(
     options.ucx = "ucx" in config.transports
     options.tracing = bool(config.otlp_endpoint)
     options.server_threads = config.event_loops
+    options.poll_us = poll_us(config.poll_us)
     options.nvme_dir = config.nvme_dir
     options.nvme_bytes = config.nvme_size
     options.discard_foreign_nvme = config.discard_foreign_nvme

@@ -246,7 +246,7 @@ std::vector<Code> put_pieces(Client& client, const KeyArguments& keys,
 Client* connect(const std::vector<std::string>& masters, const std::string& tenant,
                 const std::string& ns, const std::string& principal, const std::string& token,
                 const std::string& client_name, uint32_t timeout_ms, uint8_t transport,
-                uint32_t stripes, const std::vector<std::string>& ucx_libraries,
+                uint32_t stripes, uint32_t poll_us, const std::vector<std::string>& ucx_libraries,
                 const std::vector<std::pair<std::string, std::string>>& ucx_settings) {
     ClientOptions options;
     options.masters = masters;
@@ -258,6 +258,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.timeout_ms = timeout_ms;
     options.transport = static_cast<Transport>(transport);
     options.stripes = stripes;
+    options.poll_us = poll_us;
     options.ucx = {ucx_libraries, ucx_settings};
     options.on_unattached = report_unattached;
     Result<std::unique_ptr<ClientCore>> core =
@@ -525,7 +526,7 @@ void bind_client(nb::module_& module) {
     nb::class_<Client> client(module, "Client");
     client.def(nb::new_(&connect), nb::kw_only(), "masters"_a, "tenant"_a, "namespace"_a,
                "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a,
-               "stripes"_a, "ucx_libraries"_a = std::vector<std::string>(),
+               "stripes"_a, "poll_us"_a = 0, "ucx_libraries"_a = std::vector<std::string>(),
                "ucx_settings"_a = std::vector<std::pair<std::string, std::string>>());
     bind_reads(client);
     bind_writes(client);

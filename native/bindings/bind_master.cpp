@@ -430,8 +430,8 @@ void bind_options(nb::class_<PyMaster>& master) {
         [](PyMaster* self, std::vector<std::string> listen, const std::string& cluster_id,
            const nb::bytes& secret, uint32_t epoch, const std::vector<PrincipalTuple>& principals,
            bool rebuilding, bool journal_auto_ack, uint64_t trimmed_seq, uint64_t version_floor,
-           size_t loops, const std::string& grpc_endpoint, const std::string& http_endpoint,
-           std::vector<std::string> peers) {
+           size_t loops, uint32_t poll_us, const std::string& grpc_endpoint,
+           const std::string& http_endpoint, std::vector<std::string> peers) {
             if (epoch == 0 || epoch > kMaxEpoch) {
                 raise_status(Status(Code::kInvalidArgument, "epoch out of range"));
             }
@@ -445,6 +445,7 @@ void bind_options(nb::class_<PyMaster>& master) {
             MasterBlockPort::Options service;
             service.listen = std::move(listen);
             service.loops = loops;
+            service.poll_us = poll_us;
             service.cluster_id = cluster_id;
             service.grpc_endpoint = grpc_endpoint;
             service.http_endpoint = http_endpoint;
@@ -455,7 +456,8 @@ void bind_options(nb::class_<PyMaster>& master) {
         nb::kw_only(), "listen"_a, "cluster_id"_a, "secret"_a, "epoch"_a,
         "principals"_a = std::vector<PrincipalTuple>(), "rebuilding"_a = false,
         "journal_auto_ack"_a = false, "trimmed_seq"_a = 0, "version_floor"_a = 0, "loops"_a = 2,
-        "grpc_endpoint"_a = "", "http_endpoint"_a = "", "peers"_a = std::vector<std::string>(),
+        "poll_us"_a = 0, "grpc_endpoint"_a = "", "http_endpoint"_a = "",
+        "peers"_a = std::vector<std::string>(),
         "principals: [(name, role 0 client 1 node 2 operator, tenants, secret)]; none: no "
         "authentication. epoch: drawn by policy, larger than every earlier one.");
 }

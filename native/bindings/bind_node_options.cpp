@@ -173,6 +173,7 @@ void bind_node_options(nb::module_& module) {
         .def_rw("ucx", &PyNodeOptions::ucx, "UCX processes will be adopted.")
         .def_rw("tracing", &PyNodeOptions::tracing, "take_spans() will be called.")
         .def_rw("server_threads", &PyNodeOptions::server_threads)
+        .def_rw("poll_us", &PyNodeOptions::poll_us)
         .def_rw("nvme_dir", &PyNodeOptions::nvme_dir, "Empty: no NVMe tier.")
         .def_rw("nvme_bytes", &PyNodeOptions::nvme_bytes)
         .def_rw("discard_foreign_nvme", &PyNodeOptions::discard_foreign_nvme)

@@ -266,7 +266,7 @@ def test_leases_and_pins_survive_pressure(store: Store) -> None:
         for i in range(4):
             pin: Any = "hard" if name == "hard" else None
             assert store.put(f"{name}/{i}", proof(f"{name}/{i}", 1 << 20), pin=pin) is Status.Ok
-    with store.lookup([f"leased/{i}" for i in range(4)], lease_ms=200) as lookup:
+    with store.lookup([f"leased/{i}" for i in range(4)], lease_ms=1000) as lookup:
         assert lookup.length == len(lookup) == 4 and lookup.alive
         for i in range(200):
             assert store.put(f"noise/{i}", bytes(1 << 20)) is Status.Ok

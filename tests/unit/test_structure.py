@@ -43,6 +43,7 @@ GROUND_FLOOR = {
     "logging",
     "metrics",
     "options",
+    "polling",
     "proofs",
     "refusals",
     "reload",

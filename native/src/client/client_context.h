@@ -28,6 +28,7 @@ struct ClientOptions {
     uint32_t timeout_ms = 5000;
     Transport transport = Transport::kAuto;
     uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
+    uint32_t poll_us = 0;  // a wait polls for up to that long before it sleeps
     OnUnattached on_unattached{};
     UcxOptions ucx{};  // without libraries: none
 };

@@ -80,7 +80,8 @@ void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {
         entries.push_back({lane->worker().event_fd(), POLLIN, 0});
     }
     // Nothing here: the callers look again, and come back.
-    if (poll(entries.data(), entries.size(), wait_slice_ms(wait_ms)) <= 0) {
+    const auto ask = [&](int ms) { return poll(entries.data(), entries.size(), ms); };
+    if (requests.front()->lease_->polling().wait(wait_slice_ms(wait_ms), ask) <= 0) {
         (void)check_interrupt();
     }
 }

@@ -103,6 +103,7 @@ MasterBlockPort::MasterBlockPort(MasterCore& core, Options options)
       authenticator_(std::make_shared<Authenticator>(options_.principals)) {
     EventServer::Options server;
     server.loops = options_.loops;
+    server.poll_us = options_.poll_us;
     server.cluster_id = options_.cluster_id;
     server.authenticator = authenticator_;
     server_ = std::make_unique<EventServer>(std::move(server), *this);

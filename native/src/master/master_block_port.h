@@ -18,6 +18,7 @@ class MasterBlockPort final : public ConnectionHandler {
     struct Options {
         std::vector<std::string> listen;  // block endpoints, port 0 works
         size_t loops = 2;
+        uint32_t poll_us = 0;  // each of them polls for up to that long before it sleeps
         std::string cluster_id;
         std::string grpc_endpoint;
         std::string http_endpoint;

@@ -177,9 +177,8 @@ bool Channel::await_input(Deadline deadline) {
     if (has_input()) {
         return true;
     }
-    pollfd entry{fd_.get(), POLLIN, 0};
     for (;;) {
-        const int ready = poll(&entry, 1, wait_slice_ms(deadline.left_ms()));
+        const int ready = poll_input(wait_slice_ms(deadline.left_ms()));
         if (ready > 0 || (ready < 0 && errno != EINTR)) {
             return true;  // an error is for the receive to tell
         }
@@ -263,6 +262,11 @@ Status Channel::send_checked(const Payload& payload, uint64_t data_bytes, Deadli
 
 // Makes [begin_, end_) hold at least `wanted` bytes. The buffer grows with what has arrived, not
 // with what was announced.
+int Channel::poll_input(int timeout_ms) {
+    pollfd entry{fd_.get(), POLLIN, 0};
+    return polling_.wait(timeout_ms, [&](int ms) { return poll(&entry, 1, ms); });
+}
+
 Status Channel::fill(size_t wanted, Deadline deadline) {
     while (end_ - begin_ < wanted) {
         if (begin_ != 0 && input_.size() - begin_ < wanted) {
@@ -280,8 +284,7 @@ Status Channel::fill(size_t wanted, Deadline deadline) {
             return {Code::kClosed, "the peer has closed the connection"};
         }
         if (count < 0 || deadline.expired()) {
-            pollfd entry{fd_.get(), POLLIN, 0};
-            if (end_ - begin_ < wanted && poll(&entry, 1, wait_slice_ms(deadline.left_ms())) <= 0 &&
+            if (end_ - begin_ < wanted && poll_input(wait_slice_ms(deadline.left_ms())) <= 0 &&
                 (deadline.expired() || check_interrupt())) {
                 return {Code::kDeadlineExceeded, "waiting for the reply"};
             }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "net/handshake.h"
+#include "net/polling.h"
 #include "net/socket.h"
 #include "net/transfer_cursor.h"
 #include "wire/messages.h"
@@ -81,7 +82,8 @@ class Channel {
     // … takes a step of payload; 0: nothing is here now. The cursor is one of the whole payload.
     Result<size_t> recv_some(TransferCursor* cursor);
     bool has_input() const { return begin_ != end_; }  // received, not taken
-    int fd() const { return fd_.get(); }               // to poll
+    Polling& polling() { return polling_; }  // of who waits for several channels, in place of us
+    int fd() const { return fd_.get(); }     // to poll
     uint64_t payload_left() const { return payload_left_; }
 
     // Encodes, calls, checks the reply's type and decodes it. The views in `reply` stay valid until
@@ -117,6 +119,7 @@ class Channel {
     void take_buffered(TransferCursor* cursor);
     Status send_checked(const Payload& payload, uint64_t data_bytes, Deadline deadline);
     Status fill(size_t wanted, Deadline deadline);
+    int poll_input(int timeout_ms);
     std::span<const uint8_t> take(size_t size);
 
     Fd fd_;
@@ -124,6 +127,7 @@ class Channel {
     std::atomic<bool> shut_down_{false};
     uint64_t request_id_ = 0;  // of the last request
     uint64_t payload_left_ = 0;
+    Polling polling_;
     WelcomeData welcome_;
     std::vector<Fd> fds_;
     std::vector<uint8_t> request_;  // exchange() encodes here

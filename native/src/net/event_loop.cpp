@@ -97,12 +97,15 @@ void EventLoop::stop() {
 void EventLoop::run() {
     std::array<epoll_event, 128> events;
     next_tick_ms_ = boottime_ms() + state_->options.tick_ms;
+    polling_ = Polling(state_->options.poll_us);
     most_descriptors_ = most_descriptors();
     while (!stopping_) {
         const uint64_t now_ms = boottime_ms();
         const int patience = now_ms >= next_tick_ms_ ? 0 : static_cast<int>(next_tick_ms_ - now_ms);
-        const int count =
-            epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), patience);
+        const int count = polling_.wait(patience, [&](int timeout_ms) {
+            return epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
+                              timeout_ms);
+        });
         for (int i = 0; i < count; ++i) {
             handle(events[static_cast<size_t>(i)].data.u64, events[static_cast<size_t>(i)].events);
         }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "net/event_connection.h"
+#include "net/polling.h"
 
 namespace kvstore {
 
@@ -63,6 +64,7 @@ class EventLoop {
     std::vector<uint8_t> scratch_;
     uint64_t seen_replacements_ = 0;  // of the principals
     uint64_t next_tick_ms_ = 0;
+    Polling polling_;
     uint64_t most_descriptors_ = 0;  // connections get none above it
     bool stopping_ = false;
     std::thread thread_;

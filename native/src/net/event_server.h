@@ -178,6 +178,7 @@ class EventServer {
         uint32_t write_stall_ms = 30'000;  // closed after queued bytes did not move for this long
         uint32_t read_stall_ms = 20'000;   // closed after a begun frame did not go on for this long
         uint32_t tick_ms = 50;
+        uint32_t poll_us = 0;  // each loop polls for up to that long before it sleeps
         std::shared_ptr<Authenticator> authenticator{};  // none: authentication off
     };
     // `service` outlives the server.

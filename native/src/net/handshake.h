@@ -40,6 +40,7 @@ struct HelloParams {
     AttachCause attach_cause = AttachCause::kNone;
     uint32_t version_min = kProtocolVersionMin;
     uint32_t version_max = kProtocolVersionMax;
+    uint32_t poll_us = 0;  // not told: the channel polls for up to that long before it sleeps
 
     Hello hello(const Nonce& nonce) const;  // views into *this
 };

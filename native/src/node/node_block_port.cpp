@@ -34,6 +34,7 @@ EventServer::Options server_options(const NodeOptions& options,
                                     std::shared_ptr<Authenticator> authenticator) {
     EventServer::Options server;
     server.loops = std::max<uint32_t>(options.server_threads, 1);
+    server.poll_us = options.poll_us;
     server.write_stall_ms = kStallMs;
     server.cluster_id = options.cluster_id;
     server.features |= options.ucx ? kFeatureUcx : 0;

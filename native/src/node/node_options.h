@@ -79,6 +79,7 @@ struct NodeOptions : NodeTunables {
     bool tracing = false;  // somebody takes the spans of traced requests
 
     uint32_t server_threads = 2;
+    uint32_t poll_us = 0;              // each of them polls for up to that long before it sleeps
     uint32_t max_timeout_ms = 60'000;  // longest wait of a put for its claim or its announcement
     uint32_t backoff_max_ms = 1'000;   // longest pause between two attempts to reach the master
 };
