@@ -118,7 +118,7 @@ ClaimTable::Entries::iterator ClaimTable::entry_of(LinkId link, uint64_t claim_i
 
 void ClaimTable::published(Entries::iterator at, Version version, std::vector<ClaimAnswer>& out) {
     Entry& entry = at->second;
-    std::deque<Waiter> waiters = std::move(entry.waiters);
+    const std::vector<Waiter> waiters = std::move(entry.waiters);
     entry.waiters.clear();
     bool granted = false;
     for (const Waiter& waiter : waiters) {
@@ -154,7 +154,7 @@ void ClaimTable::pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) {
     const std::string_view key = NsKey::key_of(at->first);
     while (!entry.waiters.empty()) {
         const Waiter first = entry.waiters.front();
-        entry.waiters.pop_front();
+        entry.waiters.erase(entry.waiters.begin());
         const ObjectPlace found = directory_.lookup_one(*entry.ns, key);
         if (found.code == Code::kOk && !first.upsert) {
             end_wait(first, Code::kAlreadyExists, found.version, out);
@@ -193,7 +193,7 @@ void ClaimTable::settle(const DirectoryEpoch& ns, std::string_view key, Version 
 }
 
 bool ClaimTable::drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_id) {
-    std::deque<Waiter>& waiters = at->second.waiters;
+    std::vector<Waiter>& waiters = at->second.waiters;
     const auto waiter = std::find_if(waiters.begin(), waiters.end(), [&](const Waiter& one) {
         return one.link == link && one.claim_id == claim_id;
     });

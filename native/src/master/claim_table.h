@@ -14,7 +14,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <queue>
 #include <span>
@@ -102,7 +101,7 @@ class ClaimTable {
         Version version = 0;  // 0: nobody holds it yet (parked until the rebuild has finished)
         bool limbo = false;
         bool first = false;  // granted as the first of its key, and counted in `unannounced_`
-        std::deque<Waiter> waiters;
+        std::vector<Waiter> waiters;  // in order; nearly always none
     };
     using Entries = std::unordered_map<std::string, Entry, NsKey::Hash, std::equal_to<>>;
     using Links = std::unordered_map<LinkId, std::unordered_map<uint64_t, const std::string*>>;
