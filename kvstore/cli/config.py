@@ -106,6 +106,17 @@ def _remarks(settings: CommonConfig) -> list[str]:
     return remarks
 
 
+def _discovered(settings: CommonConfig) -> tuple[dict[str, Any] | None, list[str]]:
+    """Find the masters as a node with these settings would; and what is wrong, a sentence."""
+    from kvstore.discovery.look import look
+
+    found = look(settings)
+    if found is None:
+        return None, []
+    remarks = [f"{found.problem}; {found.fix}"] if found.problem else []
+    return {"by": found.by, "source": found.source, "masters": list(found.masters)}, remarks
+
+
 @config.command(epilog="Example: kvstore config check node.json")
 @click.argument("file", type=click.Path())
 @_kind_option
@@ -114,22 +125,30 @@ def _remarks(settings: CommonConfig) -> list[str]:
 def check(file: str, kind: Kind | None, as_json: bool) -> None:
     """Say whether FILE is a valid configuration; exits with 2 when it is not.
 
-    What may be wrong only on this machine, such as a missing folder, is a remark on stderr.
+    What may be wrong only on this machine, such as a missing folder, is a remark on stderr. With
+    `discovery` it looks for the master as the node would, and names it.
     """
     kind = kind_of(file, kind)
     try:
-        remarks = _remarks(load_as(file, kind))
+        settings = load_as(file, kind)
+        discovered, missing = _discovered(settings)
+        remarks = [*_remarks(settings), *missing]
     except InvalidArgumentError as error:
         if not as_json:
             raise
-        print_json({"valid": False, "kind": kind, "error": str(error), "remarks": []})
+        wrong: dict[str, Any] = {"valid": False, "kind": kind, "error": str(error), "remarks": []}
+        print_json({**wrong, "discovery": None})
         raise SystemExit(Exit.USAGE) from None
     if as_json:
-        print_json({"valid": True, "kind": kind, "error": None, "remarks": remarks})
+        right: dict[str, Any] = {"valid": True, "kind": kind, "error": None, "remarks": remarks}
+        print_json({**right, "discovery": discovered})
         return
     for remark in remarks:
         warn(remark)
     click.echo(f"{printable(file)}: a valid configuration of kvstore-{kind}")
+    if discovered and discovered["masters"]:
+        masters = ", ".join(discovered["masters"])
+        click.echo(printable(f"master: {masters}, by {discovered['by']}: {discovered['source']}"))
 
 
 @config.command(epilog="Example: kvstore config show node.json --changed")

@@ -13,7 +13,7 @@ import click
 
 from kvstore.cli.output import Exit, print_json, reports_errors
 from kvstore.cli.target import Target, is_given, json_option, target, target_options
-from kvstore.doctor import Finding, Level, fail, ok, run
+from kvstore.doctor import Finding, Level, fail, ok, run, warn
 from kvstore.doctor.checks import CLUSTER, HOST, MEASURE, RDMA_TRANSFERS, SUBJECTS, overview
 from kvstore.doctor.host import Host
 from kvstore.errors import InvalidArgumentError
@@ -69,7 +69,8 @@ def doctor(
     """Check this host and the cluster, and say how to fix what is wrong.
 
     Each line is ok, warn (slower or less safe than it could be) or fail (does not work). Without
-    --master and --config the cluster at the default address is checked, if there is one.
+    --master and --config the cluster at the default address is checked, if there is one, or in a
+    group of RBG that group's. A master is found as a node finds it: by address, file or DNS.
     """
     is_named = is_given("master")
     where = target(options)
@@ -87,14 +88,15 @@ def doctor(
 
         config, problem = _read(config_file)
         take(iter(problem))
-        if config is not None and not is_named:
-            where, is_named = _of_config(where, config), True
+        if not is_named:
+            where, is_named, found = _find(where, config, config_file)
+            take(iter(found if "cluster" in chosen else ()))
         host = host_of(config)
         for subject, checks in HOST.items():
             if subject in chosen:
                 extra = (RDMA_TRANSFERS,) if subject == "rdma" and rdma else ()
                 take(run((*checks, *extra), host, begins))
-        if "cluster" in chosen:
+        if "cluster" in chosen and where.masters:
             take(_cluster(where, is_named, (MEASURE,) if measure else (), begins))
     counts = {level: sum(f.level is level for f in findings) for level in Level}
     if as_json:
@@ -128,6 +130,32 @@ def _read(file: str | None) -> tuple[CommonConfig | None, list[Finding]]:
         wrong = fail(str(error), f"correct it; kvstore config check {file} says the same")
         return None, [replace(wrong, check="config")]
     return config, [replace(ok(f"{file}: of kvstore-{kind}"), check="config")]
+
+
+def _find(
+    where: Target, config: CommonConfig | None, file: str | None
+) -> tuple[Target, bool, list[Finding]]:
+    """Find the cluster as a server with this configuration would.
+
+    Returns:
+        Where it is (without masters: it cannot be found), whether somebody named it, and what is
+        to be said of that.
+    """
+    if config is None and file is not None:
+        return where, False, []
+    from kvstore.config import NodeConfig
+    from kvstore.discovery.look import look
+
+    found = look(config or NodeConfig())
+    if config is not None:
+        where = _of_config(where, config)
+    if found is None:
+        return where, config is not None, []
+    if found.problem:
+        said = (warn if found.masters else fail)(found.problem, found.fix)
+    else:
+        said = ok(f"{found.by} names {', '.join(found.masters)}: {found.source}")
+    return replace(where, masters=found.masters), True, [replace(said, check="discovery")]
 
 
 def _of_config(where: Target, config: CommonConfig) -> Target:

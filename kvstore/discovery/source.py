@@ -24,7 +24,8 @@ from kvstore.options import read_file
 _log = EventLogger("discovery")
 _RESOLVE_MS = 5000
 """How often a name is resolved again."""
-_BLOCK_PORT = "block"
+BLOCK_PORT = "block"
+"""Name of the master's port in RBG's file."""
 
 T = TypeVar("T", bound=CommonConfig)
 
@@ -66,8 +67,8 @@ class Discovery:
         fields = msgspec.structs.asdict(settings)
         values: dict[str, Any] = {}
         found: dict[str, Any] = {"by": by, **about}
-        if _wants_masters(settings):
-            masters = self._of_group(settings) if by == "rbg" else self._of_name(settings)
+        if wants_masters(settings):
+            masters = addresses(masters_of(settings)) if by == "rbg" else self._of_name(settings)
             values["master_address"] = masters
             found["masters"] = list(masters)
         if not fields["advertise_host"]:
@@ -81,25 +82,12 @@ class Discovery:
         self.found = found
         return completed
 
-    def _of_group(self, settings: CommonConfig) -> tuple[str, ...]:
-        """Addresses of the masters in RBG's file."""
-        found = group.read(settings.discovery_file)
-        try:
-            masters = found.role(settings.discovery_role).instances
-        except InvalidArgumentError as error:
-            where = f"discovery file {settings.discovery_file}: "
-            raise InvalidArgumentError(
-                f"{where}{error}; set `discovery_role`, or `discovery` to static"
-            ) from None
-        port = MasterConfig().port
-        return tuple(_joined(one.address, one.ports.get(_BLOCK_PORT, port)) for one in masters)
-
     def _of_name(self, settings: CommonConfig) -> tuple[str, ...]:
         """Addresses behind the headless Service; the name itself while it has none."""
-        host, _, port = settings.discovery_name.rpartition(":")
+        host, port = host_and_port(settings.discovery_name)
         now_ms = clock.monotonic_ms()
         if not self._resolved or now_ms - self._resolved_ms >= _RESOLVE_MS:
-            found = names.resolve(host.strip("[]"), int(port))
+            found = names.resolve(host, port)
             self._resolved_ms = now_ms
             if found:
                 self._resolved = found
@@ -108,12 +96,12 @@ class Discovery:
                 self._unresolved.warn(name=host, known=",".join(self._resolved))
         if not self._resolved:
             return (settings.discovery_name,)
-        return tuple(_joined(one, int(port)) for one in self._resolved)
+        return tuple(joined(one, port) for one in self._resolved)
 
     def fingerprint(self) -> str:
         """Identify what is there to be found now; it changes when complete() should run again."""
         settings = self._settings
-        if settings is None or not _wants_masters(settings):
+        if settings is None or not wants_masters(settings):
             return ""
         by = mode(settings)
         if by == "dns":
@@ -132,13 +120,42 @@ def _with_room(labels: dict[str, str], settings: NodeConfig) -> dict[str, str]:
     return labels if len({"host", *labels}) <= MAX_LABELS else settings.labels
 
 
-def _wants_masters(settings: CommonConfig) -> bool:
+def masters_of(settings: CommonConfig) -> list[group.Instance]:
+    """Read the masters in RBG's file.
+
+    Raises:
+        InvalidArgumentError: The file is wrong, or does not list the role.
+    """
+    found = group.read(settings.discovery_file)
+    try:
+        return found.role(settings.discovery_role).instances
+    except InvalidArgumentError as error:
+        where = f"discovery file {settings.discovery_file}: "
+        raise InvalidArgumentError(
+            f"{where}{error}; set `discovery_role`, or `discovery` to static"
+        ) from None
+
+
+def addresses(masters: list[group.Instance]) -> tuple[str, ...]:
+    """Return the block ports of masters in RBG's file: as it says, else the default one."""
+    port = MasterConfig().port
+    return tuple(joined(one.address, one.ports.get(BLOCK_PORT, port)) for one in masters)
+
+
+def host_and_port(name: str) -> tuple[str, int]:
+    """Split a `discovery_name` that the configuration has accepted."""
+    host, _, port = name.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def wants_masters(settings: CommonConfig) -> bool:
     """Say whether it is a node that was told no master."""
     default = NodeConfig().master_address
     return isinstance(settings, NodeConfig) and settings.master_address == default
 
 
-def _joined(host: str, port: int) -> str:
+def joined(host: str, port: int) -> str:
+    """Return HOST:PORT, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -152,6 +152,7 @@ def test_a_configuration_is_started_checked_and_shown(tmp_path: Path, kind: str,
     checked = run("config", "check", str(file), "--json")
     assert checked.exit_code == 0
     assert {**json.loads(checked.output), "remarks": []} == {
+        "discovery": None,
         "valid": True,
         "kind": kind,
         "error": None,
