@@ -267,18 +267,22 @@ class DrainRequest(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    LOOK_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cancel: _builtins.bool
     """accept writes again"""
+    look: _builtins.bool
+    """change nothing: what would a drain move?"""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         cancel: _builtins.bool = ...,
+        look: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "look", b"look", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -291,10 +295,27 @@ class DrainReply(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    LEFT_BYTES_FIELD_NUMBER: _builtins.int
+    ROOM_BYTES_FIELD_NUMBER: _builtins.int
+    EVICTED_OBJECTS_FIELD_NUMBER: _builtins.int
+    EVICTED_BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_OBJECTS_FIELD_NUMBER: _builtins.int
     drained: _builtins.bool
     """every object is also on another node: it may be stopped"""
     waits_for: _builtins.str
     """a sentence: why it does not advance; empty: it advances"""
+    left_bytes: _builtins.int
+    """of the objects of which no other living node has a copy"""
+    room_bytes: _builtins.int
+    """Of the nodes that take copies, as they told with their last heartbeat. Without room, they evict
+    what was not used for longest.
+    """
+    evicted_objects: _builtins.int
+    """since their start"""
+    evicted_bytes: _builtins.int
+    """of those that were evicted from memory"""
+    left_objects: _builtins.int
+    """those with left_bytes, for a node that does not drain, too"""
     @_builtins.property
     def node(self) -> _types_pb2.NodeInfo: ...
     def __init__(
@@ -303,10 +324,15 @@ class DrainReply(_message.Message):
         node: _types_pb2.NodeInfo | None = ...,
         drained: _builtins.bool = ...,
         waits_for: _builtins.str = ...,
+        left_bytes: _builtins.int = ...,
+        room_bytes: _builtins.int = ...,
+        evicted_objects: _builtins.int = ...,
+        evicted_bytes: _builtins.int = ...,
+        left_objects: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "node", b"node", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "evicted_bytes", b"evicted_bytes", "evicted_objects", b"evicted_objects", "left_bytes", b"left_bytes", "left_objects", b"left_objects", "node", b"node", "room_bytes", b"room_bytes", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

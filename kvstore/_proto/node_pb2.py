@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from kvstore._proto import types_pb2 as kvstore_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kvstore/v1/node.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/types.proto\"\xc9\x03\n\x0fRegisterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nnode_epoch\x18\x03 \x01(\r\x12(\n\tendpoints\x18\x04 \x01(\x0b\x32\x15.kvstore.v1.Endpoints\x12\x37\n\x06labels\x18\x05 \x03(\x0b\x32\'.kvstore.v1.RegisterRequest.LabelsEntry\x12%\n\x08segments\x18\x06 \x03(\x0b\x32\x13.kvstore.v1.Segment\x12\x12\n\ncluster_id\x18\x07 \x01(\t\x12\x12\n\nkept_epoch\x18\x08 \x01(\r\x12\x30\n\x05stage\x18\t \x01(\x0e\x32!.kvstore.v1.RegisterRequest.Stage\x12\x12\n\nsegment_id\x18\n \x01(\x06\x12\x11\n\ttake_over\x18\x0b \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_PREPARE\x10\x01\x12\x0f\n\x0bSTAGE_ENTER\x10\x02\"\xa5\x01\n\rRegisterReply\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x12\n\nnode_epoch\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x13\n\x0bhash_secret\x18\x04 \x01(\x0c\x12\x14\n\x0cmaster_epoch\x18\x05 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x06 \x01(\r\x12\x0e\n\x06ttl_ms\x18\x07 \x01(\r\"\x86\x04\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x06\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12(\n\tendpoints\x18\x05 \x01(\x0b\x32\x15.kvstore.v1.Endpoints\x12%\n\x08segments\x18\x06 \x03(\x0b\x32\x13.kvstore.v1.Segment\x12\x16\n\x0erefuses_writes\x18\x07 \x01(\x08\x12&\n\x08\x61\x63tivity\x18\x08 \x01(\x0b\x32\x14.kvstore.v1.Activity\x12\x38\n\x06labels\x18\t \x03(\x0b\x32(.kvstore.v1.HeartbeatRequest.LabelsEntry\x12.\n\x08snapshot\x18\n \x01(\x0b\x32\x1c.kvstore.v1.SnapshotProgress\x12\x15\n\rindex_entries\x18\x0b \x01(\x04\x12\x13\n\x0bindex_limit\x18\x0c \x01(\x04\x12#\n\x04uses\x18\r \x01(\x0b\x32\x15.kvstore.v1.UseSample\x12&\n\x06health\x18\x0e \x01(\x0b\x32\x16.kvstore.v1.NodeHealth\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\tUseSample\x12\r\n\x05level\x18\x01 \x01(\r\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x0c\n\x04puts\x18\x04 \x01(\x04\x12\x11\n\tlost_hits\x18\x05 \x01(\x04\"q\n\nNodeHealth\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\r\n\x05lacks\x18\x02 \x03(\t\x12\x16\n\x0e\x63onfig_refused\x18\x03 \x01(\t\x12\"\n\x04nvme\x18\x04 \x01(\x0b\x32\x14.kvstore.v1.NvmeTier\"X\n\x08NvmeTier\x12\r\n\x05state\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cobject_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07objects\x18\x04 \x01(\x04\"\xf6\x01\n\x08\x41\x63tivity\x12.\n\x08\x63ounters\x18\x01 \x03(\x0b\x32\x1c.kvstore.v1.Activity.Counter\x12/\n\tlatencies\x18\x02 \x03(\x0b\x32\x1c.kvstore.v1.Activity.Latency\x1a\x38\n\x07\x43ounter\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\r\n\x05value\x18\x03 \x01(\x04\x1aO\n\x07Latency\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x11\n\tbounds_us\x18\x02 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x04\x12\x0e\n\x06sum_us\x18\x04 \x01(\x04\"\x9f\x01\n\x0eHeartbeatReply\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.kvstore.v1.NodeState\x12\x1d\n\x15heartbeat_interval_ms\x18\x02 \x01(\r\x12\x18\n\x10snapshot_request\x18\x03 \x01(\x04\x12\x18\n\x10\x65ndpoint_problem\x18\x04 \x01(\t\x12\x14\n\x0csample_level\x18\x05 \x01(\r\"8\n\x11UnregisterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x06\"\x11\n\x0fUnregisterReply2\xe3\x01\n\x0cNodeRegistry\x12\x42\n\x08Register\x12\x1b.kvstore.v1.RegisterRequest\x1a\x19.kvstore.v1.RegisterReply\x12\x45\n\tHeartbeat\x12\x1c.kvstore.v1.HeartbeatRequest\x1a\x1a.kvstore.v1.HeartbeatReply\x12H\n\nUnregister\x12\x1d.kvstore.v1.UnregisterRequest\x1a\x1b.kvstore.v1.UnregisterReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kvstore/v1/node.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/types.proto\"\xc9\x03\n\x0fRegisterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\nnode_epoch\x18\x03 \x01(\r\x12(\n\tendpoints\x18\x04 \x01(\x0b\x32\x15.kvstore.v1.Endpoints\x12\x37\n\x06labels\x18\x05 \x03(\x0b\x32\'.kvstore.v1.RegisterRequest.LabelsEntry\x12%\n\x08segments\x18\x06 \x03(\x0b\x32\x13.kvstore.v1.Segment\x12\x12\n\ncluster_id\x18\x07 \x01(\t\x12\x12\n\nkept_epoch\x18\x08 \x01(\r\x12\x30\n\x05stage\x18\t \x01(\x0e\x32!.kvstore.v1.RegisterRequest.Stage\x12\x12\n\nsegment_id\x18\n \x01(\x06\x12\x11\n\ttake_over\x18\x0b \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_PREPARE\x10\x01\x12\x0f\n\x0bSTAGE_ENTER\x10\x02\"\xa5\x01\n\rRegisterReply\x12\x12\n\nsession_id\x18\x01 \x01(\x06\x12\x12\n\nnode_epoch\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x13\n\x0bhash_secret\x18\x04 \x01(\x0c\x12\x14\n\x0cmaster_epoch\x18\x05 \x01(\r\x12\x1d\n\x15heartbeat_interval_ms\x18\x06 \x01(\r\x12\x0e\n\x06ttl_ms\x18\x07 \x01(\r\"\xaf\x04\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x06\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12(\n\tendpoints\x18\x05 \x01(\x0b\x32\x15.kvstore.v1.Endpoints\x12%\n\x08segments\x18\x06 \x03(\x0b\x32\x13.kvstore.v1.Segment\x12\x16\n\x0erefuses_writes\x18\x07 \x01(\x08\x12&\n\x08\x61\x63tivity\x18\x08 \x01(\x0b\x32\x14.kvstore.v1.Activity\x12\x38\n\x06labels\x18\t \x03(\x0b\x32(.kvstore.v1.HeartbeatRequest.LabelsEntry\x12.\n\x08snapshot\x18\n \x01(\x0b\x32\x1c.kvstore.v1.SnapshotProgress\x12\x15\n\rindex_entries\x18\x0b \x01(\x04\x12\x13\n\x0bindex_limit\x18\x0c \x01(\x04\x12#\n\x04uses\x18\r \x01(\x0b\x32\x15.kvstore.v1.UseSample\x12&\n\x06health\x18\x0e \x01(\x0b\x32\x16.kvstore.v1.NodeHealth\x12\'\n\x08prefixes\x18\x0f \x03(\x0b\x32\x15.kvstore.v1.PrefixUse\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\tPrefixUse\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05reads\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"Z\n\tUseSample\x12\r\n\x05level\x18\x01 \x01(\r\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x0c\n\x04puts\x18\x04 \x01(\x04\x12\x11\n\tlost_hits\x18\x05 \x01(\x04\"q\n\nNodeHealth\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\r\n\x05lacks\x18\x02 \x03(\t\x12\x16\n\x0e\x63onfig_refused\x18\x03 \x01(\t\x12\"\n\x04nvme\x18\x04 \x01(\x0b\x32\x14.kvstore.v1.NvmeTier\"X\n\x08NvmeTier\x12\r\n\x05state\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cobject_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07objects\x18\x04 \x01(\x04\"\xf6\x01\n\x08\x41\x63tivity\x12.\n\x08\x63ounters\x18\x01 \x03(\x0b\x32\x1c.kvstore.v1.Activity.Counter\x12/\n\tlatencies\x18\x02 \x03(\x0b\x32\x1c.kvstore.v1.Activity.Latency\x1a\x38\n\x07\x43ounter\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\r\n\x05value\x18\x03 \x01(\x04\x1aO\n\x07Latency\x12\x11\n\toperation\x18\x01 \x01(\t\x12\x11\n\tbounds_us\x18\x02 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x04\x12\x0e\n\x06sum_us\x18\x04 \x01(\x04\"\x9f\x01\n\x0eHeartbeatReply\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.kvstore.v1.NodeState\x12\x1d\n\x15heartbeat_interval_ms\x18\x02 \x01(\r\x12\x18\n\x10snapshot_request\x18\x03 \x01(\x04\x12\x18\n\x10\x65ndpoint_problem\x18\x04 \x01(\t\x12\x14\n\x0csample_level\x18\x05 \x01(\r\"8\n\x11UnregisterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x06\"\x11\n\x0fUnregisterReply2\xe3\x01\n\x0cNodeRegistry\x12\x42\n\x08Register\x12\x1b.kvstore.v1.RegisterRequest\x1a\x19.kvstore.v1.RegisterReply\x12\x45\n\tHeartbeat\x12\x1c.kvstore.v1.HeartbeatRequest\x1a\x1a.kvstore.v1.HeartbeatReply\x12H\n\nUnregister\x12\x1d.kvstore.v1.UnregisterRequest\x1a\x1b.kvstore.v1.UnregisterReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERREPLY']._serialized_start=522
   _globals['_REGISTERREPLY']._serialized_end=687
   _globals['_HEARTBEATREQUEST']._serialized_start=690
-  _globals['_HEARTBEATREQUEST']._serialized_end=1208
+  _globals['_HEARTBEATREQUEST']._serialized_end=1249
   _globals['_HEARTBEATREQUEST_LABELSENTRY']._serialized_start=406
   _globals['_HEARTBEATREQUEST_LABELSENTRY']._serialized_end=451
-  _globals['_USESAMPLE']._serialized_start=1210
-  _globals['_USESAMPLE']._serialized_end=1300
-  _globals['_NODEHEALTH']._serialized_start=1302
-  _globals['_NODEHEALTH']._serialized_end=1415
-  _globals['_NVMETIER']._serialized_start=1417
-  _globals['_NVMETIER']._serialized_end=1505
-  _globals['_ACTIVITY']._serialized_start=1508
-  _globals['_ACTIVITY']._serialized_end=1754
-  _globals['_ACTIVITY_COUNTER']._serialized_start=1617
-  _globals['_ACTIVITY_COUNTER']._serialized_end=1673
-  _globals['_ACTIVITY_LATENCY']._serialized_start=1675
-  _globals['_ACTIVITY_LATENCY']._serialized_end=1754
-  _globals['_HEARTBEATREPLY']._serialized_start=1757
-  _globals['_HEARTBEATREPLY']._serialized_end=1916
-  _globals['_UNREGISTERREQUEST']._serialized_start=1918
-  _globals['_UNREGISTERREQUEST']._serialized_end=1974
-  _globals['_UNREGISTERREPLY']._serialized_start=1976
-  _globals['_UNREGISTERREPLY']._serialized_end=1993
-  _globals['_NODEREGISTRY']._serialized_start=1996
-  _globals['_NODEREGISTRY']._serialized_end=2223
+  _globals['_PREFIXUSE']._serialized_start=1251
+  _globals['_PREFIXUSE']._serialized_end=1347
+  _globals['_USESAMPLE']._serialized_start=1349
+  _globals['_USESAMPLE']._serialized_end=1439
+  _globals['_NODEHEALTH']._serialized_start=1441
+  _globals['_NODEHEALTH']._serialized_end=1554
+  _globals['_NVMETIER']._serialized_start=1556
+  _globals['_NVMETIER']._serialized_end=1644
+  _globals['_ACTIVITY']._serialized_start=1647
+  _globals['_ACTIVITY']._serialized_end=1893
+  _globals['_ACTIVITY_COUNTER']._serialized_start=1756
+  _globals['_ACTIVITY_COUNTER']._serialized_end=1812
+  _globals['_ACTIVITY_LATENCY']._serialized_start=1814
+  _globals['_ACTIVITY_LATENCY']._serialized_end=1893
+  _globals['_HEARTBEATREPLY']._serialized_start=1896
+  _globals['_HEARTBEATREPLY']._serialized_end=2055
+  _globals['_UNREGISTERREQUEST']._serialized_start=2057
+  _globals['_UNREGISTERREQUEST']._serialized_end=2113
+  _globals['_UNREGISTERREPLY']._serialized_start=2115
+  _globals['_UNREGISTERREPLY']._serialized_end=2132
+  _globals['_NODEREGISTRY']._serialized_start=2135
+  _globals['_NODEREGISTRY']._serialized_end=2362
 # @@protoc_insertion_point(module_scope)

@@ -209,6 +209,7 @@ class HeartbeatRequest(_message.Message):
     INDEX_LIMIT_FIELD_NUMBER: _builtins.int
     USES_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    PREFIXES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
     capacity_bytes: _builtins.int
@@ -241,6 +242,10 @@ class HeartbeatRequest(_message.Message):
     def health(self) -> Global___NodeHealth:
         """unset: an older node, of which none of this is known"""
 
+    @_builtins.property
+    def prefixes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefixUse]:
+        """at most 64, the most used first"""
+
     def __init__(
         self,
         *,
@@ -258,14 +263,48 @@ class HeartbeatRequest(_message.Message):
         index_limit: _builtins.int = ...,
         uses: Global___UseSample | None = ...,
         health: Global___NodeHealth | None = ...,
+        prefixes: _abc.Iterable[Global___PrefixUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "endpoints", b"endpoints", "health", b"health", "snapshot", b"snapshot", "uses", b"uses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "health", b"health", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "capacity_bytes", b"capacity_bytes", "endpoints", b"endpoints", "health", b"health", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "node_id", b"node_id", "prefixes", b"prefixes", "refuses_writes", b"refuses_writes", "segments", b"segments", "session_id", b"session_id", "snapshot", b"snapshot", "used_bytes", b"used_bytes", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class PrefixUse(_message.Message):
+    """Reads of the objects of a chain since the last heartbeat: never more than there were."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """of the first object of the chain that the node has"""
+    reads: _builtins.int
+    """of any of its objects"""
+    bytes: _builtins.int
+    @_builtins.property
+    def namespace(self) -> _types_pb2.Namespace: ...
+    def __init__(
+        self,
+        *,
+        namespace: _types_pb2.Namespace | None = ...,
+        key: _builtins.str = ...,
+        reads: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "key", b"key", "namespace", b"namespace", "reads", b"reads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixUse: _TypeAlias = PrefixUse  # noqa: Y015
 
 @_typing.final
 class UseSample(_message.Message):

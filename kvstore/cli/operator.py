@@ -36,7 +36,7 @@ COMMANDS = {
         "describe", "Show where KEY is or was: per node, when it was put, read and lost, and why."
     ),
     "status": Entry("overview", "Show the cluster's state, and what it did lately."),
-    "top": Entry("top", "Watch the cluster: hit ratio, throughput, evictions, nodes, events."),
+    "top": Entry("top", "Watch the cluster: hit ratio, throughput, nodes, hot prefixes, events."),
     "nodes": Entry("overview", "List the known nodes with state, capacity and usage."),
     "namespaces": Entry(
         "namespaces",

@@ -17,7 +17,12 @@ from kvstore.cli.output import (
 )
 from kvstore.cli.target import Target, json_option, target, target_options
 from kvstore.cli.web import ask_console
-from kvstore.errors import InvalidArgumentError, KvstoreError
+from kvstore.errors import (
+    InvalidArgumentError,
+    KvstoreError,
+    PermissionDeniedError,
+    UnsupportedError,
+)
 from kvstore.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -88,7 +93,7 @@ def status(
 
     Hit ratio: of the keys that were read or looked up in vain, those that were read. Saved: what
     was read in place of being computed. Wasted: what the store once had, and engines computed
-    again (estimated from the mean size of an object).
+    again (estimated from the mean size of an object). --json names the most read prefixes, too.
     """
     from google.protobuf.json_format import MessageToDict
 
@@ -108,7 +113,8 @@ def status(
     for name in ("under_replicated_objects", "pending_operations"):
         fields[name] = getattr(reply, name)
     if as_json:
-        print_json({**fields, "lately": lately})
+        prefixes = _hot_prefixes(where, reply.http_endpoint) if lately is not None else None
+        print_json({**fields, "lately": lately, "hot_prefixes": prefixes})
         return
     fields["capacity_bytes"] = format_size(reply.capacity_bytes)
     fields["used_bytes"] = format_size(reply.used_bytes)
@@ -148,6 +154,18 @@ def _lately(
         Rates(**{**known, **rates}), savings["saved_bytes"], savings["wasted_bytes"]
     )
     return {"window": found["window"], **found["traffic"], "savings": savings}
+
+
+def _hot_prefixes(where: Target, endpoint: str) -> list[dict[str, Any]] | None:
+    """Ask which chains of keys are read most; None for who may not know, or an older master."""
+    try:
+        found: list[dict[str, Any]] = ask_console(where, endpoint, "prefixes")["prefixes"]
+    except (PermissionDeniedError, UnsupportedError):
+        return None
+    except KvstoreError as error:
+        warn(f"hot prefixes are not known: {error}")
+        return None
+    return found
 
 
 def _in_words(lately: dict[str, Any]) -> dict[str, str]:

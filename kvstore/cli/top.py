@@ -13,7 +13,7 @@ from kvstore.cli.control import control
 from kvstore.cli.output import Exit, is_terminal, print_json, reports_errors
 from kvstore.cli.target import Target, json_option, target, target_options
 from kvstore.cli.web import ask_console
-from kvstore.errors import KvstoreError, PermissionDeniedError
+from kvstore.errors import KvstoreError, PermissionDeniedError, UnsupportedError
 
 ORDERS = ("read", "written", "memory", "evicted", "name")
 _WINDOW_MS = 600_000
@@ -40,10 +40,11 @@ _WINDOW_MS = 600_000
 @target_options
 @reports_errors
 def top(once: bool, interval_s: float, order: str, as_json: bool, **options: Any) -> None:
-    """Watch the cluster: hit ratio, throughput, evictions, nodes, events.
+    """Watch the cluster: hit ratio, throughput, nodes, hot prefixes, events.
 
     Numbers are of the last ten minutes, rates of nodes of the last 10 to 20 seconds. Ctrl-C ends
-    it. --json prints one document, with every node.
+    it. A prefix is a chain of keys, named by its first one. --json prints one document, with
+    every node.
     """
     from kvstore._proto import master_pb2
 
@@ -69,12 +70,15 @@ def top(once: bool, interval_s: float, order: str, as_json: bool, **options: Any
 
 
 def _look(where: Target, endpoint: str) -> dict[str, Any]:
-    """Ask for all that is shown; events are for operators of every tenant."""
+    """Ask for all that is shown: events are for operators of every tenant, prefixes for clients."""
     found = {
         "overview": ask_console(where, endpoint, "overview", window_ms=_WINDOW_MS, history=1),
         "nodes": ask_console(where, endpoint, "nodes")["nodes"],
+        "prefixes": None,
         "events": None,
     }
+    with suppress(PermissionDeniedError, UnsupportedError):  # or an older master
+        found["prefixes"] = ask_console(where, endpoint, "prefixes")["prefixes"]
     with suppress(PermissionDeniedError):
         found["events"] = ask_console(where, endpoint, "events")["events"]
     return found

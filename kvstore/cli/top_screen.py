@@ -17,8 +17,9 @@ from kvstore.text import printable
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _POINTS: Final = 30
 _EVENTS: Final = 6
+_PREFIXES: Final = 5
 _FRAME_LINES: Final = 14
-"""Lines of a screen beside nodes and events."""
+"""Lines of a screen beside nodes, prefixes and events."""
 _STYLES: Final = {"alive": "green", "dead": "bold red"}
 _KEYS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "read": lambda node: -node["read_bytes_per_s"],
@@ -33,14 +34,16 @@ def screen(found: dict[str, Any], order: str, height: int | None, trouble: str) 
     """Draw the cluster.
 
     Args:
-        found: overview, nodes and events, as the console's paths answer.
+        found: overview, nodes, prefixes and events, as the console's paths answer.
         order: of the nodes.
         height: lines that there are; None: as many as it takes.
         trouble: why `found` is old; empty: it is not.
     """
     events = (found["events"] or [])[:_EVENTS]
     nodes = sorted(found["nodes"], key=lambda node: (_KEYS[order](node), node["node_id"]))
-    room = len(nodes) if height is None else max(1, height - _FRAME_LINES - len(events))
+    prefixes = (found["prefixes"] or [])[:_PREFIXES]
+    below = len(events) + (len(prefixes) + 2 if prefixes else 0)
+    room = len(nodes) if height is None else max(1, height - _FRAME_LINES - below)
     parts: list[RenderableType] = [
         _heading(found["overview"], trouble),
         _figures(found["overview"]),
@@ -48,6 +51,8 @@ def screen(found: dict[str, Any], order: str, height: int | None, trouble: str) 
     parts += [Text(), _nodes(nodes[:room])]
     if len(nodes) > room:
         parts.append(Text(f"… and {len(nodes) - room} more nodes", style="dim"))
+    if prefixes:
+        parts += [Text(), _prefixes(prefixes)]
     if events:
         parts += [Text(), _events(events)]
     return Group(*parts)
@@ -160,6 +165,23 @@ def _nodes(nodes: Sequence[dict[str, Any]]) -> Table:
             format_rate(node["read_bytes_per_s"]),
             format_rate(node["put_bytes_per_s"]),
             f"{node['evictions_per_s']:.1f}",
+        )
+    return table
+
+
+def _prefixes(prefixes: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("most read prefix", no_wrap=True, overflow="ellipsis")
+    table.add_column("of", no_wrap=True, overflow="ellipsis")
+    table.add_column("objects/s", justify="right", no_wrap=True)
+    table.add_column("read", justify="right", no_wrap=True)
+    for one in prefixes:
+        owner = one["tenant"] + (f" {one['namespace']}" if one["namespace"] else "")
+        table.add_row(
+            Text(printable(one["key"])),
+            Text(printable(owner)),
+            f"{one['reads_per_s']:,.1f}",
+            format_rate(one["read_bytes_per_s"]),
         )
     return table
 

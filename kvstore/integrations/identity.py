@@ -14,6 +14,9 @@ from typing import NamedTuple
 from kvstore.client.store import Store
 from kvstore.clock import unix_ms
 
+UNKNOWN_PARENT = "-"
+"""No page has this key. A batch with a parent is a chain, whose tail is evicted before its head,
+and whose reads are counted by its first page."""
 _PEER_TTL_MS = 24 * 3600 * 1000
 _PEER_PREFIX = "engine/"
 _MOST_SHOWN = 255

@@ -26,6 +26,7 @@ from kvstore.master.model import (
     Unregister,
 )
 from kvstore.master.new_cluster import NewCluster
+from kvstore.master.prefixes import HotPrefixes
 from kvstore.master.registry import Registry, new_session_id
 from kvstore.master.reuse import Reuse
 from kvstore.security import ANYBODY, Principal
@@ -49,6 +50,7 @@ class NodeHandlers:
         state: HardState,
         new_cluster: NewCluster,
         reuse: Reuse,
+        prefixes: HotPrefixes,
         registered: Callable[[str, Principal], None] = lambda node_id, principal: None,
     ) -> None:
         """Keep the objects that the calls work on.
@@ -58,6 +60,7 @@ class NodeHandlers:
             state: of this master.
             new_cluster: decides whether nodes may join.
             reuse: hears of the uses that they report.
+            prefixes: hears of the chains that they report.
             registered: called with every node that has a new session, and who registered it.
         """
         self._registry = registry
@@ -65,6 +68,7 @@ class NodeHandlers:
         self._registered = registered
         self._new_cluster = new_cluster
         self._reuse = reuse
+        self._prefixes = prefixes
 
     def register(
         self, request: node_pb2.RegisterRequest, principal: Principal = ANYBODY
@@ -102,6 +106,7 @@ class NodeHandlers:
         event = convert.heartbeat_from(request)
         cluster = self._registry.submit(event)
         node = cluster.nodes[event.node_id]
+        self._prefixes.note(request.prefixes)
         return node_pb2.HeartbeatReply(
             state=convert.state_to(node.state),
             heartbeat_interval_ms=node.heartbeat_ms,

@@ -33,6 +33,7 @@ from kvstore.master.hard_state import HardState
 from kvstore.master.journal import Journal
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
+from kvstore.master.prefixes import HotPrefixes
 from kvstore.master.queries import Queries
 from kvstore.master.recorder import Recorder
 from kvstore.master.registry import Registry
@@ -220,10 +221,11 @@ class MasterServer:
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
         recorder = Recorder(core, registry, lambda: self._reloads.refusal, state.epoch)
+        prefixes = HotPrefixes()
         routes = [
             *Queries(core, registry, self._guard).routes(),
             *self._sessions(core, state),
-            *self._console(core, registry, recorder, state),
+            *self._console(core, registry, recorder, prefixes, state),
         ]
         site = self._create_web(listener, collect, ready, routes)
         journal.start()
@@ -233,7 +235,7 @@ class MasterServer:
             self._tell_where()
             reuse = Reuse()
             master = MasterHandlers(registry, core, state, reuse, lambda: self._bound)
-            nodes = NodeHandlers(registry, state, new_cluster, reuse, verifier.registered)
+            nodes = NodeHandlers(registry, state, new_cluster, reuse, prefixes, verifier.registered)
             master_pb2_grpc.add_MasterServicer_to_server(
                 MasterService(calls, master, core, watches, state.epoch), rpc
             )
@@ -268,12 +270,17 @@ class MasterServer:
         return Sessions(core, self._guard, name, self._audit.record, self._calls.open).routes()
 
     def _console(
-        self, core: MasterCoreApi, registry: Registry, recorder: Recorder, state: HardState
+        self,
+        core: MasterCoreApi,
+        registry: Registry,
+        recorder: Recorder,
+        prefixes: HotPrefixes,
+        state: HardState,
     ) -> list[web.RouteDef]:
         def rates() -> Rates:
             return Rates(self._config.bytes_per_token, self._config.prefill_tokens_per_s)
 
-        views = Views(core, registry, recorder, rates, state.cluster_id, state.epoch)
+        views = Views(core, registry, recorder, prefixes, rates, state.cluster_id, state.epoch)
         return Console(views, self._guard).routes()
 
     def _create_web(

@@ -46,6 +46,7 @@ class Load:
     snapshot: types_pb2.SnapshotProgress = field(default_factory=types_pb2.SnapshotProgress)
     uses: node_pb2.UseSample = field(default_factory=node_pb2.UseSample)
     health: node_pb2.NodeHealth = field(default_factory=node_pb2.NodeHealth)
+    prefixes: tuple[node_pb2.PrefixUse, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -337,6 +338,7 @@ class Agent:
             snapshot=load.snapshot,
             uses=load.uses,
             health=load.health,
+            prefixes=load.prefixes,
         )
         try:
             reply = await self._call(self._stub.Heartbeat, request)

@@ -84,6 +84,9 @@ class NodeCoreApi(Protocol):
     def take_uses(self, level: int) -> Uses:
         """Return the uses of sampled keys since the last call; sample at `level` from now on."""
 
+    def take_prefixes(self) -> list[tuple[str, str, str, int, int]]:
+        """Return tenant, namespace, first key, reads and bytes of the chains read most since."""
+
     def take_spans(self) -> list[CoreSpan]:
         """Return the spans of traced requests that finished since the last call."""
 

@@ -26,6 +26,7 @@ from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
 from kvstore.node.domains import Domain, plan, remarks
 from kvstore.node.labels import labels_of
+from kvstore.node.prefixes import PrefixReports
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.rest import Rest
 from kvstore.node.spans import SpanExport
@@ -185,6 +186,7 @@ class NodeServer:
         self._at = ("", "", 0)
         """Bound TCP endpoint, Unix endpoint and HTTP port."""
         self._reported: set[str] = set()
+        self._prefixes = PrefixReports()
         """Shortages of memory that were logged."""
         self._damage = ""
         """What another process has done to the shared memory."""
@@ -486,6 +488,7 @@ class NodeServer:
             activity=activity.of(stats, self._core.client_counters()),
             snapshot=self._tiering.progress(stats),
             uses=self._uses(),
+            prefixes=self._prefixes.take(self._core),
             health=health.of(
                 stats,
                 self._core.beginning()["restart_loses"],

@@ -266,6 +266,15 @@ nb::dict take_uses(PyNode& self, uint32_t level) {
     return out;
 }
 
+nb::list take_prefixes(PyNode& self) {
+    nb::list out;
+    for (const BlockStore::PrefixUse& one :
+         self.run([](NodeCore& core) { return core.take_prefixes(); })) {
+        out.append(nb::make_tuple(one.ns->tenant, one.ns->name, one.key, one.uses, one.bytes));
+    }
+    return out;
+}
+
 nb::list client_counters(PyNode& self) {
     nb::list out;
     for (const TenantCounters& tenant :
@@ -497,6 +506,8 @@ void bind_state(nb::class_<PyNode>& node) {
         .def("stats", &stats_dict, "Counters, sizes and histograms {buckets, total, sum}.")
         .def("take_uses", &take_uses, "level"_a,
              "Uses of sampled keys since the last call, as ReuseCurve.note takes them.")
+        .def("take_prefixes", &take_prefixes,
+             "[(tenant, namespace, first key, uses, bytes)] of the chains read most since then.")
         .def("client_counters", &client_counters,
              "[{tenant, live_slots, counters: {name: value}}] of this host's clients.")
         .def(

@@ -299,6 +299,7 @@ PATHS: dict[str, dict[str, tuple[str, frozenset[str]]]] = {
         "GET /console/api/overview": ("/console/api/overview?history=1", EVERYBODY),
         "GET /console/api/nodes": ("/console/api/nodes", EVERYBODY),
         "GET /console/api/namespaces": ("/console/api/namespaces", CLIENTS),
+        "GET /console/api/prefixes": ("/console/api/prefixes", CLIENTS),
         "GET /console/api/events": ("/console/api/events", OF_ALL),
         "GET /console/api/explain": ("/console/api/explain?tenant=default&key=k", OF_TENANT),
     },

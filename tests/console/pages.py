@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.browser import Page
 from tests.support.processes import Daemon
 
-VIEWS = ("overview", "nodes", "tenants", "events", "explain")
+VIEWS = ("overview", "nodes", "tenants", "prefixes", "events", "explain")
 
 
 def visit(page: Page, master: Daemon, view: str) -> None:

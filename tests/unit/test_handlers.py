@@ -16,6 +16,7 @@ from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
+from kvstore.master.prefixes import HotPrefixes
 from kvstore.master.registry import Registry
 from kvstore.master.reuse import Reuse
 from kvstore.security import ANYBODY, Principal, Role, Secret
@@ -42,7 +43,7 @@ class Plane:
         self.state = state
         self.registry = Registry(Settings(), self.core, state)
         reuse = Reuse()
-        self.nodes = NodeHandlers(self.registry, state, NewCluster(state), reuse)
+        self.nodes = NodeHandlers(self.registry, state, NewCluster(state), reuse, HotPrefixes())
         bound = Bound("h:1", "h:2", "http://h:3")
         self.master = MasterHandlers(self.registry, self.core, state, reuse, lambda: bound)
 
@@ -143,7 +144,7 @@ def test_a_drain_is_over_when_the_node_is_quiet_and_empty(
     reply = plane.master.drain(master_pb2.DrainRequest(node_id="a"))
     assert reply.node.state == types_pb2.NODE_STATE_DRAINING
     assert (reply.node.drain_left_objects, reply.drained) == (3, False)
-    monkeypatch.setattr(plane.core, "drain_remaining", lambda node_id: 0)
+    monkeypatch.setattr(plane.core, "drain_left", lambda node_id: (0, 0))
     assert not plane.master.drain(master_pb2.DrainRequest(node_id="a")).drained
     beat = node_pb2.HeartbeatRequest(
         node_id="a", session_id=session_id, endpoints=REGISTER.endpoints, refuses_writes=True

@@ -11,6 +11,7 @@ import pytest
 
 from kvstore.errors import MissReason, Status
 from kvstore.integrations.guard import Guard
+from kvstore.integrations.identity import UNKNOWN_PARENT
 from kvstore.integrations.link import Link
 from kvstore.integrations.vllm.messages import Answer, Load, Loaded, Save, Saved, Step
 from kvstore.integrations.vllm.options import Options
@@ -521,6 +522,13 @@ def test_only_absent_blocks_are_written_with_their_parent() -> None:
     assert saved_by(memory, ExistsStore({"a-r1"})) == Saved(1, frozenset({1}))
     (call,) = memory.calls
     assert call == (["b-r1", "c-r1"], {"parent": "a-r1", "replicas": 1, "after": "mark"})
+
+
+def test_the_first_blocks_of_a_prompt_are_a_chain_too() -> None:
+    memory = FakeMemory([Status.Ok] * 3, block=10)
+    saved_by(memory)
+    (_, how) = memory.calls[0]
+    assert how["parent"] == UNKNOWN_PARENT  # without one, the blocks would not be linked
 
 
 @pytest.mark.parametrize("first", [[Status.NoSpace], [Status.Unavailable], RuntimeError("broken")])

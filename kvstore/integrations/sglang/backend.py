@@ -19,7 +19,7 @@ from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import ClosedError, MissReason, Status, UnavailableError
 from kvstore.integrations.guard import UNREACHABLE, Guard
-from kvstore.integrations.identity import peers_that_share_no_key
+from kvstore.integrations.identity import UNKNOWN_PARENT, peers_that_share_no_key
 from kvstore.integrations.registered import register
 from kvstore.integrations.sglang import hits
 from kvstore.integrations.sglang.naming import Ranks, pages_namespace
@@ -28,9 +28,6 @@ from kvstore.integrations.sglang.pools import FLAT, KV, Pool, exact, on_host, sp
 from kvstore.limits import MAX_BATCH_KEYS
 
 _BATCH_PAGES = 128  # as many as SGLang moves at a time: each call's deadline covers these
-# No page has this key. A batch with a parent is a chain, whose tail is evicted before its head;
-# SGLang names the page before it only with hicache_storage_pass_prefix_keys.
-_UNKNOWN_PARENT = "-"
 _KEPT_TRANSFERS = 1000  # of each kind, in case SGLang never collects them
 
 _log = logging.getLogger("kvstore.integrations")
@@ -533,7 +530,8 @@ class HiCacheBackend:
 
     def _how(self, name: str, before: str | None) -> dict[str, Any]:
         """Return the put options of a batch of pages that follow the page `before`."""
-        parent = self._pools[name].keys([before])[-1] if before else _UNKNOWN_PARENT
+        # SGLang names the page before it only with hicache_storage_pass_prefix_keys.
+        parent = self._pools[name].keys([before])[-1] if before else UNKNOWN_PARENT
         return {
             "replicas": self.options.replicas,
             "ttl_ms": self.options.ttl_ms or None,

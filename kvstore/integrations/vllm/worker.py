@@ -12,6 +12,7 @@ from kvstore.client.store import Store
 from kvstore.clock import monotonic_ns
 from kvstore.errors import Status
 from kvstore.integrations.guard import UNREACHABLE, Guard
+from kvstore.integrations.identity import UNKNOWN_PARENT
 from kvstore.integrations.link import Link
 from kvstore.integrations.registered import register
 from kvstore.integrations.vllm.memory import CALL_BYTES, Memory
@@ -180,7 +181,7 @@ class WorkerSide:
             [keys[row] for row in rows],
             [blocks.groups[row] for row in rows],
             [blocks.ids[row] for row in rows],
-            parent=keys[rows[0] - 1] if rows[0] else None,
+            parent=keys[rows[0] - 1] if rows[0] else UNKNOWN_PARENT,
             replicas=self._replicas,
             after=after,
         )

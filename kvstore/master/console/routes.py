@@ -75,6 +75,7 @@ class Console:
             web.get("/console/api/overview", self._answer(self._overview, _ANY_ROLE)),
             web.get("/console/api/nodes", self._answer(self._nodes, _ANY_ROLE)),
             web.get("/console/api/namespaces", self._answer(self._namespaces, roles)),
+            web.get("/console/api/prefixes", self._answer(self._prefixes, roles)),
             web.get(
                 "/console/api/events", self._answer(self._events, (Role.OPERATOR,), EVERY_TENANT)
             ),
@@ -121,6 +122,9 @@ class Console:
 
     def _namespaces(self, request: web.Request, principal: Principal) -> dict[str, Any]:
         return self._views.namespaces(principal)
+
+    def _prefixes(self, request: web.Request, principal: Principal) -> dict[str, Any]:
+        return self._views.prefixes(principal)
 
     def _events(self, request: web.Request, principal: Principal) -> dict[str, Any]:
         return {"events": self._views.events()}

@@ -12,6 +12,7 @@ from kvstore.master.core_api import CoreNamespace, MasterCoreApi
 from kvstore.master.events import Event
 from kvstore.master.history import Window, evictions, hit_ratio, misses
 from kvstore.master.model import TIER_NVME, Node, NodeState
+from kvstore.master.prefixes import HotPrefixes
 from kvstore.master.recorder import Recorder
 from kvstore.master.registry import Registry
 from kvstore.master.savings import Rates, savings
@@ -31,6 +32,7 @@ class Views:
         core: MasterCoreApi,
         registry: Registry,
         recorder: Recorder,
+        prefixes: HotPrefixes,
         rates: Callable[[], Rates],
         cluster_id: str,
         master_epoch: int,
@@ -41,6 +43,7 @@ class Views:
             core: the native master.
             registry: the nodes.
             recorder: history and events.
+            prefixes: those that are read most.
             rates: what a token is worth, as configured.
             cluster_id: of the master's state.
             master_epoch: of this process.
@@ -48,6 +51,7 @@ class Views:
         self._core = core
         self._registry = registry
         self._recorder = recorder
+        self._prefixes = prefixes
         self._rates = rates
         self._cluster_id = cluster_id
         self._master_epoch = master_epoch
@@ -135,6 +139,11 @@ class Views:
             ],
             "left_out": max(0, len(uses) - MOST_NAMESPACES),
         }
+
+    def prefixes(self, principal: Principal) -> dict[str, Any]:
+        """Name the chains of keys that are read most, of the tenants that a principal may use."""
+        found = self._prefixes.top(principal)
+        return {name: found[name] for name in ("half_life_ms", "prefixes")}
 
     def _tenants(self, uses: list[CoreNamespace]) -> list[dict[str, Any]]:
         of_tenant: dict[str, list[CoreNamespace]] = {}

@@ -26,6 +26,8 @@ inline constexpr uint32_t kMaxLeaseMs = 600'000;
 inline constexpr size_t kMaxWaitingLookups = 4096;
 inline constexpr size_t kMaxWaitingLookupsPerConnection = 64;
 inline constexpr size_t kMaxWaitingLookupBytes = 64u << 20;
+// Chains of keys that a node tells its master in one heartbeat.
+inline constexpr size_t kMaxPrefixes = 64;
 // Removes, flushes and changes of pins that wait at a master for nodes or for its disk.
 inline constexpr size_t kMaxWaitingChanges = 4096;
 

@@ -4,6 +4,7 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "node/node_block_port.h"
 
@@ -144,6 +145,17 @@ std::vector<TenantCounters> NodeCore::client_counters() const {
 
 UseSampler::Taken NodeCore::take_uses(uint32_t level) {
     return impl_->domains->sampler().take(level);
+}
+
+std::vector<BlockStore::PrefixUse> NodeCore::take_prefixes() {
+    std::vector<BlockStore::PrefixUse> found;
+    for (const auto& domain : impl_->domains->all()) {
+        std::ranges::move(domain->store->take_prefixes(limits::kMaxPrefixes),
+                          std::back_inserter(found));
+    }
+    std::ranges::sort(found, std::greater<>(), &BlockStore::PrefixUse::uses);
+    found.resize(std::min(found.size(), limits::kMaxPrefixes));
+    return found;
 }
 
 Domains& NodeCore::domains() { return *impl_->domains; }

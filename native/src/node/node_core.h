@@ -61,6 +61,8 @@ class NodeCore {
     std::vector<TenantCounters> client_counters() const;
     // Uses since the last call, for the master; from now on they are sampled at `level`.
     UseSampler::Taken take_uses(uint32_t level);
+    // The chains that were read most since the last call, over all domains.
+    std::vector<BlockStore::PrefixUse> take_prefixes();
     // Serves the socket of a UCX process of a domain (ucx/ucx_process.h), by the domain's number.
     Status adopt_ucx(size_t domain, Fd socket);
     // That process has ended, and cannot write into the segment any more.

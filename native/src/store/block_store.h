@@ -291,6 +291,16 @@ class BlockStore {
     void on_slot_dead(int slot);
 
     UseSampler& sampler();
+    // Uses of the chain that begins with a key: hits of any of its objects since the last call,
+    // the most used chains first. One whose beginning lies elsewhere is named by its first key
+    // here.
+    struct PrefixUse {
+        NamespaceRef ns;
+        std::string key;
+        uint64_t uses = 0;
+        uint64_t bytes = 0;
+    };
+    std::vector<PrefixUse> take_prefixes(size_t most);
 
     // --- reads ---
     Found find(const NamespaceRef& ns, const Key& key, bool touch = true);

@@ -174,6 +174,7 @@ void BlockStore::State::note_hit(EntryRef ref) {
     if (sampler->count_hit(objects[ref].rarity)) {
         sampler->keep_hit(index->entry(ref).hash, objects[ref].length);
     }
+    note_prefix(ref);
 }
 
 void BlockStore::State::drain_rings() {

@@ -1,6 +1,6 @@
 // What a BlockStore consists of. Private to kv_store: block_store.cpp (creation and end),
-// store_attach.cpp, store_writes.cpp, store_reads.cpp, store_policy.cpp, store_space.cpp (room,
-// eviction), store_tiering.cpp and store_audit.cpp implement it.
+// store_attach.cpp, store_writes.cpp, store_reads.cpp, store_prefixes.cpp, store_policy.cpp,
+// store_space.cpp (room, eviction), store_tiering.cpp and store_audit.cpp implement it.
 //
 // The fields of one object lie in flat arrays indexed by its entry number; only what is in progress
 // (reservations, leases, deferred blocks) has nodes of its own.
@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/frequent_items.h"
 #include "base/growing_array.h"
 #include "base/mutex.h"
 #include "index/client_slots.h"
@@ -43,7 +44,9 @@ struct StoredObject {
     uint32_t leases = 0;
     EntryRef parent = kNoEntry;      // a hint for recency, believed only with its generation
     uint32_t parent_generation = 0;  // low half
-    uint32_t ns = 0;                 // place in State::namespaces
+    EntryRef first = kNoEntry;       // of its chain, as found last; like `parent`
+    uint32_t first_generation = 0;
+    uint32_t ns = 0;  // place in State::namespaces
     Pin pin = Pin::kNone;
     bool written = false;     // the NVMe tier has it too
     bool prefetched = false;  // brought from there before anybody asked, and not used yet
@@ -82,6 +85,7 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     static constexpr size_t kExpiriesPerTick = 4096;
     static constexpr uint32_t kSweepPerTick = 65'536;
     static constexpr uint64_t kGrowAgainMs = 10'000;
+    static constexpr size_t kPrefixes = 512;  // counted between two calls of take_prefixes()
 
     State(const Options& given, const std::string& directory_in,
           std::unique_ptr<Segment> segment_in, std::unique_ptr<Index> index_in,
@@ -152,6 +156,10 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     void note_exists(uint64_t session, EntryRef ref) KV_REQUIRES(mutex);
     void apply_exists() KV_REQUIRES(mutex);
     void drain_rings() KV_REQUIRES(mutex);
+
+    // --- store_prefixes.cpp ---
+    EntryRef first_of(EntryRef ref) KV_REQUIRES(mutex);
+    void note_prefix(EntryRef ref) KV_REQUIRES(mutex);
 
     // --- store_policy.cpp ---
     bool is_flushed(NamespaceId id) const KV_REQUIRES(mutex) { return flushed_ids.contains(id); }
@@ -246,6 +254,8 @@ struct BlockStore::State : std::enable_shared_from_this<BlockStore::State> {
     TombstoneTable tombstones KV_GUARDED_BY(mutex);
     MissHistory history KV_GUARDED_BY(mutex);
     UseTimes uses KV_GUARDED_BY(mutex);
+    // Hits by the first object of their chain.
+    FrequentItems<Generation> prefixes KV_GUARDED_BY(mutex){kPrefixes};
 
     std::vector<NamespaceUse> namespaces KV_GUARDED_BY(mutex);
     std::vector<uint32_t> free_namespaces KV_GUARDED_BY(mutex);

@@ -7,10 +7,11 @@ import { explain } from "./explain.js";
 import { clock, duration } from "./format.js";
 import { nodes } from "./nodes.js";
 import { overview } from "./overview.js";
+import { prefixes } from "./prefixes.js";
 import { tenants } from "./tenants.js";
 
 const REFRESH_MS = 5000;
-const VIEWS = { overview, nodes, tenants, events, explain };
+const VIEWS = { overview, nodes, tenants, prefixes, events, explain };
 
 const at = (id) => document.getElementById(id);
 let shown = null; // the view

@@ -38,7 +38,7 @@ export function tenants() {
     h("h2", {}, "Namespaces"),
     summary,
     spaces.element,
-    h("p", { class: "muted note" }, "Prefixes are not counted one by one: a key that is read from shared memory passes nobody who could count it. The largest namespaces are shown in their place."),
+    h("p", { class: "muted note" }, "Which chains of keys are read most: ", h("a", { href: "#/prefixes" }, "hot prefixes"), "."),
   );
   return {
     element,
