@@ -152,8 +152,8 @@ class MasterCoreApi(Protocol):
     def set_copy_policy(self, *, copies_per_s: float | None = None) -> None:
         """Limit the copies for replicas, repair and drain."""
 
-    def drain_remaining(self, node_id: str) -> int:
-        """Number of objects that no other living node holds."""
+    def drain_left(self, node_id: str) -> tuple[int, int]:
+        """Count the objects that no other living, not draining node holds, and their bytes."""
 
     def under_replicated(self) -> int:
         """Readable objects with fewer living replicas than wanted."""

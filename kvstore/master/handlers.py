@@ -172,7 +172,7 @@ class MasterHandlers:
         )
 
     def _drain_left(self, node_id: str) -> int:
-        return self._core.drain_remaining(node_id)
+        return self._core.drain_left(node_id)[0]
 
     def snapshot(self, request: master_pb2.SnapshotRequest) -> master_pb2.SnapshotReply:
         """Request a snapshot from a node, or report its progress."""
@@ -190,12 +190,19 @@ class MasterHandlers:
         return master_pb2.SnapshotReply(request=wanted, progress=convert.snapshot_to(seen))
 
     def drain(self, request: master_pb2.DrainRequest) -> master_pb2.DrainReply:
-        """Start, observe or cancel a drain."""
+        """Start, observe or cancel a drain, or look at what one would move."""
         node_id = convert.check_node_id(request.node_id)
-        node = self._registry.submit(Drain(node_id, request.cancel)).nodes[node_id]
+        if request.look:
+            known = self._registry.cluster.nodes.get(node_id)
+            if known is None:
+                raise error_for(Status.NotFound, f"no node {node_id!r}")
+            node = known
+        else:
+            node = self._registry.submit(Drain(node_id, request.cancel)).nodes[node_id]
         # Read before the count, so that a write that finishes in between is counted.
         quiet = node.refuses_writes
-        left = self._drain_left(node_id) if node.draining else 0
+        looked = node.draining or request.look
+        left, left_bytes = self._core.drain_left(node_id) if looked else (0, 0)
         now_ms = clock.monotonic_ms()
         seen = {core["node_id"]: core for core in self._core.nodes()}
         settings, cluster = self._registry.settings, self._registry.cluster
@@ -206,10 +213,19 @@ class MasterHandlers:
         waits_for = ""
         if node.draining and not drained:
             waits_for = policy.drain_waits_for(settings, cluster, node, left, now_ms)
+        takers = policy.drain_takers(settings, cluster, node, now_ms)
+        evicted, evicted_bytes = policy.dropped(takers)
         return master_pb2.DrainReply(
-            node=convert.node_to(node, seen.get(node_id), weight, left, now_ms),
+            node=convert.node_to(
+                node, seen.get(node_id), weight, left if node.draining else 0, now_ms
+            ),
             drained=drained,
             waits_for=waits_for,
+            left_objects=left,
+            left_bytes=left_bytes,
+            room_bytes=sum(map(policy.room, takers)),
+            evicted_objects=evicted,
+            evicted_bytes=evicted_bytes,
         )
 
     def forget(self, request: master_pb2.ForgetRequest) -> master_pb2.ForgetReply:

@@ -6,6 +6,7 @@ the caller only after all of them: a record is on disk before it is visible.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -179,6 +180,35 @@ def weight(settings: Settings, node: Node, now_ms: int) -> float:
     return max(free, MIN_FREE_RATIO) * ramp
 
 
+def drain_takers(settings: Settings, cluster: Cluster, node: Node, now_ms: int) -> list[Node]:
+    """Return the nodes that take copies of what lies on a draining one."""
+    others = (n for n in cluster.nodes.values() if n.node_id != node.node_id)
+    return [n for n in others if weight(settings, n, now_ms) > 0 and n.endpoints.tcp]
+
+
+def room(node: Node) -> int:
+    """Return the bytes that a node takes before it drops an object, as it told last."""
+    free = max(0, node.capacity_bytes - node.used_bytes)
+    nvme = node.health.nvme
+    return free + (max(0, nvme.capacity_bytes - nvme.object_bytes) if nvme else 0)
+
+
+def dropped(nodes: Iterable[Node]) -> tuple[int, int]:
+    """Return the objects that nodes have dropped for room since their start, and their bytes.
+
+    What an NVMe tier keeps is not dropped; of what it drops, only the number is known.
+    """
+    objects = size = 0
+    for node in nodes:
+        counters = node.activity.counters
+        if node.health.nvme is None:
+            objects += counters.get(("evictions", ()), 0)
+            size += counters.get(("evicted_bytes", ()), 0)
+        else:
+            objects += counters.get(("evictions_by_cause", ("nvme",)), 0)
+    return objects, size
+
+
 def drain_waits_for(
     settings: Settings, cluster: Cluster, node: Node, left: int, now_ms: int
 ) -> str:
@@ -207,9 +237,9 @@ def drain_waits_for(
         return f"the master waits for {', '.join(sorted(cluster.awaited))} to announce its objects"
     if settings.repair_copies == 0:
         return f"{left:,} objects are not copied while repair_copies is 0"
-    others = [n for n in cluster.nodes.values() if n.node_id != node.node_id]
-    if any(weight(settings, n, now_ms) > 0 and n.endpoints.tcp for n in others):
+    if drain_takers(settings, cluster, node, now_ms):
         return ""
+    others = [n for n in cluster.nodes.values() if n.node_id != node.node_id]
     states = ", ".join(
         f"{n.node_id} is {n.state.name.lower()}"
         if n.endpoints.tcp or not n.session_id

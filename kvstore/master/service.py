@@ -328,8 +328,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
     async def Drain(
         self, request: master_pb2.DrainRequest, context: Context
     ) -> master_pb2.DrainReply:
-        """Start, observe or cancel a drain."""
-        deed = {"node_id": request.node_id, "cancel": request.cancel}
+        """Start, observe or cancel a drain, or look at what one would move."""
+        # Looking changes nothing.
+        done = {"node_id": request.node_id, "cancel": request.cancel}
+        deed = None if request.look else done
         return await self._of_all(context, "Drain", partial(self._do.drain, request), deed)
 
     async def Forget(

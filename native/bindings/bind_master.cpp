@@ -233,11 +233,13 @@ void bind_nodes(nb::class_<PyMaster>& master) {
 void bind_copies(nb::class_<PyMaster>& master) {
     master
         .def(
-            "drain_remaining",
+            "drain_left",
             [](PyMaster& self, const std::string& node_id) {
-                return unlocked([&] { return self.core().drain_remaining(node_id); });
+                const auto left = unlocked([&] { return self.core().drain_left(node_id); });
+                return nb::make_tuple(left.objects, left.bytes);
             },
-            "node_id"_a, "Readable objects that no other living, not draining node holds.")
+            "node_id"_a,
+            "Readable objects that no other living, not draining node holds, and their bytes.")
         .def(
             "under_replicated",
             [](PyMaster& self) { return unlocked([&] { return self.core().under_replicated(); }); })

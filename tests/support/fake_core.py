@@ -103,8 +103,8 @@ class FakeCore:
     def set_copy_policy(self, *, copies_per_s: float | None = None) -> None:
         self.calls.append(("set_copy_policy", copies_per_s))
 
-    def drain_remaining(self, node_id: str) -> int:
-        return 3
+    def drain_left(self, node_id: str) -> tuple[int, int]:
+        return 3, 300
 
     def under_replicated(self) -> int:
         return 2

@@ -112,7 +112,8 @@ class Views:
         rates = self._recorder.rates([*nodes])
         found: list[dict[str, Any]] = []
         for node_id, node in sorted(nodes.items()):
-            left = self._core.drain_remaining(node_id) if node.state is NodeState.DRAINING else None
+            draining = node.state is NodeState.DRAINING
+            left = self._core.drain_left(node_id)[0] if draining else None
             found.append(
                 {
                     **_node(node, rates[node_id], now_ms),

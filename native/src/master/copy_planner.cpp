@@ -13,6 +13,7 @@ constexpr uint64_t kLandingMs = 2'000;  // from CopyDone to the target's announc
 constexpr uint64_t kBackoffMs = 50;     // doubled with every attempt
 constexpr uint64_t kDoubtMs = 10'000;   // beyond an order's time: a lost link is noticed, and back
 constexpr uint64_t kDoubtsMs = 1'000;   // between two looks at all of them
+constexpr uint64_t kRounding = 8;       // a block is larger than its object by this part at most
 
 const CopyNode* node_at(const std::vector<CopyNode>& nodes, NodeNumber slot) {
     return slot < nodes.size() && nodes[slot].slot == slot ? &nodes[slot] : nullptr;
@@ -276,11 +277,25 @@ void CopyPlanner::order_copy(Entry& object, const ObjectInfo& info, const CopyNo
                       .version = info.version,
                       .target_node = target.id,
                       .target_endpoint = target.endpoint};
-    const Copy copy{id, &object, source.slot, target.slot, now_ms + policy_.order_timeout_ms};
+    const Copy copy{id,       &object, source.slot, target.slot, now_ms + policy_.order_timeout_ms,
+                    info.size};
+    ordered_[target.slot].bytes += info.size;
     object.second.copies.push_back(&orders_.emplace(id, copy).first->second);
     copy_tokens_ -= 1;
     byte_tokens_ -= static_cast<double>(info.size);
     ++stats_.ordered;
+}
+
+bool CopyPlanner::has_room(const CopyNode& target, uint64_t size) {
+    Ordered& ordered = ordered_[target.slot];
+    if (ordered.free_bytes != target.free_bytes) {
+        // What is in flight may have arrived before it told, or not: it counts.
+        ordered = {.free_bytes = target.free_bytes};
+        for (const auto& [id, copy] : orders_) {
+            ordered.bytes += copy.target == target.slot ? copy.size : 0;
+        }
+    }
+    return target.free_bytes >= ordered.bytes + size + size / kRounding;
 }
 
 NodeNumber CopyPlanner::choose_target(const ObjectInfo& info, const Object& object,
@@ -311,6 +326,15 @@ NodeNumber CopyPlanner::choose_target(const ObjectInfo& info, const Object& obje
     std::vector<NodeNumber>& from = other_host.empty() ? free : other_host;
     if (from.size() > 1) {
         std::erase(from, object.task->avoid);
+    }
+    std::vector<NodeNumber> roomy;
+    for (const NodeNumber slot : from) {
+        if (has_room(nodes[slot], info.size)) {
+            roomy.push_back(slot);
+        }
+    }
+    if (!roomy.empty()) {
+        from = std::move(roomy);
     }
     if (from.empty()) {
         return kNoNode;

@@ -57,6 +57,7 @@ struct CopyNode {
     bool counts = false;  // alive: a replica there is a replica
     bool connected = false;
     uint32_t weight = 0;
+    uint64_t free_bytes = 0;  // as it told last
     std::string id;
     std::string host;
     std::string endpoint;
@@ -130,9 +131,15 @@ class CopyPlanner {
         NodeNumber target;
         uint64_t
             until_ms;  // the order fails then; a connected target has announced a doubt by then
+        uint64_t size = 0;
         Stage stage = Stage::kOrdered;
 
         bool in_doubt() const { return stage == Stage::kDoubt; }
+    };
+    // What was ordered to a target since it told how much is free.
+    struct Ordered {
+        uint64_t free_bytes = 0;
+        uint64_t bytes = 0;
     };
     using Copies = std::map<uint64_t, Copy>;  // by copy id: the oldest is looked at first
 
@@ -149,6 +156,8 @@ class CopyPlanner {
     void order_copy(Entry& object, const ObjectInfo& info, const CopyNode& source,
                     const CopyNode& target, uint64_t now_ms, std::vector<Dispatch>& out)
         KV_REQUIRES(mutex_);
+    // False: it would evict objects for one of this size.
+    bool has_room(const CopyNode& target, uint64_t size) KV_REQUIRES(mutex_);
     NodeNumber choose_target(const ObjectInfo& info, const Object& object,
                              const std::vector<CopyNode>& nodes) KV_REQUIRES(mutex_);
 
@@ -164,6 +173,7 @@ class CopyPlanner {
     // which are few, and seldom at the doubts, of which a dead node may leave many.
     Copies orders_ KV_GUARDED_BY(mutex_);
     Copies doubts_ KV_GUARDED_BY(mutex_);
+    std::unordered_map<NodeNumber, Ordered> ordered_ KV_GUARDED_BY(mutex_);
     uint64_t doubts_seen_ms_ KV_GUARDED_BY(mutex_) = 0;
     uint64_t next_copy_id_ KV_GUARDED_BY(mutex_) = 1;
     double copy_tokens_ KV_GUARDED_BY(mutex_) = 0;

@@ -111,6 +111,7 @@ std::vector<CopyNode> MasterCore::copy_nodes(uint64_t now_ms, bool* all_alive) c
         node.target = record->connected() && alive && record->info.weight != 0 &&
                       !record->info.tcp_endpoint.empty();
         node.weight = record->info.weight;
+        node.free_bytes = record->info.free_bytes;
         node.id = record->info.node_id;
         node.host = record->info.host;
         node.endpoint = record->info.tcp_endpoint;
@@ -203,22 +204,24 @@ std::vector<bool> MasterCore::living() const {
     return out;
 }
 
-uint64_t MasterCore::count_objects(const std::function<bool(const ObjectEntry&)>& counts) const {
+MasterCore::Left MasterCore::count_objects(
+    const std::function<bool(const ObjectEntry&)>& counts) const {
     const uint64_t now_ms = boottime_ms();
-    uint64_t total = 0;
+    Left total;
     uint64_t cursor = 0;
     do {
         cursor = directory_.scan(cursor, kScanBudget, [&](const ObjectEntry& entry) {
             const bool expired = entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms;
             if (!expired && directory_.namespaces().at(entry.ns)->is_current() && counts(entry)) {
-                ++total;
+                ++total.objects;
+                total.bytes += entry.size;
             }
         });
     } while (cursor != 0);
     return total;
 }
 
-uint64_t MasterCore::drain_remaining(const std::string& node_id) const {
+MasterCore::Left MasterCore::drain_left(const std::string& node_id) const {
     const std::vector<bool> alive = living();
     NodeNumber slot = kNoNode;
     {
@@ -226,7 +229,7 @@ uint64_t MasterCore::drain_remaining(const std::string& node_id) const {
         slot = nodes_.slot_of(node_id);
     }
     if (slot == kNoNode) {
-        return 0;
+        return {};
     }
     return count_objects([&](const ObjectEntry& entry) {
         if (entry.find_replica(slot) < 0) {
@@ -240,7 +243,7 @@ uint64_t MasterCore::drain_remaining(const std::string& node_id) const {
 
 uint64_t MasterCore::under_replicated() const {
     const std::vector<bool> alive = living();
-    return count_objects([&](const ObjectEntry& entry) {
+    const Left found = count_objects([&](const ObjectEntry& entry) {
         size_t have = 0;
         size_t readable = 0;
         for (size_t i = 0; i < entry.replica_count(); ++i) {
@@ -249,6 +252,7 @@ uint64_t MasterCore::under_replicated() const {
         }
         return readable != 0 && have < entry.replicas_wanted;
     });
+    return found.objects;
 }
 
 }  // namespace kvstore

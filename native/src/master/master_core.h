@@ -81,8 +81,13 @@ class MasterCore {
     bool rebuilding() const { return directory_.rebuilding(); }
     void set_copy_policy(const CopyPolicy& policy) { planner_.set_policy(policy); }
     CopyPolicy copy_policy() const { return planner_.policy(); }
-    // Readable objects on this node that no living, not draining node has: 0 means drained.
-    uint64_t drain_remaining(const std::string& node_id) const;
+    struct Left {
+        uint64_t objects = 0;
+        uint64_t bytes = 0;
+    };
+    // Readable objects on this node that no other living, not draining node has. Of a draining one:
+    // none means drained.
+    Left drain_left(const std::string& node_id) const;
     uint64_t under_replicated() const;  // readable objects with fewer living replicas than wanted
 
     // Policy: the journal.
@@ -262,7 +267,7 @@ class MasterCore {
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
     void run_copies(uint64_t now_ms);
     void scan_for_copies(uint64_t now_ms);
-    uint64_t count_objects(const std::function<bool(const ObjectEntry&)>& counts) const;
+    Left count_objects(const std::function<bool(const ObjectEntry&)>& counts) const;
     std::vector<bool> living() const;  // by slot: alive, not draining
     void maintenance_loop();
 

@@ -67,6 +67,27 @@ class CopyPlannerTest : public testing::Test {
     std::vector<CopyNode> nodes_;
 };
 
+TEST_F(CopyPlannerTest, NodesWithRoomAreFilledBeforeOthersEvict) {
+    // Node 1 has room for eight objects more; the others would evict, whatever their weight.
+    nodes_[1].free_bytes = 900;
+    for (const NodeNumber slot : {2, 3}) {
+        nodes_[slot].weight = 100;
+        nodes_[slot].free_bytes = 50;
+    }
+    std::vector<int> received(4);
+    for (int i = 0; i < 12; ++i) {
+        ++received[target_of(order("k" + std::to_string(i)))];
+        if (i == 7) {
+            EXPECT_EQ(received[1], 8);
+        }
+    }
+    EXPECT_GT(received[2] + received[3], 0);  // its room is taken: now they are as good
+    // It has told meanwhile that it has more: what is in flight counts still.
+    nodes_[1].free_bytes = 2000;
+    EXPECT_EQ(target_of(order("last", kStartMs)), 1);
+    EXPECT_EQ(received[0], 0);
+}
+
 TEST_F(CopyPlannerTest, AnOrderNamesTheObjectItsSourceAndAnotherNode) {
     const CopyPlanner::Dispatch given = order("k");
     EXPECT_EQ(given.source, 0);

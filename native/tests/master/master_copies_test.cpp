@@ -111,9 +111,10 @@ TEST_F(MasterCopiesTest, DrainMovesEverythingAway) {
         put(a, "k" + std::to_string(i));
     }
     EXPECT_TRUE(core_->set_node("a", NodeState::kDraining, 0, 0, 0).ok());
-    EXPECT_EQ(core_->drain_remaining("a"), 50u);
+    EXPECT_EQ(core_->drain_left("a").objects, 50u);
+    EXPECT_EQ(core_->drain_left("a").bytes, 50 * find("k0").size);
     copy({&a, &b}, now_ms);
-    EXPECT_EQ(core_->drain_remaining("a"), 0u);
+    EXPECT_EQ(core_->drain_left("a").objects, 0u);
     EXPECT_TRUE(core_->remove_node("a").ok());
     EXPECT_EQ(find("k7").replica_count, 1);
     EXPECT_EQ(find("k7").code, Code::kOk);

@@ -283,7 +283,7 @@ TEST_F(ClusterTest, ADrainMovesTheData) {
     add_b();
     a->core->set_draining(true);
     ASSERT_TRUE(master->core->set_node("a", NodeState::kDraining, 0, 0, 1 << 24).ok());
-    ASSERT_TRUE(eventually([&] { return master->core->drain_remaining("a") == 0; }));
+    ASSERT_TRUE(eventually([&] { return master->core->drain_left("a").objects == 0; }));
     NodeClient other(b->at.tcp);
     for (int i = 0; i < kObjects; ++i) {
         EXPECT_EQ(other.get(std::to_string(i)).bytes, bytes_of(std::to_string(i), 3000));
