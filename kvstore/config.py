@@ -389,6 +389,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             "Time that SIGTERM may spend on writing DRAM-only objects to NVMe, most recent first."
         ),
     ] = 20_000
+    restart_ms: Annotated[
+        int,
+        Meta(ge=0, le=60_000),
+        _live(
+            "Time within which a node that SIGTERM stops is expected back with its objects: until "
+            "then it is restarting, afterwards dead. 0: it is dead at once, as a draining one is."
+        ),
+    ] = 10_000
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
     reservation_ms: Annotated[Ms, _live("Uncommitted writes are aborted after this time.")] = 30_000
     client_cap_bytes: Annotated[

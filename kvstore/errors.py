@@ -94,6 +94,7 @@ class MissReason(Enum):
     Unavailable = "unavailable"
     IndexFull = "index_full"
     BufferTooSmall = "buffer_too_small"
+    Restarting = "restarting"
 
     def __bool__(self) -> bool:
         """Say whether something was missed: None_ is false."""

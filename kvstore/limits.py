@@ -22,6 +22,7 @@ MAX_SEGMENTS = 64
 MAX_LIST_NAMESPACES = 4000  # a reply stays below the 4 MiB that gRPC clients accept
 MAX_ACTIVITY_COUNTERS = 256
 MAX_ACTIVITY_LATENCIES = 16
+MAX_RESTART_MS = 60_000  # a node that restarts is awaited at most so long
 MAX_LACKS = 16  # sentences of a node about what it lacks
 MAX_ACTIVITY_BUCKETS = 256
 MAX_GRPC_MESSAGE_BYTES = 8 << 20

@@ -547,17 +547,21 @@ class UnregisterRequest(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    RETURNS_IN_MS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     session_id: _builtins.int
+    returns_in_ms: _builtins.int
+    """it restarts, and keeps its objects; 0: it leaves. At most 60000 count"""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         session_id: _builtins.int = ...,
+        returns_in_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "returns_in_ms", b"returns_in_ms", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

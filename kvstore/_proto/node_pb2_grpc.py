@@ -56,7 +56,8 @@ class NodeRegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Unregister(self, request, context):
-        """Ends the session at once, instead of after the TTL. The node's objects become misses.
+        """Ends the session at once, instead of after the TTL. The node's objects become misses; those of a
+        node that returns are awaited for that time.
         NOT_FOUND: no such session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

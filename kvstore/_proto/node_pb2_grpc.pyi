@@ -50,7 +50,8 @@ class NodeRegistryStub:
     NOT_FOUND: no such session (its TTL has passed, or the master restarted): register again.
     """
     Unregister: _grpc.UnaryUnaryMultiCallable[_node_pb2.UnregisterRequest, _node_pb2.UnregisterReply]
-    """Ends the session at once, instead of after the TTL. The node's objects become misses.
+    """Ends the session at once, instead of after the TTL. The node's objects become misses; those of a
+    node that returns are awaited for that time.
     NOT_FOUND: no such session.
     """
 
@@ -70,7 +71,8 @@ class NodeRegistryAsyncStub(NodeRegistryStub):
     NOT_FOUND: no such session (its TTL has passed, or the master restarted): register again.
     """
     Unregister: _aio.UnaryUnaryMultiCallable[_node_pb2.UnregisterRequest, _node_pb2.UnregisterReply]  # type: ignore[assignment]
-    """Ends the session at once, instead of after the TTL. The node's objects become misses.
+    """Ends the session at once, instead of after the TTL. The node's objects become misses; those of a
+    node that returns are awaited for that time.
     NOT_FOUND: no such session.
     """
 
@@ -105,7 +107,8 @@ class NodeRegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.UnregisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.UnregisterReply, _abc.Awaitable[_node_pb2.UnregisterReply]]:
-        """Ends the session at once, instead of after the TTL. The node's objects become misses.
+        """Ends the session at once, instead of after the TTL. The node's objects become misses; those of a
+        node that returns are awaited for that time.
         NOT_FOUND: no such session.
         """
 

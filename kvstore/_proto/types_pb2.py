@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/types.proto\x12\nkvstore.v1\")\n\tNamespace\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x07Segment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\"4\n\tEndpoints\x12\x0b\n\x03tcp\x18\x01 \x01(\t\x12\x0c\n\x04unix\x18\x02 \x01(\t\x12\x0c\n\x04http\x18\x03 \x01(\t\"\xe5\x03\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.kvstore.v1.NodeState\x12(\n\tendpoints\x18\x03 \x01(\x0b\x32\x15.kvstore.v1.Endpoints\x12\x30\n\x06labels\x18\x04 \x03(\x0b\x32 .kvstore.v1.NodeInfo.LabelsEntry\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x0f\n\x07objects\x18\x07 \x01(\x04\x12\x0e\n\x06weight\x18\x08 \x01(\x01\x12\x12\n\nnode_epoch\x18\t \x01(\r\x12\x1d\n\x15last_heartbeat_age_ms\x18\n \x01(\x04\x12\x1a\n\x12\x64rain_left_objects\x18\x0b \x01(\x04\x12%\n\x08segments\x18\x0c \x03(\x0b\x32\x13.kvstore.v1.Segment\x12\x0e\n\x06linked\x18\r \x01(\x08\x12\x15\n\rindex_entries\x18\x0e \x01(\x04\x12\x13\n\x0bindex_limit\x18\x0f \x01(\x04\x12\x18\n\x10\x65ndpoint_problem\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x07Replica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.kvstore.v1.Tier\"n\n\x10SnapshotProgress\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07objects\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0c\n\x04left\x18\x05 \x01(\x04\x12\r\n\x05\x65rror\x18\x06 \x01(\t*\x83\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_JOINING\x10\x01\x12\x14\n\x10NODE_STATE_ALIVE\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_DEAD\x10\x04*:\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_DRAM\x10\x01\x12\r\n\tTIER_NVME\x10\x02*/\n\x03Pin\x12\x0c\n\x08PIN_NONE\x10\x00\x12\x0c\n\x08PIN_SOFT\x10\x01\x12\x0c\n\x08PIN_HARD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvstore/v1/types.proto\x12\nkvstore.v1\")\n\tNamespace\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x07Segment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.kvstore.v1.Tier\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\"4\n\tEndpoints\x12\x0b\n\x03tcp\x18\x01 \x01(\t\x12\x0c\n\x04unix\x18\x02 \x01(\t\x12\x0c\n\x04http\x18\x03 \x01(\t\"\xfc\x03\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.kvstore.v1.NodeState\x12(\n\tendpoints\x18\x03 \x01(\x0b\x32\x15.kvstore.v1.Endpoints\x12\x30\n\x06labels\x18\x04 \x03(\x0b\x32 .kvstore.v1.NodeInfo.LabelsEntry\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04\x12\x12\n\nused_bytes\x18\x06 \x01(\x04\x12\x0f\n\x07objects\x18\x07 \x01(\x04\x12\x0e\n\x06weight\x18\x08 \x01(\x01\x12\x12\n\nnode_epoch\x18\t \x01(\r\x12\x1d\n\x15last_heartbeat_age_ms\x18\n \x01(\x04\x12\x1a\n\x12\x64rain_left_objects\x18\x0b \x01(\x04\x12%\n\x08segments\x18\x0c \x03(\x0b\x32\x13.kvstore.v1.Segment\x12\x0e\n\x06linked\x18\r \x01(\x08\x12\x15\n\rindex_entries\x18\x0e \x01(\x04\x12\x13\n\x0bindex_limit\x18\x0f \x01(\x04\x12\x18\n\x10\x65ndpoint_problem\x18\x10 \x01(\t\x12\x15\n\rrestarting_ms\x18\x11 \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x07Replica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x1e\n\x04tier\x18\x02 \x01(\x0e\x32\x10.kvstore.v1.Tier\"n\n\x10SnapshotProgress\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07objects\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0c\n\x04left\x18\x05 \x01(\x04\x12\r\n\x05\x65rror\x18\x06 \x01(\t*\x83\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_JOINING\x10\x01\x12\x14\n\x10NODE_STATE_ALIVE\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n\x0fNODE_STATE_DEAD\x10\x04*:\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\r\n\tTIER_DRAM\x10\x01\x12\r\n\tTIER_NVME\x10\x02*/\n\x03Pin\x12\x0c\n\x08PIN_NONE\x10\x00\x12\x0c\n\x08PIN_SOFT\x10\x01\x12\x0c\n\x08PIN_HARD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,12 +24,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODEINFO_LABELSENTRY']._loaded_options = None
   _globals['_NODEINFO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=877
-  _globals['_NODESTATE']._serialized_end=1008
-  _globals['_TIER']._serialized_start=1010
-  _globals['_TIER']._serialized_end=1068
-  _globals['_PIN']._serialized_start=1070
-  _globals['_PIN']._serialized_end=1117
+  _globals['_NODESTATE']._serialized_start=900
+  _globals['_NODESTATE']._serialized_end=1031
+  _globals['_TIER']._serialized_start=1033
+  _globals['_TIER']._serialized_end=1091
+  _globals['_PIN']._serialized_start=1093
+  _globals['_PIN']._serialized_end=1140
   _globals['_NAMESPACE']._serialized_start=38
   _globals['_NAMESPACE']._serialized_end=79
   _globals['_SEGMENT']._serialized_start=81
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINTS']._serialized_start=162
   _globals['_ENDPOINTS']._serialized_end=214
   _globals['_NODEINFO']._serialized_start=217
-  _globals['_NODEINFO']._serialized_end=702
-  _globals['_NODEINFO_LABELSENTRY']._serialized_start=657
-  _globals['_NODEINFO_LABELSENTRY']._serialized_end=702
-  _globals['_REPLICA']._serialized_start=704
-  _globals['_REPLICA']._serialized_end=762
-  _globals['_SNAPSHOTPROGRESS']._serialized_start=764
-  _globals['_SNAPSHOTPROGRESS']._serialized_end=874
+  _globals['_NODEINFO']._serialized_end=725
+  _globals['_NODEINFO_LABELSENTRY']._serialized_start=680
+  _globals['_NODEINFO_LABELSENTRY']._serialized_end=725
+  _globals['_REPLICA']._serialized_start=727
+  _globals['_REPLICA']._serialized_end=785
+  _globals['_SNAPSHOTPROGRESS']._serialized_start=787
+  _globals['_SNAPSHOTPROGRESS']._serialized_end=897
 # @@protoc_insertion_point(module_scope)

@@ -213,6 +213,7 @@ class NodeInfo(_message.Message):
     INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
     INDEX_LIMIT_FIELD_NUMBER: _builtins.int
     ENDPOINT_PROBLEM_FIELD_NUMBER: _builtins.int
+    RESTARTING_MS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """1 to 255 bytes"""
     state: Global___NodeState.ValueType
@@ -236,6 +237,8 @@ class NodeInfo(_message.Message):
     """entries that the index has or can grow to; 0: unknown"""
     endpoint_problem: _builtins.str
     """why clients are not told its endpoint; empty: they are, or soon"""
+    restarting_ms: _builtins.int
+    """of a dead one that announced its restart: awaited for so long"""
     @_builtins.property
     def endpoints(self) -> Global___Endpoints: ...
     @_builtins.property
@@ -263,10 +266,11 @@ class NodeInfo(_message.Message):
         index_entries: _builtins.int = ...,
         index_limit: _builtins.int = ...,
         endpoint_problem: _builtins.str = ...,
+        restarting_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "drain_left_objects", b"drain_left_objects", "endpoint_problem", b"endpoint_problem", "endpoints", b"endpoints", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "last_heartbeat_age_ms", b"last_heartbeat_age_ms", "linked", b"linked", "node_epoch", b"node_epoch", "node_id", b"node_id", "objects", b"objects", "segments", b"segments", "state", b"state", "used_bytes", b"used_bytes", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "drain_left_objects", b"drain_left_objects", "endpoint_problem", b"endpoint_problem", "endpoints", b"endpoints", "index_entries", b"index_entries", "index_limit", b"index_limit", "labels", b"labels", "last_heartbeat_age_ms", b"last_heartbeat_age_ms", "linked", b"linked", "node_epoch", b"node_epoch", "node_id", b"node_id", "objects", b"objects", "restarting_ms", b"restarting_ms", "segments", b"segments", "state", b"state", "used_bytes", b"used_bytes", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

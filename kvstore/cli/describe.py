@@ -41,7 +41,7 @@ def _node_states(reply: ListNodesReply) -> dict[str, tuple[str, int | None]]:
     now = unix_ms()
     states = {}
     for node in reply.nodes:
-        state = state_name(node.state)
+        state = state_name(node)
         seen = now - node.last_heartbeat_age_ms if state == _DEAD else None
         states[node.node_id] = (state, seen)
     return states

@@ -162,7 +162,7 @@ def _of_config(where: Target, config: CommonConfig) -> Target:
     """Take the master's address, and an operator's or client's token, from a configuration."""
     from kvstore.addresses import masters_of
     from kvstore.config import NodeConfig
-    from kvstore.http import bracketed, public_host
+    from kvstore.ports import bracketed, public_host
     from kvstore.security import load_identity
 
     if isinstance(config, NodeConfig):

@@ -141,12 +141,12 @@ def _node(
 
     facts = NodeFacts(
         node_id=info.node_id,
-        state=state_name(info.state),
+        state=state_name(info),
         endpoint=info.endpoints.tcp,
         problem=info.endpoint_problem,
         peer=peer,
     )
-    if facts.state == "dead":
+    if facts.state in ("dead", "restarting"):
         return facts
     answers, error = True, ""
     if facts.endpoint:

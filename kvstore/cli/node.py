@@ -9,7 +9,7 @@ import click
 
 from kvstore import logging
 from kvstore.cli.output import reports_errors
-from kvstore.cli.serve import HELP, run, server_options, version_option
+from kvstore.cli.serve import HELP, end_process, run, server_options, version_option
 from kvstore.config import NodeConfig
 from kvstore.discovery.source import Discovery
 from kvstore.environment import silence_grpc
@@ -91,6 +91,7 @@ def main(
         await rebuilds.serve(first, create, stop, announce)
 
     run("kvstore-node", serve, reloader, tasks, settings.port_file, as_json)
+    end_process()
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -29,18 +29,20 @@ if TYPE_CHECKING:
     from kvstore._proto import types_pb2
 
 
-def state_name(state: types_pb2.NodeState.ValueType) -> str:
+def state_name(node: types_pb2.NodeInfo) -> str:
     """Return the name of a node's state, such as "alive"."""
     from kvstore._proto import types_pb2
 
-    return types_pb2.NodeState.Name(state).removeprefix("NODE_STATE_").lower()
+    if node.restarting_ms:
+        return "restarting"
+    return types_pb2.NodeState.Name(node.state).removeprefix("NODE_STATE_").lower()
 
 
 def node_as_dict(node: types_pb2.NodeInfo) -> dict[str, Any]:
     """Return what `kvstore nodes --json` prints for one node."""
     return {
         "node_id": node.node_id,
-        "state": state_name(node.state),
+        "state": state_name(node),
         "capacity_bytes": node.capacity_bytes,
         "used_bytes": node.used_bytes,
         "index_entries": node.index_entries,
@@ -239,7 +241,7 @@ def nodes(as_json: bool, **options: Any) -> None:
         [
             [
                 node.node_id,
-                state_name(node.state),
+                state_name(node),
                 format_size(node.used_bytes),
                 format_size(node.capacity_bytes),
                 percent(node.used_bytes, node.capacity_bytes),

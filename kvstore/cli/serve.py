@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -103,6 +105,18 @@ def run(
     finally:
         if port_file:
             Path(port_file).unlink(missing_ok=True)
+
+
+def end_process() -> NoReturn:
+    """End this process, which has closed all that it had, without the interpreter's teardown.
+
+    Taking thousands of modules apart serves nobody, and costs a node a tenth of its outage in a
+    restart.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _raise_descriptor_limit() -> None:

@@ -122,13 +122,14 @@ class Administration:
         Nodes that were not used yet are asked where they are.
 
         Returns:
-            A dict per node: ``node_id``, ``state`` ("joining", "alive", "draining", "dead"),
-            ``host`` (its label), ``same_host`` (None: not known, or it shares no memory), ``path``
-            ("shm": mapped memory; "unix" or "tcp": a socket; None: not reachable by this store's
-            transport), its ``endpoint``, ``why`` (a sentence), ``cause`` (None for "shm";
-            "permission", "not_found", "no_listener", "user", "tenant", "no_slot" or "other" for a
-            node whose memory could not be mapped; "other_host", "not_offered", "transport",
-            "dead"), ``setting`` (what to change to have it mapped) and ``attach_failures``.
+            A dict per node: ``node_id``, ``state`` ("joining", "alive", "draining", "dead",
+            "restarting"), ``host`` (its label), ``same_host`` (None: not known, or it shares no
+            memory), ``path`` ("shm": mapped memory; "unix" or "tcp": a socket; None: not reachable
+            by this store's transport), its ``endpoint``, ``why`` (a sentence), ``cause`` (None for
+            "shm"; "permission", "not_found", "no_listener", "user", "tenant", "no_slot" or "other"
+            for a node whose memory could not be mapped; "other_host", "not_offered", "transport",
+            "dead", "restarting"), ``setting`` (what to change to have it mapped) and
+            ``attach_failures``.
 
         Raises:
             ClosedError: The store is closed, or this is a forked child.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LOGGER = "kvstore.client"
-_STATES = ("joining", "alive", "draining", "dead")
+_STATES = ("joining", "alive", "draining", "dead", "restarting")
 """Of NodeState in native types.h."""
 _ONLY_SHM, _ONLY_TCP, _PREFERS_UCX = 1, 2, 3
 """Of Transport in native peer_node.h."""
@@ -114,6 +114,8 @@ def _path(row: Mapping[str, Any], transport: int) -> tuple[str | None, str | Non
         return "shm", None, "its memory is mapped", None
     if _STATES[row["state"]] == "dead":
         return None, "dead", "the master considers it dead", None
+    if _STATES[row["state"]] == "restarting":
+        return None, "restarting", "it is being restarted", None
     path = "tcp" if row["tcp_endpoint"] else "unix" if row["unix_endpoint"] else None
     if row["ucx"] and transport != _ONLY_SHM:
         return "ucx", None, "its memory is registered with UCX", None
@@ -141,6 +143,8 @@ def summary(peers: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     rows = list(peers)
     paths = Counter(str(row["path"] or "none") for row in rows)
     causes = Counter(
-        row["cause"] for row in rows if row["same_host"] and row["cause"] not in (None, "dead")
+        row["cause"]
+        for row in rows
+        if row["same_host"] and row["cause"] not in (None, "dead", "restarting")
     )
     return {"paths": dict(paths), "unattached": dict(causes)}

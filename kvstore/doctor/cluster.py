@@ -174,6 +174,12 @@ def _node(node: NodeFacts) -> Iterator[Finding]:
             f"start it again, or kvstore forget {name}; see its log",
         )
         return
+    if node.state == "restarting":
+        yield warn(
+            f"{name} is being restarted: what it holds is missing until it is back",
+            "ask again in a minute",
+        )
+        return
     if node.problem:
         yield fail(
             f"{name} is not told to clients: {node.problem}",

@@ -207,7 +207,12 @@ def snapshot_to(snapshot: model.Snapshot) -> types_pb2.SnapshotProgress:
 
 
 def state_to(state: model.NodeState) -> types_pb2.NodeState.ValueType:
-    """Convert a state to the wire's, where 0 is "unspecified"."""
+    """Convert a state to the wire's, where 0 is "unspecified".
+
+    A restarting node is a dead one there, with the time left beside it: older tools know no more.
+    """
+    if state is model.NodeState.RESTARTING:
+        state = model.NodeState.DEAD
     return types_pb2.NodeState.ValueType(int(state) + 1)
 
 
@@ -247,6 +252,7 @@ def node_to(
         ],
         linked=node.linked,
         endpoint_problem=node.problem,
+        restarting_ms=max(1, node.returns_by_ms - now_ms) if node.returns_by_ms else 0,
     )
 
 

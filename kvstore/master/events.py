@@ -139,12 +139,8 @@ def _of_node(old: Node | None, node: Node) -> Iterator[Happened]:
         yield Happened("restarted", name, f"another process of the node runs, {_where(node)}")
     elif old.session_id == 0 != node.session_id:
         yield Happened("returned", name, f"is back, {_where(node)}")
-    if old.state is not NodeState.DEAD and node.state is NodeState.DEAD:
-        yield (
-            Happened("left", name, "has left the cluster; its objects are misses")
-            if node.left
-            else Happened("died", name, "is dead: no heartbeat for too long", True)
-        )
+    if old.state is not node.state:
+        yield from _of_end(old, node)
     if node.draining is not old.draining:
         yield (
             Happened("drain", name, "is draining: its objects are copied to other nodes")
@@ -154,6 +150,18 @@ def _of_node(old: Node | None, node: Node) -> Iterator[Happened]:
     if node.problem and node.problem != old.problem:
         yield Happened("unreachable", name, f"is not told to clients: {node.problem}", True)
     yield from _of_health(old, node)
+
+
+def _of_end(old: Node, node: Node) -> Iterator[Happened]:
+    name = node.node_id
+    if node.state is NodeState.RESTARTING:
+        yield Happened("restarts", name, "stops to be restarted; it is awaited with its objects")
+    elif node.state is NodeState.DEAD and old.state is NodeState.RESTARTING:
+        yield Happened("died", name, "is dead: it did not return from its restart in time", True)
+    elif node.state is NodeState.DEAD and node.left:
+        yield Happened("left", name, "has left the cluster; its objects are misses")
+    elif node.state is NodeState.DEAD:
+        yield Happened("died", name, "is dead: no heartbeat for too long", True)
 
 
 def _of_health(old: Node, node: Node) -> Iterator[Happened]:

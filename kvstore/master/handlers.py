@@ -117,7 +117,9 @@ class NodeHandlers:
 
     def unregister(self, request: node_pb2.UnregisterRequest) -> node_pb2.UnregisterReply:
         """End a session."""
-        self._registry.submit(Unregister(request.node_id, request.session_id))
+        self._registry.submit(
+            Unregister(request.node_id, request.session_id, request.returns_in_ms)
+        )
         return node_pb2.UnregisterReply()
 
 
@@ -329,7 +331,7 @@ class MasterHandlers:
     def status(self) -> master_pb2.StatusReply:
         """Summarize the cluster's state."""
         cluster, bound, stats = self._registry.cluster, self._bound(), self._core.stats()
-        alive = [n for n in cluster.nodes.values() if n.state is not NodeState.DEAD]
+        alive = [n for n in cluster.nodes.values() if n.session_id]
         return master_pb2.StatusReply(
             software_version=__version__,
             cluster_id=self._state.cluster_id,

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from kvstore.activity import Labels
 from kvstore.errors import MissReason
-from kvstore.master.model import Cluster, Node, NodeState
+from kvstore.master.model import Cluster, Node
 
 INTERVAL_MS: Final = 10_000
 KEPT_MS: Final = 6 * 3600 * 1000
@@ -110,7 +110,7 @@ class History:
         more = self._of_nodes(cluster, now_ms) + self._of_master(stats)
         for place, count in enumerate(more):
             self._open[place] += count
-        alive = [n for n in cluster.nodes.values() if n.state is not NodeState.DEAD]
+        alive = [n for n in cluster.nodes.values() if n.session_id]
         self._gauges = array(
             "d",
             (

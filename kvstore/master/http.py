@@ -124,7 +124,7 @@ def _node_families(cluster: Cluster, replicas: Mapping[str, int]) -> Iterator[Me
         (
             "kvstore_cluster_node_up",
             "1 while the node is registered.",
-            {n.node_id: float(n.state is not NodeState.DEAD) for n in cluster.nodes.values()},
+            {n.node_id: float(n.session_id != 0) for n in cluster.nodes.values()},
         ),
     ]
     for name, text, values in columns:

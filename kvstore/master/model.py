@@ -34,6 +34,9 @@ class NodeState(IntEnum):
     """Serves reads, refuses writes; its objects are being copied to other nodes."""
     DEAD = 3
     """Missed its heartbeats or left; its replicas are misses until it returns."""
+    RESTARTING = 4
+    """Announced that it stops and returns: as dead, but awaited until a deadline. Clients of its
+    host read its memory meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ class Node:
     health: Health = Health()
     persisted_ms: int = 0
     """When its record was last written to disk."""
+    returns_by_ms: int = 0
+    """Without a registration: until when it is awaited, as it has announced; 0: it is not."""
     segment_id: int = 0
     """Of its segment's folder; 0: unknown."""
 
@@ -168,7 +173,7 @@ class Node:
     def state(self) -> NodeState:
         """State that follows from the other fields."""
         if self.session_id == 0:
-            return NodeState.DEAD
+            return NodeState.RESTARTING if self.returns_by_ms else NodeState.DEAD
         if not self.published.serving:
             return NodeState.JOINING
         return NodeState.DRAINING if self.draining else NodeState.ALIVE
@@ -233,6 +238,8 @@ class Unregister:
 
     node_id: str
     session_id: int
+    returns_in_ms: int = 0
+    """It restarts, and is expected back with its objects within this time; 0: it leaves."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from kvstore.errors import Status
-from kvstore.limits import MAX_NODES
+from kvstore.limits import MAX_NODES, MAX_RESTART_MS
 from kvstore.master.model import (
     TIER_NVME,
     Cluster,
@@ -224,9 +224,9 @@ def drain_waits_for(
     Returns:
         A sentence; empty if it advances.
     """
-    if node.state is NodeState.DEAD or not node.linked:
+    if not node.linked:
         silent_s = max(0, now_ms - node.last_seen_ms) / 1000
-        state = "dead" if node.state is NodeState.DEAD else "not linked to the master"
+        state = "not linked to the master" if node.session_id else node.state.name.lower()
         return (
             f"{node.node_id} is {state} (last heartbeat {silent_s:.0f} s ago): "
             "its objects cannot be copied before it returns"
@@ -343,7 +343,7 @@ def _forget(cluster: Cluster, event: ForgetNode) -> Outcome:
     node = cluster.nodes.get(event.node_id)
     if node is None:
         return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r}")]
-    if node.session_id != 0:
+    if node.state is not NodeState.DEAD:
         return cluster, []
     return _without(cluster, node), [Forget(node.node_id)]
 
@@ -389,10 +389,22 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
 
 
 def _end_session(
-    settings: Settings, cluster: Cluster, node: Node, now_ms: int, left: bool
+    settings: Settings,
+    cluster: Cluster,
+    node: Node,
+    now_ms: int,
+    left: bool,
+    returns_by_ms: int = 0,
 ) -> Outcome:
     gone = replace(
-        node, session_id=0, linked=False, synced=False, used_bytes=0, left=left, persisted_ms=now_ms
+        node,
+        session_id=0,
+        linked=False,
+        synced=False,
+        used_bytes=0,
+        left=left,
+        returns_by_ms=returns_by_ms,
+        persisted_ms=now_ms,
     )
     # The disk comes second here: a full disk must not keep a dead node in placement.
     return _with(cluster, gone), [_set(settings, gone, now_ms), Persist(gone)]
@@ -402,7 +414,10 @@ def _unregister(settings: Settings, cluster: Cluster, event: Unregister, now_ms:
     node = _session(cluster, event.node_id, event.session_id)
     if node is None:
         return cluster, [_NO_SESSION]
-    return _end_session(settings, cluster, node, now_ms, left=True)
+    # What a draining one held is elsewhere: nobody has to wait for it.
+    wait_ms = 0 if node.draining else min(event.returns_in_ms, MAX_RESTART_MS)
+    by_ms = now_ms + wait_ms if wait_ms else 0
+    return _end_session(settings, cluster, node, now_ms, left=True, returns_by_ms=by_ms)
 
 
 def _drain(settings: Settings, cluster: Cluster, event: Drain, now_ms: int) -> Outcome:
@@ -450,6 +465,10 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
         if node.session_id and silent_ms >= ttl_ms:
             cluster, more = _end_session(settings, cluster, node, now_ms, left=False)
             decisions += more
+        elif node.returns_by_ms and now_ms >= node.returns_by_ms:
+            node = replace(node, returns_by_ms=0)
+            cluster = _with(cluster, node)
+            decisions.append(_set(settings, node, now_ms))
         elif not node.session_id and silent_ms >= _kept_ms(settings, cluster, node):
             cluster = _without(cluster, node)
             decisions.append(Forget(node.node_id))

@@ -19,7 +19,6 @@ from kvstore.errors import KvstoreError
 from kvstore.http import admitted, http_status, json_response
 from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.master.core_api import CoreObject, MasterCoreApi
-from kvstore.master.model import NodeState
 from kvstore.master.registry import Registry
 from kvstore.security import Guard, Role
 from kvstore.text import printable
@@ -68,7 +67,7 @@ class Queries:
         except KvstoreError as error:
             return _refused(error)
         nodes = self._registry.cluster.nodes.values()
-        names = sorted(node.node_id for node in nodes if node.state is not NodeState.DEAD)
+        names = sorted(node.node_id for node in nodes if node.session_id)
         return web.Response(text="".join(f"{name}\n" for name in names))
 
     async def _keys(self, request: web.Request, tenant: str, namespace: str) -> web.StreamResponse:

@@ -189,7 +189,8 @@ class Registry:
         _log.debug("node_set", node_id=node.node_id, state=state.name.lower(), weight=weight)
         was = self._cluster.nodes.get(node.node_id)
         if was is not None and was.state != state:
-            level = _log.warning if state is NodeState.DEAD and not node.left else _log.info
+            overdue = was.state is NodeState.RESTARTING or not node.left
+            level = _log.warning if state is NodeState.DEAD and overdue else _log.info
             level("node_state", **_fields(node))
         self._told[node.node_id] = (reached, standing)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvstore import _native, clock
 from kvstore._proto import master_pb2, node_pb2, types_pb2
 from kvstore.errors import InvalidArgumentError
-from kvstore.master.model import Cluster, NodeState
+from kvstore.master.model import Cluster
 
 _HALF_LIFE_MS = 6 * 3600 * 1000
 """A use of this age counts half: the curve is that of the workload of today."""
@@ -68,7 +68,7 @@ class Reuse:
 
 def sizes(cluster: Cluster) -> tuple[int, int]:
     """Return the memory and the NVMe space of the living nodes, in bytes."""
-    alive = [node for node in cluster.nodes.values() if node.state is not NodeState.DEAD]
+    alive = [node for node in cluster.nodes.values() if node.session_id]
     nvme = sum(
         segment.capacity_bytes
         for node in alive

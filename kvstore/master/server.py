@@ -21,7 +21,7 @@ from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.audit import AuditLog
 from kvstore.config import MasterConfig
 from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, UnavailableError
-from kvstore.http import HttpServer, bare, bind, bracketed, public_host, wait_for_port
+from kvstore.http import HttpServer
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
 from kvstore.master import http
@@ -44,6 +44,7 @@ from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.master.watches import Watches
 from kvstore.metrics import renderer
 from kvstore.polling import poll_us
+from kvstore.ports import bare, bind, bracketed, public_host, wait_for_port
 from kvstore.proofs import server_name
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Guard, Principal, load_principals

@@ -364,12 +364,19 @@ class Agent:
             self.session = replace(current, heartbeat_ms=reply.heartbeat_interval_ms)
         return Status.Ok
 
-    async def leave(self) -> None:
-        """Unregister, if the master can be reached; then close the channel."""
+    async def leave(self, returns_in_ms: int = 0) -> None:
+        """Unregister, if the master can be reached; then close the channel.
+
+        Args:
+            returns_in_ms: when the next process on this memory is expected, for which clients and
+                the master wait; 0: none is.
+        """
         self._cancel_search()
         if self.session is not None and self.session.session_id and self._stub is not None:
             request = node_pb2.UnregisterRequest(
-                node_id=self._identity.node_id, session_id=self.session.session_id
+                node_id=self._identity.node_id,
+                session_id=self.session.session_id,
+                returns_in_ms=returns_in_ms,
             )
             try:
                 await self._call(self._stub.Unregister, request)

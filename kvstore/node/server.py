@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from kvstore import _native, folders, refusals
@@ -18,9 +20,7 @@ from kvstore._proto import node_pb2, types_pb2
 from kvstore.audit import AuditLog
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, VersionMismatchError
-from kvstore.http import HttpServer, bind, bracketed, public_host, wait_for_port
 from kvstore.logging import EventLogger
-from kvstore.metrics import renderer
 from kvstore.node import activity, health, http, kept_cluster, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
@@ -28,16 +28,18 @@ from kvstore.node.domains import Domain, plan, remarks
 from kvstore.node.labels import labels_of
 from kvstore.node.prefixes import PrefixReports
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
-from kvstore.node.rest import Rest
 from kvstore.node.spans import SpanExport
 from kvstore.node.tiering import Tiering
 from kvstore.node.ucx import UcxProcesses
 from kvstore.polling import poll_us
-from kvstore.proofs import server_name
+from kvstore.ports import bind, bracketed, public_host, wait_for_port
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, load_node_identity, load_principals
-from kvstore.sessions import Sessions
 from kvstore.tasks import BackgroundTasks
+
+if TYPE_CHECKING:
+    from kvstore.http import HttpServer
+    from kvstore.node.rest import Rest
 
 _log = EventLogger("node")
 _SEGMENT = "segment"
@@ -316,10 +318,11 @@ class NodeServer:
         Every step adds its own end: they run in reverse order.
         """
         async with AsyncExitStack() as ends:
+            loading = asyncio.create_task(asyncio.to_thread(_load_web))
             core = await self._create_core(prepared, ends)
-            server = self._create_server(prepared, listener, core, ends)
+            server = self._create_server(prepared, listener, core, await loading, ends)
             # Leaving comes before all ends above: no further requests are sent to this node.
-            ends.push_async_callback(self._agent.leave)
+            ends.push_async_callback(self._leave)
             config = self._config
             if "tcp" in config.transports:
                 free = _unless_stopped(wait_for_port("block port", config.host, config.port), stop)
@@ -401,37 +404,44 @@ class NodeServer:
                 Path(self._config.directory()).rmdir()
 
     def _create_server(
-        self, session: Session, listener: socket.socket, core: NodeCoreApi, ends: AsyncExitStack
+        self,
+        session: Session,
+        listener: socket.socket,
+        core: NodeCoreApi,
+        web: ModuleType,
+        ends: AsyncExitStack,
     ) -> HttpServer:
         """Create the HTTP server of metrics, health and objects."""
         if self._config.rest_api == "all" and not self._principals:
             _log.warning("rest_without_authentication", hint="set auth_token_file")
-        record = self._audit_log.record
-        objects = self._rest = Rest(self._config, session.master, self._principals, record)
-        ends.push_async_callback(asyncio.to_thread, objects.close)
-        name = server_name(session.cluster_id, self._config.name())
-        sessions = Sessions(core, objects.guard, name, record)
-        server = HttpServer(
+        log = self._audit_log
+        self._rest = web.create_rest(self._config, session.master, self._principals, log)
+        ends.push_async_callback(asyncio.to_thread, self._rest.close)
+        ready = http.readiness(core, lambda: self._agent.problem, self._lacks)
+        server: HttpServer = web.create_server(
             listener,
-            renderer(
+            lambda: self._config,
+            session.cluster_id,
+            core,
+            self._rest,
+            log,
+            [
                 http.collector(core),
                 self._reloads.families,
                 self._rebuilds.families,
-                self._audit_log.families,
+                log.families,
                 partial(self._spans.families, core),
-            ),
-            self._tasks.readiness(
-                self._reloads.readiness(
-                    http.readiness(core, lambda: self._agent.problem, self._lacks)
-                )
-            ),
-            objects.knows,
-            [*objects.routes(), *sessions.routes()],
-            self._config.rest_max_body,
-            lambda: self._config.metrics_public,
+            ],
+            self._tasks.readiness(self._reloads.readiness(ready)),
         )
         ends.push_async_callback(server.stop)
         return server
+
+    async def _leave(self) -> None:
+        """Tell the master that the node stops, and whether another process is to follow it."""
+        keeps = self._config.keep_segment and not self._damage
+        drains = self._agent.state == types_pb2.NODE_STATE_DRAINING
+        await self._agent.leave(self._config.restart_ms if keeps and not drains else 0)
 
     async def _end_spans(self, core: NodeCoreApi) -> None:
         await self._spans.flush(core)
@@ -541,6 +551,11 @@ class NodeServer:
         await asyncio.to_thread(self._core.set_session, session.session_id, [session.master])
         # What was sampled for the master of before would hold the new one to its level.
         await asyncio.to_thread(self._core.take_uses, self._agent.sample_level)
+
+
+def _load_web() -> ModuleType:
+    """Import kvstore.node.web, which nothing else here imports."""
+    return importlib.import_module("kvstore.node.web")
 
 
 def _segments(config: NodeConfig) -> tuple[types_pb2.Segment, ...]:

@@ -22,7 +22,7 @@ namespace kvstore {
 namespace {
 
 NodeState state_from(int state) {
-    if (state < 0 || state > static_cast<int>(NodeState::kDead)) {
+    if (state < 0 || state > static_cast<int>(NodeState::kRestarting)) {
         raise_status(Status(Code::kInvalidArgument, "unknown node state"));
     }
     return static_cast<NodeState>(state);

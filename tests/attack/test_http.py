@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from kvstore import Status
-from kvstore.http import HttpServer, bind
+from kvstore.http import HttpServer
+from kvstore.ports import bind
 from tests.support.cluster import Cluster
 from tests.support.control import http_get
 from tests.support.processes import Daemon, wait_for

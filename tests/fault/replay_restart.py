@@ -2,9 +2,9 @@
 
 `python -m tests.fault.replay_restart --trace FILE --way kill` prints the cost of the restart: the
 same requests at the same rate are first replayed on an undisturbed node, and the results of both
-are compared request by request. Ways: kill (SIGKILL), upgrade (SIGTERM, then a package with another
-version number), power-loss (SIGKILL, and the shared memory is gone; NVMe with snapshots every 5 s
-is not).
+are compared request by request. Ways: kill (SIGKILL), power-loss (SIGKILL, and the shared memory is
+gone; NVMe with snapshots every 5 s is not), and upgrade, which is tests.fault.rolling: three nodes
+get a package with another version number.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 import kvstore
 from kvstore.replay.runner import Replay
 from kvstore.replay.trace import Request, read_trace
+from kvstore.sizes import parse_size
+from tests.fault import rolling
 from tests.support.cluster import Cluster
 from tests.support.package import copy_package
 from tests.support.processes import Daemon
@@ -39,6 +41,10 @@ class Run:
     hits: list[int] = field(default_factory=list)
     wrong_bytes: int = 0
     longest_call_s: float = 0.0
+    worst_get_ms: float = 0.0
+    worst_put_ms: float = 0.0
+    failed_puts: int = 0
+    put_statuses: dict[str, int] = field(default_factory=dict)
 
 
 def replay(store: kvstore.Store, requests: Sequence[Request], rate: float) -> Run:
@@ -53,7 +59,16 @@ def replay(store: kvstore.Store, requests: Sequence[Request], rate: float) -> Ru
         run.at_s.append(started - begin)
         run.hits.append(replayed.tally.hit_blocks - before)
         run.longest_call_s = max(run.longest_call_s, time.monotonic() - started)
-    run.wrong_bytes = replayed.tally.wrong_bytes
+    tally = replayed.tally
+    run.wrong_bytes = tally.wrong_bytes
+    run.worst_get_ms = round(max(tally.get_ns, default=0) / 1e6, 1)
+    run.worst_put_ms = round(max(tally.put_ns, default=0) / 1e6, 1)
+    run.put_statuses = tally.put_statuses
+    run.failed_puts = sum(
+        count
+        for status, count in tally.put_statuses.items()
+        if status not in ("Ok", "AlreadyExists")
+    )
     return run
 
 
@@ -68,23 +83,25 @@ def other_version(folder: Path) -> Path:
     return target
 
 
-def restart(cluster: Cluster, node: Daemon, way: str, package: Path | None) -> dict[str, Any]:
+def restart(cluster: Cluster, node: Daemon, way: str) -> dict[str, Any]:
     """End the node and start it again; how long both took."""
     begun = time.monotonic()
-    if way == "upgrade":
-        assert node.terminate() == 0
-    else:
-        node.kill()
+    node.kill()
     if way == "power-loss":
         shutil.rmtree(cluster.segment_dirs["a"])
     ended = time.monotonic()
-    started = cluster.start_node("a", wait=False, package=package, **cluster.configs["a"])
+    started = cluster.start_node("a", wait=False, **cluster.configs["a"])
     started.wait_started()
     return {
         "end_s": round(ended - begun, 2),
         "start_s": round(time.monotonic() - ended, 2),
         "killed_at": begun,
     }
+
+
+def segment_bytes(blocks: int) -> int:
+    """Memory for so many blocks."""
+    return blocks * BLOCK_BYTES + blocks * BLOCK_BYTES // 64 + (128 << 10)
 
 
 def nvme_tier(folder: Path, segment: int) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def nvme_tier(folder: Path, segment: int) -> dict[str, Any]:
 
 def measure(requests: Sequence[Request], blocks: int, rate: float, way: str) -> dict[str, Any]:
     """Replay twice, undisturbed and with a restart halfway, and compare."""
-    segment = blocks * BLOCK_BYTES + blocks * BLOCK_BYTES // 64 + (128 << 10)
+    segment = segment_bytes(blocks)
     runs: list[Run] = []
     cost: dict[str, Any] = {}
     for disturbed in (False, True):
@@ -107,14 +124,11 @@ def measure(requests: Sequence[Request], blocks: int, rate: float, way: str) -> 
         try:
             tier = nvme_tier(folder, segment) if way == "power-loss" else {}
             node = cluster.start_node("a", segment_size=segment, **tier)
-            package = other_version(folder) if way == "upgrade" and disturbed else None
             begin = time.monotonic()
             half_s = len(requests) / rate / 2
 
-            def disturb(
-                cluster: Cluster = cluster, node: Daemon = node, package: Path | None = package
-            ) -> None:
-                cost.update(restart(cluster, node, way, package))
+            def disturb(cluster: Cluster = cluster, node: Daemon = node) -> None:
+                cost.update(restart(cluster, node, way))
 
             timer = threading.Timer(half_s, disturb) if disturbed else None
             if timer:
@@ -159,9 +173,17 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=400.0, help="requests a second")
     parser.add_argument("--limit", type=int, help="only the first N requests")
+    parser.add_argument("--segment", type=parse_size, help="memory of each node, for upgrade")
+    parser.add_argument("--cases", default=",".join(rolling.CASES), help="of upgrade")
     given = parser.parse_args()
     requests = [r for r in read_trace(given.trace)[: given.limit] if r.hash_ids]
-    print(json.dumps(measure(requests, given.blocks, given.rate, given.way), indent=2))
+    if given.way == "upgrade":
+        segment = given.segment or segment_bytes(given.blocks // len(rolling.NODES))
+        cases = given.cases.split(",")
+        found = rolling.measure(requests, segment, given.rate, replay, other_version, cases)
+    else:
+        found = measure(requests, given.blocks, given.rate, given.way)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

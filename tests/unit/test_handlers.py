@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kvstore._proto import master_pb2, node_pb2, types_pb2
+from kvstore.cli.overview import node_as_dict, state_name
 from kvstore.errors import InvalidArgumentError, KvstoreError, Status, TooLargeError
 from kvstore.master import convert
 from kvstore.master.core_api import CoreNamespace
@@ -84,10 +85,24 @@ def test_a_node_joins_reports_and_leaves(plane: Plane) -> None:
     assert (status.objects, status.pending_operations) == (11, 6)
     assert status.block_endpoint == "h:1"
     plane.nodes.unregister(node_pb2.UnregisterRequest(node_id="a", session_id=reply.session_id))
-    assert plane.master.list_nodes().nodes[0].state == types_pb2.NODE_STATE_DEAD
+    (left,) = plane.master.list_nodes().nodes
+    assert left.state == types_pb2.NODE_STATE_DEAD and left.restarting_ms == 0
     with pytest.raises(KvstoreError) as caught:
         plane.nodes.heartbeat(beat)
     assert caught.value.status is Status.NotFound
+
+
+def test_a_restarting_node_is_dead_for_those_who_know_no_better(plane: Plane) -> None:
+    reply = plane.nodes.register(REGISTER)
+    goodbye = node_pb2.UnregisterRequest(
+        node_id="a", session_id=reply.session_id, returns_in_ms=30_000
+    )
+    plane.nodes.unregister(goodbye)
+    (node,) = plane.master.list_nodes().nodes
+    assert node.state == types_pb2.NODE_STATE_DEAD and 0 < node.restarting_ms <= 30_000
+    assert state_name(node) == "restarting" and node_as_dict(node)["state"] == "restarting"
+    status = plane.master.status()
+    assert (status.nodes_alive, status.nodes_known, status.capacity_bytes) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.errors import Status
-from kvstore.limits import MAX_NODES
+from kvstore.limits import MAX_NODES, MAX_RESTART_MS
 from kvstore.master import policy
 from kvstore.master.model import (
     TIER_NVME,
@@ -273,6 +273,31 @@ def test_a_goodbye_is_death_at_once_and_nobody_waits_for_it() -> None:
     assert not policy.start([node], 20).rebuilding
 
 
+def test_an_announced_restart_is_awaited_until_its_deadline() -> None:
+    cluster, decisions = run(joined(), (Unregister("a", 1, returns_in_ms=3000), 10))
+    assert cluster.nodes["a"].state is NodeState.RESTARTING
+    (told,) = only(decisions, SetNode)
+    assert isinstance(told, SetNode) and told.state is NodeState.RESTARTING and told.weight == 0
+    assert not policy.start([cluster.nodes["a"]], 20).rebuilding  # no put waits for it
+    cluster, decisions = run(cluster, (ForgetNode("a"), 20), (Tick(), 3009))
+    assert cluster.nodes["a"].state is NodeState.RESTARTING and not only(decisions, SetNode)
+    back, _ = run(cluster, (register(2, incarnation=8), 3009))
+    assert back.nodes["a"].state is NodeState.ALIVE
+    cluster, decisions = run(cluster, (Tick(), 3010))
+    assert cluster.nodes["a"].state is NodeState.DEAD
+    (told,) = only(decisions, SetNode)
+    assert isinstance(told, SetNode) and told.state is NodeState.DEAD
+    back, _ = run(cluster, (register(2, incarnation=8), 9000))
+    assert back.nodes["a"].state is NodeState.ALIVE
+
+
+def test_how_long_a_restart_is_awaited_is_the_masters_to_bound() -> None:
+    cluster, _ = run(joined(), (Unregister("a", 1, returns_in_ms=1 << 31), 10))
+    assert cluster.nodes["a"].returns_by_ms == 10 + MAX_RESTART_MS
+    drained, _ = run(joined(), (Drain("a"), 5), (Unregister("a", 1, returns_in_ms=3000), 10))
+    assert drained.nodes["a"].state is NodeState.DEAD
+
+
 def test_a_node_that_is_away_is_forgotten_after_the_retention() -> None:
     cluster, _ = ticks(joined(), 0, 5000)
     last = SETTINGS.retention_ms
@@ -475,7 +500,7 @@ EVENTS = st.one_of(
         st.booleans(),
     ),
     st.builds(lambda n: ("heartbeat", n), st.sampled_from("ab")),
-    st.builds(lambda n: ("leave", n), st.sampled_from("ab")),
+    st.builds(lambda n, ms: ("leave", n, ms), st.sampled_from("ab"), st.sampled_from((0, 4000))),
     st.builds(lambda n: ("forget", n), st.sampled_from("ab")),
     st.builds(lambda n, c: ("drain", n, c), st.sampled_from("ab"), st.booleans()),
     st.builds(
@@ -520,7 +545,7 @@ def test_whatever_happens(script: list[tuple[tuple[object, ...], int]]) -> None:
             for node in cluster.nodes.values():
                 assert node.last_seen_ms <= now_ms
                 if now_ms - node.last_seen_ms >= SETTINGS.node_ttl_ms:
-                    assert node.state is NodeState.DEAD
+                    assert node.state is NodeState.DEAD or now_ms < node.returns_by_ms
 
 
 def check_registration(before: Cluster, after: Cluster, event: Register) -> None:
@@ -553,8 +578,8 @@ def _event(step: tuple[object, ...], cluster: Cluster, session: int) -> Event:
             return ForgetNode(node_id)
         case "heartbeat", [str(node_id)]:
             return heartbeat(current, node_id=node_id)
-        case "leave", [str(node_id)]:
-            return Unregister(node_id, current)
+        case "leave", [str(node_id), int(returns_in_ms)]:
+            return Unregister(node_id, current, returns_in_ms)
         case "drain", [str(node_id), bool(cancel)]:
             return Drain(node_id, cancel)
         case "seen", [str(node_id), bool(linked), bool(synced)]:

@@ -222,7 +222,9 @@ def test_the_breaking_change_check_sees_each_kind(compiled: FileDescriptorSet) -
 def test_states_of_the_wire_are_those_of_the_policy_plus_one(compiled: FileDescriptorSet) -> None:
     _, enums = _flatten(compiled)
     names = {v.number: v.name for v in enums["kvstore.v1.NodeState"].value}
-    assert {int(s) + 1: f"NODE_STATE_{s.name}" for s in NodeState} == {
+    # Which has a mark of its own there (NodeInfo.restarting_ms): older tools know no fifth state.
+    told = [state for state in NodeState if state is not NodeState.RESTARTING]
+    assert {int(s) + 1: f"NODE_STATE_{s.name}" for s in told} == {
         number: name for number, name in names.items() if number
     }
 

@@ -44,6 +44,7 @@ GROUND_FLOOR = {
     "metrics",
     "options",
     "polling",
+    "ports",
     "proofs",
     "refusals",
     "reload",

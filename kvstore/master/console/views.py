@@ -61,7 +61,7 @@ class Views:
         """Summarize the cluster and its last `length_ms`."""
         window = self._recorder.window(length_ms)
         cluster, stats = self._registry.cluster, self._core.stats()
-        alive = [n for n in cluster.nodes.values() if n.state is not NodeState.DEAD]
+        alive = [n for n in cluster.nodes.values() if n.session_id]
         states = dict.fromkeys((state.name.lower() for state in NodeState), 0)
         for node in cluster.nodes.values():
             states[node.state.name.lower()] += 1
@@ -250,8 +250,7 @@ def _fill(nodes: list[Node]) -> dict[str, int]:
 
 
 def _node(node: Node, rates: Mapping[str, float], now_ms: int) -> dict[str, Any]:
-    dead = node.state is NodeState.DEAD
-    rate = dict.fromkeys(rates, 0.0) if dead else rates
+    rate = rates if node.session_id else dict.fromkeys(rates, 0.0)
     nvme = node.health.nvme
     if nvme is None:
         has = [segment for segment in node.segments if segment.tier == TIER_NVME]
@@ -289,7 +288,7 @@ def _problems(node: Node) -> list[str]:
     """Say what is wrong with a node, a sentence each."""
     health = node.health
     found = list(health.lacks)
-    if node.state is not NodeState.DEAD:
+    if node.session_id:
         if not node.linked:
             found.append("its link to the master is down: what it holds is a miss for others")
         if node.problem:

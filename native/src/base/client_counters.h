@@ -38,7 +38,11 @@ enum class ClientCounter : uint8_t {
 inline constexpr int kClientCounterCount = 34;
 inline constexpr int kSharedCounterCount = 32;  // those in a slot
 
+// A slot has no room for another reason: a node that restarts counts as one that is down.
 constexpr ClientCounter miss_counter(MissReason reason) {
+    if (reason == MissReason::kRestarting) {
+        reason = MissReason::kNodeDown;
+    }
     constexpr int kFirstReasons = static_cast<int>(ClientCounter::kHitsShm);
     const int number = static_cast<int>(reason);
     return static_cast<ClientCounter>(number < kFirstReasons
@@ -46,7 +50,7 @@ constexpr ClientCounter miss_counter(MissReason reason) {
                                           : number - kFirstReasons +
                                                 static_cast<int>(ClientCounter::kMissLater));
 }
-static_assert(static_cast<int>(miss_counter(static_cast<MissReason>(kMissReasonCount - 1))) ==
+static_assert(static_cast<int>(miss_counter(MissReason::kBufferTooSmall)) ==
               static_cast<int>(ClientCounter::kHitsUcx) - 1);
 
 // "keys_read", "misses_absent", "hits_shm", …; empty behind the end.

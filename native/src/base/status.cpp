@@ -38,7 +38,7 @@ constexpr std::array<std::string_view, 23> kCodeNames = {
 constexpr std::array<std::string_view, kMissReasonCount> kReasonNames = {
     "none",     "absent",      "evicted",    "expired",          "removed",
     "flushed",  "node_down",   "version",    "checksum",         "rebuilding",
-    "io_error", "unavailable", "index_full", "buffer_too_small",
+    "io_error", "unavailable", "index_full", "buffer_too_small", "restarting",
 };
 
 }  // namespace

@@ -58,8 +58,9 @@ enum class MissReason : uint8_t {
     kUnavailable = 11,
     kIndexFull = 12,  // evicted for an entry of the node's index, not for memory
     kBufferTooSmall = 13,
+    kRestarting = 14,  // only on nodes that are being restarted; clients alone say this
 };
-inline constexpr int kMissReasonCount = 14;
+inline constexpr int kMissReasonCount = 15;
 
 std::string_view code_name(Code code);  // "Ok", "AlreadyExists", …; "Unknown" for other numbers
 std::string_view miss_reason_name(MissReason r);  // "absent", "node_down", …

@@ -50,7 +50,18 @@ struct Identity {
 };
 
 enum class Pin : uint8_t { kNone = 0, kSoft = 1, kHard = 2 };
-enum class NodeState : uint8_t { kJoining = 0, kAlive = 1, kDraining = 2, kDead = 3 };
+// A restarting node has announced that it stops, and is awaited with what it holds. On the wire it
+// is dead with a mark beside it (NodesReply), which is what it is for peers that know no mark.
+enum class NodeState : uint8_t {
+    kJoining = 0,
+    kAlive = 1,
+    kDraining = 2,
+    kDead = 3,
+    kRestarting = 4
+};
+constexpr bool is_gone(NodeState state) {
+    return state == NodeState::kDead || state == NodeState::kRestarting;
+}
 enum class Role : uint8_t { kClient = 0, kNode = 1, kOperator = 2 };
 
 }  // namespace kvstore

@@ -326,7 +326,7 @@ void ClientCore::ask_nodes(const std::function<bool(PeerNode&, Deadline)>& ask) 
     const Deadline deadline = context_->deadline();
     context_->nodes().keep_fresh(kTableAgeMs, deadline);
     for (const std::shared_ptr<PeerNode>& peer : context_->nodes().all()) {
-        if (peer->info()->state == NodeState::kDead || !peer->breaker().allow()) {
+        if (is_gone(peer->info()->state) || !peer->breaker().allow()) {
             continue;
         }
         const uint64_t patience_ms =

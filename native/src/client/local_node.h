@@ -49,6 +49,9 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
     // False once the node is gone or has been replaced: nothing new may be read or written through
     // this object. The owner's lock is looked at every few milliseconds only.
     bool usable();
+    // Whether what its process published can be read still, though the process may have ended: no
+    // other one has taken the memory over. It changes nothing there before it has said so.
+    bool kept() const { return !index_->retired() && !torn(); }
     // Whether a mapped file has lost pages (bus_guard.h): what was read may be zeros, and what was
     // written reaches nobody.
     bool torn() const {

@@ -103,6 +103,7 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline w
     }
     Lookup request;
     request.keys = names;
+    request.flags = kLookupRestarting;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline);
     request.wait_ms = std::min(static_cast<uint32_t>(wait_until.left_ms()), request.timeout_ms);
     LookupReply reply;
@@ -131,11 +132,24 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline w
         }
         if (located.present() && !is_within_reach(located.placement, broken)) {
             located.size = static_cast<int64_t>(Code::kNotFound);
-            located.reason = MissReason::kNodeDown;
+            located.reason = why_not(located.placement);
         }
         complete &= located.present();
     }
     return complete;
+}
+
+// Of an object whose every holder is out of this client's reach.
+MissReason LocatePath::why_not(const Placement& placement) const {
+    const std::span<const uint32_t> holders(placement.nodes.data(), placement.count);
+    return std::ranges::any_of(
+               holders,
+               [&](uint32_t number) {
+                   const std::shared_ptr<PeerNode> node = context_.nodes().at(number);
+                   return node != nullptr && node->info()->state == NodeState::kRestarting;
+               })
+               ? MissReason::kRestarting
+               : MissReason::kNodeDown;
 }
 
 void LocatePath::take_row(const LookupReply& reply, size_t i, size_t* next_node, Located* located) {

@@ -56,6 +56,7 @@ std::shared_ptr<LocalNode> PeerNode::update(PeerInfo info) {
         }
     }
     info_ = std::make_shared<const PeerInfo>(std::move(info));
+    // That of a node that restarts stays mapped: it is read meanwhile.
     return info_->state == NodeState::kDead ? take_if_gone() : nullptr;
 }
 
@@ -74,6 +75,13 @@ std::shared_ptr<LocalNode> PeerNode::attached() const {
     return local_ != nullptr && local_->usable() ? local_ : nullptr;
 }
 
+std::shared_ptr<LocalNode> PeerNode::kept() const {
+    const MutexLock lock(mutex_);
+    const bool is_kept =
+        info_->state == NodeState::kRestarting && local_ != nullptr && local_->kept();
+    return is_kept ? local_ : nullptr;
+}
+
 std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
     if (transport_ == Transport::kTcp || transport_ == Transport::kUcx) {
         return nullptr;
@@ -82,8 +90,7 @@ std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
         return node;
     }
     const std::shared_ptr<const PeerInfo> known = info();
-    if (known->unix_endpoint.empty() || known->state == NodeState::kDead ||
-        !attach_breaker_.allow()) {
+    if (known->unix_endpoint.empty() || is_gone(known->state) || !attach_breaker_.allow()) {
         return nullptr;
     }
     Result<Endpoint> endpoint = Endpoint::parse(known->unix_endpoint);

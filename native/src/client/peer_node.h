@@ -49,6 +49,11 @@ class PeerNode {
     // The same, without trying to attach.
     std::shared_ptr<LocalNode> attached() const;
 
+    // The memory of a node that restarts, as its process has left it; null once the next process
+    // has taken it over. It may be outdated: whoever reads there has asked the master which version
+    // is valid.
+    std::shared_ptr<LocalNode> kept() const;
+
     // How it is reached, as far as earlier calls found out.
     NodePath path() const KV_EXCLUDES(mutex_);
     Place place() const { return place_.load(std::memory_order_relaxed); }

@@ -93,6 +93,9 @@ void PeerTable::install(const NodesReply& reply) {
         info.index = reply.indexes[row];
         info.id = std::string(reply.ids[row]);
         info.state = static_cast<NodeState>(reply.states[row]);
+        if (!reply.restarting.empty() && reply.restarting[row] != 0) {
+            info.state = NodeState::kRestarting;
+        }
         info.tcp_endpoint = std::string(reply.tcp_endpoints[row]);
         info.unix_endpoint = std::string(reply.unix_endpoints[row]);
         info.host = std::string(reply.hosts[row]);
@@ -144,7 +147,9 @@ std::vector<uint32_t> PeerTable::broken() const {
     const std::shared_ptr<const Snapshot> now = snapshot();
     std::vector<uint32_t> out;
     for (const auto& [index, position] : now->by_index) {
-        if (!now->nodes[position]->breaker().ready()) {
+        const std::shared_ptr<PeerNode>& node = now->nodes[position];
+        const bool restarts = node->info()->state == NodeState::kRestarting;
+        if (restarts ? node->kept() == nullptr : !node->breaker().ready()) {
             out.push_back(index);
         }
     }

@@ -40,8 +40,8 @@ class PeerTable {
     // The nodes whose memory is usable, re-attached where they have restarted; the home node first.
     // Fills `out`, which the caller reuses.
     void locals(Deadline deadline, std::vector<LocalPeer>* out);
-    // Numbers of the nodes that this client could not reach when it last tried, a moment ago: most
-    // often none.
+    // Numbers of the nodes that this client could not reach when it last tried, a moment ago, or
+    // that restart and whose memory it has not mapped: most often none.
     std::vector<uint32_t> broken() const;
     // As the node said by socket, or by its label until it has.
     bool on_this_host(const PeerNode& peer) const;

@@ -40,7 +40,7 @@ NextStep next_step(const ReadJob& job, const ReplicaScores& scores, bool expired
             return {.kind = NextStep::kTry, .replica = replica, .newer = true};
         }
     }
-    const bool known = asked || last == MissReason::kNodeDown;
+    const bool known = asked || last == MissReason::kNodeDown || last == MissReason::kRestarting;
     return {.kind = NextStep::kMiss, .reason = known ? last : job.unasked};
 }
 

@@ -16,7 +16,8 @@ constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a si
 constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
 constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
 constexpr int kMinAttemptMs = 100;
-constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
+constexpr int kKeptScore = 150;     // of nearness(): its memory is here, its process is not
+constexpr int kMaxAttemptMs = 500;  // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
 
 }  // namespace
@@ -82,6 +83,7 @@ void RemoteReads::lookup(std::span<const Again> pending) {
     }
     Lookup request;
     request.keys = names;
+    request.flags = kLookupRestarting;
     request.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     LookupReply reply;
     ChannelPool::Lease lease;
@@ -227,8 +229,18 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
     for (size_t i = 0; i < job.placement.count; ++i) {
         peers[i] = context_.nodes().at(job.placement.nodes[i]);
         scores[i] = peers[i] == nullptr ? 0 : nearness(*peers[i]);
+        // What a process has left behind is read only as far as the master has confirmed it now: it
+        // hears of no remove, and of no newer version.
+        if (scores[i] == kKeptScore && (job.remembered || job.unasked != MissReason::kNone)) {
+            scores[i] = 0;
+        }
         if (scores[i] == 0) {
             down |= 1u << i;
+            const bool restarts =
+                peers[i] != nullptr && peers[i]->info()->state == NodeState::kRestarting;
+            if (restarts && job.last == MissReason::kNodeDown) {
+                job.last = MissReason::kRestarting;
+            }
         }
     }
     job.tried |= down;
@@ -255,8 +267,8 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
 // moment ago last; equals are drawn.
 int RemoteReads::nearness(PeerNode& node) const {
     const std::shared_ptr<const PeerInfo> info = node.info();
-    if (info->state == NodeState::kDead) {
-        return 0;
+    if (is_gone(info->state)) {
+        return node.kept() == nullptr ? 0 : kKeptScore;
     }
     if (node.breaker().is_open()) {
         return 1;
@@ -266,48 +278,6 @@ int RemoteReads::nearness(PeerNode& node) const {
     }
     const int drawn = 2 + static_cast<int>(cheap_random() % 16);
     return context_.nodes().on_this_host(node) ? 100 + drawn : drawn;
-}
-
-// A node of this host: what its index has is copied; the others are asked for by socket.
-void RemoteReads::read_shared(Slice& slice) {
-    const std::shared_ptr<LocalNode> node = slice.peer->local(deadline_);
-    if (node == nullptr) {
-        return;
-    }
-    const Result<NamespaceId> ns = node->current_namespace(deadline_);
-    if (!ns.ok()) {
-        return;
-    }
-    const uint64_t now_ms = boottime_ms();
-    std::vector<EntryRef> touched;
-    for (ReadJob* job : slice.jobs) {
-        GetItem& item = items_[job->item];
-        HashedKey& key = keys_[job->item];
-        context_.rehash(&key, *ns);
-        IndexReader::Found found;
-        const CopyResult result =
-            read_object(node->index(), node->segment(), context_.identity(key), item.key, now_ms,
-                        item.data, &found);
-        if (result == CopyResult::kOk) {
-            item.result = static_cast<int64_t>(found.length);
-            item.reason = MissReason::kNone;
-            job->done = true;
-            tally_.add(ClientCounter::kHitsShm);
-            tally_.add(ClientCounter::kBytesReadShm, found.length);
-            touched.push_back(found.ref);
-        } else if (result == CopyResult::kChecksum) {
-            // The socket would bring the same bytes.
-            if (item.reason != MissReason::kChecksum) {
-                tally_.add(ClientCounter::kWrongChecksums);
-            }
-            refuse(*job, MissReason::kChecksum);
-        } else if (job->remembered) {
-            refuse(*job, MissReason::kAbsent);  // it was here; the master knows where it is now
-        }
-    }
-    for (size_t i = touched.size(); i-- > 0;) {
-        node->slot().touch(touched[i]);
-    }
 }
 
 // Leaves in the slice what one request may carry; the others come again in the next round.

@@ -51,6 +51,7 @@ class RemoteReads {
     std::shared_ptr<PeerNode> choose_replica(ReadJob& job);
     int nearness(PeerNode& node) const;
     void read_shared(Slice& slice);
+    void read_kept(Slice& slice);
     void limit(Slice& slice) const;
     void stripe(std::vector<Slice>* slices) const;
     void send(Slice& slice);

@@ -38,6 +38,10 @@ Directory::Place Directory::place(const DirectoryEpoch& ns, std::string_view key
     return {static_cast<uint32_t>(hash >> 58), static_cast<uint32_t>(hash)};
 }
 
+void Directory::set_restarting(NodeNumber node, bool restarting) {
+    restarting_[node].store(restarting, std::memory_order_relaxed);
+}
+
 uint8_t Directory::count_readable(const ObjectEntry& entry) const {
     uint8_t count = 0;
     for (const Replica replica : entry.replicas) {
@@ -49,6 +53,12 @@ uint8_t Directory::count_readable(const ObjectEntry& entry) const {
 
 void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
                        std::string_view key, uint64_t now_ms, ObjectPlace& out) const {
+    answer_from(readable_, shard, number, hash, ns, key, now_ms, out);
+}
+
+void Directory::answer_from(const NodeFlags& nodes, const Shard& shard, uint32_t number,
+                            uint32_t hash, const DirectoryEpoch& ns, std::string_view key,
+                            uint64_t now_ms, ObjectPlace& out) const {
     out = ObjectPlace();
     if (number == ObjectTable::kNone) {
         out.reason = rebuilding() ? MissReason::kRebuilding : shard.why_absent(hash, ns.ref, key);
@@ -63,7 +73,7 @@ void Directory::answer(const Shard& shard, uint32_t number, uint32_t hash, const
         if (replica.empty()) {
             break;
         }
-        if (readable(replica.node())) {
+        if (nodes[replica.node()].load(std::memory_order_relaxed)) {
             out.nodes[out.replica_count++] = replica.node();
         }
     }
@@ -151,6 +161,16 @@ ObjectPlace Directory::lookup_one(const DirectoryEpoch& ns, std::string_view key
     ObjectPlace out;
     const ReaderLock lock(shard.lock);
     answer(shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key, boottime_ms(), out);
+    return out;
+}
+
+ObjectPlace Directory::lookup_restarting(const DirectoryEpoch& ns, std::string_view key) const {
+    const Place at = place(ns, key);
+    const Shard& shard = (*shards_)[at.shard];
+    ObjectPlace out;
+    const ReaderLock lock(shard.lock);
+    answer_from(restarting_, shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key,
+                boottime_ms(), out);
     return out;
 }
 

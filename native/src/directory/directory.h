@@ -87,6 +87,8 @@ class Directory {
     // Whether replicas on this node are returned by lookups.
     void set_readable(NodeNumber node, bool readable);
     bool readable(NodeNumber node) const { return readable_[node].load(std::memory_order_relaxed); }
+    // Whether what this node holds is not readable for a moment only.
+    void set_restarting(NodeNumber node, bool restarting);
     void set_rebuilding(bool rebuilding) { rebuilding_.store(rebuilding); }
     bool rebuilding() const { return rebuilding_.load(); }
 
@@ -101,6 +103,9 @@ class Directory {
     void find_nowhere(std::span<ObjectPlace> out) const;
     void count(const Namespace* ns, std::span<const ObjectPlace> answered);
     ObjectPlace lookup_one(const DirectoryEpoch& ns, std::string_view key) const;  // not counted
+    // The same of an object that no node serves now: `nodes` are those that restart. Not found
+    // where none of its nodes does.
+    ObjectPlace lookup_restarting(const DirectoryEpoch& ns, std::string_view key) const;
 
     // `floor`: versions at or below it are taken only when recorded already (a node that missed
     // operations which the log no longer has).
@@ -161,6 +166,7 @@ class Directory {
 
   private:
     using Shard = DirectoryShard;
+    using NodeFlags = std::array<std::atomic<bool>, limits::kMaxNodes>;
     struct Place {
         uint32_t shard;
         uint32_t hash;
@@ -170,6 +176,9 @@ class Directory {
     void answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
                 std::string_view key, uint64_t now_ms, ObjectPlace& out) const
         KV_REQUIRES_SHARED(shard.lock);
+    void answer_from(const NodeFlags& nodes, const Shard& shard, uint32_t number, uint32_t hash,
+                     const DirectoryEpoch& ns, std::string_view key, uint64_t now_ms,
+                     ObjectPlace& out) const KV_REQUIRES_SHARED(shard.lock);
     Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size)
         KV_REQUIRES(shard.lock);
     void add_replica(Shard& shard, ObjectEntry& entry, Replica replica) KV_REQUIRES(shard.lock);
@@ -188,10 +197,11 @@ class Directory {
     NamespaceTable namespaces_;
     WatchRing watch_;
     std::unique_ptr<std::array<Shard, kShards>> shards_;
-    std::array<std::atomic<bool>, limits::kMaxNodes> readable_{};
+    NodeFlags readable_{};
+    NodeFlags restarting_{};
     std::array<std::atomic<uint64_t>, limits::kMaxNodes> replicas_{};
-    std::array<std::atomic<bool>, limits::kMaxNodes> mark_{};
-    std::array<std::atomic<bool>, limits::kMaxNodes> announcing_{};
+    NodeFlags mark_{};
+    NodeFlags announcing_{};
     std::atomic<uint32_t> flushes_{0};  // sweeps have something to look for
     uint64_t sweep_cursor_ = 0;         // the sweep's own, one thread
     uint32_t sweep_target_ = 0;

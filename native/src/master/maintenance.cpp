@@ -98,9 +98,10 @@ std::vector<CopyNode> MasterCore::copy_nodes(uint64_t now_ms, bool* all_alive) c
         }
         const NodeState state = record->info.state;
         const bool alive = state == NodeState::kAlive;
-        // A node that is starting, or has been dead for a short time, will have its replicas again.
+        // A node that is starting, restarting, or dead for a short time will have its replicas
+        // again.
         const bool coming_back =
-            state == NodeState::kJoining ||
+            state == NodeState::kJoining || state == NodeState::kRestarting ||
             (state == NodeState::kDead &&
              (!policy.repair || now_ms < record->changed_ms + policy.repair_delay_ms));
         CopyNode& node = out[slot];

@@ -71,11 +71,24 @@ class LookupAnswer {
     // Counts what it answers: a lookup that waited has been looked up before.
     void send(MasterCore& core, uint32_t flags, ConnectionRef& to, uint64_t request_id) {
         core.directory().count(ns_, found());
+        if ((flags & kLookupRestarting) != 0 && ns_ != nullptr) {
+            add_restarting(core.directory());
+        }
         columns_.fill(found(), (flags & kLookupNoNodes) == 0);
         to.send_message(columns_.reply(core.nodes_id()), request_id);
     }
 
   private:
+    // Who asks for them may read their memory, or says why it finds nothing.
+    void add_restarting(const Directory& directory) {
+        const DirectoryEpoch& epoch = *ns_->current.load(std::memory_order_acquire);
+        for (size_t i = 0; i < keys_.size(); ++i) {
+            if (places_[i].code != Code::kOk && places_[i].reason == MissReason::kNodeDown) {
+                const ObjectPlace place = directory.lookup_restarting(epoch, keys_[i]);
+                places_[i] = place.code == Code::kOk ? place : places_[i];
+            }
+        }
+    }
     std::span<const ObjectPlace> found() const { return std::span(places_).first(keys_.size()); }
 
     const Namespace* ns_ = nullptr;  // until it is sent

@@ -109,6 +109,7 @@ void MasterCore::change_state(NodeNumber slot, NodeRecord& record, NodeState sta
         nodes_changed();
     }
     directory_.set_readable(slot, record.readable());
+    directory_.set_restarting(slot, state == NodeState::kRestarting);
     if (was_readable != record.readable()) {
         directory_.watch().record(WatchKind::kNode, {}, {}, {}, 0, 0, slot);
     }
@@ -128,8 +129,9 @@ Status MasterCore::set_node(const std::string& node_id, NodeState state, uint32_
     record.info.free_bytes = free_bytes;
     record.info.capacity_bytes = capacity_bytes;
     change_state(slot, record, state, effects);
-    if (state == NodeState::kDead) {
-        lose_link(record, "this node was declared dead");
+    if (is_gone(state)) {
+        lose_link(record, state == NodeState::kDead ? "this node was declared dead"
+                                                    : "this node has announced its restart");
         claims_.end_limbo(slot, effects.answers);
         collect_ready(boottime_ms(), effects);
     }
@@ -183,6 +185,7 @@ Status MasterCore::remove_node(const std::string& node_id) {
         link = lose_link(record, "this node was removed");
         nodes_.remove(slot);
         directory_.set_readable(slot, false);
+        directory_.set_restarting(slot, false);
         nodes_changed();
         scan_requests_.fetch_add(1);
         claims_.end_limbo(slot, effects.answers);

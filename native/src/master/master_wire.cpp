@@ -105,7 +105,9 @@ void NodeColumns::fill(const std::vector<MasterCore::NodeView>& views) {
         epochs_.push_back(view.info.node_epoch);
         free_.push_back(view.info.free_bytes);
         capacity_.push_back(view.info.capacity_bytes);
-        states_.push_back(static_cast<uint8_t>(view.info.state));
+        const bool restarts = view.info.state == NodeState::kRestarting;
+        states_.push_back(static_cast<uint8_t>(restarts ? NodeState::kDead : view.info.state));
+        restarting_.push_back(restarts ? 1 : 0);
         ids_.push_back(view.info.node_id);
         tcp_.push_back(view.info.tcp_endpoint);
         unix_.push_back(view.info.unix_endpoint);
@@ -124,7 +126,8 @@ NodesReply NodeColumns::reply(uint64_t nodes_id) const {
             .free_bytes = free_,
             .capacity_bytes = capacity_,
             .epochs = epochs_,
-            .nodes_id = nodes_id};
+            .nodes_id = nodes_id,
+            .restarting = restarting_};
 }
 
 KeyFilter::KeyFilter(const KeyList& keys) : count_(keys.size()) {

@@ -58,7 +58,7 @@ class NodeColumns {
   private:
     std::vector<uint32_t> indexes_, weights_, epochs_;
     std::vector<uint64_t> free_, capacity_;
-    std::vector<uint8_t> states_;
+    std::vector<uint8_t> states_, restarting_;
     std::vector<std::string_view> ids_, tcp_, unix_, hosts_;
 };
 

@@ -45,7 +45,7 @@ Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
     const MutexLock lock(mutex_);
     const NodeRecord* record = nodes_.find(hello.node_id);
     if (record == nullptr || KV_GUARD("session", record->info.session_id != hello.session_id ||
-                                                     record->info.state == NodeState::kDead)) {
+                                                     is_gone(record->info.state))) {
         return Status(Code::kExpired,
                       "no such session of node " + hello.node_id + ": register first");
     }
@@ -260,7 +260,7 @@ void MasterCore::lost_while_claiming(const LinkRecord& link) {
     Effects effects;
     MutexLock lock(mutex_);
     const NodeRecord* record = nodes_.at(link.node);
-    if (record == nullptr || record->removed || record->info.state == NodeState::kDead) {
+    if (record == nullptr || record->removed || is_gone(record->info.state)) {
         claims_.end_limbo(link.node, effects.answers);
     }
     lock.unlock();

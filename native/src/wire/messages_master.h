@@ -8,6 +8,8 @@
 namespace kvstore {
 
 inline constexpr uint32_t kLookupNoNodes = 1;  // only status, version and size are wanted
+// Of an object that no node serves now, the nodes that are being restarted are wanted.
+inline constexpr uint32_t kLookupRestarting = 2;
 
 struct Lookup {
     static constexpr MessageType kType = MessageType::kLookup;
@@ -68,6 +70,7 @@ struct NodesReply {
     U64Column capacity_bytes{};
     U32Column epochs{};
     uint64_t nodes_id = 0;
+    U8Column restarting{};  // 1: it is dead for a moment only; absent: none is
     static void fields(auto& m, auto& v) {
         v.rows(1, m.indexes);
         v.row(2, m.ids);
@@ -80,6 +83,7 @@ struct NodesReply {
         v.row(9, m.capacity_bytes);
         v.row(10, m.epochs);
         v.number(11, m.nodes_id);
+        v.row(12, m.restarting, 1);
     }
 };
 

@@ -10,6 +10,7 @@ constexpr auto kNone = MissReason::kNone;
 constexpr auto kVersion = MissReason::kVersion;
 constexpr auto kRemoved = MissReason::kRemoved;
 constexpr auto kNodeDown = MissReason::kNodeDown;
+constexpr auto kRestarting = MissReason::kRestarting;
 constexpr auto kUnavailable = MissReason::kUnavailable;
 constexpr auto kEvicted = MissReason::kEvicted;
 
@@ -78,6 +79,8 @@ TEST(NextStep, DecidesWhatFollowsTheLastReplica) {
         {"all nodes down", false, false, false, kNone, kNodeDown, miss(kNodeDown)},
         {"remembered, outdated", true, false, false, kNone, kEvicted, again},
         {"remembered, node down", true, false, false, kNone, kNodeDown, again},
+        {"all nodes restart", false, false, false, kNone, kRestarting, miss(kRestarting)},
+        {"remembered, node restarts", true, false, false, kNone, kRestarting, again},
         {"replaced meanwhile", false, false, false, kNone, kVersion, again},
         {"replaced, said as removed", false, false, false, kNone, kRemoved, again},
         {"the master repeats itself", false, true, false, kNone, kVersion, newer},

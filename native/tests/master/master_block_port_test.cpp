@@ -319,6 +319,40 @@ void wait_for_parked(MasterCore& core, size_t count) {
         << core.stats().waiting_lookups << " lookups wait";
 }
 
+TEST_F(MasterServiceTest, WhoAsksForThemHearsOfNodesThatRestart) {
+    const auto link = node("node-a");
+    const Version version = put(*link, "a", 77);
+    const std::unique_ptr<Channel> channel = client();
+    const std::array<std::string_view, 2> keys = {"a", "nowhere"};
+    const auto ask = [&](uint32_t flags, LookupReply* reply) {
+        EXPECT_TRUE(
+            channel->exchange(Lookup{.keys = keys, .flags = flags, .timeout_ms = 3000}, reply, soon())
+                .ok());
+    };
+    LookupReply reply;
+    EXPECT_TRUE(core_.set_node("node-a", NodeState::kRestarting, 0, 3, 5).ok());
+    ask(kLookupRestarting, &reply);
+    EXPECT_EQ(reply.status[0], 0);
+    EXPECT_EQ(reply.versions[0], version);
+    EXPECT_EQ(reply.replica_counts[0], 1);
+    EXPECT_EQ(reply.replica_counts[1], 0);
+    // An older client hears of a dead node, and of an object that nobody has.
+    ask(0, &reply);
+    EXPECT_EQ(static_cast<Code>(reply.status[0]), Code::kNotFound);
+    EXPECT_EQ(static_cast<MissReason>(reply.reasons[0]), MissReason::kNodeDown);
+    EXPECT_EQ(reply.replica_counts[0], 0);
+    NodesReply nodes;
+    ASSERT_TRUE(channel->exchange(Nodes{.timeout_ms = 3000}, &nodes, soon()).ok());
+    EXPECT_EQ(static_cast<NodeState>(nodes.states[0]), NodeState::kDead);
+    EXPECT_EQ(nodes.restarting[0], 1);
+    // It does not return in time.
+    EXPECT_TRUE(core_.set_node("node-a", NodeState::kDead, 0, 3, 5).ok());
+    ask(kLookupRestarting, &reply);
+    EXPECT_EQ(reply.replica_counts[0], 0);
+    ASSERT_TRUE(channel->exchange(Nodes{.timeout_ms = 3000}, &nodes, soon()).ok());
+    EXPECT_EQ(nodes.restarting[0], 0);
+}
+
 TEST_F(MasterServiceTest, ALookupWaitsForTheLastOfItsKeys) {
     const std::unique_ptr<Link> link = node("n1");
     put(*link, "a", 1);

@@ -23,6 +23,7 @@ inline constexpr std::array<uint32_t, 3> kU32 = {0, 7, 0xDEADBEEF};
 inline constexpr std::array<int32_t, 3> kCodes = {0, -2, -15};
 inline constexpr std::array<uint8_t, 3> kSmall = {0, 1, 2};
 inline constexpr std::array<uint32_t, 3> kNodeIndexes = {4, 0, 9};
+inline constexpr std::array<uint8_t, 3> kMarks = {0, 1, 0};
 
 template <size_t N>
 std::array<uint8_t, N> counting(uint8_t first) {
@@ -298,6 +299,10 @@ void link_messages(Visit&& visit) {
 template <class Visit>
 void added_fields(Visit&& visit) {
     visit(Lookup{.keys = keys(), .wait_ms = 30'000, .timeout_ms = 250});
+    visit(NodesReply{.indexes = std::span<const uint32_t>(kNodeIndexes),
+                     .ids = names(),
+                     .nodes_id = 8,
+                     .restarting = std::span<const uint8_t>(kMarks)});
     visit(Reserve{.keys = keys(), .sizes = sizes(), .spares = u64s(), .spare_size = 4096});
     visit(ReserveReply{.status = codes(),
                        .generations = u64s(),

@@ -28,7 +28,7 @@ function described(known) {
       command(known),
     ];
   }
-  const alive = object.replicas.filter((one) => one.state !== "dead").length;
+  const alive = object.replicas.filter((one) => one.state !== "dead" && one.state !== "restarting").length;
   const rows = table("Replicas", REPLICAS);
   rows.show(object.replicas);
   const facts = [

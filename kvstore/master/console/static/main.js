@@ -75,14 +75,15 @@ function failed(error) {
 }
 
 function state(found) {
-  const { alive, draining, dead, joining } = found.nodes;
+  const { alive, draining, dead, joining, restarting } = found.nodes;
   const serving = alive + draining;
   const words = [`${serving} ${serving === 1 ? "node" : "nodes"}`];
   if (draining) words.push(`${draining} draining`);
   if (joining) words.push(`${joining} joining`);
+  if (restarting) words.push(`${restarting} restarting`);
   if (dead) words.push(`${dead} dead`);
   if (found.rebuilding) words.push("rebuilding");
-  at("state").className = `pill ${dead || !serving ? "bad" : found.rebuilding || draining || joining ? "warn" : "good"}`;
+  at("state").className = `pill ${dead || !serving ? "bad" : found.rebuilding || draining || joining || restarting ? "warn" : "good"}`;
   at("state").textContent = words.join(", ");
   at("about").textContent = `Cluster ${found.cluster_id.slice(0, 8)} · version ${found.software_version} · master epoch ${found.master_epoch}, up ${duration(found.uptime_ms)}`;
 }

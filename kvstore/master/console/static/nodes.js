@@ -34,7 +34,7 @@ function named(node) {
 
 function state(node) {
   const kind = { alive: "good", dead: "bad" }[node.state] ?? "warn";
-  const more = node.state === "dead"
+  const more = node.state === "dead" || node.state === "restarting"
     ? `for ${duration(node.last_heartbeat_age_ms)}`
     : node.drain_left_objects === null ? "" : `${count(node.drain_left_objects)} left`;
   return h("span", {}, h("span", { class: `tag ${kind}`, "data-name": "state" }, node.state), more ? h("span", { class: "small muted more" }, more) : null);

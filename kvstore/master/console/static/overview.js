@@ -13,6 +13,7 @@ const REASONS = {
   removed: "removed",
   flushed: "namespace flushed",
   node_down: "only on nodes that are down",
+  restarting: "only on nodes that are being restarted",
   version: "another version there",
   checksum: "checksum wrong",
   rebuilding: "master still collects placements",
