@@ -323,10 +323,11 @@ TEST_F(MasterServiceTest, WhoAsksForThemHearsOfNodesThatRestart) {
     const auto link = node("node-a");
     const Version version = put(*link, "a", 77);
     const std::unique_ptr<Channel> channel = client();
-    const std::array<std::string_view, 2> keys = {"a", "nowhere"};
+    const std::vector<std::string_view> keys{"a", "nowhere"};
     const auto ask = [&](uint32_t flags, LookupReply* reply) {
         EXPECT_TRUE(
-            channel->exchange(Lookup{.keys = keys, .flags = flags, .timeout_ms = 3000}, reply, soon())
+            channel
+                ->exchange(Lookup{.keys = keys, .flags = flags, .timeout_ms = 3000}, reply, soon())
                 .ok());
     };
     LookupReply reply;
