@@ -22,7 +22,7 @@ import kvstore
 from tests.support.payloads import proof
 
 ROOT = Path(__file__).resolve().parents[2]
-BYTES = 16 << 10
+BYTES = 4 << 10
 GETS_PER_PUT = 4
 KNOWN = 400
 """Keys that are read: the newest ones."""

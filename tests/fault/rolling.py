@@ -33,6 +33,8 @@ CASES = ("no_upgrade", "upgraded", "cache_lost")
 PAUSE_S = 1.0
 """Between a node that is ready again and the next one; upgrade.sh waits for readiness alone."""
 PACED_RATE = 100.0
+PACED_BYTES = 16 << 20
+"""More memory for each node, which is what the paced clients put in a minute or two."""
 
 
 def prestop_s() -> float:
@@ -128,7 +130,7 @@ def measure(
 
     Args:
         requests: of the trace.
-        segment: size of each node's memory, in bytes.
+        segment: size of each node's memory for them, in bytes.
         rate: requests a second.
         replay: tests.fault.replay_restart.replay.
         other_version: tests.fault.replay_restart.other_version.
@@ -158,7 +160,7 @@ def _case(
             compileall.compile_dir(package, quiet=1)  # as an image's are
         for name in NODES:
             # One label: as the pods of one machine, whose memory its engines map.
-            cluster.start_node(name, segment_size=segment, labels={"host": "one"})
+            cluster.start_node(name, segment_size=segment + PACED_BYTES, labels={"host": "one"})
         upgrade = Upgrade(cluster, package, case == "cache_lost", len(requests) / rate / 4)
         with paced(cluster.address, ("auto", "tcp"), PACED_RATE) as clients:
             join = upgrade.start() if case != "no_upgrade" else lambda: None

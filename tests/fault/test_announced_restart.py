@@ -9,6 +9,7 @@ import pytest
 
 import kvstore
 from kvstore import MissReason, Status
+from tests.fault.paced import paced
 from tests.fault.replay_restart import other_version
 from tests.fault.test_hung_node import keys_on
 from tests.support.cluster import Cluster
@@ -84,6 +85,25 @@ def test_a_node_is_upgraded_in_place(cluster: Cluster, tmp_path: Path) -> None:
         assert store.get(removed) is None
     versions = {one["node_id"]: one["state"] for one in cluster.cli("nodes")}
     assert versions == {"a": "alive", "b": "alive"}
+
+
+def test_no_put_fails_and_no_get_waits_for_the_node(cluster: Cluster) -> None:
+    """Paced clients beside the restart, in processes of their own; they verify what they read."""
+    nodes = {name: cluster.start_node(name, restart_ms=60_000) for name in "abc"}
+    ports = {name: nodes["a"].ports[name] for name in ("port", "http_port")}
+    with paced(cluster.address, ("auto", "tcp"), rate=100.0) as clients:
+        fill(cluster.connect(timeout_ms=TIMEOUT_MS), "a")
+        begun = time.monotonic()
+        assert nodes["a"].terminate() == 0
+        cluster.start_node("a", **cluster.configs["a"], **ports)
+        outage_ms = (time.monotonic() - begun) * 1000
+        seen = {one.transport: one.stop() for one in clients}
+    for transport, one in seen.items():
+        assert one["gets"] > 0 and one["puts"] > 0, transport
+        assert one["failed_puts"] == 0, f"{transport}: {one['failures']}"
+        assert one["wrong_bytes"] == 0, transport
+        assert one["worst_get_ms"] < outage_ms / 2, f"{transport}: {one['worst_gets']}"
+    assert seen["auto"]["misses"] <= seen["tcp"]["misses"]
 
 
 def test_a_node_does_not_return(cluster: Cluster) -> None:

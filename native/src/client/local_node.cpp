@@ -105,9 +105,10 @@ Result<std::shared_ptr<LocalNode>> LocalNode::attach(const Endpoint& endpoint,
         std::shared_ptr<LocalNode> node(new LocalNode());
         node->endpoint_ = endpoint;
         node->hello_ = hello;
+        const bool again = held != nullptr;
         last = node->take_slot(std::move(held), &fds, **channel, deadline);
         if (last.ok()) {
-            last = node->map(std::move(fds), welcome);
+            last = node->map(std::move(fds), welcome, again);
         }
         if (last.ok()) {
             LocalNode* raw = node.get();
@@ -168,7 +169,7 @@ Status LocalNode::confirm_slot(ClientSlot& slot, Channel& channel, Deadline dead
     return {};
 }
 
-Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
+Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome, bool again) {
     if (Status status = check_file_holds(fds[0].get(), welcome.segment_bytes); !status.ok()) {
         return status;
     }
@@ -188,12 +189,16 @@ Status LocalNode::map(std::vector<Fd> fds, const WelcomeData& welcome) {
     if (!index.ok()) {
         return index.status();
     }
-    segment_ = std::move(*reading);
-    writable_ = std::move(*writing);
-    mapper_ = std::make_unique<PageMapper>(std::span(writable_.data(), writable_.size()),
-                                           std::span(segment_.data(), segment_.size()));
-    for_gpus_ = std::make_unique<RegisteredSegment>(std::span(segment_.data(), segment_.size()),
-                                                    std::span(writable_.data(), writable_.size()));
+    auto mapped = std::make_shared<Mapped>();
+    mapped->segment = std::move(*reading);
+    mapped->writable = std::move(*writing);
+    mapped_ = std::move(mapped);
+    const std::span<uint8_t> read_only(mapped_->segment.data(), mapped_->segment.size());
+    const std::span<uint8_t> writable(mapped_->writable.data(), mapped_->writable.size());
+    mapper_ = std::make_unique<PageMapper>(
+        writable, read_only, again ? PageMapper::Begin::kLater : PageMapper::Begin::kAtOnce,
+        mapped_);
+    for_gpus_ = std::make_unique<RegisteredSegment>(read_only, writable);
     index_ = std::move(*index);
     if (index_->node_epoch() != welcome.node_epoch || index_->node_id() != welcome.node_id) {
         return {Code::kProtocolError, "index and node disagree about who they are"};
@@ -227,11 +232,12 @@ Result<std::unique_ptr<Channel>> LocalNode::open_channel(Deadline deadline) {
 }
 
 uint8_t* LocalNode::block(uint64_t offset, uint64_t size) {
-    if (offset > writable_.size() || size > writable_.size() - offset) {
+    const Mapping& writable = mapped_->writable;
+    if (offset > writable.size() || size > writable.size() - offset) {
         return nullptr;
     }
     mapper_->map(offset, size);
-    return writable_.data() + offset;
+    return writable.data() + offset;
 }
 
 bool LocalNode::usable() {
@@ -240,7 +246,9 @@ bool LocalNode::usable() {
     }
     const uint64_t now = boottime_ms();
     if (now - owner_checked_ms_.load(std::memory_order_relaxed) >= kOwnerCheckMs) {
-        if (!slot_->usable() || !slot_->owner_alive()) {
+        const bool has_slot = slot_->usable();
+        if (!has_slot || !slot_->owner_alive()) {
+            owner_gone_.store(has_slot, std::memory_order_relaxed);
             mark_gone();
             return false;
         }

@@ -32,10 +32,10 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
                                                      Deadline deadline);
 
     const IndexReader& index() const { return *index_; }
-    const uint8_t* segment() const { return segment_.data(); }
-    uint64_t segment_bytes() const { return segment_.size(); }
+    const uint8_t* segment() const { return mapped_->segment.data(); }
+    uint64_t segment_bytes() const { return mapped_->segment.size(); }
     // False: the node gave this process memory to read, and it puts by socket.
-    bool may_write() const { return writable_.data() != nullptr; }
+    bool may_write() const { return mapped_->writable.data() != nullptr; }
     // Where a reserved block of this process is written; null when the extent leaves the segment,
     // or may_write() is false.
     uint8_t* block(uint64_t offset, uint64_t size);
@@ -55,9 +55,12 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
     // Whether a mapped file has lost pages (bus_guard.h): what was read may be zeros, and what was
     // written reaches nobody.
     bool torn() const {
-        return segment_.torn() || writable_.torn() || index_->torn() || slot_->torn();
+        return mapped_->segment.torn() || mapped_->writable.torn() || index_->torn() ||
+               slot_->torn();
     }
     void mark_gone() { gone_.store(true, std::memory_order_relaxed); }
+    // Whether usable() has seen that its process has ended, and will not answer again.
+    bool owner_gone() const { return owner_gone_.load(std::memory_order_relaxed); }
 
     // The namespace's id as this node has it now; asks the node after a flush of any namespace.
     Result<NamespaceId> current_namespace(Deadline deadline);
@@ -83,7 +86,8 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
 
   private:
     LocalNode() = default;
-    Status map(std::vector<Fd> fds, const WelcomeData& welcome);
+    // `again`: this process has mapped an earlier life of the node, and a read may wait for this.
+    Status map(std::vector<Fd> fds, const WelcomeData& welcome, bool again);
     // The slot that the Welcome offers: the one that this process holds (`held`), or another by the
     // last of `fds`, which is taken out.
     Status take_slot(std::shared_ptr<ClientSlot> held, std::vector<Fd>* fds, Channel& channel,
@@ -94,9 +98,12 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
 
     Endpoint endpoint_;
     HelloParams hello_;
-    Mapping segment_;                     // read-only: a forked child may still look at a view
-    Mapping writable_;                    // none where this process may only read
-    std::unique_ptr<PageMapper> mapper_;  // of both; goes before them
+    struct Mapped {
+        Mapping segment;   // read-only: a forked child may still look at a view
+        Mapping writable;  // none where this process may only read
+    };
+    std::shared_ptr<const Mapped> mapped_;
+    std::unique_ptr<PageMapper> mapper_;           // of both, which its thread unmaps at the end
     std::unique_ptr<RegisteredSegment> for_gpus_;  // as the mapper
     std::unique_ptr<IndexReader> index_;
     std::shared_ptr<ClientSlot> slot_;
@@ -110,6 +117,7 @@ class LocalNode : public std::enable_shared_from_this<LocalNode> {
     std::atomic<bool> any_abandoned_{false};         // stored with the mutex held
     std::atomic<bool> earlier_writes_ended_{false};  // and the node knows it
     std::atomic<bool> gone_{false};
+    std::atomic<bool> owner_gone_{false};
     std::atomic<uint64_t> owner_checked_ms_{0};
     // One thread asks the node; the two below are stored with it held. None of the three mutexes is
     // taken while another one is held.

@@ -27,52 +27,83 @@ constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; older head
 constexpr uint64_t kFirstPauseMs = 20;  // while the node is still pre-faulting
 constexpr uint64_t kLastPauseMs = 1000;
 
-}  // namespace
-
-PageMapper::PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only)
-    : writable_(writable), read_only_(read_only), mapped_(writable.size() / kGranule / 64 + 1) {
-    const uint64_t at_once = std::min<uint64_t>(writable_.size(), kAtOnceBytes);
-    for (uint64_t granule = 0; granule * kGranule < at_once && resident(granule); ++granule) {
-        map_granule(granule);
-    }
-    const SignalsBlocked blocked;
-    thread_ = std::thread([this] { run(); });
-}
-
-PageMapper::~PageMapper() {
-    {
-        const MutexLock lock(mutex_);
-        stopping_ = true;
-    }
-    stop_.notify_all();
-    thread_.join();
-}
-
-std::span<uint8_t> PageMapper::part(std::span<uint8_t> mapping, uint64_t granule) const {
+std::span<uint8_t> part(std::span<uint8_t> mapping, uint64_t granule) {
     const uint64_t at = granule * kGranule;
     return mapping.subspan(at, std::min(kGranule, mapping.size() - at));
 }
 
-void PageMapper::map_granule(uint64_t granule) {
-    if (writable_.empty()) {
-        return;
+}  // namespace
+
+PageMapper::Ahead::Ahead(std::span<uint8_t> to_write, std::span<uint8_t> to_read)
+    : writable(to_write), read_only(to_read), mapped(to_write.size() / kGranule / 64 + 1) {}
+
+PageMapper::PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only, Begin begin,
+                       std::shared_ptr<const void> keeps)
+    : ahead_(std::make_shared<Ahead>(writable, read_only)), waits_(keeps == nullptr) {
+    ahead_->keeps = std::move(keeps);
+    const uint64_t at_once =
+        begin == Begin::kAtOnce ? std::min<uint64_t>(writable.size(), kAtOnceBytes) : 0;
+    for (uint64_t granule = 0; granule * kGranule < at_once && ahead_->resident(granule);
+         ++granule) {
+        ahead_->map_granule(granule);
     }
-    const uint64_t bit = uint64_t{1} << (granule % 64);
-    if ((mapped_[granule / 64].fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
-        // An older kernel refuses: then the pages come by faults.
-        const std::span<uint8_t> pages = part(writable_, granule);
-        (void)madvise(pages.data(), pages.size(), kPopulateRead);
+    const SignalsBlocked blocked;
+    thread_ = std::thread([ahead = ahead_] { ahead->run(); });
+}
+
+PageMapper::~PageMapper() {
+    {
+        const MutexLock lock(ahead_->mutex);
+        ahead_->stopping = true;
     }
+    ahead_->stop.notify_all();
+    if (waits_) {
+        thread_.join();
+    } else {
+        join_later(std::move(thread_), ahead_);
+    }
+}
+
+// Those that have ended are joined with the next one. The list is never destroyed: at the exit of
+// the process, or of a forked child that has none of these threads, nobody waits for them.
+void PageMapper::join_later(std::thread thread, std::shared_ptr<Ahead> ahead) {
+    struct Ending {
+        std::thread thread;
+        std::shared_ptr<Ahead> ahead;
+    };
+    static Mutex mutex;
+    static auto* const endings = new std::vector<Ending>();
+    const MutexLock lock(mutex);
+    std::erase_if(*endings, [](Ending& one) {
+        const bool ended = one.ahead->ended.load(std::memory_order_acquire);
+        if (ended) {
+            one.thread.join();
+        }
+        return ended;
+    });
+    endings->push_back({std::move(thread), std::move(ahead)});
 }
 
 void PageMapper::map(uint64_t offset, uint64_t size) {
     for (uint64_t granule = offset / kGranule; granule * kGranule < offset + size; ++granule) {
-        map_granule(granule);
+        ahead_->map_granule(granule);
     }
 }
 
-bool PageMapper::resident(uint64_t granule) const {
-    const std::span<uint8_t> pages = part(read_only_, granule);
+void PageMapper::Ahead::map_granule(uint64_t granule) {
+    if (writable.empty()) {
+        return;
+    }
+    const uint64_t bit = uint64_t{1} << (granule % 64);
+    if ((mapped[granule / 64].fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
+        // An older kernel refuses: then the pages come by faults.
+        const std::span<uint8_t> pages = part(writable, granule);
+        (void)madvise(pages.data(), pages.size(), kPopulateRead);
+    }
+}
+
+bool PageMapper::Ahead::resident(uint64_t granule) const {
+    const std::span<uint8_t> pages = part(read_only, granule);
     const auto page_bytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     std::array<unsigned char, kGranule / 4096> states{};
     const uint64_t count = (pages.size() + page_bytes - 1) / page_bytes;
@@ -81,20 +112,30 @@ bool PageMapper::resident(uint64_t granule) const {
                        [](unsigned char state) { return (state & 1) != 0; });
 }
 
-bool PageMapper::pause(uint64_t pause_ms) {
-    const MutexLock lock(mutex_);
-    stop_.wait_for(mutex_, std::chrono::milliseconds(pause_ms),
-                   [this]() KV_REQUIRES(mutex_) { return stopping_; });
-    return !stopping_;
+bool PageMapper::Ahead::pause(uint64_t pause_ms) {
+    const MutexLock lock(mutex);
+    stop.wait_for(mutex, std::chrono::milliseconds(pause_ms),
+                  [this]() KV_REQUIRES(mutex) { return stopping; });
+    return !stopping;
 }
 
-void PageMapper::run() {
+void PageMapper::Ahead::run() {
     const sched_param none{};
     (void)sched_setscheduler(0, SCHED_IDLE, &none);  // this thread alone
     pthread_setname_np(pthread_self(), "kv-map-ahead");
-    const uint64_t bytes = std::min<uint64_t>(read_only_.size(), kMaxAheadBytes);
+    go_ahead();
+    {
+        const MutexLock lock(mutex);
+        stop.wait(mutex, [this]() KV_REQUIRES(mutex) { return stopping; });
+    }
+    keeps.reset();
+    ended.store(true, std::memory_order_release);
+}
+
+void PageMapper::Ahead::go_ahead() {
+    const uint64_t end = std::min<uint64_t>(read_only.size(), kMaxAheadBytes);
     uint64_t pause_ms = kFirstPauseMs;
-    for (uint64_t granule = 0; granule * kGranule < bytes;) {
+    for (uint64_t granule = 0; granule * kGranule < end;) {
         if (!resident(granule)) {
             if (!pause(pause_ms)) {
                 return;
@@ -107,10 +148,10 @@ void PageMapper::run() {
         }
         pause_ms = kFirstPauseMs;
         map_granule(granule);
-        const std::span<uint8_t> pages = part(read_only_, granule);
+        const std::span<uint8_t> pages = part(read_only, granule);
         (void)madvise(pages.data(), pages.size(), kPopulateRead);
         ++granule;
-        ahead_bytes_.store(std::min(granule * kGranule, bytes), std::memory_order_relaxed);
+        bytes.store(std::min(granule * kGranule, end), std::memory_order_relaxed);
     }
 }
 

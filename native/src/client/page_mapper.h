@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <thread>
 #include <vector>
@@ -18,31 +19,48 @@ namespace kvstore {
 // what is in memory already is mapped, so nothing is allocated here.
 class PageMapper {
   public:
-    // Two mappings of one segment, the first one empty for a process that only reads; both stay
-    // until this object is gone.
-    PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only);
+    enum class Begin : uint8_t {
+        kAtOnce,
+        kLater,  // by the thread: a call waits for this, and its next ones will
+    };
+    // Two mappings of one segment, the first one empty for a process that only reads. `keeps` holds
+    // them, until the thread has ended. Without it both stay until this object is gone.
+    PageMapper(std::span<uint8_t> writable, std::span<uint8_t> read_only,
+               Begin begin = Begin::kAtOnce, std::shared_ptr<const void> keeps = nullptr);
+    // With `keeps` it waits for nothing: on a busy machine a thread that runs only on idle
+    // processors ends late, and to unmap a large segment takes its time.
     ~PageMapper();
     PageMapper(const PageMapper&) = delete;
     PageMapper& operator=(const PageMapper&) = delete;
 
     // For a block that is about to be written; the node has pre-faulted it. Thread-safe.
     void map(uint64_t offset, uint64_t size);
-    uint64_t mapped_ahead() const { return ahead_bytes_.load(std::memory_order_relaxed); }
+    uint64_t mapped_ahead() const { return ahead_->bytes.load(std::memory_order_relaxed); }
 
   private:
-    void run();
-    bool pause(uint64_t pause_ms);  // false: stop
-    bool resident(uint64_t granule) const;
-    void map_granule(uint64_t granule);
-    std::span<uint8_t> part(std::span<uint8_t> mapping, uint64_t granule) const;
+    // Shared with the thread.
+    struct Ahead {
+        Ahead(std::span<uint8_t> to_write, std::span<uint8_t> to_read);
+        void run();
+        void go_ahead();
+        bool pause(uint64_t pause_ms);  // false: stop
+        bool resident(uint64_t granule) const;
+        void map_granule(uint64_t granule);
 
-    std::span<uint8_t> writable_;
-    std::span<uint8_t> read_only_;
-    std::vector<std::atomic<uint64_t>> mapped_;  // of writable_: a bit per granule
-    std::atomic<uint64_t> ahead_bytes_{0};
-    Mutex mutex_;
-    CondVar stop_;
-    bool stopping_ KV_GUARDED_BY(mutex_) = false;
+        const std::span<uint8_t> writable;
+        const std::span<uint8_t> read_only;
+        std::shared_ptr<const void> keeps;          // given up by the thread
+        std::vector<std::atomic<uint64_t>> mapped;  // of `writable`: a bit per granule
+        std::atomic<uint64_t> bytes{0};
+        std::atomic<bool> ended{false};
+        Mutex mutex;
+        CondVar stop;
+        bool stopping KV_GUARDED_BY(mutex) = false;
+    };
+    static void join_later(std::thread thread, std::shared_ptr<Ahead> ahead);
+
+    const std::shared_ptr<Ahead> ahead_;
+    const bool waits_;  // for the thread, at the end
     std::thread thread_;
 };
 

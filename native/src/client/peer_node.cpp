@@ -75,6 +75,11 @@ std::shared_ptr<LocalNode> PeerNode::attached() const {
     return local_ != nullptr && local_->usable() ? local_ : nullptr;
 }
 
+bool PeerNode::ended(uint32_t epoch) const {
+    const MutexLock lock(mutex_);
+    return local_ != nullptr && local_->owner_gone() && local_->node_epoch() == epoch;
+}
+
 std::shared_ptr<LocalNode> PeerNode::kept() const {
     const MutexLock lock(mutex_);
     const bool is_kept =
@@ -90,7 +95,11 @@ std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
         return node;
     }
     const std::shared_ptr<const PeerInfo> known = info();
-    if (known->unix_endpoint.empty() || is_gone(known->state) || !attach_breaker_.allow()) {
+    // The process that the table speaks of may have ended: what is left of its socket would keep a
+    // read waiting. The next lookup brings the table of its successor.
+    const bool only_way = transport_ == Transport::kShm;
+    if (known->unix_endpoint.empty() || is_gone(known->state) ||
+        (ended(known->epoch) && !only_way) || !attach_breaker_.allow()) {
         return nullptr;
     }
     Result<Endpoint> endpoint = Endpoint::parse(known->unix_endpoint);

@@ -77,6 +77,8 @@ class PeerNode {
     void shutdown();
 
   private:
+    // Whether the process of this epoch was seen to end.
+    bool ended(uint32_t epoch) const KV_EXCLUDES(mutex_);
     std::shared_ptr<LocalNode> take_if_gone() KV_REQUIRES(mutex_);
     std::shared_ptr<LocalNode> attach(const PeerInfo& known, const Endpoint& endpoint,
                                       Deadline deadline) KV_EXCLUDES(mutex_);

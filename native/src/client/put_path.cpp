@@ -156,7 +156,15 @@ void PutPath::put_by_socket(std::span<PutItem*> open, const PeerNode* except) {
     std::erase_if(eligible, [&](const auto& peer) { return peer.get() == except; });
     const std::shared_ptr<PeerNode> peer = context_.nodes().choose(eligible);
     if (peer != nullptr) {
-        return send_put(*peer, open);
+        send_put(*peer, open);
+        std::vector<PutItem*> refused;
+        std::copy_if(open.begin(), open.end(), std::back_inserter(refused),
+                     [](const PutItem* item) { return item->result == Code::kUnavailable; });
+        // It has lost its master, or is stopping: another one may have not.
+        if (except == nullptr && !refused.empty() && !deadline_.expired()) {
+            put_by_socket(refused, peer.get());
+        }
+        return;
     }
     if (except == nullptr && context_.nodes().refresh(deadline_).code() != Code::kOk) {
         set_all(open, Code::kUnavailable);  // neither a node nor a master: nothing to wait for
