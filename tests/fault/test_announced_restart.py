@@ -45,6 +45,10 @@ def missed(store: kvstore.Store, keys: list[str]) -> list[MissReason]:
     return reasons
 
 
+def wait_found(store: kvstore.Store, keys: list[str]) -> None:
+    wait_for(lambda: not any(missed(store, keys)), "the node's objects", 30)
+
+
 def test_a_node_is_upgraded_in_place(cluster: Cluster, tmp_path: Path) -> None:
     package = other_version(tmp_path)
     nodes = {name: cluster.start_node(name, restart_ms=60_000) for name in "ab"}
@@ -80,7 +84,7 @@ def test_a_node_is_upgraded_in_place(cluster: Cluster, tmp_path: Path) -> None:
     again = cluster.start_node("a", package=package, **config)
     assert again.ports["port"] == ports["port"]
     for store in (near, far):
-        wait_for(lambda store=store: not any(missed(store, kept)), "the node's objects", 30)
+        wait_found(store, kept)
         assert store.get(changed) == b"another version"
         assert store.get(removed) is None
     versions = {one["node_id"]: one["state"] for one in cluster.cli("nodes")}
@@ -145,4 +149,4 @@ def test_a_master_that_restarts_meanwhile_takes_the_node_back(cluster: Cluster) 
     assert cluster.node_states()["a"] == "dead"
     wait_for(lambda: near.put("new", b"new").ok, "puts to be granted", 30)
     cluster.start_node("a", **cluster.configs["a"])
-    wait_for(lambda: not any(missed(near, on_a)), "the node's objects", 30)
+    wait_found(near, on_a)
