@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from kvstore._proto import node_pb2
 from tests.console.pages import PALE, UNNAMED, VIEWS, refreshed, text, visit
 from tests.support.browser import Page
 from tests.support.cluster import Cluster
+from tests.support.control import http_get
 from tests.support.payloads import proof
 from tests.support.processes import wait_for
 from tests.support.simulated import Simulated, simulated
@@ -18,7 +20,14 @@ from tests.support.simulated import Simulated, simulated
 pytestmark = [pytest.mark.console, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MARKUP = "<img src=x onerror=hacked=1><script>hacked=1</script>\"'"
+LONG = "one-word-" * 100
 SHAPES = {"desktop": (1280, 900), "phone": (390, 844), "narrow": (320, 640)}
+
+
+def hot_keys(cluster: Cluster) -> set[str]:
+    """The first keys of what the page shows as hot prefixes."""
+    body = http_get(cluster.master, "/console/api/prefixes")[1]
+    return {row["key"] for row in json.loads(body)["prefixes"]}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +52,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             for number in range(200):
                 store.put(f"k{number}", proof(f"k{number}", 64 << 10))
                 store.get(f"k{number // 2}")
-            store.put(MARKUP, b"x")
+            for key in (MARKUP, LONG):
+                store.put(key, b"x")
+                for _ in range(20):
+                    store.get(key)
             wait_for(lambda: evil.beats > 2, "the heartbeats")
+            wait_for(lambda: {MARKUP, LONG} <= hot_keys(cluster), "the reads to be told", 20)
             yield cluster
     finally:
         cluster.close()

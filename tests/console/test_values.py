@@ -146,6 +146,26 @@ def test_the_tenants(page: Page, busy: Cluster) -> None:
     assert owner["bytes"] == sum(row["bytes"] for row in spaces.values())
 
 
+def test_the_prefixes(page: Page, busy: Cluster) -> None:
+    store = busy.connect(namespace="vllm-model")
+    keys = [f"prompt/{number}" for number in range(4)]
+    store.batch_put(keys, [b"x" * 100] * 4, parent="-")
+    for _ in range(500):
+        store.batch_get(keys)
+
+    def told() -> bool:
+        visit(page, busy.master, "prefixes")
+        first = rows(page, "Hot prefixes")[0]
+        return (first.get("key"), first.get("namespace")) == ("prompt/0", "vllm-model")
+
+    wait_for(told, "the page to show the chain that is read most", 30)
+    shown = rows(page, "Hot prefixes")
+    assert not {*keys[1:]} & {row["key"] for row in shown}
+    rates = [row["reads_per_s"] for row in shown]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 2 * rates[1]
+    assert shown[0]["read_bytes_per_s"] == pytest.approx(100 * rates[0])
+
+
 def test_the_events(page: Page, busy: Cluster) -> None:
     visit(page, busy.master, "events")
     kinds = page.evaluate("[...document.querySelectorAll('.event')].map((one) => one.dataset.kind)")
