@@ -70,7 +70,7 @@ class CopyPlannerTest : public testing::Test {
 TEST_F(CopyPlannerTest, NodesWithRoomAreFilledBeforeOthersEvict) {
     // Node 1 has room for eight objects more; the others would evict, whatever their weight.
     nodes_[1].free_bytes = 900;
-    for (const NodeNumber slot : {2, 3}) {
+    for (const size_t slot : {2, 3}) {
         nodes_[slot].weight = 100;
         nodes_[slot].free_bytes = 50;
     }
