@@ -55,10 +55,11 @@ def counted(counts: Mapping[str, int]) -> dict[str, Any]:
         "hits_shm": counts["hits_shm"],
         "hits_tcp": counts["hits_socket"],
         "hits_ucx": counts["hits_ucx"],
+        # Not all are counted by themselves: restarting is node_down.
         "misses": {
-            reason.value: counts[f"misses_{reason.value}"]
+            reason.value: counts[name]
             for reason in MissReason
-            if reason is not MissReason.None_
+            if (name := f"misses_{reason.value}") in counts
         },
         "bytes_shm": counts["bytes_read_shm"],
         "bytes_tcp": counts["bytes_read_socket"],
