@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from kvstore._proto import types_pb2 as kvstore_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kvstore/v1/master.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/types.proto\"G\n\rLocateRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0c\n\x04keys\x18\x02 \x03(\t\"\x82\x01\n\x0bLocateReply\x12\x30\n\x08prefixes\x18\x01 \x03(\x0b\x32\x1e.kvstore.v1.LocateReply.Prefix\x12\x16\n\x0e\x63luster_length\x18\x02 \x01(\r\x1a)\n\x06Prefix\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\r\"H\n\x0cWatchRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x06\"\x97\x02\n\nWatchEvent\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.kvstore.v1.WatchEvent.Kind\x12(\n\tnamespace\x18\x02 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x06\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07node_id\x18\x06 \x01(\t\"q\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_PUBLISH\x10\x01\x12\x11\n\rKIND_WITHDRAW\x10\x02\x12\x0f\n\x0bKIND_REMOVE\x10\x03\x12\x0e\n\nKIND_FLUSH\x10\x04\x12\r\n\tKIND_NODE\x10\x05\"T\n\nWatchReply\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.kvstore.v1.WatchEvent\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x06\x12\x0e\n\x06resync\x18\x03 \x01(\x08\"\x12\n\x10ListNodesRequest\"5\n\x0eListNodesReply\x12#\n\x05nodes\x18\x01 \x03(\x0b\x32\x14.kvstore.v1.NodeInfo\"=\n\x0c\x44rainRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0c\n\x04look\x18\x03 \x01(\x08\"\xc2\x01\n\nDrainReply\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.NodeInfo\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\x12\x11\n\twaits_for\x18\x03 \x01(\t\x12\x12\n\nleft_bytes\x18\x04 \x01(\x04\x12\x12\n\nroom_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x65victed_objects\x18\x06 \x01(\x04\x12\x15\n\revicted_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cleft_objects\x18\x08 \x01(\x04\" \n\rForgetRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"D\n\x0b\x46orgetReply\x12\x11\n\tforgotten\x18\x01 \x01(\x08\x12\"\n\x04node\x18\x02 \x01(\x0b\x32\x14.kvstore.v1.NodeInfo\"3\n\x0fSnapshotRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x04\"P\n\rSnapshotReply\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.kvstore.v1.SnapshotProgress\"L\n\x0c\x46lushRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"}\n\nFlushReply\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x17\n\x0funreached_nodes\x18\x02 \x03(\t\x12\x17\n\x0fnamespace_epoch\x18\x03 \x01(\r\x12\r\n\x05known\x18\x04 \x01(\x08\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"[\n\rRemoveRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"8\n\x0bRemoveReply\x12\x10\n\x08statuses\x18\x01 \x03(\x05\x12\x17\n\x0funreached_nodes\x18\x02 \x03(\t\"j\n\x0fListKeysRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x06\x12\r\n\x05limit\x18\x04 \x01(\r\"-\n\rListKeysReply\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x06\"G\n\x0eInspectRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xbf\x01\n\x0cInspectReply\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x06\x12\x1c\n\x03pin\x18\x03 \x01(\x0e\x32\x0f.kvstore.v1.Pin\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x03\x12%\n\x08replicas\x18\x05 \x03(\x0b\x32\x13.kvstore.v1.Replica\x12\x13\n\x0bttl_left_ms\x18\x06 \x01(\x04\x12\x17\n\x0freplicas_wanted\x18\x07 \x01(\r\"\'\n\x15ListNamespacesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x94\x01\n\rNamespaceInfo\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07objects\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x16\n\x0ekeys_looked_up\x18\x05 \x01(\x04\x12\x12\n\nkeys_found\x18\x06 \x01(\x04\"V\n\x13ListNamespacesReply\x12-\n\nnamespaces\x18\x01 \x03(\x0b\x32\x19.kvstore.v1.NamespaceInfo\x12\x10\n\x08left_out\x18\x02 \x01(\r\"\x0e\n\x0cReuseRequest\"\xa8\x02\n\nReuseReply\x12\x12\n\nupto_bytes\x18\x01 \x03(\x04\x12\x0c\n\x04uses\x18\x02 \x03(\x01\x12\x11\n\tcold_uses\x18\x03 \x01(\x01\x12\x0c\n\x04hits\x18\x04 \x01(\x01\x12\x0c\n\x04puts\x18\x05 \x01(\x01\x12\x11\n\tlost_hits\x18\x06 \x01(\x01\x12\x14\n\x0csample_level\x18\x07 \x01(\r\x12\x14\n\x0csampled_keys\x18\x08 \x01(\x04\x12\x14\n\x0csampled_uses\x18\t \x01(\x04\x12\x13\n\x0bobserved_ms\x18\n \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\x12\x0f\n\x07\x62usy_us\x18\x0c \x01(\x04\x12\x1b\n\x13\x64ram_capacity_bytes\x18\r \x01(\x04\x12\x1b\n\x13nvme_capacity_bytes\x18\x0e \x01(\x04\"\x0f\n\rStatusRequest\"\xfa\x02\n\x0bStatusReply\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x14\n\x0cmaster_epoch\x18\x03 \x01(\r\x12\x12\n\nrebuilding\x18\x04 \x01(\x08\x12\x15\n\rawaited_nodes\x18\x05 \x03(\t\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x0f\n\x07objects\x18\x07 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x08 \x01(\x04\x12\x12\n\nused_bytes\x18\t \x01(\x04\x12\x13\n\x0bnodes_alive\x18\n \x01(\r\x12\x13\n\x0bnodes_known\x18\x0b \x01(\r\x12 \n\x18under_replicated_objects\x18\x0c \x01(\x04\x12\x1a\n\x12pending_operations\x18\r \x01(\x04\x12\x16\n\x0e\x62lock_endpoint\x18\x0e \x01(\t\x12\x15\n\rgrpc_endpoint\x18\x0f \x01(\t\x12\x15\n\rhttp_endpoint\x18\x10 \x01(\t2\xd4\x06\n\x06Master\x12<\n\x06Locate\x12\x19.kvstore.v1.LocateRequest\x1a\x17.kvstore.v1.LocateReply\x12;\n\x05Watch\x12\x18.kvstore.v1.WatchRequest\x1a\x16.kvstore.v1.WatchReply0\x01\x12\x45\n\tListNodes\x12\x1c.kvstore.v1.ListNodesRequest\x1a\x1a.kvstore.v1.ListNodesReply\x12\x39\n\x05\x44rain\x12\x18.kvstore.v1.DrainRequest\x1a\x16.kvstore.v1.DrainReply\x12<\n\x06\x46orget\x12\x19.kvstore.v1.ForgetRequest\x1a\x17.kvstore.v1.ForgetReply\x12\x42\n\x08Snapshot\x12\x1b.kvstore.v1.SnapshotRequest\x1a\x19.kvstore.v1.SnapshotReply\x12\x39\n\x05\x46lush\x12\x18.kvstore.v1.FlushRequest\x1a\x16.kvstore.v1.FlushReply\x12<\n\x06Remove\x12\x19.kvstore.v1.RemoveRequest\x1a\x17.kvstore.v1.RemoveReply\x12\x42\n\x08ListKeys\x12\x1b.kvstore.v1.ListKeysRequest\x1a\x19.kvstore.v1.ListKeysReply\x12?\n\x07Inspect\x12\x1a.kvstore.v1.InspectRequest\x1a\x18.kvstore.v1.InspectReply\x12<\n\x06Status\x12\x19.kvstore.v1.StatusRequest\x1a\x17.kvstore.v1.StatusReply\x12\x39\n\x05Reuse\x12\x18.kvstore.v1.ReuseRequest\x1a\x16.kvstore.v1.ReuseReply\x12T\n\x0eListNamespaces\x12!.kvstore.v1.ListNamespacesRequest\x1a\x1f.kvstore.v1.ListNamespacesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kvstore/v1/master.proto\x12\nkvstore.v1\x1a\x16kvstore/v1/types.proto\"G\n\rLocateRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0c\n\x04keys\x18\x02 \x03(\t\"\x82\x01\n\x0bLocateReply\x12\x30\n\x08prefixes\x18\x01 \x03(\x0b\x32\x1e.kvstore.v1.LocateReply.Prefix\x12\x16\n\x0e\x63luster_length\x18\x02 \x01(\r\x1a)\n\x06Prefix\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\r\"H\n\x0cWatchRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x06\"\x97\x02\n\nWatchEvent\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.kvstore.v1.WatchEvent.Kind\x12(\n\tnamespace\x18\x02 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x06\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07node_id\x18\x06 \x01(\t\"q\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_PUBLISH\x10\x01\x12\x11\n\rKIND_WITHDRAW\x10\x02\x12\x0f\n\x0bKIND_REMOVE\x10\x03\x12\x0e\n\nKIND_FLUSH\x10\x04\x12\r\n\tKIND_NODE\x10\x05\"T\n\nWatchReply\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.kvstore.v1.WatchEvent\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x06\x12\x0e\n\x06resync\x18\x03 \x01(\x08\"\x12\n\x10ListNodesRequest\"5\n\x0eListNodesReply\x12#\n\x05nodes\x18\x01 \x03(\x0b\x32\x14.kvstore.v1.NodeInfo\"=\n\x0c\x44rainRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0c\n\x04look\x18\x03 \x01(\x08\"\xd2\x01\n\nDrainReply\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.kvstore.v1.NodeInfo\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\x12\x11\n\twaits_for\x18\x03 \x01(\t\x12\x12\n\nleft_bytes\x18\x04 \x01(\x04\x12\x12\n\nroom_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x65victed_objects\x18\x06 \x01(\x04\x12\x15\n\revicted_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cleft_objects\x18\x08 \x01(\x04\x12\x0e\n\x06looked\x18\t \x01(\x08\" \n\rForgetRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"D\n\x0b\x46orgetReply\x12\x11\n\tforgotten\x18\x01 \x01(\x08\x12\"\n\x04node\x18\x02 \x01(\x0b\x32\x14.kvstore.v1.NodeInfo\"3\n\x0fSnapshotRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x04\"P\n\rSnapshotReply\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.kvstore.v1.SnapshotProgress\"L\n\x0c\x46lushRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\"}\n\nFlushReply\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12\x17\n\x0funreached_nodes\x18\x02 \x03(\t\x12\x17\n\x0fnamespace_epoch\x18\x03 \x01(\r\x12\r\n\x05known\x18\x04 \x01(\x08\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"[\n\rRemoveRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"8\n\x0bRemoveReply\x12\x10\n\x08statuses\x18\x01 \x03(\x05\x12\x17\n\x0funreached_nodes\x18\x02 \x03(\t\"j\n\x0fListKeysRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x06\x12\r\n\x05limit\x18\x04 \x01(\r\"-\n\rListKeysReply\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x06\"G\n\x0eInspectRequest\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xbf\x01\n\x0cInspectReply\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x06\x12\x1c\n\x03pin\x18\x03 \x01(\x0e\x32\x0f.kvstore.v1.Pin\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x03\x12%\n\x08replicas\x18\x05 \x03(\x0b\x32\x13.kvstore.v1.Replica\x12\x13\n\x0bttl_left_ms\x18\x06 \x01(\x04\x12\x17\n\x0freplicas_wanted\x18\x07 \x01(\r\"\'\n\x15ListNamespacesRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"\x94\x01\n\rNamespaceInfo\x12(\n\tnamespace\x18\x01 \x01(\x0b\x32\x15.kvstore.v1.Namespace\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07objects\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x16\n\x0ekeys_looked_up\x18\x05 \x01(\x04\x12\x12\n\nkeys_found\x18\x06 \x01(\x04\"V\n\x13ListNamespacesReply\x12-\n\nnamespaces\x18\x01 \x03(\x0b\x32\x19.kvstore.v1.NamespaceInfo\x12\x10\n\x08left_out\x18\x02 \x01(\r\"\x0e\n\x0cReuseRequest\"\xa8\x02\n\nReuseReply\x12\x12\n\nupto_bytes\x18\x01 \x03(\x04\x12\x0c\n\x04uses\x18\x02 \x03(\x01\x12\x11\n\tcold_uses\x18\x03 \x01(\x01\x12\x0c\n\x04hits\x18\x04 \x01(\x01\x12\x0c\n\x04puts\x18\x05 \x01(\x01\x12\x11\n\tlost_hits\x18\x06 \x01(\x01\x12\x14\n\x0csample_level\x18\x07 \x01(\r\x12\x14\n\x0csampled_keys\x18\x08 \x01(\x04\x12\x14\n\x0csampled_uses\x18\t \x01(\x04\x12\x13\n\x0bobserved_ms\x18\n \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\x12\x0f\n\x07\x62usy_us\x18\x0c \x01(\x04\x12\x1b\n\x13\x64ram_capacity_bytes\x18\r \x01(\x04\x12\x1b\n\x13nvme_capacity_bytes\x18\x0e \x01(\x04\"\x0f\n\rStatusRequest\"\xfa\x02\n\x0bStatusReply\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x14\n\x0cmaster_epoch\x18\x03 \x01(\r\x12\x12\n\nrebuilding\x18\x04 \x01(\x08\x12\x15\n\rawaited_nodes\x18\x05 \x03(\t\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\x12\x0f\n\x07objects\x18\x07 \x01(\x04\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x08 \x01(\x04\x12\x12\n\nused_bytes\x18\t \x01(\x04\x12\x13\n\x0bnodes_alive\x18\n \x01(\r\x12\x13\n\x0bnodes_known\x18\x0b \x01(\r\x12 \n\x18under_replicated_objects\x18\x0c \x01(\x04\x12\x1a\n\x12pending_operations\x18\r \x01(\x04\x12\x16\n\x0e\x62lock_endpoint\x18\x0e \x01(\t\x12\x15\n\rgrpc_endpoint\x18\x0f \x01(\t\x12\x15\n\rhttp_endpoint\x18\x10 \x01(\t2\xd4\x06\n\x06Master\x12<\n\x06Locate\x12\x19.kvstore.v1.LocateRequest\x1a\x17.kvstore.v1.LocateReply\x12;\n\x05Watch\x12\x18.kvstore.v1.WatchRequest\x1a\x16.kvstore.v1.WatchReply0\x01\x12\x45\n\tListNodes\x12\x1c.kvstore.v1.ListNodesRequest\x1a\x1a.kvstore.v1.ListNodesReply\x12\x39\n\x05\x44rain\x12\x18.kvstore.v1.DrainRequest\x1a\x16.kvstore.v1.DrainReply\x12<\n\x06\x46orget\x12\x19.kvstore.v1.ForgetRequest\x1a\x17.kvstore.v1.ForgetReply\x12\x42\n\x08Snapshot\x12\x1b.kvstore.v1.SnapshotRequest\x1a\x19.kvstore.v1.SnapshotReply\x12\x39\n\x05\x46lush\x12\x18.kvstore.v1.FlushRequest\x1a\x16.kvstore.v1.FlushReply\x12<\n\x06Remove\x12\x19.kvstore.v1.RemoveRequest\x1a\x17.kvstore.v1.RemoveReply\x12\x42\n\x08ListKeys\x12\x1b.kvstore.v1.ListKeysRequest\x1a\x19.kvstore.v1.ListKeysReply\x12?\n\x07Inspect\x12\x1a.kvstore.v1.InspectRequest\x1a\x18.kvstore.v1.InspectReply\x12<\n\x06Status\x12\x19.kvstore.v1.StatusRequest\x1a\x17.kvstore.v1.StatusReply\x12\x39\n\x05Reuse\x12\x18.kvstore.v1.ReuseRequest\x1a\x16.kvstore.v1.ReuseReply\x12T\n\x0eListNamespaces\x12!.kvstore.v1.ListNamespacesRequest\x1a\x1f.kvstore.v1.ListNamespacesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,45 +44,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINREQUEST']._serialized_start=786
   _globals['_DRAINREQUEST']._serialized_end=847
   _globals['_DRAINREPLY']._serialized_start=850
-  _globals['_DRAINREPLY']._serialized_end=1044
-  _globals['_FORGETREQUEST']._serialized_start=1046
-  _globals['_FORGETREQUEST']._serialized_end=1078
-  _globals['_FORGETREPLY']._serialized_start=1080
-  _globals['_FORGETREPLY']._serialized_end=1148
-  _globals['_SNAPSHOTREQUEST']._serialized_start=1150
-  _globals['_SNAPSHOTREQUEST']._serialized_end=1201
-  _globals['_SNAPSHOTREPLY']._serialized_start=1203
-  _globals['_SNAPSHOTREPLY']._serialized_end=1283
-  _globals['_FLUSHREQUEST']._serialized_start=1285
-  _globals['_FLUSHREQUEST']._serialized_end=1361
-  _globals['_FLUSHREPLY']._serialized_start=1363
-  _globals['_FLUSHREPLY']._serialized_end=1488
-  _globals['_REMOVEREQUEST']._serialized_start=1490
-  _globals['_REMOVEREQUEST']._serialized_end=1581
-  _globals['_REMOVEREPLY']._serialized_start=1583
-  _globals['_REMOVEREPLY']._serialized_end=1639
-  _globals['_LISTKEYSREQUEST']._serialized_start=1641
-  _globals['_LISTKEYSREQUEST']._serialized_end=1747
-  _globals['_LISTKEYSREPLY']._serialized_start=1749
-  _globals['_LISTKEYSREPLY']._serialized_end=1794
-  _globals['_INSPECTREQUEST']._serialized_start=1796
-  _globals['_INSPECTREQUEST']._serialized_end=1867
-  _globals['_INSPECTREPLY']._serialized_start=1870
-  _globals['_INSPECTREPLY']._serialized_end=2061
-  _globals['_LISTNAMESPACESREQUEST']._serialized_start=2063
-  _globals['_LISTNAMESPACESREQUEST']._serialized_end=2102
-  _globals['_NAMESPACEINFO']._serialized_start=2105
-  _globals['_NAMESPACEINFO']._serialized_end=2253
-  _globals['_LISTNAMESPACESREPLY']._serialized_start=2255
-  _globals['_LISTNAMESPACESREPLY']._serialized_end=2341
-  _globals['_REUSEREQUEST']._serialized_start=2343
-  _globals['_REUSEREQUEST']._serialized_end=2357
-  _globals['_REUSEREPLY']._serialized_start=2360
-  _globals['_REUSEREPLY']._serialized_end=2656
-  _globals['_STATUSREQUEST']._serialized_start=2658
-  _globals['_STATUSREQUEST']._serialized_end=2673
-  _globals['_STATUSREPLY']._serialized_start=2676
-  _globals['_STATUSREPLY']._serialized_end=3054
-  _globals['_MASTER']._serialized_start=3057
-  _globals['_MASTER']._serialized_end=3909
+  _globals['_DRAINREPLY']._serialized_end=1060
+  _globals['_FORGETREQUEST']._serialized_start=1062
+  _globals['_FORGETREQUEST']._serialized_end=1094
+  _globals['_FORGETREPLY']._serialized_start=1096
+  _globals['_FORGETREPLY']._serialized_end=1164
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1166
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1217
+  _globals['_SNAPSHOTREPLY']._serialized_start=1219
+  _globals['_SNAPSHOTREPLY']._serialized_end=1299
+  _globals['_FLUSHREQUEST']._serialized_start=1301
+  _globals['_FLUSHREQUEST']._serialized_end=1377
+  _globals['_FLUSHREPLY']._serialized_start=1379
+  _globals['_FLUSHREPLY']._serialized_end=1504
+  _globals['_REMOVEREQUEST']._serialized_start=1506
+  _globals['_REMOVEREQUEST']._serialized_end=1597
+  _globals['_REMOVEREPLY']._serialized_start=1599
+  _globals['_REMOVEREPLY']._serialized_end=1655
+  _globals['_LISTKEYSREQUEST']._serialized_start=1657
+  _globals['_LISTKEYSREQUEST']._serialized_end=1763
+  _globals['_LISTKEYSREPLY']._serialized_start=1765
+  _globals['_LISTKEYSREPLY']._serialized_end=1810
+  _globals['_INSPECTREQUEST']._serialized_start=1812
+  _globals['_INSPECTREQUEST']._serialized_end=1883
+  _globals['_INSPECTREPLY']._serialized_start=1886
+  _globals['_INSPECTREPLY']._serialized_end=2077
+  _globals['_LISTNAMESPACESREQUEST']._serialized_start=2079
+  _globals['_LISTNAMESPACESREQUEST']._serialized_end=2118
+  _globals['_NAMESPACEINFO']._serialized_start=2121
+  _globals['_NAMESPACEINFO']._serialized_end=2269
+  _globals['_LISTNAMESPACESREPLY']._serialized_start=2271
+  _globals['_LISTNAMESPACESREPLY']._serialized_end=2357
+  _globals['_REUSEREQUEST']._serialized_start=2359
+  _globals['_REUSEREQUEST']._serialized_end=2373
+  _globals['_REUSEREPLY']._serialized_start=2376
+  _globals['_REUSEREPLY']._serialized_end=2672
+  _globals['_STATUSREQUEST']._serialized_start=2674
+  _globals['_STATUSREQUEST']._serialized_end=2689
+  _globals['_STATUSREPLY']._serialized_start=2692
+  _globals['_STATUSREPLY']._serialized_end=3070
+  _globals['_MASTER']._serialized_start=3073
+  _globals['_MASTER']._serialized_end=3925
 # @@protoc_insertion_point(module_scope)

@@ -272,7 +272,7 @@ class DrainRequest(_message.Message):
     cancel: _builtins.bool
     """accept writes again"""
     look: _builtins.bool
-    """change nothing: what would a drain move?"""
+    """change nothing, whatever `cancel` says: what would a drain move?"""
     def __init__(
         self,
         *,
@@ -300,6 +300,7 @@ class DrainReply(_message.Message):
     EVICTED_OBJECTS_FIELD_NUMBER: _builtins.int
     EVICTED_BYTES_FIELD_NUMBER: _builtins.int
     LEFT_OBJECTS_FIELD_NUMBER: _builtins.int
+    LOOKED_FIELD_NUMBER: _builtins.int
     drained: _builtins.bool
     """every object is also on another node: it may be stopped"""
     waits_for: _builtins.str
@@ -316,6 +317,8 @@ class DrainReply(_message.Message):
     """of those that were evicted from memory"""
     left_objects: _builtins.int
     """those with left_bytes, for a node that does not drain, too"""
+    looked: _builtins.bool
+    """the answer to `look`, which older masters do not know"""
     @_builtins.property
     def node(self) -> _types_pb2.NodeInfo: ...
     def __init__(
@@ -329,10 +332,11 @@ class DrainReply(_message.Message):
         evicted_objects: _builtins.int = ...,
         evicted_bytes: _builtins.int = ...,
         left_objects: _builtins.int = ...,
+        looked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "evicted_bytes", b"evicted_bytes", "evicted_objects", b"evicted_objects", "left_bytes", b"left_bytes", "left_objects", b"left_objects", "node", b"node", "room_bytes", b"room_bytes", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "evicted_bytes", b"evicted_bytes", "evicted_objects", b"evicted_objects", "left_bytes", b"left_bytes", "left_objects", b"left_objects", "looked", b"looked", "node", b"node", "room_bytes", b"room_bytes", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

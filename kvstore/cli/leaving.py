@@ -142,8 +142,11 @@ def drain(
         if cancel:
             _say_undrained(ask(cancel=True), as_json)
             return
-        before = ask(look=True)
+        # A master of an older version does not know `look`, and must not begin a drain then.
+        before = ask(look=True, cancel=dry_run)
         if dry_run:
+            if not before.looked:
+                fail("this version of the master cannot say it: upgrade it first", Exit.FAILED)
             _say_dry(node_id, before, as_json)
             return
         if not before.drained and not as_json:

@@ -228,6 +228,7 @@ class MasterHandlers:
             room_bytes=sum(map(policy.room, takers)),
             evicted_objects=evicted,
             evicted_bytes=evicted_bytes,
+            looked=request.look,
         )
 
     def forget(self, request: master_pb2.ForgetRequest) -> master_pb2.ForgetReply:
