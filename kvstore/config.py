@@ -29,6 +29,7 @@ RELOAD = "reload"
 EMPTIED = "emptied"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=0, le=1 << 47, extra={_SIZE: True})]  # an address space
+PollUs = Annotated[int, Meta(ge=AUTO, le=MAX_US)]
 Ms = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
 
 SHARED_DOMAIN = "shared"
@@ -80,12 +81,8 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str, _fixed("Write the bound ports to this file, as JSON, once serving.")
     ] = ""
     poll_us: Annotated[
-        int,
-        Meta(ge=AUTO, le=MAX_US),
-        _fixed(
-            "Threads of the block port poll for up to this long before they sleep, as long as that "
-            "pays. -1: 20 where the process may use eight CPUs, else 0."
-        ),
+        PollUs,
+        _fixed("A waiting thread polls for so long, while that pays. -1: 20 with 8 CPUs, else 0."),
     ] = AUTO
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$"), _live("debug, info, warning or error.")
