@@ -343,7 +343,7 @@ def _forget(cluster: Cluster, event: ForgetNode) -> Outcome:
     node = cluster.nodes.get(event.node_id)
     if node is None:
         return cluster, [Refuse(Status.NotFound, f"no node {event.node_id!r}")]
-    if node.state is not NodeState.DEAD:
+    if node.session_id != 0:
         return cluster, []
     return _without(cluster, node), [Forget(node.node_id)]
 

@@ -164,14 +164,14 @@ def test_nodes_tenants_and_events(cluster: Cluster, tmp_path: Path) -> None:
         plane.master.Drain(master_pb2.DrainRequest(node_id="b"), **plane.call)
     cluster.nodes["a"].terminate()
     # The master looks once a second: a node that is back by then has restarted, no more.
-    wait_for(lambda: "left" in kinds(master), "the node's end to be told")
+    wait_for(lambda: "restarts" in kinds(master), "the node's end to be told")
     cluster.start_node("a", **config)
     cluster.nodes["b"].kill()
     cluster.wait_state("b", "dead")
     # A file that is refused while the node runs.
     (cluster.folder / "a.json").write_text('{"nobody_knows": 1}')
     cluster.nodes["a"].signal(signal.SIGHUP)
-    wanted = {"started", "joined", "evicted", "drain", "left", "restarted", "died"}
+    wanted = {"started", "joined", "evicted", "drain", "restarts", "restarted", "died"}
     wanted |= {"config_refused"}
     wait_for(lambda: wanted <= kinds(master), f"events: {wanted}", 20)
     (a, b) = ask(master, "nodes")["nodes"]

@@ -279,7 +279,9 @@ def test_an_announced_restart_is_awaited_until_its_deadline() -> None:
     (told,) = only(decisions, SetNode)
     assert isinstance(told, SetNode) and told.state is NodeState.RESTARTING and told.weight == 0
     assert not policy.start([cluster.nodes["a"]], 20).rebuilding  # no put waits for it
-    cluster, decisions = run(cluster, (ForgetNode("a"), 20), (Tick(), 3009))
+    forgotten, decisions = run(cluster, (ForgetNode("a"), 20))
+    assert forgotten.nodes == {} and only(decisions, Forget) == [Forget("a")]
+    cluster, decisions = run(cluster, (Tick(), 3009))
     assert cluster.nodes["a"].state is NodeState.RESTARTING and not only(decisions, SetNode)
     back, _ = run(cluster, (register(2, incarnation=8), 3009))
     assert back.nodes["a"].state is NodeState.ALIVE
