@@ -137,9 +137,10 @@ def test_what_is_logged_for_a_traced_http_request_carries_its_ids(node: Daemon) 
 def test_puts_by_both_ways_go_on_at_the_node(
     cluster: Cluster, node: Daemon, collector: Collector, provider: TracerProvider
 ) -> None:
-    for transport, name in (("tcp", "put"), ("auto", "commit")):
+    ways = (("tcp", SIZE, "put"), ("auto", SIZE, "put"), ("auto", 2 * SIZE, "commit"))
+    for transport, size, name in ways:
         store = cluster.connect(transport=transport, tracing=provider)
-        assert store.put(f"by {transport}", b"x" * SIZE) is Status.Ok
+        assert store.put(f"{size} bytes by {transport}", b"x" * size) is Status.Ok
         call = collector.spans()[-1]
         assert call.name == "kvstore.put"
         found = wait_for_spans(collector, call.trace_id, f"kvstore.node.{name}")
