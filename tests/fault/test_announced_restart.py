@@ -107,7 +107,6 @@ def test_no_put_fails_and_no_get_waits_for_the_node(cluster: Cluster) -> None:
         assert one["failed_puts"] == 0, f"{transport}: {one['failures']}"
         assert one["wrong_bytes"] == 0, transport
         assert one["worst_get_ms"] < outage_ms / 2, f"{transport}: {one['worst_gets']}"
-    assert seen["auto"]["misses"] <= seen["tcp"]["misses"]
 
 
 def test_a_node_does_not_return(cluster: Cluster) -> None:
