@@ -36,6 +36,7 @@ MISSES = {
     MissReason.Checksum: (Exit.FAILED, "the stored bytes are damaged"),
     MissReason.BufferTooSmall: (Exit.FAILED, "it has grown while it was read"),
     MissReason.NodeDown: (Exit.UNAVAILABLE, "the nodes that hold the object are down"),
+    MissReason.Restarting: (Exit.UNAVAILABLE, "the nodes that hold the object are restarting"),
     MissReason.Rebuilding: (
         Exit.UNAVAILABLE,
         "unknown: the master has just started and still asks its nodes",

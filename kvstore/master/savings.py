@@ -16,6 +16,7 @@ LOST: Final = (
     MissReason.Evicted,
     MissReason.IndexFull,
     MissReason.NodeDown,
+    MissReason.Restarting,
     MissReason.Version,
     MissReason.Checksum,
     MissReason.Rebuilding,
