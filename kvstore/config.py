@@ -17,9 +17,9 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from kvstore import limits
 from kvstore.addresses import is_host, is_host_and_port
 from kvstore.errors import InvalidArgumentError
-from kvstore.limits import MAX_DOMAINS, MAX_LABELS, MAX_SOCKET_PATH_BYTES, is_valid_name
 from kvstore.options import read_object, refuse_unknown
 from kvstore.polling import AUTO, MAX_US
 from kvstore.sizes import parse_size
@@ -82,7 +82,7 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = ""
     poll_us: Annotated[
         PollUs,
-        _fixed("A waiting thread polls for so long, while that pays. -1: 20 with 8 CPUs, else 0."),
+        _fixed("A waiting thread polls up to this long, if that pays. -1: 20 with 8 CPUs, else 0."),
     ] = AUTO
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$"), _live("debug, info, warning or error.")
@@ -388,11 +388,8 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 20_000
     restart_ms: Annotated[
         int,
-        Meta(ge=0, le=60_000),
-        _live(
-            "Time within which a node that SIGTERM stops is expected back with its objects: until "
-            "then it is restarting, afterwards dead. 0: it is dead at once, as a draining one is."
-        ),
+        Meta(ge=0, le=limits.MAX_RESTART_MS),
+        _live("A node that SIGTERM stops is restarting, at most this long, then dead. 0: at once."),
     ] = 10_000
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
     reservation_ms: Annotated[Ms, _live("Uncommitted writes are aborted after this time.")] = 30_000
@@ -435,7 +432,8 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         if bool(self.nvme_dir) != bool(self.nvme_size):
             raise ValueError("`nvme_dir` and `nvme_size` must be set together")
         names = [self.node_id, *self.labels, *self.labels.values()]
-        if not all(map(is_valid_name, names)) or len(self.placement_labels()) > MAX_LABELS:
+        fit = len(self.placement_labels()) <= limits.MAX_LABELS
+        if not (fit and all(map(limits.is_valid_name, names))):
             raise ValueError("`node_id` or `labels` contains an invalid name")
         self._check_domains()
         self._check_socket()
@@ -450,14 +448,14 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
                 )
         members = [tenant for tenants in self.domains.values() for tenant in tenants]
         mapping = [*self.shm_read, *self.shm_write]
-        if not all(map(is_valid_name, members + mapping)):
+        if not all(map(limits.is_valid_name, members + mapping)):
             raise ValueError("`shm_read`, `shm_write` or `domains` contains an invalid name")
         for key, tenants in (("domains", members), ("shm_read` and `shm_write", mapping)):
             twice = sorted({tenant for tenant in tenants if tenants.count(tenant) > 1})
             if twice:
                 raise ValueError(f"`{key}`: tenant {twice[0]} is named twice")
-        if len(self.domains) > MAX_DOMAINS:
-            raise ValueError(f"`domains`: at most {MAX_DOMAINS}")
+        if len(self.domains) > limits.MAX_DOMAINS:
+            raise ValueError(f"`domains`: at most {limits.MAX_DOMAINS}")
         unknown = sorted(set(self.domain_shares) - {*self.domains, *_NAMED_DOMAINS})
         if unknown:
             raise ValueError(f"`domain_shares`: there is no domain {unknown[0]}")
@@ -485,10 +483,10 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         path = Path(self.socket_dir) / self.file_name() / "node.sock"
         if not path.is_absolute():
             raise ValueError("`socket_dir` must be an absolute path: clients get to know it")
-        if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
+        if len(str(path).encode()) > limits.MAX_SOCKET_PATH_BYTES:
             raise ValueError(
                 f"`socket_dir` and `node_id` are too long for a socket: {path} has more than "
-                f"{MAX_SOCKET_PATH_BYTES} bytes"
+                f"{limits.MAX_SOCKET_PATH_BYTES} bytes"
             )
 
     def socket_permissions(self) -> int:

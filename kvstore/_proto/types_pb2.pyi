@@ -238,7 +238,7 @@ class NodeInfo(_message.Message):
     endpoint_problem: _builtins.str
     """why clients are not told its endpoint; empty: they are, or soon"""
     restarting_ms: _builtins.int
-    """of a dead one that announced its restart: awaited for so long"""
+    """of a dead one that announced its restart: time it is awaited"""
     @_builtins.property
     def endpoints(self) -> Global___Endpoints: ...
     @_builtins.property

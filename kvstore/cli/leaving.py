@@ -201,6 +201,7 @@ def _say(
 ) -> None:
     left = _Loss(reply.left_objects, reply.left_bytes)
     evicted = _evicted(before, reply)
+    cost = f"; the other nodes evicted {evicted} meanwhile" if evicted.objects else ""
     if as_json:
         print_json(
             {
@@ -213,7 +214,6 @@ def _say(
             }
         )
     elif reply.drained:
-        cost = f"; the other nodes evicted {evicted} meanwhile" if evicted.objects else ""
         click.echo(f"{node_id}: drained{cost}")
     elif no_wait:
         click.echo(f"{node_id}: {left.objects:,} objects left")
@@ -222,7 +222,6 @@ def _say(
     if as_json:
         sys.exit(Exit.FAILED)
     why = f"; {reply.waits_for}" if reply.waits_for else ""
-    cost = f"; the other nodes evicted {evicted} meanwhile" if evicted.objects else ""
     lost = f"{left} left, lost if it is stopped now" if left.objects else "0 objects left"
     fail(f"{node_id}: {lost}{why}{cost}", Exit.FAILED)
 
