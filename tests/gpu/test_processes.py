@@ -50,7 +50,7 @@ def mapped():
 with kvstore.open(segment_size="64mb") as store:
     store.put("a", b"1" * 100000)
     store.put("b", bytearray(10))
-    threads = len(os.listdir("/proc/self/task"))
+    threads = set(os.listdir("/proc/self/task"))
     assert store.get_into("a", bytearray(100000)) == 100000
     assert store.batch_get_into(["a"], [bytearray(100000)]) == [100000]
     for wrong in (None, 1, object(), [1]):
@@ -61,7 +61,7 @@ with kvstore.open(segment_size="64mb") as store:
                 assert "buffer protocol" in str(error), error
             else:
                 raise AssertionError(wrong)
-    assert len(os.listdir("/proc/self/task")) == threads
+    assert set(os.listdir("/proc/self/task")) <= threads
     assert not mapped()
 print("fine")
 """,

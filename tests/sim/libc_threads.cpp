@@ -9,7 +9,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -255,17 +254,6 @@ int pthread_sigmask(int how, const sigset_t* set, sigset_t* old) noexcept {
                                       : real(&pthread_sigmask, "pthread_sigmask")(how, set, old);
 }
 
-// Fibers have no priorities of their own.
-int setpriority(__priority_which_t which, id_t who, int value) noexcept {
-    return fiber_runtime() != nullptr
-               ? 0
-               : static_cast<int>(syscall(SYS_setpriority, which, who, value));
-}
-int sched_setscheduler(pid_t pid, int policy, const sched_param* parameters) noexcept {
-    return fiber_runtime() != nullptr
-               ? 0
-               : static_cast<int>(syscall(SYS_sched_setscheduler, pid, policy, parameters));
-}
 int sched_yield() noexcept {
     if (Runtime* const runtime = fiber_runtime()) {
         runtime->yield();

@@ -2,13 +2,11 @@
 #include "client/page_mapper.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 
 #include "base/mutex.h"
 #include "base/signals_blocked.h"
@@ -24,8 +22,10 @@ constexpr uint64_t kGranule = 256u << 10;
 constexpr uint64_t kAtOnceBytes = 256u << 20;
 constexpr uint64_t kMaxAheadBytes = 64ull << 30;  // larger segments have huge pages
 constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14; older headers do not know it
-constexpr uint64_t kFirstPauseMs = 20;  // while the node is still pre-faulting
-constexpr uint64_t kLastPauseMs = 1000;
+constexpr std::chrono::nanoseconds kFirstPause = std::chrono::milliseconds(20);  // while the node
+constexpr std::chrono::nanoseconds kLastPause = std::chrono::seconds(1);         // pre-faults
+constexpr uint64_t kGranulesPerRest = 16;
+constexpr int kRestsPerWork = 4;
 
 std::span<uint8_t> part(std::span<uint8_t> mapping, uint64_t granule) {
     const uint64_t at = granule * kGranule;
@@ -112,16 +112,13 @@ bool PageMapper::Ahead::resident(uint64_t granule) const {
                        [](unsigned char state) { return (state & 1) != 0; });
 }
 
-bool PageMapper::Ahead::pause(uint64_t pause_ms) {
+bool PageMapper::Ahead::pause(std::chrono::nanoseconds pause) {
     const MutexLock lock(mutex);
-    stop.wait_for(mutex, std::chrono::milliseconds(pause_ms),
-                  [this]() KV_REQUIRES(mutex) { return stopping; });
+    stop.wait_for(mutex, pause, [this]() KV_REQUIRES(mutex) { return stopping; });
     return !stopping;
 }
 
 void PageMapper::Ahead::run() {
-    const sched_param none{};
-    (void)sched_setscheduler(0, SCHED_IDLE, &none);  // this thread alone
     pthread_setname_np(pthread_self(), "kv-map-ahead");
     go_ahead();
     {
@@ -134,24 +131,29 @@ void PageMapper::Ahead::run() {
 
 void PageMapper::Ahead::go_ahead() {
     const uint64_t end = std::min<uint64_t>(read_only.size(), kMaxAheadBytes);
-    uint64_t pause_ms = kFirstPauseMs;
+    std::chrono::nanoseconds wait = kFirstPause;
+    auto begun = std::chrono::steady_clock::now();
     for (uint64_t granule = 0; granule * kGranule < end;) {
         if (!resident(granule)) {
-            if (!pause(pause_ms)) {
+            if (!pause(wait)) {
                 return;
             }
-            pause_ms = std::min(2 * pause_ms, kLastPauseMs);
+            wait = std::min(2 * wait, kLastPause);
+            begun = std::chrono::steady_clock::now();
             continue;
         }
-        if (granule % 64 == 0 && !pause(0)) {
-            return;
-        }
-        pause_ms = kFirstPauseMs;
+        wait = kFirstPause;
         map_granule(granule);
         const std::span<uint8_t> pages = part(read_only, granule);
         (void)madvise(pages.data(), pages.size(), kPopulateRead);
         ++granule;
         bytes.store(std::min(granule * kGranule, end), std::memory_order_relaxed);
+        if (granule % kGranulesPerRest == 0) {
+            if (!pause(kRestsPerWork * (std::chrono::steady_clock::now() - begun))) {
+                return;
+            }
+            begun = std::chrono::steady_clock::now();
+        }
     }
 }
 

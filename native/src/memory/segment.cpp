@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -30,8 +29,6 @@ std::string in_mebibytes(uint64_t bytes) {
 }
 
 namespace {
-
-constexpr int kPrefaultNice = 10;
 
 constexpr uint64_t kUnlimited = UINT64_MAX;
 
@@ -355,8 +352,8 @@ std::string Segment::path() const {
 }
 
 void Segment::prefault_loop() {
-    // Filling the segment takes a while; serving what is ready goes first. This thread alone.
-    (void)setpriority(PRIO_PROCESS, 0, kPrefaultNice);
+    // With no lower priority than the threads that serve: while it maps a slice, it holds the lock
+    // that they need to map or unmap anything.
     // What was kept is mapped first: the node reads it for clients of other hosts.
     for (uint64_t begin = std::min(options_.slice_bytes, size()); begin < size();) {
         const uint64_t end = std::min(begin + options_.slice_bytes, size());

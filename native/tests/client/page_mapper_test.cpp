@@ -2,12 +2,17 @@
 #include "client/page_mapper.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
 #include <thread>
 
 #include "base/file.h"
@@ -52,6 +57,37 @@ TEST(PageMapper, FollowsWhatIsInMemoryAndAllocatesNothing) {
     mapper.map(kGranule, kBytes - kGranule);
     EXPECT_EQ(wait_for(kBytes), kBytes);
     EXPECT_EQ(memory[kBytes - 1], 2);
+}
+
+// "policy nice" of this process's thread of that name; empty if there is none.
+std::string scheduling_of(const std::string& name) {
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+        std::ifstream comm(task.path() / "comm");
+        std::string line;
+        if (std::getline(comm, line) && line == name) {
+            const pid_t id = std::stoi(task.path().filename().string());
+            return std::to_string(sched_getscheduler(id)) + " " +
+                   std::to_string(getpriority(PRIO_PROCESS, static_cast<id_t>(id)));
+        }
+    }
+    return "";
+}
+
+// Else a busy machine keeps it from giving back the lock of the process's memory map.
+TEST(PageMapper, ItsThreadHasThePriorityOfTheOthers) {
+    Result<Fd> file = create_region("", "pages");
+    ASSERT_TRUE(file.ok());
+    ASSERT_EQ(ftruncate(file->get(), kBytes), 0);
+    Result<Mapping> read_only = Mapping::map(file->get(), kBytes, false);
+    ASSERT_TRUE(read_only.ok());
+    const PageMapper mapper({}, {read_only->data(), kBytes});
+    std::string seen;
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (seen.empty() && std::chrono::steady_clock::now() < deadline) {
+        seen = scheduling_of("kv-map-ahead");
+    }
+    EXPECT_EQ(seen, std::to_string(sched_getscheduler(0)) + " " +
+                        std::to_string(getpriority(PRIO_PROCESS, 0)));
 }
 
 }  // namespace
