@@ -110,6 +110,9 @@ def header_bytes(dims: int) -> int:
     return -(-(_FIXED.size + 16 * dims) // _ALIGN) * _ALIGN
 
 
+MAX_HEADER_BYTES = header_bytes(_MAX_DIMS)
+
+
 def parse_header(data: Any) -> tuple[Layout, int] | None:
     """Decode the header at the start of a buffer.
 

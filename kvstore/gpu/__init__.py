@@ -1,1 +1,5 @@
-"""What GPUs run for kvstore, and arrays of CuPy; nothing here is imported before it is needed."""
+"""What GPUs run for kvstore, and arrays of CuPy; CuPy is imported when it is needed."""
+
+from kvstore.gpu.arrays import get_array
+
+__all__ = ["get_array"]

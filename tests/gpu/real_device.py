@@ -14,6 +14,7 @@ from typing import Any
 
 import kvstore
 from kvstore import Status
+from kvstore.gpu import get_array
 from tests.gpu.damage import damage
 from tests.support.payloads import proof
 
@@ -111,6 +112,11 @@ def arrays_of_cupy(store: kvstore.Store) -> None:
     out = cupy.zeros(100_000, dtype=cupy.float32)
     assert store.get_into("cupy", out) == source.nbytes
     assert bool((out == source).all())
+    columns_first = cupy.asfortranarray(source.reshape(100, 1000))
+    assert store.put_tensor("array", columns_first) is Status.Ok
+    array = get_array(store, "array")
+    assert array.strides == columns_first.strides
+    assert bool((array == columns_first).all())
 
 
 def tensors(store: kvstore.Store) -> None:

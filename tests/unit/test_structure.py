@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "": {"client", "embedded"},  # kvstore/__init__.py re-exports the public API
     "_proto": set(),
     "client": set(),
-    "gpu": set(),
+    "gpu": {"client"},
     "master": {"_proto"},
     "node": {"_proto", "topology"},
     "topology": set(),
