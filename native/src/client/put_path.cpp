@@ -44,6 +44,13 @@ bool may_go_elsewhere(Code code) {
     return code == Code::kNoSpace || code == Code::kTooLarge || code == Code::kUnavailable;
 }
 
+std::vector<PutItem*> with_result(std::span<PutItem* const> items, bool (*wanted)(Code)) {
+    std::vector<PutItem*> found;
+    std::copy_if(items.begin(), items.end(), std::back_inserter(found),
+                 [&](const PutItem* item) { return wanted(item->result); });
+    return found;
+}
+
 void set_all(std::span<PutItem*> items, Code code) {
     for (PutItem* item : items) {
         item->result = code;
@@ -133,9 +140,7 @@ bool PutPath::put_shared(std::span<PutItem*> open) {
     } else {
         send_put(*chosen, open);
     }
-    std::vector<PutItem*> refused;
-    std::copy_if(open.begin(), open.end(), std::back_inserter(refused),
-                 [](const PutItem* item) { return may_go_elsewhere(item->result); });
+    std::vector<PutItem*> refused = with_result(open, may_go_elsewhere);
     if (!refused.empty() && !deadline_.expired()) {
         put_by_socket(refused, chosen.get());
     }
@@ -157,9 +162,8 @@ void PutPath::put_by_socket(std::span<PutItem*> open, const PeerNode* except) {
     const std::shared_ptr<PeerNode> peer = context_.nodes().choose(eligible);
     if (peer != nullptr) {
         send_put(*peer, open);
-        std::vector<PutItem*> refused;
-        std::copy_if(open.begin(), open.end(), std::back_inserter(refused),
-                     [](const PutItem* item) { return item->result == Code::kUnavailable; });
+        std::vector<PutItem*> refused =
+            with_result(open, [](Code code) { return code == Code::kUnavailable; });
         // It has lost its master, or is stopping: another one may have not.
         if (except == nullptr && !refused.empty() && !deadline_.expired()) {
             put_by_socket(refused, peer.get());
