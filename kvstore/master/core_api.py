@@ -211,6 +211,11 @@ class MasterCoreApi(Protocol):
     ) -> None:
         """Remove keys; calls `done` with the status of each and the unreached nodes."""
 
+    def recorded_then(
+        self, tenant: str, namespace: str, keys: list[str], done: Callable[[int], None]
+    ) -> None:
+        """Call done(status) when all that nodes have answered of these keys is recorded."""
+
     def list_keys(
         self, tenant: str, namespace: str, prefix: str, cursor: int, limit: int
     ) -> tuple[list[str], int]:

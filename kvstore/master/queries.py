@@ -19,6 +19,7 @@ from kvstore.errors import KvstoreError
 from kvstore.http import admitted, http_status, json_response
 from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.master.core_api import CoreObject, MasterCoreApi
+from kvstore.master.recorded import recorded
 from kvstore.master.registry import Registry
 from kvstore.security import Guard, Role
 from kvstore.text import printable
@@ -52,6 +53,7 @@ class Queries:
         async def checked(request: web.Request) -> web.StreamResponse:
             try:
                 _, tenant, namespace = admitted(request, self._guard)
+                await recorded(self._core, tenant, namespace, _keys_of(request))
             except KvstoreError as error:
                 return _refused(error)
             return await answer(request, tenant, namespace)
@@ -98,7 +100,7 @@ class Queries:
 
     async def _batch(self, request: web.Request, tenant: str, namespace: str) -> web.Response:
         """Return the replicas of several keys, separated by commas, as one JSON object."""
-        keys = [key for key in request.query.get("keys", "").split(",") if key]
+        keys = _keys_of(request)
         if not keys or len(keys) > _MAX_KEYS:
             wrong = f"?keys=a,b,… must contain 1 to {_MAX_KEYS} keys"
             return json_response({"success": False, "error": wrong}, status=400)
@@ -113,6 +115,13 @@ class Queries:
         if found is None:
             return {"ok": False, "error": "OBJECT_NOT_FOUND"}
         return {"ok": True, "values": _replicas(found)}
+
+
+def _keys_of(request: web.Request) -> list[str]:
+    """Those that a query names; none: it is about all of the namespace."""
+    if "key" in request.query:
+        return [request.query["key"]]
+    return [key for key in request.query.get("keys", "").split(",") if key]
 
 
 def _refused(error: KvstoreError) -> web.Response:

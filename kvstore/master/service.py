@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import grpc
 
 from kvstore import clock, limits
-from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
+from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc, types_pb2
 from kvstore.audit import Record
 from kvstore.errors import (
     TABLE,
@@ -26,6 +26,7 @@ from kvstore.master import convert
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import MasterHandlers, NodeHandlers
 from kvstore.master.open_calls import OpenCall, OpenCalls
+from kvstore.master.recorded import recorded
 from kvstore.master.watches import Watches
 from kvstore.security import ANYBODY, EVERY_TENANT, Guard, Principal, Role
 
@@ -63,6 +64,7 @@ class Calls:
         tenant: str | None = None,
         node_id: str | None = None,
         admitted: Callable[[Principal], None] = lambda principal: None,
+        first: Callable[[], Awaitable[None]] | None = None,
         deed: Mapping[str, object] | None = None,
     ) -> T:
         """Answer a call.
@@ -75,6 +77,7 @@ class Calls:
             tenant: owner of the objects that it accesses.
             node_id: for which node the caller speaks.
             admitted: called with the caller, before the handler.
+            first: awaited before the handler.
             deed: what the audit log tells of its arguments; None: it tells nothing of this call.
 
         Returns:
@@ -87,6 +90,8 @@ class Calls:
             return principal
 
         async def answer(call: OpenCall) -> T:
+            if first is not None:
+                await first()
             return await self._run_quick(handler)
 
         return await self._run(context, method, tenant, admit, answer, deed)
@@ -311,13 +316,24 @@ class MasterService(master_pb2_grpc.MasterServicer):
         self._watches = watches
         self._master_epoch = master_epoch
 
+    def _recorded(
+        self, namespace: types_pb2.Namespace, keys: Sequence[str] = ()
+    ) -> Callable[[], Awaitable[None]]:
+        """Return what waits until answered puts of these keys (none: of any) are recorded."""
+
+        async def wait() -> None:
+            await recorded(self._core, *convert.check_namespace(namespace), keys)
+
+        return wait
+
     async def Locate(
         self, request: master_pb2.LocateRequest, context: Context
     ) -> master_pb2.LocateReply:
         """Return prefix lengths by node."""
         tenant = request.namespace.tenant
         work = partial(self._do.locate, request)
-        return await self._run(context, "Locate", _CLIENT, work, tenant=tenant)
+        first = self._recorded(request.namespace, request.keys)
+        return await self._run(context, "Locate", _CLIENT, work, tenant=tenant, first=first)
 
     async def ListNodes(
         self, request: master_pb2.ListNodesRequest, context: Context
@@ -383,7 +399,8 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Read a page of keys."""
         tenant = request.namespace.tenant
         work = partial(self._do.list_keys, request)
-        return await self._run(context, "ListKeys", _CLIENT, work, tenant=tenant)
+        first = self._recorded(request.namespace)
+        return await self._run(context, "ListKeys", _CLIENT, work, tenant=tenant, first=first)
 
     async def Inspect(
         self, request: master_pb2.InspectRequest, context: Context
@@ -391,7 +408,8 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Describe an object."""
         tenant = request.namespace.tenant
         work = partial(self._do.inspect, request)
-        return await self._run(context, "Inspect", _CLIENT, work, tenant=tenant)
+        first = self._recorded(request.namespace, [request.key])
+        return await self._run(context, "Inspect", _CLIENT, work, tenant=tenant, first=first)
 
     async def Status(
         self, request: master_pb2.StatusRequest, context: Context

@@ -66,7 +66,21 @@ void bind_callbacks(nb::class_<PyMaster>& master) {
                     [&] { return self.flush(tenant, ns, timeout_ms, principal, callback); }));
             },
             "tenant"_a, "namespace"_a, "timeout_ms"_a, "principal"_a, "done"_a,
-            "Calls done(code, unreached node ids, new namespace epoch) once, from any thread.");
+            "Calls done(code, unreached node ids, new namespace epoch) once, from any thread.")
+        .def(
+            "recorded_then",
+            [](PyMaster& self, const std::string& tenant, const std::string& ns,
+               const std::vector<std::string>& keys, nb::object done) {
+                Callback callback(std::move(done));
+                unlocked([&] {
+                    self.when_recorded(tenant, ns, keys, [callback](Code code) {
+                        callback(std::tuple(static_cast<int32_t>(code)));
+                    });
+                });
+            },
+            "tenant"_a, "namespace"_a, "keys"_a, "done"_a,
+            "Calls done(code) once, from any thread, when all that nodes have answered of these "
+            "keys (none: of any) is recorded. After a second, or after a stop never.");
 }
 
 void bind_blocking(nb::class_<PyMaster>& master) {

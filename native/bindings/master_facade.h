@@ -57,6 +57,28 @@ class PyMaster {
     NamespacePtr find(const std::string& tenant, const std::string& ns) {
         return core_.directory().namespaces().find(tenant, ns);
     }
+    // Calls `done` once, from any thread, without locks held: kOk when all that nodes have answered
+    // of these keys (none: of any key of the namespace) is recorded, kUnavailable when a node does
+    // not say so.
+    void when_recorded(const std::string& tenant, const std::string& ns,
+                       const std::vector<std::string>& keys, std::function<void(Code)> done) {
+        const NamespacePtr space = core_.has_unannounced() ? find(tenant, ns) : nullptr;
+        size_t bytes = 0;
+        for (const std::string& key : keys) {
+            bytes += key.size();
+        }
+        const std::vector<LinkId> links =
+            space == nullptr ? std::vector<LinkId>() : core_.unannounced(*space, views(keys));
+        if (links.empty()) {
+            return done(Code::kOk);
+        }
+        auto then = [this, done](bool known) {
+            service_.post([done, known] { done(known ? Code::kOk : Code::kUnavailable); });
+        };
+        if (!core_.fence(links, bytes, std::move(then))) {
+            done(Code::kOverloaded);
+        }
+    }
 
     // The changes answer through a callback, once, from any thread; an error instead of a status
     // comes at once, and nothing is called then.

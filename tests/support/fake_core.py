@@ -153,6 +153,11 @@ class FakeCore:
         self.calls.append(("remove", tenant, namespace, keys, timeout_ms, principal))
         done([0] * len(keys), [])
 
+    def recorded_then(
+        self, tenant: str, namespace: str, keys: list[str], done: Callable[[int], None]
+    ) -> None:
+        done(0)
+
     def list_keys(
         self, tenant: str, namespace: str, prefix: str, cursor: int, limit: int
     ) -> tuple[list[str], int]:

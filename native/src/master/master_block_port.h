@@ -37,6 +37,8 @@ class MasterBlockPort final : public ConnectionHandler {
     // What the hello names; before start() when they are known, or any time later.
     void set_endpoints(const std::string& grpc, const std::string& http);
     ServerStats stats() const { return server_->stats(); }
+    // Runs `fn` on the first event loop; dropped once the port has stopped.
+    void post(std::function<void()> fn) { server_->post(0, std::move(fn)); }
     std::vector<Refusal> take_refusals() { return server_->take_refusals(); }
     std::vector<SessionView> sessions() const { return server_->sessions(); }
     size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason) {

@@ -1,0 +1,47 @@
+"""Waiting until the directory has what nodes have answered already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from kvstore.errors import Status, error_for
+from kvstore.master.core_api import MasterCoreApi
+
+_LONGEST_S = 5.0  # the core answers within a second, unless it has been stopped
+
+
+async def recorded(
+    core: MasterCoreApi, tenant: str, namespace: str, keys: Sequence[str] = ()
+) -> None:
+    """Wait until puts that were answered are in the directory; no thread waits with it.
+
+    A node answers a put of a new key when its announcement is on the way.
+
+    Args:
+        core: the directory.
+        tenant: owner of the namespace.
+        namespace: of the keys.
+        keys: that are asked for; none: any of the namespace.
+
+    Raises:
+        UnavailableError: A node that may have answered such a put does not say so.
+        OverloadedError: Too many requests wait already.
+    """
+    loop = asyncio.get_running_loop()
+    waited: asyncio.Future[int] = loop.create_future()
+
+    def settle(code: int) -> None:
+        if not waited.done():
+            waited.set_result(code)
+
+    def done(code: int) -> None:
+        loop.call_soon_threadsafe(settle, code)
+
+    core.recorded_then(tenant, namespace, list(keys), done)
+    try:
+        code = await asyncio.wait_for(waited, _LONGEST_S)
+    except asyncio.TimeoutError:
+        code = Status.Unavailable
+    if code != Status.Ok:
+        raise error_for(code, "a node that writes such keys does not answer; try again")
