@@ -31,6 +31,7 @@ ENGINES_BUDGET_S := 2400
 ENGINES_OPTIONS :=
 RDMA_APT_PACKAGES := qemu-system-x86 iproute2 ibverbs-providers libucx0 ucx-utils python3-pyverbs
 RDMA_BUDGET_S := 900
+RDMA_TESTS := tests/rdma --ignore tests/rdma/test_contract.py
 GPU_PYTHON := python3
 GPU_BUILD := build/gpu
 GPU_BUDGET_S := 110
@@ -51,7 +52,7 @@ REQUIREMENTS = $(PY) -c 'import sys; \
     print(*[one for one in r if not one.startswith("kvcache-store")], sep="\n")'
 
 .PHONY: help demo test lint types native-test python-test format bench bench-peers bench-programs \
-        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-console test-deploy test-engines test-ucx-wheel test-rdma test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
+        test-sanitizers fuzz test-aarch64 test-sim test-attack test-fault test-mutations test-console test-deploy test-engines test-ucx-wheel test-rdma test-rdma-suite test-gpu sdist wheel wheels promtool proto system-packages test-packages clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -213,7 +214,10 @@ test-engines: $(VENV)/.installed $(VENV)/.dev  ## the integrations inside real v
 # once, into the user's cache folder; without KVM its processor is emulated, which takes minutes.
 test-rdma: $(VENV)/.installed $(VENV)/.dev  ## tests/rdma in a virtual machine with RDMA devices; a skipped test is a failure
 	$(call install_packages,$(RDMA_APT_PACKAGES))
-	$(PY) -m tests.rdma.vm --timeout-s $(RDMA_BUDGET_S) -- $(CURDIR)/$(PY) -m pytest --rdma tests/rdma
+	$(PY) -m tests.rdma.vm --timeout-s $(RDMA_BUDGET_S) -- $(CURDIR)/$(PY) -m pytest --rdma $(RDMA_TESTS)
+
+test-rdma-suite: RDMA_TESTS := tests/rdma/test_contract.py
+test-rdma-suite: test-rdma  ## in the same machine, the tests of the API over verbs: minutes
 
 # The UCX that comes with a wheel of nixl (70 MB), where no other is to be seen: that takes root.
 $(VENV)/nixl/.downloaded: | $(VENV)/.tools
