@@ -50,7 +50,14 @@ std::string find_all(void* handle, UcxLibrary* library) {
     return missing;
 }
 
+// The UCX of a nixl wheel brings a libibverbs and a libnl-route of its own, and some of its modules
+// ask for the system's beside them. Both libnl-route have the same versioned symbols: at the exit
+// of the process the destructors of the system's, bound late, would call the wheel's and crash.
+// Bound before, they call their own.
+void bind_system_verbs() { (void)dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL); }
+
 Result<std::unique_ptr<UcxLibrary>> open(const std::string& candidate) {
+    bind_system_verbs();
     void* const handle = dlopen(candidate.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) {
         const char* const why = dlerror();
