@@ -268,9 +268,8 @@ def test_a_node_that_hangs_costs_deadlines_and_no_more(open_engine: Open, cluste
         answer = reader.ask("prefetch", chain="a", pages=8)
         assert answer["same"] == answer["loaded"]
     assert time.monotonic() - started < 10  # a deadline for a lookup and a read each, on a busy day
-    counters = reader.ask("counters")
-    assert counters["get_failures"] > 0
-    assert counters["skipped"] > 0  # and not even that for most
+    # Then nothing of that node is found, or nothing is asked: most prefetches cost no deadline.
+    assert 0 < reader.ask("counters")["get_failures"] <= 3
     node.signal(signal.SIGCONT)
 
     def found() -> bool:
