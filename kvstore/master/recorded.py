@@ -9,6 +9,10 @@ from kvstore.errors import Status, error_for
 from kvstore.master.core_api import MasterCoreApi
 
 _LONGEST_S = 5.0  # the core answers within a second, unless it has been stopped
+_SENTENCES = {
+    Status.Unavailable: "a node that may have stored such keys does not answer; try again",
+    Status.Overloaded: "too many requests wait for the announcements of nodes; try again later",
+}
 
 
 async def recorded(
@@ -25,7 +29,7 @@ async def recorded(
         keys: that are asked for; none: any of the namespace.
 
     Raises:
-        UnavailableError: A node that may have answered such a put does not say so.
+        UnavailableError: A node that may have answered such a put does not answer the master.
         OverloadedError: Too many requests wait already.
     """
     loop = asyncio.get_running_loop()
@@ -44,4 +48,4 @@ async def recorded(
     except asyncio.TimeoutError:
         code = Status.Unavailable
     if code != Status.Ok:
-        raise error_for(code, "a node that writes such keys does not answer; try again")
+        raise error_for(code, _SENTENCES[Status(code)])
