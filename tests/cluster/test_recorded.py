@@ -111,6 +111,9 @@ ASKS: dict[str, Ask] = {
     "query_key": lambda cluster, _: (
         json.loads(read(cluster, f"query_key?namespace=&key={KEY}"))["size_"] == SIZE
     ),
+    "explain": lambda cluster, _: (
+        json.loads(read(cluster, f"console/api/explain?key={KEY}"))["object"]["size"] == SIZE
+    ),
     "batch_query_keys": lambda cluster, _: bool(
         json.loads(read(cluster, f"batch_query_keys?namespace=&keys={KEY}"))["data"][KEY]["ok"]
     ),

@@ -7,7 +7,7 @@ as a bearer token with each request for data. Nothing here changes anything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final
@@ -79,7 +79,9 @@ class Console:
             web.get(
                 "/console/api/events", self._answer(self._events, (Role.OPERATOR,), EVERY_TENANT)
             ),
-            web.get("/console/api/explain", self._answer(self._explain, roles)),
+            web.get(
+                "/console/api/explain", self._answer(self._explain, roles, first=self._recorded)
+            ),
         ]
 
     async def _redirect(self, request: web.Request) -> web.Response:
@@ -95,11 +97,17 @@ class Console:
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
 
     def _answer(
-        self, look: Look, roles: tuple[Role, ...], tenant: str | None = None
+        self,
+        look: Look,
+        roles: tuple[Role, ...],
+        tenant: str | None = None,
+        first: Callable[[web.Request], Awaitable[None]] | None = None,
     ) -> Callable[[web.Request], Any]:
         async def answer(request: web.Request) -> web.Response:
             try:
                 principal = self._guard.admit(request.headers.get("Authorization"), roles, tenant)
+                if first is not None:
+                    await first(request)
                 found = await asyncio.to_thread(look, request, principal)
             except KvstoreError as error:
                 response = json_response({"error": str(error)}, http_status(error.status))
@@ -130,6 +138,13 @@ class Console:
         return {"events": self._views.events()}
 
     def _explain(self, request: web.Request, principal: Principal) -> dict[str, Any]:
+        return self._views.explain(*self._object(request))
+
+    async def _recorded(self, request: web.Request) -> None:
+        await self._views.recorded(*self._object(request))
+
+    def _object(self, request: web.Request) -> tuple[str, str, str]:
+        """Return tenant, namespace and key, which the caller may ask for."""
         tenant = request.query.get("tenant", "default")
         namespace, key = request.query.get("namespace", ""), request.query.get("key", "")
         if not (tenant and is_valid_name(tenant) and is_valid_name(namespace)):
@@ -137,7 +152,7 @@ class Console:
         if not is_valid_key(key):
             raise InvalidArgumentError("key must have 1 to 1024 bytes of UTF-8")
         self._guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant)
-        return self._views.explain(tenant, namespace, key)
+        return tenant, namespace, key
 
 
 def _window_ms(request: web.Request) -> int:

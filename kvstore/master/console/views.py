@@ -13,6 +13,7 @@ from kvstore.master.events import Event
 from kvstore.master.history import Window, evictions, hit_ratio, misses
 from kvstore.master.model import TIER_NVME, Node, NodeState
 from kvstore.master.prefixes import HotPrefixes
+from kvstore.master.recorded import recorded
 from kvstore.master.recorder import Recorder
 from kvstore.master.registry import Registry
 from kvstore.master.savings import Rates, savings
@@ -170,6 +171,10 @@ class Views:
     def events(self) -> list[dict[str, Any]]:
         """Return the recent events, the newest first."""
         return [_event(event) for event in self._recorder.events()]
+
+    async def recorded(self, tenant: str, namespace: str, key: str) -> None:
+        """Wait until puts of the key that were answered are known here."""
+        await recorded(self._core, tenant, namespace, [key])
 
     def explain(self, tenant: str, namespace: str, key: str) -> dict[str, Any]:
         """Describe what the master knows of a key; None for its object: nothing."""
