@@ -5,14 +5,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from kvstore.logging import EventLogger
 
 _log = EventLogger("process")
 
+T = TypeVar("T")
+
 Readiness = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether the process is ready, and a JSON object with the details."""
+
+
+def called_back() -> tuple[asyncio.Future[T], Callable[[T], None]]:
+    """Return a future of the running loop, and what gives it its result, from any thread.
+
+    A result for which nobody waits any more is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    def done(value: T) -> None:
+        loop.call_soon_threadsafe(settle, value)
+
+    return future, done
 
 
 class BackgroundTasks:

@@ -134,6 +134,21 @@ def parse_header(data: Any) -> tuple[Layout, int] | None:
     return layout, length
 
 
+def layout_in(beginning: Any, size: int) -> tuple[Layout, int]:
+    """Decode the header of an object of this size, of which at least the header is given.
+
+    Returns:
+        The layout and where the elements begin.
+
+    Raises:
+        InvalidArgumentError: It is not a tensor.
+    """
+    found = parse_header(beginning)
+    if found is None or found[1] + found[0].size_bytes != size:
+        raise InvalidArgumentError("the object is not a tensor: it was not written by put_tensor")
+    return found
+
+
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether every element between the first and the last belongs to the tensor, once."""
     if 0 in shape:
@@ -246,10 +261,7 @@ def tensor_in(stored: bytearray | memoryview, kind: TensorKind | None) -> Any:
     Raises:
         InvalidArgumentError: The object is not a tensor, or its library is not installed.
     """
-    found = parse_header(stored)
-    if found is None or found[1] + found[0].size_bytes != len(stored):
-        raise InvalidArgumentError("the object is not a tensor: it was not written by put_tensor")
-    layout, start = found
+    layout, start = layout_in(stored, len(stored))
     make = _numpy_in if (kind or layout.kind) == "numpy" else _torch_in
     try:
         return make(stored, layout, start)

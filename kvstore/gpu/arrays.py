@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore.client.store import Store
-from kvstore.client.tensor_format import MAX_HEADER_BYTES, parse_header
+from kvstore.client.tensor_format import MAX_HEADER_BYTES, layout_in
 from kvstore.errors import InvalidArgumentError, Status, UnsupportedError
 
 
@@ -48,10 +48,7 @@ def get_array(store: Store, key: str) -> Any:
 
 def _array_in(cupy: Any, memory: Any, size: int) -> Any:
     header = cupy.asnumpy(memory[: min(size, MAX_HEADER_BYTES)]).tobytes()
-    found = parse_header(header)
-    if found is None or found[1] + found[0].size_bytes != size:
-        raise InvalidArgumentError("the object is not a tensor: it was not written by put_tensor")
-    layout, start = found
+    layout, start = layout_in(header, size)
     try:
         dtype = cupy.dtype(layout.dtype)
     except TypeError:

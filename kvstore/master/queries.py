@@ -44,16 +44,20 @@ class Queries:
         return [
             web.get("/health", self._health),
             web.get("/get_all_segments", self._segments),
-            web.get("/get_all_keys", self._about_keys(self._keys)),
-            web.get("/query_key", self._about_keys(self._key)),
-            web.get("/batch_query_keys", self._about_keys(self._batch)),
+            web.get("/get_all_keys", self._about_keys(self._keys, lambda request: [])),
+            web.get("/query_key", self._about_keys(self._key, lambda request: [_key_of(request)])),
+            web.get("/batch_query_keys", self._about_keys(self._batch, _keys_of)),
         ]
 
-    def _about_keys(self, answer: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _about_keys(
+        self, answer: Answer, asked: Callable[[web.Request], list[str]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return a handler; `asked` are the keys of a request, none: all of the namespace."""
+
         async def checked(request: web.Request) -> web.StreamResponse:
             try:
                 _, tenant, namespace = admitted(request, self._guard)
-                await recorded(self._core, tenant, namespace, _keys_of(request))
+                await recorded(self._core, tenant, namespace, asked(request))
             except KvstoreError as error:
                 return _refused(error)
             return await answer(request, tenant, namespace)
@@ -89,7 +93,7 @@ class Queries:
 
     async def _key(self, request: web.Request, tenant: str, namespace: str) -> web.Response:
         """Return the replicas of a key as JSON, one per line."""
-        key = request.query.get("key", "")
+        key = _key_of(request)
         if not is_valid_key(key):
             return web.Response(status=400, text="?key= is missing or wrong\n")
         found = await asyncio.to_thread(self._core.inspect, tenant, namespace, key)
@@ -117,10 +121,11 @@ class Queries:
         return {"ok": True, "values": _replicas(found)}
 
 
+def _key_of(request: web.Request) -> str:
+    return request.query.get("key", "")
+
+
 def _keys_of(request: web.Request) -> list[str]:
-    """Those that a query names; none: it is about all of the namespace."""
-    if "key" in request.query:
-        return [request.query["key"]]
     return [key for key in request.query.get("keys", "").split(",") if key]
 
 

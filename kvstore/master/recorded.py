@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kvstore.errors import Status, error_for
 from kvstore.master.core_api import MasterCoreApi
+from kvstore.tasks import called_back
 
 _LONGEST_S = 5.0  # the core answers within a second, unless it has been stopped
 _SENTENCES = {
@@ -32,16 +33,8 @@ async def recorded(
         UnavailableError: A node that may have answered such a put does not answer the master.
         OverloadedError: Too many requests wait already.
     """
-    loop = asyncio.get_running_loop()
-    waited: asyncio.Future[int] = loop.create_future()
-
-    def settle(code: int) -> None:
-        if not waited.done():
-            waited.set_result(code)
-
-    def done(code: int) -> None:
-        loop.call_soon_threadsafe(settle, code)
-
+    waited: asyncio.Future[int]
+    waited, done = called_back()
     core.recorded_then(tenant, namespace, list(keys), done)
     try:
         code = await asyncio.wait_for(waited, _LONGEST_S)

@@ -29,6 +29,7 @@ from kvstore.master.open_calls import OpenCall, OpenCalls
 from kvstore.master.recorded import recorded
 from kvstore.master.watches import Watches
 from kvstore.security import ANYBODY, EVERY_TENANT, Guard, Principal, Role
+from kvstore.tasks import called_back
 
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
@@ -121,16 +122,8 @@ class Calls:
 
         async def answer(call: OpenCall) -> T:
             name = "" if call.principal is ANYBODY else call.principal.name
-            loop = asyncio.get_running_loop()
-            reply: asyncio.Future[T] = loop.create_future()
-
-            def settle(value: T) -> None:
-                if not reply.done():  # the caller has gone
-                    reply.set_result(value)
-
-            def done(value: T) -> None:
-                loop.call_soon_threadsafe(settle, value)
-
+            reply: asyncio.Future[T]
+            reply, done = called_back()
             await self._run_quick(partial(handler, name, done))
             return await call.unless_ended(reply)
 

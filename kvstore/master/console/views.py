@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -172,12 +173,12 @@ class Views:
         """Return the recent events, the newest first."""
         return [_event(event) for event in self._recorder.events()]
 
-    async def recorded(self, tenant: str, namespace: str, key: str) -> None:
-        """Wait until puts of the key that were answered are known here."""
-        await recorded(self._core, tenant, namespace, [key])
-
-    def explain(self, tenant: str, namespace: str, key: str) -> dict[str, Any]:
+    async def explain(self, tenant: str, namespace: str, key: str) -> dict[str, Any]:
         """Describe what the master knows of a key; None for its object: nothing."""
+        await recorded(self._core, tenant, namespace, [key])
+        return await asyncio.to_thread(self._described, tenant, namespace, key)
+
+    def _described(self, tenant: str, namespace: str, key: str) -> dict[str, Any]:
         found = self._core.inspect(tenant, namespace, key) if is_valid_key(key) else None
         if found is None:
             return {"key": key, "tenant": tenant, "namespace": namespace, "object": None}
