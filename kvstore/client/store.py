@@ -19,7 +19,13 @@ from kvstore.client.answers import (
     name_reasons,
     statuses_of,
 )
-from kvstore.client.device_buffers import MemoryKind, any_on_device, on_device
+from kvstore.client.device_buffers import (
+    MemoryKind,
+    any_on_device,
+    device_buffer,
+    is_cuda,
+    on_device,
+)
 from kvstore.client.lookup import Lookup
 from kvstore.client.page_calls import PageCalls
 from kvstore.client.registration import Registration
@@ -370,7 +376,13 @@ class Store(TensorCalls, PageCalls, Administration):
         leases = self._client.lease(keys, stride, lease_ms, wait_ms)
         return Lookup(leases.length, leases.reason, leases)
 
-    def register(self, memory: BufferLike | int, size: int | None = None) -> Registration:
+    def register(
+        self,
+        memory: BufferLike | int,
+        size: int | None = None,
+        *,
+        kind: MemoryKind = "host",
+    ) -> Registration:
         """Register memory of this process, once, for all calls that read into it or put from it.
 
         Over RDMA bytes then move to and from it directly; other memory costs a copy (below 1 MiB)
@@ -378,9 +390,13 @@ class Store(TensorCalls, PageCalls, Administration):
         a second for ten of them, and the memory is locked meanwhile (`ulimit -l`). Nodes that are
         put to get a key by which they can read and write it. Without UCX it does nothing.
 
+        Memory of a CUDA device is read and written by the network directly, too, where UCX supports
+        that (GPUDirect); else its bytes pass through pinned memory of the host.
+
         Args:
-            memory: a writable buffer, or an address.
+            memory: a writable buffer of the host or of a CUDA device, or an address.
             size: in bytes, of memory given by its address.
+            kind: of memory given by its address: "host", or "cuda" for one CUDA device.
 
         Returns:
             What ends it.
@@ -393,10 +409,19 @@ class Store(TensorCalls, PageCalls, Administration):
         if isinstance(memory, int):
             checked = whole_number("size", size, 1, _LARGEST)
             address = whole_number("memory", memory, 1, _LARGEST)
-            self._client.register_memory(address, checked)
+            if is_cuda(kind):
+                self._client.register_on_device(address, checked)
+            else:
+                self._client.register_memory(address, checked)
             return self._registration(address, checked)
-        if size is not None:
-            raise InvalidArgumentError("size belongs to memory that is given by its address")
+        if size is not None or kind != "host":
+            raise InvalidArgumentError("size and kind belong to memory given by its address")
+        if on_device(memory):
+            buffer = device_buffer(memory)
+            if not buffer.is_writable:
+                raise InvalidArgumentError("memory that cannot be written is not registered")
+            self._client.register_on_device(buffer.pointer, buffer.size_bytes)
+            return self._registration(buffer.pointer, buffer.size_bytes, buffer.owner)
         address, checked = self._client.register_buffer(memory)
         return self._registration(address, checked, memory)
 

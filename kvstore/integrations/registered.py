@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from kvstore.client.device_buffers import MemoryKind
 from kvstore.client.store import Store
 from kvstore.errors import KvstoreError
 from kvstore.integrations.guard import Guard
@@ -13,17 +14,18 @@ Span = tuple[int, int]
 """Address and size in bytes."""
 
 
-def register(store: Store, guard: Guard, memory: Iterable[Span]) -> None:
+def register(store: Store, guard: Guard, memory: Iterable[Span], kind: MemoryKind = "host") -> None:
     """Register memory until the store is closed; what is refused is copied as before.
 
     Args:
         store: that moves bytes to and from it.
         guard: counts and reports what is refused.
         memory: of the engine; memory that overlaps other memory is registered with it.
+        kind: of that memory: "host", or "cuda" for one CUDA device.
     """
     for address, size in merged(memory):
         try:
-            store.register(address, size)
+            store.register(address, size, kind=kind)
         except KvstoreError as error:
             guard.count("register_failures")
             guard.say("register", f"memory is not registered for RDMA: {error}")

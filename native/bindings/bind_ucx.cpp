@@ -27,7 +27,16 @@ void serve(int socket, int segment, const std::vector<std::string>& libraries,
 void register_memory(Client& client, void* data, size_t bytes) {
     raise_unless_ok(interruptible([&] {
         const Status open = client->context().check_open();
-        return open.ok() ? client->context().ucx().register_memory(data, bytes) : open;
+        return open.ok()
+                   ? client->context().ucx().register_memory(data, bytes, ucp::MemoryType::kHost)
+                   : open;
+    }));
+}
+
+void register_on_device(Client& client, uintptr_t address, size_t bytes) {
+    raise_unless_ok(interruptible([&] {
+        const Status open = client->context().check_open();
+        return open.ok() ? register_device_memory(client->context(), address, bytes) : open;
     }));
 }
 
@@ -56,6 +65,7 @@ void bind_client_ucx(nb::class_<Client>& client) {
                 register_memory(self, reinterpret_cast<void*>(address), bytes);
             },
             "address"_a, "bytes"_a)
+        .def("register_on_device", &register_on_device, "address"_a, "bytes"_a)
         .def(
             "forget_memory",
             [](Client& self, uintptr_t address) {
@@ -70,6 +80,7 @@ void bind_client_ucx(nb::class_<Client>& client) {
             out["wanted"] = ucx.wanted();
             out["error"] = ucx.status().message();
             out["registered_bytes"] = ucx.registered_bytes();
+            out["moves_cuda"] = ucx.moves_cuda();
             return out;
         });
 }

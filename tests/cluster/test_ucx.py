@@ -134,6 +134,35 @@ def test_batches_pieces_and_registered_memory(cluster: Cluster) -> None:
     assert store.batch_get(keys) == [proof(key, size) for key in keys]
 
 
+def test_pieces_of_every_kind(cluster: Cluster) -> None:
+    """Registered, small, large, and more than a lane's own memory holds, in one object or alone."""
+    start_node(cluster, segment_size="256mb")
+    store = connect(cluster, timeout_ms=20_000)
+    wait_by_ucx(store)
+    lengths = [5000, 3 * MIB, 70_000, 1, 900_000]
+    many = [900_000] * 12  # none of them large, and together more than a lane has
+    memory = ctypes.create_string_buffer(sum(many))
+    at = ctypes.addressof(memory)
+    with store.register(at, 4 * MIB):  # the last piece of `lengths` reaches out of it
+        assert put_and_read(store, "mixed", lengths, at) == sum(lengths)
+    assert put_and_read(store, "many", many, at) == 0
+
+
+def put_and_read(store: kvstore.Store, name: str, sizes: list[int], at: int) -> int:
+    """Return how much of a put came by UCX; put and get go to and from the same pieces."""
+    data = proof(name, sum(sizes))
+    places = [at + sum(sizes[:i]) for i in range(len(sizes))]
+    before, began = moved(store), time.monotonic()
+    ctypes.memmove(at, data, len(data))
+    assert store.batch_put_from([name], [places], [sizes]) == [Status.Ok]
+    ctypes.memset(at, 0, len(data))
+    assert store.batch_get_into_pointers([name], [places], [sizes]) == [len(data)]
+    assert time.monotonic() - began < 10, "it waited for room that never comes"
+    assert ctypes.string_at(at, len(data)) == data
+    assert store.get(name) == data
+    return moved(store)["put_bytes_ucx"] - before["put_bytes_ucx"]
+
+
 def check_pieces(
     store: kvstore.Store, key: str, whole: ctypes.Array[ctypes.c_char], size: int
 ) -> None:

@@ -102,6 +102,11 @@ MUTATIONS = (
         "tests/gpu/test_kernels.py::test_pages_by_one_launch",
     ),
     Mutation(
+        "gpu-stream",
+        "a network writes into a GPU's memory when its stream is done with it",
+        "tests/gpu/test_direct.py::test_in_a_process_of_its_own",
+    ),
+    Mutation(
         "owner-lock",
         "one process owns a folder",
         "tests/cluster/test_warm_restart.py::test_a_second_owner_is_refused_and_the_first_one_stays",

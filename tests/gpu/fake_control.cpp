@@ -34,6 +34,20 @@ void fake_free(uint64_t address) {
     driver.memory.erase(it);
 }
 
+// The processor reaches device memory between a call with 1 and one with 0.
+void fake_reach(int on) {
+    static int reaching = 0;
+    const Lock lock(driver.mutex);
+    reaching += on != 0 ? 1 : -1;
+    if (reaching != (on != 0 ? 1 : 0)) {
+        return;
+    }
+    for (const auto& [address, range] : driver.memory) {
+        mprotect(reinterpret_cast<void*>(address), range.size,
+                 on != 0 ? PROT_READ | PROT_WRITE : PROT_NONE);
+    }
+}
+
 // Reads or writes device memory at once, beside every stream.
 void fake_read(uint64_t address, void* to, size_t size) {
     const Lock lock(driver.mutex);

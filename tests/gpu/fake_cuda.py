@@ -11,6 +11,7 @@ from typing import Any
 import kvstore
 from kvstore.gpu import kernels
 
+UCX_SOURCE = Path(__file__).with_name("cuda_ucx.cpp")
 SOURCES = [Path(__file__).with_name(name) for name in ("fake_driver.cpp", "fake_control.cpp")]
 INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS, NOT_SUPPORTED = 1, 2, 700, 801
 
@@ -22,6 +23,16 @@ def build(folder: Path, version: int = 13) -> Path:
     command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", f"-DFAKE_CUDA={version}"]
     command.append(f"-I{package}")
     subprocess.run([*command, "-o", str(library), *map(str, SOURCES)], check=True)
+    return library
+
+
+def build_ucx(folder: Path) -> Path:
+    """Compile a UCX that moves this driver's memory; it needs the system's."""
+    library = folder / "libcuda-ucx.so"
+    native = UCX_SOURCE.parents[2] / "native" / "src"
+    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", f"-I{native}", str(UCX_SOURCE)]
+    command += ["-o", str(library), "-Wl,--no-as-needed", "-l:libucp.so.0"]
+    subprocess.run(command, check=True)
     return library
 
 

@@ -384,6 +384,14 @@ CUresult cuMemHostGetDevicePointer_v2(uint64_t* device, void* host, unsigned) {
     return is_there && driver.has_mapping ? current_state() : kInvalidValue;
 }
 
+CUresult cuFlushGPUDirectRDMAWrites(int target, int scope) {
+    const Lock lock(driver.mutex);
+    if (const CUresult failure = enter("cuFlushGPUDirectRDMAWrites"); failure != kOk) {
+        return failure;
+    }
+    return target == 0 && scope == 100 && !current.empty() ? kOk : kInvalidValue;
+}
+
 CUresult cuMemGetAddressRange_v2(uint64_t* begin, size_t* size, uint64_t where) {
     const Lock lock(driver.mutex);
     ++driver.counts["calls:cuMemGetAddressRange"];

@@ -29,12 +29,13 @@ def test_what_is_refused_is_counted_and_the_engine_goes_on() -> None:
     asked: list[tuple[int, int]] = []
 
     class Store:
-        def register(self, address: int, size: int) -> None:
+        def register(self, address: int, size: int, kind: str) -> None:
+            assert kind == "cuda"
             asked.append((address, size))
             raise NoSpaceError("ulimit -l is too small")
 
     guard, store = Guard("test"), Store()
     opened: Any = store
-    register(opened, guard, [(0, 8), (64, 8)])
+    register(opened, guard, [(0, 8), (64, 8)], "cuda")
     assert asked == [(0, 8), (64, 8)]
     assert guard.stats()["register_failures"] == 2

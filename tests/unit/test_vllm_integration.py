@@ -424,8 +424,8 @@ class FakeMemory:
     def block_bytes(self, group: int) -> int:
         return self.block
 
-    def registers(self) -> list[tuple[int, int]]:
-        return []
+    def register(self, store: Any, guard: Guard) -> None:
+        pass
 
     def mark(self) -> str:
         return "mark"

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvstore.client.store import Store
 from kvstore.errors import KvstoreError, Status
-from kvstore.integrations.registered import Span
+from kvstore.integrations.guard import Guard
 from kvstore.integrations.vllm.pages import Region
 
 
@@ -71,9 +71,8 @@ class DeviceMemory:
         """Return the size of a block's object."""
         return self._sizes[group]
 
-    def registers(self) -> list[Span]:
-        """Return nothing: the staging memory is registered when it is made."""
-        return []
+    def register(self, store: Store, guard: Guard) -> None:
+        """Do nothing: the staging memory is registered when it is made."""
 
     def mark(self) -> Any:
         """Record an event on the stream that the engine computes on."""

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from kvstore.client.page_pools import PagePool
 from kvstore.client.store import Store
 from kvstore.errors import Status
-from kvstore.integrations.registered import Span
-from kvstore.integrations.vllm.pages import Region
+from kvstore.integrations.guard import Guard
+from kvstore.integrations.registered import register
+from kvstore.integrations.vllm.pages import Region, spans
 
 
 class Streams(Protocol):
@@ -68,15 +69,16 @@ class GpuMemory:
         self.layout = layout
         self._streams = streams
         self._regions = regions
+        self._blocks = blocks
         self._pools = {group: _pool(of, blocks) for group, of in regions.items()}
 
     def block_bytes(self, group: int) -> int:
         """Return the size of a block's object."""
         return sum(region.size for region in self._regions[group])
 
-    def registers(self) -> list[Span]:
-        """Return nothing: what comes from other hosts passes through the host."""
-        return []
+    def register(self, store: Store, guard: Guard) -> None:
+        """Register the memory of all blocks: RDMA then reads and writes the GPU's memory."""
+        register(store, guard, spans(self._regions, self._blocks), "cuda")
 
     def mark(self) -> Any:
         """Record an event on the stream that the engine computes on."""

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from kvstore.client.store import Store
 from kvstore.errors import Status
-from kvstore.integrations.registered import Span
+from kvstore.integrations.guard import Guard
+from kvstore.integrations.registered import register
 from kvstore.integrations.vllm.device_memory import DeviceMemory
 from kvstore.integrations.vllm.gpu_memory import GpuMemory, TorchStreams
-from kvstore.integrations.vllm.pages import Region, joined, layout_of, regions_of
+from kvstore.integrations.vllm.pages import Region, joined, layout_of, regions_of, spans
 
 CALL_BYTES = 64 << 20  # per call of the store, whose deadline is short
 
@@ -24,8 +25,8 @@ class Memory(Protocol):
     def block_bytes(self, group: int) -> int:
         """Return the size of a block's object."""
 
-    def registers(self) -> list[Span]:
-        """Return the memory to be registered with a store, once."""
+    def register(self, store: Store, guard: Guard) -> None:
+        """Register what it reads and writes with a store, once."""
 
     def mark(self) -> Any:
         """Mark the work submitted to the device so far, for `put`; for the engine's thread."""
@@ -112,13 +113,9 @@ class HostMemory:
         """Return the size of a block's object."""
         return sum(self._sizes[group])
 
-    def registers(self) -> list[Span]:
-        """Return the memory of all blocks."""
-        return [
-            (region.address, (self._blocks - 1) * region.stride + region.size)
-            for of_group in self._regions.values()
-            for region in of_group
-        ]
+    def register(self, store: Store, guard: Guard) -> None:
+        """Register the memory of all blocks."""
+        register(store, guard, spans(self._regions, self._blocks))
 
     def mark(self) -> None:
         """Do nothing: on a CPU the forward pass has finished when it returns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 NULL_BLOCK = 0  # vLLM's null block: stands for tokens outside a sliding window
@@ -111,6 +111,15 @@ class Region:
     address: int
     stride: int
     size: int
+
+
+def spans(regions: Mapping[int, Sequence[Region]], blocks: int) -> list[tuple[int, int]]:
+    """Return address and size of the memory of all blocks, for each region of each group."""
+    return [
+        (one.address, (blocks - 1) * one.stride + one.size)
+        for of_group in regions.values()
+        for one in of_group
+    ]
 
 
 def regions_of(

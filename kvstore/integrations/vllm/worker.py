@@ -14,7 +14,6 @@ from kvstore.errors import Status
 from kvstore.integrations.guard import UNREACHABLE, Guard
 from kvstore.integrations.identity import UNKNOWN_PARENT
 from kvstore.integrations.link import Link
-from kvstore.integrations.registered import register
 from kvstore.integrations.vllm.memory import CALL_BYTES, Memory
 from kvstore.integrations.vllm.messages import Answer, Load, Loaded, Save, Saved, Step
 from kvstore.integrations.vllm.pages import Blocks
@@ -111,7 +110,7 @@ class WorkerSide:
 
     def _opened(self, namespace: str) -> Store:
         store = self._open_store(namespace)
-        register(store, self._guard, self._memory.registers())
+        self._memory.register(store, self._guard)
         return store
 
     def _load(self, load: Load) -> None:

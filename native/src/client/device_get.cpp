@@ -1,4 +1,4 @@
-// Holds, queues, verifies while the copies run; then everything else by way of pinned memory.
+// Holds, queues, verifies while the copies run; then what other nodes have.
 #include "client/device_get.h"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 
 #include "base/mutation.h"
 #include "client/get_path.h"
+#include "client/remote_reads.h"
 
 namespace kvstore {
 namespace {
@@ -98,6 +99,7 @@ Status DeviceGet::run(std::span<const GetItem> items,
                 others_.push_back(row);
             }
         }
+        read_direct(items);
         status = copy_others(items);
     }
     context_.count(tally_, probe_.slot());
@@ -254,6 +256,35 @@ DeviceTransfer::Judge DeviceGet::judge() {
         }
         return row;
     };
+}
+
+// Straight from other nodes' memory, as far as UCX goes.
+void DeviceGet::read_direct(std::span<const GetItem> items) {
+    DirectMemory memory(context_, call_);
+    std::vector<size_t> rows;
+    std::copy_if(others_.begin(), others_.end(), std::back_inserter(rows),
+                 [&](size_t row) { return memory.reaches(items[row].data); });
+    const CudaContext::Scope scope(*call_.device.context);  // UCX looks for one
+    if (rows.empty() || !scope.status().ok()) {
+        return;
+    }
+    std::vector<GetItem> reads;
+    std::vector<HashedKey> keys;
+    for (const size_t row : rows) {
+        reads.push_back({items[row].key, items[row].data});
+        keys.push_back(probe_.rows()[row].key);
+    }
+    std::vector<size_t> all(rows.size());
+    std::iota(all.begin(), all.end(), size_t{0});
+    RemoteReads(context_, nullptr, &tally_, &memory).run(reads, keys, all, deadline_);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (reads[i].result >= 0) {
+            tally_.add(ClientCounter::kKeysRead);
+            transfer_->set(rows[i], {reads[i].result, MissReason::kNone});
+            decided_[rows[i]] = true;
+        }
+    }
+    std::erase_if(others_, [&](size_t row) { return decided_[row]; });
 }
 
 Status DeviceGet::copy_others(std::span<const GetItem> items) {

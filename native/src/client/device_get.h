@@ -1,5 +1,5 @@
-// Reading a list of objects into GPU memory: blocks of this host's nodes by DMA, the others through
-// pinned memory by get_path.h.
+// Reading a list of objects into GPU memory: blocks of this host's nodes by DMA; registered memory
+// by UCX from other nodes; all else through pinned memory by get_path.h.
 #pragma once
 
 #include <memory>
@@ -34,6 +34,7 @@ class DeviceGet {
     void add_held(std::span<const GetItem> items, DeviceCopies* copies);
     void verify(std::span<const GetItem> items);
     DeviceTransfer::Judge judge();
+    void read_direct(std::span<const GetItem> items);
     Status copy_others(std::span<const GetItem> items);
     Status copy_round(std::span<const GetItem> items, std::span<const size_t> rows);
     Status settle(std::unique_ptr<CudaEvent> event, EventPoller::Done done);

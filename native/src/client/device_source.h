@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "client/device_call.h"
+#include "client/direct_memory.h"
 #include "client/put_item.h"
 
 namespace kvstore {
@@ -33,6 +33,7 @@ class DeviceSource {
     // generations are 0 then, and are given back when the copies have stopped.
     Status fill(LocalNode& node, std::span<Block> blocks, Deadline deadline);
     Result<Staged> stage(std::span<PutItem* const> items, Deadline deadline);
+    DirectMemory direct() const { return {context_, call_}; }
 
   private:
     // How the CRC of a block is found: by a page's move, by a sum of its pieces, or on the host.

@@ -210,7 +210,9 @@ void RemoteReads::read_all_replicas() {
             return;
         }
         for (Slice& slice : slices) {
-            read_shared(slice);
+            if (direct_ == nullptr) {
+                read_shared(slice);
+            }
             limit(slice);
         }
         stripe(&slices);
@@ -231,7 +233,8 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
         scores[i] = peers[i] == nullptr ? 0 : nearness(*peers[i]);
         // What a process has left behind is read only as far as the master has confirmed it now: it
         // hears of no remove, and of no newer version.
-        if (scores[i] == kKeptScore && (job.remembered || job.unasked != MissReason::kNone)) {
+        const bool is_confirmed = !job.remembered && job.unasked == MissReason::kNone;
+        if (scores[i] == kKeptScore && (!is_confirmed || direct_ != nullptr)) {
             scores[i] = 0;
         }
         if (scores[i] == 0) {
@@ -332,16 +335,10 @@ void RemoteReads::send(Slice& slice) {
         return;
     }
     if (context_.options().transport == Transport::kShm) {
-        for (ReadJob* job : slice.jobs) {
-            refuse(*job, MissReason::kUnavailable);
-        }
-        return;
+        return refuse_all(slice, MissReason::kUnavailable);
     }
     if (!slice.peer->breaker().allow()) {  // it failed a moment ago: not asked, so no new failure
-        for (ReadJob* job : slice.jobs) {
-            refuse(*job, MissReason::kNodeDown);
-        }
-        return;
+        return refuse_all(slice, MissReason::kNodeDown);
     }
     const Deadline deadline = attempt_deadline(slice);
     Result<ChannelPool::Lease> lease = slice.peer->sockets().checkout(deadline);
@@ -355,6 +352,9 @@ void RemoteReads::send(Slice& slice) {
         rows.push_back({item.key, version, item.data});
     }
     std::unique_ptr<UcxTransfer> by_ucx = transfer(slice, **lease);
+    if (by_ucx == nullptr && direct_ != nullptr) {
+        return refuse_all(slice, MissReason::kUnavailable);
+    }
     const Status status =
         slice.request.send(std::move(*lease), std::move(rows), deadline, std::move(by_ucx));
     slice.under_way = status.ok();
@@ -382,7 +382,8 @@ std::unique_ptr<UcxTransfer> RemoteReads::transfer(Slice& slice, Channel& channe
     if (region == nullptr) {
         return nullptr;
     }
-    return std::make_unique<UcxTransfer>(context_.ucx(), *lane_, slice.peer->info()->id, region);
+    return std::make_unique<UcxTransfer>(context_.ucx(), *lane_, slice.peer->info()->id, region,
+                                         direct_);
 }
 
 // Whichever has something: a node that is slow or hangs delays nobody's bytes but its own.
@@ -423,6 +424,10 @@ void RemoteReads::take_answers(Slice& slice) {
     for (size_t row = 0; row < slice.jobs.size(); ++row) {
         ReadJob& job = *slice.jobs[row];
         const GetRequest::Answer& answer = slice.request.answers()[row];
+        if (answer.by_socket && direct_ != nullptr) {
+            refuse(job, MissReason::kUnavailable);
+            continue;
+        }
         if (answer.by_socket || answer.again) {
             job.by_socket = answer.by_socket;  // the same node, in the next round
             continue;
@@ -532,8 +537,12 @@ void RemoteReads::give_up(Slice& slice, const Status& why) {
     } else {
         slice.peer->breaker().success();  // it answers, if only with an error
     }
+    refuse_all(slice, connection ? MissReason::kNodeDown : MissReason::kUnavailable);
+}
+
+void RemoteReads::refuse_all(Slice& slice, MissReason reason) {
     for (ReadJob* job : slice.jobs) {
-        refuse(*job, connection ? MissReason::kNodeDown : MissReason::kUnavailable);
+        refuse(*job, reason);
     }
 }
 

@@ -16,8 +16,11 @@ namespace kvstore {
 
 class RemoteReads {
   public:
-    RemoteReads(ClientContext& context, GetMemory* memory, CallTally* tally)
-        : context_(context), memory_(memory), tally_(*tally) {}
+    // `direct`: all destinations are a GPU's memory, and only UCX reads into it: what another way
+    // would bring counts as missing. Null: they are the host's.
+    RemoteReads(ClientContext& context, GetMemory* memory, CallTally* tally,
+                DirectMemory* direct = nullptr)
+        : context_(context), memory_(memory), tally_(*tally), direct_(direct) {}
     // Reads items[i] for every i of `pending`. An item whose reason is kChecksum already was
     // refused at a node of this host.
     void run(std::span<GetItem> items, std::span<HashedKey> keys, std::span<const size_t> pending,
@@ -62,11 +65,13 @@ class RemoteReads {
     Verdict verify(HashedKey& key, Slice& slice, const GetRequest::Answer& answer);
     void give_up(Slice& slice, const Status& why);
     void refuse(ReadJob& job, MissReason reason);
+    void refuse_all(Slice& slice, MissReason reason);
     Deadline attempt_deadline(const Slice& slice) const;
 
     ClientContext& context_;
     GetMemory* memory_;
     CallTally& tally_;
+    DirectMemory* const direct_;
     std::span<GetItem> items_;
     std::span<HashedKey> keys_;
     Deadline deadline_ = Deadline::never();

@@ -187,7 +187,7 @@ Status ClientUcx::status() const {
 
 // ---- registered memory -----------------------------------------------------------------------
 
-Status ClientUcx::register_memory(void* data, size_t bytes) {
+Status ClientUcx::register_memory(void* data, size_t bytes, ucp::MemoryType type) {
     const auto begin = reinterpret_cast<uintptr_t>(data);
     if (data == nullptr || bytes == 0 || bytes > UINTPTR_MAX - begin) {
         return {Code::kInvalidArgument, "no memory to register"};
@@ -208,9 +208,10 @@ Status ClientUcx::register_memory(void* data, size_t bytes) {
     Registration made{bytes, 1, {}};
     if (wanted()) {
         const Result<std::shared_ptr<UcxContext>> opened = context();
-        for (size_t at = 0; opened.ok() && at < bytes; at += kRegisteredSlice) {
+        const bool used = opened.ok() && (*opened)->moves(type);
+        for (size_t at = 0; used && at < bytes; at += kRegisteredSlice) {
             Result<std::unique_ptr<UcxMemory>> slice = (*opened)->register_memory(
-                static_cast<uint8_t*>(data) + at, std::min(kRegisteredSlice, bytes - at));
+                static_cast<uint8_t*>(data) + at, std::min(kRegisteredSlice, bytes - at), type);
             if (!slice.ok()) {
                 return slice.status();
             }
@@ -252,18 +253,30 @@ std::shared_ptr<const UcxMemory> ClientUcx::find(const void* data, size_t bytes)
     return registration.slices[slice];
 }
 
-std::shared_ptr<const UcxMemory> ClientUcx::register_briefly(const void* data, size_t bytes) {
-    std::shared_ptr<UcxContext> opened;
-    {
-        const MutexLock lock(mutex_);
-        opened = context_;
-    }
-    if (opened == nullptr) {
+std::shared_ptr<UcxContext> ClientUcx::opened() const {
+    const MutexLock lock(mutex_);
+    return context_;
+}
+
+std::shared_ptr<const UcxMemory> ClientUcx::register_briefly(const void* data, size_t bytes,
+                                                             ucp::MemoryType type) {
+    const std::shared_ptr<UcxContext> context = opened();
+    if (context == nullptr) {
         return nullptr;
     }
     Result<std::unique_ptr<UcxMemory>> memory =
-        opened->register_memory(const_cast<void*>(data), bytes);
+        context->register_memory(const_cast<void*>(data), bytes, type);
     return memory.ok() ? std::shared_ptr<const UcxMemory>(std::move(*memory)) : nullptr;
+}
+
+bool ClientUcx::may_reach(const iovec& device_memory) const {
+    return find(device_memory.iov_base, device_memory.iov_len) != nullptr ||
+           (device_memory.iov_len >= UcxLane::kRegisterFrom && moves_cuda());
+}
+
+bool ClientUcx::moves_cuda() const {
+    const std::shared_ptr<UcxContext> context = opened();
+    return context != nullptr && context->moves(ucp::MemoryType::kCuda);
 }
 
 size_t ClientUcx::registered_bytes() const {

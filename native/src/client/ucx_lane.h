@@ -1,6 +1,8 @@
 // A client's UCX: lanes that calls take in turns, and the memory that the engine has registered.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <map>
 #include <memory>
 #include <string>
@@ -18,6 +20,10 @@ namespace kvstore {
 class UcxLane {
   public:
     static constexpr size_t kBounceBytes = 8u << 20;
+    static constexpr size_t kTrialBytes = 64;
+    static constexpr size_t kMostBounced = kBounceBytes - kTrialBytes;  // of one object
+    // From this size on, registering the caller's memory for one call costs less than a copy.
+    static constexpr size_t kRegisterFrom = 1u << 20;
 
     static Result<std::unique_ptr<UcxLane>> create(std::shared_ptr<UcxContext> context);
     ~UcxLane();
@@ -48,7 +54,6 @@ class UcxLane {
     };
     std::unique_ptr<UcxMemory> bounce_;
     void* bounce_data_ = nullptr;
-    static constexpr size_t kTrialBytes = 64;
     size_t bounce_used_ = kTrialBytes;
     bool spoiled_ = false;
     UcxRead trial_;  // into the first byte of the bounce memory
@@ -89,13 +94,18 @@ class ClientUcx {
     // Memory of the caller's, until it is forgotten; tens of gigabytes are registered in slices.
     // Whoever gets its key may read and write it: the nodes that are put to. Registering the same
     // memory again counts. kInvalidArgument where it overlaps other registered memory in part.
-    Status register_memory(void* data, size_t bytes);
+    // A GPU's memory that UCX does not move is noted and not used.
+    Status register_memory(void* data, size_t bytes, ucp::MemoryType type);
     bool forget_memory(void* data);
     // That holds all of it; null: none does.
     std::shared_ptr<const UcxMemory> find(const void* data, size_t bytes) const;
     // Registered for one call.
-    std::shared_ptr<const UcxMemory> register_briefly(const void* data, size_t bytes);
+    std::shared_ptr<const UcxMemory> register_briefly(const void* data, size_t bytes,
+                                                      ucp::MemoryType type);
+    // Whether it is registered, or can be for one call.
+    bool may_reach(const iovec& device_memory) const;
     size_t registered_bytes() const;
+    bool moves_cuda() const;  // false before it was loaded, too
 
   private:
     struct Registration {
@@ -104,6 +114,7 @@ class ClientUcx {
         std::vector<std::shared_ptr<const UcxMemory>> slices;
     };
     Result<std::shared_ptr<UcxContext>> context() KV_REQUIRES(mutex_);
+    std::shared_ptr<UcxContext> opened() const;
     void give_back(std::unique_ptr<UcxLane> lane);
 
     const UcxOptions options_;

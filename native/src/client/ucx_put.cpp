@@ -2,44 +2,94 @@
 #include "client/ucx_put.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/checksum.h"
+#include "client/device_source.h"
 #include "client/put_request.h"
 #include "client/ucx_transfer.h"
+#include "wire/ucx_places.h"
 
 namespace kvstore {
 
 // Where the node finds the bytes of each item.
-struct UcxPuts::Sources {
-    std::vector<uint64_t> addresses;
-    std::vector<uint32_t> crcs;
-    std::vector<uint32_t> key_of;
-    std::vector<std::string_view> keys;
-    std::vector<std::shared_ptr<const UcxMemory>> keep;
-    uint64_t bytes = 0;
+class UcxPuts::Sources {
+  public:
+    // The first items, as many as there is room for and UCX reaches: their number.
+    size_t fill(ClientUcx& ucx, UcxLane& lane, std::span<PutItem* const> items,
+                DirectMemory* direct, Deadline deadline);
+    const UcxPlaces& places() const { return places_; }
+    std::vector<uint32_t> crcs() const;
+    const std::vector<std::string_view>& keys() const { return keys_; }  // of the memory
+    uint64_t bytes() const { return bytes_; }
 
-    bool add(ClientUcx& ucx, UcxLane& lane, const Pieces& data);
+  private:
+    bool add(ClientUcx& ucx, UcxLane& lane, const Pieces& data, const DirectMemory* direct);
+    uint32_t number_of(std::string_view key);
+
+    UcxPlaces places_;
+    std::vector<DirectMemory::Object> objects_;  // with their checksums
+    std::vector<std::string_view> keys_;
+    std::vector<UcxTarget> kept_;
+    uint64_t bytes_ = 0;
 };
 
-bool UcxPuts::Sources::add(ClientUcx& ucx, UcxLane& lane, const Pieces& data) {
-    const UcxTarget target = choose_target(ucx, lane, data, data.size(), true);
-    if (target.pieces.empty()) {
+size_t UcxPuts::Sources::fill(ClientUcx& ucx, UcxLane& lane, std::span<PutItem* const> items,
+                              DirectMemory* direct, Deadline deadline) {
+    const auto is_added = [&](const PutItem* item) {
+        return (direct == nullptr || direct->reaches(item->data)) &&
+               add(ucx, lane, item->data, direct);
+    };
+    const auto end = std::ranges::find_if_not(items, is_added);
+    const bool is_summed = direct == nullptr || direct->sum(objects_, deadline).ok();
+    return is_summed ? static_cast<size_t>(end - items.begin()) : 0;
+}
+
+std::vector<uint32_t> UcxPuts::Sources::crcs() const {
+    std::vector<uint32_t> crcs;
+    for (const DirectMemory::Object& object : objects_) {
+        crcs.push_back(object.crc);
+    }
+    return crcs;
+}
+
+// False: there is no room for it, or UCX does not reach it.
+bool UcxPuts::Sources::add(ClientUcx& ucx, UcxLane& lane, const Pieces& data,
+                           const DirectMemory* direct) {
+    UcxTarget target = choose_target(ucx, lane, data, data.size(), direct);
+    const bool has_room =
+        target.has_room && places_.pieces() + target.pieces.size() <= kMaxUcxPieces;
+    if (!target.is_reachable || !has_room) {
         return false;
     }
-    const UcxTarget::Piece& place = target.pieces.front();
-    addresses.push_back(reinterpret_cast<uintptr_t>(place.data));
-    crcs.push_back(target.is_bounce ? gather_crc32c(place.data, data)
-                                    : crc32c(place.data, data.size()));
-    const std::string_view key =
-        place.memory == nullptr ? lane.bounce().key() : place.memory->key();
-    const auto known = std::ranges::find(keys, key);
-    key_of.push_back(static_cast<uint32_t>(known - keys.begin()));
-    if (known == keys.end()) {
-        keys.push_back(key);
+    uint32_t crc = 0;
+    for (const UcxTarget::Piece& piece : target.pieces) {
+        if (piece.home != nullptr) {
+            crc = copy_crc32c(piece.data, piece.home, piece.bytes, crc);
+        } else if (piece.memory->type() == ucp::MemoryType::kHost) {
+            crc = crc32c(piece.data, piece.bytes, crc);
+        }
     }
-    keep.push_back(place.memory);
-    bytes += data.size();
+    places_.begin_row();
+    for_each_place(target, lane, [&](const uint8_t* at, uint64_t count, const UcxMemory& memory) {
+        places_.add({reinterpret_cast<uintptr_t>(at), count, number_of(memory.key())});
+    });
+    if (target.pieces.empty()) {
+        places_.add({0, 0, number_of(lane.bounce().key())});
+    }
+    objects_.push_back({&data, data.size(), crc});
+    kept_.push_back(std::move(target));
+    bytes_ += data.size();
     return true;
+}
+
+uint32_t UcxPuts::Sources::number_of(std::string_view key) {
+    const auto known = std::ranges::find(keys_, key);
+    const auto number = static_cast<uint32_t>(known - keys_.begin());
+    if (known == keys_.end()) {
+        keys_.push_back(key);
+    }
+    return number;
 }
 
 std::vector<PutItem*> UcxPuts::run(PeerNode& peer, std::span<PutItem*> items,
@@ -48,18 +98,22 @@ std::vector<PutItem*> UcxPuts::run(PeerNode& peer, std::span<PutItem*> items,
     for (const PutItem* item : items) {
         bytes += item->data.size();
     }
+    std::optional<DirectMemory> direct;
+    std::optional<CudaContext::Scope> current;  // UCX looks for one
+    if (options_.device != nullptr) {
+        direct.emplace(options_.device->direct());
+        current.emplace(direct->context());
+        direct_ = &*direct;
+    }
     std::vector<PutItem*> left;
-    // A GPU's memory is copied to the host's first.
-    if (options_.device == nullptr) {
-        ClientUcx::Lease lane = context_.ucx_lane(peer, bytes);
-        while (lane && !items.empty()) {
-            const size_t sent = send(peer, *lane, items, patience_ms, &left);
-            if (sent == 0) {
-                break;
-            }
-            items = items.subspan(sent);
-            lane->reset_bounce();
+    ClientUcx::Lease lane = context_.ucx_lane(peer, bytes);
+    while (lane && !items.empty()) {
+        const size_t sent = send(peer, *lane, items, patience_ms, &left);
+        if (sent == 0) {
+            break;
         }
+        items = items.subspan(sent);
+        lane->reset_bounce();
     }
     left.insert(left.end(), items.begin(), items.end());
     return left;
@@ -68,20 +122,18 @@ std::vector<PutItem*> UcxPuts::run(PeerNode& peer, std::span<PutItem*> items,
 size_t UcxPuts::send(PeerNode& peer, UcxLane& lane, std::span<PutItem*> all, uint64_t patience_ms,
                      std::vector<PutItem*>* left) {
     Sources sources;
-    size_t count = 0;
-    while (count < all.size() && sources.add(context_.ucx(), lane, all[count]->data)) {
-        ++count;
-    }
+    const size_t count = sources.fill(context_.ucx(), lane, all, direct_, deadline_);
     const std::span<PutItem*> items = all.first(count);
     const PutRows rows(items, options_);
     UcxPut message;
     rows.fill(&message);
-    message.crcs = sources.crcs;
-    message.addresses = sources.addresses;
-    message.key_of = sources.key_of;
+    const std::vector<uint32_t> crcs = sources.crcs();
+    const UcxPlaceColumns places(sources.places());
+    message.crcs = crcs;
+    places.fill(&message);
     message.worker = lane.worker().address();
-    message.memory_keys = sources.keys;
-    message.fetch_ms = static_cast<uint32_t>(ucx_patience_ms(deadline_, sources.bytes));
+    message.memory_keys = sources.keys();
+    message.fetch_ms = static_cast<uint32_t>(ucx_patience_ms(deadline_, sources.bytes()));
     message.timeout_ms = MasterClient::remote_timeout_ms(deadline_);
     std::vector<uint8_t> body;
     encode_message(message, body);

@@ -20,7 +20,7 @@ class UcxPuts {
     std::vector<PutItem*> run(PeerNode& peer, std::span<PutItem*> items, uint64_t patience_ms);
 
   private:
-    struct Sources;
+    class Sources;
     // The first items, as many as there is room for: their number. What was not fetched is added
     // to `left`. 0: UCX is of no use now.
     size_t send(PeerNode& peer, UcxLane& lane, std::span<PutItem*> items, uint64_t patience_ms,
@@ -30,6 +30,7 @@ class UcxPuts {
     const PutOptions& options_;
     const Deadline deadline_;
     CallTally& tally_;
+    DirectMemory* direct_ = nullptr;  // where the items lie in a GPU's memory, while it runs
 };
 
 }  // namespace kvstore

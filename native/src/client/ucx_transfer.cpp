@@ -8,8 +8,6 @@
 namespace kvstore {
 namespace {
 
-// From this size on, registering the caller's memory for one call costs less than a copy.
-constexpr uint64_t kRegisterFrom = 1u << 20;
 constexpr uint64_t kUcxPatienceMs = 10'000;
 constexpr uint64_t kSlowUcxBytesPerMs = 10'000;
 
@@ -20,33 +18,41 @@ uint64_t ucx_patience_ms(Deadline deadline, uint64_t bytes) {
     return std::min(left_ms / 2, kUcxPatienceMs + bytes / kSlowUcxBytesPerMs);
 }
 
-UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes,
-                        bool one_place) {
+UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& memory, uint64_t bytes,
+                        const DirectMemory* direct) {
     UcxTarget target;
-    const bool may_register = pieces.list().size() == 1 && bytes >= kRegisterFrom;
+    const std::span<const iovec> list = memory.list();
     uint64_t left = bytes;
-    for (const iovec& piece : pieces.list()) {
-        const uint64_t count = std::min<uint64_t>(piece.iov_len, left);
+    uint64_t unregistered = 0;
+    for (size_t at = 0; at < list.size() && left != 0; ++at) {
+        const uint64_t count = std::min<uint64_t>(list[at].iov_len, left);
         if (count == 0) {
             continue;
         }
-        std::shared_ptr<const UcxMemory> memory = ucx.find(piece.iov_base, count);
-        if (memory == nullptr && may_register) {
-            memory = ucx.register_briefly(piece.iov_base, count);
+        const bool on_device = direct != nullptr && !direct->on_host(at);
+        UcxTarget::Piece piece{static_cast<uint8_t*>(list[at].iov_base), count, nullptr, nullptr};
+        piece.memory = ucx.find(piece.data, count);
+        if (piece.memory == nullptr && count >= UcxLane::kRegisterFrom) {
+            piece.memory = ucx.register_briefly(
+                piece.data, count, on_device ? ucp::MemoryType::kCuda : ucp::MemoryType::kHost);
         }
-        if (memory == nullptr) {
-            break;
+        if (piece.memory == nullptr) {
+            piece.home = piece.data;
+            unregistered += count;
+            target.is_reachable =
+                target.is_reachable && !on_device && unregistered <= UcxLane::kMostBounced;
         }
-        target.pieces.push_back({static_cast<uint8_t*>(piece.iov_base), count, std::move(memory)});
+        target.pieces.push_back(std::move(piece));
         left -= count;
     }
-    if (left == 0 && !target.pieces.empty() && (!one_place || target.pieces.size() == 1)) {
-        return target;
-    }
-    target.pieces.clear();
-    target.is_bounce = true;
-    if (uint8_t* const data = lane.take_bounce(bytes); data != nullptr) {
-        target.pieces.push_back({data, bytes, nullptr});
+    const bool needs_room = target.is_reachable && unregistered != 0;
+    uint8_t* own = needs_room ? lane.take_bounce(unregistered) : nullptr;
+    target.has_room = !needs_room || own != nullptr;
+    for (UcxTarget::Piece& piece : target.pieces) {
+        if (piece.home != nullptr && own != nullptr) {
+            piece.data = own;
+            own += piece.bytes;
+        }
     }
     return target;
 }
@@ -67,25 +73,30 @@ void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Dead
         one.state = Row::kFailed;
         return;
     }
-    one.target = choose_target(ucx_, lane_, into, bytes, false);
-    if (one.target.pieces.empty()) {
-        one.state = Row::kNoRoom;
+    one.target = choose_target(ucx_, lane_, into, bytes, direct_);
+    const bool may_write =
+        one.target.is_reachable && (direct_ == nullptr || direct_->wait_for_stream(deadline).ok());
+    if (!may_write || !one.target.has_room) {
+        one.state = may_write ? Row::kNoRoom : Row::kFailed;
         return;
     }
     ++reading_;
-    for (const UcxTarget::Piece& piece : one.target.pieces) {
-        const UcxMemory& memory = piece.memory == nullptr ? lane_.bounce() : *piece.memory;
-        for (uint64_t done = 0; done < piece.bytes;) {
+    post(one, **endpoint, offset);
+}
+
+void UcxTransfer::post(One& one, UcxEndpoint& endpoint, uint64_t offset) {
+    for_each_place(one.target, lane_, [&](uint8_t* data, uint64_t bytes, const UcxMemory& memory) {
+        for (uint64_t done = 0; done < bytes;) {
             const UcxRegion::Slice& slice = region_->slice_of(offset);
             const uint64_t within = offset - slice.offset;
-            const uint64_t count = std::min(piece.bytes - done, slice.size - within);
+            const uint64_t count = std::min(bytes - done, slice.size - within);
             UcxRead& part = one.parts.emplace_back();
-            lane_.worker().read(**endpoint, slice.key, slice.address + within, piece.data + done,
-                                count, memory, &part);
+            lane_.worker().read(endpoint, slice.key, slice.address + within, data + done, count,
+                                memory, &part);
             done += count;
             offset += count;
         }
-    }
+    });
 }
 
 bool UcxTransfer::advance() {
@@ -101,17 +112,21 @@ bool UcxTransfer::advance() {
             cancel();
         }
     }
+    if (reading_ == 0 && arrived_ != 0) {
+        sum_on_device();
+    }
     return reading_ == 0;
 }
 
-// Of the bytes as they arrived.
-uint32_t UcxTransfer::crc_of(const One& one) {
-    if (one.target.is_bounce) {
-        return scatter_crc32c(one.into, one.target.pieces.front().data, one.bytes);
-    }
+// Of the bytes as they arrived, which it brings home. Without those in a GPU's memory.
+uint32_t UcxTransfer::crc_on_host(const One& one) const {
     uint32_t crc = 0;
     for (const UcxTarget::Piece& piece : one.target.pieces) {
-        crc = crc32c(piece.data, piece.bytes, crc);
+        if (piece.home != nullptr) {
+            crc = copy_crc32c(piece.home, piece.data, piece.bytes, crc);
+        } else if (piece.memory->type() == ucp::MemoryType::kHost) {
+            crc = crc32c(piece.data, piece.bytes, crc);
+        }
     }
     return crc;
 }
@@ -123,10 +138,30 @@ void UcxTransfer::finish(One& one) {
         one.state = Row::kFailed;
         failed_ = true;
     } else {
-        one.state = Row::kRead;
-        one.crc = crc_of(one);
+        one.crc = crc_on_host(one);
+        one.state = direct_ == nullptr ? Row::kRead : Row::kArrived;
+        arrived_ += direct_ == nullptr ? 0 : 1;
     }
     one.target.pieces.clear();
+}
+
+// Of all of them at once.
+void UcxTransfer::sum_on_device() {
+    std::vector<DirectMemory::Object> objects;
+    for (const One& one : rows_) {
+        if (one.state == Row::kArrived) {
+            objects.push_back({&one.into, one.bytes, one.crc});
+        }
+    }
+    const Status status = direct_->sum(objects, deadline_);
+    size_t next = 0;
+    for (One& one : rows_) {
+        if (one.state == Row::kArrived) {
+            one.crc = objects[next++].crc;
+            one.state = status.ok() ? Row::kRead : Row::kFailed;
+        }
+    }
+    arrived_ = 0;
 }
 
 void UcxTransfer::cancel() {

@@ -8,24 +8,42 @@
 #include <vector>
 
 #include "base/pieces.h"
+#include "client/direct_memory.h"
 #include "client/ucx_lane.h"
 
 namespace kvstore {
 
-// Memory that a peer reads from or a read writes to: the caller's where all of it is registered, or
-// in one large piece; else a part of the lane's.
+// Memory that a peer reads from or a read writes to, piece by piece: the caller's where it is
+// registered, or large enough to be; else a part of the lane's.
 struct UcxTarget {
     struct Piece {
         uint8_t* data = nullptr;
         uint64_t bytes = 0;
         std::shared_ptr<const UcxMemory> memory{};  // null: the lane's
+        uint8_t* home = nullptr;                    // of the lane's: where the caller's bytes are
     };
-    std::vector<Piece> pieces;  // none: there is no room now
-    bool is_bounce = false;
+    std::vector<Piece> pieces;
+    bool has_room = true;      // of the lane's memory, now
+    bool is_reachable = true;  // false: a GPU's that is not registered, or more than a lane has
 };
-// For `bytes` of these pieces. A peer can be told of one place only.
-UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& pieces, uint64_t bytes,
-                        bool one_place);
+// For the first `bytes` of an object's memory. `direct`: it is a GPU's; else the host's.
+UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& memory, uint64_t bytes,
+                        const DirectMemory* direct);
+// Calls each(data, bytes, memory) for what lies in one piece there.
+template <class Each>
+void for_each_place(const UcxTarget& target, const UcxLane& lane, Each each) {
+    for (size_t first = 0; first < target.pieces.size();) {
+        const UcxTarget::Piece& piece = target.pieces[first];
+        uint64_t bytes = piece.bytes;
+        size_t next = first + 1;
+        while (next < target.pieces.size() && target.pieces[next].memory == piece.memory &&
+               target.pieces[next].data == piece.data + bytes) {
+            bytes += target.pieces[next++].bytes;
+        }
+        each(piece.data, bytes, piece.memory == nullptr ? lane.bounce() : *piece.memory);
+        first = next;
+    }
+}
 
 // How long so many bytes may take by UCX: a slow network gets its time, and the socket half of what
 // is left where nothing comes this way.
@@ -33,11 +51,16 @@ uint64_t ucx_patience_ms(Deadline deadline, uint64_t bytes);
 
 class UcxTransfer {
   public:
-    enum class Row : uint8_t { kReading, kRead, kFailed, kNoRoom };
+    enum class Row : uint8_t { kReading, kArrived, kRead, kFailed, kNoRoom };
 
+    // `direct`: all destinations are a GPU's memory; null: the host's.
     UcxTransfer(ClientUcx& ucx, UcxLane& lane, std::string node_id,
-                std::shared_ptr<const UcxRegion> region)
-        : ucx_(ucx), lane_(lane), node_id_(std::move(node_id)), region_(std::move(region)) {}
+                std::shared_ptr<const UcxRegion> region, DirectMemory* direct)
+        : ucx_(ucx),
+          lane_(lane),
+          node_id_(std::move(node_id)),
+          region_(std::move(region)),
+          direct_(direct) {}
     ~UcxTransfer() { cancel(); }
 
     // Reads `bytes` at `offset` of the segment into `into`; its row is the number of calls before.
@@ -62,15 +85,19 @@ class UcxTransfer {
         std::deque<UcxRead> parts;
         uint32_t crc = 0;
     };
-    static uint32_t crc_of(const One& one);
+    void post(One& one, UcxEndpoint& endpoint, uint64_t offset);
+    uint32_t crc_on_host(const One& one) const;
     void finish(One& one);
+    void sum_on_device();
 
     ClientUcx& ucx_;
     UcxLane& lane_;
     const std::string node_id_;
     const std::shared_ptr<const UcxRegion> region_;
+    DirectMemory* const direct_;
     std::deque<One> rows_;
     size_t reading_ = 0;
+    size_t arrived_ = 0;  // in a GPU's memory, and not summed yet
     bool failed_ = false;
     Deadline deadline_ = Deadline::never();
 };

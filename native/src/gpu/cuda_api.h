@@ -46,6 +46,8 @@ inline constexpr unsigned kRegisterMapped = 0x02;
 inline constexpr unsigned kRegisterReadOnly = 0x08;
 inline constexpr unsigned kEventDisableTiming = 0x02;
 inline constexpr int kCaptureModeRelaxed = 2;
+inline constexpr int kFlushCurrentContext = 0;
+inline constexpr int kFlushToOwner = 100;
 
 struct MemLocation {
     int type = 0;
@@ -101,6 +103,7 @@ struct Api {
                             void** parameters, void** more);
     Result (*host_device_pointer)(DevicePtr* device, void* host, unsigned flags);
     Result (*mem_get_address_range)(DevicePtr* begin, size_t* size, DevicePtr where);
+    Result (*flush_gpu_direct_rdma_writes)(int target, int scope);
 };
 
 }  // namespace kvstore::cuda

@@ -118,6 +118,7 @@ Status CudaDriver::find_functions(void* library, const std::string& name) {
         {"cuLaunchKernel", slot_of(&api_.launch_kernel), false},
         {"cuMemHostGetDevicePointer_v2", slot_of(&api_.host_device_pointer), false},
         {"cuMemGetAddressRange_v2", slot_of(&api_.mem_get_address_range), false},
+        {"cuFlushGPUDirectRDMAWrites", slot_of(&api_.flush_gpu_direct_rdma_writes), false},
     };
     for (const Symbol& symbol : symbols) {
         *symbol.function = dlsym(library, symbol.name);

@@ -245,12 +245,11 @@ void NodeBlockPort::ucx_put(Connection& connection, const FrameHeader& header, B
     }
     Status allowed = check_ucx(connection);
     const size_t count = message.keys.size();
-    const bool whole = message.crcs.size() == count && message.addresses.size() == count;
-    for (size_t row = 0; row < count && allowed.ok(); ++row) {
-        if (!whole || message.key_of[row] >= message.memory_keys.size()) {
-            allowed = {Code::kInvalidArgument, "a row of the put names no memory"};
-        }
+    const Result<UcxPlaces> places = UcxPlaces::of(message);
+    if (allowed.ok() && (message.crcs.size() != count || message.sizes.size() != count)) {
+        allowed = {Code::kInvalidArgument, "a row of the put has no checksum or no size"};
     }
+    allowed = allowed.ok() ? places.status() : allowed;
     if (!allowed.ok()) {
         connection.ref()->send_error(header.request_id, allowed.code(), allowed.message());
         return;
@@ -271,8 +270,7 @@ void NodeBlockPort::ucx_put(Connection& connection, const FrameHeader& header, B
             reply->finish(row, begun[row].code);
             continue;
         }
-        blocks.push_back(
-            {begun[row].offset, message.sizes[row], message.addresses[row], message.key_of[row]});
+        blocks.push_back({begun[row].offset, message.sizes[row], places->row(row)});
         pulling->add({row, begun[row].generation, message.crcs[row]});
     }
     if (blocks.empty()) {

@@ -108,19 +108,18 @@ bool UcxPort::pull(std::span<const Block> blocks, std::string_view worker,
                    std::shared_ptr<Puller> puller) {
     std::vector<uint64_t> offsets;
     std::vector<uint64_t> sizes;
-    std::vector<uint64_t> addresses;
-    std::vector<uint32_t> key_of;
+    UcxPlaces places;
     for (const Block& block : blocks) {
         offsets.push_back(block.offset);
         sizes.push_back(block.size);
-        addresses.push_back(block.address);
-        key_of.push_back(block.key);
+        places.begin_row();
+        std::ranges::for_each(block.pieces, [&](const UcxPiece& piece) { places.add(piece); });
     }
+    const UcxPlaceColumns columns(places);
     UcxPull message;
     message.offsets = offsets;
     message.sizes = sizes;
-    message.addresses = addresses;
-    message.key_of = key_of;
+    columns.fill(&message);
     message.worker = worker;
     message.memory_keys = memory_keys;
     const MutexLock lock(mutex_);

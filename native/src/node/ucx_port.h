@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "net/event_server.h"
 #include "ucx/ucx_region.h"
+#include "wire/ucx_places.h"
 
 namespace kvstore {
 
@@ -24,8 +25,7 @@ class UcxPort {
     struct Block {
         uint64_t offset = 0;
         uint64_t size = 0;
-        uint64_t address = 0;  // where the client has the bytes
-        uint32_t key = 0;      // which of the memory keys
+        std::span<const UcxPiece> pieces{};  // where the client has the bytes
     };
     struct Pulled {
         Code code = Code::kUnavailable;

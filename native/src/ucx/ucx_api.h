@@ -37,6 +37,8 @@ inline constexpr unsigned kApiMinor = 13;
 inline constexpr uint64_t kFeatureRma = 1u << 1;
 inline constexpr uint64_t kFeatureWakeup = 1u << 4;
 
+enum class MemoryType : uint32_t { kHost, kCuda };
+
 struct Params {
     static constexpr uint64_t kFeatures = 1u << 0;
     static constexpr uint64_t kMtWorkersShared = 1u << 5;
@@ -51,6 +53,15 @@ struct Params {
     size_t estimated_num_eps;
     size_t estimated_num_ppn;
     const char* name;
+};
+
+struct ContextAttributes {
+    static constexpr uint64_t kMemoryTypes = 1u << 2;
+    uint64_t field_mask;
+    size_t request_size;
+    uint32_t thread_mode;
+    uint64_t memory_types;  // a bit for each MemoryType
+    char name[32];
 };
 
 enum class ThreadMode : uint32_t { kSingle, kSerialized, kMulti };
@@ -97,12 +108,13 @@ inline constexpr uint32_t kPeerErrors = 1;
 struct MapParams {
     static constexpr uint64_t kAddress = 1u << 0;
     static constexpr uint64_t kLength = 1u << 1;
+    static constexpr uint64_t kMemoryType = 1u << 4;
     uint64_t field_mask;
     void* address;
     size_t length;
     unsigned flags;
     unsigned protection;
-    uint32_t memory_type;
+    MemoryType memory_type;
 };
 
 using SendCallback = void (*)(void* request, UcsStatus status, void* user_data);
@@ -111,6 +123,7 @@ struct RequestParam {
     static constexpr uint32_t kCallback = 1u << 1;
     static constexpr uint32_t kUserData = 1u << 2;
     static constexpr uint32_t kFlags = 1u << 4;
+    static constexpr uint32_t kMemoryType = 1u << 6;
     static constexpr uint32_t kMemory = 1u << 8;
     uint32_t mask;
     uint32_t flags;
@@ -119,7 +132,7 @@ struct RequestParam {
     uint64_t datatype;
     void* user_data;
     void* reply_buffer;
-    uint32_t memory_type;
+    MemoryType memory_type;
     void* receive_info;
     Memory* memory;
 };

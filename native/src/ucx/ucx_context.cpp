@@ -74,7 +74,11 @@ Result<std::shared_ptr<UcxContext>> UcxContext::open(const UcxOptions& options) 
     if (status != ucp::kOk) {
         return refused(library, "no device or transport can be used", status);
     }
-    return std::shared_ptr<UcxContext>(new UcxContext(library, context));
+    ucp::ContextAttributes attributes{};
+    attributes.field_mask = ucp::ContextAttributes::kMemoryTypes;
+    const bool told = library.context_query(context, &attributes) == ucp::kOk;
+    return std::shared_ptr<UcxContext>(
+        new UcxContext(library, context, told ? attributes.memory_types : 0));
 }
 
 UcxContext::~UcxContext() {
@@ -87,9 +91,22 @@ Status UcxContext::failure(Code code, const char* what, ucp::UcsStatus status) c
     return {code, std::string(what) + ": " + library_.status_text(status)};
 }
 
-Result<std::unique_ptr<UcxMemory>> UcxContext::register_memory(void* data, size_t bytes) {
+bool UcxContext::moves(ucp::MemoryType type) const {
+    return type == ucp::MemoryType::kHost ||
+           (memory_types_ >> static_cast<uint32_t>(type) & 1) != 0;
+}
+
+Result<std::unique_ptr<UcxMemory>> UcxContext::register_memory(void* data, size_t bytes,
+                                                               ucp::MemoryType type) {
+    if (!moves(type)) {
+        return {Code::kUnsupported, "UCX " + library_.version + " has no support for CUDA"};
+    }
     ucp::MapParams params{};
     params.field_mask = ucp::MapParams::kAddress | ucp::MapParams::kLength;
+    if (type != ucp::MemoryType::kHost) {
+        params.field_mask |= ucp::MapParams::kMemoryType;
+        params.memory_type = type;
+    }
     params.address = data;
     params.length = bytes;
     ucp::Memory* memory = nullptr;
@@ -107,7 +124,8 @@ Result<std::unique_ptr<UcxMemory>> UcxContext::register_memory(void* data, size_
     }
     std::string key(static_cast<const char*>(packed), packed_bytes);
     library_.rkey_buffer_release(packed);
-    return std::make_unique<UcxMemory>(shared_from_this(), memory, data, bytes, std::move(key));
+    return std::make_unique<UcxMemory>(shared_from_this(), memory, data, bytes, type,
+                                       std::move(key));
 }
 
 UcxMemory::~UcxMemory() {

@@ -29,8 +29,10 @@ class UcxContext : public std::enable_shared_from_this<UcxContext> {
     ~UcxContext();
 
     // Whoever gets the memory's key may read *and write* it. The memory stays the caller's, and
-    // mapped until the registration is destroyed.
-    Result<std::unique_ptr<UcxMemory>> register_memory(void* data, size_t bytes);
+    // mapped until the registration is destroyed. kUnsupported: this UCX moves no such memory.
+    Result<std::unique_ptr<UcxMemory>> register_memory(
+        void* data, size_t bytes, ucp::MemoryType type = ucp::MemoryType::kHost);
+    bool moves(ucp::MemoryType type) const;
 
     const UcxLibrary& library() const { return library_; }
     ucp::Context* get() const { return context_; }
@@ -40,11 +42,12 @@ class UcxContext : public std::enable_shared_from_this<UcxContext> {
     Status failure(Code code, const char* what, ucp::UcsStatus status) const;
 
   private:
-    UcxContext(const UcxLibrary& library, ucp::Context* context)
-        : library_(library), context_(context) {}
+    UcxContext(const UcxLibrary& library, ucp::Context* context, uint64_t memory_types)
+        : library_(library), context_(context), memory_types_(memory_types) {}
 
     const UcxLibrary& library_;
     ucp::Context* const context_;
+    const uint64_t memory_types_;
     const ForkGuard fork_guard_;
 };
 
@@ -53,11 +56,12 @@ class UcxContext : public std::enable_shared_from_this<UcxContext> {
 class UcxMemory {
   public:
     UcxMemory(std::shared_ptr<UcxContext> context, ucp::Memory* memory, void* data, size_t bytes,
-              std::string key)
+              ucp::MemoryType type, std::string key)
         : context_(std::move(context)),
           memory_(memory),
           data_(static_cast<uint8_t*>(data)),
           bytes_(bytes),
+          type_(type),
           key_(std::move(key)) {}
     UcxMemory(const UcxMemory&) = delete;
     UcxMemory& operator=(const UcxMemory&) = delete;
@@ -65,6 +69,7 @@ class UcxMemory {
 
     uint8_t* data() const { return data_; }
     size_t size() const { return bytes_; }
+    ucp::MemoryType type() const { return type_; }
     bool holds(const void* data, size_t bytes) const;
     // What a peer unpacks to reach it.
     const std::string& key() const { return key_; }
@@ -75,6 +80,7 @@ class UcxMemory {
     ucp::Memory* const memory_;
     uint8_t* const data_;
     const size_t bytes_;
+    const ucp::MemoryType type_;
     const std::string key_;
 };
 

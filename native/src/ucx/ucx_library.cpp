@@ -28,6 +28,7 @@ std::string find_all(void* handle, UcxLibrary* library) {
     take("ucp_config_release", &library->config_release);
     take("ucp_init_version", &library->init);
     take("ucp_cleanup", &library->cleanup);
+    take("ucp_context_query", &library->context_query);
     take("ucp_mem_map", &library->mem_map);
     take("ucp_mem_unmap", &library->mem_unmap);
     take("ucp_rkey_pack", &library->rkey_pack);

@@ -27,6 +27,7 @@ struct UcxLibrary {
     ucp::UcsStatus (*init)(unsigned, unsigned, const ucp::Params*, const ucp::Config*,
                            ucp::Context**) = nullptr;
     void (*cleanup)(ucp::Context*) = nullptr;
+    ucp::UcsStatus (*context_query)(ucp::Context*, ucp::ContextAttributes*) = nullptr;
     ucp::UcsStatus (*mem_map)(ucp::Context*, const ucp::MapParams*, ucp::Memory**) = nullptr;
     ucp::UcsStatus (*mem_unmap)(ucp::Context*, ucp::Memory*) = nullptr;
     ucp::UcsStatus (*rkey_pack)(ucp::Context*, ucp::Memory*, void**, size_t*) = nullptr;

@@ -18,6 +18,7 @@
 #include "net/socket.h"
 #include "ucx/ucx_worker.h"
 #include "wire/messages.h"
+#include "wire/ucx_places.h"
 
 namespace kvstore {
 namespace {
@@ -35,6 +36,7 @@ struct Pull {
         uint64_t offset = 0;
         uint64_t address = 0;
         uint64_t size = 0;
+        uint32_t key = 0;
         UcxRead read;
         bool posted = false;
     };
@@ -43,7 +45,6 @@ struct Pull {
     std::vector<std::string> keys;
     std::vector<uint64_t> offsets;
     std::vector<uint64_t> sizes;
-    std::vector<uint32_t> key_of;
     std::vector<int32_t> status;
     std::deque<Part> parts;
     size_t next = 0;     // part to be posted
@@ -72,7 +73,7 @@ class UcxProcess {
     Status register_next();
     bool may_register() const;
     void begin_pull(const UcxPull& message, uint64_t request);
-    void add_parts(Pull& pull, size_t row, uint64_t address);
+    void add_parts(Pull& pull, size_t row, std::span<const UcxPiece> pieces);
     void post(Pull& pull);
     Status advance_pulls();
     Status finish(Pull& pull);
@@ -241,29 +242,30 @@ void UcxProcess::begin_pull(const UcxPull& message, uint64_t request) {
     if (from != nullptr) {
         ++from->pulls;
     }
+    const Result<UcxPlaces> places = UcxPlaces::of(message);
     for (size_t row = 0; row < pull.offsets.size(); ++row) {
-        pull.key_of.push_back(message.key_of[row]);
         const bool inside = pull.offsets[row] <= registered_bytes_ &&
                             pull.sizes[row] <= registered_bytes_ - pull.offsets[row];
-        if (from == nullptr || !inside || pull.key_of[row] >= pull.keys.size()) {
+        if (from == nullptr || !inside || !places.ok()) {
             pull.status[row] = static_cast<int32_t>(Code::kUnavailable);
         } else {
-            add_parts(pull, row, message.addresses[row]);
+            add_parts(pull, row, places->row(row));
         }
     }
     post(pull);
 }
 
 // A block may reach over the end of a slice.
-void UcxProcess::add_parts(Pull& pull, size_t row, uint64_t address) {
+void UcxProcess::add_parts(Pull& pull, size_t row, std::span<const UcxPiece> pieces) {
     uint64_t offset = pull.offsets[row];
-    for (uint64_t left = pull.sizes[row]; left != 0;) {
-        const uint64_t slice_end = (offset / options_.slice_bytes + 1) * options_.slice_bytes;
-        const uint64_t size = std::min(left, slice_end - offset);
-        pull.parts.push_back({row, offset, address, size, {}, false});
-        offset += size;
-        address += size;
-        left -= size;
+    for (const UcxPiece& piece : pieces) {
+        for (uint64_t done = 0; done < piece.bytes;) {
+            const uint64_t slice_end = (offset / options_.slice_bytes + 1) * options_.slice_bytes;
+            const uint64_t size = std::min(piece.bytes - done, slice_end - offset);
+            pull.parts.push_back({row, offset, piece.address + done, size, piece.key, {}, false});
+            offset += size;
+            done += size;
+        }
     }
 }
 
@@ -271,7 +273,7 @@ void UcxProcess::post(Pull& pull) {
     const auto from = find_peer(pull.worker);
     for (; pull.next < pull.parts.size() && reads_ < kReadsAtOnce; ++pull.next) {
         Pull::Part& part = pull.parts[pull.next];
-        worker_->read(*from->endpoint, pull.keys[pull.key_of[part.row]], part.address,
+        worker_->read(*from->endpoint, pull.keys[part.key], part.address,
                       segment_.data() + part.offset, part.size,
                       *slices_[part.offset / options_.slice_bytes], &part.read);
         part.posted = true;

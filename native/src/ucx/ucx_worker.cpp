@@ -155,6 +155,10 @@ void UcxWorker::read(UcxEndpoint& endpoint, std::string_view key, uint64_t addre
     ucp::RequestParam param{};
     param.mask =
         ucp::RequestParam::kCallback | ucp::RequestParam::kUserData | ucp::RequestParam::kMemory;
+    if (memory.type() != ucp::MemoryType::kHost) {
+        param.mask |= ucp::RequestParam::kMemoryType;
+        param.memory_type = memory.type();
+    }
     param.callback = &UcxWorker::on_read;
     param.user_data = read;
     param.memory = memory.get();

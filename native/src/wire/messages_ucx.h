@@ -8,6 +8,8 @@
 namespace kvstore {
 
 inline constexpr size_t kMaxUcxAddressBytes = 4096;
+inline constexpr size_t kMaxUcxPieces = 65536;     // of all objects of a put
+inline constexpr uint32_t kInPieces = UINT32_MAX;  // of key_of: the row's bytes are the next pieces
 
 // By which the memory of the session's domain is read. Only for tenants that may write it by
 // mapping it, too: a key lets its holder write.
@@ -92,10 +94,13 @@ struct UcxPut {
     KeyList parents{};
     U32Column crcs{};           // of the data, not sealed
     U64Column addresses{};      // in the client's process
-    U32Column key_of{};         // which of memory_keys
+    U32Column key_of{};         // which of memory_keys, or kInPieces
     std::string_view worker{};  // the client's address
     KeyList memory_keys{};
     uint32_t fetch_ms = 0;  // for the bytes; those that have not come by then are kUnavailable
+    U64Column piece_addresses{};
+    U64Column piece_sizes{};
+    U32Column piece_keys{};
     uint32_t timeout_ms = 0;
     static void fields(auto& m, auto& v) {
         v.rows(1, m.keys);
@@ -111,6 +116,9 @@ struct UcxPut {
         v.text(11, m.worker, kMaxUcxAddressBytes);
         v.list(12, m.memory_keys, limits::kMaxBatchKeys);
         v.number(13, m.fetch_ms, limits::kMaxTimeoutMs);
+        v.list(14, m.piece_addresses, kMaxUcxPieces);
+        v.list(15, m.piece_sizes, kMaxUcxPieces);
+        v.list(16, m.piece_keys, kMaxUcxPieces);
         v.timeout(40, m.timeout_ms);
     }
 };
@@ -158,6 +166,9 @@ struct UcxPull {
     U32Column key_of{};
     std::string_view worker{};
     KeyList memory_keys{};
+    U64Column piece_addresses{};  // as in UcxPut
+    U64Column piece_sizes{};
+    U32Column piece_keys{};
     static void fields(auto& m, auto& v) {
         v.rows(1, m.offsets);
         v.row(2, m.sizes);
@@ -165,6 +176,9 @@ struct UcxPull {
         v.row(4, m.key_of);
         v.text(5, m.worker, kMaxUcxAddressBytes);
         v.list(6, m.memory_keys, limits::kMaxBatchKeys);
+        v.list(7, m.piece_addresses, kMaxUcxPieces);
+        v.list(8, m.piece_sizes, kMaxUcxPieces);
+        v.list(9, m.piece_keys, kMaxUcxPieces);
     }
 };
 // Process → node: nothing is written into the blocks of this request any more.

@@ -28,6 +28,12 @@ static_assert(ucp::Params::kFeatures == UCP_PARAM_FIELD_FEATURES);
 static_assert(ucp::Params::kMtWorkersShared == UCP_PARAM_FIELD_MT_WORKERS_SHARED);
 static_assert(ucp::Params::kName == UCP_PARAM_FIELD_NAME);
 
+static_assert(sizeof(ucp::ContextAttributes) == sizeof(ucp_context_attr_t));
+SAME_PLACE(ucp::ContextAttributes, memory_types, ucp_context_attr_t, memory_types);
+static_assert(ucp::ContextAttributes::kMemoryTypes == UCP_ATTR_FIELD_MEMORY_TYPES);
+static_assert(static_cast<int>(ucp::MemoryType::kHost) == UCS_MEMORY_TYPE_HOST);
+static_assert(static_cast<int>(ucp::MemoryType::kCuda) == UCS_MEMORY_TYPE_CUDA);
+
 static_assert(sizeof(ucp::WorkerParams) == sizeof(ucp_worker_params_t));
 SAME_PLACE(ucp::WorkerParams, thread_mode, ucp_worker_params_t, thread_mode);
 static_assert(ucp::WorkerParams::kThreadMode == UCP_WORKER_PARAM_FIELD_THREAD_MODE);
@@ -46,18 +52,22 @@ static_assert(ucp::kPeerErrors == UCP_ERR_HANDLING_MODE_PEER);
 static_assert(sizeof(ucp::MapParams) == sizeof(ucp_mem_map_params_t));
 SAME_PLACE(ucp::MapParams, address, ucp_mem_map_params_t, address);
 SAME_PLACE(ucp::MapParams, length, ucp_mem_map_params_t, length);
+SAME_PLACE(ucp::MapParams, memory_type, ucp_mem_map_params_t, memory_type);
 static_assert(ucp::MapParams::kAddress == UCP_MEM_MAP_PARAM_FIELD_ADDRESS);
 static_assert(ucp::MapParams::kLength == UCP_MEM_MAP_PARAM_FIELD_LENGTH);
+static_assert(ucp::MapParams::kMemoryType == UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE);
 
 static_assert(sizeof(ucp::RequestParam) == sizeof(ucp_request_param_t));
 SAME_PLACE(ucp::RequestParam, mask, ucp_request_param_t, op_attr_mask);
 SAME_PLACE(ucp::RequestParam, flags, ucp_request_param_t, flags);
 SAME_PLACE(ucp::RequestParam, callback, ucp_request_param_t, cb);
 SAME_PLACE(ucp::RequestParam, user_data, ucp_request_param_t, user_data);
+SAME_PLACE(ucp::RequestParam, memory_type, ucp_request_param_t, memory_type);
 SAME_PLACE(ucp::RequestParam, memory, ucp_request_param_t, memh);
 static_assert(ucp::RequestParam::kCallback == UCP_OP_ATTR_FIELD_CALLBACK);
 static_assert(ucp::RequestParam::kUserData == UCP_OP_ATTR_FIELD_USER_DATA);
 static_assert(ucp::RequestParam::kFlags == UCP_OP_ATTR_FIELD_FLAGS);
+static_assert(ucp::RequestParam::kMemoryType == UCP_OP_ATTR_FIELD_MEMORY_TYPE);
 static_assert(ucp::RequestParam::kMemory == UCP_OP_ATTR_FIELD_MEMH);
 static_assert(ucp::kCloseForce == UCP_EP_CLOSE_FLAG_FORCE);
 

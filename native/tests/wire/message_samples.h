@@ -318,6 +318,18 @@ void added_fields(Visit&& visit) {
     visit(Get{.keys = keys(), .trace = counting<24>(8)});
     visit(Commit{.generations = u64s(), .trace = counting<24>(9)});
     visit(SlotReady{.slot = 5, .writes_ended_below = 12});
+    visit(UcxPut{.keys = keys(),
+                 .sizes = sizes(),
+                 .key_of = u32s(),
+                 .piece_addresses = u64s(),
+                 .piece_sizes = u64s(),
+                 .piece_keys = u32s()});
+    visit(UcxPull{.offsets = sizes(),
+                  .sizes = sizes(),
+                  .key_of = u32s(),
+                  .piece_addresses = u64s(),
+                  .piece_sizes = u64s(),
+                  .piece_keys = u32s()});
     visit(ClaimReply{.claim_ids = u64s(), .status = codes(), .versions = u64s(), .flags = small()});
     visit(Hello{.version_min = 0x10000,
                 .version_max = 0x10000,
