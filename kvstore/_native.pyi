@@ -302,6 +302,8 @@ class NodeTunables:
     shm_write: list[str]
     pin_cap_bytes: int
     principal_share: float
+    hot_reads_per_s: int
+    hot_replicas: int
     demote_ahead: float
     promote_reads: int
     readmit_share: float

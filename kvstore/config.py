@@ -393,6 +393,19 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 10_000
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
     reservation_ms: Annotated[Ms, _live("Uncommitted writes are aborted after this time.")] = 30_000
+    hot_reads_per_s: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        _live(
+            "An object that clients of other hosts read from this node more often gets another "
+            "replica on another host. 0: none does."
+        ),
+    ] = 50
+    hot_replicas: Annotated[
+        int,
+        Meta(ge=1, le=limits.MAX_REPLICAS),
+        _live("Replicas of such an object, at most; what nobody reads any more is evicted."),
+    ] = 4
     client_cap_bytes: Annotated[
         Size, _live("Uncommitted bytes that one client may hold. 0: half of the segment.")
     ] = 0

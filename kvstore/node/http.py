@@ -98,6 +98,11 @@ ROWS = (
         "code",
         "Connections refused or closed for an error, by code.",
     ),
+    Counter(
+        "kvstore_hot_asks_total",
+        "hot_asks",
+        "Replicas asked for because clients of other hosts read an object often.",
+    ),
     Counter("kvstore_copies_in_total", "copies_in", "Replicas received."),
     Counter("kvstore_copies_out_total", "copies_out", "Replicas sent."),
     Counter("kvstore_copies_failed_total", "copies_failed", "Replicas that could not be sent."),

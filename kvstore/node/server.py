@@ -117,6 +117,8 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
     tunables.shm_write = list(config.shm_write)
     tunables.pin_cap_bytes = config.pin_cap_bytes
     tunables.principal_share = config.principal_share
+    tunables.hot_reads_per_s = config.hot_reads_per_s
+    tunables.hot_replicas = config.hot_replicas
     tunables.demote_ahead = config.demote_ahead
     tunables.promote_reads = config.promote_reads
     tunables.readmit_share = config.readmit_share

@@ -209,6 +209,7 @@ nb::dict stats_dict(PyNode& self) {
     out["get_bytes_tcp"] = stats.get_bytes_tcp;
     out["put_bytes_ucx"] = stats.put_bytes_ucx;
     out["get_bytes_ucx"] = stats.get_bytes_ucx;
+    out["hot_asks"] = stats.hot_asks;
     out["copies_in"] = stats.copies_in;
     out["copies_out"] = stats.copies_out;
     out["copies_failed"] = stats.copies_failed;

@@ -89,6 +89,12 @@ void bind_tunables(nb::module_& module) {
         .def_rw("pin_cap_bytes", &NodeTunables::pin_cap_bytes)
         .def_rw("principal_share", &NodeTunables::principal_share)
         .def_prop_rw(
+            "hot_reads_per_s", [](const NodeTunables& self) { return self.hot_reads.reads_per_s; },
+            [](NodeTunables& self, uint32_t rate) { self.hot_reads.reads_per_s = rate; })
+        .def_prop_rw(
+            "hot_replicas", [](const NodeTunables& self) { return self.hot_reads.replicas; },
+            [](NodeTunables& self, uint8_t replicas) { self.hot_reads.replicas = replicas; })
+        .def_prop_rw(
             "readmit_share",
             [](const NodeTunables& self) { return self.nvme.readmission.readmit_share; },
             [](NodeTunables& self, double share) { self.nvme.readmission.readmit_share = share; });

@@ -12,6 +12,7 @@ SHARED = {
     "MAX_KEY_BYTES": "kMaxKeyBytes",
     "MAX_NAME_BYTES": "kMaxNameBytes",
     "MAX_BATCH_KEYS": "kMaxBatchKeys",
+    "MAX_REPLICAS": "kMaxReplicas",
     "MAX_NODES": "kMaxNodes",
     "MAX_ENDPOINT_BYTES": "kMaxEndpointBytes",
     "MAX_TIMEOUT_MS": "kMaxTimeoutMs",

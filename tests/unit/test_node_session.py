@@ -52,7 +52,7 @@ def test_the_options_of_the_native_node_follow_the_configuration() -> None:
 def test_the_native_defaults_are_those_of_the_configuration() -> None:
     native, configured = _native.NodeTunables(), tunables(NodeConfig())
     names = [name for name in dir(native) if not name.startswith("_")]
-    assert len(names) == 11
+    assert len(names) == 13
     for name in names:
         assert getattr(native, name) == getattr(configured, name), name
     assert _native.NodeOptions().server_threads == NodeConfig().event_loops

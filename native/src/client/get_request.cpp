@@ -153,7 +153,8 @@ Status GetRequest::take_reply() {
                             .reason = static_cast<MissReason>(reply.reasons[i]),
                             .version = reply.versions[i],
                             .size = reply.sizes[i],
-                            .sealed_crc = reply.crcs[i]};
+                            .sealed_crc = reply.crcs[i],
+                            .is_hot = reply.hot[i] != 0};
         answers_.push_back(answer);
         if (answer.code != Code::kOk) {
             continue;
@@ -202,7 +203,8 @@ Status GetRequest::take_places() {
                       .reason = static_cast<MissReason>(reply.reasons[i]),
                       .version = reply.versions[i],
                       .size = reply.sizes[i],
-                      .sealed_crc = reply.crcs[i]};
+                      .sealed_crc = reply.crcs[i],
+                      .is_hot = reply.hot[i] != 0};
         answer.by_socket =
             answer.code == Code::kOk &&
             (!is_known || reply.offsets[i] == kNotInSegment || answer.size > rows_[i].data.size() ||

@@ -32,6 +32,7 @@ class GetRequest {
         uint32_t data_crc = 0;   // of the bytes that arrived
         bool by_socket = false;  // only so: it was not, or could not be, read by UCX
         bool again = false;      // there was no room for it now
+        bool is_hot = false;     // others may have it by now
     };
 
     // Any failure ends the request; the lease then says whether the connection lives. With a

@@ -1,6 +1,7 @@
 // A direct-mapped table of placements.
 #include "client/placement_cache.h"
 
+#include "base/clock.h"
 #include "base/mutex.h"
 
 namespace kvstore {
@@ -10,7 +11,9 @@ void PlacementCache::note(const Hash128& hash, const Placement& placement) {
     if (entries_.empty()) {
         entries_.resize(kEntries);
     }
-    entries_[hash.lo % kEntries] = {hash, placement};
+    Entry& entry = entries_[hash.lo % kEntries];
+    entry = {hash, placement};
+    entry.placement.noted_ms = boottime_ms();
 }
 
 void PlacementCache::forget(const Hash128& hash) {

@@ -17,6 +17,7 @@ namespace kvstore {
 struct Placement {
     Version version = 0;
     uint64_t size = 0;
+    uint64_t noted_ms = 0;                               // when it was looked up
     uint8_t count = 0;                                   // of nodes
     std::array<uint32_t, limits::kMaxReplicas> nodes{};  // the master's numbers
 };

@@ -16,8 +16,9 @@ constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a si
 constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
 constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
 constexpr int kMinAttemptMs = 100;
-constexpr int kKeptScore = 150;     // of nearness(): its memory is here, its process is not
-constexpr int kMaxAttemptMs = 500;  // while there is another replica, and
+constexpr int kKeptScore = 150;          // of nearness(): its memory is here, its process is not
+constexpr uint64_t kLookAgainMs = 1000;  // after which a hot object may have new replicas
+constexpr int kMaxAttemptMs = 500;       // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
 
 }  // namespace
@@ -455,6 +456,10 @@ void RemoteReads::take_answers(Slice& slice) {
         item.result = static_cast<int64_t>(answer.size);
         item.reason = MissReason::kNone;
         job.done = true;
+        if (answer.is_hot && job.remembered &&
+            boottime_ms() >= job.placement.noted_ms + kLookAgainMs) {
+            context_.placements().forget(keys_[job.item].hash);
+        }
         const bool by_ucx = slice.request.transfer() != nullptr;
         tally_.add(by_ucx ? ClientCounter::kHitsUcx : ClientCounter::kHitsSocket);
         tally_.add(by_ucx ? ClientCounter::kBytesReadUcx : ClientCounter::kBytesReadSocket,

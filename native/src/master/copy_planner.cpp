@@ -31,7 +31,7 @@ CopyPolicy CopyPlanner::policy() const {
     return policy_;
 }
 
-bool CopyPlanner::want(const DirectoryEpoch& ns, std::string_view key) {
+bool CopyPlanner::want(const DirectoryEpoch& ns, std::string_view key, uint8_t replicas) {
     const MutexLock lock(mutex_);
     const NsKey name(ns.ref, key);
     auto at = objects_.find(name.view());
@@ -43,6 +43,8 @@ bool CopyPlanner::want(const DirectoryEpoch& ns, std::string_view key) {
         objects_count_.store(objects_.size(), std::memory_order_relaxed);
     }
     enqueue(*at, 0);
+    Task& task = *at->second.task;
+    task.replicas = std::max(task.replicas, replicas);
     return true;
 }
 
@@ -255,8 +257,11 @@ void CopyPlanner::plan_task(Entry& object, uint64_t now_ms, const std::vector<Co
     if (source == nullptr) {
         return drop_if_done(object);  // repaired when one of its holders is back
     }
-    while (have < info.replicas_wanted) {
+    while (have < std::max(info.replicas_wanted, object.second.task->replicas)) {
         const NodeNumber target = choose_target(info, object.second, nodes);
+        if (target == kNoNode && have >= info.replicas_wanted) {
+            break;
+        }
         if (target == kNoNode) {
             return retry(object, now_ms);
         }

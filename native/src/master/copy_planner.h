@@ -72,7 +72,9 @@ class CopyPlanner {
     CopyPolicy policy() const;
 
     // Looks at this object soon. False when the queue is full (a later scan finds it again).
-    bool want(const DirectoryEpoch& ns, std::string_view key);
+    // `replicas`: wanted for now, where that is more than the object's own number. Nobody waits for
+    // those: they are made where there is a node for them.
+    bool want(const DirectoryEpoch& ns, std::string_view key, uint8_t replicas = 0);
     // No object is looked after, and no copy is in doubt.
     bool idle() const { return objects_count_.load(std::memory_order_relaxed) == 0; }
     // Objects that are looked after: doubts alone do not count.
@@ -115,6 +117,7 @@ class CopyPlanner {
     struct Task {
         uint32_t attempts = 0;
         bool queued = false;
+        uint8_t replicas = 0;        // wanted for now; 0: no more than the object's own number
         NodeNumber avoid = kNoNode;  // the target that failed last
     };
     struct Object {

@@ -376,8 +376,9 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
         if (accepted) {
             planner_.landed(ns, item.key, link.node);
             // After a full announce or a rebuild the scan finds what is missing.
-            if (settled && outcome.readable < outcome.wanted) {
-                copies = planner_.want(ns, item.key) || copies;
+            const uint8_t wanted = std::max<uint8_t>(outcome.wanted, message.copies[i]);
+            if (settled && outcome.readable < wanted) {
+                copies = planner_.want(ns, item.key, message.copies[i]) || copies;
             }
         }
         AckRow behind{.holders = outcome.superseded};

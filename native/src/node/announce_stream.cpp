@@ -2,6 +2,7 @@
 #include "node/announce_stream.h"
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 
 namespace kvstore {
@@ -77,6 +78,7 @@ void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, Namespac
     std::vector<uint64_t> sizes;
     std::vector<uint8_t> pins;
     std::vector<uint8_t> replicas;
+    std::vector<uint8_t> copies;
     std::vector<uint64_t> ttl_ms;
     for (const AnnounceItem& item : items) {
         keys.push_back(item.key);
@@ -84,6 +86,7 @@ void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, Namespac
         sizes.push_back(item.size_bytes);
         pins.push_back(static_cast<uint8_t>(item.pin));
         replicas.push_back(item.replicas);
+        copies.push_back(item.copies);
         ttl_ms.push_back(item.ttl_ms);
     }
     Announce message;
@@ -99,6 +102,9 @@ void AnnounceStream::send_phase(ConnectionRef& to, AnnouncePhase phase, Namespac
     message.sizes = sizes;
     message.pins = pins;
     message.replicas = replicas;
+    if (std::ranges::any_of(copies, std::identity())) {
+        message.copies = copies;
+    }
     message.ttl_ms = ttl_ms;
     to.send_message(message, 0);
     sent_.push_back({message.seq, phase, std::move(ns), std::move(items)});

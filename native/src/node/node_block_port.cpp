@@ -84,6 +84,7 @@ NodeBlockPort::NodeBlockPort(const NodeOptions& options, Domains& domains, NvmeT
     for (const NamespaceRef& ns : domains.beginning().namespaces) {
         static_cast<void>(namespaces_.advance(ns->tenant, ns->name, ns->epoch));
     }
+    hot_reads_.set_policy(options.hot_reads);
     begin_nvme();
     server_ = std::make_unique<EventServer>(server_options(options, authenticator_), *this);
     link_ = std::make_unique<MasterLink>(link_options(options, domains, tier), *server_, *this);
@@ -193,6 +194,7 @@ void NodeBlockPort::set_tunables(NodeTunables tunables) {
     reservation_ms_.store(tunables.reservation_ms);
     domains_.set_access(std::move(tunables.shm_read), std::move(tunables.shm_write));
     server_->set_principal_share(tunables.principal_share);
+    hot_reads_.set_policy(tunables.hot_reads);
     if (tier_ != nullptr) {
         tier_->set_tunables(tunables.nvme);
     }
@@ -516,6 +518,7 @@ void NodeBlockPort::fill(NodeStats& stats) const {
     stats.put_bytes_ucx = metrics_.put_bytes_ucx.get();
     stats.get_bytes_tcp = metrics_.get_bytes_socket.get();
     stats.get_bytes_ucx = metrics_.get_bytes_ucx.get();
+    stats.hot_asks = metrics_.hot_asks.get();
     stats.copies_in = metrics_.copies_in.get();
     stats.copies_out = metrics_.copies_out.get();
     stats.copies_failed = metrics_.copies_failed.get();

@@ -103,6 +103,8 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     bool get_from_nvme(const std::shared_ptr<Getting>& get, const NamespaceRef& ns,
                        std::span<const BlockStore::Key> keys);
     void finish_get(const std::shared_ptr<Getting>& get);
+    std::vector<uint8_t> note_remote(const NamespaceRef& ns, std::span<const BlockStore::Key> keys,
+                                     std::span<const BlockStore::Found> found);
     void prefetch(Connection& connection, const FrameHeader& header, Body body);
     void explain(Connection& connection, const FrameHeader& header, Body body);
     void lease(Connection& connection, const FrameHeader& header, Body body);
@@ -147,6 +149,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
 
     const NodeOptions options_;  // but for the tunables, which are below
     std::atomic<uint32_t> reservation_ms_;
+    HotReads hot_reads_;
     Domains& domains_;
     NvmeTier* const tier_;
     NodeMetrics metrics_;

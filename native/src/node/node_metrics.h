@@ -33,6 +33,7 @@ struct NodeMetrics {
     Counter put_bytes_ucx;
     Counter get_bytes_socket;
     Counter get_bytes_ucx;
+    Counter hot_asks;  // for another replica of an object that many read
     Counter copies_in;
     Counter copies_out;
     Counter copies_failed;

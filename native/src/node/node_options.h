@@ -12,6 +12,7 @@
 #include "base/limits.h"
 #include "base/status.h"
 #include "net/event_server.h"
+#include "node/hot_reads.h"
 #include "node/master_link.h"
 #include "node/nvme_tier.h"
 #include "node/ucx_port.h"
@@ -28,6 +29,7 @@ struct NodeTunables {
     std::vector<std::string> shm_write = {"default"};
     uint64_t pin_cap_bytes = 0;     // hard-pinned bytes of one tenant; 0: half of the segment
     double principal_share = 0.75;  // of the sessions for clients, that one principal may hold
+    HotReadsPolicy hot_reads;
     NvmeTierTunables nvme;
 };
 
@@ -119,6 +121,7 @@ struct NodeStats {
     uint64_t put_bytes_ucx = 0;  // fetched from clients' registered memory
     uint64_t get_bytes_tcp = 0;
     uint64_t get_bytes_ucx = 0;  // that clients were told where to fetch
+    uint64_t hot_asks = 0;
     uint64_t copies_in = 0;
     uint64_t copies_out = 0;
     uint64_t copies_failed = 0;

@@ -77,6 +77,7 @@ struct NodeBlockPort::Getting {
     uint64_t started_us = 0;
     std::vector<uint64_t> max_sizes;
     std::vector<BlockStore::Found> found;       // a row each
+    std::vector<uint8_t> hot;                   // a row each, where any is
     std::vector<NvmeTier::Object> below;        // a row each, where anything is on NVMe
     std::vector<std::shared_ptr<void>> shares;  // of the send budget
     std::unique_ptr<OpenSpan> span;             // these two: null where it is not traced
@@ -101,6 +102,9 @@ void NodeBlockPort::get(Connection& connection, const FrameHeader& header, Body 
     get->max_sizes.assign(message.max_sizes.begin(), message.max_sizes.end());
     get->max_sizes.resize(keys.size(), 0);
     get->found = session.domain->store->find(ns, keys);
+    if (!connection.peer().is_unix) {
+        get->hot = note_remote(ns, keys, get->found);
+    }
     if (tier_ == nullptr || !get_from_nvme(get, ns, keys)) {
         finish_get(get);
     }
@@ -173,6 +177,43 @@ bool NodeBlockPort::get_from_nvme(const std::shared_ptr<Getting>& get, const Nam
     return true;
 }
 
+// What a client of another host reads. A row each that says whether it is hot; none where none is.
+// For those that want one, asks the master for another replica. The objects are held meanwhile, so
+// that no withdraw can be queued before.
+std::vector<uint8_t> NodeBlockPort::note_remote(const NamespaceRef& ns,
+                                                std::span<const BlockStore::Key> keys,
+                                                std::span<const BlockStore::Found> found) {
+    std::vector<uint8_t> hot;
+    std::vector<AnnounceItem> items;
+    const uint64_t now_ms = boottime_ms();
+    for (size_t row = 0; row < keys.size(); ++row) {
+        const BlockStore::Found& object = found[row];
+        if (object.hold == nullptr) {
+            continue;
+        }
+        const HotReads::Verdict verdict = hot_reads_.note(keys[row].hash, object.version, now_ms);
+        if (verdict.is_hot) {
+            hot.resize(keys.size());
+            hot[row] = 1;
+        }
+        if (verdict.replicas != 0) {
+            items.push_back({.key = std::string(keys[row].key),
+                             .version = object.version,
+                             .size_bytes = object.length,
+                             .pin = object.pin,
+                             .ttl_ms = object.ttl_ms,
+                             .copies = verdict.replicas});
+        }
+    }
+    if (!items.empty()) {
+        metrics_.hot_asks.add(items.size());
+        const uint64_t link = link_->up();
+        (void)link_->announce(link, ns, std::move(items));
+        link_->flush(link);
+    }
+    return hot;
+}
+
 void NodeBlockPort::finish_get(const std::shared_ptr<Getting>& get) {
     const size_t count = get->found.size();
     GetRows rows(count);
@@ -222,6 +263,7 @@ void NodeBlockPort::finish_get(const std::shared_ptr<Getting>& get) {
     reply.versions = rows.versions;
     reply.crcs = rows.crcs;
     reply.reasons = rows.reasons;
+    reply.hot = get->hot;
     get->to->send_message(reply, get->request_id, 0, rows.payload, get);
     metrics_.get_us.record(boottime_us() - get->started_us);
     if (get->span != nullptr) {

@@ -189,8 +189,12 @@ void NodeBlockPort::ucx_get(Connection& connection, const FrameHeader& header, B
         }
     }
     metrics_.get_bytes_ucx.add(bytes);
-    connection.ref()->send_message(rows.reply(region == nullptr ? 0 : region->life),
-                                   header.request_id);
+    const std::vector<uint8_t> hot = held && !connection.peer().is_unix
+                                         ? note_remote(ns, keys, hold->found)
+                                         : std::vector<uint8_t>();
+    UcxGetReply reply = rows.reply(region == nullptr ? 0 : region->life);
+    reply.hot = hot;
+    connection.ref()->send_message(reply, header.request_id);
     metrics_.get_us.record(boottime_us() - started_us);
 }
 

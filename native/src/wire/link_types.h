@@ -43,6 +43,7 @@ struct AnnounceItem {
     Pin pin = Pin::kNone;
     uint8_t replicas = 0;  // wanted; 0: not known here
     uint64_t ttl_ms = 0;   // 0: never expires
+    uint8_t copies = 0;    // replicas wanted while many read it
 };
 struct AnnounceGroup {
     NamespaceRef ns;

@@ -74,6 +74,7 @@ struct Announce {
     U8Column pins{};
     U8Column replicas{};  // wanted
     U64Column ttl_ms{};   // remaining milliseconds; 0: none
+    U8Column copies{};    // replicas wanted while many read it; 0: no more than those above
     static void fields(auto& m, auto& v) {
         v.number(1, m.seq);
         v.number(2, m.phase, 3);
@@ -86,6 +87,7 @@ struct Announce {
         v.row(9, m.pins, 2);
         v.row(10, m.replicas, limits::kMaxReplicas);
         v.row(11, m.ttl_ms);
+        v.row(12, m.copies, limits::kMaxReplicas);
     }
 };
 struct AnnounceReply {

@@ -116,12 +116,14 @@ struct GetReply {
     U64Column versions{};
     U32Column crcs{};    // sealed
     U8Column reasons{};  // MissReason
+    U8Column hot{};      // 1: many read it, so others may have it by now
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.row(2, m.sizes);
         v.row(3, m.versions);
         v.row(4, m.crcs);
         v.row(5, m.reasons);
+        v.row(6, m.hot, 1);
     }
 };
 

@@ -65,6 +65,7 @@ struct UcxGetReply {
     U8Column reasons{};
     U64Column offsets{};  // into the segment
     uint64_t life = 0;    // of the UCX process that it is registered with
+    U8Column hot{};       // as in GetReply
     static void fields(auto& m, auto& v) {
         v.rows(1, m.status);
         v.row(2, m.sizes);
@@ -73,6 +74,7 @@ struct UcxGetReply {
         v.row(5, m.reasons);
         v.row(6, m.offsets);
         v.number(7, m.life);
+        v.row(8, m.hot, 1);
     }
 };
 // No more reads of what was found for these requests. Not answered.

@@ -104,6 +104,23 @@ TEST_F(CopyPlannerTest, AnOrderNamesTheObjectItsSourceAndAnotherNode) {
     EXPECT_FALSE(planner_.may_hold(0));
 }
 
+TEST_F(CopyPlannerTest, MoreReplicasForNowAreMadeWhereThereAreNodesForThem) {
+    record("k", 0, 1);
+    EXPECT_TRUE(planner_.want(epoch(), "k", 3));
+    EXPECT_EQ(planner_.plan(kStartMs, nodes_).size(), 2u);
+    record("l", 0, 1);
+    EXPECT_TRUE(planner_.want(epoch(), "l", 8));
+    EXPECT_EQ(planner_.plan(kStartMs, nodes_).size(), 3u);  // on every other node
+    EXPECT_EQ(planner_.size(), 2u);
+    // Nobody waits for what no node is there for, and it does not count as failed.
+    nodes_.resize(1);
+    record("m", 0, 1);
+    EXPECT_TRUE(planner_.want(epoch(), "m", 2));
+    EXPECT_TRUE(planner_.plan(kStartMs, nodes_).empty());
+    EXPECT_EQ(planner_.size(), 2u);
+    EXPECT_EQ(planner_.stats().given_up, 0u);
+}
+
 TEST_F(CopyPlannerTest, AnAnnouncedCopyEndsItsOrder) {
     const CopyPlanner::Dispatch given = order("k");
     planner_.done(given.order.copy_id, Code::kOk, kStartMs);

@@ -318,6 +318,9 @@ void added_fields(Visit&& visit) {
     visit(Get{.keys = keys(), .trace = counting<24>(8)});
     visit(Commit{.generations = u64s(), .trace = counting<24>(9)});
     visit(SlotReady{.slot = 5, .writes_ended_below = 12});
+    visit(GetReply{.status = codes(), .hot = std::span<const uint8_t>(kMarks)});
+    visit(UcxGetReply{.status = codes(), .hot = std::span<const uint8_t>(kMarks)});
+    visit(Announce{.keys = keys(), .versions = u64s(), .copies = small()});
     visit(UcxPut{.keys = keys(),
                  .sizes = sizes(),
                  .key_of = u32s(),
