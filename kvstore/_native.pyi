@@ -74,6 +74,7 @@ class Client:
         poll_us: int = ...,
         ucx_libraries: list[str] = ...,
         ucx_settings: list[tuple[str, str]] = ...,
+        locality: tuple[str, str, str] = ...,
     ) -> None: ...
     @property
     def closed(self) -> bool: ...
@@ -271,12 +272,18 @@ class MasterCore:
         state: int = 0,
         known: bool = False,
         fresh: bool = False,
+        locality: tuple[str, str, str] = ...,
     ) -> None: ...
     def set_node(
         self, node_id: str, state: int, weight: int, free_bytes: int, capacity_bytes: int
     ) -> None: ...
     def set_node_endpoints(
-        self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
+        self,
+        node_id: str,
+        tcp_endpoint: str,
+        unix_endpoint: str,
+        host: str,
+        locality: tuple[str, str, str] = ...,
     ) -> None: ...
     def stats(self) -> dict[str, Any]: ...
 

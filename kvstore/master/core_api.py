@@ -109,6 +109,7 @@ class MasterCoreApi(Protocol):
         state: int = 0,
         known: bool = False,
         fresh: bool = False,
+        locality: tuple[str, str, str] = ("", "", ""),
     ) -> None:
         """Accept a node's link under this session.
 
@@ -125,6 +126,7 @@ class MasterCoreApi(Protocol):
             state: NodeState.
             known: a node of an earlier epoch of the master.
             fresh: a new node with new memory; no remove or flush waits for what it may hold.
+            locality: labels numa, rack and rdma_domain, which clients are told.
         """
 
     def set_node(
@@ -136,7 +138,12 @@ class MasterCoreApi(Protocol):
         """Count what a node without a link holds again: its heartbeat has come."""
 
     def set_node_endpoints(
-        self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
+        self,
+        node_id: str,
+        tcp_endpoint: str,
+        unix_endpoint: str,
+        host: str,
+        locality: tuple[str, str, str] = ("", "", ""),
     ) -> None:
         """Set a node's endpoints and host."""
 

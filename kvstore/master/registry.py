@@ -27,6 +27,10 @@ def new_session_id() -> int:
     return secrets.randbits(64) or 1
 
 
+_Reached = tuple[str, str, str, tuple[str, str, str]]
+"""TCP and Unix endpoint, host, and what `_locality` returns."""
+
+
 class Registry:
     """The cluster's state and the effects of its changes."""
 
@@ -38,7 +42,7 @@ class Registry:
         self._mutex = threading.Lock()
         self._copies_per_s = -1
         self._tick_failed = Recurring(_log, "tick_failed", error=True)
-        self._told: dict[str, tuple[tuple[str, str, str], tuple[int, int, int, int]]] = {}
+        self._told: dict[str, tuple[_Reached, tuple[int, int, int, int]]] = {}
         now_ms, unix_ms = clock.monotonic_ms(), clock.unix_ms()
         known = [
             Node(
@@ -172,12 +176,14 @@ class Registry:
             state=int(NodeState.DEAD if known else node.state),
             known=known,
             fresh=fresh,
+            locality=_locality(node),
         )
 
     def _set_node(self, node: Node, state: NodeState, weight: float) -> None:
         """Tell the native side what has changed."""
         before = self._told.get(node.node_id)
-        reached = (node.published.tcp, node.published.unix, node.labels.get("host", ""))
+        host = node.labels.get("host", "")
+        reached = (node.published.tcp, node.published.unix, host, _locality(node))
         free = max(0, node.capacity_bytes - node.used_bytes)
         standing = (int(state), round(weight * _WEIGHT_SCALE), free, node.capacity_bytes)
         if before == (reached, standing):
@@ -193,6 +199,12 @@ class Registry:
             level = _log.warning if state is NodeState.DEAD and overdue else _log.info
             level("node_state", **_fields(node))
         self._told[node.node_id] = (reached, standing)
+
+
+def _locality(node: Node) -> tuple[str, str, str]:
+    """Labels that clients are told: by them they choose the nearest replica."""
+    label = node.labels.get
+    return label("numa", ""), label("rack", ""), label("rdma_domain", "")
 
 
 def _fields(node: Node) -> dict[str, object]:

@@ -13,6 +13,7 @@
 
 #include <tuple>
 
+#include "locality_tuple.h"
 #include "server_values.h"
 
 namespace nb = nanobind;
@@ -160,36 +161,39 @@ nb::dict stats_dict(PyMaster& self) {
     return out;
 }
 
+void register_node(PyMaster& self, const std::string& node_id, uint64_t session_id,
+                   uint32_t node_epoch, const std::string& tcp, const std::string& unix_endpoint,
+                   const std::string& host, uint32_t weight, uint64_t capacity, uint64_t free,
+                   int state, bool known, bool fresh, const LocalityTuple& locality) {
+    const NodeInfo info{.node_id = node_id,
+                        .session_id = session_id,
+                        .node_epoch = node_epoch,
+                        .tcp_endpoint = tcp,
+                        .unix_endpoint = unix_endpoint,
+                        .host = host,
+                        .locality = locality_of(locality),
+                        .weight = weight,
+                        .free_bytes = free,
+                        .capacity_bytes = capacity,
+                        .state = state_from(state),
+                        .fresh = fresh};
+    const bool old = known || !self.started();
+    value_or_raise(unlocked([&] { return self.core().register_node(info, old); }));
+}
+
 void bind_nodes(nb::class_<PyMaster>& master) {
     master
         .def(
-            "register_node",
-            [](PyMaster& self, const std::string& node_id, uint64_t session_id, uint32_t node_epoch,
-               const std::string& tcp, const std::string& unix_endpoint, const std::string& host,
-               uint32_t weight, uint64_t capacity, uint64_t free, int state, bool known,
-               bool fresh) {
-                const NodeInfo info{.node_id = node_id,
-                                    .session_id = session_id,
-                                    .node_epoch = node_epoch,
-                                    .tcp_endpoint = tcp,
-                                    .unix_endpoint = unix_endpoint,
-                                    .host = host,
-                                    .weight = weight,
-                                    .free_bytes = free,
-                                    .capacity_bytes = capacity,
-                                    .state = state_from(state),
-                                    .fresh = fresh};
-                const bool old = known || !self.started();
-                value_or_raise(unlocked([&] { return self.core().register_node(info, old); }));
-            },
-            "node_id"_a, "session_id"_a, "node_epoch"_a, "tcp_endpoint"_a, "unix_endpoint"_a,
-            "host"_a, "weight"_a, "capacity_bytes"_a, "free_bytes"_a = 0, "state"_a = 0,
-            "known"_a = false, "fresh"_a = false,
+            "register_node", &register_node, "node_id"_a, "session_id"_a, "node_epoch"_a,
+            "tcp_endpoint"_a, "unix_endpoint"_a, "host"_a, "weight"_a, "capacity_bytes"_a,
+            "free_bytes"_a = 0, "state"_a = 0, "known"_a = false, "fresh"_a = false,
+            "locality"_a = LocalityTuple(),
             "Adds a node or gives it a new session (which ends its older link). `known`: a node of "
             "a "
             "previous life of this master, before start(). `state`: NodeState of types.h (0 "
             "joining, "
-            "1 alive, 2 draining, 3 dead). `fresh`: a new node that can hold nothing yet.")
+            "1 alive, 2 draining, 3 dead). `fresh`: a new node that can hold nothing yet. "
+            "`locality`: its labels numa, rack and rdma_domain.")
         .def(
             "set_node",
             [](PyMaster& self, const std::string& node_id, int state, uint32_t weight,
@@ -209,11 +213,15 @@ void bind_nodes(nb::class_<PyMaster>& master) {
         .def(
             "set_node_endpoints",
             [](PyMaster& self, const std::string& node_id, const std::string& tcp,
-               const std::string& unix_endpoint, const std::string& host) {
-                raise_unless_ok(unlocked(
-                    [&] { return self.core().set_endpoints(node_id, tcp, unix_endpoint, host); }));
+               const std::string& unix_endpoint, const std::string& host,
+               const LocalityTuple& locality) {
+                raise_unless_ok(unlocked([&] {
+                    return self.core().set_endpoints(node_id, tcp, unix_endpoint, host,
+                                                     locality_of(locality));
+                }));
             },
-            "node_id"_a, "tcp_endpoint"_a, "unix_endpoint"_a, "host"_a)
+            "node_id"_a, "tcp_endpoint"_a, "unix_endpoint"_a, "host"_a,
+            "locality"_a = LocalityTuple())
         .def(
             "remove_node",
             [](PyMaster& self, const std::string& node_id) {

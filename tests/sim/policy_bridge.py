@@ -76,6 +76,7 @@ class Calls:
         state: int,
         known: bool,
         fresh: bool = False,
+        locality: tuple[str, str, str] = ("", "", ""),
     ) -> None:
         """Note it."""
         self.made.append(
@@ -83,7 +84,9 @@ class Calls:
              free_bytes, state, int(known), int(fresh))
         )  # fmt: skip
 
-    def set_node_endpoints(self, node_id: str, tcp: str, unix: str, host: str) -> None:
+    def set_node_endpoints(
+        self, node_id: str, tcp: str, unix: str, host: str, locality: tuple[str, str, str]
+    ) -> None:
         """Note it."""
         self.made.append(("endpoints", node_id, tcp, host))
 

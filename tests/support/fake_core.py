@@ -75,6 +75,7 @@ class FakeCore:
         state: int = 0,
         known: bool = False,
         fresh: bool = False,
+        locality: tuple[str, str, str] = ("", "", ""),
     ) -> None:
         self.calls.append(("register_node", node_id, session_id, node_epoch, state, known))
 
@@ -87,9 +88,15 @@ class FakeCore:
         self.calls.append(("node_heard", node_id))
 
     def set_node_endpoints(
-        self, node_id: str, tcp_endpoint: str, unix_endpoint: str, host: str
+        self,
+        node_id: str,
+        tcp_endpoint: str,
+        unix_endpoint: str,
+        host: str,
+        locality: tuple[str, str, str] = ("", "", ""),
     ) -> None:
-        self.calls.append(("set_node_endpoints", node_id, tcp_endpoint, unix_endpoint, host))
+        reached = (tcp_endpoint, unix_endpoint, host, locality)
+        self.calls.append(("set_node_endpoints", node_id, *reached))
 
     def remove_node(self, node_id: str) -> None:
         self.calls.append(("remove_node", node_id))

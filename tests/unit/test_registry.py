@@ -39,10 +39,11 @@ def seen(node_id: str, up: bool) -> CoreNode:
 
 def test_a_registration_is_written_and_told(state: HardState, core: FakeCore) -> None:
     registry = Registry(Settings(), core, state)
-    cluster = registry.submit(Register("a", 7, 0, 5, SERVING, {"host": "h"}))
+    labels = {"host": "h", "rack": "r7", "rdma_domain": "pod-1", "group": "g"}
+    cluster = registry.submit(Register("a", 7, 0, 5, SERVING, labels))
     assert cluster is registry.cluster
     assert core.calls[0] == ("register_node", "a", 5, 1, int(NodeState.ALIVE), False)
-    assert ("set_node_endpoints", "a", "tcp://h:1", "", "h") in core.calls
+    assert ("set_node_endpoints", "a", "tcp://h:1", "", "h", ("", "r7", "pod-1")) in core.calls
     (record,) = state.nodes()
     assert (record.node_id, record.node_epoch, record.incarnation) == ("a", 1, 7)
     assert abs(record.last_seen_unix_ms - clock.unix_ms()) < 10_000

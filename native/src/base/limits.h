@@ -16,6 +16,13 @@ inline constexpr uint64_t kMaxPayloadBytes = 1ull
 inline constexpr size_t kMaxReplicas = 8;
 inline constexpr size_t kMaxNodes = 4096;
 inline constexpr size_t kMaxEndpointBytes = 512;
+// Labels that clients are told of each node: a whole table has to fit into one frame.
+inline constexpr size_t kMaxNumaBytes = 16;
+inline constexpr size_t kMaxRackBytes = 128;
+inline constexpr size_t kMaxRdmaDomainBytes = kMaxNameBytes;
+static_assert(kMaxNodes * (2 * kMaxNameBytes + 2 * kMaxEndpointBytes + kMaxNumaBytes +
+                           kMaxRackBytes + kMaxRdmaDomainBytes + 64) <=
+              kMaxBodyBytes);
 inline constexpr size_t kMaxClients = 1024;      // processes that map a node's memory
 inline constexpr size_t kMaxConnections = 4096;  // of one server
 inline constexpr size_t kMaxQueuedBytes = 64u

@@ -155,17 +155,20 @@ void MasterCore::heard(const std::string& node_id) {
 }
 
 Status MasterCore::set_endpoints(const std::string& node_id, const std::string& tcp,
-                                 const std::string& unix_endpoint, const std::string& host) {
+                                 const std::string& unix_endpoint, const std::string& host,
+                                 const Locality& locality) {
     const MutexLock lock(mutex_);
     NodeRecord* record = nodes_.find(node_id);
     if (record == nullptr) {
         return Status(Code::kNotFound, "unknown node " + node_id);
     }
     NodeInfo& info = record->info;
-    if (info.tcp_endpoint != tcp || info.unix_endpoint != unix_endpoint || info.host != host) {
+    if (info.tcp_endpoint != tcp || info.unix_endpoint != unix_endpoint || info.host != host ||
+        info.locality != locality) {
         info.tcp_endpoint = tcp;
         info.unix_endpoint = unix_endpoint;
         info.host = host;
+        info.locality = locality;
         nodes_changed();
     }
     return {};

@@ -65,7 +65,8 @@ class MasterCore {
     // A heartbeat of a node whose link is down: it lives, and what it holds counts again.
     void heard(const std::string& node_id);
     Status set_endpoints(const std::string& node_id, const std::string& tcp,
-                         const std::string& unix_endpoint, const std::string& host);
+                         const std::string& unix_endpoint, const std::string& host,
+                         const Locality& locality = {});
     Status remove_node(const std::string& node_id);
     struct NodeView {
         NodeNumber slot = kNoNode;

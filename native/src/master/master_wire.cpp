@@ -99,6 +99,7 @@ LookupReply LookupColumns::reply(uint64_t nodes_id) const {
 }
 
 void NodeColumns::fill(const std::vector<MasterCore::NodeView>& views) {
+    localities_.reserve(views.size());  // the columns view them
     for (const MasterCore::NodeView& view : views) {
         indexes_.push_back(view.slot);
         weights_.push_back(view.info.weight);
@@ -112,6 +113,10 @@ void NodeColumns::fill(const std::vector<MasterCore::NodeView>& views) {
         tcp_.push_back(view.info.tcp_endpoint);
         unix_.push_back(view.info.unix_endpoint);
         hosts_.push_back(view.info.host);
+        const Locality& locality = localities_.emplace_back(view.info.locality.bounded());
+        numas_.push_back(locality.numa);
+        racks_.push_back(locality.rack);
+        rdma_domains_.push_back(locality.rdma_domain);
     }
 }
 
@@ -127,7 +132,10 @@ NodesReply NodeColumns::reply(uint64_t nodes_id) const {
             .capacity_bytes = capacity_,
             .epochs = epochs_,
             .nodes_id = nodes_id,
-            .restarting = restarting_};
+            .restarting = restarting_,
+            .numas = numas_,
+            .racks = racks_,
+            .rdma_domains = rdma_domains_};
 }
 
 KeyFilter::KeyFilter(const KeyList& keys) : count_(keys.size()) {

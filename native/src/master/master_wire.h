@@ -59,7 +59,8 @@ class NodeColumns {
     std::vector<uint32_t> indexes_, weights_, epochs_;
     std::vector<uint64_t> free_, capacity_;
     std::vector<uint8_t> states_, restarting_;
-    std::vector<std::string_view> ids_, tcp_, unix_, hosts_;
+    std::vector<Locality> localities_;
+    std::vector<std::string_view> ids_, tcp_, unix_, hosts_, numas_, racks_, rdma_domains_;
 };
 
 // Splits a batch into keys that a client may name and rows that are kInvalidArgument.

@@ -10,6 +10,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/locality.h"
 #include "base/status.h"
 #include "directory/namespace_table.h"
 #include "directory/object_table.h"
@@ -24,6 +25,7 @@ struct NodeInfo {
     std::string tcp_endpoint{};
     std::string unix_endpoint{};
     std::string host{};
+    Locality locality{};
     uint32_t weight = 0;  // for the choice of copy targets; 0: none
     uint64_t free_bytes = 0;
     uint64_t capacity_bytes = 0;

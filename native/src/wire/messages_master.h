@@ -71,6 +71,9 @@ struct NodesReply {
     U32Column epochs{};
     uint64_t nodes_id = 0;
     U8Column restarting{};  // 1: it is dead for a moment only; absent: none is
+    KeyList numas{};        // these three: base/locality.h; absent: not known
+    KeyList racks{};
+    KeyList rdma_domains{};
     static void fields(auto& m, auto& v) {
         v.rows(1, m.indexes);
         v.row(2, m.ids);
@@ -84,6 +87,9 @@ struct NodesReply {
         v.row(10, m.epochs);
         v.number(11, m.nodes_id);
         v.row(12, m.restarting, 1);
+        v.row(13, m.numas);
+        v.row(14, m.racks);
+        v.row(15, m.rdma_domains);
     }
 };
 

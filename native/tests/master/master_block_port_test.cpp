@@ -354,6 +354,23 @@ TEST_F(MasterServiceTest, WhoAsksForThemHearsOfNodesThatRestart) {
     EXPECT_EQ(nodes.restarting[0], 0);
 }
 
+TEST_F(MasterServiceTest, ClientsAreToldTheLabelsOfNodes) {
+    const std::unique_ptr<Link> link = node("n1");
+    const std::unique_ptr<Channel> channel = client();
+    NodesReply before;
+    ASSERT_TRUE(channel->exchange(Nodes{}, &before, soon()).ok());
+    EXPECT_EQ(before.racks[0], "");
+    const uint64_t nodes_id = before.nodes_id;
+    const Locality given{.numa = "1", .rack = std::string(129, 'r'), .rdma_domain = "a+b"};
+    ASSERT_TRUE(core_.set_endpoints("n1", "tcp://n1", "", "n1", given).ok());
+    NodesReply after;
+    ASSERT_TRUE(channel->exchange(Nodes{}, &after, soon()).ok());
+    EXPECT_NE(after.nodes_id, nodes_id) << "clients ask again";
+    EXPECT_EQ(after.numas[0], "1");
+    EXPECT_EQ(after.racks[0], "") << "too long to be told";
+    EXPECT_EQ(after.rdma_domains[0], "a+b");
+}
+
 TEST_F(MasterServiceTest, ALookupWaitsForTheLastOfItsKeys) {
     const std::unique_ptr<Link> link = node("n1");
     put(*link, "a", 1);

@@ -302,7 +302,10 @@ void added_fields(Visit&& visit) {
     visit(NodesReply{.indexes = std::span<const uint32_t>(kNodeIndexes),
                      .ids = names(),
                      .nodes_id = 8,
-                     .restarting = std::span<const uint8_t>(kMarks)});
+                     .restarting = std::span<const uint8_t>(kMarks),
+                     .numas = names(),
+                     .racks = names(),
+                     .rdma_domains = names()});
     visit(Reserve{.keys = keys(), .sizes = sizes(), .spares = u64s(), .spare_size = 4096});
     visit(ReserveReply{.status = codes(),
                        .generations = u64s(),
