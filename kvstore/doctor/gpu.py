@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvstore.doctor.findings import Finding, fail, ok, warn
 from kvstore.doctor.host import Host
-from kvstore.topology import Distance
+from kvstore.topology.pci import Distance
 
 _CUDA = "libcuda.so.1"
 _NEAR = (Distance.PIX, Distance.PXB)

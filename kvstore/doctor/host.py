@@ -12,7 +12,8 @@ from pathlib import Path
 from kvstore.config import CommonConfig, MasterConfig, NodeConfig
 from kvstore.doctor.clock_state import ClockState, read_clock
 from kvstore.doctor.programs import Answer, ask, ask_library
-from kvstore.topology import Topology, read, sysfs
+from kvstore.topology import sysfs
+from kvstore.topology.host import Topology, read
 
 _DEFAULT_PORTS = {"master's port": 50051, "master's grpc_port": 50052, "master's http_port": 9080}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvstore.topology import gpus, nics, sysfs
+from kvstore.topology import gpus, nics, numa, sysfs
 from kvstore.topology.gpus import Gpu
 from kvstore.topology.nics import Bond, Nic, Port
 from kvstore.topology.pci import Distance, distance
@@ -69,5 +69,4 @@ def read(sys: Path = sysfs.SYS) -> Topology:
     Args:
         sys: where sysfs is mounted.
     """
-    online = sysfs.ranges(sysfs.text(sys / "devices" / "system" / "node" / "online"))
-    return Topology(tuple(online), nics.read(sys), gpus.read(sys), nics.read_bonds(sys))
+    return Topology(numa.online(sys), nics.read(sys), gpus.read(sys), nics.read_bonds(sys))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from sys import byteorder
 
 from kvstore.limits import is_valid_name
-from kvstore.topology import host, sysfs
-from kvstore.topology.host import Topology
+from kvstore.topology import nics, numa, sysfs
 from kvstore.topology.nics import Port
 
 NUMA = "numa"
@@ -37,42 +35,14 @@ def found(
         the fabric of its active RDMA ports, if it can be told. A label that is not known is
         missing.
     """
-    topology = host.read(sys)
-    allowed = os.sched_getaffinity(0) if cpus is None else cpus
-    node = numa_node(topology, sys, proc, allowed)
-    numa = "" if node is None else str(node)
-    labels = {NUMA: numa, RDMA_DOMAIN: _domain(topology, proc)}
+    node = numa.of_process(sys, proc, cpus)
+    labels = {NUMA: "" if node is None else str(node), RDMA_DOMAIN: rdma_domain(sys, proc)}
     return {name: value for name, value in labels.items() if value and is_valid_name(value)}
 
 
-def numa_node(topology: Topology, sys: Path, proc: Path, cpus: Collection[int]) -> int | None:
-    """Return the one NUMA node whose memory this process uses; None if there is no such one.
-
-    Args:
-        topology: of the host.
-        sys: where sysfs is mounted.
-        proc: where procfs is mounted.
-        cpus: processors that this process may use.
-    """
-    if len(topology.numa_nodes) == 1:
-        return topology.numa_nodes[0]
-    status = sysfs.lines(proc / "self" / "status", 64 << 10)
-    memory = re.search(r"^Mems_allowed_list:\t([0-9,-]+)$", status, re.MULTILINE)
-    nodes = sysfs.ranges(memory[1]) if memory else []
-    if len(nodes) == 1:
-        return nodes[0]
-    # Pages are taken on the node of the thread that touches them first.
-    of_cpus = [node for node in topology.numa_nodes if {*_cpus_of(sys, node)} & {*cpus}]
-    return of_cpus[0] if len(of_cpus) == 1 else None
-
-
-def _cpus_of(sys: Path, node: int) -> list[int]:
-    return sysfs.ranges(sysfs.text(sys / "devices" / "system" / "node" / f"node{node}" / "cpulist"))
-
-
-def _domain(topology: Topology, proc: Path) -> str:
+def rdma_domain(sys: Path = sysfs.SYS, proc: Path = sysfs.PROC) -> str:
     """Name the fabric of the active ports; InfiniBand before RoCE, which is often for storage."""
-    ports = topology.active_ports()
+    ports = [port for nic in nics.read(sys) for port in nic.ports if port.active]
     for layer in ("InfiniBand", "Ethernet"):
         fabrics = {fabric(port, proc) for port in ports if port.link_layer == layer} - {""}
         if fabrics:

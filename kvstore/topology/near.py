@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from kvstore.topology import host, labels, sysfs
+from kvstore.topology import labels, nics, numa, sysfs
 from kvstore.topology.nics import Nic
 
 
@@ -24,10 +23,8 @@ def ports(
         As UCX names them: "mlx5_0:1". Empty where there is nothing to choose: the process is bound
         to no node, no NIC or every NIC is on it, or other NICs lead to fabrics that these do not.
     """
-    topology = host.read(sys)
-    allowed = os.sched_getaffinity(0) if cpus is None else cpus
-    node = labels.numa_node(topology, sys, proc, allowed)
-    active = [nic for nic in topology.nics if nic.active]
+    node = numa.of_process(sys, proc, cpus)
+    active = [nic for nic in nics.read(sys) if nic.active]
     near = [nic for nic in active if nic.place.numa_node == node]
     if node is None or len(near) in (0, len(active)):
         return []
@@ -36,8 +33,7 @@ def ports(
     return [port.name for nic in near for port in nic.ports if port.active]
 
 
-def _fabrics(nics: Iterable[Nic], proc: Path) -> set[str]:
+def _fabrics(active: Iterable[Nic], proc: Path) -> set[str]:
     """Name what the active ports lead to; one that cannot be told is a fabric of its own."""
-    return {
-        labels.fabric(port, proc) or port.name for nic in nics for port in nic.ports if port.active
-    }
+    ports = [port for nic in active for port in nic.ports if port.active]
+    return {labels.fabric(port, proc) or port.name for port in ports}

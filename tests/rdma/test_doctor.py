@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from kvstore import topology
 from kvstore.cli.operator import main
 from kvstore.config import NodeConfig
 from kvstore.node.labels import labels_of
+from kvstore.topology import host as topology
 from kvstore.topology.gids import Rank
 from tests.support.processes import wait_for
 

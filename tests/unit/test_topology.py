@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kvstore import topology
 from kvstore.config import NodeConfig
 from kvstore.limits import MAX_LABELS
 from kvstore.node.labels import labels_of
-from kvstore.topology import Distance, near
+from kvstore.topology import host as topology
+from kvstore.topology import near
 from kvstore.topology.gids import Rank
 from kvstore.topology.labels import found
+from kvstore.topology.pci import Distance
 from tests.support.fake_sysfs import ROCE_V1, ROCE_V2, FakeHost, eight_by_eight, write
 
 IPV4 = [("10.8.0.1", ROCE_V2)]

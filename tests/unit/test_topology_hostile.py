@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvstore import topology
+from kvstore.topology import host as topology
 from kvstore.topology import sysfs
 from kvstore.topology.labels import found
 from tests.support.fake_sysfs import ROCE_V2, FakeHost, write
