@@ -262,7 +262,8 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     labels: Annotated[
         dict[str, str],
         _live(
-            "For placement: host, numa, rack, rdma_domain. Defaults: host: the host's name; numa: "
+            "For placement: host, numa, rack, rdma_domain. Clients read from the replica whose "
+            "labels are nearest to their own. Defaults: host: the host's name; numa: "
             "the NUMA node, if the process is bound to one or there is only one; rdma_domain: the "
             "fabric of the active RDMA ports (ib:<subnet prefix> or roce:<IPv4 network>)."
         ),

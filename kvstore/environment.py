@@ -18,6 +18,11 @@ def ucx_library() -> str:
     return os.environ.get("KVSTORE_UCX_LIB", "")
 
 
+def labels() -> str:
+    """What KVSTORE_LABELS says of this process's place; empty when it says nothing."""
+    return os.environ.get("KVSTORE_LABELS", "")
+
+
 def variables() -> dict[str, str]:
     """Every variable, for what has to know the secrets in them in order to hide them."""
     return dict(os.environ)

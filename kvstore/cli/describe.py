@@ -140,23 +140,28 @@ def _print_record(record: Mapping[str, Any]) -> None:
 def explain(key: str, as_json: bool, **options: Any) -> None:
     """Show where KEY is or was: per node, when it was put, read and lost, and why.
 
+    `near` is how near the node is to this process, which reads from the nearest one.
+
     Exits with 1 when no node holds it, with 3 when only nodes that are down may.
     """
     where = target(options)
     with where.connect() as store:
         known = store.explain(key)
         reason = store.lookup([key]).reason
+        near = {peer["node_id"]: peer["near"] for peer in store.peers()}
     states = _silent_nodes(where, known)
     for one in known:
         one["down_since_ms"] = states.get(one["node_id"], ("", None))[1]
+        one["near"] = near.get(one["node_id"])
     if as_json:
         print_json([{**one, "reason": one["reason"].value} for one in known])
     else:
         print_table(
-            ["node", "tiers", "size", "put", "last used", "gone", "reason"],
+            ["node", "near", "tiers", "size", "put", "last used", "gone", "reason"],
             [
                 [
                     one["node_id"],
+                    one["near"] or "-",
                     " ".join(one["tiers"]) or "-",
                     one["size"] if one["tiers"] else "-",
                     format_time(one["put_ms"]),

@@ -124,10 +124,13 @@ class Administration:
         Returns:
             A dict per node: ``node_id``, ``state`` ("joining", "alive", "draining", "dead",
             "restarting"), ``host`` (its label), ``same_host`` (None: not known, or it shares no
-            memory), ``path`` ("shm": mapped memory; "unix" or "tcp": a socket; None: not reachable
-            by this store's transport), its ``endpoint``, ``why`` (a sentence), ``cause`` (None for
-            "shm"; "permission", "not_found", "no_listener", "user", "tenant", "no_slot" or "other"
-            for a node whose memory could not be mapped; "other_host", "not_offered", "transport",
+            memory), ``near`` (how near it is by its labels: "numa", this process's NUMA node;
+            "host"; "rdma_domain", where both can use UCX; "rack"; "other"; of replicas the first
+            of these is read), ``path`` ("shm": mapped memory; "ucx"; "unix" or "tcp": a socket;
+            None: not reachable by this store's transport), its ``endpoint``, ``why`` (a sentence),
+            ``cause`` (None for "shm" and "ucx"; "permission", "not_found", "no_listener", "user",
+            "tenant", "no_slot" or "other" for a node whose memory could not be mapped;
+            "other_host", "rdma_domain" (another one), "no_ucx", "not_offered", "transport",
             "dead", "restarting"), ``setting`` (what to change to have it mapped) and
             ``attach_failures``.
 

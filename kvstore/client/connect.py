@@ -8,6 +8,7 @@ from typing import Literal, Protocol, cast
 
 from kvstore import _native, polling, ucx
 from kvstore.addresses import masters_of
+from kvstore.client.locality import Locality, of_process
 from kvstore.client.store import Store
 from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import one_of, path, text, whole_number
@@ -67,7 +68,7 @@ def connect(
         An open store; close it, or use it as a context manager.
 
     Raises:
-        InvalidArgumentError: An argument or the token file is wrong.
+        InvalidArgumentError: An argument, the token file or KVSTORE_LABELS is wrong.
         UnavailableError: No master answered in time.
         UnauthenticatedError: The token is missing or wrong.
         PermissionDeniedError: The principal may not use this tenant.
@@ -75,7 +76,7 @@ def connect(
     """
     masters = masters_of(address)
     one_of("transport", transport, _TRANSPORTS)
-    settings = ucx.settings(ucx_settings or {})
+    libraries, settings = _ucx(transport, ucx_settings or {})
     principal, token = _credentials(token_file)
     wrap = _tracing(tracing, tenant, namespace)
     client = _native.Client(
@@ -89,8 +90,9 @@ def connect(
         transport=_TRANSPORTS[transport],
         stripes=whole_number("stripes", stripes, 1, _MAX_STRIPES),
         poll_us=_polling(poll_us),
-        ucx_libraries=_ucx_libraries(transport, settings),
+        ucx_libraries=libraries,
         ucx_settings=settings,
+        locality=_locality(transport, libraries, settings),
     )
     return Store(wrap(client), address=",".join(masters), tenant=tenant, namespace=namespace)
 
@@ -121,6 +123,16 @@ def _polling(poll_us: int) -> int:
     return polling.poll_us(whole_number("poll_us", poll_us, polling.AUTO, polling.MAX_US))
 
 
-def _ucx_libraries(transport: Transport, settings: ucx.Settings) -> list[str]:
+def _locality(transport: Transport, libraries: list[str], settings: ucx.Settings) -> Locality:
+    # Chosen devices may reach less than the host's do: what they reach is not known here.
+    chosen = ucx.names_devices(name for name, _ in settings)
+    return of_process(
+        maps_memory=transport in ("auto", "shm"), uses_rdma=bool(libraries) and not chosen
+    )
+
+
+def _ucx(transport: Transport, given: Mapping[str, str]) -> tuple[list[str], ucx.Settings]:
+    """Return what to load, which is nothing where UCX is not wanted, and its settings."""
+    settings = ucx.settings(given)
     wanted = transport == "auto" and (bool(settings) or ucx.has_device())
-    return ucx.libraries() if transport == "ucx" or wanted else []
+    return ucx.libraries() if transport == "ucx" or wanted else [], settings

@@ -99,6 +99,7 @@ def peer(row: Mapping[str, Any], transport: int) -> dict[str, Any]:
         "state": _STATES[row["state"]],
         "host": row["host"],
         "same_host": row["same_host"],
+        "near": row["near"],
         "path": path,
         "endpoint": endpoints.get(path, row["tcp_endpoint"]) if path else None,
         "cause": cause,
@@ -119,6 +120,10 @@ def _path(row: Mapping[str, Any], transport: int) -> tuple[str | None, str | Non
     path = "tcp" if row["tcp_endpoint"] else "unix" if row["unix_endpoint"] else None
     if row["ucx"] and transport != _ONLY_SHM:
         return "ucx", None, "its memory is registered with UCX", None
+    elsewhere = row["same_host"] is False or not row["unix_endpoint"]
+    if elsewhere and row["rdma_apart"]:
+        why = f"no RDMA fabric leads to its rdma_domain {row['rdma_domain']}"
+        return path, "rdma_domain", why, "if one does, give nodes and clients the same rdma_domain"
     if transport == _PREFERS_UCX or (row["same_host"] is False and row["ucx_detail"]):
         why = row["ucx_detail"] or "it was not asked for UCX yet"
         return path, "no_ucx", why, "add ucx to transports, and the tenant to shm_write"

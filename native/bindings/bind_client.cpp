@@ -12,6 +12,7 @@
 
 #include "bindings.h"
 #include "gil.h"
+#include "locality_tuple.h"
 #include "py_arguments.h"
 #include "py_client.h"
 
@@ -247,7 +248,8 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
                 const std::string& ns, const std::string& principal, const std::string& token,
                 const std::string& client_name, uint32_t timeout_ms, uint8_t transport,
                 uint32_t stripes, uint32_t poll_us, const std::vector<std::string>& ucx_libraries,
-                const std::vector<std::pair<std::string, std::string>>& ucx_settings) {
+                const std::vector<std::pair<std::string, std::string>>& ucx_settings,
+                const LocalityTuple& locality) {
     ClientOptions options;
     options.masters = masters;
     options.tenant = tenant;
@@ -260,6 +262,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.stripes = stripes;
     options.poll_us = poll_us;
     options.ucx = {ucx_libraries, ucx_settings};
+    options.locality = locality_of(locality).bounded();
     options.on_unattached = report_unattached;
     Result<std::unique_ptr<ClientCore>> core =
         interruptible([&] { return ClientCore::connect(std::move(options)); });
@@ -527,7 +530,8 @@ void bind_client(nb::module_& module) {
     client.def(nb::new_(&connect), nb::kw_only(), "masters"_a, "tenant"_a, "namespace"_a,
                "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a,
                "stripes"_a, "poll_us"_a = 0, "ucx_libraries"_a = std::vector<std::string>(),
-               "ucx_settings"_a = std::vector<std::pair<std::string, std::string>>());
+               "ucx_settings"_a = std::vector<std::pair<std::string, std::string>>(),
+               "locality"_a = LocalityTuple());
     bind_reads(client);
     bind_writes(client);
     bind_client_nodes(client);

@@ -31,6 +31,9 @@ nb::list rows_of(const std::vector<ClientCore::NodeSummary>& nodes) {
         row["attach_failures"] = node.path.failures;
         row["ucx"] = node.ucx;
         row["ucx_detail"] = node.ucx_detail;
+        row["rdma_apart"] = node.apart;
+        row["rdma_domain"] = node.info.locality.rdma_domain;
+        row["near"] = std::string(nearness_name(node.near));
         out.append(row);
     }
     return out;

@@ -27,6 +27,9 @@ def row(**known: Any) -> dict[str, Any]:
         "attach_failures": 0,
         "ucx": False,
         "ucx_detail": "",
+        "rdma_apart": False,
+        "rdma_domain": "",
+        "near": "other",
     } | known
 
 
@@ -47,6 +50,8 @@ def row(**known: Any) -> dict[str, Any]:
         ({"ucx": True}, AUTO, "ucx", None),
         ({}, UCX, "tcp", "no_ucx"),
         ({"same_host": False, "ucx_detail": "refused"}, AUTO, "tcp", "no_ucx"),
+        ({"same_host": False, "rdma_apart": True}, AUTO, "tcp", "rdma_domain"),
+        ({"same_host": True, "rdma_apart": True, "attached": True}, AUTO, "shm", None),
     ],
 )
 def test_the_path_and_its_cause(

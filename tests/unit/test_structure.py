@@ -58,7 +58,7 @@ GROUND_FLOOR = {
 MAY_IMPORT = {
     "": {"client", "embedded"},  # kvstore/__init__.py re-exports the public API
     "_proto": set(),
-    "client": set(),
+    "client": {"topology"},
     "gpu": {"client"},
     "master": {"_proto"},
     "node": {"_proto", "topology"},

@@ -68,8 +68,8 @@ Result<std::unique_ptr<ClientContext>> ClientContext::open(ClientOptions options
     context->tenant_id_ = tenant_id(context->secret_, given.tenant);
     context->set_namespace(namespace_id(context->secret_, given.tenant, given.ns,
                                         context->master_->namespace_epoch()));
-    context->nodes_ =
-        std::make_unique<PeerTable>(*context->master_, hello, given.transport, given.on_unattached);
+    context->nodes_ = std::make_unique<PeerTable>(*context->master_, hello, given.transport,
+                                                  given.on_unattached, given.locality.numa);
     if (Status status = context->nodes_->refresh(deadline); !status.ok()) {
         return status;
     }
@@ -80,9 +80,41 @@ Deadline ClientContext::deadline(uint32_t timeout_ms) const {
     return Deadline::after_ms(timeout_ms != 0 ? timeout_ms : options_.timeout_ms);
 }
 
+Nearness ClientContext::nearness(const PeerNode& peer) const {
+    const bool no_ucx =
+        options_.transport == Transport::kTcp || options_.transport == Transport::kShm;
+    const bool by_ucx = ucx_.wanted() && !no_ucx && peer.ucx_breaker().ready();
+    return nearness_of(options_.locality, peer.info()->locality, nodes_->on_this_host(peer),
+                       by_ucx);
+}
+
+void ClientContext::nearest_first(Placement* placement) const {
+    if (placement->count < 2) {
+        return;
+    }
+    std::array<std::pair<int, uint32_t>, limits::kMaxReplicas> scored;
+    const auto end = scored.begin() + placement->count;
+    for (size_t i = 0; i < placement->count; ++i) {
+        const std::shared_ptr<PeerNode> peer = nodes_->at(placement->nodes[i]);
+        const int score = peer == nullptr ? 0 : read_score(peer->read_way(), nearness(*peer), 0);
+        scored[i] = {score, placement->nodes[i]};
+    }
+    std::stable_sort(scored.begin(), end,
+                     [](const auto& one, const auto& other) { return one.first > other.first; });
+    std::transform(scored.begin(), end, placement->nodes.begin(),
+                   [](const auto& one) { return one.second; });
+}
+
+bool ClientContext::is_apart(const PeerNode& peer) const {
+    return ucx_.wanted() && options_.transport == Transport::kAuto &&
+           compare_fabrics(options_.locality.rdma_domain, peer.info()->locality.rdma_domain) ==
+               Fabrics::kApart;
+}
+
 ClientUcx::Lease ClientContext::ucx_lane(PeerNode& peer, uint64_t bytes) {
     const bool only = options_.transport == Transport::kUcx;
-    const bool usable = only || (options_.transport == Transport::kAuto && bytes >= kUcxFrom);
+    const bool usable =
+        only || (options_.transport == Transport::kAuto && bytes >= kUcxFrom && !is_apart(peer));
     if (!ucx_.wanted() || !usable || !peer.ucx_breaker().allow()) {
         return {};
     }

@@ -11,6 +11,7 @@
 #include "base/fork_guard.h"
 #include "base/hash.h"
 #include "client/master_client.h"
+#include "client/nearness.h"
 #include "client/peer_table.h"
 #include "client/placement_cache.h"
 #include "client/ucx_lane.h"
@@ -30,7 +31,8 @@ struct ClientOptions {
     uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
     uint32_t poll_us = 0;  // a wait polls for up to that long before it sleeps
     OnUnattached on_unattached{};
-    UcxOptions ucx{};  // without libraries: none
+    UcxOptions ucx{};     // without libraries: none
+    Locality locality{};  // of this process
 };
 
 using ClientCounts = std::array<std::atomic<uint64_t>, kClientCounterCount>;
@@ -63,6 +65,12 @@ class ClientContext {
     PeerTable& nodes() { return *nodes_; }
     PlacementCache& placements() { return placements_; }
     ClientUcx& ucx() { return ucx_; }
+    // How near a node is, as far as labels and earlier calls tell.
+    Nearness nearness(const PeerNode& peer) const;
+    // Its nodes in the order in which a read asks them, equals as they were.
+    void nearest_first(Placement* placement) const;
+    // Whether no fabric leads to the node: it is not tried, unless transport ucx wants it.
+    bool is_apart(const PeerNode& peer) const;
     // For a transfer of so many bytes with a node of another host, or of any with transport ucx.
     ClientUcx::Lease ucx_lane(PeerNode& peer, uint64_t bytes);
     Devices& devices() { return devices_; }

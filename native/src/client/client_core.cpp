@@ -186,7 +186,9 @@ Result<std::unique_ptr<LeasedPrefix>> ClientCore::lease_prefix(
 // Leases what it can of the first `length` keys; how many of them are leased without a gap.
 size_t ClientCore::lease_at_nodes(LocatePath& located, size_t length, uint32_t lease_ms,
                                   std::vector<LeaseKeeper::Grant>* grants, Deadline deadline) {
-    // A node of this host that has it comes before the replicas that the master named.
+    // What is leased is what will be read: a node of this host that has it, then the nearest of the
+    // replicas that the master named.
+    located.nearest_first();
     const auto replica = [&](size_t row, size_t nth) -> std::shared_ptr<PeerNode> {
         const Located& found = located.found()[row];
         const size_t locals = found.local >= 0 ? 1 : 0;
@@ -397,6 +399,7 @@ Result<size_t> ClientCore::prefetch(std::span<const std::string_view> keys) {
     const Deadline deadline = context_->deadline();
     LocatePath located(*context_);
     located.run(keys, false, deadline);
+    located.nearest_first();
     size_t here = 0;
     std::map<std::shared_ptr<PeerNode>, std::vector<std::string_view>> below;
     for (const Located& one : located.found()) {
@@ -429,7 +432,8 @@ Result<size_t> ClientCore::prefetch(std::span<const std::string_view> keys) {
 std::vector<ClientCore::NodeSummary> ClientCore::nodes() const {
     std::vector<NodeSummary> out;
     for (const std::shared_ptr<PeerNode>& peer : context_->nodes().all()) {
-        out.push_back({*peer->info(), peer->path(), peer->knows_ucx_region(), peer->ucx_detail()});
+        out.push_back({*peer->info(), peer->path(), peer->knows_ucx_region(), peer->ucx_detail(),
+                       context_->is_apart(*peer), context_->nearness(*peer)});
     }
     return out;
 }
@@ -443,11 +447,12 @@ std::vector<ClientCore::NodeSummary> ClientCore::peers() {
     ask_nodes([&](PeerNode& peer, Deadline deadline) {
         const bool is_mapped = peer.local(deadline) != nullptr;
         const bool is_known = peer.info()->unix_endpoint.empty() || peer.place() != Place::kUnknown;
-        if (is_mapped || (is_known && !with_ucx)) {
+        const bool try_ucx = with_ucx && !context_->is_apart(peer);
+        if (is_mapped || (is_known && !try_ucx)) {
             return true;
         }
         const Result<ChannelPool::Lease> opened = peer.sockets().checkout(deadline);
-        if (opened.ok() && with_ucx) {
+        if (opened.ok() && try_ucx) {
             (void)peer.ucx_region(**opened, deadline);
         }
         return opened.ok();

@@ -125,6 +125,8 @@ class ClientCore {
         NodePath path;
         bool ucx = false;        // it is known how to reach it so
         std::string ucx_detail;  // why not, as far as that is known
+        bool apart = false;      // no RDMA fabric leads to it
+        Nearness near{};
     };
     std::vector<NodeSummary> nodes() const;
     // The same, after asking the nodes of which it is not known yet.

@@ -179,6 +179,12 @@ Status LocatePath::exchange(Lookup request, LookupReply* reply, ChannelPool::Lea
     return status;
 }
 
+void LocatePath::nearest_first() {
+    for (Located& located : found_) {
+        context_.nearest_first(&located.placement);
+    }
+}
+
 MissReason LocatePath::gap_reason() const {
     const auto gap = std::find_if(found_.begin(), found_.end(),
                                   [](const Located& located) { return !located.present(); });

@@ -29,6 +29,9 @@ class LocatePath {
     void run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
              uint32_t wait_ms = 0);
 
+    // Puts the nodes of each placement in the order in which a read asks them.
+    void nearest_first();
+
     std::span<const Located> found() const { return found_; }
     std::span<const LocalPeer> locals() const { return locals_; }
     // Leading keys that are present, in whole pages of `stride`.

@@ -87,6 +87,16 @@ std::shared_ptr<LocalNode> PeerNode::kept() const {
     return is_kept ? local_ : nullptr;
 }
 
+ReadWay PeerNode::read_way() const {
+    if (is_gone(info()->state)) {
+        return kept() == nullptr ? ReadWay::kNone : ReadWay::kKept;
+    }
+    if (breaker_.is_open()) {
+        return ReadWay::kFailed;
+    }
+    return attached() != nullptr ? ReadWay::kMapped : ReadWay::kSocket;
+}
+
 std::shared_ptr<LocalNode> PeerNode::local(Deadline deadline) {
     if (transport_ == Transport::kTcp || transport_ == Transport::kUcx) {
         return nullptr;

@@ -5,9 +5,11 @@
 #include <memory>
 #include <string>
 
+#include "base/locality.h"
 #include "base/mutex.h"
 #include "client/breaker.h"
 #include "client/local_node.h"
+#include "client/nearness.h"
 #include "client/node_path.h"
 #include "ucx/ucx_region.h"
 
@@ -22,6 +24,7 @@ struct PeerInfo {
     std::string tcp_endpoint;
     std::string unix_endpoint;
     std::string host;
+    Locality locality{};
     uint32_t weight = 0;
     uint64_t free_bytes = 0;
     uint64_t capacity_bytes = 0;
@@ -54,6 +57,9 @@ class PeerNode {
     // is valid.
     std::shared_ptr<LocalNode> kept() const;
 
+    // What can be read of it now, without trying to attach.
+    ReadWay read_way() const;
+
     // How it is reached, as far as earlier calls found out.
     NodePath path() const KV_EXCLUDES(mutex_);
     Place place() const { return place_.load(std::memory_order_relaxed); }
@@ -71,6 +77,7 @@ class PeerNode {
     // What was known is outdated: the next one asks again.
     void forget_ucx_region();
     Breaker& ucx_breaker() { return ucx_breaker_; }
+    const Breaker& ucx_breaker() const { return ucx_breaker_; }
     // Why it is not reached by UCX, as far as that is known.
     std::string ucx_detail() const KV_EXCLUDES(mutex_);
 

@@ -32,12 +32,13 @@ uint64_t cheap_random() {
 }
 
 PeerTable::PeerTable(MasterClient& master, HelloParams node_hello, Transport transport,
-                     OnUnattached on_unattached)
+                     OnUnattached on_unattached, std::string numa)
     : master_(master),
       node_hello_(std::move(node_hello)),
       transport_(transport),
       on_unattached_(std::move(on_unattached)),
       host_(host_name()),
+      numa_(std::move(numa)),
       snapshot_(std::make_shared<const Snapshot>()) {}
 
 std::shared_ptr<const PeerTable::Snapshot> PeerTable::snapshot() const {
@@ -99,6 +100,10 @@ void PeerTable::install(const NodesReply& reply) {
         info.tcp_endpoint = std::string(reply.tcp_endpoints[row]);
         info.unix_endpoint = std::string(reply.unix_endpoints[row]);
         info.host = std::string(reply.hosts[row]);
+        info.locality = Locality{.numa = std::string(reply.numas[row]),
+                                 .rack = std::string(reply.racks[row]),
+                                 .rdma_domain = std::string(reply.rdma_domains[row])}
+                            .bounded();
         info.weight = reply.weights[row];
         info.free_bytes = reply.free_bytes[row];
         info.capacity_bytes = reply.capacity_bytes[row];
@@ -117,6 +122,10 @@ void PeerTable::install(const NodesReply& reply) {
             next->host_candidates.push_back(peer);
         }
     }
+    std::stable_partition(next->host_candidates.begin(), next->host_candidates.end(),
+                          [this](const std::shared_ptr<PeerNode>& peer) {
+                              return !numa_.empty() && peer->info()->locality.numa == numa_;
+                          });
     for (const auto& [id, peer] : known_) {
         if (!next->by_index.contains(peer->info()->index)) {
             gone.push_back(peer->forget());

@@ -26,8 +26,9 @@ struct LocalPeer {
 // Thread-safe. Nodes are never forgotten while the store lives: a PeerNode stays valid.
 class PeerTable {
   public:
+    // `numa`: the NUMA node whose memory this process uses; empty: not known.
     PeerTable(MasterClient& master, HelloParams node_hello, Transport transport,
-              OnUnattached on_unattached);
+              OnUnattached on_unattached, std::string numa = "");
 
     Status refresh(Deadline deadline) KV_EXCLUDES(refresh_mutex_);
     // Refreshes when the table is of another state than `nodes_id`.
@@ -37,8 +38,8 @@ class PeerTable {
 
     std::shared_ptr<PeerNode> at(uint32_t index) const;
     std::vector<std::shared_ptr<PeerNode>> all() const;
-    // The nodes whose memory is usable, re-attached where they have restarted; the home node first.
-    // Fills `out`, which the caller reuses.
+    // The nodes whose memory is usable, re-attached where they have restarted; the home node first,
+    // and those of this process's NUMA node before others. Fills `out`, which the caller reuses.
     void locals(Deadline deadline, std::vector<LocalPeer>* out);
     // Numbers of the nodes that this client could not reach when it last tried, a moment ago, or
     // that restart and whose memory it has not mapped: most often none.
@@ -62,7 +63,7 @@ class PeerTable {
         uint64_t fetched_ms = 0;
         std::vector<std::shared_ptr<PeerNode>> nodes;            // in the master's order
         std::unordered_map<uint32_t, size_t> by_index;           // position in `nodes`
-        std::vector<std::shared_ptr<PeerNode>> host_candidates;  // with a Unix endpoint
+        std::vector<std::shared_ptr<PeerNode>> host_candidates;  // with a Unix endpoint, by NUMA
     };
     std::shared_ptr<const Snapshot> snapshot() const KV_EXCLUDES(mutex_);
     void install(const NodesReply& reply) KV_REQUIRES(refresh_mutex_) KV_EXCLUDES(mutex_);
@@ -72,6 +73,7 @@ class PeerTable {
     const Transport transport_;
     const OnUnattached on_unattached_;
     const std::string host_;
+    const std::string numa_;
     Mutex refresh_mutex_;  // held by the one thread that asks the master, during I/O
     mutable Mutex mutex_ KV_ACQUIRED_AFTER(refresh_mutex_);  // those of the nodes come within
     std::shared_ptr<const Snapshot> snapshot_ KV_GUARDED_BY(mutex_);

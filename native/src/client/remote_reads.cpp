@@ -16,7 +16,6 @@ constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a si
 constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
 constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
 constexpr int kMinAttemptMs = 100;
-constexpr int kKeptScore = 150;          // of nearness(): its memory is here, its process is not
 constexpr uint64_t kLookAgainMs = 1000;  // after which a hot object may have new replicas
 constexpr int kMaxAttemptMs = 500;       // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
@@ -231,12 +230,17 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
     uint32_t down = 0;
     for (size_t i = 0; i < job.placement.count; ++i) {
         peers[i] = context_.nodes().at(job.placement.nodes[i]);
-        scores[i] = peers[i] == nullptr ? 0 : nearness(*peers[i]);
+        ReadWay way = peers[i] == nullptr ? ReadWay::kNone : peers[i]->read_way();
         // What a process has left behind is read only as far as the master has confirmed it now: it
         // hears of no remove, and of no newer version.
         const bool is_confirmed = !job.remembered && job.unasked == MissReason::kNone;
-        if (scores[i] == kKeptScore && (!is_confirmed || direct_ != nullptr)) {
-            scores[i] = 0;
+        if (way == ReadWay::kKept && (!is_confirmed || direct_ != nullptr)) {
+            way = ReadWay::kNone;
+        }
+        if (way != ReadWay::kNone) {
+            const bool choice = job.placement.count > 1;
+            const Nearness near = choice ? context_.nearness(*peers[i]) : Nearness();
+            scores[i] = read_score(way, near, static_cast<int>(cheap_random() % kDraws));
         }
         if (scores[i] == 0) {
             down |= 1u << i;
@@ -265,23 +269,6 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
             break;
     }
     return nullptr;
-}
-
-// 0: down. Memory of this host before its sockets, those before other hosts, a node that failed a
-// moment ago last; equals are drawn.
-int RemoteReads::nearness(PeerNode& node) const {
-    const std::shared_ptr<const PeerInfo> info = node.info();
-    if (is_gone(info->state)) {
-        return node.kept() == nullptr ? 0 : kKeptScore;
-    }
-    if (node.breaker().is_open()) {
-        return 1;
-    }
-    if (node.attached() != nullptr) {
-        return 200;
-    }
-    const int drawn = 2 + static_cast<int>(cheap_random() % 16);
-    return context_.nodes().on_this_host(node) ? 100 + drawn : drawn;
 }
 
 // Leaves in the slice what one request may carry; the others come again in the next round.

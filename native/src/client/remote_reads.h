@@ -52,7 +52,6 @@ class RemoteReads {
     void provide_memory();
     void read_all_replicas();
     std::shared_ptr<PeerNode> choose_replica(ReadJob& job);
-    int nearness(PeerNode& node) const;
     void read_shared(Slice& slice);
     void read_kept(Slice& slice);
     void limit(Slice& slice) const;
