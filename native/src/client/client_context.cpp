@@ -96,7 +96,7 @@ void ClientContext::nearest_first(Placement* placement) const {
     const auto end = scored.begin() + placement->count;
     for (size_t i = 0; i < placement->count; ++i) {
         const std::shared_ptr<PeerNode> peer = nodes_->at(placement->nodes[i]);
-        const int score = peer == nullptr ? 0 : read_score(peer->read_way(), nearness(*peer), 0);
+        const int score = peer == nullptr ? 0 : read_score(peer->read_way(), nearness(*peer));
         scored[i] = {score, placement->nodes[i]};
     }
     std::stable_sort(scored.begin(), end,

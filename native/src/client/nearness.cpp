@@ -60,27 +60,28 @@ std::string_view nearness_name(const Nearness& near) {
                               : "other";
 }
 
-int read_score(ReadWay way, const Nearness& near, int drawn) {
-    // Each step is wider than everything below it: 2 + kDraws for a draw, then rack and domain.
-    constexpr int kRack = 2 * kDraws;
-    constexpr int kRdmaDomain = 2 * kRack;
-    constexpr int kHost = 2 * kRdmaDomain;
-    constexpr int kKept = 2 * kHost;
-    constexpr int kMapped = 2 * kKept;
+int read_score(ReadWay way, const Nearness& near) {
+    // Each is more than all before it together.
+    constexpr int kSocket = 4;
+    constexpr int kRack = 8;
+    constexpr int kRdmaDomain = 16;
+    constexpr int kHost = 32;
+    constexpr int kKept = 64;
+    constexpr int kMapped = 128;
     switch (way) {
         case ReadWay::kNone:
             return 0;
         case ReadWay::kFailed:
-            return 1;
+            return 2;
         case ReadWay::kSocket:
             break;
         case ReadWay::kKept:
             return kKept;
         case ReadWay::kMapped:
-            return kMapped + (near.numa ? 1 : 0);
+            return kMapped + (near.numa ? 2 : 0);
     }
     const int apart = (near.rdma_domain ? kRdmaDomain : 0) + (near.rack ? kRack : 0);
-    return 2 + drawn + (near.host ? kHost : apart);
+    return kSocket + (near.host ? kHost : apart);
 }
 
 }  // namespace kvstore

@@ -37,9 +37,7 @@ enum class ReadWay : uint8_t {
     kKept,  // its memory is on this host, its process has ended
     kMapped,
 };
-// The highest is read first; 0: not at all. `drawn` (below kDraws) decides between equals that are
-// reached by socket.
-inline constexpr int kDraws = 16;
-int read_score(ReadWay way, const Nearness& near, int drawn);
+// The highest is read first; 0: not at all. One more is still below the next.
+int read_score(ReadWay way, const Nearness& near);
 
 }  // namespace kvstore

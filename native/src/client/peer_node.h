@@ -68,6 +68,8 @@ class PeerNode {
     ChannelPool& sockets() { return sockets_; }
     Breaker& breaker() { return breaker_; }
     const HelloParams& hello() const { return hello_; }
+    // That this process's calls read from it now.
+    std::atomic<uint64_t>& reading_bytes() { return reading_bytes_; }
     Result<std::unique_ptr<Channel>> open_socket(Deadline deadline);
 
     // Where its segment can be read by UCX, asked for on `channel` when that is not known yet; null
@@ -112,6 +114,7 @@ class PeerNode {
     // Held by the one thread that attaches, during I/O; mutex_ is taken within.
     Mutex attach_mutex_ KV_ACQUIRED_BEFORE(mutex_);
     Breaker breaker_;
+    std::atomic<uint64_t> reading_bytes_{0};
     Breaker attach_breaker_;
     Breaker ucx_breaker_;
     std::shared_ptr<const UcxRegion> ucx_region_ KV_GUARDED_BY(mutex_);

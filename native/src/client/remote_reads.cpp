@@ -16,9 +16,29 @@ constexpr uint64_t kSliceBytes = 64u << 20;  // payload of one Get, but for a si
 constexpr uint64_t kStripeBytes = 1u << 20;  // at least, of each connection
 constexpr uint32_t kEndedEpochs = 4;  // flushes that may happen while one answer is on its way
 constexpr int kMinAttemptMs = 100;
-constexpr uint64_t kLookAgainMs = 1000;  // after which a hot object may have new replicas
-constexpr int kMaxAttemptMs = 500;       // while there is another replica, and
+constexpr uint64_t kLookAgainMs = 1000;          // after which a hot object may have new replicas
+constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
+
+// What nodes are asked for in a round, while it lasts.
+class ReadsInProgress {
+  public:
+    ~ReadsInProgress() {
+        for (const auto& [node, bytes] : reads_) {
+            node->reading_bytes() -= bytes;
+        }
+    }
+    void add(const std::shared_ptr<PeerNode>& node, uint64_t bytes) {
+        if (reads_.empty() || reads_.back().first != node) {
+            reads_.emplace_back(node, 0);
+        }
+        reads_.back().second += bytes;
+        node->reading_bytes() += bytes;
+    }
+
+  private:
+    std::vector<std::pair<std::shared_ptr<PeerNode>, uint64_t>> reads_;
+};
 
 }  // namespace
 
@@ -192,11 +212,13 @@ void RemoteReads::ask_again(ReadJob& job) {
 void RemoteReads::read_all_replicas() {
     while (true) {
         std::vector<Slice> slices;
+        ReadsInProgress in_progress;
         for (ReadJob& job : jobs_) {
             std::shared_ptr<PeerNode> peer = job.done ? nullptr : choose_replica(job);
             if (peer == nullptr) {
                 continue;
             }
+            in_progress.add(peer, job.placement.size);
             auto slice = std::find_if(slices.begin(), slices.end(),
                                       [&](const Slice& s) { return s.peer == peer; });
             if (slice == slices.end()) {
@@ -223,9 +245,34 @@ void RemoteReads::read_all_replicas() {
     }
 }
 
+// Of two replicas drawn from those that are equally near, the one whose node is asked for less now.
+void RemoteReads::break_tie(const ReplicaPeers& peers, const ReadJob& job, ReplicaScores* scores) {
+    std::array<size_t, limits::kMaxReplicas> equals{};
+    size_t count = 0;
+    int best = 0;
+    for (size_t i = 0; i < job.placement.count; ++i) {
+        const int score = (job.tried >> i & 1) != 0 ? 0 : (*scores)[i];
+        if (score > best) {
+            best = score;
+            count = 0;
+        }
+        if (score != 0 && score == best) {
+            equals[count++] = i;
+        }
+    }
+    if (count < 2) {
+        return;
+    }
+    const uint64_t drawn = cheap_random();
+    const size_t first = drawn % count;
+    const size_t second = (first + 1 + (drawn >> 32) % (count - 1)) % count;
+    const auto load = [&](size_t at) { return peers[equals[at]]->reading_bytes().load(); };
+    ++(*scores)[equals[load(second) < load(first) ? second : first]];
+}
+
 // Takes the object's next step: the node to ask, or null when it is done for this pass.
 std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
-    std::array<std::shared_ptr<PeerNode>, limits::kMaxReplicas> peers;
+    ReplicaPeers peers;
     ReplicaScores scores{};
     uint32_t down = 0;
     for (size_t i = 0; i < job.placement.count; ++i) {
@@ -240,7 +287,7 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
         if (way != ReadWay::kNone) {
             const bool choice = job.placement.count > 1;
             const Nearness near = choice ? context_.nearness(*peers[i]) : Nearness();
-            scores[i] = read_score(way, near, static_cast<int>(cheap_random() % kDraws));
+            scores[i] = read_score(way, near);
         }
         if (scores[i] == 0) {
             down |= 1u << i;
@@ -252,6 +299,7 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
         }
     }
     job.tried |= down;
+    break_tie(peers, job, &scores);
     const NextStep step = next_step(job, scores, deadline_.expired() || is_interrupted());
     job.trying = step.replica;
     switch (step.kind) {
