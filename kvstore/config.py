@@ -401,7 +401,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             "An object that clients of other hosts read from this node more often gets another "
             "replica on another host. 0: none does."
         ),
-    ] = 50
+    ] = 10
     hot_replicas: Annotated[
         int,
         Meta(ge=1, le=limits.MAX_REPLICAS),

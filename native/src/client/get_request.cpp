@@ -14,17 +14,21 @@
 namespace kvstore {
 namespace {
 
+// In the time of a request, as a sign that its bytes are on their way.
+constexpr uint64_t kLeastArrived = 64u << 10;
 constexpr int kStepsPerTurn = 4;  // then the others get theirs
 constexpr int kUcxWaitMs = 50;    // then a transfer looks at its deadline
 
 }  // namespace
 
 Status GetRequest::send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline,
-                        std::unique_ptr<UcxTransfer> transfer) {
+                        Deadline last, std::unique_ptr<UcxTransfer> transfer) {
     lease_ = std::move(lease);
     rows_ = std::move(rows);
     transfer_ = std::move(transfer);
     deadline_ = deadline;
+    last_ = last;
+    time_ms_ = static_cast<uint64_t>(std::max(deadline.left_ms(), 0));
     return transfer_ == nullptr ? ask<Get>(deadline) : ask<UcxGet>(deadline);
 }
 
@@ -110,6 +114,7 @@ Result<bool> GetRequest::advance() {
         if (*count == 0) {
             break;
         }
+        arrived_ += *count;
     }
     if (replied_ && cursor_.done()) {
         size_t next = 0;
@@ -125,6 +130,11 @@ Result<bool> GetRequest::advance() {
 
 // False: there is time left.
 Result<bool> GetRequest::out_of_time() {
+    if (deadline_.expired() && arrived_ >= kLeastArrived) {
+        arrived_ = 0;
+        const auto left_ms = static_cast<uint64_t>(std::max(last_.left_ms(), 0));
+        deadline_ = Deadline::after_ms(std::min(time_ms_, left_ms));
+    }
     if (deadline_.expired() || is_interrupted()) {
         return lease_->kill({Code::kDeadlineExceeded, "waiting for the reply"});
     }

@@ -36,8 +36,9 @@ class GetRequest {
     };
 
     // Any failure ends the request; the lease then says whether the connection lives. With a
-    // `transfer` the bytes come through it.
-    Status send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline,
+    // `transfer` the bytes come through it. Where bytes keep arriving, a busy link for example, it
+    // is given its time again and again, until `last`.
+    Status send(ChannelPool::Lease lease, std::vector<Row> rows, Deadline deadline, Deadline last,
                 std::unique_ptr<UcxTransfer> transfer = nullptr);
     // Waits until one of `requests` may go on, at most until the earliest deadline.
     static void wait_for_any(std::span<GetRequest* const> requests);
@@ -60,6 +61,9 @@ class GetRequest {
 
     ChannelPool::Lease lease_;
     Deadline deadline_ = Deadline::never();
+    Deadline last_ = Deadline::never();
+    uint64_t time_ms_ = 0;  // that it is given
+    uint64_t arrived_ = 0;  // bytes in that time
     std::vector<Row> rows_;
     std::unique_ptr<UcxTransfer> transfer_;
     std::vector<size_t> row_of_;  // of each read of the transfer

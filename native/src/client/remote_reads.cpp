@@ -391,8 +391,8 @@ void RemoteReads::send(Slice& slice) {
     if (by_ucx == nullptr && direct_ != nullptr) {
         return refuse_all(slice, MissReason::kUnavailable);
     }
-    const Status status =
-        slice.request.send(std::move(*lease), std::move(rows), deadline, std::move(by_ucx));
+    const Status status = slice.request.send(std::move(*lease), std::move(rows), deadline,
+                                             deadline_, std::move(by_ucx));
     slice.under_way = status.ok();
     if (!status.ok()) {
         give_up(slice, status);

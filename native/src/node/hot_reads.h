@@ -10,7 +10,7 @@
 namespace kvstore {
 
 struct HotReadsPolicy {
-    uint32_t reads_per_s = 50;  // of one object, from which on it is hot; 0: none is
+    uint32_t reads_per_s = 10;  // of one object, from which on it is hot; 0: none is
     uint8_t replicas = 4;       // asked for at most
 };
 
