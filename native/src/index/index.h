@@ -196,7 +196,8 @@ class IndexReader {
     // stage reads what the one before has asked for: 0 the tags, 1 the entries with an equal tag, 2
     // the full keys of those.
     static constexpr size_t kPrefetchStages = 3;
-    void prefetch(size_t stage, const Hash128& hash) const;
+    // False from stage 1 on: no tag is equal, and probe(hash) would find nothing.
+    bool prefetch(size_t stage, const Hash128& hash) const;
     // The valid, unexpired object under exactly this namespace and key. `now_ms` is boottime_ms().
     // Empty also when the index is retired.
     std::optional<Found> probe(NamespaceId ns, const Hash128& hash, std::string_view key,

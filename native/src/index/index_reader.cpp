@@ -95,7 +95,8 @@ inline std::span<const IndexReader::Level> IndexReader::levels() const {
     return {levels_.data(), std::min<size_t>(size_t{grown} + 1, geometry_.level_count)};
 }
 
-void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
+bool IndexReader::prefetch(size_t stage, const Hash128& hash) const {
+    bool may_be = stage == 0;
     for (const Level& level : levels()) {
         const IndexPlace place = IndexPlace::of(hash, {0, level.buckets});
         const TagLine* const tags = level.tags;  // members are loaded again after each acquire
@@ -108,8 +109,9 @@ void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
         const auto* const heap = reinterpret_cast<const uint8_t*>(view_.heap);
         const uint64_t heap_bytes = geometry_.heap_bytes;
         for (const uint64_t bucket : place.buckets) {
-            for_each_tag(tags[bucket], place.tag, [=](uint32_t slot) {
+            for_each_tag(tags[bucket], place.tag, [=, &may_be](uint32_t slot) {
                 const IndexEntry& entry = entries[bucket * kBucketSlots + slot];
+                may_be = true;
                 if (stage == 1) {
                     __builtin_prefetch(&entry);
                     return false;
@@ -123,6 +125,7 @@ void IndexReader::prefetch(size_t stage, const Hash128& hash) const {
             });
         }
     }
+    return may_be;
 }
 
 bool IndexReader::cold_matches(uint32_t cold, NamespaceId ns, std::string_view key) const {

@@ -235,7 +235,7 @@ TEST(Index, GrowsUntilItsLastLevelIsFull) {
         ASSERT_EQ(find(*index, key), ref);
         for (const IndexReader* reader : {early.get(), late.get()}) {
             for (size_t stage = 0; stage < IndexReader::kPrefetchStages; ++stage) {
-                reader->prefetch(stage, key_hash(kSecret, kNs, key));
+                ASSERT_TRUE(reader->prefetch(stage, key_hash(kSecret, kNs, key))) << key;
             }
             const auto found = probe(*reader, key);
             ASSERT_TRUE(found) << key;
@@ -243,6 +243,13 @@ TEST(Index, GrowsUntilItsLastLevelIsFull) {
             EXPECT_TRUE(reader->still_valid(ref, found->gen));
         }
     }
+    size_t ruled_out = 0;
+    for (int i = 0; i < 1000; ++i) {
+        const std::string key = "absent/" + std::to_string(i);
+        ruled_out += late->prefetch(1, key_hash(kSecret, kNs, key)) ? 0 : 1;
+        EXPECT_FALSE(probe(*late, key));
+    }
+    EXPECT_GT(ruled_out, 950u) << "tags tell most absent keys";
     uint64_t visited = 0;
     index->for_each([&](EntryRef ref, const EntryFields&) {
         ++visited;
