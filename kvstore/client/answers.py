@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from kvstore import _native
-from kvstore.errors import RAISED, MissReason, Status, error_for
+from kvstore.errors import RAISED, InvalidArgumentError, MissReason, Status, error_for
 from kvstore.options import one_of, whole_number
 
 PinLevel = Literal["soft", "hard"]
@@ -66,8 +66,10 @@ def checked_lease(lease_ms: int | None) -> int:
     return whole_number("lease_ms", lease_ms, 1, _native.MAX_LEASE_MS, optional=True)
 
 
-def checked_wait(wait_ms: int | None) -> int:
+def checked_wait(wait_ms: int | None, local: bool) -> int:
     """Return the time to wait, 0 for none; raise InvalidArgumentError when it is wrong."""
+    if wait_ms and local:
+        raise InvalidArgumentError("wait_ms waits at the master, which local does not ask")
     return whole_number("wait_ms", wait_ms, 0, _native.MAX_TIMEOUT_MS, optional=True)
 
 

@@ -255,6 +255,7 @@ class AsyncStore:
         stride: int = 1,
         lease_ms: int | None = None,
         wait_ms: int | None = None,
+        local: bool = False,
     ) -> AsyncLookup:
         """Find the present prefix and, on request, wait for it and protect it from eviction.
 
@@ -263,6 +264,7 @@ class AsyncStore:
             stride: as in `prefix_length`.
             lease_ms: as in `Store.lookup`.
             wait_ms: as in `Store.lookup`.
+            local: as in `Store.lookup`.
 
         Returns:
             The lookup; its length is the longest prefix that is present, and leased if asked for.
@@ -273,8 +275,10 @@ class AsyncStore:
         """
         checked_stride(stride)
         checked_lease(lease_ms)
-        wait_s = checked_wait(wait_ms) / 1000
-        look = functools.partial(self._store.lookup, keys, stride=stride, lease_ms=lease_ms)
+        wait_s = checked_wait(wait_ms, local) / 1000
+        look = functools.partial(
+            self._store.lookup, keys, stride=stride, lease_ms=lease_ms, local=local
+        )
         if wait_s != 0 and not self._refuses():
             wait = _Wait(self._store, keys, look, wait_s)
             found = await wait.run_on(self._waiting_pool)

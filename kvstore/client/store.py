@@ -262,11 +262,13 @@ class Store(TensorCalls, PageCalls, Administration):
 
     # --- asking ---
 
-    def exists(self, key: str) -> bool:
+    def exists(self, key: str, *, local: bool = False) -> bool:
         """Say whether an object can be read now.
 
         Args:
             key: of the object.
+            local: answer at once from the memory of this host's nodes that this store maps; what
+                is elsewhere, or on NVMe only, is absent. Neither node nor master is asked.
 
         Returns:
             False also when neither node nor master could be reached.
@@ -275,13 +277,14 @@ class Store(TensorCalls, PageCalls, Administration):
             InvalidArgumentError: The key is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return self._client.size(key) >= 0
+        return self._client.size(key, local) >= 0
 
-    def batch_exists(self, keys: Sequence[str]) -> list[bool]:
+    def batch_exists(self, keys: Sequence[str], *, local: bool = False) -> list[bool]:
         """Say for each key whether its object can be read now; as `exists`.
 
         Args:
             keys: of the objects.
+            local: as in `exists`.
 
         Returns:
             One answer per key.
@@ -290,7 +293,7 @@ class Store(TensorCalls, PageCalls, Administration):
             InvalidArgumentError: A key is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return [size >= 0 for size in self._client.sizes(keys)]
+        return [size >= 0 for size in self._client.sizes(keys, local)]
 
     def size(self, key: str) -> int | None:
         """Return an object's size.
@@ -324,12 +327,13 @@ class Store(TensorCalls, PageCalls, Administration):
         """
         return self._client.sizes(keys)
 
-    def prefix_length(self, keys: Sequence[str], stride: int = 1) -> int:
+    def prefix_length(self, keys: Sequence[str], stride: int = 1, *, local: bool = False) -> int:
         """Count the leading keys that are present.
 
         Args:
             keys: a chain, head first.
             stride: objects that make one page (ranks, or k and v): a page missing one is absent.
+            local: as in `exists`.
 
         Returns:
             A multiple of `stride`, at most len(keys).
@@ -338,7 +342,7 @@ class Store(TensorCalls, PageCalls, Administration):
             InvalidArgumentError: An argument is wrong.
             ClosedError: The store is closed, or this is a forked child.
         """
-        return self._client.prefix_length(keys, checked_stride(stride))[0]
+        return self._client.prefix_length(keys, checked_stride(stride), local=local)[0]
 
     def lookup(
         self,
@@ -347,6 +351,7 @@ class Store(TensorCalls, PageCalls, Administration):
         stride: int = 1,
         lease_ms: int | None = None,
         wait_ms: int | None = None,
+        local: bool = False,
     ) -> Lookup:
         """Find the present prefix and, on request, wait for it and protect it from eviction.
 
@@ -360,6 +365,7 @@ class Store(TensorCalls, PageCalls, Administration):
                 its prefill engine), even beyond the store's ``timeout_ms``; 0 to 600,000. The
                 master wakes the call: nothing is polled. It returns early when the master becomes
                 unreachable or has too many waiting lookups. None: do not wait.
+            local: as in `exists`; without `wait_ms`.
 
         Returns:
             The lookup; its length is the longest prefix that is present, and leased if asked for.
@@ -370,10 +376,10 @@ class Store(TensorCalls, PageCalls, Administration):
         """
         stride = checked_stride(stride)
         lease_ms = checked_lease(lease_ms)
-        wait_ms = checked_wait(wait_ms)
+        wait_ms = checked_wait(wait_ms, local)
         if lease_ms == 0:
-            return Lookup(*self._client.prefix_length(keys, stride, wait_ms))
-        leases = self._client.lease(keys, stride, lease_ms, wait_ms)
+            return Lookup(*self._client.prefix_length(keys, stride, wait_ms, local))
+        leases = self._client.lease(keys, stride, lease_ms, wait_ms, local)
         return Lookup(leases.length, leases.reason, leases)
 
     def register(

@@ -269,17 +269,26 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     return new Client(value_or_raise(std::move(core)));
 }
 
-std::vector<int64_t> sizes(Client& client, const KeyArguments& keys) {
+std::vector<int64_t> sizes(Client& client, const KeyArguments& keys, bool local) {
     std::vector<int64_t> out;
-    raise_unless_ok(interruptible([&] { return client->sizes(keys.keys(), &out); }));
+    raise_unless_ok(interruptible([&] { return client->sizes(keys.keys(), &out, local); }));
     return out;
 }
 
+nb::tuple prefix_length(Client& client, nb::handle keys, size_t stride, uint32_t wait_ms,
+                        bool local) {
+    const KeyArguments arguments = KeyArguments::many(keys);
+    MissReason reason = MissReason::kNone;
+    const size_t length = value_or_raise(interruptible(
+        [&] { return client->prefix_length(arguments.keys(), stride, wait_ms, &reason, local); }));
+    return nb::make_tuple(length, static_cast<int>(reason));
+}
+
 nb::object lease(Client& client, nb::handle keys, size_t stride, uint32_t lease_ms,
-                 uint32_t wait_ms) {
+                 uint32_t wait_ms, bool local) {
     const KeyArguments arguments = KeyArguments::many(keys);
     Result<std::unique_ptr<LeasedPrefix>> prefix = interruptible(
-        [&] { return client->lease_prefix(arguments.keys(), stride, lease_ms, wait_ms); });
+        [&] { return client->lease_prefix(arguments.keys(), stride, lease_ms, wait_ms, local); });
     return nb::cast(new Leases(value_or_raise(std::move(prefix))), nb::rv_policy::take_ownership);
 }
 
@@ -420,25 +429,18 @@ void bind_reads(nb::class_<Client>& client) {
             "keys"_a.none(), "pointers"_a.none(), "sizes"_a.none(), "reasons"_a = nb::none())
         .def(
             "size",
-            [](Client& self, nb::handle key) { return sizes(self, KeyArguments::one(key))[0]; },
-            "key"_a.none())
+            [](Client& self, nb::handle key, bool local) {
+                return sizes(self, KeyArguments::one(key), local)[0];
+            },
+            "key"_a.none(), "local"_a = false)
         .def(
             "sizes",
-            [](Client& self, nb::handle keys) {
-                return list_of(sizes(self, KeyArguments::many(keys)));
+            [](Client& self, nb::handle keys, bool local) {
+                return list_of(sizes(self, KeyArguments::many(keys), local));
             },
-            "keys"_a.none())
-        .def(
-            "prefix_length",
-            [](Client& self, nb::handle keys, size_t stride, uint32_t wait_ms) {
-                const KeyArguments arguments = KeyArguments::many(keys);
-                MissReason reason = MissReason::kNone;
-                const size_t length = value_or_raise(interruptible([&] {
-                    return self->prefix_length(arguments.keys(), stride, wait_ms, &reason);
-                }));
-                return nb::make_tuple(length, static_cast<int>(reason));
-            },
-            "keys"_a.none(), "stride"_a, "wait_ms"_a = 0);
+            "keys"_a.none(), "local"_a = false)
+        .def("prefix_length", &prefix_length, "keys"_a.none(), "stride"_a, "wait_ms"_a = 0,
+             "local"_a = false);
 }
 
 void bind_writes(nb::class_<Client>& client) {
@@ -537,7 +539,9 @@ void bind_client(nb::module_& module) {
     bind_client_nodes(client);
     bind_client_ucx(client);
     bind_device(module, client);
-    client.def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0)
+    client
+        .def("lease", &lease, "keys"_a.none(), "stride"_a, "lease_ms"_a, "wait_ms"_a = 0,
+             "local"_a = false)
         .def("view", &view, "key"_a.none())
         .def("list_keys", &list_keys, "prefix"_a.none(), "cursor"_a, "limit"_a)
         .def("explain", &explain, "key"_a.none())

@@ -123,12 +123,13 @@ Status ClientCore::put(std::span<PutItem> items, const PutOptions& options,
     return put(items, from_device);
 }
 
-Status ClientCore::sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out) {
+Status ClientCore::sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out,
+                         bool local) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
     LocatePath path(*context_);
-    path.run(keys, false, context_->deadline());
+    path.run(keys, {.local = local}, context_->deadline());
     out->clear();
     for (const Located& located : path.found()) {
         out->push_back(located.size);
@@ -141,12 +142,13 @@ Deadline ClientCore::waiting_deadline(uint32_t wait_ms) const {
 }
 
 Result<size_t> ClientCore::prefix_length(std::span<const std::string_view> keys, size_t stride,
-                                         uint32_t wait_ms, MissReason* reason) {
+                                         uint32_t wait_ms, MissReason* reason, bool local) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
     LocatePath path(*context_);
-    path.run(keys, true, waiting_deadline(wait_ms), wait_ms);
+    path.run(keys, {.stop_at_gap = true, .wait_ms = wait_ms, .local = local},
+             waiting_deadline(wait_ms));
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
@@ -157,13 +159,14 @@ Result<size_t> ClientCore::prefix_length(std::span<const std::string_view> keys,
 }
 
 Result<std::unique_ptr<LeasedPrefix>> ClientCore::lease_prefix(
-    std::span<const std::string_view> keys, size_t stride, uint32_t lease_ms, uint32_t wait_ms) {
+    std::span<const std::string_view> keys, size_t stride, uint32_t lease_ms, uint32_t wait_ms,
+    bool local) {
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
     const Deadline deadline = waiting_deadline(wait_ms);
     LocatePath path(*context_);
-    path.run(keys, true, deadline, wait_ms);
+    path.run(keys, {.stop_at_gap = true, .wait_ms = wait_ms, .local = local}, deadline);
     if (Status status = context_->check_open(); !status.ok()) {
         return status;
     }
@@ -398,7 +401,7 @@ Result<size_t> ClientCore::prefetch(std::span<const std::string_view> keys) {
     }
     const Deadline deadline = context_->deadline();
     LocatePath located(*context_);
-    located.run(keys, false, deadline);
+    located.run(keys, {}, deadline);
     located.nearest_first();
     size_t here = 0;
     std::map<std::shared_ptr<PeerNode>, std::vector<std::string_view>> below;

@@ -68,16 +68,19 @@ class ClientCore {
                const DeviceGet::Options& options, const std::shared_ptr<DeviceTransfer>& transfer);
     // Reads behind what the stream does now; returns when the objects are published.
     Status put(std::span<PutItem> items, const PutOptions& options, const DeviceCall& call);
-    // Sizes (or negative codes) of all keys.
-    Status sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out);
+    // Sizes (or negative codes) of all keys. `local`, here and below: what is not in the memory of
+    // this host's nodes is absent, and nobody is asked.
+    Status sizes(std::span<const std::string_view> keys, std::vector<int64_t>* out,
+                 bool local = false);
     // Both wait up to `wait_ms` for the whole list to be present; a call then has the longer of
     // this and the store's time-out.
     // `*reason`, if asked for: why the prefix ends where it does.
     Result<size_t> prefix_length(std::span<const std::string_view> keys, size_t stride,
-                                 uint32_t wait_ms = 0, MissReason* reason = nullptr);
+                                 uint32_t wait_ms = 0, MissReason* reason = nullptr,
+                                 bool local = false);
     Result<std::unique_ptr<LeasedPrefix>> lease_prefix(std::span<const std::string_view> keys,
                                                        size_t stride, uint32_t lease_ms,
-                                                       uint32_t wait_ms = 0);
+                                                       uint32_t wait_ms = 0, bool local = false);
     // The view is null on a miss.
     Result<std::unique_ptr<ObjectView>> view(std::string_view key);
 

@@ -31,12 +31,11 @@ MissReason reason_of(const LookupReply& reply, size_t row) {
 
 }  // namespace
 
-void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
-                     uint32_t wait_ms) {
-    const Deadline wait_until = Deadline::after_ms(wait_ms);
+void LocatePath::run(std::span<const std::string_view> keys, const How& how, Deadline deadline) {
+    const Deadline wait_until = Deadline::after_ms(how.wait_ms);
     probe(keys, deadline);
     std::vector<size_t> rows;
-    for (size_t row = 0; row <= keys.size(); ++row) {
+    for (size_t row = 0; row <= keys.size() && !how.local; ++row) {
         const bool end = row == keys.size();
         if (!end && !found_[row].present()) {
             rows.push_back(row);
@@ -44,14 +43,14 @@ void LocatePath::run(std::span<const std::string_view> keys, bool stop_at_gap, D
         if (!rows.empty() && (end || rows.size() == limits::kMaxBatchKeys)) {
             const bool complete = ask(rows, deadline, wait_until);
             rows.clear();
-            if (!complete && stop_at_gap) {
+            if (!complete && how.stop_at_gap) {
                 break;
             }
         }
     }
     const auto present = [](const Located& located) { return located.present(); };
-    const auto count = stop_at_gap ? std::ranges::find_if_not(found_, present) - found_.begin()
-                                   : std::ranges::count_if(found_, present);
+    const auto count = how.stop_at_gap ? std::ranges::find_if_not(found_, present) - found_.begin()
+                                       : std::ranges::count_if(found_, present);
     tally_.add(ClientCounter::kKeysSought, keys.size());
     tally_.add(ClientCounter::kKeysPresent, static_cast<uint64_t>(count));
     context_.count(tally_, locals_.empty() ? nullptr : &locals_.front().node->slot());
@@ -65,6 +64,7 @@ void LocatePath::probe(std::span<const std::string_view> keys, Deadline deadline
     for (size_t row = 0; row < keys.size(); ++row) {
         found_[row].key.key = keys[row];
     }
+    std::vector<uint8_t> may_be(keys.size());  // the index's tags do not rule it out
     for (size_t n = 0; n < locals_.size(); ++n) {
         const Result<NamespaceId> here = locals_[n].node->current_namespace(deadline);
         if (!here.ok()) {
@@ -76,11 +76,18 @@ void LocatePath::probe(std::span<const std::string_view> keys, Deadline deadline
             Located& located = found_[row];
             if (stage == 0) {
                 context_.rehash(&located.key, ns);
+                index.prefetch(0, located.key.hash);
+                return;
+            }
+            if (stage == 1) {
+                may_be[row] = !located.present() && index.prefetch(1, located.key.hash) ? 1 : 0;
+                return;
+            }
+            if (may_be[row] == 0) {
+                return;
             }
             if (stage < IndexReader::kPrefetchStages) {
-                return index.prefetch(stage, located.key.hash);
-            }
-            if (located.present()) {
+                index.prefetch(stage, located.key.hash);
                 return;
             }
             if (const auto hit = index.probe(ns, located.key.hash, located.key.key, now_ms)) {
@@ -188,7 +195,10 @@ void LocatePath::nearest_first() {
 MissReason LocatePath::gap_reason() const {
     const auto gap = std::find_if(found_.begin(), found_.end(),
                                   [](const Located& located) { return !located.present(); });
-    return gap == found_.end() ? MissReason::kNone : gap->reason;
+    // Without a reason nobody was asked: it is not on this host.
+    return gap == found_.end()                ? MissReason::kNone
+           : gap->reason == MissReason::kNone ? MissReason::kAbsent
+                                              : gap->reason;
 }
 
 size_t LocatePath::prefix_length(size_t stride) const {

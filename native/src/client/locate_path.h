@@ -23,11 +23,13 @@ struct Located {
 class LocatePath {
   public:
     explicit LocatePath(ClientContext& context) : context_(context) {}
-    // Answers for all keys. With `stop_at_gap` what lies behind the first absent key may be left
-    // unanswered (absent). Not being able to ask is an absence: a failing cache is a miss. With
-    // `wait_ms` the master is asked to answer when nothing is absent any more, or so much later.
-    void run(std::span<const std::string_view> keys, bool stop_at_gap, Deadline deadline,
-             uint32_t wait_ms = 0);
+    struct How {
+        bool stop_at_gap = false;  // what lies behind the first absent key may be left absent
+        uint32_t wait_ms = 0;      // the master answers when nothing is absent, or so much later
+        bool local = false;  // what this host's indexes do not have is absent: nobody is asked
+    };
+    // Answers for all keys. Not being able to ask is an absence: a failing cache is a miss.
+    void run(std::span<const std::string_view> keys, const How& how, Deadline deadline);
 
     // Puts the nodes of each placement in the order in which a read asks them.
     void nearest_first();
