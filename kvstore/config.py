@@ -599,14 +599,3 @@ def reloads(kind: type[CommonConfig], name: str, value: Any) -> bool:
 def size_fields(kind: type[CommonConfig]) -> set[str]:
     """Names of the fields that take "4gb"."""
     return {*marks(kind, _SIZE)}
-
-
-def data_dir(config: MasterConfig) -> Path:
-    """Folder of a master's state: as configured, else the default one."""
-    return Path(config.data_dir) if config.data_dir else default_data_dir()
-
-
-def default_data_dir() -> Path:
-    """Where a master without `data_dir` keeps its state: the user's state folder (XDG)."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "kvstore-master"

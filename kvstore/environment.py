@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def silence_grpc() -> None:
@@ -32,3 +33,11 @@ def rbg() -> dict[str, str]:
     """What RBG tells a container about itself: group, role and index, as far as it does."""
     names = {"group": "RBG_GROUP_NAME", "role": "RBG_ROLE_NAME", "index": "RBG_ROLE_INDEX"}
     return {key: os.environ[name] for key, name in names.items() if os.environ.get(name)}
+
+
+def state_folder(configured: str) -> Path:
+    """Folder of a master's state: as configured, else one in the user's state folder (XDG)."""
+    if configured:
+        return Path(configured)
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "kvstore-master"

@@ -9,9 +9,9 @@ import click
 from kvstore import logging
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, run, server_options, version_option
-from kvstore.config import MasterConfig, data_dir
+from kvstore.config import MasterConfig
 from kvstore.discovery.source import Discovery
-from kvstore.environment import silence_grpc
+from kvstore.environment import silence_grpc, state_folder
 from kvstore.errors import InvalidArgumentError
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
@@ -72,7 +72,7 @@ def main(
     if any(wanted[:3]):
         from kvstore.cli import state
 
-        directory = data_dir(settings)
+        directory = state_folder(settings.data_dir)
         if export_to is not None:
             state.export(directory, export_to, as_json)
         elif import_from is not None:

@@ -15,8 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client.core import Metric
 
-from kvstore import audit, folders, refusals
-from kvstore import config as config_module
+from kvstore import audit, environment, folders, refusals
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.audit import AuditLog
 from kvstore.config import MasterConfig
@@ -161,7 +160,7 @@ class MasterServer:
             KvstoreError: A port is in use, or the data directory is in use or unusable.
         """
         directory = self._config.data_dir
-        path = config_module.data_dir(self._config)
+        path = environment.state_folder(directory)
         if directory:
             folders.make("data_dir", directory)
         state = await asyncio.to_thread(partial(HardState, path, new_cluster=self._new_cluster))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore import config, config_table
+from kvstore import config, config_table, environment
 from kvstore.config import MasterConfig, NodeConfig
 from kvstore.errors import InvalidArgumentError
 
@@ -175,7 +175,7 @@ def test_the_default_data_dir_follows_the_users_state_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
-    assert config.default_data_dir() == Path("/state/kvstore-master")
+    assert environment.state_folder("") == Path("/state/kvstore-master")
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert config.default_data_dir() == Path("/home/someone/.local/state/kvstore-master")
+    assert environment.state_folder("") == Path("/home/someone/.local/state/kvstore-master")

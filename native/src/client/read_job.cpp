@@ -22,6 +22,24 @@ int nearest(const ReadJob& job, const ReplicaScores& scores, uint32_t tried) {
 
 }  // namespace
 
+void break_tie(const ReadJob& job, const ReplicaLoads& loads, uint64_t random,
+               ReplicaScores* scores) {
+    const int first = nearest(job, *scores, job.tried);
+    std::array<size_t, limits::kMaxReplicas> equals{};
+    size_t count = 0;
+    for (size_t i = 0; first >= 0 && i < job.placement.count; ++i) {
+        if ((job.tried >> i & 1) == 0 && (*scores)[i] == (*scores)[static_cast<size_t>(first)]) {
+            equals[count++] = i;
+        }
+    }
+    if (count < 2) {
+        return;
+    }
+    const size_t one = random % count;
+    const size_t other = (one + 1 + (random >> 32) % (count - 1)) % count;
+    ++(*scores)[loads[equals[other]] < loads[equals[one]] ? equals[other] : equals[one]];
+}
+
 int ReadJob::replicas_left() const { return placement.count - std::popcount(tried); }
 
 NextStep next_step(const ReadJob& job, const ReplicaScores& scores, bool expired) {

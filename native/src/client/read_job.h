@@ -31,6 +31,13 @@ struct ReadJob {
 
 // How near each replica is; the highest is read first. 0: its node is down.
 using ReplicaScores = std::array<int, limits::kMaxReplicas>;
+// What is asked of each replica's node now, in bytes.
+using ReplicaLoads = std::array<uint64_t, limits::kMaxReplicas>;
+
+// Raises a score by one, where several are the highest: of two of those, drawn by a random number,
+// that of the node which is asked for less.
+void break_tie(const ReadJob& job, const ReplicaLoads& loads, uint64_t random,
+               ReplicaScores* scores);
 
 struct NextStep {
     enum Kind : uint8_t {

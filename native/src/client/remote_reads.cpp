@@ -245,34 +245,9 @@ void RemoteReads::read_all_replicas() {
     }
 }
 
-// Of two replicas drawn from those that are equally near, the one whose node is asked for less now.
-void RemoteReads::break_tie(const ReplicaPeers& peers, const ReadJob& job, ReplicaScores* scores) {
-    std::array<size_t, limits::kMaxReplicas> equals{};
-    size_t count = 0;
-    int best = 0;
-    for (size_t i = 0; i < job.placement.count; ++i) {
-        const int score = (job.tried >> i & 1) != 0 ? 0 : (*scores)[i];
-        if (score > best) {
-            best = score;
-            count = 0;
-        }
-        if (score != 0 && score == best) {
-            equals[count++] = i;
-        }
-    }
-    if (count < 2) {
-        return;
-    }
-    const uint64_t drawn = cheap_random();
-    const size_t first = drawn % count;
-    const size_t second = (first + 1 + (drawn >> 32) % (count - 1)) % count;
-    const auto load = [&](size_t at) { return peers[equals[at]]->reading_bytes().load(); };
-    ++(*scores)[equals[load(second) < load(first) ? second : first]];
-}
-
 // Takes the object's next step: the node to ask, or null when it is done for this pass.
 std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
-    ReplicaPeers peers;
+    std::array<std::shared_ptr<PeerNode>, limits::kMaxReplicas> peers;
     ReplicaScores scores{};
     uint32_t down = 0;
     for (size_t i = 0; i < job.placement.count; ++i) {
@@ -299,7 +274,11 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
         }
     }
     job.tried |= down;
-    break_tie(peers, job, &scores);
+    ReplicaLoads loads{};
+    for (size_t i = 0; i < job.placement.count; ++i) {
+        loads[i] = peers[i] == nullptr ? 0 : peers[i]->reading_bytes().load();
+    }
+    break_tie(job, loads, cheap_random(), &scores);
     const NextStep step = next_step(job, scores, deadline_.expired() || is_interrupted());
     job.trying = step.replica;
     switch (step.kind) {

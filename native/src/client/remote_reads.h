@@ -32,7 +32,6 @@ class RemoteReads {
         size_t item;
         Version refused;
     };
-    using ReplicaPeers = std::array<std::shared_ptr<PeerNode>, limits::kMaxReplicas>;
     enum class Verdict : uint8_t { kRight, kWrong, kFlushed, kUnknown };
     // What is asked of one node in one round.
     struct Slice {
@@ -53,7 +52,6 @@ class RemoteReads {
     void provide_memory();
     void read_all_replicas();
     std::shared_ptr<PeerNode> choose_replica(ReadJob& job);
-    static void break_tie(const ReplicaPeers& peers, const ReadJob& job, ReplicaScores* scores);
     void read_shared(Slice& slice);
     void read_kept(Slice& slice);
     void limit(Slice& slice) const;

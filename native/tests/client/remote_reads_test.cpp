@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 namespace kvstore {
 namespace {
 
@@ -44,6 +46,30 @@ TEST(NextStep, TakesTheNearestReplicaThatWasNotTried) {
         const NextStep want{.kind = NextStep::kTry, .replica = row.replica};
         EXPECT_EQ(next_step(job, row.scores, false), want) << row.what;
     }
+}
+
+TEST(BreakTie, OfTwoEqualsTheLessBusyOneIsRead) {
+    ReadJob job = job_of(4);
+    const ReplicaLoads loads{500, 0, 100, 0};
+    std::array<int, 4> chosen{};
+    std::mt19937_64 random(1);
+    for (int i = 0; i < 3000; ++i) {
+        ReplicaScores scores{8, 4, 8, 8};
+        break_tie(job, loads, random(), &scores);
+        ++chosen[static_cast<size_t>(next_step(job, scores, false).replica)];
+    }
+    EXPECT_EQ(chosen[0], 0) << "the busiest of three";
+    EXPECT_EQ(chosen[1], 0) << "idle, and farther";
+    EXPECT_NEAR(chosen[2], 1000, 150);
+    EXPECT_NEAR(chosen[3], 2000, 150);
+    // One that was tried, or is down, is no equal.
+    job.tried = 0b1000;
+    ReplicaScores scores{0, 4, 8, 8};
+    break_tie(job, loads, 1, &scores);
+    EXPECT_EQ(scores, (ReplicaScores{0, 4, 8, 8}));
+    ReplicaScores none{};
+    break_tie(job, loads, 1, &none);
+    EXPECT_EQ(none, ReplicaScores{});
 }
 
 TEST(NextStep, AllReplicasOfTheLargestObjectAreTriedOnce) {
