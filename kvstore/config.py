@@ -397,10 +397,7 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     hot_reads_per_s: Annotated[
         int,
         Meta(ge=0, le=1_000_000),
-        _live(
-            "An object that clients of other hosts read from this node more often gets another "
-            "replica on another host. 0: none does."
-        ),
+        _live("Reads per second by other hosts that give an object another replica. 0: none do."),
     ] = 10
     hot_replicas: Annotated[
         int,
