@@ -23,6 +23,7 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kBatch = 128;
+constexpr size_t kFrame = 512;    // as a node announces
 constexpr size_t kKeyBytes = 32;  // a page's hash in hexadecimal
 constexpr size_t kRejoinObjects = 1'000'000;
 constexpr uint64_t kObjectBytes = 262144;
@@ -119,11 +120,18 @@ class DirectoryBench {
     // Announcements a second of this thread's processor time.
     double announce_range(NodeNumber node, size_t count) {
         const uint64_t start = cpu_ns();
-        for (size_t i = 0; i < count; ++i) {
-            const AnnounceOutcome outcome = directory_.announce(
-                epoch(), node, {.key = keys_[i], .version = versions_[i], .size = kObjectBytes});
-            if (outcome.code != Code::kOk) {
-                fail("an announcement was refused");
+        std::vector<AnnouncedObject> items;
+        std::vector<AnnounceOutcome> outcomes(kFrame);
+        for (size_t first = 0; first < count; first += kFrame) {
+            items.clear();
+            for (size_t i = first; i < std::min(first + kFrame, count); ++i) {
+                items.push_back({.key = keys_[i], .version = versions_[i], .size = kObjectBytes});
+            }
+            directory_.announce(epoch(), node, items, 0, outcomes);
+            for (size_t i = 0; i < items.size(); ++i) {
+                if (outcomes[i].code != Code::kOk) {
+                    fail("an announcement was refused");
+                }
             }
         }
         return static_cast<double>(count) * 1e9 / static_cast<double>(cpu_ns() - start);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <ctime>
+#include <numeric>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/mutation.h"
@@ -16,6 +18,8 @@ namespace {
 // once for several keys (beside a writer, waiting for locks is most of a lookup's time), few enough
 // that a writer is kept waiting for some 15 us at most.
 constexpr size_t kGroup = 128;
+// Announcements of one shard that share a lock: readers wait for it.
+constexpr size_t kWriteGroup = 32;
 
 }  // namespace
 
@@ -185,15 +189,23 @@ void Directory::emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node) 
 void Directory::add_replica(Shard& shard, ObjectEntry& entry, Replica replica) {
     entry.replicas[entry.replica_count()] = replica;
     ++shard.replicas;
-    replicas_[replica.node()].fetch_add(1, std::memory_order_relaxed);
+    marked(replica.node(), replica.mark()).fetch_add(1, std::memory_order_relaxed);
     emit(WatchKind::kPublish, entry, replica.node());
 }
 
 void Directory::drop_replica(Shard& shard, ObjectEntry& entry, size_t position) {
-    const NodeNumber node = entry.replicas[position].node();
+    const Replica gone = entry.replicas[position];
     entry.erase_replica(position);
     --shard.replicas;
-    replicas_[node].fetch_sub(1, std::memory_order_relaxed);
+    marked(gone.node(), gone.mark()).fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Directory::remark(ObjectEntry& entry, size_t position, Replica replica) {
+    const Replica before = std::exchange(entry.replicas[position], replica);
+    if (before.mark() != replica.mark()) {
+        marked(replica.node(), before.mark()).fetch_sub(1, std::memory_order_relaxed);
+        marked(replica.node(), replica.mark()).fetch_add(1, std::memory_order_relaxed);
+    }
 }
 
 void Directory::drop_object(Shard& shard, uint32_t number) {
@@ -213,6 +225,56 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
     const Place at = place(ns, item.key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
+    return announce_in(shard, at.hash, ns, node, item, floor);
+}
+
+void Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
+                         std::span<const AnnouncedObject> items, Version floor,
+                         std::span<AnnounceOutcome> out) {
+    KV_ASSERT(out.size() >= items.size());
+    struct Row {
+        Place place;
+        uint32_t item;
+    };
+    std::vector<Row> rows(items.size());
+    std::array<uint32_t, kShards + 1> begins{};  // of each shard's rows; counts at first
+    std::vector<Place> places(items.size());
+    for (size_t i = 0; i < items.size(); ++i) {
+        places[i] = place(ns, items[i].key);
+        ++begins[places[i].shard + 1];
+    }
+    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+    std::array<uint32_t, kShards + 1> next = begins;
+    for (size_t i = 0; i < items.size(); ++i) {
+        rows[next[places[i].shard]++] = {places[i], static_cast<uint32_t>(i)};
+    }
+    for (size_t number = 0; number < kShards; ++number) {
+        const std::span<const Row> mine(rows.data() + begins[number],
+                                        rows.data() + begins[number + 1]);
+        Shard& shard = (*shards_)[number];
+        for (size_t first = 0; first < mine.size(); first += kWriteGroup) {
+            const auto group = mine.subspan(first, std::min(kWriteGroup, mine.size() - first));
+            const WriterLock lock(shard.lock);
+            for (const Row& row : group) {
+                shard.objects.prefetch_index(row.place.hash);
+            }
+            for (const Row& row : group) {
+                shard.objects.prefetch_entry(row.place.hash);
+            }
+            for (const Row& row : group) {
+                out[row.item] =
+                    announce_in(shard, row.place.hash, ns, node, items[row.item], floor);
+            }
+        }
+    }
+}
+
+AnnounceOutcome Directory::announce_in(Shard& shard, uint32_t hash, const DirectoryEpoch& ns,
+                                       NodeNumber node, const AnnouncedObject& item,
+                                       Version floor) {
+    if (!is_valid_key(item.key)) {
+        return {.code = Code::kInvalidArgument};
+    }
     AnnounceOutcome outcome{.code = Code::kRemoved};
     // Looked at under the lock: a flush is followed by a sweep that takes every lock. A version
     // that this master never drew would outlast everything that it will draw.
@@ -220,14 +282,14 @@ AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
         KV_GUARD("tombstone", shard.tombstone(ns.ref, item.key) >= item.version)) {
         return outcome;
     }
-    uint32_t number = shard.objects.find(at.hash, ns.ref, item.key);
+    uint32_t number = shard.objects.find(hash, ns.ref, item.key);
     const bool known = number != ObjectTable::kNone;
     const Version current = known ? shard.objects.at(number).version : 0;
     if (item.version < current || (item.version != current && item.version <= floor)) {
         return outcome;
     }
     if (!known) {
-        number = shard.objects.insert(at.hash, ns.ref, item.key);
+        number = shard.objects.insert(hash, ns.ref, item.key);
         ns.objects.fetch_add(1, std::memory_order_relaxed);
     }
     ObjectEntry& entry = shard.objects.at(number);
@@ -262,7 +324,7 @@ Code Directory::record_replica(Shard& shard, ObjectEntry& entry, Replica replica
     }
     const int position = entry.find_replica(replica.node());
     if (position >= 0) {
-        entry.replicas[static_cast<size_t>(position)] = replica;
+        remark(entry, static_cast<size_t>(position), replica);
         return Code::kOk;
     }
     for (size_t i = 0; entry.replica_count() == entry.replicas.size(); ++i) {

@@ -111,6 +111,11 @@ class Directory {
     // operations which the log no longer has).
     AnnounceOutcome announce(const DirectoryEpoch& ns, NodeNumber node, const AnnouncedObject& item,
                              Version floor = 0);
+    // The same of many, in their order where they are of one key; out.size() >= items.size(). Those
+    // of a shard follow each other, so that one lock serves them all and their cache misses
+    // overlap.
+    void announce(const DirectoryEpoch& ns, NodeNumber node, std::span<const AnnouncedObject> items,
+                  Version floor, std::span<AnnounceOutcome> out);
     // False when this version was not recorded there.
     bool withdraw(const DirectoryEpoch& ns, NodeNumber node, std::string_view key, Version version,
                   MissReason reason);
@@ -162,7 +167,9 @@ class Directory {
         uint64_t bytes = 0;    // each object once
     };
     std::vector<NamespaceUse> uses() const;  // of every namespace
-    uint64_t replicas_of(NodeNumber node) const { return replicas_[node].load(); }
+    uint64_t replicas_of(NodeNumber node) const {
+        return replicas_[node][0].load() + replicas_[node][1].load();
+    }
 
   private:
     using Shard = DirectoryShard;
@@ -179,6 +186,9 @@ class Directory {
     void answer_from(const NodeFlags& nodes, const Shard& shard, uint32_t number, uint32_t hash,
                      const DirectoryEpoch& ns, std::string_view key, uint64_t now_ms,
                      ObjectPlace& out) const KV_REQUIRES_SHARED(shard.lock);
+    AnnounceOutcome announce_in(Shard& shard, uint32_t hash, const DirectoryEpoch& ns,
+                                NodeNumber node, const AnnouncedObject& item, Version floor)
+        KV_REQUIRES(shard.lock);
     Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size)
         KV_REQUIRES(shard.lock);
     void add_replica(Shard& shard, ObjectEntry& entry, Replica replica) KV_REQUIRES(shard.lock);
@@ -187,8 +197,12 @@ class Directory {
 
     void emit(WatchKind kind, const ObjectEntry& entry, NodeNumber node);
     uint8_t count_readable(const ObjectEntry& entry) const;
+    std::atomic<uint64_t>& marked(NodeNumber node, bool mark) {
+        return replicas_[node][mark ? 1 : 0];
+    }
+    void remark(ObjectEntry& entry, size_t position, Replica replica);
     size_t sweep_node(NodeNumber node, bool all);
-    void count_unreachable(Stats& stats) const;
+    void count_unreachable(Stats& stats) const KV_EXCLUDES(unreachable_mutex_);
 
     const HashSecret secret_;
     const uint32_t epoch_;
@@ -199,7 +213,9 @@ class Directory {
     std::unique_ptr<std::array<Shard, kShards>> shards_;
     NodeFlags readable_{};
     NodeFlags restarting_{};
-    std::array<std::atomic<uint64_t>, limits::kMaxNodes> replicas_{};
+    // By node and mark. So a full announce that leaves nothing behind is known to, and no entry has
+    // to be looked at: otherwise a thousand nodes that announce would each cost a pass over all.
+    std::array<std::array<std::atomic<uint64_t>, 2>, limits::kMaxNodes> replicas_{};
     NodeFlags mark_{};
     NodeFlags announcing_{};
     std::atomic<uint32_t> flushes_{0};  // sweeps have something to look for
@@ -207,6 +223,16 @@ class Directory {
     uint32_t sweep_target_ = 0;
     uint32_t swept_flushes_ = 0;
     std::array<std::atomic<uint64_t>, kMissReasonCount> lookups_{};
+
+    // What was counted last: a pass over all entries takes long where there are many.
+    struct Unreachable {
+        uint64_t objects = 0;
+        uint64_t bytes = 0;
+        uint64_t counted_ms = 0;
+        uint64_t took_ms = 0;
+    };
+    mutable Mutex unreachable_mutex_;
+    mutable Unreachable unreachable_ KV_GUARDED_BY(unreachable_mutex_);
 };
 
 }  // namespace kvstore

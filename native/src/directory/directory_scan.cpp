@@ -9,6 +9,9 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kListScan = 1u << 16;  // entries that one listing call looks at
+// A pass over many entries for numbers alone is made 1/50 of the time.
+constexpr uint64_t kPassPauses = 50;
+constexpr uint64_t kManyObjects = 1'000'000;
 
 uint64_t cursor_of(size_t shard, uint32_t number) { return uint64_t{shard} << 32 | number; }
 
@@ -23,13 +26,16 @@ void Directory::begin_full(NodeNumber node) {
     // The round before was cut off: what it marked counts as not announced.
     const bool mark = mark_[node].load();
     for (Shard& shard : *shards_) {
+        if (marked(node, mark).load() == 0) {
+            return;
+        }
         const WriterLock lock(shard.lock);
         for (uint32_t number = 0; number < shard.objects.end(); ++number) {
             ObjectEntry& entry = shard.objects.at(number);
             const int position = entry.key_data == nullptr ? -1 : entry.find_replica(node);
             if (position >= 0) {
-                Replica& replica = entry.replicas[static_cast<size_t>(position)];
-                replica = Replica(node, replica.tier(), !mark);
+                const auto at = static_cast<size_t>(position);
+                remark(entry, at, Replica(node, entry.replicas[at].tier(), !mark));
             }
         }
     }
@@ -51,6 +57,9 @@ size_t Directory::sweep_node(NodeNumber node, bool all) {
     const bool mark = mark_[node].load();
     size_t dropped = 0;
     for (Shard& shard : *shards_) {
+        if (marked(node, !mark).load() == 0 && (!all || marked(node, mark).load() == 0)) {
+            break;  // mostly before the first one
+        }
         const WriterLock lock(shard.lock);
         for (uint32_t number = 0; number < shard.objects.end(); ++number) {
             ObjectEntry& entry = shard.objects.at(number);
@@ -182,23 +191,36 @@ Directory::Stats Directory::stats() const {
     return stats;
 }
 
-// Every entry is looked at only while a node that holds any is down.
+// Every entry is looked at only while a node that holds any is down, and for a small share of the
+// time.
 void Directory::count_unreachable(Stats& stats) const {
     bool any = false;
     for (size_t node = 0; node < readable_.size(); ++node) {
-        any = any || (!readable_[node].load() && replicas_[node].load() != 0);
+        any = any || (!readable_[node].load() && replicas_of(static_cast<NodeNumber>(node)) != 0);
     }
-    for (size_t number = 0; any && number < kShards; ++number) {
-        const Shard& shard = (*shards_)[number];
-        const ReaderLock lock(shard.lock);
-        for (uint32_t at = 0; at < shard.objects.end(); ++at) {
-            const ObjectEntry& entry = shard.objects.at(at);
-            if (entry.key_data != nullptr && count_readable(entry) == 0) {
-                ++stats.unreachable_objects;
-                stats.unreachable_bytes += entry.size;
+    if (!any) {
+        return;
+    }
+    const MutexLock lock(unreachable_mutex_);
+    const uint64_t now_ms = boottime_ms();
+    if (stats.objects < kManyObjects ||
+        now_ms >= unreachable_.counted_ms + unreachable_.took_ms * kPassPauses) {
+        unreachable_ = {};
+        for (const Shard& shard : *shards_) {
+            const ReaderLock shared(shard.lock);
+            for (uint32_t at = 0; at < shard.objects.end(); ++at) {
+                const ObjectEntry& entry = shard.objects.at(at);
+                if (entry.key_data != nullptr && count_readable(entry) == 0) {
+                    ++unreachable_.objects;
+                    unreachable_.bytes += entry.size;
+                }
             }
         }
+        unreachable_.counted_ms = boottime_ms();
+        unreachable_.took_ms = unreachable_.counted_ms - now_ms;
     }
+    stats.unreachable_objects = unreachable_.objects;
+    stats.unreachable_bytes = unreachable_.bytes;
 }
 
 }  // namespace kvstore

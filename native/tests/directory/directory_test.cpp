@@ -253,6 +253,50 @@ TEST_F(DirectoryTest, MoreReplicasThanFitReplaceTheUnreadable) {
     EXPECT_EQ(directory_.replicas_of(3), 0u);
 }
 
+TEST_F(DirectoryTest, ManyAnnouncedAtOnceAreAsEachByItself) {
+    Directory single(kSecret, 3);
+    const DirectoryEpoch& single_ns = *(*single.namespaces().open("tenant", "space"))->current;
+    std::mt19937_64 random(7);
+    for (NodeNumber node = 0; node < 4; ++node) {
+        single.set_readable(node, true);
+    }
+    for (int round = 0; round < 200; ++round) {
+        std::vector<std::string> keys;
+        std::vector<AnnouncedObject> items;
+        const size_t count = random() % 300;
+        for (size_t i = 0; i < count; ++i) {
+            keys.push_back("key " + std::to_string(random() % 2'000));
+        }
+        keys.push_back("");  // no key: it is refused
+        for (const std::string& key : keys) {
+            const Version version = directory_.next_version();
+            ASSERT_EQ(single.next_version(), version);
+            items.push_back({.key = key, .version = version - random() % 500, .size = key.size()});
+        }
+        const std::string removed = "key " + std::to_string(random() % 2'000);
+        directory_.remove(epoch(), removed, true);
+        single.remove(single_ns, removed, true);
+        const auto node = static_cast<NodeNumber>(random() % 4);
+        const Version floor = round % 3 == 0 ? items.front().version : 0;
+        std::vector<AnnounceOutcome> outcomes(items.size());
+        directory_.announce(epoch(), node, items, floor, outcomes);
+        for (size_t i = 0; i < items.size(); ++i) {
+            const AnnounceOutcome one = single.announce(single_ns, node, items[i], floor);
+            ASSERT_EQ(outcomes[i].code, one.code);
+            ASSERT_EQ(outcomes[i].is_newer, one.is_newer);
+            ASSERT_EQ(outcomes[i].superseded, one.superseded);
+            ASSERT_EQ(outcomes[i].readable, one.readable);
+        }
+    }
+    EXPECT_EQ(directory_.stats().replicas, single.stats().replicas);
+    for (int number = 0; number < 2'000; ++number) {
+        const std::string key = "key " + std::to_string(number);
+        const ObjectPlace place = find(key);
+        EXPECT_EQ(place.version, single.lookup_one(single_ns, key).version);
+        EXPECT_EQ(place.nodes, single.lookup_one(single_ns, key).nodes);
+    }
+}
+
 TEST_F(DirectoryTest, AFullAnnounceDropsWhatIsNotInIt) {
     std::map<std::string, Version> versions;
     for (const char* key : {"a", "b", "c", "d"}) {
@@ -272,6 +316,37 @@ TEST_F(DirectoryTest, AFullAnnounceDropsWhatIsNotInIt) {
     directory_.begin_full(1);
     EXPECT_EQ(directory_.end_full(1), 1u);
     EXPECT_EQ(directory_.stats().objects, 1u);
+}
+
+// A pass that finds nothing left would not be made, so whatever ends a replica has to be counted.
+TEST_F(DirectoryTest, WhatEndsDuringAFullAnnounceIsNotLookedForAtItsEnd) {
+    std::map<std::string, Version> versions;
+    for (const char* key : {"a", "b", "removed", "replaced", "withdrawn", "c", "d"}) {
+        versions[key] = directory_.next_version();
+        put(key, versions[key], 1);
+    }
+    directory_.begin_full(1);
+    put("a", versions["a"], 1);
+    put("b", versions["b"], 1);
+    put("b", versions["b"], 1);  // twice is once
+    directory_.remove(epoch(), "removed", false);
+    put("replaced", directory_.next_version(), 2);
+    directory_.withdraw(epoch(), 1, "withdrawn", versions["withdrawn"], MissReason::kEvicted);
+    EXPECT_EQ(directory_.replicas_of(1), 4u);
+    EXPECT_EQ(directory_.end_full(1), 2u);
+    EXPECT_EQ(directory_.replicas_of(1), 2u);
+    EXPECT_EQ(find("d").code, Code::kNotFound);
+
+    directory_.begin_full(1);
+    put("a", versions["a"], 1);
+    directory_.remove(epoch(), "b", false);
+    EXPECT_EQ(directory_.end_full(1), 0u);
+    directory_.begin_full(1);
+    put("a", versions["a"], 1);
+    directory_.begin_full(1);  // "a" is to be announced again
+    EXPECT_EQ(directory_.end_full(1), 1u);
+    EXPECT_EQ(directory_.replicas_of(1), 0u);
+    EXPECT_EQ(directory_.replicas_of(2), 1u);
 }
 
 TEST_F(DirectoryTest, ReasonsOfAMiss) {
