@@ -238,6 +238,25 @@ void bind_nodes(nb::class_<PyMaster>& master) {
         });
 }
 
+void bind_links(nb::class_<PyMaster>& master) {
+    master
+        .def(
+            "link_of",
+            [](PyMaster& self, const std::string& node_id) {
+                const auto [connected, synced] =
+                    unlocked([&] { return self.core().link_of(node_id); });
+                return nb::make_tuple(connected, synced);
+            },
+            "node_id"_a, "(connected, synced) of one node; of an unknown one, neither.")
+        .def(
+            "links_id", [](PyMaster& self) { return self.core().links_id(); },
+            "Changes whenever a link opens, ends or has announced everything.")
+        .def(
+            "set_link_silence",
+            [](PyMaster& self, uint32_t silence_ms) { self.core().set_link_silence(silence_ms); },
+            "silence_ms"_a, "Links that bring nothing for so long are ended; 0: never.");
+}
+
 void bind_copies(nb::class_<PyMaster>& master) {
     master
         .def(
@@ -555,6 +574,7 @@ void bind_master(nb::module_& module) {
             "Every known node has announced, or its time has passed: grant claims.")
         .def("rebuilding", [](PyMaster& self) { return self.core().rebuilding(); })
         .def("stats", &stats_dict);
+    bind_links(master);
     bind_nodes(master);
     bind_copies(master);
     bind_journal(master);

@@ -15,6 +15,7 @@ constexpr size_t kSweepBudget = 16'384;
 constexpr uint64_t kForgetMs = 5'000;   // how often namespaces are looked at …
 constexpr size_t kForgetAtOnce = 4096;  // … and how many go at most
 constexpr uint64_t kRescanMs = 1'000;   // while a node is draining or dead
+constexpr uint64_t kSilenceMs = 500;    // how often silent links are looked for
 
 }  // namespace
 
@@ -40,13 +41,43 @@ void MasterCore::maintain(uint64_t now_ms) {
         drop_tombstones(now_ms);
     }
     run(effects);
+    end_silent_links(now_ms);
     lookup_waits_.expire(now_ms);
     fences_.expire(now_ms);
+    turns_.expire(now_ms);
     directory_.sweep(kSweepBudget);
     directory_.watch().expire(now_ms);
     scan_for_copies(now_ms);
     run_copies(now_ms);
     forget_namespaces(now_ms);
+}
+
+// What has come while this process was stopped, or starved, may not have been read yet: then no
+// link is silent before a whole time has passed again.
+void MasterCore::end_silent_links(uint64_t now_ms) {
+    const uint64_t limit_ms = link_silence_ms_;
+    if (limit_ms == 0 || now_ms < looked_ms_ + kSilenceMs) {
+        return;
+    }
+    if (now_ms > looked_ms_ + 2 * kSilenceMs) {
+        looking_since_ms_ = now_ms;
+    }
+    looked_ms_ = now_ms;
+    Effects effects;
+    {
+        const MutexLock lock(mutex_);
+        for (NodeNumber slot = 0; slot < nodes_.end(); ++slot) {
+            NodeRecord* record = nodes_.at(slot);
+            if (record != nullptr && record->connected() &&
+                std::max(record->link->heard_ms(), looking_since_ms_) + limit_ms <= now_ms) {
+                lose_link(*record, "nothing has come over this link for too long");
+                record->doubted = true;
+                change_state(slot, *record, record->info.state, effects);
+            }
+        }
+        collect_ready(now_ms, effects);
+    }
+    run(effects);
 }
 
 // Those of which nothing is left. On this thread, which alone takes an object's epoch from one

@@ -103,6 +103,7 @@ struct MasterBlockPort::Session {
     NamespacePtr ns;              // of clients and operators, once it exists
     MasterCore::LinkHello hello;  // node links
     LinkId link = 0;
+    std::shared_ptr<WireNodeLink> to;  // the same, for what it has heard
     bool is_link = false;
     std::vector<int32_t> codes;  // reused by the connection's frames
     std::vector<ClaimAnswer> answers;
@@ -206,8 +207,8 @@ void MasterBlockPort::on_open(Connection& connection) {
     if (!session.is_link || session.hello.session_id == 0) {
         return;
     }
-    Result<LinkId> link =
-        core_.open_link(session.hello, std::make_shared<WireNodeLink>(connection.ref()));
+    session.to = std::make_shared<WireNodeLink>(connection.ref());
+    Result<LinkId> link = core_.open_link(session.hello, session.to);
     if (!link.ok()) {
         connection.fail(link.code(), link.status().message());
         return;
@@ -242,6 +243,12 @@ void MasterBlockPort::on_frame(Connection& connection, const FrameHeader& header
         on_link_frame(connection, header, body);
     } else {
         on_client_frame(connection, header, body);
+    }
+}
+
+void MasterBlockPort::on_ping(Connection& connection) {
+    if (const Session& session = *connection.session_as<Session>(); session.to != nullptr) {
+        session.to->note_heard();
     }
 }
 
@@ -314,6 +321,7 @@ void MasterBlockPort::answer_client(Connection& connection, const FrameHeader& h
 void MasterBlockPort::on_link_frame(Connection& connection, const FrameHeader& header,
                                     std::span<const uint8_t> body) {
     Session& session = *connection.session_as<Session>();
+    session.to->note_heard();
     const auto check = [&](const Status& status) {
         if (!status.ok()) {
             connection.fail(status.code(), status.message());

@@ -51,6 +51,7 @@ class MasterBlockPort final : public ConnectionHandler {
     void on_open(Connection& connection) override;
     void on_frame(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
                   PayloadPlan* plan) override;
+    void on_ping(Connection& connection) override;
     void on_close(Connection& connection, Code code, std::string_view reason) override;
 
   private:

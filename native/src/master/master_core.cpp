@@ -227,6 +227,13 @@ std::vector<MasterCore::NodeView> MasterCore::nodes() const {
     return out;
 }
 
+std::pair<bool, bool> MasterCore::link_of(const std::string& node_id) const {
+    const MutexLock lock(mutex_);
+    const NodeRecord* record = nodes_.at(nodes_.slot_of(node_id));
+    return record == nullptr ? std::pair{false, false}
+                             : std::pair{record->connected(), record->synced};
+}
+
 void MasterCore::finish_rebuild() {
     Effects effects;
     directory_.set_rebuilding(false);

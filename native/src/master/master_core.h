@@ -23,6 +23,7 @@
 #include "directory/directory.h"
 #include "master/ack_waits.h"
 #include "master/announce_fences.h"
+#include "master/announce_turns.h"
 #include "master/claim_table.h"
 #include "master/copy_planner.h"
 #include "master/journal_room.h"
@@ -78,6 +79,12 @@ class MasterCore {
     };
     std::vector<NodeView> nodes() const;
     uint64_t nodes_id() const { return nodes_id_.load(std::memory_order_acquire); }
+    // `connected` and `synced` of one node; of an unknown one, neither.
+    std::pair<bool, bool> link_of(const std::string& node_id) const;
+    // Changes whenever `connected` or `synced` of a node does.
+    uint64_t links_id() const { return links_id_.load(std::memory_order_acquire); }
+    // Links that bring nothing for so long are ended; 0: never.
+    void set_link_silence(uint32_t silence_ms) { link_silence_ms_ = silence_ms; }
     void finish_rebuild();
     bool rebuilding() const { return directory_.rebuilding(); }
     void set_copy_policy(const CopyPolicy& policy) { planner_.set_policy(policy); }
@@ -243,7 +250,7 @@ class MasterCore {
                         std::vector<int32_t>& codes, Effects& effects,
                         std::vector<Pending>& overtaken) KV_REQUIRES(link.work);
     // Answers an announce; when a put waits for it, only after `overtaken` are gone elsewhere.
-    void answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
+    void answer_announce(LinkId link, AnnouncePhase phase, const std::vector<int32_t>& codes,
                          const Announced& answer, std::vector<Pending> overtaken);
     void lost_while_claiming(const LinkRecord& link) KV_EXCLUDES(mutex_);
     // From here on removes and flushes of this namespace wait for the link's node.
@@ -263,6 +270,7 @@ class MasterCore {
         KV_EXCLUDES(mutex_);
 
     // Maintenance (maintenance.cpp).
+    void end_silent_links(uint64_t now_ms) KV_EXCLUDES(mutex_);
     void drop_tombstones(uint64_t now_ms) KV_REQUIRES(mutex_);
     void forget_namespaces(uint64_t now_ms);
     std::vector<CopyNode> copy_nodes(uint64_t now_ms, bool* all_alive) const;
@@ -278,6 +286,7 @@ class MasterCore {
     CopyPlanner planner_;
     LookupWaits lookup_waits_;
     AnnounceFences fences_;
+    AnnounceTurns turns_;
     Shares waiting_changes_{"removes, flushes and changes of pins", limits::kMaxWaitingChanges};
 
     Mutex flush_mutex_;  // orders the flushes of a namespace in the log
@@ -292,7 +301,13 @@ class MasterCore {
     CondVar journal_ready_;
     CondVar wake_;
     std::atomic<uint64_t> nodes_id_;  // no other life of the master has the same
+    std::atomic<uint64_t> links_id_{0};
     std::atomic<uint64_t> next_link_{1};
+    std::atomic<uint32_t> link_silence_ms_{0};
+    // The maintenance thread's own: when it last looked for silent links, and since when it has not
+    // missed a look.
+    uint64_t looked_ms_ = 0;
+    uint64_t looking_since_ms_ = 0;
 
     mutable RwLock links_mutex_ KV_ACQUIRED_AFTER(mutex_);
     Links links_ KV_GUARDED_BY(links_mutex_);

@@ -1,11 +1,13 @@
 // The master's messages between its own structures and their columns.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "master/master_core.h"
 #include "net/event_server.h"
 
@@ -23,9 +25,12 @@ class WireNodeLink final : public NodeLink {
     void send_copy(const CopyOrder& order) override;
     void send_ping(uint64_t token) override;
     void close(const std::string& reason) override;
+    uint64_t heard_ms() const override { return heard_ms_.load(std::memory_order_relaxed); }
+    void note_heard() { heard_ms_.store(boottime_ms(), std::memory_order_relaxed); }
 
   private:
     const std::shared_ptr<ConnectionRef> to_;
+    std::atomic<uint64_t> heard_ms_{boottime_ms()};
 };
 
 // Answers a request.

@@ -1,6 +1,7 @@
 // A link as the master sees it: what it can say to one node.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -17,6 +18,8 @@ class NodeLink {
     virtual void send_copy(const CopyOrder& order) = 0;
     virtual void send_ping(uint64_t token) = 0;
     virtual void close(const std::string& reason) = 0;
+    // When anything last came from the node, as boottime_ms() counts.
+    virtual uint64_t heard_ms() const = 0;
 };
 
 }  // namespace kvstore

@@ -39,6 +39,20 @@ void send_epochs(const NamespaceTable& namespaces, NodeLink& to) {
     }
 }
 
+std::vector<AnnouncedObject> objects_of(const Announce& message) {
+    std::vector<AnnouncedObject> out;
+    out.reserve(message.keys.size());
+    for (size_t row = 0; row < message.keys.size(); ++row) {
+        out.push_back({.key = message.keys[row],
+                       .version = message.versions[row],
+                       .size = message.sizes[row],
+                       .pin = static_cast<Pin>(message.pins[row]),
+                       .replicas_wanted = message.replicas[row],
+                       .ttl_ms = message.ttl_ms[row]});
+    }
+    return out;
+}
+
 }  // namespace
 
 Result<uint64_t> MasterCore::check_link(const LinkHello& hello) {
@@ -92,6 +106,7 @@ Result<LinkId> MasterCore::open_link(const LinkHello& hello, std::shared_ptr<Nod
         record.link_id = link->id;
         record.doubted = false;
         record.announced = false;
+        links_id_.fetch_add(1, std::memory_order_release);
         change_state(slot, record, record.info.state, effects);
         {
             const WriterLock links(links_mutex_);
@@ -132,9 +147,11 @@ std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link(NodeRecord& record
     record.link->close(reason);
     record.link = nullptr;
     record.link_id = 0;
+    links_id_.fetch_add(1, std::memory_order_release);
     directory_.set_readable(link->node, record.readable());
     claims_.link_lost(link->id);
     fences_.lost(link->id);
+    turns_.lost(link->id, boottime_ms());
     return link;
 }
 
@@ -299,7 +316,7 @@ Status MasterCore::announce(LinkId id, const Announce& message, std::vector<int3
     work.unlock();
     if (recorded.ok()) {
         run(effects);
-        answer_announce(message.phase, codes, answer, std::move(overtaken));
+        answer_announce(id, message.phase, codes, answer, std::move(overtaken));
     }
     return recorded;
 }
@@ -335,11 +352,20 @@ Status MasterCore::record_announce(LinkRecord& link, const Announce& message,
     return {};
 }
 
-void MasterCore::answer_announce(AnnouncePhase phase, const std::vector<int32_t>& codes,
-                                 const Announced& answer, std::vector<Pending> overtaken) {
-    // A full announce is answered in its order; and no put waits for it.
-    const bool waits = answer && !overtaken.empty() && phase == AnnouncePhase::kIncremental;
-    if (answer && !waits) {
+void MasterCore::answer_announce(LinkId link, AnnouncePhase phase,
+                                 const std::vector<int32_t>& codes, const Announced& answer,
+                                 std::vector<Pending> overtaken) {
+    // A full announce is answered in its order, in the link's turn; and no put waits for it.
+    const bool is_full = phase != AnnouncePhase::kIncremental;
+    const bool waits = answer && !overtaken.empty() && !is_full;
+    if (answer && is_full) {
+        const uint64_t now_ms = boottime_ms();
+        turns_.answer(link, now_ms, phase == AnnouncePhase::kEnd,
+                      [answer, codes] { answer(codes); });
+        if (find_link(link) == nullptr) {
+            turns_.lost(link, now_ms);  // what came before has not heard of this frame
+        }
+    } else if (answer && !waits) {
         answer(codes);
     }
     if (overtaken.empty()) {
@@ -358,17 +384,13 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
                                 std::vector<int32_t>& codes, Effects& effects,
                                 std::vector<Pending>& overtaken) {
     const bool settled = message.phase == AnnouncePhase::kIncremental && !directory_.rebuilding();
+    const std::vector<AnnouncedObject> items = objects_of(message);
+    std::vector<AnnounceOutcome> outcomes(items.size());
+    directory_.announce(ns, link.node, items, link.floor, outcomes);
     bool copies = false;
-    for (size_t i = 0; i < message.keys.size(); ++i) {
-        const AnnouncedObject item{.key = message.keys[i],
-                                   .version = message.versions[i],
-                                   .size = message.sizes[i],
-                                   .pin = static_cast<Pin>(message.pins[i]),
-                                   .replicas_wanted = message.replicas[i],
-                                   .ttl_ms = message.ttl_ms[i]};
-        const AnnounceOutcome outcome = is_valid_key(item.key)
-                                            ? directory_.announce(ns, link.node, item, link.floor)
-                                            : AnnounceOutcome{.code = Code::kInvalidArgument};
+    for (size_t i = 0; i < items.size(); ++i) {
+        const AnnouncedObject& item = items[i];
+        const AnnounceOutcome& outcome = outcomes[i];
         const bool accepted = outcome.code == Code::kOk;
         codes.push_back(static_cast<int32_t>(outcome.code));
         (accepted ? announced_ : refused_announces_).fetch_add(1, std::memory_order_relaxed);
@@ -414,6 +436,7 @@ void MasterCore::end_announce(LinkRecord& link, Effects& effects) {
         NodeRecord* record = nodes_.at(link.node);
         if (record != nullptr && record->link_id == link.id) {
             record->synced = true;
+            links_id_.fetch_add(1, std::memory_order_release);
             record->announced = true;
             record->forgotten.clear();
             record->floor = 0;

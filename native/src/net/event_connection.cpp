@@ -174,10 +174,11 @@ void EventConnection::tick(uint64_t now_ms) {
 
 void EventConnection::read() {
     size_t taken = 0;
+    size_t bodies = 0;
     bool more = true;
-    while (consume() && more && taken < kBytesPerTurn) {
-        const ssize_t count =
-            next_part_ == Part::kPayload ? read_payload(&more) : read_input(&more);
+    while (consume() && more && taken < kBytesPerTurn && bodies < kBodyBytesPerTurn) {
+        const bool payload = next_part_ == Part::kPayload;
+        const ssize_t count = payload ? read_payload(&more) : read_input(&more);
         if (count == 0) {
             return peer_ended();
         }
@@ -188,7 +189,7 @@ void EventConnection::read() {
             return;
         }
         moved_ = true;
-        taken += static_cast<size_t>(count);
+        (payload ? taken : bodies) += static_cast<size_t>(count);
         state_.bytes_in.fetch_add(static_cast<uint64_t>(count), std::memory_order_relaxed);
     }
 }

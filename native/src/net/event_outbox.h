@@ -20,6 +20,9 @@ namespace kvstore {
 
 // One connection reads or writes this much, then it is the next one's turn.
 inline constexpr size_t kBytesPerTurn = 4u << 20;
+// Bodies are work, other than payload: that of an announce takes some milliseconds a mebibyte. So a
+// thousand nodes that announce keep nobody's request waiting for long.
+inline constexpr size_t kBodyBytesPerTurn = 32u << 10;
 
 class EventLoop;
 

@@ -16,8 +16,10 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kFirstBackoffMs = 10;
-constexpr size_t kMostAhead = 2;     // frames that a Ping has sent at once, whatever the window
-constexpr size_t kListBatch = 2048;  // objects of one frame of the full announce
+constexpr size_t kMostAhead = 2;  // frames that a Ping has sent at once, whatever the window
+// Objects of one frame of the full announce: half a millisecond of the master's time, in which it
+// does nothing for others.
+constexpr size_t kListBatch = 512;
 
 }  // namespace
 

@@ -38,6 +38,7 @@ class FakeLink final : public NodeLink {
         pings.push_back(token);
     }
     void close(const std::string& reason) override { closed = reason; }
+    uint64_t heard_ms() const override { return heard; }
 
     std::mutex mutex_;
     std::vector<ClaimAnswer> claims;
@@ -45,6 +46,7 @@ class FakeLink final : public NodeLink {
     std::deque<CopyOrder> copies;
     std::vector<uint64_t> pings;
     std::string closed;
+    std::atomic<uint64_t> heard{boottime_ms()};
 };
 
 struct Answer {

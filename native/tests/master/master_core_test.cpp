@@ -13,6 +13,38 @@
 namespace kvstore {
 namespace {
 
+TEST_F(MasterCoreTest, ALinkThatBringsNothingIsEnded) {
+    Node a = add_node("a");
+    Node b = add_node("b");
+    put(a, "of a");
+    put(b, "of b");
+    const uint64_t start_ms = boottime_ms();
+    uint64_t now_ms = start_ms;
+    const auto pass = [&](uint64_t upto_ms) {
+        for (; now_ms < start_ms + upto_ms; now_ms += 500) {
+            b.to->heard = now_ms;
+            core_->maintain(now_ms);
+        }
+    };
+    pass(20'000);
+    EXPECT_EQ(a.to->closed, "") << "nobody has asked for it";
+    core_->set_link_silence(5'000);
+    pass(25'000);
+    EXPECT_EQ(a.to->closed, "") << "silent before it was looked at";
+    core_->maintain(now_ms += 30'000);  // the master itself did not run
+    EXPECT_EQ(a.to->closed, "");
+    const uint64_t links = core_->links_id();
+    pass(now_ms - start_ms + 5'001);
+    EXPECT_NE(a.to->closed, "");
+    EXPECT_NE(core_->links_id(), links);
+    EXPECT_EQ(core_->link_of("a"), std::pair(false, true));
+    EXPECT_EQ(find("of a").reason, MissReason::kNodeDown);
+    EXPECT_EQ(b.to->closed, "");
+    EXPECT_EQ(find("of b").code, Code::kOk);
+    core_->heard("a");  // its heartbeat
+    EXPECT_EQ(find("of a").code, Code::kOk);
+}
+
 TEST_F(MasterCoreTest, OnlyARegisteredSessionGetsALink) {
     Node a = add_node("a");
     EXPECT_EQ(core_->check_link({.node_id = "a", .session_id = 2}).code(), Code::kExpired);
