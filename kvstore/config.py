@@ -171,7 +171,7 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
         str, _fixed("Folder of the master's durable state. Empty: see `--help`.")
     ] = ""
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
-    heartbeat_ms: Annotated[Ms, _live("Interval of the nodes' heartbeats.")] = 1000
+    heartbeat_ms: Annotated[Ms, _live("Interval of heartbeats; longer above 50 nodes.")] = 1000
     node_ttl_ms: Annotated[
         Ms, _live("A node is considered dead after this long without a heartbeat.")
     ] = 5000

@@ -153,6 +153,15 @@ class MasterCoreApi(Protocol):
     def nodes(self) -> list[CoreNode]:
         """Every registered node."""
 
+    def link_of(self, node_id: str) -> tuple[bool, bool]:
+        """Whether a node's link is up, and whether it has announced everything."""
+
+    def links_id(self) -> int:
+        """Return a number that changes with the state of any node's link."""
+
+    def set_link_silence(self, silence_ms: int) -> None:
+        """End links that bring nothing for so long; 0: never."""
+
     def finish_rebuild(self) -> None:
         """Grant the claims that waited for the end of the rebuild."""
 

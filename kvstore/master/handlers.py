@@ -76,7 +76,8 @@ class NodeHandlers:
         """Open a session for `principal`."""
         event = convert.register_from(request, new_session_id())
         self._new_cluster.admit(event.node_id, request.cluster_id)
-        self._registry.look_at_links()  # whether an earlier process lives is judged as of now
+        # Whether an earlier process lives is judged as of now.
+        self._registry.look_at_link(event.node_id)
         settings = self._registry.settings
         cluster = self._registry.submit(event)
         if event.stage is Stage.PREPARE:
@@ -85,7 +86,7 @@ class NodeHandlers:
                 cluster_id=self._state.cluster_id,
                 hash_secret=self._state.hash_secret,
                 master_epoch=self._state.epoch,
-                heartbeat_interval_ms=settings.heartbeat_ms,
+                heartbeat_interval_ms=policy.heartbeat_ms(settings, cluster),
                 ttl_ms=settings.node_ttl_ms,
             )
         self._new_cluster.joined()

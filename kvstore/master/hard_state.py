@@ -262,10 +262,16 @@ class HardState:
         """The known nodes."""
         return [msgspec.json.decode(value, type=NodeRecord) for _, value in self._rows("nodes")]
 
-    def put_node(self, record: NodeRecord) -> None:
-        """Write a known node."""
-        key, value = record.node_id.encode(), msgspec.json.encode(record)
-        self._write(lambda txn: self._put(txn, "nodes", key, value))
+    def put_nodes(self, records: Iterable[NodeRecord]) -> None:
+        """Write known nodes, all in one transaction."""
+        rows = [(record.node_id.encode(), msgspec.json.encode(record)) for record in records]
+
+        def step(txn: lmdb.Transaction) -> None:
+            for key, value in rows:
+                self._put(txn, "nodes", key, value)
+
+        if rows:
+            self._write(step)
 
     def delete_node(self, node_id: str) -> None:
         """Forget a node."""

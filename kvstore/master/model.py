@@ -186,7 +186,7 @@ class Cluster:
     started_ms: int
     ticked_ms: int = 0
     """Time of the last tick; initially that of the start."""
-    nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
+    nodes: MappingProxyType[str, Node] = field(default_factory=lambda: MappingProxyType({}))
     rebuilding: bool = False
     awaited: frozenset[str] = frozenset()
     """While rebuilding: known nodes that have not announced all of their objects yet."""

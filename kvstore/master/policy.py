@@ -36,6 +36,14 @@ from kvstore.master.model import (
 MIN_FREE_RATIO = 0.02
 # Share of a node that has just joined; it grows to 1 during the slow start.
 SLOW_START_SHARE = 0.1
+# Of all nodes together: in a larger cluster each reports less often. A call costs the master about
+# a millisecond of a core, and whether a node lives is seen by its link as well.
+HEARTBEATS_PER_S = 50
+MAX_HEARTBEAT_MS = 30_000
+# A link brings a ping every second (native/src/node/master_link.h) while nothing else comes.
+LINK_SILENCE_MS = 5_000
+# Ticks may come late; a heartbeat sets the weight in any case.
+_TICK_SLACK_MS = 1_000
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,14 @@ class SetCopyRate:
 
 
 @dataclass(frozen=True)
+class SetLinkSilence:
+    """End links that bring nothing for so long."""
+
+    silence_ms: int
+    """0: never."""
+
+
+@dataclass(frozen=True)
 class Refuse:
     """Change nothing and answer with an error."""
 
@@ -101,7 +117,17 @@ class Refuse:
     message: str
 
 
-Decision = Persist | OpenSession | SetNode | Heard | Forget | FinishRebuild | SetCopyRate | Refuse
+Decision = (
+    Persist
+    | OpenSession
+    | SetNode
+    | Heard
+    | Forget
+    | FinishRebuild
+    | SetCopyRate
+    | SetLinkSilence
+    | Refuse
+)
 Outcome = tuple[Cluster, list[Decision]]
 
 
@@ -158,6 +184,22 @@ def decide(settings: Settings, cluster: Cluster, event: Event, now_ms: int) -> O
             return _verified(settings, cluster, event, now_ms)
         case Tick():
             return _tick(settings, cluster, now_ms)
+
+
+def heartbeat_ms(settings: Settings, cluster: Cluster) -> int:
+    """Compute the interval of the nodes' heartbeats: longer in a large cluster."""
+    shared_ms = min(MAX_HEARTBEAT_MS, len(cluster.nodes) * 1000 // HEARTBEATS_PER_S)
+    return max(settings.heartbeat_ms, shared_ms)
+
+
+def link_silence_ms(settings: Settings, cluster: Cluster) -> int:
+    """Compute after how long a silent link is given up, where heartbeats alone would tell late.
+
+    Not during a rebuild: then a frame may wait behind those of a thousand other links.
+    """
+    if cluster.rebuilding or heartbeat_ms(settings, cluster) <= settings.heartbeat_ms:
+        return 0
+    return max(settings.node_ttl_ms, LINK_SILENCE_MS)
 
 
 def weight(settings: Settings, node: Node, now_ms: int) -> float:
@@ -250,7 +292,9 @@ def drain_waits_for(
 
 
 def _with(cluster: Cluster, node: Node) -> Cluster:
-    return replace(cluster, nodes=MappingProxyType({**cluster.nodes, node.node_id: node}))
+    nodes = cluster.nodes.copy()  # at once; {**nodes} looks every key up
+    nodes[node.node_id] = node
+    return replace(cluster, nodes=MappingProxyType(nodes))
 
 
 def _without(cluster: Cluster, node: Node) -> Cluster:
@@ -323,7 +367,7 @@ def _register(settings: Settings, cluster: Cluster, event: Register, now_ms: int
         session_ms=now_ms,
         joined_ms=known.joined_ms if known and (same or not begins) else now_ms,
         last_seen_ms=now_ms,
-        heartbeat_ms=settings.heartbeat_ms,
+        heartbeat_ms=heartbeat_ms(settings, cluster),
         draining=known.draining if known else False,
         endpoints=event.endpoints,
         published=_published(settings, before, event.endpoints),
@@ -363,7 +407,7 @@ def _heartbeat(settings: Settings, cluster: Cluster, event: Heartbeat, now_ms: i
     node = replace(
         node,
         last_seen_ms=now_ms,
-        heartbeat_ms=settings.heartbeat_ms,
+        heartbeat_ms=heartbeat_ms(settings, cluster),
         labels=event.labels or node.labels,
         capacity_bytes=event.capacity_bytes,
         used_bytes=event.used_bytes,
@@ -472,11 +516,12 @@ def _tick(settings: Settings, cluster: Cluster, now_ms: int) -> Outcome:
         elif not node.session_id and silent_ms >= _kept_ms(settings, cluster, node):
             cluster = _without(cluster, node)
             decisions.append(Forget(node.node_id))
-        elif node.session_id:
+        elif node.session_id and now_ms - node.joined_ms <= settings.slow_start_ms + _TICK_SLACK_MS:
             decisions.append(_set(settings, node, now_ms))  # the slow start changes the weight
     cluster, more = _rebuild(settings, cluster, now_ms)
     decisions += more
     decisions.append(SetCopyRate(0 if cluster.rebuilding else settings.repair_copies))
+    decisions.append(SetLinkSilence(link_silence_ms(settings, cluster)))
     return cluster, decisions
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
+from dataclasses import dataclass
 
 from kvstore import clock
 from kvstore.errors import KvstoreError, error_for
@@ -14,12 +16,14 @@ from kvstore.logging import EventLogger, Recurring
 from kvstore.master import policy
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
-from kvstore.master.model import Cluster, Event, Node, NodeState, Observe, Settings, Tick
+from kvstore.master.model import Cluster, Event, Node, NodeState, Observe, Register, Settings, Tick
 from kvstore.master.records import NodeRecord
 
 _log = EventLogger("master.registry")
 # The native side expects weights as whole numbers.
 _WEIGHT_SCALE = 1000
+_LOOK_MS = 1_000
+"""Links are looked at this often although nothing is said to have changed."""
 
 
 def new_session_id() -> int:
@@ -31,6 +35,15 @@ _Reached = tuple[str, str, str, tuple[str, str, str]]
 """TCP and Unix endpoint, host, and what `_locality` returns."""
 
 
+@dataclass
+class _Registration:
+    """A registration that waits for the disk; one of the results is set by whoever writes it."""
+
+    event: Register
+    cluster: Cluster | None = None
+    error: Exception | None = None
+
+
 class Registry:
     """The cluster's state and the effects of its changes."""
 
@@ -40,7 +53,11 @@ class Registry:
         self._core = core
         self._state = state
         self._mutex = threading.Lock()
+        self._registrations: deque[_Registration] = deque()
         self._copies_per_s = -1
+        self._silence_ms = 0
+        self._links = (-1, 0)
+        """Number of the links' last change that was looked at, and when."""
         self._tick_failed = Recurring(_log, "tick_failed", error=True)
         self._told: dict[str, tuple[_Reached, tuple[int, int, int, int]]] = {}
         now_ms, unix_ms = clock.monotonic_ms(), clock.unix_ms()
@@ -86,6 +103,8 @@ class Registry:
         Raises:
             KvstoreError: The policy refused the event, or the disk failed; nothing changed.
         """
+        if isinstance(event, Register):
+            return self._register(event)
         with self._mutex:
             now_ms = clock.monotonic_ms()
             cluster, decisions = policy.decide(self._settings, self._cluster, event, now_ms)
@@ -93,6 +112,57 @@ class Registry:
                 self._carry_out(decision)
             self._cluster = cluster
             return cluster
+
+    def _register(self, event: Register) -> Cluster:
+        """Apply a registration, together with those that wait for the disk meanwhile.
+
+        After a restart of the master every node registers, and a disk takes some ten milliseconds.
+        """
+        mine = _Registration(event)
+        self._registrations.append(mine)
+        with self._mutex:
+            if mine.error is None and mine.cluster is None:
+                waiting = [self._registrations.popleft() for _ in range(len(self._registrations))]
+                self._carry_out_together(waiting)
+        if mine.error is not None:
+            raise mine.error
+        assert mine.cluster is not None
+        return mine.cluster
+
+    def _carry_out_together(self, waiting: list[_Registration]) -> None:
+        cluster, now_ms = self._cluster, clock.monotonic_ms()
+        accepted: list[tuple[_Registration, Cluster, list[policy.Decision]]] = []
+        for one in waiting:
+            after, decisions = policy.decide(self._settings, cluster, one.event, now_ms)
+            match decisions:
+                case [policy.Refuse(status, message)]:
+                    one.error = error_for(status, message)
+                case _:
+                    accepted.append((one, after, decisions))
+                    cluster = after
+        try:
+            self._state.put_nodes(
+                _record(decision.node)
+                for _, _, decisions in accepted
+                for decision in decisions
+                if isinstance(decision, policy.Persist)
+            )
+        except Exception as error:
+            for one, _, _ in accepted:
+                one.error = error
+            return
+        for place, (one, after, decisions) in enumerate(accepted):
+            try:
+                for decision in decisions:
+                    if not isinstance(decision, policy.Persist):
+                        self._carry_out(decision)
+            except Exception as error:
+                one.error = error
+                # Those behind it were decided with it.
+                for behind, _, _ in accepted[place + 1 :]:
+                    self._carry_out_together([behind])
+                return
+            one.cluster = self._cluster = after
 
     def unpublished(self) -> list[Node]:
         """Registered nodes whose announced TCP endpoint is not verified yet."""
@@ -104,10 +174,23 @@ class Registry:
 
     def look_at_links(self) -> None:
         """Update the state of the nodes' links from the native side."""
+        number, now_ms = self._core.links_id(), clock.monotonic_ms()
+        if self._links[0] == number and now_ms - self._links[1] < _LOOK_MS:
+            return
         for seen in self._core.nodes():
             node = self._cluster.nodes.get(seen["node_id"])
             if node and (node.linked, node.synced) != (seen["connected"], seen["synced"]):
                 self.submit(Observe(seen["node_id"], seen["connected"], seen["synced"]))
+        self._links = (number, now_ms)
+
+    def look_at_link(self, node_id: str) -> None:
+        """The same of one node, as of now."""
+        node = self._cluster.nodes.get(node_id)
+        if node is None:
+            return
+        linked, synced = self._core.link_of(node_id)
+        if (node.linked, node.synced) != (linked, synced):
+            self.submit(Observe(node_id, linked, synced))
 
     def tick(self) -> None:
         """Update the links, then process the passage of time."""
@@ -127,7 +210,7 @@ class Registry:
             case policy.Refuse(status, message):
                 raise error_for(status, message)
             case policy.Persist(node):
-                self._persist(node)
+                self._state.put_nodes([_record(node)])
             case policy.OpenSession(node, fresh):
                 self._open_session(node, fresh=fresh)
                 _log.info("node_registered", **_fields(node))
@@ -147,19 +230,10 @@ class Registry:
                 if copies_per_s != self._copies_per_s:
                     self._core.set_copy_policy(copies_per_s=float(copies_per_s))
                     self._copies_per_s = copies_per_s
-
-    def _persist(self, node: Node) -> None:
-        age_ms = clock.monotonic_ms() - node.last_seen_ms
-        self._state.put_node(
-            NodeRecord(
-                node_id=node.node_id,
-                node_epoch=node.node_epoch,
-                incarnation=node.incarnation,
-                draining=node.draining,
-                left=node.left,
-                last_seen_unix_ms=clock.unix_ms() - age_ms,
-            )
-        )
+            case policy.SetLinkSilence(silence_ms):
+                if silence_ms != self._silence_ms:
+                    self._core.set_link_silence(silence_ms)
+                    self._silence_ms = silence_ms
 
     def _open_session(self, node: Node, known: bool = False, fresh: bool = False) -> None:
         self._told.pop(node.node_id, None)
@@ -205,6 +279,18 @@ def _locality(node: Node) -> tuple[str, str, str]:
     """Labels that clients are told: by them they choose the nearest replica."""
     label = node.labels.get
     return label("numa", ""), label("rack", ""), label("rdma_domain", "")
+
+
+def _record(node: Node) -> NodeRecord:
+    age_ms = clock.monotonic_ms() - node.last_seen_ms
+    return NodeRecord(
+        node_id=node.node_id,
+        node_epoch=node.node_epoch,
+        incarnation=node.incarnation,
+        draining=node.draining,
+        left=node.left,
+        last_seen_unix_ms=clock.unix_ms() - age_ms,
+    )
 
 
 def _fields(node: Node) -> dict[str, object]:

@@ -11,6 +11,8 @@ _HALF_LIFE_MS = 6 * 3600 * 1000
 """A use of this age counts half: the curve is that of the workload of today."""
 _REACH = 64
 """Keys are followed until this many times the cluster's size was used since."""
+_SIZE_MS = 1_000
+"""The cluster's size is added up this often: with every heartbeat it would cost more than these."""
 
 
 class Reuse:
@@ -20,6 +22,7 @@ class Reuse:
         """Begin without any use."""
         self._curve = _native.ReuseCurve(half_life_ms=_HALF_LIFE_MS)
         self._size_bytes = 0
+        self._sized_ms = -_SIZE_MS
 
     def note(self, uses: node_pb2.UseSample, cluster: Cluster) -> int:
         """Take what a heartbeat reports; return the level to sample at.
@@ -30,10 +33,13 @@ class Reuse:
         most = _native.MAX_REPORT_USES * _native.USE_RECORD_BYTES
         if len(uses.records) > most:
             raise InvalidArgumentError(f"uses: at most {most} bytes of records in a heartbeat")
-        memory, nvme = sizes(cluster)
-        if memory + nvme != self._size_bytes:
-            self._size_bytes = memory + nvme
-            self._curve.set_reach(_REACH * self._size_bytes)
+        now_ms = clock.monotonic_ms()
+        if now_ms - self._sized_ms >= _SIZE_MS:
+            self._sized_ms = now_ms
+            size_bytes = sum(sizes(cluster))
+            if size_bytes != self._size_bytes:
+                self._size_bytes = size_bytes
+                self._curve.set_reach(_REACH * size_bytes)
         return self._curve.note(
             level=uses.level,
             records=uses.records,
@@ -41,7 +47,7 @@ class Reuse:
             puts=uses.puts,
             lost=uses.lost_hits,
             capacity_bytes=self._size_bytes,
-            now_ms=clock.monotonic_ms(),
+            now_ms=now_ms,
         )
 
     def reply(self, cluster: Cluster) -> master_pb2.ReuseReply:

@@ -52,6 +52,8 @@ from kvstore.tasks import BackgroundTasks, Readiness
 
 _log = EventLogger("master")
 _TICK_S = 0.1
+# A tick looks at every node: of a thousand, twice a second.
+_TICK_OF_A_NODE_S = 0.0005
 _GRACE_S = 0.5
 _SERVICES = (
     master_pb2.DESCRIPTOR.services_by_name["Master"].full_name,
@@ -359,6 +361,7 @@ async def _tick_until(stop: asyncio.Event, registry: Registry, verifier: Verifie
         await asyncio.to_thread(registry.tick)
         await asyncio.to_thread(verifier.look)
         try:
-            await asyncio.wait_for(stop.wait(), _TICK_S)
+            pause_s = max(_TICK_S, len(registry.cluster.nodes) * _TICK_OF_A_NODE_S)
+            await asyncio.wait_for(stop.wait(), pause_s)
         except asyncio.TimeoutError:
             continue

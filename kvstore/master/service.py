@@ -33,6 +33,9 @@ from kvstore.tasks import called_back
 
 _log = EventLogger("master.rpc")
 _QUICK_THREADS = 8
+# Registrations wait for the disk, and are written together: after a restart of the master, those of
+# every node. Heartbeats must not wait behind them.
+_DISK_THREADS = 64
 _NODE = (Role.NODE,)
 _CLIENT = (Role.CLIENT,)
 _OPERATOR = (Role.OPERATOR,)
@@ -50,6 +53,7 @@ class Calls:
         self._guard = guard
         self._record = record
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, "rpc")
+        self._disk = ThreadPoolExecutor(_DISK_THREADS, "rpc-disk")
         self._refusals = RecurringByKey(_log, "call_refused")
         self.open = OpenCalls()
         self.counts: dict[tuple[str, str], int] = {}
@@ -67,6 +71,7 @@ class Calls:
         admitted: Callable[[Principal], None] = lambda principal: None,
         first: Callable[[], Awaitable[None]] | None = None,
         deed: Mapping[str, object] | None = None,
+        writes: bool = False,
     ) -> T:
         """Answer a call.
 
@@ -80,6 +85,7 @@ class Calls:
             admitted: called with the caller, before the handler.
             first: awaited before the handler.
             deed: what the audit log tells of its arguments; None: it tells nothing of this call.
+            writes: whether the handler waits for the disk.
 
         Returns:
             The handler's reply. An exception aborts the call with its gRPC status.
@@ -93,7 +99,7 @@ class Calls:
         async def answer(call: OpenCall) -> T:
             if first is not None:
                 await first()
-            return await self._run_quick(handler)
+            return await self._run_in(self._disk if writes else self._quick, handler)
 
         return await self._run(context, method, tenant, admit, answer, deed)
 
@@ -124,7 +130,7 @@ class Calls:
             name = "" if call.principal is ANYBODY else call.principal.name
             reply: asyncio.Future[T]
             reply, done = called_back()
-            await self._run_quick(partial(handler, name, done))
+            await self._run_in(self._quick, partial(handler, name, done))
             return await call.unless_ended(reply)
 
         def admit() -> Principal:
@@ -218,8 +224,8 @@ class Calls:
         """Return the warning for a method and a host: each is repeated once a minute only."""
         return self._refusals.of((method, peer.rpartition(":")[0]))
 
-    async def _run_quick(self, handler: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._quick, handler)
+    async def _run_in(self, threads: ThreadPoolExecutor, handler: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, handler)
 
     def _count(self, method: str, status: Status) -> None:
         key = (method, status.name)
@@ -228,6 +234,7 @@ class Calls:
     def close(self) -> None:
         """Stop the threads."""
         self._quick.shutdown()
+        self._disk.shutdown()
 
 
 def _authorization(context: Context) -> str | None:
@@ -262,6 +269,7 @@ class NodeRegistryService(node_pb2_grpc.NodeRegistryServicer):
             node_id=request.node_id,
             admitted=callers.append,
             deed={"node_id": request.node_id, "tcp": request.endpoints.tcp},
+            writes=True,
         )
 
     async def Heartbeat(

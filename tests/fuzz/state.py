@@ -81,16 +81,15 @@ def _master_state() -> dict[str, bytes]:
         folder = Path(name)
         state = HardState(folder)
         for number, node_id in enumerate(("a", "b", "node of a long name " * 10)):
-            state.put_node(
-                NodeRecord(
-                    node_id=node_id,
-                    node_epoch=number,
-                    incarnation=2**64 - 1,
-                    draining=number == 1,
-                    left=number == 2,
-                    last_seen_unix_ms=1_700_000_000_000,
-                )
+            record = NodeRecord(
+                node_id=node_id,
+                node_epoch=number,
+                incarnation=2**64 - 1,
+                draining=number == 1,
+                left=number == 2,
+                last_seen_unix_ms=1_700_000_000_000,
             )
+            state.put_nodes([record])
         state.append_ops([(n, _operation(n)) for n in range(1, 60)])
         state.trim(3, 42, [("t", "s", 2), ("t", "another", 1)])
         state.settle()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from kvstore.errors import KvstoreError, Status
@@ -40,9 +41,9 @@ class Disk:
         """The known nodes."""
         return [self.records[node_id] for node_id in sorted(self.records)]
 
-    def put_node(self, record: NodeRecord) -> None:
-        """Write a node."""
-        self.records[record.node_id] = record
+    def put_nodes(self, records: Iterable[NodeRecord]) -> None:
+        """Write nodes."""
+        self.records.update({record.node_id: record for record in records})
 
     def delete_node(self, node_id: str) -> None:
         """Forget a node."""
@@ -56,10 +57,19 @@ class Calls:
         """Begin empty."""
         self.made: list[tuple[Any, ...]] = []
         self.seen: list[dict[str, Any]] = []
+        self.looks = 0
 
     def nodes(self) -> list[dict[str, Any]]:
         """What the native side said last."""
         return self.seen
+
+    def links_id(self) -> int:
+        """Return another number every time: links are always looked at."""
+        self.looks += 1
+        return self.looks
+
+    def set_link_silence(self, silence_ms: int) -> None:
+        """A simulated cluster is too small for it."""
 
     def register_node(
         self,
@@ -214,7 +224,7 @@ def after_register(status: int, served_before: int) -> int:
 
 def after_heartbeat(status: int) -> int:
     """The node's next step, as a number of policy.h."""
-    return _STEPS[session.after_heartbeat(Status(status))]
+    return _STEPS[session.after_heartbeat(Status(status), session.LATE_MAX)]
 
 
 def backoff_ms(failures: int, jitter: float) -> int:

@@ -20,6 +20,9 @@ class FakeCore:
         self.batches: list[list[tuple[int, bytes]]] = []
         self.trimmed = (0, 0)
         self.room = -1
+        self.looks = 0
+        self.still = False
+        """No link has changed."""
         self.objects: dict[str, CoreObject] = {}
         self.events: list[CoreEvent] = []
         self.uses: list[CoreNamespace] = []
@@ -100,6 +103,19 @@ class FakeCore:
 
     def remove_node(self, node_id: str) -> None:
         self.calls.append(("remove_node", node_id))
+
+    def link_of(self, node_id: str) -> tuple[bool, bool]:
+        for one in self.seen:
+            if one["node_id"] == node_id:
+                return one["connected"], one["synced"]
+        return False, False
+
+    def links_id(self) -> int:
+        self.looks += 0 if self.still else 1
+        return self.looks
+
+    def set_link_silence(self, silence_ms: int) -> None:
+        self.calls.append(("set_link_silence", silence_ms))
 
     def nodes(self) -> list[CoreNode]:
         return self.seen

@@ -69,7 +69,7 @@ from pathlib import Path
 from kvstore.master.hard_state import HardState
 from tests.unit.test_hard_state import operation, record
 state = HardState(Path(sys.argv[1]))
-state.put_node(record("a")); state.put_node(record("b")); state.delete_node("b")
+state.put_nodes([record("a"), record("b")]); state.delete_node("b")
 state.append_ops([(n, operation(n)) for n in range(1, 300)])
 state.trim(297, 42, [("t", "", 2), ("t", "ns", 0), ("ü", "x", 1)])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -192,7 +192,7 @@ def test_a_record_of_format_1_that_cannot_be_is_named(tmp_path: Path) -> None:
 def fill(folder: Path) -> str:
     """A state with something in every table; its cluster."""
     state = HardState(folder)
-    state.put_node(record("a"))
+    state.put_nodes([record("a")])
     state.append_ops([(n, operation(n)) for n in range(1, 200)])
     state.trim(100, 42, [("t", "ns", 2)])
     state.settle()

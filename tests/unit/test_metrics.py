@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -92,7 +92,9 @@ def test_the_masters_exposition() -> None:
     node = Node(
         "a", 1, 1, 0, session_id=1, published=Endpoints(tcp="t"), capacity_bytes=100, activity=done
     )
-    registry = cast(Registry, SimpleNamespace(cluster=Cluster(0, nodes={"a": node})))
+    registry = cast(
+        Registry, SimpleNamespace(cluster=Cluster(0, nodes=MappingProxyType({"a": node})))
+    )
     journal = cast(Journal, SimpleNamespace(written=5, failures=0, refusal="full"))
     calls = {("Register", "Ok"): 2}
     core.uses = [

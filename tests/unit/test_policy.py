@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,7 @@ from kvstore.master.policy import (
     Persist,
     Refuse,
     SetCopyRate,
+    SetLinkSilence,
     SetNode,
 )
 
@@ -311,7 +313,7 @@ def test_a_node_that_is_away_is_forgotten_after_the_retention() -> None:
 
 def test_an_ephemeral_node_is_forgotten_with_its_ttl() -> None:
     node = replace(joined().nodes["a"], labels={"ephemeral": "true"})
-    cluster = Cluster(started_ms=0, nodes={"a": node})
+    cluster = Cluster(started_ms=0, nodes=MappingProxyType({"a": node}))
     gone, _ = run(cluster, (Unregister("a", 1), 10))
     gone, decisions = run(gone, (Tick(), SETTINGS.node_ttl_ms - 1))
     assert "a" in gone.nodes
@@ -603,6 +605,48 @@ def test_a_shorter_ttl_waits_for_nodes_that_follow_the_longer_interval() -> None
         cluster = replace(cluster, ticked_ms=now_ms - 50)
         cluster, _ = policy.decide(after, cluster, Tick(), now_ms)
         assert cluster.nodes["a"].state is state
+
+
+def test_in_a_large_cluster_each_node_reports_less_often() -> None:
+    def cluster_of(count: int) -> Cluster:
+        cluster = Cluster(started_ms=0)
+        for number in range(count):
+            node_id = f"n{number}"
+            cluster, _ = run(cluster, (register(1, node_id=node_id), 0))
+        return cluster
+
+    def told(cluster: Cluster) -> tuple[int, int]:
+        cluster, _ = run(cluster, (heartbeat(1, node_id="n0"), 1))
+        _, decisions = run(cluster, (Tick(), 2))
+        (silence,) = only(decisions, SetLinkSilence)
+        assert isinstance(silence, SetLinkSilence)
+        return cluster.nodes["n0"].heartbeat_ms, silence.silence_ms
+
+    few = SETTINGS.heartbeat_ms * policy.HEARTBEATS_PER_S // 1000
+    assert told(cluster_of(few)) == (SETTINGS.heartbeat_ms, 0)
+    many = cluster_of(few * 4)
+    assert told(many) == (SETTINGS.heartbeat_ms * 4, policy.LINK_SILENCE_MS)
+    assert told(replace(many, rebuilding=True, awaited=frozenset({"n1"})))[1] == 0
+    assert policy.heartbeat_ms(SETTINGS, cluster_of(MAX_NODES)) == policy.MAX_HEARTBEAT_MS
+    # One that has been told the longer interval is not dead before it could have reported twice.
+    many, _ = run(many, (Tick(), 900), (heartbeat(1, node_id="n0"), 1000))
+    silent_ms = 2 * many.nodes["n0"].heartbeat_ms
+    for now_ms in range(1500, 1000 + silent_ms, 500):
+        many, _ = run(many, (Tick(), now_ms))
+    assert many.nodes["n0"].session_id
+    many, _ = run(many, (Tick(), 1000 + silent_ms))
+    assert not many.nodes["n0"].session_id
+
+
+def test_weights_are_told_while_they_change_by_themselves() -> None:
+    cluster, _ = run(joined(), (Tick(), 0))
+    at = SETTINGS.slow_start_ms
+    beats = [(heartbeat(1), now_ms) for now_ms in range(1000, at + 3000, 1000)]
+    early, decisions = run(cluster, *beats[:5], (Tick(), 5500))
+    assert only(decisions[-3:], SetNode)
+    cluster, _ = run(early, *beats[5:])
+    _, decisions = run(cluster, (Tick(), at + 3000))
+    assert not only(decisions, SetNode)
 
 
 def test_a_heartbeat_may_change_the_labels() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvstore import clock
-from kvstore.errors import IoError, KvstoreError, Status
+from kvstore.errors import IoError, KvstoreError, Status, TooLargeError
 from kvstore.master.core_api import CoreNode
 from kvstore.master.hard_state import HardState
 from kvstore.master.journal import Journal
@@ -98,29 +100,97 @@ def test_a_refusal_changes_nothing(state: HardState, core: FakeCore) -> None:
 def test_a_disk_that_refuses_refuses_the_registration(
     state: HardState, core: FakeCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(record: NodeRecord) -> None:
+    def full(records: object) -> None:
         raise IoError("disk full")
 
     registry = Registry(Settings(), core, state)
-    monkeypatch.setattr(state, "put_node", full)
+    monkeypatch.setattr(state, "put_nodes", full)
     with pytest.raises(IoError):
         registry.submit(Register("a", 7, 0, 5, SERVING))
     assert registry.cluster.nodes == {} and core.calls == []
 
 
+def test_registrations_that_come_together_are_written_together(
+    state: HardState, core: FakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one's transaction takes long; the others wait, and share the next."""
+    registry = Registry(Settings(), core, state)
+    others, written = 20, []
+    waiting = registry._registrations
+
+    def put_nodes(records: Iterable[NodeRecord]) -> None:
+        written.append([record.node_id for record in records])
+        if len(written) == 1:
+            wait_for(lambda: len(waiting) == others, "the others to wait")
+
+    monkeypatch.setattr(state, "put_nodes", put_nodes)
+    names = [f"n{number}" for number in range(others + 1)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        first = pool.submit(registry.submit, Register(names[0], 7, 0, 5, SERVING))
+        wait_for(lambda: written, "the first transaction")
+        rest = [pool.submit(registry.submit, Register(n, 7, 0, 5, SERVING)) for n in names[1:]]
+        seen = [future.result(20) for future in (first, *rest)]
+    assert list(map(len, written)) == [1, others]
+    assert all(name in cluster.nodes for name, cluster in zip(names, seen, strict=True))
+    assert set(registry.cluster.nodes) == set(names)
+    assert core.names().count("register_node") == len(names)
+
+
+def test_one_that_fails_among_registrations_fails_alone(
+    state: HardState, core: FakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(Settings(), core, state)
+    registry.submit(Register("known", 7, 0, 5, SERVING))
+    opened = core.register_node
+
+    def register_node(node_id: str, *arguments: Any, **named: Any) -> None:
+        if node_id == "broken":
+            raise TooLargeError("the node table is full")
+        opened(node_id, *arguments, **named)
+
+    monkeypatch.setattr(core, "register_node", register_node)
+    events = [
+        Register("before", 7, 0, 5, SERVING),
+        Register("known", 8, 1, 6, SERVING),  # another process runs as this node
+        Register("broken", 7, 0, 5, SERVING),
+        Register("behind", 7, 0, 5, SERVING),
+    ]
+    with ThreadPoolExecutor(len(events)) as pool, registry._mutex:
+        futures = [pool.submit(registry.submit, event) for event in events]
+        wait_for(lambda: len(registry._registrations) == len(events), "all of them to wait")
+    statuses = [getattr(future.exception(), "status", None) for future in futures]
+    assert statuses == [None, Status.AlreadyExists, Status.TooLarge, None]
+    assert set(registry.cluster.nodes) == {"known", "before", "behind"}
+
+
+def test_links_are_looked_at_when_one_has_changed(state: HardState, core: FakeCore) -> None:
+    registry = Registry(Settings(), core, state)
+    registry.submit(Register("a", 7, 0, 5, SERVING))
+    core.still = True
+    registry.tick()
+    core.seen = [seen("a", True)]
+    registry.tick()
+    assert not registry.cluster.nodes["a"].linked
+    registry.look_at_link("a")
+    assert registry.cluster.nodes["a"].linked
+    core.seen = [seen("a", False)]
+    core.still = False
+    registry.tick()
+    assert not registry.cluster.nodes["a"].linked
+
+
 def test_the_nodes_of_a_previous_life_are_awaited(state: HardState, core: FakeCore) -> None:
     now = clock.unix_ms()
     for node_id, left, age_ms in (("a", False, 0), ("b", True, 0), ("c", False, 25 * 3600_000)):
-        state.put_node(
-            NodeRecord(
-                node_id=node_id,
-                node_epoch=4,
-                incarnation=7,
-                draining=False,
-                left=left,
-                last_seen_unix_ms=now - age_ms,
-            )
+        record = NodeRecord(
+            node_id=node_id,
+            node_epoch=4,
+            incarnation=7,
+            draining=False,
+            left=left,
+            last_seen_unix_ms=now - age_ms,
         )
+        state.put_nodes([record])
     registry = Registry(Settings(), core, state)
     assert registry.cluster.rebuilding and registry.cluster.awaited == {"a", "c"}
     assert ("register_node", "a", 0, 4, int(NodeState.DEAD), True) in core.calls
