@@ -27,6 +27,9 @@ from kvstore.security import Principal, Role, bearer
 
 _log = EventLogger("node.agent")
 _CALL_TIMEOUT_MS = 2000
+# A master that has restarted hears a thousand nodes at once. Given up and repeated, their calls
+# would never come to an end.
+_REGISTER_TIMEOUT_MS = 10_000
 # The address comes from the master itself: the environment's proxy does not apply.
 _CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
@@ -201,7 +204,7 @@ class Agent:
             take_over=self._identity.take_over,
         )
         try:
-            reply = await self._call(self._stub.Register, request)
+            reply = await self._call(self._stub.Register, request, _REGISTER_TIMEOUT_MS)
         except UnavailableError:
             await self._drop_channel()
             raise
@@ -267,9 +270,11 @@ class Agent:
             KvstoreError: The node cannot rejoin.
         """
         assert self.session is not None
+        failures = 0
         while True:
             status = await self._heartbeat(self.session, await asyncio.to_thread(load))
-            match session.after_heartbeat(status):
+            failures = 0 if status is Status.Ok else failures + 1
+            match session.after_heartbeat(status, failures):
                 case Step.REGISTER:
                     await on_session(await self.join())
                 case Step.FIND_MASTER:
@@ -277,7 +282,10 @@ class Agent:
                     await self._find_again()
                 case Step.CONTINUE if await self._leave_unlisted_master():
                     await on_session(await self.join())
-            await asyncio.sleep(self.session.heartbeat_ms / 1000)
+            wait_ms = session.heartbeat_wait_ms(
+                self.session.heartbeat_ms, failures, random.random()
+            )
+            await asyncio.sleep(wait_ms / 1000)
 
     async def _find_again(self) -> None:
         try:
@@ -341,7 +349,8 @@ class Agent:
             prefixes=load.prefixes,
         )
         try:
-            reply = await self._call(self._stub.Heartbeat, request)
+            timeout_ms = max(_CALL_TIMEOUT_MS, current.heartbeat_ms)
+            reply = await self._call(self._stub.Heartbeat, request, timeout_ms)
         except KvstoreError as error:
             self._not_heard.warn(error=error, status=error.status.name)
             return error.status
@@ -384,10 +393,15 @@ class Agent:
                 _log.info("unregister_failed", error=error)
         await self._drop_channel()
 
-    async def _call(self, method: Callable[..., Awaitable[T]], request: object) -> T:
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[T]],
+        request: object,
+        timeout_ms: int = _CALL_TIMEOUT_MS,
+    ) -> T:
         try:
             return await method(
-                request, timeout=_CALL_TIMEOUT_MS / 1000, metadata=bearer(self._principal)
+                request, timeout=timeout_ms / 1000, metadata=bearer(self._principal)
             )
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(

@@ -8,6 +8,8 @@ from kvstore.errors import Status
 
 BACKOFF_FIRST_MS = 100
 BACKOFF_MAX_MS = 2000
+LATE_MAX = 3
+"""Calls without an answer in time, after which the master counts as unreachable."""
 
 
 class Step(Enum):
@@ -43,13 +45,31 @@ def after_register(status: Status, served_before: bool) -> Step:
     return Step.FIND_MASTER
 
 
-def after_heartbeat(status: Status) -> Step:
-    """Decide after a heartbeat."""
-    if status is Status.Ok:
+def after_heartbeat(status: Status, failures: int) -> Step:
+    """Decide after a heartbeat.
+
+    Args:
+        status: its result.
+        failures: consecutive ones, this one included. A master that did not answer in time may
+            have a thousand nodes to hear: looking for it would be more work for it.
+    """
+    if status is Status.Ok or (status is Status.DeadlineExceeded and failures < LATE_MAX):
         return Step.CONTINUE
     if status is Status.NotFound:
         return Step.REGISTER
     return Step.FIND_MASTER
+
+
+def heartbeat_wait_ms(interval_ms: int, failures: int, jitter: float) -> int:
+    """Compute the wait until the next heartbeat.
+
+    Args:
+        interval_ms: as the master said; in a large cluster half a minute.
+        failures: consecutive ones; the next attempt must not come as late as that.
+        jitter: random, 0 to 1; spreads nodes that joined at the same time.
+    """
+    wait_ms = interval_ms - int(interval_ms / 5 * jitter)
+    return min(wait_ms, backoff_ms(failures, jitter)) if failures else wait_ms
 
 
 def backoff_ms(failures: int, jitter: float) -> int:

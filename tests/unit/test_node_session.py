@@ -16,7 +16,8 @@ from kvstore.node.session import Step
 @pytest.mark.parametrize("status", list(Status))
 def test_a_heartbeat_never_ends_the_node(status: Status) -> None:
     expected = {Status.Ok: Step.CONTINUE, Status.NotFound: Step.REGISTER}
-    assert session.after_heartbeat(status) is expected.get(status, Step.FIND_MASTER)
+    late = session.after_heartbeat(status, session.LATE_MAX)
+    assert late is expected.get(status, Step.FIND_MASTER)
 
 
 def test_only_what_cannot_get_better_ends_the_node() -> None:
@@ -71,3 +72,15 @@ def test_what_is_announced_can_be_reached() -> None:
     assert advertised(bound, NodeConfig(host="0.0.0.0")) != bound
     assert advertised("tcp://[::1]:4711", NodeConfig(host="::1")) == "tcp://[::1]:4711"
     assert advertised("", NodeConfig()) == ""
+
+
+def test_a_failed_heartbeat_is_repeated_soon() -> None:
+    assert [session.heartbeat_wait_ms(20_000, 0, jitter) for jitter in (0, 1)] == [20_000, 16_000]
+    assert session.heartbeat_wait_ms(20_000, 1, 1) == session.BACKOFF_FIRST_MS
+    assert session.heartbeat_wait_ms(20_000, 10, 1) == session.BACKOFF_MAX_MS
+    assert session.heartbeat_wait_ms(500, 10, 0) == 500
+
+
+def test_a_late_master_is_not_looked_for_at_once() -> None:
+    assert session.after_heartbeat(Status.DeadlineExceeded, 1) is Step.CONTINUE
+    assert session.after_heartbeat(Status.Unavailable, 1) is Step.FIND_MASTER
