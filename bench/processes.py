@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER_SEED = 1  # which of the objects that were put are read again
@@ -42,6 +42,9 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = _START
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+P = TypeVar("P", bound="Process")
 
 
 class Process:
@@ -95,7 +98,7 @@ class Process:
                 self._process.kill()
         self._process.wait()
 
-    def __enter__(self) -> Process:
+    def __enter__(self: P) -> P:
         return self
 
     def __exit__(

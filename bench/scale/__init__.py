@@ -1,0 +1,1 @@
+"""How far one master carries: a thousand nodes, their clients and watchers, one real master."""
