@@ -165,7 +165,7 @@ $(VENV)/.bench: $(VENV)/.dev
 
 bench-programs: build/bench/limits $(VENV)/.installed  ## the C++ programs that `make bench` runs
 	$(CMAKE) -B $(NATIVE_BUILD) >/dev/null
-	$(NINJA) -C $(NATIVE_BUILD) --quiet directory_bench
+	$(NINJA) -C $(NATIVE_BUILD) --quiet directory_bench scale_generator
 
 bench: $(VENV)/.installed $(VENV)/.bench bench-programs  ## stores and this machine's limits in turns: table, plots, JSON
 	$(PY) -m bench $(BENCH_OPTIONS)
