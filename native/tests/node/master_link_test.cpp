@@ -371,7 +371,7 @@ TEST(MasterLinkTest, WhatWaitsBehindMoreThanTwoFramesIsNotNext) {
 }
 
 TEST(MasterLinkTest, AFullAnnounceIsListedAsTheWindowTakesIt) {
-    constexpr int kObjects = 2048 * 6 + 1;  // seven frames of the full announce
+    constexpr int kObjects = 512 * 6 + 1;  // seven frames of the full announce
     MadeUpMaster master;
     TestNode node(link_options(master), kObjects);
     ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
