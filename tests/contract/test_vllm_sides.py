@@ -93,7 +93,7 @@ class Engine:
         self.scheduler.loaded(finished)
         return failed
 
-    def _register(self, address: int, size: int) -> Registration:
+    def _register(self, address: int, size: int, kind: str = "host") -> Registration:
         self.registered.append(self.store.register(address, size))
         return self.registered[-1]
 
