@@ -192,6 +192,7 @@ def test_a_device_that_fails_during_a_put(store: kvstore.Store, cuda: FakeCuda) 
     cuda.fail("cuEventQuery", ILLEGAL_ADDRESS)
     assert store.put("a", source) is Status.IoError
     assert store.get("a") is None
+    wait_for(lambda: cuda.count("pending") == 0, "what was queued before the failure")
 
 
 def test_memory_that_cannot_be_registered_goes_through_a_bounce(
