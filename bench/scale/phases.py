@@ -43,7 +43,7 @@ class Shape:
     """Of the batches that were answered without pauses, asked for where latencies are measured."""
 
     quiet_ms: int = 3000
-    """Dead nodes that lookups have not named for so long are not named any more."""
+    """Dead nodes that lookups have not named for that time are not named any more."""
 
     @property
     def rack(self) -> int:

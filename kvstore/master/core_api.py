@@ -160,7 +160,7 @@ class MasterCoreApi(Protocol):
         """Return a number that changes with the state of any node's link."""
 
     def set_link_silence(self, silence_ms: int) -> None:
-        """End links that bring nothing for so long; 0: never."""
+        """End links that bring nothing for that time; 0: never."""
 
     def finish_rebuild(self) -> None:
         """Grant the claims that waited for the end of the rebuild."""

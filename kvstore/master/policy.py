@@ -103,7 +103,7 @@ class SetCopyRate:
 
 @dataclass(frozen=True)
 class SetLinkSilence:
-    """End links that bring nothing for so long."""
+    """End links that bring nothing for that time."""
 
     silence_ms: int
     """0: never."""

@@ -254,7 +254,7 @@ void bind_links(nb::class_<PyMaster>& master) {
         .def(
             "set_link_silence",
             [](PyMaster& self, uint32_t silence_ms) { self.core().set_link_silence(silence_ms); },
-            "silence_ms"_a, "Links that bring nothing for so long are ended; 0: never.");
+            "silence_ms"_a, "Links that bring nothing for that time are ended; 0: never.");
 }
 
 void bind_copies(nb::class_<PyMaster>& master) {

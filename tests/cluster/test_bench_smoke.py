@@ -13,6 +13,7 @@ import pytest
 from bench.arena import Arena, stamp
 from bench.processes import ROOT, BenchError
 from bench.selfcheck import check_detection
+from tests.support.processes import run_to_end
 
 pytestmark = pytest.mark.cluster
 
@@ -30,14 +31,7 @@ def limits_program() -> None:
 @pytest.mark.usefixtures("limits_program")
 def test_a_short_run_has_every_row_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", *_RUN, "--out", str(tmp_path / "out")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            out, progress = process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # upon which it ends what it started
-            raise
-    assert process.returncode == 0, progress
+    out, pid = run_to_end(command, ROOT)
     results = json.loads(out)
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"date", "processor", "kernel", "tcp_congestion"} <= set(results["machine"])
@@ -53,7 +47,7 @@ def test_a_short_run_has_every_row_and_leaves_nothing(tmp_path: Path) -> None:
     assert any("flipped" in note and "2 times" in note for note in results["notes"])
     table_page = (tmp_path / "out" / "table.md").read_text()
     assert "kvstore-shm get_into" in table_page and "Latency of one small call" in table_page
-    assert not list(Path("/dev/shm").glob(f"kvstore-bench-{process.pid}-*"))
+    assert not list(Path("/dev/shm").glob(f"kvstore-bench-{pid}-*"))
 
 
 class _Client:

@@ -11,6 +11,7 @@ import pytest
 
 from bench.processes import ROOT
 from bench.scale.phases import PROGRAM
+from tests.support.processes import run_to_end
 
 pytestmark = pytest.mark.cluster
 
@@ -30,14 +31,7 @@ def generator() -> None:
 @pytest.mark.usefixtures("generator")
 def test_a_small_cluster_goes_through_every_phase(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.scale", "--quick", "--json", "--out", str(tmp_path)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            out, progress = process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # upon which it ends what it started
-            raise
-    assert process.returncode == 0, progress
+    out, _ = run_to_end(command, ROOT)
     found = json.loads(out)
     assert found == json.loads((tmp_path / "results.json").read_text())
     rows = found["phases"]
@@ -53,7 +47,7 @@ def test_a_small_cluster_goes_through_every_phase(tmp_path: Path) -> None:
     for rack in ("rack killed", "rack without power"):
         assert rows[rack]["nodes"] == 4 and rows[rack]["down"] > 0
     assert rows["rack without power"]["named_for_ms"] >= rows["rack killed"]["named_for_ms"]
-    # Two racks of four stay away: the other twelve announce what they had, and what they wrote.
+    # Two racks of four do not come back. The other twelve announce what they had and have written.
     assert rows["restart"]["objects"] >= 12 * 4_900
     after = rows["lookups after the restart"]
     assert 0.3 < after["down"] / (after["found"] + after["down"]) < 0.5

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+
+def damage_of_node(segment_dir: Path, data: bytes) -> None:
+    """Flip a byte of an object in the segment of a node."""
+    with (segment_dir / "segment").open("r+b") as file:
+        at = file.read().find(data)
+        assert at >= 0, "the object is not there"
+        file.seek(at + 1000)
+        file.write(bytes([data[1000] ^ 1]))
+
 
 def damage(data: bytes) -> None:
     """Flip a byte of an object where the segment is mapped for writing in this process."""

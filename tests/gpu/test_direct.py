@@ -21,6 +21,7 @@ import pytest
 import kvstore
 from kvstore import MissReason, Status, ucx
 from tests.cluster.test_ucx import start_node
+from tests.gpu.damage import damage_of_node
 from tests.gpu.fake_cuda import DeviceArray, FakeCuda, build_ucx
 from tests.gpu.test_pages import LAYOUTS, PAGES, Pool
 from tests.gpu.test_tensors import on_gpu
@@ -281,7 +282,7 @@ def test_a_put_takes_what_the_stream_has_made(store: kvstore.Store, cuda: FakeCu
 def test_damaged_bytes_are_a_miss(store: kvstore.Store, cuda: FakeCuda, cluster: Cluster) -> None:
     data = proof("d", SIZE)
     assert store.put("d", data) is Status.Ok
-    damage(cluster.segment_dirs["a"], data)
+    damage_of_node(cluster.segment_dirs["a"], data)
     out = cuda.array(SIZE)
     with store.register(out):
         reasons: list[MissReason] = []
@@ -315,15 +316,3 @@ def test_what_cannot_be_registered(store: kvstore.Store, cuda: FakeCuda) -> None
         store.register(cuda.array(SIZE), kind="cuda")
     with pytest.raises(kvstore.InvalidArgumentError, match="memory"):
         store.register(address, SIZE, kind="rocm")  # type: ignore[arg-type]
-
-
-def damage(segment_dir: Path, data: bytes) -> None:
-    """Change a byte of an object where the node has it."""
-    for path in segment_dir.rglob("segment*"):
-        with path.open("r+b") as file:
-            at = file.read().find(data)
-            if at >= 0:
-                file.seek(at + 1000)
-                file.write(bytes([data[1000] ^ 1]))
-                return
-    raise AssertionError("the object is in no segment")

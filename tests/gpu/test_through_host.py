@@ -9,6 +9,7 @@ import pytest
 
 import kvstore
 from kvstore import MissReason, Status
+from tests.gpu.damage import damage_of_node
 from tests.gpu.fake_cuda import FakeCuda
 from tests.support.cluster import Cluster
 from tests.support.payloads import proof
@@ -183,13 +184,7 @@ def test_a_damaged_replica_is_followed_by_the_other(cuda: FakeCuda, cluster: Clu
         data = proof("twice", SIZE)
         assert store.put("twice", cuda.array(SIZE).write(data), replicas=2) is Status.Ok
         wait_for(lambda: len(holders(store, "twice")) == 2, "both have it")
-        first = next(iter(cluster.segment_dirs.values())) / "segment"
-        memory = first.read_bytes()
-        at = memory.find(data)
-        assert at >= 0
-        with first.open("r+b") as file:
-            file.seek(at + 1000)
-            file.write(bytes([data[1000] ^ 1]))
+        damage_of_node(cluster.segment_dirs["a"], data)
         outs = [cuda.array(SIZE) for _ in range(4)]
         assert store.batch_get_into(["twice"] * 4, outs) == [SIZE] * 4
         assert [out.content() for out in outs] == [data] * 4

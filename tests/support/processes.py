@@ -145,6 +145,19 @@ def python_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]
             stream.close()
 
 
+def run_to_end(command: Sequence[str], folder: Path, timeout_s: float = 90) -> tuple[str, int]:
+    """Run a program that has to succeed; what it printed, and its pid. A late one has to end."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            out, progress = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # upon which it ends what it started
+            raise
+    assert process.returncode == 0, progress
+    return out, process.pid
+
+
 def read_line(process: subprocess.Popen[str]) -> str:
     """Return the next line the process prints; a process that exited instead is a failure."""
     assert process.stdout is not None

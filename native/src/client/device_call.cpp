@@ -188,7 +188,7 @@ Status DeviceCall::queue(const Work& work, std::unique_ptr<CudaEvent>* event) co
     if (!scope.status().ok()) {
         return scope.status();
     }
-    Status status = work.copies->queue(stream);
+    Status status = work.copies == nullptr ? Status() : work.copies->queue(stream);
     if (status.ok() && work.moves != nullptr && !work.moves->empty()) {
         status = work.moves->launch(stream);
     }

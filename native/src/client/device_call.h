@@ -36,7 +36,8 @@ struct DeviceCall {
     // The header between the two, which no GPU copies. The CRC of what was copied.
     uint32_t header_from(const Pieces& memory, const uint8_t* host, uint64_t size) const;
     uint32_t header_to(const Pieces& memory, uint8_t* host) const;
-    // What goes onto the stream together. Sums that cannot be computed are set to null.
+    // What goes onto the stream together; null: none of it. Sums that cannot be computed are set to
+    // null.
     struct Work {
         DeviceCopies* copies = nullptr;
         PageMoves* moves = nullptr;

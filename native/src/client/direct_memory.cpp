@@ -18,9 +18,8 @@ bool DirectMemory::reaches(const Pieces& memory) const {
 
 Status DirectMemory::wait_for_stream(Deadline deadline) {
     if (!waited_) {
-        DeviceCopies none(call_.device.context, DeviceCopies::Direction::kToDevice);
         std::unique_ptr<CudaEvent> event;
-        waited_ = call_.queue({&none}, &event);
+        waited_ = call_.queue({}, &event);
         if (waited_->ok()) {
             waited_ = KV_GUARD("gpu-stream", true) ? event->wait(deadline) : Status();
         }
@@ -45,9 +44,8 @@ Status DirectMemory::sum(std::span<Object> objects, Deadline deadline) {
     if (sums->empty()) {
         return {};  // headers alone
     }
-    DeviceCopies none(call_.device.context, DeviceCopies::Direction::kToDevice);
     std::unique_ptr<CudaEvent> event;
-    if (Status status = call_.queue({&none, nullptr, &sums}, &event); !status.ok()) {
+    if (Status status = call_.queue({.sums = &sums}, &event); !status.ok()) {
         return status;
     }
     if (sums == nullptr) {

@@ -123,13 +123,14 @@ bool LocatePath::ask(std::span<const size_t> rows, Deadline deadline, Deadline w
     } else {
         (void)context_.nodes().ensure(reply.nodes_id, deadline);  // unknown nodes count as down
     }
-    size_t next_node = 0;
+    ReplyPlacements placements(reply);
     bool complete = true;
     const std::vector<uint32_t> broken = context_.nodes().broken();
     for (size_t i = 0; i < rows.size(); ++i) {
         Located& located = found_[rows[i]];
         if (answered) {
-            take_row(reply, i, &next_node, &located);
+            located.placement = placements.next();
+            take_row(reply, i, &located);
         } else if (const auto known = context_.placements().find(located.key.hash)) {
             located.placement = *known;
             located.size = static_cast<int64_t>(known->size);
@@ -159,14 +160,8 @@ MissReason LocatePath::why_not(const Placement& placement) const {
                : MissReason::kNodeDown;
 }
 
-void LocatePath::take_row(const LookupReply& reply, size_t i, size_t* next_node, Located* located) {
-    Placement& placement = located->placement;
-    placement.version = reply.versions[i];
-    placement.size = reply.sizes[i];
-    placement.count = reply.replica_counts[i];
-    for (size_t r = 0; r < placement.count; ++r) {
-        placement.nodes[r] = reply.nodes[(*next_node)++];
-    }
+void LocatePath::take_row(const LookupReply& reply, size_t i, Located* located) {
+    const Placement& placement = located->placement;
     if (reply.status[i] == 0 && placement.count > 0) {
         located->size = static_cast<int64_t>(placement.size);
         context_.placements().note(located->key.hash, placement);

@@ -44,7 +44,7 @@ class LocatePath {
   private:
     void probe(std::span<const std::string_view> keys, Deadline deadline);
     bool ask(std::span<const size_t> rows, Deadline deadline, Deadline wait_until);
-    void take_row(const LookupReply& reply, size_t i, size_t* next_node, Located* located);
+    void take_row(const LookupReply& reply, size_t i, Located* located);
     MissReason why_not(const Placement& placement) const;
     Status exchange(Lookup request, LookupReply* reply, ChannelPool::Lease* lease,
                     Deadline deadline);

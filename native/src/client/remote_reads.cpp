@@ -20,26 +20,6 @@ constexpr uint64_t kLookAgainMs = 1000;          // after which a hot object may
 constexpr int kMaxAttemptMs = 500;               // while there is another replica, and
 constexpr uint64_t kSlowestBytesPerMs = 10'000;  // … the time that the bytes may take
 
-// What nodes are asked for in a round, while it lasts.
-class ReadsInProgress {
-  public:
-    ~ReadsInProgress() {
-        for (const auto& [node, bytes] : reads_) {
-            node->reading_bytes() -= bytes;
-        }
-    }
-    void add(const std::shared_ptr<PeerNode>& node, uint64_t bytes) {
-        if (reads_.empty() || reads_.back().first != node) {
-            reads_.emplace_back(node, 0);
-        }
-        reads_.back().second += bytes;
-        node->reading_bytes() += bytes;
-    }
-
-  private:
-    std::vector<std::pair<std::shared_ptr<PeerNode>, uint64_t>> reads_;
-};
-
 }  // namespace
 
 uint64_t RemoteReads::Slice::bytes() const {
@@ -122,18 +102,13 @@ void RemoteReads::lookup(std::span<const Again> pending) {
 void RemoteReads::take_lookup(const LookupReply& reply, std::span<const Again> pending) {
     // A table that cannot be refreshed now leaves unknown nodes, which count as down.
     (void)context_.nodes().ensure(reply.nodes_id, deadline_);
-    size_t next_node = 0;
+    ReplyPlacements placements(reply);
     for (size_t row = 0; row < pending.size(); ++row) {
         const size_t item = pending[row].item;
         ReadJob job;
         job.item = item;
         job.repeated = pending[row].refused != 0 && pending[row].refused == reply.versions[row];
-        job.placement.version = reply.versions[row];
-        job.placement.size = reply.sizes[row];
-        job.placement.count = reply.replica_counts[row];
-        for (size_t i = 0; i < job.placement.count; ++i) {
-            job.placement.nodes[i] = reply.nodes[next_node++];
-        }
+        job.placement = placements.next();
         if (reply.status[row] != 0 || job.placement.count == 0) {
             const auto code = static_cast<Code>(reply.status[row]);
             auto reason = static_cast<MissReason>(reply.reasons[row]);
@@ -212,13 +187,12 @@ void RemoteReads::ask_again(ReadJob& job) {
 void RemoteReads::read_all_replicas() {
     while (true) {
         std::vector<Slice> slices;
-        ReadsInProgress in_progress;
         for (ReadJob& job : jobs_) {
             std::shared_ptr<PeerNode> peer = job.done ? nullptr : choose_replica(job);
             if (peer == nullptr) {
                 continue;
             }
-            in_progress.add(peer, job.placement.size);
+            peer->reading_bytes() += job.placement.size;
             auto slice = std::find_if(slices.begin(), slices.end(),
                                       [&](const Slice& s) { return s.peer == peer; });
             if (slice == slices.end()) {
@@ -227,6 +201,7 @@ void RemoteReads::read_all_replicas() {
                 slice->peer = std::move(peer);
             }
             slice->jobs.push_back(&job);
+            slice->asked_bytes += job.placement.size;
         }
         if (slices.empty()) {
             return;
@@ -242,6 +217,9 @@ void RemoteReads::read_all_replicas() {
             send(slice);
         }
         receive_all(slices);
+        for (const Slice& slice : slices) {
+            slice.peer->reading_bytes() -= slice.asked_bytes;
+        }
     }
 }
 
@@ -249,6 +227,8 @@ void RemoteReads::read_all_replicas() {
 std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
     std::array<std::shared_ptr<PeerNode>, limits::kMaxReplicas> peers;
     ReplicaScores scores{};
+    ReplicaLoads loads{};
+    const bool has_choice = job.placement.count > 1;
     uint32_t down = 0;
     for (size_t i = 0; i < job.placement.count; ++i) {
         peers[i] = context_.nodes().at(job.placement.nodes[i]);
@@ -260,9 +240,9 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
             way = ReadWay::kNone;
         }
         if (way != ReadWay::kNone) {
-            const bool choice = job.placement.count > 1;
-            const Nearness near = choice ? context_.nearness(*peers[i]) : Nearness();
+            const Nearness near = has_choice ? context_.nearness(*peers[i]) : Nearness();
             scores[i] = read_score(way, near);
+            loads[i] = peers[i]->reading_bytes();
         }
         if (scores[i] == 0) {
             down |= 1u << i;
@@ -274,11 +254,9 @@ std::shared_ptr<PeerNode> RemoteReads::choose_replica(ReadJob& job) {
         }
     }
     job.tried |= down;
-    ReplicaLoads loads{};
-    for (size_t i = 0; i < job.placement.count; ++i) {
-        loads[i] = peers[i] == nullptr ? 0 : peers[i]->reading_bytes().load();
+    if (has_choice) {
+        break_tie(job, loads, cheap_random(), &scores);
     }
-    break_tie(job, loads, cheap_random(), &scores);
     const NextStep step = next_step(job, scores, deadline_.expired() || is_interrupted());
     job.trying = step.replica;
     switch (step.kind) {

@@ -39,6 +39,7 @@ class RemoteReads {
         std::vector<ReadJob*> jobs;
         GetRequest request;
         bool under_way = false;
+        uint64_t asked_bytes = 0;  // of the node in this round, by this slice and its stripes
 
         uint64_t bytes() const;  // of all its objects
     };

@@ -62,14 +62,6 @@ bool UcxPuts::Sources::add(ClientUcx& ucx, UcxLane& lane, const Pieces& data,
     if (!target.is_reachable || !has_room) {
         return false;
     }
-    uint32_t crc = 0;
-    for (const UcxTarget::Piece& piece : target.pieces) {
-        if (piece.home != nullptr) {
-            crc = copy_crc32c(piece.data, piece.home, piece.bytes, crc);
-        } else if (piece.memory->type() == ucp::MemoryType::kHost) {
-            crc = crc32c(piece.data, piece.bytes, crc);
-        }
-    }
     places_.begin_row();
     for_each_place(target, lane, [&](const uint8_t* at, uint64_t count, const UcxMemory& memory) {
         places_.add({reinterpret_cast<uintptr_t>(at), count, number_of(memory.key())});
@@ -77,7 +69,7 @@ bool UcxPuts::Sources::add(ClientUcx& ucx, UcxLane& lane, const Pieces& data,
     if (target.pieces.empty()) {
         places_.add({0, 0, number_of(lane.bounce().key())});
     }
-    objects_.push_back({&data, data.size(), crc});
+    objects_.push_back({&data, data.size(), copy_lane(target, LaneCopy::kFromHome)});
     kept_.push_back(std::move(target));
     bytes_ += data.size();
     return true;

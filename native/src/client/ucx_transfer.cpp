@@ -57,6 +57,20 @@ UcxTarget choose_target(ClientUcx& ucx, UcxLane& lane, const Pieces& memory, uin
     return target;
 }
 
+uint32_t copy_lane(const UcxTarget& target, LaneCopy direction) {
+    uint32_t crc = 0;
+    for (const UcxTarget::Piece& piece : target.pieces) {
+        if (piece.home != nullptr) {
+            const bool is_home = direction == LaneCopy::kHome;
+            uint8_t* const to = is_home ? piece.home : piece.data;
+            crc = copy_crc32c(to, is_home ? piece.data : piece.home, piece.bytes, crc);
+        } else if (piece.memory->type() == ucp::MemoryType::kHost) {
+            crc = crc32c(piece.data, piece.bytes, crc);
+        }
+    }
+    return crc;
+}
+
 void UcxTransfer::read(const Pieces& into, uint64_t offset, uint64_t bytes, Deadline deadline) {
     deadline_ = deadline;
     One& one = rows_.emplace_back();
@@ -112,23 +126,10 @@ bool UcxTransfer::advance() {
             cancel();
         }
     }
-    if (reading_ == 0 && arrived_ != 0) {
+    if (reading_ == 0 && direct_ != nullptr) {
         sum_on_device();
     }
     return reading_ == 0;
-}
-
-// Of the bytes as they arrived, which it brings home. Without those in a GPU's memory.
-uint32_t UcxTransfer::crc_on_host(const One& one) const {
-    uint32_t crc = 0;
-    for (const UcxTarget::Piece& piece : one.target.pieces) {
-        if (piece.home != nullptr) {
-            crc = copy_crc32c(piece.home, piece.data, piece.bytes, crc);
-        } else if (piece.memory->type() == ucp::MemoryType::kHost) {
-            crc = crc32c(piece.data, piece.bytes, crc);
-        }
-    }
-    return crc;
 }
 
 void UcxTransfer::finish(One& one) {
@@ -138,9 +139,8 @@ void UcxTransfer::finish(One& one) {
         one.state = Row::kFailed;
         failed_ = true;
     } else {
-        one.crc = crc_on_host(one);
+        one.crc = copy_lane(one.target, LaneCopy::kHome);
         one.state = direct_ == nullptr ? Row::kRead : Row::kArrived;
-        arrived_ += direct_ == nullptr ? 0 : 1;
     }
     one.target.pieces.clear();
 }
@@ -153,6 +153,9 @@ void UcxTransfer::sum_on_device() {
             objects.push_back({&one.into, one.bytes, one.crc});
         }
     }
+    if (objects.empty()) {
+        return;
+    }
     const Status status = direct_->sum(objects, deadline_);
     size_t next = 0;
     for (One& one : rows_) {
@@ -161,7 +164,6 @@ void UcxTransfer::sum_on_device() {
             one.state = status.ok() ? Row::kRead : Row::kFailed;
         }
     }
-    arrived_ = 0;
 }
 
 void UcxTransfer::cancel() {

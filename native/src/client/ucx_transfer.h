@@ -45,6 +45,11 @@ void for_each_place(const UcxTarget& target, const UcxLane& lane, Each each) {
     }
 }
 
+// Copies what passes through the lane's memory, home or from there. The CRC of all that lies on the
+// host.
+enum class LaneCopy : uint8_t { kHome, kFromHome };
+uint32_t copy_lane(const UcxTarget& target, LaneCopy direction);
+
 // How long so many bytes may take by UCX: a slow network gets its time, and the socket half of what
 // is left where nothing comes this way.
 uint64_t ucx_patience_ms(Deadline deadline, uint64_t bytes);
@@ -86,7 +91,6 @@ class UcxTransfer {
         uint32_t crc = 0;
     };
     void post(One& one, UcxEndpoint& endpoint, uint64_t offset);
-    uint32_t crc_on_host(const One& one) const;
     void finish(One& one);
     void sum_on_device();
 
@@ -97,7 +101,6 @@ class UcxTransfer {
     DirectMemory* const direct_;
     std::deque<One> rows_;
     size_t reading_ = 0;
-    size_t arrived_ = 0;  // in a GPU's memory, and not summed yet
     bool failed_ = false;
     Deadline deadline_ = Deadline::never();
 };

@@ -18,7 +18,7 @@ namespace kvstore {
 class AnnounceTurns {
   public:
     static constexpr size_t kAtOnce = 16;
-    // Who sends nothing for so long passes its turn on, and waits for another one.
+    // Who sends nothing for that time passes its turn on, and waits for another one.
     static constexpr uint64_t kIdleMs = 2'000;
     using Answer = std::function<void()>;
 

@@ -83,7 +83,7 @@ class MasterCore {
     std::pair<bool, bool> link_of(const std::string& node_id) const;
     // Changes whenever `connected` or `synced` of a node does.
     uint64_t links_id() const { return links_id_.load(std::memory_order_acquire); }
-    // Links that bring nothing for so long are ended; 0: never.
+    // Links that bring nothing for that time are ended; 0: never.
     void set_link_silence(uint32_t silence_ms) { link_silence_ms_ = silence_ms; }
     void finish_rebuild();
     bool rebuilding() const { return directory_.rebuilding(); }

@@ -14,8 +14,8 @@ struct HotReadsPolicy {
     uint8_t replicas = 4;       // asked for at most
 };
 
-// Thread-safe. A table of fixed size, allocated with the first read. An object that is read less
-// often than once in a window may be displaced by another one; a hot one never is.
+// Thread-safe. A table of fixed size, allocated with the first read. An object keeps its place
+// until its window is over; then the next read of any object that belongs there has it.
 class HotReads {
   public:
     static constexpr size_t kEntries = 16384;

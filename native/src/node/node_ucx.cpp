@@ -249,13 +249,13 @@ void NodeBlockPort::ucx_put(Connection& connection, const FrameHeader& header, B
     }
     Status allowed = check_ucx(connection);
     const size_t count = message.keys.size();
-    const Result<UcxPlaces> places = UcxPlaces::of(message);
     if (allowed.ok() && (message.crcs.size() != count || message.sizes.size() != count)) {
         allowed = {Code::kInvalidArgument, "a row of the put has no checksum or no size"};
     }
-    allowed = allowed.ok() ? places.status() : allowed;
-    if (!allowed.ok()) {
-        connection.ref()->send_error(header.request_id, allowed.code(), allowed.message());
+    const Result<UcxPlaces> places = allowed.ok() ? UcxPlaces::of(message) : allowed;
+    if (!places.ok()) {
+        const Status& refused = places.status();
+        connection.ref()->send_error(header.request_id, refused.code(), refused.message());
         return;
     }
     const auto& session = *connection.session_as<ClientConnection>();
