@@ -56,7 +56,7 @@ def test_removes_that_wait_refuse_nobody_elses(tmp_path: Path) -> None:
             wait_for(copied, "every object to lie on both nodes", 30, poll_s=0.2)
             base_ms = p99_ms(store, "base")
             before = threads(at.cluster.master)
-            b.signal(signal.SIGSTOP)
+            b.freeze()
             try:
                 waiting_removes(at, store, before, base_ms)
             finally:

@@ -31,7 +31,7 @@ def test_a_hung_replica_is_left_for_the_next_one(cluster: Cluster) -> None:
         return all(f is not None and len(f["replicas"]) == 2 for f in found)
 
     wait_for(copied, "two replicas of each", 20, poll_s=0.1)
-    cluster.nodes["a"].signal(signal.SIGSTOP)
+    cluster.nodes["a"].freeze()
     start = time.monotonic()
     assert store.batch_get(keys) == [proof(key, 3000) for key in keys]
     assert time.monotonic() - start < 3, "one hung attempt, then the other replica"
@@ -127,7 +127,7 @@ def test_a_hung_node_takes_nothing_from_the_keys_of_another(cluster: Cluster) ->
         homes[key] = found["replicas"][0]["node_id"]
     assert set(homes.values()) == {"a", "b"}, "the puts were spread"
     for hung, other in (("a", "b"), ("b", "a")):
-        cluster.nodes[hung].signal(signal.SIGSTOP)
+        cluster.nodes[hung].freeze()
         start = time.monotonic()
         values = store.batch_get(keys)
         assert time.monotonic() - start < 4

@@ -47,7 +47,7 @@ def test_puts_go_around_a_node_that_hangs(cluster: Cluster, transport: str) -> N
     store = cluster.connect(transport=transport, timeout_ms=4000)
     for i in range(40):
         assert store.put(f"before/{i}", proof(f"before/{i}", 3000)) is Status.Ok
-    cluster.nodes["a"].signal(signal.SIGSTOP)
+    cluster.nodes["a"].freeze()
     try:
         results = [store.put(f"k/{i}", proof(f"k/{i}", 3000)) for i in range(200)]
     finally:

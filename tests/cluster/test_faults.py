@@ -110,7 +110,7 @@ def test_a_silent_node_leaves_placement_and_its_objects_become_misses(cluster: C
     for i in range(20):
         store.put(f"on-a/{i}", b"x" * 1000)
     cluster.start_node("b")
-    cluster.nodes["a"].signal(signal.SIGSTOP)
+    cluster.nodes["a"].freeze()
     cluster.wait_state("a", "dead", 15)
     assert store.batch_get([f"on-a/{i}" for i in range(20)]) == [None] * 20
     assert store.prefix_length([f"on-a/{i}" for i in range(20)]) == 0
@@ -164,7 +164,7 @@ def test_a_remove_reaches_a_node_that_was_away(cluster: Cluster) -> None:
     store.put("kept", b"1")
     store.put("removed", b"2")
     cluster.start_node("b")
-    cluster.nodes["a"].signal(signal.SIGSTOP)
+    cluster.nodes["a"].freeze()
     cluster.wait_state("a", "dead", 15)
     assert store.remove("removed") is Status.Partial
     cluster.master.kill()

@@ -57,7 +57,7 @@ def test_what_is_removed_or_flushed_is_absent_here_at_once(store: kvstore.Store)
 
 
 def test_it_needs_no_master(cluster: Cluster, store: kvstore.Store) -> None:
-    cluster.master.signal(signal.SIGSTOP)
+    cluster.master.freeze()
     try:
         assert store.batch_exists([*NEAR, *FAR], local=True) == [True] * 20 + [False] * 20
     finally:

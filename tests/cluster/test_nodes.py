@@ -78,7 +78,7 @@ def test_a_node_that_says_ready_serves(cluster: Cluster) -> None:
 
 def test_a_stopped_node_dies_and_returns_as_the_same(cluster: Cluster) -> None:
     node = start(cluster, "a")
-    node.signal(signal.SIGSTOP)
+    node.freeze()
     wait_state(cluster, "a", DEAD, 10)
     node.signal(signal.SIGCONT)
     wait_state(cluster, "a", ALIVE, 10)
@@ -115,7 +115,7 @@ def test_a_node_survives_its_master(cluster: Cluster) -> None:
 
 def test_a_master_that_slept_does_not_bury_its_nodes(cluster: Cluster) -> None:
     start(cluster, "a")
-    cluster.master.signal(signal.SIGSTOP)
+    cluster.master.freeze()
     with pytest.raises(subprocess.TimeoutExpired):  # longer than the TTL
         cluster.master.process.wait(7)
     cluster.master.signal(signal.SIGCONT)
