@@ -345,12 +345,12 @@ class NodeOptions:
     tracing: bool
     server_threads: int
     poll_us: int
-    nvme_dir: str
+    nvme_dirs: list[str]
     nvme_bytes: int
     discard_foreign_nvme: bool
     nvme_keep_free: float
     allow_cold_restart: bool
-    nvme_catalog: Any
+    nvme_catalogs: list[Any]
     on_nvme_progress: Callable[[int, int, int], None] | None
     def __init__(self) -> None: ...
 

@@ -8,7 +8,6 @@ runs (_live) or waits for a restart (_fixed); kvstore.reload carries that out.
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from msgspec import Meta
 from kvstore import limits
 from kvstore.addresses import is_host, is_host_and_port
 from kvstore.errors import InvalidArgumentError
+from kvstore.isolation import check_domains
 from kvstore.options import read_object, refuse_unknown
 from kvstore.polling import AUTO, MAX_US
 from kvstore.sizes import parse_size
@@ -31,12 +31,6 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=0, le=1 << 47, extra={_SIZE: True})]  # an address space
 PollUs = Annotated[int, Meta(ge=AUTO, le=MAX_US)]
 Ms = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
-
-SHARED_DOMAIN = "shared"
-"""Of tenants that may map a node's memory and are in no domain of their own."""
-PRIVATE_DOMAIN = "private"
-"""Of tenants that may not map it."""
-_NAMED_DOMAINS = (SHARED_DOMAIN, PRIVATE_DOMAIN)
 
 T = TypeVar("T", bound="CommonConfig")
 
@@ -333,9 +327,15 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = ""
     nvme_dir: Annotated[
-        str, _fixed("Folder on NVMe for evicted objects and snapshots. Empty: no NVMe tier.")
+        str | tuple[str, ...],
+        _fixed(
+            "Folder on NVMe for evicted objects and snapshots; or a list, with a folder on each "
+            "device. Empty: no NVMe tier."
+        ),
     ] = ""
-    nvme_size: Annotated[Size, _fixed("Capacity for objects in `nvme_dir`.")] = 0
+    nvme_size: Annotated[
+        Size, _fixed("Capacity for objects in `nvme_dir`; folders of a list have equal shares.")
+    ] = 0
     nvme_keep_free: Annotated[
         float,
         Meta(ge=0, le=0.9),
@@ -440,39 +440,16 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("`segment_size` must not be 0")
         if not self.addresses():
             raise ValueError("`master_address` names no address")
-        if bool(self.nvme_dir) != bool(self.nvme_size):
+        if bool(self.nvme_dirs()) != bool(self.nvme_size):
             raise ValueError("`nvme_dir` and `nvme_size` must be set together")
+        if len({*map(os.path.normpath, self.nvme_dirs())}) < len(self.nvme_dirs()):
+            raise ValueError("`nvme_dir` names a folder twice")
         names = [self.node_id, *self.labels, *self.labels.values()]
         fit = len(self.placement_labels()) <= limits.MAX_LABELS
         if not (fit and all(map(limits.is_valid_name, names))):
             raise ValueError("`node_id` or `labels` contains an invalid name")
-        self._check_domains()
+        check_domains(self.domains, self.shm_read, self.shm_write, self.domain_shares)
         self._check_socket()
-
-    def _check_domains(self) -> None:
-        """Refuse tenants in two places, and shares that cannot be."""
-        for name in self.domains:
-            if not re.fullmatch("[a-z0-9][a-z0-9-]{0,31}", name) or name in _NAMED_DOMAINS:
-                raise ValueError(
-                    f"`domains`: {name!r} is not a name of 1 to 32 lower-case letters, digits and "
-                    "hyphens, or is taken (shared, private)"
-                )
-        members = [tenant for tenants in self.domains.values() for tenant in tenants]
-        mapping = [*self.shm_read, *self.shm_write]
-        if not all(map(limits.is_valid_name, members + mapping)):
-            raise ValueError("`shm_read`, `shm_write` or `domains` contains an invalid name")
-        for key, tenants in (("domains", members), ("shm_read` and `shm_write", mapping)):
-            twice = sorted({tenant for tenant in tenants if tenants.count(tenant) > 1})
-            if twice:
-                raise ValueError(f"`{key}`: tenant {twice[0]} is named twice")
-        if len(self.domains) > limits.MAX_DOMAINS:
-            raise ValueError(f"`domains`: at most {limits.MAX_DOMAINS}")
-        unknown = sorted(set(self.domain_shares) - {*self.domains, *_NAMED_DOMAINS})
-        if unknown:
-            raise ValueError(f"`domain_shares`: there is no domain {unknown[0]}")
-        shares = self.domain_shares.values()
-        if not all(0 < share <= 1 for share in shares) or sum(shares) > 1 + 1e-9:
-            raise ValueError("`domain_shares` must be above 0 and add up to 1 at most")
 
     def _check_socket(self) -> None:
         """Refuse a socket that nobody could reach, or that would trust everybody."""
@@ -508,8 +485,11 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def addresses(self) -> list[str]:
         """The masters' addresses, in the order to try them."""
-        given = self.master_address
-        return [part for part in ([given] if isinstance(given, str) else given) if part]
+        return _listed(self.master_address)
+
+    def nvme_dirs(self) -> list[str]:
+        """The folders of the NVMe tier, one on each device."""
+        return _listed(self.nvme_dir)
 
     def name(self) -> str:
         """The node's id: as configured, else the host's name."""
@@ -527,6 +507,10 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     def placement_labels(self) -> dict[str, str]:
         """The labels, with the host's name as `host` unless another was given."""
         return {"host": socket.gethostname(), **self.labels}
+
+
+def _listed(given: str | tuple[str, ...]) -> list[str]:
+    return [part for part in ([given] if isinstance(given, str) else given) if part]
 
 
 def load(kind: type[T], path: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> T:

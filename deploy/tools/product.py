@@ -251,15 +251,15 @@ def _stopping(settings: NodeConfig, container: Object, pod: Pod) -> Iterator[str
 
 
 def _tiers(settings: NodeConfig, container: Object, pod: Pod) -> Iterator[str]:
-    if not settings.nvme_dir:
-        return
-    volume = _volume(settings.nvme_dir, container, pod)
-    if not volume:
-        yield f"nvme_dir {settings.nvme_dir} is on no volume, and the image is read-only"
-    if "emptyDir" in volume:
+    volumes = {path: _volume(path, container, pod) for path in settings.nvme_dirs()}
+    for path, volume in volumes.items():
+        if not volume:
+            yield f"nvme_dir {path} is on no volume, and the image is read-only"
+    on_kubelet = sum("emptyDir" in volume for volume in volumes.values())
+    if on_kubelet:
         requests = (container.get("resources") or {}).get("requests") or {}
         wanted = quantity(requests.get("ephemeral-storage")) or 0
-        if wanted < settings.nvme_size:
+        if wanted < settings.nvme_size // len(volumes) * on_kubelet:
             yield "nvme_size is on the kubelet's disk without a request for it (ephemeral-storage)"
 
 

@@ -100,7 +100,8 @@ def _remarks(settings: CommonConfig) -> list[str]:
     if settings.port_file and not Path(settings.port_file).parent.is_dir():
         remarks.append(f"port_file: there is no folder {Path(settings.port_file).parent}")
     if isinstance(settings, NodeConfig):
-        for name, value in (("segment_dir", settings.segment_dir), ("nvme_dir", settings.nvme_dir)):
+        nvme = [("nvme_dir", path) for path in settings.nvme_dirs()]
+        for name, value in (("segment_dir", settings.segment_dir), *nvme):
             if value and not Path(value).parent.is_dir():
                 remarks.append(f"{name}: there is no folder {Path(value).parent}")
     return remarks

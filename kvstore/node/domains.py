@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kvstore import _native
-from kvstore.config import PRIVATE_DOMAIN, SHARED_DOMAIN, NodeConfig
+from kvstore.config import NodeConfig
+from kvstore.isolation import PRIVATE_DOMAIN, SHARED_DOMAIN
 from kvstore.security import EVERY_TENANT, Principal, Role
 
 _UNUSED_BYTES = 1 << 20

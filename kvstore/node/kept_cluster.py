@@ -27,8 +27,8 @@ def folders(config: NodeConfig, kept_segment: bool) -> list[Path]:
         kept_segment: whether the segment holds anything of an earlier process.
     """
     segment = kept_segment and not config.discard_foreign_segment
-    nvme = bool(config.nvme_dir) and not config.discard_foreign_nvme
-    return [Path(config.directory())] * segment + [Path(config.nvme_dir)] * nvme
+    nvme = [] if config.discard_foreign_nvme else config.nvme_dirs()
+    return [Path(config.directory())] * segment + [*map(Path, nvme)]
 
 
 def read(directories: Iterable[Path]) -> tuple[str, str]:
@@ -50,7 +50,7 @@ def read(directories: Iterable[Path]) -> tuple[str, str]:
 
 def write(config: NodeConfig, cluster_id: str) -> None:
     """Note the cluster in the node's folders, which are its own now."""
-    for directory in filter(None, (config.directory(), config.nvme_dir)):
+    for directory in (config.directory(), *config.nvme_dirs()):
         path = Path(directory) / NAME
         try:
             replace_file(path, [f"{cluster_id}\n"], path.with_name(f".{NAME}"))

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,7 @@ def core_options(
     options.tracing = bool(config.otlp_endpoint)
     options.server_threads = config.event_loops
     options.poll_us = poll_us(config.poll_us)
-    options.nvme_dir = config.nvme_dir
+    options.nvme_dirs = config.nvme_dirs()
     options.nvme_bytes = config.nvme_size
     options.discard_foreign_nvme = config.discard_foreign_nvme
     options.nvme_keep_free = config.nvme_keep_free
@@ -127,7 +127,7 @@ def tunables(config: NodeConfig) -> _native.NodeTunables:
     return tunables
 
 
-def _make_folders(segment_dir: str, nvme_dir: str) -> None:
+def _make_folders(segment_dir: str, nvme_dirs: Iterable[str]) -> None:
     folders.make("segment_dir", segment_dir)
     folders.check_safe("segment_dir", segment_dir)
     kind = folders.file_system(segment_dir)
@@ -138,7 +138,7 @@ def _make_folders(segment_dir: str, nvme_dir: str) -> None:
             file_system=kind,
             hint="segment_dir should be on tmpfs or hugetlbfs",
         )
-    if nvme_dir:
+    for nvme_dir in nvme_dirs:
         folders.make("nvme_dir", nvme_dir)
 
 
@@ -197,7 +197,7 @@ class NodeServer:
         self._tiering = Tiering(config)
         self._spans = SpanExport(config.otlp_endpoint, config.name())
         directory = config.directory()
-        _make_folders(directory, config.nvme_dir)
+        _make_folders(directory, config.nvme_dirs())
         self._domains = plan(config, self._principals)
         self._files = open_files(
             directory,
@@ -565,7 +565,7 @@ def _segments(config: NodeConfig) -> tuple[types_pb2.Segment, ...]:
     dram = types_pb2.Segment(
         name=_SEGMENT, tier=types_pb2.TIER_DRAM, capacity_bytes=config.segment_size
     )
-    if not config.nvme_dir:
+    if not config.nvme_dirs():
         return (dram,)
     nvme = types_pb2.Segment(name=_NVME, tier=types_pb2.TIER_NVME, capacity_bytes=config.nvme_size)
     return (dram, nvme)

@@ -30,8 +30,8 @@ class Tiering:
 
     def __init__(self, config: NodeConfig) -> None:
         """Keep the node's configuration; nothing is opened yet."""
-        self._directory = config.nvme_dir
-        self._catalog: Any = None
+        self._directories = config.nvme_dirs()
+        self._catalogs: list[Any] = []
         self._core: NodeCoreApi | None = None
         self._told_ms = clock.monotonic_ms()
         self._state = "active"
@@ -39,22 +39,23 @@ class Tiering:
         """Of the last snapshot that an operator requested."""
 
     def open(self, options: NodeOptions) -> None:
-        """Open the catalog, and have the native node use it.
+        """Open the catalogs, and have the native node use them.
 
         Args:
             options: of the native node, completed here.
 
         Raises:
-            VersionMismatchError: A newer kvstore wrote it.
+            VersionMismatchError: A newer kvstore wrote one of them.
             IoError: A call of the operating system or the database failed.
         """
-        if not self._directory:
+        if not self._directories:
             return
         # Nodes without an NVMe tier do not load the database.
         from kvstore.node.nvme_catalog import NvmeCatalog
 
-        self._catalog = NvmeCatalog(Path(self._directory) / _CATALOG)
-        options.nvme_catalog = self._catalog
+        for directory in self._directories:
+            self._catalogs.append(NvmeCatalog(Path(directory) / _CATALOG))
+        options.nvme_catalogs = self._catalogs
         options.on_nvme_progress = self._tell
 
     def _tell(self, done: int, total: int, objects: int) -> None:
@@ -66,12 +67,15 @@ class Tiering:
     def begin(self, core: NodeCoreApi) -> None:
         """Attach the native node, and log what was found."""
         self._core = core
-        if self._catalog is None:
+        if not self._catalogs:
             return
-        self._catalog.read()
+        for catalog in self._catalogs:
+            catalog.read()
         nvme = core.stats()["nvme"]
         found = {key: nvme[key] for key in ("recovered_objects", "scanned_segments", "torn_tails")}
-        _log.info("nvme_open", directory=self._directory, way=nvme["read_way"], **found)
+        _log.info(
+            "nvme_open", directory=", ".join(self._directories), way=nvme["read_way"], **found
+        )
         for damage in ("damaged_segments", "damaged_records", "damaged_removals"):
             if nvme[damage]:
                 _log.error("nvme_damaged", what=damage, count=nvme[damage])
@@ -117,7 +121,7 @@ class Tiering:
 
     async def last_snapshot(self, grace_ms: int) -> None:
         """Write DRAM-only objects, within the time that the shutdown may take."""
-        if self._catalog is not None:
+        if self._catalogs:
             await self._snapshot(grace_ms)
 
     async def _snapshot(self, timeout_ms: int) -> types_pb2.SnapshotProgress:
@@ -127,7 +131,7 @@ class Tiering:
         try:
             done = await asyncio.to_thread(self._core.snapshot, timeout_ms)
         except KvstoreError as error:
-            if self._catalog is not None:  # without it only the operator is told
+            if self._catalogs:  # without them only the operator is told
                 _log.warning("snapshot_failed", error=error)
             progress.error = str(error)
             return progress
@@ -142,8 +146,7 @@ class Tiering:
         return progress
 
     def close(self) -> None:
-        """Close the catalog; the native node must be closed before."""
+        """Close the catalogs; the native node must be closed before."""
         self._core = None
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
+        while self._catalogs:
+            self._catalogs.pop().close()

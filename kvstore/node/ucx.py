@@ -16,7 +16,8 @@ from asyncio.subprocess import PIPE, STDOUT, Process
 from contextlib import suppress
 
 from kvstore import clock, ucx
-from kvstore.config import PRIVATE_DOMAIN, NodeConfig
+from kvstore.config import NodeConfig
+from kvstore.isolation import PRIVATE_DOMAIN
 from kvstore.logging import EventLogger
 from kvstore.node.core_api import NodeCoreApi
 from kvstore.node.domains import Domain

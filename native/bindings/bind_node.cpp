@@ -31,8 +31,8 @@ namespace {
 // The native node until close(); then nothing, and every call says so.
 class PyNode {
   public:
-    PyNode(std::unique_ptr<NodeCore> core, std::unique_ptr<NvmeCatalog> catalog)
-        : catalog_(std::move(catalog)), core_(std::move(core)) {}
+    PyNode(std::unique_ptr<NodeCore> core, std::vector<std::unique_ptr<NvmeCatalog>> catalogs)
+        : catalogs_(std::move(catalogs)), core_(std::move(core)) {}
     ~PyNode() { close(false); }
 
     template <class F>
@@ -66,7 +66,7 @@ class PyNode {
 
   private:
     std::shared_mutex mutex_;
-    std::unique_ptr<NvmeCatalog> catalog_;
+    std::vector<std::unique_ptr<NvmeCatalog>> catalogs_;
     std::unique_ptr<NodeCore> core_;
 };
 
@@ -377,8 +377,10 @@ nb::dict snapshot(PyNode& self, uint32_t timeout_ms) {
 
 void create(PyNode* self, const PyNodeOptions& given, PySegmentFiles* files) {
     NodeOptions options = given;
-    std::unique_ptr<NvmeCatalog> catalog = catalog_of(given);
-    options.nvme_catalog = catalog.get();
+    std::vector<std::unique_ptr<NvmeCatalog>> catalogs = catalogs_of(given);
+    for (const auto& catalog : catalogs) {
+        options.nvme_catalogs.push_back(catalog.get());
+    }
     options.on_nvme_progress = progress_of(given);
     if (files != nullptr && files->files.empty()) {
         raise_status({Code::kInvalidArgument, "these files have a node already"});
@@ -391,7 +393,7 @@ void create(PyNode* self, const PyNodeOptions& given, PySegmentFiles* files) {
         }
         return NodeCore::create(options, std::move(taken));
     };
-    new (self) PyNode(value_or_raise(make()), std::move(catalog));
+    new (self) PyNode(value_or_raise(make()), std::move(catalogs));
 }
 
 nb::dict beginning(PyNode& self) {

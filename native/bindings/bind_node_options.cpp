@@ -106,8 +106,12 @@ void bind_tunables(nb::module_& module) {
 
 }  // namespace
 
-std::unique_ptr<NvmeCatalog> catalog_of(const PyNodeOptions& options) {
-    return options.catalog.is_none() ? nullptr : std::make_unique<PyCatalog>(options.catalog);
+std::vector<std::unique_ptr<NvmeCatalog>> catalogs_of(const PyNodeOptions& options) {
+    std::vector<std::unique_ptr<NvmeCatalog>> catalogs;
+    for (const nb::object& catalog : options.catalogs) {
+        catalogs.push_back(std::make_unique<PyCatalog>(catalog));
+    }
+    return catalogs;
 }
 
 std::function<void(const NvmeProgress&)> progress_of(const PyNodeOptions& options) {
@@ -180,15 +184,16 @@ void bind_node_options(nb::module_& module) {
         .def_rw("tracing", &PyNodeOptions::tracing, "take_spans() will be called.")
         .def_rw("server_threads", &PyNodeOptions::server_threads)
         .def_rw("poll_us", &PyNodeOptions::poll_us)
-        .def_rw("nvme_dir", &PyNodeOptions::nvme_dir, "Empty: no NVMe tier.")
+        .def_rw("nvme_dirs", &PyNodeOptions::nvme_dirs, "One on each device. Empty: no tier.")
         .def_rw("nvme_bytes", &PyNodeOptions::nvme_bytes)
         .def_rw("discard_foreign_nvme", &PyNodeOptions::discard_foreign_nvme)
         .def_rw("nvme_keep_free", &PyNodeOptions::nvme_keep_free,
                 "Share of nvme_dir's file system that new log files leave free.")
         .def_rw("allow_cold_restart", &PyNodeOptions::allow_cold_restart,
                 "Start without room for a second index, and empty when there is none.")
-        .def_rw("nvme_catalog", &PyNodeOptions::catalog,
-                "save(seq, bytes), load(seq), drop(seq) and list(); None: every start scans.")
+        .def_rw("nvme_catalogs", &PyNodeOptions::catalogs,
+                "Of each folder: save(seq, bytes), load(seq), drop(seq), list(). Empty: every "
+                "start scans.")
         .def_rw("on_nvme_progress", &PyNodeOptions::on_progress,
                 "Called with (files read, files, objects) while the folder is read.");
 }

@@ -11,12 +11,13 @@
 namespace kvstore {
 
 struct PyNodeOptions : NodeOptions {
-    nanobind::object catalog = nanobind::none();  // save(seq, bytes), load(seq), drop(seq), list()
+    // Of each folder of nvme_dirs: save(seq, bytes), load(seq), drop(seq), list().
+    std::vector<nanobind::object> catalogs;
     nanobind::object on_progress = nanobind::none();
 };
 
 // The NVMe tier's catalog, kept by Python: called on the tier's threads.
-std::unique_ptr<NvmeCatalog> catalog_of(const PyNodeOptions& options);
+std::vector<std::unique_ptr<NvmeCatalog>> catalogs_of(const PyNodeOptions& options);
 // Reports how far the folder is read. Valid while `options` is alive; called without the GIL.
 std::function<void(const NvmeProgress&)> progress_of(const PyNodeOptions& options);
 

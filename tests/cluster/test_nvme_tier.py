@@ -118,6 +118,27 @@ def test_a_power_loss_costs_what_no_snapshot_has(cluster: Cluster, config: dict[
     assert fresh.put(saved[7], b"again") is Status.Ok
 
 
+def test_several_devices_are_one_tier(
+    cluster: Cluster, config: dict[str, Any], tmp_path: Path
+) -> None:
+    both = [str(tmp_path / "first"), str(tmp_path / "second")]
+    node = cluster.start_node("a", **{**config, "nvme_dir": both})
+    store = cluster.connect()
+    keys = fill(store, node)
+    assert store.remove(keys[0]) is Status.Ok
+    assert node.terminate() == 0
+    lose_memory(cluster)
+    node = cluster.start_node("a", **{**config, "nvme_dir": both[::-1]})
+    expected = [None, *(proof(key, SIZE) for key in keys[1:])]
+    assert cluster.connect().batch_get(keys) == expected
+    node.terminate()
+    lose_memory(cluster)
+    cluster.start_node("a", **{**config, "nvme_dir": both[0]})
+    found = cluster.connect().batch_get(keys)
+    assert COUNT / 4 < sum(value is not None for value in found) < COUNT * 3 / 4
+    assert all(value in (None, wanted) for value, wanted in zip(found, expected, strict=True))
+
+
 def test_snapshots_are_written_by_themselves(cluster: Cluster, config: dict[str, Any]) -> None:
     node = cluster.start_node("a", **config, snapshot_interval_ms=200)
     store = cluster.connect()

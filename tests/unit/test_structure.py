@@ -38,6 +38,7 @@ GROUND_FLOOR = {
     "folders",
     "http",
     "http_connections",
+    "isolation",
     "limits",
     "lmdb_file",
     "logging",

@@ -42,7 +42,7 @@ BlockStore::Options store_options(const NodeOptions& options, const std::vector<
     store.pin_cap_bytes = options.pin_cap_bytes;
     store.reservation_ms = options.reservation_ms;
     store.allow_cold_restart = options.allow_cold_restart;
-    store.tiered = !options.nvme_dir.empty();
+    store.tiered = !options.nvme_dirs.empty();
     store.generation_first = static_cast<uint32_t>(which + 1);
     store.generation_step = static_cast<uint32_t>(all.size());
     store.keeps = [all, which](std::string_view tenant) { return lives_in(all, which, tenant); };

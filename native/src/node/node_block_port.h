@@ -167,7 +167,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
     std::unique_ptr<PeerCopier> copier_;
 
     size_t listed_domain_ = 0;  // these two: of the full announce; the link's loop only
-    NvmeCursor listed_nvme_;
+    NvmeDevices::Cursor listed_nvme_;
 
     Mutex replaced_mutex_;
     // Older versions, withdrawn behind the new ones.

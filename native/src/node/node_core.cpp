@@ -37,14 +37,17 @@ Status check_options(const NodeOptions& options) {
 
 NvmeTier::Options nvme_options(const NodeOptions& options) {
     NvmeTier::Options nvme;
-    nvme.log.directory = options.nvme_dir;
-    nvme.log.size_bytes = options.nvme_bytes;
-    nvme.log.node_id = options.node_id;
-    nvme.log.cluster_check = cluster_check(options.hash_secret);
-    nvme.log.discard_foreign = options.discard_foreign_nvme;
-    nvme.log.keep_free = options.nvme_keep_free;
-    nvme.log.catalog = options.nvme_catalog;
-    nvme.log.on_progress = options.on_nvme_progress;
+    for (size_t i = 0; i < options.nvme_dirs.size(); ++i) {
+        NvmeOptions& log = nvme.devices.emplace_back();
+        log.directory = options.nvme_dirs[i];
+        log.size_bytes = options.nvme_bytes / options.nvme_dirs.size();
+        log.node_id = options.node_id;
+        log.cluster_check = cluster_check(options.hash_secret);
+        log.discard_foreign = options.discard_foreign_nvme;
+        log.keep_free = options.nvme_keep_free;
+        log.catalog = i < options.nvme_catalogs.size() ? options.nvme_catalogs[i] : nullptr;
+        log.on_progress = options.on_nvme_progress;
+    }
     nvme.tunables = options.nvme;
     return nvme;
 }
@@ -73,7 +76,7 @@ Result<std::unique_ptr<NodeCore>> NodeCore::create(const NodeOptions& options,
         return domains.status();
     }
     std::unique_ptr<NvmeTier> nvme;
-    if (!options.nvme_dir.empty()) {
+    if (!options.nvme_dirs.empty()) {
         auto opened = NvmeTier::open(nvme_options(options), **domains);
         if (!opened.ok()) {
             return opened.status();

@@ -69,12 +69,13 @@ struct NodeOptions : NodeTunables {
     uint64_t lease_cap_bytes = 0;        // leased bytes of one tenant; 0: half
     bool allow_cold_restart = false;     // rather start empty than not at all, for lack of room
 
-    // The tier below. Empty: none.
-    std::string nvme_dir;
-    uint64_t nvme_bytes = 0;
+    // The tier below, a folder on each device. Empty: none.
+    std::vector<std::string> nvme_dirs;
+    uint64_t nvme_bytes = 0;  // of all of them; each has the same share
     bool discard_foreign_nvme = false;
-    double nvme_keep_free = 0.05;         // share of the file system that new log files leave free
-    NvmeCatalog* nvme_catalog = nullptr;  // outlives the node; null: every start scans
+    double nvme_keep_free = 0.05;  // share of the file system that new log files leave free
+    // One for each folder; they outlive the node. Empty: every start scans.
+    std::vector<NvmeCatalog*> nvme_catalogs;
     std::function<void(const NvmeProgress&)> on_nvme_progress;  // of the start
 
     bool ucx = false;      // UCX processes will be adopted (NodeCore::adopt_ucx)

@@ -36,28 +36,38 @@ MissReason reason_of(NvmeDropped::Reason reason) {
     return MissReason::kAbsent;
 }
 
+uint64_t total_bytes(const NvmeTier::Options& options) {
+    uint64_t total = 0;
+    for (const NvmeOptions& device : options.devices) {
+        total += device.size_bytes;
+    }
+    return total;
+}
+
 }  // namespace
 
 NvmeTier::NvmeTier(Options options, Domains& domains)
     : domains_(domains),
       buffers_(kKeptBuffers),
       tunables_(options.tunables),
-      chains_(std::clamp<uint64_t>(options.log.size_bytes / kBytesAChainPlace, kFewChainPlaces,
+      chains_(std::clamp<uint64_t>(total_bytes(options) / kBytesAChainPlace, kFewChainPlaces,
                                    kManyChainPlaces)),
       counts_(std::make_unique<Counts>()) {}
 
 Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, Domains& domains) {
     std::unique_ptr<NvmeTier> tier(new NvmeTier(options, domains));
-    options.log.policy = options.tunables.readmission;
-    options.log.on_dropped = [raw = tier.get()](const NvmeDropped& dropped) {
-        raw->on_dropped(dropped);
-    };
-    Result<std::unique_ptr<NvmeLog>> log = NvmeLog::open(options.log);
-    if (!log.ok()) {
-        return log.status();
+    for (NvmeOptions& device : options.devices) {
+        device.policy = options.tunables.readmission;
+        device.on_dropped = [raw = tier.get()](const NvmeDropped& dropped) {
+            raw->on_dropped(dropped);
+        };
     }
-    tier->log_ = std::move(*log);
-    for (const NamespaceEpoch& names : tier->log_->namespaces()) {
+    Result<std::unique_ptr<NvmeDevices>> devices = NvmeDevices::open(options.devices);
+    if (!devices.ok()) {
+        return devices.status();
+    }
+    tier->devices_ = std::move(*devices);
+    for (const NamespaceEpoch& names : tier->devices_->namespaces()) {
         auto ns = std::make_shared<const NamespaceEpoch>(names);
         tier->begun_with_.push_back(ns);
         const MutexLock lock(tier->mutex_);
@@ -68,7 +78,7 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, Domains& domai
 
 NvmeTier::~NvmeTier() {
     stop();
-    log_.reset();  // its last reports still come here
+    devices_.reset();  // its last reports still come here
 }
 
 void NvmeTier::start(Events events) {
@@ -110,7 +120,7 @@ void NvmeTier::stop() {
 }
 
 void NvmeTier::set_tunables(const NvmeTierTunables& tunables) {
-    log_->set_policy(tunables.readmission);
+    devices_->set_policy(tunables.readmission);
     const MutexLock lock(mutex_);
     tunables_ = tunables;
 }
@@ -139,7 +149,7 @@ void NvmeTier::demote_loop() {
 
 bool NvmeTier::demote_from(BlockStore& store) {
     std::vector<BlockStore::Unwritten> batch;
-    if (log_->state() == NvmeState::kActive) {
+    if (devices_->is_active()) {
         store.take_unwritten(keep_unwritten_bytes(store), kDemoteObjects, kDemoteBytes, &batch);
     }
     std::vector<Generation> written;
@@ -182,7 +192,8 @@ NvmeTier::Demoted NvmeTier::demote(const BlockStore::Unwritten& object, Deadline
                 return Demoted::kNever;
             case Code::kOverloaded: {
                 const auto left = static_cast<uint32_t>(deadline.left_ms());
-                if (!log_->await_space(object.length, left) && deadline.expired()) {
+                if (!devices_->await_space(object.hash, object.length, left) &&
+                    deadline.expired()) {
                     return Demoted::kNotNow;
                 }
                 if (is_stopping()) {
@@ -191,7 +202,7 @@ NvmeTier::Demoted NvmeTier::demote(const BlockStore::Unwritten& object, Deadline
                 break;
             }
             default:
-                if (log_->state() != NvmeState::kActive) {
+                if (!devices_->is_active()) {
                     return Demoted::kNotNow;
                 }
                 counts_->demote_failures.add();
@@ -216,7 +227,7 @@ Status NvmeTier::append(const BlockStore::Unwritten& object) {
     record.pin = object.pin;
     record.parent = object.parent;
     record.key = object.key;
-    Status status = log_->append(record, {object.data, static_cast<size_t>(object.length)});
+    Status status = devices_->append(record, {object.data, static_cast<size_t>(object.length)});
     if (status.ok()) {
         chains_.note(object.parent, object.hash);
     }
@@ -228,7 +239,7 @@ Status NvmeTier::declare(const NamespaceRef& ns) {
         const MutexLock lock(mutex_);
         namespaces_.emplace(ns->id, ns);
     }
-    return log_->register_namespace(*ns);
+    return devices_->register_namespace(*ns);
 }
 
 NamespaceRef NvmeTier::namespace_of(NamespaceId id) const {
@@ -273,14 +284,14 @@ void NvmeTier::on_dropped(const NvmeDropped& dropped) {
 // ---- the master's operations -----------------------------------------------------------------
 
 void NvmeTier::remove(const NamespaceRef& ns, const Hash128& hash, Version version) {
-    log_->remove(ns->id, hash, version);
+    devices_->remove(ns->id, hash, version);
 }
 
-void NvmeTier::flush(NamespaceId ns) { log_->flush_namespace(ns); }
+void NvmeTier::flush(NamespaceId ns) { devices_->flush_namespace(ns); }
 
 void NvmeTier::set_pin(const NamespaceRef& ns, const Hash128& hash, Pin pin) {
     // Refused when too much is pinned: then the object is protected in DRAM only.
-    static_cast<void>(log_->set_pin(ns->id, hash, pin));
+    devices_->set_pin(ns->id, hash, pin);
 }
 
 void NvmeTier::note_applied(uint64_t seq) {
@@ -301,8 +312,8 @@ void NvmeTier::durable_loop() {
         }
         const uint64_t seq = applied_seq_;
         lock.unlock();
-        log_->note_applied(seq);
-        static_cast<void>(log_->sync_removals());
+        devices_->note_applied(seq);
+        static_cast<void>(devices_->sync_removals());
         fault_point("removal_durable");
         {
             const MutexLock events(events_mutex_);
@@ -316,21 +327,21 @@ void NvmeTier::durable_loop() {
 }
 
 void NvmeTier::supersede(const NamespaceRef& ns, const Hash128& hash, Version version) {
-    const std::optional<NvmeFound> found = log_->find(ns->id, hash);
+    const std::optional<NvmeFound> found = devices_->find(ns->id, hash);
     if (!found || found->version >= version) {
         return;
     }
     domains_.store_of(ns).refuse_upto(hash, version - 1);  // a promotion of it may be in progress
-    log_->remove(ns->id, hash, version - 1);
+    devices_->remove(ns->id, hash, version - 1);
 }
 
 // ---- the node's view -------------------------------------------------------------------------
 
-bool NvmeTier::is_empty() const { return log_->counters().objects == 0; }
+bool NvmeTier::is_empty() const { return devices_->counters().objects == 0; }
 
-bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out) {
+bool NvmeTier::list(NvmeDevices::Cursor* cursor, size_t max, std::vector<AnnounceGroup>* out) {
     std::vector<NvmeListed> objects;
-    if (!log_->list(cursor, max, &objects).ok()) {
+    if (!devices_->list(cursor, max, &objects).ok()) {
         return false;
     }
     for (NvmeListed& object : objects) {
@@ -343,7 +354,7 @@ bool NvmeTier::list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* 
             domains_.store_of(ns).find(ns, {object.key, object.identity.hash}, /*touch=*/false);
         if (here.hold != nullptr) {
             if (here.version > object.identity.version) {
-                log_->remove(ns->id, object.identity.hash, here.version - 1);
+                devices_->remove(ns->id, object.identity.hash, here.version - 1);
             }
             continue;
         }
@@ -396,7 +407,7 @@ void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
         turns = std::max(turns, parts.back().wanted.size());
     }
     const auto is_over = [&] {
-        return deadline.expired() || is_stopping() || log_->state() != NvmeState::kActive;
+        return deadline.expired() || is_stopping() || !devices_->is_active();
     };
     for (size_t turn = 0; turn < turns && !is_over(); ++turn) {
         for (Part& part : parts) {
@@ -416,7 +427,7 @@ void NvmeTier::write_snapshot(Deadline deadline, Snapshot* result) {
     for (const Part& part : parts) {
         part.store.note_written(part.written);
     }
-    result->status = log_->state() == NvmeState::kActive ? log_->sync() : log_->error();
+    result->status = devices_->is_active() ? devices_->sync() : devices_->error();
 }
 
 // True: it was written now. What cannot be written yet stays among those that are left.
@@ -442,10 +453,10 @@ bool NvmeTier::snapshot_one(BlockStore& store, Generation generation, Deadline d
 NvmeTierStats NvmeTier::stats() const {
     NvmeTierStats stats;
     stats.on = true;
-    stats.state = log_->state();
-    stats.error = log_->error().message();
-    stats.read_way = log_->read_way();
-    stats.log = log_->counters();
+    stats.state = devices_->state();
+    stats.error = devices_->error().message();
+    stats.read_way = devices_->read_way();
+    stats.log = devices_->counters();
     stats.demoted_objects = counts_->demoted_objects.get();
     stats.demoted_bytes = counts_->demoted_bytes.get();
     stats.demote_failures = counts_->demote_failures.get();

@@ -32,7 +32,7 @@
 #include "node/chain_map.h"
 #include "node/master_link.h"
 #include "node/read_buffers.h"
-#include "nvme/log.h"
+#include "nvme/devices.h"
 #include "store/block_store.h"
 
 namespace kvstore {
@@ -78,10 +78,10 @@ struct NvmeTierStats {
 class NvmeTier {
   public:
     struct Options {
-        NvmeOptions log;
+        std::vector<NvmeOptions> devices;
         NvmeTierTunables tunables;
     };
-    // Called on the tier's and the log's threads, one at a time; must not call the tier.
+    // Called on the tier's and the logs' threads, one at a time; must not call the tier.
     struct Events {
         std::function<void(const NamespaceRef&, std::vector<WithdrawItem>)> withdraw;
         // Everything up to this operation of the master is durable here.
@@ -104,7 +104,7 @@ class NvmeTier {
         Status status;
     };
 
-    // Opens the log and what is in it. `domains` (with Options::tiered) outlive the tier.
+    // Opens the logs and what is in them. `domains` (with Options::tiered) outlive the tier.
     static Result<std::unique_ptr<NvmeTier>> open(Options options, Domains& domains);
     ~NvmeTier();
     void start(Events events);
@@ -134,7 +134,7 @@ class NvmeTier {
     void set_pin(const NamespaceRef& ns, const Hash128& hash, Pin pin);
     // Events::applied follows once what was applied is durable.
     void note_applied(uint64_t seq);
-    uint64_t recovered_applied() const { return log_->recovered_applied(); }
+    uint64_t recovered_applied() const { return devices_->recovered_applied(); }
     // A version was published in DRAM: older ones must not come back.
     void supersede(const NamespaceRef& ns, const Hash128& hash, Version version);
 
@@ -143,7 +143,7 @@ class NvmeTier {
     bool is_empty() const;
     // The next objects that are on NVMe and not in DRAM, as they are announced to the master.
     // False: there are no more. Starts with an empty cursor.
-    bool list(NvmeCursor* cursor, size_t max, std::vector<AnnounceGroup>* out);
+    bool list(NvmeDevices::Cursor* cursor, size_t max, std::vector<AnnounceGroup>* out);
     // Writes what DRAM alone has, the last used first, until the deadline. kOverloaded: another
     // one is in progress.
     Snapshot snapshot(Deadline deadline);
@@ -160,6 +160,16 @@ class NvmeTier {
         std::shared_ptr<uint8_t> bytes;
         std::shared_ptr<void> waiting;  // somebody waits until this is given up
         bool ahead = false;             // nobody has asked for it yet
+    };
+    // Being read ahead, and the gets that have asked for it since.
+    struct Ahead {
+        struct Reader {
+            std::shared_ptr<Reading> reading;
+            size_t row = 0;
+        };
+        uint64_t bytes = 0;
+        bool is_read = false;
+        std::vector<Reader> readers{};
     };
     enum class Demoted : uint8_t { kWritten, kNotNow, kNever };
     static constexpr size_t kMaxWaitingBytes = 64 << 20;
@@ -189,10 +199,17 @@ class NvmeTier {
     bool take_ahead(const NamespaceRef& ns, const Hash128& hash) KV_EXCLUDES(mutex_);
     void start_ahead(const NamespaceRef& ns, std::span<const BlockStore::Key> taken);
     void end_ahead(std::span<const Hash128> hashes) KV_EXCLUDES(mutex_);
+    void choose_rows(Reading& reading, std::span<const BlockStore::Key> keys);
+    void join_ahead(const std::shared_ptr<Reading>& reading) KV_EXCLUDES(mutex_);
+    std::vector<NvmeRead> place_rows(Reading& reading) KV_EXCLUDES(mutex_);
+    std::vector<Ahead::Reader> take_readers(const Hash128& hash) KV_EXCLUDES(mutex_);
     void take_read(Reading& reading, size_t row, const NvmeReadResult& result);
+    void take_joined(const Ahead::Reader& reader, const Object& read, const NvmeReadResult& result);
+    void note_answered(Reading& reading, size_t rows);
     void finish(Reading& reading);
     bool is_admitted(const NamespaceRef& ns, const NvmeFound& found) KV_EXCLUDES(mutex_);
-    void push(const Reading& reading, size_t row, const NvmeReadResult& result);
+    void note_hit(const Object& object, const NvmeReadResult& result);
+    void push(const Reading& reading, size_t row, const NvmeReadResult& result, bool ahead);
     void promote_one(const Promotion& promotion);
 
     Domains& domains_;
@@ -201,18 +218,17 @@ class NvmeTier {
     Mutex events_mutex_;
     Events events_ KV_GUARDED_BY(events_mutex_);
 
-    // Never held while the store, the log or a callback is called.
+    // Never held while the store, a log or a callback is called.
     mutable Mutex mutex_;
     CondVar changed_;
     bool started_ KV_GUARDED_BY(mutex_) = false;
     bool stopping_ KV_GUARDED_BY(mutex_) = false;
     NvmeTierTunables tunables_ KV_GUARDED_BY(mutex_);
-    // Declared to the log.
+    // Declared to the logs.
     std::unordered_map<NamespaceId, NamespaceRef> namespaces_ KV_GUARDED_BY(mutex_);
     std::deque<Promotion> promotions_ KV_GUARDED_BY(mutex_);
     uint64_t promotion_bytes_ KV_GUARDED_BY(mutex_) = 0;
-    // Being prefetched, with their lengths.
-    std::unordered_map<Hash128, uint64_t, Hash128Hasher> ahead_ KV_GUARDED_BY(mutex_);
+    std::unordered_map<Hash128, Ahead, Hash128Hasher> ahead_ KV_GUARDED_BY(mutex_);
     uint64_t ahead_bytes_ KV_GUARDED_BY(mutex_) = 0;
     uint64_t ahead_room_bytes_ KV_GUARDED_BY(mutex_) = 0;  // what the rate still allows …
     uint64_t ahead_filled_us_ KV_GUARDED_BY(mutex_) = 0;   // … since then
@@ -225,7 +241,7 @@ class NvmeTier {
 
     ChainMap chains_;
     std::unique_ptr<Counts> counts_;
-    std::unique_ptr<NvmeLog> log_;
+    std::unique_ptr<NvmeDevices> devices_;
     std::array<std::thread, 3> threads_;
 };
 

@@ -32,7 +32,9 @@ class NvmeTier::Reading {
     enum class Purpose : uint8_t { kGet, kPromote, kAhead };
     struct Row {
         std::string key;
-        bool asked = false;    // of the log
+        Hash128 hash;
+        bool asked = false;    // of a log
+        bool joined = false;   // waits for the same object's read ahead instead
         bool promote = false;  // whatever comes of it is worth a place in DRAM
     };
 
@@ -42,7 +44,7 @@ class NvmeTier::Reading {
     const Purpose purpose;
     std::vector<Row> rows;
     std::vector<Object> objects;
-    std::atomic<size_t> left{0};
+    std::atomic<size_t> left{0};  // rows without an answer, and start_reading() while it runs
     ReadDone done;
     std::shared_ptr<void> waiting;  // for the promotions of all rows
     uint64_t started_us = 0;

@@ -34,11 +34,11 @@ MissReason reason_of(Code code) {
 }  // namespace
 
 std::optional<NvmeFound> NvmeTier::find(const NamespaceRef& ns, const BlockStore::Key& key) {
-    return log_->find(ns->id, key.hash);
+    return devices_->find(ns->id, key.hash);
 }
 
 bool NvmeTier::has(NamespaceId ns, const Hash128& hash, Version version) {
-    const std::optional<NvmeFound> found = log_->find(ns, hash);
+    const std::optional<NvmeFound> found = devices_->find(ns, hash);
     return found && found->version >= version;
 }
 
@@ -56,7 +56,7 @@ void NvmeTier::promote(const NamespaceRef& ns, std::span<const BlockStore::Key> 
         if (domains_.store_of(ns).contains(ns, {key.key, key.hash})) {
             continue;
         }
-        const std::optional<NvmeFound> found = log_->find(ns->id, key.hash);
+        const std::optional<NvmeFound> found = devices_->find(ns->id, key.hash);
         if (!found || bytes + found->length > kMaxWaitingBytes) {
             break;
         }
@@ -117,11 +117,20 @@ void NvmeTier::start_ahead(const NamespaceRef& ns, std::span<const BlockStore::K
 
 // They are in DRAM now, or will not be.
 void NvmeTier::end_ahead(std::span<const Hash128> hashes) {
-    const MutexLock lock(mutex_);
-    for (const Hash128& hash : hashes) {
-        const auto found = ahead_.find(hash);
-        ahead_bytes_ -= found->second;
-        ahead_.erase(found);
+    std::vector<Ahead::Reader> unserved;
+    {
+        const MutexLock lock(mutex_);
+        for (const Hash128& hash : hashes) {
+            const auto found = ahead_.find(hash);
+            ahead_bytes_ -= found->second.bytes;
+            std::ranges::move(found->second.readers, std::back_inserter(unserved));
+            ahead_.erase(found);
+        }
+    }
+    NvmeReadResult never_read;
+    never_read.status = Status(Code::kOverloaded, "it was not read ahead after all");
+    for (const Ahead::Reader& reader : unserved) {
+        take_joined(reader, {}, never_read);
     }
 }
 
@@ -130,7 +139,7 @@ bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
     if (domains_.store_of(ns).has_hash(ns->id, hash)) {
         return false;
     }
-    const std::optional<NvmeFound> found = log_->find(ns->id, hash);
+    const std::optional<NvmeFound> found = devices_->find(ns->id, hash);
     if (!found) {
         return false;
     }
@@ -143,7 +152,7 @@ bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
                                  rate * kRateWindowUs / 1'000'000);
     if (stopping_ || found->length > ahead_room_bytes_ ||
         ahead_bytes_ + found->length > kMaxAheadBytes ||
-        !ahead_.emplace(hash, found->length).second) {
+        !ahead_.emplace(hash, Ahead{.bytes = found->length}).second) {
         return false;
     }
     ahead_room_bytes_ -= found->length;
@@ -153,79 +162,160 @@ bool NvmeTier::take_ahead(const NamespaceRef& ns, const Hash128& hash) {
 
 void NvmeTier::start_reading(std::shared_ptr<Reading> reading,
                              std::span<const BlockStore::Key> keys) {
-    const NamespaceRef& ns = reading->ns;
     reading->rows.resize(keys.size());
     reading->objects.resize(keys.size());
+    reading->left.store(keys.size() + 1);
     reading->started_us = boottime_us();
-    std::vector<uint64_t> places(keys.size(), 0);
-    uint64_t total = 0;
-    size_t asked = 0;
+    choose_rows(*reading, keys);
+    if (reading->purpose == Reading::Purpose::kGet) {
+        join_ahead(reading);
+    }
+    const std::vector<NvmeRead> reads = place_rows(*reading);
+    devices_->read(reads, [this, reading](uint64_t row, const NvmeReadResult& result) {
+        take_read(*reading, row, result);
+    });
+    const auto unasked = static_cast<size_t>(std::ranges::count_if(
+        reading->rows, [](const Reading::Row& row) { return !row.asked && !row.joined; }));
+    note_answered(*reading, unasked + 1);
+}
+
+// What is there to be read; the others have their answer then.
+void NvmeTier::choose_rows(Reading& reading, std::span<const BlockStore::Key> keys) {
     for (size_t i = 0; i < keys.size(); ++i) {
-        const std::optional<NvmeFound> found = log_->find(ns->id, keys[i].hash);
+        const std::optional<NvmeFound> found = devices_->find(reading.ns->id, keys[i].hash);
         if (!found) {
             continue;
         }
-        Object& object = reading->objects[i];
+        Object& object = reading.objects[i];
         if (keys[i].version != 0 && keys[i].version != found->version) {
             object.reason = MissReason::kVersion;
             continue;
         }
-        Reading::Row& row = reading->rows[i];
+        Reading::Row& row = reading.rows[i];
         row.key = keys[i].key;
+        row.hash = keys[i].hash;
         row.asked = true;
-        row.promote =
-            reading->purpose != Reading::Purpose::kGet || is_admitted(reading->ns, *found);
+        row.promote = reading.purpose != Reading::Purpose::kGet || is_admitted(reading.ns, *found);
         object.version = found->version;
         object.length = found->length;
-        places[i] = total;
-        total += (found->length + kPlaceAlign - 1) / kPlaceAlign * kPlaceAlign;
-        ++asked;
     }
-    const std::shared_ptr<uint8_t> memory =
-        asked == 0 ? nullptr : buffers_.take(static_cast<size_t>(total));
-    if (memory != nullptr) {
+}
+
+// What is being read ahead is not read twice.
+void NvmeTier::join_ahead(const std::shared_ptr<Reading>& reading) {
+    std::vector<Hash128> joined;
+    {
         const MutexLock lock(mutex_);
-        reading->under_way = !stopping_;
-        reads_under_way_ += reading->under_way ? 1 : 0;
-    }
-    if (!reading->under_way) {
-        for (size_t i = 0; i < keys.size(); ++i) {
-            if (!reading->rows[i].asked) {
+        for (size_t i = 0; i < reading->rows.size() && !ahead_.empty(); ++i) {
+            Reading::Row& row = reading->rows[i];
+            const auto found = row.asked ? ahead_.find(row.hash) : ahead_.end();
+            if (found == ahead_.end() || found->second.is_read) {
                 continue;
             }
-            reading->objects[i].code = Code::kOverloaded;
-            reading->objects[i].reason = MissReason::kUnavailable;
+            row.asked = false;
+            row.joined = true;
+            found->second.readers.push_back({reading, i});
+            joined.push_back(row.hash);
         }
-        return finish(*reading);
     }
-    reading->left.store(asked);
+    if (!joined.empty()) {
+        devices_->hurry(joined);
+    }
+}
+
+// Gives memory to the rows that are asked for; without any, nothing is asked for.
+std::vector<NvmeRead> NvmeTier::place_rows(Reading& reading) {
     std::vector<NvmeRead> reads;
-    for (size_t i = 0; i < keys.size(); ++i) {
-        if (!reading->rows[i].asked) {
-            continue;
+    std::vector<uint64_t> places;
+    uint64_t total = 0;
+    for (size_t i = 0; i < reading.rows.size(); ++i) {
+        if (reading.rows[i].asked) {
+            const Object& object = reading.objects[i];
+            reads.push_back({reading.ns->id, reading.rows[i].hash, object.version,
+                             reading.rows[i].key, nullptr, object.length, i,
+                             reading.purpose == Reading::Purpose::kAhead});
+            places.push_back(total);
+            total += align_up(object.length, kPlaceAlign);
         }
-        Object& object = reading->objects[i];
-        object.bytes = std::shared_ptr<uint8_t>(memory, memory.get() + places[i]);
-        reads.push_back({ns->id, keys[i].hash, object.version, reading->rows[i].key,
-                         object.bytes.get(), object.length, i});
     }
-    log_->read(reads, [this, reading](uint64_t row, const NvmeReadResult& result) {
-        take_read(*reading, row, result);
-    });
+    const std::shared_ptr<uint8_t> memory =
+        reads.empty() ? nullptr : buffers_.take(static_cast<size_t>(total));
+    if (memory != nullptr) {
+        const MutexLock lock(mutex_);
+        reading.under_way = !stopping_;
+        reads_under_way_ += reading.under_way ? 1 : 0;
+    }
+    for (size_t i = 0; i < reads.size(); ++i) {
+        Object& object = reading.objects[reads[i].tag];
+        if (reading.under_way) {
+            object.bytes = std::shared_ptr<uint8_t>(memory, memory.get() + places[i]);
+            reads[i].to = object.bytes.get();
+        } else {
+            reading.rows[reads[i].tag].asked = false;
+            object.code = Code::kOverloaded;
+            object.reason = MissReason::kUnavailable;
+        }
+    }
+    if (!reading.under_way) {
+        reads.clear();
+    }
+    return reads;
+}
+
+// From now on a get does not wait for this object's read ahead.
+std::vector<NvmeTier::Ahead::Reader> NvmeTier::take_readers(const Hash128& hash) {
+    const MutexLock lock(mutex_);
+    Ahead& ahead = ahead_.find(hash)->second;
+    ahead.is_read = true;
+    return std::move(ahead.readers);
 }
 
 void NvmeTier::take_read(Reading& reading, size_t row, const NvmeReadResult& result) {
+    const bool ahead = reading.purpose == Reading::Purpose::kAhead;
+    std::vector<Ahead::Reader> readers;
+    if (ahead) {
+        readers = take_readers(reading.rows[row].hash);
+    }
     Object& object = reading.objects[row];
     object.code = result.status.code();
     if (object.code == Code::kOk) {
         object.reason = MissReason::kNone;
         object.sealed_crc = result.sealed_crc;
-        push(reading, row, result);
+        if (reading.purpose == Reading::Purpose::kGet) {
+            note_hit(object, result);
+        }
+        push(reading, row, result, ahead && readers.empty());
     } else {
         object.reason = reason_of(object.code);
         object.bytes.reset();
     }
-    if (reading.left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    for (const Ahead::Reader& reader : readers) {
+        take_joined(reader, object, result);
+    }
+    note_answered(reading, 1);
+}
+
+void NvmeTier::take_joined(const Ahead::Reader& reader, const Object& read,
+                           const NvmeReadResult& result) {
+    Object& object = reader.reading->objects[reader.row];
+    const std::string& key = reader.reading->rows[reader.row].key;
+    if (!result.status.ok()) {
+        object.code = result.status.code();
+        object.reason = reason_of(object.code);
+    } else if (result.identity.version != object.version || (!key.empty() && key != result.key)) {
+        object.reason = MissReason::kVersion;
+    } else {
+        object.code = Code::kOk;
+        object.reason = MissReason::kNone;
+        object.sealed_crc = result.sealed_crc;
+        object.bytes = read.bytes;
+        note_hit(object, result);
+    }
+    note_answered(*reader.reading, 1);
+}
+
+void NvmeTier::note_answered(Reading& reading, size_t rows) {
+    if (reading.left.fetch_sub(rows, std::memory_order_acq_rel) == rows) {
         finish(reading);
     }
 }
@@ -258,20 +348,20 @@ bool NvmeTier::is_admitted(const NamespaceRef& ns, const NvmeFound& found) {
     return store.free_bytes() >= store.segment_bytes() / kFreeShare + found.length;
 }
 
+void NvmeTier::note_hit(const Object& object, const NvmeReadResult& result) {
+    counts_->hits.add();
+    counts_->hit_bytes.add(object.length);
+    domains_.sampler().hit(result.identity.hash, object.length);
+}
+
 // Each object as soon as it was read: the next reader may come before the others are.
-void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& result) {
+void NvmeTier::push(const Reading& reading, size_t row, const NvmeReadResult& result, bool ahead) {
     const Object& object = reading.objects[row];
-    if (reading.purpose == Reading::Purpose::kGet) {
-        counts_->hits.add();
-        counts_->hit_bytes.add(object.length);
-        domains_.sampler().hit(result.identity.hash, object.length);
-    }
     if (!reading.rows[row].promote) {
         return counts_->promotions_skipped.add();
     }
-    Promotion promotion{reading.ns,      std::string(result.key),
-                        result,          object.bytes,
-                        reading.waiting, reading.purpose == Reading::Purpose::kAhead};
+    Promotion promotion{reading.ns,   std::string(result.key), result,
+                        object.bytes, reading.waiting,         ahead};
     promotion.what.key = {};  // a view that ends with this call
     {
         const MutexLock lock(mutex_);
@@ -344,7 +434,7 @@ void NvmeTier::promote_one(const Promotion& promotion) {
         store.note_prefetched(block.generation);
     }
     // Removed, replaced or dropped meanwhile: it must not be found any more.
-    const std::optional<NvmeFound> still = log_->find(promotion.ns->id, identity.hash);
+    const std::optional<NvmeFound> still = devices_->find(promotion.ns->id, identity.hash);
     if (!still || still->version != identity.version) {
         static_cast<void>(store.unpublish(block.generation));
         withdraw(promotion.ns, {promotion.key, identity.version, MissReason::kEvicted});

@@ -105,7 +105,7 @@ NvmeLog::~NvmeLog() {
             buffers_->end_file();
             write_wake_.notify_all();
             changed_.wait(mutex_, [this]() KV_REQUIRES(mutex_) {
-                return waiting_reads_.empty() && reads_under_way_ == 0;
+                return waiting_reads_.empty() && waiting_ahead_.empty() && reads_under_way_ == 0;
             });
         }
         for (std::thread& writer : writers_) {

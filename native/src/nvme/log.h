@@ -141,6 +141,7 @@ struct NvmeRead {
     uint8_t* to = nullptr;
     uint64_t capacity = 0;
     uint64_t tag = 0;
+    bool ahead = false;  // nobody waits for it: behind all others, and few at once
 };
 
 // NotFound, BufferTooSmall, ChecksumMismatch and IoError (the object is dropped), Overloaded,
@@ -202,6 +203,8 @@ class NvmeLog {
     // Calls `done` once for each, on a thread of the reads; for what is answered without the disk
     // on this one, before it returns. Destinations are the caller's and must live until then.
     void read(std::span<const NvmeRead> reads, const NvmeReadDone& done);
+    // Somebody waits for these now: what of them was to be read ahead is a read like any other.
+    void hurry(std::span<const Hash128> hashes) KV_EXCLUDES(mutex_);
 
     // Drops every version up to `version`. True: one was there.
     bool remove(NamespaceId ns, const Hash128& hash, Version version);
@@ -293,6 +296,7 @@ class NvmeLog {
     static Status take_split_head(ReadTask& task,
                                   const std::vector<std::shared_ptr<WriteBuffer>>& buffers);
     void start_reads() KV_EXCLUDES(mutex_);
+    ReadTask* next_read() KV_REQUIRES(mutex_);
     void finish_read(ReadTask* task, const NvmeReadResult& result) KV_EXCLUDES(mutex_);
     void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop)
         KV_REQUIRES(mutex_);
@@ -381,7 +385,9 @@ class NvmeLog {
     std::deque<Hash128> lately_order_ KV_GUARDED_BY(mutex_);
 
     std::deque<std::unique_ptr<ReadTask>> waiting_reads_ KV_GUARDED_BY(mutex_);
-    size_t reads_under_way_ KV_GUARDED_BY(mutex_) = 0;
+    std::deque<std::unique_ptr<ReadTask>> waiting_ahead_ KV_GUARDED_BY(mutex_);
+    size_t reads_under_way_ KV_GUARDED_BY(mutex_) = 0;  // those ahead included
+    size_t ahead_under_way_ KV_GUARDED_BY(mutex_) = 0;
     std::vector<AlignedBuffer> bounce_buffers_ KV_GUARDED_BY(mutex_);
 
     std::unique_ptr<NvmeReadEngine> engine_;

@@ -11,6 +11,8 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kFailuresToOff = 8;  // failed reads with no good one in between
+// Reads ahead that the disk has at once: a read that somebody waits for shares it with no more.
+constexpr size_t kAheadAtOnce = 2;
 
 }  // namespace
 
@@ -170,13 +172,14 @@ Status NvmeLog::admit_read(const NvmeRead& read, std::unique_ptr<ReadTask>* task
     }
     *in_memory =
         buffers_->find(one.seq, one.place, one.entry.head_units * kRecordAlign + one.entry.length);
-    if (in_memory->empty() && waiting_reads_.size() >= options_.max_queued_reads) {
+    std::deque<std::unique_ptr<ReadTask>>& queue = read.ahead ? waiting_ahead_ : waiting_reads_;
+    if (in_memory->empty() && queue.size() >= options_.max_queued_reads) {
         ++counters_.overloaded;
         return {Code::kOverloaded, "too many reads wait for NVMe"};
     }
     ++files_[one.file].readers;
     if (in_memory->empty()) {
-        waiting_reads_.push_back(std::move(*task));
+        queue.push_back(std::move(*task));
     }
     return {};
 }
@@ -240,20 +243,51 @@ Status NvmeLog::take_split_head(ReadTask& task,
     return task.take(0, std::span(bytes).first(size));
 }
 
+void NvmeLog::hurry(std::span<const Hash128> hashes) {
+    {
+        const MutexLock lock(mutex_);
+        const auto stays = [&](const std::unique_ptr<ReadTask>& task) {
+            return std::ranges::find(hashes, task->request.hash) == hashes.end();
+        };
+        const auto hurried =
+            std::stable_partition(waiting_ahead_.begin(), waiting_ahead_.end(), stays);
+        for (auto task = hurried; task != waiting_ahead_.end(); ++task) {
+            (*task)->request.ahead = false;
+            waiting_reads_.push_back(std::move(*task));
+        }
+        waiting_ahead_.erase(hurried, waiting_ahead_.end());
+    }
+    start_reads();
+}
+
+// Null: none waits, or the disk has as many as it should.
+NvmeLog::ReadTask* NvmeLog::next_read() {
+    if (reads_under_way_ >= std::max<size_t>(options_.reads.depth, 1)) {
+        return nullptr;
+    }
+    const bool ahead = waiting_reads_.empty();
+    std::deque<std::unique_ptr<ReadTask>>& queue = ahead ? waiting_ahead_ : waiting_reads_;
+    if (queue.empty() || (ahead && ahead_under_way_ >= kAheadAtOnce)) {
+        return nullptr;
+    }
+    ReadTask* task = queue.front().release();
+    queue.pop_front();
+    task->under_way = true;
+    ++reads_under_way_;
+    ahead_under_way_ += ahead ? 1 : 0;
+    return task;
+}
+
 // Starts as many waiting reads as the depth allows.
 void NvmeLog::start_reads() {
-    const size_t depth = std::max<size_t>(options_.reads.depth, 1);
     while (true) {
         ReadTask* task = nullptr;
         {
             const MutexLock lock(mutex_);
-            if (waiting_reads_.empty() || reads_under_way_ >= depth) {
+            task = next_read();
+            if (task == nullptr) {
                 return;
             }
-            task = waiting_reads_.front().release();
-            waiting_reads_.pop_front();
-            ++reads_under_way_;
-            task->under_way = true;
             if (!bounce_buffers_.empty()) {
                 task->bounce = std::move(bounce_buffers_.back());
                 bounce_buffers_.pop_back();
@@ -328,6 +362,7 @@ void NvmeLog::finish_read(ReadTask* raw, const NvmeReadResult& result) {
         const MutexLock lock(mutex_);
         if (task->under_way) {
             --reads_under_way_;
+            ahead_under_way_ -= task->request.ahead ? 1 : 0;
         }
         more = task->bounce.size() != 0;
         if (more) {

@@ -217,7 +217,7 @@ TEST(Domains, ShareTheDiskAndNothingElse) {
     for (DomainOptions& domain : options.domains) {
         domain.segment_bytes = 3 << 20;  // half of what each tenant puts
     }
-    options.nvme_dir = folder.path() + "/nvme";
+    options.nvme_dirs = {folder.path() + "/nvme"};
     options.nvme_bytes = 64 << 20;
     const std::vector<std::string> tenants = {"a", "b", "c"};
     const auto key = [](int number) { return "key " + std::to_string(number); };

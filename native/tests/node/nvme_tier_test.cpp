@@ -18,12 +18,13 @@ class NvmeTierTest : public ::testing::Test {
     NodeOptions options() {
         NodeOptions options = node_options("a");
         options.segment_bytes = 3 << 20;
-        options.nvme_dir = dir.path() + "/nvme";
+        options.nvme_dirs = folders();
         options.nvme_bytes = 32 << 20;
         options.node_epoch = epoch;
         options.nvme = tunables;
         return options;
     }
+    virtual std::vector<std::string> folders() const { return {dir.path() + "/nvme"}; }
     void start_node() {
         node = std::make_unique<TestNode>(options());
         node->join(*master, session++);
@@ -218,6 +219,46 @@ TEST_F(NvmeTierTest, AReadOfSeveralTakesEachFromWhereItIs) {
     EXPECT_EQ(static_cast<Code>(reply.status[3]), Code::kBufferTooSmall);
     EXPECT_EQ(reply.sizes[3], kObjectBytes);
     EXPECT_EQ(bytes, value(0) + value(kObjects - 1));
+}
+
+// The same over two devices, one of which is not there in the next life.
+class TwoDevicesTest : public NvmeTierTest {
+  protected:
+    std::vector<std::string> folders() const override {
+        std::vector<std::string> all{dir.path() + "/nvme"};
+        if (both) {
+            all.push_back(dir.path() + "/second");
+        }
+        return all;
+    }
+    int readable() {
+        int count = 0;
+        for (int i = 0; i < kObjects; ++i) {
+            const GetResult got = client->get(key(i));
+            if (got.code == Code::kOk) {
+                EXPECT_EQ(got.bytes, value(i)) << i;
+                ++count;
+            }
+        }
+        return count;
+    }
+    bool both = true;
+};
+
+TEST_F(TwoDevicesTest, WhatOneOfThemHasIsReadWithoutTheOther) {
+    put_all();
+    EXPECT_EQ(readable(), kObjects);
+    EXPECT_EQ(node->core->nvme()->snapshot(Deadline::after_ms(20'000)).left, 0u);
+    lose_dram();
+    EXPECT_EQ(readable(), kObjects);
+    both = false;
+    lose_dram();
+    const int left = readable();
+    EXPECT_GT(left, kObjects / 4);
+    EXPECT_LT(left, kObjects * 3 / 4);
+    both = true;
+    lose_dram();
+    EXPECT_EQ(readable(), kObjects);
 }
 
 }  // namespace

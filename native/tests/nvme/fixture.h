@@ -62,6 +62,9 @@ class FaultyIo : public FileIo {
         if (hold_reads && size >= kIoAlign) {
             ++held;
             hold_reads.wait(true);
+            if (fail_reads) {
+                return -error;
+            }
         }
         return FileIo::read(fd, to, short_reads ? shortened(size) : size, offset);
     }
