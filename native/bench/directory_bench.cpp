@@ -2,7 +2,6 @@
 // a node announces everything again. Prints one JSON object.
 //
 //   directory_bench [objects] [seconds of each lookup phase]
-#include <malloc.h>
 #include <time.h>
 
 #include <algorithm>
@@ -30,11 +29,6 @@ constexpr uint64_t kObjectBytes = 262144;
 constexpr NodeNumber kNode = 1;
 constexpr NodeNumber kRejoining = 2;
 constexpr uint64_t kSeed = 1;
-
-uint64_t heap_bytes() {
-    const struct mallinfo2 info = mallinfo2();
-    return info.uordblks + info.hblkhd;
-}
 
 // All keys in one piece of memory, so that they are no part of what is measured.
 class Keys {
@@ -79,9 +73,9 @@ class DirectoryBench {
     }
 
     void run() {
-        const uint64_t before = heap_bytes();
+        const uint64_t before = directory_.stats().memory_bytes;
         const double announces = announce_all();
-        const uint64_t used = heap_bytes() - before - key_bytes();
+        const uint64_t used = directory_.stats().memory_bytes - before - key_bytes();
         const Times present = lookups([] { return true; }, false);
         const Times absent = lookups([] { return true; }, true);
         const uint64_t rejoin = std::min<uint64_t>(kRejoinObjects, keys_.count());

@@ -254,6 +254,7 @@ class _Listener(BaseHTTPRequestHandler):
 
 
 def test_a_node_learns_no_operators_secret(audited: Audited) -> None:
+    _Listener.heard.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), _Listener) as listener:
         threading.Thread(target=listener.serve_forever, daemon=True).start()
         with control(audited.cluster.master, f"evil:{SECRETS['evil']}") as plane:

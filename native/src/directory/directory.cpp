@@ -29,6 +29,10 @@ Directory::Directory(const HashSecret& secret, uint32_t master_epoch)
       namespaces_(secret),
       shards_(std::make_unique<std::array<Shard, kShards>>()) {
     KV_ASSERT(master_epoch != 0 && master_epoch <= kMaxEpoch);
+    for (Shard& shard : *shards_) {
+        const WriterLock lock(shard.lock);
+        shard.objects.set_memory(&memory_);
+    }
 }
 
 Directory::~Directory() = default;
@@ -37,9 +41,8 @@ void Directory::set_readable(NodeNumber node, bool readable) {
     readable_[node].store(readable, std::memory_order_relaxed);
 }
 
-Directory::Place Directory::place(const DirectoryEpoch& ns, std::string_view key) const {
-    const uint64_t hash = ShardHash(secret_)(ns.id, key);
-    return {static_cast<uint32_t>(hash >> 58), static_cast<uint32_t>(hash)};
+KeyHash Directory::place(const DirectoryEpoch& ns, std::string_view key) const {
+    return ShardHash(secret_)(ns.id, key);
 }
 
 void Directory::set_restarting(NodeNumber node, bool restarting) {
@@ -106,7 +109,7 @@ void Directory::find(const Namespace& ns, std::span<const std::string_view> keys
     const uint64_t now_ms = boottime_ms();
     for (size_t begin = 0; begin < keys.size(); begin += kGroup) {
         const size_t count = std::min(kGroup, keys.size() - begin);
-        std::array<Place, kGroup> places;
+        std::array<KeyHash, kGroup> places;
         uint64_t used = 0;
         for (size_t i = 0; i < count; ++i) {
             places[i] = place(epoch, keys[begin + i]);
@@ -117,20 +120,17 @@ void Directory::find(const Namespace& ns, std::span<const std::string_view> keys
             (*shards_)[static_cast<size_t>(__builtin_ctzll(left))].lock.lock_shared();
         }
         for (size_t i = 0; i < count; ++i) {
-            (*shards_)[places[i].shard].objects.prefetch_index(places[i].hash);
+            (*shards_)[places[i].shard].objects.prefetch_index(places[i].index);
         }
         std::array<uint32_t, kGroup> hints;
         for (size_t i = 0; i < count; ++i) {
-            hints[i] = (*shards_)[places[i].shard].objects.prefetch_entry(places[i].hash);
-        }
-        for (size_t i = 0; i < count; ++i) {
-            (*shards_)[places[i].shard].objects.prefetch_key(hints[i]);
+            hints[i] = (*shards_)[places[i].shard].objects.prefetch_entry(places[i].index);
         }
         for (size_t i = 0; i < count; ++i) {
             const Shard& shard = (*shards_)[places[i].shard];
             const std::string_view key = keys[begin + i];
-            answer(shard, shard.objects.find_hinted(hints[i], places[i].hash, epoch.ref, key),
-                   places[i].hash, epoch, key, now_ms, out[begin + i]);
+            answer(shard, shard.objects.find_hinted(hints[i], places[i], epoch.ref, key),
+                   places[i].index, epoch, key, now_ms, out[begin + i]);
         }
         for (uint64_t left = used; left != 0; left &= left - 1) {
             (*shards_)[static_cast<size_t>(__builtin_ctzll(left))].lock.unlock_shared();
@@ -160,20 +160,20 @@ void Directory::find_nowhere(std::span<ObjectPlace> out) const {
 }
 
 ObjectPlace Directory::lookup_one(const DirectoryEpoch& ns, std::string_view key) const {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
     ObjectPlace out;
     const ReaderLock lock(shard.lock);
-    answer(shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key, boottime_ms(), out);
+    answer(shard, shard.objects.find(at.index, ns.ref, key), at.index, ns, key, boottime_ms(), out);
     return out;
 }
 
 ObjectPlace Directory::lookup_restarting(const DirectoryEpoch& ns, std::string_view key) const {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
     ObjectPlace out;
     const ReaderLock lock(shard.lock);
-    answer_from(restarting_, shard, shard.objects.find(at.hash, ns.ref, key), at.hash, ns, key,
+    answer_from(restarting_, shard, shard.objects.find(at.index, ns.ref, key), at.index, ns, key,
                 boottime_ms(), out);
     return out;
 }
@@ -222,10 +222,10 @@ void Directory::drop_object(Shard& shard, uint32_t number) {
 
 AnnounceOutcome Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
                                     const AnnouncedObject& item, Version floor) {
-    const Place at = place(ns, item.key);
+    const KeyHash at = place(ns, item.key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
-    return announce_in(shard, at.hash, ns, node, item, floor);
+    return announce_in(shard, at, ns, node, item, floor);
 }
 
 void Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
@@ -233,12 +233,12 @@ void Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
                          std::span<AnnounceOutcome> out) {
     KV_ASSERT(out.size() >= items.size());
     struct Row {
-        Place place;
+        KeyHash place;
         uint32_t item;
     };
     std::vector<Row> rows(items.size());
     std::array<uint32_t, kShards + 1> begins{};  // of each shard's rows; counts at first
-    std::vector<Place> places(items.size());
+    std::vector<KeyHash> places(items.size());
     for (size_t i = 0; i < items.size(); ++i) {
         places[i] = place(ns, items[i].key);
         ++begins[places[i].shard + 1];
@@ -256,20 +256,19 @@ void Directory::announce(const DirectoryEpoch& ns, NodeNumber node,
             const auto group = mine.subspan(first, std::min(kWriteGroup, mine.size() - first));
             const WriterLock lock(shard.lock);
             for (const Row& row : group) {
-                shard.objects.prefetch_index(row.place.hash);
+                shard.objects.prefetch_index(row.place.index);
             }
             for (const Row& row : group) {
-                shard.objects.prefetch_entry(row.place.hash);
+                shard.objects.prefetch_entry(row.place.index);
             }
             for (const Row& row : group) {
-                out[row.item] =
-                    announce_in(shard, row.place.hash, ns, node, items[row.item], floor);
+                out[row.item] = announce_in(shard, row.place, ns, node, items[row.item], floor);
             }
         }
     }
 }
 
-AnnounceOutcome Directory::announce_in(Shard& shard, uint32_t hash, const DirectoryEpoch& ns,
+AnnounceOutcome Directory::announce_in(Shard& shard, const KeyHash& hash, const DirectoryEpoch& ns,
                                        NodeNumber node, const AnnouncedObject& item,
                                        Version floor) {
     if (!is_valid_key(item.key)) {
@@ -282,7 +281,7 @@ AnnounceOutcome Directory::announce_in(Shard& shard, uint32_t hash, const Direct
         KV_GUARD("tombstone", shard.tombstone(ns.ref, item.key) >= item.version)) {
         return outcome;
     }
-    uint32_t number = shard.objects.find(hash, ns.ref, item.key);
+    uint32_t number = shard.objects.find(hash.index, ns.ref, item.key);
     const bool known = number != ObjectTable::kNone;
     const Version current = known ? shard.objects.at(number).version : 0;
     if (item.version < current || (item.version != current && item.version <= floor)) {
@@ -305,10 +304,10 @@ AnnounceOutcome Directory::announce_in(Shard& shard, uint32_t hash, const Direct
         shard.bytes += item.size - entry.size;
         ns.bytes.fetch_add(item.size - entry.size, std::memory_order_relaxed);
         entry.version = item.version;
-        entry.size = item.size;
+        entry.set_size(item.size);
         entry.pin = item.pin;
         entry.replicas_wanted = std::max<uint8_t>(item.replicas_wanted, 1);
-        entry.expires_at_ms = item.ttl_ms == 0 ? 0 : boottime_ms() + item.ttl_ms;
+        entry.set_expiry(item.ttl_ms == 0 ? 0 : boottime_ms() + item.ttl_ms);
         entry.created_s = static_cast<uint32_t>(std::time(nullptr));
     }
     outcome.is_newer = item.version != current;
@@ -341,10 +340,10 @@ Code Directory::record_replica(Shard& shard, ObjectEntry& entry, Replica replica
 
 bool Directory::withdraw(const DirectoryEpoch& ns, NodeNumber node, std::string_view key,
                          Version version, MissReason reason) {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
-    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    const uint32_t number = shard.objects.find(at.index, ns.ref, key);
     if (number == ObjectTable::kNone || shard.objects.at(number).version != version) {
         return false;
     }
@@ -356,7 +355,7 @@ bool Directory::withdraw(const DirectoryEpoch& ns, NodeNumber node, std::string_
     emit(WatchKind::kWithdraw, entry, node);
     drop_replica(shard, entry, static_cast<size_t>(position));
     if (entry.replicas[0].empty()) {
-        shard.remember(at.hash, reason);
+        shard.remember(at.index, reason);
         drop_object(shard, number);
     } else {
         // An evicted copy is not made again: repair answers deaths and drains only.
@@ -367,10 +366,10 @@ bool Directory::withdraw(const DirectoryEpoch& ns, NodeNumber node, std::string_
 }
 
 RemoveOutcome Directory::remove(const DirectoryEpoch& ns, std::string_view key, bool force) {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
-    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    const uint32_t number = shard.objects.find(at.index, ns.ref, key);
     RemoveOutcome outcome;
     if (number == ObjectTable::kNone) {
         outcome.code = Code::kNotFound;
@@ -391,14 +390,14 @@ RemoveOutcome Directory::remove(const DirectoryEpoch& ns, std::string_view key, 
 }
 
 void Directory::set_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version) {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
     shard.set_tombstone(ns, key, version);
 }
 
 void Directory::drop_tombstone(const DirectoryEpoch& ns, std::string_view key, Version version) {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
     const auto found = shard.tombstones.find(NsKey(ns.ref, key).view());
@@ -410,10 +409,10 @@ void Directory::drop_tombstone(const DirectoryEpoch& ns, std::string_view key, V
 
 Version Directory::set_pin(const DirectoryEpoch& ns, std::string_view key, Pin pin,
                            std::vector<NodeNumber>& holders) {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     Shard& shard = (*shards_)[at.shard];
     const WriterLock lock(shard.lock);
-    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    const uint32_t number = shard.objects.find(at.index, ns.ref, key);
     if (number == ObjectTable::kNone) {
         return 0;
     }
@@ -433,10 +432,10 @@ const DirectoryEpoch* Directory::flush(Namespace& ns) {
 }
 
 bool Directory::inspect(const DirectoryEpoch& ns, std::string_view key, ObjectInfo& out) const {
-    const Place at = place(ns, key);
+    const KeyHash at = place(ns, key);
     const Shard& shard = (*shards_)[at.shard];
     const ReaderLock lock(shard.lock);
-    const uint32_t number = shard.objects.find(at.hash, ns.ref, key);
+    const uint32_t number = shard.objects.find(at.index, ns.ref, key);
     if (number == ObjectTable::kNone) {
         return false;
     }

@@ -174,19 +174,15 @@ class Directory {
   private:
     using Shard = DirectoryShard;
     using NodeFlags = std::array<std::atomic<bool>, limits::kMaxNodes>;
-    struct Place {
-        uint32_t shard;
-        uint32_t hash;
-    };
 
-    Place place(const DirectoryEpoch& ns, std::string_view key) const;
+    KeyHash place(const DirectoryEpoch& ns, std::string_view key) const;
     void answer(const Shard& shard, uint32_t number, uint32_t hash, const DirectoryEpoch& ns,
                 std::string_view key, uint64_t now_ms, ObjectPlace& out) const
         KV_REQUIRES_SHARED(shard.lock);
     void answer_from(const NodeFlags& nodes, const Shard& shard, uint32_t number, uint32_t hash,
                      const DirectoryEpoch& ns, std::string_view key, uint64_t now_ms,
                      ObjectPlace& out) const KV_REQUIRES_SHARED(shard.lock);
-    AnnounceOutcome announce_in(Shard& shard, uint32_t hash, const DirectoryEpoch& ns,
+    AnnounceOutcome announce_in(Shard& shard, const KeyHash& hash, const DirectoryEpoch& ns,
                                 NodeNumber node, const AnnouncedObject& item, Version floor)
         KV_REQUIRES(shard.lock);
     Code record_replica(Shard& shard, ObjectEntry& entry, Replica replica, uint64_t size)
@@ -210,6 +206,7 @@ class Directory {
     std::atomic<bool> rebuilding_{false};
     NamespaceTable namespaces_;
     WatchRing watch_;
+    TableMemory memory_;  // of the objects of all shards
     std::unique_ptr<std::array<Shard, kShards>> shards_;
     NodeFlags readable_{};
     NodeFlags restarting_{};

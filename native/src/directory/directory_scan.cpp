@@ -175,6 +175,7 @@ std::vector<Directory::NamespaceUse> Directory::uses() const {
 
 Directory::Stats Directory::stats() const {
     Stats stats;
+    stats.memory_bytes = memory_.bytes();
     for (const Shard& shard : *shards_) {
         const ReaderLock lock(shard.lock);
         stats.objects += shard.objects.size();

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <type_traits>
 
 namespace kvstore {
 
@@ -60,7 +62,7 @@ uint32_t ObjectTable::find(uint32_t hash, uint32_t ns, std::string_view key) con
     }
 }
 
-uint32_t ObjectTable::insert(uint32_t hash, uint32_t ns, std::string_view key) {
+uint32_t ObjectTable::insert(const KeyHash& hash, uint32_t ns, std::string_view key) {
     KV_ASSERT(!key.empty() && key.size() <= limits::kMaxKeyBytes);
     if ((count_ + 1) * uint64_t{4} > slots_.size() * uint64_t{3}) {
         grow();
@@ -72,7 +74,9 @@ uint32_t ObjectTable::insert(uint32_t hash, uint32_t ns, std::string_view key) {
         KV_ASSERT(used_ < kNone - 1);
         number = used_++;
         if (number >> kBlockBits == blocks_.size()) {
-            blocks_.push_back(std::make_unique<ObjectEntry[]>(kBlockMask + 1));
+            static_assert(std::is_trivially_destructible_v<ObjectEntry>);
+            char* memory = memory_->take((kBlockMask + 1) * sizeof(ObjectEntry));
+            blocks_.push_back(new (memory) ObjectEntry[kBlockMask + 1]);
         }
     }
     ObjectEntry& entry = at(number);
@@ -82,12 +86,13 @@ uint32_t ObjectTable::insert(uint32_t hash, uint32_t ns, std::string_view key) {
     entry.key_data = data;
     entry.key_bytes = static_cast<uint16_t>(key.size());
     entry.ns = ns;
-    entry.hash = hash;
-    uint32_t i = hash & mask_;
+    entry.hash = hash.index;
+    entry.set_check(hash);
+    uint32_t i = hash.index & mask_;
     while (slots_[i].number_plus_one != 0) {
         i = (i + 1) & mask_;
     }
-    slots_[i] = {hash, number + 1};
+    slots_[i] = {hash.index, number + 1};
     ++count_;
     return number;
 }
@@ -116,7 +121,7 @@ void ObjectTable::erase(uint32_t number) {
 }
 
 void ObjectTable::grow() {
-    std::vector<Slot> larger(slots_.size() * 2, Slot{0, 0});
+    std::vector<Slot, TableAllocator<Slot>> larger(slots_.size() * 2, Slot{0, 0});
     const auto mask = static_cast<uint32_t>(larger.size() - 1);
     for (const Slot slot : slots_) {
         if (slot.number_plus_one != 0) {
@@ -140,11 +145,8 @@ char* ObjectTable::allocate_key(size_t bytes) {
     }
     const size_t step = (c + 1) * 8;
     if (chunk_next_[c] == nullptr || chunk_next_[c] + step > chunk_end_[c]) {
-        static_assert(kKeysPerChunk * 8 % sizeof(KeyLine) == 0);
-        key_chunks_.push_back(
-            std::make_unique_for_overwrite<KeyLine[]>(step * kKeysPerChunk / sizeof(KeyLine)));
-        key_chunk_bytes_ += step * kKeysPerChunk;
-        chunk_next_[c] = key_chunks_.back()[0].bytes;
+        static_assert(kKeysPerChunk * 8 % TableMemory::kAlign == 0);
+        chunk_next_[c] = memory_->take(step * kKeysPerChunk);
         chunk_end_[c] = chunk_next_[c] + step * kKeysPerChunk;
     }
     char* data = chunk_next_[c];
@@ -161,9 +163,7 @@ void ObjectTable::free_key(const char* data, size_t bytes) {
 
 uint64_t ObjectTable::memory_bytes() const {
     return sizeof(*this) + slots_.capacity() * sizeof(Slot) +
-           blocks_.size() * ((kBlockMask + 1) * sizeof(ObjectEntry)) +
-           blocks_.capacity() * sizeof(blocks_[0]) + key_chunk_bytes_ +
-           key_chunks_.capacity() * sizeof(key_chunks_[0]);
+           blocks_.capacity() * sizeof(blocks_[0]);
 }
 
 }  // namespace kvstore

@@ -1,8 +1,8 @@
 // The directory's own hash of (namespace id, key): SipHash-1-3, keyed with the cluster's secret.
 //
-// It never leaves the process and full keys are compared, so the lighter variant (the one of Rust's
-// hash maps) is enough against keys that are chosen to collide; it halves the cost of a lookup's
-// hashing. Source: Aumasson and Bernstein, SipHash: a fast short-input PRF, 2012.
+// It never leaves the process, so the lighter variant (the one of Rust's hash maps) is enough
+// against keys that are chosen to collide; it halves the cost of a lookup's hashing. Source:
+// Aumasson and Bernstein, SipHash: a fast short-input PRF, 2012.
 #pragma once
 
 #include <bit>
@@ -14,6 +14,13 @@
 
 namespace kvstore {
 
+// Where a key belongs, and what tells it from others that belong there.
+struct KeyHash {
+    uint32_t shard = 0;  // below 64
+    uint32_t index = 0;
+    uint64_t check = 0;
+};
+
 class ShardHash {
   public:
     explicit ShardHash(const HashSecret& secret) {
@@ -21,7 +28,7 @@ class ShardHash {
         std::memcpy(&k1_, secret.data() + 8, 8);
     }
 
-    uint64_t operator()(NamespaceId ns, std::string_view key) const {
+    KeyHash operator()(NamespaceId ns, std::string_view key) const {
         State state{k0_ ^ 0x736f6d6570736575, k1_ ^ 0x646f72616e646f6d, k0_ ^ 0x6c7967656e657261,
                     k1_ ^ 0x7465646279746573};
         state.absorb(ns);
@@ -41,7 +48,12 @@ class ShardHash {
         state.round();
         state.round();
         state.round();
-        return state.v0 ^ state.v1 ^ state.v2 ^ state.v3;
+        const uint64_t first = state.word();
+        state.v1 ^= 0xDD;  // as SipHash makes its second word
+        state.round();
+        state.round();
+        state.round();
+        return {static_cast<uint32_t>(first >> 58), static_cast<uint32_t>(first), state.word()};
     }
 
   private:
@@ -52,6 +64,7 @@ class ShardHash {
             round();
             v0 ^= word;
         }
+        uint64_t word() const { return v0 ^ v1 ^ v2 ^ v3; }
         void round() {
             v0 += v1;
             v2 += v3;

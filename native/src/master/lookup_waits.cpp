@@ -14,7 +14,7 @@ namespace kvstore {
 
 uint64_t LookupWaits::hash(const Namespace& ns, std::string_view key) const {
     // A wait holds its namespace. Not the epoch's id: a wait outlasts a flush.
-    return ShardHash(secret_)(reinterpret_cast<uintptr_t>(&ns), key);
+    return ShardHash(secret_)(reinterpret_cast<uintptr_t>(&ns), key).check;
 }
 
 bool LookupWaits::present(const Wait& wait, size_t row) const {

@@ -48,7 +48,7 @@ class Admission {
     void set_principal_share(double share) { principal_share_ = share; }
     size_t half_open() const KV_EXCLUDES(mutex_);
     bool full() const { return half_open() >= limits_.max_half_open; }  // the next one evicts
-    // That may be caused between two ticks of a listener; who comes after waits in its queue. So
+    // That may be caused in a tick's time of a listener; who comes after waits in its queue. So
     // each has a tick's time to say hello, and a flood takes only so much from the sessions.
     size_t most_evictions() const { return std::max<size_t>(limits_.max_half_open / 4 * 3, 1); }
 

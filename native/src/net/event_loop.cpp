@@ -21,6 +21,8 @@ constexpr uint64_t kWakeId = 0;
 constexpr uint64_t kListenerBit = uint64_t{1} << 63;
 constexpr size_t kScratchBytes = 256 * 1024;
 constexpr int kAcceptsPerTurn = 4;          // so that a flood delays sessions by little
+constexpr int kDelayMs = 2;                 // of a listener whose next connection would evict …
+constexpr uint64_t kEvictionsAtOnce = 8;    // … and evictions that it may cause after that
 constexpr uint64_t kSpareDescriptors = 64;  // for files; an eighth where only few are allowed
 constexpr std::string_view kEvicted =
     "too many connections before their Welcome: the oldest ones give way to new ones";
@@ -101,13 +103,17 @@ void EventLoop::run() {
     most_descriptors_ = most_descriptors();
     while (!stopping_) {
         const uint64_t now_ms = boottime_ms();
-        const int patience = now_ms >= next_tick_ms_ ? 0 : static_cast<int>(next_tick_ms_ - now_ms);
+        const int to_tick = now_ms >= next_tick_ms_ ? 0 : static_cast<int>(next_tick_ms_ - now_ms);
+        const int patience = delayed_listeners_.empty() ? to_tick : std::min(to_tick, kDelayMs);
         const int count = polling_.wait(patience, [&](int timeout_ms) {
             return epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                               timeout_ms);
         });
         for (int i = 0; i < count; ++i) {
             handle(events[static_cast<size_t>(i)].data.u64, events[static_cast<size_t>(i)].events);
+        }
+        if (!delayed_listeners_.empty() && boottime_us() >= next_eviction_us_) {
+            resume(&delayed_listeners_);
         }
         if (boottime_ms() >= next_tick_ms_) {
             tick();
@@ -142,10 +148,7 @@ void EventLoop::tick() {
     if (!listeners_.empty()) {
         most_descriptors_ = most_descriptors();
     }
-    evictions_left_ = state_->admission.most_evictions();
-    for (const size_t listener : std::exchange(paused_listeners_, {})) {
-        watch_listener(listener, true);
-    }
+    resume(&paused_listeners_);
     const bool again = principals_changed();
     std::vector<EventConnection*> finished;
     for (const auto& [id, connection] : connections_) {
@@ -248,9 +251,8 @@ void EventLoop::watch_listener(size_t listener, bool on) {
 
 void EventLoop::accept_some(size_t listener) {
     for (int i = 0; i < kAcceptsPerTurn; ++i) {
-        const bool evicts = state_->admission.full();
-        if (evicts && evictions_left_ == 0) {
-            return pause(listener);
+        if (state_->admission.full() && !take_eviction()) {
+            return pause(listener, &delayed_listeners_);
         }
         Fd fd(accept4(listeners_[listener].get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (!fd.valid()) {
@@ -262,7 +264,6 @@ void EventLoop::accept_some(size_t listener) {
             }
             continue;
         }
-        evictions_left_ -= evicts ? 1 : 0;
         ++state_->accepted;
         accept_one(std::move(fd));
     }
@@ -271,12 +272,32 @@ void EventLoop::accept_some(size_t listener) {
 void EventLoop::run_out_of_descriptors(size_t listener) {
     state_->count_refusal(Code::kOverloaded, {}, kOutOfDescriptors);
     (void)state_->admission.evict_oldest();
-    pause(listener);
+    pause(listener, &paused_listeners_);
 }
 
-void EventLoop::pause(size_t listener) {
+void EventLoop::pause(size_t listener, std::vector<size_t>* until) {
     watch_listener(listener, false);
-    paused_listeners_.push_back(listener);
+    until->push_back(listener);
+}
+
+void EventLoop::resume(std::vector<size_t>* paused) {
+    for (const size_t listener : std::exchange(*paused, {})) {
+        watch_listener(listener, true);
+    }
+}
+
+// A tick's worth of them, given out over the tick: all at once, they would delay every session.
+bool EventLoop::take_eviction() {
+    const uint64_t now_us = boottime_us();
+    if (now_us < next_eviction_us_) {
+        return false;
+    }
+    const uint64_t a_tick = state_->admission.most_evictions();
+    const uint64_t gap_us = uint64_t{state_->options.tick_ms} * 1000 / a_tick;
+    const uint64_t at_once = std::clamp<uint64_t>(a_tick / 8, 1, kEvictionsAtOnce);
+    const uint64_t saved_us = std::min(now_us, (at_once - 1) * gap_us);
+    next_eviction_us_ = std::max(next_eviction_us_, now_us - saved_us) + gap_us;
+    return true;
 }
 
 void EventLoop::accept_one(Fd fd) {

@@ -44,7 +44,9 @@ class EventLoop {
     void accept_some(size_t listener);
     void accept_one(Fd fd);
     void run_out_of_descriptors(size_t listener);
-    void pause(size_t listener);
+    void pause(size_t listener, std::vector<size_t>* until);
+    void resume(std::vector<size_t>* paused);
+    bool take_eviction();
     void refuse(const Fd& fd, const std::string& address, std::string_view reason);
     void watch_listener(size_t listener, bool on);
     EventConnection* insert(std::shared_ptr<Outbox> outbox, Peer peer);
@@ -58,8 +60,9 @@ class EventLoop {
     const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
     Fd epoll_;
     std::vector<Fd> listeners_;
-    std::vector<size_t> paused_listeners_;  // until the next tick
-    size_t evictions_left_ = 0;             // until then
+    std::vector<size_t> paused_listeners_;   // until the next tick
+    std::vector<size_t> delayed_listeners_;  // until the next eviction may be caused
+    uint64_t next_eviction_us_ = 0;
     std::unordered_map<uint64_t, std::unique_ptr<EventConnection>> connections_;
     std::vector<uint8_t> scratch_;
     uint64_t seen_replacements_ = 0;  // of the principals

@@ -297,6 +297,7 @@ class NvmeLog {
                                   const std::vector<std::shared_ptr<WriteBuffer>>& buffers);
     void start_reads() KV_EXCLUDES(mutex_);
     ReadTask* next_read() KV_REQUIRES(mutex_);
+    bool may_read_ahead(const ReadTask& task) const KV_REQUIRES(mutex_);
     void finish_read(ReadTask* task, const NvmeReadResult& result) KV_EXCLUDES(mutex_);
     void count_read(const ReadTask& task, const NvmeReadResult& result, bool* drop)
         KV_REQUIRES(mutex_);

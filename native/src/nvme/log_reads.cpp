@@ -11,8 +11,10 @@ namespace kvstore {
 namespace {
 
 constexpr uint64_t kFailuresToOff = 8;  // failed reads with no good one in between
-// Reads ahead that the disk has at once: a read that somebody waits for shares it with no more.
+// Reads ahead that the disk has at once: what somebody waits for shares it with no more of them.
 constexpr size_t kAheadAtOnce = 2;
+// One that has waited for so long does not wait any longer for a moment when nobody else reads.
+constexpr uint64_t kAheadPatienceUs = 5000;
 
 }  // namespace
 
@@ -260,6 +262,11 @@ void NvmeLog::hurry(std::span<const Hash128> hashes) {
     start_reads();
 }
 
+bool NvmeLog::may_read_ahead(const ReadTask& task) const {
+    return ahead_under_way_ < kAheadAtOnce && (reads_under_way_ == ahead_under_way_ ||
+                                               boottime_us() - task.asked_us > kAheadPatienceUs);
+}
+
 // Null: none waits, or the disk has as many as it should.
 NvmeLog::ReadTask* NvmeLog::next_read() {
     if (reads_under_way_ >= std::max<size_t>(options_.reads.depth, 1)) {
@@ -267,7 +274,7 @@ NvmeLog::ReadTask* NvmeLog::next_read() {
     }
     const bool ahead = waiting_reads_.empty();
     std::deque<std::unique_ptr<ReadTask>>& queue = ahead ? waiting_ahead_ : waiting_reads_;
-    if (queue.empty() || (ahead && ahead_under_way_ >= kAheadAtOnce)) {
+    if (queue.empty() || (ahead && !may_read_ahead(*queue.front()))) {
         return nullptr;
     }
     ReadTask* task = queue.front().release();

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "base/clock.h"
 #include "nvme/log.h"
 
 namespace kvstore {
@@ -23,6 +24,7 @@ class NvmeLog::ReadTask : public NvmeReadOp {
     NvmeRead request;
     std::string key;
     NvmeReadDone done;
+    const uint64_t asked_us = boottime_us();
     NvmeEntry entry;
     uint32_t file = 0;
     uint64_t seq = 0;

@@ -104,6 +104,18 @@ TEST_F(NvmeReadsTest, AGetDoesNotWaitBehindReadsAhead) {
     EXPECT_TRUE(eventually([&] { return tier->stats().prefetched_objects == 8; }));
 }
 
+TEST_F(NvmeReadsTest, ReadsAheadWaitUntilNobodyElseReads) {
+    auto first = get(9);
+    ASSERT_TRUE(reads_reach_the_device(1));
+    prefetch(0, 8);
+    auto second = get(10);
+    ASSERT_TRUE(reads_reach_the_device(2)) << "those ahead would have come before";
+    release();
+    expect_whole(first.get(), 9);
+    expect_whole(second.get(), 10);
+    EXPECT_TRUE(eventually([&] { return tier->stats().prefetched_objects == 8; }));
+}
+
 TEST_F(NvmeReadsTest, AGetTakesWhatIsBeingReadAhead) {
     prefetch(0, 8);
     ASSERT_TRUE(reads_reach_the_device(kAheadAtOnce));
