@@ -185,8 +185,10 @@ def one_stream(streams: Sequence[int]) -> int:
 
 def checked_verify(verify: Verify) -> bool:
     """Return whether checksums are verified; raise InvalidArgumentError for an unknown word."""
+    if verify == "checksum":  # nearly always, and calls of 2 µs ask
+        return True
     one_of("verify", verify, ("checksum", "generation"))
-    return verify == "checksum"
+    return False
 
 
 def is_cuda(memory: MemoryKind) -> bool:

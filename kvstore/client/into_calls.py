@@ -93,9 +93,11 @@ class IntoCalls:
                 raise
             where, handle = self._places([key], [out], None)
             size = self._get_device(where, handle, verified, None)[0]
+        if size >= 0:
+            return size
         if size == Status.BufferTooSmall:
             raise error_for(size, f"out is shorter than the object under {key!r}")
-        return size if size >= 0 else None
+        return None
 
     @overload
     def batch_get_into(

@@ -121,23 +121,31 @@ def copy_aside(build: Path, target: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "sim")
     shutil.copytree(ROOT / "tests", target / "tests", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", target)
+    (target / "native").symlink_to(ROOT / "native")  # of which tests compile programs
+
+
+def run_test(folder: Path, test: str, removed: str) -> subprocess.CompletedProcess[str]:
+    """Run a test without the guards that `removed` names."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "KVSTORE_REMOVED_GUARDS": removed},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
 
 
 def run(folder: Path, mutation: Mutation) -> tuple[str, float]:
     """What the failing test said, "" when none failed, and the seconds it took."""
     guards = ",".join((mutation.guard, *mutation.masked_by))
+    whole = run_test(folder, mutation.test, "")
+    assert whole.returncode == 0, f"with all guards:\n{whole.stdout[-4000:]}"
     started = time.monotonic()
     for _ in range(_TRIES):
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutation.test],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder), "KVSTORE_REMOVED_GUARDS": guards},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = run_test(folder, mutation.test, guards)
         if done.returncode == 1:
             said = re.findall(r"^E +(?:AssertionError: )?(.*)$", done.stdout, re.MULTILINE)
             return (said or ["failed"])[0][:100], time.monotonic() - started
