@@ -1,20 +1,15 @@
-// Memory of tables that grow and never shrink, in large regions: what is read at random then lies
-// in pages of 2 MiB, where the system gives them on request, and its page tables in the caches.
+// Memory of tables that grow and never shrink, in large regions.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <vector>
 
+#include "base/large_memory.h"
 #include "base/mutex.h"
 
 namespace kvstore {
-
-inline constexpr size_t kHugePageBytes = 2 << 20;
-
-// Uninitialized. Throws std::bad_alloc.
-void* allocate_for_table(size_t bytes);
-void free_of_table(void* data, size_t bytes);
 
 // For a vector that a table reads at random.
 template <class T>
@@ -23,8 +18,11 @@ struct TableAllocator {
     TableAllocator() = default;
     template <class U>
     TableAllocator(const TableAllocator<U>&) {}
-    T* allocate(size_t count) { return static_cast<T*>(allocate_for_table(count * sizeof(T))); }
-    void deallocate(T* data, size_t count) { free_of_table(data, count * sizeof(T)); }
+    T* allocate(size_t count) {
+        void* data = allocate_large(count * sizeof(T));
+        return data == nullptr ? throw std::bad_alloc() : static_cast<T*>(data);
+    }
+    void deallocate(T* data, size_t count) { free_large(data, count * sizeof(T)); }
     bool operator==(const TableAllocator&) const = default;
 };
 
@@ -37,7 +35,9 @@ class TableMemory {
     ~TableMemory();
     TableMemory(const TableMemory&) = delete;
     TableMemory& operator=(const TableMemory&) = delete;
-    // Uninitialized; `bytes` is a multiple of kAlign. Lives as long as this object.
+
+    // Uninitialized; `bytes` is a multiple of kAlign. Lives as long as this object. Throws
+    // std::bad_alloc.
     char* take(size_t bytes) KV_EXCLUDES(mutex_);
     uint64_t bytes() const KV_EXCLUDES(mutex_);  // asked of the system
 

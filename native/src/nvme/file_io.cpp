@@ -81,7 +81,7 @@ int64_t FileIo::ring_result(int64_t result, size_t) { return result; }
 
 AlignedBuffer::AlignedBuffer(size_t size) {
     const size_t rounded = align_up(size, kIoAlign);
-    data_.reset(static_cast<uint8_t*>(std::aligned_alloc(kIoAlign, rounded)));
+    data_ = {static_cast<uint8_t*>(allocate_large(rounded)), FreeLarge{rounded}};
     size_ = data_ == nullptr ? 0 : rounded;
 }
 

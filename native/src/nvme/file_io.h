@@ -9,11 +9,11 @@
 #include <sys/types.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "base/large_memory.h"
 #include "base/status.h"
 
 namespace kvstore {
@@ -42,6 +42,7 @@ class FileIo {
 
 // O_DIRECT wants memory, offsets and sizes in these steps.
 inline constexpr uint64_t kIoAlign = 4096;
+static_assert(kLargeMemoryAlign % kIoAlign == 0);
 constexpr uint64_t align_down(uint64_t value, uint64_t step) { return value - value % step; }
 constexpr uint64_t align_up(uint64_t value, uint64_t step) {
     return align_down(value + step - 1, step);
@@ -56,10 +57,7 @@ class AlignedBuffer {
     size_t size() const { return size_; }
 
   private:
-    struct Free {
-        void operator()(uint8_t* data) const { std::free(data); }
-    };
-    std::unique_ptr<uint8_t, Free> data_;
+    std::unique_ptr<uint8_t, FreeLarge> data_;
     size_t size_ = 0;
 };
 
