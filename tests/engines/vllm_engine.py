@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,8 @@ class Engine:
         self._answers.unlink(missing_ok=True)
         self._read = 0
         self._shared: set[Path] = set()
+        # vLLM leaves its sockets behind, and their paths have to be short.
+        self._sockets = tempfile.mkdtemp(prefix="kvstore-vllm-")
         arguments = json.dumps({**engine, "transfer": transfer})
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -72,6 +76,7 @@ class Engine:
                     **os.environ,
                     "PYTHONPATH": f"{package}{os.pathsep}{HOOKS}",
                     "VLLM_HOST_IP": "127.0.0.1",
+                    "VLLM_RPC_BASE_PATH": self._sockets,
                     "VLLM_CPU_KVCACHE_SPACE": "1",
                     "VLLM_NO_USAGE_STATS": "1",
                     "VLLM_CACHE_ROOT": str(folder / "cache"),
@@ -159,6 +164,7 @@ class Engine:
         self.process.wait()
         for path in self._shared:
             path.unlink(missing_ok=True)
+        shutil.rmtree(self._sockets, ignore_errors=True)
         assert self.process.stdin is not None
         self.process.stdin.close()
 
