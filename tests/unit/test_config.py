@@ -49,6 +49,8 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
         "labels": {"host": "h", "rack": "r"},
         "transports": ["tcp"],
         "shm_write": ["default", "research"],
+        "nvme_dir": ["/mnt/0", "/mnt/1"],
+        "nvme_size": "2tb",
         "auth_token_file": "/etc/token",
         "log_level": "debug",
     }
@@ -59,6 +61,7 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
     assert loaded.placement_labels() == {"host": "h", "rack": "r"}
     assert loaded.transports == ("tcp",)
     assert loaded.shm_write == ("default", "research")
+    assert loaded.nvme_dirs() == ["/mnt/0", "/mnt/1"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,9 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
         ({"labels": {"host": 1}}, ["labels"]),
         ({"labels": {f"l{i}": "" for i in range(17)}}, ["labels"]),
         ({"labels": {f"l{i}": "" for i in range(16)}}, ["labels"]),  # with the host's, 17
+        ({"nvme_dir": ["/a"]}, ["nvme_dir", "nvme_size"]),
+        ({"nvme_dir": ["", ""], "nvme_size": "1gb"}, ["nvme_dir", "nvme_size"]),
+        ({"nvme_dir": ["/a", "/b", "/a/"], "nvme_size": "1gb"}, ["nvme_dir", "twice"]),
         ([1], ["not a JSON object"]),
         ("{", ["not JSON"]),
     ],
