@@ -4,7 +4,8 @@
 
 BUILD_FOLDER holds the extension of a build with -DKVSTORE_MUTATIONS=ON (`make test-mutations` makes
 it). The package, with that extension, and the tests are copied aside; each guard is taken out
-there, and a test of the suite has to fail. Prints a table; exits with 1 when a loss is not seen.
+there, and a test of the suite that passes with all of them has to fail. Prints a table; exits with
+1 when a loss is not seen.
 The names are those of KV_GUARD in native/src; tests/sim/mutations.py has what a simulation sees.
 """
 

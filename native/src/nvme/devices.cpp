@@ -202,13 +202,9 @@ Status NvmeDevices::list(Cursor* cursor, size_t max, std::vector<NvmeListed>* ou
     if (cursor->device < logs_.size()) {
         const size_t before = out->size();
         Status status = logs_[cursor->device]->list(&cursor->at, max, out);
-        // What another device has in a higher version is listed there.
-        const auto older = std::remove_if(
-            out->begin() + static_cast<ptrdiff_t>(before), out->end(), [&](const NvmeListed& one) {
-                const std::optional<NvmeFound> best = find(one.ns.id, one.identity.hash);
-                return logs_.size() > 1 && best && best->version > one.identity.version;
-            });
-        out->erase(older, out->end());
+        if (logs_.size() > 1) {
+            drop_older(before, out);
+        }
         if (cursor->at.done || !status.ok()) {
             ++cursor->device;
             cursor->at = {};
@@ -216,6 +212,15 @@ Status NvmeDevices::list(Cursor* cursor, size_t max, std::vector<NvmeListed>* ou
     }
     cursor->done = cursor->device >= logs_.size();
     return {};
+}
+
+void NvmeDevices::drop_older(size_t first, std::vector<NvmeListed>* listed) {
+    const auto is_older = [this](const NvmeListed& one) {
+        const std::optional<NvmeFound> best = find(one.ns.id, one.identity.hash);
+        return best && best->version > one.identity.version;
+    };
+    const auto begin = listed->begin() + static_cast<ptrdiff_t>(first);
+    listed->erase(std::remove_if(begin, listed->end(), is_older), listed->end());
 }
 
 std::vector<NamespaceEpoch> NvmeDevices::namespaces() const {

@@ -55,6 +55,8 @@ class NvmeDevices {
     // Where an object with this hash is to be written now.
     NvmeLog& home(const Hash128& hash) const;
     NvmeLog& holder(const NvmeRead& read) const;
+    // Takes out, from this row on, what another device has in a higher version: it is listed there.
+    void drop_older(size_t first, std::vector<NvmeListed>* listed);
 
     std::vector<std::unique_ptr<NvmeLog>> logs_;  // one at least
 };

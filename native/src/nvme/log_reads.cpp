@@ -13,7 +13,7 @@ namespace {
 constexpr uint64_t kFailuresToOff = 8;  // failed reads with no good one in between
 // Reads ahead that the disk has at once: what somebody waits for shares it with no more of them.
 constexpr size_t kAheadAtOnce = 2;
-// One that has waited for so long does not wait any longer for a moment when nobody else reads.
+// After this a read ahead does not wait any more for a moment when nobody else reads.
 constexpr uint64_t kAheadPatienceUs = 5000;
 
 }  // namespace
