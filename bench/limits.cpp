@@ -10,6 +10,7 @@
 // "sum" does the same with the checksums of the store, by its own code.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -136,11 +137,11 @@ struct Walk {
 
 // ---- sockets ---------------------------------------------------------------------------------
 
-enum class Kind : uint64_t { kGet = 1, kPut, kPutSum, kStream, kEcho };
+enum class Kind : uint64_t { kGet = 1, kPut, kPutSum, kStream, kEcho, kSpin };
 
 struct Request {
     Kind kind;
-    Walk walk;  // kEcho: `size` bytes, `calls` times
+    Walk walk;  // kEcho, kSpin: `size` bytes, `calls` times
 };
 
 // False at the end of the stream.
@@ -197,6 +198,13 @@ bool transfer_one(int fd, void* data, size_t size, bool write) {
     return transfer(fd, parts, write);
 }
 
+// Keeps its processor until there is something to read.
+void spin(int fd) {
+    pollfd one{fd, POLLIN, 0};
+    while (poll(&one, 1, 0) == 0) {
+    }
+}
+
 std::vector<iovec> parts_of(const Regions& regions, const Walk& walk, uint64_t call, bool shared) {
     std::vector<iovec> parts(walk.batch);
     for (uint64_t block = 0; block < walk.batch; ++block) {
@@ -213,9 +221,12 @@ std::vector<iovec> parts_of(const Regions& regions, const Walk& walk, uint64_t c
     while (transfer_one(fd, &request, sizeof(request), false)) {
         const Walk& walk = request.walk;
         bool ok = true;
-        if (request.kind == Kind::kEcho) {
+        if (request.kind == Kind::kEcho || request.kind == Kind::kSpin) {
             echo.resize(walk.size);
             for (uint64_t call = 0; ok && call < walk.calls; ++call) {
+                if (request.kind == Kind::kSpin) {
+                    spin(fd);
+                }
                 ok = transfer_one(fd, echo.data(), echo.size(), false) &&
                      transfer_one(fd, echo.data(), echo.size(), true);
             }
@@ -445,7 +456,9 @@ std::string round_trip(const Limits& limits, std::istringstream& words) {
         request.walk.size == 0 || request.walk.size > 4096) {
         return error("rtt");
     }
+    const bool spins = kind == "spin";
     const int fd = kind == "unix" ? limits.unix_socket : limits.tcp;
+    request.kind = spins ? Kind::kSpin : Kind::kEcho;
     std::vector<uint8_t> message(request.walk.size, 7);
     if (!transfer_one(fd, &request, sizeof(request), true)) {
         return error("the connection ended");
@@ -453,8 +466,12 @@ std::string round_trip(const Limits& limits, std::istringstream& words) {
     std::vector<uint64_t> times;
     for (uint64_t call = 0; call < request.walk.calls; ++call) {
         const uint64_t start = now_ns();
-        if (!transfer_one(fd, message.data(), message.size(), true) ||
-            !transfer_one(fd, message.data(), message.size(), false)) {
+        bool ok = transfer_one(fd, message.data(), message.size(), true);
+        if (ok && spins) {
+            spin(fd);
+        }
+        ok = ok && transfer_one(fd, message.data(), message.size(), false);
+        if (!ok) {
             return error("the connection ended");
         }
         times.push_back(now_ns() - start);

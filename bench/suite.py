@@ -17,6 +17,7 @@ from bench.parts import (
     latency,
     matrix,
     pages,
+    polling,
     replay,
     startup,
 )
@@ -29,6 +30,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "congestion": congestion.measure,
     "checksum": checksum.measure,
     "latency": latency.measure,
+    "polling": polling.measure,
     "clients": clients.measure,
     "pages": pages.measure,
     "startup": startup.measure,

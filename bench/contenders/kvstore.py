@@ -22,15 +22,21 @@ EMBEDDED_ABOUT = "kvstore.open(): master, node and client in one process; checks
 class Cluster:
     """A master and one node, on ports that the kernel chose; the stack ends them."""
 
-    def __init__(self, stack: ExitStack, folder: Path, segment_bytes: int) -> None:
+    def __init__(
+        self, stack: ExitStack, folder: Path, segment_bytes: int, poll_us: int | None = None
+    ) -> None:
         self._stack = stack
+        self._polling = {} if poll_us is None else {"poll_us": poll_us}
+        self.pids: list[int] = []
         self._folder = folder
         self.segment_dir = Path("/dev/shm") / f"kvstore-bench-{os.getpid()}-{secrets.token_hex(4)}"
         stack.callback(shutil.rmtree, self.segment_dir, ignore_errors=True)
         data = folder / f"master-data-{secrets.token_hex(2)}"
+        settings = folder / "master.json"
+        settings.write_text(json.dumps({"data_dir": str(data), **self._polling}))
         ports = self._serve(
             "kvstore-master",
-            ["kvstore.cli.master", "--data-dir", str(data), "--port", "0", "--grpc-port", "0"],
+            ["kvstore.cli.master", "--config", str(settings), "--port", "0", "--grpc-port", "0"],
         )
         self.address = f"127.0.0.1:{ports['port']}"
         config = folder / "node.json"
@@ -41,6 +47,7 @@ class Cluster:
                     "node_id": "bench",
                     "segment_size": segment_bytes,
                     "segment_dir": str(self.segment_dir),
+                    **self._polling,
                 }
             )
         )
@@ -52,6 +59,7 @@ class Cluster:
         command = [sys.executable, "-m", *arguments, "--http-port", "0"]
         process = Process(name, [*command, "--port-file", str(port_file)], self._folder)
         self._stack.enter_context(process)
+        self.pids.append(process.pid)
         process.wait_until(
             lambda: port_file.exists() and bool(port_file.read_text().strip()), "wrote its ports"
         )
@@ -63,7 +71,7 @@ class Cluster:
         worker = WorkerProcess(
             name,
             "kvstore",
-            {"address": self.address, "transport": transport},
+            {"address": self.address, "transport": transport, **self._polling},
             self._folder,
             working_set,
         )

@@ -30,6 +30,11 @@ class Limits:
         self._process = process
         self._nt = nt
 
+    @property
+    def pid(self) -> int:
+        """Of the end that asks; its children answer."""
+        return self._process.pid
+
     def operations(self, shape: Shape) -> tuple[str, ...]:
         return tuple(name for name in COPIES + STREAMS if self._nt or not name.endswith(" nt"))
 
@@ -48,7 +53,7 @@ class Limits:
         return Sample.of(self._process.receive(), shape.keys)
 
     def round_trip(self, kind: str, size_bytes: int, count: int) -> Sample:
-        """Time `count` ping-pongs over "tcp" or "unix"."""
+        """Time `count` ping-pongs over "tcp", "unix", or TCP that both ends poll ("spin")."""
         self._process.send(f"rtt {kind} {size_bytes} {count}")
         return Sample.of(self._process.receive(), count)
 

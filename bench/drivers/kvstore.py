@@ -9,6 +9,7 @@ from typing import Any, Literal
 import kvstore
 from bench.drivers import Blocks, Call, WrongAnswer
 from kvstore.errors import Status
+from kvstore.polling import AUTO
 
 _REMOVE_KEYS = 2048
 
@@ -18,12 +19,19 @@ def connect(
     transport: Literal["auto", "tcp"] = "auto",
     embedded_bytes: int = 0,
     namespace: str = "bench",
+    poll_us: int = AUTO,
 ) -> KvstoreDriver:
     """A client of the cluster at `address`, or a store inside this process."""
     if embedded_bytes:
         return KvstoreDriver(kvstore.open(segment_size=embedded_bytes, timeout_ms=60_000))
     return KvstoreDriver(
-        kvstore.connect(address, transport=transport, namespace=namespace, timeout_ms=60_000)
+        kvstore.connect(
+            address,
+            transport=transport,
+            namespace=namespace,
+            timeout_ms=60_000,
+            poll_us=poll_us,
+        )
     )
 
 

@@ -28,7 +28,8 @@ _ROWS = {
 }
 
 
-def _time(worker: WorkerProcess, prefix: str, operation: str = "get") -> Sample:
+def time_calls(worker: WorkerProcess, prefix: str, operation: str = "get") -> Sample:
+    """Time calls for one object each, of the keys under `prefix`."""
     worker.ask(
         "arm",
         operation=operation,
@@ -59,12 +60,12 @@ def measure(run: Run) -> None:
             turns = {
                 "tcp": lambda: machine.round_trip("tcp", _PING_BYTES, _CALLS),
                 "unix": lambda: machine.round_trip("unix", _PING_BYTES, _CALLS),
-                "shm": lambda: _time(mapped, prefix),  # noqa: B023 called in this iteration
-                "remote": lambda: _time(remote, prefix),  # noqa: B023
-                "exists": lambda: _time(remote, prefix, "exists"),  # noqa: B023
-                "absent": lambda: _time(mapped, f"{prefix}/none", "absent"),  # noqa: B023
-                "put": lambda: _time(mapped, f"{prefix}/new", "put"),  # noqa: B023
-                "put_tcp": lambda: _time(remote, f"{prefix}/new-tcp", "put"),  # noqa: B023
+                "shm": lambda: time_calls(mapped, prefix),  # noqa: B023 called in this iteration
+                "remote": lambda: time_calls(remote, prefix),  # noqa: B023
+                "exists": lambda: time_calls(remote, prefix, "exists"),  # noqa: B023
+                "absent": lambda: time_calls(mapped, f"{prefix}/none", "absent"),  # noqa: B023
+                "put": lambda: time_calls(mapped, f"{prefix}/new", "put"),  # noqa: B023
+                "put_tcp": lambda: time_calls(remote, f"{prefix}/new-tcp", "put"),  # noqa: B023
             }
             for name in rotated(list(turns), number):
                 if name == "remote":  # its second read is what the first one made of it

@@ -1,10 +1,14 @@
 // The NVMe log beside the disk itself: sequential writes and random reads of one size, raw
-// (O_DIRECT) and through the log, in turns on the same file system. Prints one JSON object.
+// (O_DIRECT) and through the log, in turns on the same file system. The log writes objects that it
+// copies, and others from shared memory, as a node's segment is; with the processor time that each
+// way takes. Prints one JSON object.
 //
 //   nvme_bench FOLDER [MiB a round] [rounds] [depth] [objects of the recovery]
 //
 // FOLDER must be on the disk to be measured; what is written there is deleted again.
 #include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,6 +33,7 @@ namespace kvstore {
 namespace {
 
 constexpr size_t kObjectBytes = 1 << 20;
+constexpr size_t kSegmentBytes = 512 << 20;
 constexpr size_t kSmallBytes = 4096;
 constexpr uint64_t kSeed = 1;
 constexpr HashSecret kSecret = {7};
@@ -46,6 +51,16 @@ void must(const Status& status) {
 
 double gib_per_s(uint64_t bytes, uint64_t ns) {
     return static_cast<double>(bytes) / (1 << 30) / (static_cast<double>(ns) / 1e9);
+}
+
+// Of this process, in user space and in the kernel.
+double cpu_s() {
+    rusage used{};
+    getrusage(RUSAGE_SELF, &used);
+    const auto seconds = [](const timeval& time) {
+        return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+    };
+    return seconds(used.ru_utime) + seconds(used.ru_stime);
 }
 
 double median(std::vector<double> values) {
@@ -96,10 +111,25 @@ class NvmeBench {
         if (fallocate(raw_.get(), 0, 0, static_cast<off_t>(objects_ * kObjectBytes)) != 0) {
             fail("no room in " + folder_);
         }
+        const Fd segment(memfd_create("segment", MFD_CLOEXEC));
+        void* mapped = MAP_FAILED;
+        if (segment.valid() && ftruncate(segment.get(), kSegmentBytes) == 0) {
+            mapped =
+                mmap(nullptr, kSegmentBytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.get(), 0);
+        }
+        if (mapped == MAP_FAILED) {
+            fail("no shared memory");
+        }
+        segment_ = static_cast<uint8_t*>(mapped);
+        (void)madvise(mapped, kSegmentBytes, MADV_HUGEPAGE);  // where shmem_enabled is `advise`
+        for (size_t at = 0; at < kSegmentBytes; at += kObjectBytes) {
+            std::memcpy(segment_ + at, data_.data(), kObjectBytes);
+        }
         ns_ = {.tenant = "bench", .name = "", .epoch = 1, .tenant_id = 2, .id = 1};
     }
     ~NvmeBench() {
         log_.reset();
+        munmap(segment_, kSegmentBytes);
         std::error_code ignored;
         std::filesystem::remove(folder_ + "/raw", ignored);
         std::filesystem::remove_all(folder_ + "/log", ignored);
@@ -136,12 +166,15 @@ class NvmeBench {
         return gib_per_s(objects_ * kObjectBytes, monotonic_ns() - start);
     }
 
-    double log_write(uint64_t round) {
-        // As a node does: the seal is known, the log checks it while it copies.
+    // Copied, the log checks the seal while it does so; lent, the log writes it from the segment.
+    double log_write(Version version, bool lend) {
         const uint32_t crc = crc32c(data_.data(), data_.size());
+        const std::shared_ptr<const void> lender(segment_, [](const void*) {});
         const uint64_t start = monotonic_ns();
         for (uint64_t n = 0; n < objects_; ++n) {
-            append(*log_, "object-" + std::to_string(n), round + 1, data_, crc);
+            const uint8_t* from = segment_ + n * kObjectBytes % kSegmentBytes;
+            append(*log_, "object-" + std::to_string(n), version, {from, kObjectBytes}, crc,
+                   lend ? lender : nullptr);
         }
         must(log_->sync());
         return gib_per_s(objects_ * kObjectBytes, monotonic_ns() - start);
@@ -256,7 +289,8 @@ class NvmeBench {
         return std::move(*log);
     }
     void append(NvmeLog& log, const std::string& key, Version version,
-                const std::vector<uint8_t>& data, uint32_t crc) {
+                std::span<const uint8_t> data, uint32_t crc,
+                const std::shared_ptr<const void>& lender = nullptr) {
         NvmeObject object;
         object.identity = {.tenant = ns_.tenant_id,
                            .ns = ns_.id,
@@ -266,7 +300,7 @@ class NvmeBench {
         object.sealed_crc = seal_checksum(crc, object.identity);
         object.key = key;
         while (true) {
-            Status status = log.append(object, data);
+            Status status = log.append(object, data, lender);
             if (status.code() != Code::kOverloaded) {
                 return must(status);
             }
@@ -278,6 +312,7 @@ class NvmeBench {
     uint64_t objects_;
     size_t depth_;
     std::vector<uint8_t> data_;
+    uint8_t* segment_ = nullptr;
     Fd raw_;
     NamespaceEpoch ns_;
     MemoryCatalog catalog_;
@@ -300,13 +335,22 @@ void run(const std::string& folder, size_t mib, size_t rounds, size_t depth, uin
     must(engine.status());
     std::vector<double> raw_writes;
     std::vector<double> log_writes;
+    std::vector<double> lent_writes;
+    std::vector<double> write_cpu;
+    std::vector<double> lent_cpu;
+    const double gib = static_cast<double>(mib) / 1024;
     std::vector<double> raw_reads;
     std::vector<double> log_reads;
     bench.raw_write();  // the first write of a preallocated file is another one
-    bench.log_write(0);
+    bench.log_write(1, false);
     for (uint64_t round = 1; round <= rounds; ++round) {
         raw_writes.push_back(bench.raw_write());
-        log_writes.push_back(bench.log_write(round));
+        const double before = cpu_s();
+        log_writes.push_back(bench.log_write(2 * round, false));
+        const double between = cpu_s();
+        lent_writes.push_back(bench.log_write(2 * round + 1, true));
+        write_cpu.push_back((between - before) / gib);
+        lent_cpu.push_back((cpu_s() - between) / gib);
         raw_reads.push_back(bench.raw_read(round, **engine));
         log_reads.push_back(bench.log_read(round));
     }
@@ -314,9 +358,13 @@ void run(const std::string& folder, size_t mib, size_t rounds, size_t depth, uin
               << mib << R"(,"depth":)" << depth << R"(,"way":")" << bench.read_way() << '"';
     print("raw_write_gib_per_s", raw_writes);
     print("log_write_gib_per_s", log_writes);
+    print("log_write_lent_gib_per_s", lent_writes);
+    print("log_write_cpu_s_per_gib", write_cpu);
+    print("log_write_lent_cpu_s_per_gib", lent_cpu);
     print("raw_read_gib_per_s", raw_reads);
     print("log_read_gib_per_s", log_reads);
     std::cout << R"(,"write_ratio":)" << median(log_writes) / median(raw_writes)
+              << R"(,"write_lent_ratio":)" << median(lent_writes) / median(raw_writes)
               << R"(,"read_ratio":)" << median(log_reads) / median(raw_reads);
     if (small > 0) {
         bench.recovery(small);

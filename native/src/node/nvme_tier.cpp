@@ -227,7 +227,8 @@ Status NvmeTier::append(const BlockStore::Unwritten& object) {
     record.pin = object.pin;
     record.parent = object.parent;
     record.key = object.key;
-    Status status = devices_->append(record, {object.data, static_cast<size_t>(object.length)});
+    const std::span<const uint8_t> data(object.data, static_cast<size_t>(object.length));
+    Status status = devices_->append(record, data, object.hold);
     if (status.ok()) {
         chains_.note(object.parent, object.hash);
     }

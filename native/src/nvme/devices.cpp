@@ -88,7 +88,8 @@ Status NvmeDevices::register_namespace(const NamespaceEpoch& ns) {
     });
 }
 
-Status NvmeDevices::append(const NvmeObject& object, std::span<const uint8_t> data) {
+Status NvmeDevices::append(const NvmeObject& object, std::span<const uint8_t> data,
+                           const std::shared_ptr<const void>& lender) {
     const auto& [tenant, ns, hash, version, length] = object.identity;
     NvmeLog& chosen = home(hash);
     bool elsewhere = false;
@@ -99,7 +100,7 @@ Status NvmeDevices::append(const NvmeObject& object, std::span<const uint8_t> da
         }
         elsewhere |= found && logs_[i].get() != &chosen;
     }
-    Status status = chosen.append(object, data);
+    Status status = chosen.append(object, data, lender);
     for (size_t i = 0; status.ok() && elsewhere && i < logs_.size(); ++i) {
         if (logs_[i].get() != &chosen) {
             logs_[i]->remove(ns, hash, version - 1);

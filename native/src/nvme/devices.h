@@ -27,7 +27,8 @@ class NvmeDevices {
 
     // --- as the methods of NvmeLog ---
     Status register_namespace(const NamespaceEpoch& ns);
-    Status append(const NvmeObject& object, std::span<const uint8_t> data);
+    Status append(const NvmeObject& object, std::span<const uint8_t> data,
+                  const std::shared_ptr<const void>& lender = nullptr);
     bool await_space(const Hash128& hash, uint64_t data_bytes, uint32_t timeout_ms);
     // The highest version.
     std::optional<NvmeFound> find(NamespaceId ns, const Hash128& hash);

@@ -6,6 +6,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
 #include <system_error>
 
@@ -16,6 +18,34 @@ template <class T>
 T or_errno(T result) {
     return result < 0 ? static_cast<T>(-errno) : result;
 }
+
+// What is left of the parts behind their first `skip` bytes.
+std::span<iovec> rest_of(std::span<const iovec> parts, size_t skip,
+                         std::array<iovec, kMaxWriteParts>* rest) {
+    size_t count = 0;
+    for (const iovec& part : parts) {
+        const size_t skipped = std::min(skip, part.iov_len);
+        skip -= skipped;
+        if (skipped < part.iov_len) {
+            (*rest)[count++] = {static_cast<uint8_t*>(part.iov_base) + skipped,
+                                part.iov_len - skipped};
+        }
+    }
+    return std::span(*rest).first(count);
+}
+
+// Pages of a shared file that somebody has cut cannot be read for a write either. A touch lets the
+// BusGuard put zeros in their place.
+void touch(std::span<const iovec> parts) {
+    for (const iovec& part : parts) {
+        const auto* bytes = static_cast<const volatile uint8_t*>(part.iov_base);
+        for (size_t at = 0; at < part.iov_len; at += kIoAlign) {
+            static_cast<void>(bytes[at]);
+        }
+    }
+}
+
+constexpr int kMaxFaults = 8;  // of one write: each leaves fewer pages that can be cut
 
 }  // namespace
 
@@ -47,8 +77,9 @@ int64_t FileIo::read(int fd, void* to, size_t size, uint64_t offset) {
     return or_errno(int64_t{::pread(fd, to, size, static_cast<off_t>(offset))});
 }
 
-int64_t FileIo::write(int fd, const void* from, size_t size, uint64_t offset) {
-    return or_errno(int64_t{::pwrite(fd, from, size, static_cast<off_t>(offset))});
+int64_t FileIo::write(int fd, std::span<const iovec> parts, uint64_t offset) {
+    return or_errno(int64_t{
+        ::pwritev(fd, parts.data(), static_cast<int>(parts.size()), static_cast<off_t>(offset))});
 }
 
 int FileIo::allocate(int fd, uint64_t size) {
@@ -93,25 +124,41 @@ Status io_status(const char* call, const std::string& path, int64_t result) {
 
 Status write_fully(FileIo& io, int fd, const void* from, size_t size, uint64_t offset,
                    const std::string& path) {
-    const auto* bytes = static_cast<const uint8_t*>(from);
+    const iovec part{const_cast<void*>(from), size};
+    return write_fully(io, fd, {&part, 1}, offset, path);
+}
+
+Status write_fully(FileIo& io, int fd, std::span<const iovec> parts, uint64_t offset,
+                   const std::string& path) {
+    KV_ASSERT(parts.size() <= kMaxWriteParts);
+    size_t size = 0;
+    for (const iovec& part : parts) {
+        size += part.iov_len;
+    }
+    std::array<iovec, kMaxWriteParts> rest{};
     size_t done = 0;
+    int faults = 0;
     while (done < size) {
-        const int64_t result = io.write(fd, bytes + done, size - done, offset + done);
+        const int64_t result = io.write(fd, rest_of(parts, done, &rest), offset + done);
         if (result == -EINTR) {
             continue;
         }
+        if (result == -EFAULT && ++faults <= kMaxFaults) {
+            touch(parts);
+            continue;
+        }
         if (result < 0) {
-            return io_status("pwrite", path, result);
+            return io_status("pwritev", path, result);
         }
         if (result == 0) {
-            return io_status("pwrite", path, -EIO);
+            return io_status("pwritev", path, -EIO);
         }
         done += static_cast<size_t>(result);
         // O_DIRECT goes on from a block's start: what was cut inside one is written again.
         if (done < size && done % kIoAlign != 0) {
             const size_t back = align_down(done, kIoAlign);
             if (back + kIoAlign > size || static_cast<size_t>(result) < done - back) {
-                return io_status("pwrite", path, -EIO);
+                return io_status("pwritev", path, -EIO);
             }
             done = back;
         }

@@ -7,9 +7,11 @@
 
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,7 +29,8 @@ class FileIo {
     virtual int make_directory(const std::string& path);   // 0700; an existing one is fine
     virtual int list(const std::string& path, std::vector<std::string>* names);
     virtual int64_t read(int fd, void* to, size_t size, uint64_t offset);
-    virtual int64_t write(int fd, const void* from, size_t size, uint64_t offset);
+    // The parts one behind the other; at most kMaxWriteParts.
+    virtual int64_t write(int fd, std::span<const iovec> parts, uint64_t offset);
     // Gives the file this size, with its blocks where the file system can.
     virtual int allocate(int fd, uint64_t size);
     // Bytes of the file system: free for this process, and all; 0 of 0 when it does not say.
@@ -39,6 +42,8 @@ class FileIo {
     // What io_uring said of a read of `size` bytes: the seam's chance to say something else.
     virtual int64_t ring_result(int64_t result, size_t size);
 };
+
+inline constexpr size_t kMaxWriteParts = 64;
 
 // O_DIRECT wants memory, offsets and sizes in these steps.
 inline constexpr uint64_t kIoAlign = 4096;
@@ -65,6 +70,9 @@ class AlignedBuffer {
 Status io_status(const char* call, const std::string& path, int64_t result);
 // Repeats short writes; sizes and offsets are multiples of kIoAlign when `fd` is O_DIRECT.
 Status write_fully(FileIo& io, int fd, const void* from, size_t size, uint64_t offset,
+                   const std::string& path);
+// The same for at most kMaxWriteParts one behind the other.
+Status write_fully(FileIo& io, int fd, std::span<const iovec> parts, uint64_t offset,
                    const std::string& path);
 // Repeats short reads; the value is less than `size` only at the end of the file.
 Result<size_t> read_fully(FileIo& io, int fd, void* to, size_t size, uint64_t offset,

@@ -66,7 +66,8 @@ Status NvmeLog::start() {
     if (Status status = recover(); !status.ok()) {
         return status;
     }
-    const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign;  // its namespace's record too
+    // Its namespace's record, and the pad in front of what is not copied, too.
+    const uint64_t overhead = 2 * kMaxRecordHeadBytes + kRecordAlign + kIoAlign;
     const uint64_t room =
         std::min(log_file_bytes_ - kLogFileHeaderBytes, max_record_bytes - options_.buffer_bytes);
     max_object_bytes_ = std::min<uint64_t>(room - overhead, UINT32_MAX);
@@ -241,11 +242,14 @@ bool NvmeLog::await_space(uint64_t data_bytes, uint32_t timeout_ms) {
         return false;
     }
     MutexLock lock(mutex_);
+    const auto has_room = [&]() KV_REQUIRES(mutex_) {
+        return buffers_->has_room(size) && buffers_->has_room_to_lend(data_bytes) &&
+               ensure_head(size + kIoAlign, false);
+    };
     changed_.wait_for(mutex_, std::chrono::milliseconds(timeout_ms), [&]() KV_REQUIRES(mutex_) {
-        return state_ != NvmeState::kActive ||
-               (buffers_->has_room(size) && ensure_head(size, false));
+        return state_ != NvmeState::kActive || has_room();
     });
-    return state_ == NvmeState::kActive && buffers_->has_room(size) && ensure_head(size, false);
+    return state_ == NvmeState::kActive && has_room();
 }
 
 bool NvmeLog::visible(const NvmeEntry& entry, NamespaceId ns) const {

@@ -1,9 +1,10 @@
 // The node's tier on NVMe: objects appended to log files, found through an index in memory.
 //
-// append() copies into a write buffer and returns; writer threads write whole buffers, the
-// maintenance thread seals full log files (their manifest goes to the catalog), prepares empty ones
-// and reclaims the oldest, moving what is still hot to the head of the log. Every read is verified
-// against the checksum that is bound to the object's identity before it is answered.
+// append() copies into a write buffer and returns, or leaves a large object's data where it is
+// until it is written; writer threads write whole buffers, the maintenance thread seals full log
+// files (their manifest goes to the catalog), prepares empty ones and reclaims the oldest, moving
+// what is still hot to the head of the log. Every read is verified against the checksum that is
+// bound to the object's identity before it is answered.
 //
 // Objects are durable after sync(), removals and flushes after sync_removals(). A process that dies
 // loses at most what was appended after the last sync() or within flush_after_ms; after a power
@@ -194,7 +195,11 @@ class NvmeLog {
     // be taken now, see await_space(). Removed: a remove or flush came first. ChecksumMismatch:
     // `data` is not what sealed_crc says. TooLarge; NoSpace: too much is pinned; InvalidArgument;
     // or why the log is not active.
-    Status append(const NvmeObject& object, std::span<const uint8_t> data);
+    // A `lender` keeps `data` as it is: if that is large and starts at a whole block, it is written
+    // from there, not copied, and not checked before it is read. Let go on any thread, without the
+    // log's mutex.
+    Status append(const NvmeObject& object, std::span<const uint8_t> data,
+                  const std::shared_ptr<const void>& lender = nullptr);
     // Waits until an append of this size may succeed. False: not in time, or not active.
     bool await_space(uint64_t data_bytes, uint32_t timeout_ms);
     uint64_t max_object_bytes() const { return max_object_bytes_; }
@@ -240,7 +245,8 @@ class NvmeLog {
     struct Appending {
         const NvmeObject& object;
         std::span<const uint8_t> data;
-        std::optional<uint64_t> moved_from;  // a reclaim moves it from this unit
+        std::optional<uint64_t> moved_from = std::nullopt;  // a reclaim moves it from this unit
+        std::shared_ptr<const void> lender = nullptr;       // of what is not to be copied
         // What prepare_append() found for it.
         uint16_t ns_slot = 0;
         uint32_t file = 0;
@@ -252,9 +258,9 @@ class NvmeLog {
     Status start() KV_EXCLUDES(mutex_);
 
     // log.cpp and log_append.cpp
-    Status append_record(const NvmeObject& object, std::span<const uint8_t> data,
-                         std::optional<uint64_t> moved_from) KV_EXCLUDES(mutex_);
+    Status append_record(Appending appending) KV_EXCLUDES(mutex_);
     Status prepare_append(Appending* appending) KV_REQUIRES(mutex_);
+    void reserve_room(Appending* appending) KV_REQUIRES(mutex_);
     static bool write_record(Appending& appending);
     Status publish_append(Appending& appending, bool is_genuine) KV_REQUIRES(mutex_);
     Status check_append(const NvmeObject& object, std::optional<uint64_t> moved_from) const
@@ -304,6 +310,8 @@ class NvmeLog {
 
     // log_writes.cpp: the writer and maintenance threads
     void write_loop() KV_EXCLUDES(mutex_);
+    void give_back() KV_REQUIRES(mutex_);
+    Status write_run(std::span<const std::shared_ptr<WriteBuffer>> run) KV_EXCLUDES(mutex_);
     void drop_failed(const WriteBuffer& buffer, std::vector<NvmeDropped>* dropped)
         KV_REQUIRES(mutex_);
     void maintain_loop() KV_EXCLUDES(mutex_);

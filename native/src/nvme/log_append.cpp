@@ -118,7 +118,8 @@ bool NvmeLog::declare_namespace(const NamespaceEpoch& ns) {
     return true;
 }
 
-Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) {
+Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data,
+                       const std::shared_ptr<const void>& lender) {
     if (object.key.empty() || object.key.size() > limits::kMaxKeyBytes ||
         object.identity.version == 0 || object.identity.length != data.size() ||
         object.pin > Pin::kHard) {
@@ -129,13 +130,13 @@ Status NvmeLog::append(const NvmeObject& object, std::span<const uint8_t> data) 
                                      std::to_string(max_object_bytes()) +
                                      " bytes: raise nvme_size, or the size of its log files"};
     }
-    return append_record(object, data, std::nullopt);
+    return append_record({.object = object,
+                          .data = data,
+                          .lender = WriteBuffers::may_lend(data) ? lender : nullptr});
 }
 
 // The record is copied without mutex_.
-Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t> data,
-                              std::optional<uint64_t> moved_from) {
-    Appending appending{.object = object, .data = data, .moved_from = moved_from};
+Status NvmeLog::append_record(Appending appending) {
     MutexLock lock(mutex_);
     if (Status status = prepare_append(&appending); !status.ok()) {
         return status;
@@ -149,7 +150,6 @@ Status NvmeLog::append_record(const NvmeObject& object, std::span<const uint8_t>
 // Takes room for the record at the head of the log.
 Status NvmeLog::prepare_append(Appending* appending) {
     const NvmeObject& object = appending->object;
-    const uint64_t size = record_bytes(object.key.size(), appending->data.size());
     if (state_ != NvmeState::kActive) {
         return error_;
     }
@@ -158,10 +158,7 @@ Status NvmeLog::prepare_append(Appending* appending) {
     }
     appending->ns_slot = *namespaces_.find(object.identity.ns);
     NvmeNamespaces::Slot& slot = namespaces_.slot(appending->ns_slot);
-    if (ensure_head(size + kMaxRecordHeadBytes, appending->moved_from.has_value()) &&
-        declare_namespace(slot.names)) {
-        appending->room = buffers_->reserve(size, boottime_ms());
-    }
+    reserve_room(appending);
     if (appending->room == nullptr) {
         ++counters_.overloaded;
         return {Code::kOverloaded, "the NVMe tier has no free write buffer or log file now"};
@@ -182,17 +179,40 @@ Status NvmeLog::prepare_append(Appending* appending) {
     return {};
 }
 
-// Copies the record into its room, without mutex_. Whether the data is what was sealed.
+void NvmeLog::reserve_room(Appending* appending) {
+    const size_t key_bytes = appending->object.key.size();
+    const uint64_t size = record_bytes(key_bytes, appending->data.size());
+    const uint64_t more = kMaxRecordHeadBytes + (appending->lender != nullptr ? kIoAlign : 0);
+    const NamespaceEpoch& ns = namespaces_.slot(appending->ns_slot).names;
+    if (!ensure_head(size + more, appending->moved_from.has_value()) || !declare_namespace(ns)) {
+        return;
+    }
+    if (appending->lender == nullptr) {
+        appending->room = buffers_->reserve(size, boottime_ms());
+    } else {
+        appending->room = buffers_->reserve_lent(record_head_bytes(key_bytes), appending->data,
+                                                 appending->lender, boottime_ms());
+    }
+}
+
+// Copies what is not lent of the record into its room, without mutex_. Whether the data is what was
+// sealed, as far as it was looked at.
 bool NvmeLog::write_record(Appending& appending) {
-    const std::span<const uint8_t> data = appending.data;
+    std::span<const uint8_t> data = appending.data;
     Reservation& room = *appending.room;
     std::array<uint8_t, kMaxRecordHeadBytes> bytes;
     encode_record_head(appending.head, bytes.data());
     room.write(bytes.data(), record_head_bytes(appending.object.key.size()));
+    const uint64_t padding = align_up(data.size(), kRecordAlign) - data.size();
+    if (appending.lender != nullptr) {
+        room.skip_lent();
+        data = data.subspan(align_down(data.size(), kIoAlign));
+    }
     uint32_t crc = 0;
     room.write(data.data(), data.size(), &crc);
-    room.zero(static_cast<size_t>(align_up(data.size(), kRecordAlign)) - data.size());
-    return seal_checksum(crc, appending.object.identity) == appending.object.sealed_crc;
+    room.zero(padding);
+    return appending.lender != nullptr ||
+           seal_checksum(crc, appending.object.identity) == appending.object.sealed_crc;
 }
 
 // Lets readers find the record, unless it has become void since it was prepared: then it is

@@ -222,7 +222,7 @@ void NvmeLog::read_from_memory(std::unique_ptr<ReadTask> task,
                 continue;
             }
         }
-        status = task->take(start - task->place, {buffer->memory.data() + (start - buffer->start),
+        status = task->take(start - task->place, {buffer->data + (start - buffer->start),
                                                   static_cast<size_t>(end - start)});
     }
     if (status.ok()) {

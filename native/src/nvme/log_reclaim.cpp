@@ -169,7 +169,7 @@ Status NvmeLog::move(uint32_t file, const ReclaimPlan::Move& moving, FileWindow&
 Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> data,
                              uint64_t unit) {
     mutex_.unlock();
-    Status status = append_record(object, data, unit);
+    Status status = append_record({.object = object, .data = data, .moved_from = unit});
     mutex_.lock();
     while (status.code() == Code::kOverloaded && state_ == NvmeState::kActive) {
         // This thread is the one that seals and prepares.
@@ -179,7 +179,7 @@ Status NvmeLog::append_moved(const NvmeObject& object, std::span<const uint8_t> 
         // Nothing is left to write to, and nothing will be: every other log file is full.
         const bool is_hopeless = files_.free_or_ready() == 0 && buffers_->idle();
         mutex_.unlock();
-        status = append_record(object, data, unit);
+        status = append_record({.object = object, .data = data, .moved_from = unit});
         mutex_.lock();
         if (is_hopeless) {
             break;

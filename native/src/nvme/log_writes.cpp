@@ -28,40 +28,63 @@ void NvmeLog::report(const std::vector<NvmeDropped>& dropped) {
 void NvmeLog::write_loop() {
     MutexLock lock(mutex_);
     while (true) {
-        std::shared_ptr<WriteBuffer> buffer;
+        std::vector<std::shared_ptr<WriteBuffer>> run;
         write_wake_.wait(mutex_, [&]() KV_REQUIRES(mutex_) {
-            buffer = buffers_->next_to_write();
-            return buffer != nullptr || (stopping_ && buffers_->idle() && !buffers_->has_file());
+            run = buffers_->next_to_write();
+            return !run.empty() || (stopping_ && buffers_->idle() && !buffers_->has_file());
         });
-        if (buffer == nullptr) {
+        if (run.empty()) {
             return;
         }
-        const int fd = fd_of(buffer->file);
         lock.unlock();
-        Status status = write_fully(io_, fd, buffer->memory.data(), buffer->used, buffer->start,
-                                    path_of(buffer->file));
+        const Status status = write_run(run);
         lock.lock();
         std::vector<NvmeDropped> dropped;
-        ++files_[buffer->file].writes;
-        if (status.ok()) {
-            counters_.bytes_written += buffer->used;
-        } else {
+        ++files_[run.front()->file].writes;
+        if (!status.ok()) {
             ++counters_.io_errors;
             lost_writes_ = true;
             fail(NvmeState::kReadOnly, status);
-            drop_failed(*buffer, &dropped);
         }
-        buffers_->written(buffer, status.ok());
-        buffer.reset();
+        for (const auto& buffer : run) {
+            if (status.ok()) {
+                counters_.bytes_written += buffer->used;
+            } else {
+                drop_failed(*buffer, &dropped);
+            }
+            buffers_->written(buffer, status.ok());
+        }
+        run.clear();
         must_maintain_ = true;
         maintain_wake_.notify_one();
         changed_.notify_all();
+        give_back();
         if (!dropped.empty()) {
             lock.unlock();
             report(dropped);
             lock.lock();
         }
     }
+}
+
+// Lent memory that is not needed any more.
+void NvmeLog::give_back() {
+    std::vector<std::shared_ptr<const void>> returned = buffers_->take_returned();
+    if (!returned.empty()) {
+        mutex_.unlock();
+        returned.clear();
+        mutex_.lock();
+    }
+}
+
+Status NvmeLog::write_run(std::span<const std::shared_ptr<WriteBuffer>> run) {
+    const WriteBuffer& first = *run.front();
+    std::vector<iovec> parts;
+    parts.reserve(run.size());
+    for (const auto& buffer : run) {
+        parts.push_back({buffer->data, buffer->used});
+    }
+    return write_fully(io_, fd_of(first.file), parts, first.start, path_of(first.file));
 }
 
 // What was in a buffer that could not be written is gone, although it was readable.
@@ -101,6 +124,7 @@ void NvmeLog::maintain_loop() {
         maintain_wake_.wait_for(
             mutex_, pause, [this]() KV_REQUIRES(mutex_) { return stopping_ || must_maintain_; });
         must_maintain_ = false;
+        give_back();  // what a reader or a sync had in its hands when it was written
         maintain();
         if (boottime_ms() - checked_ms >= kFolderCheckMs) {
             checked_ms = boottime_ms();

@@ -17,7 +17,8 @@ std::span<uint8_t> Reservation::room(size_t size) {
         if (at_ < buffer->start || at_ >= end) {
             continue;
         }
-        return {buffer->memory.data() + (at_ - buffer->start),
+        KV_ASSERT(buffer->memory != nullptr);
+        return {buffer->data + (at_ - buffer->start),
                 static_cast<size_t>(std::min<uint64_t>(size, end - at_))};
     }
     invariant_failed("a write stays within its reservation", __FILE__, __LINE__);
@@ -49,6 +50,14 @@ void Reservation::zero(size_t size) {
     }
 }
 
+void Reservation::skip_lent() {
+    for (const auto& buffer : buffers_) {
+        if (buffer->lender != nullptr && buffer->start == at_) {
+            at_ += buffer->used;
+        }
+    }
+}
+
 void Reservation::make_pad(uint64_t session) {
     RecordHead pad;
     pad.seq = buffers_.front()->seq;
@@ -63,34 +72,57 @@ void Reservation::make_pad(uint64_t session) {
 WriteBuffers::WriteBuffers(size_t buffer_bytes, size_t count)
     : buffer_bytes_(buffer_bytes), count_(count) {
     for (size_t i = 0; i < count; ++i) {
-        free_.emplace_back(buffer_bytes);
-        has_memory_ = has_memory_ && free_.back().size() == buffer_bytes;
+        memory_.push_back(std::make_shared<AlignedBuffer>(buffer_bytes));
+        has_memory_ = has_memory_ && memory_.back()->size() == buffer_bytes;
     }
 }
 
 size_t WriteBuffers::free_count() {
     // What nobody reads any more is free again.
-    for (auto one = retired_.begin(); one != retired_.end();) {
-        if (one->use_count() > 1) {
-            ++one;
-            continue;
+    std::erase_if(retired_,
+                  [](const auto& one) { return one->memory != nullptr && one.use_count() == 1; });
+    return static_cast<size_t>(
+        std::ranges::count_if(memory_, [](const Memory& one) { return one.use_count() == 1; }));
+}
+
+std::vector<std::shared_ptr<const void>> WriteBuffers::take_returned() {
+    std::vector<std::shared_ptr<const void>> returned;
+    std::erase_if(retired_, [&](const auto& one) {
+        if (one.use_count() > 1) {
+            return false;
         }
-        free_.push_back(std::move((*one)->memory));
-        one = retired_.erase(one);
+        if (one->lender != nullptr) {
+            returned.push_back(std::move(one->lender));
+        }
+        return true;
+    });
+    return returned;
+}
+
+// Bytes behind the last record for which no further buffer's memory is needed.
+uint64_t WriteBuffers::open_room() const {
+    if (open_ != nullptr) {
+        return open_->capacity - open_->used;
     }
-    return free_.size();
+    return begun_ == nullptr ? 0 : buffer_bytes_ - begun_used_;
 }
 
 void WriteBuffers::add_buffer(uint64_t start, uint64_t now_ms) {
+    if (begun_ == nullptr) {
+        const auto free =
+            std::ranges::find_if(memory_, [](const Memory& one) { return one.use_count() == 1; });
+        KV_ASSERT(free != memory_.end());
+        begun_ = *free;
+        begun_used_ = 0;
+    }
     auto buffer = std::make_shared<WriteBuffer>();
-    KV_ASSERT(!free_.empty());
-    buffer->memory = std::move(free_.back());
-    free_.pop_back();
+    buffer->data = begun_->data() + begun_used_;
     buffer->file = file_;
     buffer->seq = seq_;
     buffer->start = start;
-    buffer->capacity = std::min<uint64_t>(buffer_bytes_, log_file_bytes_ - start);
+    buffer->capacity = std::min<uint64_t>(buffer_bytes_ - begun_used_, log_file_bytes_ - start);
     buffer->opened_ms = now_ms;
+    buffer->memory = std::move(begun_);
     open_ = buffer;
     chain_.push_back(std::move(buffer));
 }
@@ -112,26 +144,70 @@ bool WriteBuffers::begin_file(uint32_t file, uint64_t seq, uint64_t position,
     }
     KV_ASSERT(align_down(position, kIoAlign) + head.size() == position);
     add_buffer(position - head.size(), now_ms);
-    std::memcpy(open_->memory.data(), head.data(), head.size());
+    std::memcpy(open_->data, head.data(), head.size());
     open_->used = head.size();
     return true;
 }
 
 bool WriteBuffers::has_room(uint64_t size) {
-    const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
-    return size <= room || free_count() > (size - 1) / buffer_bytes_;
+    const uint64_t room = open_room();
+    return size <= room || free_count() > (size - room - 1) / buffer_bytes_;
+}
+
+bool WriteBuffers::may_lend(std::span<const uint8_t> data) {
+    return data.size() >= kMinLentBytes && reinterpret_cast<uintptr_t>(data.data()) % kIoAlign == 0;
+}
+
+bool WriteBuffers::has_room_to_lend(uint64_t size) const {
+    return lent_bytes_ == 0 || lent_bytes_ + size <= kLentBuffers * buffer_bytes_;
 }
 
 std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_ms) {
     KV_ASSERT(has_file() && size % kRecordAlign == 0 && fits(size));
-    const uint64_t room = open_ == nullptr ? 0 : open_->capacity - open_->used;
-    const uint64_t more = size > room ? (size - room + buffer_bytes_ - 1) / buffer_bytes_ : 0;
-    if (more > free_count()) {
+    if (!has_room(size)) {
         return nullptr;
     }
     auto reservation = std::make_unique<Reservation>();
     reservation->offset_ = reservation->at_ = position_;
     reservation->size_ = size;
+    take_room(size, position_ + size, now_ms, reservation.get());
+    return reservation;
+}
+
+std::unique_ptr<Reservation> WriteBuffers::reserve_lent(uint64_t head_bytes,
+                                                        std::span<const uint8_t> data,
+                                                        std::shared_ptr<const void> lender,
+                                                        uint64_t now_ms) {
+    const uint64_t pad = align_up(position_ + head_bytes, kIoAlign) - position_ - head_bytes;
+    const uint64_t lent = align_down(data.size(), kIoAlign);
+    const uint64_t tail = align_up(data.size() - lent, kRecordAlign);
+    const uint64_t end = position_ + pad + head_bytes + lent + tail;
+    KV_ASSERT(has_file() && fits(end - position_));
+    if (!has_room_to_lend(lent) || !has_room(pad + head_bytes + tail)) {
+        return nullptr;
+    }
+    if (pad > 0) {
+        Reservation front;
+        front.offset_ = front.at_ = position_;
+        front.size_ = pad;
+        take_room(pad, end, now_ms, &front);
+        front.make_pad(session_);
+        for (const auto& buffer : front.buffers_) {
+            --buffer->copying;
+        }
+    }
+    auto reservation = std::make_unique<Reservation>();
+    reservation->offset_ = reservation->at_ = position_;
+    reservation->size_ = end - position_;
+    take_room(head_bytes, end, now_ms, reservation.get());
+    add_lent(data.first(lent), std::move(lender), end, now_ms, reservation.get());
+    take_room(tail, end, now_ms, reservation.get());
+    return reservation;
+}
+
+// Of the chain's own memory, for a part of a record that ends at `record_end`. There must be room.
+void WriteBuffers::take_room(uint64_t size, uint64_t record_end, uint64_t now_ms,
+                             Reservation* reservation) {
     const uint64_t end = position_ + size;
     while (position_ < end) {
         if (open_ == nullptr) {
@@ -140,7 +216,7 @@ std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_m
         const uint64_t part = std::min(end - position_, open_->capacity - open_->used);
         if (part > 0) {
             ++open_->copying;
-            open_->needed_until = end;
+            open_->needed_until = record_end;
             reservation->buffers_.push_back(open_);
         }
         open_->used += part;
@@ -150,7 +226,34 @@ std::unique_ptr<Reservation> WriteBuffers::reserve(uint64_t size, uint64_t now_m
             open_ = nullptr;
         }
     }
-    return reservation;
+}
+
+// The open buffer ends here; the next one goes on behind it in the same memory.
+void WriteBuffers::add_lent(std::span<const uint8_t> data, std::shared_ptr<const void> lender,
+                            uint64_t record_end, uint64_t now_ms, Reservation* reservation) {
+    KV_ASSERT(position_ % kIoAlign == 0);
+    if (open_ != nullptr) {
+        begun_used_ = static_cast<uint64_t>(open_->data - open_->memory->data()) + open_->used;
+        begun_ = begun_used_ < buffer_bytes_ ? open_->memory : nullptr;
+        open_->capacity = open_->used;
+        open_->state = WriteBuffer::State::kClosed;
+        open_ = nullptr;
+    }
+    auto buffer = std::make_shared<WriteBuffer>();
+    buffer->data = const_cast<uint8_t*>(data.data());
+    buffer->lender = std::move(lender);
+    buffer->file = file_;
+    buffer->seq = seq_;
+    buffer->start = position_;
+    buffer->capacity = buffer->used = data.size();
+    buffer->needed_until = record_end;
+    buffer->copying = 1;
+    buffer->state = WriteBuffer::State::kClosed;
+    buffer->opened_ms = now_ms;
+    position_ += data.size();
+    lent_bytes_ += data.size();
+    reservation->buffers_.push_back(buffer);
+    chain_.push_back(std::move(buffer));
 }
 
 void WriteBuffers::finish(std::unique_ptr<Reservation> reservation) {
@@ -170,7 +273,7 @@ bool WriteBuffers::close_buffer() {
         pad.seq = seq_;
         pad.session = session_;
         pad.identity.length = end - open_->used;
-        uint8_t* at = open_->memory.data() + open_->used;
+        uint8_t* at = open_->data + open_->used;
         std::memset(at, 0, end - open_->used);
         encode_record_head(pad, at);
         position_ += end - open_->used;
@@ -185,10 +288,10 @@ void WriteBuffers::end_file() {
     if (!close_buffer() && open_ != nullptr) {
         // Only the repeated head of a block: nothing new to write.
         KV_ASSERT(chain_.back() == open_);
-        free_.push_back(std::move(open_->memory));
         chain_.pop_back();
         open_ = nullptr;
     }
+    begun_ = nullptr;
     seq_ = 0;
 }
 
@@ -196,14 +299,24 @@ uint64_t WriteBuffers::open_since_ms() const {
     return open_ == nullptr || open_->needed_until == 0 ? UINT64_MAX : open_->opened_ms;
 }
 
-std::shared_ptr<WriteBuffer> WriteBuffers::next_to_write() {
+std::vector<std::shared_ptr<WriteBuffer>> WriteBuffers::next_to_write() {
+    std::vector<std::shared_ptr<WriteBuffer>> run;
+    uint64_t bytes = 0;
     for (const auto& buffer : chain_) {
-        if (buffer->state == WriteBuffer::State::kClosed && buffer->copying == 0) {
-            buffer->state = WriteBuffer::State::kWriting;
-            return buffer;
+        const bool ready = buffer->state == WriteBuffer::State::kClosed && buffer->copying == 0;
+        if (run.empty() && !ready) {
+            continue;
         }
+        const bool follows = run.empty() || (buffer->seq == run.back()->seq &&
+                                             buffer->start == run.back()->start + run.back()->used);
+        if (!ready || !follows || run.size() == kMaxWriteParts || bytes >= buffer_bytes_) {
+            break;
+        }
+        buffer->state = WriteBuffer::State::kWriting;
+        bytes += buffer->used;
+        run.push_back(buffer);
     }
-    return nullptr;
+    return run;
 }
 
 void WriteBuffers::written(const std::shared_ptr<WriteBuffer>& buffer, bool ok) {
@@ -229,6 +342,7 @@ void WriteBuffers::release_written() {
         if (!on_disk(front)) {
             return;
         }
+        lent_bytes_ -= front.lender != nullptr ? front.used : 0;
         retired_.push_back(std::move(chain_.front()));
         chain_.pop_front();
     }
@@ -288,7 +402,7 @@ void WriteBuffers::copy_out(const std::vector<std::shared_ptr<WriteBuffer>>& buf
             continue;
         }
         const auto part = static_cast<size_t>(std::min<uint64_t>(size, end - offset));
-        std::memcpy(to, buffer->memory.data() + (offset - buffer->start), part);
+        std::memcpy(to, buffer->data + (offset - buffer->start), part);
         offset += part;
         to += part;
         size -= part;

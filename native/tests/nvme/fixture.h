@@ -47,7 +47,8 @@ class FaultyIo : public FileIo {
     std::atomic<bool> fail_syncs{false};
     std::atomic<bool> short_writes{false};  // to whole blocks, at least one
     std::atomic<bool> short_reads{false};
-    std::atomic<bool> hold_reads{false};  // those of the pool wait while this is set
+    std::atomic<bool> hold_reads{false};   // those of the pool wait while this is set
+    std::atomic<bool> hold_writes{false};  // every write waits while this is set
     std::atomic<int> held{0};
     std::atomic<uint64_t> free_bytes{0};  // of a file system of total_bytes; 0: what there is
     std::atomic<uint64_t> total_bytes{0};
@@ -68,11 +69,19 @@ class FaultyIo : public FileIo {
         }
         return FileIo::read(fd, to, short_reads ? shortened(size) : size, offset);
     }
-    int64_t write(int fd, const void* from, size_t size, uint64_t offset) override {
+    int64_t write(int fd, std::span<const iovec> parts, uint64_t offset) override {
         if (failing() || fail_writes) {
             return -error;
         }
-        return FileIo::write(fd, from, short_writes ? shortened(size) : size, offset);
+        if (hold_writes) {
+            ++held;
+            hold_writes.wait(true);
+        }
+        if (!short_writes) {
+            return FileIo::write(fd, parts, offset);
+        }
+        const iovec first{parts.front().iov_base, shortened(parts.front().iov_len)};
+        return FileIo::write(fd, {&first, 1}, offset);
     }
     int allocate(int fd, uint64_t size) override {
         return failing() ? -error : FileIo::allocate(fd, size);
@@ -200,7 +209,7 @@ class NvmeTester {
         NvmeReadResult result;
         std::vector<uint8_t> data;
     };
-    std::vector<Got> get_all(const std::vector<std::string>& keys, size_t capacity = 256 << 10) {
+    std::vector<Got> get_all(const std::vector<std::string>& keys, size_t capacity) {
         std::vector<Got> got(keys.size());
         std::vector<NvmeRead> reads;
         for (size_t i = 0; i < keys.size(); ++i) {
@@ -232,7 +241,10 @@ class NvmeTester {
         }
         return got;
     }
-    Got get(const std::string& key) { return std::move(get_all(std::vector{key}).front()); }
+    size_t most_bytes = 256 << 10;  // of what get() and check() read to
+    Got get(const std::string& key) {
+        return std::move(get_all(std::vector{key}, most_bytes).front());
+    }
 
     // Ok answers are right answers; anything else says so. Returns the version, 0 for none.
     Version check(const std::string& key) {

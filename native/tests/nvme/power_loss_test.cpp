@@ -20,14 +20,18 @@ class PowerLossIo : public FileIo {
         }
         return fd;
     }
-    int64_t write(int fd, const void* from, size_t size, uint64_t offset) override {
+    int64_t write(int fd, std::span<const iovec> parts, uint64_t offset) override {
         const std::lock_guard lock(mutex_);
+        size_t size = 0;
+        for (const iovec& part : parts) {
+            size += part.iov_len;
+        }
         Write one{.offset = offset, .before = std::vector<uint8_t>(size)};
         std::ifstream file(paths_[fd], std::ios::binary);
         file.seekg(static_cast<std::streamoff>(offset));
         file.read(reinterpret_cast<char*>(one.before.data()), static_cast<std::streamsize>(size));
         unsynced_[paths_[fd]].push_back(std::move(one));
-        return FileIo::write(fd, from, size, offset);
+        return FileIo::write(fd, parts, offset);
     }
     int sync(int fd) override {
         std::unique_lock lock(mutex_);
