@@ -28,6 +28,10 @@ CoreEvent = tuple[str, str, str, str, int, int, str]
 """Kind (publish, withdraw, remove, flush, node), tenant, namespace, key, version, size, node id."""
 
 
+CoreHeartbeat = tuple[int, int, str, int, bytes]
+"""Link, request, the link's node id and session, and a HeartbeatRequest that nobody has read."""
+
+
 class CoreReplica(TypedDict):
     """One copy of an object."""
 
@@ -185,6 +189,12 @@ class MasterCoreApi(Protocol):
 
     def namespace_uses(self) -> list[CoreNamespace]:
         """What every namespace holds, in no order."""
+
+    def take_heartbeats(self, timeout_ms: int) -> list[CoreHeartbeat]:
+        """Block until heartbeats have come over links; empty after that time, or a stop."""
+
+    def answer_heartbeats(self, answers: list[tuple[int, int, int, bytes]]) -> None:
+        """Answer them: link, request, status, and a HeartbeatReply or what is wrong."""
 
     def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
         """Block until operations must be made durable: (number, record), ascending."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from kvstore.master.console.views import Views
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
+from kvstore.master.heartbeats import Heartbeats
 from kvstore.master.journal import Journal
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
@@ -204,12 +205,7 @@ class MasterServer:
         await _wait_for_ports(config)
         listener = bind(config.host, config.http_port)
         rpc = grpc.aio.server(options=_GRPC_OPTIONS)
-        try:
-            grpc_port = rpc.add_insecure_port(f"{bracketed(config.host)}:{config.grpc_port}")
-        except RuntimeError as error:
-            listener.close()
-            where = f"{bracketed(config.host)}:{config.grpc_port}"
-            raise UnavailableError(f"grpc {where}: {error}") from None
+        grpc_port = _bind_grpc(rpc, config, listener)
         self._ports = (config.port, grpc_port, listener.getsockname()[1])
         core = self._core = self._create_core(state)
         registry = self._registry = Registry(settings_of(config), core, state)
@@ -218,26 +214,27 @@ class MasterServer:
         calls = self._calls
         watches = Watches(core, lambda: self._config.principal_share)
         new_cluster = NewCluster(state)
+        reuse, prefixes = Reuse(), HotPrefixes()
+        nodes = NodeHandlers(registry, state, new_cluster, reuse, prefixes, verifier.registered)
+        heartbeats = Heartbeats(core, nodes.heartbeat)
         ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
         collect = http.collector(
             core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
         )
         recorder = Recorder(core, registry, lambda: self._reloads.refusal, state.epoch)
-        prefixes = HotPrefixes()
         routes = [
             *Queries(core, registry, self._guard).routes(),
             *self._sessions(core, state),
             *self._console(core, registry, recorder, prefixes, state),
         ]
-        site = self._create_web(listener, collect, ready, routes)
+        site = self._create_web(listener, (collect, heartbeats.families), ready, routes)
         journal.start()
+        heartbeats.start()
         try:
             block = urlsplit((await asyncio.to_thread(core.start))[0])
             self._ports = (int(block.port or 0), *self._ports[1:])
             self._tell_where()
-            reuse = Reuse()
             master = MasterHandlers(registry, core, state, reuse, lambda: self._bound)
-            nodes = NodeHandlers(registry, state, new_cluster, reuse, prefixes, verifier.registered)
             master_pb2_grpc.add_MasterServicer_to_server(
                 MasterService(calls, master, core, watches, state.epoch), rpc
             )
@@ -257,12 +254,13 @@ class MasterServer:
         finally:
             self._core = None  # no reload reaches it any more
             watches.close()
+            heartbeats.request_stop()
             # The native side first: that ends the waits of the control plane's calls.
             await asyncio.to_thread(core.stop)
             await rpc.stop(_GRACE_S)
             await site.stop()
-            await asyncio.to_thread(journal.stop)
-            await asyncio.to_thread(verifier.close)
+            for end in (journal.stop, heartbeats.stop, verifier.close):
+                await asyncio.to_thread(end)
             calls.close()
             audit.write_deeds(core, self._audit)
             await asyncio.to_thread(self._audit.close)
@@ -288,13 +286,13 @@ class MasterServer:
     def _create_web(
         self,
         listener: socket.socket,
-        collect: Callable[[], Iterable[Metric]],
+        collect: Sequence[Callable[[], Iterable[Metric]]],
         ready: Readiness,
         routes: list[web.RouteDef],
     ) -> HttpServer:
         return HttpServer(
             listener,
-            renderer(collect, self._reloads.families, self._audit.families),
+            renderer(*collect, self._reloads.families, self._audit.families),
             self._tasks.readiness(self._reloads.readiness(ready)),
             self._guard.knows,
             routes,
@@ -339,6 +337,16 @@ def _set_limits(core: MasterCoreApi, config: MasterConfig) -> None:
 async def _wait_for_ports(config: MasterConfig) -> None:
     ports = (("block port", config.port), ("grpc", config.grpc_port), ("http", config.http_port))
     await asyncio.gather(*(wait_for_port(what, config.host, port) for what, port in ports))
+
+
+def _bind_grpc(rpc: grpc.aio.Server, config: MasterConfig, listener: socket.socket) -> int:
+    """Return the bound port; close `listener` if there is none."""
+    where = f"{bracketed(config.host)}:{config.grpc_port}"
+    try:
+        return rpc.add_insecure_port(where)
+    except RuntimeError as error:
+        listener.close()
+        raise UnavailableError(f"grpc {where}: {error}") from None
 
 
 def _read_principals(config: MasterConfig) -> tuple[Principal, ...] | None:

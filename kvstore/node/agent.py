@@ -1,5 +1,7 @@
 """Keeps a node in its cluster: finds the master, registers, sends heartbeats, re-registers.
 
+Heartbeats go over the node's link to the master while that is up, else by gRPC.
+
 A starting process registers in two calls. The first one changes nothing at the master and tells the
 epoch and the secret that the memory needs; the second one follows once ports are bound and memory
 is taken. So a process that cannot start displaces nobody and leaves no trace in the cluster.
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.activity import Activity
@@ -81,7 +84,7 @@ class Identity:
 
 
 class Agent:
-    """A node's calls to its master over gRPC."""
+    """A node's calls to its master."""
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class Agent:
         self._channel: grpc.aio.Channel | None = None
         self._stub: node_pb2_grpc.NodeRegistryAsyncStub | None = None
         self._master = ""
+        self._over_link: Callable[[bytes, int], bytes] | None = None
         self._search: asyncio.Task[tuple[str, MasterHello]] | None = None
         self.session: Session | None = None
         """The registration; after prepare() one without a session id."""
@@ -132,6 +136,10 @@ class Agent:
     def serve_at(self, endpoints: types_pb2.Endpoints) -> None:
         """Announce these endpoints from the next call on."""
         self._identity = replace(self._identity, endpoints=endpoints)
+
+    def use_link(self, heartbeat: Callable[[bytes, int], bytes]) -> None:
+        """Send heartbeats by this from now on, where it can: NodeCoreApi.heartbeat."""
+        self._over_link = heartbeat
 
     def reconfigure(
         self, addresses: list[str], labels: dict[str, str], principal: Principal | None
@@ -349,8 +357,10 @@ class Agent:
             prefixes=load.prefixes,
         )
         try:
-            timeout_ms = max(_CALL_TIMEOUT_MS, current.heartbeat_ms)
-            reply = await self._call(self._stub.Heartbeat, request, timeout_ms)
+            reply = await self._answer_over_link(current, request)
+            if reply is None:
+                timeout_ms = max(_CALL_TIMEOUT_MS, current.heartbeat_ms)
+                reply = await self._call(self._stub.Heartbeat, request, timeout_ms)
         except KvstoreError as error:
             self._not_heard.warn(error=error, status=error.status.name)
             return error.status
@@ -372,6 +382,24 @@ class Agent:
         if reply.heartbeat_interval_ms:
             self.session = replace(current, heartbeat_ms=reply.heartbeat_interval_ms)
         return Status.Ok
+
+    async def _answer_over_link(
+        self, current: Session, request: node_pb2.HeartbeatRequest
+    ) -> node_pb2.HeartbeatReply | None:
+        """Send a heartbeat over the link, which costs the master least.
+
+        None: a call has to follow. The link is not up, or the master is an older one, or does not
+        answer there in time.
+        """
+        if self._over_link is None or self._master != current.master:
+            return None
+        try:
+            timeout_ms = session.link_timeout_ms(current.heartbeat_ms)
+            body = request.SerializeToString()
+            reply = await asyncio.to_thread(self._over_link, body, timeout_ms)
+            return node_pb2.HeartbeatReply.FromString(reply)
+        except (UnavailableError, DecodeError):
+            return None
 
     async def leave(self, returns_in_ms: int = 0) -> None:
         """Unregister, if the master can be reached; then close the channel.

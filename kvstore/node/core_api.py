@@ -78,6 +78,13 @@ class NodeCoreApi(Protocol):
     def link_state(self) -> str:
         """Return "down", "syncing" or "up"."""
 
+    def heartbeat(self, request: bytes, timeout_ms: int) -> bytes:
+        """Send a HeartbeatRequest over the link to the master; return its HeartbeatReply.
+
+        Raise UnavailableError when it did not go over the link, or nothing came back in time; else
+        what the master raised.
+        """
+
     def stats(self) -> dict[str, Any]:
         """Counters and histograms, for metrics and heartbeats."""
 

@@ -145,6 +145,7 @@ class EphemeralNode:
         options.unix_endpoint = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"
         core = await asyncio.to_thread(lambda: _native.NodeCore(options))
         self._core = core
+        self._agent.use_link(core.heartbeat)
         try:
             tcp, unix = await asyncio.to_thread(core.start)
             self._agent.serve_at(types_pb2.Endpoints(tcp=advertised(tcp, self._config), unix=unix))

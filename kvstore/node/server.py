@@ -382,6 +382,7 @@ class NodeServer:
         await asyncio.to_thread(self._tiering.open, options)
         core = await asyncio.to_thread(lambda: self._factory(options, files=self._files))
         self._core = core
+        self._agent.use_link(core.heartbeat)
         ends.push_async_callback(self._close_core, core)
         kept_cluster.write(self._config, session.cluster_id)
         self._configure(core)  # a reload may have come while it was being created

@@ -8,6 +8,8 @@ from kvstore.errors import Status
 
 BACKOFF_FIRST_MS = 100
 BACKOFF_MAX_MS = 2000
+LINK_LEAST_MS = 250
+LINK_MOST_MS = 2000
 LATE_MAX = 3
 """Calls without an answer in time, after which the master counts as unreachable."""
 
@@ -70,6 +72,14 @@ def heartbeat_wait_ms(interval_ms: int, failures: int, jitter: float) -> int:
     """
     wait_ms = interval_ms - int(interval_ms / 5 * jitter)
     return min(wait_ms, backoff_ms(failures, jitter)) if failures else wait_ms
+
+
+def link_timeout_ms(interval_ms: int) -> int:
+    """Compute how long a heartbeat's answer may take over the link; then it goes as a call.
+
+    Both have to fit into the session's TTL, which is at least twice the interval.
+    """
+    return max(LINK_LEAST_MS, min(LINK_MOST_MS, interval_ms))
 
 
 def backoff_ms(failures: int, jitter: float) -> int:

@@ -578,6 +578,7 @@ void bind_master(nb::module_& module) {
     bind_nodes(master);
     bind_copies(master);
     bind_journal(master);
+    bind_heartbeats(master);
     bind_history(master);
     bind_master_changes(master);
     bind_reads(master);

@@ -15,6 +15,7 @@ auto unlocked(F f) {
     return f();
 }
 
+void bind_heartbeats(nanobind::class_<PyMaster>& master);
 // remove, set_pin and flush, and those that call back.
 void bind_master_changes(nanobind::class_<PyMaster>& master);
 

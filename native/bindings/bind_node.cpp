@@ -267,6 +267,13 @@ nb::dict take_uses(PyNode& self, uint32_t level) {
     return out;
 }
 
+nb::bytes heartbeat(PyNode& self, const nb::bytes& request, uint32_t timeout_ms) {
+    const std::string reply = value_or_raise(self.run([&](NodeCore& core) {
+        return core.heartbeat({request.c_str(), request.size()}, timeout_ms);
+    }));
+    return nb::bytes(reply.data(), reply.size());
+}
+
 nb::list take_prefixes(PyNode& self) {
     nb::list out;
     for (const BlockStore::PrefixUse& one :
@@ -506,6 +513,9 @@ void bind_state(nb::class_<PyNode>& node) {
                     [&](NodeCore& core) { return core.wait_link(LinkState::kUp, timeout_ms); });
             },
             "timeout_ms"_a, "Whether the link was up within the time.")
+        .def("heartbeat", &heartbeat, "request"_a, "timeout_ms"_a,
+             "Send a HeartbeatRequest over the link; the HeartbeatReply. UnavailableError: it did "
+             "not go over the link, or nothing came back in time; else what the master raised.")
         .def("stats", &stats_dict, "Counters, sizes and histograms {buckets, total, sum}.")
         .def("take_uses", &take_uses, "level"_a,
              "Uses of sampled keys since the last call, as ReuseCurve.note takes them.")

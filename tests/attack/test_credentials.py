@@ -525,6 +525,8 @@ MESSAGES: dict[str, frozenset[str]] = {
     "OpsAck": LINK,
     "Copy": NOWHERE,
     "CopyDone": LINK,
+    "Heartbeat": LINK,
+    "HeartbeatReply": NOWHERE,
     "UcxReady": NOWHERE,
     "UcxGrow": NOWHERE,
     "UcxSlice": NOWHERE,

@@ -32,6 +32,7 @@ class Link:
 
     def __init__(self, cluster: Cluster, plane: Control, node_id: str) -> None:
         reply = plane.register(node_id)
+        self.session_id = reply.session_id
         self.connection = wire.Connection(plane.master.Status(_STATUS).block_endpoint)
         node = wire.number(6, 1, 1) + wire.number(12, reply.session_id, 8)
         node += wire.text(13, node_id.encode()) + wire.number(14, reply.node_epoch, 4)

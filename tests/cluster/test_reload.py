@@ -16,7 +16,7 @@ import pytest
 import kvstore
 from kvstore import Status
 from tests.support.cluster import Cluster
-from tests.support.control import metric, ready
+from tests.support.control import heartbeats, metric, ready
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, wait_for
 
@@ -157,14 +157,12 @@ def test_a_shorter_ttl_is_followed_by_nodes_and_master(tmp_path: Path) -> None:
     values = {"heartbeat_ms": 1000, "node_ttl_ms": 600_000}
     with configured(tmp_path, **values) as (cluster, master):
         node = cluster.start_node("a")
-        before = metric(cluster.master, "kvstore_cluster_rpc_total", method="Heartbeat")
+        wait_for(lambda: heartbeats(cluster.master) > 0, "a heartbeat over the link")
+        before = heartbeats(cluster.master)
         master.change(heartbeat_ms=50, node_ttl_ms=1000)
         cluster.master.signal(signal.SIGHUP)
         wait_for(
-            lambda: (
-                metric(cluster.master, "kvstore_cluster_rpc_total", method="Heartbeat")
-                >= before + 20
-            ),
+            lambda: heartbeats(cluster.master) >= before + 20,
             "many heartbeats",
         )
         node.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -82,6 +83,13 @@ def metric(daemon: Daemon, name: str, **labels: str) -> float:
     ]
     assert found, f"no {name} {labels} in:\n{text}"
     return sum(found)
+
+
+def heartbeats(master: Daemon) -> int:
+    """How many heartbeats came over links."""
+    text = http_get(master, "/metrics")[1]
+    found = re.findall(r"^kvstore_cluster_link_heartbeats_total\{.*\} (\S+)$", text, re.M)
+    return int(sum(map(float, found)))
 
 
 def lookups_waiting(master: Daemon) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvstore.audit import Deed
-from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
+from kvstore.master.core_api import CoreEvent, CoreHeartbeat, CoreNamespace, CoreNode, CoreObject
 from kvstore.refusals import Refusal
 from kvstore.sessions import CoreSession
 
@@ -18,6 +18,7 @@ class FakeCore:
         self.calls: list[tuple[Any, ...]] = []
         self.seen: list[CoreNode] = []
         self.batches: list[list[tuple[int, bytes]]] = []
+        self.heartbeats: list[list[CoreHeartbeat]] = []
         self.trimmed = (0, 0)
         self.room = -1
         self.looks = 0
@@ -140,6 +141,12 @@ class FakeCore:
 
     def namespaces(self) -> list[tuple[str, str, int]]:
         return [("default", "", 4), ("default", "untouched", 0)]
+
+    def take_heartbeats(self, timeout_ms: int) -> list[CoreHeartbeat]:
+        return self.heartbeats.pop(0) if self.heartbeats else []
+
+    def answer_heartbeats(self, answers: list[tuple[int, int, int, bytes]]) -> None:
+        self.calls.append(("answer_heartbeats", answers))
 
     def wait_journal(self, timeout_ms: int) -> list[tuple[int, bytes]]:
         return self.batches.pop(0) if self.batches else []

@@ -35,6 +35,11 @@ inline constexpr size_t kMaxWaitingLookupsPerConnection = 64;
 inline constexpr size_t kMaxWaitingLookupBytes = 64u << 20;
 // Chains of keys that a node tells its master in one heartbeat.
 inline constexpr size_t kMaxPrefixes = 64;
+// A heartbeat over the link. At its limits it has some 600 KiB: 256 of sampled uses, 100 of chains,
+// the others of counters, latencies and labels. A larger one goes by gRPC.
+inline constexpr size_t kMaxHeartbeatBytes = 1u << 20;
+inline constexpr size_t kMaxHeartbeatReplyBytes = 64u << 10;
+inline constexpr size_t kMaxWaitingHeartbeatBytes = 64u << 20;  // of all nodes, at a master
 // Removes, flushes and changes of pins that wait at a master for nodes or for its disk.
 inline constexpr size_t kMaxWaitingChanges = 4096;
 

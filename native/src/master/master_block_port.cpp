@@ -378,6 +378,8 @@ void MasterBlockPort::on_link_frame(Connection& connection, const FrameHeader& h
             }
             return;
         }
+        case MessageType::kHeartbeat:
+            return heartbeat(connection, header, body);
         default:
             connection.ref()->send_error(header.request_id, Code::kUnsupported,
                                          "a master does not answer this message from a node");
@@ -411,6 +413,19 @@ void MasterBlockPort::claim(Connection& connection, const FrameHeader& header,
     const bool more = session.answers.size() < claim.keys.size();
     send_claim_reply(*connection.ref(), header.request_id, more ? kFlagMore : uint16_t{0},
                      session.answers);
+}
+
+void MasterBlockPort::heartbeat(Connection& connection, const FrameHeader& header,
+                                std::span<const uint8_t> body) {
+    const Session& session = *connection.session_as<Session>();
+    Heartbeat heartbeat;
+    if (connection.decode(body, &heartbeat)) {
+        core_.heartbeat({.link = session.link,
+                         .request_id = header.request_id,
+                         .node_id = session.hello.node_id,
+                         .session_id = session.hello.session_id,
+                         .request = std::string(heartbeat.request)});
+    }
 }
 
 void MasterBlockPort::lookup(Connection& connection, const FrameHeader& header,

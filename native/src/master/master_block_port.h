@@ -77,6 +77,8 @@ class MasterBlockPort final : public ConnectionHandler {
     // A place among the changes that wait; null: refused, and answered.
     Shares::Held admit_change(Connection& connection, const FrameHeader& header);
     void claim(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
+    void heartbeat(Connection& connection, const FrameHeader& header,
+                   std::span<const uint8_t> body);
     void lookup(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body,
                 Fenced fenced);
     void wait_for_keys(Connection& connection, const FrameHeader& header,

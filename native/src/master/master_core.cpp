@@ -45,6 +45,7 @@ void MasterCore::stop() {
     run(effects);
     lookup_waits_.end_all();
     fences_.end_all();
+    heartbeats_.stop();
     directory_.watch().interrupt();
     if (maintenance_.joinable()) {
         maintenance_.join();

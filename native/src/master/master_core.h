@@ -26,6 +26,7 @@
 #include "master/announce_turns.h"
 #include "master/claim_table.h"
 #include "master/copy_planner.h"
+#include "master/heartbeats.h"
 #include "master/journal_room.h"
 #include "master/lookup_waits.h"
 #include "master/node_table.h"
@@ -98,6 +99,13 @@ class MasterCore {
     Left drain_left(const std::string& node_id) const;
     uint64_t under_replicated() const;  // readable objects with fewer living replicas than wanted
 
+    // Policy: heartbeats that came over links.
+    std::vector<NodeHeartbeat> take_heartbeats(uint32_t timeout_ms) {
+        return heartbeats_.take(timeout_ms);
+    }
+    // `text`: the reply's bytes, or what is wrong.
+    void answer_heartbeat(LinkId link, uint64_t request_id, Code code, std::string_view text);
+
     // Policy: the journal.
     Status load_ops(const std::vector<std::vector<uint8_t>>& records);
     Status set_namespace_epoch(const std::string& tenant, const std::string& ns, uint32_t epoch);
@@ -162,6 +170,8 @@ class MasterCore {
     void ops_ack(LinkId link, uint64_t seq);
     void pong(LinkId link, uint64_t token) { fences_.passed(link, token); }
     void copy_done(LinkId link, uint64_t copy_id, Code code);
+    // Answered with kOverloaded when it is not taken (heartbeats.h).
+    void heartbeat(NodeHeartbeat heartbeat);
 
     // Time: claims, waits, copies, sweeps. Called by the maintenance thread.
     void maintain(uint64_t now_ms);
@@ -287,6 +297,7 @@ class MasterCore {
     LookupWaits lookup_waits_;
     AnnounceFences fences_;
     AnnounceTurns turns_;
+    Heartbeats heartbeats_;
     Shares waiting_changes_{"removes, flushes and changes of pins", limits::kMaxWaitingChanges};
 
     Mutex flush_mutex_;  // orders the flushes of a namespace in the log

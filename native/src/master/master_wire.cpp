@@ -54,6 +54,18 @@ void WireNodeLink::send_ops(std::span<const Op> ops) {
 
 void WireNodeLink::send_ping(uint64_t token) { to_->send_message(Ping{token}, token); }
 
+void WireNodeLink::send_heartbeat_answer(uint64_t request_id, Code code, std::string_view text) {
+    if (code == Code::kOk && text.size() > limits::kMaxHeartbeatReplyBytes) {
+        code = Code::kTooLarge;
+        text = "the reply";
+    }
+    if (code == Code::kOk) {
+        to_->send_message(HeartbeatReply{text}, request_id);
+    } else {
+        to_->send_error(request_id, code, text);
+    }
+}
+
 void WireNodeLink::send_copy(const CopyOrder& order) {
     to_->send_message(Copy{.copy_id = order.copy_id,
                            .tenant = order.ns.tenant,

@@ -24,6 +24,7 @@ class WireNodeLink final : public NodeLink {
     void send_ops(std::span<const Op> ops) override;
     void send_copy(const CopyOrder& order) override;
     void send_ping(uint64_t token) override;
+    void send_heartbeat_answer(uint64_t request_id, Code code, std::string_view text) override;
     void close(const std::string& reason) override;
     uint64_t heard_ms() const override { return heard_ms_.load(std::memory_order_relaxed); }
     void note_heard() { heard_ms_.store(boottime_ms(), std::memory_order_relaxed); }

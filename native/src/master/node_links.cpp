@@ -152,6 +152,7 @@ std::shared_ptr<MasterCore::LinkRecord> MasterCore::lose_link(NodeRecord& record
     claims_.link_lost(link->id);
     fences_.lost(link->id);
     turns_.lost(link->id, boottime_ms());
+    heartbeats_.lost(link->id);
     return link;
 }
 
@@ -491,6 +492,23 @@ void MasterCore::ops_ack(LinkId id, uint64_t seq) {
 void MasterCore::copy_done(LinkId link, uint64_t copy_id, Code code) {
     if (find_link(link) != nullptr) {
         planner_.done(copy_id, code, boottime_ms());
+    }
+}
+
+void MasterCore::heartbeat(NodeHeartbeat heartbeat) {
+    const LinkId link = heartbeat.link;
+    if (const std::optional<uint64_t> refused = heartbeats_.add(std::move(heartbeat))) {
+        answer_heartbeat(link, *refused, Code::kOverloaded, "another heartbeat waits here");
+    }
+    if (find_link(link) == nullptr) {
+        heartbeats_.lost(link);
+    }
+}
+
+void MasterCore::answer_heartbeat(LinkId id, uint64_t request_id, Code code,
+                                  std::string_view text) {
+    if (const std::shared_ptr<LinkRecord> link = find_link(id)) {
+        link->to->send_heartbeat_answer(request_id, code, text);
     }
 }
 

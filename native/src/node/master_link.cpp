@@ -11,6 +11,7 @@
 #include "node/announce_stream.h"
 #include "node/claim_columns.h"
 #include "node/connection_state.h"
+#include "node/link_rows.h"
 
 namespace kvstore {
 namespace {
@@ -22,18 +23,6 @@ constexpr size_t kMostAhead = 2;  // frames that a Ping has sent at once, whatev
 constexpr size_t kListBatch = 512;
 
 }  // namespace
-
-const char* link_state_name(LinkState state) {
-    switch (state) {
-        case LinkState::kDown:
-            return "down";
-        case LinkState::kSyncing:
-            return "syncing";
-        case LinkState::kUp:
-            return "up";
-    }
-    return "unknown";
-}
 
 struct MasterLink::Impl {
     // Where a connection stands between its hello and being up.
@@ -63,7 +52,8 @@ struct MasterLink::Impl {
     void on_ops(Connection& connection, std::span<const uint8_t> body);
     void on_copy(Connection& connection, std::span<const uint8_t> body);
     void on_pong();
-    void on_error(std::span<const uint8_t> body);
+    void on_heartbeat_reply(Connection& connection, uint64_t number, std::span<const uint8_t> body);
+    void on_error(uint64_t number, std::span<const uint8_t> body);
     void announce_everything();
 
     const Options options;  // but for the registration and the credentials, which may change
@@ -86,6 +76,8 @@ struct MasterLink::Impl {
     std::string last_error KV_GUARDED_BY(mutex);
     std::shared_ptr<ConnectionRef> ref KV_GUARDED_BY(mutex);
     AnnounceStream stream KV_GUARDED_BY(mutex);
+    bool takes_heartbeats KV_GUARDED_BY(mutex) = false;  // this master, over this connection
+    AskedHeartbeat heartbeat;
 
     Sync sync KV_GUARDED_BY(mutex) = Sync::kCatchingUp;
     // The master's last operation when it welcomed us.
@@ -268,6 +260,19 @@ void MasterLink::copy_done(uint64_t link, uint64_t copy_id, Code code) {
     }
 }
 
+void MasterLink::heartbeat(std::string_view request, AskedHeartbeat::Heard heard) {
+    const uint64_t number = impl_->heartbeat.begin(std::move(heard));
+    {
+        const MutexLock lock(impl_->mutex);
+        if (impl_->state == LinkState::kUp && impl_->takes_heartbeats &&
+            request.size() <= limits::kMaxHeartbeatBytes &&
+            impl_->ref->send_message(Heartbeat{request}, number)) {
+            return;
+        }
+    }
+    impl_->heartbeat.end(number, Status(Code::kUnavailable, "the link does not carry it"));
+}
+
 // ---- what the master sends -------------------------------------------------------------------
 
 void MasterLink::Impl::on_claim_reply(Connection& connection, std::span<const uint8_t> body) {
@@ -276,13 +281,7 @@ void MasterLink::Impl::on_claim_reply(Connection& connection, std::span<const ui
         return;
     }
     const LinkId from = connection.session_as<LinkConnection>()->link;
-    std::vector<ClaimAnswer> results;
-    results.reserve(reply.claim_ids.size());
-    for (size_t row = 0; row < reply.claim_ids.size(); ++row) {
-        results.push_back({from, reply.claim_ids[row], static_cast<Code>(reply.status[row]),
-                           reply.versions[row], (reply.flags[row] & kClaimFirst) != 0});
-    }
-    handler.on_claims(from, results);
+    handler.on_claims(from, answers_of(reply, from));
 }
 
 void MasterLink::Impl::on_announce_reply(Connection& connection, std::span<const uint8_t> body) {
@@ -322,21 +321,7 @@ void MasterLink::Impl::on_ops(Connection& connection, std::span<const uint8_t> b
         const MutexLock lock(mutex);
         known_seq = applied_seq;
     }
-    std::vector<OpView> ops;
-    for (size_t row = 0; row < message.kinds.size(); ++row) {
-        // What was applied on an earlier connection may come again.
-        if (message.first_seq != 0 && message.first_seq + row <= known_seq) {
-            continue;
-        }
-        ops.push_back({.kind = static_cast<OpKind>(message.kinds[row]),
-                       .epoch = message.epochs[row],
-                       .version = message.versions[row],
-                       .arg = message.args[row],
-                       .tenant = message.tenants[row],
-                       .ns = message.namespaces[row],
-                       .key = message.keys[row]});
-    }
-    handler.on_ops(ops);
+    handler.on_ops(new_ops_of(message, known_seq));
     const bool numbered = message.first_seq != 0 && !message.kinds.empty();
     const uint64_t last_seq = numbered ? message.first_seq + message.kinds.size() - 1 : 0;
     {
@@ -419,13 +404,25 @@ void MasterLink::Impl::announce_everything() {
     }
 }
 
-void MasterLink::Impl::on_error(std::span<const uint8_t> body) {
-    Error error;
-    if (decode_message(body, &error).ok()) {
-        const MutexLock lock(mutex);
-        last_error = std::string(code_name(static_cast<Code>(error.code))) + ": " +
-                     std::string(error.message);
+void MasterLink::Impl::on_heartbeat_reply(Connection& connection, uint64_t number,
+                                          std::span<const uint8_t> body) {
+    HeartbeatReply reply;
+    if (connection.decode(body, &reply)) {
+        heartbeat.end(number, std::string(reply.reply));
     }
+}
+
+void MasterLink::Impl::on_error(uint64_t number, std::span<const uint8_t> body) {
+    Error error;
+    if (!decode_message(body, &error).ok()) {
+        return;
+    }
+    const Status status = remote_status(error.code, error.message);
+    if (number != 0) {  // of what may be refused, heartbeats alone have one
+        return heartbeat.end(number, status);
+    }
+    const MutexLock lock(mutex);
+    last_error = status.to_string();
 }
 
 // ---- the interface ---------------------------------------------------------------------------
@@ -518,6 +515,7 @@ void MasterLink::on_open(Connection& connection) {
     impl_->stream.reset();
     impl_->heard_ms = boottime_ms();
     impl_->ops_since_ping = false;
+    impl_->takes_heartbeats = (connection.peer().features & kFeatureHeartbeats) != 0;
     impl_->set_state(LinkState::kSyncing);
     impl_->ping();
 }
@@ -542,8 +540,10 @@ void MasterLink::on_frame(Connection& connection, const FrameHeader& header,
             return impl_->on_copy(connection, body);
         case MessageType::kPong:
             return impl_->on_pong();
+        case MessageType::kHeartbeatReply:
+            return impl_->on_heartbeat_reply(connection, header.request_id, body);
         case MessageType::kError:
-            return impl_->on_error(body);
+            return impl_->on_error(header.request_id, body);
         default:
             return connection.fail(Code::kProtocolError, "not a message of the master to a node");
     }
@@ -574,6 +574,7 @@ void MasterLink::on_close(Connection& connection, std::string_view reason) {
         impl_->sync = Impl::Sync::kCatchingUp;
         impl_->set_state(LinkState::kDown);
     }
+    impl_->heartbeat.lost();
     impl_->handler.on_link_down(link);
 }
 

@@ -1,5 +1,6 @@
 // A node's connection to its master: keeps it alive with backoff, carries claims, the numbered
-// stream of announces and withdraws, the master's operations in order, and its copy orders.
+// stream of announces and withdraws, the master's operations in order, its copy orders, and the
+// node's heartbeats.
 //
 // Life of one connection: connect and hello (a thread of its own) → adopted by the node's event
 // server → missed operations are applied → everything is announced → up. A link number names one
@@ -16,6 +17,8 @@
 #include "base/namespace_epoch.h"
 #include "base/status.h"
 #include "base/types.h"
+#include "node/asked_heartbeat.h"
+#include "node/link_state.h"
 #include "wire/link_types.h"
 
 namespace kvstore {
@@ -23,13 +26,6 @@ namespace kvstore {
 class Connection;
 class EventServer;
 struct FrameHeader;
-
-enum class LinkState : uint8_t {
-    kDown = 0,     // no connection: puts are refused, reads go on
-    kSyncing = 1,  // connected: missed operations are applied, then everything is announced
-    kUp = 2,       // puts are served
-};
-const char* link_state_name(LinkState state);
 
 class MasterLink {
   public:
@@ -64,7 +60,7 @@ class MasterLink {
         std::string token;
         uint32_t connect_ms = 3'000;
         uint32_t backoff_max_ms = 1'000;
-        uint32_t ping_ms = 1'000;    // a silent master is asked …
+        uint32_t ping_ms = 2'000;    // a silent master is asked …
         uint32_t silent_ms = 5'000;  // … and given up
     };
     // `server` and `handler` outlive the link.
@@ -100,6 +96,10 @@ class MasterLink {
     // Dropped while nothing has been announced on the current connection.
     void withdraw(const NamespaceRef& ns, std::vector<WithdrawItem> items);
     void copy_done(uint64_t link, uint64_t copy_id, Code code);
+    // A HeartbeatRequest of the control plane. kUnavailable: the link is not up (while it syncs, an
+    // answer might come only behind those to the full announce), is lost, or cannot carry it; or
+    // another one was asked meanwhile.
+    void heartbeat(std::string_view request, AskedHeartbeat::Heard heard);
 
     // The server's calls for a connection whose session is_link() says to be this link's.
     static bool is_link(const Connection& connection);

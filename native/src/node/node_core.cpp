@@ -4,6 +4,8 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <chrono>
+#include <future>
 #include <iterator>
 
 #include "node/node_block_port.h"
@@ -114,6 +116,17 @@ LinkState NodeCore::link_state() const { return impl_->service.link().state(); }
 
 bool NodeCore::wait_link(LinkState state, uint32_t timeout_ms) {
     return impl_->service.link().wait_state(state, timeout_ms);
+}
+
+Result<std::string> NodeCore::heartbeat(std::string_view request, uint32_t timeout_ms) {
+    const auto promise = std::make_shared<std::promise<Result<std::string>>>();
+    std::future<Result<std::string>> answer = promise->get_future();
+    impl_->service.link().heartbeat(
+        request, [promise](Result<std::string> heard) { promise->set_value(std::move(heard)); });
+    if (answer.wait_for(std::chrono::milliseconds(timeout_ms)) != std::future_status::ready) {
+        return Status(Code::kUnavailable, "no answer over the link in time");
+    }
+    return answer.get();
 }
 
 NodeStats NodeCore::stats() const {

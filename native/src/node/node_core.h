@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,8 @@ class NodeCore {
     LinkState link_state() const;
     // True when the state was reached within the time.
     bool wait_link(LinkState state, uint32_t timeout_ms);
+    // As MasterLink::heartbeat; kUnavailable, too, when there is no answer within the time. Blocks.
+    Result<std::string> heartbeat(std::string_view request, uint32_t timeout_ms);
     NodeStats stats() const;
     // What somebody has done to the shared memory from outside, and which processes had it mapped;
     // empty while it is whole. The node has to be replaced by one with new memory.

@@ -74,6 +74,8 @@ constexpr NamedType kNamedTypes[] = {
     {MessageType::kOpsAck, "OpsAck"},
     {MessageType::kCopy, "Copy"},
     {MessageType::kCopyDone, "CopyDone"},
+    {MessageType::kHeartbeat, "Heartbeat"},
+    {MessageType::kHeartbeatReply, "HeartbeatReply"},
     {MessageType::kUcxReady, "UcxReady"},
     {MessageType::kUcxGrow, "UcxGrow"},
     {MessageType::kUcxSlice, "UcxSlice"},
@@ -164,6 +166,9 @@ std::string feature_names(uint64_t bits) {
                 break;
             case kFeatureUcx:
                 text += "ucx";
+                break;
+            case kFeatureHeartbeats:
+                text += "heartbeats";
                 break;
             default:
                 text += "bit " + std::to_string(bit);

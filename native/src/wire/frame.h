@@ -97,6 +97,8 @@ enum class MessageType : uint16_t {
     kOpsAck = 0x89,
     kCopy = 0x8A,  // master → node
     kCopyDone = 0x8B,
+    kHeartbeat = 0x8C,
+    kHeartbeatReply = 0x8D,
     // Between a node and its UCX processes (messages_ucx.h)
     kUcxReady = 0xA0,
     kUcxGrow = 0xA2,
@@ -145,9 +147,10 @@ Result<uint32_t> negotiate_version(uint32_t our_min, uint32_t our_max, uint32_t 
 inline constexpr uint64_t kFeatureSharedMemory = 1u << 0;  // descriptors come with the Welcome
 inline constexpr uint64_t kFeatureLeases = 1u << 1;
 inline constexpr uint64_t kFeatureReplication = 1u << 2;
-inline constexpr uint64_t kFeatureUcx = 1u << 3;  // one-sided reads and writes
+inline constexpr uint64_t kFeatureUcx = 1u << 3;         // one-sided reads and writes
+inline constexpr uint64_t kFeatureHeartbeats = 1u << 4;  // over the link
 inline constexpr uint64_t kAllFeatures =
-    kFeatureSharedMemory | kFeatureLeases | kFeatureReplication;
+    kFeatureSharedMemory | kFeatureLeases | kFeatureReplication | kFeatureHeartbeats;
 std::string feature_names(uint64_t bits);  // "leases, bit 17"
 
 FrameHeaderBytes encode_header(const FrameHeader& header);

@@ -1,5 +1,5 @@
 // The link between a node and the master: claims, announcements, withdrawals; operations, copy
-// orders.
+// orders; heartbeats.
 #pragma once
 
 #include "wire/fields.h"
@@ -183,6 +183,19 @@ struct CopyDone {
         v.number(1, m.copy_id);
         v.number(2, m.code);
     }
+};
+
+// Node → master, where both offer kFeatureHeartbeats: the control plane's own messages, which
+// native code does not look into. A node asks one at a time.
+struct Heartbeat {
+    static constexpr MessageType kType = MessageType::kHeartbeat;
+    std::string_view request{};  // HeartbeatRequest of node.proto
+    static void fields(auto& m, auto& v) { v.text(1, m.request, limits::kMaxHeartbeatBytes); }
+};
+struct HeartbeatReply {
+    static constexpr MessageType kType = MessageType::kHeartbeatReply;
+    std::string_view reply{};  // HeartbeatReply of node.proto
+    static void fields(auto& m, auto& v) { v.text(1, m.reply, limits::kMaxHeartbeatReplyBytes); }
 };
 
 }  // namespace kvstore

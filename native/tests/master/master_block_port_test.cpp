@@ -570,5 +570,73 @@ TEST_F(MasterServiceTest, AGapClosesTheLink) {
     EXPECT_NE(status.message().find("gap"), std::string::npos);
 }
 
+TEST_F(MasterServiceTest, AHeartbeatHasTheIdentityOfItsLink) {
+    const std::unique_ptr<Link> link = node("n1", 3);
+    link->send(Heartbeat{"request"});
+    const std::vector<NodeHeartbeat> taken = core_.take_heartbeats(30'000);
+    ASSERT_EQ(taken.size(), 1u);
+    EXPECT_EQ(taken[0].node_id, "n1");
+    EXPECT_EQ(taken[0].session_id, 3u);
+    EXPECT_EQ(taken[0].request, "request");
+    core_.answer_heartbeat(taken[0].link, taken[0].request_id, Code::kOk, "reply");
+    HeartbeatReply reply;
+    ASSERT_TRUE(link->receive(&reply).ok());
+    EXPECT_EQ(reply.reply, "reply");
+}
+
+TEST_F(MasterServiceTest, WhatAHeartbeatIsRefusedWithIsItsAnswer) {
+    const std::unique_ptr<Link> link = node("n1");
+    const auto answered = [&](Code code, const std::string& text) {
+        link->send(Heartbeat{"request"});
+        const std::vector<NodeHeartbeat> taken = core_.take_heartbeats(30'000);
+        EXPECT_EQ(taken.size(), 1u);
+        core_.answer_heartbeat(taken[0].link, taken[0].request_id, code, text);
+        HeartbeatReply reply;
+        return link->receive(&reply).code();
+    };
+    EXPECT_EQ(answered(Code::kNotFound, "no such session"), Code::kNotFound);
+    const std::string most(limits::kMaxHeartbeatReplyBytes, 'x');
+    EXPECT_EQ(answered(Code::kOk, most), Code::kOk);
+    EXPECT_EQ(answered(Code::kOk, most + "x"), Code::kTooLarge);
+}
+
+TEST_F(MasterServiceTest, OneHeartbeatOfALinkWaits) {
+    const std::unique_ptr<Link> link = node("n1");
+    link->send(Heartbeat{"older"});
+    link->send(Heartbeat{"newer"});
+    HeartbeatReply reply;
+    EXPECT_EQ(link->receive(&reply).code(), Code::kOverloaded);
+    const std::vector<NodeHeartbeat> taken = core_.take_heartbeats(30'000);
+    ASSERT_EQ(taken.size(), 1u);
+    EXPECT_EQ(taken[0].request, "newer");
+}
+
+TEST_F(MasterServiceTest, AHeartbeatIsForgottenWithItsLink) {
+    std::unique_ptr<Link> link = node("n1");
+    link->send(Heartbeat{"request"});
+    link->send(Heartbeat{"another"});
+    HeartbeatReply reply;
+    ASSERT_EQ(link->receive(&reply).code(), Code::kOverloaded);  // both have come
+    link = nullptr;
+    ASSERT_TRUE(testing::eventually([&] { return !core_.link_of("n1").first; }));
+    EXPECT_TRUE(core_.take_heartbeats(0).empty());
+    core_.answer_heartbeat(1, 1, Code::kOk, "to nobody");
+}
+
+TEST_F(MasterServiceTest, AHeartbeatAboveTheLimitEndsTheLink) {
+    const std::unique_ptr<Link> link = node("n1");
+    const std::string most(limits::kMaxHeartbeatBytes + 1, 'x');
+    link->send(Heartbeat{most});
+    HeartbeatReply reply;
+    EXPECT_FALSE(link->receive(&reply).ok());
+    EXPECT_TRUE(core_.take_heartbeats(0).empty());
+}
+
+TEST_F(MasterServiceTest, AClientSendsNoHeartbeat) {
+    HeartbeatReply reply;
+    EXPECT_EQ(client()->exchange(Heartbeat{"request"}, &reply, soon()).code(), Code::kUnsupported);
+    EXPECT_TRUE(core_.take_heartbeats(0).empty());
+}
+
 }  // namespace
 }  // namespace kvstore

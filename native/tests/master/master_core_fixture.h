@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/clock.h"
@@ -37,6 +38,10 @@ class FakeLink final : public NodeLink {
         std::lock_guard lock(mutex_);
         pings.push_back(token);
     }
+    void send_heartbeat_answer(uint64_t request_id, Code code, std::string_view text) override {
+        std::lock_guard lock(mutex_);
+        heartbeat_answers.emplace_back(request_id, code, text);
+    }
     void close(const std::string& reason) override { closed = reason; }
     uint64_t heard_ms() const override { return heard; }
 
@@ -45,6 +50,7 @@ class FakeLink final : public NodeLink {
     std::vector<Op> ops;
     std::deque<CopyOrder> copies;
     std::vector<uint64_t> pings;
+    std::vector<std::tuple<uint64_t, Code, std::string>> heartbeat_answers;
     std::string closed;
     std::atomic<uint64_t> heard{boottime_ms()};
 };

@@ -45,17 +45,21 @@ class MadeUpMaster final : public ConnectionHandler {
         std::vector<uint64_t> abandoned{};
         std::vector<std::pair<std::string, Version>> withdrawn{};
         std::vector<CopyAnswer> copies{};
+        std::vector<std::string> heartbeats{};
         std::vector<size_t> pongs{};  // for each, how many announces had come before
     };
     struct Manners {
         bool refuse = false;            // hellos
         bool hold_claims = false;       // until answer_claim()
         bool hold_announces = false;    // incremental ones, until answer_announce()
+        bool hold_end = false;          // the last one of a full announce, likewise
+        bool hold_heartbeats = false;   // never answered
         uint64_t ops_seq = 0;           // sent to whoever links, as removes
         bool first_of_its_key = false;  // says so with every grant
     };
 
-    MadeUpMaster() : server_({.loops = 1}, *this) {
+    explicit MadeUpMaster(uint64_t features = kAllFeatures)
+        : server_({.loops = 1, .features = features}, *this) {
         endpoint = server_.listen(*Endpoint::parse("tcp://127.0.0.1:0"))->to_string();
         EXPECT_TRUE(server_.start().ok());
     }
@@ -179,6 +183,8 @@ class MadeUpMaster final : public ConnectionHandler {
                 heard_.copies.push_back({message.copy_id, static_cast<Code>(message.code)});
                 return;
             }
+            case MessageType::kHeartbeat:
+                return on_heartbeat(connection, header, body);
             default:
                 ADD_FAILURE() << "a node sent " << message_type_name(header.type);
         }
@@ -203,7 +209,8 @@ class MadeUpMaster final : public ConnectionHandler {
         for (const std::string_view key : message.keys) {
             announced.keys.emplace_back(key);
         }
-        if (manners_.hold_announces && message.phase == AnnouncePhase::kIncremental) {
+        if ((manners_.hold_announces && message.phase == AnnouncePhase::kIncremental) ||
+            (manners_.hold_end && message.phase == AnnouncePhase::kEnd)) {
             held_.emplace_back(message.seq, message.keys.size());
         } else {
             send_announce_reply(message.seq, message.keys.size(), Code::kOk);
@@ -218,6 +225,18 @@ class MadeUpMaster final : public ConnectionHandler {
             if (!manners_.hold_claims) {
                 send_claim_reply(message.claim_ids[i], Code::kOk, heard_.claims.size());
             }
+        }
+    }
+    void on_heartbeat(Connection& connection, const FrameHeader& header,
+                      std::span<const uint8_t> body) {
+        Heartbeat message;
+        ASSERT_TRUE(connection.decode(body, &message));
+        heard_.heartbeats.emplace_back(message.request);
+        if (message.request == "refuse") {
+            link_->send_error(header.request_id, Code::kNotFound, "register again");
+        } else if (!manners_.hold_heartbeats) {
+            const std::string reply = "to " + heard_.heartbeats.back();
+            link_->send_message(HeartbeatReply{reply}, header.request_id);
         }
     }
     void send_claim_reply(uint64_t id, Code code, Version version) {

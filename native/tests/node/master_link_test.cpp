@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -74,6 +75,15 @@ class TestNode final : public LinkedNode {
     std::vector<CopyOrder> copies() const {
         const std::lock_guard lock(mutex_);
         return copies_;
+    }
+
+    using Heard = std::future<Result<std::string>>;
+    Heard heartbeat(const std::string& request) {
+        const auto promise = std::make_shared<std::promise<Result<std::string>>>();
+        link.heartbeat(request, [promise](Result<std::string> heard) {
+            promise->set_value(std::move(heard));
+        });
+        return promise->get_future();
     }
 
     Announced announce(uint64_t on, Version version) {
@@ -404,6 +414,70 @@ TEST(MasterLinkTest, CopyOrdersNameTheirLinkAndAreAnsweredOnItAlone) {
     ASSERT_EQ(master.heard().copies.size(), 1u) << "10 is of another link";
     EXPECT_EQ(master.heard().copies[0].copy_id, 11u);
     EXPECT_EQ(master.heard().copies[0].code, Code::kNoSpace);
+}
+
+TEST(MasterLinkTest, HeartbeatsAreAnsweredOneByOne) {
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_EQ(node.heartbeat("one").get().value(), "to one");
+    EXPECT_EQ(node.heartbeat("refuse").get().code(), Code::kNotFound);
+    EXPECT_EQ(node.heartbeat("two").get().value(), "to two");
+    EXPECT_EQ(node.link.last_error(), "") << "a refused heartbeat is no error of the link";
+}
+
+TEST(MasterLinkTest, AHeartbeatDoesNotWaitForTheLink) {
+    MadeUpMaster master;
+    master.set({.hold_end = true});
+    MasterLink::Options options = link_options(master);
+    options.session_id = 0;
+    TestNode node(options);
+    EXPECT_EQ(node.heartbeat("down").get().code(), Code::kUnavailable);
+    node.link.set_session(7, {master.endpoint});
+    ASSERT_TRUE(node.link.wait_state(LinkState::kSyncing, kWaitMs));
+    EXPECT_EQ(node.heartbeat("syncing").get().code(), Code::kUnavailable);
+    ASSERT_TRUE(eventually([&] { return master.heard().announces.size() == 2; }));
+    master.answer_announce();
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_EQ(node.heartbeat("up").get().value(), "to up");
+    EXPECT_EQ(master.heard().heartbeats, std::vector<std::string>{"up"});
+}
+
+TEST(MasterLinkTest, AnOlderMasterIsSentNoHeartbeat) {
+    MadeUpMaster master(kAllFeatures & ~kFeatureHeartbeats);
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    EXPECT_EQ(node.heartbeat("one").get().code(), Code::kUnavailable);
+    master.ping();
+    ASSERT_TRUE(eventually([&] { return !master.heard().pongs.empty(); }));
+    EXPECT_TRUE(master.heard().heartbeats.empty());
+}
+
+TEST(MasterLinkTest, AHeartbeatAboveTheLimitDoesNotEndTheLink) {
+    MadeUpMaster master;
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    const std::string most(limits::kMaxHeartbeatBytes, 'x');
+    EXPECT_EQ(node.heartbeat(most + "x").get().code(), Code::kUnavailable);
+    // Its answer is above the limit of replies.
+    master.set({.hold_heartbeats = true});
+    const TestNode::Heard heard = node.heartbeat(most);
+    ASSERT_TRUE(eventually([&] { return master.heard().heartbeats.size() == 1; }));
+    EXPECT_EQ(master.heard().heartbeats[0], most);
+    EXPECT_EQ(node.link.losses(), 0u);
+}
+
+TEST(MasterLinkTest, AHeartbeatEndsWithItsLinkOrTheNextOne) {
+    MadeUpMaster master;
+    master.set({.hold_heartbeats = true});
+    TestNode node(link_options(master));
+    ASSERT_TRUE(node.link.wait_state(LinkState::kUp, kWaitMs));
+    TestNode::Heard first = node.heartbeat("one");
+    TestNode::Heard second = node.heartbeat("two");
+    EXPECT_EQ(first.get().code(), Code::kUnavailable);
+    ASSERT_TRUE(eventually([&] { return master.heard().heartbeats.size() == 2; }));
+    master.drop_link();
+    EXPECT_EQ(second.get().code(), Code::kUnavailable);
 }
 
 }  // namespace

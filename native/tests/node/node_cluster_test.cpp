@@ -1,5 +1,6 @@
 // Nodes and a master that come and go: lost links, missed operations, copies, concurrent writers.
 #include <set>
+#include <thread>
 
 #include "tests/node/node_fixture.h"
 
@@ -366,6 +367,25 @@ TEST_F(ClusterTest, PinsArriveAsOperations) {
                            });
     ASSERT_TRUE(eventually([&] { return done.load(); }));
     EXPECT_EQ(a->core->stats().store.hard_pinned_bytes, 4096u);
+}
+
+TEST_F(ClusterTest, AHeartbeatThatNobodyAnswersIsGivenUp) {
+    EXPECT_EQ(a->core->heartbeat("first", 20).code(), Code::kUnavailable);
+    std::thread control([&] {
+        // The first one waits for it, too, or has given its place to the second.
+        for (std::string request; request != "second";) {
+            for (const NodeHeartbeat& one : master->core->take_heartbeats(30'000)) {
+                request = one.request;
+                master->core->answer_heartbeat(one.link, one.request_id, Code::kOk,
+                                               "to " + request);
+            }
+        }
+    });
+    EXPECT_EQ(a->core->heartbeat("second", 30'000).value(), "to second");
+    control.join();
+    master->stop();
+    ASSERT_TRUE(a->core->wait_link(LinkState::kDown, 30'000));
+    EXPECT_EQ(a->core->heartbeat("third", 30'000).code(), Code::kUnavailable);
 }
 
 TEST_F(ClusterTest, AnotherClusterIsNotJoined) {

@@ -292,6 +292,8 @@ void link_messages(Visit&& visit) {
                .target_endpoint = "tcp://10.0.0.2:7001",
                .target_node = "node-b"});
     visit(CopyDone{.copy_id = 5, .code = -3});
+    visit(Heartbeat{.request = "protobuf"});
+    visit(HeartbeatReply{.reply = "another"});
     ucx_samples(visit);
 }
 
