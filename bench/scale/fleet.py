@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -13,6 +15,7 @@ import grpc
 from kvstore import _native
 from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.activity import FAMILIES, OPERATIONS, Activity
+from kvstore.errors import Status, UnavailableError, error_for
 from kvstore.metrics import Latency
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import MasterHello, Probe
@@ -20,6 +23,7 @@ from kvstore.node.core_api import MasterHello, Probe
 CAPACITY_BYTES = 64 << 30
 NODES_OF_A_RACK = 40
 _THREADS = 64
+_POLL_S = 0.01
 _ACTIVITY = Activity(
     {(name, ("x",) * len(family.labels)): 1_000_000 for name, family in FAMILIES.items()},
     {name: Latency(tuple((1 << i, 1000) for i in range(1, 17)), 1_000_000) for name in OPERATIONS},
@@ -66,6 +70,8 @@ class Fleet:
         self._tasks: list[asyncio.Task[None]] = []
         self.registered = 0
         self.heartbeats = 0
+        self.over_links = 0
+        """Of the heartbeats, those that were answered over the node's link."""
         self._loop = asyncio.new_event_loop()
         # A node has threads of its own.
         self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "fleet"))
@@ -81,6 +87,7 @@ class Fleet:
             self._tasks.append(asyncio.create_task(self._live(index, agent)))
 
     async def _live(self, index: int, agent: Agent) -> None:
+        agent.use_link(partial(self._over_link, index))
         prepared = await agent.prepare()
         # In threads: an answer that comes late must keep no heartbeat waiting.
         await asyncio.to_thread(self._tell, f"prepared {index} {prepared.node_epoch}")
@@ -91,6 +98,19 @@ class Fleet:
         await entered(await agent.join())
         self.registered += 1
         await agent.heartbeats(self._load, entered)
+
+    def _over_link(self, index: int, request: bytes, timeout_ms: int) -> bytes:
+        """Do what NodeCore.heartbeat does, over the link that the generator has."""
+        self._tell(f"heartbeat {index} {request.hex()}")
+        give_up = time.monotonic() + timeout_ms / 1000
+        while not (heard := self._tell(f"heard {index}")):
+            if time.monotonic() > give_up:
+                raise UnavailableError("no answer in time")
+            time.sleep(_POLL_S)
+        if heard["code"] != Status.Ok:
+            raise error_for(Status(heard["code"]), "refused over the link")
+        self.over_links += 1
+        return bytes.fromhex(heard["reply"])
 
     def _load(self) -> Load:
         self.heartbeats += 1

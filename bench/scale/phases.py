@@ -145,10 +145,14 @@ def joining(cluster: ScaleCluster) -> Row:
 def heartbeats(cluster: ScaleCluster) -> Row:
     """Nothing but heartbeats and the links' own pings."""
     time.sleep(min(SETTLE_S, 5 * cluster.shape.seconds))
-    meter, before = CpuMeter(cluster.master), cluster.fleet.heartbeats
-    time.sleep(cluster.shape.seconds)
-    sent = cluster.fleet.heartbeats - before
-    return {"heartbeats_per_s": round(sent / cluster.shape.seconds, 1), "cpu": meter.shares()}
+    fleet, seconds = cluster.fleet, cluster.shape.seconds
+    meter, before = CpuMeter(cluster.master), (fleet.heartbeats, fleet.over_links)
+    time.sleep(seconds)
+    return {
+        "heartbeats_per_s": round((fleet.heartbeats - before[0]) / seconds, 1),
+        "over_links_per_s": round((fleet.over_links - before[1]) / seconds, 1),
+        "cpu": meter.shares(),
+    }
 
 
 def lookups(cluster: ScaleCluster, batches_per_s: float) -> Row:

@@ -5,6 +5,8 @@
 //   endpoint                where every node is reached, for the master's own call
 //   prepared NODE EPOCH     the node's epoch, as the master gave it
 //   session NODE ID         the node has registered: its link begins, or begins again
+//   heartbeat NODE HEX      sends this HeartbeatRequest over the node's link
+//   heard NODE              its answer: a code and the reply in HEX; nothing before it has come
 //   links                   states of the links, and what was announced
 //   clients COUNT           connects as many as are missing
 //   load BATCHES_PER_S      lookups; 0: each client asks again once it is answered
@@ -61,6 +63,12 @@ class Generator final : public ConnectionHandler {
             uint64_t id = 0;  // more digits than a double has
             words >> id;
             nodes_.enter(static_cast<size_t>(first), id);
+            return "{}";
+        }
+        if (verb == "heartbeat") {
+            std::string request;
+            words >> request;
+            nodes_.at(static_cast<size_t>(first)).heartbeat(request);
             return "{}";
         }
         words >> second;
@@ -121,6 +129,8 @@ class Generator final : public ConnectionHandler {
         }
         if (verb == "prepared") {
             nodes_.prepared(static_cast<size_t>(first), static_cast<uint32_t>(second));
+        } else if (verb == "heard") {
+            return nodes_.at(static_cast<size_t>(first)).heard();
         } else if (verb == "links") {
             return nodes_.states();
         } else if (verb == "clients") {

@@ -41,6 +41,7 @@ def test_a_small_cluster_goes_through_every_phase(tmp_path: Path) -> None:
     for name, row in rows.items():
         if "found" in row:
             assert row["found"] > 0 and row["wrong"] == row["failed"] == 0, name
+    assert rows["heartbeats"]["over_links_per_s"] > 0
     assert rows["lookups"]["missing"] == rows["lookups"]["down"] == 0
     assert rows["churn"]["claimed"] > 0
     assert rows["churn, watched"]["watchers"]["events"] > 0

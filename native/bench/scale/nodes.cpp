@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <iomanip>
 #include <sstream>
 
 #include "base/clock.h"
+#include "base/hmac.h"
 #include "scale/objects.h"
 
 namespace kvstore::scale {
@@ -18,6 +20,14 @@ constexpr uint64_t kChurnBatch = 8;  // objects of one claim
 std::string name_of(uint32_t index) {
     std::string digits = std::to_string(index);
     return "node-" + std::string(4 - std::min<size_t>(4, digits.size()), '0') + digits;
+}
+
+std::string from_hex(const std::string& hex) {
+    std::string bytes;
+    for (size_t i = 0; i + 1 < hex.size(); i += 2) {
+        bytes.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+    }
+    return bytes;
 }
 
 uint64_t claim_id(uint32_t index, uint64_t number) { return uint64_t{index} << 40 | number; }
@@ -104,6 +114,32 @@ void Node::churn(uint64_t objects) {
     counts_.withdrawn += gone.size();
     to->withdraw(ns_, std::move(gone));
     to->claim(link, *ns_, claims, kClaimMs);
+}
+
+void Node::heartbeat(const std::string& hex) {
+    const auto promise = std::make_shared<std::promise<Result<std::string>>>();
+    heard_ = promise->get_future().share();
+    const auto heard = [promise](Result<std::string> answer) {
+        promise->set_value(std::move(answer));
+    };
+    if (MasterLink* const to = link()) {
+        to->heartbeat(from_hex(hex), heard);
+    } else {
+        heard(Status(Code::kUnavailable, "no link"));
+    }
+}
+
+std::string Node::heard() const {
+    if (!heard_.valid() || heard_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+        return "{}";
+    }
+    const Result<std::string>& answer = heard_.get();
+    std::vector<uint8_t> reply;
+    if (answer.ok()) {
+        reply.assign(answer->begin(), answer->end());
+    }
+    return R"({"code":)" + std::to_string(static_cast<int>(answer.code())) + R"(,"reply":")" +
+           hex(reply) + R"("})";
 }
 
 void Node::on_link_down(uint64_t) {}

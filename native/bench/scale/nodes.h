@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <deque>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +35,9 @@ class Node final : public MasterLink::Handler {
     // None before it has entered.
     MasterLink* link() const { return linked_.load(std::memory_order_acquire); }
     const std::string& id() const { return id_; }
+    // By who gives the generator its commands: sends a heartbeat, and its answer as JSON.
+    void heartbeat(const std::string& hex);
+    std::string heard() const;
     // From here on the master's frames are not looked at, and nothing is sent: a host without
     // power.
     void mute() { muted_ = true; }
@@ -71,6 +75,7 @@ class Node final : public MasterLink::Handler {
     mutable Mutex mutex_;
     // Of the objects behind the first ones; 0: claimed, or lost with a link.
     std::deque<Version> written_ KV_GUARDED_BY(mutex_);
+    std::shared_future<Result<std::string>> heard_;
     uint64_t listed_from_ = 0;  // the connection's loop only
     std::unique_ptr<MasterLink> link_;
     std::atomic<MasterLink*> linked_{nullptr};
