@@ -43,6 +43,8 @@ def is_valid_name(name: str) -> bool:
     Args:
         name: at most MAX_NAME_BYTES of UTF-8 without control characters; empty is allowed.
     """
+    if name.isascii():  # nearly all are; each heartbeat has a dozen
+        return len(name) <= MAX_NAME_BYTES and name.isprintable()
     try:
         size = len(name.encode())
     except UnicodeEncodeError:

@@ -126,12 +126,13 @@ def activity_from(wire: node_pb2.Activity) -> Activity:
             raise TooLargeError(f"activity.{name}: {rows}; at most {limit}")
     counters: dict[tuple[str, Labels], int] = {}
     for counter in wire.counters:
-        family, labels = FAMILIES.get(counter.family), tuple(counter.labels)
+        name, labels = counter.family, tuple(counter.labels)
+        family = FAMILIES.get(name)
         if family is None or len(family.labels) != len(labels):
             continue
         if not all(map(limits.is_valid_name, labels)):
-            raise InvalidArgumentError(f"activity: a label of {counter.family} is invalid")
-        counters[counter.family, labels] = counter.value
+            raise InvalidArgumentError(f"activity: a label of {name} is invalid")
+        counters[name, labels] = counter.value
     latencies: dict[str, Latency] = {}
     for latency in wire.latencies:
         bounds = list(latency.bounds_us)

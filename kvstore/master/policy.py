@@ -36,11 +36,11 @@ from kvstore.master.model import (
 MIN_FREE_RATIO = 0.02
 # Share of a node that has just joined; it grows to 1 during the slow start.
 SLOW_START_SHARE = 0.1
-# Of all nodes together: in a larger cluster each reports less often. A call costs the master about
-# a millisecond of a core, and whether a node lives is seen by its link as well.
+# Of all nodes together: in a larger cluster each reports less often. One costs the master up to
+# half a millisecond of a core, and whether a node lives is seen by its link as well.
 HEARTBEATS_PER_S = 50
 MAX_HEARTBEAT_MS = 30_000
-# A link brings a ping every second (native/src/node/master_link.h) while nothing else comes.
+# A link brings a ping every two seconds (native/src/node/master_link.h) while nothing else comes.
 LINK_SILENCE_MS = 5_000
 # Ticks may come late; a heartbeat sets the weight in any case.
 _TICK_SLACK_MS = 1_000

@@ -22,7 +22,7 @@ from kvstore.master.records import NodeRecord
 _log = EventLogger("master.registry")
 # The native side expects weights as whole numbers.
 _WEIGHT_SCALE = 1000
-_LOOK_MS = 1_000
+_LOOK_MS = 5_000
 """Links are looked at this often although nothing is said to have changed."""
 
 
