@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +73,12 @@ def http_get(daemon: Daemon, path: str, token: str | None = None) -> tuple[int, 
 
 def metric(daemon: Daemon, name: str, **labels: str) -> float:
     """Sum of a process's samples of this name that have these labels; there must be one."""
+    found, text = _samples(daemon, name, labels)
+    assert found, f"no {name} {labels} in:\n{text}"
+    return sum(found)
+
+
+def _samples(daemon: Daemon, name: str, labels: Mapping[str, str]) -> tuple[list[float], str]:
     text = http_get(daemon, "/metrics")[1]
     found = [
         sample.value
@@ -81,15 +86,14 @@ def metric(daemon: Daemon, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     ]
-    assert found, f"no {name} {labels} in:\n{text}"
-    return sum(found)
+    return found, text
 
 
-def heartbeats(master: Daemon) -> int:
-    """How many heartbeats came over links."""
-    text = http_get(master, "/metrics")[1]
-    found = re.findall(r"^kvstore_cluster_link_heartbeats_total\{.*\} (\S+)$", text, re.M)
-    return int(sum(map(float, found)))
+def heartbeats(master: Daemon) -> tuple[int, int]:
+    """How many heartbeats came over links, and how many as calls."""
+    over_links, _ = _samples(master, "kvstore_cluster_link_heartbeats_total", {})
+    calls, _ = _samples(master, "kvstore_cluster_rpc_total", {"method": "Heartbeat"})
+    return int(sum(over_links)), int(sum(calls))
 
 
 def lookups_waiting(master: Daemon) -> int:
