@@ -12,33 +12,29 @@ namespace kvstore {
 
 std::optional<uint64_t> Heartbeats::add(NodeHeartbeat heartbeat) {
     const MutexLock lock(mutex_);
-    const std::optional<uint64_t> older = erase(heartbeat.link);
-    const size_t bytes = heartbeat.request.size();
-    if (bytes_ + bytes > limits::kMaxWaitingHeartbeatBytes) {
+    const auto older = std::ranges::find(waiting_, heartbeat.link, &NodeHeartbeat::link);
+    const size_t freed = older == waiting_.end() ? 0 : older->request.size();
+    const size_t bytes = bytes_ - freed + heartbeat.request.size();
+    if (bytes > limits::kMaxWaitingHeartbeatBytes) {
         return heartbeat.request_id;
     }
-    bytes_ += bytes;
+    bytes_ = bytes;
+    if (older != waiting_.end()) {
+        return std::exchange(*older, std::move(heartbeat)).request_id;
+    }
     waiting_.push_back(std::move(heartbeat));
     if (waiting_.size() == 1) {
         changed_.notify_one();
     }
-    return older;
-}
-
-std::optional<uint64_t> Heartbeats::erase(LinkId link) {
-    const auto at = std::ranges::find(waiting_, link, &NodeHeartbeat::link);
-    if (at == waiting_.end()) {
-        return std::nullopt;
-    }
-    const uint64_t request_id = at->request_id;
-    bytes_ -= at->request.size();
-    waiting_.erase(at);
-    return request_id;
+    return std::nullopt;
 }
 
 void Heartbeats::lost(LinkId link) {
     const MutexLock lock(mutex_);
-    erase(link);
+    std::erase_if(waiting_, [&](const NodeHeartbeat& one) KV_REQUIRES(mutex_) {
+        bytes_ -= one.link == link ? one.request.size() : 0;
+        return one.link == link;
+    });
 }
 
 std::vector<NodeHeartbeat> Heartbeats::take(uint32_t timeout_ms) {

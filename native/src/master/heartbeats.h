@@ -38,8 +38,6 @@ class Heartbeats {
     void stop() KV_EXCLUDES(mutex_);
 
   private:
-    std::optional<uint64_t> erase(LinkId link) KV_REQUIRES(mutex_);  // its request
-
     Mutex mutex_;
     CondVar changed_;
     std::vector<NodeHeartbeat> waiting_ KV_GUARDED_BY(mutex_);  // one of a link

@@ -36,7 +36,7 @@ TEST(HeartbeatsTest, ANewerOneTakesThePlaceOfOneThatWaits) {
     EXPECT_EQ(heartbeats.add(heartbeat(1, 10)), std::nullopt);
     EXPECT_EQ(heartbeats.add(heartbeat(2, 20)), std::nullopt);
     EXPECT_EQ(heartbeats.add(heartbeat(1, 11)), 10u);
-    EXPECT_EQ(ids(heartbeats.take(kWaitMs)), (std::vector<uint64_t>{20, 11}));
+    EXPECT_EQ(ids(heartbeats.take(kWaitMs)), (std::vector<uint64_t>{11, 20}));
     EXPECT_EQ(heartbeats.add(heartbeat(1, 12)), std::nullopt) << "the one before was taken";
 }
 
@@ -51,6 +51,8 @@ TEST(HeartbeatsTest, TheBytesThatWaitAreBounded) {
     EXPECT_EQ(heartbeats.add(heartbeat(1, 100, most)), 1u) << "it has given up its own place";
     heartbeats.lost(2);
     EXPECT_EQ(heartbeats.add(heartbeat(fit + 1, 101)), std::nullopt);
+    EXPECT_EQ(heartbeats.add(heartbeat(fit + 1, 103, most)), 101u);
+    EXPECT_EQ(heartbeats.add(heartbeat(fit + 2, 104)), 104u);
     EXPECT_EQ(heartbeats.take(kWaitMs).size(), fit);
     EXPECT_EQ(heartbeats.add(heartbeat(2, 102, most)), std::nullopt) << "taken bytes are free";
 }
