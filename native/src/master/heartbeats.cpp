@@ -1,7 +1,6 @@
 // Who waits, and when a batch is due.
 #include "master/heartbeats.h"
 
-#include <algorithm>
 #include <chrono>
 #include <iterator>
 #include <utility>
@@ -37,14 +36,14 @@ void Heartbeats::lost(LinkId link) {
     });
 }
 
-std::vector<NodeHeartbeat> Heartbeats::take(uint32_t timeout_ms) {
+std::vector<NodeHeartbeat> Heartbeats::take(uint32_t timeout_ms, uint64_t gap_ms) {
     using std::chrono::milliseconds;
     const MutexLock lock(mutex_);
     changed_.wait_for(mutex_, milliseconds(timeout_ms),
                       [this]() KV_REQUIRES(mutex_) { return stopped_ || !waiting_.empty(); });
     const uint64_t now_ms = boottime_ms();
-    if (!waiting_.empty() && now_ms < taken_ms_ + kGapMs) {
-        changed_.wait_for(mutex_, milliseconds(taken_ms_ + kGapMs - now_ms),
+    if (!waiting_.empty() && now_ms < taken_ms_ + gap_ms) {
+        changed_.wait_for(mutex_, milliseconds(taken_ms_ + gap_ms - now_ms),
                           [this]() KV_REQUIRES(mutex_) { return stopped_; });
     }
     if (stopped_) {

@@ -2,6 +2,7 @@
 // that a thousand nodes wake it a few times a second.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -25,8 +26,10 @@ struct NodeHeartbeat {
 // Thread-safe.
 class Heartbeats {
   public:
-    // A batch comes at the earliest that long after the one before: a lone one at once.
-    static constexpr uint64_t kGapMs = 100;
+    // A batch comes at the earliest that long after the one before. Few nodes are answered at once;
+    // with many, what Python has to look at is cold in the caches for the first of a batch alone.
+    static uint64_t gap_ms(size_t links) { return std::min<uint64_t>(2 * links, kMostGapMs); }
+    static constexpr uint64_t kMostGapMs = 200;
     static constexpr size_t kMostTaken = 256;  // so that the first of many is not answered late
 
     // The request that will not be taken: an older one of the same link, whose node has given it
@@ -34,7 +37,7 @@ class Heartbeats {
     std::optional<uint64_t> add(NodeHeartbeat heartbeat) KV_EXCLUDES(mutex_);
     void lost(LinkId link) KV_EXCLUDES(mutex_);
     // Blocks until there are some; none when the time has passed, or after stop().
-    std::vector<NodeHeartbeat> take(uint32_t timeout_ms) KV_EXCLUDES(mutex_);
+    std::vector<NodeHeartbeat> take(uint32_t timeout_ms, uint64_t gap_ms) KV_EXCLUDES(mutex_);
     void stop() KV_EXCLUDES(mutex_);
 
   private:

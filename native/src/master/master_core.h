@@ -100,9 +100,7 @@ class MasterCore {
     uint64_t under_replicated() const;  // readable objects with fewer living replicas than wanted
 
     // Policy: heartbeats that came over links.
-    std::vector<NodeHeartbeat> take_heartbeats(uint32_t timeout_ms) {
-        return heartbeats_.take(timeout_ms);
-    }
+    std::vector<NodeHeartbeat> take_heartbeats(uint32_t timeout_ms);
     // `text`: the reply's bytes, or what is wrong.
     void answer_heartbeat(LinkId link, uint64_t request_id, Code code, std::string_view text);
 

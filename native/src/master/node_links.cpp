@@ -505,6 +505,15 @@ void MasterCore::heartbeat(NodeHeartbeat heartbeat) {
     }
 }
 
+std::vector<NodeHeartbeat> MasterCore::take_heartbeats(uint32_t timeout_ms) {
+    size_t links = 0;
+    {
+        const ReaderLock lock(links_mutex_);
+        links = links_.size();
+    }
+    return heartbeats_.take(timeout_ms, Heartbeats::gap_ms(links));
+}
+
 void MasterCore::answer_heartbeat(LinkId id, uint64_t request_id, Code code,
                                   std::string_view text) {
     if (const std::shared_ptr<LinkRecord> link = find_link(id)) {

@@ -14,6 +14,7 @@ namespace kvstore {
 namespace {
 
 constexpr uint32_t kWaitMs = 30'000;
+constexpr uint64_t kGapMs = 50;
 
 NodeHeartbeat heartbeat(LinkId link, uint64_t request_id, std::string request = "request") {
     return {.link = link,
@@ -36,7 +37,7 @@ TEST(HeartbeatsTest, ANewerOneTakesThePlaceOfOneThatWaits) {
     EXPECT_EQ(heartbeats.add(heartbeat(1, 10)), std::nullopt);
     EXPECT_EQ(heartbeats.add(heartbeat(2, 20)), std::nullopt);
     EXPECT_EQ(heartbeats.add(heartbeat(1, 11)), 10u);
-    EXPECT_EQ(ids(heartbeats.take(kWaitMs)), (std::vector<uint64_t>{11, 20}));
+    EXPECT_EQ(ids(heartbeats.take(kWaitMs, 0)), (std::vector<uint64_t>{11, 20}));
     EXPECT_EQ(heartbeats.add(heartbeat(1, 12)), std::nullopt) << "the one before was taken";
 }
 
@@ -53,7 +54,7 @@ TEST(HeartbeatsTest, TheBytesThatWaitAreBounded) {
     EXPECT_EQ(heartbeats.add(heartbeat(fit + 1, 101)), std::nullopt);
     EXPECT_EQ(heartbeats.add(heartbeat(fit + 1, 103, most)), 101u);
     EXPECT_EQ(heartbeats.add(heartbeat(fit + 2, 104)), 104u);
-    EXPECT_EQ(heartbeats.take(kWaitMs).size(), fit);
+    EXPECT_EQ(heartbeats.take(kWaitMs, 0).size(), fit);
     EXPECT_EQ(heartbeats.add(heartbeat(2, 102, most)), std::nullopt) << "taken bytes are free";
 }
 
@@ -61,12 +62,17 @@ TEST(HeartbeatsTest, TheFirstComesAtOnceAndTheOthersTogether) {
     Heartbeats heartbeats;
     const uint64_t start_ms = boottime_ms();
     heartbeats.add(heartbeat(1, 10));
-    EXPECT_EQ(heartbeats.take(kWaitMs).size(), 1u);
+    EXPECT_EQ(heartbeats.take(kWaitMs, kGapMs).size(), 1u);
     heartbeats.add(heartbeat(2, 20));
     heartbeats.add(heartbeat(3, 30));
-    EXPECT_EQ(heartbeats.take(kWaitMs).size(), 2u);
-    EXPECT_GE(boottime_ms(), start_ms + Heartbeats::kGapMs);
-    EXPECT_TRUE(heartbeats.take(1).empty());
+    EXPECT_EQ(heartbeats.take(kWaitMs, kGapMs).size(), 2u);
+    EXPECT_GE(boottime_ms(), start_ms + kGapMs);
+    EXPECT_TRUE(heartbeats.take(1, kGapMs).empty());
+}
+
+TEST(HeartbeatsTest, FewNodesDoNotWait) {
+    EXPECT_EQ(Heartbeats::gap_ms(1), 2u);
+    EXPECT_EQ(Heartbeats::gap_ms(1000), Heartbeats::kMostGapMs);
 }
 
 TEST(HeartbeatsTest, ABatchIsNotTooLarge) {
@@ -74,17 +80,17 @@ TEST(HeartbeatsTest, ABatchIsNotTooLarge) {
     for (LinkId link = 1; link <= Heartbeats::kMostTaken + 3; ++link) {
         heartbeats.add(heartbeat(link, link));
     }
-    EXPECT_EQ(heartbeats.take(kWaitMs).size(), Heartbeats::kMostTaken);
-    EXPECT_EQ(ids(heartbeats.take(kWaitMs)).front(), Heartbeats::kMostTaken + 1);
+    EXPECT_EQ(heartbeats.take(kWaitMs, 0).size(), Heartbeats::kMostTaken);
+    EXPECT_EQ(ids(heartbeats.take(kWaitMs, 0)).front(), Heartbeats::kMostTaken + 1);
 }
 
 TEST(HeartbeatsTest, AStopWakesWhoWaits) {
     Heartbeats heartbeats;
-    std::thread taker([&] { EXPECT_TRUE(heartbeats.take(UINT32_MAX).empty()); });
+    std::thread taker([&] { EXPECT_TRUE(heartbeats.take(UINT32_MAX, 0).empty()); });
     heartbeats.stop();
     taker.join();
     heartbeats.add(heartbeat(1, 10));
-    EXPECT_TRUE(heartbeats.take(kWaitMs).empty());
+    EXPECT_TRUE(heartbeats.take(kWaitMs, 0).empty());
 }
 
 }  // namespace
