@@ -31,6 +31,7 @@ from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
 from kvstore.master.heartbeats import Heartbeats
 from kvstore.master.journal import Journal
+from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.prefixes import HotPrefixes
@@ -166,7 +167,7 @@ class MasterServer:
         path = environment.state_folder(directory)
         if directory:
             folders.make("data_dir", directory)
-        state = await asyncio.to_thread(partial(HardState, path, new_cluster=self._new_cluster))
+        state = await asyncio.to_thread(partial(LmdbState, path, new_cluster=self._new_cluster))
         try:
             await self._serve_with(state, stop, announce)
         finally:

@@ -20,7 +20,7 @@ from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, IoError,
 from kvstore.lmdb_file import is_empty
 from kvstore.master import cluster_file, records
 from kvstore.master.cluster_file import ClusterFile
-from kvstore.master.hard_state import examine, locked, put_aside
+from kvstore.master.lmdb_state import examine, locked, put_aside
 from kvstore.master.records import FORMAT, FORMAT_VERSION, TABLES, Rows
 from kvstore.master.state_audit import DATA_FILE, Found
 

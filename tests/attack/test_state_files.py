@@ -2,7 +2,7 @@
 
 Each start ends in service, with the same state and no wrong bytes, or with a documented exit code
 and one sentence: never with a traceback, a hang or a signal. Every bit of the records:
-tests/unit/test_hard_state.py; of a node's memory and disk: tests/fault/, native/tests/store/ and
+tests/unit/test_lmdb_state.py; of a node's memory and disk: tests/fault/, native/tests/store/ and
 native/tests/nvme/.
 """
 

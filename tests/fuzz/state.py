@@ -21,7 +21,7 @@ from kvstore import _native
 from kvstore.config import MasterConfig
 from kvstore.errors import IoError, KvstoreError, VersionMismatchError
 from kvstore.master import cluster_file, records
-from kvstore.master.hard_state import HardState
+from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.records import TABLES, NodeRecord
 from kvstore.master.registry import Registry
 from kvstore.master.server import MasterServer, settings_of
@@ -79,7 +79,7 @@ def _patched(whole: bytes, changes: list[_Change], kind: int) -> bytes:
 def _master_state() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="kvstore-fuzz-") as name:
         folder = Path(name)
-        state = HardState(folder)
+        state = LmdbState(folder)
         for number, node_id in enumerate(("a", "b", "node of a long name " * 10)):
             record = NodeRecord(
                 node_id=node_id,
@@ -122,7 +122,7 @@ def _write_records(folder: Path, changes: list[_Change]) -> None:
 def start(folder: Path) -> bool:
     """Begin as a master does, up to its ports; return whether the state was accepted."""
     try:
-        state = HardState(folder)
+        state = LmdbState(folder)
     except KvstoreError as error:
         assert str(error)
         return False

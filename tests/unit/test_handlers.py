@@ -15,6 +15,7 @@ from kvstore.master import convert
 from kvstore.master.core_api import CoreNamespace
 from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
 from kvstore.master.hard_state import HardState
+from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.prefixes import HotPrefixes
@@ -56,7 +57,7 @@ class Plane:
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[Plane]:
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     yield Plane(state)
     state.close()
 

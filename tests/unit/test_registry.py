@@ -14,6 +14,7 @@ from kvstore.errors import IoError, KvstoreError, Status, TooLargeError
 from kvstore.master.core_api import CoreNode
 from kvstore.master.hard_state import HardState
 from kvstore.master.journal import Journal
+from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.model import Drain, Endpoints, Heartbeat, NodeState, Register, Settings
 from kvstore.master.records import NodeRecord
 from kvstore.master.registry import Registry, new_session_id
@@ -25,7 +26,7 @@ SERVING = Endpoints(tcp="tcp://h:1")
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[HardState]:
-    opened = HardState(tmp_path)
+    opened = LmdbState(tmp_path)
     yield opened
     opened.close()
 

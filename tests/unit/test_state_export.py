@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from kvstore.cli.master import main
 from kvstore.errors import InvalidArgumentError
 from kvstore.master import state_export
-from kvstore.master.hard_state import HardState
-from tests.unit.test_hard_state import fill, record
+from kvstore.master.lmdb_state import LmdbState
+from tests.unit.test_lmdb_state import fill, record
 
 
 def lines_of(directory: Path) -> list[str]:
@@ -35,7 +35,7 @@ def test_an_import_goes_on_where_the_export_ended(tmp_path: Path) -> None:
     lines = lines_of(tmp_path / "a")
     assert restored(tmp_path / "b", lines) == ""
     assert lines_of(tmp_path / "b") == lines
-    before, after = HardState(tmp_path / "a"), HardState(tmp_path / "b")
+    before, after = LmdbState(tmp_path / "a"), LmdbState(tmp_path / "b")
     assert after.cluster_id == before.cluster_id == cluster
     assert (after.epoch, after.hash_secret) == (before.epoch, before.hash_secret)
     assert after.nodes() == before.nodes() == [record("a")]
@@ -63,10 +63,10 @@ def test_a_lost_state_is_restored_above_its_last_epoch(tmp_path: Path) -> None:
     fill(tmp_path / "a")
     lines = lines_of(tmp_path / "a")
     for _ in range(4):
-        HardState(tmp_path / "a").close()
+        LmdbState(tmp_path / "a").close()
     (tmp_path / "a" / "data.mdb").unlink()
     assert restored(tmp_path / "a", lines) == ""
-    state = HardState(tmp_path / "a")
+    state = LmdbState(tmp_path / "a")
     assert state.epoch == 6
     state.close()
     fill(tmp_path / "b")
@@ -107,7 +107,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert told["valid"] is False  # the test's own operations are none that a master knows
     assert "table ops, record 101" in told["error"]
     assert master(directory, "--check").exit_code == 5
-    state = HardState(directory)
+    state = LmdbState(directory)
     state.trim(1000, 42, [])
     state.close()
     told = json.loads(master(directory, "--check", "--json").stdout)
@@ -134,7 +134,7 @@ def test_wrong_combinations_and_missing_states_are_usage_errors(tmp_path: Path) 
 
 
 def test_nothing_is_done_under_a_running_master(tmp_path: Path) -> None:
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     for options in (["--check"], ["--export", "-"], ["--import", "/dev/null"]):
         command = [sys.executable, "-m", "kvstore.cli.master", "--data-dir", str(tmp_path)]
         done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import pytest
 
 from kvstore import clock
 from kvstore.errors import KvstoreError, Status, error_for
-from kvstore.master.hard_state import HardState
+from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.model import Endpoints, NodeState, Register, Settings
 from kvstore.master.registry import Registry
 from kvstore.master.verifier import NodeHello, Verifier
@@ -28,7 +28,7 @@ class Plane:
     """A registry, and nodes that answer what a test has put in."""
 
     def __init__(self, folder: Path) -> None:
-        self.state = HardState(folder)
+        self.state = LmdbState(folder)
         self.registry = Registry(Settings(verify_endpoints=True), FakeCore(), self.state)
         self.answers: dict[str, Answer] = {}
         self.asked: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ from kvstore.errors import (
     VersionMismatchError,
 )
 from kvstore.master import state_export
-from kvstore.master.hard_state import HardState
+from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.records import NodeRecord
 from kvstore.master.state_audit import Found
 from tests.support.mounts import fill as fill_disk
@@ -54,7 +54,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_identity_stays_and_the_epoch_grows(tmp_path: Path) -> None:
     lives = []
     for _ in range(3):
-        state = HardState(tmp_path / "data")
+        state = LmdbState(tmp_path / "data")
         lives.append((state.epoch, state.cluster_id, state.hash_secret))
         state.close()
     assert [epoch for epoch, _, _ in lives] == [1, 2, 3]
@@ -66,16 +66,16 @@ def test_every_table_survives_kill_9(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from kvstore.master.hard_state import HardState
-from tests.unit.test_hard_state import operation, record
-state = HardState(Path(sys.argv[1]))
+from kvstore.master.lmdb_state import LmdbState
+from tests.unit.test_lmdb_state import operation, record
+state = LmdbState(Path(sys.argv[1]))
 state.put_nodes([record("a"), record("b")]); state.delete_node("b")
 state.append_ops([(n, operation(n)) for n in range(1, 300)])
 state.trim(297, 42, [("t", "", 2), ("t", "ns", 0), ("ü", "x", 1)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert python(code, str(tmp_path)).returncode == -9
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     assert state.nodes() == [record("a")]
     assert state.ops() == [operation(298), operation(299)]
     assert state.trimmed() == (297, 42)
@@ -84,7 +84,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_ops_keep_their_order_and_may_be_written_again(tmp_path: Path) -> None:
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     state.append_ops([(2**40, b"late"), (255, b"early"), (256, b"middle")])
     state.append_ops([(256, b"middle")])
     assert state.ops() == [b"early", b"middle", b"late"]
@@ -96,7 +96,7 @@ def test_ops_keep_their_order_and_may_be_written_again(tmp_path: Path) -> None:
 
 
 def test_the_map_grows(tmp_path: Path) -> None:
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     for batch in range(3):
         state.append_ops([(batch * 1000 + n, bytes(50_000)) for n in range(1000)])
     assert len(state.ops()) == 3000
@@ -104,12 +104,12 @@ def test_the_map_grows(tmp_path: Path) -> None:
 
 
 def test_exactly_one_master_owns_a_directory(tmp_path: Path) -> None:
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     code = """
 import sys
 from pathlib import Path
-from kvstore.master.hard_state import HardState
-HardState(Path(sys.argv[1]))
+from kvstore.master.lmdb_state import LmdbState
+LmdbState(Path(sys.argv[1]))
 """
     second = python(code, str(tmp_path))
     assert second.returncode == 1 and "another master is active (process" in second.stderr
@@ -118,29 +118,29 @@ HardState(Path(sys.argv[1]))
 
 
 def test_the_lock_file_is_never_deleted(tmp_path: Path) -> None:
-    HardState(tmp_path).close()
+    LmdbState(tmp_path).close()
     inode = (tmp_path / "lock").stat().st_ino
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     assert (tmp_path / "lock").stat().st_ino == inode
     state.close()
     assert (tmp_path / "lock").exists()
 
 
 def test_nobody_else_may_read_the_secret(tmp_path: Path) -> None:
-    HardState(tmp_path / "data").close()
+    LmdbState(tmp_path / "data").close()
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0
     assert all(f.stat().st_mode & 0o077 == 0 for f in (tmp_path / "data").iterdir())
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
-    HardState(tmp_path).close()
+    LmdbState(tmp_path).close()
     with lmdb.open(str(tmp_path), max_dbs=4) as env, env.begin(write=True) as txn:
         txn.put(b"format", b"3", db=env.open_db(b"meta", txn))
     before = (tmp_path / "data.mdb").read_bytes()
     with pytest.raises(VersionMismatchError, match="format 3"):
-        HardState(tmp_path)
+        LmdbState(tmp_path)
     with pytest.raises(VersionMismatchError, match="format 3"):
-        HardState(tmp_path, new_cluster=True)
+        LmdbState(tmp_path, new_cluster=True)
     assert (tmp_path / "data.mdb").read_bytes() == before
 
 
@@ -170,7 +170,7 @@ def test_format_1_is_upgraded_in_place(tmp_path: Path) -> None:
     write_format_1(tmp_path)
     assert state_export.check(tmp_path).format == 1
     for epoch in (8, 9):
-        state = HardState(tmp_path)
+        state = LmdbState(tmp_path)
         assert (state.epoch, state.cluster_id, state.settled) == (epoch, "ab" * 16, True)
         assert state.hash_secret == bytes(range(16))
         assert state.nodes() == [record("a")]
@@ -186,12 +186,12 @@ def test_a_record_of_format_1_that_cannot_be_is_named(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path), max_dbs=4) as env, env.begin(write=True) as txn:
         txn.put(b"a", b"{", db=env.open_db(b"nodes", txn))
     with pytest.raises(ChecksumMismatchError, match="table nodes, record 'a'"):
-        HardState(tmp_path)
+        LmdbState(tmp_path)
 
 
 def fill(folder: Path) -> str:
     """A state with something in every table; its cluster."""
-    state = HardState(folder)
+    state = LmdbState(folder)
     state.put_nodes([record("a")])
     state.append_ops([(n, operation(n)) for n in range(1, 200)])
     state.trim(100, 42, [("t", "ns", 2)])
@@ -238,10 +238,10 @@ def test_the_table_and_key_of_a_damaged_record_are_named(tmp_path: Path) -> None
     raw = path.read_bytes()
     path.write_bytes(raw.replace(b'"node_epoch":3', b'"node_epoch":2'))
     with pytest.raises(ChecksumMismatchError, match="table nodes, record 'a': wrong checksum"):
-        HardState(tmp_path)
+        LmdbState(tmp_path)
     path.write_bytes(raw.replace((150).to_bytes(8, "little") + b"x", bytes(9)))
     with pytest.raises(ChecksumMismatchError, match="table ops, record 150"):
-        HardState(tmp_path)
+        LmdbState(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["emptied", "deleted"])
@@ -253,21 +253,21 @@ def test_a_lost_state_is_not_taken_for_a_new_cluster(tmp_path: Path, damage: str
         (tmp_path / "data.mdb").unlink()
     for _ in range(2):
         with pytest.raises(ChecksumMismatchError, match=f"that of cluster {cluster}.*missing or e"):
-            HardState(tmp_path)
-    state = HardState(tmp_path, new_cluster=True)
+            LmdbState(tmp_path)
+    state = LmdbState(tmp_path, new_cluster=True)
     assert state.cluster_id != cluster and state.settled
     state.close()
     with pytest.raises(InvalidArgumentError, match="without --new-cluster"):
-        HardState(tmp_path, new_cluster=True)
-    HardState(tmp_path).close()
+        LmdbState(tmp_path, new_cluster=True)
+    LmdbState(tmp_path).close()
 
 
 def test_a_damaged_state_is_kept_renamed_by_a_new_cluster(tmp_path: Path) -> None:
     fill(tmp_path)
     os.truncate(tmp_path / "data.mdb", 20_000)
     with pytest.raises(ChecksumMismatchError, match="cut short"):
-        HardState(tmp_path)
-    HardState(tmp_path, new_cluster=True).close()
+        LmdbState(tmp_path)
+    LmdbState(tmp_path, new_cluster=True).close()
     assert (tmp_path / "data.mdb.1").stat().st_size == 20_000
     assert (tmp_path / "cluster.1").exists()
 
@@ -276,16 +276,16 @@ def test_a_state_of_another_cluster_is_refused(tmp_path: Path) -> None:
     first, second = fill(tmp_path / "a"), fill(tmp_path / "b")
     shutil.copy(tmp_path / "b/data.mdb", tmp_path / "a/data.mdb")
     with pytest.raises(ChecksumMismatchError, match=f"{first}, but its state.*{second}"):
-        HardState(tmp_path / "a")
+        LmdbState(tmp_path / "a")
 
 
 def test_an_older_state_goes_on_above_the_last_epoch(tmp_path: Path) -> None:
     fill(tmp_path)
     older = (tmp_path / "data.mdb").read_bytes()
     for _ in range(3):
-        HardState(tmp_path).close()
+        LmdbState(tmp_path).close()
     (tmp_path / "data.mdb").write_bytes(older)
-    state = HardState(tmp_path)
+    state = LmdbState(tmp_path)
     assert state.epoch == 5
     state.close()
 
@@ -302,7 +302,7 @@ def test_the_clusters_file_is_written_again(tmp_path: Path, damage: str) -> None
         path.symlink_to("/dev/zero")
     elif damage != "deleted":
         path.write_text("" if damage == "emptied" else text.replace('"epoch": 1', '"epoch": 3'))
-    HardState(tmp_path).close()
+    LmdbState(tmp_path).close()
     assert path.read_text() == text.replace(text[-12:], path.read_text()[-12:]).replace(
         '"epoch": 1', '"epoch": 2'
     )
@@ -310,7 +310,7 @@ def test_the_clusters_file_is_written_again(tmp_path: Path, damage: str) -> None
 
 def test_reserved_pages_hold_operations_that_a_full_disk_has_no_room_for(tmp_path: Path) -> None:
     with small_tmpfs(tmp_path / "disk", "2m") as disk:
-        state = HardState(disk / "data")
+        state = LmdbState(disk / "data")
         state.reserve()
         fill_disk(disk)
         room, number = state.room_bytes(), 0
@@ -326,7 +326,7 @@ def test_reserved_pages_hold_operations_that_a_full_disk_has_no_room_for(tmp_pat
                 state.append_ops([(number + batch, operation(number + batch, 3000))])
         state.close()
         (disk / "other").unlink()
-        state = HardState(disk / "data")
+        state = LmdbState(disk / "data")
         assert len(state.ops()) >= number
         state.close()
 
@@ -334,19 +334,19 @@ def test_reserved_pages_hold_operations_that_a_full_disk_has_no_room_for(tmp_pat
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(IoError, match="data directory"):
-        HardState(tmp_path / "file")
+        LmdbState(tmp_path / "file")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "data.mdb").write_bytes(b"not lmdb" * 1000)
     for _ in range(2):  # the lock is given back
         with pytest.raises(ChecksumMismatchError, match="torn"):
-            HardState(tmp_path / "torn")
+            LmdbState(tmp_path / "torn")
 
 
 def test_the_holder_may_be_asked_again_after_a_failure(tmp_path: Path) -> None:
-    first = HardState(tmp_path)
+    first = LmdbState(tmp_path)
     first.close()
     with pytest.raises(UnavailableError):
-        code = "import sys; from pathlib import Path; from kvstore.master.hard_state import _lock\n"
+        code = "import sys; from pathlib import Path; from kvstore.master.lmdb_state import _lock\n"
         code += "import time; _lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
         with subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)],
@@ -355,5 +355,5 @@ def test_the_holder_may_be_asked_again_after_a_failure(tmp_path: Path) -> None:
         ) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
-            HardState(tmp_path)
-    HardState(tmp_path).close()
+            LmdbState(tmp_path)
+    LmdbState(tmp_path).close()
