@@ -19,6 +19,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from kvstore import clock
 from kvstore._proto import node_pb2, node_pb2_grpc, types_pb2
 from kvstore.activity import Activity
 from kvstore.errors import KvstoreError, Status, UnavailableError, error_from_rpc
@@ -33,6 +34,7 @@ _CALL_TIMEOUT_MS = 2000
 # A master that has restarted hears a thousand nodes at once. Given up and repeated, their calls
 # would never come to an end.
 _REGISTER_TIMEOUT_MS = 10_000
+_LOOK_MS = 25
 # The address comes from the master itself: the environment's proxy does not apply.
 _CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
@@ -266,42 +268,50 @@ class Agent:
         raise refusal
 
     async def heartbeats(
-        self, load: Callable[[], Load], on_session: Callable[[Session], Awaitable[None]]
+        self,
+        load: Callable[[], Load],
+        on_session: Callable[[Session], Awaitable[None]],
+        linked: Callable[[], bool] = lambda: True,
     ) -> None:
         """Report until cancelled; re-register whenever the session has expired.
 
         Args:
             load: returns the contents of a heartbeat.
             on_session: called with every new session.
+            linked: whether the link to the master is up. One that goes down is mostly the first
+                sign that there is another master to find.
 
         Raises:
             KvstoreError: The node cannot rejoin.
         """
         assert self.session is not None
-        failures = 0
+        failures = unlinked = 0
         while True:
             status = await self._heartbeat(self.session, await asyncio.to_thread(load))
             failures = 0 if status is Status.Ok else failures + 1
+            unlinked = 0 if linked() else unlinked + 1
+            found = False
             match session.after_heartbeat(status, failures):
                 case Step.REGISTER:
                     await on_session(await self.join())
                 case Step.FIND_MASTER:
                     await self._drop_channel()
-                    await self._find_again()
+                    found = await self._find_again()
                 case Step.CONTINUE if await self._leave_unlisted_master():
                     await on_session(await self.join())
-            wait_ms = session.heartbeat_wait_ms(
-                self.session.heartbeat_ms, failures, random.random()
-            )
-            await asyncio.sleep(wait_ms / 1000)
+            # A master that was found is told of this node at once, however long the search was.
+            tries = 1 if found else max(failures, unlinked)
+            wait_ms = session.heartbeat_wait_ms(self.session.heartbeat_ms, tries, random.random())
+            await _pause(wait_ms, linked)
 
-    async def _find_again(self) -> None:
+    async def _find_again(self) -> bool:
         try:
             await self._find_master()
         except KvstoreError as error:
             self._lost.warn(error=error)
-        else:
-            self._lost.end()
+            return False
+        self._lost.end()
+        return True
 
     async def _leave_unlisted_master(self) -> bool:
         """Move to a listed master when the current one is no longer listed; whether it did.
@@ -441,3 +451,13 @@ class Agent:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
+
+
+async def _pause(wait_ms: int, linked: Callable[[], bool]) -> None:
+    """Wait; a link that goes down meanwhile ends it."""
+    until_ms, was_linked = clock.monotonic_ms() + wait_ms, linked()
+    while (left_ms := until_ms - clock.monotonic_ms()) > 0:
+        await asyncio.sleep(min(left_ms, _LOOK_MS) / 1000)
+        if was_linked and not linked():
+            return
+        was_linked = linked()

@@ -354,7 +354,8 @@ class NodeServer:
                 ),
             }.items():
                 ends.callback(self._tasks.start(name, work).cancel)
-            serving = self._until_damaged(self._agent.heartbeats(self._load, self._renew), core)
+            beats = self._agent.heartbeats(self._load, self._renew, self._linked)
+            serving = self._until_damaged(beats, core)
             await _unless_stopped(serving, stop)
 
     async def _until_damaged(self, work: Coroutine[Any, Any, None], core: NodeCoreApi) -> None:
@@ -483,6 +484,9 @@ class NodeServer:
         while self._agent.state not in serving or self._core.link_state() != "up":
             await asyncio.sleep(_READY_POLL_S)
         announce()
+
+    def _linked(self) -> bool:
+        return self._core is not None and self._core.link_state() == "up"
 
     def _load(self) -> Load:
         """Collect the contents of a heartbeat; also passes a requested drain to the native side."""
