@@ -1,16 +1,58 @@
-"""Addresses of masters as people write them: one or several, with or without a port."""
+"""Addresses as people write them: masters, one or several, with or without a port; etcd."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv6Address
+from typing import NamedTuple
 
 from kvstore.errors import InvalidArgumentError
 
 BLOCK_PORT = 50051
 """Of a master, where an address names none."""
 _NO_HOST = re.compile(r"[\s/@?#]")
+_ETCD_PORT = 2379
+_ETCD_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}(/[A-Za-z0-9._-]{1,64}){0,7}")
+
+
+class EtcdAddress(NamedTuple):
+    """Where the state of a cluster lies in etcd."""
+
+    members: tuple[str, ...]
+    """HOST:PORT of each, in the order to try them."""
+    prefix: str
+    """Of its keys, without slashes at the ends."""
+    tls: bool
+
+
+def etcd_of(address: str, name: str = "state") -> EtcdAddress:
+    """Read the address of a state in etcd.
+
+    Args:
+        address: "etcd://HOST[:PORT][,…]/PREFIX"; etcds:// with TLS.
+        name: of the argument, for messages.
+
+    Raises:
+        InvalidArgumentError: It is not.
+    """
+    scheme, separator, rest = address.partition("://")
+    hosts, slash, prefix = rest.partition("/")
+    members = tuple(
+        member if is_host_and_port(member) else f"{member}:{_ETCD_PORT}"
+        for member in hosts.split(",")
+    )
+    if (
+        scheme not in ("etcd", "etcds")
+        or not (separator and slash)
+        or not all(map(is_host_and_port, members))
+        or not _ETCD_PREFIX.fullmatch(prefix)
+    ):
+        raise InvalidArgumentError(
+            f"`{name}` must be etcd://HOST:PORT[,HOST:PORT…]/PREFIX (etcds:// with TLS), with a "
+            f"prefix of letters, digits, '.', '_', '-' and '/', not {address!r}"
+        )
+    return EtcdAddress(members, prefix, scheme == "etcds")
 
 
 def masters_of(address: str | Sequence[str], name: str = "address") -> list[str]:
@@ -41,6 +83,21 @@ def masters_of(address: str | Sequence[str], name: str = "address") -> list[str]
     if not masters:
         raise InvalidArgumentError(f'{name} is empty; it must be "HOST:PORT" or a list of them')
     return masters
+
+
+def check_etcd(state: str, tls: Mapping[str, str], auth_file: str) -> None:
+    """Check the keys of a configuration that are about etcd.
+
+    Raises:
+        InvalidArgumentError: They do not fit together.
+    """
+    with_tls = etcd_of(state).tls if state else False
+    if tls and not with_tls:
+        raise InvalidArgumentError("`etcd_tls` needs a `state` of etcds://")
+    if not tls.keys() <= {"ca", "cert", "key"} or ("cert" in tls) != ("key" in tls):
+        raise InvalidArgumentError('`etcd_tls` has "ca", and "cert" together with "key"')
+    if auth_file and not state:
+        raise InvalidArgumentError("`etcd_auth_file` needs `state`")
 
 
 def is_host(text: str) -> bool:

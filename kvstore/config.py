@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from kvstore import limits
-from kvstore.addresses import is_host, is_host_and_port
+from kvstore.addresses import check_etcd, is_host, is_host_and_port
 from kvstore.errors import InvalidArgumentError
 from kvstore.isolation import check_domains
 from kvstore.options import read_object, refuse_unknown
@@ -164,6 +164,21 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
     data_dir: Annotated[
         str, _fixed("Folder of the master's durable state. Empty: see `--help`.")
     ] = ""
+    state: Annotated[
+        str,
+        _fixed(
+            "Keep the state in etcd instead, so that masters can stand by: "
+            "etcd://HOST:PORT[,HOST:PORT…]/PREFIX, or etcds://. Empty: in `data_dir`."
+        ),
+    ] = ""
+    lease_s: Annotated[
+        int, Meta(ge=1, le=60), _fixed("A standby takes over when etcd was not reached this long.")
+    ] = 2
+    etcd_tls: Annotated[
+        dict[str, str],
+        _fixed('PEM files for etcds://: {"ca": …, "cert": …, "key": …}. No "ca": the system\'s.'),
+    ] = {}
+    etcd_auth_file: Annotated[str, _fixed("File with USER:PASSWORD for etcd, mode 0600.")] = ""
     event_loops: Annotated[int, Meta(ge=1, le=64), _fixed("Threads of the block port.")] = 2
     heartbeat_ms: Annotated[Ms, _live("Interval of heartbeats; longer above 50 nodes.")] = 1000
     node_ttl_ms: Annotated[
@@ -217,6 +232,7 @@ class MasterConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_field
         self.check_discovery()
         if self.node_ttl_ms < 2 * self.heartbeat_ms:
             raise ValueError("`node_ttl_ms` must be at least twice `heartbeat_ms`")
+        check_etcd(self.state, self.etcd_tls, self.etcd_auth_file)
 
 
 class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

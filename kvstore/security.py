@@ -127,23 +127,35 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
             message names the file and the line, never a secret.
     """
     file = os.fspath(path)
+    return _parse(file, read_secrets(file, "token file").splitlines())
+
+
+def read_secrets(file: str, what: str) -> str:
+    """Read a file of secrets, which nobody else may read or change.
+
+    Args:
+        file: its path.
+        what: it is, for messages.
+
+    Raises:
+        InvalidArgumentError: It cannot be read, others may read it (see too_open), or it is not
+            UTF-8; the message never shows what is in it.
+    """
     try:
         found, raw = read_file(file, limits.MAX_TOKEN_FILE_BYTES + 1)
     except OSError as error:
-        raise InvalidArgumentError(f"token file {file}: {error.strerror}") from error
+        raise InvalidArgumentError(f"{what} {file}: {error.strerror}") from error
     mode = stat.S_IMODE(found.st_mode)
     if too_open(mode, found.st_uid):
         raise InvalidArgumentError(
-            f"token file {file}: mode {mode:04o} lets others read or change it; "
-            f"run: chmod 600 {file}"
+            f"{what} {file}: mode {mode:04o} lets others read or change it; run: chmod 600 {file}"
         )
     if len(raw) > limits.MAX_TOKEN_FILE_BYTES:
-        raise InvalidArgumentError(f"token file {file}: larger than 1 MiB")
+        raise InvalidArgumentError(f"{what} {file}: larger than 1 MiB")
     try:
-        lines = raw.decode().splitlines()
+        return raw.decode()
     except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"token file {file}: not UTF-8") from error
-    return _parse(file, lines)
+        raise InvalidArgumentError(f"{what} {file}: not UTF-8") from error
 
 
 def too_open(mode: int, owner: int) -> bool:

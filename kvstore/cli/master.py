@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import click
 
 from kvstore import logging
-from kvstore.cli.output import reports_errors
-from kvstore.cli.serve import HELP, run, server_options, version_option
+from kvstore.cli.output import Exit, reports_errors
+from kvstore.cli.serve import HELP, end_process, run, server_options, version_option
 from kvstore.config import MasterConfig
 from kvstore.discovery.source import Discovery
-from kvstore.environment import silence_grpc, state_folder
+from kvstore.environment import silence_grpc
 from kvstore.errors import InvalidArgumentError
+from kvstore.logging import EventLogger
 from kvstore.reload import Reloader
 from kvstore.tasks import BackgroundTasks
 
+_log = EventLogger("master")
 _EPILOG = """\b
 Example:
   kvstore-master --data-dir /var/lib/kvstore --port 50051
 Without --data-dir the state is stored in $XDG_STATE_HOME/kvstore-master
 (~/.local/state/kvstore-master). Exactly one master may use a data directory.
+With --state it is stored in etcd, and further masters with the same --state stand by: /readyz says
+"standby" until one of them takes over. An active master that loses its lease in etcd exits with 6,
+or is killed by its timer (SIGKILL) if it cannot even do that; its supervisor should restart it.
 SIGHUP, or a change of the config or token file, reloads the configuration: keys marked "yes" in
 deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
 An invalid file is refused, and the running configuration stays in effect. SIGTERM and SIGINT stop
@@ -40,6 +46,7 @@ An export holds the cluster's secret. What was removed after it was made may com
 @server_options
 @click.option("--grpc-port", type=int, help="Control plane; 0 for any.")
 @click.option("--data-dir", type=click.Path(), help="Folder of the master's state.")
+@click.option("--state", metavar="URL", help="State in etcd: etcd://HOST:2379[,HOST…]/PREFIX.")
 @click.option(
     "--new-cluster",
     is_flag=True,
@@ -69,18 +76,17 @@ def main(
     reloader = Reloader(MasterConfig, config_file, flags, Discovery())
     settings = reloader.config
     logging.setup(settings.log_level, settings.log_format)
+    silence_grpc()
     if any(wanted[:3]):
         from kvstore.cli import state
 
-        directory = state_folder(settings.data_dir)
         if export_to is not None:
-            state.export(directory, export_to, as_json)
+            state.export(settings, export_to, as_json)
         elif import_from is not None:
-            state.import_(directory, import_from, force, as_json)
+            state.import_(settings, import_from, force, as_json)
         else:
-            state.check(directory, as_json)
+            state.check(settings, as_json)
         return
-    silence_grpc()
     from kvstore import _native
     from kvstore.master.server import MasterCoreFactory, MasterServer
     from kvstore.master.verifier import ProbeNode
@@ -88,7 +94,14 @@ def main(
     factory = cast(MasterCoreFactory, _native.MasterCore)
     tasks = BackgroundTasks()
     probe = cast(ProbeNode, _native.probe_node)
-    server = MasterServer(settings, factory, probe, reloader.reloads, tasks, new_cluster)
+
+    def deposed(why: str) -> NoReturn:
+        _log.error("deposed", error=why)
+        if settings.port_file:
+            Path(settings.port_file).unlink(missing_ok=True)
+        end_process(Exit.DEPOSED)
+
+    server = MasterServer(settings, factory, probe, reloader.reloads, tasks, deposed, new_cluster)
     reloader.on_change(server.prepare)
     run("kvstore-master", server.serve, reloader, tasks, settings.port_file, as_json)
 

@@ -45,6 +45,8 @@ class Exit(IntEnum):
     """The token is wrong or missing, or the principal lacks permission."""
     FAILED = 5
     """Anything else: the store answered with an error, or a check failed."""
+    DEPOSED = 6
+    """A master lost its lease in etcd: restarted, it stands by."""
     INTERRUPTED = 130
     """Ctrl-C, as shells count it."""
 

@@ -1,4 +1,7 @@
-"""`kvstore-master --check`, `--export` and `--import`: the master's state, without a master."""
+"""`kvstore-master --check`, `--export` and `--import`: the master's state, without a master.
+
+A state in etcd may be checked and exported while a master uses it: it is read as of one moment.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,46 @@ import click
 
 from kvstore import folders
 from kvstore.cli.output import Exit, print_fields, print_json
+from kvstore.config import MasterConfig
+from kvstore.environment import state_folder
 from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, IoError
 from kvstore.master import records, state_export
 from kvstore.master.state_audit import Found
 
 
-def check(directory: Path, as_json: bool) -> None:
-    """Check every record; exits with 5 when one is damaged."""
+def _read(config: MasterConfig) -> Found:
+    """Read and check the whole state that a configuration names."""
+    if not config.state:
+        return state_export.check(state_folder(config.data_dir), keep=True)
+    from kvstore.master.etcd_client import EtcdClient
+    from kvstore.master.etcd_state import examine
+
+    client = EtcdClient(config)
     try:
-        found = state_export.check(directory, keep=True)
+        found = examine(client, keep=True)
+    finally:
+        client.close()
+    if found is None:
+        raise InvalidArgumentError(f"{config.state} holds no state yet")
+    return found
+
+
+def check(config: MasterConfig, as_json: bool) -> None:
+    """Check every record; exits with 5 when one is damaged."""
+    where = {"state": config.state} if config.state else {}
+    if not where:
+        where = {"data_dir": str(state_folder(config.data_dir))}
+    try:
+        found = _read(config)
         _check_operations(found)
     except ChecksumMismatchError as error:
         if not as_json:
             raise
-        print_json({"valid": False, "data_dir": str(directory), "error": str(error)})
+        print_json({"valid": False, **where, "error": str(error)})
         raise SystemExit(Exit.FAILED) from None
     told = {
         "valid": True,
-        "data_dir": str(directory),
+        **where,
         "format": found.format,
         "cluster_id": found.cluster_id,
         "epoch": found.number(b"epoch"),
@@ -52,9 +77,9 @@ def _check_operations(found: Found) -> None:
             raise records.damaged("ops", key, str(error)) from None
 
 
-def export(directory: Path, target: str, as_json: bool) -> None:
+def export(config: MasterConfig, target: str, as_json: bool) -> None:
     """Write the state to a new file of mode 0600, or to stdout for "-"."""
-    found = state_export.check(directory, keep=True)
+    found = _read(config)
     if target == "-":
         for line in state_export.lines(found):
             click.echo(line, nl=False)
@@ -68,8 +93,13 @@ def export(directory: Path, target: str, as_json: bool) -> None:
     _tell(as_json, "exported", target, found.cluster_id, sum(found.counts.values()))
 
 
-def import_(directory: Path, source: str, force: bool, as_json: bool) -> None:
+def import_(config: MasterConfig, source: str, force: bool, as_json: bool) -> None:
     """Write an export as the state of a data directory."""
+    if config.state:
+        raise InvalidArgumentError(
+            "--import writes into a data directory; etcd is restored from etcd's own backup"
+        )
+    directory = state_folder(config.data_dir)
     if source == "-":
         rows = _parse(sys.stdin.buffer, "stdin")
     else:

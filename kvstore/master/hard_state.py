@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +25,8 @@ from kvstore.master.records import FORMAT, FORMAT_VERSION, NodeRecord
 
 Row = tuple[str, bytes, bytes]
 """Table, key, value without checksum."""
+Lost = Callable[[str], None]
+"""Ends the process, with the reason: another master may be active."""
 
 
 class HardState(ABC):

@@ -1,10 +1,10 @@
 """Makes removes, flushes and pins durable before the native side acknowledges them.
 
-One thread drains the native queue: a batch is one LMDB transaction. It also tells the native side
-how many operations the disk has room for: more are answered with NoSpace, and have no effect. So a
-batch can be written even if the disk has become full meanwhile. Where a write fails all the same (a
-broken disk), no further operation is let in, and the batch is retried; its operations stay
-unanswered until their callers' deadlines.
+One thread drains the native queue, and writes what it finds as a batch. It also tells the native
+side how many operations the state has room for: more are answered with NoSpace, and have no effect.
+So a batch can be written even if the disk has become full meanwhile. Where a write fails all the
+same (a broken disk, an etcd that does not answer), no further operation is let in, and the batch is
+retried; its operations stay unanswered until their callers' deadlines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEAST_ROOM_BYTES = 4096
 
 
 class Journal:
-    """The thread between the native queue and the disk."""
+    """The thread between the native queue and the state."""
 
     def __init__(self, core: MasterCoreApi, state: HardState) -> None:
         """Prepare the thread, which runs from start to stop."""
@@ -39,6 +39,7 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal")
         self._trimmed_ms = 0
         self._not_written = Recurring(_log, "journal_write_failed", error=True)
+        self._not_trimmed = Recurring(_log, "journal_trim_failed", error=True)
         self._no_room = Recurring(_log, "no_room_for_operations")
         self.written = 0
         """Operations written since the start."""
@@ -87,6 +88,7 @@ class Journal:
             except KvstoreError as error:
                 self.failures += 1
                 self._core.set_journal_room(0)
+                self.refusal = str(error)
                 self._not_written.warn(operations=len(batch), error=error)
                 if self._stop.wait(_RETRY_S):
                     return
@@ -108,7 +110,9 @@ class Journal:
             self._state.trim(seq, floor, self._core.namespaces())
         except KvstoreError as error:
             self.failures += 1
-            _log.error("journal_trim_failed", seq=seq, error=error)
+            self._not_trimmed.warn(seq=seq, error=error)
+        else:
+            self._not_trimmed.end()
 
     def _make_room(self) -> None:
         """Say how many bytes of operations may be waiting."""

@@ -1,11 +1,12 @@
-"""The master process: locks its data directory, starts the native side, serves until stopped."""
+"""The master process: opens its state, starts the native side, serves until stopped."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client.core import Metric
 
-from kvstore import audit, environment, folders, refusals
+from kvstore import audit, refusals
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.audit import AuditLog
 from kvstore.config import MasterConfig
@@ -28,10 +29,9 @@ from kvstore.master.console.routes import Console
 from kvstore.master.console.views import Views
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.handlers import Bound, MasterHandlers, NodeHandlers
-from kvstore.master.hard_state import HardState
+from kvstore.master.hard_state import HardState, Lost
 from kvstore.master.heartbeats import Heartbeats
 from kvstore.master.journal import Journal
-from kvstore.master.lmdb_state import LmdbState
 from kvstore.master.model import Settings
 from kvstore.master.new_cluster import NewCluster
 from kvstore.master.prefixes import HotPrefixes
@@ -41,6 +41,7 @@ from kvstore.master.registry import Registry
 from kvstore.master.reuse import Reuse
 from kvstore.master.savings import Rates
 from kvstore.master.service import Calls, MasterService, NodeRegistryService
+from kvstore.master.standby import Details, open_state
 from kvstore.master.verifier import ProbeNode, Verifier
 from kvstore.master.watches import Watches
 from kvstore.metrics import renderer
@@ -57,6 +58,7 @@ _TICK_S = 0.1
 # A tick looks at every node: of a thousand, twice a second.
 _TICK_OF_A_NODE_S = 0.0005
 _GRACE_S = 0.5
+_PORTS = ("block port", "grpc", "http")
 _SERVICES = (
     master_pb2.DESCRIPTOR.services_by_name["Master"].full_name,
     node_pb2.DESCRIPTOR.services_by_name["NodeRegistry"].full_name,
@@ -88,7 +90,7 @@ def settings_of(config: MasterConfig) -> Settings:
 
 
 class MasterServer:
-    """The one active master of a data directory."""
+    """The one active master of a state, or one that stands by."""
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class MasterServer:
         probe: ProbeNode,
         reloads: Reloads,
         tasks: BackgroundTasks,
+        deposed: Lost,
         new_cluster: bool = False,
     ) -> None:
         """Read the token file.
@@ -107,12 +110,14 @@ class MasterServer:
             probe: says hello to a node.
             reloads: reported in the metrics and in /readyz.
             tasks: reported in /readyz.
+            deposed: ends the process; called when another master may be active.
             new_cluster: begin another cluster where the state is missing, lost or damaged.
 
         Raises:
             InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
         """
         self._new_cluster = new_cluster
+        self._deposed = deposed
         self._config = config
         self._factory = factory
         self._probe = probe
@@ -123,6 +128,9 @@ class MasterServer:
         self._principals = principals or ()
         self._ports = (0, 0, 0)
         self._bound = Bound()
+        self._state: HardState | None = None
+        self._listener: socket.socket | None = None
+        """The HTTP port of a standby, kept by the active master."""
         self._core: MasterCoreApi | None = None
         self._registry: Registry | None = None
         self._audit = AuditLog("master")
@@ -161,17 +169,36 @@ class MasterServer:
             announce: called with the addresses once it serves.
 
         Raises:
-            KvstoreError: A port is in use, or the data directory is in use or unusable.
+            KvstoreError: A port is in use, or the state is in use or unusable.
         """
-        directory = self._config.data_dir
-        path = environment.state_folder(directory)
-        if directory:
-            folders.make("data_dir", directory)
-        state = await asyncio.to_thread(partial(LmdbState, path, new_cluster=self._new_cluster))
+        self._ports = (self._config.port, self._config.grpc_port, self._config.http_port)
+        self._bound = self._find_bound()
+        state = await open_state(
+            self._config, self._told(), self._new_cluster, stop, self._stand_by, self._deposed
+        )
+        if state is None:
+            return
+        self._state = state
         try:
             await self._serve_with(state, stop, announce)
         finally:
-            state.close()
+            self._state = None
+            await asyncio.to_thread(state.close)
+
+    async def _stand_by(self, details: Details) -> Callable[[], Awaitable[None]]:
+        """Serve /healthz and /readyz while another master is active; return what stops that."""
+        await wait_for_port("http", self._config.host, self._config.http_port)
+        self._listener = bind(self._config.host, self._config.http_port)
+        site = HttpServer(
+            self._listener.dup(),
+            renderer(self._reloads.families, self._audit.families),
+            self._tasks.readiness(self._reloads.readiness(lambda: (False, details()))),
+            self._guard.knows,
+            open_metrics=lambda: self._config.metrics_public,
+        )
+        await site.start()
+        _log.info("standing_by", http_port=site.port)
+        return site.stop
 
     def _create_core(self, state: HardState) -> MasterCoreApi:
         bound = self._find_bound()
@@ -203,10 +230,10 @@ class MasterServer:
         self, state: HardState, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]
     ) -> None:
         config = self._config
-        await _wait_for_ports(config)
-        listener = bind(config.host, config.http_port)
+        await _wait_for_ports(config, ("block port", "grpc") if self._listener else _PORTS)
+        listener = self._listener or bind(config.host, config.http_port)
         rpc = grpc.aio.server(options=_GRPC_OPTIONS)
-        grpc_port = _bind_grpc(rpc, config, listener)
+        grpc_port = _add_port(rpc, config, listener)
         self._ports = (config.port, grpc_port, listener.getsockname()[1])
         core = self._core = self._create_core(state)
         registry = self._registry = Registry(settings_of(config), core, state)
@@ -258,10 +285,13 @@ class MasterServer:
             heartbeats.request_stop()
             # The native side first: that ends the waits of the control plane's calls.
             await asyncio.to_thread(core.stop)
+            for end in (journal.stop, heartbeats.stop):
+                await asyncio.to_thread(end)
+            # Nothing is answered any more that a standby could contradict.
+            await asyncio.to_thread(state.hand_over)
             await rpc.stop(_GRACE_S)
             await site.stop()
-            for end in (journal.stop, heartbeats.stop, verifier.close):
-                await asyncio.to_thread(end)
+            await asyncio.to_thread(verifier.close)
             calls.close()
             audit.write_deeds(core, self._audit)
             await asyncio.to_thread(self._audit.close)
@@ -306,10 +336,15 @@ class MasterServer:
         return Bound(f"{public}:{block}", f"{public}:{grpc_port}", f"http://{public}:{http_port}")
 
     def _tell_where(self) -> None:
-        """Announce this master's addresses in the hello and the status."""
-        assert self._core is not None
+        """Announce this master's addresses in the hello and the status, and to standbys."""
+        assert self._core is not None and self._state is not None
         self._bound = self._find_bound()
+        self._state.serves_at(self._told())
         self._core.set_endpoints(self._bound.grpc, self._bound.http)
+
+    def _told(self) -> Mapping[str, Any]:
+        """What standbys are told of this master."""
+        return {"host": socket.gethostname(), "pid": os.getpid(), **asdict(self._bound)}
 
     def _where(self, state: HardState) -> dict[str, Any]:
         port, grpc_port, http_port = self._ports
@@ -335,19 +370,19 @@ def _set_limits(core: MasterCoreApi, config: MasterConfig) -> None:
     core.set_tenant_namespaces(config.tenant_namespaces)
 
 
-async def _wait_for_ports(config: MasterConfig) -> None:
-    ports = (("block port", config.port), ("grpc", config.grpc_port), ("http", config.http_port))
-    await asyncio.gather(*(wait_for_port(what, config.host, port) for what, port in ports))
-
-
-def _bind_grpc(rpc: grpc.aio.Server, config: MasterConfig, listener: socket.socket) -> int:
-    """Return the bound port; close `listener` if there is none."""
+def _add_port(rpc: grpc.aio.Server, config: MasterConfig, listener: socket.socket) -> int:
+    """Bind the control plane's port; return it. The listener is closed if it is in use."""
     where = f"{bracketed(config.host)}:{config.grpc_port}"
     try:
         return rpc.add_insecure_port(where)
     except RuntimeError as error:
         listener.close()
         raise UnavailableError(f"grpc {where}: {error}") from None
+
+
+async def _wait_for_ports(config: MasterConfig, names: Iterable[str]) -> None:
+    ports = dict(zip(_PORTS, (config.port, config.grpc_port, config.http_port), strict=True))
+    await asyncio.gather(*(wait_for_port(name, config.host, ports[name]) for name in names))
 
 
 def _read_principals(config: MasterConfig) -> tuple[Principal, ...] | None:

@@ -1,4 +1,4 @@
-"""Examines the file of the master's state before LMDB maps it: structure, format, every record."""
+"""Examines the master's state before it is used: format, every record; of LMDB, the whole file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA_FILE = "data.mdb"
 
 
 class Found(NamedTuple):
-    """What the file holds."""
+    """What a state holds."""
 
     format: int
     meta: dict[bytes, bytes]
@@ -28,7 +28,7 @@ class Found(NamedTuple):
 
     @property
     def cluster_id(self) -> str:
-        """Return the id of the cluster; empty in a file that no master has finished to create."""
+        """Return the id of the cluster; empty in a state that no master has finished to create."""
         return self.meta.get(b"cluster_id", b"").decode()
 
     @property
@@ -49,21 +49,28 @@ def examine(path: Path, *, keep: bool = False) -> Found:
         VersionMismatchError: A newer kvstore wrote it.
         IoError: It cannot be read.
     """
-    reader = _Reader(path, keep)
-    transaction = lmdb_file.check(path, reader.row)
-    return reader.end(transaction)
+    audit = Audit(str(path), keep)
+    transaction = lmdb_file.check(path, audit.row)
+    return audit.end(transaction)
 
 
-class _Reader:
-    """Takes the rows: those of meta come first, and say how to read the others."""
+class Audit:
+    """Checks the rows: those of meta come first, and say how to read the others."""
 
-    def __init__(self, path: Path, keep: bool) -> None:
-        self._path = path
+    def __init__(self, where: str, keep: bool) -> None:
+        """Begin with a state.
+
+        Args:
+            where: its name, for messages.
+            keep: return the rows.
+        """
+        self._where = where
         self._keep = keep
         self._stored: dict[bytes, bytes] = {}
         self._found: Found | None = None
 
     def row(self, table: str, key: bytes, stored: bytes) -> None:
+        """Check a row as it is stored; raises as `examine`."""
         if table == "meta":
             self._stored[key] = stored
             return
@@ -74,15 +81,25 @@ class _Reader:
         if self._keep:
             self._found.rows.setdefault(table, {})[key] = value
 
-    def end(self, transaction: int) -> Found:
+    def end(self, transaction: int | None = None) -> Found:
+        """Check the state as a whole, and return it; raises as `examine`.
+
+        Args:
+            transaction: that the file says it ends with; None where there is none.
+        """
         found = self._found or self._begin()
-        if found.format > 1 and found.meta and found.number(b"transaction") != transaction:
+        if (
+            transaction is not None
+            and found.format > 1
+            and found.meta
+            and found.number(b"transaction") != transaction
+        ):
             raise ChecksumMismatchError(
-                f"{self._path} is damaged: transaction {found.number(b'transaction')} calls itself "
-                f"{transaction}"
+                f"{self._where} is damaged: transaction {found.number(b'transaction')} calls "
+                f"itself {transaction}"
             )
         if found.meta and not {b"cluster_id", b"hash_secret", b"epoch"} <= found.meta.keys():
-            raise ChecksumMismatchError(f"{self._path} is damaged: table meta lacks a record")
+            raise ChecksumMismatchError(f"{self._where} is damaged: table meta lacks a record")
         return found
 
     def _begin(self) -> Found:
@@ -90,12 +107,12 @@ class _Reader:
         number = records.number(version) or 0
         if number > records.FORMAT_VERSION:
             raise VersionMismatchError(
-                f"data directory {self._path.parent} has format {number}, this kvstore supports "
+                f"{self._where} has format {number}, this kvstore supports "
                 f"{records.FORMAT_VERSION}: start the version that wrote it, or a newer one"
             )
         if number == 0 and self._stored:
             raise ChecksumMismatchError(
-                f"{self._path} is damaged: {records.damaged('meta', records.FORMAT, 'no number')}"
+                f"{self._where} is damaged: {records.damaged('meta', records.FORMAT, 'no number')}"
             )
         number = number or records.FORMAT_VERSION
         meta = {key: self._value(number, "meta", key, value) for key, value in self._stored.items()}
@@ -107,5 +124,5 @@ class _Reader:
             value = stored if version == 1 else records.unseal(table, key, stored)
             records.check(table, key, value)
         except ChecksumMismatchError as error:
-            raise ChecksumMismatchError(f"{self._path} is damaged: {error}") from None
+            raise ChecksumMismatchError(f"{self._where} is damaged: {error}") from None
         return value

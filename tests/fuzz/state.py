@@ -131,7 +131,7 @@ def start(folder: Path) -> bool:
         # What these make is not called before the ports are open.
         unused: Any = None
         core_of: Any = _native.MasterCore
-        server = MasterServer(config, core_of, unused, Reloads(), BackgroundTasks())
+        server = MasterServer(config, core_of, unused, Reloads(), BackgroundTasks(), unused)
         core = server._create_core(state)
         try:
             Registry(settings_of(config), core, state).tick()

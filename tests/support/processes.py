@@ -34,6 +34,19 @@ def wait_for(
         time.sleep(poll_s)
 
 
+def freeze(pid: int, name: str) -> None:
+    """SIGSTOP, and wait until every thread has stopped: the signal alone takes its time."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_for(
+        lambda: all(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+            for task in tasks.iterdir()
+        ),
+        f"{name} to stop",
+    )
+
+
 class Daemon:
     """One server process with its log and the ports it printed to its port file."""
 
@@ -91,16 +104,7 @@ class Daemon:
         os.kill(self.pid, number)
 
     def freeze(self) -> None:
-        """SIGSTOP, and wait until every thread has stopped: the signal alone takes its time."""
-        self.signal(signal.SIGSTOP)
-        tasks = Path(f"/proc/{self.pid}/task")
-        wait_for(
-            lambda: all(
-                (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
-                for task in tasks.iterdir()
-            ),
-            f"{self.name} to stop",
-        )
+        freeze(self.pid, self.name)
 
     def kill(self) -> None:
         """kill -9, and wait until the process is gone."""

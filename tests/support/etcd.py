@@ -1,0 +1,91 @@
+"""A real etcd with one member, on ports and in a folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore.config import MasterConfig
+from kvstore.errors import KvstoreError
+from tests.support.processes import freeze, wait_for
+
+PROGRAM = shutil.which("etcd")
+NEEDS_ETCD = pytest.mark.skipif(PROGRAM is None, reason="no etcd (Debian: etcd-server)")
+PREFIX = "test/kvstore"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class Etcd:
+    """The process; `stop` and `start` keep its data and its port."""
+
+    def __init__(self, folder: Path, *options: str, certificate: Path | None = None) -> None:
+        """Start it; `certificate` (with .key beside it) is for TLS, and signs itself."""
+        self.folder = folder
+        self.port, self._peer_port = free_ports(2)
+        self.options = options
+        self._keys: dict[str, Any] = {}
+        self._scheme = "http"
+        if certificate:
+            files = ["--cert-file", str(certificate), "--key-file", f"{certificate}.key"]
+            self.options += tuple(files)
+            self._keys, self._scheme = {"etcd_tls": {"ca": str(certificate)}}, "https"
+        self.url = f"etcd{'s' * bool(certificate)}://127.0.0.1:{self.port}/{PREFIX}"
+        self.start()
+
+    def start(self) -> None:
+        client = f"{self._scheme}://127.0.0.1:{self.port}"
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        arguments = ["--data-dir", str(self.folder / "etcd"), "--logger", "zap"]
+        arguments += ["--listen-client-urls", client, "--advertise-client-urls", client]
+        arguments += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        arguments += ["--initial-cluster", f"default={peer}", *self.options]
+        assert PROGRAM
+        with (self.folder / "etcd.out").open("ab") as out:
+            self.process = subprocess.Popen(
+                [PROGRAM, *arguments], stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
+        client_ = self.client()
+        try:
+            wait_for(lambda: _answers(client_), "etcd to answer", 30)
+        finally:
+            client_.close()
+
+    def client(self, **keys: Any) -> Any:
+        """An EtcdClient, which its caller closes."""
+        from kvstore.master.etcd_client import EtcdClient
+
+        return EtcdClient(MasterConfig(state=self.url, **{**self._keys, **keys}))
+
+    def freeze(self) -> None:
+        freeze(self.process.pid, "etcd")
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.thaw()
+            self.process.kill()
+        self.process.wait()
+
+
+def _answers(client: Any) -> bool:
+    try:
+        client.get(b"any")
+    except KvstoreError:
+        return False
+    return True
