@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kvstore import config, config_table, environment
+from kvstore import addresses, config, config_table, environment
 from kvstore.config import MasterConfig, NodeConfig
 from kvstore.errors import InvalidArgumentError
 
@@ -185,3 +187,37 @@ def test_the_default_data_dir_follows_the_users_state_folder(
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert environment.state_folder("") == Path("/home/someone/.local/state/kvstore-master")
+
+
+def test_the_address_of_a_state_in_etcd() -> None:
+    read = addresses.etcd_of("etcds://a:1,[::1]:2,c/kv/prod")
+    assert read == (("a:1", "[::1]:2", "c:2379"), "kv/prod", True)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"state": "etcd://a:2379"}, "PREFIX"),
+        ({"state": "etcd://a:2379/"}, "PREFIX"),
+        ({"state": "etcd://a:2379/k//v"}, "PREFIX"),
+        ({"state": "etcd:///k"}, "HOST:PORT"),
+        ({"state": "etcd://a:99999/k"}, "HOST:PORT"),
+        ({"state": "http://a:2379/k"}, "etcd://"),
+        ({"state": "etcd://a/k", "etcd_tls": {"ca": "x"}}, "etcds://"),
+        ({"etcd_tls": {"ca": "x"}}, "etcds://"),
+        ({"state": "etcds://a/k", "etcd_tls": {"cert": "x"}}, "together"),
+        ({"state": "etcds://a/k", "etcd_tls": {"crt": "x"}}, "etcd_tls"),
+        ({"etcd_auth_file": "x"}, "needs `state`"),
+        ({"lease_s": 0}, "lease_s"),
+    ],
+)
+def test_keys_for_etcd_that_do_not_fit_are_named(values: dict[str, object], word: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=word):
+        config.load(MasterConfig, None, values)
+
+
+def test_without_the_extra_its_name_is_said() -> None:
+    code = "import sys; sys.modules['aetcd'] = None; from kvstore.cli.master import main; main()"
+    command = [sys.executable, "-c", code, "--state", "etcd://127.0.0.1:1/k", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "kvcache-store[etcd]" in done.stderr, done.stderr
