@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ import kvstore
 from kvstore.errors import Status
 from tests.fault import report
 from tests.support.cluster import Cluster
-from tests.support.etcd import NEEDS_ETCD, Etcd, free_ports
+from tests.support.etcd import NEEDS_ETCD, Etcd, Etcds, free_ports, wait_until_it_answers
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, wait_for
 
@@ -36,7 +37,7 @@ _DEPOSED = 6
 class Pair:
     """Two masters, each on ports of its own, and a node; the first to start is the active one."""
 
-    def __init__(self, cluster: Cluster, etcd: Etcd) -> None:
+    def __init__(self, cluster: Cluster, etcd: Etcd | Etcds) -> None:
         self._cluster = cluster
         self._etcd = etcd
         first = [int(cluster.master.ports[name]) for name in ("port", "grpc_port", "http_port")]
@@ -94,8 +95,27 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    etcd = Etcd(tmp_path)
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    one = Etcd(tmp_path)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def etcds(tmp_path: Path) -> Iterator[Etcds]:
+    three = Etcds(tmp_path)
+    yield three
+    three.stop()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, etcd: Etcd) -> Iterator[Pair]:
+    with two_masters(tmp_path, etcd) as masters:
+        yield masters
+
+
+@contextmanager
+def two_masters(tmp_path: Path, etcd: Etcd | Etcds) -> Iterator[Pair]:
     cluster = Cluster(tmp_path, ["--state", etcd.url])
     cluster.expected_errors += ["deposed", "journal_", "tick_failed"]
     masters: Pair | None = None
@@ -103,12 +123,9 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         masters = Pair(cluster, etcd)
         yield masters
     finally:
-        try:
-            if masters:
-                masters.close()
-            cluster.close()
-        finally:
-            etcd.stop()
+        if masters:
+            masters.close()
+        cluster.close()
 
 
 def fill(store: kvstore.Store, turn: int) -> tuple[list[str], list[str]]:
@@ -118,6 +135,10 @@ def fill(store: kvstore.Store, turn: int) -> tuple[list[str], list[str]]:
     gone = keys[::3]
     assert [store.remove(key) for key in gone] == [Status.Ok] * len(gone)
     return [key for key in keys if key not in gone], gone
+
+
+def wait_removed(store: kvstore.Store, key: str) -> None:
+    wait_for(lambda: store.remove(key).ok, "a remove to be Ok", 20)
 
 
 def check(store: kvstore.Store, kept: list[str], gone: list[str]) -> list[str]:
@@ -167,10 +188,10 @@ def test_a_frozen_master_is_dead_before_another_one_serves(pair: Pair) -> None:
 
 
 def test_without_etcd_the_active_master_stops_and_one_serves_when_it_is_back(
-    pair: Pair,
+    pair: Pair, etcd: Etcd
 ) -> None:
     kept, gone = fill(pair.store, 0)
-    pair._etcd.stop()
+    etcd.stop()
     assert pair.masters[0].process.wait(10) in (_DEPOSED, -signal.SIGKILL)
     wait_for(lambda: pair.store.put("other", b"x") is Status.Unavailable, "puts to fail", 5)
     assert pair.store.get(kept[0]) == proof(kept[0], 3000)
@@ -178,21 +199,49 @@ def test_without_etcd_the_active_master_stops_and_one_serves_when_it_is_back(
     standby = pair.ready(1)
     assert standby and "etcd 127.0.0.1" in standby["etcd"]
     pair.restart(0)
-    pair._etcd.start()
+    etcd.start()
     pair.wait_put("after")
     assert check(pair.store, kept, gone) == []
 
 
-def test_a_short_stop_of_etcd_deposes_nobody(pair: Pair) -> None:
+def test_a_short_stop_of_etcd_deposes_nobody(pair: Pair, etcd: Etcd) -> None:
     """Half of the lease: removes wait, puts and reads do not."""
     kept, _ = fill(pair.store, 0)
-    pair._etcd.freeze()
+    etcd.freeze()
     try:
         assert pair.store.get(kept[0]) == proof(kept[0], 3000)
         assert pair.store.put("meanwhile", b"x") is Status.Ok
         time.sleep(_LEASE_S / 4)
     finally:
-        pair._etcd.thaw()
-    wait_for(lambda: pair.store.remove(kept[0]) is Status.Ok, "a remove to be Ok", 10)
+        etcd.thaw()
+    wait_removed(pair.store, kept[0])
     assert pair.masters[0].process.poll() is None
     assert pair.store.get(kept[0]) is None
+
+
+def test_one_lost_member_of_three_deposes_nobody(tmp_path: Path, etcds: Etcds) -> None:
+    """Each in turn, the leader among them."""
+    with two_masters(tmp_path, etcds) as pair:
+        for turn, member in enumerate(etcds.members):
+            kept, gone = fill(pair.store, turn)
+            member.stop()
+            pair.wait_put(f"without {turn}")
+            gone.append(kept.pop())
+            wait_removed(pair.store, gone[-1])
+            assert check(pair.store, kept, gone) == []
+            assert pair.masters[0].process.poll() is None
+            member.start()
+            wait_until_it_answers(member.url)
+
+
+def test_without_a_quorum_no_master_serves_until_it_is_back(tmp_path: Path, etcds: Etcds) -> None:
+    with two_masters(tmp_path, etcds) as pair:
+        kept, gone = fill(pair.store, 0)
+        for member in etcds.members[:2]:
+            member.stop()
+        assert pair.masters[0].process.wait(10) in (_DEPOSED, -signal.SIGKILL)
+        wait_for(lambda: pair.store.put("other", b"x") is Status.Unavailable, "puts to fail", 5)
+        etcds.members[0].start()
+        pair.wait_put("after")
+        pair.active = 1
+        assert check(pair.store, kept, gone) == []
