@@ -278,8 +278,8 @@ class Agent:
         Args:
             load: returns the contents of a heartbeat.
             on_session: called with every new session.
-            linked: whether the link to the master is up. One that goes down is mostly the first
-                sign that there is another master to find.
+            linked: whether there is a link to the master. One that ends is mostly the first sign
+                that there is another master to find.
 
         Raises:
             KvstoreError: The node cannot rejoin.
@@ -300,8 +300,8 @@ class Agent:
                 case Step.CONTINUE if await self._leave_unlisted_master():
                     await on_session(await self.join())
             # A master that was found is told of this node at once, however long the search was.
-            tries = 1 if found else max(failures, unlinked)
-            wait_ms = session.heartbeat_wait_ms(self.session.heartbeat_ms, tries, random.random())
+            tries = (1, 0) if found else (failures, unlinked)
+            wait_ms = session.heartbeat_wait_ms(self.session.heartbeat_ms, *tries, random.random())
             await _pause(wait_ms, linked)
 
     async def _find_again(self) -> bool:
@@ -454,7 +454,7 @@ class Agent:
 
 
 async def _pause(wait_ms: int, linked: Callable[[], bool]) -> None:
-    """Wait; a link that goes down meanwhile ends it."""
+    """Wait; a link that ends meanwhile ends it."""
     until_ms, was_linked = clock.monotonic_ms() + wait_ms, linked()
     while (left_ms := until_ms - clock.monotonic_ms()) > 0:
         await asyncio.sleep(min(left_ms, _LOOK_MS) / 1000)

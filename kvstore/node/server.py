@@ -486,7 +486,7 @@ class NodeServer:
         announce()
 
     def _linked(self) -> bool:
-        return self._core is not None and self._core.link_state() == "up"
+        return self._core is not None and self._core.link_state() != "down"
 
     def _load(self) -> Load:
         """Collect the contents of a heartbeat; also passes a requested drain to the native side."""

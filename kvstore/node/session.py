@@ -8,6 +8,8 @@ from kvstore.errors import Status
 
 BACKOFF_FIRST_MS = 100
 BACKOFF_MAX_MS = 2000
+_SMALL_CLUSTER_MS = 2000
+"""Interval of heartbeats with a hundred nodes."""
 LINK_LEAST_MS = 250
 LINK_MOST_MS = 2000
 LATE_MAX = 3
@@ -62,15 +64,20 @@ def after_heartbeat(status: Status, failures: int) -> Step:
     return Step.FIND_MASTER
 
 
-def heartbeat_wait_ms(interval_ms: int, failures: int, jitter: float) -> int:
+def heartbeat_wait_ms(interval_ms: int, failures: int, unlinked: int, jitter: float) -> int:
     """Compute the wait until the next heartbeat.
 
     Args:
         interval_ms: as the master said; in a large cluster half a minute.
         failures: consecutive ones; the next attempt must not come as late as that. In a small
             cluster it costs the next master little, and ends an outage sooner.
+        unlinked: consecutive ones that were answered although there is no link: by a master that is
+            about to end, perhaps. In a large cluster links take their time after a restart, and a
+            thousand nodes that ask meanwhile would delay them further.
         jitter: random, 0 to 1; spreads nodes that joined at the same time.
     """
+    if interval_ms <= _SMALL_CLUSTER_MS:
+        failures = max(failures, unlinked)
     if failures:
         return backoff_ms(failures, jitter, min(BACKOFF_MAX_MS, max(1, interval_ms // 4)))
     return interval_ms - int(interval_ms / 5 * jitter)

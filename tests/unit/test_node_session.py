@@ -75,11 +75,18 @@ def test_what_is_announced_can_be_reached() -> None:
 
 
 def test_a_failed_heartbeat_is_repeated_soon() -> None:
-    assert [session.heartbeat_wait_ms(20_000, 0, jitter) for jitter in (0, 1)] == [20_000, 16_000]
-    assert session.heartbeat_wait_ms(20_000, 1, 1) == session.BACKOFF_FIRST_MS
-    assert session.heartbeat_wait_ms(20_000, 10, 1) == session.BACKOFF_MAX_MS
-    assert session.heartbeat_wait_ms(1000, 10, 1) == 250
-    assert session.heartbeat_wait_ms(400, 10, 1) == 100
+    waits = [session.heartbeat_wait_ms(20_000, 0, 0, jitter) for jitter in (0, 1)]
+    assert waits == [20_000, 16_000]
+    assert session.heartbeat_wait_ms(20_000, 1, 0, 1) == session.BACKOFF_FIRST_MS
+    assert session.heartbeat_wait_ms(20_000, 10, 0, 1) == session.BACKOFF_MAX_MS
+    assert session.heartbeat_wait_ms(1000, 10, 0, 1) == 250
+    assert session.heartbeat_wait_ms(400, 10, 0, 1) == 100
+
+
+def test_nodes_without_a_link_hurry_in_a_small_cluster_alone() -> None:
+    assert session.heartbeat_wait_ms(1000, 0, 1, 1) == session.BACKOFF_FIRST_MS
+    assert session.heartbeat_wait_ms(1000, 0, 10, 1) == 250
+    assert session.heartbeat_wait_ms(20_000, 0, 10, 0) == 20_000
 
 
 def test_a_late_master_is_not_looked_for_at_once() -> None:
