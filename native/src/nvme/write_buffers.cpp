@@ -187,14 +187,9 @@ std::unique_ptr<Reservation> WriteBuffers::reserve_lent(uint64_t head_bytes,
         return nullptr;
     }
     if (pad > 0) {
-        Reservation front;
-        front.offset_ = front.at_ = position_;
-        front.size_ = pad;
-        take_room(pad, end, now_ms, &front);
-        front.make_pad(session_);
-        for (const auto& buffer : front.buffers_) {
-            --buffer->copying;
-        }
+        std::unique_ptr<Reservation> front = reserve(pad, now_ms);
+        front->make_pad(session_);
+        finish(std::move(front));
     }
     auto reservation = std::make_unique<Reservation>();
     reservation->offset_ = reservation->at_ = position_;
