@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +99,32 @@ def test_upserts_of_many_writers_end_in_one_version(cluster: Cluster, transport:
     last = {proof("k", SIZE, f"{who}/29") for who in range(4)}
     ends = {cluster.connect(transport=way).get("k") for way in ("auto", transport, "auto")}
     assert len(ends) == 1 and ends <= last
+
+
+def test_a_node_that_was_away_does_not_bring_the_old_version_back(tmp_path: Path) -> None:
+    """The master has started again since, and the new version has been evicted: a miss."""
+    new = proof("k", 1 << 20, "new")
+    config = tmp_path / "master.json"
+    config.write_text('{"heartbeat_ms": 200, "node_ttl_ms": 1000}')
+    cluster = Cluster(tmp_path, ["--config", str(config)])
+    try:
+        holder = cluster.start_node("a")
+        with cluster.connect() as store:
+            assert store.put("k", proof("k", 1 << 20, "old")) is Status.Ok
+        holder.kill()
+        cluster.master.terminate()
+        cluster.restart_master()
+        cluster.start_node("b", segment_size="8mb")
+        store = cluster.connect(timeout_ms=20_000)
+        assert store.put("k", new, upsert=True) is Status.Ok
+        assert store.get("k") == new
+        for number in range(64):
+            assert store.put(f"other/{number}", proof(str(number), 1 << 20)) is Status.Ok
+        assert store.inspect("k") is None, "evicted"
+        cluster.start_node("a")
+        for reader in (cluster.connect(), cluster.connect(transport="tcp")):
+            assert reader.get("k") is None
+        assert store.put("k", b"newest") is Status.Ok
+        assert store.get("k") == b"newest"
+    finally:
+        cluster.close()

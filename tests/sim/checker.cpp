@@ -73,6 +73,10 @@ Moment Checker::moment(const KeyName& name) {
                 return node.connected && node.synced;
             })) {
             now.master_epoch = master->core->options().epoch;
+            const uint64_t last_seq = master->core->stats().last_seq;
+            now.caught_up = std::ranges::all_of(nodes, [&](const MasterCore::NodeView& node) {
+                return node.applied_seq >= last_seq;
+            });
         }
         for (const MasterCore::NodeView& node : nodes) {
             now.sessions += node.info.session_id;
@@ -266,6 +270,15 @@ void Checker::check_value(const Moment& begun, const KeyName& name, const std::s
     }
     if (!write.ended || write.code != Code::kOk) {
         return;
+    }
+    for (const uint64_t other : ok_writes_[name]) {
+        const Write& newer = writes_.at(other);
+        if (newer.upsert && write.ended_ns < newer.begun.at_ns && newer.ended_ns < begun.at_ns &&
+            begun.caught_up) {
+            fail("never overtaken", "a read of " + show(name) + " returns write " +
+                                        std::to_string(id) + " after upsert " +
+                                        std::to_string(other) + " was Ok");
+        }
     }
     for (const Removal& removal : removals_) {
         const bool concerns = removal.is_flush ? removal.name.ns == name.ns : removal.name == name;

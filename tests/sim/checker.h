@@ -49,6 +49,7 @@ struct Moment {
     bool removing = false;      // one is in progress, or not applied everywhere
     // 0: none that serves, or one that rebuilds or has still to hear what a node holds.
     uint32_t master_epoch = 0;
+    bool caught_up = false;  // every node is linked, and has applied all removes
     // Sum of the nodes' sessions: a master that has not yet met a node's end still calls it synced.
     uint64_t sessions = 0;
 };

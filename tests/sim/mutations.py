@@ -43,6 +43,7 @@ MUTATIONS = (
     Mutation("journal", "an answer waits for the disk"),
     Mutation("earlier-endings", "a remove waits for who is behind on an earlier one or flush"),
     Mutation("unheard-copies", "a remove waits for copies that landed unheard"),
+    Mutation("upsert-floor", "an upsert overtakes what nodes hold that nobody has heard since"),
     Mutation("announce-fence", "who asks waits for an announcement that is on its way"),
     Mutation(
         "fence-flush",

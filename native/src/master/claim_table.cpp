@@ -167,29 +167,33 @@ void ClaimTable::pass_on(Entries::iterator at, std::vector<ClaimAnswer>& out) {
     erase(at);
 }
 
-void ClaimTable::settle(const DirectoryEpoch& ns, std::string_view key, Version version,
+bool ClaimTable::settle(const DirectoryEpoch& ns, std::string_view key, Version version,
                         bool was_published, std::vector<ClaimAnswer>& out) {
     const MutexLock lock(mutex_);
     settled_.fetch_add(1, std::memory_order_release);
     const auto at = entries_.find(NsKey(ns.ref, key).view());
     if (at == entries_.end()) {
-        return;
+        return false;
     }
     Entry& entry = at->second;
     if (entry.version == 0 && was_published) {
-        return published(at, version, out);  // parked: an object of before the restart
+        published(at, version, out);  // parked: an object of before the restart
+        return false;
     }
     if (entry.version != version || version == 0) {
-        return;
+        return false;
     }
     if (!was_published) {
-        return pass_on(at, out);
+        pass_on(at, out);
+        return false;
     }
+    const bool was_upsert = entry.holder.upsert;
     if (!entry.limbo) {
         forget(entry.holder.link, entry.holder.claim_id);
     }
     entry.limbo = false;
     published(at, version, out);
+    return was_upsert;
 }
 
 bool ClaimTable::drop_waiter(Entries::iterator at, LinkId link, uint64_t claim_id) {

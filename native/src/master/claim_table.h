@@ -47,8 +47,9 @@ class ClaimTable {
     // Appends an answer for every request that need not wait.
     void claim(const DirectoryEpoch& ns, std::span<const ClaimRequest> requests,
                uint64_t deadline_ms, std::vector<ClaimAnswer>& out);
-    // The announcement of (key, version) was accepted (`published`) or refused.
-    void settle(const DirectoryEpoch& ns, std::string_view key, Version version, bool published,
+    // The announcement of (key, version) was accepted (`published`) or refused. True: it was, and
+    // an upsert's.
+    bool settle(const DirectoryEpoch& ns, std::string_view key, Version version, bool published,
                 std::vector<ClaimAnswer>& out);
     void abandon(LinkId link, std::span<const uint64_t> claim_ids, std::vector<ClaimAnswer>& out);
     // A tombstone cancels a granted claim below it. Returns the claim's node, or kNoNode.

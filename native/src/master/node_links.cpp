@@ -395,7 +395,8 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
         const bool accepted = outcome.code == Code::kOk;
         codes.push_back(static_cast<int32_t>(outcome.code));
         (accepted ? announced_ : refused_announces_).fetch_add(1, std::memory_order_relaxed);
-        claims_.settle(ns, item.key, item.version, accepted, effects.answers);
+        const bool was_upsert =
+            claims_.settle(ns, item.key, item.version, accepted, effects.answers);
         if (accepted) {
             planner_.landed(ns, item.key, link.node);
             // After a full announce or a rebuild the scan finds what is missing.
@@ -411,8 +412,15 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
                 behind.add_holder(target == link.node ? kNoNode : target);
             }
         }
+        if (KV_GUARD("upsert-floor", was_upsert)) {
+            // So may nodes of which this master has heard nothing yet.
+            for (const NodeNumber node : unheard()) {
+                behind.add_holder(node == link.node ? kNoNode : node);
+            }
+        }
         if (!behind.holders.empty()) {
-            // Other nodes hold an older version: for them this is a remove up to just below it.
+            // Other nodes have, or may have, an older version: for them this is a remove up to just
+            // below this one.
             directory_.set_tombstone(ns, item.key, item.version - 1);
             Pending& pending = overtaken.emplace_back();
             pending.row = std::move(behind);

@@ -168,6 +168,21 @@ class MasterCoreTest : public testing::Test {
                   std::vector<int32_t>{0});
         return granted.version;
     }
+    Version upsert(Node& node, std::string_view key) {
+        const std::vector<uint64_t> ids{++node.claim_id};
+        const uint8_t flags = kPutUpsert;
+        const Claim message{.tenant = "tenant",
+                            .ns = "space",
+                            .epoch = epoch().epoch,
+                            .claim_ids = ids,
+                            .keys = key,
+                            .flags = std::span(&flags, 1)};
+        std::vector<ClaimAnswer> out;
+        core_->claim(node.link, message, out);
+        EXPECT_EQ(out.at(0).code, Code::kOk);
+        announce(node, AnnouncePhase::kIncremental, {{std::string(key), out[0].version}});
+        return out[0].version;
+    }
     void withdraw(Node& node, std::string_view key, Version version) {
         const std::vector<uint64_t> versions{version};
         const std::vector<uint8_t> reasons{static_cast<uint8_t>(MissReason::kEvicted)};

@@ -471,25 +471,13 @@ TEST_F(MasterCoreTest, AnUpsertTellsTheHoldersOfTheOldVersion) {
     Node a = add_node("a");
     Node b = add_node("b");
     const Version old = put(a, "k");
-    const uint8_t upsert = kPutUpsert;
-    const std::vector<uint64_t> ids{77};
-    const std::string_view key = "k";
-    std::vector<ClaimAnswer> out;
-    core_->claim(b.link,
-                 {.tenant = "tenant",
-                  .ns = "space",
-                  .claim_ids = ids,
-                  .keys = key,
-                  .flags = std::span(&upsert, 1)},
-                 out);
-    ASSERT_EQ(out.at(0).code, Code::kOk);
     const int answered = announces_answered_;
-    announce(b, AnnouncePhase::kIncremental, {{"k", out[0].version}});
+    const Version changed = upsert(b, "k");
     EXPECT_EQ(announces_answered_, answered) << "a still shows the old version";
     ASSERT_EQ(a.to->ops.size(), 1u);
-    EXPECT_EQ(a.to->ops[0].version, out[0].version - 1);
+    EXPECT_EQ(a.to->ops[0].version, changed - 1);
     EXPECT_GE(a.to->ops[0].version, old);
-    EXPECT_EQ(find("k").version, out[0].version);
+    EXPECT_EQ(find("k").version, changed);
     ack(a);
     EXPECT_EQ(announces_answered_, answered + 1);
     const Version newest = core_->directory().next_version();
@@ -502,6 +490,34 @@ TEST_F(MasterCoreTest, AnUpsertTellsTheHoldersOfTheOldVersion) {
     EXPECT_EQ(announce(a, AnnouncePhase::kIncremental, {{"k", old}})[0],
               static_cast<int32_t>(Code::kRemoved))
         << "what was overtaken stays so";
+}
+
+// The master has started again since, so that it does not know what the node has.
+TEST_F(MasterCoreTest, AnUpsertOvertakesWhatANodeHoldsThatIsAway) {
+    Node a = add_node("a");
+    const Version old = put(a, "k");
+    restart(options(2));
+    EXPECT_TRUE(
+        core_->register_node({.node_id = "a", .session_id = 1, .state = NodeState::kDead}, true)
+            .ok());
+    Node b = add_node("b");
+    const int answered = announces_answered_;
+    const Version changed = upsert(b, "k");
+    EXPECT_EQ(announces_answered_, answered + 1) << "who is away is not waited for";
+    EXPECT_EQ(upsert(b, "other"), changed + 1);
+    ack(b);
+    withdraw(b, "k", changed);
+    EXPECT_EQ(find("k").code, Code::kNotFound);
+    EXPECT_TRUE(core_->set_node("a", NodeState::kJoining, 0, 0, 0).ok());
+    connect(a);
+    ASSERT_EQ(a.to->ops.size(), 2u) << "it applies them before it announces";
+    EXPECT_EQ(a.to->ops[0].version, changed - 1);
+    EXPECT_EQ(announce_all(a, {{"k", old}})[0], static_cast<int32_t>(Code::kRemoved));
+    EXPECT_EQ(find("k").code, Code::kNotFound);
+    ack(a);
+    put(b, "new");
+    upsert(b, "new");
+    EXPECT_EQ(a.to->ops.size(), 2u) << "everybody has been heard";
 }
 
 class UnusedNamespaceTest : public MasterCoreTest {
