@@ -55,6 +55,8 @@ from kvstore.tasks import BackgroundTasks, Readiness
 
 _log = EventLogger("master")
 _TICK_S = 0.1
+# Writes wait for the end of the rebuild.
+_REBUILDING_TICK_S = 0.01
 # A tick looks at every node: of a thousand, twice a second.
 _TICK_OF_A_NODE_S = 0.0005
 _GRACE_S = 0.5
@@ -405,7 +407,8 @@ async def _tick_until(stop: asyncio.Event, registry: Registry, verifier: Verifie
         await asyncio.to_thread(registry.tick)
         await asyncio.to_thread(verifier.look)
         try:
-            pause_s = max(_TICK_S, len(registry.cluster.nodes) * _TICK_OF_A_NODE_S)
+            least_s = _REBUILDING_TICK_S if registry.cluster.rebuilding else _TICK_S
+            pause_s = max(least_s, len(registry.cluster.nodes) * _TICK_OF_A_NODE_S)
             await asyncio.wait_for(stop.wait(), pause_s)
         except asyncio.TimeoutError:
             continue

@@ -299,9 +299,12 @@ class Agent:
                     found = await self._find_again()
                 case Step.CONTINUE if await self._leave_unlisted_master():
                     await on_session(await self.join())
-            # A master that was found is told of this node at once, however long the search was.
-            tries = (1, 0) if found else (failures, unlinked)
-            wait_ms = session.heartbeat_wait_ms(self.session.heartbeat_ms, *tries, random.random())
+            interval_ms, jitter = self.session.heartbeat_ms, random.random()
+            if found:
+                # It is told of this node at once, however long the search was.
+                wait_ms = session.found_wait_ms(interval_ms, jitter)
+            else:
+                wait_ms = session.heartbeat_wait_ms(interval_ms, failures, unlinked, jitter)
             await _pause(wait_ms, linked)
 
     async def _find_again(self) -> bool:

@@ -79,8 +79,24 @@ def heartbeat_wait_ms(interval_ms: int, failures: int, unlinked: int, jitter: fl
     if interval_ms <= _SMALL_CLUSTER_MS:
         failures = max(failures, unlinked)
     if failures:
-        return backoff_ms(failures, jitter, min(BACKOFF_MAX_MS, max(1, interval_ms // 4)))
+        most_ms = min(BACKOFF_MAX_MS, max(1, interval_ms // 4))
+        return backoff_ms(failures, jitter, most_ms, _first_ms(interval_ms))
     return interval_ms - int(interval_ms / 5 * jitter)
+
+
+def found_wait_ms(interval_ms: int, jitter: float) -> int:
+    """Compute the wait until the first heartbeat to a master that was found.
+
+    Args:
+        interval_ms: as the master before it said.
+        jitter: random, 0 to 1; spreads nodes that looked for it at the same time.
+    """
+    return int(_first_ms(interval_ms) * jitter)
+
+
+def _first_ms(interval_ms: int) -> int:
+    """The fewer nodes there are, the less it costs a new master that they are quick."""
+    return max(1, min(BACKOFF_FIRST_MS, interval_ms // 50))
 
 
 def link_timeout_ms(interval_ms: int) -> int:
@@ -91,16 +107,19 @@ def link_timeout_ms(interval_ms: int) -> int:
     return max(LINK_LEAST_MS, min(LINK_MOST_MS, interval_ms))
 
 
-def backoff_ms(failures: int, jitter: float, most_ms: int = BACKOFF_MAX_MS) -> int:
+def backoff_ms(
+    failures: int, jitter: float, most_ms: int = BACKOFF_MAX_MS, first_ms: int = BACKOFF_FIRST_MS
+) -> int:
     """Compute the wait after a number of consecutive failures.
 
     Args:
         failures: 1 or more.
         jitter: random, 0 to 1; spreads nodes that lost the same master.
         most_ms: bound.
+        first_ms: after the first failure.
 
     Returns:
-        Milliseconds: doubling from BACKOFF_FIRST_MS to the bound, at most halved by jitter.
+        Milliseconds: doubling from `first_ms` to the bound, at most halved by jitter.
     """
-    full = min(most_ms, BACKOFF_FIRST_MS << min(failures - 1, 16))
+    full = min(most_ms, first_ms << min(failures - 1, 16))
     return full // 2 + int(full / 2 * jitter)

@@ -81,10 +81,16 @@ def test_a_failed_heartbeat_is_repeated_soon() -> None:
     assert session.heartbeat_wait_ms(20_000, 10, 0, 1) == session.BACKOFF_MAX_MS
     assert session.heartbeat_wait_ms(1000, 10, 0, 1) == 250
     assert session.heartbeat_wait_ms(400, 10, 0, 1) == 100
+    assert session.heartbeat_wait_ms(1000, 1, 0, 1) == 20
+
+
+def test_a_found_master_is_told_at_once_in_a_small_cluster() -> None:
+    assert [session.found_wait_ms(1000, jitter) for jitter in (0, 1)] == [0, 20]
+    assert session.found_wait_ms(20_000, 1) == session.BACKOFF_FIRST_MS
 
 
 def test_nodes_without_a_link_hurry_in_a_small_cluster_alone() -> None:
-    assert session.heartbeat_wait_ms(1000, 0, 1, 1) == session.BACKOFF_FIRST_MS
+    assert session.heartbeat_wait_ms(1000, 0, 1, 1) == 20
     assert session.heartbeat_wait_ms(1000, 0, 10, 1) == 250
     assert session.heartbeat_wait_ms(20_000, 0, 10, 0) == 20_000
 
