@@ -884,6 +884,7 @@ class StatusReply(_message.Message):
     BLOCK_ENDPOINT_FIELD_NUMBER: _builtins.int
     GRPC_ENDPOINT_FIELD_NUMBER: _builtins.int
     HTTP_ENDPOINT_FIELD_NUMBER: _builtins.int
+    STANDBYS_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     cluster_id: _builtins.str
     """32 hex digits"""
@@ -907,6 +908,10 @@ class StatusReply(_message.Message):
     def awaited_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """while rebuilding"""
 
+    @_builtins.property
+    def standbys(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standby]:
+        """as of a few seconds ago"""
+
     def __init__(
         self,
         *,
@@ -926,11 +931,79 @@ class StatusReply(_message.Message):
         block_endpoint: _builtins.str = ...,
         grpc_endpoint: _builtins.str = ...,
         http_endpoint: _builtins.str = ...,
+        standbys: _abc.Iterable[Global___Standby] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_nodes", b"awaited_nodes", "block_endpoint", b"block_endpoint", "capacity_bytes", b"capacity_bytes", "cluster_id", b"cluster_id", "grpc_endpoint", b"grpc_endpoint", "http_endpoint", b"http_endpoint", "master_epoch", b"master_epoch", "nodes_alive", b"nodes_alive", "nodes_known", b"nodes_known", "objects", b"objects", "pending_operations", b"pending_operations", "rebuilding", b"rebuilding", "software_version", b"software_version", "under_replicated_objects", b"under_replicated_objects", "uptime_ms", b"uptime_ms", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_nodes", b"awaited_nodes", "block_endpoint", b"block_endpoint", "capacity_bytes", b"capacity_bytes", "cluster_id", b"cluster_id", "grpc_endpoint", b"grpc_endpoint", "http_endpoint", b"http_endpoint", "master_epoch", b"master_epoch", "nodes_alive", b"nodes_alive", "nodes_known", b"nodes_known", "objects", b"objects", "pending_operations", b"pending_operations", "rebuilding", b"rebuilding", "software_version", b"software_version", "standbys", b"standbys", "under_replicated_objects", b"under_replicated_objects", "uptime_ms", b"uptime_ms", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class Standby(_message.Message):
+    """A master that stands by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    BLOCK_ENDPOINT_FIELD_NUMBER: _builtins.int
+    HTTP_ENDPOINT_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    block_endpoint: _builtins.str
+    http_endpoint: _builtins.str
+    """/readyz"""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        block_endpoint: _builtins.str = ...,
+        http_endpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_endpoint", b"block_endpoint", "host", b"host", "http_endpoint", b"http_endpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Standby: _TypeAlias = Standby  # noqa: Y015
+
+@_typing.final
+class HandoverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandoverRequest: _TypeAlias = HandoverRequest  # noqa: Y015
+
+@_typing.final
+class HandoverReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASTER_EPOCH_FIELD_NUMBER: _builtins.int
+    STANDBYS_FIELD_NUMBER: _builtins.int
+    master_epoch: _builtins.int
+    """of the master that ends; the next one has a higher one"""
+    @_builtins.property
+    def standbys(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standby]: ...
+    def __init__(
+        self,
+        *,
+        master_epoch: _builtins.int = ...,
+        standbys: _abc.Iterable[Global___Standby] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["master_epoch", b"master_epoch", "standbys", b"standbys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandoverReply: _TypeAlias = HandoverReply  # noqa: Y015

@@ -70,6 +70,11 @@ class MasterStub:
                 request_serializer=kvstore_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
                 response_deserializer=kvstore_dot_v1_dot_master__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Handover = channel.unary_unary(
+                '/kvstore.v1.Master/Handover',
+                request_serializer=kvstore_dot_v1_dot_master__pb2.HandoverRequest.SerializeToString,
+                response_deserializer=kvstore_dot_v1_dot_master__pb2.HandoverReply.FromString,
+                _registered_method=True)
         self.Reuse = channel.unary_unary(
                 '/kvstore.v1.Master/Reuse',
                 request_serializer=kvstore_dot_v1_dot_master__pb2.ReuseRequest.SerializeToString,
@@ -164,6 +169,14 @@ class MasterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Handover(self, request, context):
+        """Ends the active master, so that a standby takes over at once. Role operator.
+        UNAVAILABLE: no standby is there. UNIMPLEMENTED: none can be, as the state is not in etcd.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Reuse(self, request, context):
         """How often uses would find their objects at other sizes of the cluster (`kvstore plan`).
         """
@@ -235,6 +248,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=kvstore_dot_v1_dot_master__pb2.StatusRequest.FromString,
                     response_serializer=kvstore_dot_v1_dot_master__pb2.StatusReply.SerializeToString,
+            ),
+            'Handover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Handover,
+                    request_deserializer=kvstore_dot_v1_dot_master__pb2.HandoverRequest.FromString,
+                    response_serializer=kvstore_dot_v1_dot_master__pb2.HandoverReply.SerializeToString,
             ),
             'Reuse': grpc.unary_unary_rpc_method_handler(
                     servicer.Reuse,
@@ -544,6 +562,33 @@ class Master:
             '/kvstore.v1.Master/Status',
             kvstore_dot_v1_dot_master__pb2.StatusRequest.SerializeToString,
             kvstore_dot_v1_dot_master__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Handover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvstore.v1.Master/Handover',
+            kvstore_dot_v1_dot_master__pb2.HandoverRequest.SerializeToString,
+            kvstore_dot_v1_dot_master__pb2.HandoverReply.FromString,
             options,
             channel_credentials,
             insecure,

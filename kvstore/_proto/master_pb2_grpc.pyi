@@ -67,6 +67,10 @@ class MasterStub:
     Inspect: _grpc.UnaryUnaryMultiCallable[_master_pb2.InspectRequest, _master_pb2.InspectReply]
     """NOT_FOUND: no such key."""
     Status: _grpc.UnaryUnaryMultiCallable[_master_pb2.StatusRequest, _master_pb2.StatusReply]
+    Handover: _grpc.UnaryUnaryMultiCallable[_master_pb2.HandoverRequest, _master_pb2.HandoverReply]
+    """Ends the active master, so that a standby takes over at once. Role operator.
+    UNAVAILABLE: no standby is there. UNIMPLEMENTED: none can be, as the state is not in etcd.
+    """
     Reuse: _grpc.UnaryUnaryMultiCallable[_master_pb2.ReuseRequest, _master_pb2.ReuseReply]
     """How often uses would find their objects at other sizes of the cluster (`kvstore plan`)."""
     ListNamespaces: _grpc.UnaryUnaryMultiCallable[_master_pb2.ListNamespacesRequest, _master_pb2.ListNamespacesReply]
@@ -103,6 +107,10 @@ class MasterAsyncStub(MasterStub):
     Inspect: _aio.UnaryUnaryMultiCallable[_master_pb2.InspectRequest, _master_pb2.InspectReply]  # type: ignore[assignment]
     """NOT_FOUND: no such key."""
     Status: _aio.UnaryUnaryMultiCallable[_master_pb2.StatusRequest, _master_pb2.StatusReply]  # type: ignore[assignment]
+    Handover: _aio.UnaryUnaryMultiCallable[_master_pb2.HandoverRequest, _master_pb2.HandoverReply]  # type: ignore[assignment]
+    """Ends the active master, so that a standby takes over at once. Role operator.
+    UNAVAILABLE: no standby is there. UNIMPLEMENTED: none can be, as the state is not in etcd.
+    """
     Reuse: _aio.UnaryUnaryMultiCallable[_master_pb2.ReuseRequest, _master_pb2.ReuseReply]  # type: ignore[assignment]
     """How often uses would find their objects at other sizes of the cluster (`kvstore plan`)."""
     ListNamespaces: _aio.UnaryUnaryMultiCallable[_master_pb2.ListNamespacesRequest, _master_pb2.ListNamespacesReply]  # type: ignore[assignment]
@@ -202,6 +210,16 @@ class MasterServicer(metaclass=_abc_1.ABCMeta):
         request: _master_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_master_pb2.StatusReply, _abc.Awaitable[_master_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Handover(
+        self,
+        request: _master_pb2.HandoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_master_pb2.HandoverReply, _abc.Awaitable[_master_pb2.HandoverReply]]:
+        """Ends the active master, so that a standby takes over at once. Role operator.
+        UNAVAILABLE: no standby is there. UNIMPLEMENTED: none can be, as the state is not in etcd.
+        """
 
     @_abc_1.abstractmethod
     def Reuse(

@@ -53,6 +53,9 @@ COMMANDS = {
     "snapshot": Entry(
         "cluster", "Write a node's DRAM-only objects to NVMe, most recently used first."
     ),
+    "handover": Entry(
+        "handover", "End the active master while another one stands by; wait until that serves."
+    ),
     "doctor": Entry("doctor", "Check this host and the cluster, and say how to fix what is wrong."),
     "sessions": Entry(
         "sessions", "List the sessions of master and nodes, and the gRPC calls in progress."

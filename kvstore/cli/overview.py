@@ -118,6 +118,7 @@ def status(
         prefixes = _hot_prefixes(where, reply.http_endpoint) if lately is not None else None
         print_json({**fields, "lately": lately, "hot_prefixes": prefixes})
         return
+    fields["standbys"] = ", ".join(one.block_endpoint or one.host for one in reply.standbys)
     fields["capacity_bytes"] = format_size(reply.capacity_bytes)
     fields["used_bytes"] = format_size(reply.used_bytes)
     print_fields(fields)

@@ -10,6 +10,7 @@ from kvstore.activity import FAMILIES, OPERATIONS, Activity, Labels
 from kvstore.errors import InvalidArgumentError, TooLargeError
 from kvstore.master import model
 from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
+from kvstore.master.hard_state import Where
 from kvstore.metrics import Latency
 from kvstore.security import Principal
 from kvstore.text import printable
@@ -328,3 +329,12 @@ def cursor_from(master_epoch: int, cursor: int) -> int:
     """Read a cursor; 0 (start over) when it is of another epoch."""
     epoch, number = cursor >> _EVENT_BITS, cursor & ((1 << _EVENT_BITS) - 1)
     return number if epoch == master_epoch else 0
+
+
+def standby_to(where: Where) -> master_pb2.Standby:
+    """A master that stands by, as it told."""
+    return master_pb2.Standby(
+        host=str(where.get("host", "")),
+        block_endpoint=str(where.get("block", "")),
+        http_endpoint=str(where.get("http", "")),
+    )

@@ -57,7 +57,7 @@ _RELOGIN = ("invalid auth token", "auth: revision in header is old")
 
 T = TypeVar("T")
 Operation = Any
-"""One of `put` and `delete_range`."""
+"""One of `put`, `delete` and `delete_range`."""
 
 
 class Found(NamedTuple):
@@ -118,14 +118,19 @@ class EtcdClient:
         (found,) = reply.kvs
         return Found(found.value, found.mod_revision, found.lease, reply.header.revision)
 
-    def rows(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
-        """Read all keys with a prefix, in their order, all as of one revision."""
+    def rows(self, prefix: bytes, timeout_ms: int = _CALL_MS) -> list[tuple[bytes, bytes]]:
+        """Read all keys with a prefix, in their order, all as of one revision.
+
+        Args:
+            prefix: not empty.
+            timeout_ms: for each page.
+        """
         found: list[tuple[bytes, bytes]] = []
         start, end, revision, most = prefix, _end_of(prefix), 0, _PAGE_ROWS
         while True:
             request = rpc.RangeRequest(key=start, range_end=end, limit=most, revision=revision)
             try:
-                reply = self._call(lambda member: member.kv.Range, request)
+                reply = self._call(lambda member: member.kv.Range, request, timeout_ms)
             except TooLargeError:
                 if most == 1:
                     raise
@@ -137,12 +142,19 @@ class EtcdClient:
             revision = revision or reply.header.revision
             start = found[-1][0] + b"\0"
 
-    def create(self, key: bytes, value: bytes, lease: int) -> int:
-        """Put a key that is not there; its revision, or 0 if it is there."""
+    def create(self, key: bytes, value: bytes, lease: int, also: Sequence[Operation] = ()) -> int:
+        """Put a key that is not there; its revision, or 0 if it is there.
+
+        Args:
+            key: to put.
+            value: of the key.
+            lease: with which it is deleted.
+            also: operations that are carried out with it.
+        """
         absent = rpc.Compare(
             key=key, target=rpc.Compare.CREATE, result=rpc.Compare.EQUAL, create_revision=0
         )
-        return self._transact([absent], [put(key, value, lease)])
+        return self._transact([absent], [put(key, value, lease), *also])
 
     def write(
         self,
@@ -316,6 +328,11 @@ class EtcdClient:
 def put(key: bytes, value: bytes, lease: int = 0) -> Operation:
     """Make an operation that writes a key; it is deleted with the lease, if there is one."""
     return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=lease))
+
+
+def delete(key: bytes) -> Operation:
+    """Make an operation that deletes a key."""
+    return delete_range(key, key + b"\0")
 
 
 def delete_range(first: bytes, end: bytes) -> Operation:

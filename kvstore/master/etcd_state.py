@@ -14,11 +14,11 @@ from kvstore.master.etcd_client import (
     MOST_TXN_BYTES,
     MOST_TXN_WRITES,
     EtcdClient,
-    Operation,
+    delete,
     delete_range,
     put,
 )
-from kvstore.master.hard_state import HardState, Row, opening
+from kvstore.master.hard_state import HardState, Row, Where, opening
 from kvstore.master.leadership import Leadership
 from kvstore.master.records import FORMAT_VERSION, TABLES, seal, unseal
 from kvstore.master.state_audit import Audit, Found
@@ -74,7 +74,7 @@ class EtcdState(HardState):
 
     def _delete(self, table: str, key: bytes) -> None:
         name = self._key(table, key)
-        self._leadership.commit([_delete_one(name)])
+        self._leadership.commit([delete(name)])
 
     def reserve(self) -> None:
         """Nothing is set aside: raises if etcd is known not to take writes."""
@@ -88,6 +88,10 @@ class EtcdState(HardState):
         """Write these addresses into the key ``leader``."""
         self._leadership.serves_at(where)
 
+    def standbys(self) -> list[Where] | None:
+        """Those that the last renewal of the lease has found."""
+        return self._leadership.standbys
+
     def hand_over(self) -> None:
         """Give up the lease, so that a standby begins at once."""
         self._leadership.resign()
@@ -96,10 +100,6 @@ class EtcdState(HardState):
         """Give up the lease, and close the connections."""
         self._leadership.resign()
         self._client.close()
-
-
-def _delete_one(key: bytes) -> Operation:
-    return delete_range(key, key + b"\0")
 
 
 def batches(rows: list[tuple[bytes, bytes]]) -> list[list[tuple[bytes, bytes]]]:
@@ -144,7 +144,7 @@ def examine(client: EtcdClient, *, new_cluster: bool = False, keep: bool = False
         table, slash, rest = name.partition(b"/")
         if slash and table.decode(errors="replace") in TABLES:
             rows.append((table.decode(), rest, stored))
-        elif name != b"leader":
+        elif name != b"leader" and table != b"standbys":
             raise InvalidArgumentError(
                 f"{client.where}: the key {key.decode(errors='replace')!r} is not kvstore's; "
                 "choose a prefix that nothing else uses"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kvstore import __version__, clock
 from kvstore._proto import master_pb2, node_pb2, types_pb2
-from kvstore.errors import InvalidArgumentError, Status, error_for
+from kvstore.errors import InvalidArgumentError, Status, UnavailableError, error_for
 from kvstore.limits import LIST_PAGE_KEYS, MAX_LIST_KEYS, MAX_LIST_NAMESPACES
 from kvstore.master import convert, policy
 from kvstore.master.core_api import MasterCoreApi
@@ -134,10 +134,21 @@ class MasterHandlers:
         state: HardState,
         reuse: Reuse,
         bound: Callable[[], Bound],
+        end: Callable[[], None] = lambda: None,
     ) -> None:
-        """Keep the objects that the calls work on."""
+        """Keep the objects that the calls work on.
+
+        Args:
+            registry: of the nodes.
+            core: the native side.
+            state: of this master.
+            reuse: makes the curve of reuse distances.
+            bound: returns the addresses of this master.
+            end: stops this master; called from any thread.
+        """
         self._registry = registry
         self._core = core
+        self._end = end
         self._state = state
         self._reuse = reuse
         self._bound = bound
@@ -351,4 +362,19 @@ class MasterHandlers:
             block_endpoint=bound.block,
             grpc_endpoint=bound.grpc,
             http_endpoint=bound.http,
+            standbys=map(convert.standby_to, self._state.standbys() or ()),
+        )
+
+    def hand_over(self) -> master_pb2.HandoverReply:
+        """End this master, if another one stands by; the reply is sent before."""
+        standbys = self._state.standbys()
+        if standbys is None:
+            raise error_for(Status.Unsupported, "nothing stands by: `state` is not in etcd")
+        if not standbys:
+            raise UnavailableError(
+                "no master stands by: start one with the same `state`, or ask again in some seconds"
+            )
+        self._end()
+        return master_pb2.HandoverReply(
+            master_epoch=self._state.epoch, standbys=map(convert.standby_to, standbys)
         )

@@ -25,6 +25,8 @@ from kvstore.master.records import FORMAT, FORMAT_VERSION, NodeRecord
 
 Row = tuple[str, bytes, bytes]
 """Table, key, value without checksum."""
+Where = Mapping[str, str | int]
+"""Host, process and addresses of a master."""
 Lost = Callable[[str], None]
 """Ends the process, with the reason: another master may be active."""
 
@@ -79,6 +81,10 @@ class HardState(ABC):
     @abstractmethod
     def serves_at(self, where: Mapping[str, Any]) -> None:
         """Tell standbys where this master serves, if there can be standbys."""
+
+    def standbys(self) -> list[Where] | None:
+        """Which masters stand by, as of a moment ago; None: nothing can stand by on this state."""
+        return None
 
     @abstractmethod
     def hand_over(self) -> None:

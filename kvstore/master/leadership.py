@@ -21,17 +21,17 @@ changes the revision of ``leader`` first, upon which the lost one compares unequ
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
 from kvstore import clock
 from kvstore.errors import KvstoreError, NoSpaceError, UnavailableError
 from kvstore.logging import EventLogger, Recurring
-from kvstore.master.etcd_client import EtcdClient, Operation, put
-from kvstore.master.hard_state import Lost
+from kvstore.master import standbys
+from kvstore.master.etcd_client import EtcdClient, Operation, delete, put
+from kvstore.master.hard_state import Lost, Where
 from kvstore.master.kill_timer import KillTimer
 
 _log = EventLogger("master.leadership")
@@ -46,7 +46,7 @@ def leader_key(client: EtcdClient) -> bytes:
 
 
 def campaign(
-    client: EtcdClient, where: Mapping[str, Any], ttl_s: int, lost: Lost
+    client: EtcdClient, where: Where, ttl_s: int, lost: Lost, standby_key: bytes = b""
 ) -> Leadership | None:
     """Become the active master, unless another one is.
 
@@ -55,6 +55,7 @@ def campaign(
         where: this master's addresses, for standbys to tell.
         ttl_s: wanted life of the lease without renewal.
         lost: called when another master may be active; it should end the process.
+        standby_key: of this master as a standby, deleted with it.
 
     Raises:
         KvstoreError: etcd cannot be reached, or is full.
@@ -62,7 +63,8 @@ def campaign(
     sent_ms = clock.monotonic_ms()
     lease, granted_s = client.grant(ttl_s)
     try:
-        revision = client.create(leader_key(client), msgspec.json.encode(where), lease)
+        ended = [delete(standby_key)] if standby_key else []
+        revision = client.create(leader_key(client), msgspec.json.encode(where), lease, ended)
     except KvstoreError:
         _revoke(client, lease)
         raise
@@ -86,7 +88,7 @@ class Leadership:
     def __init__(
         self,
         client: EtcdClient,
-        where: Mapping[str, Any],
+        where: Where,
         held: tuple[int, int],
         granted: tuple[int, int],
         lost: Lost,
@@ -112,6 +114,8 @@ class Leadership:
         self._resigned = False
         self.trouble: KvstoreError | None = None
         """Why nothing can be written at the moment."""
+        self.standbys: list[Where] = []
+        """Masters that stood by when the lease was renewed last."""
         self._not_renewed = Recurring(_log, "lease_not_renewed")
         self._stop = threading.Event()
         self._timer = KillTimer()
@@ -160,10 +164,14 @@ class Leadership:
                 return
 
     def _look(self) -> KvstoreError | None:
-        """Say why etcd takes no writes, if so; notice that the key was deleted by hand."""
+        """Look for standbys; say why etcd takes no writes, if so.
+
+        Notices, too, that the key was deleted by hand.
+        """
         most_ms = self._ttl_ms // 10
         try:
             self._client.check_room(most_ms)
+            self.standbys = standbys.look(self._client, most_ms)
             if self._mutex.acquire(blocking=False):  # a write in progress finds out itself
                 try:
                     self._commit((), most_ms)
@@ -220,7 +228,7 @@ class Leadership:
         if revision:
             self._revision, self._unsure = revision, False
 
-    def serves_at(self, where: Mapping[str, Any]) -> None:
+    def serves_at(self, where: Where) -> None:
         """Change what the key ``leader`` says; written before the next write, or renewal."""
         with self._mutex:
             self._where, self._unsure = where, True

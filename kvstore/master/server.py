@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, Unavaila
 from kvstore.http import HttpServer
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
-from kvstore.master import http
+from kvstore.master import http, standby
 from kvstore.master.console.routes import Console
 from kvstore.master.console.views import Views
 from kvstore.master.core_api import MasterCoreApi
@@ -241,7 +242,6 @@ class MasterServer:
         registry = self._registry = Registry(settings_of(config), core, state)
         journal = Journal(core, state)
         verifier = Verifier(registry, self._probe, state.cluster_id)
-        calls = self._calls
         watches = Watches(core, lambda: self._config.principal_share)
         new_cluster = NewCluster(state)
         reuse, prefixes = Reuse(), HotPrefixes()
@@ -249,7 +249,7 @@ class MasterServer:
         heartbeats = Heartbeats(core, nodes.heartbeat)
         ready = journal.readiness(new_cluster.readiness(http.readiness(registry)))
         collect = http.collector(
-            core, registry, journal, calls.counts, lambda: self._config.metric_namespaces
+            core, registry, journal, self._calls.counts, lambda: self._config.metric_namespaces
         )
         recorder = Recorder(core, registry, lambda: self._reloads.refusal, state.epoch)
         routes = [
@@ -257,19 +257,20 @@ class MasterServer:
             *self._sessions(core, state),
             *self._console(core, registry, recorder, prefixes, state),
         ]
-        site = self._create_web(listener, (collect, heartbeats.families), ready, routes)
+        site = self._create_web(listener, state, (collect, heartbeats.families), ready, routes)
         journal.start()
         heartbeats.start()
         try:
             block = urlsplit((await asyncio.to_thread(core.start))[0])
             self._ports = (int(block.port or 0), *self._ports[1:])
             self._tell_where()
-            master = MasterHandlers(registry, core, state, reuse, lambda: self._bound)
-            master_pb2_grpc.add_MasterServicer_to_server(
-                MasterService(calls, master, core, watches, state.epoch), rpc
+            calls, bound = self._calls, lambda: self._bound
+            master = MasterHandlers(registry, core, state, reuse, bound, _setter(stop))
+            healthy = await _add_services(
+                rpc,
+                MasterService(calls, master, core, watches, state.epoch),
+                NodeRegistryService(calls, nodes),
             )
-            node_pb2_grpc.add_NodeRegistryServicer_to_server(NodeRegistryService(calls, nodes), rpc)
-            healthy = await _add_health(rpc)
             await rpc.start()
             await site.start()
             self._warn_if_open()
@@ -294,7 +295,7 @@ class MasterServer:
             await rpc.stop(_GRACE_S)
             await site.stop()
             await asyncio.to_thread(verifier.close)
-            calls.close()
+            self._calls.close()
             audit.write_deeds(core, self._audit)
             await asyncio.to_thread(self._audit.close)
 
@@ -319,13 +320,19 @@ class MasterServer:
     def _create_web(
         self,
         listener: socket.socket,
+        state: HardState,
         collect: Sequence[Callable[[], Iterable[Metric]]],
         ready: Readiness,
         routes: list[web.RouteDef],
     ) -> HttpServer:
         return HttpServer(
             listener,
-            renderer(*collect, self._reloads.families, self._audit.families),
+            renderer(
+                *collect,
+                partial(standby.families, state.standbys),
+                self._reloads.families,
+                self._audit.families,
+            ),
             self._tasks.readiness(self._reloads.readiness(ready)),
             self._guard.knows,
             routes,
@@ -391,8 +398,12 @@ def _read_principals(config: MasterConfig) -> tuple[Principal, ...] | None:
     return load_principals(config.auth_token_file) if config.auth_token_file else None
 
 
-async def _add_health(rpc: grpc.aio.Server) -> Any:
-    """Add health and reflection; all services are healthy from the start."""
+async def _add_services(
+    rpc: grpc.aio.Server, master: MasterService, nodes: NodeRegistryService
+) -> Any:
+    """Add the services, health and reflection; all of them are healthy from the start."""
+    master_pb2_grpc.add_MasterServicer_to_server(master, rpc)
+    node_pb2_grpc.add_NodeRegistryServicer_to_server(nodes, rpc)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, rpc)
     for name in ("", *_SERVICES):
@@ -400,6 +411,16 @@ async def _add_health(rpc: grpc.aio.Server) -> Any:
     names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, rpc)
     return servicer
+
+
+def _setter(stop: asyncio.Event) -> Callable[[], None]:
+    """Make a function that sets the event from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def set_it() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    return set_it
 
 
 async def _tick_until(stop: asyncio.Event, registry: Registry, verifier: Verifier) -> None:

@@ -418,6 +418,12 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Summarize the cluster's state."""
         return await self._run(context, "Status", _EVERYBODY, self._do.status)
 
+    async def Handover(
+        self, request: master_pb2.HandoverRequest, context: Context
+    ) -> master_pb2.HandoverReply:
+        """End this master, if another one stands by."""
+        return await self._of_all(context, "Handover", self._do.hand_over, {})
+
     async def Reuse(
         self, request: master_pb2.ReuseRequest, context: Context
     ) -> master_pb2.ReuseReply:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from kvstore import environment, folders
 from kvstore.config import MasterConfig
 from kvstore.errors import ClosedError, NoSpaceError, UnavailableError
 from kvstore.logging import EventLogger, Recurring
-from kvstore.master.hard_state import HardState, Lost
+from kvstore.master.hard_state import HardState, Lost, Where
 from kvstore.master.lmdb_state import LmdbState
-from kvstore.text import printable
 
 if TYPE_CHECKING:  # of the extra [etcd]
     from kvstore.master.etcd_client import EtcdClient, Found
@@ -26,8 +25,6 @@ _log = EventLogger("master.standby")
 _LOOK_MS = 1000
 """The key of the active master is read this often, although nothing is said to have changed."""
 _RETRY_S = 0.2
-_SHOWN = ("host", "pid", "block", "grpc", "http")
-_MOST_SHOWN = 256
 
 T = TypeVar("T")
 Details = Callable[[], Mapping[str, Any]]
@@ -37,7 +34,7 @@ Serve = Callable[[Details], Awaitable[Callable[[], Awaitable[None]]]]
 
 async def open_state(
     config: MasterConfig,
-    where: Mapping[str, Any],
+    where: Where,
     new_cluster: bool,
     stop: asyncio.Event,
     serve: Serve,
@@ -71,14 +68,16 @@ class _Standby:
     def __init__(
         self,
         config: MasterConfig,
-        where: Mapping[str, Any],
+        where: Where,
         new_cluster: bool,
         stop: asyncio.Event,
         lost: Lost,
     ) -> None:
         from kvstore.master.etcd_client import EtcdClient
+        from kvstore.master.standbys import Presence
 
         self._client: EtcdClient = EtcdClient(config)
+        self._config = config
         self._ttl_s = config.lease_s
         self._where = where
         self._new_cluster = new_cluster
@@ -86,6 +85,7 @@ class _Standby:
         self._lost = lost
         self._checked = False
         self._active: Mapping[str, Any] = {}
+        self._presence = Presence(self._client, where, config.lease_s)
         self._refusal = ""
         self._not_reached = Recurring(_log, "etcd_not_reached")
         self._end_serving: Callable[[], Awaitable[None]] | None = None
@@ -113,8 +113,17 @@ class _Standby:
         finally:
             if state is None:
                 self._client.close()
+                await asyncio.to_thread(self._leave)
             if self._end_serving is not None:
                 await self._end_serving()
+
+    def _leave(self) -> None:
+        """Let the active master know that nobody stands by here any more."""
+        from kvstore.master.etcd_client import EtcdClient
+
+        client = EtcdClient(self._config)  # stopping has closed the other one
+        self._presence.end(client)
+        client.close()
 
     def _details(self) -> Mapping[str, Any]:
         refusal = {"etcd": self._refusal} if self._refusal else {}
@@ -133,9 +142,12 @@ class _Standby:
         if found is not None:
             self._see(found)
             if self._end_serving is not None:
-                await self._do(lambda: self._client.wait_deleted(key, found.read_at, _LOOK_MS))
+                await self._do(self._presence.keep)
+                most_ms = min(_LOOK_MS, self._ttl_s * 1000 // 3)
+                await self._do(lambda: self._client.wait_deleted(key, found.read_at, most_ms))
             return None
-        held = await self._do(lambda: campaign(self._client, self._where, self._ttl_s, self._lost))
+        how = (self._where, self._ttl_s, self._lost, self._presence.key)
+        held = await self._do(lambda: campaign(self._client, *how))
         return await self._do(lambda: self._begin(held)) if held else None
 
     def _begin(self, leadership: Leadership) -> HardState:
@@ -149,11 +161,9 @@ class _Standby:
 
     def _see(self, found: Found) -> None:
         """Note and log which master is active, as the key says."""
-        try:
-            active = msgspec.json.decode(found.value, type=dict[str, str | int])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            active = {}
-        active = {name: _shown(active[name]) for name in _SHOWN if name in active}
+        from kvstore.master.standbys import decode
+
+        active = decode(found.value)
         if active != self._active:
             told = {f"active_{name}": value for name, value in active.items()}
             _log.info("standby", state=self._client.where, **told)
@@ -176,5 +186,11 @@ class _Standby:
             stopped.cancel()
 
 
-def _shown(value: str | int) -> str | int:
-    return printable(value)[:_MOST_SHOWN] if isinstance(value, str) else value
+def families(standbys: Callable[[], list[Where] | None]) -> Iterator[Metric]:
+    """Collect the metric.
+
+    Args:
+        standbys: HardState.standbys.
+    """
+    text = "Masters that stand by, as the active one sees them; without etcd none can."
+    yield GaugeMetricFamily("kvstore_cluster_standbys", text, value=len(standbys() or ()))

@@ -198,6 +198,7 @@ RPCS: dict[str, list[Rpc]] = {
         Rpc(master_pb2.InspectRequest(namespace=DEFAULT, key="k"), OF_TENANT)
     ],
     "kvstore.v1.Master/Status": [Rpc(master_pb2.StatusRequest(), EVERYBODY)],
+    "kvstore.v1.Master/Handover": [Rpc(master_pb2.HandoverRequest(), OF_ALL)],
     "kvstore.v1.Master/Reuse": [Rpc(master_pb2.ReuseRequest(), EVERYBODY)],
     "kvstore.v1.Master/ListNamespaces": [
         Rpc(master_pb2.ListNamespacesRequest(tenant="default"), OF_TENANT),
@@ -213,7 +214,7 @@ OPEN_RPCS = {
 }
 DENIED = {"UNAUTHENTICATED": "no token", "PERMISSION_DENIED": "denied"}
 # How a call may end that was let through: these are answers about what it asks for.
-ANSWERS = {"OK", "NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
+ANSWERS = {"OK", "NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
 
 
 def served_rpcs(channel: grpc.Channel) -> set[str]:

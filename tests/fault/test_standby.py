@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ import kvstore
 from kvstore.errors import Status
 from tests.fault import report
 from tests.support.cluster import Cluster
+from tests.support.control import metric
 from tests.support.etcd import NEEDS_ETCD, Etcd, Etcds, free_ports, wait_until_it_answers
 from tests.support.payloads import proof
 from tests.support.processes import Daemon, wait_for
@@ -82,6 +84,18 @@ class Pair:
             return str(found["active"].get("block", "")).endswith(f":{self._ports[self.active][0]}")
 
         wait_for(standing_by, f"a standby that knows the active one\n{self._cluster.logs()}", 20)
+
+    def run(self, *arguments: str) -> Any:
+        """Run the operator's tool; click's Result."""
+        return self._cluster.run_cli(*arguments)
+
+    def wait_standbys(self, count: int) -> None:
+        """Wait until the active master sees so many, and says so in its metrics and its status."""
+        active = self.masters[self.active]
+        active.wait_started()
+        seen = partial(metric, active, "kvstore_cluster_standbys")
+        wait_for(lambda: seen() == count, f"{count} masters that stand by", 20)
+        assert len(self._cluster.cli("status")["standbys"]) == count
 
     def wait_put(self, key: str) -> float:
         """Put until it is Ok; when that was."""
@@ -172,6 +186,29 @@ def test_the_active_master_ends(pair: Pair, cycles: int, how: int, code: int) ->
     print(f"{how!r}: outages in seconds:", *(f"{outage:.2f}" for outage in sorted(outages)))
     report.add(f"active master, {how!r}", cycles, wrong, [], max(outages))
     assert max(outages) < 10
+
+
+def test_an_operator_hands_over(pair: Pair) -> None:
+    """To a master that stands by, and only then."""
+    kept, gone = fill(pair.store, 0)
+    pair.wait_standbys(1)
+    found = pair.run("handover")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    pair.masters[1].wait_started()
+    assert told["active"].endswith(f":{pair.masters[1].ports['port']}")
+    assert not told["rebuilding"] and told["master_epoch"] == 2
+    assert pair.masters[0].process.wait(20) == 0
+    pair.active = 1
+    pair.wait_put("after")
+    assert check(pair.store, kept, gone) == []
+
+    refused = pair.run("handover")
+    assert refused.exit_code == 3 and "no master stands by" in refused.output
+    pair.restart(0)
+    pair.wait_standbys(1)
+    assert pair.masters[0].terminate() == 0
+    pair.wait_standbys(0)
 
 
 def test_a_frozen_master_is_dead_before_another_one_serves(pair: Pair) -> None:

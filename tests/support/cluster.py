@@ -113,14 +113,18 @@ class Cluster:
             self._by_ucx.append(store)
         return store
 
-    def cli(self, *arguments: str) -> Any:
-        """Run the operator's tool with --json in this process; what it printed."""
+    def run_cli(self, *arguments: str) -> Any:
+        """Run the operator's tool with --json in this process; click's Result."""
         from click.testing import CliRunner
 
         from kvstore.cli.operator import main
 
         options = ["--master", self.address, "--json", *self._operator_options]
-        result = CliRunner().invoke(main, [*arguments, *options])
+        return CliRunner().invoke(main, [*arguments, *options])
+
+    def cli(self, *arguments: str) -> Any:
+        """Run the operator's tool as `run_cli`, without an error; what it printed."""
+        result = self.run_cli(*arguments)
         assert result.exit_code == 0, f"{arguments}: {result.output} {result.exception!r}"
         return json.loads(result.stdout)
 
