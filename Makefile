@@ -17,6 +17,8 @@ PEERS_APT_PACKAGES := redis-server libibverbs1 librdmacm1 libnuma1 libcurl4
 BENCH_OPTIONS :=
 FAULT_CYCLES := 50
 ATTACK_ROUNDS := 6
+# Tests wait more than they compute.
+TEST_JOBS := $(shell expr $$(nproc) + 1)
 SIM_OPTIONS := --seeds 1..2000 --jobs 2
 FUZZ_SECONDS := 60
 FUZZ_TARGETS :=
@@ -142,7 +144,8 @@ build/prometheus/unpacked:
 	touch $@
 
 python-test: $(VENV)/.installed $(VENV)/.dev promtool  ## unit, property and cluster tests, each fault of tests/fault once
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not alone"
+	$(PY) -m pytest -m alone
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
 	$(VENV)/bin/ruff check --fix --quiet $(PYTHON_SOURCES) || true

@@ -9,6 +9,7 @@ from typing import Any
 
 from deploy.tools.objects import Object, Objects, Pod, quantity
 from kvstore import config
+from kvstore.addresses import masters_of
 from kvstore.config import CommonConfig, MasterConfig, NodeConfig
 from kvstore.errors import KvstoreError
 from kvstore.integrations.sglang.options import Options as SglangOptions
@@ -131,11 +132,23 @@ def _server(
         host = settings.advertise_host
         if host and ".svc" not in host and not host.startswith("192.0.2."):
             yield f"advertise_host {host} resolves in this namespace only: NAME.NAMESPACE.svc…"
-        claim = _volume(settings.data_dir, container, pod) if settings.data_dir else {}
-        if "persistentVolumeClaim" not in claim and not _claim_template(
-            claim, settings, container, pod
-        ):
-            yield "data_dir is not on a PersistentVolumeClaim: the state would go with the pod"
+        yield from _state(settings, container, pod)
+
+
+def _state(settings: MasterConfig, container: Object, pod: Pod) -> Iterator[str]:
+    """Where a master keeps its state, and whether others may stand by."""
+    several = (pod.replicas or 1) > 1
+    if settings.state:
+        if several and "grpc" in (container.get("readinessProbe") or {}):
+            yield "readinessProbe: a standby opens its HTTP port alone, and would never be ready"
+        return
+    if several:
+        yield "replicas above 1: masters share a state in etcd only (`state`)"
+    claim = _volume(settings.data_dir, container, pod) if settings.data_dir else {}
+    if "persistentVolumeClaim" not in claim and not _claim_template(
+        claim, settings, container, pod
+    ):
+        yield "data_dir is not on a PersistentVolumeClaim: the state would go with the pod"
 
 
 def _masters(settings: NodeConfig, pod: Pod, objects: Objects) -> Iterator[str]:
@@ -276,6 +289,9 @@ def _sockets(settings: NodeConfig, container: Object, pod: Pod) -> Iterator[str]
 def _address(what: str, address: str, objects: Objects) -> Iterator[str]:
     host, _, port = address.rpartition(":")
     parts = host.split(".")
+    if len(parts) > 3 and parts[3] == "svc":
+        yield from _address_of_pod(what, address, parts, objects)
+        return
     if len(parts) < 3 or parts[2] != "svc":
         yield f"{what} {address} resolves in one namespace only: NAME.NAMESPACE.svc…"
         return
@@ -286,14 +302,27 @@ def _address(what: str, address: str, objects: Objects) -> Iterator[str]:
         yield f"{what} {address}: Service {parts[0]} has no port {port}"
 
 
+def _address_of_pod(what: str, address: str, parts: list[str], objects: Objects) -> Iterator[str]:
+    """POD.SERVICE.NAMESPACE.svc…, where a StatefulSet gives the pod its name."""
+    service = objects.find("Service", parts[1], parts[2])
+    if service is None or service["spec"].get("clusterIP") != "None":
+        yield f"{what} {address}: there is no headless Service {parts[1]} in {parts[2]}"
+    elif not service["spec"].get("publishNotReadyAddresses"):
+        yield f"{what} {address}: Service {parts[1]} lacks publishNotReadyAddresses"
+    name, _, number = parts[0].rpartition("-")
+    workload = objects.find("StatefulSet", name, parts[2])
+    replicas = int((workload or {}).get("spec", {}).get("replicas", 1))
+    if workload is None or not number.isdecimal() or int(number) >= replicas:
+        yield f"{what} {address}: no StatefulSet makes the pod {parts[0]}"
+
+
 def _engine(words: list[str], container: Object, pod: Pod, objects: Objects) -> Iterator[str]:
     try:
         options = _options(words)
     except (KvstoreError, ValueError) as error:
         yield str(error)
         return
-    addresses = [options.master] if isinstance(options.master, str) else options.master
-    for address in addresses:
+    for address in masters_of(options.master):
         yield from _address("master", address, objects)
     if options.token_file:
         yield from _token(options.token_file, container, pod)

@@ -194,6 +194,7 @@ def _left_over() -> set[str]:
     }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("end", ["close", "exit", "kill"])
 def test_an_embedded_store_leaves_nothing_behind(end: str) -> None:
     before = _left_over()

@@ -101,7 +101,10 @@ def test_engines_understand_the_connection(case: Path) -> None:
     connector = json.loads(found["kv-transfer-config.json"])
     vllm = VllmOptions.of(connector["kv_connector_extra_config"])
     domain = values_of(case).get("clusterDomain", "cluster.local")
-    assert sglang.master == vllm.master == f"kvstore.cache.svc.{domain}:50051"
+    names = [f"kvstore.cache.svc.{domain}"]
+    if (count := values_of(case).get("master", {}).get("replicas", 1)) > 1:
+        names = [f"kvstore-master-{i}.kvstore-pods.cache.svc.{domain}" for i in range(count)]
+    assert sglang.master == vllm.master == ",".join(f"{name}:50051" for name in names)
     shared = values_of(case).get("shm", {}).get("enabled", False)
     assert sglang.transport == vllm.transport == ("auto" if shared else "tcp")
 
@@ -114,6 +117,7 @@ def test_engines_understand_the_connection(case: Path) -> None:
         ({"store": {"segmentSize": "8.5Gi"}}, "segmentSize"),
         ({"store": {"cpu": 1.5}}, "cpu"),
         ({"store": {"replica": 3}}, "replica"),
+        ({"master": {"state": "etcd://e:2379"}}, "state"),
         ({"stroe": {}}, "stroe"),
         ({"nvme": {"hostPath": "mnt"}}, "hostPath"),
         ({"tokens": {"secretName": ""}}, "secretName"),
@@ -131,3 +135,29 @@ def test_a_key_that_no_server_knows_is_found_in_what_is_rendered(schemas: Schema
     documents = render({"store": {"config": {"promote_read": 1}}})
     said = [str(one) for one in tool.validate(documents, schemas)]
     assert len(said) == 1 and "did you mean 'promote_reads'?" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "instead", "said"),
+    [
+        ("httpGet: {path: /healthz, port: http}", "grpc: {port: 50052}", "would never be ready"),
+        ("kvstore-master-1.kvstore-pods", "kvstore-master-2.kvstore-pods", "no StatefulSet makes"),
+        ("master-1.kvstore-pods", "master-1.kvstore", "there is no headless Service kvstore in"),
+        ("publishNotReadyAddresses: true", "", "Service kvstore-pods lacks publishNotReady"),
+    ],
+)
+def test_what_standbys_need_is_missed(text: str, instead: str, said: str, schemas: Schemas) -> None:
+    rendered = helm.Chart.load(CHART).render(
+        values_of(CHART / "ci/standby.yaml"), name="kvstore", namespace="cache"
+    )
+    whole = "\n---\n".join(one for path, one in rendered.items() if path.endswith(".yaml"))
+    assert text in whole
+    documents = parse(whole.replace(text, instead), "the chart")
+    assert any(said in str(one) for one in tool.validate(documents, schemas, "restricted"))
+
+
+@pytest.mark.parametrize("values", [{"state": ""}, {"state": "etcd://e:2379/p", "mode": "rbg"}])
+def test_standbys_need_a_shared_state_and_names(values: dict[str, Any]) -> None:
+    mode = {"mode": values.pop("mode")} if "mode" in values else {}
+    with pytest.raises(helm.HelmError, match=r"master.replicas above 1 needs master.state"):
+        render({"master": {"replicas": 2, **values}, **mode})

@@ -204,6 +204,9 @@ MUTANTS = {
         "svc.cluster.local:50061",
         "Service kvstore has no port 50061",
     ),
+    "two masters without a shared state": Mutant(
+        STORE, "replicas: 1", "replicas: 2", "masters share a state in etcd only"
+    ),
     "IPv4 only": Mutant(STORE, '"host": "::"', '"host": "0.0.0.0"', "listens on IPv4 only"),
     "no authentication": Mutant(
         STORE,

@@ -26,6 +26,23 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ include "kvstore.name" . }}.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
 {{- end -}}
 
+{{/* Block ports of all masters: each standby has a name of its own, as only the active one listens. */}}
+{{- define "kvstore.masters" -}}
+{{- if gt (int .Values.master.replicas) 1 -}}
+{{- $masters := list -}}
+{{- range $number := until (int .Values.master.replicas) -}}
+{{- $masters = append $masters (printf "%s-master-%d.%s:50051" (include "kvstore.name" $) $number (include "kvstore.podsHost" $)) -}}
+{{- end -}}
+{{ join "," $masters }}
+{{- else -}}
+{{ include "kvstore.host" . }}:50051
+{{- end -}}
+{{- end -}}
+
+{{- define "kvstore.podsHost" -}}
+{{ include "kvstore.name" . }}-pods.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
+{{- end -}}
+
 {{/* Mebibytes of a quantity in Mi or Gi; the schema admits no others. */}}
 {{- define "kvstore.mib" -}}
 {{- if hasSuffix "Gi" . -}}
@@ -68,15 +85,22 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{- define "kvstore.masterConfig" -}}
-{{- $config := dict "host" "::" "advertise_host" (include "kvstore.host" .) -}}
+{{- $config := dict "host" "::" -}}
 {{- $_ := set $config "auth_token_file" "/etc/kvstore-tokens/tokens" -}}
+{{- if eq (int .Values.master.replicas) 1 -}}
+{{- $_ := set $config "advertise_host" (include "kvstore.host" .) -}}
+{{- end -}}
+{{- if .Values.master.state -}}
+{{- $_ := set $config "state" .Values.master.state -}}
+{{- else -}}
 {{- $_ := set $config "data_dir" "/var/lib/kvstore" -}}
+{{- end -}}
 {{ mergeOverwrite $config .Values.master.config | toPrettyJson }}
 {{- end -}}
 
 {{- define "kvstore.nodeConfig" -}}
 {{- $config := dict "host" "::" "port" 50061 "http_port" 9081 -}}
-{{- $_ := set $config "master_address" (printf "%s:50051" (include "kvstore.host" .)) -}}
+{{- $_ := set $config "master_address" (include "kvstore.masters" . | splitList ",") -}}
 {{- $_ := set $config "auth_token_file" "/etc/kvstore-tokens/tokens" -}}
 {{- $_ := set $config "segment_dir" "/segments" -}}
 {{- $_ := set $config "segment_size" (printf "%smb" (include "kvstore.mib" .Values.store.segmentSize)) -}}
@@ -95,7 +119,7 @@ capabilities: {drop: [ALL]}
 
 {{/* Options that every engine takes. */}}
 {{- define "kvstore.clientOptions" -}}
-{{- $options := dict "master" (printf "%s:50051" (include "kvstore.host" .)) -}}
+{{- $options := dict "master" (include "kvstore.masters" .) -}}
 {{- with .Values.connection.tokenFile -}}
 {{- $_ := set $options "token_file" . -}}
 {{- end -}}

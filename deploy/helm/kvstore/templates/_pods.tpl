@@ -19,6 +19,19 @@ spec:
   {{- with .Values.master.tolerations }}
   tolerations: {{ toJson . }}
   {{- end }}
+  {{- if gt (int .Values.master.replicas) 1 }}
+  {{- if or (eq .Values.mode "rbg") (not .Values.master.state) }}
+  {{- fail "master.replicas above 1 needs master.state, and mode statefulset or daemonset" }}
+  {{- end }}
+  topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: DoNotSchedule
+    labelSelector:
+      matchLabels:
+        {{- include "kvstore.selector" . | nindent 8 }}
+        app.kubernetes.io/component: master
+  {{- end }}
   terminationGracePeriodSeconds: 30
   securityContext:
     runAsNonRoot: true
@@ -31,24 +44,36 @@ spec:
   - name: master
     image: {{ include "kvstore.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
-    command: [kvstore-master, --config=/etc/kvstore/master.json]
+    command:
+    - kvstore-master
+    - --config=/etc/kvstore/master.json
+    {{- if gt (int .Values.master.replicas) 1 }}
+    - --advertise-host=$(POD_NAME).{{ include "kvstore.podsHost" . }}
+    {{- end }}
     env:
+    {{- if gt (int .Values.master.replicas) 1 }}
+    - name: POD_NAME
+      valueFrom: {fieldRef: {fieldPath: metadata.name}}
+    - {name: KVSTORE_MASTER, value: {{ include "kvstore.masters" . | quote }}}
+    {{- end }}
     # For kvstore, the operator's tool: kubectl exec … -- kvstore nodes
     - {name: KVSTORE_TOKEN_FILE, value: /etc/kvstore-operator/token}
     ports:
     - {name: block, containerPort: 50051}
     - {name: grpc, containerPort: 50052}
     - {name: http, containerPort: 9080}
+    {{- /* A standby opens its HTTP port alone, and has to count as ready, or no upgrade would go on. */}}
+    {{- $probe := ternary "grpc: {port: 50052}" "httpGet: {path: /healthz, port: http}" (eq (int .Values.master.replicas) 1) }}
     startupProbe:
-      grpc: {port: 50052}
+      {{ $probe }}
       periodSeconds: 1
       failureThreshold: 60
     readinessProbe:
-      grpc: {port: 50052}
+      {{ $probe }}
       periodSeconds: 2
       timeoutSeconds: 2
     livenessProbe:
-      grpc: {port: 50052}
+      {{ $probe }}
       periodSeconds: 10
       timeoutSeconds: 5
       failureThreshold: 6
@@ -64,7 +89,12 @@ spec:
     - {name: config, mountPath: /etc/kvstore, readOnly: true}
     - {name: tokens, mountPath: /etc/kvstore-tokens, readOnly: true}
     - {name: operator, mountPath: /etc/kvstore-operator, readOnly: true}
+    {{- if not .Values.master.state }}
     - {name: data, mountPath: /var/lib/kvstore}
+    {{- end }}
+    {{- if .Values.master.etcdSecretName }}
+    - {name: etcd, mountPath: /etc/kvstore-etcd, readOnly: true}
+    {{- end }}
   volumes:
   - name: config
     configMap: {name: {{ include "kvstore.name" . }}-master}
@@ -72,7 +102,11 @@ spec:
     secret: {secretName: {{ .Values.tokens.secretName }}, defaultMode: 0400}
   - name: operator
     secret: {secretName: {{ .Values.tokens.operatorSecretName }}, defaultMode: 0400, optional: true}
-  {{- if eq .Values.mode "rbg" }}
+  {{- with .Values.master.etcdSecretName }}
+  - name: etcd
+    secret: {secretName: {{ . }}, defaultMode: 0400}
+  {{- end }}
+  {{- if and (eq .Values.mode "rbg") (not .Values.master.state) }}
   - name: data
     persistentVolumeClaim: {claimName: {{ include "kvstore.name" . }}-master}
   {{- end }}
