@@ -10,82 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import kvstore
 from bench.processes import ROOT, Process, wait_for
+from tests.support.network import Network
 from tests.support.payloads import proof
 
 NODES, READERS_PER_HOST = 4, 2
 MASTER_PORT = 7051
-BURST_BYTES = 256 << 10
 SETTLE_S = 12.0  # for three further replicas, one after the other
-
-
-def run(*command: object) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-
-
-class Network:
-    """Hosts at 10.77.0.1 and up, joined by a bridge in the first one's namespace.
-
-    Each has a boot id of its own, by which clients and nodes tell hosts apart.
-    """
-
-    def __init__(self, hosts: int, folder: Path) -> None:
-        self.hosts = [f"kvstore-{os.getpid()}-{i}" for i in range(hosts)]
-        self._boot_ids = [folder / f"boot_id{i}" for i in range(hosts)]
-        for path in self._boot_ids:
-            path.write_text(f"{uuid.uuid4()}\n")
-
-    def __enter__(self) -> Network:
-        hub = self.hosts[0]
-        for name in self.hosts:
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        run("ip", "-n", hub, "link", "add", "hub", "type", "bridge")
-        run("ip", "-n", hub, "addr", "add", f"{self.address(0)}/24", "dev", "hub")
-        run("ip", "-n", hub, "link", "set", "hub", "up")
-        for i, name in enumerate(self.hosts[1:], 1):
-            pair = ("link", "add", f"to{i}", "type", "veth", "peer", "name", "eth", "netns", name)
-            run("ip", "-n", hub, *pair)
-            run("ip", "-n", hub, "link", "set", f"to{i}", "master", "hub", "up")
-            run("ip", "-n", name, "addr", "add", f"{self.address(i)}/24", "dev", "eth")
-            run("ip", "-n", name, "link", "set", "eth", "up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in self.hosts:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-    def address(self, host: int) -> str:
-        return f"10.77.0.{host + 1}"
-
-    def shape(self, host: int, mbit: int) -> None:
-        """Limit what a host sends."""
-        shape = ("rate", f"{mbit}mbit", "burst", BURST_BYTES, "latency", "50ms")
-        run("tc", "-n", self.hosts[host], "qdisc", "add", "dev", "eth", "root", "tbf", *shape)
-
-    def sent(self, host: int) -> int:
-        """Bytes that it has sent."""
-        path = "/sys/class/net/eth/statistics/tx_bytes"
-        return int(subprocess.check_output([*self.on(host), "cat", path]))
-
-    def on(self, host: int) -> list[str]:
-        """How a command begins that runs on a host."""
-        run_here = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
-        enter = ["ip", "netns", "exec", self.hosts[host], "unshare", "-m"]
-        return [*enter, "sh", "-c", run_here, str(self._boot_ids[host])]
 
 
 def read_until(address: str, objects: int, size: int, deadline_s: float) -> None:

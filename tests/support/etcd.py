@@ -40,6 +40,8 @@ class Etcd:
         certificate: Path | None = None,
         ports: Sequence[int] = (),
         alone: bool = True,
+        host: str = "127.0.0.1",
+        on: Sequence[str] = (),
     ) -> None:
         """Start it.
 
@@ -49,7 +51,10 @@ class Etcd:
             certificate: for TLS, with .key beside it; it signs itself.
             ports: for clients and for members; none: some that are free.
             alone: wait until it answers.
+            host: address that it listens on.
+            on: how its command begins (tests/support/network.py).
         """
+        self._host, self._on = host, on
         self.folder = folder
         self.port, self._peer_port = ports or free_ports(2)
         self.options = options
@@ -60,12 +65,12 @@ class Etcd:
             files = ["--cert-file", str(certificate), "--key-file", f"{certificate}.key"]
             self.options += tuple(files)
             self._keys, self._scheme = {"etcd_tls": {"ca": str(certificate)}}, "https"
-        self.url = f"etcd{'s' * bool(certificate)}://127.0.0.1:{self.port}/{PREFIX}"
+        self.url = f"etcd{'s' * bool(certificate)}://{host}:{self.port}/{PREFIX}"
         self.start()
 
     def start(self) -> None:
-        client = f"{self._scheme}://127.0.0.1:{self.port}"
-        peer = f"http://127.0.0.1:{self._peer_port}"
+        client = f"{self._scheme}://{self._host}:{self.port}"
+        peer = f"http://{self._host}:{self._peer_port}"
         arguments = ["--data-dir", str(self.folder / "etcd"), "--logger", "zap"]
         arguments += ["--listen-client-urls", client, "--advertise-client-urls", client]
         arguments += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
@@ -73,7 +78,7 @@ class Etcd:
         assert PROGRAM
         with (self.folder / "etcd.out").open("ab") as out:
             self.process = subprocess.Popen(
-                [PROGRAM, *arguments], stdout=out, stderr=out, stdin=subprocess.DEVNULL
+                [*self._on, PROGRAM, *arguments], stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
         if self._alone:
             wait_until_it_answers(self.url, self._keys)
@@ -98,10 +103,20 @@ class Etcd:
 class Etcds:
     """Three members of one etcd, which elect a leader within a quarter of a second."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, hosts: Sequence[tuple[str, Sequence[str]]] = (("127.0.0.1", ()),) * 3
+    ) -> None:
+        """Start them.
+
+        Args:
+            folder: of their data and their logs.
+            hosts: address of each, and how its command begins (tests/support/network.py).
+        """
         ports = free_ports(6)
-        peers = [f"m{i}=http://127.0.0.1:{ports[3 + i]}" for i in range(3)]
-        self.url = f"etcd://{','.join(f'127.0.0.1:{port}' for port in ports[:3])}/{PREFIX}"
+        names = [host for host, _ in hosts]
+        peers = [f"m{i}=http://{names[i]}:{ports[3 + i]}" for i in range(3)]
+        members = ",".join(f"{names[i]}:{ports[i]}" for i in range(3))
+        self.url = f"etcd://{members}/{PREFIX}"
         self.members: list[Etcd] = []
         try:
             for i in range(3):
@@ -109,7 +124,9 @@ class Etcds:
                 options = ["--name", f"m{i}", "--initial-cluster", ",".join(peers)]
                 options += ["--heartbeat-interval", "50", "--election-timeout", "250"]
                 own = (ports[i], ports[3 + i])
-                self.members.append(Etcd(folder / f"m{i}", *options, ports=own, alone=False))
+                host, on = hosts[i]
+                member = Etcd(folder / f"m{i}", *options, ports=own, alone=False, host=host, on=on)
+                self.members.append(member)
             wait_until_it_answers(self.url)
         except BaseException:
             self.stop()

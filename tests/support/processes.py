@@ -57,14 +57,25 @@ class Daemon:
         folder: Path,
         package: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        on: Sequence[str] = (),
     ) -> None:
+        """Start it.
+
+        Args:
+            name: of its log.
+            arguments: of the interpreter.
+            folder: of its files.
+            package: folder of another installation.
+            environment: added to this process's.
+            on: how its command begins (tests/support/network.py).
+        """
         self.name = name
         self.log = folder / f"{name}.log"
         self._port_file = folder / f"{name}.ports"
         self._port_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments, "--port-file", str(self._port_file)],
+                [*on, sys.executable, *arguments, "--port-file", str(self._port_file)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
