@@ -202,8 +202,8 @@ class MasterCoreApi(Protocol):
     def journal_done(self, seq: int) -> None:
         """Everything up to this number is on disk."""
 
-    def set_journal_room(self, bytes: int) -> None:
-        """Bytes of operations that may be waiting for the disk; more are answered with NoSpace."""
+    def set_journal_room(self, bytes: int, refusal: int) -> None:
+        """Bytes of operations that may be waiting for the disk, and the Status that more get."""
 
     def journal_trimmed(self) -> tuple[int, int]:
         """Records up to the first number may be deleted; the second is the version floor."""

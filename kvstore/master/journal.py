@@ -1,10 +1,11 @@
 """Makes removes, flushes and pins durable before the native side acknowledges them.
 
 One thread drains the native queue, and writes what it finds as a batch. It also tells the native
-side how many operations the state has room for: more are answered with NoSpace, and have no effect.
-So a batch can be written even if the disk has become full meanwhile. Where a write fails all the
-same (a broken disk, an etcd that does not answer), no further operation is let in, and the batch is
-retried; its operations stay unanswered until their callers' deadlines.
+side how many operations the state has room for: more are refused at once, and have no effect. So a
+batch can be written even if the disk has become full meanwhile. Where a write fails all the same (a
+broken disk, an etcd that does not answer), no further operation is let in, and the batch is
+retried; its operations stay unanswered until their callers' deadlines. The refusal is NoSpace, or
+Unavailable where etcd does not answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvstore import clock
-from kvstore.errors import KvstoreError
+from kvstore.errors import KvstoreError, Status, UnavailableError
 from kvstore.logging import EventLogger, Recurring
 from kvstore.master.core_api import MasterCoreApi
 from kvstore.master.hard_state import HardState
@@ -87,7 +88,7 @@ class Journal:
                 break
             except KvstoreError as error:
                 self.failures += 1
-                self._core.set_journal_room(0)
+                self._core.set_journal_room(0, _refusal(error))
                 self.refusal = str(error)
                 self._not_written.warn(operations=len(batch), error=error)
                 if self._stop.wait(_RETRY_S):
@@ -118,10 +119,10 @@ class Journal:
         """Say how many bytes of operations may be waiting."""
         try:
             self._state.reserve()
-            room, why = self._state.room_bytes(), ""
+            room, why, refusal = self._state.room_bytes(), "", Status.NoSpace
         except KvstoreError as error:
-            room, why = 0, str(error)
-        self._core.set_journal_room(room)
+            room, why, refusal = 0, str(error), _refusal(error)
+        self._core.set_journal_room(room, refusal)
         if room < _LEAST_ROOM_BYTES:
             self.refusal = why or "the disk of data_dir is full: removes are refused"
             self._no_room.warn(error=self.refusal)
@@ -137,3 +138,8 @@ class Journal:
             return is_ready, {**details, "journal_full": self.refusal} if self.refusal else details
 
         return with_journal
+
+
+def _refusal(error: KvstoreError) -> Status:
+    """What removes are answered while the state fails like this."""
+    return Status.Unavailable if isinstance(error, UnavailableError) else Status.NoSpace

@@ -318,10 +318,13 @@ void bind_journal(nb::class_<PyMaster>& master) {
             "seq"_a, "Records up to `seq` are durable: push them to the nodes.")
         .def(
             "set_journal_room",
-            [](PyMaster& self, uint64_t bytes) { self.core().set_journal_room(bytes); }, "bytes"_a,
+            [](PyMaster& self, uint64_t bytes, int32_t refusal) {
+                self.core().set_journal_room(bytes, static_cast<Code>(refusal));
+            },
+            "bytes"_a, "refusal"_a,
             "Bytes of operations that may be waiting for the disk; what goes beyond is answered "
             "with "
-            "NoSpace, and has no effect.")
+            "the refusal, and has no effect.")
         .def(
             "journal_trimmed", [](PyMaster& self) { return self.core().journal_trimmed(); },
             "(trimmed_seq, version_floor). Persist both (the constructor takes them), then delete "

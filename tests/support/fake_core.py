@@ -154,7 +154,7 @@ class FakeCore:
     def journal_done(self, seq: int) -> None:
         self.calls.append(("journal_done", seq))
 
-    def set_journal_room(self, bytes: int) -> None:
+    def set_journal_room(self, bytes: int, refusal: int) -> None:
         self.room = bytes
 
     def journal_trimmed(self) -> tuple[int, int]:

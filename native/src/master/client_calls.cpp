@@ -127,7 +127,7 @@ void MasterCore::remove(Namespace& ns, const std::vector<std::string_view>& keys
                         uint32_t timeout_ms, RemoveDone done) {
     const uint64_t room = records_bytes(ns, keys);
     if (!journal_room_.admit(room)) {
-        done(std::vector<Code>(keys.size(), Code::kNoSpace), {});
+        done(std::vector<Code>(keys.size(), journal_room_.refusal()), {});
         return;
     }
     removes_.fetch_add(keys.size());
@@ -180,7 +180,7 @@ void MasterCore::set_pins(Namespace& ns, const std::vector<std::string_view>& ke
     KV_ASSERT(levels.size() == keys.size());
     const uint64_t room = records_bytes(ns, keys);
     if (!journal_room_.admit(room)) {
-        done(std::vector<Code>(keys.size(), Code::kNoSpace), {});
+        done(std::vector<Code>(keys.size(), journal_room_.refusal()), {});
         return;
     }
     const DirectoryEpoch& epoch = *ns.current.load(std::memory_order_acquire);
@@ -207,7 +207,7 @@ void MasterCore::set_pins(Namespace& ns, const std::vector<std::string_view>& ke
 void MasterCore::flush(Namespace& ns, uint32_t timeout_ms, FlushDone done) {
     const uint64_t room = OpsLog::record_bytes(ns.tenant, ns.name, {});
     if (!journal_room_.admit(room)) {
-        done(Code::kNoSpace, {}, ns.current.load(std::memory_order_acquire)->epoch);
+        done(journal_room_.refusal(), {}, ns.current.load(std::memory_order_acquire)->epoch);
         return;
     }
     flushes_.fetch_add(1);

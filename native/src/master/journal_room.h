@@ -6,11 +6,18 @@
 #include <atomic>
 #include <cstdint>
 
+#include "base/status.h"
+
 namespace kvstore {
 
 class JournalRoom {
   public:
-    void set_room(uint64_t bytes) { room_.store(bytes, std::memory_order_relaxed); }
+    // `refusal`: what operations are answered that find none.
+    void set_room(uint64_t bytes, Code refusal) {
+        refusal_.store(refusal, std::memory_order_relaxed);
+        room_.store(bytes, std::memory_order_relaxed);
+    }
+    Code refusal() const { return refusal_.load(std::memory_order_relaxed); }
     bool has_room() const { return used() < room_.load(std::memory_order_relaxed); }
     uint64_t used() const { return used_.load(std::memory_order_relaxed); }
 
@@ -30,6 +37,7 @@ class JournalRoom {
   private:
     std::atomic<uint64_t> used_{0};
     std::atomic<uint64_t> room_{UINT64_MAX};  // until policy says how much there is
+    std::atomic<Code> refusal_{Code::kNoSpace};
 };
 
 }  // namespace kvstore

@@ -403,12 +403,10 @@ void MasterBlockPort::claim(Connection& connection, const FrameHeader& header,
         return;
     }
     session.answers.clear();
-    core_.claim(session.link, claim, session.answers);
-    if (!session.answers.empty() && session.answers.front().code == Code::kNoSpace) {
+    const Status in_space = core_.claim(session.link, claim, session.answers);
+    if (in_space.code() == Code::kNoSpace) {
         // The put says NoSpace, and no more.
-        server_->count_refusal(Code::kNoSpace, connection.peer().address,
-                               "tenant " + std::string(claim.tenant) +
-                                   " has as many namespaces as tenant_namespaces allows");
+        server_->count_refusal(in_space.code(), connection.peer().address, in_space.message());
     }
     const bool more = session.answers.size() < claim.keys.size();
     send_claim_reply(*connection.ref(), header.request_id, more ? kFlagMore : uint16_t{0},

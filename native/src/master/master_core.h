@@ -111,8 +111,10 @@ class MasterCore {
     std::vector<std::pair<uint64_t, std::vector<uint8_t>>> wait_journal(uint32_t timeout_ms);
     void journal_done(uint64_t seq);
     // Bytes of operations that may be waiting for the disk; removes, flushes, pins and upserts
-    // beyond that are answered with kNoSpace, and have no effect.
-    void set_journal_room(uint64_t bytes) { journal_room_.set_room(bytes); }
+    // beyond that are answered with `refusal`, and have no effect.
+    void set_journal_room(uint64_t bytes, Code refusal = Code::kNoSpace) {
+        journal_room_.set_room(bytes, refusal);
+    }
     // (trimmed_seq, version_floor): records up to trimmed_seq may be deleted once both are durable.
     std::pair<uint64_t, Version> journal_trimmed() const;
 
@@ -155,7 +157,8 @@ class MasterCore {
     // older link.
     Result<LinkId> open_link(const LinkHello& hello, std::shared_ptr<NodeLink> to);
     void close_link(LinkId link);
-    void claim(LinkId link, const Claim& message, std::vector<ClaimAnswer>& out);
+    // Why nothing can be written into the namespace, if so; each row has its answer all the same.
+    Status claim(LinkId link, const Claim& message, std::vector<ClaimAnswer>& out);
     void abandon(LinkId link, const Abandon& message);
     // A status other than Ok (a gap, an unknown namespace epoch …) ends the link: the node starts
     // over with a full announce.

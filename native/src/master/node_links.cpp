@@ -234,10 +234,10 @@ Result<const DirectoryEpoch*> MasterCore::epoch_of(LinkRecord& link, std::string
     return current;
 }
 
-void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>& out) {
+Status MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>& out) {
     const std::shared_ptr<LinkRecord> link = find_link(id);
     if (link == nullptr) {
-        return;
+        return {};
     }
     const Result<const DirectoryEpoch*> ns =
         epoch_of(*link, message.tenant, message.ns, message.epoch, true);
@@ -253,7 +253,7 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
         const bool upsert = (message.flags[i] & kPutUpsert) != 0;
         if (upsert && !journal_room_.has_room()) {
             // It may overtake replicas elsewhere, whose removal is an operation.
-            out.push_back({id, message.claim_ids[i], Code::kNoSpace, 0});
+            out.push_back({id, message.claim_ids[i], journal_room_.refusal(), 0});
             continue;
         }
         requests.push_back({.link = id,
@@ -270,6 +270,7 @@ void MasterCore::claim(LinkId id, const Claim& message, std::vector<ClaimAnswer>
     if (find_link(id) == nullptr) {
         lost_while_claiming(*link);
     }
+    return ns.status();
 }
 
 void MasterCore::lost_while_claiming(const LinkRecord& link) {

@@ -158,7 +158,7 @@ class MasterCoreTest : public testing::Test {
                             .keys = key,
                             .timeout_ms = timeout_ms};
         std::vector<ClaimAnswer> out;
-        core_->claim(node.link, message, out);
+        static_cast<void>(core_->claim(node.link, message, out));
         return out.empty() ? ClaimAnswer{.code = Code::kInternal} : out[0];
     }
     Version put(Node& node, const std::string& key, uint8_t replicas = 1) {
@@ -178,7 +178,7 @@ class MasterCoreTest : public testing::Test {
                             .keys = key,
                             .flags = std::span(&flags, 1)};
         std::vector<ClaimAnswer> out;
-        core_->claim(node.link, message, out);
+        EXPECT_TRUE(core_->claim(node.link, message, out).ok());
         EXPECT_EQ(out.at(0).code, Code::kOk);
         announce(node, AnnouncePhase::kIncremental, {{std::string(key), out[0].version}});
         return out[0].version;
