@@ -5,6 +5,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from kvstore.client.buffers import BufferLike
 from kvstore.node.core_api import Uses
+from kvstore.security import NativePrincipal
 
 MISS_REASON_COUNT: int
 MAX_KEY_BYTES: int
@@ -19,6 +20,7 @@ def miss_reason_name(reason: int) -> str: ...
 def leak(object: object) -> None: ...
 def set_trace(context: bytes) -> None: ...
 def set_leak_warnings(on: bool) -> None: ...
+def parse_scopes(text: str, separator: str = ...) -> list[tuple[int, list[str], str]]: ...
 
 # Buffers, bytes between pages, bytes of a piece, layers and tokens of a buffer, pages.
 Grid: TypeAlias = tuple[Sequence[int], int, int, int, int, int]
@@ -336,7 +338,7 @@ class NodeOptions:
     master_endpoints: list[str]
     principal: str
     token: str
-    principals: list[tuple[str, int, list[str], str]]
+    principals: list[NativePrincipal]
     segment_bytes: int
     domains: list[DomainOptions]
     index_entries: int

@@ -17,6 +17,7 @@ from kvstore.http_connections import Connections
 from kvstore.limits import is_valid_name
 from kvstore.logging import EventLogger, RecurringByKey, within_trace
 from kvstore.metrics import CONTENT_TYPE
+from kvstore.scopes import Need
 from kvstore.security import Guard, Principal, Role
 from kvstore.tasks import Readiness
 
@@ -94,13 +95,14 @@ def json_response(content: Mapping[str, Any], status: int = 200) -> web.Response
     return web.Response(status=status, body=body, content_type="application/json")
 
 
-def admitted(request: web.Request, guard: Guard) -> tuple[Principal, str, str]:
+def admitted(request: web.Request, guard: Guard, need: Need) -> tuple[Principal, str, str]:
     """Read which objects a request is about, and check that its sender may access them.
 
     Args:
         request: ?tenant_id= (default "default"), ?namespace= (default that of the Mooncake drop-in)
             and the authorization header count.
         guard: knows the principals.
+        need: what the request does with objects.
 
     Returns:
         Principal, tenant and namespace.
@@ -108,13 +110,13 @@ def admitted(request: web.Request, guard: Guard) -> tuple[Principal, str, str]:
     Raises:
         InvalidArgumentError: The tenant or the namespace is not a valid name.
         UnauthenticatedError: The token is missing or wrong.
-        PermissionDeniedError: The principal may not use this tenant.
+        PermissionDeniedError: The principal may not use this tenant, or its scopes forbid it.
     """
     tenant = request.query.get("tenant_id", "default")
     namespace = request.query.get("namespace", "mooncake")
     if not (is_valid_name(tenant) and is_valid_name(namespace)):
         raise InvalidArgumentError("tenant_id or namespace is not a valid name")
-    caller = guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant)
+    caller = guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant, need=need)
     return caller, tenant, namespace
 
 

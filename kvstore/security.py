@@ -1,9 +1,11 @@
 """Authentication and permissions: principals of the token file, bearer tokens, hidden secrets.
 
 A token file has one line per principal: name, role, tenants, secret, separated by blanks; ``#``
-starts a comment line. Tenants are separated by commas; ``*`` stands for every tenant::
+starts a comment line. Tenants are separated by commas; ``*`` stands for every tenant. Behind the
+secret may stand scopes (kvstore.scopes), which limit clients and operators further::
 
     engine-1   client    default,research  8f0e...
+    docs       client    default           a91c...   verbs=read,list keys=docs/
     node       node      *                 51ab...
     ops        operator  *                 e77c...
 
@@ -22,16 +24,23 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TypeAlias
 
-from kvstore import limits
+from kvstore import limits, scopes
 from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from kvstore.options import one_of, read_file
+from kvstore.scopes import Need, Scope, Verb
 
 EVERY_TENANT = "*"
 _BEARER = "bearer "
 _MAX_SECRETS = 2
+_FIELDS = 4
+
+NativeScope: TypeAlias = tuple[int, list[str], str]
+NativePrincipal: TypeAlias = tuple[str, int, list[str], str, list[NativeScope]]
+"""As the native servers take it."""
 
 
 class Secret:
@@ -89,10 +98,21 @@ class Principal:
     role: Role
     tenants: tuple[str, ...]
     secret: Secret
+    scopes: tuple[Scope, ...] = ()
+    """None: everything that the role may do."""
 
     def may_use(self, tenant: str) -> bool:
-        """Say whether the principal's tenants include this one."""
-        return EVERY_TENANT in self.tenants or tenant in self.tenants
+        """Say whether the principal's tenants, and some scope, include this one."""
+        listed = EVERY_TENANT in self.tenants or tenant in self.tenants
+        return listed and (not self.scopes or any(one.covers(tenant) for one in self.scopes))
+
+    def denial(self, tenant: str | None, need: Need) -> str:
+        """Say why its scopes do not allow a call; empty when they do (kvstore.scopes.denial)."""
+        return scopes.denial([self.scopes], tenant, need) if self.scopes else ""
+
+    def may(self, tenant: str, need: Need) -> bool:
+        """Say whether it may do this with a tenant's keys."""
+        return self.may_use(tenant) and not self.denial(tenant, need)
 
     def may_be_node(self, node_id: str) -> bool:
         """Say whether a principal with the role node may register this node id.
@@ -102,9 +122,10 @@ class Principal:
         pattern = ".*".join(map(re.escape, self.name.split("*")))
         return re.fullmatch(pattern, node_id, re.DOTALL) is not None
 
-    def native(self) -> tuple[str, int, list[str], str]:
-        """Name, role number, tenants and bare secret, as the native side takes them."""
-        return self.name, int(self.role), list(self.tenants), self.secret.reveal()
+    def native(self) -> NativePrincipal:
+        """Name, role number, tenants, bare secret and scopes, as the native side takes them."""
+        limits_of = [one.native() for one in self.scopes]
+        return self.name, int(self.role), list(self.tenants), self.secret.reveal(), limits_of
 
 
 # Identity of every caller while no token file is configured.
@@ -119,8 +140,8 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
             group-read permission; see too_open.
 
     Returns:
-        Its principals, at least one. Two may have the same name, role and tenants: then each has
-        its own secret.
+        Its principals, at least one. Two may have the same name, role, tenants and scopes: then
+        each has its own secret.
 
     Raises:
         InvalidArgumentError: The file cannot be read, others may read it, or a line is wrong; the
@@ -183,7 +204,7 @@ def _parse(file: str, lines: Iterable[str]) -> tuple[Principal, ...]:
         try:
             principal = _parse_line(line.split())
             _check_beside(principal, principals.setdefault(principal.name, []))
-        except ValueError as error:
+        except (ValueError, InvalidArgumentError) as error:
             raise InvalidArgumentError(f"token file {file}, line {number}: {error}") from None
         principals[principal.name].append(principal)
     if not principals:
@@ -197,16 +218,18 @@ def _check_beside(principal: Principal, others: list[Principal]) -> None:
     if len(others) >= _MAX_SECRETS:
         raise ValueError(f"a name has at most {_MAX_SECRETS} lines, and {name} has more")
     for other in others:
-        if (other.role, other.tenants) != (principal.role, principal.tenants):
-            raise ValueError(f"second line for the name {name}, with another role or tenants")
+        if replace(other, secret=principal.secret) != principal:
+            raise ValueError(
+                f"second line for the name {name}, with another role, tenants or scope"
+            )
         if other.secret == principal.secret:
             raise ValueError(f"second line for the name {name}, with the same secret")
 
 
 def _parse_line(fields: list[str]) -> Principal:
-    if len(fields) != 4:
+    if len(fields) < _FIELDS:
         raise ValueError(f"{len(fields)} fields; need name, role, tenants, secret")
-    name, role, tenants, secret = fields
+    name, role, tenants, secret = fields[:_FIELDS]
     one_of("role", role.lower(), [known.name.lower() for known in Role])
     if not limits.is_valid_name(name) or ":" in name:
         raise ValueError("the name is too long or has a colon or control characters")
@@ -215,7 +238,24 @@ def _parse_line(fields: list[str]) -> Principal:
     names = tuple(tenant for tenant in tenants.split(",") if tenant)
     if not names or not all(limits.is_valid_name(tenant) for tenant in names):
         raise ValueError("no tenants, or one that is too long")
-    return Principal(name, Role[role.upper()], names, Secret(secret))
+    limited = scopes.parse(" ".join(fields[_FIELDS:]))
+    principal = Principal(name, Role[role.upper()], names, Secret(secret), limited)
+    _check_scopes(principal)
+    return principal
+
+
+def _check_scopes(principal: Principal) -> None:
+    """Refuse scopes that promise what the role or the tenants of the line do not allow."""
+    if principal.scopes and principal.role is Role.NODE:
+        raise ValueError("a node is trusted with what it holds: its line has no scopes")
+    for scope in principal.scopes:
+        named = Verb.ADMIN in scope.verbs and scope.verbs != scopes.EVERY_VERB
+        if named and principal.role is not Role.OPERATOR:
+            raise ValueError("the verb admin needs the role operator")
+        if EVERY_TENANT in principal.tenants:
+            continue
+        if unlisted := [one for one in scope.tenants if one not in principal.tenants]:
+            raise ValueError(f"tenants={unlisted[0]} is not among the tenants of the line")
 
 
 def load_identity(
@@ -365,6 +405,7 @@ class Guard:
         roles: Iterable[Role],
         tenant: str | None = None,
         node_id: str | None = None,
+        need: Need | None = None,
     ) -> Principal:
         """Identify the sender of a request, and check that it may make the call.
 
@@ -373,13 +414,14 @@ class Guard:
             roles: as in `require`.
             tenant: as in `require`.
             node_id: as in `require`.
+            need: as in `require`.
 
         Raises:
             UnauthenticatedError: As `identify`.
             PermissionDeniedError: As `require`.
         """
         principal = self.identify(authorization)
-        require(principal, roles, tenant, node_id)
+        require(principal, roles, tenant, node_id, need)
         return principal
 
 
@@ -388,6 +430,7 @@ def require(
     roles: Iterable[Role],
     tenant: str | None = None,
     node_id: str | None = None,
+    need: Need | None = None,
 ) -> None:
     """Check that a principal may make a call.
 
@@ -396,6 +439,7 @@ def require(
         roles: who may; an operator may also do what a client may.
         tenant: whose objects the call touches, EVERY_TENANT for all; None when it touches none.
         node_id: for which node a node speaks; None when it speaks for none.
+        need: what the call does with keys; None when it tells and changes nothing of any.
 
     Raises:
         PermissionDeniedError: The principal may not.
@@ -411,6 +455,8 @@ def require(
     if tenant is not None and not principal.may_use(tenant):
         which = "every tenant (*)" if tenant == EVERY_TENANT else f"the tenant {tenant!r}"
         raise PermissionDeniedError(f"{principal.name} may not use {which}")
+    if need is not None and (why := principal.denial(tenant, need)):
+        raise PermissionDeniedError(f"{principal.name} may not {why} (its line of the token file)")
     if node_id is not None and not principal.may_be_node(node_id):
         raise PermissionDeniedError(
             f"{principal.name} may not be node {node_id!r}: its line of the token file needs that "

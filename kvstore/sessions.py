@@ -17,6 +17,7 @@ from kvstore.audit import Record
 from kvstore.errors import InvalidArgumentError, KvstoreError, Status
 from kvstore.http import http_status, json_response
 from kvstore.proofs import Proofs
+from kvstore.scopes import ADMINISTRATION
 from kvstore.security import EVERY_TENANT, Guard, Role, require
 
 _REASON = "ended by an operator"
@@ -110,7 +111,7 @@ class Sessions:
     def _admit(self, request: web.Request) -> str:
         header = request.headers.get("Authorization")
         principal = self._proofs.identify(header, request.method, request.raw_path)
-        require(principal, (Role.OPERATOR,), EVERY_TENANT)
+        require(principal, (Role.OPERATOR,), EVERY_TENANT, need=ADMINISTRATION)
         return principal.name
 
     async def _list(self, request: web.Request) -> web.Response:

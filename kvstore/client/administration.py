@@ -129,7 +129,7 @@ class Administration:
             of these is read), ``path`` ("shm": mapped memory; "ucx"; "unix" or "tcp": a socket;
             None: not reachable by this store's transport), its ``endpoint``, ``why`` (a sentence),
             ``cause`` (None for "shm" and "ucx"; "permission", "not_found", "no_listener", "user",
-            "tenant", "no_slot" or "other" for a node whose memory could not be mapped;
+            "tenant", "scope", "no_slot" or "other" for a node whose memory could not be mapped;
             "other_host", "rdma_domain" (another one), "no_ucx", "not_offered", "transport",
             "dead", "restarting"), ``setting`` (what to change to have it mapped) and
             ``attach_failures``.

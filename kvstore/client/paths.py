@@ -39,6 +39,10 @@ _CAUSES = {
         "it does not share memory with this store's tenant",
         "list the tenant in shm_write or shm_read on the node",
     ),
+    "scope": (
+        "the scopes of this store's token do not let it read every key, as whoever maps memory can",
+        "give its line of the token file verbs=read,… without keys=",
+    ),
     "no_slot": (
         "as many processes as it can serve have mapped its memory",
         "connect from fewer processes",

@@ -12,6 +12,7 @@ from kvstore.master import model
 from kvstore.master.core_api import CoreEvent, CoreNamespace, CoreNode, CoreObject
 from kvstore.master.hard_state import Where
 from kvstore.metrics import Latency
+from kvstore.scopes import Need, Verb
 from kvstore.security import Principal
 from kvstore.text import printable
 
@@ -304,7 +305,7 @@ def events_to(
     Args:
         events: from the ring.
         wanted: only those of this namespace (and of nodes); None for all.
-        principal: the watcher; events of tenants that it may not use are left out.
+        principal: the watcher; events of what it may not watch are left out.
     """
     return [
         master_pb2.WatchEvent(
@@ -316,8 +317,16 @@ def events_to(
             node_id=node_id,
         )
         for kind, tenant, name, key, version, size, node_id in events
-        if kind == "node" or (wanted in (None, (tenant, name)) and principal.may_use(tenant))
+        if kind == "node"
+        or (wanted in (None, (tenant, name)) and _may_hear(principal, tenant, key))
     ]
+
+
+def _may_hear(principal: Principal, tenant: str, key: str) -> bool:
+    """Say whether a watcher may know of an event; those of a whole namespace have no key."""
+    if not principal.scopes:
+        return principal.may_use(tenant)
+    return principal.may(tenant, Need(Verb.WATCH, [key] if key else ()))
 
 
 def cursor_to(master_epoch: int, number: int) -> int:

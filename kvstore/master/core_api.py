@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypedDict
 
 from kvstore.audit import Deed
 from kvstore.refusals import Refusal
+from kvstore.security import NativePrincipal
 from kvstore.sessions import CoreSession
 
 
@@ -87,7 +88,7 @@ class MasterCoreApi(Protocol):
     def take_deeds(self) -> tuple[list[Deed], int]:
         """Return flushes over the block protocol since the last call (kvstore.audit)."""
 
-    def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
+    def set_principals(self, principals: list[NativePrincipal]) -> None:
         """Replace the principals that may connect."""
 
     def set_principal_share(self, share: float) -> None:

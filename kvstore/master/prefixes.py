@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from kvstore import _native, clock
 from kvstore._proto import node_pb2
+from kvstore.scopes import LISTING
 from kvstore.security import Principal
 
 HALF_LIFE_MS: Final = 120_000
@@ -37,9 +38,9 @@ class HotPrefixes:
         self._sketch.note(rows, clock.monotonic_ms())
 
     def top(self, principal: Principal) -> dict[str, Any]:
-        """Return the most read prefixes of the tenants that a principal may use."""
+        """Return the most read prefixes of the tenants whose keys a principal may list."""
         found = self._sketch.summary(clock.monotonic_ms())
-        rows = [row for row in found["rows"] if principal.may_use(row[0])][:MOST]
+        rows = [row for row in found["rows"] if principal.may(row[0], LISTING)][:MOST]
         return {
             "half_life_ms": HALF_LIFE_MS,
             "prefixes": [

@@ -21,6 +21,7 @@ from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.master.core_api import CoreObject, MasterCoreApi
 from kvstore.master.recorded import recorded
 from kvstore.master.registry import Registry
+from kvstore.scopes import LISTING, Need, Verb
 from kvstore.security import Guard, Role
 from kvstore.text import printable
 
@@ -44,20 +45,22 @@ class Queries:
         return [
             web.get("/health", self._health),
             web.get("/get_all_segments", self._segments),
-            web.get("/get_all_keys", self._about_keys(self._keys, lambda request: [])),
+            web.get("/get_all_keys", self._about_keys(self._keys, lambda request: None)),
             web.get("/query_key", self._about_keys(self._key, lambda request: [_key_of(request)])),
             web.get("/batch_query_keys", self._about_keys(self._batch, _keys_of)),
         ]
 
     def _about_keys(
-        self, answer: Answer, asked: Callable[[web.Request], list[str]]
+        self, answer: Answer, asked: Callable[[web.Request], list[str] | None]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Return a handler; `asked` are the keys of a request, none: all of the namespace."""
+        """Return a handler; `asked` are the keys of a request, None: all of the namespace."""
 
         async def checked(request: web.Request) -> web.StreamResponse:
             try:
-                _, tenant, namespace = admitted(request, self._guard)
-                await recorded(self._core, tenant, namespace, asked(request))
+                keys = asked(request)
+                need = LISTING if keys is None else Need(Verb.READ, keys)
+                _, tenant, namespace = admitted(request, self._guard, need)
+                await recorded(self._core, tenant, namespace, keys or [])
             except KvstoreError as error:
                 return _refused(error)
             return await answer(request, tenant, namespace)

@@ -28,6 +28,7 @@ from kvstore.master.handlers import MasterHandlers, NodeHandlers
 from kvstore.master.open_calls import OpenCall, OpenCalls
 from kvstore.master.recorded import recorded
 from kvstore.master.watches import Watches
+from kvstore.scopes import ADMINISTRATION, LISTING, Need, Verb
 from kvstore.security import ANYBODY, EVERY_TENANT, Guard, Principal, Role
 from kvstore.tasks import called_back
 
@@ -40,6 +41,7 @@ _NODE = (Role.NODE,)
 _CLIENT = (Role.CLIENT,)
 _OPERATOR = (Role.OPERATOR,)
 _EVERYBODY = (Role.CLIENT, Role.NODE, Role.OPERATOR)
+_READ, _LIST, _REMOVE, _WATCH = Verb.READ, Verb.LIST, Verb.REMOVE, Verb.WATCH
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -68,6 +70,7 @@ class Calls:
         *,
         tenant: str | None = None,
         node_id: str | None = None,
+        need: Need | None = None,
         admitted: Callable[[Principal], None] = lambda principal: None,
         first: Callable[[], Awaitable[None]] | None = None,
         deed: Mapping[str, object] | None = None,
@@ -82,6 +85,7 @@ class Calls:
             handler: makes the reply; runs in a thread.
             tenant: owner of the objects that it accesses.
             node_id: for which node the caller speaks.
+            need: what it does with keys.
             admitted: called with the caller, before the handler.
             first: awaited before the handler.
             deed: what the audit log tells of its arguments; None: it tells nothing of this call.
@@ -92,7 +96,7 @@ class Calls:
         """
 
         def admit() -> Principal:
-            principal = self.admit(context, roles, tenant, node_id)
+            principal = self.admit(context, roles, tenant, node_id, need)
             admitted(principal)
             return principal
 
@@ -110,6 +114,7 @@ class Calls:
         handler: Callable[[str, Callable[[T], None]], None],
         *,
         tenant: str,
+        need: Need,
         deed: Mapping[str, object] | None = None,
     ) -> T:
         """Answer a client's call that waits for other machines; no thread waits with it.
@@ -120,6 +125,7 @@ class Calls:
             handler: takes the principal's name (empty without authentication) and a function that
                 it calls with the reply, later, from any thread; runs in a thread itself.
             tenant: owner of the objects that it changes.
+            need: as in run.
             deed: as in run.
 
         Returns:
@@ -134,7 +140,7 @@ class Calls:
             return await call.unless_ended(reply)
 
         def admit() -> Principal:
-            return self.admit(context, _CLIENT, tenant)
+            return self.admit(context, _CLIENT, tenant, need=need)
 
         return await self._run(context, method, tenant, admit, answer, deed)
 
@@ -177,9 +183,10 @@ class Calls:
         roles: Iterable[Role],
         tenant: str | None,
         node_id: str | None = None,
+        need: Need | None = None,
     ) -> Principal:
         """Identify the caller and check its permissions."""
-        return self._guard.admit(_authorization(context), roles, tenant, node_id)
+        return self._guard.admit(_authorization(context), roles, tenant, node_id, need)
 
     def _audit(
         self,
@@ -333,8 +340,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Return prefix lengths by node."""
         tenant = request.namespace.tenant
         work = partial(self._do.locate, request)
-        first = self._recorded(request.namespace, request.keys)
-        return await self._run(context, "Locate", _CLIENT, work, tenant=tenant, first=first)
+        first, need = self._recorded(request.namespace, request.keys), Need(_READ, request.keys)
+        return await self._run(
+            context, "Locate", _CLIENT, work, tenant=tenant, need=need, first=first
+        )
 
     async def ListNodes(
         self, request: master_pb2.ListNodesRequest, context: Context
@@ -375,7 +384,9 @@ class MasterService(master_pb2_grpc.MasterServicer):
         deed: Mapping[str, object] | None,
     ) -> T:
         """Answer a call of an operator that concerns the objects of every tenant."""
-        return await self._run(context, method, _OPERATOR, work, tenant=EVERY_TENANT, deed=deed)
+        return await self._run(
+            context, method, _OPERATOR, work, tenant=EVERY_TENANT, need=ADMINISTRATION, deed=deed
+        )
 
     async def Flush(
         self, request: master_pb2.FlushRequest, context: Context
@@ -384,7 +395,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         tenant = request.namespace.tenant
         work = partial(self._do.flush, request)
         deed = {"tenant": tenant, "namespace": request.namespace.name}
-        return await self._calls.run_waiting(context, "Flush", work, tenant=tenant, deed=deed)
+        need = Need(_REMOVE, prefix="")
+        return await self._calls.run_waiting(
+            context, "Flush", work, tenant=tenant, need=need, deed=deed
+        )
 
     async def Remove(
         self, request: master_pb2.RemoveRequest, context: Context
@@ -392,7 +406,8 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Remove keys."""
         tenant = request.namespace.tenant
         work = partial(self._do.remove, request)
-        return await self._calls.run_waiting(context, "Remove", work, tenant=tenant)
+        need = Need(_REMOVE, request.keys)
+        return await self._calls.run_waiting(context, "Remove", work, tenant=tenant, need=need)
 
     async def ListKeys(
         self, request: master_pb2.ListKeysRequest, context: Context
@@ -400,8 +415,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Read a page of keys."""
         tenant = request.namespace.tenant
         work = partial(self._do.list_keys, request)
-        first = self._recorded(request.namespace)
-        return await self._run(context, "ListKeys", _CLIENT, work, tenant=tenant, first=first)
+        first, need = self._recorded(request.namespace), Need(_LIST, prefix=request.prefix)
+        return await self._run(
+            context, "ListKeys", _CLIENT, work, tenant=tenant, need=need, first=first
+        )
 
     async def Inspect(
         self, request: master_pb2.InspectRequest, context: Context
@@ -409,8 +426,11 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Describe an object."""
         tenant = request.namespace.tenant
         work = partial(self._do.inspect, request)
-        first = self._recorded(request.namespace, [request.key])
-        return await self._run(context, "Inspect", _CLIENT, work, tenant=tenant, first=first)
+        keys = [request.key]
+        first, need = self._recorded(request.namespace, keys), Need(_READ, keys)
+        return await self._run(
+            context, "Inspect", _CLIENT, work, tenant=tenant, need=need, first=first
+        )
 
     async def Status(
         self, request: master_pb2.StatusRequest, context: Context
@@ -437,7 +457,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         roles = _CLIENT if request.tenant else _OPERATOR
         tenant = request.tenant or EVERY_TENANT
         work = partial(self._do.list_namespaces, request)
-        return await self._run(context, "ListNamespaces", roles, work, tenant=tenant)
+        return await self._run(context, "ListNamespaces", roles, work, tenant=tenant, need=LISTING)
 
     async def Watch(
         self, request: master_pb2.WatchRequest, context: Context
@@ -446,7 +466,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         try:
             wanted = convert.watch_filter(request)
             tenant = request.namespace.tenant if request.HasField("namespace") else None
-            principal = self._calls.admit(context, _CLIENT, tenant)
+            principal = self._calls.admit(context, _CLIENT, tenant, need=Need(_WATCH))
             with (
                 self._watches.opened(principal),
                 self._calls.open.open(principal, "Watch", _peer(context), tenant) as call,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from kvstore.refusals import Refusal
+from kvstore.security import NativePrincipal
 from kvstore.sessions import CoreSession
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class NodeCoreApi(Protocol):
     def end_sessions(self, ids: Sequence[int], reason: str) -> int:
         """End some of them; how many there were."""
 
-    def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
+    def set_principals(self, principals: list[NativePrincipal]) -> None:
         """Replace the principals that may connect."""
 
     def set_credentials(self, principal: str, token: str) -> None:

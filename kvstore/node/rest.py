@@ -24,6 +24,7 @@ from kvstore.errors import KvstoreError, Status
 from kvstore.http import admitted, http_status, json_response, status_of
 from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.node.rest_bodies import Bodies, send
+from kvstore.scopes import Need, Verb
 from kvstore.security import Guard, Principal
 
 _MAX_CLIENTS = 16
@@ -64,7 +65,7 @@ class Rest:
         self._masters = [master, *(one for one in config.addresses() if one != master)]
         self.guard = Guard(principals or None)
         """Knows the principals."""
-        self._clients: OrderedDict[tuple[str, str, str], _native.Client] = OrderedDict()
+        self._clients: OrderedDict[tuple[Principal, str, str], _native.Client] = OrderedDict()
         self._lock = threading.Lock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -72,11 +73,11 @@ class Rest:
         if self._allowed == "off":
             return []
         return [
-            web.put("/api/put", self._for_client(self._put)),
-            web.get("/api/get/{key:.+}", self._for_client(self._get)),
-            web.get("/api/exist/{key:.+}", self._for_client(self._exist)),
-            web.delete("/api/remove/{key:.+}", self._for_client(self._remove)),
-            web.delete("/api/remove_all", self._audited(self._for_client(self._remove_all))),
+            web.put("/api/put", self._for_client(self._put, Verb.WRITE)),
+            web.get("/api/get/{key:.+}", self._for_client(self._get, Verb.READ)),
+            web.get("/api/exist/{key:.+}", self._for_client(self._exist, Verb.READ)),
+            web.delete("/api/remove/{key:.+}", self._for_client(self._remove, Verb.REMOVE)),
+            web.delete("/api/remove_all", self._audited(self._for_client(self._remove_all, None))),
         ]
 
     def knows(self, authorization: str | None) -> bool:
@@ -97,14 +98,25 @@ class Rest:
         for client in clients:
             client.close()
 
-    def _for_client(self, answer: Answer) -> _Answer:
+    def _for_client(self, answer: Answer, verb: Verb | None) -> _Answer:
+        """Return a handler; what needs no `verb` on its key removes every key.
+
+        The key of a put is in its body: block ports check what the client asks there, once more.
+        """
+
+        def need(request: web.Request) -> Need:
+            if verb is None:
+                return Need(Verb.REMOVE, prefix="")
+            key = request.match_info.get("key")
+            return Need(verb, () if key is None else [key])
+
         async def checked(request: web.Request) -> web.StreamResponse:
             if self._allowed == "localhost" and not _is_local(request):
                 return _error(403, "this interface is limited to this host (rest_api)")
             if not is_valid_key(request.match_info.get("key", "-")):
                 return _error(400, "not a key")
             try:
-                caller, tenant, namespace = admitted(request, self.guard)
+                caller, tenant, namespace = admitted(request, self.guard, need(request))
                 client = await asyncio.to_thread(self._client, caller, tenant, namespace)
                 return await answer(request, client)
             except KvstoreError as error:
@@ -136,7 +148,7 @@ class Rest:
 
     def _client(self, caller: Principal, tenant: str, namespace: str) -> _native.Client:
         named = self.guard.required
-        key = (caller.name, tenant, namespace)
+        key = (caller, tenant, namespace)
         with self._lock:
             client = self._clients.get(key)
             if client is None:

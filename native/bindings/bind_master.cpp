@@ -490,7 +490,7 @@ void bind_options(nb::class_<PyMaster>& master) {
         "journal_auto_ack"_a = false, "trimmed_seq"_a = 0, "version_floor"_a = 0, "loops"_a = 2,
         "poll_us"_a = 0, "grpc_endpoint"_a = "", "http_endpoint"_a = "",
         "peers"_a = std::vector<std::string>(),
-        "principals: [(name, role 0 client 1 node 2 operator, tenants, secret)]; none: no "
+        "principals: [(name, role 0 client 1 node 2 operator, tenants, secret, scopes)]; none: no "
         "authentication. epoch: drawn by policy, larger than every earlier one.");
 }
 

@@ -172,7 +172,7 @@ void bind_node_options(nb::module_& module) {
             [](PyNodeOptions& self, const std::vector<PrincipalTuple>& principals) {
                 self.principals = principals_from(principals);
             },
-            "[(name, role, tenants, secret)] who may connect; cannot be read back. Empty: no "
+            "[(name, role, tenants, secret, scopes)] who may connect; cannot be read back. Empty: no "
             "authentication.")
         .def_rw("segment_bytes", &PyNodeOptions::segment_bytes)
         .def_rw("domains", &PyNodeOptions::domains,

@@ -59,5 +59,6 @@ NB_MODULE(_native, module) {
     kvstore::bind_master(module);
     kvstore::bind_node(module);
     kvstore::bind_reuse(module);
+    kvstore::bind_scopes(module);
     kvstore::bind_ucx(module);
 }

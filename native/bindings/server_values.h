@@ -14,8 +14,11 @@
 
 namespace kvstore {
 
-// (name, role, tenants, secret), as kvstore.security.Principal.native() makes it.
-using PrincipalTuple = std::tuple<std::string, int, std::vector<std::string>, std::string>;
+// (verbs, tenants, key prefix), as kvstore.scopes.Scope.native() makes it.
+using ScopeTuple = std::tuple<uint8_t, std::vector<std::string>, std::string>;
+// (name, role, tenants, secret, scopes), as kvstore.security.Principal.native() makes it.
+using PrincipalTuple =
+    std::tuple<std::string, int, std::vector<std::string>, std::string, std::vector<ScopeTuple>>;
 
 inline Role role_from(int role) {
     if (role < 0 || role > static_cast<int>(Role::kOperator)) {
@@ -26,8 +29,11 @@ inline Role role_from(int role) {
 
 inline std::vector<Principal> principals_from(const std::vector<PrincipalTuple>& tuples) {
     std::vector<Principal> principals;
-    for (const auto& [name, role, tenants, secret] : tuples) {
-        principals.push_back({name, role_from(role), tenants, secret});
+    for (const auto& [name, role, tenants, secret, scopes] : tuples) {
+        Principal& one = principals.emplace_back(Principal{name, role_from(role), tenants, secret});
+        for (const auto& [verbs, of_tenants, prefix] : scopes) {
+            one.scopes.push_back({verbs, of_tenants, prefix});
+        }
     }
     return principals;
 }

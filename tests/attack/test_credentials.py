@@ -39,30 +39,40 @@ from tests.support.wire import (
     fields,
     frame,
     hello_body,
+    keys_field,
     number,
     text,
 )
 from tests.unit.test_proto import committed
-from tests.unit.test_wire_document import message_types
+from tests.unit.test_wire_document import message_fields, message_types
 
 pytestmark = pytest.mark.cluster
 
 SECRET = "{}-secret-0123456789"
 TOKENS = {
-    "client": ("client", "default"),
-    "stranger": ("client", "elsewhere"),
-    "a": ("node", "*"),
-    "paper": ("node", "*"),
-    "local": ("operator", "default"),
-    "operator": ("operator", "*"),
-    "revoked": ("operator", "*"),
+    "client": ("client", "default", ""),
+    "stranger": ("client", "elsewhere", ""),
+    "a": ("node", "*", ""),
+    "paper": ("node", "*", ""),
+    "local": ("operator", "default", ""),
+    "operator": ("operator", "*", ""),
+    "revoked": ("operator", "*", ""),
+    # Scopes: one verb each, and every verb on some keys. The requests here name the key "k".
+    "only-read": ("client", "default", "verbs=read"),
+    "only-write": ("client", "default", "verbs=write"),
+    "only-remove": ("client", "default", "verbs=remove"),
+    "only-list": ("client", "default", "verbs=list"),
+    "only-watch": ("client", "default", "verbs=watch"),
+    "only-admin": ("operator", "*", "verbs=admin"),
+    "own-keys": ("client", "default", "keys=k"),
+    "other-keys": ("client", "default", "keys=other/"),
 }
 CLIENT, NODE, OPERATOR = 0, 1, 2
 
 
 def line(name: str) -> str:
-    role, tenants = TOKENS[name]
-    return f"{name} {role} {tenants} {SECRET.format(name)}\n"
+    role, tenants, scopes = TOKENS[name]
+    return f"{name} {role} {tenants} {SECRET.format(name)} {scopes}\n"
 
 
 # What is sent as credentials over gRPC and HTTP. The second half is valid.
@@ -79,10 +89,18 @@ INVALID = {
 VALID = {name: f"Bearer {name}:{SECRET.format(name)}" for name in TOKENS if name != "revoked"}
 ANYBODY = frozenset({*INVALID, *VALID})
 EVERYBODY = frozenset(VALID)
-CLIENTS = frozenset({"client", "stranger", "local", "operator"})
+SCOPED = frozenset(name for name, (_, _, scopes) in TOKENS.items() if scopes)
+CLIENTS = frozenset({"client", "stranger", "local", "operator", *SCOPED})
 OF_TENANT = frozenset({"client", "local", "operator"})
 OF_ALL = frozenset({"operator"})
+ADMINS = OF_ALL | {"only-admin"}
 PAPER = frozenset({"paper"})
+
+
+def with_verb(verb: str, keys: str = "k") -> frozenset[str]:
+    """Who may do this with the tenant's key "k", or with "all" of its keys, or with "any" key."""
+    covering = {"k": {"own-keys"}, "any": {"own-keys", "other-keys"}, "all": set[str]()}
+    return OF_TENANT | {f"only-{verb}"} | covering[keys]
 
 
 class Guarded:
@@ -171,37 +189,44 @@ RPCS: dict[str, list[Rpc]] = {
         Rpc(node_pb2.UnregisterRequest(node_id="paper", session_id=1), PAPER)
     ],
     "kvstore.v1.Master/Locate": [
-        Rpc(master_pb2.LocateRequest(namespace=DEFAULT, keys=["k"]), OF_TENANT)
+        Rpc(master_pb2.LocateRequest(namespace=DEFAULT, keys=["k"]), with_verb("read"))
     ],
     "kvstore.v1.Master/Watch": [
-        Rpc(master_pb2.WatchRequest(namespace=DEFAULT), OF_TENANT),
-        Rpc(master_pb2.WatchRequest(), CLIENTS),  # each sees its own tenants
+        Rpc(master_pb2.WatchRequest(namespace=DEFAULT), with_verb("watch", "any")),
+        # Each sees its own tenants and keys.
+        Rpc(master_pb2.WatchRequest(), with_verb("watch", "any") | {"stranger"}),
     ],
     "kvstore.v1.Master/ListNodes": [Rpc(master_pb2.ListNodesRequest(), EVERYBODY)],
     "kvstore.v1.Master/Drain": [
-        Rpc(master_pb2.DrainRequest(node_id=_NOBODY), OF_ALL),
-        Rpc(master_pb2.DrainRequest(node_id="a", cancel=True), OF_ALL),
+        Rpc(master_pb2.DrainRequest(node_id=_NOBODY), ADMINS),
+        Rpc(master_pb2.DrainRequest(node_id="a", cancel=True), ADMINS),
     ],
-    "kvstore.v1.Master/Forget": [Rpc(master_pb2.ForgetRequest(node_id=_NOBODY), OF_ALL)],
+    "kvstore.v1.Master/Forget": [Rpc(master_pb2.ForgetRequest(node_id=_NOBODY), ADMINS)],
     "kvstore.v1.Master/Snapshot": [
-        Rpc(master_pb2.SnapshotRequest(node_id=_NOBODY), OF_ALL),
-        Rpc(master_pb2.SnapshotRequest(node_id=_NOBODY, request=1), OF_ALL),
+        Rpc(master_pb2.SnapshotRequest(node_id=_NOBODY), ADMINS),
+        Rpc(master_pb2.SnapshotRequest(node_id=_NOBODY, request=1), ADMINS),
     ],
     "kvstore.v1.Master/Flush": [
-        Rpc(master_pb2.FlushRequest(namespace=DEFAULT, timeout_ms=500), OF_TENANT)
+        Rpc(master_pb2.FlushRequest(namespace=DEFAULT, timeout_ms=500), with_verb("remove", "all"))
     ],
     "kvstore.v1.Master/Remove": [
-        Rpc(master_pb2.RemoveRequest(namespace=DEFAULT, keys=["k"], timeout_ms=500), OF_TENANT)
+        Rpc(
+            master_pb2.RemoveRequest(namespace=DEFAULT, keys=["k"], timeout_ms=500),
+            with_verb("remove"),
+        )
     ],
-    "kvstore.v1.Master/ListKeys": [Rpc(master_pb2.ListKeysRequest(namespace=DEFAULT), OF_TENANT)],
+    "kvstore.v1.Master/ListKeys": [
+        Rpc(master_pb2.ListKeysRequest(namespace=DEFAULT), with_verb("list", "all")),
+        Rpc(master_pb2.ListKeysRequest(namespace=DEFAULT, prefix="k/"), with_verb("list")),
+    ],
     "kvstore.v1.Master/Inspect": [
-        Rpc(master_pb2.InspectRequest(namespace=DEFAULT, key="k"), OF_TENANT)
+        Rpc(master_pb2.InspectRequest(namespace=DEFAULT, key="k"), with_verb("read"))
     ],
     "kvstore.v1.Master/Status": [Rpc(master_pb2.StatusRequest(), EVERYBODY)],
     "kvstore.v1.Master/Handover": [Rpc(master_pb2.HandoverRequest(), OF_ALL)],
     "kvstore.v1.Master/Reuse": [Rpc(master_pb2.ReuseRequest(), EVERYBODY)],
     "kvstore.v1.Master/ListNamespaces": [
-        Rpc(master_pb2.ListNamespacesRequest(tenant="default"), OF_TENANT),
+        Rpc(master_pb2.ListNamespacesRequest(tenant="default"), with_verb("list", "all")),
         Rpc(master_pb2.ListNamespacesRequest(), OF_ALL),
     ],
 }
@@ -280,6 +305,7 @@ def test_rpcs(guarded: Guarded, name: str) -> None:
 
 # --- HTTP ---
 
+LISTERS = with_verb("list", "all") | {"stranger"}
 ABOUT_KEYS = "tenant_id=default&namespace=m"
 PATHS: dict[str, dict[str, tuple[str, frozenset[str]]]] = {
     "master": {
@@ -288,32 +314,36 @@ PATHS: dict[str, dict[str, tuple[str, frozenset[str]]]] = {
         "GET /metrics": ("/metrics", ANYBODY),
         "GET /health": ("/health", ANYBODY),
         "GET /get_all_segments": ("/get_all_segments", CLIENTS),
-        "GET /get_all_keys": (f"/get_all_keys?{ABOUT_KEYS}", OF_TENANT),
-        "GET /query_key": (f"/query_key?key=k&{ABOUT_KEYS}", OF_TENANT),
-        "GET /batch_query_keys": (f"/batch_query_keys?keys=k&{ABOUT_KEYS}", OF_TENANT),
-        "GET /sessions": ("/sessions", OF_ALL),
-        "DELETE /sessions": ("/sessions?principal=nobody", OF_ALL),
+        "GET /get_all_keys": (f"/get_all_keys?{ABOUT_KEYS}", with_verb("list", "all")),
+        "GET /query_key": (f"/query_key?key=k&{ABOUT_KEYS}", with_verb("read")),
+        "GET /batch_query_keys": (f"/batch_query_keys?keys=k,k2&{ABOUT_KEYS}", with_verb("read")),
+        "GET /sessions": ("/sessions", ADMINS),
+        "DELETE /sessions": ("/sessions?principal=nobody", ADMINS),
         # The console's files hold no data.
         "GET /console": ("/console", ANYBODY),
         "GET /console/": ("/console/", ANYBODY),
         "GET /console/{file}": ("/console/main.js", ANYBODY),
         "GET /console/api/overview": ("/console/api/overview?history=1", EVERYBODY),
         "GET /console/api/nodes": ("/console/api/nodes", EVERYBODY),
-        "GET /console/api/namespaces": ("/console/api/namespaces", CLIENTS),
-        "GET /console/api/prefixes": ("/console/api/prefixes", CLIENTS),
-        "GET /console/api/events": ("/console/api/events", OF_ALL),
-        "GET /console/api/explain": ("/console/api/explain?tenant=default&key=k", OF_TENANT),
+        "GET /console/api/namespaces": ("/console/api/namespaces", LISTERS),
+        "GET /console/api/prefixes": ("/console/api/prefixes", LISTERS),
+        "GET /console/api/events": ("/console/api/events", ADMINS),
+        "GET /console/api/explain": (
+            "/console/api/explain?tenant=default&key=k",
+            with_verb("read"),
+        ),
     },
     "node": {
         "GET /healthz": ("/healthz", ANYBODY),
         "GET /readyz": ("/readyz", ANYBODY),
         "GET /metrics": ("/metrics", ANYBODY),
-        "GET /sessions": ("/sessions", OF_ALL),
-        "DELETE /sessions": ("/sessions?principal=nobody", OF_ALL),
-        "PUT /api/put": (f"/api/put?{ABOUT_KEYS}", OF_TENANT),
-        "GET /api/get/{key}": (f"/api/get/k?{ABOUT_KEYS}", OF_TENANT),
-        "GET /api/exist/{key}": (f"/api/exist/k?{ABOUT_KEYS}", OF_TENANT),
-        "DELETE /api/remove/{key}": (f"/api/remove/k?{ABOUT_KEYS}", OF_TENANT),
+        "GET /sessions": ("/sessions", ADMINS),
+        "DELETE /sessions": ("/sessions?principal=nobody", ADMINS),
+        "PUT /api/put": (f"/api/put?{ABOUT_KEYS}", with_verb("write")),
+        "GET /api/get/{key}": (f"/api/get/k?{ABOUT_KEYS}", with_verb("read")),
+        "GET /api/exist/{key}": (f"/api/exist/k?{ABOUT_KEYS}", with_verb("read")),
+        "DELETE /api/remove/{key}": (f"/api/remove/k?{ABOUT_KEYS}", with_verb("remove")),
+        # It tells how many there were, for which it lists them.
         "DELETE /api/remove_all": (f"/api/remove_all?{ABOUT_KEYS}", OF_TENANT),
     },
 }
@@ -427,6 +457,12 @@ HELLOS = [
     ("operator", OPERATOR, "elsewhere", OK),
     ("operator", CLIENT, "elsewhere", OK),
     ("operator", NODE, "default", D),
+    ("only-read", CLIENT, "default", OK),
+    ("only-read", CLIENT, "elsewhere", D),
+    ("only-read", OPERATOR, "default", D),
+    ("only-admin", OPERATOR, "elsewhere", OK),
+    ("only-admin", NODE, "default", D),
+    ("other-keys", CLIENT, "default", OK),
     ("revoked", OPERATOR, "default", U),
     ("revoked", CLIENT, "default", U),
     ("nobody", CLIENT, "default", U),
@@ -534,6 +570,24 @@ MESSAGES: dict[str, frozenset[str]] = {
     "UcxPull": NOWHERE,
     "UcxPulled": NOWHERE,
 }
+# What a message that clients send needs of a principal with scopes; None: it has to be without.
+NOTHING = ""
+VERBS: dict[str, str | None] = {
+    "Ping": NOTHING,
+    "Nodes": NOTHING,
+    "Stats": NOTHING,
+    "SlotReady": NOTHING,
+    "UcxDone": NOTHING,
+    **dict.fromkeys(("Lookup", "Inspect", "Get", "Lease", "LeaseRenew", "LeaseRelease"), "read"),
+    **dict.fromkeys(("Hold", "Unhold", "Resolve", "Prefetch", "Explain", "UcxOpen"), "read"),
+    **dict.fromkeys(("SetPin", "Commit", "Abort", "Put"), "write"),
+    **dict.fromkeys(("Remove", "Flush"), "remove"),
+    "List": "list",
+    # These need mapped memory, or a key of it.
+    **dict.fromkeys(("Reserve", "UcxGet", "UcxPut"), None),
+}
+ABOUT_EVERY_KEY = {"List", "Flush"}
+SCOPED_SESSIONS = sorted(f"{server} {who}" for server in ("master", "node") for who in SCOPED)
 # All others are sent without a body. One of these would name no node, which is refused, too.
 BODIES = {"Heartbeat": text(1, node_pb2.HeartbeatRequest(node_id="paper").SerializeToString())}
 REFUSALS = {
@@ -562,7 +616,7 @@ def open_session(guarded: Guarded, kind: str) -> Connection:
         return LocalClient(unix, hello_body(principal=b"client", token=b"x"), secret).connection
     if role in ("unlinked", "peer"):
         return session(endpoint, "paper", NODE)
-    return session(endpoint, role, OPERATOR if role == "operator" else CLIENT)
+    return session(endpoint, role, OPERATOR if TOKENS[role][0] == "operator" else CLIENT)
 
 
 def outcome(connection: Connection, kind: int, body: bytes) -> str:
@@ -593,6 +647,49 @@ def test_messages(guarded: Guarded, kind: str) -> None:
         if (found == "answered") != (kind in MESSAGES[name]):
             wrong[name] = found
     assert not wrong
+
+
+def named_key(name: str) -> bytes | None:
+    """A body that names the key "k", for a message that names keys."""
+    for tag, field in message_fields()[name].items():
+        if field in ("key", "keys"):
+            return text(tag, b"k") if field == "key" else keys_field(tag, [b"k"])
+    return None
+
+
+def granted(name: str, who: str) -> bool:
+    """Whether a principal with scopes may send a message."""
+    verb = VERBS[name]
+    if verb == NOTHING or verb is None:
+        return verb == NOTHING
+    if who == "own-keys":
+        return name not in ABOUT_EVERY_KEY
+    if who == "other-keys":
+        return name not in ABOUT_EVERY_KEY and named_key(name) is None
+    return who == f"only-{verb}"
+
+
+@pytest.mark.parametrize("kind", SCOPED_SESSIONS)
+def test_messages_out_of_scope(guarded: Guarded, kind: str) -> None:
+    """Beside what every session of this server is refused: verbs that the scope lacks, and keys."""
+    server, _, who = kind.partition(" ")
+    answered = {name for name, kinds in MESSAGES.items() if kinds & {f"{server} client", *MAPPED}}
+    if server == "master":
+        answered -= {name for name in answered if "master client" not in MESSAGES[name]}
+    wrong = {}
+    for name in answered:
+        with open_session(guarded, kind) as connection:
+            found = outcome(connection, message_types()[name], named_key(name) or b"")
+        if (found == "answered") != granted(name, who):
+            wrong[name] = found
+        elif found != "answered":
+            assert found == "refused: PermissionDenied", name
+    assert not wrong
+
+
+def test_every_message_of_a_client_has_a_verb() -> None:
+    of_clients = {name for name, kinds in MESSAGES.items() if kinds & (MASTERS | NODES)}
+    assert {*VERBS} == of_clients
 
 
 @pytest.mark.parametrize("server", ["master", "node"])

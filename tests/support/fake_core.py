@@ -8,6 +8,7 @@ from typing import Any
 from kvstore.audit import Deed
 from kvstore.master.core_api import CoreEvent, CoreHeartbeat, CoreNamespace, CoreNode, CoreObject
 from kvstore.refusals import Refusal
+from kvstore.security import NativePrincipal
 from kvstore.sessions import CoreSession
 
 
@@ -53,7 +54,7 @@ class FakeCore:
         self.calls.append(("end_sessions", list(ids), reason))
         return len(ids)
 
-    def set_principals(self, principals: list[tuple[str, int, list[str], str]]) -> None:
+    def set_principals(self, principals: list[NativePrincipal]) -> None:
         self.calls.append(("set_principals", principals))
 
     def set_principal_share(self, share: float) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kvstore import security
+from kvstore import scopes, security
 from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from kvstore.logging import EventFormatter, EventLogger
+from kvstore.scopes import ADMINISTRATION, LISTING, Need, Verb
 from kvstore.security import ANYBODY, Guard, Principal, Role, Secret
 
 SECRETS = ("0123456789abcdef-client", "0123456789abcdef-node", "0123456789abcdef-ops")
@@ -39,7 +40,7 @@ def test_a_token_file_is_read(tmp_path: Path) -> None:
     )
     assert engine.may_use("research") and not engine.may_use("other")
     assert node.role is Role.NODE and node.may_use("any")
-    assert ops.native() == ("ops", 2, ["*"], SECRETS[2])
+    assert ops.native() == ("ops", 2, ["*"], SECRETS[2], [])
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660])
@@ -54,7 +55,14 @@ def test_a_file_that_others_read_is_refused(tmp_path: Path, mode: int) -> None:
         ("", "no principal"),
         ("# only a comment\n", "no principal"),
         ("a client default\n", "line 1: 3 fields"),
-        ("a client default secret-secret-secret extra\n", "line 1: 5 fields"),
+        ("a client default secret-secret-secret extra\n", "line 1: not a word of a scope"),
+        ("a client t 0123456789abcdef verbs=read,fly\n", "line 1: no verb is called fly"),
+        ("a client t 0123456789abcdef keys=a keys=b\n", "line 1: keys= comes twice"),
+        ("a client t 0123456789abcdef verbs=read |\n", "line 1: an empty scope"),
+        ("a client t,u 0123456789abcdef tenants=v\n", "line 1: tenants=v is not among"),
+        ("a client t 0123456789abcdef verbs=admin\n", "line 1: the verb admin needs"),
+        ("a node * 0123456789abcdef verbs=read\n", "line 1: a node .* has no scopes"),
+        ("a client t 0123456789abcdef\na client t 0123456789abcdeg keys=a\n", "line 2: .* scope"),
         ("\na king * 0123456789abcdef\n", "line 2: role must be .* not 'king'"),
         ("a client * short\n", "line 1: the secret is shorter"),
         ("a:b client * 0123456789abcdef\n", "colon"),
@@ -282,3 +290,57 @@ def test_tokens_of_any_bytes_are_wrong_ones() -> None:
     for odd in ("engine:\udcff", "\udcff:x", "engine:\ud800", ":", "engine", "\xe4:\xf6"):
         with pytest.raises(UnauthenticatedError):
             guard.identify(f"Bearer {odd}")
+
+
+def test_scopes_of_a_line(tmp_path: Path) -> None:
+    secret = "s" * 16
+    lines = (
+        f"plain client t {secret}\n"
+        f"docs client t {secret} verbs=read,list keys=docs/ | verbs=write keys=docs/new/\n"
+        f"both client t,u {secret} tenants=t verbs=read\n"
+        f"keeper operator * {secret} verbs=admin\n"
+        f"odd client t {secret} keys=%20%25%E2%82%AC\n"
+    )
+    found = {one.name: one for one in security.load_principals(write(tmp_path, lines))}
+    assert found["plain"].scopes == () and found["plain"].may("t", LISTING)
+    docs = found["docs"]
+    assert docs.may("t", Need(Verb.READ, ["docs/a"])) and docs.may("t", Need(Verb.READ))
+    assert not docs.may("t", Need(Verb.READ, ["docs/a", "chat/a"]))
+    assert not docs.may("t", Need(Verb.WRITE, ["docs/a"]))
+    assert docs.may("t", Need(Verb.WRITE, ["docs/new/a"]))
+    assert docs.may("t", Need(Verb.LIST, prefix="docs/x")) and not docs.may("t", LISTING)
+    assert not docs.may("u", Need(Verb.READ)) and not docs.may("t", Need(Verb.REMOVE))
+    assert found["both"].may_use("t") and not found["both"].may_use("u")
+    security.require(found["keeper"], [Role.OPERATOR], security.EVERY_TENANT, need=ADMINISTRATION)
+    with pytest.raises(PermissionDeniedError, match="may not read here: `verbs`"):
+        security.require(found["keeper"], [Role.CLIENT], "t", need=Need(Verb.READ, ["k"]))
+    with pytest.raises(PermissionDeniedError, match=r"may not read key 2 .*`keys`"):
+        security.require(docs, [Role.CLIENT], "t", need=Need(Verb.READ, ["docs/a", "k"]))
+    assert found["odd"].scopes[0].prefix == " %\u20ac"
+    assert found["docs"].native()[4] == [(9, [], "docs/"), (2, [], "docs/new/")]
+    security.require(ANYBODY, [Role.CLIENT], "t", need=ADMINISTRATION)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "verbs=read",
+        "verbs=read,write keys=docs/",
+        "tenants=a,b%2Cc keys=%7C%2B%20%25 | verbs=admin",
+        "verbs=read,write,remove,list,watch,admin",
+        "keys=a:b/c=d | keys=\u20ac",
+    ],
+)
+def test_scopes_are_written_as_they_are_read(text: str) -> None:
+    found = scopes.parse(text)
+    assert scopes.parse(scopes.written(found)) == found
+    assert scopes.parse(scopes.written(found, "+"), "+") == found
+    assert scopes.written(found, "+").isascii() and " " not in scopes.written(found, "+")
+
+
+def test_a_changed_scope_is_a_changed_principal() -> None:
+    one = Principal("e", Role.CLIENT, ("t",), Secret("s"), scopes.parse("verbs=read"))
+    guard = Guard([one])
+    assert guard.still_admits(one)
+    guard.replace([Principal("e", Role.CLIENT, ("t",), Secret("s"), scopes.parse("verbs=list"))])
+    assert not guard.still_admits(one)

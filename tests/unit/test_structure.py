@@ -49,6 +49,7 @@ GROUND_FLOOR = {
     "proofs",
     "refusals",
     "reload",
+    "scopes",
     "security",
     "sessions",
     "tasks",

@@ -19,6 +19,7 @@ from kvstore.http import http_status, json_response
 from kvstore.limits import is_valid_key, is_valid_name
 from kvstore.master.console.views import Views
 from kvstore.master.history import KEPT_MS
+from kvstore.scopes import ADMINISTRATION, LISTING, Need, Verb
 from kvstore.security import EVERY_TENANT, Guard, Principal, Role
 
 _DEFAULT_WINDOW_MS: Final = 3600 * 1000
@@ -74,10 +75,11 @@ class Console:
             web.get("/console/{file}", self._file),
             web.get("/console/api/overview", self._answer(self._overview, _ANY_ROLE)),
             web.get("/console/api/nodes", self._answer(self._nodes, _ANY_ROLE)),
-            web.get("/console/api/namespaces", self._answer(self._namespaces, roles)),
-            web.get("/console/api/prefixes", self._answer(self._prefixes, roles)),
+            web.get("/console/api/namespaces", self._answer(self._namespaces, roles, LISTING)),
+            web.get("/console/api/prefixes", self._answer(self._prefixes, roles, LISTING)),
             web.get(
-                "/console/api/events", self._answer(self._events, (Role.OPERATOR,), EVERY_TENANT)
+                "/console/api/events",
+                self._answer(self._events, (Role.OPERATOR,), ADMINISTRATION, EVERY_TENANT),
             ),
             web.get("/console/api/explain", self._answer(self._explain, roles)),
         ]
@@ -95,11 +97,16 @@ class Console:
         return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
 
     def _answer(
-        self, look: Look, roles: tuple[Role, ...], tenant: str | None = None
+        self,
+        look: Look,
+        roles: tuple[Role, ...],
+        need: Need | None = None,
+        tenant: str | None = None,
     ) -> Callable[[web.Request], Any]:
         async def answer(request: web.Request) -> web.Response:
             try:
-                principal = self._guard.admit(request.headers.get("Authorization"), roles, tenant)
+                header = request.headers.get("Authorization")
+                principal = self._guard.admit(header, roles, tenant, need=need)
                 found = await asyncio.to_thread(look, request, principal)
                 if isinstance(found, Awaitable):
                     found = await found
@@ -138,7 +145,8 @@ class Console:
             raise InvalidArgumentError("tenant or namespace is not a valid name")
         if not is_valid_key(key):
             raise InvalidArgumentError("key must have 1 to 1024 bytes of UTF-8")
-        self._guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant)
+        header, need = request.headers.get("Authorization"), Need(Verb.READ, [key])
+        self._guard.admit(header, (Role.CLIENT,), tenant, need=need)
         return self._views.explain(tenant, namespace, key)
 
 

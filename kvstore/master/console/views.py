@@ -18,6 +18,7 @@ from kvstore.master.recorded import recorded
 from kvstore.master.recorder import Recorder
 from kvstore.master.registry import Registry
 from kvstore.master.savings import Rates, savings
+from kvstore.scopes import LISTING
 from kvstore.security import Principal
 
 POINTS: Final = 180
@@ -127,11 +128,11 @@ class Views:
         return found
 
     def namespaces(self, principal: Principal) -> dict[str, Any]:
-        """Describe the tenants and namespaces that a principal may use, most bytes first."""
+        """Describe the tenants and namespaces that a principal may list, most bytes first."""
         uses = [
             one
             for one in self._core.namespace_uses()
-            if principal.may_use(one["tenant"]) and (one["objects"] or one["keys_looked_up"])
+            if principal.may(one["tenant"], LISTING) and (one["objects"] or one["keys_looked_up"])
         ]
         uses.sort(key=lambda one: (-one["bytes"], one["tenant"], one["namespace"]))
         return {
@@ -144,7 +145,7 @@ class Views:
         }
 
     def prefixes(self, principal: Principal) -> dict[str, Any]:
-        """Name the chains of keys that are read most, of the tenants that a principal may use."""
+        """Name the chains of keys that are read most, of the tenants that a principal may list."""
         found = self._prefixes.top(principal)
         return {name: found[name] for name in ("half_life_ms", "prefixes")}
 

@@ -22,7 +22,7 @@ HelloParams without_shared_memory(HelloParams hello) {
 // Whether the node itself said no, on its Unix socket: so it is up, and on this host.
 bool is_answer(AttachCause cause) {
     return cause == AttachCause::kUser || cause == AttachCause::kTenant ||
-           cause == AttachCause::kNoSlot;
+           cause == AttachCause::kNoSlot || cause == AttachCause::kScope;
 }
 
 }  // namespace

@@ -383,12 +383,24 @@ void EventConnection::on_frame(std::span<const uint8_t> body) {
             break;
     }
     requests_ += header_.request_id != 0 ? 1 : 0;
-    PayloadPlan plan;
+    PayloadPlan plan;  // of what is not granted: its payload is discarded
     body_ = body;
-    service_.on_frame(*this, header_, body, &plan);
+    if (peer_.grant == nullptr || is_granted(body)) {
+        service_.on_frame(*this, header_, body, &plan);
+    }
     if (header_.payload_bytes != 0 && !outbox_->ending()) {
         begin_payload(std::move(plan));
     }
+}
+
+// Of a session with limits; says so, if it is not.
+bool EventConnection::is_granted(std::span<const uint8_t> body) {
+    const Status allowed = check_request(*peer_.grant, header_.message(), body);
+    if (!allowed.ok()) {
+        state_.count_refusal(allowed.code(), peer_.address, allowed.message());
+        outbox_->send_error(header_.request_id, allowed.code(), allowed.message());
+    }
+    return allowed.ok();
 }
 
 // ------------------------------------------------------------------------------------ handshake
@@ -483,6 +495,7 @@ void EventConnection::on_auth(std::span<const uint8_t> body) {
         return fail(proven.code(), proven.status().message());
     }
     peer_.principal = handshake_->hello.principal;
+    peer_.grant = std::move(proven->grant);
     credential_ = std::move(proven->credential);
     open_session(proven->proof);
 }

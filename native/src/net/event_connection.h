@@ -77,6 +77,7 @@ class EventConnection final : public Connection {
     void open_session(const Digest& proof);
     bool send_welcome(HelloAnswer* answer, const Digest& proof);
     void on_frame(std::span<const uint8_t> body);
+    bool is_granted(std::span<const uint8_t> body);
     void enter(Phase phase) { phase_ = phase; }
     bool in_frame() const { return next_part_ != Part::kHeader || buffered() != 0; }
     uint64_t offered_features() const;

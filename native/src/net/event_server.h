@@ -29,6 +29,7 @@ struct Peer {
     std::string tenant{};
     std::string ns{};
     std::string principal{};  // empty: not authenticated
+    std::shared_ptr<const Grant> grant{};  // null: no limits beside the role's
     std::string client_name{};
     std::string node_id{};
     uint32_t node_epoch = 0;

@@ -172,7 +172,13 @@ Result<Authenticator::Proven> Authenticator::verify(const Hello& hello,
         return {Code::kPermissionDenied,
                 "principal " + found->name + " may not use tenant " + std::string(hello.tenant)};
     }
-    return Proven{Credential(principals, &*found),
+    const std::span<const Scope> layers[] = {found->scopes};
+    std::shared_ptr<const Grant> grant = Grant::of(found->name, hello.tenant, layers);
+    if (grant != nullptr && grant->is_empty()) {
+        return {Code::kPermissionDenied, "no scope of principal " + found->name +
+                                             " is about tenant " + std::string(hello.tenant)};
+    }
+    return Proven{Credential(principals, &*found), std::move(grant),
                   server_mac(found->secret, hello_body, challenge_body)};
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "net/scope.h"
 #include "wire/messages_session.h"
 
 namespace kvstore {
@@ -78,6 +79,7 @@ struct Principal {
     Role role = Role::kClient;         // an operator may also come as a client
     std::vector<std::string> tenants;  // "*": every tenant
     std::string secret;
+    std::vector<Scope> scopes{};  // none: everything that the role may do
 
     bool operator==(const Principal&) const = default;
 };
@@ -98,7 +100,8 @@ class Authenticator {
   public:
     struct Proven {
         Credential credential;
-        Digest proof{};  // the server's MAC for the Welcome
+        std::shared_ptr<const Grant> grant;  // null: the session has no limits
+        Digest proof{};                      // the server's MAC for the Welcome
     };
 
     explicit Authenticator(std::vector<Principal> principals = {});
@@ -109,7 +112,8 @@ class Authenticator {
                           std::span<const uint8_t> challenge_body, const Digest& mac) const;
     // How often the principals were replaced: sessions are looked at again when it changes.
     uint64_t replacements() const { return replacements_.load(std::memory_order_acquire); }
-    // The same principal as it stands now; null if its secret, role or tenants have changed.
+    // The same principal as it stands now; null if its secret, role, tenants or scopes have
+    // changed.
     Credential renewed(const Principal& principal) const;
 
   private:

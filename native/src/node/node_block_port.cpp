@@ -210,10 +210,11 @@ void NodeBlockPort::share_memory(const Connection& connection, const Hello& hell
         return note_unattached(connection, hello);
     }
     WelcomeData& welcome = answer->welcome;
-    const MapAccess access = domains_.access(hello.tenant);
+    const MapAccess access = map_access(peer);
     session.may_write = access == MapAccess::kWrite;
     if (access == MapAccess::kNone) {
-        welcome.attach_cause = AttachCause::kTenant;
+        const bool by_tenant = domains_.access(hello.tenant) == MapAccess::kNone;
+        welcome.attach_cause = by_tenant ? AttachCause::kTenant : AttachCause::kScope;
     } else if (welcome.slot = offer_memory(session, hello, peer.pid, &answer->fds);
                welcome.slot < 0) {
         welcome.attach_cause = AttachCause::kNoSlot;
@@ -221,6 +222,19 @@ void NodeBlockPort::share_memory(const Connection& connection, const Hello& hell
         return;
     }
     metrics_.attaches_refused[static_cast<size_t>(welcome.attach_cause)].add();
+}
+
+// What a client may do with the memory of its domain. Mapped, it is a grant for all of it: who may
+// not read every key gets none, and who may not write every key none to write.
+MapAccess NodeBlockPort::map_access(const Peer& peer) const {
+    const MapAccess access = domains_.access(peer.tenant);
+    if (peer.grant == nullptr || access == MapAccess::kNone) {
+        return access;
+    }
+    if (!peer.grant->covers_every_key(Verb::kRead)) {
+        return MapAccess::kNone;
+    }
+    return peer.grant->covers_every_key(Verb::kWrite) ? access : MapAccess::kRead;
 }
 
 // A client of this host that could not reach the Unix socket: nothing else tells the node.

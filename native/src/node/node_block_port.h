@@ -90,6 +90,7 @@ class NodeBlockPort final : public ConnectionHandler, public MasterLink::Handler
                       HelloAnswer* answer);
     int offer_memory(ClientConnection& session, const Hello& hello, pid_t pid,
                      std::vector<int>* fds);
+    MapAccess map_access(const Peer& peer) const;
     void note_unattached(const Connection& connection, const Hello& hello);
     bool on_session_frame(Connection& connection, const FrameHeader& header, Body body);
     bool on_object_frame(Connection& connection, const FrameHeader& header, Body body);

@@ -51,9 +51,10 @@ void NodeBlockPort::on_process_frame(Connection& connection, const FrameHeader& 
 // Why this session gets no key; Ok: it does.
 Status NodeBlockPort::check_ucx(const Connection& connection) const {
     const auto& session = *connection.session_as<ClientConnection>();
-    if (domains_.access(connection.peer().tenant) != MapAccess::kWrite) {
+    if (map_access(connection.peer()) != MapAccess::kWrite) {
         return {Code::kPermissionDenied,
-                "UCX needs the tenant in shm_write: a memory key lets its holder write"};
+                "UCX needs the tenant in shm_write, and read and write on every key: a memory key "
+                "lets its holder write"};
     }
     if (session.domain->ucx.region() == nullptr) {
         return {Code::kUnavailable, "the node's UCX process cannot be reached now"};

@@ -19,6 +19,8 @@ std::string_view attach_cause_name(AttachCause cause) {
             return "tenant";
         case AttachCause::kNoSlot:
             return "no_slot";
+        case AttachCause::kScope:
+            return "scope";
         case AttachCause::kOther:
             break;
     }

@@ -17,8 +17,9 @@ enum class AttachCause : uint8_t {
     kTenant = 5,      // the node shares no memory with this tenant
     kNoSlot = 6,      // every client slot of the node is taken
     kOther = 7,       // the failure's own words tell
+    kScope = 8,       // the principal's scopes do not cover every key
 };
-inline constexpr size_t kAttachCauseCount = 8;
+inline constexpr size_t kAttachCauseCount = 9;
 
 std::string_view attach_cause_name(AttachCause cause);
 // A number that a peer sent; kOther for one of a later build.
