@@ -223,7 +223,7 @@ RPCS: dict[str, list[Rpc]] = {
         Rpc(master_pb2.InspectRequest(namespace=DEFAULT, key="k"), with_verb("read"))
     ],
     "kvstore.v1.Master/Status": [Rpc(master_pb2.StatusRequest(), EVERYBODY)],
-    "kvstore.v1.Master/Handover": [Rpc(master_pb2.HandoverRequest(), OF_ALL)],
+    "kvstore.v1.Master/Handover": [Rpc(master_pb2.HandoverRequest(), ADMINS)],
     "kvstore.v1.Master/Reuse": [Rpc(master_pb2.ReuseRequest(), EVERYBODY)],
     "kvstore.v1.Master/ListNamespaces": [
         Rpc(master_pb2.ListNamespacesRequest(tenant="default"), with_verb("list", "all")),
