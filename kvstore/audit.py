@@ -1,4 +1,7 @@
-"""The audit log: a JSON line per administrative call and flush: who, from where, what, outcome.
+"""The audit log: a JSON line per call that neither reads nor writes objects.
+
+It tells who did what from where, and with which outcome: administration, removes, flushes, pins,
+lists and watches, who was refused, and who has to wait after wrong tokens.
 
 A thread of its own writes: a slow disk delays no call. What cannot be written is counted and warned
 about. Each line is one write to a file opened for appending, which is opened anew when it has been
@@ -36,13 +39,18 @@ _POLL_S = 0.1
 
 
 class Deed(TypedDict):
-    """A flush over the block protocol, as MasterCoreApi.take_deeds() tells it."""
+    """A request over the block protocol, as MasterCoreApi.take_deeds() tells it."""
 
+    call: str
     principal: str
     address: str
     client: str
     tenant: str
     namespace: str
+    keys: int
+    """That it names."""
+    prefix: str
+    """Of those that it asks for."""
     status: int
 
 
@@ -269,6 +277,22 @@ class AuditLog:
         yield by_label(lines, self.counts)
 
 
+def pauses(record: Record) -> Callable[[str, str, int], None]:
+    """Return what notes that a principal has to wait after wrong tokens (Guard.on_pause)."""
+
+    def note(name: str, peer: str, pause_ms: int) -> None:
+        record(
+            "Authenticate",
+            principal=name,
+            peer=peer,
+            via="control",
+            outcome=Status.Unauthenticated,
+            arguments={"pause_ms": pause_ms},
+        )
+
+    return note
+
+
 def _is_moved(path: str, file: int) -> bool:
     ours = os.fstat(file)
     try:
@@ -301,16 +325,23 @@ def write_deeds(core: DeedCore, log: AuditLog) -> None:
     """Write what was done over the block protocol since the last call."""
     deeds, lost = core.take_deeds()
     for deed in deeds:
+        arguments: dict[str, object] = {
+            "tenant": deed["tenant"],
+            "namespace": deed["namespace"],
+            "client": deed["client"],
+        }
+        lists = deed["call"] == "List"
+        if lists:
+            arguments["prefix"] = deed["prefix"]
+        elif deed["keys"]:
+            arguments["keys"] = deed["keys"]
         log.record(
-            "Flush",
+            deed["call"],
             principal=deed["principal"],
             peer=deed["address"],
             via="block",
             outcome=Status(deed["status"]),
-            arguments={
-                "tenant": deed["tenant"],
-                "namespace": deed["namespace"],
-                "client": deed["client"],
-            },
+            arguments=arguments,
+            repeats=lists,  # page by page
         )
     log.note_lost(lost)

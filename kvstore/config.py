@@ -90,8 +90,8 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     audit_log: Annotated[
         str,
         _live(
-            "File for a JSON line per administrative call and flush (deploy/README.md, Audit log), "
-            'or "stderr". Empty: none.'
+            'File for JSON lines about calls that neither read nor write, or "stderr" '
+            "(deploy/README.md, Audit log). Empty: none."
         ),
     ] = ""
     metrics_public: Annotated[

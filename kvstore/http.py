@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from kvstore.errors import InvalidArgumentError, Status
 from kvstore.http_connections import Connections
 from kvstore.limits import is_valid_name
 from kvstore.logging import EventLogger, RecurringByKey, within_trace
-from kvstore.metrics import CONTENT_TYPE
+from kvstore.metrics import CONTENT_TYPE, by_label
 from kvstore.scopes import Need
 from kvstore.security import Guard, Principal, Role
 from kvstore.tasks import Readiness
@@ -95,6 +96,11 @@ def json_response(content: Mapping[str, Any], status: int = 200) -> web.Response
     return web.Response(status=status, body=body, content_type="application/json")
 
 
+def presented(request: web.Request) -> tuple[str | None, str]:
+    """Return a request's authorization header, None for none, and the address it comes from."""
+    return request.headers.get("Authorization"), request.remote or ""
+
+
 def admitted(request: web.Request, guard: Guard, need: Need) -> tuple[Principal, str, str]:
     """Read which objects a request is about, and check that its sender may access them.
 
@@ -116,8 +122,23 @@ def admitted(request: web.Request, guard: Guard, need: Need) -> tuple[Principal,
     namespace = request.query.get("namespace", "mooncake")
     if not (is_valid_name(tenant) and is_valid_name(namespace)):
         raise InvalidArgumentError("tenant_id or namespace is not a valid name")
-    caller = guard.admit(request.headers.get("Authorization"), (Role.CLIENT,), tenant, need=need)
+    caller = guard.admit(*presented(request), (Role.CLIENT,), tenant, need=need)
     return caller, tenant, namespace
+
+
+def bearer_failures(guard: Guard) -> Callable[[], Iterator[Metric]]:
+    """Return what collects the metric of wrong tokens over gRPC and HTTP."""
+
+    def collect() -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "kvstore_bearer_failures",
+            "Wrong tokens over gRPC and HTTP; pauses that began after several, and attempts in "
+            "one.",
+            labels=["result"],
+        )
+        yield by_label(family, guard.failed.stats())
+
+    return collect
 
 
 class HttpServer:
@@ -128,7 +149,7 @@ class HttpServer:
         listener: socket.socket,
         render: Callable[[], bytes],
         ready: Readiness,
-        knows: Callable[[str | None], bool],
+        knows: Callable[[str | None, str], bool],
         routes: Iterable[web.RouteDef] = (),
         max_body_bytes: int = _MAX_BODY_BYTES,
         open_metrics: Callable[[], bool] = lambda: True,
@@ -139,7 +160,8 @@ class HttpServer:
             listener: from bind(); owned by the server.
             render: writes the metrics; runs in a thread.
             ready: for /readyz.
-            knows: whether an authorization header (None: absent) may see the details of /readyz.
+            knows: whether an authorization header (None: absent) from an address may see the
+                details of /readyz.
             routes: further paths.
             max_body_bytes: larger bodies are refused before they are read completely.
             open_metrics: whether /metrics is for everybody; else for those whom `knows` says.
@@ -214,7 +236,7 @@ class HttpServer:
         return response
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        if not (self._open_metrics() or self._knows(request.headers.get("Authorization"))):
+        if not (self._open_metrics() or self._knows(*presented(request))):
             text = "a token is required (metrics_public): authorization: Bearer name:secret"
             return json_response({"error": text}, http_status(Status.Unauthenticated))
         body = await asyncio.to_thread(self._render)
@@ -225,7 +247,7 @@ class HttpServer:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         ready, details = self._ready()
-        if not self._knows(request.headers.get("Authorization")):
+        if not self._knows(*presented(request)):
             details = {}
         return web.Response(
             status=200 if ready else 503,

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from secrets import token_hex
 
-from kvstore import clock
+from kvstore import clock, minted
 from kvstore.errors import UnauthenticatedError
-from kvstore.security import Guard, Principal, Secret
+from kvstore.security import Guard, Principal, Secret, WrongTokenError, as_minted
 
 SCHEME = "Kvstore-Proof"
 _WINDOW_MS = 300_000
 _MAX_REMEMBERED = 4096
 _MAX_NONCE = 64
+_FIELDS = 4
 
 
 def server_name(cluster_id: str, node_id: str = "") -> str:
@@ -35,8 +36,11 @@ def prove(principal: Principal, server: str, method: str, target: str) -> str:
         target: path and query, as they are sent.
     """
     unix_ms, nonce = clock.unix_ms(), token_hex(16)
-    mac = _mac(principal.secret, server, method, target, str(unix_ms), nonce)
-    return f"{SCHEME} {principal.name}:{unix_ms}:{nonce}:{mac.reveal()}"
+    token = minted.parts(principal.secret.reveal())
+    secret = principal.secret if token is None else Secret(token[0])
+    mac = _mac(secret, server, method, target, str(unix_ms), nonce)
+    proof = f"{SCHEME} {principal.name}:{unix_ms}:{nonce}:{mac.reveal()}"
+    return proof if token is None else f"{proof}:{token[1]}"
 
 
 def _mac(secret: Secret, *parts: str) -> Secret:
@@ -63,25 +67,43 @@ class Proofs:
         self._used: OrderedDict[str, int] = OrderedDict()
         """Nonces of valid proofs, and when they were used."""
 
-    def identify(self, authorization: str | None, method: str, target: str) -> Principal:
+    def identify(self, authorization: str | None, peer: str, method: str, target: str) -> Principal:
         """Find the principal of a request, by its proof or its bearer token.
+
+        Args:
+            authorization: of the request.
+            peer: as in Guard.identify.
+            method: of HTTP.
+            target: path and query, as they were sent.
 
         Raises:
             UnauthenticatedError: There is neither, or it is wrong, too old or was used before.
         """
         scheme, _, text = (authorization or "").partition(" ")
         if scheme.lower() != SCHEME.lower() or not self._guard.required:
-            return self._guard.identify(authorization)
-        fields = text.strip().split(":")
-        if len(fields) != 4 or len(fields[2]) > _MAX_NONCE:
+            return self._guard.identify(authorization, peer)
+        fields = text.strip().split(":", _FIELDS)
+        if len(fields) < _FIELDS or len(fields[2]) > _MAX_NONCE:
             raise UnauthenticatedError(f"not a proof: {SCHEME} name:time:nonce:mac")
-        name, time, nonce, mac = fields
+        name, time, nonce, mac = fields[:_FIELDS]
+        claims = fields[_FIELDS] if len(fields) > _FIELDS else ""
+        if not claims.isascii():
+            raise UnauthenticatedError("not the claims of a minted token")
+        with self._guard.attempt(name, peer):
+            principal = self._signer(name, (method, target, time, nonce), mac, claims)
+        self._use_once(time, f"{name}:{nonce}")
+        return as_minted(principal, "", claims) if claims else principal
+
+    def _signer(
+        self, name: str, signed: tuple[str, str, str, str], mac: str, claims: str
+    ) -> Principal:
         for principal in self._guard.named(name):
-            right = _mac(principal.secret, self._server, method, target, time, nonce)
-            if right.matches(mac):
-                self._use_once(time, f"{name}:{nonce}")
+            secret = principal.secret
+            if claims:
+                secret = Secret(minted.key_of(secret.reveal(), name, claims))
+            if _mac(secret, self._server, *signed).matches(mac):
                 return principal
-        raise UnauthenticatedError("unknown principal or wrong proof")
+        raise WrongTokenError("unknown principal or wrong proof")
 
     def _use_once(self, time: str, nonce: str) -> None:
         now_ms = clock.unix_ms()

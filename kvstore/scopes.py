@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from kvstore import _native
+from kvstore.errors import InvalidArgumentError
 
 _EVERY_TENANT = "*"
 _PLAIN = "!\"#$&'()*-./:;<=>?@[]^_`{}~"
@@ -67,6 +68,15 @@ class Scope:
         return found or ["verbs=" + ",".join(str(verb.name).lower() for verb in Verb)]
 
 
+def is_text(text: str) -> bool:
+    """Say whether it can be UTF-8: an argument of a command line may hold any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse(text: str, separator: str = " ") -> tuple[Scope, ...]:
     """Read scopes.
 
@@ -77,6 +87,8 @@ def parse(text: str, separator: str = " ") -> tuple[Scope, ...]:
     Raises:
         InvalidArgumentError: A word is wrong; the message says which kind.
     """
+    if not is_text(text):
+        raise InvalidArgumentError("a scope is not UTF-8")
     return tuple(
         Scope(Verb(verbs), tuple(tenants), prefix)
         for verbs, tenants, prefix in _native.parse_scopes(text, separator)

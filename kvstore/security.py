@@ -23,12 +23,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TypeAlias
 
-from kvstore import limits, scopes
+from kvstore import _native, clock, limits, minted, scopes
 from kvstore.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError
 from kvstore.options import one_of, read_file
 from kvstore.scopes import Need, Scope, Verb
@@ -91,6 +92,15 @@ class Role(IntEnum):
 
 
 @dataclass(frozen=True)
+class Minted:
+    """A minted token that somebody came with."""
+
+    issuer: Principal
+    """Whose secret signed it, as the token file has it."""
+    claims: minted.Claims
+
+
+@dataclass(frozen=True)
 class Principal:
     """An identity that may connect."""
 
@@ -100,19 +110,38 @@ class Principal:
     secret: Secret
     scopes: tuple[Scope, ...] = ()
     """None: everything that the role may do."""
+    minted: Minted | None = None
+    """The token that it came with, where that is not its secret."""
 
     def may_use(self, tenant: str) -> bool:
         """Say whether the principal's tenants, and some scope, include this one."""
         listed = EVERY_TENANT in self.tenants or tenant in self.tenants
-        return listed and (not self.scopes or any(one.covers(tenant) for one in self.scopes))
+        return listed and all(any(one.covers(tenant) for one in layer) for layer in self._layers())
+
+    def is_limited(self) -> bool:
+        """Say whether any scopes limit it."""
+        return bool(self._layers())
+
+    def _layers(self) -> list[tuple[Scope, ...]]:
+        claimed = self.minted.claims.scopes if self.minted is not None else ()
+        return [layer for layer in (self.scopes, claimed) if layer]
 
     def denial(self, tenant: str | None, need: Need) -> str:
         """Say why its scopes do not allow a call; empty when they do (kvstore.scopes.denial)."""
-        return scopes.denial([self.scopes], tenant, need) if self.scopes else ""
+        layers = self._layers()
+        return scopes.denial(layers, tenant, need) if layers else ""
 
     def may(self, tenant: str, need: Need) -> bool:
         """Say whether it may do this with a tenant's keys."""
         return self.may_use(tenant) and not self.denial(tenant, need)
+
+    def expires_ms(self) -> int | None:
+        """Return when the token that it came with ends, in ms since 1970; None: never."""
+        return None if self.minted is None else self.minted.claims.expires_s * 1000
+
+    def signed(self, key: str, claims: str) -> bool:
+        """Say whether this is the key of claims that it has signed."""
+        return Secret(minted.key_of(self.secret.reveal(), self.name, claims)).matches(key)
 
     def may_be_node(self, node_id: str) -> bool:
         """Say whether a principal with the role node may register this node id.
@@ -128,14 +157,30 @@ class Principal:
         return self.name, int(self.role), list(self.tenants), self.secret.reveal(), limits_of
 
 
+def as_minted(issuer: Principal, token: str, claims: str) -> Principal:
+    """Return the principal as a token that it has signed lets it come.
+
+    Raises:
+        UnauthenticatedError: The token has expired, is valid for too long, or is malformed.
+        PermissionDeniedError: It is a node, whose secret mints no tokens.
+    """
+    if issuer.role is Role.NODE:
+        raise PermissionDeniedError("a node's secret mints no tokens")
+    read = minted.read(claims, clock.unix_ms() // 1000)
+    return replace(issuer, secret=Secret(token), minted=Minted(issuer, read))
+
+
 # Identity of every caller while no token file is configured.
 ANYBODY = Principal("anybody", Role.OPERATOR, (EVERY_TENANT,), Secret(""))
 
 
-def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
+def load_principals(
+    path: str | os.PathLike[str], *, may_be_minted: bool = False
+) -> tuple[Principal, ...]:
     """Read a token file.
 
     Args:
+        may_be_minted: whether a secret may be a minted token, as in a client's own file.
         path: a file that only its owner may read (mode 0600 or stricter), or root's with
             group-read permission; see too_open.
 
@@ -148,7 +193,14 @@ def load_principals(path: str | os.PathLike[str]) -> tuple[Principal, ...]:
             message names the file and the line, never a secret.
     """
     file = os.fspath(path)
-    return _parse(file, read_secrets(file, "token file").splitlines())
+    found = _parse(file, read_secrets(file, "token file").splitlines())
+    for principal in () if may_be_minted else found:
+        if minted.is_minted(principal.secret.reveal()):
+            raise InvalidArgumentError(
+                f"token file {file}: the secret of {principal.name!r} is a minted token; servers "
+                "need the secret that signed it"
+            )
+    return found
 
 
 def read_secrets(file: str, what: str) -> str:
@@ -277,7 +329,8 @@ def load_identity(
         InvalidArgumentError: As load_principals, or no line or several lines match.
     """
     wanted = set(roles)
-    fitting = _first_of_each(p for p in load_principals(path) if p.role in wanted)
+    known = load_principals(path, may_be_minted=True)
+    fitting = _first_of_each(p for p in known if p.role in wanted)
     chosen = fitting if len(fitting) == 1 else [p for p in fitting if p.name == name]
     if len(chosen) != 1:
         names = " or ".join(role.name.lower() for role in sorted(wanted))
@@ -329,12 +382,40 @@ def bearer(principal: Principal | None) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {principal.name}:{principal.secret.reveal()}"),)
 
 
+class WrongTokenError(UnauthenticatedError):
+    """The principal is unknown, or its secret is another one."""
+
+
+def network_of(peer: str) -> str:
+    """Return what addresses share that one host may have: a host, of IPv6 its /64.
+
+    Args:
+        peer: an address, with or without a port.
+    """
+    host = peer if peer.count(":") > 1 and not peer.startswith("[") else peer.partition(":")[0]
+    if peer.startswith("["):
+        host = peer[1:].partition("]")[0]
+    if ":" not in host:
+        return host
+    import ipaddress  # rarely needed, and not cheap to load
+
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+
+
 class Guard:
     """Identifies who sends a request; thread-safe, principals are replaceable at run time."""
 
     def __init__(self, principals: Iterable[Principal] | None) -> None:
         """Take the principals of the token file; None turns authentication off."""
         self._by_name: dict[str, list[Principal]] | None = None
+        self.failed = _native.FailedProofs()
+        """Wrong tokens, by principal and network."""
+        self.on_pause: Callable[[str, str, int], None] = lambda name, peer, pause_ms: None
+        """Told who has to wait from now on, where, and for how long."""
         self.replace(principals)
 
     def replace(self, principals: Iterable[Principal] | None) -> None:
@@ -345,6 +426,7 @@ class Guard:
             for principal in principals:
                 by_name.setdefault(principal.name, []).append(principal)
         self._by_name = by_name
+        self.failed.clear()
 
     @property
     def required(self) -> bool:
@@ -354,7 +436,8 @@ class Guard:
     def still_admits(self, principal: Principal) -> bool:
         """Say whether a principal that was identified before is one still, and unchanged."""
         known = self._by_name
-        return known is None or principal in known.get(principal.name, ())
+        listed = principal.minted.issuer if principal.minted is not None else principal
+        return known is None or listed in known.get(listed.name, ())
 
     def claimed(self, authorization: str | None) -> str:
         """Return the name that an authorization header claims, for logs; empty for none."""
@@ -367,23 +450,25 @@ class Guard:
         """Return the principals of a name: two while their secret changes, or none."""
         return tuple((self._by_name or {}).get(name, ()))
 
-    def knows(self, authorization: str | None) -> bool:
+    def knows(self, authorization: str | None, peer: str) -> bool:
         """Say whether `identify` accepts a header."""
         try:
-            self.identify(authorization)
+            self.identify(authorization, peer)
         except UnauthenticatedError:
             return False
         return True
 
-    def identify(self, authorization: str | None) -> Principal:
+    def identify(self, authorization: str | None, peer: str) -> Principal:
         """Find the principal of an ``authorization`` header.
 
         Args:
             authorization: ``Bearer name:secret``, or None when the header is missing.
+            peer: the address that it comes from; after wrong tokens it has to wait.
 
         Raises:
-            UnauthenticatedError: The header is missing, not a bearer token, or wrong. The message
-                is the same for an unknown name and a wrong secret.
+            UnauthenticatedError: The header is missing, not a bearer token, or wrong, or comes too
+                soon after wrong ones. The message is the same for an unknown name and a wrong
+                secret.
         """
         known = self._by_name
         if known is None:
@@ -393,15 +478,53 @@ class Guard:
         if not authorization.lower().startswith(_BEARER):
             raise UnauthenticatedError("not a bearer token")
         name, _, secret = authorization[len(_BEARER) :].strip().partition(":")
+        with self.attempt(name, peer):
+            return self._with_secret(known, name, secret)
+
+    def _with_secret(self, known: dict[str, list[Principal]], name: str, secret: str) -> Principal:
         # Compared even for an unknown name, so that timing does not reveal which names exist.
+        token = minted.parts(secret)
         for principal in known.get(name, (ANYBODY,)):
-            if principal.secret.matches(secret) and principal is not ANYBODY:
+            if token is not None:
+                if principal.signed(*token) and principal is not ANYBODY:
+                    return as_minted(principal, secret, token[1])
+            elif principal.secret.matches(secret) and principal is not ANYBODY:
                 return principal
-        raise UnauthenticatedError("unknown principal or wrong token")
+        raise WrongTokenError("unknown principal or wrong token")
+
+    @contextmanager
+    def attempt(self, name: str, peer: str) -> Iterator[None]:
+        """Count an attempt to authenticate: a WrongTokenError of the block, or a right token.
+
+        Args:
+            name: that it claims.
+            peer: the address that it comes from.
+
+        Raises:
+            UnauthenticatedError: It comes too soon after wrong ones.
+        """
+        # It may hold any bytes; they arrive as lone surrogates.
+        name = name[: limits.MAX_NAME_BYTES].encode(errors="replace").decode()
+        network = network_of(peer)
+        wait_ms = self.failed.refuse_ms(name, network)
+        if wait_ms:
+            raise UnauthenticatedError(
+                "too many wrong tokens for this principal from this address: try again in "
+                f"{wait_ms // 1000 + 1} s"
+            )
+        try:
+            yield
+        except WrongTokenError:
+            pause_ms = self.failed.failed(name, network)
+            if pause_ms:
+                self.on_pause(name, peer, pause_ms)
+            raise
+        self.failed.passed(name, network)
 
     def admit(
         self,
         authorization: str | None,
+        peer: str,
         roles: Iterable[Role],
         tenant: str | None = None,
         node_id: str | None = None,
@@ -411,6 +534,7 @@ class Guard:
 
         Args:
             authorization: as in `identify`.
+            peer: as in `identify`.
             roles: as in `require`.
             tenant: as in `require`.
             node_id: as in `require`.
@@ -420,7 +544,7 @@ class Guard:
             UnauthenticatedError: As `identify`.
             PermissionDeniedError: As `require`.
         """
-        principal = self.identify(authorization)
+        principal = self.identify(authorization, peer)
         require(principal, roles, tenant, node_id, need)
         return principal
 
@@ -456,7 +580,8 @@ def require(
         which = "every tenant (*)" if tenant == EVERY_TENANT else f"the tenant {tenant!r}"
         raise PermissionDeniedError(f"{principal.name} may not use {which}")
     if need is not None and (why := principal.denial(tenant, need)):
-        raise PermissionDeniedError(f"{principal.name} may not {why} (its line of the token file)")
+        where = "its line of the token file, or its minted token"
+        raise PermissionDeniedError(f"{principal.name} may not {why} ({where})")
     if node_id is not None and not principal.may_be_node(node_id):
         raise PermissionDeniedError(
             f"{principal.name} may not be node {node_id!r}: its line of the token file needs that "

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from kvstore.audit import Record
 from kvstore.errors import InvalidArgumentError, KvstoreError, Status
-from kvstore.http import http_status, json_response
+from kvstore.http import http_status, json_response, presented
 from kvstore.proofs import Proofs
 from kvstore.scopes import ADMINISTRATION
 from kvstore.security import EVERY_TENANT, Guard, Role, require
@@ -109,16 +109,28 @@ class Sessions:
         return [web.get("/sessions", self._list), web.delete("/sessions", self._end)]
 
     def _admit(self, request: web.Request) -> str:
-        header = request.headers.get("Authorization")
-        principal = self._proofs.identify(header, request.method, request.raw_path)
+        header, peer = presented(request)
+        principal = self._proofs.identify(header, peer, request.method, request.raw_path)
         require(principal, (Role.OPERATOR,), EVERY_TENANT, need=ADMINISTRATION)
         return principal.name
 
     async def _list(self, request: web.Request) -> web.Response:
+        who, outcome = self._guard.claimed(request.headers.get("Authorization")), Status.Ok
         try:
-            self._admit(request)
+            who = self._admit(request)
         except KvstoreError as error:
+            outcome = error.status
             return _refused(error)
+        finally:
+            self._record(
+                "ListSessions",
+                principal=who,
+                peer=request.remote or "",
+                via="http",
+                outcome=outcome,
+                arguments={},
+                repeats=True,
+            )
         return json_response({"sessions": await self._all()})
 
     async def _end(self, request: web.Request) -> web.Response:

@@ -60,6 +60,7 @@ COMMANDS = {
     "sessions": Entry(
         "sessions", "List the sessions of master and nodes, and the gRPC calls in progress."
     ),
+    "token": Entry("token", "Mint short-lived tokens, and show what one may do."),
     "replay": Entry(
         "replay", "Replay a request trace: look up, get and verify, put missing blocks."
     ),

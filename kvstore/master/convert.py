@@ -324,7 +324,7 @@ def events_to(
 
 def _may_hear(principal: Principal, tenant: str, key: str) -> bool:
     """Say whether a watcher may know of an event; those of a whole namespace have no key."""
-    if not principal.scopes:
+    if not principal.is_limited():
         return principal.may_use(tenant)
     return principal.may(tenant, Need(Verb.WATCH, [key] if key else ()))
 

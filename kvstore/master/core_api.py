@@ -85,8 +85,11 @@ class MasterCoreApi(Protocol):
     def end_sessions(self, ids: Sequence[int], reason: str) -> int:
         """End some of them; how many there were."""
 
+    def keep_deeds(self, wanted: bool) -> None:
+        """Say whether take_deeds() will be called; until then there are none."""
+
     def take_deeds(self) -> tuple[list[Deed], int]:
-        """Return flushes over the block protocol since the last call (kvstore.audit)."""
+        """Return what was done over the block protocol since the last call (kvstore.audit)."""
 
     def set_principals(self, principals: list[NativePrincipal]) -> None:
         """Replace the principals that may connect."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kvstore import clock
-from kvstore.errors import KvstoreError, UnavailableError
+from kvstore.errors import KvstoreError, UnauthenticatedError, UnavailableError
 from kvstore.security import ANYBODY, Principal
 from kvstore.sessions import Session
 
@@ -33,6 +33,7 @@ class OpenCall:
     _task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
     _error: KvstoreError | None = None
     _give_up: asyncio.TimerHandle | None = None
+    _expiry: asyncio.TimerHandle | None = None
 
     def end(self, error: KvstoreError) -> None:
         """Make the call fail with this error, at the next of its checks or at once if it waits.
@@ -45,10 +46,17 @@ class OpenCall:
             loop = asyncio.get_running_loop()
             self._give_up = loop.call_later(_PATIENCE_S, self._task.cancel)
 
+    def end_at(self, unix_ms: int | None, error: KvstoreError) -> None:
+        """Make the call fail at this time."""
+        if unix_ms is not None:
+            left_s = max(0, unix_ms - clock.unix_ms()) / 1000
+            self._expiry = asyncio.get_running_loop().call_later(left_s, self.end, error)
+
     def close(self) -> None:
         """Note that the call is over."""
-        if self._give_up is not None:
-            self._give_up.cancel()
+        for timer in (self._give_up, self._expiry):
+            if timer is not None:
+                timer.cancel()
 
     def check(self) -> None:
         """Raise the error with which the call was ended, if it was."""
@@ -90,6 +98,7 @@ class OpenCalls:
             next(self._numbers), principal, method, peer, tenant or "", clock.monotonic_ms()
         )
         self._open[call.number] = call
+        call.end_at(principal.expires_ms(), UnauthenticatedError("this token has expired"))
         try:
             yield call
         finally:

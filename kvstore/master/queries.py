@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from kvstore.errors import KvstoreError
-from kvstore.http import admitted, http_status, json_response
+from kvstore.audit import Record
+from kvstore.errors import KvstoreError, Status
+from kvstore.http import admitted, http_status, json_response, presented
 from kvstore.limits import LIST_PAGE_KEYS, is_valid_key
 from kvstore.master.core_api import CoreObject, MasterCoreApi
 from kvstore.master.recorded import recorded
@@ -34,8 +35,11 @@ Answer = Callable[[web.Request, str, str], Awaitable[web.StreamResponse]]
 class Queries:
     """Answers from the master's directory."""
 
-    def __init__(self, core: MasterCoreApi, registry: Registry, guard: Guard) -> None:
-        """Keep the directory, the nodes and the principals."""
+    def __init__(
+        self, core: MasterCoreApi, registry: Registry, guard: Guard, record: Record
+    ) -> None:
+        """Keep the directory, the nodes, the principals and the audit log, which hears of lists."""
+        self._record = record
         self._core = core
         self._registry = registry
         self._guard = guard
@@ -56,23 +60,43 @@ class Queries:
         """Return a handler; `asked` are the keys of a request, None: all of the namespace."""
 
         async def checked(request: web.Request) -> web.StreamResponse:
+            outcome = Status.Ok
             try:
                 keys = asked(request)
                 need = LISTING if keys is None else Need(Verb.READ, keys)
                 _, tenant, namespace = admitted(request, self._guard, need)
                 await recorded(self._core, tenant, namespace, keys or [])
             except KvstoreError as error:
+                outcome = error.status
                 return _refused(error)
+            finally:
+                if keys is None:
+                    self._note_list(request, outcome)
             return await answer(request, tenant, namespace)
 
         return checked
+
+    def _note_list(self, request: web.Request, outcome: Status) -> None:
+        header, peer = presented(request)
+        self._record(
+            "get_all_keys",
+            principal=self._guard.claimed(header),
+            peer=peer,
+            via="http",
+            outcome=outcome,
+            arguments={
+                "tenant": request.query.get("tenant_id", "default"),
+                "namespace": request.query.get("namespace", "mooncake"),
+            },
+            repeats=True,
+        )
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="OK")
 
     async def _segments(self, request: web.Request) -> web.Response:
         try:
-            self._guard.admit(request.headers.get("Authorization"), (Role.CLIENT,))
+            self._guard.admit(*presented(request), (Role.CLIENT,))
         except KvstoreError as error:
             return _refused(error)
         nodes = self._registry.cluster.nodes.values()

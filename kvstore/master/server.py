@@ -22,7 +22,7 @@ from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.audit import AuditLog
 from kvstore.config import MasterConfig
 from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, UnavailableError
-from kvstore.http import HttpServer
+from kvstore.http import HttpServer, bearer_failures
 from kvstore.limits import MAX_GRPC_MESSAGE_BYTES
 from kvstore.logging import EventLogger
 from kvstore.master import http, standby
@@ -138,6 +138,8 @@ class MasterServer:
         self._registry: Registry | None = None
         self._audit = AuditLog("master")
         self._audit.prepare(config.audit_log)()
+        self._bearers = bearer_failures(self._guard)
+        self._guard.on_pause = audit.pauses(self._audit.record)
         self._calls = Calls(self._guard, self._audit.record)
 
     def prepare(self, config: MasterConfig) -> Apply:
@@ -194,7 +196,7 @@ class MasterServer:
         self._listener = bind(self._config.host, self._config.http_port)
         site = HttpServer(
             self._listener.dup(),
-            renderer(self._reloads.families, self._audit.families),
+            renderer(self._reloads.families, self._audit.families, self._bearers),
             self._tasks.readiness(self._reloads.readiness(lambda: (False, details()))),
             self._guard.knows,
             open_metrics=lambda: self._config.metrics_public,
@@ -253,7 +255,7 @@ class MasterServer:
         )
         recorder = Recorder(core, registry, lambda: self._reloads.refusal, state.epoch)
         routes = [
-            *Queries(core, registry, self._guard).routes(),
+            *Queries(core, registry, self._guard, self._audit.record).routes(),
             *self._sessions(core, state),
             *self._console(core, registry, recorder, prefixes, state),
         ]
@@ -276,7 +278,7 @@ class MasterServer:
             self._warn_if_open()
             announce(self._where(state))
             with (
-                self._tasks.running("refusals", refusals.report(core, _log)),
+                self._tasks.running("refusals", refusals.report(core, _log, self._audit.record)),
                 self._tasks.running("audit", audit.report(core, self._audit)),
                 self._tasks.running("history", recorder.record()),
             ):
@@ -332,6 +334,7 @@ class MasterServer:
                 partial(standby.families, state.standbys),
                 self._reloads.families,
                 self._audit.families,
+                self._bearers,
             ),
             self._tasks.readiness(self._reloads.readiness(ready)),
             self._guard.knows,
@@ -377,6 +380,7 @@ class MasterServer:
 def _set_limits(core: MasterCoreApi, config: MasterConfig) -> None:
     core.set_principal_share(config.principal_share)
     core.set_tenant_namespaces(config.tenant_namespaces)
+    core.keep_deeds(bool(config.audit_log))
 
 
 def _add_port(rpc: grpc.aio.Server, config: MasterConfig, listener: socket.socket) -> int:

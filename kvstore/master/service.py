@@ -40,6 +40,8 @@ _DISK_THREADS = 64
 _NODE = (Role.NODE,)
 _CLIENT = (Role.CLIENT,)
 _OPERATOR = (Role.OPERATOR,)
+# By whoever watches a drain, reads page by page, or comes back with a cursor.
+_REPEATED = frozenset({"Drain", "ListKeys", "ListNamespaces", "Watch"})
 _EVERYBODY = (Role.CLIENT, Role.NODE, Role.OPERATOR)
 _READ, _LIST, _REMOVE, _WATCH = Verb.READ, Verb.LIST, Verb.REMOVE, Verb.WATCH
 
@@ -161,18 +163,18 @@ class Calls:
             with self.open.open(principal, method, _peer(context), tenant) as call:
                 reply = await answer(call)
         except KvstoreError as error:
-            self._audit(context, method, who, error.status, deed)
+            self.audit(context, method, who, error.status, deed)
             await self.abort(context, method, error)
         except asyncio.CancelledError:  # the caller has left; what it asked for may be done
-            self._audit(context, method, who, Status.Closed, deed)
+            self.audit(context, method, who, Status.Closed, deed)
             raise
         except Exception:
             _log.exception("call_failed", method=method)
-            self._audit(context, method, who, Status.Internal, deed)
+            self.audit(context, method, who, Status.Internal, deed)
             await self.abort(context, method, InternalError("internal error; see the master's log"))
         self._count(method, Status.Ok)
         flushed = reply.status if isinstance(reply, master_pb2.FlushReply) else Status.Ok
-        self._audit(context, method, who, Status(flushed), deed)
+        self.audit(context, method, who, Status(flushed), deed)
         took_us = (clock.monotonic_ns() - began_ns) // 1000
         _log.debug("call", method=method, peer=context.peer(), took_us=took_us)
         return reply
@@ -186,9 +188,10 @@ class Calls:
         need: Need | None = None,
     ) -> Principal:
         """Identify the caller and check its permissions."""
-        return self._guard.admit(_authorization(context), roles, tenant, node_id, need)
+        given, peer = _authorization(context), _peer(context)
+        return self._guard.admit(given, peer, roles, tenant, node_id, need)
 
-    def _audit(
+    def audit(
         self,
         context: Context,
         method: str,
@@ -196,6 +199,7 @@ class Calls:
         outcome: Status,
         deed: Mapping[str, object] | None,
     ) -> None:
+        """Note a call in the audit log, unless it tells nothing of it."""
         if deed is not None:
             self._record(
                 method,
@@ -204,8 +208,7 @@ class Calls:
                 via="grpc",
                 outcome=outcome,
                 arguments=deed,
-                # A drain is asked for again and again by whoever watches it.
-                repeats=outcome is not Status.Ok or method == "Drain",
+                repeats=outcome is not Status.Ok or method in _REPEATED,
             )
 
     def end_revoked(self) -> None:
@@ -242,6 +245,11 @@ class Calls:
         """Stop the threads."""
         self._quick.shutdown()
         self._disk.shutdown()
+
+
+def _space(namespace: types_pb2.Namespace) -> dict[str, object]:
+    """Return a namespace as the audit log names it."""
+    return {"tenant": namespace.tenant, "namespace": namespace.name}
 
 
 def _authorization(context: Context) -> str | None:
@@ -394,7 +402,7 @@ class MasterService(master_pb2_grpc.MasterServicer):
         """Start a new epoch of a namespace."""
         tenant = request.namespace.tenant
         work = partial(self._do.flush, request)
-        deed = {"tenant": tenant, "namespace": request.namespace.name}
+        deed = _space(request.namespace)
         need = Need(_REMOVE, prefix="")
         return await self._calls.run_waiting(
             context, "Flush", work, tenant=tenant, need=need, deed=deed
@@ -407,7 +415,10 @@ class MasterService(master_pb2_grpc.MasterServicer):
         tenant = request.namespace.tenant
         work = partial(self._do.remove, request)
         need = Need(_REMOVE, request.keys)
-        return await self._calls.run_waiting(context, "Remove", work, tenant=tenant, need=need)
+        deed = {**_space(request.namespace), "keys": len(request.keys)}
+        return await self._calls.run_waiting(
+            context, "Remove", work, tenant=tenant, need=need, deed=deed
+        )
 
     async def ListKeys(
         self, request: master_pb2.ListKeysRequest, context: Context
@@ -417,7 +428,14 @@ class MasterService(master_pb2_grpc.MasterServicer):
         work = partial(self._do.list_keys, request)
         first, need = self._recorded(request.namespace), Need(_LIST, prefix=request.prefix)
         return await self._run(
-            context, "ListKeys", _CLIENT, work, tenant=tenant, need=need, first=first
+            context,
+            "ListKeys",
+            _CLIENT,
+            work,
+            tenant=tenant,
+            need=need,
+            first=first,
+            deed={**_space(request.namespace), "prefix": request.prefix},
         )
 
     async def Inspect(
@@ -457,12 +475,21 @@ class MasterService(master_pb2_grpc.MasterServicer):
         roles = _CLIENT if request.tenant else _OPERATOR
         tenant = request.tenant or EVERY_TENANT
         work = partial(self._do.list_namespaces, request)
-        return await self._run(context, "ListNamespaces", roles, work, tenant=tenant, need=LISTING)
+        return await self._run(
+            context,
+            "ListNamespaces",
+            roles,
+            work,
+            tenant=tenant,
+            need=LISTING,
+            deed={"tenant": tenant},
+        )
 
     async def Watch(
         self, request: master_pb2.WatchRequest, context: Context
     ) -> AsyncIterator[master_pb2.WatchReply]:
         """Stream events until the caller disconnects."""
+        deed = _space(request.namespace) if request.HasField("namespace") else {}
         try:
             wanted = convert.watch_filter(request)
             tenant = request.namespace.tenant if request.HasField("namespace") else None
@@ -471,9 +498,11 @@ class MasterService(master_pb2_grpc.MasterServicer):
                 self._watches.opened(principal),
                 self._calls.open.open(principal, "Watch", _peer(context), tenant) as call,
             ):
+                self._calls.audit(context, "Watch", principal.name, Status.Ok, deed)
                 async for reply in self._watch(request, wanted, call):
                     yield reply
         except KvstoreError as error:
+            self._calls.audit(context, "Watch", "", error.status, deed)
             await self._calls.abort(context, "Watch", error)
 
     async def _watch(

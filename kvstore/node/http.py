@@ -98,6 +98,12 @@ ROWS = (
         "code",
         "Connections refused or closed for an error, by code.",
     ),
+    Labelled(
+        "kvstore_auth_failures_total",
+        "proofs",
+        "result",
+        "Wrong tokens at the block port; pauses that began after several, and attempts in one.",
+    ),
     Counter(
         "kvstore_hot_asks_total",
         "hot_asks",

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
-from kvstore import _native
+from kvstore import _native, audit
 from kvstore.audit import Record
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, Status
@@ -57,13 +57,14 @@ class Rest:
             config: of the node.
             master: block address of the master.
             principals: of the token file; empty without one.
-            record: notes in the audit log who removed everything.
+            record: notes in the audit log who removed what, and who guesses tokens.
         """
         self._record = record
         self._bodies = Bodies(config.rest_max_body)
         self._allowed = config.rest_api
         self._masters = [master, *(one for one in config.addresses() if one != master)]
         self.guard = Guard(principals or None)
+        self.guard.on_pause = audit.pauses(record)
         """Knows the principals."""
         self._clients: OrderedDict[tuple[Principal, str, str], _native.Client] = OrderedDict()
         self._lock = threading.Lock()
@@ -76,13 +77,19 @@ class Rest:
             web.put("/api/put", self._for_client(self._put, Verb.WRITE)),
             web.get("/api/get/{key:.+}", self._for_client(self._get, Verb.READ)),
             web.get("/api/exist/{key:.+}", self._for_client(self._exist, Verb.READ)),
-            web.delete("/api/remove/{key:.+}", self._for_client(self._remove, Verb.REMOVE)),
-            web.delete("/api/remove_all", self._audited(self._for_client(self._remove_all, None))),
+            web.delete(
+                "/api/remove/{key:.+}",
+                self._audited("remove", self._for_client(self._remove, Verb.REMOVE)),
+            ),
+            web.delete(
+                "/api/remove_all",
+                self._audited("remove_all", self._for_client(self._remove_all, None)),
+            ),
         ]
 
-    def knows(self, authorization: str | None) -> bool:
+    def knows(self, authorization: str | None, peer: str) -> bool:
         """Say whether an authorization header is that of a principal."""
-        return self.guard.knows(authorization)
+        return self.guard.knows(authorization, peer)
 
     def replace(self, principals: tuple[Principal, ...]) -> None:
         """Use other principals from now on."""
@@ -124,14 +131,14 @@ class Rest:
 
         return checked
 
-    def _audited(self, answer: _Answer) -> _Answer:
-        """Tell the audit log, too; what became of the flush is told by the master."""
+    def _audited(self, call: str, answer: _Answer) -> _Answer:
+        """Tell the audit log, too; the master tells of what this client asks of it then."""
 
         async def noted(request: web.Request) -> web.StreamResponse:
             response = await answer(request)
             outcome = status_of(response.status)
             self._record(
-                "remove_all",
+                call,
                 principal=self.guard.claimed(request.headers.get("Authorization")),
                 peer=request.remote or "",
                 via="http",

@@ -347,7 +347,7 @@ class NodeServer:
             where = self._where(session)
             for name, work in {
                 "ready": self._announce_when_ready(lambda: announce(where)),
-                "refusals": refusals.report(core, _log),
+                "refusals": refusals.report(core, _log, self._audit_log.record),
                 "spans": self._spans.run(core),
                 "snapshots": self._tiering.snapshots(
                     lambda: self._config, lambda: self._agent.snapshot_request

@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 
 from kvstore.audit import AuditLog
 from kvstore.config import NodeConfig
-from kvstore.http import HttpServer
+from kvstore.http import HttpServer, bearer_failures
 from kvstore.metrics import renderer
 from kvstore.node.core_api import NodeCoreApi
 from kvstore.node.rest import Rest
@@ -56,7 +56,7 @@ def create_server(
     sessions = Sessions(core, objects.guard, name, audit_log.record)
     return HttpServer(
         listener,
-        renderer(*families),
+        renderer(*families, bearer_failures(objects.guard)),
         readiness,
         objects.knows,
         [*objects.routes(), *sessions.routes()],

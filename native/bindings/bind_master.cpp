@@ -499,11 +499,14 @@ nb::tuple take_deeds(PyMaster& self) {
     nb::list out;
     for (const Deed& deed : deeds) {
         nb::dict one;
+        one["call"] = text_from(deed.call);
         one["principal"] = text_from(deed.principal);
         one["address"] = deed.address;
         one["client"] = text_from(deed.client_name);
         one["tenant"] = text_from(deed.tenant);
         one["namespace"] = text_from(deed.ns);
+        one["keys"] = deed.keys;
+        one["prefix"] = text_from(deed.prefix);
         one["status"] = static_cast<int>(deed.code);
         out.append(one);
     }
@@ -525,7 +528,11 @@ void bind_peers(nb::class_<PyMaster>& master) {
             },
             "ids"_a, "reason"_a, "End sessions; how many there were.")
         .def("take_deeds", &take_deeds,
-             "Flushes over the block protocol since the last call, and how many were left out.")
+             "What was done over the block protocol since the last call, and how many deeds were "
+             "left out.")
+        .def(
+            "keep_deeds", [](PyMaster& self, bool wanted) { self.service().keep_deeds(wanted); },
+            "wanted"_a, "Whether take_deeds() will be called; until then there are none.")
         .def(
             "take_refusals",
             [](PyMaster& self) {

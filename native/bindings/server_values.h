@@ -47,6 +47,15 @@ inline HashSecret secret_from(const nanobind::bytes& bytes) {
     return secret;
 }
 
+// By what became of them; a pause is what begins after several wrong ones.
+inline nanobind::dict proofs_from(const FailedProofs::Stats& stats) {
+    nanobind::dict out;
+    out["wrong"] = stats.failures;
+    out["pauses"] = stats.pauses;
+    out["paused"] = stats.refused;
+    return out;
+}
+
 inline void add_server(nanobind::dict& out, const ServerStats& server) {
     out["connections"] = server.open;
     out["connections_accepted"] = server.accepted;
@@ -55,6 +64,7 @@ inline void add_server(nanobind::dict& out, const ServerStats& server) {
     out["frames_out"] = server.frames_out;
     out["bytes_in"] = server.bytes_in;
     out["bytes_out"] = server.bytes_out;
+    out["proofs"] = proofs_from(server.proofs);
     nanobind::dict refusals;
     for (size_t code = 0; code < server.refusals.size(); ++code) {
         if (server.refusals[code] != 0) {
@@ -91,13 +101,14 @@ inline nanobind::list sessions_from(const std::vector<SessionView>& views) {
     return out;
 }
 
-// [{status, host, reason, count}], as kvstore.refusals takes them.
+// [{status, host, principal, reason, count}], as kvstore.refusals takes them.
 inline nanobind::list refusals_from(const std::vector<Refusal>& refusals) {
     nanobind::list out;
     for (const Refusal& refusal : refusals) {
         nanobind::dict one;
         one["status"] = static_cast<int>(refusal.code);
         one["host"] = refusal.host;
+        one["principal"] = text_from(refusal.who);
         one["reason"] = text_from(refusal.reason);
         one["count"] = refusal.count;
         out.append(one);

@@ -137,6 +137,40 @@ def test_who_leaves_before_the_answer_is_told(audited: Audited) -> None:
     audited.node.signal(signal.SIGCONT)
 
 
+def test_removes_lists_pins_and_watches_are_told_and_reads_are_not(audited: Audited) -> None:
+    store = audited.connect("engine", namespace="m")
+    keys = [f"docs/{i}" for i in range(3)]
+    assert all(store.batch_put(keys, [b"v"] * 3, pin="soft"))
+    assert store.batch_get(keys) == [b"v"] * 3 and store.prefix_length(keys) == 3
+    assert store.unpin(keys[0]) is Status.Ok
+    assert sorted(store.keys("docs/")) == keys
+    assert store.remove(keys[0]) is Status.Ok
+    with control(audited.cluster.master, f"engine:{SECRETS['engine']}") as plane:
+        space = types_pb2.Namespace(tenant="default", name="m")
+        for _ in range(3):
+            plane.master.ListKeys(master_pb2.ListKeysRequest(namespace=space), **plane.call)
+        plane.master.Remove(master_pb2.RemoveRequest(namespace=space, keys=keys), **plane.call)
+        watch = plane.master.Watch(master_pb2.WatchRequest(namespace=space), **plane.call)
+        next(watch)
+        watch.cancel()
+    audited.line("master", "Watch", outcome="Ok", principal="engine")
+    by_block = audited.line("master", "Remove", via="block")
+    assert by_block["arguments"]["keys"] == 1 and by_block["principal"] == "engine"
+    assert audited.line("master", "Remove", via="grpc")["arguments"]["keys"] == 3
+    assert audited.line("master", "SetPin", via="block")["arguments"]["keys"] == 1
+    assert audited.line("master", "List", via="block")["arguments"]["prefix"] == "docs/"
+    told = [line["call"] for line in audited.lines("master") if line["principal"] == "engine"]
+    assert told.count("ListKeys") == 1, "what repeats is told once a minute"
+    assert {*told} == {"SetPin", "List", "Remove", "ListKeys", "Watch"}
+    with pytest.raises(kvstore.UnauthenticatedError):
+        wrong = audited.folder / "wrong"
+        wrong.touch(0o600)
+        wrong.write_text("engine client default a-guess-of-its-secret\n")
+        audited.cluster.connect(token_file=str(wrong))
+    refused = audited.line("master", "Refused", outcome="Unauthenticated")
+    assert refused["principal"] == "engine" and refused["peer"] == "127.0.0.1"
+
+
 def test_administration_and_refused_attempts_are_told(audited: Audited) -> None:
     assert audited.line("master", "Register")["principal"] == "a"
     with control(audited.cluster.master, f"local:{SECRETS['local']}") as plane:

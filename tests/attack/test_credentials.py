@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,9 @@ from tests.support.wire import (
     frame,
     hello_body,
     keys_field,
+    mint,
     number,
+    of_token,
     text,
 )
 from tests.unit.test_proto import committed
@@ -75,6 +78,12 @@ def line(name: str) -> str:
     return f"{name} {role} {tenants} {SECRET.format(name)} {scopes}\n"
 
 
+def minted(name: str, seconds: int, scopes: str = "") -> str:
+    """A token of a principal that is valid for so long."""
+    claims = f"exp={int(time.time()) + seconds}{scopes}"
+    return mint(SECRET.format(name).encode(), name.encode(), claims.encode()).decode()
+
+
 # What is sent as credentials over gRPC and HTTP. The second half is valid.
 INVALID = {
     "none": None,
@@ -85,12 +94,20 @@ INVALID = {
     "unknown": f"Bearer nobody:{SECRET.format('client')}",
     "another's": f"Bearer operator:{SECRET.format('client')}",
     "revoked": f"Bearer revoked:{SECRET.format('revoked')}",
+    "expired": f"Bearer client:{minted('client', -10)}",
+    "forged": f"Bearer client:{minted('client', 3600).replace('exp=', 'exp=1')}",
 }
 VALID = {name: f"Bearer {name}:{SECRET.format(name)}" for name in TOKENS if name != "revoked"}
+# Both may what "only-read" may: claims add nothing to the scopes of their principal.
+MINTED = {
+    "minted-read": f"Bearer client:{minted('client', 3600, '+verbs=read')}",
+    "minted-wider": f"Bearer only-read:{minted('only-read', 3600, '+verbs=read,write,remove')}",
+}
+VALID |= MINTED
 ANYBODY = frozenset({*INVALID, *VALID})
 EVERYBODY = frozenset(VALID)
 SCOPED = frozenset(name for name, (_, _, scopes) in TOKENS.items() if scopes)
-CLIENTS = frozenset({"client", "stranger", "local", "operator", *SCOPED})
+CLIENTS = frozenset({"client", "stranger", "local", "operator", *SCOPED, *MINTED})
 OF_TENANT = frozenset({"client", "local", "operator"})
 OF_ALL = frozenset({"operator"})
 ADMINS = OF_ALL | {"only-admin"}
@@ -100,7 +117,9 @@ PAPER = frozenset({"paper"})
 def with_verb(verb: str, keys: str = "k") -> frozenset[str]:
     """Who may do this with the tenant's key "k", or with "all" of its keys, or with "any" key."""
     covering = {"k": {"own-keys"}, "any": {"own-keys", "other-keys"}, "all": set[str]()}
-    return OF_TENANT | {f"only-{verb}"} | covering[keys]
+    return (
+        OF_TENANT | {f"only-{verb}"} | covering[keys] | (set(MINTED) if verb == "read" else set())
+    )
 
 
 class Guarded:
@@ -427,12 +446,12 @@ def session(
     if role == NODE:
         extra += text(13, who.encode()) + number(12, session_id, 8) + number(14, node_epoch, 4)
     token = SECRET.format(who) if secret is None else secret
-    body = hello_body(
-        tenant=tenant.encode(), principal=who.encode(), token=token.encode(), extra=extra
-    )
+    proving, claims = of_token(token.encode())
+    extra += claims
+    body = hello_body(tenant=tenant.encode(), principal=who.encode(), token=b"x", extra=extra)
     connection = Connection(endpoint)
     try:
-        connection.handshake(body, token=token.encode())
+        connection.handshake(body, token=proving)
     except BaseException:
         connection.close()
         raise
@@ -477,6 +496,21 @@ def test_hellos(guarded: Guarded, server: str) -> None:
         assert found == wanted, (who, role, tenant)
         if wanted == OK:
             assert hello(endpoint, who, role, tenant=tenant, secret="x" * 20) == U
+    for wanted, name, seconds, scopes, role, tenant in (
+        (OK, "client", 3600, "", CLIENT, "default"),
+        (OK, "client", 3600, "+tenants=default", CLIENT, "default"),
+        (D, "client", 3600, "", CLIENT, "elsewhere"),
+        (D, "operator", 3600, "+tenants=default", CLIENT, "elsewhere"),
+        (OK, "operator", 3600, "", OPERATOR, "elsewhere"),
+        (D, "client", 3600, "", OPERATOR, "default"),
+        (D, "a", 3600, "", NODE, "default"),
+        (U, "client", -10, "", CLIENT, "default"),
+        (U, "client", 2 * 86400, "", CLIENT, "default"),
+        (U, "client", 3600, "+fly", CLIENT, "default"),
+        (U, "revoked", 3600, "", OPERATOR, "default"),
+    ):
+        token = minted(name, seconds, scopes)
+        assert hello(endpoint, name, role, tenant=tenant, secret=token) == wanted, token
     with Connection(endpoint) as connection, pytest.raises(Refusal) as refused:
         connection.handshake()  # without a token
     assert refused.value.code == U
@@ -587,7 +621,9 @@ VERBS: dict[str, str | None] = {
     **dict.fromkeys(("Reserve", "UcxGet", "UcxPut"), None),
 }
 ABOUT_EVERY_KEY = {"List", "Flush"}
-SCOPED_SESSIONS = sorted(f"{server} {who}" for server in ("master", "node") for who in SCOPED)
+SCOPED_SESSIONS = sorted(
+    f"{server} {who}" for server in ("master", "node") for who in {*SCOPED, "minted-read"}
+)
 # All others are sent without a body. One of these would name no node, which is refused, too.
 BODIES = {"Heartbeat": text(1, node_pb2.HeartbeatRequest(node_id="paper").SerializeToString())}
 REFUSALS = {
@@ -616,6 +652,8 @@ def open_session(guarded: Guarded, kind: str) -> Connection:
         return LocalClient(unix, hello_body(principal=b"client", token=b"x"), secret).connection
     if role in ("unlinked", "peer"):
         return session(endpoint, "paper", NODE)
+    if role == "minted-read":
+        return session(endpoint, "client", CLIENT, secret=minted("client", 3600, "+verbs=read"))
     return session(endpoint, role, OPERATOR if TOKENS[role][0] == "operator" else CLIENT)
 
 
@@ -666,7 +704,7 @@ def granted(name: str, who: str) -> bool:
         return name not in ABOUT_EVERY_KEY
     if who == "other-keys":
         return name not in ABOUT_EVERY_KEY and named_key(name) is None
-    return who == f"only-{verb}"
+    return who in (f"only-{verb}", f"minted-{verb}")
 
 
 @pytest.mark.parametrize("kind", SCOPED_SESSIONS)

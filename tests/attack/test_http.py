@@ -192,7 +192,7 @@ def test_answers_in_flight_together_are_bounded(cluster: Cluster) -> None:
 
 async def stop_took_s(turns: int) -> float:
     """Stop a server this many turns of its loop after a request was sent to it."""
-    server = HttpServer(bind("127.0.0.1", 0), bytes, lambda: (True, {}), lambda _: True)
+    server = HttpServer(bind("127.0.0.1", 0), bytes, lambda: (True, {}), lambda *_: True)
     await server.start()
     with closing(socket.create_connection(("127.0.0.1", server.port))) as probe:
         probe.sendall(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")

@@ -64,7 +64,7 @@ def token_file(raw: bytes) -> None:
     guard = Guard(found)
     for principal in found:
         ((_, header),) = security.bearer(principal)
-        assert guard.identify(header) == principal
+        assert guard.identify(header, "") == principal
         assert principal.secret.reveal() not in repr(principal)
     try:
         security.load_identity(path)

@@ -44,6 +44,9 @@ class FakeCore:
     def take_refusals(self) -> list[Refusal]:
         return []
 
+    def keep_deeds(self, wanted: bool) -> None:
+        self.calls.append(("keep_deeds", wanted))
+
     def take_deeds(self) -> tuple[list[Deed], int]:
         return [], 0
 

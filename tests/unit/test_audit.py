@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from kvstore import audit, clock
+from kvstore import audit, clock, refusals
 from kvstore.audit import AuditLog, Deed
 from kvstore.errors import InvalidArgumentError, Status
+from kvstore.logging import EventLogger
+from kvstore.refusals import Refusal
 
 
 def note(log: AuditLog, call: str = "Flush", **fields: Any) -> None:
@@ -164,18 +167,62 @@ def test_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_deeds_of_the_block_protocol_are_taken(tmp_path: Path) -> None:
-    deed = Deed(
-        principal="engine", address="10.0.0.9:1", client="c", tenant="t", namespace="m", status=0
-    )
+    def deed(call: str, keys: int = 0, prefix: str = "") -> Deed:
+        return Deed(
+            call=call,
+            principal="engine",
+            address="10.0.0.9:1",
+            client="c",
+            tenant="t",
+            namespace="m",
+            keys=keys,
+            prefix=prefix,
+            status=0,
+        )
+
+    deeds = [deed("Flush"), deed("Remove", 3), *[deed("List", prefix="\x1b[31m\n")] * 5]
 
     class Core:
         def take_deeds(self) -> tuple[list[Deed], int]:
-            return [deed], 7
+            return deeds, 7
 
     log = started(tmp_path / "audit.jsonl")
     audit.write_deeds(Core(), log)
     log.close()
-    (line,) = lines(tmp_path / "audit.jsonl")
+    line, remove, listed = lines(tmp_path / "audit.jsonl")
     assert (line["principal"], line["via"], line["peer"]) == ("engine", "block", "10.0.0.9:1")
     assert line["arguments"] == {"tenant": "t", "namespace": "m", "client": "c"}
+    assert (remove["call"], remove["arguments"]["keys"]) == ("Remove", 3)
+    assert (listed["call"], listed["arguments"]["prefix"]) == ("List", "\x1b[31m\n")
+    assert "\x1b" not in (tmp_path / "audit.jsonl").read_text(), (
+        "what a terminal acts on is escaped"
+    )
     assert log.counts["lost"] == 7
+
+
+def test_refused_peers_are_told_once_a_minute(tmp_path: Path) -> None:
+    def refusal(status: Status, reason: str) -> Refusal:
+        return Refusal(status=status, host="10.0.0.9", principal="e\n", reason=reason, count=3)
+
+    class Core:
+        def take_refusals(self) -> list[Refusal]:
+            return [
+                refusal(Status.Unauthenticated, "e\n: wrong token"),
+                refusal(Status.PermissionDenied, "e\n may not list"),
+                refusal(Status.ProtocolError, "no frame"),
+            ]
+
+    async def report(log: AuditLog) -> None:
+        for _ in range(3):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(
+                    refusals.report(Core(), EventLogger("test"), log.record), 0.01
+                )
+
+    log = started(tmp_path / "audit.jsonl")
+    asyncio.run(report(log))
+    log.close()
+    wrong, denied = lines(tmp_path / "audit.jsonl")
+    assert (wrong["call"], wrong["principal"], wrong["peer"]) == ("Refused", "e\n", "10.0.0.9")
+    assert wrong["arguments"] == {"reason": "wrong token"} and wrong["outcome"] == "Unauthenticated"
+    assert denied["arguments"] == {"reason": "e\n may not list"}

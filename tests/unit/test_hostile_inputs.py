@@ -93,7 +93,7 @@ def test_token_files(file: Path, raw: bytes) -> None:
     guard = Guard(found)
     for principal in found:
         ((_, header),) = security.bearer(principal)
-        assert guard.identify(header) == principal
+        assert guard.identify(header, "") == principal
         assert guard.still_admits(principal)
 
 
@@ -128,9 +128,9 @@ def test_authorization_headers(header: str) -> None:
     for given_ in (header, f"Bearer {header}", f"Bearer e:{header}", f"bearer {header}:{'s' * 20}"):
         assert len(guard.claimed(given_)) <= 255
         try:
-            assert guard.identify(given_) is not ANYBODY
+            assert guard.identify(given_, "") is not ANYBODY
         except UnauthenticatedError:
-            assert not guard.knows(given_)
+            assert not guard.knows(given_, "")
         else:
             assert given_.split(" ", 1)[1].strip() == f"e:{'s' * 20}"
 

@@ -16,6 +16,7 @@ from kvstore.scopes import ADMINISTRATION, LISTING, Need, Verb
 from kvstore.security import ANYBODY, Guard, Principal, Role, Secret
 
 SECRETS = ("0123456789abcdef-client", "0123456789abcdef-node", "0123456789abcdef-ops")
+PEER = "10.0.0.7:4711"
 FILE = f"""# name role tenants secret
 engine  client    default,research  {SECRETS[0]}
 
@@ -126,10 +127,10 @@ def guard(tmp_path: Path) -> Guard:
 
 def test_a_bearer_token_identifies(guard: Guard) -> None:
     assert guard.required
-    assert guard.identify(f"Bearer engine:{SECRETS[0]}").name == "engine"
-    assert guard.identify(f"bearer engine:{SECRETS[0]}").name == "engine"
-    ((name, value),) = security.bearer(guard.identify(f"Bearer ops:{SECRETS[2]}"))
-    assert name == "authorization" and guard.identify(value).name == "ops"
+    assert guard.identify(f"Bearer engine:{SECRETS[0]}", PEER).name == "engine"
+    assert guard.identify(f"bearer engine:{SECRETS[0]}", PEER).name == "engine"
+    ((name, value),) = security.bearer(guard.identify(f"Bearer ops:{SECRETS[2]}", PEER))
+    assert name == "authorization" and guard.identify(value, PEER).name == "ops"
     assert security.bearer(None) == ()
 
 
@@ -155,13 +156,13 @@ def test_a_bearer_token_identifies(guard: Guard) -> None:
 )
 def test_anything_else_is_refused(guard: Guard, header: str | None) -> None:
     with pytest.raises(UnauthenticatedError):
-        guard.identify(header)
+        guard.identify(header, PEER)
 
 
 def test_without_a_token_file_everybody_may(tmp_path: Path) -> None:
     guard = Guard(None)
     assert not guard.required
-    principal = guard.identify(None)
+    principal = guard.identify(None, PEER)
     assert principal is ANYBODY
     for role in Role:
         security.require(principal, [role], "any")
@@ -170,21 +171,21 @@ def test_without_a_token_file_everybody_may(tmp_path: Path) -> None:
 def test_a_replaced_token_is_worthless(guard: Guard) -> None:
     guard.replace([Principal("engine", Role.CLIENT, ("*",), Secret("another-secret-16"))])
     with pytest.raises(UnauthenticatedError):
-        guard.identify(f"Bearer engine:{SECRETS[0]}")
+        guard.identify(f"Bearer engine:{SECRETS[0]}", PEER)
 
 
 def test_a_name_may_have_two_secrets(tmp_path: Path) -> None:
     text = f"e client * {SECRETS[0]}\ne client * {SECRETS[1]}\nn node * {SECRETS[1]}\n"
     path = write(tmp_path, text + f"n node * {SECRETS[2]}\n")
     guard = Guard(security.load_principals(path))
-    old, new = (guard.identify(f"Bearer e:{secret}") for secret in SECRETS[:2])
+    old, new = (guard.identify(f"Bearer e:{secret}", PEER) for secret in SECRETS[:2])
     assert old != new and guard.still_admits(old) and guard.still_admits(new)
     assert security.load_identity(path) == old
     assert security.load_node_identity(path, "n").secret == Secret(SECRETS[1])
     guard.replace([new])
     assert guard.still_admits(new) and not guard.still_admits(old)
     with pytest.raises(UnauthenticatedError):
-        guard.identify(f"Bearer e:{SECRETS[0]}")
+        guard.identify(f"Bearer e:{SECRETS[0]}", PEER)
     changed = Principal("e", Role.CLIENT, ("default",), Secret(SECRETS[1]))
     guard.replace([changed])
     assert not guard.still_admits(new), "its tenants are others"
@@ -289,7 +290,7 @@ def test_tokens_of_any_bytes_are_wrong_ones() -> None:
     guard = Guard([Principal("engine", Role.CLIENT, ("*",), Secret(SECRETS[0]))])
     for odd in ("engine:\udcff", "\udcff:x", "engine:\ud800", ":", "engine", "\xe4:\xf6"):
         with pytest.raises(UnauthenticatedError):
-            guard.identify(f"Bearer {odd}")
+            guard.identify(f"Bearer {odd}", PEER)
 
 
 def test_scopes_of_a_line(tmp_path: Path) -> None:

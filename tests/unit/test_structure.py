@@ -43,6 +43,7 @@ GROUND_FLOOR = {
     "lmdb_file",
     "logging",
     "metrics",
+    "minted",
     "options",
     "polling",
     "ports",

@@ -15,7 +15,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from kvstore.errors import InvalidArgumentError, KvstoreError
-from kvstore.http import http_status, json_response
+from kvstore.http import http_status, json_response, presented
 from kvstore.limits import is_valid_key, is_valid_name
 from kvstore.master.console.views import Views
 from kvstore.master.history import KEPT_MS
@@ -105,8 +105,7 @@ class Console:
     ) -> Callable[[web.Request], Any]:
         async def answer(request: web.Request) -> web.Response:
             try:
-                header = request.headers.get("Authorization")
-                principal = self._guard.admit(header, roles, tenant, need=need)
+                principal = self._guard.admit(*presented(request), roles, tenant, need=need)
                 found = await asyncio.to_thread(look, request, principal)
                 if isinstance(found, Awaitable):
                     found = await found
@@ -145,8 +144,8 @@ class Console:
             raise InvalidArgumentError("tenant or namespace is not a valid name")
         if not is_valid_key(key):
             raise InvalidArgumentError("key must have 1 to 1024 bytes of UTF-8")
-        header, need = request.headers.get("Authorization"), Need(Verb.READ, [key])
-        self._guard.admit(header, (Role.CLIENT,), tenant, need=need)
+        need = Need(Verb.READ, [key])
+        self._guard.admit(*presented(request), (Role.CLIENT,), tenant, need=need)
         return self._views.explain(tenant, namespace, key)
 
 

@@ -6,9 +6,10 @@
 
 namespace kvstore::limits {
 
-inline constexpr size_t kMaxKeyBytes = 1024;   // UTF-8, after validation
-inline constexpr size_t kMaxNameBytes = 255;   // tenant, namespace, node id, principal, label
-inline constexpr size_t kMaxBatchKeys = 4096;  // keys in one message; clients split longer lists
+inline constexpr size_t kMaxKeyBytes = 1024;     // UTF-8, after validation
+inline constexpr size_t kMaxNameBytes = 255;     // tenant, namespace, node id, principal, label
+inline constexpr size_t kMaxClaimsBytes = 1024;  // of a minted token
+inline constexpr size_t kMaxBatchKeys = 4096;    // keys in one message; clients split longer lists
 inline constexpr size_t kMaxBodyBytes = 8u << 20;  // tagged fields of one frame
 inline constexpr uint64_t kMaxObjectBytes = 1ull << 40;
 inline constexpr uint64_t kMaxPayloadBytes = 1ull

@@ -10,7 +10,41 @@ namespace {
 
 constexpr int kListCalls = 8;  // of bounded scans for one page, so that few pages come empty
 
+void end_deed(const std::function<void(Code)>& end, Code code) {
+    if (end) {
+        end(code);
+    }
+}
+
+// What became of several rows: that of the first which went wrong.
+Code outcome_of(const std::vector<Code>& codes) {
+    const auto wrong = std::ranges::find_if(
+        codes, [](Code code) { return code != Code::kOk && code != Code::kNotFound; });
+    return wrong == codes.end() ? Code::kOk : *wrong;
+}
+
 }  // namespace
+
+MasterBlockPort::DeedEnd MasterBlockPort::begin_deed(const Connection& connection,
+                                                     std::string_view call, size_t keys,
+                                                     std::string_view prefix) const {
+    if (!deeds_->wanted()) {
+        return {};
+    }
+    const Peer& peer = connection.peer();
+    Deed deed{.call = call,
+              .principal = peer.principal,
+              .address = peer.address,
+              .client_name = peer.client_name,
+              .tenant = peer.tenant,
+              .ns = peer.ns,
+              .keys = keys,
+              .prefix = std::string(prefix)};
+    return [deeds = deeds_, deed = std::move(deed)](Code code) mutable {
+        deed.code = code;
+        deeds->add(std::move(deed));
+    };
+}
 
 Shares::Held MasterBlockPort::admit_change(Connection& connection, const FrameHeader& header) {
     Result<Shares::Held> held = core_.waiting_changes().take(connection.peer().principal);
@@ -27,9 +61,10 @@ void MasterBlockPort::remove(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &request)) {
         return;
     }
+    const DeedEnd deed = begin_deed(connection, "Remove", request.keys.size());
     const Shares::Held held = admit_change(connection, header);
     if (held == nullptr) {
-        return;
+        return end_deed(deed, Code::kOverloaded);
     }
     Result<NamespacePtr> ns = space_of(connection);
     if (*ns == nullptr) {
@@ -37,12 +72,13 @@ void MasterBlockPort::remove(Connection& connection, const FrameHeader& header,
     }
     if (!ns.ok()) {
         connection.ref()->send_error(header.request_id, ns.code(), ns.status().message());
-        return;
+        return end_deed(deed, ns.code());
     }
     KeyFilter filter(request.keys);
-    MasterCore::RemoveDone done = [ref = connection.ref(), id = header.request_id, filter, held](
-                                      const std::vector<Code>& codes,
-                                      const std::vector<std::string>& unreached) {
+    MasterCore::RemoveDone done = [ref = connection.ref(), id = header.request_id, filter, held,
+                                   deed](const std::vector<Code>& codes,
+                                         const std::vector<std::string>& unreached) {
+        end_deed(deed, outcome_of(codes));
         const std::vector<int32_t> status = filter.merge(codes);
         const std::vector<std::string_view> names(unreached.begin(), unreached.end());
         ref->send_message(RemoveReply{.status = status, .unreached = names}, id);
@@ -59,18 +95,20 @@ void MasterBlockPort::set_pin(Connection& connection, const FrameHeader& header,
     if (!connection.decode(body, &request)) {
         return;
     }
+    const DeedEnd deed = begin_deed(connection, "SetPin", request.keys.size());
     const Shares::Held held = admit_change(connection, header);
     if (held == nullptr) {
-        return;
+        return end_deed(deed, Code::kOverloaded);
     }
     KeyFilter filter(request.keys);
     std::vector<Pin> levels;
     for (const size_t row : filter.rows()) {
         levels.push_back(static_cast<Pin>(request.levels[row]));
     }
-    MasterCore::RemoveDone done = [ref = connection.ref(), id = header.request_id, filter, held](
-                                      const std::vector<Code>& codes,
-                                      const std::vector<std::string>&) {
+    MasterCore::RemoveDone done = [ref = connection.ref(), id = header.request_id, filter, held,
+                                   deed](const std::vector<Code>& codes,
+                                         const std::vector<std::string>&) {
+        end_deed(deed, outcome_of(codes));
         const std::vector<int32_t> status = filter.merge(codes);
         ref->send_message(StatusReply{.status = status}, id);
     };
@@ -89,30 +127,20 @@ void MasterBlockPort::flush(Connection& connection, const FrameHeader& header,
         return;
     }
     const Peer& peer = connection.peer();
-    Deed deed{.principal = peer.principal,
-              .address = peer.address,
-              .client_name = peer.client_name,
-              .tenant = peer.tenant,
-              .ns = peer.ns};
+    const DeedEnd deed = begin_deed(connection, "Flush");
     const Shares::Held held = admit_change(connection, header);
     if (held == nullptr) {
-        deed.code = Code::kOverloaded;
-        deeds_->add(std::move(deed));
-        return;
+        return end_deed(deed, Code::kOverloaded);
     }
     const Result<NamespacePtr> ns = core_.directory().namespaces().open_for(peer.tenant, peer.ns);
     if (!ns.ok()) {
-        deed.code = ns.code();
-        deeds_->add(std::move(deed));
         connection.ref()->send_error(header.request_id, ns.code(), ns.status().message());
-        return;
+        return end_deed(deed, ns.code());
     }
     core_.flush(**ns, request.timeout_ms,
-                [ref = connection.ref(), id = header.request_id, held, deeds = deeds_,
-                 deed = std::move(deed)](Code code, const std::vector<std::string>& unreached,
-                                         uint32_t ns_epoch) mutable {
-                    deed.code = code;
-                    deeds->add(std::move(deed));
+                [ref = connection.ref(), id = header.request_id, held, deed](
+                    Code code, const std::vector<std::string>& unreached, uint32_t ns_epoch) {
+                    end_deed(deed, code);
                     const std::vector<std::string_view> names(unreached.begin(), unreached.end());
                     ref->send_message(FlushReply{.code = static_cast<int32_t>(code),
                                                  .unreached = names,
@@ -139,6 +167,7 @@ void MasterBlockPort::list(Connection& connection, const FrameHeader& header,
     const size_t limit = request.limit == 0
                              ? limits::kMaxBatchKeys
                              : std::min<size_t>(request.limit, limits::kMaxBatchKeys);
+    end_deed(begin_deed(connection, "List", 0, request.prefix), Code::kOk);
     const NamespacePtr& ns = space_of(connection);
     if (ns == nullptr) {
         reply(connection, header, ListReply{});

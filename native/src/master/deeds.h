@@ -1,9 +1,11 @@
-// What was done over the block protocol that an audit log tells of: flushes, with who and what
-// became of it. Kept until somebody takes them.
+// What was done over the block protocol that an audit log tells of: removes, flushes, lists and
+// changes of pins, with who and what became of it. Kept until somebody takes them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,11 +15,14 @@
 namespace kvstore {
 
 struct Deed {
+    std::string_view call;  // of static storage
     std::string principal;  // empty: not authenticated
     std::string address;
     std::string client_name;
     std::string tenant;
     std::string ns;
+    uint64_t keys = 0;   // that the request names
+    std::string prefix;  // of those that it asks for
     Code code = Code::kOk;
 };
 
@@ -26,7 +31,13 @@ class Deeds {
   public:
     static constexpr size_t kMostKept = 4096;
 
+    // Whether anybody wants them; else they cost nothing.
+    void set_wanted(bool wanted) { wanted_.store(wanted, std::memory_order_relaxed); }
+    bool wanted() const { return wanted_.load(std::memory_order_relaxed); }
     void add(Deed deed) KV_EXCLUDES(mutex_) {
+        if (!wanted()) {
+            return;
+        }
         const MutexLock lock(mutex_);
         if (kept_.size() >= kMostKept) {
             ++lost_;
@@ -41,6 +52,7 @@ class Deeds {
     }
 
   private:
+    std::atomic<bool> wanted_{false};
     Mutex mutex_;
     std::vector<Deed> kept_ KV_GUARDED_BY(mutex_);
     uint64_t lost_ KV_GUARDED_BY(mutex_) = 0;

@@ -44,7 +44,9 @@ class MasterBlockPort final : public ConnectionHandler {
     size_t end_sessions(std::span<const uint64_t> ids, std::string_view reason) {
         return server_->end_sessions(ids, Code::kClosed, reason);
     }
-    // Flushes since the last call, for the audit log; and how many there was no room for.
+    // Whether somebody takes deeds from now on.
+    void keep_deeds(bool wanted) { deeds_->set_wanted(wanted); }
+    // Those since the last call, for the audit log; and how many there was no room for.
     std::pair<std::vector<Deed>, uint64_t> take_deeds() { return deeds_->take(); }
 
     Result<HelloAnswer> on_hello(Connection& connection, const Hello& hello) override;
@@ -76,6 +78,11 @@ class MasterBlockPort final : public ConnectionHandler {
     const NamespacePtr& space_of(Connection& connection);
     // A place among the changes that wait; null: refused, and answered.
     Shares::Held admit_change(Connection& connection, const FrameHeader& header);
+    // What was asked, to be told with its outcome, by whoever knows that and whenever. Empty where
+    // nobody wants deeds.
+    using DeedEnd = std::function<void(Code)>;
+    DeedEnd begin_deed(const Connection& connection, std::string_view call, size_t keys = 0,
+                       std::string_view prefix = {}) const;
     void claim(Connection& connection, const FrameHeader& header, std::span<const uint8_t> body);
     void heartbeat(Connection& connection, const FrameHeader& header,
                    std::span<const uint8_t> body);

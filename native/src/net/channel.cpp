@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "base/interrupt.h"
+#include "net/minted_token.h"
 
 namespace kvstore {
 namespace {
@@ -88,9 +89,10 @@ Status Channel::answer_challenge(const HelloParams& params, std::span<const uint
         return {Code::kInvalidArgument, "this is cluster " + std::string(challenge.cluster_id) +
                                             ", not " + params.cluster_id};
     }
-    *proof = server_mac(params.token, hello_body, input_);
+    const std::string_view secret = proving_secret(params.token);
+    *proof = server_mac(secret, hello_body, input_);
     std::vector<uint8_t> body;
-    encode_message(Auth{.mac = client_mac(params.token, hello_body, input_)}, body);
+    encode_message(Auth{.mac = client_mac(secret, hello_body, input_)}, body);
     return send_handshake(MessageType::kAuth, body, deadline);
 }
 

@@ -113,7 +113,7 @@ void EventConnection::settle() {
         const std::string_view claimed = handshake_ ? handshake_->hello.principal : "";
         const std::string who(peer_.principal.empty() ? claimed : peer_.principal);
         state_.count_refusal(ending->code, peer_.address,
-                             who.empty() ? ending->reason : who + ": " + ending->reason);
+                             who.empty() ? ending->reason : who + ": " + ending->reason, who);
     }
     if (was == Phase::kWelcoming || was == Phase::kOpen) {
         --state_.sessions;
@@ -151,6 +151,9 @@ void EventConnection::tick(uint64_t now_ms) {
             }
             break;
         case Phase::kOpen:
+            if (expires_ms_ != 0 && now_ms >= expires_ms_) {
+                fail(Code::kUnauthenticated, "this token has expired");
+            }
             if (outbox_->stalled(now_ms)) {
                 outbox_->end(Code::kOverloaded, "a slow reader: its replies do not move", true);
             }
@@ -349,7 +352,9 @@ void EventConnection::finish_payload() {
     transfer_ = {};
     const std::shared_ptr<void> context = std::move(plan_.context);
     plan_ = {};
-    service_.on_payload(*this, header_, body_, context);
+    if (!denied_) {
+        service_.on_payload(*this, header_, body_, context);
+    }
 }
 
 // ------------------------------------------------------------------------------------ frames
@@ -385,7 +390,8 @@ void EventConnection::on_frame(std::span<const uint8_t> body) {
     requests_ += header_.request_id != 0 ? 1 : 0;
     PayloadPlan plan;  // of what is not granted: its payload is discarded
     body_ = body;
-    if (peer_.grant == nullptr || is_granted(body)) {
+    denied_ = peer_.grant != nullptr && !is_granted(body);
+    if (!denied_) {
         service_.on_frame(*this, header_, body, &plan);
     }
     if (header_.payload_bytes != 0 && !outbox_->ending()) {
@@ -397,7 +403,7 @@ void EventConnection::on_frame(std::span<const uint8_t> body) {
 bool EventConnection::is_granted(std::span<const uint8_t> body) {
     const Status allowed = check_request(*peer_.grant, header_.message(), body);
     if (!allowed.ok()) {
-        state_.count_refusal(allowed.code(), peer_.address, allowed.message());
+        state_.count_refusal(allowed.code(), peer_.address, allowed.message(), peer_.principal);
         outbox_->send_error(header_.request_id, allowed.code(), allowed.message());
     }
     return allowed.ok();
@@ -474,6 +480,9 @@ Status EventConnection::check_user() const {
 }
 
 void EventConnection::challenge() {
+    if (const Status status = may_prove(); !status.ok()) {
+        return fail(status.code(), status.message());
+    }
     Nonce nonce;
     random_bytes(nonce);
     const std::string cluster = state_.cluster();
@@ -484,18 +493,31 @@ void EventConnection::challenge() {
     }
 }
 
+// Asked again before the proof is looked at: many connections may have been challenged at once.
+Status EventConnection::may_prove() const {
+    Authenticator& authenticator = *state_.options.authenticator;
+    return authenticator.has_failures()
+               ? authenticator.may_try(handshake_->hello.principal, peer_network(outbox_->fd()))
+               : Status();
+}
+
 void EventConnection::on_auth(std::span<const uint8_t> body) {
     Auth auth;
     if (!decode(body, &auth)) {
         return;
     }
+    if (const Status status = may_prove(); !status.ok()) {
+        return fail(status.code(), status.message());
+    }
     Result<Authenticator::Proven> proven = state_.options.authenticator->verify(
-        handshake_->hello, handshake_->hello_body, handshake_->challenge_body, auth.mac);
+        handshake_->hello, handshake_->hello_body, handshake_->challenge_body, auth.mac,
+        peer_network(outbox_->fd()));
     if (!proven.ok()) {
         return fail(proven.code(), proven.status().message());
     }
     peer_.principal = handshake_->hello.principal;
     peer_.grant = std::move(proven->grant);
+    expires_ms_ = proven->expires_ms;
     credential_ = std::move(proven->credential);
     open_session(proven->proof);
 }

@@ -73,6 +73,7 @@ class EventConnection final : public Connection {
     Status check_hello(const Hello& hello) const;
     Status check_user() const;
     void challenge();
+    Status may_prove() const;
     void on_auth(std::span<const uint8_t> body);
     void open_session(const Digest& proof);
     bool send_welcome(HelloAnswer* answer, const Digest& proof);
@@ -98,6 +99,7 @@ class EventConnection final : public Connection {
     uint64_t since_ms_;      // start of the phase, or of the silence in the middle of a frame
     std::unique_ptr<Handshake> handshake_;
     Credential credential_;    // null: not authenticated
+    uint64_t expires_ms_ = 0;  // of the minted token that it came with; 0: never
     bool is_adopted_ = false;  // we have connected to it
     uint64_t opened_ms_ = 0;   // start of the session
     uint64_t requests_ = 0;    // that want an answer
@@ -108,6 +110,7 @@ class EventConnection final : public Connection {
     FrameHeader header_;
 
     uint64_t payload_left_ = 0;      // of header_
+    bool denied_ = false;            // the service knows nothing of this frame
     std::span<const uint8_t> body_;  // of the frame whose payload is being received
     PayloadPlan plan_;
     TransferCursor transfer_;  // over the plan's parts

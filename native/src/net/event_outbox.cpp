@@ -20,12 +20,13 @@ constexpr size_t kIovecsPerWrite = 128;
 
 }  // namespace
 
-void ServerState::count_refusal(Code code, std::string_view address, std::string_view reason) {
+void ServerState::count_refusal(Code code, std::string_view address, std::string_view reason,
+                                std::string_view who) {
     const auto index = static_cast<size_t>(-static_cast<int32_t>(code));
     if (index < refusals.size()) {
         refusals[index].fetch_add(1, std::memory_order_relaxed);
     }
-    refused.add(code, address, reason);
+    refused.add(code, address, reason, who);
 }
 
 Mailbox::Mailbox() : event_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}

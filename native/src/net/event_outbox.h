@@ -60,7 +60,8 @@ struct ServerState {
         return cluster_id;
     }
     // `address`: of the peer; empty: of none in particular.
-    void count_refusal(Code code, std::string_view address, std::string_view reason);
+    void count_refusal(Code code, std::string_view address, std::string_view reason,
+                       std::string_view who = {});
 };
 
 // Work for a loop's thread, and the event that wakes it. Outlives the loop inside the handles.

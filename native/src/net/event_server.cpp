@@ -195,6 +195,9 @@ ServerStats EventServer::stats() const {
     stats.bytes_out = state.bytes_out;
     std::ranges::copy(state.refusals, stats.refusals.begin());
     stats.refused_users = state.refused_users;
+    if (state.options.authenticator != nullptr) {
+        stats.proofs = state.options.authenticator->failures();
+    }
     return stats;
 }
 

@@ -28,7 +28,7 @@ struct Peer {
     Role role = Role::kClient;
     std::string tenant{};
     std::string ns{};
-    std::string principal{};  // empty: not authenticated
+    std::string principal{};               // empty: not authenticated
     std::shared_ptr<const Grant> grant{};  // null: no limits beside the role's
     std::string client_name{};
     std::string node_id{};
@@ -159,6 +159,7 @@ struct ServerStats {
     std::array<uint64_t, 32>
         refusals{};              // by -Code: refused hellos and connections closed for an error
     uint64_t refused_users = 0;  // hellos on a Unix socket by a user that it does not serve
+    FailedProofs::Stats proofs;  // wrong ones
 };
 
 class EventServer {

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include "base/clock.h"
 #include "base/mutex.h"
+#include "net/minted_token.h"
 
 namespace kvstore {
 namespace {
@@ -56,6 +58,7 @@ Hello HelloParams::hello(const Nonce& nonce) const {
     hello.mapped_epoch = mapped_epoch;
     hello.host_identity = host_identity;
     hello.attach_cause = static_cast<uint8_t>(attach_cause);
+    hello.claims = claims_of(token);
     return hello;
 }
 
@@ -137,6 +140,7 @@ void Authenticator::replace(std::vector<Principal> principals) {
         const MutexLock lock(mutex_);
         principals_ = std::move(fresh);
     }
+    failed_.clear();
     replacements_.fetch_add(1, std::memory_order_release);
 }
 
@@ -150,12 +154,16 @@ bool Authenticator::required() const { return !current()->empty(); }
 Result<Authenticator::Proven> Authenticator::verify(const Hello& hello,
                                                     std::span<const uint8_t> hello_body,
                                                     std::span<const uint8_t> challenge_body,
-                                                    const Digest& mac) const {
+                                                    const Digest& mac, std::string_view network) {
     const std::shared_ptr<const Principals> principals = current();
     const auto named = std::ranges::equal_range(*principals, hello.principal, {}, &Principal::name);
+    const auto key_of = [&](const Principal& principal) {
+        return hello.claims.empty() ? principal.secret
+                                    : minted_key(principal.secret, principal.name, hello.claims);
+    };
     const auto found = std::ranges::find_if(named, [&](const Principal& principal) {
         return !principal.secret.empty() &&
-               equal_constant_time(client_mac(principal.secret, hello_body, challenge_body), mac);
+               equal_constant_time(client_mac(key_of(principal), hello_body, challenge_body), mac);
     });
     if (found == named.end()) {
         if (named.empty()) {
@@ -163,23 +171,63 @@ Result<Authenticator::Proven> Authenticator::verify(const Hello& hello,
             const Digest unknown = client_mac("unknown principal", hello_body, challenge_body);
             static_cast<void>(equal_constant_time(unknown, mac));
         }
-        return {Code::kUnauthenticated, "unknown principal or wrong token"};
+        const uint64_t pause_ms = failed_.failed(hello.principal, network, boottime_ms());
+        return {Code::kUnauthenticated,
+                pause_ms == 0 ? "unknown principal or wrong token"
+                              : "unknown principal or wrong token, once more: the next attempt is "
+                                "heard in " +
+                                    std::to_string(pause_ms / 1000) + " s"};
     }
-    if (!may_come_as(*found, hello.role)) {
-        return {Code::kPermissionDenied, "principal " + found->name + " may not take this role"};
+    failed_.passed(hello.principal, network);
+    Proven proven;
+    if (Status status = admit(*found, hello, &proven); !status.ok()) {
+        return status;
     }
-    if (hello.role != Role::kNode && !may_use(*found, hello.tenant)) {
+    proven.credential = Credential(principals, &*found);
+    proven.proof = server_mac(key_of(*found), hello_body, challenge_body);
+    return proven;
+}
+
+// What somebody may do who has proven to be this principal, or to have a token that it signed.
+Status Authenticator::admit(const Principal& principal, const Hello& hello, Proven* proven) {
+    Claims claims;
+    if (!hello.claims.empty()) {
+        if (principal.role == Role::kNode) {
+            return {Code::kPermissionDenied, "a node's secret mints no tokens"};
+        }
+        Result<Claims> read = Claims::read(hello.claims);
+        const uint64_t now_ms = wall_ms();
+        const Status valid = read.ok() ? read->check_time(now_ms / 1000) : read.status();
+        if (!valid.ok()) {
+            return valid;
+        }
+        claims = std::move(*read);
+        // From here on by a clock that nobody sets.
+        proven->expires_ms = boottime_ms() + claims.expires_s * 1000 - now_ms;
+    }
+    if (!may_come_as(principal, hello.role)) {
+        return {Code::kPermissionDenied, "principal " + principal.name + " may not take this role"};
+    }
+    if (hello.role != Role::kNode && !may_use(principal, hello.tenant)) {
         return {Code::kPermissionDenied,
-                "principal " + found->name + " may not use tenant " + std::string(hello.tenant)};
+                "principal " + principal.name + " may not use tenant " + std::string(hello.tenant)};
     }
-    const std::span<const Scope> layers[] = {found->scopes};
-    std::shared_ptr<const Grant> grant = Grant::of(found->name, hello.tenant, layers);
-    if (grant != nullptr && grant->is_empty()) {
-        return {Code::kPermissionDenied, "no scope of principal " + found->name +
+    const std::span<const Scope> layers[] = {principal.scopes, claims.scopes};
+    proven->grant = Grant::of(principal.name, hello.tenant, layers);
+    if (proven->grant != nullptr && proven->grant->is_empty()) {
+        return {Code::kPermissionDenied, "no scope of principal " + principal.name +
                                              " is about tenant " + std::string(hello.tenant)};
     }
-    return Proven{Credential(principals, &*found), std::move(grant),
-                  server_mac(found->secret, hello_body, challenge_body)};
+    return {};
+}
+
+Status Authenticator::may_try(std::string_view principal, std::string_view network) {
+    const uint64_t wait_ms = failed_.refuse_ms(principal, network, boottime_ms());
+    return wait_ms == 0 ? Status()
+                        : Status(Code::kUnauthenticated,
+                                 "too many wrong tokens for this principal from this address: try "
+                                 "again in " +
+                                     std::to_string(wait_ms / 1000 + 1) + " s");
 }
 
 Credential Authenticator::renewed(const Principal& principal) const {

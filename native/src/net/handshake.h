@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "net/failed_proofs.h"
 #include "net/scope.h"
 #include "wire/messages_session.h"
 
@@ -25,7 +26,7 @@ struct HelloParams {
     std::string tenant = "default";
     std::string ns;
     std::string principal;  // with a token
-    std::string token;      // the secret; empty: no authentication
+    std::string token;      // the secret, or a minted token; empty: no authentication
     uint64_t features = kAllFeatures;
     uint64_t required = 0;
     uint64_t session_id = 0;
@@ -101,6 +102,7 @@ class Authenticator {
     struct Proven {
         Credential credential;
         std::shared_ptr<const Grant> grant;  // null: the session has no limits
+        uint64_t expires_ms = 0;             // boot time at which a minted token ends; 0: never
         Digest proof{};                      // the server's MAC for the Welcome
     };
 
@@ -108,8 +110,14 @@ class Authenticator {
     void replace(std::vector<Principal> principals);
     bool required() const;
     // Whether `mac` proves the hello's principal, and that one may have its role and tenant.
+    // `network`: where it comes from; wrong proofs are counted by it (failed_proofs.h).
     Result<Proven> verify(const Hello& hello, std::span<const uint8_t> hello_body,
-                          std::span<const uint8_t> challenge_body, const Digest& mac) const;
+                          std::span<const uint8_t> challenge_body, const Digest& mac,
+                          std::string_view network = {});
+    // Why this principal may not try now, after wrong proofs from there; Ok: it may.
+    Status may_try(std::string_view principal, std::string_view network);
+    bool has_failures() const { return failed_.any(); }
+    FailedProofs::Stats failures() const { return failed_.stats(); }
     // How often the principals were replaced: sessions are looked at again when it changes.
     uint64_t replacements() const { return replacements_.load(std::memory_order_acquire); }
     // The same principal as it stands now; null if its secret, role, tenants or scopes have
@@ -120,10 +128,12 @@ class Authenticator {
     using Principals = std::vector<Principal>;  // by name
 
     std::shared_ptr<const Principals> current() const KV_EXCLUDES(mutex_);
+    static Status admit(const Principal& principal, const Hello& hello, Proven* proven);
 
     mutable Mutex mutex_;
     std::shared_ptr<const Principals> principals_ KV_GUARDED_BY(mutex_);
     std::atomic<uint64_t> replacements_{0};
+    FailedProofs failed_;
 };
 
 }  // namespace kvstore

@@ -3,16 +3,18 @@
 
 namespace kvstore {
 
-void Refusals::add(Code code, std::string_view address, std::string_view reason) {
-    Key key(code, address.substr(0, address.rfind(':')), reason);
+void Refusals::add(Code code, std::string_view address, std::string_view reason,
+                   std::string_view who) {
+    Key key(code, address.substr(0, address.rfind(':')), reason, who);
     const MutexLock lock(mutex_);
     if (entries_.size() >= kMostEntries && !entries_.contains(key)) {
-        key = {code, {}, {}};
+        key = {code, {}, {}, {}};
     }
     Refusal& entry = entries_[key];
     entry.code = code;
     entry.host = std::get<1>(key);
     entry.reason = reason;
+    entry.who = std::get<3>(key);
     ++entry.count;
 }
 

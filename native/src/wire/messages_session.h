@@ -39,6 +39,7 @@ struct Hello {
     // Client to node by socket, where it would rather map the node's memory:
     uint64_t host_identity = 0;  // net/host_identity.h
     uint8_t attach_cause = 0;    // AttachCause: why it could not; may be a later build's
+    std::string_view claims{};   // of the minted token whose key proves them
     static void fields(auto& m, auto& v) {
         v.number(1, m.version_min);
         v.number(2, m.version_max);
@@ -62,6 +63,7 @@ struct Hello {
         v.number(20, m.mapped_epoch);
         v.number(21, m.host_identity);
         v.number(22, m.attach_cause);
+        v.text(23, m.claims, limits::kMaxClaimsBytes);
     }
 };
 

@@ -347,7 +347,8 @@ void added_fields(Visit&& visit) {
                 .slot_inode = 4711,
                 .mapped_epoch = 12,
                 .host_identity = 0xC0FFEE,
-                .attach_cause = 2});
+                .attach_cause = 2,
+                .claims = "exp=1893456000+verbs=read"});
     visit(Welcome{.version = 0x10000,
                   .node_id = "node-a",
                   .node_epoch = 3,
