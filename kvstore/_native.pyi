@@ -73,6 +73,20 @@ class Inspection(TypedDict):
     replicas_wanted: int
     replicas: list[tuple[str, int]]
 
+class Tls:
+    def __init__(
+        self,
+        *,
+        cert: str = "",
+        key: str = "",
+        ca: str,
+        client_auth: int = 0,
+        required: bool = True,
+        follow: bool = False,
+    ) -> None: ...
+    def replace(self, other: Tls) -> None: ...
+    def expires_in_s(self) -> int: ...
+
 class Client:
     def __init__(
         self,
@@ -90,6 +104,7 @@ class Client:
         ucx_libraries: list[str] = ...,
         ucx_settings: list[tuple[str, str]] = ...,
         locality: tuple[str, str, str] = ...,
+        tls: Tls | None = None,
     ) -> None: ...
     @property
     def closed(self) -> bool: ...
@@ -352,6 +367,7 @@ class NodeOptions:
     principal: str
     token: str
     principals: list[NativePrincipal]
+    tls: Tls | None
     segment_bytes: int
     domains: list[DomainOptions]
     index_entries: int
@@ -392,7 +408,14 @@ def probe_node(
     principal: str = "",
     token: str = "",
     timeout_ms: int = 5000,
+    tls: Tls | None = None,
 ) -> dict[str, Any]: ...
 def probe_master(
-    address: str, *, role: int, principal: str, token: str, timeout_ms: int
+    address: str,
+    *,
+    role: int,
+    principal: str = "",
+    token: str = "",
+    timeout_ms: int = 5000,
+    tls: Tls | None = None,
 ) -> Any: ...

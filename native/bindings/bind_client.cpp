@@ -3,6 +3,7 @@
 // Arguments are read with the GIL, all I/O and copying is done without it. Codes are returned as
 // numbers (status.h); what the caller has to fix is raised through kvstore.errors.
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -13,6 +14,7 @@
 #include "bindings.h"
 #include "gil.h"
 #include "locality_tuple.h"
+#include "net/tls.h"
 #include "py_arguments.h"
 #include "py_client.h"
 
@@ -249,7 +251,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
                 const std::string& client_name, uint32_t timeout_ms, uint8_t transport,
                 uint32_t stripes, uint32_t poll_us, const std::vector<std::string>& ucx_libraries,
                 const std::vector<std::pair<std::string, std::string>>& ucx_settings,
-                const LocalityTuple& locality) {
+                const LocalityTuple& locality, const std::shared_ptr<Tls>& tls) {
     ClientOptions options;
     options.masters = masters;
     options.tenant = tenant;
@@ -264,6 +266,7 @@ Client* connect(const std::vector<std::string>& masters, const std::string& tena
     options.ucx = {ucx_libraries, ucx_settings};
     options.locality = locality_of(locality).bounded();
     options.on_unattached = report_unattached;
+    options.tls = tls;
     Result<std::unique_ptr<ClientCore>> core =
         interruptible([&] { return ClientCore::connect(std::move(options)); });
     return new Client(value_or_raise(std::move(core)));
@@ -533,7 +536,7 @@ void bind_client(nb::module_& module) {
                "principal"_a, "token"_a, "client_name"_a, "timeout_ms"_a, "transport"_a,
                "stripes"_a, "poll_us"_a = 0, "ucx_libraries"_a = std::vector<std::string>(),
                "ucx_settings"_a = std::vector<std::pair<std::string, std::string>>(),
-               "locality"_a = LocalityTuple());
+               "locality"_a = LocalityTuple(), "tls"_a.none() = nb::none());
     bind_reads(client);
     bind_writes(client);
     bind_client_nodes(client);

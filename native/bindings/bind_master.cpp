@@ -6,6 +6,7 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
@@ -463,7 +464,8 @@ void bind_options(nb::class_<PyMaster>& master) {
            const nb::bytes& secret, uint32_t epoch, const std::vector<PrincipalTuple>& principals,
            bool rebuilding, bool journal_auto_ack, uint64_t trimmed_seq, uint64_t version_floor,
            size_t loops, uint32_t poll_us, const std::string& grpc_endpoint,
-           const std::string& http_endpoint, std::vector<std::string> peers) {
+           const std::string& http_endpoint, std::vector<std::string> peers,
+           const std::shared_ptr<Tls>& tls) {
             if (epoch == 0 || epoch > kMaxEpoch) {
                 raise_status(Status(Code::kInvalidArgument, "epoch out of range"));
             }
@@ -483,13 +485,14 @@ void bind_options(nb::class_<PyMaster>& master) {
             service.http_endpoint = http_endpoint;
             service.peers = std::move(peers);
             service.principals = principals_from(principals);
+            service.tls = tls;
             new (self) PyMaster(core, std::move(service));
         },
         nb::kw_only(), "listen"_a, "cluster_id"_a, "secret"_a, "epoch"_a,
         "principals"_a = std::vector<PrincipalTuple>(), "rebuilding"_a = false,
         "journal_auto_ack"_a = false, "trimmed_seq"_a = 0, "version_floor"_a = 0, "loops"_a = 2,
         "poll_us"_a = 0, "grpc_endpoint"_a = "", "http_endpoint"_a = "",
-        "peers"_a = std::vector<std::string>(),
+        "peers"_a = std::vector<std::string>(), "tls"_a.none() = nb::none(),
         "principals: [(name, role 0 client 1 node 2 operator, tenants, secret, scopes)]; none: no "
         "authentication. epoch: drawn by policy, larger than every earlier one.");
 }
@@ -555,10 +558,10 @@ void bind_master(nb::module_& module) {
         .def("stop", &PyMaster::stop, nb::call_guard<GilReleased>())
         .def(
             "set_endpoints",
-            [](PyMaster& self, const std::string& grpc, const std::string& http) {
-                self.service().set_endpoints(grpc, http);
-            },
-            "grpc_endpoint"_a, "http_endpoint"_a, "What the hello names, once they are bound.")
+            [](PyMaster& self, const std::string& grpc, const std::string& http,
+               const std::string& tls_grpc) { self.service().set_endpoints(grpc, http, tls_grpc); },
+            "grpc_endpoint"_a, "http_endpoint"_a, "tls_grpc_endpoint"_a = "",
+            "What the hello names, once they are bound; the last one to peers that use TLS.")
         .def(
             "set_principals",
             [](PyMaster& self, const std::vector<PrincipalTuple>& principals) {

@@ -315,55 +315,6 @@ nb::list take_spans(PyNode& self) {
     return out;
 }
 
-WelcomeData say_hello(const std::string& address, const HelloParams& hello, uint32_t timeout_ms) {
-    const auto ask = [&]() -> Result<WelcomeData> {
-        const Result<Endpoint> endpoint = Endpoint::parse(address);
-        if (!endpoint.ok()) {
-            return endpoint.status();
-        }
-        auto channel = Channel::connect(*endpoint, hello, Deadline::after_ms(timeout_ms));
-        if (!channel.ok()) {
-            return channel.status();
-        }
-        return (*channel)->welcome();
-    };
-    return value_or_raise(interruptible(ask));
-}
-
-nb::dict probe_master(const std::string& address, int role, const std::string& principal,
-                      const std::string& token, uint32_t timeout_ms) {
-    HelloParams hello;
-    hello.role = role_from(role);  // a node without a session id gets the Welcome and no link
-    hello.principal = principal;
-    hello.token = token;
-    hello.client_name = "probe";
-    const WelcomeData welcome = say_hello(address, hello, timeout_ms);
-    nb::dict out;
-    out["cluster_id"] = welcome.cluster_id;
-    out["master_epoch"] = welcome.master_epoch;
-    out["grpc_endpoint"] = welcome.grpc_endpoint;
-    out["http_endpoint"] = welcome.http_endpoint;
-    return out;
-}
-
-// As another node of the cluster would. With a token the node proves that it knows it, too.
-nb::dict probe_node(const std::string& address, const std::string& cluster_id,
-                    const std::string& node_id, const std::string& principal,
-                    const std::string& token, uint32_t timeout_ms) {
-    HelloParams hello;
-    hello.role = Role::kNode;
-    hello.cluster_id = cluster_id;
-    hello.node_id = node_id;
-    hello.principal = principal;
-    hello.token = token;
-    hello.client_name = "master";
-    const WelcomeData welcome = say_hello(address, hello, timeout_ms);
-    nb::dict out;
-    out["node_id"] = welcome.node_id;
-    out["node_epoch"] = welcome.node_epoch;
-    return out;
-}
-
 nb::dict snapshot(PyNode& self, uint32_t timeout_ms) {
     const NvmeTier::Snapshot done = self.run([&](NodeCore& core) {
         if (core.nvme() == nullptr) {
@@ -586,13 +537,6 @@ void bind_node(nb::module_& module) {
     bind_processes(node);
     bind_sessions(node);
     bind_state(node);
-
-    module.def("probe_master", &probe_master, "address"_a, nb::kw_only(), "role"_a,
-               "principal"_a = "", "token"_a = "", "timeout_ms"_a = 5000,
-               "Say hello to a master: {cluster_id, master_epoch, grpc_endpoint, http_endpoint}.");
-    module.def("probe_node", &probe_node, "address"_a, nb::kw_only(), "cluster_id"_a, "node_id"_a,
-               "principal"_a = "", "token"_a = "", "timeout_ms"_a = 5000,
-               "Say hello to a node: {node_id, node_epoch}.");
 }
 
 }  // namespace kvstore

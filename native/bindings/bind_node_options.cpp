@@ -1,5 +1,6 @@
 // What a native node is created with: attributes for Python, and Python's catalog and progress
 // report as the native side calls them.
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -104,6 +105,26 @@ void bind_tunables(nb::module_& module) {
     bind_nvme(tunables, "prefetch_bytes_per_s", &NvmeTierTunables::prefetch_bytes_per_s);
 }
 
+// How it works: processes, threads, the tier on NVMe.
+void bind_workings(nb::class_<PyNodeOptions>& options) {
+    options.def_rw("ucx", &PyNodeOptions::ucx, "UCX processes will be adopted.")
+        .def_rw("tracing", &PyNodeOptions::tracing, "take_spans() will be called.")
+        .def_rw("server_threads", &PyNodeOptions::server_threads)
+        .def_rw("poll_us", &PyNodeOptions::poll_us)
+        .def_rw("nvme_dirs", &PyNodeOptions::nvme_dirs, "One on each device. Empty: no tier.")
+        .def_rw("nvme_bytes", &PyNodeOptions::nvme_bytes)
+        .def_rw("discard_foreign_nvme", &PyNodeOptions::discard_foreign_nvme)
+        .def_rw("nvme_keep_free", &PyNodeOptions::nvme_keep_free,
+                "Share of nvme_dir's file system that new log files leave free.")
+        .def_rw("allow_cold_restart", &PyNodeOptions::allow_cold_restart,
+                "Start without room for a second index, and empty when there is none.")
+        .def_rw("nvme_catalogs", &PyNodeOptions::catalogs,
+                "Of each folder: save(seq, bytes), load(seq), drop(seq), list(). Empty: every "
+                "start scans.")
+        .def_rw("on_nvme_progress", &PyNodeOptions::on_progress,
+                "Called with (files read, files, objects) while the folder is read.");
+}
+
 }  // namespace
 
 std::vector<std::unique_ptr<NvmeCatalog>> catalogs_of(const PyNodeOptions& options) {
@@ -137,8 +158,8 @@ void bind_node_options(nb::module_& module) {
         .def_rw("others", &DomainOptions::others, "And all tenants that no domain names.")
         .def_rw("is_private", &DomainOptions::is_private, "Nobody may map it.")
         .def_rw("segment_bytes", &DomainOptions::segment_bytes, "0: all of the node's.");
-    nb::class_<PyNodeOptions>(module, "NodeOptions", "What a native node is created with.")
-        .def(nb::init<>())
+    nb::class_<PyNodeOptions> options(module, "NodeOptions", "What a native node is created with.");
+    options.def(nb::init<>())
         .def_prop_rw(
             "tunables", [](PyNodeOptions& self) -> NodeTunables& { return self; },
             [](PyNodeOptions& self, const NodeTunables& tunables) {
@@ -172,30 +193,20 @@ void bind_node_options(nb::module_& module) {
             [](PyNodeOptions& self, const std::vector<PrincipalTuple>& principals) {
                 self.principals = principals_from(principals);
             },
-            "[(name, role, tenants, secret, scopes)] who may connect; cannot be read back. Empty: no "
+            "[(name, role, tenants, secret, scopes)] who may connect; cannot be read back. Empty: "
+            "no "
             "authentication.")
+        .def_prop_rw(
+            "tls", nullptr,
+            [](PyNodeOptions& self, const std::shared_ptr<Tls>& tls) { self.tls = tls; },
+            nb::for_setter(nb::arg("tls").none()), "Of TCP; None: plain.")
         .def_rw("segment_bytes", &PyNodeOptions::segment_bytes)
         .def_rw("domains", &PyNodeOptions::domains,
                 "In the order of SegmentFiles's; empty: one for everybody.")
         .def_rw("index_entries", &PyNodeOptions::index_entries, "0: from the segment's size.")
         .def_rw("lease_cap_bytes", &PyNodeOptions::lease_cap_bytes,
-                "Leased bytes of one tenant. 0: half of the segment.")
-        .def_rw("ucx", &PyNodeOptions::ucx, "UCX processes will be adopted.")
-        .def_rw("tracing", &PyNodeOptions::tracing, "take_spans() will be called.")
-        .def_rw("server_threads", &PyNodeOptions::server_threads)
-        .def_rw("poll_us", &PyNodeOptions::poll_us)
-        .def_rw("nvme_dirs", &PyNodeOptions::nvme_dirs, "One on each device. Empty: no tier.")
-        .def_rw("nvme_bytes", &PyNodeOptions::nvme_bytes)
-        .def_rw("discard_foreign_nvme", &PyNodeOptions::discard_foreign_nvme)
-        .def_rw("nvme_keep_free", &PyNodeOptions::nvme_keep_free,
-                "Share of nvme_dir's file system that new log files leave free.")
-        .def_rw("allow_cold_restart", &PyNodeOptions::allow_cold_restart,
-                "Start without room for a second index, and empty when there is none.")
-        .def_rw("nvme_catalogs", &PyNodeOptions::catalogs,
-                "Of each folder: save(seq, bytes), load(seq), drop(seq), list(). Empty: every "
-                "start scans.")
-        .def_rw("on_nvme_progress", &PyNodeOptions::on_progress,
-                "Called with (files read, files, objects) while the folder is read.");
+                "Leased bytes of one tenant. 0: half of the segment.");
+    bind_workings(options);
 }
 
 }  // namespace kvstore

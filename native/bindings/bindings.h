@@ -13,6 +13,7 @@ void bind_master(nanobind::module_& module);
 void bind_node(nanobind::module_& module);
 void bind_reuse(nanobind::module_& module);
 void bind_scopes(nanobind::module_& module);
+void bind_tls(nanobind::module_& module);
 void bind_ucx(nanobind::module_& module);
 
 // Raises kvstore.errors' class for the status (the table lives there). Needs the GIL.

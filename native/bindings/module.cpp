@@ -55,6 +55,7 @@ NB_MODULE(_native, module) {
     module.attr("MAX_BATCH_KEYS") = kvstore::limits::kMaxBatchKeys;
     module.attr("MAX_LEASE_MS") = kvstore::limits::kMaxLeaseMs;
     module.attr("MAX_TIMEOUT_MS") = kvstore::limits::kMaxTimeoutMs;
+    kvstore::bind_tls(module);
     kvstore::bind_client(module);
     kvstore::bind_master(module);
     kvstore::bind_node(module);

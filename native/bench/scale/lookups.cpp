@@ -48,7 +48,7 @@ Status Clients::connect(size_t count) {
         auto client = std::make_shared<Client>();
         client->random.seed(clients_.size() + 1);
         Result<std::shared_ptr<ConnectionRef>> ref =
-            server_.adopt((*channel)->release_fd(), Peer{.address = master_}, client);
+            server_.adopt((*channel)->release(), Peer{.address = master_}, client);
         if (!ref.ok()) {
             return ref.status();
         }

@@ -57,6 +57,7 @@ Result<std::unique_ptr<ClientContext>> ClientContext::open(ClientOptions options
     hello.token = given.token;
     hello.client_name = given.client_name;
     hello.poll_us = given.poll_us;
+    hello.tls = given.tls;
     hello.features |= context->ucx_.wanted() ? kFeatureUcx : 0;
     const Deadline deadline = context->deadline();
     context->master_ = std::make_unique<MasterClient>(std::move(*endpoints), hello);

@@ -30,6 +30,7 @@ struct ClientOptions {
     Transport transport = Transport::kAuto;
     uint32_t stripes = 1;  // connections that a large read from one node is spread over, at most
     uint32_t poll_us = 0;  // a wait polls for up to that long before it sleeps
+    std::shared_ptr<const Tls> tls{};  // null: plain
     OnUnattached on_unattached{};
     UcxOptions ucx{};     // without libraries: none
     Locality locality{};  // of this process

@@ -64,7 +64,7 @@ void GetRequest::wait_for_any(std::span<GetRequest* const> requests) {
     UcxLane* lane = nullptr;  // they share one
     for (const GetRequest* request : requests) {
         // What is here of an incomplete reply has been looked at: it needs more from the socket.
-        if (request->replied_ && request->lease_->has_input()) {
+        if ((request->replied_ && request->lease_->has_input()) || request->lease_->has_unread()) {
             return;
         }
         if (request->transfer_ != nullptr) {

@@ -120,6 +120,7 @@ MasterBlockPort::MasterBlockPort(MasterCore& core, Options options)
     server.poll_us = options_.poll_us;
     server.cluster_id = options_.cluster_id;
     server.authenticator = authenticator_;
+    server.tls = options_.tls;
     server_ = std::make_unique<EventServer>(std::move(server), *this);
 }
 
@@ -156,10 +157,12 @@ void MasterBlockPort::set_principal_share(double share) {
     core_.set_principal_share(share);
 }
 
-void MasterBlockPort::set_endpoints(const std::string& grpc, const std::string& http) {
+void MasterBlockPort::set_endpoints(const std::string& grpc, const std::string& http,
+                                    const std::string& tls_grpc) {
     const MutexLock lock(mutex_);
     grpc_endpoint_ = grpc;
     http_endpoint_ = http;
+    tls_grpc_endpoint_ = tls_grpc;
 }
 
 Result<HelloAnswer> MasterBlockPort::on_hello(Connection& connection, const Hello& hello) {
@@ -195,7 +198,9 @@ Result<HelloAnswer> MasterBlockPort::on_hello(Connection& connection, const Hell
     answer.welcome.peers = options_.peers;
     {
         const MutexLock lock(mutex_);
-        answer.welcome.grpc_endpoint = grpc_endpoint_;
+        const bool tls = connection.peer().is_tls;
+        answer.welcome.grpc_endpoint =
+            tls && !tls_grpc_endpoint_.empty() ? tls_grpc_endpoint_ : grpc_endpoint_;
         answer.welcome.http_endpoint = http_endpoint_;
     }
     answer.session = std::move(session);

@@ -24,6 +24,7 @@ class MasterBlockPort final : public ConnectionHandler {
         std::string http_endpoint;
         std::vector<std::string> peers;
         std::vector<Principal> principals;  // none: no authentication
+        std::shared_ptr<const Tls> tls;     // null: plain
     };
     MasterBlockPort(MasterCore& core, Options options);
     ~MasterBlockPort() override;
@@ -35,7 +36,9 @@ class MasterBlockPort final : public ConnectionHandler {
     // The largest share of the clients' sessions, and of what waits, that one principal may have.
     void set_principal_share(double share);
     // What the hello names; before start() when they are known, or any time later.
-    void set_endpoints(const std::string& grpc, const std::string& http);
+    // Whoever came by TLS is told `tls_grpc`, unless it is empty.
+    void set_endpoints(const std::string& grpc, const std::string& http,
+                       const std::string& tls_grpc = {});
     ServerStats stats() const { return server_->stats(); }
     // Runs `fn` on the first event loop; dropped once the port has stopped.
     void post(std::function<void()> fn) { server_->post(0, std::move(fn)); }
@@ -102,6 +105,7 @@ class MasterBlockPort final : public ConnectionHandler {
     Mutex mutex_;
     std::string grpc_endpoint_ KV_GUARDED_BY(mutex_);
     std::string http_endpoint_ KV_GUARDED_BY(mutex_);
+    std::string tls_grpc_endpoint_ KV_GUARDED_BY(mutex_);
     std::shared_ptr<Authenticator> authenticator_;
     const std::shared_ptr<Deeds> deeds_ = std::make_shared<Deeds>();
     std::unique_ptr<EventServer> server_;

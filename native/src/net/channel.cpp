@@ -11,6 +11,7 @@
 
 #include "base/interrupt.h"
 #include "net/minted_token.h"
+#include "net/tls.h"
 
 namespace kvstore {
 namespace {
@@ -31,12 +32,27 @@ Result<std::unique_ptr<Channel>> Channel::connect(const Endpoint& endpoint,
     if (!fd.ok()) {
         return fd.status();
     }
+    if (params.tls == nullptr || endpoint.is_unix()) {
+        return handshake(std::move(*fd), params, deadline);
+    }
+    bool is_plain = false;
+    auto session = params.tls->connect(fd->get(), endpoint.host, deadline, &is_plain);
+    if (session.ok()) {
+        return handshake(Stream(std::move(*fd), std::move(*session)), params, deadline);
+    }
+    if (!is_plain || params.tls->required()) {
+        return session.status();
+    }
+    fd = connect_to(endpoint, deadline);
+    if (!fd.ok()) {
+        return fd.status();
+    }
     return handshake(std::move(*fd), params, deadline);
 }
 
-Result<std::unique_ptr<Channel>> Channel::handshake(Fd fd, const HelloParams& params,
+Result<std::unique_ptr<Channel>> Channel::handshake(Stream stream, const HelloParams& params,
                                                     Deadline deadline) {
-    std::unique_ptr<Channel> channel(new Channel(std::move(fd)));
+    std::unique_ptr<Channel> channel(new Channel(std::move(stream)));
     Status status = channel->shake_hands(params, deadline);
     if (!status.ok()) {
         return status;
@@ -102,20 +118,22 @@ Status Channel::send_handshake(MessageType type, std::span<const uint8_t> body, 
                        .type = static_cast<uint16_t>(type),
                        .request_id = type == MessageType::kHello ? kHelloMagic : 0});
     iovec parts[2] = {to_iovec(head), to_iovec(body)};
-    return send_all(fd_.get(), parts, deadline);
+    return send_all(stream_, parts, deadline);
 }
 
 // Reads exactly one frame, its body into input_: what follows belongs to whoever owns the socket
 // then.
 Status Channel::receive_handshake(FrameHeader* header, Deadline deadline) {
     FrameHeaderBytes head;
-    Status status = recv_all_with_fds(fd_.get(), head, &fds_, kMaxPassedFds, deadline);
+    Status status = stream_.is_tls()
+                        ? recv_all(stream_, std::span<uint8_t>(head), deadline)
+                        : recv_all_with_fds(stream_.fd(), head, &fds_, kMaxPassedFds, deadline);
     if (status.ok()) {
         status = decode_handshake_header(head, header);
     }
     if (status.ok()) {
         input_.resize(header->body_bytes);
-        status = recv_all(fd_.get(), std::span<uint8_t>(input_), deadline);
+        status = recv_all(stream_, std::span<uint8_t>(input_), deadline);
     }
     if (!status.ok()) {
         return status;
@@ -159,15 +177,15 @@ Status Channel::take_welcome(const HelloParams& params, const Digest* proof) {
 
 Status Channel::kill(Status status) {
     dead_ = true;
-    (void)::shutdown(fd_.get(), SHUT_RDWR);
+    (void)::shutdown(stream_.fd(), SHUT_RDWR);
     return shut_down_ ? Status(Code::kClosed, "the channel was shut down") : status;
 }
 
 bool Channel::usable() {
-    if (!alive() || shut_down_ || payload_left_ != 0 || begin_ != end_) {
+    if (!alive() || shut_down_ || payload_left_ != 0 || has_input()) {
         return false;
     }
-    pollfd entry{fd_.get(), POLLIN, 0};
+    pollfd entry{stream_.fd(), POLLIN, 0};
     if (poll(&entry, 1, 0) == 0) {
         return true;
     }
@@ -192,12 +210,12 @@ bool Channel::await_input(Deadline deadline) {
 
 void Channel::shutdown() {
     shut_down_ = true;
-    (void)::shutdown(fd_.get(), SHUT_RDWR);
+    (void)::shutdown(stream_.fd(), SHUT_RDWR);
 }
 
-Fd Channel::release_fd() {
+Stream Channel::release() {
     dead_ = true;
-    return std::move(fd_);
+    return std::move(stream_);
 }
 
 Result<Channel::Reply> Channel::call(MessageType type, std::span<const uint8_t> body,
@@ -234,7 +252,7 @@ Status Channel::send(MessageType type, std::span<const uint8_t> body, const Payl
     Status status;
     if (payload.crcs.empty()) {
         parts_.insert(parts_.end(), payload.parts.begin(), payload.parts.end());
-        status = send_all(fd_.get(), parts_, deadline);
+        status = send_all(stream_, parts_, deadline);
     } else {
         status = send_checked(payload, data_bytes, deadline);
     }
@@ -250,22 +268,25 @@ Status Channel::send_checked(const Payload& payload, uint64_t data_bytes, Deadli
         TransferCursor(payload.parts, payload.crcs, payload.crc_of).passed(data_bytes);
         parts_.insert(parts_.end(), payload.parts.begin(), payload.parts.end());
         parts_.push_back(crcs);
-        return send_all(fd_.get(), parts_, deadline);
+        return send_all(stream_, parts_, deadline);
     }
-    if (Status status = send_all(fd_.get(), parts_, deadline, MSG_MORE); !status.ok()) {
+    if (Status status = send_all(stream_, parts_, deadline, MSG_MORE); !status.ok()) {
         return status;
     }
     TransferCursor cursor(payload.parts, payload.crcs, payload.crc_of);
-    if (Status status = send_all(fd_.get(), &cursor, deadline, MSG_MORE); !status.ok()) {
+    if (Status status = send_all(stream_, &cursor, deadline, MSG_MORE); !status.ok()) {
         return status;
     }
-    return send_all(fd_.get(), std::span(&crcs, 1), deadline);
+    return send_all(stream_, std::span(&crcs, 1), deadline);
 }
 
 // Makes [begin_, end_) hold at least `wanted` bytes. The buffer grows with what has arrived, not
 // with what was announced.
 int Channel::poll_input(int timeout_ms) {
-    pollfd entry{fd_.get(), POLLIN, 0};
+    if (has_unread()) {
+        return 1;
+    }
+    pollfd entry{stream_.fd(), POLLIN, 0};
     return polling_.wait(timeout_ms, [&](int ms) { return poll(&entry, 1, ms); });
 }
 
@@ -279,11 +300,13 @@ Status Channel::fill(size_t wanted, Deadline deadline) {
         if (end_ == input_.size()) {
             input_.resize(std::min(begin_ + wanted, 2 * input_.size()));
         }
-        const ssize_t count = recv(fd_.get(), input_.data() + end_, input_.size() - end_, 0);
+        const ssize_t count = stream_.receive(std::span(input_).subspan(end_), 0);
         if (count > 0) {
             end_ += static_cast<size_t>(count);
-        } else if (count == 0 || (errno != EAGAIN && errno != EINTR)) {
+        } else if (count == 0) {
             return {Code::kClosed, "the peer has closed the connection"};
+        } else if (errno != EAGAIN && errno != EINTR) {
+            return stream_.error("recv");
         }
         if (count < 0 || deadline.expired()) {
             if (end_ - begin_ < wanted && poll_input(wait_slice_ms(deadline.left_ms())) <= 0 &&
@@ -360,7 +383,7 @@ Status Channel::recv_payload(std::span<const iovec> into, Deadline deadline) {
     payload_left_ -= wanted;
     TransferCursor cursor(into);
     take_buffered(&cursor);
-    const Status status = recv_all(fd_.get(), &cursor, deadline);
+    const Status status = recv_all(stream_, &cursor, deadline);
     return status.ok() ? status : kill(status);
 }
 
@@ -404,7 +427,7 @@ Result<size_t> Channel::recv_some(TransferCursor* cursor) {
         take_buffered(cursor);
         count -= end_ - begin_;
     } else {
-        const Result<size_t> received = kvstore::recv_some(fd_.get(), cursor);
+        const Result<size_t> received = kvstore::recv_some(stream_, cursor);
         if (!received.ok()) {
             return kill(received.status());
         }

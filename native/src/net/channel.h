@@ -13,7 +13,7 @@
 
 #include "net/handshake.h"
 #include "net/polling.h"
-#include "net/socket.h"
+#include "net/stream.h"
 #include "net/transfer_cursor.h"
 #include "wire/messages.h"
 
@@ -35,17 +35,18 @@ class Channel {
         std::span<const uint8_t> body;  // valid until the next send or receive
     };
 
-    // Connects and shakes hands. Refusals carry the server's code and sentence. With a token the
-    // server has to prove that it knows it too.
+    // Connects and shakes hands; over TLS where the hello has it and the endpoint is TCP's.
+    // Refusals carry the server's code and sentence. With a token the server has to prove that it
+    // knows it too.
     static Result<std::unique_ptr<Channel>> connect(const Endpoint& endpoint,
                                                     const HelloParams& params, Deadline deadline);
     // The same on a socket that is connected already.
-    static Result<std::unique_ptr<Channel>> handshake(Fd fd, const HelloParams& params,
+    static Result<std::unique_ptr<Channel>> handshake(Stream stream, const HelloParams& params,
                                                       Deadline deadline);
 
     const WelcomeData& welcome() const { return welcome_; }
     std::vector<Fd> take_fds() { return std::move(fds_); }  // segment, index, clients; or none
-    bool alive() const { return fd_.valid() && !dead_; }
+    bool alive() const { return stream_.valid() && !dead_; }
     // For a pooled channel before reuse: false when the peer has closed or sent something
     // meanwhile.
     bool usable();
@@ -53,8 +54,8 @@ class Channel {
     void shutdown();
     // Ends the channel: its stream is out of step. Returns `status`, or that it was shut down.
     Status kill(Status status);
-    // Ends the channel and hands its socket over (EventServer::adopt).
-    Fd release_fd();
+    // Ends the channel and hands its stream over (EventServer::adopt).
+    Stream release();
 
     // One request, its reply's header and body. An Error reply becomes its status (the channel
     // lives on unless it was fatal). A reply's payload must be taken by recv_payload or
@@ -81,9 +82,11 @@ class Channel {
     Result<bool> reply_arrived();
     // … takes a step of payload; 0: nothing is here now. The cursor is one of the whole payload.
     Result<size_t> recv_some(TransferCursor* cursor);
-    bool has_input() const { return begin_ != end_; }  // received, not taken
+    bool has_input() const { return begin_ != end_ || has_unread(); }  // received, not taken
+    // Of that, what poll(2) will not tell because it has left the socket.
+    bool has_unread() const { return stream_.has_unread(); }
     Polling& polling() { return polling_; }  // of who waits for several channels, in place of us
-    int fd() const { return fd_.get(); }     // to poll
+    int fd() const { return stream_.fd(); }  // to poll
     uint64_t payload_left() const { return payload_left_; }
 
     // Encodes, calls, checks the reply's type and decodes it. The views in `reply` stay valid until
@@ -109,7 +112,7 @@ class Channel {
     }
 
   private:
-    explicit Channel(Fd fd) : fd_(std::move(fd)) {}
+    explicit Channel(Stream stream) : stream_(std::move(stream)) {}
     Status shake_hands(const HelloParams& params, Deadline deadline);
     Status answer_challenge(const HelloParams& params, std::span<const uint8_t> hello_body,
                             Digest* proof, Deadline deadline);
@@ -122,7 +125,7 @@ class Channel {
     int poll_input(int timeout_ms);
     std::span<const uint8_t> take(size_t size);
 
-    Fd fd_;
+    Stream stream_;
     bool dead_ = false;
     std::atomic<bool> shut_down_{false};
     uint64_t request_id_ = 0;  // of the last request

@@ -51,8 +51,12 @@ void EventConnection::start_adopted(std::shared_ptr<void> adopted_session) {
     opened_ms_ = boottime_ms();
     ++state_.sessions;
     enter(Phase::kOpen);
+    begun_ = true;
     input_.resize(kInputBytes);
     service_.on_open(*this);
+    if (outbox_->stream().has_unread()) {
+        read();  // what came right behind the Welcome
+    }
 }
 
 void EventConnection::authenticate_again() {
@@ -186,14 +190,30 @@ void EventConnection::read() {
             return peer_ended();
         }
         if (count < 0) {
-            if (errno != EAGAIN && errno != EINTR) {
-                outbox_->end(Code::kClosed, "the peer has closed the connection", true);
-            }
-            return;
+            return stop_reading();
         }
         moved_ = true;
         (payload ? taken : bodies) += static_cast<size_t>(count);
         state_.bytes_in.fetch_add(static_cast<uint64_t>(count), std::memory_order_relaxed);
+    }
+    if (outbox_->stream().has_unread() && outbox_->reading()) {
+        // The turn is over, and the socket may have no event for what it has given already.
+        outbox_->post([](Connection& me) { static_cast<EventConnection&>(me).read(); });
+    }
+    if (outbox_->stream().is_tls()) {
+        outbox_->watch_unsent();
+    }
+}
+
+void EventConnection::stop_reading() {
+    if (errno == EPROTO && outbox_->stream().is_tls()) {
+        const Code code = phase_ == Phase::kOpen ? Code::kProtocolError : Code::kUnauthenticated;
+        fail(code, outbox_->stream().tls()->problem());
+    } else if (errno != EAGAIN && errno != EINTR) {
+        outbox_->end(Code::kClosed, "the peer has closed the connection", true);
+    }
+    if (outbox_->stream().is_tls()) {
+        outbox_->watch_unsent();
     }
 }
 
@@ -222,6 +242,9 @@ bool EventConnection::consume() {
             outbox_->set_reading(false);
             return false;
         }
+        if (!begun_ && (buffered() < Tls::kHelloBytes || !begin_stream())) {
+            return !outbox_->ending();
+        }
         if (next_part_ == Part::kPayload) {
             take_buffered_payload();
             if (payload_left_ != 0) {
@@ -242,6 +265,31 @@ bool EventConnection::consume() {
         state_.frames_in.fetch_add(1, std::memory_order_relaxed);
         dispatch(body);
     }
+}
+
+// What is buffered tells whether the peer speaks TLS. False: read again, or it is refused.
+bool EventConnection::begin_stream() {
+    begun_ = true;
+    const std::shared_ptr<const Tls>& tls = state_.options.tls;
+    if (peer_.is_unix || tls == nullptr) {
+        return true;
+    }
+    const std::span<const uint8_t> first(input_.data() + begin_, buffered());
+    if (!Tls::is_hello(first)) {
+        if (tls->required()) {
+            fail(Code::kUnauthenticated, "TLS is required here: set tls (at least its ca)");
+        }
+        return !tls->required();
+    }
+    Result<std::unique_ptr<TlsSession>> begun = tls->accept(outbox_->fd(), first);
+    if (!begun.ok()) {
+        fail(begun.code(), begun.status().message());
+        return false;
+    }
+    outbox_->begin_tls(std::move(*begun));
+    peer_.is_tls = true;
+    begin_ = end_ = 0;
+    return false;
 }
 
 bool EventConnection::take_header() {
@@ -291,10 +339,11 @@ ssize_t EventConnection::read_input(bool* more) {
         input_.resize(std::min(begin_ + wanted, 2 * input_.size()));
     }
     const size_t room = input_.size() - end_;
-    const ssize_t count = recv(outbox_->fd(), input_.data() + end_, room, MSG_DONTWAIT);
+    Stream& stream = outbox_->stream();
+    const ssize_t count = stream.receive(std::span(input_).subspan(end_, room), MSG_DONTWAIT);
     if (count > 0) {
         end_ += static_cast<size_t>(count);
-        *more = static_cast<size_t>(count) == room;
+        *more = static_cast<size_t>(count) == room || stream.has_unread();
     }
     return count;
 }
@@ -336,7 +385,7 @@ ssize_t EventConnection::read_payload(bool* more) {
         extents[0] = {scratch_.data(), std::min<uint64_t>(scratch_.size(), payload_left_)};
         message.msg_iovlen = 1;
     }
-    const ssize_t count = recvmsg(outbox_->fd(), &message, MSG_DONTWAIT);
+    const ssize_t count = outbox_->stream().receive(&message, MSG_DONTWAIT);
     if (count > 0) {
         payload_left_ -= static_cast<uint64_t>(count);
         if (!discard) {
@@ -453,10 +502,10 @@ void EventConnection::on_hello(std::span<const uint8_t> body) {
     peer_.version = *version;
     peer_.features = hello.features & offered_features();
     if (options.authenticator != nullptr && options.authenticator->required()) {
-        if (hello.auth_method != AuthMethod::kToken) {
-            return fail(Code::kUnauthenticated, "a token is required");
+        if (hello.auth_method == AuthMethod::kToken) {
+            return challenge();
         }
-        return challenge();
+        return admit_certificate();
     }
     if (const Status served = check_user(); !served.ok()) {
         ++state_.refused_users;
@@ -477,6 +526,23 @@ Status EventConnection::check_user() const {
     return {Code::kPermissionDenied,
             "this Unix socket serves its owner (uid " + std::to_string(geteuid()) +
                 "), root and the group in socket_group, not uid " + std::to_string(peer_.uid)};
+}
+
+void EventConnection::admit_certificate() {
+    const TlsSession* const tls = outbox_->stream().tls();
+    const std::string name = tls == nullptr ? "" : tls->peer_name();
+    if (name.empty() || !is_valid_name(name)) {
+        return fail(Code::kUnauthenticated, "a token is required");
+    }
+    Result<Authenticator::Proven> admitted =
+        state_.options.authenticator->admit_certified(name, handshake_->hello);
+    if (!admitted.ok()) {
+        return fail(admitted.code(), admitted.status().message());
+    }
+    peer_.principal = name;
+    peer_.grant = std::move(admitted->grant);
+    credential_ = std::move(admitted->credential);
+    open_session(Digest{});
 }
 
 void EventConnection::challenge() {

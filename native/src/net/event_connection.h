@@ -58,7 +58,9 @@ class EventConnection final : public Connection {
     };
 
     void read();
+    void stop_reading();
     bool consume();
+    bool begin_stream();
     bool take_header();
     void dispatch(std::span<const uint8_t> body);
     ssize_t read_input(bool* more);
@@ -72,6 +74,7 @@ class EventConnection final : public Connection {
     void on_hello(std::span<const uint8_t> body);
     Status check_hello(const Hello& hello) const;
     Status check_user() const;
+    void admit_certificate();
     void challenge();
     Status may_prove() const;
     void on_auth(std::span<const uint8_t> body);
@@ -94,6 +97,7 @@ class EventConnection final : public Connection {
 
     Phase phase_ = Phase::kHello;
     Part next_part_ = Part::kHeader;
+    bool begun_ = false;     // plain or TLS: known from the first bytes
     bool admitted_ = false;  // counted as a session, no longer as half-open
     bool moved_ = false;     // bytes came in since the last tick
     uint64_t since_ms_;      // start of the phase, or of the silence in the middle of a frame

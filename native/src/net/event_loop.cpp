@@ -212,7 +212,7 @@ void EventLoop::visit(uint64_t id, const std::function<void(Connection&)>& fn) {
 void EventLoop::evict(uint64_t id) {
     const auto found = connections_.find(id);
     if (found != connections_.end()) {
-        if (!found->second->outbox().ending()) {
+        if (!found->second->outbox().ending() && !found->second->peer().is_tls) {
             send_refused(found->second->outbox().fd(), kEvicted);
         }
         found->second->evict(kEvicted);
@@ -325,8 +325,9 @@ void EventLoop::refuse(const Fd& fd, const std::string& address, std::string_vie
     state_->count_refusal(Code::kOverloaded, address, reason);
 }
 
-std::shared_ptr<Outbox> EventLoop::make_outbox(Fd fd) {
-    return std::make_shared<Outbox>(std::move(fd), next_connection_id++, *this, mailbox_, state_);
+std::shared_ptr<Outbox> EventLoop::make_outbox(Stream stream) {
+    return std::make_shared<Outbox>(std::move(stream), next_connection_id++, *this, mailbox_,
+                                    state_);
 }
 
 EventConnection* EventLoop::insert(std::shared_ptr<Outbox> outbox, Peer peer) {
@@ -348,14 +349,16 @@ void EventLoop::add_accepted(std::shared_ptr<Outbox> outbox, Peer peer) {
     });
 }
 
-std::shared_ptr<Outbox> EventLoop::add_adopted(Fd fd, Peer peer, std::shared_ptr<void> session) {
-    const Peer found = peer_of(fd.get());
+std::shared_ptr<Outbox> EventLoop::add_adopted(Stream stream, Peer peer,
+                                               std::shared_ptr<void> session) {
+    const Peer found = peer_of(stream.fd());
     peer.is_unix = found.is_unix;
     peer.uid = found.uid;
     peer.pid = found.pid;
     peer.address = found.address;
+    peer.is_tls = stream.is_tls();
     ++state_->open;
-    std::shared_ptr<Outbox> outbox = make_outbox(std::move(fd));
+    std::shared_ptr<Outbox> outbox = make_outbox(std::move(stream));
     outbox->set_opened();
     mailbox_->post([this, outbox, peer = std::move(peer), session = std::move(session)] {
         EventConnection* connection = insert(outbox, peer);

@@ -26,8 +26,8 @@ class EventLoop {
     // From any thread.
     void add_listener(Fd fd);
     void add_accepted(std::shared_ptr<Outbox> outbox, Peer peer);
-    std::shared_ptr<Outbox> make_outbox(Fd fd);
-    std::shared_ptr<Outbox> add_adopted(Fd fd, Peer peer, std::shared_ptr<void> session);
+    std::shared_ptr<Outbox> make_outbox(Stream stream);
+    std::shared_ptr<Outbox> add_adopted(Stream stream, Peer peer, std::shared_ptr<void> session);
 
     // On the loop's thread.
     std::vector<SessionView> views() const;

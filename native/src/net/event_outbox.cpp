@@ -101,13 +101,13 @@ void FrameCursor::advance(size_t bytes) {
 
 // ---------------------------------------------------------------------------------- Outbox
 
-Outbox::Outbox(Fd fd, uint64_t id, EventLoop& loop, std::shared_ptr<Mailbox> mailbox,
+Outbox::Outbox(Stream stream, uint64_t id, EventLoop& loop, std::shared_ptr<Mailbox> mailbox,
                std::shared_ptr<ServerState> state)
     : id_(id),
       loop_(loop),
       mailbox_(std::move(mailbox)),
       state_(std::move(state)),
-      fd_(std::move(fd)) {}
+      stream_(std::move(stream)) {}
 
 bool Outbox::send(MessageType type, uint16_t flags, uint64_t request_id,
                   std::span<const uint8_t> body, std::span<const iovec> payload,
@@ -147,6 +147,10 @@ bool Outbox::write_or_queue(const FrameHeader& header, std::span<const uint8_t> 
         FrameCursor cursor(head, body, payload);
         switch (write(&cursor, kBytesPerTurn, &sent)) {
             case Written::kAll:
+                if (stream_.has_unsent()) {
+                    progress_ms_ = boottime_ms();
+                    update_interest();
+                }
                 return true;
             case Written::kBroken:
                 begin_ending(Code::kClosed, "the peer has closed the connection", true);
@@ -184,7 +188,7 @@ Outbox::Written Outbox::write(FrameCursor* cursor, size_t budget, size_t* sent) 
         msghdr message{};
         message.msg_iov = parts.data();
         message.msg_iovlen = cursor->gather(parts);
-        const ssize_t count = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        const ssize_t count = stream_.send(message, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (count < 0 && errno != EINTR) {
             return errno == EAGAIN ? Written::kPart : Written::kBroken;
         }
@@ -204,6 +208,10 @@ bool Outbox::flush() {
     std::vector<std::shared_ptr<void>> finished;  // released after the mutex
     const MutexLock lock(mutex_);
     size_t sent = 0;
+    const bool had_unsent = stream_.has_unsent();
+    if (stream_.flush() != 0 && errno != EAGAIN) {
+        return false;
+    }
     Written written = Written::kAll;
     while (opened_ && !queue_.empty() && written == Written::kAll && sent < kBytesPerTurn) {
         Queued& front = queue_.front();
@@ -215,11 +223,21 @@ bool Outbox::flush() {
             queue_.pop_front();
         }
     }
-    if (sent != 0) {
+    if (sent != 0 || (had_unsent && !stream_.has_unsent())) {
         progress_ms_ = boottime_ms();
     }
     update_interest();
     return written != Written::kBroken;
+}
+
+void Outbox::begin_tls(std::unique_ptr<TlsSession> session) {
+    const MutexLock lock(mutex_);  // others look whether something is unsent
+    stream_.begin_tls(std::move(session));
+}
+
+void Outbox::watch_unsent() {
+    const MutexLock lock(mutex_);
+    update_interest();
 }
 
 bool Outbox::send_handshake(MessageType type, std::span<const uint8_t> body,
@@ -241,7 +259,7 @@ bool Outbox::send_handshake(MessageType type, std::span<const uint8_t> body,
         item->cmsg_len = CMSG_LEN(fds.size_bytes());
         std::memcpy(CMSG_DATA(item), fds.data(), fds.size_bytes());
     }
-    const ssize_t count = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t count = stream_.send(message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (count < 0 || static_cast<size_t>(count) != head.size() + body.size()) {
         return false;
     }
@@ -298,7 +316,7 @@ Status Outbox::enroll(int epoll_fd) {
     epoll_event event{};
     event.events = interest_ = EPOLLIN;
     event.data.u64 = id_;
-    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd_.get(), &event) != 0) {
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, stream_.fd(), &event) != 0) {
         return errno_status("epoll_ctl", "connection");
     }
     epoll_fd_ = epoll_fd;
@@ -308,7 +326,7 @@ Status Outbox::enroll(int epoll_fd) {
 
 void Outbox::update_interest() {
     uint32_t wanted = reading_ ? static_cast<uint32_t>(EPOLLIN) : 0;
-    if (opened_ && !queue_.empty()) {
+    if ((opened_ && !queue_.empty()) || stream_.has_unsent()) {
         wanted |= EPOLLOUT;
     }
     if (epoll_fd_ < 0 || closed_ || wanted == interest_) {
@@ -317,12 +335,12 @@ void Outbox::update_interest() {
     epoll_event event{};
     event.events = interest_ = wanted;
     event.data.u64 = id_;
-    (void)epoll_ctl(epoll_fd_, EPOLL_CTL_MOD, fd_.get(), &event);
+    (void)epoll_ctl(epoll_fd_, EPOLL_CTL_MOD, stream_.fd(), &event);
 }
 
 bool Outbox::drained() const {
     const MutexLock lock(mutex_);
-    return queue_.empty();
+    return queue_.empty() && !stream_.has_unsent();
 }
 
 bool Outbox::congested() const {
@@ -341,7 +359,7 @@ void Outbox::set_reading(bool reading) {
 
 bool Outbox::stalled(uint64_t now_ms) const {
     const MutexLock lock(mutex_);
-    return opened_ && !queue_.empty() &&
+    return opened_ && (!queue_.empty() || stream_.has_unsent()) &&
            now_ms > progress_ms_ + state_->write_stall_ms.load(std::memory_order_relaxed);
 }
 
@@ -350,14 +368,14 @@ std::optional<Outbox::Ending> Outbox::ending() const {
     return ending_;
 }
 
-void Outbox::shut_down_sending() { (void)::shutdown(fd_.get(), SHUT_WR); }
+void Outbox::shut_down_sending() { (void)::shutdown(stream_.fd(), SHUT_WR); }
 
 void Outbox::close_socket() {
     std::deque<Queued> dropped;  // released after the mutex
     const MutexLock lock(mutex_);
     closed_ = true;
     dropped.swap(queue_);
-    fd_.reset();
+    stream_.reset();
 }
 
 }  // namespace kvstore

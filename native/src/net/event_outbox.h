@@ -107,7 +107,7 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
         std::string reason;
         bool at_once = false;  // do not try to send anything more
     };
-    Outbox(Fd fd, uint64_t id, EventLoop& loop, std::shared_ptr<Mailbox> mailbox,
+    Outbox(Stream stream, uint64_t id, EventLoop& loop, std::shared_ptr<Mailbox> mailbox,
            std::shared_ptr<ServerState> state);
 
     bool send(MessageType type, uint16_t flags, uint64_t request_id, std::span<const uint8_t> body,
@@ -118,7 +118,8 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     uint64_t id() const override { return id_; }
 
     // What follows is for the loop's thread only.
-    int fd() const { return fd_.get(); }
+    int fd() const { return stream_.fd(); }
+    Stream& stream() { return stream_; }
     Status enroll(int epoll_fd);
     // A handshake frame, with descriptors. It has to fit into the fresh socket's buffer.
     bool send_handshake(MessageType type, std::span<const uint8_t> body, std::span<const int> fds);
@@ -128,6 +129,9 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     void send_last(MessageType type, std::span<const uint8_t> body);
     // Writes what the socket takes (bounded). False when the socket is broken.
     bool flush();
+    // To be called after reading from a TLS session: it may have answered by itself.
+    void watch_unsent();
+    void begin_tls(std::unique_ptr<TlsSession> session);
     bool drained() const;
     // Whether so much is queued that the peer gets no more requests read.
     bool congested() const;
@@ -164,7 +168,7 @@ class Outbox final : public ConnectionRef, public std::enable_shared_from_this<O
     mutable Mutex mutex_;  // taken before the mailbox's
     // Written by the loop's thread with the mutex held: that thread reads them without, every other
     // one with it.
-    Fd fd_;
+    Stream stream_;
     bool reading_ = true;
     int epoll_fd_ KV_GUARDED_BY(mutex_) = -1;
     bool opened_ KV_GUARDED_BY(mutex_) = false;

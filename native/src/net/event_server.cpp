@@ -107,14 +107,14 @@ void EventServer::stop() {
     }
 }
 
-Result<std::shared_ptr<ConnectionRef>> EventServer::adopt(Fd fd, Peer peer,
+Result<std::shared_ptr<ConnectionRef>> EventServer::adopt(Stream stream, Peer peer,
                                                           std::shared_ptr<void> session) {
     const MutexLock lock(impl_->mutex);
-    if (!impl_->started || impl_->stopped || !fd.valid()) {
+    if (!impl_->started || impl_->stopped || !stream.valid()) {
         return {Code::kClosed, "the server does not run, or the socket is closed"};
     }
     return std::shared_ptr<ConnectionRef>(
-        impl_->place().add_adopted(std::move(fd), std::move(peer), std::move(session)));
+        impl_->place().add_adopted(std::move(stream), std::move(peer), std::move(session)));
 }
 
 void EventServer::set_cluster_id(std::string cluster_id) {

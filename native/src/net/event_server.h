@@ -16,7 +16,8 @@
 
 #include "net/handshake.h"
 #include "net/refusals.h"
-#include "net/socket.h"
+#include "net/stream.h"
+#include "net/tls.h"
 #include "wire/messages.h"
 
 namespace kvstore {
@@ -38,8 +39,9 @@ struct Peer {
     uint32_t version = 0;
     uint64_t features = 0;  // offered by both
     std::string address{};  // for logs
-    bool is_unix = false;   // descriptors can be passed
-    uid_t uid = 0;          // Unix only
+    bool is_tls = false;
+    bool is_unix = false;  // descriptors can be passed
+    uid_t uid = 0;         // Unix only
     pid_t pid = 0;
 };
 
@@ -182,6 +184,7 @@ class EventServer {
         uint32_t tick_ms = 50;
         uint32_t poll_us = 0;  // each loop polls for up to that long before it sleeps
         std::shared_ptr<Authenticator> authenticator{};  // none: authentication off
+        std::shared_ptr<const Tls> tls{};                // of TCP; none: plain alone
     };
     // `service` outlives the server.
     EventServer(Options options, ConnectionHandler& service);
@@ -195,9 +198,10 @@ class EventServer {
     // from a loop thread.
     void stop();
 
-    // Serves a socket whose handshake the caller has done (Channel::release_fd). on_open is called
-    // on the loop before any frame.
-    Result<std::shared_ptr<ConnectionRef>> adopt(Fd fd, Peer peer, std::shared_ptr<void> session);
+    // Serves a stream whose handshake the caller has done (Channel::release). on_open is called on
+    // the loop before any frame.
+    Result<std::shared_ptr<ConnectionRef>> adopt(Stream stream, Peer peer,
+                                                 std::shared_ptr<void> session);
     void set_cluster_id(std::string cluster_id);
     // Options::write_stall_ms from now on, for connections that are open too.
     void set_write_stall_ms(uint32_t stall_ms);

@@ -32,6 +32,17 @@ bool may_use(const Principal& principal, std::string_view tenant) {
     });
 }
 
+Status check_rights(const Principal& principal, const Hello& hello) {
+    if (!may_come_as(principal, hello.role)) {
+        return {Code::kPermissionDenied, "principal " + principal.name + " may not take this role"};
+    }
+    if (hello.role != Role::kNode && !may_use(principal, hello.tenant)) {
+        return {Code::kPermissionDenied,
+                "principal " + principal.name + " may not use tenant " + std::string(hello.tenant)};
+    }
+    return {};
+}
+
 }  // namespace
 
 Hello HelloParams::hello(const Nonce& nonce) const {
@@ -166,7 +177,7 @@ Result<Authenticator::Proven> Authenticator::verify(const Hello& hello,
                equal_constant_time(client_mac(key_of(principal), hello_body, challenge_body), mac);
     });
     if (found == named.end()) {
-        if (named.empty()) {
+        if (std::ranges::all_of(named, &std::string::empty, &Principal::secret)) {
             // The same work, so that names cannot be told by the time it takes.
             const Digest unknown = client_mac("unknown principal", hello_body, challenge_body);
             static_cast<void>(equal_constant_time(unknown, mac));
@@ -205,12 +216,8 @@ Status Authenticator::admit(const Principal& principal, const Hello& hello, Prov
         // From here on by a clock that nobody sets.
         proven->expires_ms = boottime_ms() + claims.expires_s * 1000 - now_ms;
     }
-    if (!may_come_as(principal, hello.role)) {
-        return {Code::kPermissionDenied, "principal " + principal.name + " may not take this role"};
-    }
-    if (hello.role != Role::kNode && !may_use(principal, hello.tenant)) {
-        return {Code::kPermissionDenied,
-                "principal " + principal.name + " may not use tenant " + std::string(hello.tenant)};
+    if (Status may = check_rights(principal, hello); !may.ok()) {
+        return may;
     }
     const std::span<const Scope> layers[] = {principal.scopes, claims.scopes};
     proven->grant = Grant::of(principal.name, hello.tenant, layers);
@@ -228,6 +235,29 @@ Status Authenticator::may_try(std::string_view principal, std::string_view netwo
                                  "too many wrong tokens for this principal from this address: try "
                                  "again in " +
                                      std::to_string(wait_ms / 1000 + 1) + " s");
+}
+
+Result<Authenticator::Proven> Authenticator::admit_certified(std::string_view certified,
+                                                             const Hello& hello) const {
+    if (!hello.claims.empty()) {
+        return {Code::kUnauthenticated,
+                "a minted token is proven by its secret: a token is required"};
+    }
+    const std::shared_ptr<const Principals> principals = current();
+    const auto named = std::ranges::equal_range(*principals, certified, {}, &Principal::name);
+    const auto found = std::ranges::find_if(
+        named, [](const Principal& principal) { return principal.secret.empty(); });
+    if (found == named.end()) {
+        return {Code::kUnauthenticated,
+                "a token is required: no line of the token file admits the certificate of " +
+                    std::string(certified) + " without one"};
+    }
+    Proven proven;
+    if (Status status = admit(*found, hello, &proven); !status.ok()) {
+        return status;
+    }
+    proven.credential = Credential(principals, &*found);
+    return proven;
 }
 
 Credential Authenticator::renewed(const Principal& principal) const {

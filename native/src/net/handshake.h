@@ -19,6 +19,8 @@
 
 namespace kvstore {
 
+class Tls;
+
 // What a client says of itself; owns its strings.
 struct HelloParams {
     Role role = Role::kClient;
@@ -43,6 +45,7 @@ struct HelloParams {
     uint32_t version_min = kProtocolVersionMin;
     uint32_t version_max = kProtocolVersionMax;
     uint32_t poll_us = 0;  // not told: the channel polls for up to that long before it sleeps
+    std::shared_ptr<const Tls> tls{};  // with it, TCP is used with TLS and no other way
 
     Hello hello(const Nonce& nonce) const;  // views into *this
 };
@@ -79,8 +82,8 @@ struct Principal {
     std::string name;
     Role role = Role::kClient;         // an operator may also come as a client
     std::vector<std::string> tenants;  // "*": every tenant
-    std::string secret;
-    std::vector<Scope> scopes{};  // none: everything that the role may do
+    std::string secret;                // empty: comes with a certificate of its name, and no token
+    std::vector<Scope> scopes{};       // none: everything that the role may do
 
     bool operator==(const Principal&) const = default;
 };
@@ -118,6 +121,9 @@ class Authenticator {
     Status may_try(std::string_view principal, std::string_view network);
     bool has_failures() const { return failed_.any(); }
     FailedProofs::Stats failures() const { return failed_.stats(); }
+    // Whether the principal of a verified certificate is admitted without a token: one whose secret
+    // is empty. There is no proof.
+    Result<Proven> admit_certified(std::string_view certified, const Hello& hello) const;
     // How often the principals were replaced: sessions are looked at again when it changes.
     uint64_t replacements() const { return replacements_.load(std::memory_order_acquire); }
     // The same principal as it stands now; null if its secret, role, tenants or scopes have

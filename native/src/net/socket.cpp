@@ -184,22 +184,6 @@ Result<Fd> listen_tcp(const Endpoint& endpoint, int backlog) {
     return fd;
 }
 
-Status wait_for(int fd, short events, Deadline deadline) {
-    for (;;) {
-        pollfd entry{fd, events, 0};
-        const int ready = poll(&entry, 1, wait_slice_ms(deadline.left_ms()));
-        if (ready > 0) {
-            return {};
-        }
-        if (ready < 0 && errno != EINTR) {
-            return errno_status("poll", "socket");
-        }
-        if ((ready == 0 && deadline.expired()) || check_interrupt()) {
-            return Code::kDeadlineExceeded;
-        }
-    }
-}
-
 Result<Fd> connect_address(const Address& address, const std::string& name, Deadline deadline,
                            int* refused = nullptr) {
     Fd fd(socket(address.get()->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -217,7 +201,7 @@ Result<Fd> connect_address(const Address& address, const std::string& name, Dead
         error = connect(fd.get(), address.get(), address.length) == 0 ? 0 : errno;
     }
     if (error == EINPROGRESS) {
-        if (Status status = wait_for(fd.get(), POLLOUT, deadline); !status.ok()) {
+        if (Status status = wait_ready(fd.get(), POLLOUT, deadline); !status.ok()) {
             return Status(status.code(), "connecting to " + name);
         }
         socklen_t size = sizeof error;
@@ -447,6 +431,22 @@ std::string peer_network(int fd) {
     return IN6_IS_ADDR_V4MAPPED(&host) ? bytes(&host.s6_addr[12], 4) : bytes(&host, 8);
 }
 
+Status wait_ready(int fd, short events, Deadline deadline) {
+    for (;;) {
+        pollfd entry{fd, events, 0};
+        const int ready = poll(&entry, 1, wait_slice_ms(deadline.left_ms()));
+        if (ready > 0) {
+            return {};
+        }
+        if (ready < 0 && errno != EINTR) {
+            return errno_status("poll", "socket");
+        }
+        if ((ready == 0 && deadline.expired()) || check_interrupt()) {
+            return Code::kDeadlineExceeded;
+        }
+    }
+}
+
 Status send_all(int fd, TransferCursor* cursor, Deadline deadline, int flags) {
     std::array<iovec, kIovecsPerStep> extents;
     while (!cursor->done()) {
@@ -458,7 +458,7 @@ Status send_all(int fd, TransferCursor* cursor, Deadline deadline, int flags) {
                 return {Code::kDeadlineExceeded, "sending"};
             }
         } else if (errno == EAGAIN) {
-            if (Status status = wait_for(fd, POLLOUT, deadline); !status.ok()) {
+            if (Status status = wait_ready(fd, POLLOUT, deadline); !status.ok()) {
                 return Status(status.code(), "sending");
             }
         } else if (errno == EPIPE || errno == ECONNRESET) {
@@ -492,7 +492,7 @@ Status recv_all(int fd, TransferCursor* cursor, Deadline deadline) {
             return count.status();
         }
         if (*count == 0) {
-            if (Status status = wait_for(fd, POLLIN, deadline); !status.ok()) {
+            if (Status status = wait_ready(fd, POLLIN, deadline); !status.ok()) {
                 return Status(status.code(), "receiving");
             }
         } else if (!cursor->done() && deadline.expired()) {
@@ -523,7 +523,7 @@ Status recv_all_with_fds(int fd, std::span<uint8_t> into, std::vector<Fd>* fds, 
             return count.status();
         }
         Status status =
-            *count == 0 ? wait_for(fd, POLLIN, deadline) : collect_fds(&message, fds, max_fds);
+            *count == 0 ? wait_ready(fd, POLLIN, deadline) : collect_fds(&message, fds, max_fds);
         if (!status.ok()) {
             return status;
         }

@@ -68,6 +68,8 @@ Status recv_all(int fd, std::span<uint8_t> into, Deadline deadline);
 // recv_all that also collects descriptors (close-on-exec), at most `max_fds`; more are an error.
 Status recv_all_with_fds(int fd, std::span<uint8_t> into, std::vector<Fd>* fds, size_t max_fds,
                          Deadline deadline);
+// Waits until poll(2) has one of `events`: kDeadlineExceeded, kIoError.
+Status wait_ready(int fd, short events, Deadline deadline);
 inline constexpr size_t kMaxPassedFds = 8;
 inline constexpr size_t kIovecsPerStep = 256;  // of one sendmsg or recvmsg
 

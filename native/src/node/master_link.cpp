@@ -102,6 +102,7 @@ HelloParams MasterLink::Impl::hello() const {
     params.node_epoch = options.node_epoch;
     params.applied_seq = acked_seq;
     params.client_name = options.node_id;
+    params.tls = options.tls;
     return params;
 }
 
@@ -173,7 +174,7 @@ Status MasterLink::Impl::connect_once(const std::string& text, uint64_t number,
     peer.version = welcome.version;
     peer.features = welcome.features;
     peer.session_id = params.session_id;
-    const auto adopted = server.adopt((*channel)->release_fd(), std::move(peer),
+    const auto adopted = server.adopt((*channel)->release(), std::move(peer),
                                       std::make_shared<LinkConnection>(number));
     return adopted.status();
 }

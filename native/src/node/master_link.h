@@ -58,6 +58,7 @@ class MasterLink {
         std::vector<std::string> endpoints;  // tried in order
         std::string principal;
         std::string token;
+        std::shared_ptr<const Tls> tls{};  // null: plain
         uint32_t connect_ms = 3'000;
         uint32_t backoff_max_ms = 1'000;
         uint32_t ping_ms = 2'000;    // a silent master is asked …

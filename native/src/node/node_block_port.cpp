@@ -27,6 +27,7 @@ HelloParams peer_hello(const NodeOptions& options) {
     hello.node_id = options.node_id;
     hello.node_epoch = options.node_epoch;
     hello.client_name = options.node_id;
+    hello.tls = options.tls;
     return hello;
 }
 
@@ -40,6 +41,7 @@ EventServer::Options server_options(const NodeOptions& options,
     server.features |= options.ucx ? kFeatureUcx : 0;
     server.principal_share = options.principal_share;
     server.authenticator = std::move(authenticator);
+    server.tls = options.tls;
     return server;
 }
 
@@ -65,6 +67,7 @@ MasterLink::Options link_options(const NodeOptions& options, const Domains& doma
     link.endpoints = options.master_endpoints;
     link.principal = options.principal;
     link.token = options.token;
+    link.tls = options.tls;
     link.backoff_max_ms = options.backoff_max_ms;
     return link;
 }

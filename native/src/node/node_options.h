@@ -61,6 +61,7 @@ struct NodeOptions : NodeTunables {
     std::string principal;  // how the node presents itself to the master and to its peers
     std::string token;      // that principal's secret; empty: no authentication
     std::vector<Principal> principals;  // who may connect; empty: no authentication
+    std::shared_ptr<const Tls> tls;     // of TCP, in both directions; null: plain
 
     // Memory.
     uint64_t segment_bytes = 0;

@@ -140,7 +140,7 @@ class MasterServiceTest : public ::testing::Test {
         hello.node_epoch = 9;
         Result<std::unique_ptr<Channel>> channel = Channel::connect(endpoint_, hello, soon());
         EXPECT_TRUE(channel.ok()) << channel.status().to_string();
-        auto link = std::make_unique<Link>((*channel)->release_fd());
+        auto link = std::make_unique<Link>((*channel)->release().take_fd());
         for (const AnnouncePhase phase : {AnnouncePhase::kBegin, AnnouncePhase::kEnd}) {
             AnnounceReply reply;
             EXPECT_TRUE(link->exchange(Announce{.seq = ++seq_, .phase = phase}, &reply).ok());
@@ -227,7 +227,7 @@ TEST_F(MasterServiceTest, ALookupWaitsForTheAnnouncementOfAGrantedKey) {
 
 TEST_F(MasterServiceTest, WhatIsOnItsWayIsFoundWhateverComesFirst) {
     const std::unique_ptr<Link> link = node("n1");
-    Link asker(client()->release_fd());
+    Link asker(client()->release().take_fd());
     for (int i = 0; i < 3000; ++i) {
         const std::string key = "k" + std::to_string(i);
         const std::vector<std::string_view> keys{key};

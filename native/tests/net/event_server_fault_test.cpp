@@ -114,7 +114,7 @@ TEST_F(EventServerTest, BrokenFramesInASessionEndItWithANamedError) {
 // A connection that has come as far as `stage`: 0 nothing sent, 1 challenged, 2 in session.
 Fd connected_up_to(int stage, const Endpoint& endpoint, const HelloParams& params) {
     if (stage == 2) {
-        return Channel::connect(endpoint, params, soon()).value()->release_fd();
+        return Channel::connect(endpoint, params, soon()).value()->release().take_fd();
     }
     Fd fd = connected(endpoint);
     if (stage == 1) {

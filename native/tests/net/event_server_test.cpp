@@ -413,7 +413,7 @@ TEST_F(EventServerTest, AnAdoptedLinkIsServedLikeAnyOther) {
     hello.node_id = "node-a";
     const std::unique_ptr<Channel> channel = connect(tcp_, hello);
     auto adopted =
-        node.adopt(channel->release_fd(), Peer{.node_id = "master"}, std::make_shared<int>(5));
+        node.adopt(channel->release(), Peer{.node_id = "master"}, std::make_shared<int>(5));
     ASSERT_TRUE(adopted.ok());
     ASSERT_TRUE(eventually([&] { return node_block_port.opens == 1 && service_.opens == 1; }));
     {

@@ -464,7 +464,7 @@ TEST_F(NodeTest, APutCutOffLeavesNothing) {
     header.payload_bytes = sizes[0];
     const FrameHeaderBytes head = encode_header(header);
     std::string part(1 << 20, 'x');
-    const Fd fd = client.channel->release_fd();
+    const Fd fd = client.channel->release().take_fd();
     std::vector<iovec> parts{{const_cast<uint8_t*>(head.data()), head.size()},
                              {body.data(), body.size()},
                              {part.data(), part.size()}};
