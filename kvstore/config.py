@@ -18,8 +18,9 @@ from msgspec import Meta
 
 from kvstore import limits
 from kvstore.addresses import check_etcd, is_host, is_host_and_port
+from kvstore.certificates import TlsConfig
 from kvstore.errors import InvalidArgumentError
-from kvstore.isolation import check_domains
+from kvstore.isolation import check_domains, check_socket
 from kvstore.options import read_object, refuse_unknown
 from kvstore.polling import AUTO, MAX_US
 from kvstore.sizes import parse_size
@@ -63,6 +64,13 @@ class CommonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "valid token is rejected. Empty: no authentication."
         ),
     ] = ""
+    tls: Annotated[
+        TlsConfig | None,
+        _fixed(
+            'TLS 1.3 on all ports but Unix sockets (deploy/README.md, TLS): {"cert": …, "key": …, '
+            '"ca": …, "client_auth": "none", "required": true}. Changed files are taken at once.'
+        ),
+    ] = None
     principal_share: Annotated[
         float,
         Meta(gt=0, le=1),
@@ -466,32 +474,20 @@ class NodeConfig(CommonConfig, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("`node_id` or `labels` contains an invalid name")
         check_domains(self.domains, self.shm_read, self.shm_write, self.domain_shares)
         self._check_socket()
+        if self.tls and self.tls.required and "ucx" in self.transports:
+            raise ValueError(
+                "`transports` with ucx and `tls` with required: true exclude each other: RDMA is "
+                "not encrypted"
+            )
 
     def _check_socket(self) -> None:
         """Refuse a socket that nobody could reach, or that would trust everybody."""
-        mode = self.socket_permissions()
-        if mode & 0o600 != 0o600 or mode & 0o111:
-            raise ValueError(f"`socket_mode` {mode:04o} must be 0600, 0660 or 0666")
-        if mode & 0o002 and not self.auth_token_file:
-            raise ValueError(
-                f"`socket_mode` {mode:04o} lets every user of this host connect, and needs "
-                "`auth_token_file`; or let a group connect, with `socket_group`"
-            )
-        if not self.socket_dir:
-            if mode != 0o600 or self.socket_group:
-                raise ValueError(
-                    "`socket_mode` and `socket_group` need `socket_dir`: nobody else can enter "
-                    "`segment_dir`"
-                )
-            return
-        path = Path(self.socket_dir) / self.file_name() / "node.sock"
-        if not path.is_absolute():
-            raise ValueError("`socket_dir` must be an absolute path: clients get to know it")
-        if len(str(path).encode()) > limits.MAX_SOCKET_PATH_BYTES:
-            raise ValueError(
-                f"`socket_dir` and `node_id` are too long for a socket: {path} has more than "
-                f"{limits.MAX_SOCKET_PATH_BYTES} bytes"
-            )
+        check_socket(
+            self.socket_permissions(),
+            Path(self.socket_dir) / self.file_name() / "node.sock" if self.socket_dir else None,
+            self.socket_group,
+            self.auth_token_file,
+        )
 
     def socket_permissions(self) -> int:
         """Permission bits of the Unix socket."""

@@ -21,6 +21,7 @@ from kvstore.errors import InvalidArgumentError, UnavailableError, UnsupportedEr
 from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import path, text, whole_number
 from kvstore.sizes import parse_size
+from kvstore.tls import TlsFiles
 
 _NODE_ID = "embedded"
 _ALIVE = 1  # NodeState of native types.h
@@ -187,6 +188,7 @@ def join(
     name: str = "",
     tenant: str = "default",
     token_file: str | None = None,
+    tls: TlsFiles | None = None,
 ) -> MemberNode:
     """Run a node of a cluster inside this process: anonymous memory, no files.
 
@@ -200,6 +202,7 @@ def join(
             it. It does not affect the address when the master is on this host.
         tenant: its clients may map the memory, besides those of the tenant "default".
         token_file: of principals, one of them with the role node; None without authentication.
+        tls: with a certificate for `name`; None: plain.
 
     Returns:
         The node; close it. It also leaves when the interpreter exits.
@@ -235,6 +238,7 @@ def join(
                 "shm_write": sorted({"default", tenant}),
                 "auth_token_file": token_file or "",
                 "labels": {"ephemeral": "true"},  # the master forgets it soon after it left
+                "tls": {"cert": tls.cert, "key": tls.key, "ca": tls.ca} if tls else None,
             },
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ _log = EventLogger("http")
 _MAX_BODY_BYTES = 64 << 10
 _MAX_CONNECTIONS = 256
 _IDLE_S = 60.0
+_HANDSHAKE_S = 5.0
+"""Of TLS; then the connection is closed."""
 _ACCEPT_TURNS = 3
 """Turns of the event loop that asyncio takes to accept a connection."""
 _STOP_S = 5.0
@@ -153,6 +156,7 @@ class HttpServer:
         routes: Iterable[web.RouteDef] = (),
         max_body_bytes: int = _MAX_BODY_BYTES,
         open_metrics: Callable[[], bool] = lambda: True,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         """Prepare a server on a bound socket.
 
@@ -165,6 +169,7 @@ class HttpServer:
             routes: further paths.
             max_body_bytes: larger bodies are refused before they are read completely.
             open_metrics: whether /metrics is for everybody; else for those whom `knows` says.
+            context: of TLS; None: plain.
         """
         self._listener = listener
         self._routes = tuple(routes)
@@ -173,6 +178,7 @@ class HttpServer:
         self._ready = ready
         self._knows = knows
         self._open_metrics = open_metrics
+        self._context = context
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         logging.getLogger("aiohttp.server").addFilter(_peers_faults)  # once
@@ -205,7 +211,10 @@ class HttpServer:
         assert protocols is not None
         protocols.request_handler = _with_readable_expect(protocols.request_handler)
         self._server = await asyncio.get_running_loop().create_server(
-            self._connections.watch(protocols), sock=self._listener
+            self._connections.watch(protocols),
+            sock=self._listener,
+            ssl=self._context,
+            ssl_handshake_timeout=_HANDSHAKE_S if self._context else None,
         )
 
     async def stop(self) -> None:

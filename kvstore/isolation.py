@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from kvstore import limits
 
@@ -52,3 +53,38 @@ def check_domains(
         raise ValueError(f"`domain_shares`: there is no domain {unknown[0]}")
     if not all(0 < share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
         raise ValueError("`domain_shares` must be above 0 and add up to 1 at most")
+
+
+def check_socket(mode: int, path: Path | None, group: str, token_file: str) -> None:
+    """Refuse a Unix socket that nobody could reach, or that would trust everybody.
+
+    Args:
+        mode: its permission bits.
+        path: below `socket_dir`; None without one.
+        group: as configured.
+        token_file: as configured.
+
+    Raises:
+        ValueError: Which key is wrong.
+    """
+    if mode & 0o600 != 0o600 or mode & 0o111:
+        raise ValueError(f"`socket_mode` {mode:04o} must be 0600, 0660 or 0666")
+    if mode & 0o002 and not token_file:
+        raise ValueError(
+            f"`socket_mode` {mode:04o} lets every user of this host connect, and needs "
+            "`auth_token_file`; or let a group connect, with `socket_group`"
+        )
+    if path is None:
+        if mode != 0o600 or group:
+            raise ValueError(
+                "`socket_mode` and `socket_group` need `socket_dir`: nobody else can enter "
+                "`segment_dir`"
+            )
+        return
+    if not path.is_absolute():
+        raise ValueError("`socket_dir` must be an absolute path: clients get to know it")
+    if len(str(path).encode()) > limits.MAX_SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"`socket_dir` and `node_id` are too long for a socket: {path} has more than "
+            f"{limits.MAX_SOCKET_PATH_BYTES} bytes"
+        )

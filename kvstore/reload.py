@@ -29,11 +29,13 @@ from kvstore.tasks import Readiness
 _log = EventLogger("config")
 # A change is applied once two looks in a row have found the same content: writing has finished.
 _LOOK_S = 0.5
+_CONTENTS = ("", "auth_token_file", "", "tls")
+"""Keys whose files make the parts of a Fingerprint."""
 
 T = TypeVar("T", bound=CommonConfig)
 Apply = Callable[[], None]
-Fingerprint = tuple[str, str, str]
-"""Of the configuration, of the token file and of what is discovered."""
+Fingerprint = tuple[str, str, str, str]
+"""Of the configuration, of the token file, of what is discovered, and of the files of `tls`."""
 
 
 class Discoverer(Protocol):
@@ -164,9 +166,10 @@ class Reloader(Generic[T]):
         before = _fingerprint(path)
         self.config: T = self._load()
         self._token_file = self.config.auth_token_file
-        # Taken before the token file is read, as `before` was: see reload().
-        self._taken: Fingerprint = (before, _fingerprint(self._token_file), self._discovered())
-        self._token_in_effect = self._taken[1]
+        self._certificates = self.config.tls.files() if self.config.tls else ()
+        # Taken before these files are read, as `before` was: see reload().
+        self._taken: Fingerprint = (before, *self._fingerprints()[1:])
+        self._in_effect = self._taken
 
     def on_change(self, prepare: Callable[[T], Apply]) -> None:
         """Register the function that applies changes.
@@ -191,7 +194,7 @@ class Reloader(Generic[T]):
             outcome = compare(self.config, wanted)
             # Watched even if it is refused: correcting it is a change, too.
             self._token_file = outcome.effective.auth_token_file
-            self._taken = (self._taken[0], _fingerprint(self._token_file), self._taken[2])
+            self._taken = (self._taken[0], _fingerprint(self._token_file), *self._taken[2:])
             apply = self._prepare(outcome.effective) if self._prepare else lambda: None
         except KvstoreError as error:
             self._refuse(reason, error)
@@ -211,9 +214,10 @@ class Reloader(Generic[T]):
         set_level(outcome.effective.log_level)
         self.config = outcome.effective
         applied = outcome.applied
-        if self._taken[1] != self._token_in_effect and "auth_token_file" not in applied:
-            applied += ("auth_token_file",)  # its content
-        self._token_in_effect = self._taken[1]
+        for name, now, before in zip(_CONTENTS, self._taken, self._in_effect, strict=True):
+            if name and now != before and name not in applied:
+                applied += (name,)  # the content of its files
+        self._in_effect = self._taken
         self._report(reason, applied, outcome.restart_needed)
 
     def _refuse(self, reason: str, error: Exception) -> None:
@@ -247,7 +251,9 @@ class Reloader(Generic[T]):
             seen = now
 
     def _fingerprints(self) -> Fingerprint:
-        return _fingerprint(self._path), _fingerprint(self._token_file), self._discovered()
+        certificates = ";".join(map(_fingerprint, self._certificates))
+        found = _fingerprint(self._path), _fingerprint(self._token_file), self._discovered()
+        return (*found, certificates)
 
     def _load(self) -> T:
         loaded = config.load(self._kind, self._path, self._flags)

@@ -38,6 +38,8 @@ EVERY_TENANT = "*"
 _BEARER = "bearer "
 _MAX_SECRETS = 2
 _FIELDS = 4
+_BY_CERTIFICATE = "-"
+"""In place of the secret: who comes with a certificate of that name needs none (block port)."""
 
 NativeScope: TypeAlias = tuple[int, list[str], str]
 NativePrincipal: TypeAlias = tuple[str, int, list[str], str, list[NativeScope]]
@@ -285,13 +287,17 @@ def _parse_line(fields: list[str]) -> Principal:
     one_of("role", role.lower(), [known.name.lower() for known in Role])
     if not limits.is_valid_name(name) or ":" in name:
         raise ValueError("the name is too long or has a colon or control characters")
-    if len(secret.encode()) < limits.MIN_SECRET_BYTES:
+    by_certificate = secret == _BY_CERTIFICATE
+    if by_certificate and role.lower() != "client":
+        raise ValueError(f"only a client comes with its certificate (the secret {secret!r})")
+    if not by_certificate and len(secret.encode()) < limits.MIN_SECRET_BYTES:
         raise ValueError(f"the secret is shorter than {limits.MIN_SECRET_BYTES} bytes")
     names = tuple(tenant for tenant in tenants.split(",") if tenant)
     if not names or not all(limits.is_valid_name(tenant) for tenant in names):
         raise ValueError("no tenants, or one that is too long")
     limited = scopes.parse(" ".join(fields[_FIELDS:]))
-    principal = Principal(name, Role[role.upper()], names, Secret(secret), limited)
+    kept = Secret("" if by_certificate else secret)
+    principal = Principal(name, Role[role.upper()], names, kept, limited)
     _check_scopes(principal)
     return principal
 
@@ -424,7 +430,9 @@ class Guard:
         if principals is not None:
             by_name = {}
             for principal in principals:
-                by_name.setdefault(principal.name, []).append(principal)
+                named = by_name.setdefault(principal.name, [])
+                if principal.secret.reveal():  # else it has no token that could be shown
+                    named.append(principal)
         self._by_name = by_name
         self.failed.clear()
 

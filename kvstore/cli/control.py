@@ -36,7 +36,11 @@ def control(target: Target) -> Iterator[tuple[MasterStub, dict[str, Any]]]:
     identity = load_identity(target.token_file) if target.token_file else None
     endpoint = _endpoint(target, identity)
     call: dict[str, Any] = {"timeout": target.timeout_ms / 1000, "metadata": bearer(identity)}
-    with grpc.insecure_channel(endpoint) as channel:
+    with (
+        grpc.secure_channel(endpoint, target.tls.channel_credentials())
+        if target.tls
+        else grpc.insecure_channel(endpoint)
+    ) as channel:
         try:
             yield master_pb2_grpc.MasterStub(channel), call
         except grpc.RpcError as error:
@@ -58,6 +62,7 @@ def _endpoint(target: Target, identity: Principal | None) -> str:
                     principal=identity.name if identity else "",
                     token=identity.secret.reveal() if identity else "",
                     timeout_ms=target.timeout_ms,
+                    tls=target.tls.native() if target.tls else None,
                 )
             except UnavailableError as error:
                 last = error

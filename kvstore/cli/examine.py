@@ -24,8 +24,11 @@ from kvstore.doctor.cluster import Cluster, HttpAnswer, MasterFacts, NodeFacts
 from kvstore.doctor.transfers import NAMESPACE
 from kvstore.errors import InvalidArgumentError, KvstoreError, PermissionDeniedError, Status
 from kvstore.security import Principal, Role, load_identity
+from kvstore.tls import TlsFiles
 
 if TYPE_CHECKING:
+    import ssl
+
     from kvstore._proto.types_pb2 import NodeInfo
 
 _THREADS = 16
@@ -82,10 +85,12 @@ def _with_master(
     by_id = {peer["node_id"]: peer for peer in peers}
 
     def ask(info: NodeInfo) -> NodeFacts:
-        return _node(info, status.cluster_id, identity, target.timeout_ms, by_id.get(info.node_id))
+        return _node(info, status.cluster_id, identity, target, by_id.get(info.node_id))
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        http_of_master = threads.submit(ask_http, status.http_endpoint, target.timeout_ms)
+        http_of_master = threads.submit(
+            ask_http, status.http_endpoint, target.timeout_ms, target.tls
+        )
         nodes = tuple(threads.map(ask, infos))
     facts = replace(
         master,
@@ -124,6 +129,7 @@ def _grpc_endpoint(target: Target, identity: Principal | None) -> str:
             principal=identity.name if identity else "",
             token=identity.secret.reveal() if identity else "",
             timeout_ms=target.timeout_ms,
+            tls=target.tls.native() if target.tls else None,
         )
     except KvstoreError:
         return "an unknown endpoint"
@@ -134,10 +140,12 @@ def _node(
     info: NodeInfo,
     cluster_id: str,
     identity: Principal | None,
-    timeout_ms: int,
+    target: Target,
     peer: dict[str, Any] | None,
 ) -> NodeFacts:
     from kvstore.cli.overview import state_name
+
+    timeout_ms = target.timeout_ms
 
     facts = NodeFacts(
         node_id=info.node_id,
@@ -158,28 +166,34 @@ def _node(
                 principal=identity.name if identity else "",
                 token=identity.secret.reveal() if identity else "",
                 timeout_ms=timeout_ms,
+                tls=target.tls.native() if target.tls else None,
             )
         except KvstoreError as refusal:
             # Whoever refuses a token answers.
             answers, error = refusal.status in _REFUSALS, str(refusal)
             if refusal.status is Status.DeadlineExceeded:
                 error = f"it accepts the connection, but says nothing within {timeout_ms:,} ms"
-    http_answer = ask_http(info.endpoints.http, timeout_ms) if info.endpoints.http else HttpAnswer()
+    http_at = info.endpoints.http
+    http_answer = ask_http(http_at, timeout_ms, target.tls) if http_at else HttpAnswer()
     return replace(facts, answers=answers, error=error, http=http_answer)
 
 
-def ask_http(endpoint: str, timeout_ms: int) -> HttpAnswer:
-    """Ask an HTTP port for health, version and time; it may say anything."""
+def ask_http(endpoint: str, timeout_ms: int, tls: TlsFiles | None = None) -> HttpAnswer:
+    """Ask an HTTP port for health, version and time, all of them public; it may say anything."""
+    context = tls.http_context() if tls and endpoint.startswith("https:") else None
     try:
         parts = urlsplit(endpoint)
-        host, port = (parts.hostname, parts.port) if parts.scheme == "http" else (None, None)
+        known = parts.scheme in ("http", "https")
+        host, port = (parts.hostname, parts.port) if known else (None, None)
     except ValueError:
         host, port = None, None
     if not host or not port:
         return HttpAnswer(endpoint=endpoint, error="this is not http://HOST:PORT")
+    if parts.scheme == "https" and context is None:
+        return HttpAnswer(endpoint=endpoint, error="it speaks TLS: --tls-ca names its authorities")
     try:
-        code, headers, body = _get(host, port, "/readyz", timeout_ms)
-        _, _, metrics = _get(host, port, "/metrics", timeout_ms)
+        code, headers, body = _get(host, port, "/readyz", timeout_ms, context)
+        _, _, metrics = _get(host, port, "/metrics", timeout_ms, context)
     except TimeoutError:
         return HttpAnswer(endpoint=endpoint, error=f"no answer within {timeout_ms:,} ms")
     except OSError as error:
@@ -198,14 +212,20 @@ def ask_http(endpoint: str, timeout_ms: int) -> HttpAnswer:
 
 
 def _get(
-    host: str, port: int, path: str, timeout_ms: int
+    host: str, port: int, path: str, timeout_ms: int, context: ssl.SSLContext | None
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Make a request that ends within the time, however slowly its answer comes.
 
     Raises:
         OSError, http.client.HTTPException: There is no answer.
     """
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1000)
+    connection: http.client.HTTPConnection
+    if context is None:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1000)
+    else:
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=timeout_ms / 1000, context=context
+        )
     late = threading.Event()
 
     def end() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import click
 
 from kvstore import logging
+from kvstore.certificates import Certificates
 from kvstore.cli.output import Exit, reports_errors
 from kvstore.cli.serve import HELP, end_process, run, server_options, version_option
 from kvstore.config import MasterConfig
@@ -27,8 +29,8 @@ Without --data-dir the state is stored in $XDG_STATE_HOME/kvstore-master
 With --state it is stored in etcd, and further masters with the same --state stand by: /readyz says
 "standby" until one of them takes over. An active master that loses its lease in etcd exits with 6,
 or is killed by its timer (SIGKILL) if it cannot even do that; its supervisor should restart it.
-SIGHUP, or a change of the config or token file, reloads the configuration: keys marked "yes" in
-deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
+SIGHUP, or a change of the config, token or TLS files, reloads the configuration: keys marked "yes"
+in deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
 An invalid file is refused, and the running configuration stays in effect. SIGTERM and SIGINT stop
 the master.
 
@@ -93,7 +95,8 @@ def main(
 
     factory = cast(MasterCoreFactory, _native.MasterCore)
     tasks = BackgroundTasks()
-    probe = cast(ProbeNode, _native.probe_node)
+    certificates = Certificates(settings.tls)
+    probe = cast(ProbeNode, partial(_native.probe_node, tls=certificates.native))
 
     def deposed(why: str) -> NoReturn:
         _log.error("deposed", error=why)
@@ -101,7 +104,9 @@ def main(
             Path(settings.port_file).unlink(missing_ok=True)
         end_process(Exit.DEPOSED)
 
-    server = MasterServer(settings, factory, probe, reloader.reloads, tasks, deposed, new_cluster)
+    server = MasterServer(
+        settings, factory, probe, reloader.reloads, tasks, deposed, new_cluster, certificates
+    )
     reloader.on_change(server.prepare)
     run("kvstore-master", server.serve, reloader, tasks, settings.port_file, as_json)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, cast
 
 import click
 
 from kvstore import logging
+from kvstore.certificates import Certificates
 from kvstore.cli.output import reports_errors
 from kvstore.cli.serve import HELP, end_process, run, server_options, version_option
 from kvstore.config import NodeConfig
@@ -21,8 +23,8 @@ Example:
   kvstore-node --config node.json --segment-size 4gb
 with node.json:
   {"master_address": "10.0.0.1:50051", "node_id": "a", "host": "10.0.0.2"}
-SIGHUP, or a change of the config or token file, reloads the configuration: keys marked "yes" in
-deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
+SIGHUP, or a change of the config, token or TLS files, reloads the configuration: keys marked "yes"
+in deploy/README.md apply at once, the others at the next start (listed in the log and in /readyz).
 An invalid file is refused, and the running configuration stays in effect. SIGTERM and SIGINT stop
 the node.
 """
@@ -70,17 +72,19 @@ def main(
 
     tasks = BackgroundTasks()
     rebuilds = Rebuilds()
+    certificates = Certificates(settings.tls)
 
     def create() -> NodeServer:
         server = NodeServer(
             reloader.config,
-            cast(Probe, _native.probe_master),
+            cast(Probe, partial(_native.probe_master, tls=certificates.native)),
             cast(SegmentFilesFactory, _native.SegmentFiles),
             cast(NodeCoreFactory, _native.NodeCore),
             reloader.reloads,
             tasks,
             rebuilds,
             take_over,
+            certificates,
         )
         reloader.on_change(server.prepare)
         return server

@@ -94,6 +94,7 @@ def _ask(where: Target, method: str, query: str, server: Server) -> Any:
             method=method,
             authorization=proof,
             timeout_ms=where.timeout_ms,
+            tls=where.tls,
         )
     except KvstoreError as error:
         return error

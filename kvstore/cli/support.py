@@ -21,6 +21,7 @@ import kvstore
 from kvstore import clock
 from kvstore.cli.output import format_time, print_json, reports_errors, warn
 from kvstore.cli.target import Target, json_option, target, target_options
+from kvstore.cli.web import opener_of
 from kvstore.errors import InvalidArgumentError, KvstoreError, UnavailableError
 from kvstore.sizes import format_size
 from kvstore.support.bundle import MAX_PART_BYTES, Part, write
@@ -121,9 +122,10 @@ def _end_of(path: Path, most: int = _LOG_BYTES) -> str:
     return data.decode(errors="replace")
 
 
-def _page(url: str, timeout_ms: int) -> str:
+def _page(url: str, where: Target) -> str:
     """Read a page without a token: nobody is to learn it."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = opener_of(where.tls)
+    timeout_ms = where.timeout_ms
     try:
         with opener.open(url, timeout=timeout_ms / 1000) as reply:
             data: bytes = reply.read(MAX_PART_BYTES)
@@ -156,7 +158,7 @@ def _file_name(text: str) -> str:
 
 
 def _parts(wanted: Wanted, redactor: Redactor, servers: Sequence[tuple[str, str]]) -> list[Part]:
-    where, timeout_ms = wanted.where, wanted.where.timeout_ms
+    where = wanted.where
     parts = [
         Part("versions.json", "this installation", _versions),
         Part("environment.txt", "names of the variables KVSTORE_…", _variables),
@@ -172,7 +174,7 @@ def _parts(wanted: Wanted, redactor: Redactor, servers: Sequence[tuple[str, str]
         for page in _PAGES:
             url = f"{endpoint}/{page}"
             name = f"servers/{server}.{page}.txt"
-            parts.append(Part(name, url, partial(_page, url, timeout_ms)))
+            parts.append(Part(name, url, partial(_page, url, where)))
     for number, path in enumerate(wanted.configs):
         name = f"configs/{number}-{_file_name(path.name)}"
         parts.append(Part(name, str(path), partial(_config, path, redactor)))

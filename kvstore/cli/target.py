@@ -13,6 +13,7 @@ import kvstore
 from kvstore.addresses import masters_of
 from kvstore.errors import ProtocolError, UnavailableError, VersionMismatchError
 from kvstore.limits import DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS
+from kvstore.tls import TlsFiles, tls_files
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +29,7 @@ class Target:
     namespace: str
     token_file: str | None
     timeout_ms: int
+    tls: TlsFiles | None = None
 
     def connect(self, transport: Literal["auto", "tcp", "ucx"] | None = None) -> kvstore.Store:
         """Connect a client to the cluster.
@@ -52,6 +54,9 @@ class Target:
                 token_file=self.token_file,
                 timeout_ms=self.timeout_ms,
                 transport=transport or "auto",
+                tls_ca=self.tls.ca if self.tls else None,
+                tls_cert=self.tls.cert if self.tls else None,
+                tls_key=self.tls.key if self.tls else None,
             )
 
     @contextmanager
@@ -66,8 +71,25 @@ class Target:
             raise type(error)(found or str(error)) from error
 
 
+def _tls_options() -> list[Callable[[F], F]]:
+    texts = {
+        "ca": "File with the authorities of the servers' certificates: TLS and nothing else",
+        "cert": "File with this principal's certificate",
+        "key": "File with the certificate's key",
+    }
+    return [
+        click.option(
+            f"--tls-{name}",
+            envvar=f"KVSTORE_TLS_{name.upper()}",
+            type=click.Path(dir_okay=False),
+            help=f"{text} (also: KVSTORE_TLS_{name.upper()}).",
+        )
+        for name, text in texts.items()
+    ]
+
+
 def target_options(command: F) -> F:
-    """Add --master, --tenant, --namespace, --token-file and --timeout-ms."""
+    """Add --master, --tenant, --namespace, --token-file, --tls-… and --timeout-ms."""
     options = [
         click.option(
             "--master",
@@ -88,6 +110,7 @@ def target_options(command: F) -> F:
             type=click.Path(dir_okay=False),
             help="File with this principal's token (also: KVSTORE_TOKEN_FILE).",
         ),
+        *_tls_options(),
         click.option(
             "--timeout-ms",
             type=click.IntRange(1, MAX_TIMEOUT_MS),
@@ -113,6 +136,7 @@ def target(options: dict[str, Any]) -> Target:
         namespace=options.pop("namespace"),
         token_file=options.pop("token_file"),
         timeout_ms=options.pop("timeout_ms"),
+        tls=tls_files(options.pop("tls_ca"), options.pop("tls_cert"), options.pop("tls_key")),
     )
 
 

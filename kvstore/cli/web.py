@@ -18,6 +18,7 @@ from kvstore.errors import (
     UnsupportedError,
 )
 from kvstore.security import bearer, load_identity
+from kvstore.tls import TlsFiles
 
 _REFUSED = {
     400: InvalidArgumentError,
@@ -28,8 +29,32 @@ _REFUSED = {
 _MAX_ERROR_BYTES = 4096
 
 
+def opener_of(tls: TlsFiles | None) -> urllib.request.OpenerDirector:
+    """Make what opens URLs without the environment's proxies: https:// alone, with TLS."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if tls is not None:
+        handlers += [urllib.request.HTTPSHandler(context=tls.http_context()), _NoPlainHandler()]
+    return urllib.request.build_opener(*handlers)
+
+
+class _NoPlainHandler(urllib.request.HTTPHandler):
+    """Refuses http://."""
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        raise urllib.error.URLError(
+            "this server's HTTP port does without TLS (tls.required is false there), and a client "
+            "with tls_ca does not"
+        )
+
+
 def ask(
-    name: str, url: str, *, method: str = "GET", authorization: str = "", timeout_ms: int
+    name: str,
+    url: str,
+    *,
+    method: str = "GET",
+    authorization: str = "",
+    timeout_ms: int,
+    tls: TlsFiles | None = None,
 ) -> Any:
     """Make a request whose answer is JSON. Proxies of the environment are not used.
 
@@ -39,6 +64,7 @@ def ask(
         method: of HTTP.
         authorization: the header; empty for none.
         timeout_ms: of the request.
+        tls: with it, nothing goes over a plain connection.
 
     Raises:
         InvalidArgumentError, UnauthenticatedError, PermissionDeniedError: The server refused.
@@ -49,7 +75,7 @@ def ask(
     request = urllib.request.Request(url, method=method)
     if authorization:
         request.add_header("Authorization", authorization)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = opener_of(tls)
     where = f"{name} at {urllib.parse.urlsplit(url).netloc}"
     try:
         with opener.open(request, timeout=timeout_ms / 1000) as reply:
@@ -92,4 +118,5 @@ def ask_console(where: Target, endpoint: str, path: str, **query: str | int) -> 
         f"{endpoint}/console/api/{path}{'?' if text else ''}{text}",
         authorization=dict(bearer(identity)).get("authorization", ""),
         timeout_ms=where.timeout_ms,
+        tls=where.tls,
     )

@@ -389,6 +389,9 @@ async def connect_async(
     poll_us: int = polling.AUTO,
     ucx_settings: Mapping[str, str] | None = None,
     tracing: bool | TracerProvider = False,
+    tls_ca: str | os.PathLike[str] | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
     threads: int = _THREADS,
     waiting_threads: int = _THREADS,
 ) -> AsyncStore:
@@ -405,6 +408,9 @@ async def connect_async(
         poll_us: as in `connect`.
         ucx_settings: as in `connect`.
         tracing: as in `connect`.
+        tls_ca: as in `connect`.
+        tls_cert: as in `connect`.
+        tls_key: as in `connect`.
         threads: as in `AsyncStore`.
         waiting_threads: as in `AsyncStore`.
 
@@ -432,6 +438,9 @@ async def connect_async(
         poll_us=poll_us,
         ucx_settings=ucx_settings,
         tracing=tracing,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
     )
     store = await run_alone(connecting, "kvstore-connect")
     return AsyncStore(store, threads=threads, waiting_threads=waiting_threads)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from kvstore import _native, polling, ucx
 from kvstore.addresses import masters_of
 from kvstore.client.locality import Locality, of_process
 from kvstore.client.store import Store
+from kvstore.errors import InvalidArgumentError
 from kvstore.limits import DEFAULT_TIMEOUT_MS
 from kvstore.options import one_of, path, text, whole_number
 from kvstore.security import load_identity
+from kvstore.tls import TlsFiles, tls_files
 
 Transport = Literal["auto", "shm", "tcp", "ucx"]
 _TRANSPORTS: dict[str, int] = {"auto": 0, "shm": 1, "tcp": 2, "ucx": 3}
@@ -38,6 +40,9 @@ def connect(
     poll_us: int = polling.AUTO,
     ucx_settings: Mapping[str, str] | None = None,
     tracing: bool | TracerProvider = False,
+    tls_ca: str | os.PathLike[str] | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
 ) -> Store:
     """Connect to a cluster.
 
@@ -63,6 +68,10 @@ def connect(
         tracing: make a span of OpenTelemetry of each call, by the process's global provider (True)
             or by one of yours; sampled ones go on at the nodes that export spans. False costs
             nothing. Needs the package opentelemetry-api.
+        tls_ca: file with the authorities of the servers' certificates (PEM): TCP is used with TLS
+            alone, and UCX is not used. Changed files are read before a new connection.
+        tls_cert: file with this process's certificate, for servers that ask for one.
+        tls_key: file with its key.
 
     Returns:
         An open store; close it, or use it as a context manager.
@@ -76,23 +85,17 @@ def connect(
     """
     masters = masters_of(address)
     one_of("transport", transport, _TRANSPORTS)
-    libraries, settings = _ucx(transport, ucx_settings or {})
-    principal, token = _credentials(token_file)
     wrap = _tracing(tracing, tenant, namespace)
     client = _native.Client(
         masters=masters,
         tenant=text("tenant", tenant),
         namespace=text("namespace", namespace),
-        principal=principal,
-        token=token,
         client_name=f"python pid {os.getpid()}",
         timeout_ms=whole_number("timeout_ms", timeout_ms, 1, _native.MAX_TIMEOUT_MS),
-        transport=_TRANSPORTS[transport],
         stripes=whole_number("stripes", stripes, 1, _MAX_STRIPES),
         poll_us=_polling(poll_us),
-        ucx_libraries=libraries,
-        ucx_settings=settings,
-        locality=_locality(transport, libraries, settings),
+        **_credentials(token_file),
+        **_ways(transport, ucx_settings or {}, tls_files(tls_ca, tls_cert, tls_key)),
     )
     return Store(wrap(client), address=",".join(masters), tenant=tenant, namespace=namespace)
 
@@ -111,12 +114,26 @@ def _tracing(
     )
 
 
-def _credentials(token_file: str | os.PathLike[str] | None) -> tuple[str, str]:
+def _credentials(token_file: str | os.PathLike[str] | None) -> dict[str, Any]:
     """Return name and secret of the principal, both empty without authentication."""
     if token_file is None:
-        return "", ""
+        return {"principal": "", "token": ""}
     principal = load_identity(path("token_file", token_file))
-    return principal.name, principal.secret.reveal()
+    return {"principal": principal.name, "token": principal.secret.reveal()}
+
+
+def _ways(
+    transport: Transport, ucx_settings: Mapping[str, str], tls: TlsFiles | None
+) -> dict[str, Any]:
+    """Return how the native client reaches servers."""
+    libraries, settings = _ucx(transport, ucx_settings, tls)
+    return {
+        "transport": _TRANSPORTS[transport],
+        "ucx_libraries": libraries,
+        "ucx_settings": settings,
+        "locality": _locality(transport, libraries, settings),
+        "tls": tls.native() if tls else None,
+    }
 
 
 def _polling(poll_us: int) -> int:
@@ -131,8 +148,14 @@ def _locality(transport: Transport, libraries: list[str], settings: ucx.Settings
     )
 
 
-def _ucx(transport: Transport, given: Mapping[str, str]) -> tuple[list[str], ucx.Settings]:
+def _ucx(
+    transport: Transport, given: Mapping[str, str], tls: TlsFiles | None
+) -> tuple[list[str], ucx.Settings]:
     """Return what to load, which is nothing where UCX is not wanted, and its settings."""
     settings = ucx.settings(given)
+    if tls is not None:
+        if transport == "ucx":
+            raise InvalidArgumentError('transport "ucx" does not encrypt: not with tls_ca')
+        return [], settings
     wanted = transport == "auto" and (bool(settings) or ucx.has_device())
     return ucx.libraries() if transport == "ucx" or wanted else [], settings

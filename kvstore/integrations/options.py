@@ -24,6 +24,12 @@ class StoreOptions:
     """Whose pages."""
     token_file: str | None = None
     """File with this principal's line; None or empty without authentication."""
+    tls_ca: str | None = None
+    """File with the authorities of the servers' certificates; None or empty without TLS."""
+    tls_cert: str | None = None
+    """File with this process's certificate, where servers ask for one."""
+    tls_key: str | None = None
+    """File with its key."""
     timeout_ms: int = 2000
     """Deadline of each call that moves pages."""
     transport: Transport = "auto"
@@ -65,6 +71,9 @@ class StoreOptions:
             transport=self.transport,
             stripes=self.stripes,
             tracing=self.tracing,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
         )
         if self.metrics_address:
             _serve_metrics(store, self.metrics_address)

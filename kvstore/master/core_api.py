@@ -100,7 +100,9 @@ class MasterCoreApi(Protocol):
     def set_tenant_namespaces(self, most: int) -> None:
         """Set how many namespaces the clients of one tenant may create."""
 
-    def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
+    def set_endpoints(
+        self, grpc_endpoint: str, http_endpoint: str, tls_grpc_endpoint: str = ""
+    ) -> None:
         """Set the endpoints that the hello announces."""
 
     def register_node(

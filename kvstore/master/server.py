@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 from kvstore import audit, refusals
 from kvstore._proto import master_pb2, master_pb2_grpc, node_pb2, node_pb2_grpc
 from kvstore.audit import AuditLog
+from kvstore.certificates import Certificates
 from kvstore.config import MasterConfig
 from kvstore.errors import ChecksumMismatchError, InvalidArgumentError, UnavailableError
 from kvstore.http import HttpServer, bearer_failures
@@ -104,6 +105,7 @@ class MasterServer:
         tasks: BackgroundTasks,
         deposed: Lost,
         new_cluster: bool = False,
+        certificates: Certificates | None = None,
     ) -> None:
         """Read the token file.
 
@@ -115,6 +117,7 @@ class MasterServer:
             tasks: reported in /readyz.
             deposed: ends the process; called when another master may be active.
             new_cluster: begin another cluster where the state is missing, lost or damaged.
+            certificates: of all ports; None: plain.
 
         Raises:
             InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
@@ -129,7 +132,10 @@ class MasterServer:
         principals = _read_principals(config)
         self._guard = Guard(principals)
         self._principals = principals or ()
+        self._certificates = certificates or Certificates(None)
         self._ports = (0, 0, 0)
+        self._tls_grpc_port = 0
+        """Beside the plain one, while both are served; 0: none."""
         self._bound = Bound()
         self._state: HardState | None = None
         self._listener: socket.socket | None = None
@@ -146,13 +152,15 @@ class MasterServer:
         """Check another configuration; return a function that puts it in effect.
 
         Raises:
-            InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
+            InvalidArgumentError: A token or TLS file is wrong, or the audit log cannot be opened.
         """
         principals = _read_principals(config)
+        take_certificates = self._certificates.prepare()
         reopen_audit = self._audit.prepare(config.audit_log)
 
         def apply() -> None:
             self._config = config
+            take_certificates()
             reopen_audit()
             self._principals = principals or ()
             self._guard.replace(principals)
@@ -196,10 +204,16 @@ class MasterServer:
         self._listener = bind(self._config.host, self._config.http_port)
         site = HttpServer(
             self._listener.dup(),
-            renderer(self._reloads.families, self._audit.families, self._bearers),
+            renderer(
+                self._reloads.families,
+                self._audit.families,
+                self._bearers,
+                self._certificates.families,
+            ),
             self._tasks.readiness(self._reloads.readiness(lambda: (False, details()))),
             self._guard.knows,
             open_metrics=lambda: self._config.metrics_public,
+            context=self._certificates.http_context(),
         )
         await site.start()
         _log.info("standing_by", http_port=site.port)
@@ -221,6 +235,7 @@ class MasterServer:
             poll_us=poll_us(self._config.poll_us),
             grpc_endpoint=bound.grpc,
             http_endpoint=bound.http,
+            tls=self._certificates.native,
         )
         _set_limits(core, self._config)
         for tenant, name, epoch in state.namespaces():
@@ -238,7 +253,7 @@ class MasterServer:
         await _wait_for_ports(config, ("block port", "grpc") if self._listener else _PORTS)
         listener = self._listener or bind(config.host, config.http_port)
         rpc = grpc.aio.server(options=_GRPC_OPTIONS)
-        grpc_port = _add_port(rpc, config, listener)
+        grpc_port, self._tls_grpc_port = _add_ports(rpc, config, listener, self._certificates)
         self._ports = (config.port, grpc_port, listener.getsockname()[1])
         core = self._core = self._create_core(state)
         registry = self._registry = Registry(settings_of(config), core, state)
@@ -335,24 +350,30 @@ class MasterServer:
                 self._reloads.families,
                 self._audit.families,
                 self._bearers,
+                self._certificates.families,
             ),
             self._tasks.readiness(self._reloads.readiness(ready)),
             self._guard.knows,
             routes,
             open_metrics=lambda: self._config.metrics_public,
+            context=self._certificates.http_context(),
         )
 
     def _find_bound(self) -> Bound:
         public = public_host(self._config.host, self._config.advertise_host)
         block, grpc_port, http_port = self._ports
-        return Bound(f"{public}:{block}", f"{public}:{grpc_port}", f"http://{public}:{http_port}")
+        scheme = "https" if self._certificates.required else "http"
+        http_at = f"{scheme}://{public}:{http_port}"
+        return Bound(f"{public}:{block}", f"{public}:{grpc_port}", http_at)
 
     def _tell_where(self) -> None:
         """Announce this master's addresses in the hello and the status, and to standbys."""
         assert self._core is not None and self._state is not None
         self._bound = self._find_bound()
         self._state.serves_at(self._told())
-        self._core.set_endpoints(self._bound.grpc, self._bound.http)
+        host = public_host(self._config.host, self._config.advertise_host)
+        by_tls = f"{host}:{self._tls_grpc_port}" if self._tls_grpc_port else ""
+        self._core.set_endpoints(self._bound.grpc, self._bound.http, by_tls)
 
     def _told(self) -> Mapping[str, Any]:
         """What standbys are told of this master."""
@@ -383,11 +404,25 @@ def _set_limits(core: MasterCoreApi, config: MasterConfig) -> None:
     core.keep_deeds(bool(config.audit_log))
 
 
-def _add_port(rpc: grpc.aio.Server, config: MasterConfig, listener: socket.socket) -> int:
-    """Bind the control plane's port; return it. The listener is closed if it is in use."""
+def _add_ports(
+    rpc: grpc.aio.Server,
+    config: MasterConfig,
+    listener: socket.socket,
+    certificates: Certificates,
+) -> tuple[int, int]:
+    """Bind the control plane's port, and one for TLS beside a plain one; return both.
+
+    The listener is closed if the port is in use.
+    """
     where = f"{bracketed(config.host)}:{config.grpc_port}"
     try:
-        return rpc.add_insecure_port(where)
+        if certificates.required:
+            return rpc.add_secure_port(where, certificates.grpc_credentials()), 0
+        port = rpc.add_insecure_port(where)
+        if not certificates.on:
+            return port, 0
+        by_tls = f"{bracketed(config.host)}:0"
+        return port, rpc.add_secure_port(by_tls, certificates.grpc_credentials())
     except RuntimeError as error:
         listener.close()
         raise UnavailableError(f"grpc {where}: {error}") from None

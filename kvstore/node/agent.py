@@ -96,6 +96,7 @@ class Agent:
         probe: Probe,
         kept_epoch: int = 0,
         kept_cluster: str = "",
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
     ) -> None:
         """Prepare the node's identity.
 
@@ -106,6 +107,7 @@ class Agent:
             probe: asks a block address for its control plane.
             kept_epoch: of the memory that the node takes over; 0 for none.
             kept_cluster: to which that memory belongs; empty for any.
+            credentials: of TLS, for each new channel; None: plain.
         """
         self._addresses = addresses
         self._identity = identity
@@ -113,6 +115,7 @@ class Agent:
         self._probe = probe
         self._kept_epoch = kept_epoch
         self._kept_cluster = kept_cluster
+        self._credentials = credentials
         self._incarnation = secrets.randbits(64) or 1
         self._channel: grpc.aio.Channel | None = None
         self._stub: node_pb2_grpc.NodeRegistryAsyncStub | None = None
@@ -242,7 +245,12 @@ class Agent:
 
     def _use(self, address: str, hello: MasterHello) -> None:
         self._master = address
-        self._channel = grpc.aio.insecure_channel(hello["grpc_endpoint"], options=_CHANNEL_OPTIONS)
+        where = hello["grpc_endpoint"]
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(where, options=_CHANNEL_OPTIONS)
+        else:
+            tls = self._credentials()
+            self._channel = grpc.aio.secure_channel(where, tls, options=_CHANNEL_OPTIONS)
         self._stub = node_pb2_grpc.NodeRegistryStub(self._channel)
 
     async def _ask(self) -> tuple[str, MasterHello]:

@@ -8,17 +8,20 @@ import os
 import secrets
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 from kvstore import _native
 from kvstore._proto import types_pb2
+from kvstore.certificates import Certificates
 from kvstore.config import NodeConfig
 from kvstore.errors import UnavailableError
 from kvstore.node import activity
 from kvstore.node.agent import Agent, Identity, Load, Session
+from kvstore.node.core_options import core_options
 from kvstore.node.domains import plan
 from kvstore.node.labels import labels_of
-from kvstore.node.server import advertised, core_options
+from kvstore.node.server import advertised
 from kvstore.security import load_node_identity, load_principals
 from kvstore.sizes import format_size
 
@@ -69,6 +72,7 @@ class EphemeralNode:
         self._principals = load_principals(path) if path else ()
         identity = load_node_identity(path, config.name()) if path else None
         self._principal = identity
+        self._certificates = certificates = Certificates(config.tls)
         self._agent = Agent(
             config.addresses(),
             Identity(
@@ -85,7 +89,8 @@ class EphemeralNode:
                 segment_id=secrets.randbits(64) or 1,
             ),
             identity,
-            _native.probe_master,
+            partial(_native.probe_master, tls=certificates.native),
+            credentials=certificates.channel_credentials if certificates.on else None,
         )
         self._once = _Once()
         _agents_log.addFilter(self._once)
@@ -139,7 +144,11 @@ class EphemeralNode:
 
     async def _serve_as(self, prepared: Session) -> None:
         options = core_options(
-            self._config, prepared, self._principal, plan(self._config, self._principals)
+            self._config,
+            prepared,
+            self._principal,
+            plan(self._config, self._principals),
+            self._certificates.native,
         )
         options.principals = [principal.native() for principal in self._principals]
         options.unix_endpoint = f"unix:@kvstore-{os.getpid()}-{secrets.token_hex(8)}"

@@ -50,6 +50,7 @@ class Rest:
         master: str,
         principals: tuple[Principal, ...],
         record: Record = lambda *_, **__: None,
+        tls: _native.Tls | None = None,
     ) -> None:
         """Keep the configuration; nothing is connected yet.
 
@@ -58,8 +59,10 @@ class Rest:
             master: block address of the master.
             principals: of the token file; empty without one.
             record: notes in the audit log who removed what, and who guesses tokens.
+            tls: of the node; None: plain.
         """
         self._record = record
+        self._tls = tls
         self._bodies = Bodies(config.rest_max_body)
         self._allowed = config.rest_api
         self._masters = [master, *(one for one in config.addresses() if one != master)]
@@ -169,6 +172,7 @@ class Rest:
                     timeout_ms=_TIMEOUT_MS,
                     transport=0,
                     stripes=1,
+                    tls=self._tls,
                 )
             self._clients.move_to_end(key)
             # Dropped, not closed: another request may be using it.

@@ -15,24 +15,25 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from kvstore import _native, folders, refusals
+from kvstore import folders, refusals
 from kvstore._proto import node_pb2, types_pb2
 from kvstore.audit import AuditLog
+from kvstore.certificates import Certificates
 from kvstore.config import NodeConfig
 from kvstore.errors import KvstoreError, VersionMismatchError
 from kvstore.logging import EventLogger
 from kvstore.node import activity, health, http, kept_cluster, socket_path
 from kvstore.node.agent import Agent, Identity, Load, Session
 from kvstore.node.core_api import NodeCoreApi, NodeCoreFactory, Probe, SegmentFilesFactory
-from kvstore.node.domains import Domain, plan, remarks
+from kvstore.node.core_options import core_options, tunables
+from kvstore.node.domains import plan, remarks
 from kvstore.node.labels import labels_of
 from kvstore.node.prefixes import PrefixReports
 from kvstore.node.rebuild import Rebuilds, SegmentDamagedError
 from kvstore.node.spans import SpanExport
 from kvstore.node.tiering import Tiering
 from kvstore.node.ucx import UcxProcesses
-from kvstore.polling import poll_us
-from kvstore.ports import bind, bracketed, public_host, wait_for_port
+from kvstore.ports import bind, public_host, wait_for_port
 from kvstore.reload import Apply, Reloads
 from kvstore.security import Principal, load_node_identity, load_principals
 from kvstore.tasks import BackgroundTasks
@@ -72,61 +73,6 @@ def advertised(endpoint: str, config: NodeConfig) -> str:
     return f"tcp://{host}:{urlsplit(endpoint).port}"
 
 
-def core_options(
-    config: NodeConfig,
-    session: Session,
-    principal: Principal | None,
-    domains: tuple[Domain, ...],
-) -> _native.NodeOptions:
-    """Options of the native node for a configuration and a registration."""
-    tcp = f"tcp://{bracketed(config.host)}:{config.port}" if "tcp" in config.transports else ""
-    options = _native.NodeOptions()
-    options.cluster_id = session.cluster_id
-    options.node_id = config.name()
-    options.node_epoch = session.node_epoch
-    options.session_id = session.session_id
-    options.hash_secret = session.hash_secret
-    options.tcp_endpoint = tcp
-    if "shm" in config.transports:
-        options.unix_endpoint = socket_path.endpoint(config)
-    options.master_endpoints = [session.master]
-    if principal is not None:
-        options.principal = principal.name
-        options.token = principal.secret.reveal()
-    options.segment_bytes = config.segment_size
-    options.domains = [domain.native() for domain in domains]
-    options.ucx = "ucx" in config.transports
-    options.tracing = bool(config.otlp_endpoint)
-    options.server_threads = config.event_loops
-    options.poll_us = poll_us(config.poll_us)
-    options.nvme_dirs = config.nvme_dirs()
-    options.nvme_bytes = config.nvme_size
-    options.discard_foreign_nvme = config.discard_foreign_nvme
-    options.nvme_keep_free = config.nvme_keep_free
-    options.allow_cold_restart = config.allow_cold_restart
-    options.tunables = tunables(config)
-    return options
-
-
-def tunables(config: NodeConfig) -> _native.NodeTunables:
-    """Options of the native node that may change while it serves."""
-    tunables = _native.NodeTunables()
-    tunables.client_cap_bytes = config.client_cap_bytes
-    tunables.reservation_ms = config.reservation_ms
-    tunables.shm_read = list(config.shm_read)
-    tunables.shm_write = list(config.shm_write)
-    tunables.pin_cap_bytes = config.pin_cap_bytes
-    tunables.principal_share = config.principal_share
-    tunables.hot_reads_per_s = config.hot_reads_per_s
-    tunables.hot_replicas = config.hot_replicas
-    tunables.demote_ahead = config.demote_ahead
-    tunables.promote_reads = config.promote_reads
-    tunables.readmit_share = config.readmit_share
-    tunables.prefetch_depth = config.prefetch_depth
-    tunables.prefetch_bytes_per_s = config.prefetch_rate
-    return tunables
-
-
 def _make_folders(segment_dir: str, nvme_dirs: Iterable[str]) -> None:
     folders.make("segment_dir", segment_dir)
     folders.check_safe("segment_dir", segment_dir)
@@ -155,6 +101,7 @@ class NodeServer:
         tasks: BackgroundTasks,
         rebuilds: Rebuilds,
         take_over: bool = False,
+        certificates: Certificates | None = None,
     ) -> None:
         """Read the token file, lock the folder and prepare the agent.
 
@@ -168,6 +115,7 @@ class NodeServer:
             tasks: reported in /readyz.
             rebuilds: reported in the metrics.
             take_over: replace a living process that runs as this node with another segment.
+            certificates: of all ports but the Unix socket; None: plain.
 
         Raises:
             InvalidArgumentError: The token file or `socket_group` is wrong, the audit log cannot be
@@ -181,6 +129,7 @@ class NodeServer:
         self._reloads = reloads
         self._tasks = tasks
         self._rebuilds = rebuilds
+        self._certificates = certificates or Certificates(None)
         self._principals, self._principal = _read_tokens(config)
         self._audit_log = AuditLog(config.name())
         self._audit_log.prepare(config.audit_log)()
@@ -220,21 +169,30 @@ class NodeServer:
             segment_id=segment_id(config.directory()),
             take_over=take_over,
         )
-        kept_epoch = self._files.kept_epoch
-        return Agent(config.addresses(), identity, self._principal, probe, kept_epoch, cluster_id)
+        return Agent(
+            config.addresses(),
+            identity,
+            self._principal,
+            probe,
+            self._files.kept_epoch,
+            cluster_id,
+            self._certificates.channel_credentials if self._certificates.on else None,
+        )
 
     def prepare(self, config: NodeConfig) -> Apply:
         """Check another configuration; return a function that puts it in effect.
 
         Raises:
-            InvalidArgumentError: The token file is wrong, or the audit log cannot be opened.
+            InvalidArgumentError: A token or TLS file is wrong, or the audit log cannot be opened.
         """
         principals, principal = _read_tokens(config)
+        take_certificates = self._certificates.prepare()
         reopen_audit = self._audit_log.prepare(config.audit_log)
 
         def apply() -> None:
             revoked = set(self._config.shm_write) - set(config.shm_write)
             self._config = config
+            take_certificates()
             reopen_audit()
             self._principals, self._principal = principals, principal
             self._agent.reconfigure(config.addresses(), labels_of(config), principal)
@@ -264,10 +222,11 @@ class NodeServer:
         config, (tcp, unix, http_port) = self._config, self._at
         if not http_port:
             return types_pb2.Endpoints()  # it does not serve yet
+        scheme = "https" if self._certificates.required else "http"
         return types_pb2.Endpoints(
             tcp=advertised(tcp, config),
             unix=unix,
-            http=f"http://{public_host(config.host, config.advertise_host)}:{http_port}",
+            http=f"{scheme}://{public_host(config.host, config.advertise_host)}:{http_port}",
         )
 
     async def serve(self, stop: asyncio.Event, announce: Callable[[dict[str, Any]], None]) -> None:
@@ -376,7 +335,9 @@ class NodeServer:
 
     async def _create_core(self, session: Session, ends: AsyncExitStack) -> NodeCoreApi:
         """Create the native node, which takes over the memory of the process before."""
-        options = core_options(self._config, session, self._principal, self._domains)
+        options = core_options(
+            self._config, session, self._principal, self._domains, self._certificates.native
+        )
         options.unix_mode, options.unix_gid = self._access
         options.principals = [principal.native() for principal in self._principals]
         ends.callback(self._tiering.close)
@@ -419,7 +380,9 @@ class NodeServer:
         if self._config.rest_api == "all" and not self._principals:
             _log.warning("rest_without_authentication", hint="set auth_token_file")
         log = self._audit_log
-        self._rest = web.create_rest(self._config, session.master, self._principals, log)
+        self._rest = web.create_rest(
+            self._config, session.master, self._principals, log, self._certificates
+        )
         ends.push_async_callback(asyncio.to_thread, self._rest.close)
         ready = http.readiness(core, lambda: self._agent.problem, self._lacks)
         server: HttpServer = web.create_server(
@@ -434,9 +397,11 @@ class NodeServer:
                 self._reloads.families,
                 self._rebuilds.families,
                 log.families,
+                self._certificates.families,
                 partial(self._spans.families, core),
             ],
             self._tasks.readiness(self._reloads.readiness(ready)),
+            self._certificates.http_context(),
         )
         ends.push_async_callback(server.stop)
         return server

@@ -7,11 +7,13 @@ is being taken over, which needs no interpreter: a third of what its start costs
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 
 from prometheus_client.core import Metric
 
 from kvstore.audit import AuditLog
+from kvstore.certificates import Certificates
 from kvstore.config import NodeConfig
 from kvstore.http import HttpServer, bearer_failures
 from kvstore.metrics import renderer
@@ -24,10 +26,14 @@ from kvstore.tasks import Readiness
 
 
 def create_rest(
-    config: NodeConfig, master: str, principals: tuple[Principal, ...], audit_log: AuditLog
+    config: NodeConfig,
+    master: str,
+    principals: tuple[Principal, ...],
+    audit_log: AuditLog,
+    certificates: Certificates,
 ) -> Rest:
     """Create the access to objects over HTTP."""
-    return Rest(config, master, principals, audit_log.record)
+    return Rest(config, master, principals, audit_log.record, certificates.native)
 
 
 def create_server(
@@ -39,6 +45,7 @@ def create_server(
     audit_log: AuditLog,
     families: list[Callable[[], Iterable[Metric]]],
     readiness: Readiness,
+    context: ssl.SSLContext | None,
 ) -> HttpServer:
     """Create the server.
 
@@ -51,6 +58,7 @@ def create_server(
         audit_log: of the node.
         families: collect the metrics.
         readiness: answers /readyz.
+        context: of TLS; None: plain.
     """
     name = server_name(cluster_id, config().name())
     sessions = Sessions(core, objects.guard, name, audit_log.record)
@@ -62,4 +70,5 @@ def create_server(
         [*objects.routes(), *sessions.routes()],
         config().rest_max_body,
         lambda: config().metrics_public,
+        context,
     )

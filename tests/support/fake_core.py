@@ -66,8 +66,10 @@ class FakeCore:
     def set_tenant_namespaces(self, most: int) -> None:
         self.calls.append(("set_tenant_namespaces", most))
 
-    def set_endpoints(self, grpc_endpoint: str, http_endpoint: str) -> None:
-        self.calls.append(("set_endpoints", grpc_endpoint, http_endpoint))
+    def set_endpoints(
+        self, grpc_endpoint: str, http_endpoint: str, tls_grpc_endpoint: str = ""
+    ) -> None:
+        self.calls.append(("set_endpoints", grpc_endpoint, http_endpoint, tls_grpc_endpoint))
 
     def register_node(
         self,

@@ -66,6 +66,37 @@ def test_every_key_of_the_node_is_taken_from_a_file(tmp_path: Path) -> None:
     assert loaded.nvme_dirs() == ["/mnt/0", "/mnt/1"]
 
 
+TLS = {"cert": "c.pem", "key": "k.pem", "ca": "ca.pem"}
+
+
+def test_tls_is_an_object_of_files(tmp_path: Path) -> None:
+    loaded = config.load(NodeConfig, write(tmp_path, {"tls": TLS}), {})
+    assert loaded.tls is not None
+    assert loaded.tls.files() == ("c.pem", "k.pem", "ca.pem")
+    assert (loaded.tls.client_auth, loaded.tls.required) == ("none", True)
+    again = {**TLS, "client_auth": "required", "required": False}
+    master = config.load(MasterConfig, write(tmp_path, {"tls": again}), {})
+    assert master.tls is not None
+    assert (master.tls.client_auth, master.tls.required) == ("required", False)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"tls": {**TLS, "ca": ""}}, '"cert", "key" and "ca"'),
+        ({"tls": {"cert": "c.pem"}}, "key"),
+        ({"tls": {**TLS, "crt": "c.pem"}}, "crt"),
+        ({"tls": {**TLS, "client_auth": "yes"}}, "client_auth"),
+        ({"tls": TLS, "transports": ["shm", "tcp", "ucx"]}, "`transports` with ucx and `tls`"),
+    ],
+)
+def test_tls_that_cannot_be_is_refused(
+    tmp_path: Path, values: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        config.load(NodeConfig, write(tmp_path, values), {})
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -9,7 +9,8 @@ from kvstore.config import NodeConfig
 from kvstore.errors import Status
 from kvstore.node import session, socket_path
 from kvstore.node.agent import Session
-from kvstore.node.server import advertised, core_options, tunables
+from kvstore.node.core_options import core_options, tunables
+from kvstore.node.server import advertised
 from kvstore.node.session import Step
 
 

@@ -345,3 +345,18 @@ def test_a_changed_scope_is_a_changed_principal() -> None:
     assert guard.still_admits(one)
     guard.replace([Principal("e", Role.CLIENT, ("t",), Secret("s"), scopes.parse("verbs=list"))])
     assert not guard.still_admits(one)
+
+
+def test_who_comes_with_a_certificate_has_no_token(tmp_path: Path) -> None:
+    engine = f"engine client default -\nengine client default {SECRETS[0]}\n"
+    text = f"{engine}ops operator * {SECRETS[2]}\n"
+    principals = security.load_principals(write(tmp_path, text))
+    assert [one.native()[3] for one in principals] == ["", SECRETS[0], SECRETS[2]]
+    guard = Guard(principals)
+    for header in ("Bearer engine:-", "Bearer engine:", "Bearer engine"):
+        with pytest.raises(UnauthenticatedError):
+            guard.identify(header, PEER)
+    assert [one.secret.reveal() for one in guard.named("engine")] == [SECRETS[0]]
+    for role in ("node", "operator"):
+        with pytest.raises(InvalidArgumentError, match="certificate"):
+            security.load_principals(write(tmp_path, f"x {role} * -\n"))

@@ -28,6 +28,7 @@ GROUND_FLOOR = {
     "activity",
     "addresses",
     "audit",
+    "certificates",
     "errors",
     "sizes",
     "store_metrics",
@@ -55,6 +56,7 @@ GROUND_FLOOR = {
     "sessions",
     "tasks",
     "text",
+    "tls",
     "ucx",
 }
 # What each package of kvstore may import from kvstore, beside itself, _native and the ground floor.

@@ -81,6 +81,9 @@ class Settings:
     ipc_socket_path: str = ""
     # kvstore's own, through setup(dict) or the environment.
     token_file: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     timeout_ms: int = DEFAULT_TIMEOUT_MS
     transport: Transport = "auto"
 
@@ -96,6 +99,7 @@ class Settings:
 
 _KEYS = tuple(one.name for one in fields(Settings))
 _SIZES = ("global_segment_size", "local_buffer_size")
+_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key")
 _FLAGS = ("enable_ssd_offload", "enable_client_http_server")
 
 
@@ -106,8 +110,8 @@ def settings(values: Mapping[str, Any]) -> Settings:
         values: by Mooncake's names, in either spelling; values of a dict may all be strings.
 
     Returns:
-        The settings. A missing token_file or transport comes from the environment:
-        KVSTORE_TOKEN_FILE, KVSTORE_TRANSPORT.
+        The settings. A missing token_file, tls_ca, tls_cert, tls_key or transport comes from the
+        environment: KVSTORE_TOKEN_FILE, KVSTORE_TLS_CA and so on.
 
     Raises:
         InvalidArgumentError: A key is unknown, missing or given twice, or a value is wrong.
@@ -120,7 +124,8 @@ def settings(values: Mapping[str, Any]) -> Settings:
             raise InvalidArgumentError(f"{key!r} is given twice, in two spellings")
         found[key] = value
     require(("local_hostname", "metadata_server", "master_server_addr"), found)
-    found.setdefault("token_file", os.environ.get("KVSTORE_TOKEN_FILE") or None)
+    for key in _FILES:
+        found.setdefault(key, os.environ.get(f"KVSTORE_{key.upper()}") or None)
     found.setdefault("transport", os.environ.get("KVSTORE_TRANSPORT") or "auto")
     typed = Settings(**{key: _typed(key, value) for key, value in found.items()})
     if not typed.masters:
@@ -149,7 +154,7 @@ def _typed(key: str, value: Any) -> Any:
             raise InvalidArgumentError(f"{key!r} is not a number: {value!r}") from None
     if key == "tenant_id":
         return str(value).strip() or "default" if value is not None else "default"
-    if key == "engine" or (key == "token_file" and value is None):
+    if key == "engine" or (key in _FILES and value is None):
         return value
     if not isinstance(value, str):
         raise InvalidArgumentError(f"{key!r} is not a string: {value!r}")

@@ -17,6 +17,7 @@ from kvstore.compat.mooncake.settings import NAMESPACE, Settings, from_environme
 from kvstore.compat.mooncake.tensors import Tensors
 from kvstore.embedded import MemberNode, join
 from kvstore.errors import InvalidArgumentError, KvstoreError
+from kvstore.tls import tls_files
 
 _POSITIONAL = (
     "local_hostname",
@@ -103,6 +104,7 @@ class MooncakeDistributedStore(Tensors, Sessions, Replicas):
                     name=wanted.local_hostname,
                     tenant=wanted.tenant_id,
                     token_file=wanted.token_file,
+                    tls=tls_files(wanted.tls_ca, wanted.tls_cert, wanted.tls_key),
                 )
         except BaseException:
             store.close()
@@ -190,6 +192,9 @@ def _connect(wanted: Settings) -> Store:
         tenant=wanted.tenant_id,
         namespace=NAMESPACE,
         token_file=wanted.token_file,
+        tls_ca=wanted.tls_ca,
+        tls_cert=wanted.tls_cert,
+        tls_key=wanted.tls_key,
         timeout_ms=wanted.timeout_ms,
         transport=wanted.transport,
     )
