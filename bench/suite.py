@@ -20,6 +20,7 @@ from bench.parts import (
     polling,
     replay,
     startup,
+    tls,
 )
 from bench.processes import WORKER_SEED
 from bench.report import Results
@@ -31,6 +32,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "checksum": checksum.measure,
     "latency": latency.measure,
     "polling": polling.measure,
+    "tls": tls.measure,
     "clients": clients.measure,
     "pages": pages.measure,
     "startup": startup.measure,

@@ -23,17 +23,24 @@ class Cluster:
     """A master and one node, on ports that the kernel chose; the stack ends them."""
 
     def __init__(
-        self, stack: ExitStack, folder: Path, segment_bytes: int, poll_us: int | None = None
+        self,
+        stack: ExitStack,
+        folder: Path,
+        segment_bytes: int,
+        poll_us: int | None = None,
+        tls: dict[str, str] | None = None,
     ) -> None:
         self._stack = stack
         self._polling = {} if poll_us is None else {"poll_us": poll_us}
+        servers: dict[str, Any] = {**self._polling, **({"tls": tls} if tls else {})}
+        self._client = {**self._polling, **({"tls_ca": tls["ca"]} if tls else {})}
         self.pids: list[int] = []
         self._folder = folder
         self.segment_dir = Path("/dev/shm") / f"kvstore-bench-{os.getpid()}-{secrets.token_hex(4)}"
         stack.callback(shutil.rmtree, self.segment_dir, ignore_errors=True)
         data = folder / f"master-data-{secrets.token_hex(2)}"
         settings = folder / "master.json"
-        settings.write_text(json.dumps({"data_dir": str(data), **self._polling}))
+        settings.write_text(json.dumps({"data_dir": str(data), **servers}))
         ports = self._serve(
             "kvstore-master",
             ["kvstore.cli.master", "--config", str(settings), "--port", "0", "--grpc-port", "0"],
@@ -47,7 +54,7 @@ class Cluster:
                     "node_id": "bench",
                     "segment_size": segment_bytes,
                     "segment_dir": str(self.segment_dir),
-                    **self._polling,
+                    **servers,
                 }
             )
         )
@@ -71,7 +78,7 @@ class Cluster:
         worker = WorkerProcess(
             name,
             "kvstore",
-            {"address": self.address, "transport": transport, **self._polling},
+            {"address": self.address, "transport": transport, **self._client},
             self._folder,
             working_set,
         )

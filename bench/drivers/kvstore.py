@@ -20,6 +20,7 @@ def connect(
     embedded_bytes: int = 0,
     namespace: str = "bench",
     poll_us: int = AUTO,
+    tls_ca: str | None = None,
 ) -> KvstoreDriver:
     """A client of the cluster at `address`, or a store inside this process."""
     if embedded_bytes:
@@ -31,6 +32,7 @@ def connect(
             namespace=namespace,
             timeout_ms=60_000,
             poll_us=poll_us,
+            tls_ca=tls_ca,
         )
     )
 
