@@ -35,6 +35,9 @@ _THREADS = 16
 _MAX_TIMEOUT_MS = 5000
 _MAX_BODY_BYTES = 1 << 20
 _REFUSALS = (Status.Unauthenticated, Status.PermissionDenied)
+_CERTIFICATE = re.compile(
+    r"^kvstore_tls_certificate_expiry_seconds (-?[0-9.e+]{1,32})$", re.MULTILINE
+)
 _VERSION = re.compile(r'^kvstore_build_info\{[^}\n]*version="([^"\n]{1,64})"', re.MULTILINE)
 
 
@@ -208,6 +211,7 @@ def ask_http(endpoint: str, timeout_ms: int, tls: TlsFiles | None = None) -> Htt
         details=_object(body),
         version=version[1] if version else "",
         ahead_s=_ahead_s(headers.get("Date", "")),
+        certificate_s=_certificate_s(metrics.decode(errors="replace")),
     )
 
 
@@ -261,6 +265,14 @@ def _object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _certificate_s(metrics: str) -> float | None:
+    found = _CERTIFICATE.search(metrics)
+    try:
+        return float(found[1]) if found else None
+    except ValueError:
+        return None
 
 
 def _ahead_s(date: str) -> float | None:

@@ -62,6 +62,7 @@ CLUSTER: tuple[Check[Cluster], ...] = (
     Check("nodes", "state of nodes, whether their ports answer", cluster.nodes),
     Check("versions", "versions of client, master and nodes", cluster.versions),
     Check("clocks", "clocks of the servers", cluster.clocks),
+    Check("tls", "how long the servers' certificates are valid", cluster.certificates),
     Check("paths", "shared memory or TCP to each node, and why", cluster.paths),
     Check("roundtrip", "put, get and remove of a small object", transfers.round_trip),
 )

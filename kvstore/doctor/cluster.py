@@ -11,6 +11,7 @@ from kvstore.doctor.findings import Finding, fail, ok, warn
 from kvstore.errors import Status
 
 _MOST_SKEW_S = 5.0
+_LEAST_CERTIFICATE_S = 48 * 3600.0
 _DEGRADED = ("degraded", "prefault_error", "nvme_error")
 
 
@@ -28,6 +29,8 @@ class HttpAnswer:
     """Empty: not told, as without access to the metrics."""
     ahead_s: float | None = None
     """How far its clock is ahead of this host's, to a second."""
+    certificate_s: float | None = None
+    """How long its certificate is still valid; None: not told, or no TLS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,12 @@ def token(cluster: Cluster) -> Iterator[Finding]:
     master = cluster.master
     if master.token_problem:
         yield fail(master.token_problem, "chmod 0600, or another --token-file")
+    elif master.status is Status.Unauthenticated and "TLS" in master.error:
+        yield fail(
+            master.error,
+            "--tls-ca with the authorities of the servers' certificates, and --tls-cert and "
+            "--tls-key where they ask for one",
+        )
     elif master.status is Status.Unauthenticated:
         given = master.token_file is not None
         words = f"the token of {master.token_file} is refused" if given else "a token is required"
@@ -259,6 +268,24 @@ def clocks(cluster: Cluster) -> Iterator[Finding]:
         )
     if known and not wrong:
         yield ok(f"the clocks of {len(known)} servers agree with this host's")
+
+
+def certificates(cluster: Cluster) -> Iterator[Finding]:
+    """How long the servers' certificates are valid."""
+    answers = {"the master": cluster.master.http}
+    answers |= {node.node_id: node.http for node in cluster.nodes}
+    known = {name: http.certificate_s for name, http in answers.items()}
+    left = {name: seconds for name, seconds in known.items() if seconds is not None}
+    late = {name: seconds for name, seconds in left.items() if seconds < _LEAST_CERTIFICATE_S}
+    for name, seconds in late.items():
+        words = "has expired" if seconds <= 0 else f"expires in {seconds / 3600:,.0f} hours"
+        yield (fail if seconds <= 0 else warn)(
+            f"the certificate of {name} {words}",
+            "replace the files of its tls: it takes them without a restart",
+        )
+    if left and not late:
+        days = min(left.values()) / 86_400
+        yield ok(f"the certificates of {len(left)} servers are valid for {days:,.0f} days or more")
 
 
 def _is_elsewhere(peer: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from kvstore.errors import Status
 
 WARN, FAIL = Level.WARN, Level.FAIL
 HTTP = HttpAnswer(endpoint="http://10.0.0.2:9081", ready=True, details={"link": "up"},
-                  version="0.1.0", ahead_s=0.3)  # fmt: skip
+                  version="0.1.0", ahead_s=0.3, certificate_s=30 * 86_400.0)  # fmt: skip
 SHM = {"path": "shm", "cause": None, "why": "its memory is mapped", "setting": None,
        "same_host": True}  # fmt: skip
 NODE = NodeFacts(node_id="a", state="alive", endpoint="tcp://10.0.0.2:50061", answers=True,
@@ -108,6 +108,12 @@ FAULTS: list[tuple[str, Plant, str, Level, str, str]] = [
      "the clock of a is 3,600 s ahead of this host's", "chronyd"),
     ("clock behind", master(http=replace(MASTER.http, ahead_s=-60.0)), "clocks", WARN,
      "the clock of the master is 60 s behind", "chronyd"),
+    ("expired certificate", http(certificate_s=-60.0), "tls", FAIL,
+     "the certificate of a has expired", "replace the files"),
+    ("certificate of a day", master(http=replace(MASTER.http, certificate_s=86_400.0)),
+     "tls", WARN, "the certificate of the master expires in 24 hours", "without a restart"),
+    ("TLS", down(status=Status.Unauthenticated, error="TLS is required here"), "token", FAIL,
+     "TLS is required here", "--tls-ca"),
     ("socket not visible", peer(path="tcp", cause="not_found", why="its socket does not exist here",
      setting="set socket_dir"), "paths", WARN,
      "a is on this host, but reached over tcp: its socket does not exist here", "set socket_dir"),
