@@ -144,5 +144,24 @@ TEST_F(EventServerTokensTest, WrongProofsHaveAPrincipalWaitAtThatAddress) {
     EXPECT_EQ(code_of(tcp_, "engine", "s3cret"), Code::kOk) << "there are other secrets now";
 }
 
+TEST_F(EventServerTokensTest, ManyChallengesAtOnceGiveNoFurtherGuesses) {
+    constexpr uint64_t kAtOnce = 20;
+    std::vector<Fd> challenged;
+    for (uint64_t i = 0; i < kAtOnce; ++i) {
+        Fd fd = connect_to(tcp_, soon()).value();
+        const HelloParams hello = with_token("engine", "guess");
+        ASSERT_TRUE(send_bytes(fd, frame_of(hello.hello({}), kHelloMagic)).ok());
+        const std::optional<RawFrame> frame = next_frame(fd);
+        ASSERT_TRUE(frame && frame->header.message() == MessageType::kChallenge);
+        challenged.push_back(std::move(fd));
+    }
+    for (const Fd& fd : challenged) {
+        ASSERT_TRUE(send_bytes(fd, frame_of(Auth{}, kHelloMagic)).ok());
+        EXPECT_EQ(closing_code(fd), Code::kUnauthenticated);
+    }
+    EXPECT_EQ(server_->stats().proofs.failures, FailedProofs::kFree + 1);
+    EXPECT_EQ(server_->stats().proofs.refused, kAtOnce - FailedProofs::kFree - 1);
+}
+
 }  // namespace
 }  // namespace kvstore::testing
