@@ -7,6 +7,8 @@
 
 namespace kvstore {
 
+inline constexpr size_t kInputBytes = 16 * 1024;  // of a session; frames may need more
+
 class EventConnection final : public Connection {
   public:
     // `scratch` is the loop's: where discarded bytes go.
