@@ -59,8 +59,7 @@ def connect(
             bytes over a network (objects on other hosts are misses); "ucx" prefers UCX to
             everything, and falls back to TCP.
         stripes: number of connections over which a large read from one node is spread, 1 to 16.
-            More than 1 helps where one TCP stream does not saturate the network; on one host it
-            costs.
+            More than 1 helps where one TCP stream does not fill the network, and costs on one host.
         poll_us: how long a call polls for its answer before it sleeps, while that pays; 0 to 1,000.
             By default 20 where this process may use eight CPUs, else 0.
         ucx_settings: of UCX, by name: {"NET_DEVICES": "mlx5_0:1"}; they win over UCX_… in the

@@ -531,8 +531,7 @@ void bind_peers(nb::class_<PyMaster>& master) {
             },
             "ids"_a, "reason"_a, "End sessions; how many there were.")
         .def("take_deeds", &take_deeds,
-             "What was done over the block protocol since the last call, and how many deeds were "
-             "left out.")
+             "What was done over the block protocol since the last call; how much is left out.")
         .def(
             "keep_deeds", [](PyMaster& self, bool wanted) { self.service().keep_deeds(wanted); },
             "wanted"_a, "Whether take_deeds() will be called; until then there are none.")
