@@ -123,7 +123,7 @@ Fd shake_hands(const Cluster& cluster, uint8_t who) {
     if (who == 0) {
         take_slot(**channel, at);
     }
-    return (*channel)->release_fd();
+    return (*channel)->release().take_fd();
 }
 
 // One end of a session. Says frames and hears what comes, so that nobody waits for the other.

@@ -25,6 +25,7 @@ namespace kvstore {
 
 class Connection;
 class EventServer;
+class Tls;
 struct FrameHeader;
 
 class MasterLink {
