@@ -2,6 +2,7 @@
 #include "net/tls.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 
 #include <cstdlib>
 #include <fstream>
@@ -175,6 +176,41 @@ TEST_F(TlsTest, ASlowReaderGetsEverythingOnce) {
     }
 }
 
+TEST_F(TlsTest, WhatTheSocketDoesNotTakeAtOnceFollows) {
+    serve_tls();
+    const std::unique_ptr<Channel> channel = connect(tcp_, by_tls());
+    ASSERT_NE(channel, nullptr);
+    const int little = 4096;
+    ASSERT_EQ(setsockopt(channel->fd(), SOL_SOCKET, SO_RCVBUF, &little, sizeof little), 0);
+    for (const size_t size : {200'000u, 300'000u, 500'000u, 700'000u}) {
+        const Bytes sent = patterned(size);
+        ASSERT_TRUE(put(*channel, sent).ok());
+        Bytes received;
+        const Status status = get(*channel, &received);
+        ASSERT_TRUE(status.ok()) << status.to_string();
+        ASSERT_EQ(received, sent);
+    }
+}
+
+TEST_F(TlsTest, WhoWaitsForTheSocketMissesNothingOfTheSession) {
+    serve_tls();
+    const std::unique_ptr<Channel> channel = connect(tcp_, by_tls());
+    ASSERT_NE(channel, nullptr);
+    std::vector<uint8_t> body;
+    encode_message(List{.limit = 1}, body);
+    for (int i = 0; i < 20; ++i) {
+        ASSERT_TRUE(channel->send(MessageType::kList, body, {}, soon()).ok());
+        Result<bool> arrived = channel->reply_arrived();
+        while (arrived.ok() && !*arrived) {
+            pollfd entry{channel->fd(), POLLIN, 0};
+            ASSERT_EQ(poll(&entry, 1, 10'000), 1) << "nothing comes any more";
+            arrived = channel->reply_arrived();
+        }
+        ASSERT_TRUE(arrived.ok());
+        ASSERT_TRUE(channel->receive_any(soon()).ok());
+    }
+}
+
 TEST_F(TlsTest, ThreadsMaySendWhileTheLoopReceives) {
     serve_tls();
     const std::unique_ptr<Channel> channel = connect(tcp_, by_tls());
@@ -255,7 +291,9 @@ TEST_F(TlsTest, ACertificateStandsForATokenWhereItsPrincipalHasNone) {
     });
     serve_tls(server_settings(ClientAuth::kOptional));
     EXPECT_NE(connect(tcp_, by_tls(authority_->of("client"))), nullptr);
+    ASSERT_TRUE(eventually([&] { return service_.opens == 1; }));
     EXPECT_NE(connect(tcp_, by_tls(authority_->of("spiffe"))), nullptr);
+    ASSERT_TRUE(eventually([&] { return service_.opens == 2; }));
     {
         std::lock_guard lock(service_.mutex);
         ASSERT_EQ(service_.peers.size(), 2u);
