@@ -11,8 +11,6 @@ import os
 import shutil
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +24,7 @@ from kvstore.cli.output import Exit
 from tests.fault import report
 from tests.fault.load import Judgement, Load
 from tests.support.cluster import SHM
+from tests.support.control import readyz
 from tests.support.etcd import NEEDS_ETCD, Etcds
 from tests.support.network import OUTSIDE, Network
 from tests.support.processes import Daemon, wait_for
@@ -117,15 +116,8 @@ class Site:
         self.wait_standby()
 
     def ready(self, number: int) -> dict[str, Any]:
-        """What /readyz of a master says; nothing while it is cut off, or away."""
-        try:
-            url = f"http://{self.network.address(_MASTERS[number])}:{_HTTP}/readyz"
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                return dict(json.load(answer))
-        except urllib.error.HTTPError as refusal:
-            return dict(json.load(refusal))
-        except OSError:
-            return {}
+        """What /readyz of a master says."""
+        return readyz(f"{self.network.address(_MASTERS[number])}:{_HTTP}")
 
     def wait_standby(self) -> None:
         wait_for(lambda: "standby" in self.ready(1 - self.active), "a standby", 20)

@@ -71,6 +71,18 @@ def http_get(daemon: Daemon, path: str, token: str | None = None) -> tuple[int, 
             return error.code, error.read().decode()
 
 
+def readyz(address: str) -> dict[str, Any]:
+    """What /readyz at an address says; nothing if nothing answers."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=2) as answer:
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return dict(json.load(refusal))
+    except OSError:
+        return {}
+
+
 def metric(daemon: Daemon, name: str, **labels: str) -> float:
     """Sum of a process's samples of this name that have these labels; there must be one."""
     found, text = _samples(daemon, name, labels)
