@@ -144,7 +144,7 @@ build/prometheus/unpacked:
 	touch $@
 
 python-test: $(VENV)/.installed $(VENV)/.dev promtool  ## unit, property and cluster tests, each fault of tests/fault once
-	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile -m "not alone"
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(PY) -m pytest -m alone
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format

@@ -116,7 +116,13 @@ def test_an_odd_date_is_unknown(date: str) -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["file:///etc/passwd", "https://127.0.0.1:1", "http://", "http://h:x", "http://[::1", ""],
+    ["file:///etc/passwd", "https://", "http://", "http://h:x", "http://[::1", ""],
 )
 def test_only_http_is_asked(endpoint: str) -> None:
     assert ask_http(endpoint, 500).error == "this is not http://HOST:PORT"
+
+
+def test_tls_needs_to_know_whom_to_trust() -> None:
+    assert ask_http("https://127.0.0.1:1", 500).error == (
+        "it speaks TLS: --tls-ca names its authorities"
+    )
