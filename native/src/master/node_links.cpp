@@ -390,6 +390,7 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
     std::vector<AnnounceOutcome> outcomes(items.size());
     directory_.announce(ns, link.node, items, link.floor, outcomes);
     bool copies = false;
+    std::optional<std::vector<NodeNumber>> silent;
     for (size_t i = 0; i < items.size(); ++i) {
         const AnnouncedObject& item = items[i];
         const AnnounceOutcome& outcome = outcomes[i];
@@ -415,7 +416,10 @@ void MasterCore::record_objects(LinkRecord& link, const DirectoryEpoch& ns, cons
         }
         if (KV_GUARD("upsert-floor", was_upsert)) {
             // So may nodes of which this master has heard nothing yet.
-            for (const NodeNumber node : unheard()) {
+            if (!silent.has_value()) {
+                silent = unheard();  // it looks at every node: once a message
+            }
+            for (const NodeNumber node : *silent) {
                 behind.add_holder(node == link.node ? kNoNode : node);
             }
         }
