@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -57,15 +58,11 @@ def _wait(where: Target, ended_epoch: int, until_ms: int) -> master_pb2.StatusRe
     """Wait for a master with a later epoch that knows its nodes; None if there is none in time."""
     latest: master_pb2.StatusReply | None = None
     while clock.monotonic_ms() < until_ms:
-        try:
-            with control(where) as (master, call):
-                status = master.Status(master_pb2.StatusRequest(), **call)
-        except KvstoreError:
-            clock.pause_s(_POLL_S)
-            continue
-        if status.master_epoch > ended_epoch:
-            latest = status
-            if not status.rebuilding:
-                break
+        with suppress(KvstoreError), control(where) as (master, call):
+            status = master.Status(master_pb2.StatusRequest(), **call)
+            if status.master_epoch > ended_epoch:
+                latest = status
+                if not status.rebuilding:
+                    break
         clock.pause_s(_POLL_S)
     return latest
